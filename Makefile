@@ -1,0 +1,50 @@
+# make demo   install, then one search on this machine: baseline and four changes (needs no GPU)
+# make test   install, then the test suite; SLOW=1 adds what takes minutes
+# make lint   ruff and mypy --strict
+# make bench  every benchmark, the quick way; FULL=1 for the figures in docs/benchmarks.md
+#
+# TORCH_INDEX=URL installs torch from that package index (a CUDA or ROCm build, say).
+# A torch that $(PYTHON) already has is used.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := 'torch>=2.9,<=2.13.0'
+SEES_TORCH = $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
+
+.PHONY: venv dev demo test lint bench clean
+
+venv: $(VENV)/installed
+dev: $(VENV)/installed-dev
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(SEES_TORCH) $(VENV)
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --group dev || $(PIP) --upgrade 'pip>=25.1' && $(PIP) --group dev
+	@touch $@
+
+demo: venv
+	$(BIN)/python orchestrator.py demo
+
+test: dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+ifdef SLOW
+	$(BIN)/python -m pytest -m slow
+endif
+
+lint: dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: dev
+	for name in $(basename $(notdir $(filter-out benchmarks/__init__.py benchmarks/_%,$(wildcard benchmarks/*.py)))); do \
+		$(BIN)/python -m benchmarks.$$name $(if $(FULL),,--quick) || exit 1; done
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,69 @@
+"""The one exception tree. Every error names the thing, the value, and what to run next."""
+
+from __future__ import annotations
+
+
+class AutohypothesisError(Exception):
+    """Anything this project refuses or could not do.
+
+    `problem` names the thing and the value in one line; `hint` is the next command to run or
+    the setting to change. The command line prints both and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+    def __init__(self, problem: str, *, hint: str = "") -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.hint}" if self.hint else self.problem
+
+
+class UsageError(AutohypothesisError):
+    """The command was called wrongly; nothing was done."""
+
+    exit_code = 2
+
+
+class RecordError(AutohypothesisError):
+    """A file under research/ is damaged, too large, or not what its name promises."""
+
+
+class LockError(AutohypothesisError):
+    """Somebody else holds the lock; the message names the holder."""
+
+
+class GitError(AutohypothesisError):
+    """git refused; the message holds the command and git's own words."""
+
+
+class TaskError(AutohypothesisError):
+    """task.yaml is wrong; the message holds file, line and the nearest right name."""
+
+    exit_code = 2
+
+
+class ChangeError(AutohypothesisError):
+    """A change cannot be applied, touches what it may not, or changes nothing."""
+
+
+class PreflightError(AutohypothesisError):
+    """A change that can be seen to fail before it costs a run."""
+
+
+class LeaseError(AutohypothesisError):
+    """The device is held by somebody else, or the lock folder cannot be used."""
+
+
+class LaunchError(AutohypothesisError):
+    """A training could not be started."""
+
+
+class SettleError(AutohypothesisError):
+    """A decision cannot be taken: nothing to compare with, or not yet finished."""
+
+
+class UnsupportedSystemError(AutohypothesisError):
+    """This operating system lacks what the engine stands on."""

@@ -1,0 +1,1 @@
+"""Many iterations at once. So far: sync, which turns bundles into the ledger."""
