@@ -1,0 +1,101 @@
+"""The frame around every command: `--repo`, exit codes, and errors as one line.
+
+Imports nothing heavy, since `--help` and completion run through here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, Protocol
+
+import typer
+from typer.core import TyperCommand
+
+from autohypothesis.errors import AutohypothesisError
+
+# Newer releases of typer carry their own copy of click; its exceptions are found from here.
+ClickUsageError: Any = typer.BadParameter.__bases__[0]
+ClickError: Any = ClickUsageError.__bases__[0]
+
+Repo = Annotated[
+    Path | None,
+    typer.Option("--repo", help="The repository; default: the one of the current directory."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Tag = Annotated[str | None, typer.Option("--tag", help="The search; default: the active one.")]
+
+HELP = """Search for a better training script, and believe the result in the morning.
+
+Start with `doctor`, then `demo`: it needs no GPU. `--repo PATH` may stand before or after the
+command.
+"""
+
+
+class CommandGroup(Protocol):
+    """A module of commands."""
+
+    def register(self, app: typer.Typer) -> None: ...
+
+
+class PublishedExitCodes(TyperCommand):
+    """`run-experiment` answers 1 to wrong usage, as published; 2 is its deadline."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except ClickUsageError as error:
+            error.exit_code = 1
+            raise
+
+
+def application(groups: Iterable[Any]) -> typer.Typer:
+    """The command line made of `groups`, each a module with `register(app)`."""
+    app = typer.Typer(
+        help=HELP,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def frame(context: typer.Context, repo: Repo = None) -> None:
+        context.obj = repo
+
+    for group in groups:
+        group.register(app)
+    return app
+
+
+def run_and_exit(app: typer.Typer) -> NoReturn:
+    """Run the command line and exit: 0, 1 when it failed, 2 when it was called wrongly."""
+    program = Path(sys.argv[0]).name
+    prefix = "autohypothesis" if program == "autohypothesis" else "python orchestrator.py"
+    try:
+        code = app(standalone_mode=False)
+    except ClickError as error:
+        fail(error.format_message(), error.exit_code, hint=_usage_hint(error, prefix))
+    except AutohypothesisError as error:
+        fail(error.problem, error.exit_code, hint=error.hint)
+    except (KeyboardInterrupt, typer.Abort):
+        fail("stopped by you", 130)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough; leave without a second complaint at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
+    """One line on stderr: what is wrong, and what to run next."""
+    line = f"error: {problem.strip().rstrip('.')}"
+    print(f"{line}. {hint}" if hint else line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _usage_hint(error: Any, prefix: str) -> str:
+    context = getattr(error, "ctx", None)
+    words = context.command_path.split()[1:] if context is not None else []
+    return f"Run `{' '.join([prefix, *words, '--help'])}`"

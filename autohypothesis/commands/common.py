@@ -1,0 +1,57 @@
+"""What most commands need: the laboratory they work in, JSON on stdout, a console on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autohypothesis.engine.lab import Lab
+
+
+def repository_path(context: typer.Context, repo: Path | None) -> Path:
+    """`--repo` after the command, else before it, else the current directory."""
+    return repo or context.find_root().obj or Path.cwd()
+
+
+def laboratory(
+    context: typer.Context, repo: Path | None, *, task: Path | None = None, tag: str | None = None
+) -> Lab:
+    """The repository, its task and its active tag, opened."""
+    from autohypothesis.engine.lab import Lab
+
+    return Lab.open(repository_path(context, repo), task=task, tag=tag)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, nothing else."""
+    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    sys.stdout.write("\n")
+
+
+def out() -> Console:
+    """Tables and text, on stdout. Named colours only: they follow the terminal's theme."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Progress and remarks, on stderr, so that stdout can be piped."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def complete_experiment(incomplete: str) -> list[str]:
+    """Ids of run folders below the current directory, for the shell."""
+    runs = Path("research") / "runs"
+    if not runs.is_dir():
+        return []
+    return sorted(run.name for run in runs.iterdir() if run.name.startswith(incomplete))

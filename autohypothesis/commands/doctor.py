@@ -1,0 +1,146 @@
+"""`doctor`: what this machine can do, what is missing, and the command that mends it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.common import out, print_json, repository_path
+
+Verdict = Literal["ok", "warning", "missing"]
+STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
+LOW_DISK_GB = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the doctor: `hint` is the command that mends what is not ok."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    hint: str = ""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor")(doctor)
+
+
+def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:
+    """Check this machine and this repository; exit 1 when something needed is missing.
+
+    Example: `orchestrator.py doctor --json`
+    """
+    path = repository_path(context, repo)
+    checks = [check for ask in CHECKS for check in ask(path)]
+    missing = any(check.verdict == "missing" for check in checks)
+    if as_json:
+        print_json({"ready": not missing, "checks": [asdict(check) for check in checks]})
+    else:
+        for check in checks:
+            mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
+            hint = f" [bold]{check.hint}[/]" if check.hint else ""
+            out().print(f"{mark}  {check.name}: {check.detail}{hint}", soft_wrap=True)
+    raise typer.Exit(1 if missing else 0)
+
+
+def _system(_: Path) -> Iterator[Check]:
+    from autohypothesis.engine.system import require_supported
+    from autohypothesis.errors import UnsupportedSystemError
+
+    try:
+        require_supported()
+        yield Check("system", "ok", f"{platform.system()} {platform.release()}")
+    except UnsupportedSystemError as error:
+        yield Check("system", "missing", error.problem, error.hint)
+    yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _tools(_: Path) -> Iterator[Check]:
+    from autohypothesis.engine.system import has_sandbox
+
+    git = shutil.which("git")
+    yield (
+        Check("git", "ok", git)
+        if git
+        else Check("git", "missing", "not in PATH", "install git 2.34 or newer")
+    )
+    uv = shutil.which("uv")
+    yield Check("uv", "ok", uv or "not installed; not needed, make does the same")
+    sandbox = "bubblewrap works" if has_sandbox() else "no bubblewrap: checks go by hash instead"
+    yield Check("sandbox", "ok", sandbox)
+
+
+def _libraries(_: Path) -> Iterator[Check]:
+    for name in ("torch", "pydantic", "GitPython", "pyarrow", "tiktoken", "rustbpe"):
+        try:
+            yield Check(name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Check(name, "missing", "not installed", "run `make venv`")
+
+
+def _devices(_: Path) -> Iterator[Check]:
+    from autohypothesis.engine.devices import gpus, lanes
+
+    found, why_none = gpus()
+    for gpu in found:
+        yield Check("gpu", "ok", f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}")
+    if not found:
+        yield Check("gpu", "ok", f"none ({why_none}); profile auto is cpu")
+    cores = [lane.cores[0] for lane in lanes() if lane.cores]
+    yield Check("cpu lanes", "ok", f"{len(cores)}, on cores {', '.join(map(str, cores))}")
+
+
+def _locks(_: Path) -> Iterator[Check]:
+    from autohypothesis.engine.lease import lock_folder
+    from autohypothesis.errors import LeaseError
+
+    try:
+        folder = lock_folder()
+    except LeaseError as error:
+        yield Check("lock folder", "missing", error.problem, error.hint)
+        return
+    if folder.fallback is None:
+        yield Check("lock folder", "ok", folder.path)
+    else:
+        yield Check(
+            "lock folder", "warning",
+            f"{folder.path} is yours alone, so other users' leases are not seen ({folder.fallback})",
+            "ask an administrator for `install -d -m 1777 /run/lock/autohypothesis`",
+        )  # fmt: skip
+
+
+def _disk(path: Path) -> Iterator[Check]:
+    free = shutil.disk_usage(path if path.exists() else Path.cwd()).free / 1e9
+    verdict: Verdict = "ok" if free >= LOW_DISK_GB else "warning"
+    yield Check("disk", verdict, f"{free:.1f} GB free")
+
+
+def _repository(path: Path) -> Iterator[Check]:
+    from autohypothesis.engine.inputs import locate_inputs
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.errors import AutohypothesisError
+
+    try:
+        lab = Lab.open(path)
+        yield Check("repository", "ok", str(lab.layout.root))
+        yield Check("task", "ok", f"{lab.task.id}: {', '.join(lab.task.artifacts)}")
+        for located in locate_inputs(lab.task, lab.layout.root):
+            detail = f"profile {located.profile or '–'} at {located.path}"
+            yield Check("data", "ok", detail)
+    except AutohypothesisError as error:
+        yield Check("repository", "missing", error.problem, error.hint)
+
+
+CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (
+    _system, _tools, _libraries, _devices, _locks, _disk, _repository,
+)  # fmt: skip

@@ -1,0 +1,244 @@
+"""`runs`, `show`, `best`, `adopt`, `schema`: look at what there is, and take it home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo, Tag
+from autohypothesis.commands.common import (
+    complete_experiment,
+    err,
+    laboratory,
+    out,
+    print_json,
+    repository_path,
+)
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
+
+ExperimentId = Annotated[
+    str, typer.Argument(help="Id of an experiment.", autocompletion=complete_experiment)
+]
+TAIL_LINES = 15
+
+
+def register(app: typer.Typer) -> None:
+    app.command("runs")(runs)
+    app.command("show")(show)
+    app.command("best")(best)
+    app.command("adopt")(adopt)
+    app.command("schema")(schema)
+
+
+def runs(
+    context: typer.Context,
+    tag: Tag = None,
+    every_tag: Annotated[bool, typer.Option("--all", help="Of every tag.")] = False,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the newest N.")] = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """List experiments in the order of their decisions; undecided ones come last.
+
+    Example: `orchestrator.py runs --last 20`
+    """
+    layout = _layout(context, repo)
+    wanted = None if every_tag else tag or _active(layout)
+    rows = [row for row in _rows(layout) if wanted is None or row.get("tag") == wanted]
+    rows = rows[-last:] if last else rows
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        err().print("no experiments yet; run one: [bold]python orchestrator.py run-experiment[/]")
+        return
+    from autohypothesis.terminal.tables import runs_table
+
+    out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
+
+
+def show(
+    context: typer.Context, experiment_id: ExperimentId, repo: Repo = None, as_json: Json = False
+) -> None:
+    """Everything about one experiment: note, settings, diff, curve, tail of the log.
+
+    Example: `orchestrator.py show baseline-nov20-1`
+    """
+    from autohypothesis.records.bundles import read_bundle
+
+    layout = _layout(context, repo)
+    row = next((row for row in _rows(layout) if row["id"] == experiment_id), None)
+    if row is None:
+        _unknown(experiment_id)
+    run = layout.run(experiment_id)
+    bundle = read_bundle(run)
+    samples = bundle.exit.samples if bundle.exit else []
+    page = {
+        "row": row,
+        "config": bundle.config,
+        "diff": _text(run.diff),
+        "samples": samples,
+        "log_tail": _text(run.log).splitlines()[-TAIL_LINES:],
+        "paths": {"run": str(run.folder), "log": str(run.log)},
+    }
+    if as_json:
+        print_json(page)
+    else:
+        from autohypothesis.terminal.experiment import print_experiment
+
+        print_experiment(out(), page)
+
+
+def best(
+    context: typer.Context,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Print what it changes against the first baseline.")
+    ] = False,
+    tag: Tag = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """The best kept experiment of the search.
+
+    Example: `orchestrator.py best --diff`
+    """
+    from autohypothesis.records.ledger import best_kept, first_baseline
+
+    lab = laboratory(context, repo, tag=tag)
+    rows = [row for row in _rows(lab.layout) if row.get("tag") == lab.tag]
+    found, start = best_kept(rows), first_baseline(rows)
+    if found is None:
+        _nothing_kept(lab)
+    changes = ""
+    if diff and start is not None and start["commit"] != found["commit"]:
+        changes = lab.repository.diff(start["commit"], found["commit"])
+    if as_json:
+        print_json({"row": found, "baseline": start, **({"diff": changes} if diff else {})})
+        return
+    from autohypothesis.terminal.tables import diff_text, runs_table
+
+    out().print(runs_table([row for row in (start, found) if row] if start != found else [found]))
+    if diff:
+        out().print(diff_text(changes) if changes else "no change against the baseline")
+
+
+def adopt(
+    context: typer.Context,
+    experiment_id: Annotated[
+        str | None, typer.Argument(help="A kept experiment; default: the reference.")
+    ] = None,
+    tag: Tag = None,
+    repo: Repo = None,
+) -> None:
+    """Fast-forward your branch to the reference, or to one kept experiment.
+
+    Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
+    """
+    lab = laboratory(context, repo, tag=tag)
+    commit = lab.reference()
+    if experiment_id is not None:
+        row = next((row for row in _rows(lab.layout) if row["id"] == experiment_id), None)
+        if row is None:
+            _unknown(experiment_id)
+        if row["status"] != "keep":
+            _not_kept(experiment_id, str(row["status"]))
+        commit = row["commit"]
+    before = lab.repository.head()
+    branch = lab.repository.fast_forward(commit)
+    if before == commit:
+        out().print(f"{branch} is at {commit[:7]} already")
+    else:
+        out().print(f"{branch} moved from {before[:7]} to {commit[:7]}")
+
+
+def schema(
+    name: Annotated[
+        str | None, typer.Argument(help="`task`, or a model of schema.py; default: list them.")
+    ] = None,
+) -> None:
+    """Print the JSON Schema of a file of ours, for editors and other programs.
+
+    Example: `orchestrator.py schema task > task.schema.json`
+    """
+    from autohypothesis.engine.task import task_schema
+    from autohypothesis.errors import UsageError
+    from schema import FILES, nearest
+
+    models = {model.__name__: model for model in FILES.values()}
+    if name is None:
+        print_json({"task": "task.yaml", **{m.__name__: file for file, m in FILES.items()}})
+    elif name == "task":
+        print_json(task_schema())
+    elif name in models:
+        print_json(models[name].model_json_schema())
+    else:
+        raise UsageError(
+            f"no schema is called {name!r}{nearest(name, ['task', *models])}",
+            hint="run `python orchestrator.py schema` for the names",
+        )
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _layout(context: typer.Context, repo: Path | None) -> Any:
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
+
+    return Layout(Repository.find(repository_path(context, repo)).root)
+
+
+def _active(layout: Any) -> str | None:
+    from autohypothesis.engine.lab import active_tag
+
+    return active_tag(layout)
+
+
+def _rows(layout: Any) -> list[dict[str, Any]]:
+    """The ledger, brought up to date first: reading costs a fraction of a second."""
+    from autohypothesis.fleet.sync import sync
+    from autohypothesis.records.ledger import read_ledger
+
+    sync(layout)
+    return read_ledger(layout)
+
+
+def _text(path: Path) -> str:
+    from autohypothesis.errors import RecordError
+    from autohypothesis.records.files import read_bytes
+
+    try:
+        return read_bytes(path, 64 << 20).decode("utf-8", "replace")
+    except (FileNotFoundError, RecordError):
+        return ""
+
+
+def _unknown(experiment_id: str) -> Any:
+    from autohypothesis.errors import UsageError
+
+    raise UsageError(
+        f"no experiment is called {experiment_id!r}",
+        hint="run `python orchestrator.py runs --all` for their ids",
+    )
+
+
+def _not_kept(experiment_id: str, status: str) -> Any:
+    from autohypothesis.errors import UsageError
+
+    raise UsageError(
+        f"{experiment_id} is a {status}, and only what was kept can be adopted",
+        hint=f"look at it: python orchestrator.py show {experiment_id}",
+    )
+
+
+def _nothing_kept(lab: Lab) -> Any:
+    from autohypothesis.errors import SettleError
+
+    raise SettleError(
+        f"nothing is kept under tag {lab.tag!r} yet",
+        hint="run the baseline: python orchestrator.py run-experiment --baseline",
+    )

@@ -1,0 +1,84 @@
+"""`sync`: bundles to ledger, results.tsv, aggregates and the picture."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.common import err, out, print_json, repository_path
+
+if TYPE_CHECKING:
+    from autohypothesis.records.layout import Layout
+
+PICTURE_AGE_S = 60.0
+"""A picture younger than this is left: drawing costs more than all the rest of a sync."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("sync")(sync)
+
+
+def sync(
+    context: typer.Context,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Refresh picture and parquet whatever their age.")
+    ] = False,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Fold the run bundles under research/ into experiments.jsonl.
+
+    Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
+    """
+    from autohypothesis.records.layout import Layout
+    from autohypothesis.records.root import find_root
+
+    layout = Layout(find_root(repository_path(context, repo)))
+    report, drawn = refresh(layout, everything=everything)
+    if as_json:
+        print_json({**report.as_dict(), "drawn": drawn})
+        return
+    out().print(
+        f"{report.rows} experiments in {layout.ledger}"
+        + (f", {report.changed} of them new or changed" if report.changed else ", nothing new")
+    )
+    if drawn:
+        out().print(f"picture in {layout.progress_png}")
+    for problem in report.problems:
+        err().print(f"[yellow]left out:[/] {problem.path}: {problem.reason}", soft_wrap=True)
+
+
+def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, bool]:
+    """Sync, and draw the picture when it is older than a minute and something changed."""
+    from autohypothesis.fleet.sync import sync as fold_and_write
+
+    report = fold_and_write(layout, all=everything)
+    due = everything or (report.changed > 0 and _age(layout.progress_png) > PICTURE_AGE_S)
+    if due and report.rows:
+        draw(layout)
+    return report, bool(due and report.rows)
+
+
+def draw(layout: Layout) -> None:
+    """progress.png of the active tag, from the ledger."""
+    from autohypothesis.records.ledger import active_tag, read_ledger
+    from autohypothesis.terminal.plots import draw_progress
+
+    tag = active_tag(layout)
+    rows = [row for row in read_ledger(layout) if row.get("tag") == tag]
+    draw_progress(rows, layout.progress_png, tag=tag or "no tag yet")
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
+
+
+if TYPE_CHECKING:
+    from autohypothesis.fleet.sync import SyncReport

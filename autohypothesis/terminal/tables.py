@@ -1,0 +1,78 @@
+"""Tables of experiments, for people. Machines get `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from autohypothesis.terminal.style import number, styled
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Table:
+    """Experiments in the order given, one a line."""
+    metric = rows[0].get("metric_name", "val_bpb") if rows else "val_bpb"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("id", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column(str(metric), justify="right")
+    table.add_column("delta", justify="right")
+    table.add_column("memory", justify="right")
+    table.add_column("steps", justify="right")
+    table.add_column("description", overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        memory = row.get("peak_vram_gb")
+        steps = row.get("num_steps")
+        table.add_row(
+            escape(str(row["id"])),
+            styled(shown_status(row)),
+            number(row.get("metric_value")),
+            number(row.get("delta"), signed=True),
+            "–" if memory is None else f"{memory:.1f} GB",
+            "–" if steps is None else f"{steps:,}",
+            escape(str(row.get("description") or "")),
+        )
+    return table
+
+
+def shown_status(row: Mapping[str, Any]) -> str:
+    """The decision, with the failure kind where a run failed: what a person looks for first."""
+    status = str(row.get("status") or row.get("execution_status") or "")
+    kind = row.get("failure_kind")
+    return f"{status} ({kind})" if kind else status
+
+
+def settings_table(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:
+    """The hyper-parameters of one experiment, those that differ from the reference marked."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in sorted(config.items()):
+        changed = name in reference and reference[name] != value
+        note = f"[yellow]was {escape(str(reference[name]))}[/]" if changed else ""
+        table.add_row(escape(name), escape(str(value)), note)
+    return table
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """A curve in one line of text: high values high. At most `width` columns."""
+    if not values:
+        return ""
+    step = max(1, -(-len(values) // width))
+    points = [sum(values[i : i + step]) / len(values[i : i + step])
+              for i in range(0, len(values), step)]  # fmt: skip
+    low, high = min(points), max(points)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((point - low) * scale)] for point in points)
+
+
+def diff_text(diff: str) -> Text:
+    """A unified diff, coloured as git does."""
+    text = Text()
+    for line in diff.splitlines(keepends=True):
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+        text.append(line, style="bold" if line.startswith(("+++", "---")) else style)
+    return text
