@@ -6,8 +6,8 @@ nothing but the command line itself: each command imports what it needs when it 
 
 from __future__ import annotations
 
+from autohypothesis.commands import decide, demo, doctor, record, run, show, sync
 from autohypothesis.commands.app import application, run_and_exit
-from autohypothesis.commands import decide, demo, doctor, record, run, show, sync  # isort: skip
 
 COMMANDS = (doctor, run, record, sync, show, decide, demo)
 

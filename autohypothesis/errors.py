@@ -18,7 +18,7 @@ class AutohypothesisError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.problem}. {self.hint}" if self.hint else self.problem
+        return f"{self.problem}; {self.hint}" if self.hint else self.problem
 
 
 class UsageError(AutohypothesisError):

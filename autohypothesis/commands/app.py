@@ -83,7 +83,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         fail("stopped by you", 130)
     except BrokenPipeError:
         # The reader (head, less) has seen enough; leave without a second complaint at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -91,11 +91,11 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
 def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
     """One line on stderr: what is wrong, and what to run next."""
     line = f"error: {problem.strip().rstrip('.')}"
-    print(f"{line}. {hint}" if hint else line, file=sys.stderr)
+    print(f"{line}; {hint}" if hint else line, file=sys.stderr)
     sys.exit(code)
 
 
 def _usage_hint(error: Any, prefix: str) -> str:
     context = getattr(error, "ctx", None)
     words = context.command_path.split()[1:] if context is not None else []
-    return f"Run `{' '.join([prefix, *words, '--help'])}`"
+    return f"run `{' '.join([prefix, *words, '--help'])}`"

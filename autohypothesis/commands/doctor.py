@@ -114,7 +114,7 @@ def _locks(_: Path) -> Iterator[Check]:
     else:
         yield Check(
             "lock folder", "warning",
-            f"{folder.path} is yours alone, so other users' leases are not seen ({folder.fallback})",
+            f"{folder.path}, where other users' leases are not seen ({folder.fallback})",
             "ask an administrator for `install -d -m 1777 /run/lock/autohypothesis`",
         )  # fmt: skip
 
@@ -126,19 +126,25 @@ def _disk(path: Path) -> Iterator[Check]:
 
 
 def _repository(path: Path) -> Iterator[Check]:
+    import os
+
     from autohypothesis.engine.inputs import locate_inputs
     from autohypothesis.engine.lab import Lab
-    from autohypothesis.errors import AutohypothesisError
+    from autohypothesis.errors import AutohypothesisError, LaunchError
 
     try:
         lab = Lab.open(path)
-        yield Check("repository", "ok", str(lab.layout.root))
-        yield Check("task", "ok", f"{lab.task.id}: {', '.join(lab.task.artifacts)}")
-        for located in locate_inputs(lab.task, lab.layout.root):
-            detail = f"profile {located.profile or '–'} at {located.path}"
-            yield Check("data", "ok", detail)
     except AutohypothesisError as error:
         yield Check("repository", "missing", error.problem, error.hint)
+        return
+    root = lab.layout.root
+    yield Check("repository", "ok", str(root))
+    yield Check("task", "ok", f"{lab.task.id}: {', '.join(lab.task.artifacts)}")
+    try:
+        for name, report in locate_inputs(lab.task, root, root, os.environ).reports.items():
+            yield Check("data", "ok", f"profile {report.profile or '–'}, {name}={report.path}")
+    except LaunchError as error:
+        yield Check("data", "missing", error.problem, error.hint)
 
 
 CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +14,9 @@ from autohypothesis.commands.common import err, laboratory
 from autohypothesis.errors import AutohypothesisError
 
 if TYPE_CHECKING:
+    from autohypothesis.engine.change import Change
+    from autohypothesis.engine.iteration import Finished
     from autohypothesis.engine.lab import Lab
-    from schema import Result
 
 EXIT_CRASH, EXIT_DEADLINE = 1, 2
 
@@ -73,29 +76,103 @@ def _run(
     tag: str | None,
     decide: bool,
 ) -> None:
+    from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine import iteration
-    from autohypothesis.engine.settle import settle
 
     lab = laboratory(context, repo, task=task, tag=tag).with_tag(tag)
     change = _change(lab, overrides, patch, baseline)
     request = iteration.Request(change, title=description, seed=seed)
-    result = iteration.run(lab, request, watch=_Watch())
-    _after(lab, result.experiment_id, log, result.result, decide, settle)
+    finished = iteration.run(lab, request, watch=ProgressWatch())
+    if decide:
+        _decide(lab, finished.experiment_id)
+    _report(lab, finished, log, decided=decide)
 
 
-def _change(lab: Lab, overrides: list[str], patch: Path | None, baseline: bool) -> Any:
+def _change(lab: Lab, overrides: list[str], patch: Path | None, baseline: bool) -> Change:
     """The one change that was asked for; with none, what is in the working tree."""
-    from autohypothesis.engine import change
+    from autohypothesis.engine.change import Change
     from autohypothesis.errors import UsageError
 
-    asked = [name for name, given in
-             (("--set", overrides), ("--patch", patch), ("--baseline", baseline)) if given]  # fmt: skip
+    given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
+    asked = [name for name, value in given.items() if value]
     if len(asked) > 1:
         raise UsageError(
-            f"{' and '.join(asked)} were given together", hint="an experiment tests one change"
+            f"{' and '.join(asked)} were given together",
+            hint="an experiment tests one change; name one of them",
         )
     if overrides:
-        return change.Overrides.parse(overrides)
+        return Change.from_overrides(dict(_setting(word) for word in overrides))
     if patch is not None:
-        return change.Patch.read(patch)
-    return change.Unchanged() if baseline else change.WorkingTree()
+        return Change.from_patch(_read_patch(patch))
+    return Change.none() if baseline else _working_tree(lab)
+
+
+def _setting(word: str) -> tuple[str, Any]:
+    """`NAME=VALUE`, the value as JSON where it is JSON, else as text."""
+    from autohypothesis.errors import UsageError
+
+    name, equals, text = word.partition("=")
+    if not name or not equals:
+        raise UsageError(f"{word!r} is not NAME=VALUE", hint="for example --set DEPTH=3")
+    try:
+        return name.strip(), json.loads(text)
+    except ValueError:
+        return name.strip(), text
+
+
+def _read_patch(path: Path) -> str:
+    from autohypothesis.errors import UsageError
+
+    try:
+        return path.read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UsageError(f"patch {path} cannot be read: {error.strerror}") from error
+
+
+def _working_tree(lab: Lab) -> Change:
+    """What the user sees in the checkout; a baseline when that is the reference."""
+    from autohypothesis.engine.change import Change
+
+    repository = lab.repository
+    untracked = [path for path in lab.task.artifacts if (lab.layout.root / path).is_file()]
+    tree = repository.snapshot_tree(also=untracked)
+    same = tree == repository.tree_of(lab.reference())
+    return Change.none() if same else Change.from_tree(tree)
+
+
+def _decide(lab: Lab, experiment_id: str) -> None:
+    from autohypothesis.engine.settle import settle
+
+    for decision in settle(lab, [experiment_id], decided_by="run-experiment"):
+        err().print(f"{decision.decision_status}: {decision.reason}, {decision.detail}")
+
+
+def _report(lab: Lab, finished: Finished, log: Path | None, *, decided: bool) -> None:
+    """The published line on stdout, everything else on stderr, and the published exit code."""
+    from autohypothesis.commands.sync import refresh
+
+    result, run = finished.result, lab.layout.run(finished.experiment_id)
+    refresh(lab.layout)
+    path = run.log
+    if log is not None and run.log.exists():
+        shutil.copyfile(run.log, log)
+        path = log
+    fields = (
+        _field(result.metric_value, 6),
+        _field(result.metrics.peak_vram_mb, 1),
+        _field(result.metrics.model_dump().get("wall_seconds"), 1),
+        str(path),
+    )
+    print("\t".join(fields))
+    if result.failure_kind is not None:
+        err().print(f"{result.failure_kind}: {result.failure_detail}", style="red", markup=False)
+    elif not decided:
+        err().print(f"decide it: python orchestrator.py decide {finished.experiment_id}")
+    if result.failure_kind == "timeout":
+        raise typer.Exit(EXIT_DEADLINE)
+    if result.failure_kind is not None:
+        raise typer.Exit(EXIT_CRASH)
+
+
+def _field(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -76,10 +76,11 @@ def show(
         _unknown(experiment_id)
     run = layout.run(experiment_id)
     bundle = read_bundle(run)
-    samples = bundle.exit.samples if bundle.exit else []
+    samples = bundle.exit["samples"] if bundle.exit else []
     page = {
         "row": row,
         "config": bundle.config,
+        "reference_config": _config_at(layout, row.get("parent_commit")),
         "diff": _text(run.diff),
         "samples": samples,
         "log_tail": _text(run.log).splitlines()[-TAIL_LINES:],
@@ -106,7 +107,7 @@ def best(
 
     Example: `orchestrator.py best --diff`
     """
-    from autohypothesis.records.ledger import best_kept, first_baseline
+    from autohypothesis.records.standings import best_kept, first_baseline
 
     lab = laboratory(context, repo, tag=tag)
     rows = [row for row in _rows(lab.layout) if row.get("tag") == lab.tag]
@@ -123,7 +124,7 @@ def best(
 
     out().print(runs_table([row for row in (start, found) if row] if start != found else [found]))
     if diff:
-        out().print(diff_text(changes) if changes else "no change against the baseline")
+        out().print(diff_text(changes) if changes else "no change against it", soft_wrap=True)
 
 
 def adopt(
@@ -207,6 +208,15 @@ def _rows(layout: Any) -> list[dict[str, Any]]:
     return read_ledger(layout)
 
 
+def _config_at(layout: Any, commit: str | None) -> dict[str, Any]:
+    """The settings of an experiment that ran `commit`: what a change is seen against."""
+    from autohypothesis.records.bundles import read_bundle
+    from autohypothesis.records.ledger import read_ledger
+
+    at = next((row for row in read_ledger(layout) if commit and row["commit"] == commit), None)
+    return read_bundle(layout.run(at["id"])).config if at else {}
+
+
 def _text(path: Path) -> str:
     from autohypothesis.errors import RecordError
     from autohypothesis.records.files import read_bytes
@@ -217,7 +227,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _unknown(experiment_id: str) -> Any:
+def _unknown(experiment_id: str) -> NoReturn:
     from autohypothesis.errors import UsageError
 
     raise UsageError(
@@ -226,7 +236,7 @@ def _unknown(experiment_id: str) -> Any:
     )
 
 
-def _not_kept(experiment_id: str, status: str) -> Any:
+def _not_kept(experiment_id: str, status: str) -> NoReturn:
     from autohypothesis.errors import UsageError
 
     raise UsageError(
@@ -235,7 +245,7 @@ def _not_kept(experiment_id: str, status: str) -> Any:
     )
 
 
-def _nothing_kept(lab: Lab) -> Any:
+def _nothing_kept(lab: Lab) -> NoReturn:
     from autohypothesis.errors import SettleError
 
     raise SettleError(

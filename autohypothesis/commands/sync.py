@@ -34,10 +34,10 @@ def sync(
 
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """
+    from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
-    from autohypothesis.records.root import find_root
 
-    layout = Layout(find_root(repository_path(context, repo)))
+    layout = Layout(Repository.find(repository_path(context, repo)).root)
     report, drawn = refresh(layout, everything=everything)
     if as_json:
         print_json({**report.as_dict(), "drawn": drawn})

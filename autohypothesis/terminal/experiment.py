@@ -22,10 +22,10 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
         console.print(f"  {name:<12} {escape(text)}", soft_wrap=True)
     _print_section(console, "settings", bool(page["config"]))
     if page["config"]:
-        console.print(settings_table(page["config"], {}))
+        console.print(settings_table(page["config"], page["reference_config"]))
     _print_section(console, "change", bool(page["diff"]))
     if page["diff"]:
-        console.print(diff_text(page["diff"]))
+        console.print(diff_text(page["diff"]), soft_wrap=True)
     _print_curve(console, page["samples"])
     _print_section(console, f"log ({page['paths']['log']})", bool(page["log_tail"]))
     for line in page["log_tail"]:

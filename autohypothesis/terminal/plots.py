@@ -24,19 +24,21 @@ def draw_progress(rows: Sequence[Mapping[str, Any]], path: Path, *, tag: str) ->
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     decided = sorted((row for row in rows if row.get("ordinal")), key=lambda row: row["ordinal"])
     figure, axes = plt.subplots(figsize=(10, 5.2), dpi=130)
     if decided:
         _draw_points(axes, decided)
         _draw_best(axes, decided)
-        axes.legend(frameon=False, loc="upper right")
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=4)
+        axes.margins(y=0.16)
     metric = decided[0].get("metric_name", "val_bpb") if decided else "val_bpb"
     better = "higher" if decided and decided[0].get("direction") == "maximize" else "lower"
     axes.set_xlabel("experiment")
     axes.set_ylabel(f"{metric} ({better} is better)")
     axes.set_title(_headline(decided, tag), loc="left", fontsize=11)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     picture = BytesIO()

@@ -1,0 +1,37 @@
+"""`record`: a bundle from the log of a run that somebody made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autohypothesis.commands.app import Repo, Tag
+from autohypothesis.commands.common import err, laboratory, out
+
+
+def register(app: typer.Typer) -> None:
+    app.command("record")(record)
+
+
+def record(
+    context: typer.Context,
+    log: Annotated[Path, typer.Argument(help="What the training printed.")] = Path("run.log"),
+    commit: Annotated[str, typer.Option("--commit", help="What was run.")] = "HEAD",
+    description: Annotated[str, typer.Option("--desc", help="What was tried.")] = "",
+    tag: Tag = None,
+    repo: Repo = None,
+) -> None:
+    """Make a bundle of a run you made yourself. Nobody vouches for its number: attested is false.
+
+    Example: `python train.py > run.log 2>&1; orchestrator.py record run.log --desc "depth 3"`
+    """
+    from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.handmade import record_log
+
+    lab = laboratory(context, repo, tag=tag).with_tag(tag)
+    experiment_id, result = record_log(lab, log, commit=commit, title=description)
+    refresh(lab.layout)
+    out().print(f"{experiment_id}: {result.status}, {result.outcome}")
+    err().print(f"decide it: python orchestrator.py decide {experiment_id}")

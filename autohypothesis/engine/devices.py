@@ -1,0 +1,144 @@
+"""What can be leased on this machine: GPUs by UUID, and CPU lanes, one physical core each.
+
+An inherited `CUDA_VISIBLE_DEVICES` or affinity mask is a limit that somebody set: nothing outside
+it is offered. Indices are never used to pin, since NVML counts in PCI order and CUDA does not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autohypothesis.engine import system
+from autohypothesis.engine.launch import Device, Lease
+from autohypothesis.engine.lease import (
+    LeaseFile,
+    describe,
+    gpu_lock_path,
+    lane_lock_path,
+    lock_folder,
+)
+from autohypothesis.errors import LeaseError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One NVIDIA device as NVML sees it."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_mb: float
+
+
+def gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], str]:
+    """The GPUs that this process may use, and why there are none (empty when there are)."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [], f"no NVIDIA driver answers: {error}"
+    try:
+        found = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError as error:
+        return [], f"NVML lists no devices: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+    visible = _visible(found, (os.environ if environ is None else environ))
+    return visible, "" if visible else "CUDA_VISIBLE_DEVICES hides every GPU"
+
+
+def _gpu(pynvml: Any, index: int) -> Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    total = pynvml.nvmlDeviceGetMemoryInfo(handle).total / MIB
+    uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
+    return Gpu(index, _text(uuid), _text(name), total)
+
+
+def _text(value: str | bytes) -> str:
+    """Older bindings answer in bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _visible(found: list[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
+    """`found` inside an inherited mask, in the mask's order; it ends at the first unknown name."""
+    mask = environ.get("CUDA_VISIBLE_DEVICES")
+    if mask is None:
+        return found
+    chosen: list[Gpu] = []
+    for word in (word.strip() for word in mask.split(",")):
+        matching = [
+            gpu
+            for gpu in found
+            if (word.isdigit() and int(word) == gpu.index)
+            or (word.startswith("GPU-") and gpu.uuid.startswith(word))
+        ]
+        if len(matching) != 1:
+            break
+        chosen += matching
+    return chosen
+
+
+def lanes() -> list[Device]:
+    """One CPU lane per physical core, pinned to that core's first thread.
+
+    Two trainings on the two threads of one core would slow each other down.
+    """
+    return [Device(kind="cpu", name="CPU", cores=(core,)) for core in system.physical_cores()]
+
+
+def best_kind() -> Literal["cpu", "cuda"]:
+    """What a script is run on when nothing says what it is for."""
+    return "cuda" if gpus()[0] else "cpu"
+
+
+def devices(kind: Literal["cpu", "cuda"]) -> list[Device]:
+    """Everything of one kind that may be leased here.
+
+    Raises:
+        LeaseError: there is none. A GPU's work never falls back to the CPU.
+    """
+    if kind == "cpu":
+        return lanes()
+    found, why_none = gpus()
+    if not found:
+        raise LeaseError(
+            f"the prepared profile needs a GPU and {why_none}",
+            hint="run `python prepare.py --profile cpu` to work without one",
+        )
+    return [Device(kind="cuda", uuid=gpu.uuid, name=gpu.name) for gpu in found]
+
+
+def lease_of(device: Device) -> Lease:
+    """The lock file that stands for `device` on this machine."""
+    folder = lock_folder().path
+    if device.kind == "cuda":
+        return Lease(gpu_lock_path(folder, str(device.uuid)), f"{device.name} {device.uuid}")
+    core = (device.cores or (0,))[0]
+    return Lease(lane_lock_path(folder, core), f"CPU lane {core}")
+
+
+def name_of(device: Device) -> str:
+    """What a record calls the device: its UUID, or `cpu-<core>`."""
+    return str(device.uuid) if device.kind == "cuda" else f"cpu-{(device.cores or (0,))[0]}"
+
+
+def first_free(candidates: Iterable[Device]) -> Device:
+    """The first device that nobody holds now; its shim takes the lease, and may still lose it.
+
+    Raises:
+        LeaseError: all are held; the message names the holder of each.
+    """
+    held = []
+    for device in candidates:
+        lease = lease_of(device)
+        holder = LeaseFile(lease.path, lease.name).holder()
+        if holder is None:
+            return device
+        held.append(f"{lease.name} is held by {describe(holder)}")
+    raise LeaseError("; ".join(held) or "no device", hint="wait for one, or end its holder")

@@ -1,0 +1,83 @@
+"""The seam between an iteration and whatever runs it: a value in, a bundle out.
+
+A `RunSpec` holds no path of this machine, so another executor (a cluster's queue) can take the
+same value. The executor makes the checkout, takes the lease, and leaves a bundle; the local one
+is the shim (local.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from autohypothesis.engine.task import Task
+from schema import Result, Strict
+
+RunState = Literal["running", "finished", "dead", "absent"]
+
+
+class Resources(Strict):
+    """What a training asks for, where its inputs do not say."""
+
+    kind: Literal["cpu", "cuda"] | None = None
+    """None: a GPU where there is one."""
+    device: str | None = None
+    """One GPU's UUID, or `cpu-<core>`; None: whichever is free."""
+
+
+class RunSpec(Strict):
+    """One experiment: what to run, on what, and under which names to record it."""
+
+    experiment_id: str
+    task: Task
+    commit: str
+    parent_commit: str | None = None
+    """None for a baseline: the reference as it stands."""
+    seed: int
+    resources: Resources = Resources()
+    tag: str
+    hypothesis_id: str = ""
+    worker_id: str = ""
+    title: str = ""
+    rationale: str = ""
+    replicates: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    diff: str = ""
+    diff_stat: str = ""
+    diff_hash: str = ""
+    lines_added: int = 0
+    lines_removed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A submitted experiment. It says nothing that a successor could not read from disk."""
+
+    experiment_id: str
+
+
+class Executor(Protocol):
+    """Runs experiments somewhere."""
+
+    def submit(self, spec: RunSpec) -> Handle:
+        """Start it; returns once the training's owner is alive and cannot be lost.
+
+        Raises:
+            LeaseError: no device of that kind is free.
+            LaunchError: the checkout or the command cannot be made.
+        """
+
+    def poll(self, handle: Handle) -> RunState:
+        """Where it stands, by liveness, never by age."""
+
+    def cancel(self, handle: Handle) -> None:
+        """Ask it to end; `collect` then finds a cancelled experiment."""
+
+    def collect(self, handle: Handle) -> Result:
+        """The finished bundle's result, written exactly once however often this is called.
+
+        Raises:
+            LaunchError: it is still running.
+        """

@@ -1,0 +1,235 @@
+"""One iteration from end to end: a change in, a collected bundle out.
+
+Nothing here decides; `settle` does. run-experiment, the demo and every loop go through `run`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Protocol
+
+from autohypothesis.engine import recovery
+from autohypothesis.engine.candidate import Candidate
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.lab import Lab, node_id
+from autohypothesis.engine.local import LocalExecutor, workspace_of
+from autohypothesis.engine.prepare import prepare
+from autohypothesis.errors import AutohypothesisError, LockError
+from autohypothesis.records import ids, locks
+from schema import Plan, PlannedHypothesis, Result, now
+
+FIRST_SEED = 42
+"""Every first run of a hypothesis has this seed, so that it meets the reference's equal."""
+POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to run. Without a hypothesis id the change is a person's, and is given one."""
+
+    change: Change
+    title: str = ""
+    rationale: str = ""
+    hypothesis_id: str | None = None
+    seed: int | None = None
+    replicates: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A collected experiment."""
+
+    experiment_id: str
+    result: Result
+
+
+class Watch(Protocol):
+    """Whoever wants to see a run while it lasts."""
+
+    def preparing(self, title: str) -> None: ...
+
+    def tick(self, lab: Lab, experiment_id: str) -> None:
+        """Called about every `POLL_S` seconds while it runs."""
+
+    def ended(self) -> None: ...
+
+
+class Unwatched:
+    """Nobody looks."""
+
+    def preparing(self, title: str) -> None: ...
+
+    def tick(self, lab: Lab, experiment_id: str) -> None: ...
+
+    def ended(self) -> None: ...
+
+
+def run(
+    lab: Lab, request: Request, *, watch: Watch | None = None, executor: Executor | None = None
+) -> Finished:
+    """Prepare `request` on the reference, execute it, and collect its bundle.
+
+    Ctrl-C cancels the training and collects what there is before it goes on.
+
+    Raises:
+        ChangeError, PreflightError: the change is refused; nothing was run and no id is taken.
+        LeaseError: every device is held.
+    """
+    watch = watch or Unwatched()
+    executor = executor or LocalExecutor(lab.repository, lab.layout)
+    recovery.collect_ended(lab.repository, lab.layout)
+    with free_worker(lab) as worker:
+        watch.preparing(request.title)
+        spec = plan(lab, request, worker)
+        handle = executor.submit(spec)
+        try:
+            _follow(lab, executor, handle, watch)
+        except KeyboardInterrupt:
+            executor.cancel(handle)
+            _follow(lab, executor, handle, Unwatched())
+            executor.collect(handle)
+            raise
+        finally:
+            watch.ended()
+        return Finished(spec.experiment_id, executor.collect(handle))
+
+
+def _follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch) -> None:
+    while executor.poll(handle) == "running":
+        watch.tick(lab, handle.experiment_id)
+        time.sleep(POLL_S)
+
+
+def plan(lab: Lab, request: Request, worker: str) -> RunSpec:
+    """The candidate of `request` under an id of its own, ready to submit.
+
+    A refused change leaves no plan; what it wanted stays in git under `refs/experiments/<id>`.
+    """
+    base = lab.reference()
+    is_baseline = request.change.kind == "none"
+    request = _complete(lab, request, is_baseline)
+    experiment_id = ids.allocate_experiment(
+        lab.layout,
+        str(request.hypothesis_id),
+        lab.repository.experiments(),
+        plan=lambda given: _plan(lab, request, worker, base, given),
+    )
+    try:
+        candidate = _candidate(lab, request, worker, base, experiment_id)
+    except AutohypothesisError:
+        lab.layout.plan(experiment_id).unlink(missing_ok=True)
+        raise
+    return _spec(lab, request, worker, candidate)
+
+
+def _complete(lab: Lab, request: Request, is_baseline: bool) -> Request:
+    """`request` with an id, a title and a seed."""
+    hypothesis_id = request.hypothesis_id
+    if hypothesis_id is None and is_baseline:
+        hypothesis_id = ids.baseline_id(lab.active())
+    elif hypothesis_id is None:
+        hypothesis_id = ids.allocate_hypothesis(lab.layout, lab.active())
+    return replace(
+        request,
+        hypothesis_id=hypothesis_id,
+        title=request.title or _title(request.change),
+        seed=FIRST_SEED if request.seed is None else request.seed,
+    )
+
+
+def _title(change: Change) -> str:
+    """What a person who said nothing would have said."""
+    if change.kind == "overrides":
+        return ", ".join(f"{name.upper()} = {value}" for name, value in change.overrides.items())
+    words = {"none": "baseline", "tree": "the working tree", "patch": "a patch"}
+    return words.get(change.kind) or change.text.strip().splitlines()[0][:100]
+
+
+def _candidate(lab: Lab, request: Request, worker: str, base: str, experiment_id: str) -> Candidate:
+    workspace = workspace_of(lab.repository, worker, lab.active())
+    inputs = locate_inputs(lab.task, workspace.checkout(base), lab.repository.root, os.environ)
+    return prepare(
+        lab.repository,
+        lab.task,
+        base,
+        request.change,
+        experiment_id,
+        title=request.title,
+        rationale=request.rationale,
+        hypothesis_id=str(request.hypothesis_id),
+        workspace=workspace,
+        inputs=inputs,
+    )
+
+
+def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str) -> Plan:
+    change = request.change
+    return Plan(
+        experiment_id=experiment_id,
+        created_at=now(),
+        based_on_commit=base,
+        worker_id=worker,
+        tag=lab.active(),
+        seed=request.seed,
+        replicates=request.replicates,
+        node_id=node_id(),
+        hypothesis=PlannedHypothesis(
+            hypothesis_id=str(request.hypothesis_id),
+            title=request.title,
+            rationale=request.rationale,
+            config_overrides=dict(change.overrides),
+            patch=change.text if change.kind == "patch" else None,
+            instructions=change.text if change.kind == "instructions" else None,
+        ),
+    )
+
+
+def _spec(lab: Lab, request: Request, worker: str, candidate: Candidate) -> RunSpec:
+    return RunSpec(
+        experiment_id=candidate.experiment_id,
+        task=lab.task,
+        commit=candidate.commit,
+        parent_commit=candidate.parent_commit,
+        seed=int(request.seed or 0),
+        tag=lab.active(),
+        hypothesis_id=str(request.hypothesis_id),
+        worker_id=worker,
+        title=request.title,
+        rationale=request.rationale,
+        replicates=request.replicates,
+        config=dict(candidate.config),
+        diff=candidate.diff,
+        diff_stat=candidate.diff_stat,
+        diff_hash=candidate.diff_hash,
+        lines_added=candidate.lines_added,
+        lines_removed=candidate.lines_removed,
+    )
+
+
+@contextmanager
+def free_worker(lab: Lab) -> Iterator[str]:
+    """A worker's name whose worktree nobody uses: `solo-0`, `solo-1` and so on.
+
+    The lock is this process's; a run that outlived its starter still uses its worktree.
+    """
+    busy = recovery.busy_workers(lab.layout)
+    with ExitStack() as stack:
+        for number in count():
+            name = f"solo-{number}"
+            if name in busy:
+                continue
+            try:
+                stack.enter_context(
+                    locks.hold(lab.layout, f"worktree-{name}", doing="an experiment", timeout=0)
+                )
+            except LockError:
+                continue
+            yield name
+            return

@@ -1,0 +1,156 @@
+"""A repository with its task and its tag: what every command and every loop works in.
+
+A *tag* is one search. Its reference is the branch `autoresearch/<tag>`, checked out nowhere and
+moved by compare-and-swap only. One tag at a time is active; the manifest names it.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+
+from autohypothesis.engine import shim
+from autohypothesis.engine.task import Task, default_task, load_task
+from autohypothesis.errors import RecordError, SettleError, UsageError
+from autohypothesis.records.files import write_json
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout, checked_id
+from autohypothesis.records.ledger import manifest_tag
+from schema import Manifest, now
+
+
+def reference_branch(tag: str) -> str:
+    return f"autoresearch/{tag}"
+
+
+def reference_ref(tag: str) -> str:
+    """The ref that holds the reference commit of a search."""
+    return f"refs/heads/{reference_branch(tag)}"
+
+
+def todays_tag(today: date | None = None) -> str:
+    """`nov20` on the 20th of November, as people have always named these branches."""
+    day = today or date.today()
+    return f"{day:%b}{day.day}".lower()
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One repository, one task, and the tag that is active, if there is one yet."""
+
+    repository: Repository
+    layout: Layout
+    task: Task
+    tag: str | None
+
+    @classmethod
+    def open(cls, path: Path, *, task: Path | None = None, tag: str | None = None) -> Lab:
+        """The laboratory around `path`, which may be a subfolder or a worktree.
+
+        Raises:
+            GitError: not in a repository.
+            TaskError: its task file is wrong.
+        """
+        repository = Repository.find(path)
+        layout = Layout(repository.root)
+        chosen = (
+            load_task(task, repository.tracked_files(), root=repository.root)
+            if task is not None
+            else default_task(repository)
+        )
+        active = checked_id(tag) if tag else active_tag(layout)
+        return cls(repository, layout, chosen, active)
+
+    def with_tag(self, tag: str | None = None, *, base: str = "HEAD") -> Lab:
+        """This laboratory on `tag` (default: the active one, else today's), started if need be.
+
+        Starting a tag makes its reference at `base` and makes the tag the active one; another
+        tag's experiments stay as they are.
+
+        Raises:
+            UsageError: an experiment of another tag is running.
+        """
+        wanted = checked_id(tag or self.tag or todays_tag())
+        current = active_tag(self.layout)
+        if current not in (None, wanted):
+            self._refuse_while_running(str(current), wanted)
+        ref = reference_ref(wanted)
+        if self.repository.read_ref(ref) is None:
+            self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
+        if current != wanted:
+            self.repository.exclude(self.layout.made_on_use)
+            self._write_manifest(wanted)
+        return replace(self, tag=wanted)
+
+    def reference(self) -> str:
+        """The commit that new hypotheses start from.
+
+        Raises:
+            SettleError: no search has been started here.
+        """
+        commit = self.repository.read_ref(reference_ref(self.active())) if self.tag else None
+        if commit is None:
+            raise SettleError(
+                f"there is no search in {self.layout.root} yet",
+                hint="start one with `python orchestrator.py run-experiment`",
+            )
+        return commit
+
+    def active(self) -> str:
+        """The tag, for code that runs after `with_tag`."""
+        if self.tag is None:
+            raise SettleError(
+                f"no tag is active in {self.layout.root}",
+                hint="start one with `python orchestrator.py run-experiment --tag NAME`",
+            )
+        return self.tag
+
+    def _refuse_while_running(self, current: str, wanted: str) -> None:
+        running = [name for name in run_ids(self.layout) if is_running(self.layout, name)]
+        if running:
+            raise UsageError(
+                f"tag {wanted!r} cannot start while {running[0]} of tag {current!r} is running",
+                hint=f"wait for it, or see `python orchestrator.py show {running[0]}`",
+            )
+
+    def _write_manifest(self, tag: str) -> None:
+        manifest = Manifest(
+            tag=tag,
+            created_at=now(),
+            repository_root=str(self.layout.root),
+            shared_research_dir=str(self.layout.research),
+        )
+        write_json(self.layout.manifest, manifest.model_dump(mode="json"))
+
+
+def active_tag(layout: Layout) -> str | None:
+    """The tag that the manifest names; None before the first one.
+
+    Raises:
+        RecordError: the manifest is damaged.
+    """
+    tag, wrong = manifest_tag(layout)
+    if wrong:
+        raise RecordError(
+            f"{layout.manifest} {wrong}", hint="move it away, and name the tag: --tag NAME"
+        )
+    return tag or None
+
+
+def run_ids(layout: Layout) -> list[str]:
+    """Every experiment that has a run folder, by name."""
+    if not layout.runs.is_dir():
+        return []
+    return sorted(entry.name for entry in layout.runs.iterdir() if entry.is_dir())
+
+
+def is_running(layout: Layout, experiment_id: str) -> bool:
+    """Whether its shim lives: liveness decides, never age."""
+    return shim.status(str(layout.run(experiment_id).folder)) == "running"
+
+
+def node_id() -> str:
+    """This machine, as records name it."""
+    return socket.gethostname()

@@ -1,0 +1,236 @@
+"""The executor of this machine: a worktree, a leased device, and a shim."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from autohypothesis.engine import devices, guard, shim, system
+from autohypothesis.engine.collect import collect
+from autohypothesis.engine.distributions import site_folders
+from autohypothesis.engine.environment import child_environment
+from autohypothesis.engine.executor import Handle, RunSpec, RunState
+from autohypothesis.engine.identity import platform_key, task_hash
+from autohypothesis.engine.inputs import Inputs, locate_inputs
+from autohypothesis.engine.launch import Device, Launch, deadline
+from autohypothesis.engine.run_command import TrainingCommand, training_command
+from autohypothesis.engine.scorer import ScoringPlace, scorer_for
+from autohypothesis.engine.task import Budget
+from autohypothesis.engine.workspace import Workspace, pristine
+from autohypothesis.records import bundles
+from autohypothesis.records.files import write_atomic, write_json
+from autohypothesis.records.git import Repository
+from autohypothesis.records.git_facts import Entry
+from autohypothesis.records.layout import Layout, RunPaths
+from schema import Metadata, Result, RunIdentity, Runtime, now
+
+LAST_STEPS_S = 10.0
+"""How long a shim that has written exit.json may take to let go of its lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where and with what one experiment runs: all that is known before its shim starts."""
+
+    spec: RunSpec
+    run: RunPaths
+    checkout: Path
+    device: Device
+    inputs: Inputs
+    budget: Budget
+    command: TrainingCommand
+
+    @property
+    def keeps_home(self) -> bool:
+        """A script whose inputs no task names may have them in the user's home folder."""
+        return self.spec.task.scorer.type == "log" and not self.spec.task.inputs
+
+    @property
+    def budget_is_known(self) -> bool:
+        """Whether anybody said how long the training trains."""
+        reported = any(report.budget for report in self.inputs.reports.values())
+        return reported or self.spec.task.run.budget is not None
+
+
+@dataclass(frozen=True, slots=True)
+class LocalExecutor:
+    """Runs experiments of one repository, each in the worktree of its worker."""
+
+    repository: Repository
+    layout: Layout
+
+    def submit(self, spec: RunSpec) -> Handle:
+        """See `Executor.submit`. The worker's worktree must be free."""
+        checkout = workspace_of(self.repository, spec.worker_id, spec.tag).checkout(spec.commit)
+        place = self._place(spec, checkout)
+        entries = self.repository.entries(spec.commit)
+        python = place.command.python
+        before = guard.look(checkout, spec.commit, entries, site_folders(python) if python else ())
+        self._write_bundle(place, before, entries)
+        shim.start(self._launch(place))
+        return Handle(spec.experiment_id)
+
+    def poll(self, handle: Handle) -> RunState:
+        return shim.status(str(self.layout.run(handle.experiment_id).folder))
+
+    def cancel(self, handle: Handle) -> None:
+        running = shim.attach(str(self.layout.run(handle.experiment_id).folder))
+        if running is not None:
+            shim.cancel(running)
+
+    def collect(self, handle: Handle) -> Result:
+        ended = shim.attach(str(self.layout.run(handle.experiment_id).folder))
+        if ended is not None and self.poll(handle) == "finished":
+            shim.wait(ended, LAST_STEPS_S)
+        return collect(self.repository, self.layout, handle.experiment_id)
+
+    # ── before the shim ───────────────────────────────────────────────────────────────────
+
+    def _place(self, spec: RunSpec, checkout: Path) -> Place:
+        root = self.repository.root
+        inputs = locate_inputs(spec.task, checkout, root, os.environ)
+        kind: Literal["cpu", "cuda"] = "cuda" if inputs.device == "cuda" else "cpu"
+        if not inputs.device:
+            kind = spec.resources.kind or devices.best_kind()
+        offered = devices.devices(kind)
+        if spec.resources.device is not None:
+            offered = [one for one in offered if devices.name_of(one) == spec.resources.device]
+        return Place(
+            spec=spec,
+            run=self.layout.run(spec.experiment_id),
+            checkout=checkout,
+            device=devices.first_free(offered),
+            inputs=inputs,
+            budget=inputs.budget(spec.task),
+            command=training_command(spec.task, root, os.environ),
+        )
+
+    def _write_bundle(
+        self, place: Place, before: guard.Before, entries: Mapping[str, Entry]
+    ) -> None:
+        """Everything about the run that is known before it; a kill from here on loses nothing."""
+        spec, run = place.spec, place.run
+        run.folder.mkdir(parents=True)
+        if not place.keeps_home:
+            run.home.mkdir()
+        local = {
+            "checkout": str(place.checkout),
+            "before": before.model_dump(mode="json"),
+            "started_at": time.time(),
+            "starter": {"pid": os.getpid(), "start": system.process_start(os.getpid())},
+        }
+        write_json(run.local, local, durable=False)
+        write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
+        write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"), durable=False)
+        bundles.write_config(run, spec.config)
+        hashed = task_hash(spec.task, guard.protected_blobs(spec.task, entries))
+        bundles.write_metadata(run, _metadata(place, hashed))
+
+    def _environment(self, place: Place) -> dict[str, str]:
+        spec = place.spec
+        return child_environment(
+            os.environ,
+            experiment_id=spec.experiment_id,
+            run_folder=place.run.folder,
+            seed=spec.seed,
+            save_weights=spec.task.scorer.type == "model",
+            home=None if place.keeps_home else place.run.home,
+            threads=1 if place.device.kind == "cpu" else None,
+            cuda_device=place.device.uuid,
+            extra={
+                **place.inputs.environment,
+                **place.command.environment,
+                **spec.task.run.env,
+            },
+        )
+
+    def _launch(self, place: Place) -> Launch:
+        spec, inputs = place.spec, place.inputs
+        seconds = place.budget.seconds if place.budget_is_known else None
+        limit = spec.task.run.deadline_seconds or deadline(
+            inputs.start_allowance_s, seconds, place.budget.clock, inputs.evaluation_allowance_s
+        )
+        environment = self._environment(place)
+        return Launch(
+            experiment_id=spec.experiment_id,
+            run_dir=str(place.run.folder),
+            cwd=str(place.checkout / spec.task.run.cwd),
+            command=place.command.words,
+            env=environment,
+            deadline_seconds=limit,
+            budget_seconds=seconds,
+            clock=place.budget.clock,
+            clock_required=spec.task.scorer.type == "model",
+            lease=devices.lease_of(place.device),
+            device=place.device,
+            score=scorer_for(spec.task).command(self._scoring(place, environment)),
+            contention_kernel=place.device.kind == "cpu",
+            metric=spec.task.objective.metric,
+            worker_id=spec.worker_id,
+            commit=spec.commit,
+            hypothesis_id=spec.hypothesis_id,
+            title=spec.title,
+            repository=str(self.repository.root),
+        )
+
+    def _scoring(self, place: Place, environment: Mapping[str, str]) -> ScoringPlace:
+        spec = place.spec
+        evaluator = spec.task.scorer.evaluator
+        return ScoringPlace(
+            run=place.run,
+            checkout=place.checkout,
+            artifact=place.checkout / spec.task.artifacts[0],
+            evaluator=pristine(self.repository, spec.commit, evaluator) if evaluator else None,
+            environment=environment,
+        )
+
+
+def workspace_of(repository: Repository, worker: str, tag: str) -> Workspace:
+    """The worktree of one worker."""
+    return Workspace.named(repository, worker, fleet=tag, worker=worker)
+
+
+def _metadata(place: Place, hashed: str) -> Metadata:
+    spec, inputs = place.spec, place.inputs
+    return Metadata(
+        recorded_at=now(),
+        run=RunIdentity(
+            experiment_id=spec.experiment_id,
+            worker_id=spec.worker_id,
+            gpu_id=devices.name_of(place.device),
+            hypothesis_id=spec.hypothesis_id,
+            rationale=spec.rationale,
+            title=spec.title,
+            tag=spec.tag,
+            seed=spec.seed,
+            replicates=spec.replicates,
+            node_id=os.uname().nodename,
+        ),
+        runtime=Runtime(
+            commit=spec.commit,
+            parent_commit=spec.parent_commit,
+            gpu_name=place.device.name,
+            diff_stat=spec.diff_stat,
+            diff_hash=spec.diff_hash,
+            lines_added=spec.lines_added,
+            lines_removed=spec.lines_removed,
+            platform_key=platform_key(
+                device_name=place.device.name,
+                profile_hash=inputs.profile_hash,
+                data_hash=inputs.data_hash,
+                task_hash=hashed,
+                budget_seconds=place.budget.seconds,
+                clock=place.budget.clock,
+            ),
+            profile=inputs.profile,
+            data_hash=inputs.data_hash,
+            task_hash=hashed,
+            budget_seconds=place.budget.seconds,
+            clock=place.budget.clock,
+            home="kept" if place.keeps_home else "own",
+        ),
+    )

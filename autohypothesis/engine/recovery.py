@@ -1,0 +1,70 @@
+"""What was running when somebody was killed: found by liveness, collected once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autohypothesis.engine import shim, system
+from autohypothesis.engine.collect import collect
+from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.records.files import read_json
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import ID, Layout, RunPaths
+
+
+def uncollected(layout: Layout) -> Iterator[str]:
+    """Experiments of ours that were begun and have no result yet."""
+    if not layout.runs.is_dir():
+        return
+    for folder in sorted(layout.runs.iterdir()):
+        run = layout.run(folder.name) if ID.fullmatch(folder.name) else None
+        if run and run.run_spec.exists() and not run.result.exists():
+            yield folder.name
+
+
+def is_over(run: RunPaths) -> bool:
+    """Whether nobody works on a run any more: no shim lives, and nobody is about to start one."""
+    state = shim.status(str(run.folder))
+    if state != "absent":
+        return state != "running"
+    if _starter_lives(run):
+        return False
+    # Its starter was killed; a shim that it may have begun finds the folder taken and goes.
+    return shim.forbid(str(run.folder))
+
+
+def _starter_lives(run: RunPaths) -> bool:
+    try:
+        starter = read_json(run.local)["starter"]
+        return system.is_alive(int(starter["pid"]), float(starter["start"]))
+    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError):
+        return False
+
+
+def busy_workers(layout: Layout) -> set[str]:
+    """Workers whose worktree an unfinished run uses."""
+    busy = set()
+    for experiment_id in uncollected(layout):
+        run = layout.run(experiment_id)
+        try:
+            if not is_over(run):
+                busy.add(str(read_json(run.run_spec)["worker_id"]))
+        except (RecordError, KeyError, TypeError):
+            continue
+    return busy
+
+
+def collect_ended(repository: Repository, layout: Layout) -> list[str]:
+    """Collect every experiment that ended without anybody there; their ids.
+
+    One that cannot be collected (its folder is damaged) stays for the fold to name.
+    """
+    collected = []
+    for experiment_id in uncollected(layout):
+        try:
+            if is_over(layout.run(experiment_id)):
+                collect(repository, layout, experiment_id)
+                collected.append(experiment_id)
+        except (AutohypothesisError, ValueError, KeyError, TypeError):
+            continue
+    return collected

@@ -1,0 +1,199 @@
+"""From a finished run to its number: three ways to score, one shape of answer.
+
+`model`   the official one: weights and `build_model`, scored in a fresh process by the pristine
+          evaluator. The value that the training printed is advisory; the difference is recorded.
+`command` a program of the task's, run after the training; its output is read as JSON or by pattern.
+`log`     a line in the training's own log. Nobody but the training vouches for it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from autohypothesis.engine.launch import ScoreCommand
+from autohypothesis.engine.logs import parse_summary
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import RecordError
+from autohypothesis.records.files import read_bytes
+from autohypothesis.records.layout import RunPaths
+from schema import ExitRecord, FailureKind, finite
+
+LOG_LIMIT = 64 << 20
+"""Bytes of a log that a number is looked for in; the shim caps run.log far below."""
+
+EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite": "nan"}
+"""What the evaluator's own refusals mean; any other is a fault of the candidate's code."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a scorer found.
+
+    Attributes:
+        value: the task's metric, finite or None.
+        metrics: everything else that it reported.
+        attested: whether somebody other than the training vouches for the value.
+        problem: why there is no value, in one line, and `kind`, the failure it stands for.
+    """
+
+    value: float | None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    attested: bool = False
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    kind: FailureKind | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPlace:
+    """Where a scorer's process runs, and what it may see."""
+
+    run: RunPaths
+    checkout: Path
+    artifact: Path
+    evaluator: Path | None
+    environment: Mapping[str, str]
+
+
+class Scorer(Protocol):
+    """One way to score."""
+
+    def command(self, place: ScoringPlace) -> ScoreCommand | None:
+        """What the shim runs after the training, under the same lease; None when nothing."""
+
+    def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
+        """The answer, from what is on disk when both have ended."""
+
+
+def scorer_for(task: Task) -> Scorer:
+    """The scorer that `task` asks for."""
+    if task.scorer.type == "model":
+        return ModelScorer(task)
+    return CommandScorer(task) if task.scorer.type == "command" else LogScorer(task)
+
+
+@dataclass(frozen=True, slots=True)
+class LogScorer:
+    """Reads the training's own words; two different summaries contradict each other."""
+
+    task: Task
+
+    def command(self, place: ScoringPlace) -> ScoreCommand | None:
+        return None
+
+    def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
+        metric, source = self.task.objective.metric, self.task.run.log
+        metrics: Mapping[str, Any] = record.metrics
+        seen = record.summaries_seen
+        if source is not None and checkout is not None:
+            summary = parse_summary(_text(checkout / source), metric)
+            metrics, seen = summary.metrics, summary.blocks
+        if self.task.scorer.parse.pattern is not None:
+            found = _matches(_text(run.log), self.task.scorer.parse.pattern)
+            metrics, seen = {metric: found[-1] if found else None}, len(found)
+        value = finite(metrics.get(metric))
+        evidence = {"summaries_seen": seen}
+        if seen > 1:
+            problem = f"the log holds {seen} values of {metric}; one run has one"
+            return Score(None, metrics, evidence=evidence, problem=problem, kind="invalid")
+        if value is None:
+            problem = f"the log holds no finite {metric}"
+            return Score(None, metrics, evidence=evidence, problem=problem, kind="no_metric")
+        return Score(value, metrics, evidence=evidence)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandScorer:
+    """Runs the task's own scoring program in the checkout, where only artifacts differ."""
+
+    task: Task
+
+    def command(self, place: ScoringPlace) -> ScoreCommand | None:
+        words = self.task.scorer.command or ()
+        return ScoreCommand(
+            command=tuple(sys.executable if word == "python" else word for word in words),
+            cwd=str(place.checkout / self.task.run.cwd),
+            env=place.environment,
+            timeout_s=self.task.scorer.timeout_seconds,
+        )
+
+    def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
+        answer = record.score or {}
+        if answer.get("exit_code") != 0:
+            problem = answer.get("error") or "the scorer did not run"
+            return Score(None, problem=f"the scorer failed: {problem}", kind="no_metric")
+        parse = self.task.scorer.parse
+        if parse.pattern is not None:
+            found = _matches(_text(run.score_log), parse.pattern)
+            if len(found) > 1:
+                problem = f"the scorer printed {len(found)} scores; one run has one"
+                return Score(None, problem=problem, kind="invalid")
+            return self._scored(found[0] if found else None, {})
+        result = answer.get("result") or {}
+        metrics = result.get(parse.metrics_field)
+        return self._scored(
+            result.get(parse.score_field), metrics if isinstance(metrics, dict) else {}
+        )
+
+    def _scored(self, text: object, metrics: Mapping[str, Any]) -> Score:
+        value = finite(text)
+        if value is None:
+            problem = f"the scorer printed no finite {self.task.objective.metric}: {text!r:.60}"
+            return Score(None, metrics, problem=problem, kind="no_metric")
+        return Score(value, metrics, attested=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelScorer:
+    """Has the pristine evaluator load the weights and score them in a process of its own."""
+
+    task: Task
+
+    def command(self, place: ScoringPlace) -> ScoreCommand | None:
+        words = (sys.executable, str(place.evaluator), "--score", str(place.run.folder))
+        return ScoreCommand(
+            command=(*words, "--train", str(place.artifact)),
+            cwd=str(place.checkout / self.task.run.cwd),
+            env=place.environment,
+            timeout_s=self.task.scorer.timeout_seconds,
+        )
+
+    def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
+        metric = self.task.objective.metric
+        answer = record.score or {}
+        result = answer.get("result") or {}
+        value = finite(result.get(metric))
+        if answer.get("exit_code") == 0 and value is not None:
+            printed = finite(record.metrics.get(metric))
+            evidence = {
+                "evaluator": result,
+                "printed": printed,
+                "score_difference": None if printed is None else value - printed,
+                "summaries_seen": record.summaries_seen,
+            }
+            return Score(value, record.metrics, attested=True, evidence=evidence)
+        problem = result.get("error") or answer.get("error") or f"the evaluator gave no {metric}"
+        kind = EVALUATOR_KINDS.get(str(result.get("kind")), "code_error")
+        return Score(
+            None, record.metrics, problem=f"official scoring failed: {problem}", kind=kind,
+            evidence={"evaluator": result},
+        )  # fmt: skip
+
+
+def _text(path: Path) -> str:
+    """What is in a file that a run left, as far as it can be read."""
+    try:
+        return read_bytes(path, LOG_LIMIT).decode("utf-8", "replace")
+    except (RecordError, FileNotFoundError):
+        return ""
+
+
+def _matches(text: str, pattern: str) -> list[str]:
+    """The number in each match: the group `score` where there is one, else the first."""
+    found = re.finditer(pattern, text, re.MULTILINE)
+    return [match["score"] if "score" in match.re.groupindex else match[1] for match in found]
