@@ -1,0 +1,125 @@
+"""A change: what a hypothesis wants done to the artifacts, and the tree that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from autohypothesis.engine.constants import set_constants, settable_names
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import ChangeError
+from autohypothesis.records.git import Repository
+from schema import Hypothesis, PlannedHypothesis, Setting
+
+ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree"]
+
+
+class Implementer(Protocol):
+    """Turns instructions into edits: a program, an agent, a person."""
+
+    def implement(self, instructions: str, checkout: Path) -> None:
+        """Edit the artifacts in `checkout`; what else was touched there is refused afterwards."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One kind of change. Make it with the constructor of its kind."""
+
+    kind: ChangeKind
+    overrides: Mapping[str, Setting] = field(default_factory=dict)
+    text: str = ""
+    """A unified diff, or instructions."""
+    tree: str = ""
+    """A snapshot of a working tree."""
+
+    @classmethod
+    def none(cls) -> Change:
+        """The base as it is: a baseline, or a replicate."""
+        return cls("none")
+
+    @classmethod
+    def from_overrides(cls, overrides: Mapping[str, Setting]) -> Change:
+        return cls("overrides", overrides=dict(overrides))
+
+    @classmethod
+    def from_patch(cls, patch: str) -> Change:
+        return cls("patch", text=patch)
+
+    @classmethod
+    def from_instructions(cls, instructions: str) -> Change:
+        return cls("instructions", text=instructions)
+
+    @classmethod
+    def from_tree(cls, tree: str) -> Change:
+        """What is in a working tree, see `Repository.snapshot_tree`."""
+        return cls("tree", tree=tree)
+
+    @classmethod
+    def of(cls, hypothesis: Hypothesis | PlannedHypothesis) -> Change:
+        """The one change that a hypothesis proposes; none for a baseline."""
+        if hypothesis.config_overrides:
+            return cls.from_overrides(hypothesis.config_overrides)
+        if hypothesis.patch:
+            return cls.from_patch(hypothesis.patch)
+        if hypothesis.instructions:
+            return cls.from_instructions(hypothesis.instructions)
+        return cls.none()
+
+
+def tree_of(repository: Repository, task: Task, base: str, change: Change) -> str:
+    """The tree of `base` with `change` applied, made without a checkout.
+
+    Raises:
+        ChangeError: it does not apply, or it needs somebody to implement it.
+    """
+    if change.kind == "none":
+        return repository.tree_of(base)
+    if change.kind == "overrides":
+        return repository.tree_with(base, _overridden(repository, task, base, change.overrides))
+    if change.kind == "patch":
+        return repository.patched_tree(base, change.text)
+    if change.kind == "tree":
+        return change.tree
+    raise ChangeError(
+        f"instructions need somebody to implement them: {change.text[:80]!r}",
+        hint="give the task a mutator, or propose config_overrides or a patch",
+    )
+
+
+def _overridden(
+    repository: Repository, task: Task, base: str, overrides: Mapping[str, Setting]
+) -> dict[str, bytes]:
+    """Path -> new content, for the artifacts whose constants are set.
+
+    Raises:
+        ChangeError: no artifact has the name, or more than one has it.
+    """
+    paths = [path for path in task.artifacts_in(repository.entries(base)) if path.endswith(".py")]
+    if not paths:
+        raise ChangeError(
+            f"overrides set constants of Python files, and {', '.join(task.artifacts)} is none",
+            hint="propose a patch instead",
+        )
+    sources = {path: repository.show_file(base, path) for path in paths}
+    if len(sources) == 1:
+        return {path: set_constants(source, overrides) for path, source in sources.items()}
+    chosen: dict[str, dict[str, Setting]] = {}
+    for key, value in overrides.items():
+        chosen.setdefault(_home_of(key, sources), {})[key] = value
+    return {path: set_constants(sources[path], wanted) for path, wanted in chosen.items()}
+
+
+def _home_of(key: str, sources: Mapping[str, bytes]) -> str:
+    """The one artifact that has a constant `key`; the first, whose error says more, if none."""
+    homes = [
+        path
+        for path, source in sources.items()
+        if key.lower() in {name.lower() for name in settable_names(source)}
+    ]
+    if len(homes) > 1:
+        raise ChangeError(
+            f"{key!r} is in {' and in '.join(homes)}", hint="propose a patch to one of them"
+        )
+    return homes[0] if homes else next(iter(sources))

@@ -1,0 +1,214 @@
+"""Only the artifacts change: in a candidate before it runs, in its checkout while it runs.
+
+`check_candidate` looks at a commit. `look` and `inspect` look at a checkout before and after a
+training: every tracked file, and the distributions that the training's Python has installed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pydantic import BaseModel
+
+from autohypothesis.engine.distributions import differences, installed
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import ChangeError
+from autohypothesis.records.git import Repository
+from autohypothesis.records.git_facts import Entry, FileChange
+from schema import nearest
+
+LINK, SUBMODULE = "120000", "160000"
+_KINDS = {LINK: "a symbolic link", SUBMODULE: "a submodule"}
+MAX_NAMED = 8
+
+
+# ── a commit ────────────────────────────────────────────────────────────────────────────────
+
+
+def check_candidate(
+    repository: Repository, task: Task, commit: str, changes: Sequence[FileChange]
+) -> None:
+    """Refuse a candidate that touches more than the artifacts, or more of them than it may.
+
+    Raises:
+        ChangeError: naming every file that is in the way.
+    """
+    outside = [one.path for one in changes if not task.is_artifact(one.path)]
+    if outside:
+        raise ChangeError(
+            f"{', '.join(outside[:MAX_NAMED])}{_and_more(outside)} may not change; the artifacts of"
+            f" task {task.id} are {', '.join(task.artifacts)}",
+            hint="propose a change of those alone",
+        )
+    odd = [problem for one in changes if (problem := _odd(task, one))]
+    if odd:
+        raise ChangeError("; ".join(odd[:MAX_NAMED]), hint="an artifact stays a plain file")
+    _check_limits(repository, task, commit, changes)
+
+
+def _odd(task: Task, change: FileChange) -> str:
+    """What a change does to a file beside its content; empty when nothing."""
+    if change.new_mode in _KINDS:
+        return f"{change.path} becomes {_KINDS[change.new_mode]}"
+    if change.status == "D":
+        return f"{change.path} is deleted" if change.path in task.artifacts else ""
+    if change.status != "A" and change.old_mode != change.new_mode:
+        return f"the mode of {change.path} changes from {change.old_mode} to {change.new_mode}"
+    return ""
+
+
+def _check_limits(
+    repository: Repository, task: Task, commit: str, changes: Sequence[FileChange]
+) -> None:
+    limits = task.mutation
+    if len(changes) > limits.max_files:
+        raise ChangeError(
+            f"{len(changes)} files change, mutation.max_files is {limits.max_files}",
+            hint="propose a smaller change",
+        )
+    lines = sum((one.added or 0) + (one.removed or 0) for one in changes)
+    if lines > limits.max_lines:
+        raise ChangeError(
+            f"{lines} lines change, mutation.max_lines is {limits.max_lines}",
+            hint="propose a smaller change",
+        )
+    for one in changes:
+        size = len(repository.show_file(commit, one.path)) if one.status != "D" else 0
+        if size > limits.max_bytes:
+            raise ChangeError(
+                f"{one.path} grows to {size:,} bytes, mutation.max_bytes is {limits.max_bytes:,}",
+                hint="propose a smaller change",
+            )
+
+
+# ── a checkout ──────────────────────────────────────────────────────────────────────────────
+
+
+class Stamp(NamedTuple):
+    """What `lstat` tells of a file; equal stamps mean that nobody wrote to it."""
+
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+class Before(BaseModel):
+    """A checkout and an environment before a training, kept with its run until it has ended."""
+
+    commit: str
+    files: dict[str, Stamp]
+    distributions: dict[str, int]
+    """Metadata folder of each installed distribution -> when its list of files was written."""
+    site_folders: list[str]
+
+
+def look(
+    checkout: Path, commit: str, entries: Mapping[str, Entry], site_folders: Iterable[Path]
+) -> Before:
+    """Note the state of a fresh checkout of `commit`, whose files are `entries`."""
+    files = {}
+    for path, entry in entries.items():
+        stamp = _stamp(checkout / path)
+        if stamp is not None and entry.mode != SUBMODULE:
+            files[path] = stamp
+    folders = [str(folder) for folder in site_folders]
+    return Before(
+        commit=commit, files=files, distributions=installed(folders), site_folders=folders
+    )
+
+
+def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]:
+    """What a training touched that it may not, in words; empty for an honest one.
+
+    A file that was only rewritten with its own content counts as untouched, and so does a new,
+    untracked one: it is deleted before the next training.
+    """
+    problems: list[str] = []
+    rewritten: list[str] = []
+    for path, stamp in before.files.items():
+        now = _stamp(checkout / path)
+        if now != stamp:
+            problem = _replaced(checkout, path, stamp, now)
+            if problem:
+                problems.append(problem)
+            else:
+                rewritten.append(path)
+    problems += _contents(repository, checkout, before.commit, rewritten)
+    changed = differences(before.distributions, installed(before.site_folders))
+    return _at_most(problems) + _at_most(changed)
+
+
+def _stamp(path: Path) -> Stamp | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return Stamp(found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
+def _replaced(checkout: Path, path: str, before: Stamp, now: Stamp | None) -> str:
+    """How `path` is another thing than it was; empty when only its content can be."""
+    for parent in PurePosixPath(path).parents:
+        if (checkout / parent).is_symlink() and parent != PurePosixPath("."):
+            return f"the folder {parent} of {path} was replaced by a symbolic link"
+    if now is None:
+        return f"{path} was deleted"
+    if stat.S_IFMT(now.mode) != stat.S_IFMT(before.mode):
+        return f"{path} was replaced by {_kind(now.mode)}"
+    if stat.S_ISLNK(now.mode):
+        return f"the symbolic link {path} was replaced"
+    return f"{path} was changed" if now.size != before.size else ""
+
+
+def _contents(
+    repository: Repository, checkout: Path, commit: str, paths: Sequence[str]
+) -> list[str]:
+    if not paths:
+        return []
+    expected = repository.entries(commit, paths)
+    found = repository.hash_files(checkout, paths)
+    return [f"{path} was changed" for path in paths if found[path] != expected[path].blob]
+
+
+def _kind(mode: int) -> str:
+    names = (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a pipe"),
+        (stat.S_ISREG, "a plain file"),
+    )
+    return next((name for test, name in names if test(mode)), "a special file")
+
+
+def _at_most(problems: list[str]) -> list[str]:
+    rest = len(problems) - MAX_NAMED
+    return problems[:MAX_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+
+
+# ── what scores a run ───────────────────────────────────────────────────────────────────────
+
+
+def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Path -> blob of the files that make experiments comparable.
+
+    Raises:
+        ChangeError: the commit lacks the evaluator.
+    """
+    evaluator = task.scorer.evaluator
+    if evaluator is not None and evaluator not in entries:
+        raise ChangeError(
+            f"the commit has no {evaluator}, which scores task {task.id}"
+            f"{nearest(evaluator, list(entries))}",
+            hint="start from a commit that has it",
+        )
+    return {path: entry.blob for path, entry in entries.items() if task.is_protected(path)}

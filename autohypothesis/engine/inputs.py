@@ -1,0 +1,156 @@
+"""What a training reads beside its code: where it is, and what it says about budget and device.
+
+Each input of a task names a program that prints one JSON object. `python prepare.py --locate` is
+one: it knows the data, its profile and the hashes that make two machines comparable.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autohypothesis.engine.environment import INHERITED
+from autohypothesis.engine.identity import canonical_hash
+from autohypothesis.engine.run_command import resolved
+from autohypothesis.engine.task import Task
+from autohypothesis.engine.task_model import Budget, Input
+from autohypothesis.errors import LaunchError
+
+TIMEOUT_S = 60.0
+START_ALLOWANCE_S = 60.0
+EVALUATION_ALLOWANCE_S = 120.0
+_OURS = ("AUTORESEARCH_", "AUTOHYPOTHESIS_")
+
+
+class InputReport(BaseModel):
+    """What a `locate` program prints. Only `path` must be there."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    path: str
+    profile: str = ""
+    profile_hash: str = ""
+    data_hash: str = ""
+    budget: Budget | None = None
+    device: str = ""
+    start_allowance_s: float | None = None
+    evaluation_allowance_s: float | None = None
+    constants: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All inputs of a task, located. What several of them report, the first one decides."""
+
+    reports: Mapping[str, InputReport] = field(default_factory=dict)
+    """By the variable that gets the path."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: report.path for name, report in self.reports.items()}
+
+    @property
+    def profile(self) -> str:
+        return next((one.profile for one in self.reports.values() if one.profile), "")
+
+    @property
+    def profile_hash(self) -> str:
+        return self._joined([one.profile_hash for one in self.reports.values()])
+
+    @property
+    def data_hash(self) -> str:
+        return self._joined([one.data_hash for one in self.reports.values()])
+
+    @property
+    def device(self) -> str:
+        """The kind of device the profile is for: cpu or cuda; empty when no input says."""
+        return next((one.device for one in self.reports.values() if one.device), "")
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        merged: dict[str, Any] = {}
+        for report in self.reports.values():
+            merged = {**report.constants, **merged}
+        return merged
+
+    @property
+    def start_allowance_s(self) -> float:
+        said = [one.start_allowance_s for one in self.reports.values()]
+        return next((one for one in said if one is not None), START_ALLOWANCE_S)
+
+    @property
+    def evaluation_allowance_s(self) -> float:
+        said = [one.evaluation_allowance_s for one in self.reports.values()]
+        return next((one for one in said if one is not None), EVALUATION_ALLOWANCE_S)
+
+    def budget(self, task: Task) -> Budget:
+        """The task's own, else what an input reports, else 300 s of wall clock."""
+        said = [task.run.budget, *(one.budget for one in self.reports.values())]
+        return next((one for one in said if one is not None), Budget())
+
+    @staticmethod
+    def _joined(hashes: list[str]) -> str:
+        """One input's hash as it is, so that people can recognise it."""
+        return hashes[0] if len(hashes) == 1 else canonical_hash(hashes) if hashes else ""
+
+
+def locate_inputs(task: Task, checkout: Path, root: Path, environment: Mapping[str, str]) -> Inputs:
+    """Run every `locate` program of `task` in `checkout`.
+
+    Raises:
+        LaunchError: one fails, or prints something else; it holds the program's own words.
+    """
+    seen = {
+        name: value
+        for name, value in environment.items()
+        if name in INHERITED or name == "HOME" or name.startswith(_OURS)
+    }
+    return Inputs({one.env: _located(task, one, checkout, root, seen) for one in task.inputs})
+
+
+def _located(
+    task: Task, wanted: Input, checkout: Path, root: Path, environment: Mapping[str, str]
+) -> InputReport:
+    said = " ".join(wanted.locate)
+    hint = f"run `{said}` in {checkout}"
+    try:
+        answer = subprocess.run(
+            resolved(wanted.locate, root),
+            cwd=checkout / task.run.cwd,
+            env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(f"`{said}` took over {TIMEOUT_S:.0f} s", hint=hint) from error
+    except OSError as error:
+        raise LaunchError(f"`{said}` does not start: {error}", hint=hint) from error
+    if answer.returncode:
+        words = answer.stderr.decode("utf-8", "replace").strip().splitlines()
+        reason = words[-1][:300] if words else f"exit code {answer.returncode}"
+        raise LaunchError(f"the data cannot be located: {reason}", hint=hint)
+    return _report(answer.stdout, said, hint)
+
+
+def _report(out: bytes, said: str, hint: str) -> InputReport:
+    """The report in `out`: all of it is one JSON object, or its last line is."""
+    text = out.decode("utf-8", "replace").strip()
+    try:
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = json.loads(text.splitlines()[-1])
+        report = InputReport.model_validate(found)
+    except (ValueError, IndexError, RecursionError) as error:
+        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise LaunchError(f"`{said}` printed no report of an input: {first}", hint=hint) from error
+    if not Path(report.path).exists():
+        raise LaunchError(f"`{said}` names {report.path}, which is not there", hint=hint)
+    return report

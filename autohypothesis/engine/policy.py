@@ -1,0 +1,169 @@
+"""The decision about one finished experiment: evidence in, verdict out, nothing else touched.
+
+This is the ratchet. Better than the reference by at least `min_delta` is kept; an equal score from
+fewer lines is kept where the policy says so; all else is discarded. What failed through no fault
+of its own is no evidence, and goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from autohypothesis.errors import SettleError
+from schema import Confirmation, Direction, FailureKind
+
+_EXACT = 1e-12
+"""Differences of measured numbers are this far from what they are on paper."""
+_NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended")
+_NEVER_NEGATIVE = ("val_bpb",)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric that the task limits, and its limits."""
+
+    value: float | None
+    soft: float | None = None
+    hard: float | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a decision rests on.
+
+    Attributes:
+        value: the official score; None when the experiment has none.
+        reference_value: that of the reference on the same platform.
+        lines_changed: added minus removed; None when unknown.
+        base_is_reference: whether the change was made to what is the reference now.
+        last_improvement: the value of the last keep that was not a simplification, which a chain
+            of simplifications is measured against; None: the reference is that keep.
+    """
+
+    value: float | None
+    reference_value: float | None
+    direction: Direction = "minimize"
+    min_delta: float = 0.0
+    metric: str = "val_bpb"
+    failure: FailureKind | None = None
+    failure_detail: str = ""
+    lines_changed: int | None = None
+    constraints: Mapping[str, Measured] = field(default_factory=dict)
+    base_is_reference: bool = True
+    is_baseline: bool = False
+    is_replicate: bool = False
+    last_improvement: float | None = None
+    keep: Literal["improve", "simpler"] = "simpler"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is decided, and why. `improvement` is positive when better, whatever the direction."""
+
+    decision_status: Literal["keep", "discard", "crash", "replicate"]
+    reason: str
+    detail: str = ""
+    improvement: float | None = None
+    simplification: bool = False
+    requeue: bool = False
+    confirmation: Confirmation = "none"
+
+
+def decide(evidence: Evidence) -> Verdict:
+    """The verdict of the ratchet.
+
+    Raises:
+        SettleError: there is a score, and nothing on this platform to compare it with.
+    """
+    if evidence.failure is not None:
+        lost = evidence.failure in _NO_EVIDENCE
+        return Verdict("crash", evidence.failure, evidence.failure_detail, requeue=lost)
+    value = _usable(evidence)
+    if value is None:
+        return Verdict("crash", "no_metric", f"{evidence.metric} is {evidence.value!r}")
+    noted = _over(evidence, "soft")
+    if evidence.is_baseline:
+        return Verdict("keep", "baseline", _sentence([f"{evidence.metric} {value:.6g}", *noted]))
+    if evidence.reference_value is None:
+        raise SettleError(
+            f"no reference has a {evidence.metric} on this platform",
+            hint="run the baseline: `python orchestrator.py run-experiment --baseline`",
+        )
+    return _compared(evidence, value, evidence.reference_value, noted)
+
+
+def _compared(evidence: Evidence, value: float, reference: float, noted: list[str]) -> Verdict:
+    improvement = better_by(value, reference, evidence.direction)
+    said = f"{evidence.metric} {value:.6g} against {reference:.6g}"
+    if evidence.is_replicate:
+        return Verdict("replicate", "replicate", _sentence([said, *noted]), improvement)
+    broken = _over(evidence, "hard")
+    if broken:
+        return Verdict("discard", "constraint", _sentence([*broken, said]), improvement)
+    improved = improvement > 0 and improvement >= evidence.min_delta - _EXACT
+    simpler = not improved and _is_simplification(evidence, value, improvement)
+    if not improved and not simpler:
+        within = abs(improvement) < evidence.min_delta - _EXACT or improvement == 0
+        reason = "within_noise" if within else "worse"
+        return Verdict("discard", reason, _sentence([said, *noted]), improvement)
+    if not evidence.base_is_reference:
+        detail = _sentence(["the reference moved while it ran", said, *noted])
+        return Verdict("discard", "stale_base", detail, improvement, simpler, requeue=True)
+    reason = "simpler" if simpler else "improved"
+    if simpler:
+        said = f"{-(evidence.lines_changed or 0)} fewer lines, {said}"
+    return Verdict(
+        "keep",
+        reason,
+        _sentence([said, *noted]),
+        improvement,
+        simplification=simpler,
+        confirmation="provisional",
+    )
+
+
+def better_by(value: float, reference: float, direction: Direction) -> float:
+    """How much better `value` is: positive is better."""
+    return reference - value if direction == "minimize" else value - reference
+
+
+def _usable(evidence: Evidence) -> float | None:
+    """The score, when it can be one."""
+    value = evidence.value
+    if value is None or not math.isfinite(value):
+        return None
+    return None if evidence.metric in _NEVER_NEGATIVE and value <= 0 else value
+
+
+def _is_simplification(evidence: Evidence, value: float, improvement: float) -> bool:
+    """An equal score from fewer lines, not drifted away from the last real improvement."""
+    if evidence.keep != "simpler" or (evidence.lines_changed or 0) >= 0:
+        return False
+    if abs(improvement) >= evidence.min_delta - _EXACT and improvement != 0:
+        return False
+    if evidence.last_improvement is None:
+        return True
+    drift = better_by(value, evidence.last_improvement, evidence.direction)
+    return drift > -evidence.min_delta + _EXACT or drift >= 0
+
+
+def _over(evidence: Evidence, which: Literal["soft", "hard"]) -> list[str]:
+    """The limits of one kind that are exceeded, or, for hard ones, were not measured."""
+    words = []
+    for name, measured in sorted(evidence.constraints.items()):
+        limit = measured.soft if which == "soft" else measured.hard
+        if limit is None:
+            continue
+        if measured.value is None or not math.isfinite(measured.value):
+            if which == "hard":
+                words.append(f"{name} was not measured, its hard limit is {limit:g}")
+        elif measured.value > limit:
+            words.append(f"{name} {measured.value:g} is over its {which} limit {limit:g}")
+    return words
+
+
+def _sentence(parts: list[str]) -> str:
+    return "; ".join(parts)

@@ -1,0 +1,197 @@
+"""Refusing a hopeless candidate in seconds: what can be read from it, then the task's own test.
+
+The task's preflight command runs in a checkout of the candidate, but with the evaluator as it was
+committed. It may import the candidate; without such a command a script is parsed, never imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autohypothesis.engine.constants import parse, read_constants
+from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
+from autohypothesis.engine.run_command import resolved
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import ChangeError, PreflightError
+
+TIMEOUT_S = 120.0
+TAIL = 64 * 1024
+"""Bytes of what the command printed that are looked at."""
+DRAIN_S = 2.0
+
+
+class PreflightVerdict(BaseModel):
+    """The last line that a preflight command prints."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    ok: bool
+    problem: str = ""
+    constants: dict[str, Any] | None = None
+    """Values of the script's constants, expressions evaluated."""
+    num_params: int | None = None
+
+
+def check_sources(sources: Mapping[str, bytes], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The literal constants of Python `sources`, when they parse and fit together.
+
+    Args:
+        sources: the artifacts of the candidate, by path.
+        known: constants of the profile, by lower-case name.
+
+    Raises:
+        PreflightError: with file and line, or the rule that is broken.
+    """
+    constants: dict[str, Any] = {}
+    for path, source in sources.items():
+        try:
+            parse(source, path)
+        except ChangeError as error:
+            raise PreflightError(error.problem, hint=error.hint) from error
+        constants = {**read_constants(source), **constants}
+    problem = shape_problem({name.lower(): value for name, value in constants.items()}, known)
+    if problem:
+        raise PreflightError(problem, hint="propose other sizes")
+    return constants
+
+
+def shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> str | None:
+    """The rule of the published recipe that literal `constants` break; None if they break none."""
+    for name in ("depth", "head_dim", "total_batch_size", "device_batch_size"):
+        value = constants.get(name)
+        if isinstance(value, (int, float)) and (isinstance(value, bool) or not value > 0):
+            return f"{name.upper()} = {value} is not a positive number"
+    total, rows = constants.get("total_batch_size"), constants.get("device_batch_size")
+    length = constants.get("max_seq_len", known.get("max_seq_len"))
+    sizes = (total, rows, length)
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        return None
+    if total % (rows * length):
+        return (
+            f"TOTAL_BATCH_SIZE = {total} is not a multiple of DEVICE_BATCH_SIZE x MAX_SEQ_LEN"
+            f" = {rows} x {length}"
+        )
+    return None
+
+
+def run_preflight(
+    task: Task,
+    checkout: Path,
+    root: Path,
+    *,
+    evaluator: Path | None = None,
+    inputs: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> PreflightVerdict:
+    """Run the task's preflight command in `checkout`, without any GPU.
+
+    Args:
+        evaluator: the pristine file that stands for `scorer.evaluator` in the command.
+        inputs: variable -> path of each located input.
+
+    Raises:
+        PreflightError: the candidate is refused, or the command gave no verdict in time.
+    """
+    words = [
+        str(evaluator) if evaluator is not None and word == task.scorer.evaluator else word
+        for word in resolved(task.run.preflight or (), root)
+    ]
+    status, out, said = _run(words, checkout / task.run.cwd, _environment(task, inputs), timeout_s)
+    verdict = _verdict(out)
+    if status is None:
+        raise PreflightError(
+            f"the preflight took over {timeout_s:.0f} s", hint="propose a smaller model"
+        )
+    if verdict is None:
+        reason = said.strip().splitlines()[-1:] or [f"exit code {status}"]
+        raise PreflightError(
+            f"the preflight gave no verdict: {reason[0][:300]}",
+            hint=f"run `{' '.join(words)}` in {checkout}",
+        )
+    if not verdict.ok:
+        raise PreflightError(
+            verdict.problem or "the preflight refused it", hint="propose something else"
+        )
+    return verdict
+
+
+def _environment(task: Task, inputs: Mapping[str, str] | None) -> dict[str, str]:
+    seen = {name: value for name, value in os.environ.items() if name in INHERITED}
+    return {
+        **seen,
+        "HOME": os.path.expanduser("~"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SEED": "0",
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
+        **task.run.env,
+        **(inputs or {}),
+    }
+
+
+def _run(
+    words: list[str], cwd: Path, environment: Mapping[str, str], timeout_s: float
+) -> tuple[int | None, str, str]:
+    """Exit status (None: out of time) and the ends of both outputs. Nothing it started survives."""
+    try:
+        process = subprocess.Popen(
+            words,
+            cwd=cwd,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise PreflightError(
+            f"the preflight does not start: {error}", hint="correct run.preflight of the task"
+        ) from error
+    out, err = _Tail(process.stdout), _Tail(process.stderr)
+    status: int | None = None
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            status = process.wait(timeout_s)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return status, out.text(), err.text()
+
+
+class _Tail:
+    """The end of a stream, however much a candidate prints."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        assert stream is not None
+        self._stream, self._kept = stream, bytearray()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with self._stream:
+            while chunk := os.read(self._stream.fileno(), TAIL):
+                self._kept += chunk
+                del self._kept[:-TAIL]
+
+    def text(self) -> str:
+        self._reader.join(DRAIN_S)  # what left the process group may hold the stream open
+        return self._kept.decode("utf-8", "replace")
+
+
+def _verdict(out: str) -> PreflightVerdict | None:
+    lines = out.strip().splitlines()
+    try:
+        return PreflightVerdict.model_validate(json.loads(lines[-1])) if lines else None
+    except (ValueError, ValidationError, RecursionError):
+        return None

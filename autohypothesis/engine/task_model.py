@@ -1,0 +1,279 @@
+"""A task: what may change, how it is run, how it is scored, what counts as better.
+
+`Task` is the one model for every front end. A file says it relative to its own folder; a loaded
+`Task` is resolved: its patterns are relative to the repository, and it is a value that can be
+sent elsewhere as JSON. task.py reads one.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from autohypothesis.engine import patterns
+from schema import Clock, Direction, Setting
+
+DEFAULT_BUDGET_S = 300.0
+
+
+def _inside(path: str) -> str:
+    problem = patterns.problem_with(path)
+    if problem:
+        raise ValueError(f"{path!r} {problem}")
+    return path
+
+
+def _words(value: Any) -> Any:
+    """A command may be one line, split as a shell splits it; no shell ever runs it."""
+    if isinstance(value, str):
+        return shlex.split(value)
+    if isinstance(value, (list, tuple)):
+        return [str(word) if type(word) in (int, float) else word for word in value]
+    return value
+
+
+def _texts(value: Any) -> Any:
+    """Variables are text; YAML makes numbers of some."""
+    if isinstance(value, dict):
+        return {name: str(v) if type(v) in (int, float) else v for name, v in value.items()}
+    return value
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+"""A path or pattern that cannot leave the repository."""
+Words = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_words, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
+]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of a task: unknown keys are errors, numbers are finite, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Input(Section):
+    """Data that the training needs, and the program that says where it is.
+
+    `locate` prints one JSON object; its `path` goes into the variable `env` (see inputs.py).
+    """
+
+    env: VariableName
+    locate: Words
+
+
+class Mutation(Section):
+    """How large one change may be."""
+
+    max_files: Annotated[int, Field(ge=1)] = 10
+    max_lines: Annotated[int, Field(ge=1)] = 2_000
+    """Lines added plus lines removed."""
+    max_bytes: Annotated[int, Field(ge=1)] = 1_000_000
+    """Size of one changed file."""
+
+
+class Mutator(Section):
+    """Who makes a change of `instructions`."""
+
+    type: Literal["command", "overrides", "implementer"] = "overrides"
+    command: Words | None = None
+    timeout_seconds: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _command_has_words(self) -> Mutator:
+        if (self.type == "command") != (self.command is not None):
+            raise ValueError("`type: command` and `command: ...` go together")
+        return self
+
+
+class Budget(Section):
+    """How long a training trains, and by which clock."""
+
+    seconds: Seconds = DEFAULT_BUDGET_S
+    clock: Clock = "wall"
+
+
+class Run(Section):
+    command: Words | None = None
+    """None: found as run_command.py says (uv, .venv, this Python)."""
+    cwd: Inside = "."
+    """Relative to the repository."""
+    env: Annotated[dict[VariableName, str], BeforeValidator(_texts)] = {}
+    budget: Budget | None = None
+    """None: what an input reports, else 300 s of wall clock."""
+    preflight: Words | None = None
+    """Prints a JSON verdict about a candidate in seconds, without training it."""
+    deadline_seconds: Seconds | None = None
+    """None: start-up allowance + factor x budget + evaluation allowance."""
+    log: Inside | None = None
+    """A file in the checkout that holds the summary, for a script that does not print it."""
+
+
+class Parse(Section):
+    """How a score is read from what the scorer printed."""
+
+    format: Literal["json", "regex"] = "json"
+    score_field: str = "score"
+    metrics_field: str = "metrics"
+    pattern: str | None = None
+    """For `regex`: its first group, or the group `score`, is the number."""
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> Parse:
+        if (self.format == "regex") != (self.pattern is not None):
+            raise ValueError("`format: regex` and `pattern: ...` go together")
+        if self.pattern is not None:
+            try:
+                groups = re.compile(self.pattern).groups
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no expression: {error}") from error
+            if not groups:
+                raise ValueError(f"pattern {self.pattern!r} has no group for the number")
+        return self
+
+
+class Scorer(Section):
+    """log: the script's own lines. command: a program. model: the evaluator, in a fresh process."""
+
+    type: Literal["log", "command", "model"] = "log"
+    command: Words | None = None
+    evaluator: Inside | None = None
+    """The protected file that scores a model; taken from the commit, by hash."""
+    parse: Parse = Parse()
+    timeout_seconds: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> Scorer:
+        if self.type == "command" and self.command is None:
+            raise ValueError("`type: command` needs `command: ...`")
+        if self.type != "command" and self.command is not None:
+            raise ValueError(f"`command` is for `type: command`, this one is `type: {self.type}`")
+        if self.type == "model" and self.evaluator is None:
+            raise ValueError("`type: model` needs `evaluator: FILE`")
+        return self
+
+
+class Objective(Section):
+    metric: Annotated[str, Field(min_length=1)] = "val_bpb"
+    direction: Direction = "minimize"
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """The smallest difference that is not noise: at least twice the spread of a pair of seeds."""
+    target: float | None = None
+    """The search ends when the metric is this good."""
+
+
+class Constraint(Section):
+    """An upper limit on another metric. Over `soft` is noted, over `hard` is a discard."""
+
+    soft: float | None = None
+    hard: float | None = None
+
+    @model_validator(mode="after")
+    def _limits_are_in_order(self) -> Constraint:
+        if self.soft is None and self.hard is None:
+            raise ValueError("give `soft`, `hard` or both")
+        if self.soft is not None and self.hard is not None and self.soft > self.hard:
+            raise ValueError(f"soft {self.soft:g} is over hard {self.hard:g}")
+        return self
+
+
+class Policy(Section):
+    keep: Literal["improve", "simpler"] = "simpler"
+    """simpler: an equal score with fewer lines is kept too."""
+    replicates: Annotated[int, Field(ge=0)] = 0
+    """How often a win is run again before it is confirmed."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """End the search after so many decisions without a keep."""
+
+
+class SearchBudget(Section):
+    """Of the whole search, not of one training."""
+
+    runs: Annotated[int, Field(ge=1)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+
+
+class Knob(Section):
+    """A constant that a search may turn, and how far."""
+
+    type: Literal["float", "int", "choice"] = "float"
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Setting, ...] | None = None
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Knob:
+        if self.type == "choice":
+            if not self.choices or self.low is not None or self.high is not None or self.log:
+                raise ValueError("`type: choice` takes `choices: [...]` and nothing else")
+            return self
+        if self.low is None or self.high is None or self.choices is not None:
+            raise ValueError(f"`type: {self.type}` takes `low` and `high`, and no `choices`")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not under high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`log: true` needs a low over 0, not {self.low:g}")
+        if self.type == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("`type: int` needs whole numbers for low and high")
+        return self
+
+
+class TaskFile(Section):
+    """What task.yaml may say."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+    description: str = ""
+    root: Literal["task", "repository"] = "task"
+    """What `artifacts` and `protected` are relative to: the task file's folder, or the top."""
+    artifacts: Annotated[tuple[Inside, ...], Field(min_length=1)]
+    """What may change."""
+    protected: tuple[Inside, ...] | None = None
+    """What decides, by content, whether two experiments can be compared. None: every other
+    tracked file. Whatever is listed, nothing but artifacts may ever change."""
+    inputs: tuple[Input, ...] = ()
+    mutation: Mutation = Mutation()
+    mutator: Mutator = Mutator()
+    run: Run = Run()
+    scorer: Scorer = Scorer()
+    objective: Objective = Objective()
+    constraints: dict[str, Constraint] = {}
+    policy: Policy = Policy()
+    budget: SearchBudget = SearchBudget()
+    knobs: dict[str, Knob] = {}
+
+
+class Task(TaskFile):
+    """A resolved task: patterns relative to the repository's top."""
+
+    root: Literal["task", "repository"] = "repository"
+    source: str = ""
+    """The task file, relative to the repository; empty for a built-in one or one outside."""
+
+    def is_artifact(self, path: str) -> bool:
+        """Whether a change may touch `path`. The task file itself never is one."""
+        return path != self.source and patterns.matches(path, self.artifacts)
+
+    def is_protected(self, path: str) -> bool:
+        """Whether the content of `path` is part of what makes experiments comparable."""
+        if path == self.source:
+            return False  # what it says is compared, not how it is written
+        if self.protected is None:
+            return not self.is_artifact(path)
+        return patterns.matches(path, self.protected)
+
+    def artifacts_in(self, paths: Iterable[str]) -> list[str]:
+        return [path for path in paths if self.is_artifact(path)]
+
+
+def task_schema() -> dict[str, Any]:
+    """JSON Schema of task.yaml, for editors."""
+    return TaskFile.model_json_schema(mode="validation")

@@ -1,0 +1,473 @@
+"""The one module that calls git.
+
+Everything the project knows about a repository goes through `Repository`. Its calls never run a
+hook, ask a question, sign, start a gc or take an optional lock, and none reads what a calling git
+left in the environment (`GIT_DIR`, `GIT_INDEX_FILE`). Objects and trees are made without touching
+the user's index or working tree. What changes the shape of the repository (worktrees, deleted
+refs, packed refs) happens under one file lock: in parallel, `git worktree add` alone fails for
+one in five.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
+
+from autohypothesis.errors import ChangeError, GitError, LockError
+from autohypothesis.records.git_facts import (
+    Answer,
+    Entry,
+    FileChange,
+    Worktree,
+    parse_changes,
+    parse_worktrees,
+)
+from autohypothesis.records.git_settings import ENVIRONMENT, OPTIONS, without_callers_state
+
+EXPERIMENTS = "refs/experiments/"
+SALVAGE = "refs/fleet/salvage/"
+TIMEOUT_S = 60.0
+CHECKOUT_TIMEOUT_S = 600.0
+LOCK_TIMEOUT_S = 900.0
+"""Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
+
+_VERIFY = "rev-parse --verify --quiet --end-of-options"
+_RAW = "diff-tree -r -z --raw --numstat --no-renames --no-ext-diff --no-textconv"
+_PATCH = (
+    "diff-tree -r -p -U3 --binary --full-index --no-renames --no-ext-diff --no-textconv --no-color"
+    " --diff-algorithm=myers --src-prefix=a/ --dst-prefix=b/"
+)
+
+
+def experiment_ref(experiment_id: str) -> str:
+    return EXPERIMENTS + experiment_id
+
+
+class Repository:
+    """A repository by the root of its main checkout. Constructing one runs no git."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    @classmethod
+    def find(cls, path: Path) -> Repository:
+        """The repository that `path` is in, by its main checkout, also from a linked worktree.
+
+        Raises:
+            GitError: `path` is in no repository, or in one without a checkout.
+        """
+        here = cls(Path(path).absolute())
+        if not here.root.is_dir():
+            raise GitError(f"{path} is not a folder", hint="name a repository with --repo PATH")
+        where = here._run(
+            "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel",
+            accept=(0, 128),
+        )
+        if where.status:
+            raise GitError(
+                f"{path} is not in a git checkout: {where.reason}",
+                hint="run `git init` there, or name another: --repo PATH",
+            )
+        folder, common, top = where.text.splitlines()
+        if folder == common:
+            return cls(Path(top))
+        main = here.worktrees()[0].path
+        if not (main / ".git").exists():
+            raise GitError(f"{main} is a bare repository", hint=f"clone it: git clone {main}")
+        return cls(main)
+
+    @classmethod
+    def create(cls, root: Path, message: str) -> Repository:
+        """A new repository at `root`, with everything that lies there in its first commit."""
+        repository = cls(Path(root).absolute())
+        repository._run("init --quiet --initial-branch=main")
+        repository._run("add --all")
+        repository._run("commit --quiet --message", message)
+        return repository
+
+    @cached_property
+    def common_dir(self) -> Path:
+        """`.git` of the main checkout, shared by all worktrees."""
+        folder = self.root / ".git"
+        if folder.is_dir():
+            return folder
+        return Path(self._run("rev-parse --path-format=absolute --git-common-dir").text)
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────
+
+    def head(self) -> str:
+        """The commit that the main checkout stands on."""
+        commit = self.read_ref("HEAD")
+        if commit is None:
+            raise GitError(
+                f"{self.root} has no commit yet",
+                hint="run `git add -A && git commit -m start` there",
+            )
+        return commit
+
+    def branch(self) -> str | None:
+        """The branch that the main checkout is on; None when it is detached."""
+        answer = self._run("symbolic-ref --quiet HEAD", accept=(0, 1))
+        return answer.text.removeprefix("refs/heads/") if answer.status == 0 else None
+
+    def resolve(self, revision: str) -> str:
+        """The full id of the commit that `revision` names."""
+        return self._named(f"{revision}^{{commit}}", f"there is no commit {revision!r}")
+
+    def subject(self, revision: str) -> str:
+        """The first line of a commit's message."""
+        return self._run("log -1 --format=%s --end-of-options", revision, "--").text
+
+    def tree_of(self, revision: str) -> str:
+        return self._named(f"{revision}^{{tree}}", f"there is no tree {revision!r}")
+
+    def _named(self, name: str, problem: str) -> str:
+        answer = self._run(_VERIFY, name, accept=(0, 1, 128))
+        if answer.status:
+            raise GitError(
+                f"{problem} in {self.root}", hint="run `git log --oneline --all` for what there is"
+            )
+        return answer.text
+
+    def read_ref(self, ref: str, worktree: Path | None = None) -> str | None:
+        """What `ref` holds; `HEAD` is that of `worktree`, where one is given."""
+        answer = self._run(_VERIFY, ref, cwd=worktree, accept=(0, 1, 128))
+        return answer.text if answer.status == 0 else None
+
+    def refs(self, prefix: str) -> dict[str, str]:
+        """Full ref name -> object id, for the refs below `prefix`."""
+        answer = self._run("for-each-ref", "--format=%(objectname) %(refname)", prefix)
+        pairs = (line.split(" ", 1) for line in answer.text.splitlines())
+        return {name: commit for commit, name in pairs}
+
+    def experiments(self) -> dict[str, str]:
+        """Experiment id -> commit, for every experiment there ever was."""
+        return {ref.removeprefix(EXPERIMENTS): sha for ref, sha in self.refs(EXPERIMENTS).items()}
+
+    def show_file(self, commit: str, path: str) -> bytes:
+        answer = self._run("cat-file blob", f"{commit}:{path}", accept=(0, 128))
+        if answer.status:
+            raise GitError(f"there is no file {path!r} in {commit[:12]}: {answer.reason}")
+        return answer.out
+
+    def entries(self, commit: str, paths: Sequence[str] = ()) -> dict[str, Entry]:
+        """Path -> mode and blob, for the files of a commit or tree, all or those at `paths`."""
+        found = {}
+        listing = "--literal-pathspecs ls-tree -r -z --full-tree"
+        for record in self._run(listing, commit, "--", *paths).records:
+            facts, path = record.split("\t", 1)
+            mode, _kind, blob = facts.split(" ")
+            found[path] = Entry(mode, blob)
+        return found
+
+    def tracked_files(self) -> list[str]:
+        """What the main checkout's index holds."""
+        return sorted(set(self._run("ls-files -z --full-name").records))
+
+    def is_dirty(self) -> bool:
+        """Whether a tracked file of the main checkout differs from its commit."""
+        return bool(self._run("status --porcelain -z --untracked-files=no").out)
+
+    def is_ancestor(self, older: str, newer: str) -> bool:
+        return self._run("merge-base --is-ancestor", older, newer, accept=(0, 1)).status == 0
+
+    def diff(self, base: str, other: str) -> str:
+        """The unified diff of two commits or trees; `git apply` takes it back."""
+        return self._run(_PATCH, base, other).out.decode("utf-8", "surrogateescape")
+
+    def changes(self, base: str, other: str) -> list[FileChange]:
+        return parse_changes(self._run(_RAW, base, other).records)
+
+    # ── objects and refs, without a checkout ──────────────────────────────────────────────
+
+    def tree_with(self, base: str, files: Mapping[str, bytes]) -> str:
+        """The tree of `base` with the contents of `files` in place of what is there."""
+        there = self.entries(base, list(files))
+        lines = []
+        for path, content in files.items():
+            blob = self._run("hash-object -w --stdin --no-filters", stdin=content).text
+            mode = there[path].mode if path in there else "100644"
+            lines.append(f"{mode} {blob}\t{path}\0")
+        with self._index(base) as index:
+            self._run("update-index -z --index-info", stdin="".join(lines).encode(), index=index)
+            return self._run("write-tree", index=index).text
+
+    def patched_tree(self, base: str, patch: str) -> str:
+        """The tree of `base` with a unified diff applied, wholly or not at all.
+
+        Raises:
+            ChangeError: the patch does not apply; git's words name the hunk.
+        """
+        content = patch.encode("utf-8", "surrogateescape")
+        with self._index(base) as index:
+            answer = self._run(
+                "apply --cached --whitespace=nowarn -",
+                stdin=content if content.endswith(b"\n") else content + b"\n",
+                index=index,
+                accept=(0, 1, 128),
+            )
+            if answer.status:
+                raise ChangeError(
+                    f"the patch does not apply to {base[:12]}: {answer.reason}",
+                    hint=f"make it against that commit: git show {base[:12]}",
+                )
+            return self._run("write-tree", index=index).text
+
+    def hash_files(self, worktree: Path, paths: Sequence[str]) -> dict[str, str]:
+        """Path -> the blob that git would store for the file that is there now."""
+        if not paths:
+            return {}
+        hashes = self._run("hash-object --", *paths, cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
+        return dict(zip(paths, hashes.text.splitlines(), strict=True))
+
+    def snapshot_tree(
+        self, also: Iterable[str] = (), worktree: Path | None = None, *, untracked: bool = False
+    ) -> str:
+        """What is in a working tree, as a tree: tracked files, and `also` where they are there.
+
+        With `untracked`, all files that git does not ignore.
+
+        The index that git works on is a copy, so the user's staging stays what it is.
+        """
+        place = worktree or self.root
+        own = self._run("rev-parse --path-format=absolute --git-path index", cwd=place).text
+        with self._index(None) as index:
+            with suppress(FileNotFoundError):
+                shutil.copy2(own, index)  # with its time, which git compares to trust a stat
+            which = "--all" if untracked else "--update"
+            self._run(f"add {which} -- :/", index=index, cwd=place, timeout=CHECKOUT_TIMEOUT_S)
+            there = [path for path in also if os.path.lexists(place / path)]
+            if there:
+                adding = "--literal-pathspecs add --force --"
+                self._run(adding, *there, index=index, cwd=place)
+            return self._run("write-tree", index=index, cwd=place).text
+
+    def commit_tree(self, tree: str, parents: Sequence[str], message: str) -> str:
+        """A new commit object; no ref moves."""
+        named = [word for parent in parents for word in ("-p", parent)]
+        return self._run("commit-tree", tree, *named, "-F", "-", stdin=message.encode()).text
+
+    def compare_and_swap(self, ref: str, new: str, old: str | None) -> bool:
+        """Move `ref` from `old` (None: it must not exist) to `new`; False when it was elsewhere."""
+        expected = old or "0" * len(new)
+        answer = self._run("update-ref --no-deref", ref, new, expected, accept=(0, 1, 128))
+        if answer.status == 0:
+            return True
+        if self.read_ref(ref) != old:
+            return False
+        raise GitError(
+            f"{ref} in {self.root} could not be moved to {new[:12]}: {answer.reason}",
+            hint=f"look at it: git -C {self.root} for-each-ref {ref}",
+        )
+
+    def delete_ref(self, ref: str, old: str | None = None) -> None:
+        with self.lock():
+            self._run("update-ref --no-deref -d", ref, *([old] if old else []))
+
+    def pack_refs(self) -> None:
+        with self.lock():
+            self._run("pack-refs --all")
+
+    def pack_objects(self) -> None:
+        """Loose objects into packs. Never `gc --prune`: beside writers it loses objects."""
+        with self.lock():
+            self._run("maintenance run --quiet --task=loose-objects", timeout=CHECKOUT_TIMEOUT_S)
+
+    # ── worktrees ─────────────────────────────────────────────────────────────────────────
+
+    def worktrees(self) -> list[Worktree]:
+        """All checkouts, the main one first."""
+        return parse_worktrees(self._run("worktree list --porcelain").text)
+
+    def worktree_at(self, path: Path) -> Worktree | None:
+        here = os.path.realpath(path)
+        return next((one for one in self.worktrees() if os.path.realpath(one.path) == here), None)
+
+    def worktree_add(
+        self, path: Path, commit: str, *, reason: str, branch: str | None = None
+    ) -> None:
+        """Make a locked worktree at `commit`, detached or on a branch that is made or moved.
+
+        What a killed or failed attempt left at `path` is cleared first; what this one leaves when
+        it fails is taken back, its new branch too.
+        """
+        commit = self.resolve(commit)
+        ref = f"refs/heads/{branch}"
+        place = ["--no-track", "-B", branch] if branch else ["--detach"]
+        how = [*place, "--lock", "--reason", reason, str(path), commit]
+        with self.lock():
+            self._forget(path)
+            before = self.read_ref(ref) if branch else None
+            try:
+                self._run("worktree add", *how, timeout=CHECKOUT_TIMEOUT_S)
+            except BaseException:
+                self._forget(path)
+                if branch and before is None and self.read_ref(ref):
+                    self._run("update-ref -d", ref)
+                raise
+
+    def worktree_remove(self, path: Path) -> None:
+        """Remove a worktree and everything in it. Salvage first what somebody may want."""
+        with self.lock():
+            self._forget(path)
+
+    def worktree_prune(self) -> None:
+        with self.lock():
+            self._run("worktree prune")
+
+    def _forget(self, path: Path) -> None:
+        """Take a worktree, whole, half-made or half-deleted, out of git's list and off the disk."""
+        if os.path.realpath(path) == os.path.realpath(self.root):
+            raise GitError(f"{path} is the main checkout and stays")
+        if self.worktree_at(path) is None:
+            return
+        # Twice -f: once for changes, once for the lock, the one of a killed `add` included.
+        removing = ["worktree", "remove", "-f", "-f", str(path)]
+        if self._run(*removing, accept=(0, 128, 255), timeout=CHECKOUT_TIMEOUT_S).status:
+            _remove_folder(path)
+            self._run("worktree unlock", str(path), accept=(0, 128, 255))
+            self._run("worktree prune")
+
+    def checkout(self, worktree: Path, commit: str, branch: str | None = None) -> None:
+        """Make a worktree hold exactly `commit`: tracked files reset, everything else deleted."""
+        place = ["--no-track", "-B", branch] if branch else ["--detach"]
+        how = ["--force", "--quiet", *place, commit]
+        self._run("checkout", *how, cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
+        self.clean(worktree)
+
+    def clean(self, worktree: Path) -> None:
+        """Delete untracked and ignored files, nested repositories too."""
+        self._run("clean -ffdxq", cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
+
+    def fast_forward(self, commit: str) -> str:
+        """Move the user's branch and checkout forward to `commit`; the branch's name.
+
+        Raises:
+            GitError: the checkout is dirty, detached, or not behind `commit`.
+        """
+        name = self.branch()
+        if name is None:
+            raise GitError(f"{self.root} is on no branch", hint="run `git switch BRANCH` there")
+        if self.is_dirty():
+            raise GitError(
+                f"{self.root} has changes that are not committed",
+                hint="run `git stash` or `git commit -a` there, then again",
+            )
+        if not self.is_ancestor(self.head(), commit):
+            raise GitError(
+                f"branch {name} has commits that {commit[:12]} is not built on",
+                hint=f"run `git cherry-pick {commit[:12]}` in {self.root}",
+            )
+        self._run("merge --ff-only --quiet", commit, timeout=CHECKOUT_TIMEOUT_S)
+        return name
+
+    def exclude(self, patterns: Iterable[str]) -> None:
+        """Have git ignore `patterns` here, through `.git/info/exclude`, each once."""
+        path = self.common_dir / "info" / "exclude"
+        wanted = list(patterns)
+        if not _missing(path, wanted):
+            return
+        with self.lock():
+            path.parent.mkdir(exist_ok=True)
+            lines = _missing(path, wanted)
+            torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+            with path.open("a", encoding="utf-8") as file:
+                file.write("\n" * torn + "".join(f"{line}\n" for line in lines))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """The one lock around what changes the shape of this repository. Not reentrant."""
+        import filelock
+
+        path = self.common_dir / "autohypothesis.lock"
+        lock = filelock.FileLock(path, timeout=LOCK_TIMEOUT_S, poll_interval=0.01)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise LockError(
+                f"{path} was held for {LOCK_TIMEOUT_S:.0f} s",
+                hint=f"see who holds it: fuser -v {path}",
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # ── calls ─────────────────────────────────────────────────────────────────────────────
+
+    @contextmanager
+    def _index(self, base: str | None) -> Iterator[Path]:
+        """An index of our own, filled from `base`."""
+        with tempfile.TemporaryDirectory(prefix="autohypothesis-index-") as folder:
+            index = Path(folder) / "index"
+            if base is not None:
+                self._run("read-tree", base, index=index)
+            yield index
+
+    def _run(
+        self,
+        words: str,
+        *args: str,
+        stdin: bytes = b"",
+        index: Path | None = None,
+        cwd: Path | None = None,
+        timeout: float = TIMEOUT_S,
+        accept: tuple[int, ...] = (0,),
+    ) -> Answer:
+        """Run `git WORDS ARGS`; `words` is split at blanks, `args` never are.
+
+        Raises:
+            GitError: the exit status is not in `accept`; it holds the command and git's words.
+        """
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git: our error, not an import's
+        import git
+
+        place = cwd or self.root
+        extra = {**ENVIRONMENT, **({"GIT_INDEX_FILE": str(index)} if index else {})}
+        command = [*without_callers_state(extra), "git", *OPTIONS, *words.split(), *args]
+        with tempfile.TemporaryFile() as source:
+            source.write(stdin)
+            source.seek(0)
+            try:
+                status, out, said = git.Git(str(place)).execute(
+                    command,
+                    istream=source,
+                    env=extra,
+                    kill_after_timeout=timeout,
+                    with_extended_output=True,
+                    with_exceptions=False,
+                    stdout_as_string=False,
+                    strip_newline_in_stdout=False,
+                )
+            except git.exc.GitCommandNotFound as error:
+                raise GitError(
+                    "git is not in PATH, so nothing can be searched", hint="install git 2.34+"
+                ) from error
+        answer = Answer(int(status), bytes(out), str(said))
+        if answer.status not in accept:
+            shown = " ".join([words, *args])[:200]
+            raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
+        return answer
+
+
+def _missing(path: Path, patterns: Iterable[str]) -> list[str]:
+    there = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    return [pattern for pattern in patterns if pattern not in there]
+
+
+def _remove_folder(path: Path) -> None:
+    """Delete a tree although a training took away the rights to its folders."""
+    with suppress(OSError):
+        os.chmod(path, 0o700)
+    for folder, inner, _ in os.walk(path):
+        for name in inner:
+            inside = os.path.join(folder, name)
+            if not os.path.islink(inside):
+                with suppress(OSError):
+                    os.chmod(inside, 0o700)
+    shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,88 @@
+"""What git tells about a repository, as values, and how to read its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one call of git said."""
+
+    status: int
+    out: bytes
+    words: str
+    """Standard error."""
+
+    @property
+    def text(self) -> str:
+        return self.out.decode("utf-8", "surrogateescape").rstrip("\n")
+
+    @property
+    def records(self) -> list[str]:
+        """The parts of an answer to `-z`."""
+        return [part.decode("utf-8", "surrogateescape") for part in self.out.split(b"\0") if part]
+
+    @property
+    def reason(self) -> str:
+        """git's last words, on one line."""
+        lines = [line.strip() for line in self.words.splitlines() if line.strip()]
+        return "; ".join(lines[-3:])[:500] or f"exit code {self.status}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a commit. `mode` tells plain (100644), executable, link (120000), submodule."""
+
+    mode: str
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One path that differs between two trees; line counts are None for binary files."""
+
+    path: str
+    status: str
+    old_mode: str
+    new_mode: str
+    added: int | None
+    removed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Worktree:
+    path: Path
+    head: str | None
+    branch: str | None
+    lock_reason: str | None
+    """None: not locked; "initializing": an `add` that is at work, or was killed."""
+
+
+def parse_changes(records: list[str]) -> list[FileChange]:
+    """`--raw --numstat -z`: all raw records with their paths first, then all counts."""
+    raw: dict[str, tuple[str, str, str]] = {}
+    counts: dict[str, tuple[int | None, int | None]] = {}
+    rest = iter(records)
+    for record in rest:
+        if record.startswith(":"):
+            old_mode, new_mode, _, _, status = record[1:].split(" ")
+            raw[next(rest)] = (status, old_mode, new_mode)
+        else:
+            added, removed, path = record.split("\t", 2)
+            counts[path] = (None, None) if added == "-" else (int(added), int(removed))
+    return [FileChange(path, *facts, *counts.get(path, (0, 0))) for path, facts in raw.items()]
+
+
+def parse_worktrees(text: str) -> list[Worktree]:
+    """`worktree list --porcelain`: blocks of `key value` lines."""
+    found = []
+    for block in text.split("\n\n"):
+        facts = dict(line.partition(" ")[::2] for line in block.splitlines())
+        if "worktree" in facts:
+            path = Path(facts["worktree"])
+            found.append(
+                Worktree(path, facts.get("HEAD"), facts.get("branch"), facts.get("locked"))
+            )
+    return found

@@ -1,0 +1,428 @@
+"""What git does to a user, and to itself, when it is called carelessly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.errors import ChangeError, GitError
+from autohypothesis.records.git import EXPERIMENTS, Repository, experiment_ref
+from autohypothesis.records.git_facts import parse_changes, parse_worktrees
+
+Git = Callable[..., str]
+Make = Callable[..., Repository]
+
+
+# ── finding ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_found_from_a_subfolder_and_from_a_linked_worktree(make: Make, tmp_path: Path) -> None:
+    repository = make({"a/b/c.txt": "1\n"})
+    worktree = tmp_path / "elsewhere ü"
+    repository.worktree_add(worktree, repository.head(), reason="test")
+    for place in (repository.root, repository.root / "a" / "b", worktree, worktree / "a"):
+        assert Repository.find(place).root == repository.root
+
+
+def test_a_folder_without_a_repository_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(GitError, match="git init"):
+        Repository.find(tmp_path)
+    with pytest.raises(GitError, match="is not a folder"):
+        Repository.find(tmp_path / "absent")
+
+
+def test_a_repository_without_a_commit_says_what_to_do(tmp_path: Path, git: Git) -> None:
+    git(tmp_path, "init", "-q")
+    with pytest.raises(GitError, match=r"no commit yet.*git commit"):
+        Repository.find(tmp_path).head()
+
+
+def test_the_environment_of_a_calling_git_is_not_seen(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started from a hook, GIT_DIR and GIT_INDEX_FILE name another repository."""
+    head = repository.head()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other-index"))
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Somebody")
+    assert Repository.find(repository.root).head() == head
+    commit = repository.commit_tree(repository.tree_of(head), [head], "x\n")
+    monkeypatch.delenv("GIT_DIR")
+    assert b"author Autohypothesis <" in repository._run("cat-file commit", commit).out
+
+
+# ── the user's checkout ─────────────────────────────────────────────────────────────────────
+
+
+def test_a_snapshot_leaves_index_and_working_tree_as_they_are(
+    repository: Repository, git: Git
+) -> None:
+    root = repository.root
+    (root / "train.py").write_text("DEPTH = 9\n")
+    (root / "staged.txt").write_text("staged\n")
+    git(root, "add", "staged.txt")
+    (root / "staged.txt").write_text("staged, then edited\n")
+    (root / "helper.py").unlink()
+    (root / "notes.txt").write_text("mine\n")
+    index = (root / ".git" / "index").read_bytes()
+    status = git(root, "status", "--porcelain")
+
+    tree = repository.snapshot_tree(also=["extra/prompt.md", "train.py"])
+
+    assert (root / ".git" / "index").read_bytes() == index
+    assert git(root, "status", "--porcelain") == status
+    assert set(repository.entries(tree)) == {"train.py", "staged.txt"}
+    assert repository.show_file(tree, "staged.txt") == b"staged, then edited\n"
+
+
+def test_a_snapshot_takes_a_new_artifact_although_it_is_ignored(make: Make) -> None:
+    repository = make({".gitignore": "*.py\n"})
+    (repository.root / "train.py").write_text("DEPTH = 1\n")
+    assert "train.py" in repository.entries(repository.snapshot_tree(also=["train.py"]))
+    assert "train.py" not in repository.entries(repository.snapshot_tree())
+
+
+def test_a_clean_checkout_with_untracked_files_is_clean(repository: Repository) -> None:
+    (repository.root / "uv.lock").write_text("x")
+    assert not repository.is_dirty()
+    (repository.root / "train.py").write_text("DEPTH = 9\n")
+    assert repository.is_dirty()
+
+
+def test_hooks_do_not_run(repository: Repository, tmp_path: Path) -> None:
+    hooks = repository.root / ".git" / "hooks"
+    proof = tmp_path / "ran"
+    for name in ("pre-commit", "post-checkout", "reference-transaction", "post-merge"):
+        hook = hooks / name
+        hook.write_text(f"#!/bin/sh\ntouch '{proof}'\n")
+        hook.chmod(0o755)
+    head = repository.head()
+    commit = repository.commit_tree(repository.tree_with(head, {"train.py": b"\n"}), [head], "x")
+    repository.compare_and_swap("refs/experiments/x", commit, None)
+    repository.worktree_add(tmp_path / "w", commit, reason="test", branch="b/1")
+    repository.checkout(tmp_path / "w", head)
+    repository.fast_forward(commit)
+    assert not proof.exists()
+
+
+def test_a_user_who_signs_and_prefixes_changes_nothing(repository: Repository, git: Git) -> None:
+    for key, value in (
+        ("commit.gpgSign", "true"),
+        ("gpg.program", "/bin/false"),
+        ("diff.noprefix", "true"),
+        ("diff.external", "/bin/false"),
+        ("color.ui", "always"),
+        ("apply.whitespace", "fix"),
+    ):
+        git(repository.root, "config", key, value)
+    head = repository.head()
+    tree = repository.tree_with(head, {"train.py": b"DEPTH = 9 \n"})
+    repository.commit_tree(tree, [head], "unsigned\n")
+    diff = repository.diff(head, tree)
+    assert diff.startswith("diff --git a/train.py b/train.py")
+    assert repository.patched_tree(head, diff) == tree
+
+
+def test_fast_forward_refuses_what_would_lose_something(repository: Repository, git: Git) -> None:
+    head = repository.head()
+    ahead = repository.commit_tree(repository.tree_with(head, {"n.txt": b"1\n"}), [head], "n\n")
+    (repository.root / "train.py").write_text("mine\n")
+    with pytest.raises(GitError, match="not committed"):
+        repository.fast_forward(ahead)
+    git(repository.root, "checkout", "-q", "--", "train.py")
+    git(repository.root, "commit", "-q", "--allow-empty", "-m", "mine")
+    with pytest.raises(GitError, match="is not built on"):
+        repository.fast_forward(ahead)
+    git(repository.root, "reset", "-q", "--hard", head)
+    assert repository.fast_forward(ahead) == "main"
+    assert (repository.root / "n.txt").read_text() == "1\n"
+    git(repository.root, "checkout", "-q", "--detach")
+    with pytest.raises(GitError, match="on no branch"):
+        repository.fast_forward(ahead)
+
+
+def test_fast_forward_does_not_overwrite_an_untracked_file(repository: Repository) -> None:
+    head = repository.head()
+    ahead = repository.commit_tree(repository.tree_with(head, {"n.txt": b"1\n"}), [head], "n\n")
+    (repository.root / "n.txt").write_text("mine")
+    with pytest.raises(GitError, match=r"n\.txt|overwritten"):
+        repository.fast_forward(ahead)
+    assert (repository.root / "n.txt").read_text() == "mine"
+
+
+def test_excluding_twice_adds_a_line_once(repository: Repository) -> None:
+    path = repository.root / ".git" / "info" / "exclude"
+    path.write_text("# mine, without a line break")
+    repository.exclude(["/worktrees/", "/results.tsv"])
+    repository.exclude(["/worktrees/", "/progress.png"])
+    assert path.read_text().splitlines() == [
+        "# mine, without a line break",
+        "/worktrees/",
+        "/results.tsv",
+        "/progress.png",
+    ]
+
+
+# ── objects and refs ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_tree_is_edited_without_a_checkout(make: Make) -> None:
+    repository = make({"run.sh": "#!/bin/sh\n", "ordner ü/a b.txt": "1\n", "keep": "x\n"})
+    os.chmod(repository.root / "run.sh", 0o755)
+    repository._run("add run.sh")
+    repository._run("commit -q -m", "executable")
+    head = repository.head()
+    tree = repository.tree_with(
+        head, {"run.sh": b"#!/bin/bash\n", "ordner ü/a b.txt": b"\xff\r\n", "new": b""}
+    )
+    assert repository.entries(tree)["run.sh"].mode == "100755"
+    assert repository.show_file(tree, "ordner ü/a b.txt") == b"\xff\r\n"
+    changes = {one.path: one for one in repository.changes(head, tree)}
+    assert set(changes) == {"run.sh", "ordner ü/a b.txt", "new"}
+    assert (changes["run.sh"].added, changes["run.sh"].removed) == (1, 1)
+    assert changes["new"].status == "A"
+    assert not repository.is_dirty()
+
+
+def test_binary_files_have_no_line_counts_and_their_diff_applies(make: Make) -> None:
+    repository = make({"a.txt": "1\n"})
+    head = repository.head()
+    tree = repository.tree_with(head, {"blob.bin": bytes(range(256)) * 9})
+    assert repository.changes(head, tree)[0].added is None
+    assert repository.patched_tree(head, repository.diff(head, tree)) == tree
+
+
+def test_a_patch_applies_wholly_or_not_at_all(repository: Repository) -> None:
+    head = repository.head()
+    other = repository.tree_with(head, {"train.py": b"DEPTH = 4\nX = 1\n"})
+    changed = repository.tree_with(other, {"train.py": b"DEPTH = 5\nX = 1\n"})
+    patch = repository.diff(other, changed)
+    with pytest.raises(ChangeError, match=r"does not apply.*train\.py"):
+        repository.patched_tree(head, patch)
+    for outside in ("../evil.txt", "/tmp/evil.txt", ".git/config"):
+        text = f"--- /dev/null\n+++ b/{outside}\n@@ -0,0 +1 @@\n+x\n"
+        with pytest.raises((ChangeError, GitError)):
+            repository.patched_tree(head, text)
+    for garbage in ("", "no patch", "diff --git a/x b/x\n", patch[: len(patch) // 2]):
+        with pytest.raises(ChangeError, match="does not apply"):
+            repository.patched_tree(head, garbage)
+
+
+def test_a_ref_moves_only_from_where_it_was_thought_to_be(repository: Repository) -> None:
+    head = repository.head()
+    one, two = (repository.commit_tree(repository.tree_of(head), [head], m) for m in ("1", "2"))
+    ref = "refs/heads/autoresearch/nov20"
+    assert repository.compare_and_swap(ref, one, None)
+    assert not repository.compare_and_swap(ref, two, None)
+    assert not repository.compare_and_swap(ref, two, head)
+    assert repository.read_ref(ref) == one
+    assert repository.compare_and_swap(ref, two, one)
+    repository.delete_ref(ref, two)
+    assert repository.read_ref(ref) is None
+    with pytest.raises(GitError, match="could not be moved"):
+        repository.compare_and_swap("refs/heads/bad..name", one, None)
+
+
+def test_of_many_swaps_at_once_one_wins(repository: Repository) -> None:
+    head = repository.head()
+    commits = [repository.commit_tree(repository.tree_of(head), [head], str(n)) for n in range(8)]
+    repository.compare_and_swap("refs/heads/reference", head, None)
+    with ThreadPoolExecutor(8) as pool:
+        won = list(
+            pool.map(
+                lambda c: repository.compare_and_swap("refs/heads/reference", c, head), commits
+            )
+        )
+    assert won.count(True) == 1
+    assert repository.read_ref("refs/heads/reference") == commits[won.index(True)]
+
+
+def test_experiments_stay_reachable_when_refs_are_packed(repository: Repository) -> None:
+    head = repository.head()
+    for number in range(3):
+        commit = repository.commit_tree(repository.tree_of(head), [head], f"{number}\n")
+        repository.compare_and_swap(experiment_ref(f"h-1-{number}"), commit, None)
+    before = repository.experiments()
+    repository.pack_refs()
+    repository.pack_objects()
+    assert not (repository.root / ".git" / EXPERIMENTS / "h-1-0").exists()
+    assert repository.experiments() == before
+    assert len(before) == 3
+
+
+def test_an_error_holds_the_command_and_gits_words(repository: Repository) -> None:
+    with pytest.raises(GitError, match="there is no commit 'nonsense'"):
+        repository.resolve("nonsense")
+    with pytest.raises(GitError, match=r"there is no file 'absent\.txt'"):
+        repository.show_file(repository.head(), "absent.txt")
+    with pytest.raises(GitError, match=r"`git read-tree 1234` in .* failed: .*1234"):
+        repository._run("read-tree", "1234")
+
+
+def test_an_option_in_place_of_a_revision_is_no_option(repository: Repository) -> None:
+    with pytest.raises(GitError, match="there is no commit"):
+        repository.resolve("--git-dir")
+
+
+def test_a_call_that_hangs_ends(repository: Repository, tmp_path: Path, git: Git) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nsleep 60\n")
+    slow.chmod(0o755)
+    git(repository.root, "config", "filter.slow.clean", str(slow))
+    (repository.root / ".git" / "info" / "attributes").write_text("*.py filter=slow\n")
+    started = time.monotonic()
+    with pytest.raises(GitError, match="did not complete"):
+        repository._run("hash-object train.py", timeout=0.3)
+    assert time.monotonic() - started < 20
+
+
+def test_no_git_is_an_error_of_ours(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(GitError, match="git is not in PATH"):
+        repository.head()
+
+
+# ── worktrees ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_sixteen_worktrees_at_once(repository: Repository, tmp_path: Path) -> None:
+    head = repository.head()
+
+    def add(number: int) -> None:
+        repository.worktree_add(
+            tmp_path / f"w {number}", head, reason=f"worker={number}", branch=f"a/gpu{number}"
+        )
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(add, range(16)))
+    assert len(repository.worktrees()) == 17
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: repository.worktree_remove(tmp_path / f"w {n}"), range(16)))
+    assert len(repository.worktrees()) == 1
+
+
+_ADD = """
+import sys
+from pathlib import Path
+from autohypothesis.records.git import Repository
+repository = Repository(Path(sys.argv[1]))
+repository.worktree_add(Path(sys.argv[2]), repository.head(), reason="test", branch=sys.argv[3])
+"""
+
+
+def _adding(repository: Repository, path: Path, branch: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _ADD, str(repository.root), str(path), branch],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+
+
+def test_worktrees_from_many_processes_at_once(repository: Repository, tmp_path: Path) -> None:
+    running = [_adding(repository, tmp_path / f"p{n}", f"p/{n}") for n in range(6)]
+    assert [process.wait(60) for process in running] == [0] * 6
+    assert len(repository.worktrees()) == 7
+
+
+def test_a_worktree_is_locked_with_the_name_of_its_holder(
+    repository: Repository, tmp_path: Path
+) -> None:
+    repository.worktree_add(tmp_path / "w", repository.head(), reason="fleet=a worker=gpu0 pid=7")
+    found = repository.worktree_at(tmp_path / "w")
+    assert found is not None
+    assert found.lock_reason == "fleet=a worker=gpu0 pid=7"
+    assert found.branch is None
+
+
+def test_a_failed_add_leaves_neither_folder_nor_branch(
+    repository: Repository, tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "mine.txt").write_text("mine")
+    with pytest.raises(GitError, match="already exists"):
+        repository.worktree_add(taken, repository.head(), reason="test", branch="a/gpu0")
+    assert (taken / "mine.txt").read_text() == "mine"
+    assert repository.read_ref("refs/heads/a/gpu0") is None
+    assert len(repository.worktrees()) == 1
+
+
+def test_a_killed_add_is_cleared_by_the_next(make: Make, tmp_path: Path, git: Git) -> None:
+    """A smudge filter that sleeps holds `git worktree add` in the middle of its checkout."""
+    repository = make({"train.py": "A = 1\n", "b.txt": "b\n"})
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\ntouch "$(dirname "$0")/reached"\nsleep 30\n')
+    slow.chmod(0o755)
+    git(repository.root, "config", "filter.slow.smudge", str(slow))
+    (repository.root / ".git" / "info" / "attributes").write_text("*.py filter=slow\n")
+    path = tmp_path / "w"
+    adding = subprocess.Popen(
+        ["git", "worktree", "add", "--detach", str(path), "HEAD"],
+        cwd=repository.root,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (tmp_path / "reached").exists():
+        time.sleep(0.01)
+    os.killpg(adding.pid, signal.SIGKILL)
+    adding.wait()
+    left = repository.worktree_at(path)
+    assert left is not None
+    assert left.lock_reason == "initializing"
+    (repository.root / ".git" / "info" / "attributes").unlink()
+    repository.worktree_add(path, repository.head(), reason="again")
+    assert (path / "train.py").read_text() == "A = 1\n"
+    assert len(repository.worktrees()) == 2
+
+
+def test_a_worktree_whose_folder_was_deleted_can_be_made_again(
+    repository: Repository, tmp_path: Path
+) -> None:
+    path = tmp_path / "w"
+    repository.worktree_add(path, repository.head(), reason="one", branch="a/gpu0")
+    subprocess.run(["rm", "-rf", str(path)], check=True)
+    repository.worktree_add(path, repository.head(), reason="two", branch="a/gpu0")
+    assert (path / "train.py").exists()
+
+
+def test_the_main_checkout_is_never_removed(repository: Repository) -> None:
+    with pytest.raises(GitError, match="stays"):
+        repository.worktree_remove(repository.root)
+    assert (repository.root / "train.py").exists()
+
+
+def test_a_branch_of_a_worker_tracks_nothing(make: Make, tmp_path: Path, git: Git) -> None:
+    repository = make()
+    git(repository.root, "config", "branch.autoSetupMerge", "always")
+    repository.worktree_add(tmp_path / "w", "main", reason="test", branch="a/gpu0")
+    assert "a/gpu0" not in (repository.root / ".git" / "config").read_text()
+
+
+# ── reading answers ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_path_that_looks_like_a_record_is_a_path() -> None:
+    records = [":100644 100644 a b M", ":odd name", "3\t1\t:odd name"]
+    (change,) = parse_changes(records)
+    assert (change.path, change.added, change.removed) == (":odd name", 3, 1)
+
+
+def test_worktrees_of_every_state_are_read() -> None:
+    text = (
+        "worktree /r\nHEAD 11\nbranch refs/heads/main\n\n"
+        "worktree /w x\nHEAD 22\ndetached\nlocked fleet=a b\n\n"
+        "worktree /y\nHEAD 33\ndetached\nlocked\nprunable gone\n"
+    )
+    main, other, bare = parse_worktrees(text)
+    assert main.branch == "refs/heads/main"
+    assert (other.path, other.branch, other.lock_reason) == (Path("/w x"), None, "fleet=a b")
+    assert bare.lock_reason == ""

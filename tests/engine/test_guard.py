@@ -1,0 +1,196 @@
+"""What a training does to its checkout, and that it is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.distributions import installed, site_folders
+from autohypothesis.engine.guard import Before, inspect, look, protected_blobs
+from autohypothesis.engine.task import Task
+from autohypothesis.engine.task_model import Scorer
+from autohypothesis.engine.workspace import Workspace
+from autohypothesis.errors import ChangeError, LaunchError
+from autohypothesis.records.git import Repository
+
+Looked = tuple[Repository, Path, Before, Path]
+
+
+@pytest.fixture
+def looked(make: Callable[..., Repository], tmp_path: Path) -> Looked:
+    repository = make(
+        {
+            "train.py": "DEPTH = 1\n",
+            "prepare.py": "print('data')\n",
+            "lib/inner/a.py": "A = 1\n",
+            "ü b.txt": "text\n",
+        }
+    )
+    (repository.root / "link").symlink_to("prepare.py")
+    repository._run("add link")
+    repository._run("commit -q -m", "a link")
+    site = tmp_path / "site-packages"
+    (site / "torch-2.0.dist-info").mkdir(parents=True)
+    (site / "torch-2.0.dist-info" / "RECORD").write_text("")
+    head = repository.head()
+    checkout = Workspace.named(repository, "one").checkout(head)
+    before = look(checkout, head, repository.entries(head), [site])
+    return repository, checkout, before, site
+
+
+def test_an_honest_training_touches_nothing(looked: Looked) -> None:
+    repository, checkout, before, _ = looked
+    (checkout / "__pycache__").mkdir()
+    (checkout / "weights.pt").write_bytes(b"1")
+    (checkout / "lib" / "new.txt").write_text("a new file")
+    os.utime(checkout / "train.py")
+    (checkout / "prepare.py").write_text("print('data')\n")  # rewritten with its own content
+    assert inspect(repository, checkout, before) == []
+
+
+def test_what_was_noted_survives_a_restart(looked: Looked) -> None:
+    repository, checkout, before, _ = looked
+    again = Before.model_validate_json(before.model_dump_json())
+    assert again == before
+    assert inspect(repository, checkout, again) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "said"),
+    [
+        ("edit", lambda p: (p / "prepare.py").write_text("cheat\n"), "prepare.py was changed"),
+        (
+            "same size",
+            lambda p: (p / "prepare.py").write_text("print('DATA')\n"),
+            "prepare.py was changed",
+        ),
+        ("itself", lambda p: (p / "train.py").write_text("D = 2\n"), "train.py was changed"),
+        ("unicode", lambda p: (p / "ü b.txt").write_text("T"), "ü b.txt was changed"),
+        ("delete", lambda p: (p / "prepare.py").unlink(), "prepare.py was deleted"),
+        (
+            "folder gone",
+            lambda p: shutil.rmtree(p / "lib"),
+            "lib/inner/a.py was deleted",
+        ),
+    ],
+)
+def test_a_touched_file_is_named(
+    looked: Looked, name: str, act: Callable[[Path], object], said: str
+) -> None:
+    repository, checkout, before, _ = looked
+    act(checkout)
+    assert inspect(repository, checkout, before) == [said]
+
+
+def test_an_edit_that_hides_its_time_is_seen(looked: Looked) -> None:
+    repository, checkout, before, _ = looked
+    path = checkout / "prepare.py"
+    was = path.stat()
+    path.write_text("print('DATA')\n")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert inspect(repository, checkout, before) == ["prepare.py was changed"]
+
+
+def test_an_edit_that_was_committed_is_seen(looked: Looked) -> None:
+    """A training may call git as well; what counts is the commit that was to run."""
+    repository, checkout, before, _ = looked
+    (checkout / "prepare.py").write_text("cheat()\n")
+    repository._run("add -A", cwd=checkout)
+    repository._run("commit -q -m", "hidden", cwd=checkout)
+    assert inspect(repository, checkout, before) == ["prepare.py was changed"]
+
+
+def _replace(path: Path, by: Callable[[Path], object]) -> None:
+    path.unlink()
+    by(path)
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (lambda p: p.symlink_to("train.py"), "prepare.py was replaced by a symbolic link"),
+        (lambda p: p.mkdir(), "prepare.py was replaced by a folder"),
+        (lambda p: os.mkfifo(p), "prepare.py was replaced by a pipe"),
+    ],
+)
+def test_a_file_that_became_something_else_is_never_opened(
+    looked: Looked, by: Callable[[Path], object], said: str
+) -> None:
+    repository, checkout, before, _ = looked
+    _replace(checkout / "prepare.py", by)
+    assert inspect(repository, checkout, before) == [said]
+
+
+def test_a_folder_behind_a_link_is_seen_although_its_files_are_equal(looked: Looked) -> None:
+    repository, checkout, before, _ = looked
+    shutil.copytree(checkout / "lib", checkout / "copy")
+    shutil.rmtree(checkout / "lib")
+    (checkout / "lib").symlink_to("copy")
+    (problem,) = inspect(repository, checkout, before)
+    assert problem == "the folder lib of lib/inner/a.py was replaced by a symbolic link"
+
+
+def test_a_link_that_points_elsewhere_is_seen(looked: Looked) -> None:
+    repository, checkout, before, _ = looked
+    _replace(checkout / "link", lambda p: p.symlink_to("/etc/passwd"))
+    assert inspect(repository, checkout, before) == ["the symbolic link link was replaced"]
+
+
+def test_a_huge_file_in_place_of_a_small_one_is_not_read(looked: Looked) -> None:
+    repository, checkout, before, _ = looked
+    os.truncate(checkout / "prepare.py", 1 << 40)
+    started = time.monotonic()
+    assert inspect(repository, checkout, before) == ["prepare.py was changed"]
+    assert time.monotonic() - started < 5
+
+
+def test_installed_removed_and_reinstalled_packages_are_named(looked: Looked) -> None:
+    repository, checkout, before, site = looked
+    (site / "evil-1.0.dist-info").mkdir()
+    (problem,) = inspect(repository, checkout, before)
+    assert problem.startswith("evil-1.0.dist-info was installed in ")
+    (site / "evil-1.0.dist-info").rmdir()
+    os.utime(site / "torch-2.0.dist-info" / "RECORD", ns=(1, 1))
+    assert "torch-2.0.dist-info" in inspect(repository, checkout, before)[0]
+    shutil.rmtree(site / "torch-2.0.dist-info")
+    (site / "hook.pth").write_text("import cheat\n")
+    words = inspect(repository, checkout, before)
+    assert [word.split(" in ")[0].split(" from ")[0] for word in words] == [
+        "hook.pth was installed",
+        "torch-2.0.dist-info was removed",
+    ]
+
+
+def test_a_thousand_touched_files_are_a_short_list(
+    make: Callable[..., Repository], tmp_path: Path
+) -> None:
+    repository = make({f"f{n}": "1\n" for n in range(60)})
+    head = repository.head()
+    checkout = Workspace.named(repository, "one").checkout(head)
+    before = look(checkout, head, repository.entries(head), [])
+    for n in range(60):
+        (checkout / f"f{n}").unlink()
+    assert inspect(repository, checkout, before)[-1] == "and 52 more"
+
+
+def test_the_folders_of_this_python_are_found() -> None:
+    names = {Path(one).name.lower().split("-")[0] for one in installed(map(str, site_folders()))}
+    assert "pydantic" in names
+
+
+def test_a_python_that_does_not_start_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LaunchError, match="does not start"):
+        site_folders(str(tmp_path / "python"))
+
+
+def test_a_commit_without_its_evaluator_is_refused(repository: Repository, task: Task) -> None:
+    scored = task.model_copy(update={"scorer": Scorer(type="model", evaluator="helper2.py")})
+    entries = repository.entries(repository.head())
+    with pytest.raises(ChangeError, match=r"has no helper2\.py.*did you mean 'helper\.py'"):
+        protected_blobs(scored, entries)
+    assert set(protected_blobs(task, entries)) == {"helper.py"}

@@ -1,0 +1,431 @@
+"""From a change to a commit: what must never get a run, and what must not be lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.candidate import config_of, diff_hash
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.inputs import InputReport, Inputs
+from autohypothesis.engine.preflight import run_preflight
+from autohypothesis.engine.prepare import prepare
+from autohypothesis.engine.run_command import resolved
+from autohypothesis.engine.task import Run, Task
+from autohypothesis.engine.task_model import Mutation, Scorer
+from autohypothesis.engine.workspace import Workspace
+from autohypothesis.errors import ChangeError, GitError, PreflightError
+from autohypothesis.records.git import Repository, experiment_ref
+from schema import Hypothesis
+
+Make = Callable[..., Repository]
+Git = Callable[..., str]
+
+
+def overrides(**values: object) -> Change:
+    return Change.from_overrides(values)  # type: ignore[arg-type]
+
+
+def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Task) -> None:
+    base = repository.head()
+    candidate = prepare(
+        repository,
+        task,
+        "HEAD",
+        overrides(depth=6, adam_betas=[0.9, 0.95]),
+        "h-nov20-0001-1",
+        title="Deeper,\nand slower betas",
+        rationale="Because.",
+        hypothesis_id="h-nov20-0001",
+    )
+    assert (candidate.base, candidate.parent_commit) == (base, base)
+    source = repository.show_file(candidate.commit, "train.py").decode()
+    assert "DEPTH = 6  # layers" in source
+    assert "ADAM_BETAS = (0.9, 0.95)" in source
+    assert repository.experiments() == {"h-nov20-0001-1": candidate.commit}
+    assert repository.patched_tree(base, candidate.diff) == repository.tree_of(candidate.commit)
+    assert candidate.diff_stat == "1 file changed, 2 insertions(+), 2 deletions(-)"
+    assert (candidate.lines_added, candidate.lines_removed) == (2, 2)
+    assert candidate.files == ("train.py",)
+    assert candidate.config == {
+        "depth": 6,
+        "matrix_lr": 0.04,
+        "adam_betas": (0.9, 0.95),
+        "total_batch_size": 1024,
+    }
+    words = repository._run("log -1 --format=%B", candidate.commit).text
+    assert words.startswith("Deeper, and slower betas\n\nBecause.\n\nExperiment: h-nov20-0001-1\n")
+    assert "Hypothesis: h-nov20-0001" in words
+    assert not repository.is_dirty()
+    assert repository.head() == base
+
+
+def test_a_hypothesis_holds_its_change() -> None:
+    def made(**change: object) -> Change:
+        return Change.of(
+            Hypothesis(hypothesis_id="h-1", tag="nov20", title="x", **change)  # type: ignore[arg-type]
+        )
+
+    assert made(config_overrides={"DEPTH": 3}) == Change.from_overrides({"DEPTH": 3})
+    assert made(patch="--- a") == Change.from_patch("--- a")
+    assert made(instructions="Try it.") == Change.from_instructions("Try it.")
+    assert made() == Change.none()
+
+
+def test_a_baseline_is_the_base_itself(repository: Repository, task: Task) -> None:
+    candidate = prepare(repository, task, "HEAD", Change.none(), "baseline-nov20-1")
+    assert candidate.commit == repository.head()
+    assert candidate.parent_commit is None
+    assert (candidate.diff, candidate.diff_stat, candidate.lines_added) == ("", "", 0)
+    assert candidate.config["depth"] == 4
+    assert repository.experiments() == {"baseline-nov20-1": candidate.commit}
+
+
+def test_the_working_tree_runs_as_it_is(repository: Repository, task: Task) -> None:
+    clean = prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "run-1")
+    assert clean.parent_commit is None
+    path = repository.root / "train.py"
+    path.write_text(path.read_text().replace("0.04", "0.05"))
+    tree = repository.snapshot_tree(also=["train.py"])
+    edited = prepare(repository, task, "HEAD", Change.from_tree(tree), "run-2")
+    assert edited.parent_commit == repository.head()
+    assert edited.config["matrix_lr"] == 0.05
+    (repository.root / "helper.py").write_text("cheat = 1\n")
+    with pytest.raises(ChangeError, match=r"helper\.py may not change"):
+        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "run-3")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (Change.from_overrides({"DEPTH": 4}), "DEPTH is 4 already"),
+        (Change.from_overrides({"SEED": 4}), "belongs to the orchestrator"),
+        (Change.from_patch("nothing at all"), "does not apply"),
+        (Change.from_instructions("Make it better."), "need somebody to implement them"),
+    ],
+)
+def test_a_refused_change_costs_no_run_and_leaves_no_ref(
+    repository: Repository, task: Task, change: Change, said: str
+) -> None:
+    with pytest.raises(ChangeError, match=said):
+        prepare(repository, task, "HEAD", change, "h-1")
+    assert repository.experiments() == {}
+
+
+def test_a_patch_that_changes_nothing_is_refused(repository: Repository, task: Task) -> None:
+    head = repository.head()
+    forth = repository.diff(head, repository.tree_with(head, {"train.py": b"A = 1\n"}))
+    back = repository.diff(repository.tree_with(head, {"train.py": b"A = 1\n"}), head)
+    with pytest.raises(ChangeError, match=r"the lines of the patch change nothing|does not apply"):
+        prepare(repository, task, "HEAD", Change.from_patch(forth + back), "h-1")
+
+
+def test_an_expression_that_was_that_value_already_is_no_change_of_text(
+    repository: Repository, task: Task
+) -> None:
+    candidate = prepare(repository, task, "HEAD", overrides(head_dim=8), "h-1")
+    assert "HEAD_DIM = 8\n" in repository.show_file(candidate.commit, "train.py").decode()
+
+
+def _patch_to(repository: Repository, files: dict[str, bytes]) -> Change:
+    head = repository.head()
+    return Change.from_patch(repository.diff(head, repository.tree_with(head, files)))
+
+
+def test_files_that_are_no_artifacts_stay(repository: Repository, task: Task) -> None:
+    files = {"helper.py": b"x\n", "train.py": b"A = 1\n", "sitecustomize.py": b"x\n"}
+    with pytest.raises(ChangeError) as caught:
+        prepare(repository, task, "HEAD", _patch_to(repository, files), "h-1")
+    assert "helper.py, sitecustomize.py may not change" in caught.value.problem
+    assert "train.py" in caught.value.problem
+
+
+def test_an_artifact_stays_a_plain_file_of_its_mode(
+    repository: Repository, task: Task, git: Git
+) -> None:
+    root = repository.root
+    (root / "train.py").unlink()
+    (root / "train.py").symlink_to("helper.py")
+    with pytest.raises(ChangeError, match=r"train\.py becomes a symbolic link"):
+        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "h-1")
+    git(root, "checkout", "-q", "--", "train.py")
+    os.chmod(root / "train.py", 0o755)
+    with pytest.raises(ChangeError, match=r"the mode of train\.py changes from 100644 to 100755"):
+        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "h-2")
+    (root / "train.py").unlink()
+    with pytest.raises(ChangeError, match=r"train\.py is deleted"):
+        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "h-3")
+
+
+def test_a_submodule_is_no_artifact(make: Make, task: Task) -> None:
+    repository = make()
+    loose = task.model_copy(update={"artifacts": ("*",)})
+    head = repository.head()
+    with repository._index(head) as index:
+        repository._run(f"update-index --add --cacheinfo 160000,{head},inner", index=index)
+        tree = repository._run("write-tree", index=index).text
+    with pytest.raises(ChangeError, match="inner becomes a submodule"):
+        prepare(repository, loose, "HEAD", Change.from_tree(tree), "h-1")
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        (Mutation(max_files=1), "2 files change, mutation.max_files is 1"),
+        (Mutation(max_lines=9), r"\d+ lines change, mutation.max_lines is 9"),
+        (Mutation(max_bytes=5), r"grows to \d+ bytes, mutation.max_bytes is 5"),
+    ],
+)
+def test_a_change_keeps_within_its_limits(
+    repository: Repository, task: Task, limits: Mutation, said: str
+) -> None:
+    limited = task.model_copy(update={"artifacts": ("*.py",), "mutation": limits})
+    files = {"train.py": b"A = 1\nB = 2\n", "helper.py": b"C = 3\nD = 4\n"}
+    with pytest.raises(ChangeError, match=said):
+        prepare(repository, limited, "HEAD", _patch_to(repository, files), "h-1")
+
+
+def test_a_script_that_does_not_parse_is_refused_with_its_line(
+    repository: Repository, task: Task
+) -> None:
+    files = {"train.py": b"A = 1\nB = (\n"}
+    with pytest.raises(PreflightError, match=r"train\.py line 2 does not parse"):
+        prepare(repository, task, "HEAD", _patch_to(repository, files), "h-1")
+    assert "h-1" in repository.experiments(), "the refused diff stays in git"
+
+
+def test_sizes_that_do_not_fit_are_refused_without_running(make: Make, task: Task) -> None:
+    repository = make({"train.py": "TOTAL_BATCH_SIZE = 2**12\nDEVICE_BATCH_SIZE = 16\n"})
+    known = Inputs({})
+    assert prepare(repository, task, "HEAD", Change.none(), "h-0", inputs=known)
+    with pytest.raises(PreflightError, match="DEVICE_BATCH_SIZE = 0 is not a positive number"):
+        prepare(repository, task, "HEAD", overrides(device_batch_size=0), "h-1", inputs=known)
+    files = {"train.py": b"TOTAL_BATCH_SIZE = 100\nDEVICE_BATCH_SIZE = 16\nMAX_SEQ_LEN = 64\n"}
+    with pytest.raises(PreflightError, match=r"100 is not a multiple of .* = 16 x 64"):
+        prepare(repository, task, "HEAD", _patch_to(repository, files), "h-2", inputs=known)
+
+
+def test_an_id_is_used_once(repository: Repository, task: Task) -> None:
+    first = prepare(repository, task, "HEAD", overrides(depth=5), "h-1")
+    with pytest.raises(GitError, match="exists and is another commit"):
+        prepare(repository, task, "HEAD", overrides(depth=6), "h-1")
+    assert repository.read_ref(experiment_ref("h-1")) == first.commit
+
+
+def test_the_constant_is_looked_for_in_every_script(make: Make, task: Task) -> None:
+    repository = make({"a.py": "ALPHA = 1\nBOTH = 1\n", "b.py": "BETA = 1\nBOTH = 1\n", "c": "x"})
+    several = task.model_copy(update={"artifacts": ("*.py",)})
+    candidate = prepare(repository, several, "HEAD", overrides(beta=2, alpha=3), "h-1")
+    assert candidate.files == ("a.py", "b.py")
+    assert candidate.config == {"alpha": 3, "both": 1, "beta": 2}
+    with pytest.raises(ChangeError, match=r"'both' is in a\.py and in b\.py"):
+        prepare(repository, several, "HEAD", overrides(both=2), "h-2")
+    with pytest.raises(ChangeError, match="there is no constant 'gamma'"):
+        prepare(repository, several, "HEAD", overrides(gamma=2), "h-3")
+    texts = task.model_copy(update={"artifacts": ("c",)})
+    with pytest.raises(ChangeError, match="overrides set constants of Python files"):
+        prepare(repository, texts, "HEAD", overrides(gamma=2), "h-4")
+
+
+class Edits:
+    """An implementer that writes files."""
+
+    def __init__(self, **files: str) -> None:
+        self.files = files
+
+    def implement(self, instructions: str, checkout: Path) -> None:
+        for name, text in self.files.items():
+            (checkout / f"{name}.py").write_text(text)
+
+
+def test_instructions_are_implemented_in_a_checkout_of_the_base(
+    repository: Repository, task: Task
+) -> None:
+    workspace = Workspace.named(repository, "implement")
+    done = prepare(
+        repository,
+        task,
+        "HEAD",
+        Change.from_instructions("Shorter."),
+        "h-1",
+        workspace=workspace,
+        implementer=Edits(train="DEPTH = 1\n"),
+    )
+    assert repository.show_file(done.commit, "train.py") == b"DEPTH = 1\n"
+    for implementer, said in (
+        (Edits(), "the instructions change nothing"),
+        (Edits(train="A = 1\n", new="B = 1\n"), r"new\.py may not change"),
+    ):
+        with pytest.raises(ChangeError, match=said):
+            prepare(
+                repository,
+                task,
+                "HEAD",
+                Change.from_instructions("More."),
+                "h-2",
+                workspace=workspace,
+                implementer=implementer,
+            )
+
+
+# ── preflight ───────────────────────────────────────────────────────────────────────────────
+
+EVALUATOR = """
+import json, os, sys, time
+assert sys.argv[1] == "--preflight"
+source = open(sys.argv[2]).read()
+scope = {}
+if "SLEEP" in source:
+    time.sleep(60)
+if "SILENT" in source:
+    sys.exit("died of silence")
+print("loading ...")
+print(json.dumps({
+    "ok": "HOPELESS" not in source,
+    "problem": "a hopeless change" if "HOPELESS" in source else "",
+    "constants": {"HEAD_DIM": 8, "CUDA": os.environ["CUDA_VISIBLE_DEVICES"], "SEED": 3,
+                  "DATA": os.environ.get("DATA"), "ME": __file__, "TOKEN": os.environ.get("TOKEN")},
+    "num_params": 1234,
+}))
+"""
+
+
+@pytest.fixture
+def model_task(task: Task) -> Task:
+    return task.model_copy(
+        update={
+            "run": Run(preflight=("python", "prepare.py", "--preflight", "train.py")),
+            "scorer": Scorer(type="model", evaluator="prepare.py"),
+            "protected": ("prepare.py",),
+        }
+    )
+
+
+@pytest.fixture
+def searched(make: Make) -> Repository:
+    return make({"train.py": "DEPTH = 1\nHEAD_DIM = f()\n", "prepare.py": EVALUATOR})
+
+
+def test_the_preflight_runs_the_pristine_evaluator_without_gpu_or_secrets(
+    searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    candidate = prepare(
+        searched,
+        model_task,
+        "HEAD",
+        overrides(depth=2),
+        "h-1",
+        workspace=Workspace.named(searched, "preflight"),
+        inputs=Inputs({"DATA": InputReport(path="/data")}),
+    )
+    settings = dict(candidate.config)
+    place = Path(str(settings.pop("me")))
+    assert place.is_relative_to(searched.root / ".git" / "autohypothesis" / "pristine")
+    assert place.read_text() == EVALUATOR
+    assert settings == {"depth": 2, "head_dim": 8, "cuda": "", "data": "/data", "token": None}
+    assert candidate.num_params == 1234
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("HOPELESS = 1\n", "a hopeless change"),
+        ("SILENT = 1\n", "gave no verdict: died of silence"),
+    ],
+)
+def test_a_hopeless_candidate_is_refused_in_seconds(
+    searched: Repository, model_task: Task, code: str, said: str
+) -> None:
+    with pytest.raises(PreflightError, match=said):
+        prepare(
+            searched,
+            model_task,
+            "HEAD",
+            _patch_to(searched, {"train.py": code.encode()}),
+            "h-1",
+            workspace=Workspace.named(searched, "preflight"),
+        )
+    assert "h-1" in searched.experiments()
+
+
+def test_a_preflight_that_hangs_ends_with_all_it_started(
+    searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = Workspace.named(searched, "preflight").checkout(searched.head())
+    (checkout / "train.py").write_text("SLEEP = 1\n")
+    started = time.monotonic()
+    with pytest.raises(PreflightError, match="took over"):
+        run_preflight(model_task, checkout, searched.root, timeout_s=0.5)
+    assert time.monotonic() - started < 15
+
+
+def test_a_preflight_that_prints_for_ever_fills_nothing(
+    searched: Repository, model_task: Task
+) -> None:
+    code = "import os, sys\nwhile True: os.write(1, b'x' * 65536)"
+    loud = model_task.model_copy(update={"run": Run(preflight=("python", "-c", code))})
+    with pytest.raises(PreflightError, match="took over"):
+        run_preflight(loud, searched.root, searched.root, timeout_s=0.5)
+
+
+def test_a_verdict_counts_although_a_daemon_holds_the_output(
+    searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autohypothesis.engine.preflight.DRAIN_S", 0.2)
+    code = (
+        "import subprocess, sys; print('{\"ok\": true}', flush=True);"
+        "subprocess.Popen(['sleep', '5'], start_new_session=True)"
+    )
+    odd = model_task.model_copy(update={"run": Run(preflight=("python", "-c", code))})
+    assert run_preflight(odd, searched.root, searched.root).ok
+
+
+def test_a_preflight_that_cannot_start_is_named(searched: Repository, model_task: Task) -> None:
+    broken = model_task.model_copy(update={"run": Run(preflight=("/absent/program",))})
+    with pytest.raises(PreflightError, match=r"does not start.*/absent/program"):
+        run_preflight(broken, searched.root, searched.root)
+
+
+# ── settings and hashes ─────────────────────────────────────────────────────────────────────
+
+
+def test_settings_are_what_json_can_hold_and_never_the_seed() -> None:
+    literals = {"DEPTH": 4, "SEED": 1, "CODES": {1, 2}, "B": b"x", "name": "lower"}
+    evaluated = {"DEPTH": 5, "WIDTH": 64, "SEED": 2}
+    settings = config_of(literals, evaluated)
+    assert settings == {"depth": 4, "width": 64}
+    assert json.dumps(settings)
+    assert config_of({"learning_rate": 0.1}, None) == {"learning_rate": 0.1}
+
+
+def test_the_same_idea_on_another_base_has_the_same_hash(
+    repository: Repository, task: Task
+) -> None:
+    first = prepare(repository, task, "HEAD", overrides(depth=6), "h-1")
+    other = prepare(repository, task, "HEAD", overrides(matrix_lr=0.05), "h-2")
+    again = prepare(repository, task, other.commit, overrides(depth=6), "h-3")
+    assert first.diff != again.diff
+    assert first.diff_hash == again.diff_hash
+    assert first.diff_hash != other.diff_hash
+    assert diff_hash("") != first.diff_hash
+
+
+def test_indentation_is_part_of_an_idea(repository: Repository) -> None:
+    head = repository.head()
+    hashes = {
+        diff_hash(repository.diff(head, repository.tree_with(head, {"train.py": text})))
+        for text in (b"if x:\n    a()\nb()\n", b"if x:\n    a()\n    b()\n")
+    }
+    assert len(hashes) == 2
+
+
+def test_the_interpreter_of_the_tests_is_the_one_that_runs(searched: Repository) -> None:
+    assert resolved(["python", "x.py"], searched.root) == (sys.executable, "x.py")

@@ -1,0 +1,224 @@
+"""What people write into a task file by mistake, and that they are told so, by line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autohypothesis.engine.task import Task, default_task, load_task, task_schema
+from autohypothesis.engine.task_errors import MAX_BYTES, TaskFileError
+from autohypothesis.errors import TaskError
+from autohypothesis.records.git import Repository
+
+ROOT = Path(__file__).parents[2]
+FILES = ("train.py", "prepare.py", "README.md", "prompts/a.md", "prompts/b.md", "lib/x/deep.py")
+GOOD = "id: one\nartifacts: [train.py]\n"
+
+Load = Callable[..., Task]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    def loaded(text: str, path: str = "task.yaml", files: Sequence[str] = FILES) -> Task:
+        place = tmp_path / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+        return load_task(place, [*files, path], root=tmp_path)
+
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("objectiv: {}", 3, "objectiv: unknown key (did you mean 'objective'?)"),
+        ("objective: {metrc: a}", 3, "objective.metrc: unknown key (did you mean 'metric'?)"),
+        ("objective:\n  direction: min", 4, "'min' is not one of minimize, maximize"),
+        ("objective:\n  min_delta: -1", 4, "greater than or equal to 0, not -1"),
+        ("objective:\n  min_delta: .nan", 4, "finite number"),
+        ("objective:\n  target: .inf", 4, "finite number"),
+        ("protected: [prepare.pi]", 3, "matches no file (did you mean 'prepare.py'?)"),
+        ("protected:\n  - README.md\n  - train.py", 2, "matches 'train.py', which is protected"),
+        ("protected: [/etc/passwd]", 3, "is absolute"),
+        ("protected: [~/x]", 3, "is absolute"),
+        ("protected: ['C:\\\\x']", 3, "is absolute"),
+        ("protected: ['prompts/../../x']", 3, "leaves its folder through '..'"),
+        ("protected: ['']", 3, "is empty"),
+        ("run: {cwd: ..}", 3, "leaves its folder"),
+        ("run: {cwd: promts}", 3, "is no folder (did you mean 'prompts'?)"),
+        ("run:\n  budget:\n    clock: gpu", 5, "'gpu' is not one of wall, cpu"),
+        ("run:\n  budget:\n    seconds: 0", 5, "greater than 0"),
+        ("run: {command: []}", 3, "run.command"),
+        ("run: {env: {A-B: x}}", 3, "run.env.A-B"),
+        ("scorer: {type: model}", 3, "needs `evaluator: FILE`"),
+        ("scorer: {type: model, evaluator: prepar.py}", 3, "did you mean 'prepare.py'?"),
+        ("scorer: {type: model, evaluator: train.py}", 3, "is an artifact"),
+        ("scorer: {type: command}", 3, "needs `command"),
+        ("scorer: {command: [a]}", 3, "is for `type: command`"),
+        ("scorer: {parse: {format: regex}}", 3, "go together"),
+        ("scorer: {parse: {format: regex, pattern: '('}}", 3, "is no expression"),
+        ("scorer: {parse: {format: regex, pattern: 'x'}}", 3, "has no group"),
+        ("constraints: {peak_vram_mb: {}}", 3, "give `soft`, `hard` or both"),
+        ("constraints: {peak_vram_mb: {soft: 3, hard: 2}}", 3, "soft 3 is over hard 2"),
+        ("constraints: {peak_vram_mb: {hardd: 2}}", 3, "did you mean 'hard'?"),
+        ("knobs: {X: {low: 2, high: 1}}", 3, "low 2 is not under high 1"),
+        ("knobs: {X: {low: 0, high: 1, log: true}}", 3, "needs a low over 0"),
+        ("knobs: {X: {type: int, low: 0.5, high: 1}}", 3, "whole numbers"),
+        ("knobs: {X: {type: choice}}", 3, "takes `choices"),
+        ("knobs: {X: {type: choise}}", 3, "did you mean 'choice'?"),
+        ("mutator: {type: command}", 3, "go together"),
+        ("mutation: {max_files: 0}", 3, "greater than or equal to 1"),
+        ("policy: {keep: always}", 3, "is not one of improve, simpler"),
+        ("budget: {runs: many}", 3, "valid integer"),
+        ("inputs: [{env: '1A', locate: x}]", 3, "inputs.0.env"),
+        ("source: x", 3, "source: unknown key"),
+        ("id: two", 3, "is there twice, first on line 1"),
+        ("description: &a x\npolicy: *a", 4, "YAML alias"),
+        ("3: x", 3, "is not a plain name"),
+        ("run: {command: [a", 4, "is not YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(load: Load, text: str, line: int, said: str) -> None:
+    with pytest.raises(TaskFileError) as caught:
+        load(GOOD + text + "\n")
+    assert any(f"task.yaml:{line}: " in one and said in one for one in caught.value.lines), (
+        caught.value.lines
+    )
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(load: Load) -> None:
+    with pytest.raises(TaskFileError) as caught:
+        load(
+            "id: Not An Id\n"
+            "artifacts:\n  - trian.py\n  - /abs\n  - prepare.py\n"
+            "protected: [prepare.py]\n"
+            "objective: {direction: up}\n"
+            "polcy: {}\n"
+        )
+    lines = caught.value.lines
+    assert [int(line.split("task.yaml:")[1].split(":")[0]) for line in lines] == [1, 3, 4, 5, 7, 8]
+    assert "did you mean 'train.py'?" in lines[1]
+    assert "orchestrator.py schema" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "is not YAML"),
+        (b"", "is not a mapping"),
+        (b"- a\n", "is not a mapping"),
+        (b"a: !!python/object/apply:os.system [ls]\n", "is not YAML"),
+        (b"[" * 50_000, "nested too deep"),
+        (b"a: " + b"[" * 5_000 + b"]" * 5_000, "nested too deep"),
+        (b"# " + b"x" * MAX_BYTES, "is larger than"),
+    ],
+)
+def test_what_is_no_task_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "task.yaml"
+    path.write_bytes(content)
+    with pytest.raises(TaskFileError, match=said):
+        load_task(path, FILES, root=tmp_path)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match=r"absent\.yaml:1: No such file"):
+        load_task(tmp_path / "absent.yaml", FILES, root=tmp_path)
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(load: Load) -> None:
+    task = load(
+        GOOD
+        + "objective: {min_delta: 2e-2}\n"
+        + "knobs: {A: {low: 1e-3, high: 1E+1, log: true}, B: {type: choice, choices: [3e-4, 1.]}}\n"
+        + "run: {env: {OMP_NUM_THREADS: 1}, command: python train.py --lr '3e-4 x'}\n"
+    )
+    assert task.objective.min_delta == 0.02
+    assert (task.knobs["A"].low, task.knobs["B"].choices) == (0.001, (3e-4, 1.0))
+    assert task.run.env == {"OMP_NUM_THREADS": "1"}
+    assert task.run.command == ("python", "train.py", "--lr", "3e-4 x")
+
+
+def test_patterns_are_relative_to_the_task_unless_it_says_otherwise(load: Load) -> None:
+    files = ("tasks/skill/SKILL.md", "tasks/skill/check.py", "SKILL.md", "check.py")
+    inner = load("id: a\nartifacts: [SKILL.md]\n", "tasks/skill/task.yaml", files)
+    assert inner.artifacts_in(files) == ["tasks/skill/SKILL.md"]
+    top = load("id: a\nroot: repository\nartifacts: [SKILL.md]\n", "tasks/skill/task.yaml", files)
+    assert top.artifacts_in(files) == ["SKILL.md"]
+    assert (top.root, top.source) == ("repository", "tasks/skill/task.yaml")
+
+
+def test_the_task_file_is_never_an_artifact(load: Load) -> None:
+    with pytest.raises(TaskFileError, match="matches the task file itself"):
+        load("id: a\nartifacts: [task.yaml]\n")
+    task = load("id: a\nartifacts: ['*']\n")
+    assert not task.is_artifact("task.yaml")
+    assert task.is_artifact("train.py")
+
+
+def test_protected_is_every_other_file_unless_listed(load: Load) -> None:
+    task = load(GOOD)
+    assert [path for path in FILES if task.is_protected(path)] == list(FILES[1:])
+    assert not task.is_protected("task.yaml")
+    listed = load(GOOD + "protected: [prepare.py]\n")
+    assert [path for path in FILES if listed.is_protected(path)] == ["prepare.py"]
+
+
+def test_a_loaded_task_can_be_sent_as_json(load: Load) -> None:
+    task = load(
+        GOOD
+        + "run: {command: [python, train.py], budget: {seconds: 15, clock: cpu}}\n"
+        + "constraints: {peak_vram_mb: {hard: 8000}}\n"
+        + "knobs: {B: {type: choice, choices: [[0.8, 0.95], [0.9, 0.95]]}}\n"
+    )
+    assert Task.model_validate_json(task.model_dump_json()) == task
+
+
+def test_the_shipped_task_is_right_and_names_constants_of_train_py() -> None:
+    from autohypothesis.engine.constants import settable_names
+
+    files = ["train.py", "prepare.py", "tasks/pretrain/task.yaml", "README.md"]
+    task = load_task(ROOT / "tasks/pretrain/task.yaml", files, root=ROOT)
+    assert task.artifacts == ("train.py",)
+    assert task.protected == ("prepare.py",)
+    assert task.objective.min_delta > 0
+    assert task.budget.runs is None, "a search ends when somebody says so"
+    assert set(task.knobs) <= set(settable_names((ROOT / "train.py").read_bytes()))
+
+
+def test_the_schema_for_editors_knows_the_shipped_task() -> None:
+    schema = task_schema()
+    written = yaml.safe_load((ROOT / "tasks/pretrain/task.yaml").read_text(encoding="utf-8"))
+    assert set(written) <= set(schema["properties"])
+    assert "source" not in schema["properties"]
+    assert schema["additionalProperties"] is False
+
+
+# ── the task of a repository ────────────────────────────────────────────────────────────────
+
+
+def test_a_repository_without_a_file_has_the_foreign_task(make: Callable[..., Repository]) -> None:
+    task = default_task(make({"train.py": "A = 1\n", "prepare.py": "", "data/x.txt": ""}))
+    assert task.artifacts == ("train.py",)
+    assert task.run.deadline_seconds == 600
+    assert task.scorer.type == "log"
+    assert not task.inputs
+    assert task.is_protected("data/x.txt")
+
+
+def test_a_task_file_of_ones_own_comes_first(make: Callable[..., Repository]) -> None:
+    shipped = "id: shipped\nroot: repository\nartifacts: [train.py]\n"
+    files = {"train.py": "", "prepare.py": "", "tasks/pretrain/task.yaml": shipped}
+    assert default_task(make(files, "shipped")).id == "shipped"
+    assert default_task(make({**files, "task.yaml": GOOD}, "own")).id == "one"
+    del files["prepare.py"]
+    assert default_task(make(files, "no evaluator")).id == "train"
+
+
+def test_a_repository_with_nothing_to_train_says_what_to_write(
+    make: Callable[..., Repository],
+) -> None:
+    with pytest.raises(TaskError, match=r"neither a task\.yaml nor a train\.py.*write"):
+        default_task(make({"main.py": ""}))
