@@ -51,7 +51,9 @@ def err() -> Console:
 
 def complete_experiment(incomplete: str) -> list[str]:
     """Ids of run folders below the current directory, for the shell."""
-    runs = Path("research") / "runs"
+    from autohypothesis.records.layout import Layout
+
+    runs = Layout(Path.cwd()).runs
     if not runs.is_dir():
         return []
     return sorted(run.name for run in runs.iterdir() if run.name.startswith(incomplete))

@@ -38,6 +38,9 @@ def sync(
     from autohypothesis.records.layout import Layout
 
     layout = Layout(Repository.find(repository_path(context, repo)).root)
+    from autohypothesis.engine import recovery
+
+    recovery.collect_ended(Repository(layout.root), layout)
     report, drawn = refresh(layout, everything=everything)
     if as_json:
         print_json({**report.as_dict(), "drawn": drawn})
@@ -57,10 +60,26 @@ def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, bo
     from autohypothesis.fleet.sync import sync as fold_and_write
 
     report = fold_and_write(layout, all=everything)
+    if report.hand_edits:
+        report = _take_edits(layout, report)
     due = everything or (report.changed > 0 and _age(layout.progress_png) > PICTURE_AGE_S)
     if due and report.rows:
         draw(layout)
     return report, bool(due and report.rows)
+
+
+def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:
+    """Decisions stamped into result.json become decisions; then the ledger shows them."""
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.settle import take_hand_edits
+    from autohypothesis.fleet.sync import sync as fold_and_write
+
+    lab = Lab.open(layout.root)
+    edits = [(edit.experiment_id, edit.status) for edit in report.hand_edits]
+    taken, refused = take_hand_edits(lab, edits)
+    for line in refused:
+        err().print(f"[yellow]edit refused:[/] {line}", soft_wrap=True)
+    return fold_and_write(layout) if taken else report
 
 
 def draw(layout: Layout) -> None:

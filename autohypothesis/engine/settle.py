@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from autohypothesis.engine.lab import Lab, reference_ref, run_ids
 from autohypothesis.engine.policy import Evidence, Measured, Verdict, better_by, decide
-from autohypothesis.errors import SettleError
+from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import read_json
 from schema import Confirmation, Decision, Metadata, Result, finite, now
@@ -105,6 +105,33 @@ def settle_by_hand(
         return decision
 
 
+def take_hand_edits(
+    lab: Lab, edits: Iterable[tuple[str, str]]
+) -> tuple[list[Decision], list[str]]:
+    """Decisions that somebody stamped into result.json, as older protocols ask.
+
+    Returns what was recorded, and a line for each edit that was refused.
+    """
+    taken, refused = [], []
+    for experiment_id, status in edits:
+        try:
+            decision = settle_by_hand(
+                lab, experiment_id, _hand_made(status), reason="stamped into result.json",
+                decided_by="result.json",
+            )  # fmt: skip
+            taken.append(decision)
+        except AutohypothesisError as error:
+            refused.append(f"{experiment_id} as {status!r}: {error}")
+    return taken, refused
+
+
+def _hand_made(status: str) -> HandMade:
+    for known in get_args(HandMade):
+        if status == known:
+            return known  # type: ignore[no-any-return]
+    raise SettleError(f"a person decides {', '.join(get_args(HandMade))}, not {status!r}")
+
+
 def repair(lab: Lab) -> None:
     """Finish what a killed settle began: the move of the reference, then the stamps."""
     past = _past(lab)
@@ -153,6 +180,8 @@ def _finished(lab: Lab, experiment_id: str) -> tuple[Result, Metadata]:
             f"{experiment_id} has no result yet",
             hint=f"see how it stands: python orchestrator.py show {experiment_id}",
         )
+    if not run.metadata.exists():
+        raise SettleError(f"{experiment_id} has no metadata.json: its tag and platform are unknown")
     result = Result.model_validate(read_json(run.result))
     metadata = Metadata.model_validate(read_json(run.metadata))
     if metadata.run.tag not in ("", lab.tag):

@@ -1,0 +1,198 @@
+"""Why an experiment failed, from evidence. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autohypothesis.engine.logs import printed_nonsense
+
+FailureKind = Literal[
+    "oom", "nan", "timeout", "code_error", "no_metric", "invalid", "contended", "infra"
+]
+
+_ZERO_SHARE = 0.01  # of the budget: a training shorter than this did not train
+_DETAIL = 300
+_OOM = re.compile(
+    r"^.*(?:CUDA out of memory|OutOfMemoryError|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|can't allocate memory|Cannot allocate memory|std::bad_alloc|^MemoryError\b).*$",
+    re.MULTILINE,
+)
+_DISK = re.compile(r"^.*(?:No space left on device|Disk quota exceeded).*$", re.MULTILINE)
+_DEVICE = re.compile(
+    r"^.*(?:uncorrectable (?:NVLink|ECC) error|GPU is lost|fallen off the bus"
+    r"|devices? (?:is|are|\(s\) is/are) busy or unavailable|no CUDA-capable device is detected"
+    r"|CUDA unknown error|CUDA driver (?:initialization failed|error)|unspecified launch failure"
+    r"|Failed to initialize NVML).*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_FAIL = re.compile(r"^FAIL\b.*$", re.MULTILINE)
+_TRACEBACK = "Traceback (most recent call last):"
+_FRAME = re.compile(r'^\s+File "([^"\n]+)", line (\d+)', re.MULTILINE)
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)\b.*$")
+_LIBRARIES = ("/site-packages/", "/lib/python", "<frozen ")
+_CRASHES = {
+    signal.SIGSEGV,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGTRAP,
+    signal.SIGSYS,
+}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong, in one word and in one line."""
+
+    kind: FailureKind
+    detail: str
+
+
+def classify(
+    exit: Mapping[str, Any] | None,
+    log_tail: str,
+    metric: float | None,
+    *,
+    metric_name: str = "val_bpb",
+    contended: str | None = None,
+) -> Failure | None:
+    """The failure of an experiment; None if it completed with a usable metric.
+
+    `exit` is exit.json, None if the shim died without writing it. `metric` is the scorer's value.
+    `contended` is a judgement made elsewhere, by comparing runs of one lane.
+    """
+    if exit is None:
+        return Failure("infra", "the shim ended without writing exit.json")
+    failure = (
+        _infrastructure(exit)
+        or _disturbed(exit, contended)
+        or _ended_badly(exit, log_tail)
+        or _invalid(exit)
+        or _without_metric(exit, log_tail, metric, metric_name)
+    )
+    return None if failure is None else Failure(failure.kind, failure.detail[:_DETAIL])
+
+
+def device_evidence(exit: Mapping[str, Any]) -> str | None:
+    """What an exit.json says against its device, whatever became of the experiment."""
+    device = exit.get("device") or {}
+    if device.get("nvml_error"):
+        return f"NVML: {device['nvml_error']}"
+    if device.get("lost"):
+        return "the device was lost"
+    if back := device.get("memory_not_back"):
+        return f"device memory did not come back: {back['before_mb']:.0f} MB before," + (
+            f" {back['after_mb']:.0f} MB after"
+        )
+    return _foreign(exit)
+
+
+def _foreign(exit: Mapping[str, Any]) -> str | None:
+    foreign = (exit.get("contention") or {}).get("foreign")
+    if not foreign:
+        return None
+    names = ", ".join(f"pid {p['pid']} grew by {p['grown_mb']:.0f} MB" for p in foreign)
+    return f"foreign compute on the device: {names}"
+
+
+def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
+    status, device = exit.get("status"), exit.get("device") or {}
+    if status == "infra":
+        return Failure("infra", str(exit.get("error") or "the shim failed"))
+    if status == "cancelled":
+        return Failure("infra", "cancelled")
+    if device.get("nvml_error") or device.get("lost"):
+        return Failure("infra", device_evidence(exit) or "the device was lost")
+    return None
+
+
+def _disturbed(exit: Mapping[str, Any], contended: str | None) -> Failure | None:
+    """Before the training's own errors: a neighbour's memory is a reason to run out of it."""
+    reason = _foreign(exit) or contended
+    return Failure("contended", reason) if reason else None
+
+
+def _ended_badly(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
+    if exit.get("status") == "deadline":
+        return Failure("timeout", f"not done after {exit.get('wall_seconds', 0):.0f} s")
+    number, code = exit.get("signal"), exit.get("exit_code")
+    if number is None and code == 0:
+        return None
+    return (
+        _said(_OOM, log_tail, "oom")
+        or (_signalled(exit, number) if number is not None else None)
+        or _said(_DISK, log_tail, "infra")
+        or _said(_DEVICE, log_tail, "infra")
+        or _said(_FAIL, log_tail, "nan")
+        or Failure("code_error", _crash_line(log_tail, f"exit code {code}"))
+    )
+
+
+def _said(pattern: re.Pattern[str], log_tail: str, kind: FailureKind) -> Failure | None:
+    found = pattern.findall(log_tail)
+    return Failure(kind, found[-1].strip()) if found else None
+
+
+def _signalled(exit: Mapping[str, Any], number: int) -> Failure:
+    if number == signal.SIGKILL and exit.get("oom_kills"):
+        return Failure("oom", "killed by the kernel, which ran out of memory")
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if number in _CRASHES:
+        return Failure("code_error", f"the training crashed with {name}")
+    return Failure("infra", f"the training was killed from outside with {name}")
+
+
+def _crash_line(log_tail: str, otherwise: str) -> str:
+    """`file:line: Exception: words` of the last traceback, else the last line of the log."""
+    begin = max(log_tail.rfind(_TRACEBACK), 0)
+    lines = log_tail[begin:].splitlines()
+    if begin or lines[:1] == [_TRACEBACK]:
+        raised = next((x for x in lines[1:] if x.strip() and not x[0].isspace()), None)
+    else:
+        raised = next((x for x in reversed(lines) if _EXCEPTION.match(x)), None)
+    if raised is None:
+        said = next((x.strip() for x in reversed(lines) if x.strip()), "no output")
+        return f"{otherwise}: {said}"
+    frames = _FRAME.findall(log_tail[begin:])
+    own = [f for f in frames if not any(part in f[0] for part in _LIBRARIES)] or frames
+    return f"{own[-1][0]}:{own[-1][1]}: {raised.strip()}" if own else raised.strip()
+
+
+def _invalid(exit: Mapping[str, Any]) -> Failure | None:
+    clock = exit.get("clock") or {}
+    if clock.get("verdict") == "invalid":
+        return Failure("invalid", str(clock.get("reason") or "the clock does not add up"))
+    kernel, budget = clock.get("kernel_s"), clock.get("budget_seconds")
+    seconds = (exit.get("metrics") or {}).get("training_seconds")
+    if kernel is not None and budget and kernel < _ZERO_SHARE * budget:
+        return Failure("invalid", f"trained for {kernel:.3f} s of a budget of {budget:g} s")
+    if isinstance(seconds, (int, float)) and seconds <= 0:
+        return Failure("invalid", f"training_seconds is {seconds:g}: nothing was trained")
+    score = (exit.get("score") or {}).get("result") or {}
+    return Failure("invalid", str(score["invalid"])) if score.get("invalid") else None
+
+
+def _without_metric(
+    exit: Mapping[str, Any], log_tail: str, metric: float | None, name: str
+) -> Failure | None:
+    if metric is not None:
+        usable = math.isfinite(metric)
+        return None if usable else Failure("nan", f"{name} is {metric}")
+    if (nonsense := printed_nonsense(log_tail + "\n", name)) is not None:
+        return Failure("nan", f"the training printed {name}: {nonsense[:40]}")
+    if failed := _said(_FAIL, log_tail, "nan"):
+        return failed
+    error = (exit.get("score") or {}).get("error")
+    if error:
+        kind: FailureKind = "oom" if _OOM.search(error) else "no_metric"
+        return Failure(kind, str(error))
+    return Failure("no_metric", f"the log has no line `{name}: <number>`")

@@ -1,0 +1,159 @@
+"""What the shim is told: one training, its limits, its lease and its scoring, as a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from autohypothesis.errors import LaunchError
+
+Clock = Literal["wall", "cpu"]
+
+# Files in a run folder that the shim reads or writes.
+LAUNCH_FILE = "launch.json"
+SHIM_FILE = "shim.json"
+EXIT_FILE = "exit.json"
+EVENTS_FILE = "events.jsonl"
+CLOCK_FILE = "clock.jsonl"
+LOG_FILE = "run.log"
+SCORE_LOG_FILE = "score.log"
+
+FOREIGN_DEADLINE_S = 600.0
+_DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}
+
+
+def deadline(
+    start_allowance: float,
+    budget: float | None,
+    clock: Clock,
+    evaluation_allowance: float,
+) -> float:
+    """Seconds of wall clock after which a training is ended.
+
+    A CPU budget may take four times its length on a busy machine. Without a budget, which means a
+    foreign script without a task file, it is 600 s whatever the allowances.
+    """
+    if budget is None:
+        return FOREIGN_DEADLINE_S
+    return start_allowance + _DEADLINE_FACTOR[clock] * budget + evaluation_allowance
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The lock file that stands for a device, and the name people know the device by."""
+
+    path: str
+    name: str
+    wait_s: float = 0.5  # a loser asks this long: the last holder may be closing, or be probed
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the training runs. `cores` pins it, `uuid` is a GPU's NVML and CUDA name."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    uuid: str | None = None
+    name: str = "CPU"
+    cores: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ScoreCommand:
+    """Runs after a training that exited 0, under the same lease; the last JSON line it prints is
+    the score."""
+
+    command: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One experiment, as the shim runs it. Times in seconds, paths absolute.
+
+    `env` is the whole environment of the training. `clock_required` is for a task whose budget
+    clock is ours: no line in clock.jsonl is then evidence of `invalid`. `metric` is the name whose
+    lines are counted and read from the log.
+    """
+
+    experiment_id: str
+    run_dir: str
+    cwd: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    deadline_seconds: float
+    budget_seconds: float | None = None
+    clock: Clock = "wall"
+    clock_required: bool = False
+    stop_grace_s: float = 5.0
+    lease: Lease | None = None
+    device: Device = field(default_factory=Device)
+    score: ScoreCommand | None = None
+    contention_kernel: bool = False
+    metric: str = "val_bpb"
+    log_limit_bytes: int = 16 << 20
+    heartbeat_s: float = 5.0
+    memory_back_s: float = 15.0
+    worker_id: str | None = None
+    gpu_id: int | None = None
+    commit: str | None = None
+    hypothesis_id: str | None = None
+    title: str | None = None
+    repository: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("run_dir", "cwd"):
+            if not os.path.isabs(getattr(self, name)):
+                raise LaunchError(f"{name} {getattr(self, name)!r} is not an absolute path")
+        if not self.command:
+            raise LaunchError(f"{self.experiment_id} has an empty command")
+        if self.clock not in _DEADLINE_FACTOR:
+            raise LaunchError(f"clock {self.clock!r} is neither 'wall' nor 'cpu'")
+        if self.deadline_seconds <= 0:
+            raise LaunchError(f"deadline_seconds {self.deadline_seconds} is not positive")
+        if self.log_limit_bytes < 4096:
+            raise LaunchError(f"log_limit_bytes {self.log_limit_bytes} is under 4096")
+
+    def file(self, name: str) -> str:
+        """The path of a file in the run folder."""
+        return os.path.join(self.run_dir, name)
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Launch:
+        """Raises LaunchError for anything but a whole launch file."""
+        try:
+            raw = json.loads(data)
+        except ValueError as error:
+            raise LaunchError(f"{LAUNCH_FILE} is not JSON: {error}") from error
+        values = _known(cls, raw)
+        for name, part in (("lease", Lease), ("device", Device), ("score", ScoreCommand)):
+            if values.get(name) is not None:
+                values[name] = part(**_known(part, values[name]))
+        return cls(**values)
+
+
+def _known(cls: type[Any], raw: object) -> dict[str, Any]:
+    """`raw` as arguments of a dataclass: every key known, none missing, lists as tuples."""
+    if not isinstance(raw, dict):
+        raise LaunchError(f"{cls.__name__} in {LAUNCH_FILE} is not an object")
+    known = {f.name: f for f in fields(cls)}
+    if unknown := sorted(raw.keys() - known.keys()):
+        raise LaunchError(f"{LAUNCH_FILE} has unknown {cls.__name__} fields: {', '.join(unknown)}")
+    required = {
+        name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING
+    }
+    if missing := sorted(required - raw.keys()):
+        raise LaunchError(f"{LAUNCH_FILE} lacks {cls.__name__} fields: {', '.join(missing)}")
+    return {name: _frozen(value) for name, value in raw.items()}
+
+
+def _frozen(value: object) -> object:
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return tuple(value) if is_list else value  # type: ignore[arg-type]

@@ -1,0 +1,93 @@
+"""What a tree of processes uses, and how fast a lane is: numbers only, no judgement."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from autohypothesis.engine import system
+
+_KERNEL_ROUNDS = 7
+_KERNEL_STEPS = 8_000  # about a millisecond
+
+
+class TreeMeter:
+    """CPU time and memory of every descendant of this process, except those in `apart`.
+
+    The owner waits for all children and tells `reaped` what each has used. CPU time includes
+    children that a process hid from its own account (a daemon, or ignored SIGCHLD), as far as a
+    sample has seen them alive.
+    """
+
+    def __init__(self) -> None:
+        self.apart: set[int] = set()
+        self.peak_bytes = 0
+        self.reaped_seconds = 0.0
+        self._seen: dict[int, float] = {}
+        self._largest = 0.0
+
+    def pids(self) -> list[int]:
+        return [pid for pid in system.descendants(os.getpid()) if pid not in self.apart]
+
+    @property
+    def ever(self) -> Collection[int]:
+        """Every pid that has been seen in the tree."""
+        return self._seen.keys()
+
+    def sample(self) -> None:
+        """Look at memory and CPU time now."""
+        pids = self.pids()
+        self.peak_bytes = max(self.peak_bytes, sum(map(system.resident_bytes, pids)))
+        self._cpu(pids)
+
+    def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
+        """A child was waited for: its CPU time, with all it had waited for, and its peak."""
+        self.reaped_seconds += cpu_seconds
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the tree up to now, living and ended; it never goes back."""
+        return self._cpu(self.pids())
+
+    def _cpu(self, pids: Sequence[int]) -> float:
+        own = {pid: system.own_cpu_seconds(pid) for pid in pids}
+        self._seen.update(own)
+        waited = sum(map(system.reaped_cpu_seconds, pids))
+        accounted = self.reaped_seconds + sum(own.values()) + waited
+        self._largest = max(self._largest, accounted, sum(self._seen.values()))
+        return self._largest
+
+
+@dataclass(frozen=True)
+class KernelTiming:
+    """A fixed piece of work on a lane: milliseconds of wall clock, the median and the least."""
+
+    median_ms: float
+    least_ms: float
+
+
+def time_kernel(cores: Sequence[int] | None) -> KernelTiming:
+    """Time the fixed kernel on `cores`; the affinity of this process is restored."""
+    before = system.usable_cores()
+    pinned = system.set_affinity(cores)
+    try:
+        rounds = sorted(_one_round() for _ in range(_KERNEL_ROUNDS))
+    finally:
+        if pinned:
+            system.set_affinity(before)
+    return KernelTiming(1e3 * rounds[_KERNEL_ROUNDS // 2], 1e3 * rounds[0])
+
+
+def _one_round() -> float:
+    start = time.perf_counter()
+    state = 1
+    for _ in range(_KERNEL_STEPS):
+        state = (state * 1_103_515_245 + 12_345) & 0x7FFFFFFF
+    return time.perf_counter() - start
+
+
+def slower_by(before: KernelTiming, after: KernelTiming) -> float:
+    """How much slower the lane is than it was: 0.1 is ten per cent."""
+    return after.median_ms / before.median_ms - 1.0

@@ -1,0 +1,188 @@
+"""The shim, seen from outside: start one, ask after it, wait for it, cancel it.
+
+`python -m autohypothesis.engine.shim LAUNCH_JSON EXPERIMENT_ID` is the process itself. It holds the
+lease, starts the training and its scoring, and owns both from exec to exit; it survives whoever
+started it. What is known about it lies in the run folder: shim.json from before the training starts
+(who it is), exit.json at the end (what happened). Whether it lives is told by pid and start time,
+never by age.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autohypothesis.engine import system
+from autohypothesis.engine.launch import EXIT_FILE, LAUNCH_FILE, SHIM_FILE, Launch
+from autohypothesis.errors import LaunchError
+
+Status = Literal["running", "finished", "dead", "absent"]
+
+SHIM_LOG = "shim.log"
+# The shim's own environment can be read by the training, so it holds no more than it needs.
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class ShimHandle:
+    """A shim process: pid and start time together are its identity."""
+
+    pid: int
+    start: float
+    run_dir: str
+    experiment_id: str
+
+
+def start(launch: Launch) -> ShimHandle:
+    """Start a shim in a session of its own, and return without waiting for the training.
+
+    A run folder is used once. Raises LaunchError if it was used before, RecordError or OSError if
+    it cannot be written.
+    """
+    import subprocess
+
+    from autohypothesis.engine.shim_files import claim_folder
+    from autohypothesis.records.files import write_atomic
+
+    system.require_supported()
+    if os.path.exists(launch.file(SHIM_FILE)):
+        raise LaunchError(f"run folder {launch.run_dir} was used before", hint="take a new id")
+    write_atomic(Path(launch.file(LAUNCH_FILE)), launch.to_json())
+    root = str(Path(__file__).resolve().parents[2])
+    env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", __name__, launch.file(LAUNCH_FILE), launch.experiment_id]
+    with open(launch.file(SHIM_LOG), "ab") as log, _cancel_held_back():
+        process = subprocess.Popen(
+            command,
+            cwd="/",  # python -m would otherwise import from the run folder
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    began = system.process_start(process.pid)
+    _detach(process)
+    claim_folder(launch.run_dir, launch.experiment_id, process.pid)
+    return ShimHandle(process.pid, began or 0.0, launch.run_dir, launch.experiment_id)
+
+
+@contextlib.contextmanager
+def _cancel_held_back() -> Iterator[None]:
+    """A child started in here has SIGTERM blocked until it is ready for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _detach(process: Any) -> None:
+    """Without a warning about a child that outlives its Popen object; `wait` reaps it."""
+    process.returncode = 0
+
+
+def attach(run_dir: str) -> ShimHandle | None:
+    """The shim of a run folder, as it described itself; None if it never came so far."""
+    known = _identity(run_dir)
+    if not known:
+        return None
+    return ShimHandle(known["pid"], known["start"], run_dir, known["experiment_id"])
+
+
+def status(run_dir: str) -> Status:
+    """What became of the shim of a run folder.
+
+    "finished": exit.json is there. "dead": the shim has gone without writing it. "absent": no shim
+    has begun here. Raises LaunchError if it runs on another machine, where nobody can look.
+    """
+    if os.path.exists(os.path.join(run_dir, EXIT_FILE)):
+        return "finished"
+    known = _identity(run_dir)
+    if known is None:
+        return "absent"
+    if known and known["host"] != system.host_id():
+        raise LaunchError(
+            f"{run_dir} belongs to a shim on another machine ({known['hostname']})",
+            hint="one fleet is one machine: use a research folder of its own on each",
+        )
+    same_boot = known.get("boot") == system.boot_id()
+    if known and same_boot and system.is_alive(known["pid"], known["start"]):
+        return "running"
+    # It may have finished between the two looks.
+    return "finished" if os.path.exists(os.path.join(run_dir, EXIT_FILE)) else "dead"
+
+
+def forbid(run_dir: str) -> bool:
+    """Make sure that no shim will ever begin in a run folder; False if one has begun.
+
+    For whoever finds "absent" and wants to judge: a shim that was forked but has not said so yet
+    then finds the folder taken, and starts nothing.
+    """
+    from autohypothesis.engine.shim_files import claim_folder
+
+    try:
+        claim_folder(run_dir, "", 0)
+    except LaunchError:
+        return False
+    return True
+
+
+def wait(handle: ShimHandle, timeout: float | None = None) -> Status:
+    """Wait until the shim has gone, `timeout` seconds at most; its status then."""
+    until = None if timeout is None else time.monotonic() + timeout
+    while system.is_alive(handle.pid, handle.start):
+        if until is not None and time.monotonic() >= until:
+            break
+        left = _POLL_S if until is None else min(_POLL_S, max(until - time.monotonic(), 0.001))
+        system.wait_for_end(handle.pid, left)
+    _reap(handle.pid)
+    return status(handle.run_dir)
+
+
+def cancel(handle: ShimHandle) -> bool:
+    """Ask the shim to end its training; False if it has gone already. Does not wait."""
+    return system.signal_process(handle.pid, handle.start, signal.SIGTERM)
+
+
+def _reap(pid: int) -> None:
+    """Take the exit status if the shim is a child of this process, which leaves no zombie."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return
+
+
+def _identity(run_dir: str) -> dict[str, Any] | None:
+    """shim.json; None if there is none, empty if it cannot be read."""
+    try:
+        with open(os.path.join(run_dir, SHIM_FILE), "rb") as file:
+            known = json.loads(file.read(65536))
+        return {
+            "pid": int(known["pid"]),
+            "start": float(known["start"] or 0.0),
+            "host": str(known["host"]),
+            "hostname": str(known["hostname"]),
+            "boot": str(known["boot"]),
+            "experiment_id": str(known["experiment_id"]),
+        }
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+if __name__ == "__main__":
+    from autohypothesis.engine.shim_run import main
+
+    sys.exit(main(sys.argv))

@@ -1,0 +1,321 @@
+"""The shim process: lease, training, scoring, exit.json, in this order, in one thread.
+
+What is imported here is imported before the training starts, so it is little; the rest is imported
+while the training does its own imports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from autohypothesis.engine import shim_files, system
+from autohypothesis.engine.launch import CLOCK_FILE, LOG_FILE, SCORE_LOG_FILE, Launch
+from autohypothesis.engine.lease import Held, LeaseFile
+from autohypothesis.engine.shim_signals import Interrupts
+from autohypothesis.engine.shim_spawn import Child, spawn
+from autohypothesis.errors import AutohypothesisError, LaunchError
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.clockcheck import ClockWatch
+    from autohypothesis.engine.meters import KernelTiming, TreeMeter
+    from autohypothesis.engine.pump import CappedLog, StreamReader
+    from autohypothesis.engine.shim_nvml import DeviceRecord, NvmlMeter
+    from autohypothesis.engine.shim_tend import Ended
+
+NVML_START_S = 20.0
+_DEVICE_EVERY_S = 1.0
+_SAMPLE_EVERY_S = 0.5
+_LEFTOVERS_S = 5.0
+_SCORE_LOG_BYTES = 1 << 20
+
+
+def main(argv: list[str]) -> int:
+    """The process: 0 once exit.json is written, 1 if there is nothing to write it for."""
+    system.set_process_name(f"ah:{argv[2]}" if len(argv) > 2 else "ah-shim")
+    try:
+        with open(argv[1], "rb") as file:
+            launch = Launch.from_json(file.read())
+        run = ShimRun(launch)
+        shim_files.claim_folder(launch.run_dir, launch.experiment_id, os.getpid())
+        run.run()
+    except Exception:
+        # The boundary of the process: shim.log is the one place left to say it.
+        _print_traceback()
+        return 1
+    _remove_empty_log(launch)
+    return 0
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()
+
+
+def _remove_empty_log(launch: Launch) -> None:
+    path = launch.file("shim.log")
+    if os.path.exists(path) and os.path.getsize(path) == 0:
+        os.unlink(path)
+
+
+class ShimRun:
+    """One experiment. `run` always leaves exit.json, unless the disk takes nothing at all."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.started_at = shim_files.utc_now()
+        self.lease: Held | None = None
+        self.reserve: shim_files.Reserve | None = None
+        self.interrupts = Interrupts()
+        self.nvml: NvmlMeter | None = None
+        self.device: DeviceRecord | None = None
+        self.meter: TreeMeter | None = None
+        self.log: CappedLog | None = None
+        self.reader: StreamReader | None = None
+        self.clock: ClockWatch | None = None
+        self.ended: Ended | None = None
+        self.kernel_before: KernelTiming | None = None
+        self.kernel_after: KernelTiming | None = None
+        self.score: dict[str, Any] | None = None
+        self.cpu_seconds = 0.0
+        self.error: str | None = None
+        self.oom_kills = system.oom_kills()
+        self._next_heartbeat = self._next_sample = self._next_device = 0.0
+
+    def run(self) -> None:
+        try:
+            self._train()
+            if self._succeeded() and not self.interrupts.cancelled:
+                self._score()
+        except (AutohypothesisError, OSError) as error:
+            self.error = error.problem if isinstance(error, AutohypothesisError) else str(error)
+        except Exception as error:
+            # The boundary of the process: a fault of ours must not cost the record of the run.
+            _print_traceback()
+            self.error = f"the shim failed: {error!r}"
+        self._finish()
+
+    def _succeeded(self) -> bool:
+        ended = self.ended
+        return ended is not None and ended.status == "exited" and ended.exit_code == 0
+
+    # The training.
+
+    def _train(self) -> None:
+        launch = self.launch
+        self.reserve = shim_files.Reserve(launch)
+        system.become_subreaper()
+        self._take_lease()
+        self._look_at_device()
+        self._time_lane()
+        if self.interrupts.cancelled:
+            return
+        self.started_at = shim_files.utc_now()
+        child = self._spawn(launch.command, launch.cwd, launch.env)
+        self.ended = self._tend_training(child)
+        self.cpu_seconds = self.meter.cpu_seconds() if self.meter else 0.0
+        self._time_lane()
+
+    def _take_lease(self) -> None:
+        spec = self.launch.lease
+        if spec is None:
+            return
+        holder = {
+            "experiment_id": self.launch.experiment_id,
+            "repository": self.launch.repository,
+            "worker_id": self.launch.worker_id,
+        }
+        self.lease = LeaseFile(spec.path, spec.name).acquire(holder, spec.wait_s)
+
+    def _look_at_device(self) -> None:
+        """The GPU before the training. Raises LaunchError if it does not answer: there is no
+        training on a device that nobody can see."""
+        device = self.launch.device
+        if device.kind != "cuda":
+            return
+        from autohypothesis.engine.shim_nvml import DeviceRecord, NvmlMeter
+
+        self.nvml = NvmlMeter(device.uuid or "", close=[self.lease.fd] if self.lease else [])
+        self.device = DeviceRecord(self.nvml.wait(NVML_START_S))
+        if self.device.error:
+            raise LaunchError(f"{device.name} does not answer: {self.device.error}")
+
+    def _time_lane(self) -> None:
+        if not self.launch.contention_kernel:
+            return
+        from autohypothesis.engine.meters import time_kernel
+
+        timing = time_kernel(self.launch.device.cores)
+        if self.kernel_before is None:
+            self.kernel_before = timing
+        else:
+            self.kernel_after = timing
+
+    def _spawn(self, command: tuple[str, ...], cwd: str, env: Any) -> Child:
+        inherit = [self.lease.fd] if self.lease else []
+        return spawn(command, cwd, env, cores=self.launch.device.cores, inherit=inherit)
+
+    def _tend_training(self, child: Child) -> Ended:
+        # Imported now: the training has started, and has its own imports to do.
+        from autohypothesis.engine.clockcheck import ClockWatch
+        from autohypothesis.engine.pump import CappedLog, StreamReader
+        from autohypothesis.engine.shim_tend import Tender
+
+        launch = self.launch
+        self.meter = self._new_meter()
+        cpu = self.meter.cpu_seconds
+        clock = cpu if launch.clock == "cpu" else time.monotonic
+        self.clock = ClockWatch(launch.file(CLOCK_FILE), launch.clock, launch.budget_seconds, clock)
+        self.log = CappedLog(launch.file(LOG_FILE), launch.log_limit_bytes)
+        self.reader = StreamReader(launch.metric)
+        tender = Tender(
+            child,
+            self.log,
+            self.reader,
+            self.meter,
+            self.interrupts,
+            deadline_s=launch.deadline_seconds,
+            grace_s=launch.stop_grace_s,
+            wakeups={self.clock.watch.fd: self._clock_written},
+            tick=self._tick,
+        )
+        return tender.tend()
+
+    def _new_meter(self) -> TreeMeter:
+        from autohypothesis.engine.meters import TreeMeter
+
+        meter = TreeMeter()
+        if self.nvml is not None:
+            meter.apart.add(self.nvml.pid)
+        return meter
+
+    def _clock_written(self) -> None:
+        if self.clock is not None:
+            self.clock.watch.drain()
+            self.clock.poll()
+
+    def _tick(self) -> None:
+        """Ten times a second while the training runs."""
+        now = time.monotonic()
+        if self.clock is not None:
+            self.clock.poll()
+        if self.meter is not None and now >= self._next_sample:
+            self._next_sample = now + _SAMPLE_EVERY_S
+            self.meter.sample()
+        self._tick_between(now)
+
+    def _tick_between(self, now: float) -> None:
+        """While anything runs, the training or its scoring."""
+        self._sample_device(now)
+        if now >= self._next_heartbeat:
+            first = self._next_heartbeat == 0.0
+            self._next_heartbeat = now + self.launch.heartbeat_s
+            self._event("run_started" if first else "heartbeat")
+
+    def _sample_device(self, now: float) -> None:
+        if self.nvml is None or self.device is None or self.meter is None:
+            return
+        sample = self.nvml.take()
+        if sample is not None:
+            self.device.take(sample, {*self.meter.ever, *self.meter.pids()})
+        if now >= self._next_device:
+            self._next_device = now + _DEVICE_EVERY_S
+            self.nvml.request()
+
+    def _event(self, event_type: str) -> None:
+        progress = self.reader.progress if self.reader is not None else None
+        share = progress.share if progress else None
+        memory: dict[str, float | None] = {"peak_rss_mb": self._peak_rss_mb()}
+        if self.device is not None:
+            memory["peak_vram_mb"] = self.device.peak_mb
+        shim_files.append_event(
+            self.launch,
+            event_type,
+            metrics={
+                "train_loss": progress.loss if progress else None,
+                "tok_per_sec": progress.tok_per_sec if progress else None,
+            },
+            progress={"progress_pct": None if share is None else round(100 * share, 2)},
+            memory=memory,
+        )
+
+    def _peak_rss_mb(self) -> float | None:
+        return round(self.meter.peak_bytes / (1 << 20), 1) if self.meter else None
+
+    # The scoring.
+
+    def _score(self) -> None:
+        """Run the score command. What fails here is in `score`, not in the status of the run."""
+        spec = self.launch.score
+        if spec is None:
+            return
+        from autohypothesis.engine.pump import CappedLog, StreamReader, read_tail
+        from autohypothesis.engine.shim_report import score_result
+        from autohypothesis.engine.shim_tend import Tender
+
+        child = self._spawn(spec.command, spec.cwd, spec.env)
+        path = self.launch.file(SCORE_LOG_FILE)
+        ended = Tender(
+            child,
+            CappedLog(path, _SCORE_LOG_BYTES),
+            StreamReader(self.launch.metric),
+            self._new_meter(),
+            self.interrupts,
+            deadline_s=spec.timeout_s,
+            grace_s=self.launch.stop_grace_s,
+            wakeups={},
+            tick=lambda: self._tick_between(time.monotonic()),
+        ).tend()
+        self.score = score_result(ended, read_tail(path), spec.timeout_s)
+
+    # The end.
+
+    def _finish(self) -> None:
+        """Give everything back, then say what happened; exit.json comes last."""
+        from autohypothesis.engine.shim_report import build_report
+
+        self._end_leftovers()
+        self._close_device()
+        if self.clock is not None:
+            self.clock.close()
+        if self.lease is not None:
+            self.lease.release()
+        report = build_report(self)
+        if self.reserve is not None:
+            self.reserve.free()
+        done = report["status"] == "exited" and report["exit_code"] == 0
+        try:
+            self._event("run_completed" if done else "run_failed")
+        except (AutohypothesisError, OSError):
+            report["error"] = report["error"] or "the last event could not be written"
+        shim_files.write_exit(self.launch, report)
+
+    def _end_leftovers(self) -> None:
+        """After a fault of ours nobody has ended the tree; else there is none."""
+        until = time.monotonic() + _LEFTOVERS_S
+        apart = self.nvml.pid if self.nvml is not None else 0
+        while time.monotonic() < until:
+            left = [pid for pid in system.descendants(os.getpid()) if pid != apart]
+            if not left:
+                return
+            for pid in left:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.01)
+
+    def _close_device(self) -> None:
+        """See the device's memory back, some seconds at most, and stop asking NVML."""
+        if self.nvml is None or self.device is None:
+            return
+        until = time.monotonic() + self.launch.memory_back_s
+        while not self.device.error:
+            sample = self.nvml.wait(max(until - time.monotonic(), 1.0))
+            if self.device.is_back(sample) or time.monotonic() >= until:
+                break
+            time.sleep(0.1)
+        self.nvml.close()

@@ -1,0 +1,228 @@
+"""One child of the shim from exec to its end, with everything it leaves behind.
+
+One thread and one loop: output, signals, the clock file and the limits are all looked at here.
+`tend` returns only when the child has been waited for and none of its descendants lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from autohypothesis.engine import system
+from autohypothesis.engine.meters import TreeMeter
+from autohypothesis.engine.pump import CHUNK, CappedLog, StreamReader
+from autohypothesis.engine.shim_signals import Interrupts
+from autohypothesis.engine.shim_spawn import Child
+from autohypothesis.errors import AutohypothesisError
+
+TICK_S = 0.1
+LEAVE_S = 0.3  # helpers of a training that has ended may leave by themselves
+STRAY_GRACE_S = 2.0
+KILL_S = 10.0
+_RSS_UNIT = 1024 if system.LINUX else 1
+
+EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the child ended. `wall_seconds` from exec to its exit, without what it left behind."""
+
+    status: EndStatus
+    exit_code: int | None
+    signal: int | None
+    wall_seconds: float
+    strays_killed: int
+    switches: int  # involuntary context switches: somebody else wanted the core
+    error: str | None
+
+
+class Tender:
+    """Looks after one child. `wakeups` are descriptors and what to call when they are readable;
+    `tick` is called about ten times a second."""
+
+    def __init__(
+        self,
+        child: Child,
+        log: CappedLog,
+        reader: StreamReader,
+        meter: TreeMeter,
+        interrupts: Interrupts,
+        *,
+        deadline_s: float,
+        grace_s: float,
+        wakeups: Mapping[int, Callable[[], None]],
+        tick: Callable[[], None],
+    ) -> None:
+        self._child = child
+        self._log = log
+        self._reader = reader
+        self._meter = meter
+        self._interrupts = interrupts
+        self._grace = grace_s
+        self._tick = tick
+        self._started = child.started
+        self._deadline = self._started + deadline_s
+        self._next_tick = self._started
+        self._wakeups = {fd: call for fd, call in wakeups.items() if fd >= 0}
+        self._poll = select.poll()
+        for fd in (child.output, interrupts.fd, *self._wakeups):
+            self._poll.register(fd, select.POLLIN)
+        self._output_open = True
+        self._fault: str | None = None
+        self._stopped: EndStatus | None = None
+        self._kill_at = 0.0
+        self._status: int | None = None
+        self._switches = 0
+
+    def tend(self) -> Ended:
+        while self._status is None:
+            self._round()
+            self._stop_if_due()
+        wall = time.monotonic() - self._started
+        self._guarded(self._tick)  # what it wrote last, before others add to its CPU time
+        strays = self._end_strays()
+        self._drain()
+        return self._ended(wall, strays)
+
+    def _round(self) -> None:
+        """Wait for something to happen, for a tick at most."""
+        wait = max(self._next_tick - time.monotonic(), 0.0)
+        for fd, _ in self._poll.poll(1000 * min(wait, TICK_S)):
+            if fd == self._child.output:
+                self._pump()
+            elif fd == self._interrupts.fd:
+                self._interrupts.drain()
+            else:
+                self._wakeups[fd]()
+        self._reap()
+        if time.monotonic() >= self._next_tick:
+            self._next_tick = time.monotonic() + TICK_S
+            self._guarded(self._tick)
+
+    def _pump(self) -> None:
+        """Move one chunk from the pipe to the log."""
+        try:
+            data = os.read(self._child.output, CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self._poll.unregister(self._child.output)
+            self._output_open = False
+            return
+        self._reader.feed(data)
+        if self._fault is None:
+            self._guarded(lambda: self._log.write(data))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """A disk that refuses ends the training, not the shim."""
+        try:
+            write()
+        except OSError as error:
+            self._fault = self._fault or f"{error.strerror}: {self._log.path}"
+        except AutohypothesisError as error:
+            self._fault = self._fault or error.problem
+
+    def _reap(self) -> None:
+        """Wait for whoever has ended, adopted orphans too, and count what they used."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._meter.apart:
+                continue
+            self._meter.reaped(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * _RSS_UNIT)
+            if pid == self._child.pid:
+                self._status = status
+                self._switches = usage.ru_nivcsw
+
+    def _stop_if_due(self) -> None:
+        now = time.monotonic()
+        if self._stopped is None:
+            if self._fault is not None:
+                self._stop("infra")
+            elif self._interrupts.cancelled:
+                self._stop("cancelled")
+            elif now >= self._deadline and self._status is None:
+                self._stop("deadline")
+        elif now >= self._kill_at and self._status is None:
+            self._signal_tree(signal.SIGKILL)
+            self._kill_at = now + TICK_S  # again, for what was forked meanwhile
+
+    def _stop(self, why: EndStatus) -> None:
+        self._stopped = why
+        self._kill_at = time.monotonic() + self._grace
+        if self._status is None:
+            self._signal_tree(signal.SIGTERM)
+
+    def _signal_tree(self, number: signal.Signals) -> int:
+        """Signal every living descendant; how many there were."""
+        if not system.LINUX and self._status is None:
+            with contextlib.suppress(OSError):
+                os.killpg(self._child.pid, number)
+        count = 0
+        for pid in self._meter.pids():
+            start = system.process_start(pid)
+            count += start is not None and system.signal_process(pid, start, number)
+        return count
+
+    def _end_strays(self) -> int:
+        """End what the child left behind; how many processes had to be told."""
+        told = 0
+        if self._stopped is not None:
+            self._wait_empty(self._kill_at - time.monotonic())
+        else:
+            self._wait_empty(LEAVE_S)
+            told = self._signal_tree(signal.SIGTERM)
+            self._wait_empty(min(self._grace, STRAY_GRACE_S) if told else 0.0)
+        give_up = time.monotonic() + KILL_S
+        killed = 0
+        while self._meter.pids() and time.monotonic() < give_up:
+            killed = max(killed, self._signal_tree(signal.SIGKILL))
+            self._wait_empty(0.02)
+        return max(told, killed)
+
+    def _wait_empty(self, seconds: float) -> None:
+        """Keep pumping and waiting until no descendant is left, for some time at most."""
+        until = time.monotonic() + seconds
+        while self._meter.pids() and time.monotonic() < until:
+            self._next_tick = min(self._next_tick, time.monotonic() + 0.01)
+            self._round()
+
+    def _drain(self) -> None:
+        """Take what is left in the pipe: all its writers are dead."""
+        while self._output_open:
+            before = self._log.total
+            self._pump()
+            if self._log.total == before or self._fault is not None:
+                break
+        os.close(self._child.output)
+        self._reader.finish()
+        self._guarded(self._log.close if self._fault is None else self._log.discard)
+
+    def _ended(self, wall: float, strays: int) -> Ended:
+        code = os.waitstatus_to_exitcode(self._status or 0)
+        status: EndStatus = "exited" if code >= 0 else "signalled"
+        if self._fault is not None:
+            status = "infra"
+        elif self._stopped is not None:
+            status = self._stopped
+        return Ended(
+            status=status,
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            wall_seconds=wall,
+            strays_killed=strays,
+            switches=self._switches,
+            error=self._fault,
+        )

@@ -1,0 +1,51 @@
+"""Processes that outlived their shim.
+
+When a shim is killed the kernel kills the training, but not what the training had started. Those
+processes still carry the experiment's id in the environment they were born with.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from autohypothesis.engine import system
+
+ID_VARIABLE = "AUTOHYPOTHESIS_EXPERIMENT_ID"
+_SLACK_S = 1.0  # the wall clock may have been set meanwhile
+_ROUNDS = 100
+_PAUSE_S = 0.02
+
+
+def find_strays(experiment_id: str, not_before: float) -> dict[int, float]:
+    """Processes of an experiment, started at `not_before` (seconds since the epoch) or later.
+
+    Pid to start time. Only processes of this user are seen, unless it is root.
+    """
+    assignment = f"{ID_VARIABLE}={experiment_id}"
+    found: dict[int, float] = {}
+    for pid in system.all_pids():
+        if pid == os.getpid() or not system.environment_has(pid, assignment):
+            continue
+        start = system.process_start(pid)
+        if start is not None and system.start_to_epoch(start) >= not_before - _SLACK_S:
+            found[pid] = start
+    return found
+
+
+def end_strays(experiment_id: str, not_before: float) -> list[int]:
+    """SIGKILL every stray of an experiment until none is left; the pids that were killed.
+
+    Call it when the shim is dead: while it lives, its processes are no strays.
+    """
+    killed: set[int] = set()
+    for _ in range(_ROUNDS):
+        strays = find_strays(experiment_id, not_before)
+        if not strays:
+            break
+        for pid, start in strays.items():
+            if system.signal_process(pid, start, signal.SIGKILL):
+                killed.add(pid)
+        time.sleep(_PAUSE_S)
+    return sorted(killed)

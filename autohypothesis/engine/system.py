@@ -1,0 +1,392 @@
+"""Everything that differs between operating systems, each with its fallback.
+
+Linux comes first; WSL2 is Linux. On macOS there is no subreaper, no parent-death signal and no
+affinity: a training still ends with its process group, and what escapes it is found later by the
+experiment id in its environment (`strays`). Native Windows is refused in one line.
+
+This module is imported by the shim before it starts a training, so it costs a few milliseconds:
+standard library only, psutil on first use where /proc is missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from autohypothesis.errors import UnsupportedSystemError
+
+LINUX = sys.platform.startswith("linux")
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+_PR_SET_CHILD_SUBREAPER = 36
+_IN_MODIFY = 0x2
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+_libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
+
+
+def require_supported() -> None:
+    """Raise `UnsupportedSystemError` where processes cannot be held the way the engine needs."""
+    if os.name != "posix":
+        raise UnsupportedSystemError(
+            f"{sys.platform} has no POSIX processes and file locks",
+            hint="run it inside WSL2: wsl --install",
+        )
+
+
+# What a process asks of the kernel for itself.
+
+
+def _prctl(option: int, value: object) -> bool:
+    return _libc is not None and _libc.prctl(option, value, 0, 0, 0) == 0
+
+
+def become_subreaper() -> bool:
+    """Adopt orphaned descendants. False where there is no such thing (macOS)."""
+    return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """SIGKILL this process when `parent` dies, and at once if it is dead already.
+
+    Call after fork and before exec; the setting survives exec. Without prctl only the check is
+    made, and a killed parent leaves a stray.
+    """
+    _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def set_process_name(name: str) -> None:
+    """The short name in ps and top (15 bytes); nothing where there is no prctl."""
+    if _libc is not None:
+        _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
+
+
+def set_affinity(cores: Iterable[int] | None) -> bool:
+    """Pin this process to `cores`. False if asked for nothing, or if the system has no affinity.
+
+    Raises OSError if none of the cores is available to this process.
+    """
+    if cores is None or not hasattr(os, "sched_setaffinity"):
+        return False
+    os.sched_setaffinity(0, cores)
+    return True
+
+
+def usable_cores() -> list[int]:
+    """The cores this process may use, inside any inherited mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def physical_cores() -> list[int]:
+    """One usable core number per physical core: its first thread.
+
+    Read from sysfs; where there is none, every core counts as a physical one.
+    """
+    usable = usable_cores()
+    first: dict[str, int] = {}
+    for core in usable:
+        siblings = _read_word(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+        first.setdefault(siblings or f"core {core}", core)
+    return sorted(first.values())
+
+
+class FileWatch:
+    """Wakes a select loop when a file is written (inotify); `fd` is -1 without inotify."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = -1
+        if _libc is not None:
+            self.fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        if (
+            _libc is not None
+            and self.fd >= 0
+            and _libc.inotify_add_watch(self.fd, os.fsencode(path), _IN_MODIFY) < 0
+        ):
+            self.close()
+
+    def drain(self) -> None:
+        """Throw the notices away; that there was one is all they say."""
+        try:
+            while os.read(self.fd, 4096):
+                pass
+        except (BlockingIOError, OSError):
+            return
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+# Which machine, which process.
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+        return b"".join(parts)
+    finally:
+        os.close(fd)
+
+
+def _read_word(path: str) -> str:
+    try:
+        return _read(path).decode().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def host_id() -> str:
+    """A name for this machine that outlives reboots and changes of its network name."""
+    return _read_word("/etc/machine-id") or os.uname().nodename
+
+
+def boot_id() -> str:
+    """Differs after every reboot; empty where the system does not say."""
+    return _read_word("/proc/sys/kernel/random/boot_id")
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """Fields 3 and up of /proc/PID/stat (state first), or None if there is no such process."""
+    try:
+        raw = _read(f"/proc/{pid}/stat")
+    except OSError:
+        return None
+    return raw[raw.rindex(b")") + 2 :].split() if b")" in raw else None
+
+
+def process_start(pid: int) -> float | None:
+    """Start time of a live process; None if it is gone or a zombie.
+
+    Seconds since boot on Linux, since the epoch elsewhere: compare it, do not show it.
+    """
+    if LINUX:
+        fields = _stat_fields(pid)
+        if fields is None or fields[0] in (b"Z", b"X"):
+            return None
+        return int(fields[19]) / _TICKS
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
+        return None
+
+
+def start_to_epoch(start: float) -> float:
+    """`process_start` in seconds since the epoch."""
+    if not LINUX:
+        return start
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start)
+
+
+def is_alive(pid: int, start: float) -> bool:
+    """Whether this very process lives: its pid may have been given to another one since."""
+    now = process_start(pid)
+    return now is not None and abs(now - start) < 0.005
+
+
+def signal_process(pid: int, start: float, number: int) -> bool:
+    """Send a signal to the process with this pid and start time; False if it is gone."""
+    try:
+        if hasattr(os, "pidfd_open"):
+            fd = os.pidfd_open(pid)
+            try:
+                if not is_alive(pid, start):
+                    return False
+                signal.pidfd_send_signal(fd, number)  # type: ignore[attr-defined,unused-ignore]
+            finally:
+                os.close(fd)
+        else:
+            if not is_alive(pid, start):
+                return False
+            os.kill(pid, number)
+    except OSError:
+        return False
+    return True
+
+
+def wait_for_end(pid: int, timeout_s: float) -> None:
+    """Sleep until the process ends, `timeout_s` at most; without pidfd, for `timeout_s`."""
+    try:
+        fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+    except OSError:
+        return
+    if fd < 0:
+        time.sleep(timeout_s)
+        return
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(1000 * timeout_s)
+    finally:
+        os.close(fd)
+
+
+# Trees of processes.
+
+
+def all_pids() -> list[int]:
+    if LINUX:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    import psutil
+
+    return list(psutil.pids())
+
+
+def descendants(root: int) -> list[int]:
+    """Live and zombie descendants of `root`, without itself.
+
+    A process that forks or is orphaned during the call may be missed: who ends a tree asks again.
+    On Linux orphans stay in the tree of a subreaper; elsewhere they have left it.
+    """
+    if not LINUX:
+        import psutil
+
+        try:
+            return [child.pid for child in psutil.Process(root).children(recursive=True)]
+        except psutil.Error:
+            return []
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        pid = queue.pop()
+        children = _children(pid)
+        found += children
+        queue += children
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Direct children, over all threads of the process."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []
+    found: list[int] = []
+    for thread in threads:
+        try:
+            found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+        except OSError:
+            if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
+                return _by_ppid(pid)  # a kernel without CONFIG_PROC_CHILDREN
+    return found
+
+
+def _by_ppid(parent: int) -> list[int]:
+    wanted = str(parent).encode()
+    return [
+        pid
+        for pid in all_pids()
+        if (fields := _stat_fields(pid)) is not None and fields[1] == wanted
+    ]
+
+
+def environment_has(pid: int, assignment: str) -> bool:
+    """Whether `NAME=value` is in the environment the process was started with; False if unknown."""
+    if LINUX:
+        try:
+            return assignment.encode() in _read(f"/proc/{pid}/environ").split(b"\0")
+        except OSError:
+            return False
+    import psutil
+
+    name, _, value = assignment.partition("=")
+    try:
+        return bool(psutil.Process(pid).environ().get(name) == value)
+    except (psutil.Error, OSError):
+        return False
+
+
+# What a process has used.
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """CPU time of one process, all threads, without its children; 0.0 if it is gone.
+
+    Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
+    """
+    if LINUX:
+        try:
+            return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
+        except OSError:
+            fields = _stat_fields(pid)
+            return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def reaped_cpu_seconds(pid: int) -> float:
+    """CPU time of the children that this process has waited for (ticks); 0.0 if unknown."""
+    fields = _stat_fields(pid) if LINUX else None
+    return (int(fields[13]) + int(fields[14])) / _TICKS if fields else 0.0
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of one process; 0 if it is gone. Pages shared in a tree count twice."""
+    if LINUX:
+        try:
+            return int(_read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+        except (OSError, IndexError):
+            return 0
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def oom_kills() -> int:
+    """How often the kernel's out-of-memory killer has struck on this machine; 0 if unknown."""
+    try:
+        words = _read("/proc/vmstat").split()
+        return int(words[words.index(b"oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+# Sandbox.
+
+
+def sandbox_command(
+    command: Sequence[str], *, tmpfs: str | None = None, tmpfs_bytes: int = 0
+) -> list[str]:
+    """`command` under bwrap: the same files, and a small memory file system over `tmpfs`.
+
+    It dies with whoever started it. Ask `has_sandbox` first.
+    """
+    wrapped = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/"]
+    if tmpfs is not None:
+        wrapped += ["--size", str(tmpfs_bytes), "--tmpfs", tmpfs]
+    return [*wrapped, "--", *command]
+
+
+def has_sandbox() -> bool:
+    """Whether bwrap is installed and this user may use it."""
+    import subprocess
+
+    try:
+        done = subprocess.run(sandbox_command(["true"]), capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0

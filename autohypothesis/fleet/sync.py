@@ -1,0 +1,248 @@
+"""Sync: folds the bundles under research/ into the ledger and the tables made from it.
+
+It owns experiments.jsonl, results.tsv and research/aggregate/, and writes nothing else: bundles,
+plans and decisions belong to those who made them. It may be run at any time, beside writers and
+other syncs, and killed at any instant; run twice, the second time changes nothing. It draws
+nothing: that costs more than all the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import from_json
+
+from autohypothesis.errors import RecordError
+from autohypothesis.records import index, tables
+from autohypothesis.records.files import (
+    JSON_LIMIT,
+    kind_of,
+    read_bytes,
+    read_json,
+    sweep,
+    to_json,
+    write_atomic,
+)
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.ledger import Folded, manifest_tag, newest_tag, refold
+from autohypothesis.records.locks import hold
+from autohypothesis.records.processes import process_start
+from autohypothesis.records.tables import HandEdit
+from schema import Problem, now, rfc3339
+
+REFRESH_S = 60.0
+"""Parquet and fleet brief older than this are made anew when something changed."""
+LOCK_TIMEOUT_S = 120.0
+LATEST = 12
+"""Rows in each list of the fleet brief."""
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What a sync found and did."""
+
+    rows: int
+    changed: int
+    """Rows that are new or differ from the ledger before."""
+    tag: str
+    problems: list[Problem] = field(default_factory=list)
+    hand_edits: list[HandEdit] = field(default_factory=list)
+    written: list[str] = field(default_factory=list)
+    """Paths, from the root; files whose content was the same already are not among them."""
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        report = asdict(self)
+        report["problems"] = [problem.model_dump() for problem in self.problems]
+        report["hand_edits"] = [edit._asdict() for edit in self.hand_edits]
+        return report
+
+
+def sync(layout: Layout, *, all: bool = False, cold: bool = False) -> SyncReport:
+    """Brings the ledger and its tables up to date.
+
+    Args:
+        all: refreshes parquet and fleet brief whatever their age.
+        cold: reads every bundle again.
+
+    Raises:
+        LockError: another sync has run for two minutes; the message names it.
+        RecordError: the disk is full, or the root cannot be written.
+    """
+    started = time.perf_counter()
+    with hold(layout, "sync", doing="sync", timeout=LOCK_TIMEOUT_S):
+        report = _Sync(layout, refold(layout, cold=cold)).write(everything=all)
+    report.seconds = round(time.perf_counter() - started, 4)
+    return report
+
+
+class _Sync:
+    """One sync, under the lock."""
+
+    def __init__(self, layout: Layout, folded: Folded) -> None:
+        self.layout = layout
+        self.folded = folded
+        self.tag = self._active_tag()
+        self.written: list[str] = []
+
+    def write(self, *, everything: bool) -> SyncReport:
+        self._clear(self.layout.aggregate, stat.S_ISDIR)
+        for folder in (self.layout.root, self.layout.aggregate):
+            sweep(folder)
+        self._write_ledger()
+        if self.folded.decisions_readable:
+            self._table(self.layout.results_tsv, tables.results_tsv(self.folded.entries, self.tag))
+        board = tables.leaderboard(self.folded, self.tag, self._active_workers())
+        self._dated(self.layout.leaderboard, board)
+        self._aged(self.layout.fleet_brief, everything, lambda: self._brief(board))
+        self._aged(self.layout.aggregate_parquet, everything, self._parquet)
+        self._write_problems()
+        return SyncReport(
+            rows=len(self.folded.lines),
+            changed=self.folded.changed,
+            tag=self.tag,
+            problems=self.folded.problems,
+            hand_edits=tables.hand_edits(self.folded.entries, self.folded.decisions),
+            written=self.written,
+        )
+
+    # ── what is read beside the bundles ───────────────────────────────────────────────────
+
+    def _active_tag(self) -> str:
+        tag, wrong = manifest_tag(self.layout)
+        if wrong:
+            self._complain(self.layout.manifest, wrong)
+        if tag:
+            return tag
+        decisions = list(self.folded.decisions.values())
+        if decisions:
+            return str(decisions[-1]["tag"])
+        facts = (entry.facts for entry in self.folded.entries.values())
+        return newest_tag((fact.timestamp, fact.tag) for fact in facts)
+
+    def _active_workers(self) -> int:
+        """Workers whose process lives and that have not said goodbye."""
+        folder = self.layout.heartbeat("any").parent
+        try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+        except OSError:
+            return 0
+        return sum(self._at_work(folder / name) for name in names if not name.startswith("."))
+
+    def _at_work(self, path: Path) -> bool:
+        try:
+            heartbeat = read_json(path, 256 * 1024)
+        except FileNotFoundError:
+            return False
+        except RecordError as error:
+            self._complain(path, error.problem.removeprefix(f"{path} "))
+            return False
+        if not isinstance(heartbeat, dict) or heartbeat.get("state") == "stopped":
+            return False
+        pid = heartbeat.get("pid")
+        return isinstance(pid, int) and 0 < pid < 1 << 31 and process_start(pid) is not None
+
+    def _complain(self, path: Path, reason: str) -> None:
+        short = str(path).removeprefix(f"{self.layout.root}/")
+        self.folded.problems.append(Problem(path=short, reason=reason))
+
+    # ── what is written ───────────────────────────────────────────────────────────────────
+
+    def _write_ledger(self) -> None:
+        """Ledger, aggregate, then the index that vouches for both: a kill between costs a fold."""
+        layout, lines = self.layout, self.folded.lines
+        before = index.stamp(layout.aggregate_experiments)
+        same = self.folded.same
+        if not same:
+            self._put(layout.ledger, b"".join(lines))
+        if not same or before != self.folded.aggregate or not before:
+            rows = b",\n".join(line[:-1] for line in lines)
+            self._put(layout.aggregate_experiments, b'{"experiments": [\n' + rows + b"\n]}\n")
+            same = False
+        if not same or not self.folded.index_current:
+            self._clear(layout.fold_index)
+            index.save(layout, self.folded.entries)
+
+    def _table(self, path: Path, text: str) -> None:
+        """Writes what is new, so that a sync of nothing changes nothing."""
+        content = text.encode("utf-8", "replace")
+        try:
+            if read_bytes(path, len(content)) == content:
+                return
+        except (FileNotFoundError, RecordError):
+            pass
+        self._put(path, content)
+
+    def _dated(self, path: Path, value: Mapping[str, Any]) -> None:
+        """A document that says when it was made, which alone is no reason to make it again."""
+        try:
+            before = from_json(read_bytes(path, JSON_LIMIT))
+            if {**before, "generated_at": None} == {**value, "generated_at": None}:
+                return
+        except (FileNotFoundError, RecordError, ValueError, TypeError):
+            pass
+        self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
+
+    def _aged(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
+        try:
+            age = time.time() - os.lstat(path).st_mtime
+        except OSError:
+            age = float("inf")
+        if everything or age == float("inf") or (self.folded.changed and age > REFRESH_S):
+            self._put(path, make(), durable=False)
+
+    def _write_problems(self) -> None:
+        """What this sync could not read or write; last, for it tells of the others."""
+        problems = [problem.model_dump() for problem in self.folded.problems]
+        self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
+
+    def _put(self, path: Path, content: bytes, *, durable: bool = True) -> None:
+        """Writes one file. A folder in its place is set aside: no rename can replace it."""
+        self._clear(path)
+        write_atomic(path, content, durable=durable)
+        self.written.append(str(path.relative_to(self.layout.root)))
+
+    def _clear(self, path: Path, fits: Callable[[int], bool] = stat.S_ISREG) -> None:
+        """Sets aside what lies at `path` and is of another kind than we put there."""
+        try:
+            mode = os.stat(path).st_mode if fits is stat.S_ISDIR else os.lstat(path).st_mode
+        except OSError:
+            return
+        if not fits(mode):
+            aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
+            os.rename(path, aside)
+            self._complain(path, f"was {kind_of(mode)}; it is {aside.name} now")
+
+    # ── what is made only now and then ────────────────────────────────────────────────────
+
+    def _brief(self, board: Mapping[str, Any]) -> bytes:
+        from jinja2 import Environment, FileSystemLoader
+
+        environment = Environment(
+            loader=FileSystemLoader(Path(__file__).parent / "templates"),
+            autoescape=False,  # a page of Markdown for agents, no HTML
+            keep_trailing_newline=True,
+        )
+        environment.filters["one_line"] = tables.harmless
+        decided, waiting = tables.latest(self.folded, self.tag, LATEST)
+        page = environment.get_template("fleet_brief.md.j2").render(
+            tag=self.tag,
+            generated_at=rfc3339(now()),
+            board=board,
+            best=board["best_run"],
+            latest=decided,
+            open=waiting,
+            problems=self.folded.problems[:LATEST],
+        )
+        return page.encode("utf-8", "replace")
+
+    def _parquet(self) -> bytes:
+        from autohypothesis.fleet.parquet import as_parquet
+
+        return as_parquet(self.folded.lines)

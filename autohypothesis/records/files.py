@@ -1,0 +1,328 @@
+"""Whole files: written so that a reader sees the old one or the new one, read without trust.
+
+Standard library only: the shim imports this, and must start in a blink.
+
+Whoever writes under research/ may be killed at any instant, and anyone may put anything there: a
+named pipe, a link to /dev/zero, a gigabyte of nothing. A read here is bounded in time and memory,
+and says what it found where a file should be. Only `FileNotFoundError` passes through as it is:
+that a file is absent is news, not damage.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from autohypothesis.errors import RecordError
+
+JSON_LIMIT = 4 * 1024 * 1024
+"""Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
+MAX_DEPTH = 64
+"""Levels of nesting; the deepest document we write has six."""
+MAX_DIGITS = 4_000
+"""Digits of an integer; Python itself refuses 4,301."""
+
+_KINDS = (
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
+_READ = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+_SWEEP_AGE_S = 60.0
+
+# Cheap tests on the raw bytes decide whether the slower, careful decoding is needed at all.
+_MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
+_MAY_BE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────
+
+
+def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
+    """Puts `data` at `path`, whole or not at all, with mode 0644; makes the folder if need be.
+
+    Whatever was at `path` is replaced, a link itself rather than what it points to. With
+    `durable=False` a power cut may lose the file (never tear it in the face of a mere kill): for
+    what can be made again.
+
+    Raises:
+        RecordError: naming the path and the system's reason; `path` is as it was before.
+    """
+    content = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(temporary, content, durable)
+        os.replace(temporary, path)
+        if durable:
+            _flush_folder(path.parent)
+    except OSError as error:
+        raise RecordError(
+            f"cannot write {path}: {error.strerror or error}", hint="see `df -h` and `ls -ld`"
+        ) from error
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def _write_whole(path: Path, content: bytes, durable: bool) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        os.fchmod(descriptor, 0o644)  # whatever the umask
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut, where the file system can do that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: object, *, durable: bool = True) -> None:
+    """Puts `value`, plain data or a pydantic model, at `path` as JSON that any parser takes."""
+    write_atomic(path, to_json(value, indent=2) + "\n", durable=durable)
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """`value` as JSON text. A number that is not finite becomes null: JSON has no other."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    try:
+        return json.dumps(
+            value, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
+        )
+    except (ValueError, TypeError):
+        return json.dumps(
+            _plain(value), ensure_ascii=False, allow_nan=False, indent=indent, separators=separators
+        )
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, in place of numbers that are not finite, paths, models and times."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, int)):
+        return value
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Removes what killed writers left in `folder`: never a file whose writer may still live."""
+    removed: list[Path] = []
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found and not _lives(int(found["pid"])):
+                with suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _SWEEP_AGE_S:
+                        os.unlink(entry.path)
+                        removed.append(Path(entry.path))
+    return removed
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def opened(path: Path | str, flags: int = _READ) -> Iterator[tuple[int, os.stat_result]]:
+    """A descriptor on the regular file at `path`, with its status; nothing else is ever opened.
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        RecordError: when something else is there: link, folder, pipe, socket or device.
+    """
+    try:
+        descriptor = os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordError(f"{path} {_why_not(path, error)}", hint=_MOVE_AWAY) from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError(f"{path} is {kind_of(status.st_mode)}, no file", hint=_MOVE_AWAY)
+        yield descriptor, status
+    finally:
+        os.close(descriptor)
+
+
+_MOVE_AWAY = "move it away and run `python orchestrator.py sync`"
+
+
+def kind_of(mode: int) -> str:
+    return next((words for test, words in _KINDS if test(mode)), "a file")
+
+
+def _why_not(path: Path | str, error: OSError) -> str:
+    with suppress(OSError):
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode):
+            return f"is {kind_of(mode)}, no file"
+    if error.errno == errno.ENOTDIR:
+        return "lies below something that is no folder"
+    return f"cannot be opened: {error.strerror}"
+
+
+def read_bytes(path: Path | str, limit: int = JSON_LIMIT) -> bytes:
+    """The content of the regular file at `path`.
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        RecordError: when it is no regular file, or larger than `limit` bytes (then nothing of it
+            is read), or cannot be read.
+    """
+    return read_with_status(path, limit)[0]
+
+
+def read_with_status(path: Path | str, limit: int = JSON_LIMIT) -> tuple[bytes, os.stat_result]:
+    """As `read_bytes`, with the status of just that content: to see later whether it changed."""
+    try:
+        descriptor = os.open(path, _READ)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecordError(f"{path} {_why_not(path, error)}", hint=_MOVE_AWAY) from error
+    try:
+        status = os.fstat(descriptor)
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            raise RecordError(f"{path} is {kind_of(status.st_mode)}, no file", hint=_MOVE_AWAY)
+        if size > limit:
+            raise RecordError(
+                f"{path} has {size:,} bytes, more than the {limit:,} that are read", hint=_MOVE_AWAY
+            )
+        # A file that grows meanwhile is one that is appended to: the rest is read next time.
+        return os.read(descriptor, size), status
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
+    """The JSON document at `path`; NaN, infinities and 1e999 are read as None.
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        RecordError: naming the path and what is wrong with it.
+    """
+    content = read_bytes(path, limit)
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise RecordError(f"{path} {error}", hint=_MOVE_AWAY) from None
+
+
+def parse_json(content: bytes) -> Any:
+    """`content` as JSON.
+
+    Raises:
+        ValueError: in words that follow the name of the file: "is empty", "is not UTF-8, ...".
+    """
+    if not content.strip():
+        raise ValueError("is empty")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
+    careful = bool(_MAY_OVERFLOW.search(content))
+    try:
+        value = json.loads(
+            text,
+            parse_constant=_nothing,
+            parse_float=_finite if careful else None,
+            parse_int=_bounded if careful else None,
+        )
+        if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
+            _check_depth(value)
+    except RecursionError:
+        raise ValueError(f"is nested deeper than {MAX_DEPTH} levels") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"is not JSON: {error.msg} at {where}") from None
+    except ValueError:
+        raise ValueError(f"holds an integer of more than {MAX_DIGITS:,} digits") from None
+    return _without_surrogates(value) if _MAY_BE_SURROGATE.search(content) else value
+
+
+def _nothing(_: str) -> None:
+    return None
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+def _bounded(digits: str) -> int:
+    """Reading an integer takes time with the square of its length."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits):,} digits")
+    return int(digits)
+
+
+def _check_depth(value: Any) -> None:
+    """Level by level, not by recursion: the interpreter's own limit differs between versions."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def _children(item: Any) -> list[Any]:
+    inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return [child for child in inner if isinstance(child, (dict, list))]
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Half a surrogate pair is no character, and could not be written again."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return value

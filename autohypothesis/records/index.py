@@ -1,0 +1,98 @@
+"""What the last fold saw: `research/aggregate/.fold-index`.
+
+It lets the next fold read only what changed. It is disposable: one that is absent, damaged, of
+other code or beside another ledger costs a cold fold, and nothing else. So it is never repaired,
+only written anew.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic_core import from_json, to_json
+
+import schema
+from autohypothesis.errors import RecordError
+from autohypothesis.records.files import read_bytes, write_atomic
+from autohypothesis.records.fold import Facts
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.rows import Placement
+
+_ALLOWANCE = 1024 * 1024
+"""Bytes; beyond them an index is never larger than the ledger that it is about."""
+Stamp = list[int]
+"""Inode, times of modification and change, size of a file we wrote."""
+
+
+class Entry(NamedTuple):
+    """One experiment as the last fold saw it."""
+
+    signatures: list[int]
+    facts: Facts
+    placement: Placement | None
+    offset: int
+    """Where its line lies in the ledger."""
+    length: int
+
+
+class Index(NamedTuple):
+    entries: dict[str, Entry]
+    ledger: Stamp
+    aggregate: Stamp
+
+
+def stamp(path: Path) -> Stamp:
+    """What would change if anybody touched the file; empty when it is not there."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return []
+    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+
+
+def load(layout: Layout) -> Index | None:
+    """The index, if it is whole, of this code, and about the ledger that is there now."""
+    try:
+        there = stamp(layout.ledger)
+        limit = (there[-1] if there else 0) + _ALLOWANCE
+        head, _, body = read_bytes(layout.fold_index, limit).partition(b"\n")
+        if head != _head(body):
+            return None
+        ledger, aggregate, entries = from_json(body, cache_strings="all")
+        if not ledger or ledger != there:
+            return None
+        return Index({key: _entry(*entry) for key, entry in entries.items()}, ledger, aggregate)
+    except (FileNotFoundError, RecordError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def save(layout: Layout, entries: Mapping[str, Entry]) -> None:
+    """Writes down the fold whose ledger and aggregate lie on the disk now."""
+    body = to_json([stamp(layout.ledger), stamp(layout.aggregate_experiments), entries])
+    write_atomic(layout.fold_index, _head(body) + b"\n" + body, durable=False)
+
+
+def _entry(
+    signatures: list[int], facts: list[object], placement: list[object] | None, *where: int
+) -> Entry:
+    placed = None if placement is None else Placement(*placement)  # type: ignore[arg-type]
+    return Entry(signatures, Facts(*facts), placed, *where)  # type: ignore[arg-type]
+
+
+def _head(body: bytes) -> bytes:
+    return b"fold-index %08x %08x" % (_code(), zlib.crc32(body))
+
+
+@cache
+def _code() -> int:
+    """Of the modules that decide what a row looks like: other code, other rows."""
+    folder, total = Path(__file__).parent, 0
+    names = ("bundles", "curve", "fold", "ids", "index", "ledger", "rows", "scan", "usual")
+    for path in (Path(schema.__file__), *(folder / f"{name}.py" for name in names)):
+        total = zlib.crc32(path.read_bytes(), total)
+    return total

@@ -1,0 +1,182 @@
+"""JSON lines: one record, one line, one write, under a lock on the file itself.
+
+Standard library only: the shim imports this, and must start in a blink.
+
+A writer that is killed in the middle leaves a torn last line. The next writer ends it, so that the
+piece costs itself and nothing else; a reader names it and goes on.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autohypothesis.errors import LockError, RecordError
+from autohypothesis.records.files import opened, parse_json, read_bytes, to_json
+
+LINE_LIMIT = 1024 * 1024
+"""Bytes of one record; a longer one is not a record."""
+FILE_LIMIT = 256 * 1024 * 1024
+"""Bytes of one file that are read: some 400,000 decisions."""
+LOCK_TIMEOUT_S = 30.0
+PROBLEM_LIMIT = 100
+"""Bad lines that are named one by one; the rest are counted."""
+
+_APPEND = (
+    os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)  # fmt: skip
+
+
+class News(NamedTuple):
+    """What was appended since `offset`, and where to go on next time."""
+
+    records: list[dict[str, Any]]
+    problems: list[str]
+    offset: int
+    restarted: bool
+    """The file is shorter than it was: this is a new one, read from its start."""
+
+
+# ── writing ─────────────────────────────────────────────────────────────────────────────────
+
+
+def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
+    """Adds one line. `durable` has it on the disk before this returns: for decisions.
+
+    Raises:
+        RecordError: the record is too long, the path is no regular file, or the disk is full;
+            then the file is as it was.
+        LockError: another writer has held the file for `LOCK_TIMEOUT_S`.
+    """
+    line = to_json(dict(record)).encode("utf-8", "replace") + b"\n"
+    if len(line) > LINE_LIMIT:
+        raise RecordError(f"a record of {len(line):,} bytes for {path}; {LINE_LIMIT:,} is the most")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as (descriptor, size):
+        torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        _write_once(path, descriptor, b"\n" + line if torn else line, size)
+        if durable:
+            os.fsync(descriptor)
+
+
+def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
+    """A write that the disk took only in part is taken back: half a record helps nobody."""
+    try:
+        written = os.write(descriptor, line)
+    except OSError as error:
+        os.ftruncate(descriptor, size)
+        why = error.strerror
+        raise RecordError(f"cannot append to {path}: {why}", hint="see `df -h`") from error
+    if written != len(line):
+        os.ftruncate(descriptor, size)
+        raise RecordError(f"cannot append to {path}: the disk is full", hint="see `df -h`")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[tuple[int, int]]:
+    """The file under an exclusive lock, as (descriptor, size); the one that is at `path` *now*."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        with opened(path, _APPEND) as (descriptor, _):
+            _wait_for_lock(path, descriptor, deadline)
+            status = os.fstat(descriptor)
+            if status.st_nlink > 0:  # else somebody moved a new file here while we waited
+                yield descriptor, status.st_size
+                return
+
+
+def _wait_for_lock(path: Path, descriptor: int, deadline: float) -> None:
+    pause = 0.0005
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise LockError(
+                    f"{path} has been locked by another writer for {LOCK_TIMEOUT_S:.0f} s",
+                    hint=f"`fuser -v {path}` names it",
+                ) from None
+        except OSError as error:
+            raise RecordError(f"{path} cannot be locked: {error.strerror}") from error
+        time.sleep(pause)
+        pause = min(pause * 2, 0.02)
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+
+def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of `path`, and what was wrong with the lines that hold none.
+
+    A file that is absent holds no records. A last line without its end counts when it is whole.
+
+    Raises:
+        RecordError: the path is no regular file, or larger than `limit` bytes.
+    """
+    try:
+        content = read_bytes(path, limit)
+    except FileNotFoundError:
+        return [], []
+    return parse(content)
+
+
+def read_new(path: Path, offset: int, limit: int = FILE_LIMIT) -> News:
+    """What was appended to `path` after `offset`; a line that has not ended yet is left for later.
+
+    Raises:
+        RecordError: the path is no regular file, or more than `limit` bytes are new.
+    """
+    try:
+        with opened(path) as (descriptor, status):
+            restarted = status.st_size < offset
+            start = 0 if restarted else offset
+            new = status.st_size - start
+            if new > limit:
+                raise RecordError(f"{path} has {new:,} new bytes, more than {limit:,}")
+            content = os.pread(descriptor, new, start)
+    except FileNotFoundError:
+        return News([], [], 0, restarted=offset > 0)
+    content = content[: content.rfind(b"\n") + 1]
+    records, problems = parse(content)
+    return News(records, problems, start + len(content), restarted)
+
+
+def parse(content: bytes) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records in `content`, and the problems by number of line (from 1, where it begins)."""
+    records: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for number, line in _lines(content):
+        try:
+            value = _record(line)
+        except ValueError as error:
+            problems.append(f"line {number} {error}")
+        else:
+            records.append(value)
+    return records, at_most(problems)
+
+
+def at_most(problems: list[str]) -> list[str]:
+    """The first of them; a file of nothing but bad lines is one problem, not a million."""
+    rest = len(problems) - PROBLEM_LIMIT
+    if rest <= 0:
+        return problems
+    return [*problems[:PROBLEM_LIMIT], f"and {rest:,} more lines that are no records"]
+
+
+def _lines(content: bytes) -> Iterable[tuple[int, bytes]]:
+    return ((n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip())
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    if len(line) > LINE_LIMIT:
+        raise ValueError(f"has {len(line):,} bytes, more than the {LINE_LIMIT:,} of a record")
+    value = parse_json(line)
+    if not isinstance(value, dict):
+        raise ValueError(f"is {type(value).__name__}, no object")
+    return value

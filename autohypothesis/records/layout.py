@@ -1,0 +1,257 @@
+"""The one module that knows a path. Everything else asks a `Layout`.
+
+A `Layout` is a value around the repository's root; asking it for a path touches no disk.
+`research/README.md` shows the same tree to people, and a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from autohypothesis.errors import UsageError
+
+ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def checked_id(name: str) -> str:
+    """`name`, when it is usable as an id and hence as a file name: `[a-z0-9-]{1,63}`.
+
+    Raises:
+        UsageError: for anything else, so that no id can leave its folder.
+    """
+    if not ID.fullmatch(name):
+        raise UsageError(
+            f"id {name!r} is not 1 to 63 characters of a-z, 0-9 and inner '-'",
+            hint="run `python orchestrator.py runs` for the ids there are",
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files of one bundle, `research/runs/<experiment_id>/`."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.json"
+
+    @property
+    def metadata(self) -> Path:
+        return self.folder / "metadata.json"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def exit(self) -> Path:
+        return self.folder / "exit.json"
+
+    @property
+    def events(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def clock(self) -> Path:
+        return self.folder / "clock.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "run.log"
+
+    @property
+    def score_log(self) -> Path:
+        return self.folder / "score.log"
+
+    @property
+    def diff(self) -> Path:
+        return self.folder / "change.diff"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights.pt"
+
+    @property
+    def launch(self) -> Path:
+        return self.folder / "launch.json"
+
+    @property
+    def shim(self) -> Path:
+        return self.folder / "shim.json"
+
+    @property
+    def run_spec(self) -> Path:
+        return self.folder / "run-spec.json"
+
+    @property
+    def local(self) -> Path:
+        """What only this machine knows of a run: its checkout, and what that held before."""
+        return self.folder / "local.json"
+
+    @property
+    def home(self) -> Path:
+        """HOME of a training whose inputs are all named in its task."""
+        return self.folder / "home"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every path below one repository's root."""
+
+    root: Path
+
+    # ── the root ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "experiments.jsonl"
+
+    @property
+    def results_tsv(self) -> Path:
+        return self.root / "results.tsv"
+
+    @property
+    def progress_png(self) -> Path:
+        return self.root / "progress.png"
+
+    @property
+    def worktrees(self) -> Path:
+        return self.root / "worktrees"
+
+    def worktree(self, name: str) -> Path:
+        return self.worktrees / checked_id(name)
+
+    @property
+    def default_task(self) -> Path:
+        return self.root / "tasks" / "pretrain" / "task.yaml"
+
+    @property
+    def root_task(self) -> Path:
+        return self.root / "task.yaml"
+
+    @property
+    def made_on_use(self) -> tuple[str, ...]:
+        """Patterns for .git/info/exclude: what we make in a repository is not the user's."""
+        return (
+            "/experiments.jsonl",
+            "/results.tsv",
+            "/progress.png",
+            "/worktrees/",
+            "/research/*",
+            "!/research/README.md",
+        )
+
+    # ── research/ ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def research(self) -> Path:
+        return self.root / "research"
+
+    @property
+    def decisions(self) -> Path:
+        return self.research / "decisions.jsonl"
+
+    @property
+    def brief(self) -> Path:
+        return self.research / "research_brief.json"
+
+    @property
+    def knowledge_base(self) -> Path:
+        return self.research / "knowledge_base.json"
+
+    @property
+    def search_model(self) -> Path:
+        return self.research / "search_model.md"
+
+    @property
+    def steering(self) -> Path:
+        return self.research / "steering.md"
+
+    @property
+    def inbox(self) -> Path:
+        return self.research / "inbox"
+
+    @property
+    def manifest(self) -> Path:
+        return self.research / "fleet" / "manifest.json"
+
+    # ── hypotheses, plans, runs ───────────────────────────────────────────────────────────
+
+    def hypotheses(self, state: str, worker: str | None = None) -> Path:
+        """The folder of one state; `dispatched` and `running` have one folder per worker."""
+        folder = self.research / "hypotheses" / checked_id(state)
+        return folder / checked_id(worker) if worker is not None else folder
+
+    @property
+    def plans(self) -> Path:
+        return self.research / "plans"
+
+    def plan(self, experiment_id: str) -> Path:
+        return self.plans / f"{checked_id(experiment_id)}.json"
+
+    def plan_page(self, experiment_id: str) -> Path:
+        return self.plans / f"{checked_id(experiment_id)}.md"
+
+    @property
+    def runs(self) -> Path:
+        return self.research / "runs"
+
+    def run(self, experiment_id: str) -> RunPaths:
+        return RunPaths(self.runs / checked_id(experiment_id))
+
+    # ── live, aggregate, tools, locks ─────────────────────────────────────────────────────
+
+    def heartbeat(self, worker: str) -> Path:
+        return self.research / "live" / "workers" / f"{checked_id(worker)}.json"
+
+    @property
+    def live_summary(self) -> Path:
+        return self.research / "live" / "summary.json"
+
+    @property
+    def aggregate(self) -> Path:
+        return self.research / "aggregate"
+
+    @property
+    def aggregate_experiments(self) -> Path:
+        return self.aggregate / "experiments.json"
+
+    @property
+    def aggregate_parquet(self) -> Path:
+        return self.aggregate / "experiments.parquet"
+
+    @property
+    def leaderboard(self) -> Path:
+        return self.aggregate / "leaderboard.json"
+
+    @property
+    def fleet_brief(self) -> Path:
+        return self.aggregate / "fleet_brief.md"
+
+    @property
+    def fold_index(self) -> Path:
+        return self.aggregate / ".fold-index"
+
+    @property
+    def problems(self) -> Path:
+        """What the last fold could not use, and why."""
+        return self.aggregate / "problems.json"
+
+    @property
+    def registry(self) -> Path:
+        return self.research / "tools" / "registry.json"
+
+    @property
+    def published_tools(self) -> Path:
+        return self.research / "tools" / "published"
+
+    @property
+    def locks(self) -> Path:
+        return self.research / "locks"
+
+    def lock(self, name: str) -> Path:
+        return self.locks / f"{checked_id(name)}.lock"

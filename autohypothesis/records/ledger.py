@@ -1,0 +1,275 @@
+"""The ledger, `experiments.jsonl`: folded anew where something changed, copied where nothing did.
+
+`refold` answers with the lines of the whole ledger and touches no file; whoever holds the lock
+`sync` writes them. A line whose bundle and whose place are as they were is copied as bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json, to_json
+
+from autohypothesis.errors import RecordError
+from autohypothesis.records import index as fold_index
+from autohypothesis.records import jsonl, scan
+from autohypothesis.records.bundles import decision_documents, reason_in
+from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.fold import (
+    Facts,
+    facts_of,
+    gone_row,
+    in_order,
+    in_words,
+    place,
+    undecided_stamp,
+)
+from autohypothesis.records.index import Entry, Index, Stamp
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.rows import Placement, RowDocument, base_row, finish
+from autohypothesis.records.usual import Document
+from schema import Problem
+
+LIMIT = 512 * 1024 * 1024
+"""Bytes of a ledger: some 200,000 rows."""
+
+
+class _Known(NamedTuple):
+    """What a fold knows about one experiment before it is placed."""
+
+    signatures: list[int]
+    facts: Facts
+    row: RowDocument | None
+    """None when it was not read: nothing changed."""
+
+
+@dataclass(slots=True)
+class Folded:
+    """A fold: the ledger's lines in their order, and what the tables are made from."""
+
+    lines: list[bytes]
+    """Each with its line break."""
+    entries: dict[str, Entry]
+    problems: list[Problem]
+    changed: int
+    """Lines that the ledger does not hold as they are."""
+    same: bool
+    """Whether the ledger on the disk is these lines already."""
+    decisions: dict[str, Document] = field(default_factory=dict)
+    """By decision_id."""
+    decisions_readable: bool = True
+    index_current: bool = False
+    """Whether the index on the disk says all this already."""
+    aggregate: Stamp = field(default_factory=list)
+    """What aggregate/experiments.json was when the index was written."""
+
+
+# ── folding ─────────────────────────────────────────────────────────────────────────────────
+
+
+def refold(layout: Layout, *, cold: bool = False) -> Folded:
+    """Folds what is under research/; with `cold`, as if it had never been folded before."""
+    with _no_collections():
+        return _refold(layout, None if cold else fold_index.load(layout))
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """A fold makes many objects and no cycles: looking for those takes a fifth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _refold(layout: Layout, index: Index | None) -> Folded:
+    problems: list[Problem] = []
+    decisions, readable = _decisions(layout, problems)
+    found, strangers = scan.find(layout)
+    problems += [_problem(layout, path, reason) for path, reason in strangers]
+    known = _look(layout, found, index)
+    facts = {key: one.facts for key, one in known.items()}
+    places = place(decisions, facts)
+    gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in known}
+    for key, decision in gone.items():
+        row = gone_row(decision)
+        facts[key] = facts_of(row, None, [])
+        known[key] = _Known([], facts[key], row)
+    order = in_order(known, places, facts)
+    old = _old_ledger(layout, index)
+    lines, entries, changed = _lines(order, known, places, found, index, old)
+    for key, entry in entries.items():
+        if entry.facts.damage:
+            problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
+    offset = sum(map(len, lines))
+    named = {decision["decision_id"]: decision for decision in decisions}
+    return Folded(
+        lines,
+        entries,
+        problems,
+        changed,
+        same=index is not None and not changed and len(old) == offset and _unmoved(entries, index),
+        decisions=named,
+        decisions_readable=readable,
+        index_current=index is not None and index.entries == entries,
+        aggregate=index.aggregate if index is not None else [],
+    )
+
+
+def _look(
+    layout: Layout, found: Mapping[str, scan.Found], index: Index | None
+) -> dict[str, _Known]:
+    """Reads what is new or changed, and trusts the index about the rest."""
+    if index is None:
+        return {key: _read(where) for key, where in found.items()}
+    known: dict[str, _Known] = {}
+    before, probe = index.entries, scan.Probe(layout)
+    for key, where in found.items():
+        entry = before.get(key)
+        if entry is None or entry.facts.volatile or entry.signatures != probe(where):
+            known[key] = _read(where)
+        else:
+            known[key] = _Known(entry.signatures, entry.facts, None)
+    probe.close()
+    return known
+
+
+def _read(where: scan.Found) -> _Known:
+    content = scan.read(where)
+    row = base_row(where.experiment_id, content.bundle, content.planned)
+    damage = [[path, reason] for path, reason in content.damage]
+    if not content.bundle and not content.planned.plan and not damage:
+        damage = [[str(where.plan or where.page), "vanished while it was read"]]
+    return _Known(content.signatures, facts_of(row, content.bundle, damage), row)
+
+
+def _lines(
+    order: Iterable[str],
+    known: Mapping[str, _Known],
+    places: Mapping[str, Placement],
+    found: Mapping[str, scan.Found],
+    index: Index | None,
+    old: bytes,
+) -> tuple[list[bytes], dict[str, Entry], int]:
+    """The ledger's lines, where each lies, and how many are not as they were."""
+    lines: list[bytes] = []
+    entries: dict[str, Entry] = {}
+    before = index.entries if index else {}
+    changed = offset = 0
+    for key in order:
+        one, entry, placement = known[key], before.get(key), places.get(key)
+        line = old[entry.offset : entry.offset + entry.length] if entry else b""
+        if one.row is None and entry is not None and entry.placement == placement:
+            if entry.offset != offset:
+                entry = entry._replace(offset=offset)
+        else:
+            if one.row is None:
+                one = _read(found[key])
+            made = _line(one, placement)
+            changed += made != line
+            line = made
+            entry = Entry(one.signatures, one.facts, placement, offset, len(line))
+        lines.append(line)
+        entries[key] = entry
+        offset += entry.length
+    return lines, entries, changed
+
+
+def _line(known: _Known, placement: Placement | None) -> bytes:
+    row = known.row or {}
+    finish(row, placement, undecided_stamp(known.facts), in_words(known.facts.damage))
+    return to_json(row, inf_nan_mode="null") + b"\n"
+
+
+def _unmoved(entries: Mapping[str, Entry], index: Index) -> bool:
+    """Whether every line lies where the index says, and none has gone."""
+    return len(entries) == len(index.entries) and all(
+        (before := index.entries.get(key)) is not None and before.offset == entry.offset
+        for key, entry in entries.items()
+    )
+
+
+def _old_ledger(layout: Layout, index: Index | None) -> bytes:
+    """The ledger's bytes; the index vouches for them, or there is none."""
+    return read_bytes(layout.ledger, LIMIT) if index else b""
+
+
+def _decisions(layout: Layout, problems: list[Problem]) -> tuple[list[Document], bool]:
+    try:
+        documents, bad = decision_documents(layout)
+    except RecordError as error:
+        reason = reason_in(error, layout.decisions)
+        problems.append(_problem(layout, str(layout.decisions), reason))
+        return [], False
+    problems += [_problem(layout, str(layout.decisions), reason) for reason in bad]
+    return documents, True
+
+
+def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:
+    short = path.removeprefix(f"{layout.root}/")
+    return Problem(path=short, reason=reason, experiment_id=experiment)
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+
+def read_ledger(layout: Layout) -> list[dict[str, Any]]:
+    """The rows of experiments.jsonl as the last sync left them; none before the first.
+
+    Raises:
+        RecordError: experiments.jsonl is no regular file; `sync` puts a new one in its place.
+    """
+    try:
+        content = read_bytes(layout.ledger, LIMIT)
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in content.splitlines():
+        try:
+            row = from_json(line)
+        except ValueError:
+            rows += jsonl.parse(line)[0]
+        else:
+            rows += [row] if isinstance(row, dict) else []
+    return rows
+
+
+def active_tag(layout: Layout) -> str:
+    """The tag of the search that is on: the manifest's, else the last decision's or plan's.
+
+    Empty when nothing was ever planned.
+    """
+    return manifest_tag(layout)[0] or _last_tag(layout)
+
+
+def manifest_tag(layout: Layout) -> tuple[str, str]:
+    """The manifest's tag, and what is wrong with the manifest."""
+    try:
+        manifest = read_json(layout.manifest)
+    except FileNotFoundError:
+        return "", ""
+    except RecordError as error:
+        return "", reason_in(error, layout.manifest)
+    tag = manifest.get("tag") if isinstance(manifest, dict) else None
+    return (tag, "") if isinstance(tag, str) and tag else ("", "names no tag")
+
+
+def _last_tag(layout: Layout) -> str:
+    try:
+        decisions, _ = decision_documents(layout)
+    except RecordError:
+        decisions = []
+    if decisions:
+        return str(decisions[-1]["tag"])
+    return newest_tag((row["timestamp"] or "", row["tag"]) for row in read_ledger(layout))
+
+
+def newest_tag(stamped: Iterator[tuple[str, str]]) -> str:
+    return max(((moment, tag) for moment, tag in stamped if tag), default=("", ""))[1]

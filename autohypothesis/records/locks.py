@@ -1,0 +1,90 @@
+"""Named locks, `research/locks/<name>.lock`, and who holds them.
+
+The kernel frees a lock with its holder, however that ends, so there are no stale ones. Who holds it
+is written beside it for people; only the lock itself decides. Leases on devices are not here: their
+descriptor is inherited by the training, and filelock would give it up too early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from autohypothesis.errors import AutohypothesisError, LockError, RecordError
+from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.processes import Process
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+class Holder(NamedTuple):
+    """Who took a lock, and for what."""
+
+    process: Process
+    doing: str
+
+    def __str__(self) -> str:
+        state = "" if self.process.lives() else ", which has ended"
+        return f"pid {self.process.pid} on {self.process.host} ({self.doing}{state})"
+
+
+@contextmanager
+def hold(
+    layout: Layout, name: str, *, doing: str, timeout: float = DEFAULT_TIMEOUT_S
+) -> Iterator[None]:
+    """Holds the lock `name`; `doing` says for what, in a few words.
+
+    Raises:
+        LockError: somebody else has held it for `timeout` seconds; the message names the holder.
+    """
+    path = layout.lock(name)
+    lock = FileLock(path, timeout=timeout, mode=0o644, poll_interval=0.02, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise _held(layout, name, doing, timeout) from None
+    except OSError as error:
+        raise LockError(
+            f"lock {path} cannot be taken for {doing}: {error.strerror or error}",
+            hint=f"see `ls -ld {path}`",
+        ) from error
+    try:
+        _write_down(layout, name, doing)
+        yield
+    finally:
+        lock.release()
+
+
+def holder(layout: Layout, name: str) -> Holder | None:
+    """Who took the lock `name` last; whether it is still held only the lock can say."""
+    try:
+        value = read_json(_beside(layout, name), limit=4096)
+        process = Process(int(value["pid"]), float(value["start"]), str(value["host"]))
+        return Holder(process, str(value["doing"]))
+    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _beside(layout: Layout, name: str) -> Path:
+    return layout.lock(name).with_suffix(".holder.json")
+
+
+def _write_down(layout: Layout, name: str, doing: str) -> None:
+    """Best effort: a note for people must not stop the work that the lock is for."""
+    with suppress(AutohypothesisError):
+        note = {**Process.own()._asdict(), "doing": doing}
+        write_json(_beside(layout, name), note, durable=False)
+
+
+def _held(layout: Layout, name: str, doing: str, timeout: float) -> LockError:
+    who = holder(layout, name)
+    return LockError(
+        f"lock {name!r} is held by {who or 'an unknown process'}; waited {timeout:g} s for {doing}",
+        hint=f"`ps -p {who.process.pid}` shows it" if who else f"`fuser -v {layout.lock(name)}`",
+    )

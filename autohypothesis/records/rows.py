@@ -1,0 +1,224 @@
+"""From a bundle to a row of the ledger: pure, no file is touched.
+
+A row is made in two steps. `base_row` is what the bundle says by itself; `finish` adds what was
+decided. Rows are plain dictionaries with the keys of `schema.Row`, in its order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from autohypothesis.records.bundles import Bundle
+from autohypothesis.records.curve import curve
+from autohypothesis.records.ids import baseline_id
+from autohypothesis.records.layout import ID
+from autohypothesis.records.usual import Document
+from schema import Row, finite, whole
+
+RowDocument = dict[str, Any]
+
+MB_PER_GB = 1024.0
+DECIDED = ("keep", "discard", "crash")
+NOT_EVIDENCE = ("infra", "contended")
+"""Failures that say nothing about the hypothesis."""
+PAGE_LIMIT = 2_000
+"""Characters of a plan's page that a row repeats."""
+
+_EMPTY: RowDocument = Row(id="").model_dump(mode="json")
+_NOTHING: Document = {}
+
+
+class Planned(NamedTuple):
+    """What was written when the id was given."""
+
+    plan: Document | None = None
+    page: str | None = None
+
+
+class Placement(NamedTuple):
+    """What the sequence of decisions says about one experiment."""
+
+    ordinal: int
+    delta: float | None
+    status: str
+    confirmation: str
+    tag: str
+    reason: str
+    metric_value: float | None
+    commit: str
+
+
+def real(value: object, metric: str) -> float | None:
+    """`value` as a score. Bits per byte are positive: 0.0 stood for a crash in older bundles."""
+    number = finite(value)
+    return None if number is None or (metric == "val_bpb" and number <= 0) else number
+
+
+def base_row(experiment_id: str, bundle: Bundle | None, planned: Planned) -> RowDocument:
+    """What bundle and plan say, decisions left out."""
+    row = _EMPTY.copy()
+    row["id"] = experiment_id
+    row["notes"] = []
+    plan = planned.plan or _NOTHING
+    _from_plan(row, plan)
+    if planned.page is not None:
+        row["decision_markdown_path"] = f"research/plans/{experiment_id}.md"
+        row["decision_markdown"] = planned.page[:PAGE_LIMIT]
+    if bundle is None:
+        row["status"] = row["execution_status"] = "planned"
+        return row
+    metadata, result = bundle.metadata or _NOTHING, bundle.result or _NOTHING
+    _from_run(row, metadata.get("run") or _NOTHING, metadata.get("runtime") or _NOTHING)
+    row["timestamp"] = metadata.get("recorded_at") or row["timestamp"]
+    if bundle.source_id:
+        row["source_id"] = bundle.source_id
+    if result:
+        _from_result(row, result)
+    else:
+        _without_result(row, bundle)
+    if row["status"] == "running":
+        row["timestamp"] = row["timestamp"] or (bundle.exit or _NOTHING).get("started_at")
+    _from_metrics(row, result.get("metrics") or _NOTHING, metadata.get("metrics") or _NOTHING)
+    _from_config(row, bundle.config)
+    _from_curve(row, bundle, metadata)
+    return row
+
+
+def _from_plan(row: RowDocument, plan: Document) -> None:
+    if not plan:
+        return
+    hypothesis = plan["hypothesis"]
+    row["timestamp"] = plan["created_at"]
+    row["description"] = hypothesis["title"]
+    row["rationale"] = hypothesis["rationale"]
+    row["hypothesis_id"] = hypothesis["hypothesis_id"]
+    row["parent_commit"] = plan["based_on_commit"] or None
+    for key in ("worker_id", "tag", "seed", "replicates", "node_id"):
+        row[key] = plan[key]
+
+
+def _from_run(row: RowDocument, run: Document, runtime: Document) -> None:
+    if run:
+        row["description"] = run["title"] or row["description"]
+        for key in ("worker_id", "gpu_id", "hypothesis_id", "rationale", "tag", "node_id"):
+            row[key] = run[key] or row[key]
+        for key in ("seed", "replicates"):
+            row[key] = run[key] if run[key] is not None else row[key]
+    if runtime:
+        for key in ("commit", "gpu_name", "diff_stat", "diff_hash", "platform_key", "profile"):
+            row[key] = runtime[key]
+        if runtime["commit"]:  # a baseline has no parent, whatever its plan was based on
+            row["parent_commit"] = runtime["parent_commit"]
+
+
+def _from_result(row: RowDocument, result: Document) -> None:
+    row["timestamp"] = result["recorded_at"]
+    row["commit"] = result["commit"] or row["commit"]
+    row["parent_commit"] = result["parent_commit"] or row["parent_commit"]
+    row["description"] = result["title"] or row["description"]
+    row["status"] = row["execution_status"] = result["status"]
+    for key in ("outcome", "failure_kind", "attested", "metric_name", "direction", "confirmation"):
+        row[key] = result[key]
+    if result["failure_detail"]:
+        row["notes"].append(result["failure_detail"])
+    if result["status"] != "completed":
+        return
+    name = result["metric_name"]
+    value = real(result["metric_value"], name)
+    row["metric_value"] = real(result["metrics"].get(name), name) if value is None else value
+    if name == "val_bpb":
+        row["val_bpb"] = row["metric_value"]
+    else:
+        row["val_bpb"] = real(result["metrics"]["val_bpb"], "val_bpb")
+
+
+def _without_result(row: RowDocument, bundle: Bundle) -> None:
+    """Still running; or ended, and nobody has recorded what came of it."""
+    status, note = "planned", ""
+    if bundle.shim_lives:
+        status = "running"
+    elif bundle.exit:
+        clean = bundle.exit["status"] == "exited" and not bundle.exit["exit_code"]
+        status, note = "completed" if clean else "failed", "ended, and not collected yet"
+        row["timestamp"] = bundle.exit["ended_at"]
+    elif bundle.shim_seen:
+        status, note = "failed", "its shim ended without a record of how"
+        row["failure_kind"] = "infra"
+    elif bundle.metadata:
+        status, note = "failed", "it has no result.json"
+    row["status"] = row["execution_status"] = status
+    if note and not bundle.damage:
+        row["notes"].append(note)
+
+
+def _from_metrics(row: RowDocument, first: Document, second: Document) -> None:
+    """The result's metrics, else the metadata's."""
+    for key in (
+        "num_steps", "training_seconds", "total_seconds", "mfu_percent", "total_tokens_M",
+        "num_params_M", "depth", "train_bpb", "tokens_per_second",
+    ):  # fmt: skip
+        value = first.get(key)
+        row[key] = second.get(key) if value is None else value
+    peak = first.get("peak_vram_mb")
+    peak = second.get("peak_vram_mb") if peak is None else peak
+    if peak is not None:
+        row["peak_vram_gb"] = round(peak / MB_PER_GB, 4)
+    tokens, seconds = row["total_tokens_M"], row["training_seconds"]
+    if row["tokens_per_second"] is None and tokens and seconds and seconds > 0:
+        row["tokens_per_second"] = finite(tokens * 1e6 / seconds)
+    for key in ("model_dim", "n_heads", "head_dim"):
+        row[key] = whole(first.get(key))
+
+
+def _from_config(row: RowDocument, config: Document) -> None:
+    get = config.get
+    for key in ("model_dim", "n_heads", "head_dim", "total_batch_size", "device_batch_size"):
+        value = get(key)
+        if value is not None:
+            row[key] = value if type(value) is int else whole(value)
+    for key in ("matrix_lr", "embedding_lr", "weight_decay", "warmdown_ratio"):
+        row[key] = finite(get(key))
+    if row["depth"] is None:
+        row["depth"] = whole(get("depth"))
+    pattern, betas = get("window_pattern"), get("adam_betas")
+    row["window_pattern"] = pattern if isinstance(pattern, str) else None
+    if isinstance(betas, list):
+        numbers = [finite(beta) for beta in betas[:8]]
+        row["adam_betas"] = numbers if all(number is not None for number in numbers) else None
+
+
+def _from_curve(row: RowDocument, bundle: Bundle, metadata: Document) -> None:
+    samples = bundle.exit["samples"] if bundle.exit else None
+    if not samples:
+        return
+    runtime = metadata.get("runtime") or _NOTHING
+    seen = curve(samples, runtime.get("budget_seconds") or row["training_seconds"])
+    row["bpb_at_checkpoints"] = seen.checkpoints
+    row["still_improving"] = seen.still_improving
+    row["improvement_rate"] = seen.rate
+    if row["train_bpb"] is None:
+        row["train_bpb"] = seen.last
+
+
+def finish(row: RowDocument, placement: Placement | None, stamp: str, damage: list[str]) -> None:
+    """Adds what was decided, and what could not be read, to a row of `base_row`."""
+    if placement is not None:
+        row["status"] = row["decision_status"] = placement.status
+        row["ordinal"], row["delta"] = placement.ordinal, placement.delta
+        row["confirmation"] = placement.confirmation
+        row["tag"] = row["tag"] or placement.tag
+        row["outcome"] = row["outcome"] or placement.reason
+    elif stamp:
+        row["decision_status"] = stamp
+        row["status"] = stamp if stamp in DECIDED else row["status"]
+    if damage:
+        row["status"] = "artifact_invalid"
+        row["notes"] = [*row["notes"], *damage]
+
+
+def is_baseline(row: RowDocument) -> bool:
+    """Whether the row is a run of the unchanged script."""
+    tag = row["tag"]
+    if ID.fullmatch(tag):
+        return bool(row["hypothesis_id"] == baseline_id(tag))
+    return str(row["hypothesis_id"]).startswith("baseline")

@@ -1,0 +1,170 @@
+"""What sync derives from a fold: results.tsv, the leaderboard, the page for agents. Pure."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic_core import from_json
+
+from autohypothesis.records.fold import Facts
+from autohypothesis.records.index import Entry
+from autohypothesis.records.ledger import Folded
+from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Placement
+from autohypothesis.records.usual import Document
+
+HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+DESCRIPTION_LIMIT = 300
+"""Characters; results.tsv is read in a terminal."""
+
+
+class HandEdit(NamedTuple):
+    """A `decision_status` in a result.json that no record of decisions.jsonl stands behind."""
+
+    experiment_id: str
+    status: str
+    """What somebody wrote."""
+    decided: str | None
+    """What decisions.jsonl says, None where it says nothing."""
+    decision_id: str | None
+    """The record that the stamp names."""
+
+
+# ── results.tsv ─────────────────────────────────────────────────────────────────────────────
+
+
+def results_tsv(entries: Mapping[str, Entry], tag: str) -> str:
+    """Keeps, discards and crashes of one tag, in the order in which they were decided."""
+    lines = [
+        _tsv_line(entry.facts, entry.placement)
+        for entry in _decided(entries.values(), tag)
+        if entry.placement is not None and not _left_out(entry.facts, entry.placement)
+    ]
+    return HEADER + "".join(lines)
+
+
+def _decided(entries: Iterable[Entry], tag: str) -> list[Entry]:
+    places = [(e.placement.ordinal, e) for e in entries if e.placement and e.placement.tag == tag]
+    return [entry for _, entry in sorted(places, key=lambda pair: pair[0])]
+
+
+def _left_out(facts: Facts, placement: Placement) -> bool:
+    """Replicates, what is not decided, and failures that say nothing about the hypothesis."""
+    return (
+        placement.status not in DECIDED
+        or facts.replicates is not None
+        or (placement.status == "crash" and facts.failure_kind in NOT_EVIDENCE)
+    )
+
+
+def _tsv_line(facts: Facts, placement: Placement) -> str:
+    commit = harmless(facts.commit or placement.commit)[:7]
+    value = facts.metric_value if facts.metric_value is not None else placement.metric_value
+    memory = facts.peak_vram_gb or 0.0
+    if placement.status == "crash" or value is None:
+        value = memory = 0.0
+    description = harmless(facts.description)
+    return f"{commit}\t{value:.6f}\t{memory:.1f}\t{placement.status}\t{description}\n"
+
+
+def harmless(text: str) -> str:
+    """`text` on one line of a table: no tab, break or control character, no opening quote.
+
+    A double quote makes readers of tables swallow the lines that follow, up to the next one.
+    """
+    if not text.isascii() or not text.isprintable() or '"' in text:
+        text = "".join(_harmless_character(character) for character in text)
+    return " ".join(text.split())[:DESCRIPTION_LIMIT]
+
+
+def _harmless_character(character: str) -> str:
+    if character == '"':
+        return "'"
+    category = unicodedata.category(character)
+    return " " if category[0] == "C" or category in ("Zl", "Zp") else character
+
+
+# ── the best, and how it stands ─────────────────────────────────────────────────────────────
+
+
+def best_entry(entries: Mapping[str, Entry], tag: str) -> str | None:
+    """The id of the best kept experiment of a tag, on the platform that was kept on last."""
+    kept = [
+        (key, entry)
+        for key, entry in entries.items()
+        if entry.placement is not None
+        and entry.placement.tag == tag
+        and entry.placement.status == "keep"
+        and entry.placement.confirmation != "refuted"
+        and entry.facts.metric_value is not None
+        and not entry.facts.damage
+    ]
+    if not kept:
+        return None
+    last = max(kept, key=lambda pair: pair[1].placement.ordinal)[1].facts  # type: ignore[union-attr]
+    sign = -1 if last.direction == "maximize" else 1
+    same = [(k, e.facts.metric_value) for k, e in kept if e.facts.platform_key == last.platform_key]
+    return min(same, key=lambda pair: sign * (pair[1] or 0.0))[0]
+
+
+def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:
+    """`aggregate/leaderboard.json` of one tag, without the time at which it was made."""
+    mine = [entry for entry in folded.entries.values() if _tag_of(entry) == tag]
+    decided = [e for e in mine if e.placement is not None and e.placement.status in DECIDED]
+    tried = [entry for entry in decided if not entry.facts.baseline]
+    kept = sum(1 for entry in tried if entry.placement and entry.placement.status == "keep")
+    best = best_entry(folded.entries, tag)
+    return {
+        "total_runs": len(mine),
+        "decided_runs": len(decided),
+        "active_workers": active_workers,
+        "best_run": row_of(folded, best) if best is not None else None,
+        "keep_rate": round(kept / len(tried), 4) if tried else None,
+        "tag": tag,
+    }
+
+
+def _tag_of(entry: Entry) -> str:
+    return entry.placement.tag if entry.placement is not None else entry.facts.tag
+
+
+def row_of(folded: Folded, experiment: str) -> dict[str, Any]:
+    """One row, from its line; its long texts stay in the ledger."""
+    position = list(folded.entries).index(experiment)
+    row: dict[str, Any] = from_json(folded.lines[position])
+    return {key: value for key, value in row.items() if key != "decision_markdown"}
+
+
+def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
+    """The rows of a tag that were decided last, newest first, and those that wait longest."""
+    keys = list(folded.entries)
+    mine = [(place, key) for place, key in enumerate(keys) if _tag_of(folded.entries[key]) == tag]
+    decided = [place for place, key in mine if folded.entries[key].placement is not None]
+    waiting = [place for place, key in mine if folded.entries[key].placement is None]
+    rows = [
+        [from_json(folded.lines[place]) for place in some]
+        for some in (decided[-most:][::-1], waiting[:most])
+    ]
+    return rows[0], rows[1]
+
+
+# ── hand-made decisions ─────────────────────────────────────────────────────────────────────
+
+
+def hand_edits(entries: Mapping[str, Entry], decisions: Mapping[str, Document]) -> list[HandEdit]:
+    """Stamps that differ from the record they name, or name none and decide something new.
+
+    A stamp that agrees with its own record merely lags when that record was overruled since.
+    """
+    edits = []
+    for key, entry in entries.items():
+        stamp, named = entry.facts.stamp, entry.facts.stamp_id
+        decided = entry.placement.status if entry.placement else None
+        if named is not None:
+            record = decisions.get(named)
+            if record is not None and record["decision_status"] != stamp:
+                edits.append(HandEdit(key, stamp, decided, named))
+        elif stamp in DECIDED and stamp != decided and entry.facts.execution_status == "completed":
+            edits.append(HandEdit(key, stamp, decided, None))
+    return edits

@@ -1,0 +1,170 @@
+"""Deciding, adopting, recording: what moves a reference, and what never may."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.records.layout import Layout
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run(cli: Cli, *words: str) -> str:
+    """One settled experiment; its decision."""
+    answer = cli("run-experiment", "--settle", *words)
+    assert answer.returncode == 0, answer.stderr
+    rows = json.loads(cli("runs", "--json").stdout)
+    return max(rows, key=lambda row: row["timestamp"])["status"]
+
+
+def reference(foreign: Path) -> str:
+    return Lab.open(foreign).reference()
+
+
+def test_a_better_run_moves_the_reference_and_a_worse_one_does_not(cli: Cli, foreign: Path) -> None:
+    assert run(cli) == "keep"
+    start = reference(foreign)
+    assert run(cli, "--set", "RATE=0.2") == "keep"
+    kept = reference(foreign)
+    assert kept != start
+    assert run(cli, "--set", "RATE=0.9") == "discard"
+    assert reference(foreign) == kept
+    best = json.loads(cli("best", "--diff", "--json").stdout)
+    assert best["row"]["metric_value"] == pytest.approx(1.01)
+    assert "+RATE = 0.2" in best["diff"]
+    lines = (foreign / "results.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["commit", "val_bpb", "memory_gb", "status", "description"]
+    assert [line.split("\t")[3] for line in lines[1:]] == ["keep", "keep", "discard"]
+
+
+def test_adopt_fast_forwards_a_clean_branch_and_nothing_else(
+    cli: Cli, foreign: Path, git: Callable[..., str]
+) -> None:
+    run(cli)
+    run(cli, "--set", "RATE=0.2")
+    (foreign / "train.py").write_text("# mine\n")
+    refused = cli("adopt")
+    assert refused.returncode == 1
+    assert "not committed" in refused.stderr
+    assert (foreign / "train.py").read_text() == "# mine\n"
+    git(foreign, "checkout", "-q", "train.py")
+    assert cli("adopt").returncode == 0
+    assert "RATE = 0.2" in (foreign / "train.py").read_text()
+    assert git(foreign, "rev-parse", "HEAD") == reference(foreign)
+
+
+def test_a_discard_cannot_be_adopted(cli: Cli) -> None:
+    run(cli)
+    run(cli, "--set", "RATE=0.9")
+    discarded = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    answer = cli("adopt", discarded)
+    assert answer.returncode == 2
+    assert "discard" in answer.stderr
+
+
+def test_nothing_is_decided_without_a_baseline_to_compare_with(cli: Cli) -> None:
+    answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
+    assert answer.returncode == 1
+    assert "--baseline" in answer.stderr
+    assert run(cli, "--baseline") == "keep"
+    assert cli("decide").returncode == 0
+    assert {row["status"] for row in json.loads(cli("runs", "--json").stdout)} == {"keep"}
+
+
+def test_a_win_on_an_old_reference_is_stale_and_is_queued_again(cli: Cli, foreign: Path) -> None:
+    run(cli)
+    cli("run-experiment", "--set", "RATE=0.2")
+    cli("run-experiment", "--set", "RATE=0.25")
+    first, second = json.loads(cli("decide", "--json").stdout)
+    assert (first["decision_status"], second["decision_status"]) == ("keep", "discard")
+    assert second["reason"] == "stale_base"
+    assert second["requeue"] is True
+
+
+def test_a_decision_by_hand_is_recorded_with_its_reason(cli: Cli, foreign: Path) -> None:
+    run(cli)
+    cli("run-experiment", "--set", "RATE=0.9")
+    waiting = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    answer = cli("decide", waiting, "keep", "--reason", "I like it", "--json")
+    (decision,) = json.loads(answer.stdout)
+    assert (decision["reason"], decision["detail"]) == ("by_hand", "I like it")
+    assert reference(foreign) == decision["commit"]
+
+
+def test_a_crash_cannot_be_kept_by_hand(cli: Cli) -> None:
+    cli("run-experiment", "--set", "MODE=crash")
+    crashed = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    answer = cli("decide", crashed, "keep")
+    assert answer.returncode == 1
+    assert "cannot be kept" in answer.stderr
+
+
+def test_a_stamp_in_result_json_is_taken_as_the_decision_it_means(cli: Cli, foreign: Path) -> None:
+    run(cli)
+    cli("run-experiment", "--set", "RATE=0.2")
+    waiting = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    path = Layout(foreign).run(waiting).result
+    path.write_text(json.dumps({**json.loads(path.read_text()), "decision_status": "keep"}))
+    assert cli("sync").returncode == 0
+    row = json.loads(cli("runs", "--json").stdout)[-1]
+    assert (row["status"], row["ordinal"]) == ("keep", 2)
+    assert reference(foreign) == row["commit"]
+
+
+def test_a_settle_that_was_killed_before_the_reference_moved_is_finished(
+    cli: Cli, foreign: Path
+) -> None:
+    run(cli)
+    start = reference(foreign)
+    run(cli, "--set", "RATE=0.2")
+    kept = reference(foreign)
+    lab = Lab.open(foreign)
+    # What a kill between the record and the move leaves behind.
+    assert lab.repository.compare_and_swap(reference_ref(lab.active()), start, kept)
+    assert cli("decide").returncode == 0
+    assert reference(foreign) == kept
+
+
+def test_a_hand_made_run_is_recorded_and_never_attested(cli: Cli, foreign: Path) -> None:
+    (foreign / "run.log").write_text("step 1\n---\nval_bpb: 0.997900\npeak_vram_mb: 45060.2\n")
+    answer = cli("record", "run.log", "--desc", "by me")
+    assert answer.returncode == 0, answer.stderr
+    row = json.loads(cli("runs", "--json").stdout)[-1]
+    assert row["attested"] is False
+    assert row["metric_value"] == pytest.approx(0.9979)
+    assert row["peak_vram_gb"] == pytest.approx(44.004, abs=0.01)
+    assert cli("show", str(row["id"])).returncode == 0
+
+
+def test_a_hand_made_log_without_a_number_is_a_crash_with_its_reason(
+    cli: Cli, foreign: Path
+) -> None:
+    (foreign / "run.log").write_text("torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB\n")
+    assert cli("record", "run.log").returncode == 0
+    row = json.loads(cli("runs", "--json").stdout)[-1]
+    assert row["failure_kind"] == "oom"
+    assert row["metric_value"] is None
+
+
+def test_another_tag_starts_from_head_and_leaves_the_first_alone(cli: Cli) -> None:
+    run(cli, "--tag", "first")
+    run(cli, "--tag", "second")
+    assert [row["tag"] for row in json.loads(cli("runs", "--json").stdout)] == ["second"]
+    assert len(json.loads(cli("runs", "--json", "--all").stdout)) == 2
+
+
+def test_every_listing_and_page_answers_in_json(cli: Cli) -> None:
+    run(cli)
+    identity = json.loads(cli("runs", "--json").stdout)[0]["id"]
+    for words in (("show", identity), ("best",), ("sync",), ("doctor",), ("runs", "--all")):
+        answer = cli(*words, "--json")
+        assert json.loads(answer.stdout) is not None, words
+    names = json.loads(cli("schema").stdout)
+    for name in names:
+        assert "properties" in json.loads(cli("schema", name).stdout), name

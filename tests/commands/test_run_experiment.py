@@ -1,0 +1,207 @@
+"""run-experiment, as published scripts call it, on a repository that shares no file with ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.records.layout import Layout
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def rows(cli: Cli) -> list[dict[str, object]]:
+    answer = cli("runs", "--json")
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def edit(root: Path, old: str, new: str) -> None:
+    script = root / "train.py"
+    script.write_text(script.read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def test_a_clean_checkout_is_the_baseline_and_prints_the_published_line(
+    cli: Cli, foreign: Path
+) -> None:
+    answer = cli("run-experiment")
+    assert answer.returncode == 0, answer.stderr
+    value, memory, seconds, log = answer.stdout.rstrip("\n").split("\t")
+    assert (value, memory) == ("1.040000", "12.5")
+    assert 0 < float(seconds) < 60
+    assert "val_bpb: 1.04" in Path(log).read_text()
+    (row,) = rows(cli)
+    assert str(row["id"]).startswith("baseline-")
+    assert row["parent_commit"] is None
+    assert row["attested"] is False
+    metadata = json.loads(Layout(foreign).run(str(row["id"])).metadata.read_text())
+    assert metadata["runtime"]["home"] == "kept"
+
+
+def test_what_is_in_the_working_tree_is_run_and_stays_as_it_is(
+    cli: Cli, foreign: Path, git: Callable[..., str]
+) -> None:
+    assert cli("run-experiment").returncode == 0
+    edit(foreign, "RATE = 0.1", "RATE = 0.2")
+    before = (git(foreign, "status", "--porcelain"), git(foreign, "rev-parse", "HEAD"))
+    answer = cli("run-experiment", "--desc", "a larger rate")
+    assert answer.stdout.startswith("1.010000\t")
+    assert (git(foreign, "status", "--porcelain"), git(foreign, "rev-parse", "HEAD")) == before
+    row = rows(cli)[-1]
+    assert row["description"] == "a larger rate"
+    assert row["decision_status"] == "review_pending"
+    diff = Layout(foreign).run(str(row["id"])).diff.read_text()
+    assert "+RATE = 0.2" in diff
+
+
+@pytest.mark.parametrize(
+    ("override", "kind", "code"),
+    [("MODE=crash", "code_error", 1), ("MODE=silent", "no_metric", 1), ("MODE=nan", "nan", 1),
+     ("MODE=twice", "invalid", 1), ("MODE=vandal", "invalid", 1)],
+)  # fmt: skip
+def test_a_failure_has_its_kind_its_reason_and_never_a_number(
+    cli: Cli, override: str, kind: str, code: int
+) -> None:
+    answer = cli("run-experiment", "--set", override)
+    assert answer.returncode == code, answer.stderr
+    assert answer.stdout.startswith("-\t")
+    row = rows(cli)[-1]
+    assert row["failure_kind"] == kind
+    assert row["metric_value"] is None
+    assert kind in answer.stderr
+    if override == "MODE=vandal":
+        assert "data.txt" in answer.stderr
+
+
+def test_a_training_past_its_deadline_exits_two(cli: Cli, foreign: Path, tmp_path: Path) -> None:
+    task = tmp_path / "task.yaml"
+    task.write_text(
+        "id: short\nroot: repository\nartifacts: [train.py]\n"
+        "run: {command: [python, train.py], deadline_seconds: 1}\n"
+    )
+    answer = cli("run-experiment", "--task", str(task), "--set", "SLEEP=60")
+    assert answer.returncode == 2, answer.stderr
+    assert rows(cli)[-1]["failure_kind"] == "timeout"
+
+
+def test_wrong_usage_exits_one_here_and_two_elsewhere(cli: Cli) -> None:
+    for words, code in ((("run-experiment", "--nope"), 1), (("runs", "--nope"), 2)):
+        answer = cli(*words)
+        assert answer.returncode == code
+        assert answer.stderr.count("\n") == 1
+        assert f"python orchestrator.py {words[0]} --help" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--set", "RAET=1"), "RATE"),
+        (("--set", "SEED=1"), "SEED"),
+        (("--set", "RATE=0.1"), "nothing"),
+        (("--set", "RATE"), "NAME=VALUE"),
+        (("--set", "RATE=0.2", "--baseline"), "--baseline"),
+        (("--patch", "no-such.diff"), "no-such.diff"),
+        (("--tag", "../x"), "../x"),
+    ],
+)
+def test_a_change_that_cannot_be_is_refused_in_one_line_and_costs_no_run(
+    cli: Cli, foreign: Path, words: tuple[str, ...], named: str
+) -> None:
+    answer = cli("run-experiment", *words)
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert named in answer.stderr
+    layout = Layout(foreign)
+    assert not layout.runs.exists()
+    assert not list(layout.plans.glob("*.json")) if layout.plans.exists() else True
+
+
+def test_a_protected_file_that_differs_is_named(cli: Cli, foreign: Path) -> None:
+    assert cli("run-experiment").returncode == 0
+    (foreign / "data.txt").write_text("other data\n")
+    edit(foreign, "RATE = 0.1", "RATE = 0.2")
+    answer = cli("run-experiment")
+    assert answer.returncode == 1
+    assert "data.txt" in answer.stderr
+
+
+def test_repo_is_taken_before_and_after_and_from_a_worktree(
+    cli: Cli, foreign: Path, tmp_path: Path, git: Callable[..., str]
+) -> None:
+    assert cli("run-experiment").returncode == 0
+    elsewhere = tmp_path / "elsewhere"
+    git(foreign, "worktree", "add", "-q", "--detach", str(elsewhere))
+    expected = [row["id"] for row in rows(cli)]
+    for words, cwd in (
+        (("--repo", str(foreign), "runs", "--json"), tmp_path),
+        (("runs", "--json", "--repo", str(foreign)), tmp_path),
+        (("runs", "--json"), elsewhere),
+    ):
+        answer = cli(*words, cwd=cwd)
+        assert [row["id"] for row in json.loads(answer.stdout)] == expected, answer.stderr
+
+
+def test_a_secret_of_the_parent_does_not_reach_the_training(cli: Cli, foreign: Path) -> None:
+    edit(foreign, "import sys\n", "import sys\nprint('seen', sorted(os.environ))\n")
+    answer = cli("run-experiment", SOME_API_KEY="hunter2", HF_TOKEN="hunter2")
+    assert answer.returncode == 0, answer.stderr
+    log = Path(answer.stdout.rstrip("\n").split("\t")[3]).read_text()
+    assert "SEED" in log
+    assert "SOME_API_KEY" not in log
+    assert "HF_TOKEN" not in log
+
+
+def test_two_at_once_use_two_worktrees_and_two_lanes(foreign: Path) -> None:
+    command = [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment"]
+    both = [
+        subprocess.Popen([*command, "--set", f"SLEEP={seconds}"], cwd=foreign,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for seconds in (2.0, 2.5)
+    ]  # fmt: skip
+    answers = [process.communicate(timeout=120) for process in both]
+    free_lanes = len(os.sched_getaffinity(0))
+    codes = sorted(process.returncode for process in both)
+    if free_lanes > 1:
+        assert codes == [0, 0], answers
+        metadata = [json.loads(path.read_text()) for path in
+                    (foreign / "research" / "runs").glob("*/metadata.json")]  # fmt: skip
+        assert len({one["run"]["worker_id"] for one in metadata}) == 2
+        assert len({one["run"]["gpu_id"] for one in metadata}) == 2
+
+
+def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(
+    cli: Cli, foreign: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=1.5"],
+        cwd=foreign, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    runs = Layout(foreign).runs
+    until = time.monotonic() + 60
+    while not list(runs.glob("*/shim.json")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert rows(cli)[-1]["execution_status"] == "running"
+    until = time.monotonic() + 60
+    while not list(runs.glob("*/exit.json")) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert cli("sync").returncode == 0
+    (result,) = runs.glob("*/result.json")
+    first = result.read_bytes()
+    assert cli("sync").returncode == 0
+    assert result.read_bytes() == first
+    row = rows(cli)[-1]
+    assert row["execution_status"] == "completed"
+    assert row["metric_value"] == pytest.approx(1.04)
