@@ -108,6 +108,8 @@ def test_the_training_pair_knows_nothing_of_the_house() -> None:
 
 
 def test_every_error_of_ours_is_in_the_one_tree() -> None:
-    pattern = re.compile(r"^class \w+\((?:Exception|RuntimeError|ValueError|OSError)\)", re.MULTILINE)
+    pattern = re.compile(
+        r"^class \w+\((?:Exception|RuntimeError|ValueError|OSError)\)", re.MULTILINE
+    )
     outside = [path for path in MODULES if pattern.search(path.read_text())]
     assert outside == [ROOT / "autohypothesis" / "errors.py"]

@@ -16,6 +16,7 @@ from autohypothesis.commands.common import err, out
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
 
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One named change of the demo."""

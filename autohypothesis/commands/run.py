@@ -41,9 +41,7 @@ def run_experiment(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Run the reference as it stands.")
     ] = False,
-    description: Annotated[
-        str, typer.Option("--desc", help="What is tried, in a few words.")
-    ] = "",
+    description: Annotated[str, typer.Option("--desc", help="What is tried, in a few words.")] = "",
     seed: Annotated[int | None, typer.Option("--seed", help="Default: the task's first.")] = None,
     task: Annotated[Path | None, typer.Option("--task", help="A task file.")] = None,
     tag: Tag = None,
@@ -160,7 +158,7 @@ def _report(lab: Lab, finished: Finished, log: Path | None, *, decided: bool) ->
     fields = (
         _field(result.metric_value, 6),
         _field(result.metrics.peak_vram_mb, 1),
-        _field(result.metrics.model_dump().get("wall_seconds"), 1),
+        _field(result.metrics.model_dump().get("wall_seconds"), 2),
         str(path),
     )
     print("\t".join(fields))

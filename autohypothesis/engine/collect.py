@@ -14,10 +14,11 @@ from typing import Any
 from autohypothesis.engine import guard, shim, strays
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.failures import Failure, classify
+from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.scorer import Score, scorer_for
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import bundles, locks
-from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
 from schema import ExitRecord, Metrics, Result, finite, now
@@ -44,7 +45,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
             )
         spec = RunSpec.model_validate(read_json(run.run_spec))
         local = read_json(run.local)
-        killed = strays.end_strays(experiment_id, finite(local.get("started_at")) or 0.0)
+        killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
         result = judge(repository, spec, run, local, killed)
         bundles.write_result(run, result)
         shutil.rmtree(run.home, ignore_errors=True)
@@ -155,8 +156,4 @@ def _metrics(
 
 def log_tail(run: RunPaths) -> str:
     """The end of run.log, for a person who wants to know why."""
-    try:
-        content = read_bytes(run.log, 1 << 30)
-    except (FileNotFoundError, RecordError):
-        return ""
-    return content[-TAIL_BYTES:].decode("utf-8", "replace")
+    return read_tail(str(run.log), TAIL_BYTES)

@@ -17,7 +17,7 @@ from autohypothesis.engine import recovery
 from autohypothesis.engine.candidate import Candidate
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
-from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.local import LocalExecutor, workspace_of
 from autohypothesis.engine.prepare import prepare
@@ -90,10 +90,10 @@ def run(
         spec = plan(lab, request, worker)
         handle = executor.submit(spec)
         try:
-            _follow(lab, executor, handle, watch)
+            follow(lab, executor, handle, watch)
         except KeyboardInterrupt:
             executor.cancel(handle)
-            _follow(lab, executor, handle, Unwatched())
+            follow(lab, executor, handle)
             executor.collect(handle)
             raise
         finally:
@@ -101,7 +101,9 @@ def run(
         return Finished(spec.experiment_id, executor.collect(handle))
 
 
-def _follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch) -> None:
+def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = None) -> None:
+    """Wait until an experiment has ended."""
+    watch = watch or Unwatched()
     while executor.poll(handle) == "running":
         watch.tick(lab, handle.experiment_id)
         time.sleep(POLL_S)
@@ -154,7 +156,10 @@ def _title(change: Change) -> str:
 
 def _candidate(lab: Lab, request: Request, worker: str, base: str, experiment_id: str) -> Candidate:
     workspace = workspace_of(lab.repository, worker, lab.active())
-    inputs = locate_inputs(lab.task, workspace.checkout(base), lab.repository.root, os.environ)
+    inputs = Inputs()
+    if lab.task.inputs:
+        checkout = workspace.checkout(base)
+        inputs = locate_inputs(lab.task, checkout, lab.repository.root, os.environ)
     return prepare(
         lab.repository,
         lab.task,

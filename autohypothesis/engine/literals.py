@@ -26,7 +26,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
 }
 
 
-class NotLiteralError(Exception):
+class NotLiteralError(ChangeError):
     """An expression whose value is only known when the script runs."""
 
 

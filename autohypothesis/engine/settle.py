@@ -105,9 +105,7 @@ def settle_by_hand(
         return decision
 
 
-def take_hand_edits(
-    lab: Lab, edits: Iterable[tuple[str, str]]
-) -> tuple[list[Decision], list[str]]:
+def take_hand_edits(lab: Lab, edits: Iterable[tuple[str, str]]) -> tuple[list[Decision], list[str]]:
     """Decisions that somebody stamped into result.json, as older protocols ask.
 
     Returns what was recorded, and a line for each edit that was refused.
@@ -192,9 +190,7 @@ def _finished(lab: Lab, experiment_id: str) -> tuple[Result, Metadata]:
     return result, metadata
 
 
-def gather(
-    lab: Lab, past: Settled, result: Result, metadata: Metadata, reference: str
-) -> Evidence:
+def gather(lab: Lab, past: Settled, result: Result, metadata: Metadata, reference: str) -> Evidence:
     """Everything that the policy may look at."""
     task, runtime = lab.task, metadata.runtime
     key = runtime.platform_key
@@ -228,8 +224,9 @@ def _lines(metadata: Metadata) -> int | None:
     return None if added is None or removed is None else added - removed
 
 
-def _verdict_by_hand(experiment_id: str, evidence: Evidence, status: HandMade, reason: str
-                     ) -> Verdict:
+def _verdict_by_hand(
+    experiment_id: str, evidence: Evidence, status: HandMade, reason: str
+) -> Verdict:
     """A person's word in the policy's place. A keep needs a metric, and the reference as base."""
     improvement = None
     if evidence.value is not None and evidence.reference_value is not None:
@@ -314,7 +311,8 @@ def _stamp(lab: Lab, decision: Decision) -> None:
             "decision_status": decision.decision_status,
             "decision_id": decision.decision_id,
             "confirmation": decision.confirmation,
-            "outcome": f"{decision.reason}: {decision.detail}" if decision.detail
+            "outcome": f"{decision.reason}: {decision.detail}"
+            if decision.detail
             else decision.reason,
         }
     )

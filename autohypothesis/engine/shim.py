@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis.engine import system
@@ -49,6 +48,7 @@ def start(launch: Launch) -> ShimHandle:
     it cannot be written.
     """
     import subprocess
+    from pathlib import Path
 
     from autohypothesis.engine.shim_files import claim_folder
     from autohypothesis.records.files import write_atomic

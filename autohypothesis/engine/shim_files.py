@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -13,7 +14,6 @@ from autohypothesis.engine import system
 from autohypothesis.engine.launch import EVENTS_FILE, EXIT_FILE, SHIM_FILE, Launch
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 
-RESERVE_FILE = ".shim-reserve"
 _RESERVE_BYTES = 64 << 10
 
 
@@ -64,26 +64,28 @@ def _is_claimed_by(path: str, pid: int) -> bool:
 
 
 class Reserve:
-    """A few blocks of the disk, kept so that exit.json can be written when it is full."""
+    """A few blocks of the disk, kept so that exit.json can be written when it is full.
+
+    They belong to a file that has no name any more: if the shim is killed they are free at once.
+    """
 
     def __init__(self, launch: Launch) -> None:
         """Raises OSError if the disk is full already; then nothing is kept."""
-        self._path = launch.file(RESERVE_FILE)
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        path = launch.file(".reserve")
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+        # Random bytes, because some file systems store zeros without blocks.
         try:
-            # Random bytes, because some file systems store zeros without blocks.
-            written = os.write(fd, os.urandom(_RESERVE_BYTES))
+            if os.write(self.fd, os.urandom(_RESERVE_BYTES)) < _RESERVE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), launch.run_dir)
         except OSError:
-            written = 0
-        finally:
-            os.close(fd)
-        if written < _RESERVE_BYTES:
             self.free()
-            raise OSError(28, "No space left on device", self._path)
+            raise
 
     def free(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
 
 
 def append_event(launch: Launch, event_type: str, **more: Any) -> None:

@@ -139,7 +139,8 @@ class ShimRun:
             return
         from autohypothesis.engine.shim_nvml import DeviceRecord, NvmlMeter
 
-        self.nvml = NvmlMeter(device.uuid or "", close=[self.lease.fd] if self.lease else [])
+        kept = [holder.fd for holder in (self.lease, self.reserve) if holder is not None]
+        self.nvml = NvmlMeter(device.uuid or "", close=kept)
         self.device = DeviceRecord(self.nvml.wait(NVML_START_S))
         if self.device.error:
             raise LaunchError(f"{device.name} does not answer: {self.device.error}")

@@ -1,7 +1,8 @@
 """Processes that outlived their shim.
 
 When a shim is killed the kernel kills the training, but not what the training had started. Those
-processes still carry the experiment's id in the environment they were born with.
+processes still carry the run folder in the environment they were born with. The folder, not the
+experiment's id: two repositories on one machine give the same ids.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ import time
 
 from autohypothesis.engine import system
 
-ID_VARIABLE = "AUTOHYPOTHESIS_EXPERIMENT_ID"
+RUN_VARIABLE = "AUTOHYPOTHESIS_RUN_DIR"
 _SLACK_S = 1.0  # the wall clock may have been set meanwhile
 _ROUNDS = 100
 _PAUSE_S = 0.02
 
 
-def find_strays(experiment_id: str, not_before: float) -> dict[int, float]:
+def find_strays(run_dir: str, not_before: float) -> dict[int, float]:
     """Processes of an experiment, started at `not_before` (seconds since the epoch) or later.
 
     Pid to start time. Only processes of this user are seen, unless it is root.
     """
-    assignment = f"{ID_VARIABLE}={experiment_id}"
+    assignment = f"{RUN_VARIABLE}={run_dir}"
     found: dict[int, float] = {}
     for pid in system.all_pids():
         if pid == os.getpid() or not system.environment_has(pid, assignment):
@@ -34,14 +35,14 @@ def find_strays(experiment_id: str, not_before: float) -> dict[int, float]:
     return found
 
 
-def end_strays(experiment_id: str, not_before: float) -> list[int]:
+def end_strays(run_dir: str, not_before: float) -> list[int]:
     """SIGKILL every stray of an experiment until none is left; the pids that were killed.
 
     Call it when the shim is dead: while it lives, its processes are no strays.
     """
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        strays = find_strays(experiment_id, not_before)
+        strays = find_strays(run_dir, not_before)
         if not strays:
             break
         for pid, start in strays.items():

@@ -180,9 +180,7 @@ def test_two_at_once_use_two_worktrees_and_two_lanes(foreign: Path) -> None:
         assert len({one["run"]["gpu_id"] for one in metadata}) == 2
 
 
-def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(
-    cli: Cli, foreign: Path
-) -> None:
+def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(cli: Cli, foreign: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=1.5"],
         cwd=foreign, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -205,3 +203,35 @@ def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(
     row = rows(cli)[-1]
     assert row["execution_status"] == "completed"
     assert row["metric_value"] == pytest.approx(1.04)
+
+
+def test_a_training_that_installs_a_package_is_invalid_and_names_it(
+    cli: Cli, foreign: Path
+) -> None:
+    """Into the repository's own environment, as an agent would; ensurepip needs no network."""
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(foreign / ".venv")], check=True
+    )
+    edit(foreign, "time.sleep(SLEEP)", "import subprocess\nsubprocess.run("
+         "[sys.executable, '-m', 'ensurepip'], check=True, capture_output=True)")  # fmt: skip
+    answer = cli("run-experiment")
+    assert answer.returncode == 1
+    row = rows(cli)[-1]
+    assert row["failure_kind"] == "invalid"
+    assert "pip" in " ".join(map(str, row["notes"]))  # type: ignore[arg-type]
+
+
+def test_a_daemon_that_a_training_leaves_behind_is_gone_when_it_has_ended(
+    cli: Cli, foreign: Path
+) -> None:
+    daemon = (
+        "import subprocess\nprint('daemon', subprocess.Popen([sys.executable, '-c', "
+        "'import time; time.sleep(600)'], start_new_session=True, stdin=subprocess.DEVNULL, "
+        "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)"
+    )
+    edit(foreign, "time.sleep(SLEEP)", daemon)
+    answer = cli("run-experiment")
+    assert answer.returncode == 0, answer.stderr
+    log = Path(answer.stdout.rstrip("\n").split("\t")[3]).read_text()
+    pid = int(log.split("daemon ")[1].split()[0])
+    assert not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,60 @@
+"""The real training pair, on the `test` profile, in a repository of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.starter import make_repository
+from schema import Result
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Try = Callable[..., tuple[str, Result]]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the `test` profile prepared."""
+    folder = tmp_path_factory.mktemp("cache")
+    subprocess.run(
+        [sys.executable, str(ROOT / "prepare.py"), "--profile", "test"],
+        env={**os.environ, "AUTORESEARCH_CACHE": str(folder)}, check=True, timeout=120,
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def lab(tmp_path: Path, cache: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A fresh research repository with a search begun in it."""
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(cache))
+    make_repository(tmp_path / "research repository")
+    return Lab.open(tmp_path / "research repository").with_tag("t")
+
+
+@pytest.fixture
+def attempt(lab: Lab) -> Try:
+    """Runs one change of train.py: overrides, or `old` text that becomes `new`."""
+
+    def tried(*, old: str = "", new: str = "", **overrides: object) -> tuple[str, Result]:
+        change = Change.none()
+        if overrides:
+            change = Change.from_overrides(overrides)  # type: ignore[arg-type]
+        elif old:
+            source = lab.repository.show_file(lab.reference(), "train.py").decode()
+            assert source.count(old) == 1, f"{source.count(old)} x {old!r} in train.py"
+            edited = {"train.py": source.replace(old, new).encode()}
+            change = Change.from_tree(lab.repository.tree_with(lab.reference(), edited))
+        finished = run(lab, Request(change))
+        return finished.experiment_id, finished.result
+
+    return tried

@@ -1,0 +1,109 @@
+"""The number in the ledger is the official one, whatever a training prints, does or leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.settle import settle
+from autohypothesis.errors import PreflightError
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.ledger import read_ledger
+from schema import Result
+
+Try = Callable[..., tuple[str, Result]]
+
+
+def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
+    lab: Lab, attempt: Try
+) -> None:
+    identity, result = attempt()
+    assert result.status == "completed", result.failure_detail
+    assert result.attested
+    assert result.metrics.printed_val_bpb == pytest.approx(result.metric_value, abs=1e-4)
+    assert result.evidence["clock"]["verdict"] == "ok"
+    run = lab.layout.run(identity)
+    config = json.loads(run.config.read_text())
+    assert config["depth"] >= 1  # an expression over the profile, evaluated by the preflight
+    assert config["adam_betas"] == [0.8, 0.95]
+    assert run.weights.stat().st_size > 1000
+    settle(lab, [identity], decided_by="test")
+    sync(lab.layout)
+    (row,) = read_ledger(lab.layout)
+    assert (row["status"], row["profile"], row["attested"]) == ("keep", "test", True)
+    assert row["platform_key"]
+    assert set(row["bpb_at_checkpoints"]) == {"25", "50", "75", "100"}
+    assert row["num_steps"] > 10
+    assert row["gpu_name"] == "CPU"
+
+
+def test_a_printed_number_that_is_too_good_changes_nothing(attempt: Try) -> None:
+    _, result = attempt(old='    print("---")\n', new='    print("---\\nval_bpb: 0.1\\n---")\n')
+    assert result.status == "completed", result.failure_detail
+    assert result.metric_value is not None
+    assert result.metric_value > 1
+    assert result.evidence["scorer"]["summaries_seen"] == 2
+
+
+def test_a_model_that_looks_ahead_is_invalid(attempt: Try) -> None:
+    _, result = attempt(old="is_causal=True", new="is_causal=False")
+    assert (result.failure_kind, result.metric_value) == ("invalid", None)
+
+
+def test_a_training_that_rewrites_the_evaluation_is_invalid_and_says_so(attempt: Try) -> None:
+    _, result = attempt(
+        old="    clock = Clock()\n",
+        new="    clock = Clock()\n    open('prepare.py', 'a').write('EVAL = 0\\n')\n",
+    )
+    assert (result.failure_kind, result.metric_value) == ("invalid", None)
+    assert "prepare.py" in result.failure_detail
+
+
+def test_a_training_that_draws_text_before_the_clock_is_invalid(attempt: Try) -> None:
+    _, result = attempt(old="    clock.start()\n", new="    next(batches)\n    clock.start()\n")
+    assert result.failure_kind == "invalid", result.failure_detail
+    assert "before" in result.failure_detail
+
+
+def test_a_clock_that_runs_slow_is_invalid(attempt: Try) -> None:
+    slow = (
+        "    real = time.process_time\n"
+        "    begun = real()\n"
+        "    time.process_time = lambda: begun + (real() - begun) / 2\n"
+        "    clock = Clock()\n"
+    )
+    _, result = attempt(old="    clock = Clock()\n", new=slow)
+    assert result.failure_kind == "invalid", result.failure_detail
+
+
+def test_weights_that_carry_code_are_not_loaded(attempt: Try) -> None:
+    _, result = attempt(
+        old='    print("---")\n',
+        new="    torch.save(os.system, os.path.join(os.environ['AUTOHYPOTHESIS_RUN_DIR'],"
+        " 'weights.pt'))\n    print(\"---\")\n",
+    )
+    assert (result.failure_kind, result.metric_value) == ("code_error", None)
+    assert "weights" in result.failure_detail
+
+
+def test_a_hopeless_change_is_refused_in_seconds_and_leaves_no_run(lab: Lab, attempt: Try) -> None:
+    for overrides in ({"TOTAL_BATCH_SIZE": 1000}, {"DEPTH": 0}, {"WINDOW_PATTERN": "Q"}):
+        with pytest.raises(PreflightError) as refused:
+            attempt(**overrides)
+        assert next(iter(overrides)) in str(refused.value)
+    assert not lab.layout.runs.exists()
+
+
+def test_a_loss_that_is_not_a_number_ends_at_once_as_nan(attempt: Try) -> None:
+    _, result = attempt(MATRIX_LR=1e30)
+    assert result.failure_kind == "nan", result.failure_detail
+
+
+def test_a_seed_is_repeatable_and_another_one_differs(lab: Lab, attempt: Try) -> None:
+    first, second = attempt(), attempt()
+    for identity, _ in (first, second):
+        seed = json.loads(lab.layout.run(identity).metadata.read_text())["run"]["seed"]
+        assert seed == 42

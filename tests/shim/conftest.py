@@ -1,0 +1,129 @@
+"""Real shims around fast training scripts without torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine import shim, strays, system
+from autohypothesis.engine.launch import Launch
+
+TRAININGS = Path(__file__).parent / "trainings"
+
+
+@dataclass
+class Run:
+    """A started shim, and what it has left so far."""
+
+    launch: Launch
+    handle: shim.ShimHandle
+
+    @property
+    def dir(self) -> Path:
+        return Path(self.launch.run_dir)
+
+    def wait(self, timeout: float = 30.0) -> dict[str, Any]:
+        """exit.json, once the shim has gone."""
+        status = shim.wait(self.handle, timeout)
+        assert status == "finished", (status, self.text("shim.log"))
+        return self.exit()
+
+    def exit(self) -> dict[str, Any]:
+        value = json.loads((self.dir / "exit.json").read_text())
+        assert isinstance(value, dict)
+        return value
+
+    def text(self, name: str) -> str:
+        path = self.dir / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text("events.jsonl").splitlines()]
+
+    def wait_for(self, name: str, timeout: float = 10.0) -> str:
+        """The content of a file that the training writes when it is ready."""
+        wait_until(lambda: self.text(name) != "", timeout)
+        return self.text(name)
+
+
+def wait_until(true: Callable[[], bool], timeout: float = 10.0) -> None:
+    until = time.monotonic() + timeout
+    while not true():
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def alive(pid: int) -> bool:
+    return system.process_start(pid) is not None
+
+
+@pytest.fixture
+def make_launch(tmp_path: Path) -> Callable[..., Launch]:
+    """A launch of one of the scripts in trainings/, in a run folder of its own."""
+    count = 0
+
+    def make(script: str, *args: str, **changes: Any) -> Launch:
+        nonlocal count
+        count += 1
+        name = f"t-{os.getpid()}-{time.monotonic_ns()}-{count}"
+        run_dir = tmp_path / name
+        run_dir.mkdir()
+        env = {
+            "AUTOHYPOTHESIS_EXPERIMENT_ID": name,
+            "AUTOHYPOTHESIS_RUN_DIR": str(run_dir),
+            "PATH": os.environ["PATH"],
+        }
+        env.update(changes.pop("extra_env", {}))
+        values: dict[str, Any] = {
+            "experiment_id": name,
+            "run_dir": str(run_dir),
+            "cwd": str(run_dir),
+            "command": (sys.executable, "-S", str(TRAININGS / f"{script}.py"), *args),
+            "env": env,
+            "deadline_seconds": 20.0,
+            "stop_grace_s": 0.3,
+        }
+        return Launch(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
+    """Start a shim; whatever is left of it is ended after the test."""
+    runs: list[Run] = []
+
+    def go(script: str, *args: str, **changes: Any) -> Run:
+        launch = make_launch(script, *args, **changes)
+        runs.append(Run(launch, shim.start(launch)))
+        return runs[-1]
+
+    yield go
+    for run in runs:
+        with contextlib.suppress(OSError):
+            if system.is_alive(run.handle.pid, run.handle.start):
+                os.kill(run.handle.pid, signal.SIGKILL)
+        shim.wait(run.handle, 5)
+        strays.end_strays(run.launch.run_dir, 0.0)
+
+
+@pytest.fixture
+def helpers() -> Any:
+    """`wait_until` and `alive`, for test modules that cannot import this one."""
+
+    class Helpers:
+        pass
+
+    made: Any = Helpers()
+    made.wait_until, made.alive, made.trainings = wait_until, alive, TRAININGS
+    return made

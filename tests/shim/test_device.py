@@ -1,0 +1,141 @@
+"""What a GPU says while it is leased, with a stand-in for NVML."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine import failures
+from autohypothesis.engine.launch import Device
+from autohypothesis.engine.shim_nvml import DeviceRecord
+
+GPU = Device("cuda", "GPU-stand-in", "H100")
+
+
+class Gpu:
+    """The device of the stand-in module."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        shutil.copy(Path(__file__).parent / "stand_in" / "pynvml.py", folder / "pynvml.py")
+        self.set()
+
+    def set(self, **changes: object) -> None:
+        idle: dict[str, object] = {"used_mb": 500, "utilisation": 90, "processes": []}
+        (self.folder / "part").write_text(json.dumps({**idle, **changes}))
+        (self.folder / "part").rename(self.folder / "state.json")
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    folder = tmp_path / "stand-in"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return Gpu(folder)
+
+
+def test_memory_load_and_energy_of_a_training(start: Callable[..., Any], gpu: Gpu) -> None:
+    run = start("steady", "2.2", device=GPU)
+    pid = int(run.wait_for("pid"))
+    gpu.set(used_mb=9000, processes=[[pid, 8000]], throttle=0x44)
+    time.sleep(1.5)
+    gpu.set()
+    end = run.wait()
+    assert end["status"] == "exited"
+    assert end["peak_vram_mb"] == 8000.0
+    assert end["utilisation"] == 90.0
+    assert 200 < end["energy_joules"] < 1000
+    device = end["device"]
+    assert (device["nvml_error"], device["lost"], device["memory_not_back"]) == (None, False, None)
+    assert set(device["throttled"]) == {"sw_power_cap", "hw_thermal"}
+    assert end["contention"]["foreign"] == []
+
+
+def test_a_training_never_starts_on_a_device_that_does_not_answer(
+    start: Callable[..., Any], gpu: Gpu
+) -> None:
+    gpu.set(error=15)
+    run = start("quick", device=GPU)
+    end = run.wait()
+    assert end["status"] == "infra" and "GPU is lost" in end["error"]
+    assert end["device"]["lost"] and not (run.dir / "run.log").exists()
+    assert failures.device_evidence(end) is not None
+
+
+def test_a_wrong_uuid_is_named(start: Callable[..., Any], gpu: Gpu) -> None:
+    end = start("quick", device=Device("cuda", "GPU-other", "H100")).wait()
+    assert "GPU-other" in end["error"] and "Not Found" in end["error"]
+
+
+def test_a_device_lost_on_the_way_is_infra_not_the_hypothesis(
+    start: Callable[..., Any], gpu: Gpu
+) -> None:
+    run = start("steady", "1.5", device=GPU)
+    run.wait_for("pid")
+    gpu.set(error=15)
+    end = run.wait()
+    assert end["device"]["lost"]
+    failure = failures.classify(end, run.text("run.log"), 1.25)
+    assert failure is not None and failure.kind == "infra"
+
+
+def test_a_driver_that_hangs_does_not_hold_the_deadline_up(
+    start: Callable[..., Any], gpu: Gpu
+) -> None:
+    run = start("steady", "20", device=GPU, deadline_seconds=1.5, memory_back_s=0.5)
+    run.wait_for("pid")
+    gpu.set(hang=True)
+    end = run.wait(10)
+    assert end["status"] == "deadline" and end["wall_seconds"] < 4
+    assert "not answered" in end["device"]["nvml_error"]
+
+
+def test_memory_that_does_not_come_back_is_said(start: Callable[..., Any], gpu: Gpu) -> None:
+    run = start("steady", "0.3", device=GPU, memory_back_s=0.5)
+    run.wait_for("pid")
+    gpu.set(used_mb=9000)
+    assert run.wait()["device"]["memory_not_back"] == {"before_mb": 500.0, "after_mb": 9000.0}
+
+
+def sample(used: float = 500.0, *processes: tuple[int, float], **more: Any) -> dict[str, Any]:
+    base = {"t": 0.0, "utilisation": None, "energy_j": None, "power_w": None, "throttle": None}
+    return {**base, "used_mb": used, "processes": [list(p) for p in processes], **more}
+
+
+OURS = {100, 101}
+
+
+@pytest.mark.parametrize(
+    ("before", "during", "foreign"),
+    [
+        ([], [(100, 8000.0)], []),
+        ([(7, 900.0)], [(7, 900.0), (100, 8000.0)], []),  # it was there, and sleeps
+        ([(7, 900.0)], [(7, 930.0), (100, 8000.0)], []),
+        ([(7, 900.0)], [(7, 1900.0), (100, 8000.0)], [{"pid": 7, "grown_mb": 1000.0}]),
+        ([], [(7, 900.0), (100, 8000.0)], [{"pid": 7, "grown_mb": 900.0}]),
+        ([], [(40_001, 8000.0)], []),  # in a container ours has a pid we do not know
+        ([(7, 900.0)], [(7, 1900.0), (40_001, 8000.0)], [{"pid": 7, "grown_mb": 1000.0}]),
+    ],
+)
+def test_foreign_compute_is_memory_that_grew_never_a_pid_alone(
+    before: list[Any], during: list[Any], foreign: list[Any]
+) -> None:
+    record = DeviceRecord(sample(500.0, *before))
+    record.take(sample(9000.0, *during), OURS)
+    assert record.foreign() == []  # once may be a process of ours that has gone since
+    record.take(sample(9000.0, *during), OURS)
+    assert record.foreign() == foreign
+
+
+def test_energy_from_power_where_there_is_no_counter() -> None:
+    record = DeviceRecord(sample(t=10.0))
+    for second in (11.0, 12.0, 14.0):
+        record.take(sample(t=second, power_w=100.0), OURS)
+    assert record.energy_joules() == 400.0
+    assert DeviceRecord(sample()).energy_joules() is None

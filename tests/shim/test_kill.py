@@ -1,0 +1,169 @@
+"""kill -9 of the shim, of its parent and of the training, at random moments."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine import shim, strays, system
+from autohypothesis.engine.launch import Launch, Lease
+from autohypothesis.engine.lease import LeaseFile
+
+ROUNDS = 20
+SLOW_ROUNDS = 100
+
+
+def _pid(run: Any) -> int:
+    return int(run.text("pid") or 0)
+
+
+def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: float) -> None:
+    lease = Lease(str(tmp_path / "cpu-0.lock"), "lane 0")
+    began = time.time()
+    run = start("steady", "20", lease=lease)
+    time.sleep(after)
+    os.kill(run.handle.pid, signal.SIGKILL)
+    assert shim.wait(run.handle, 5) == "dead"
+    # Nobody has to end it: the kernel does, in its own time.
+    helpers.wait_until(lambda: not strays.find_strays(run.launch.run_dir, began), 2)
+    helpers.wait_until(lambda: not helpers.alive(_pid(run)), 2)
+    held = LeaseFile(lease.path, lease.name).try_acquire({}, wait_s=2)
+    assert held is not None, "the lease outlived the shim and its training"
+    held.release()
+
+
+def test_a_killed_shim_takes_the_training_with_it_and_frees_the_lease(
+    start: Callable[..., Any], helpers: Any, tmp_path: Path
+) -> None:
+    for _ in range(ROUNDS):
+        _kill_shim(start, helpers, tmp_path, random.uniform(0, 0.25))
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_shims(start: Callable[..., Any], helpers: Any, tmp_path: Path) -> None:
+    for _ in range(SLOW_ROUNDS):
+        _kill_shim(start, helpers, tmp_path, random.uniform(0, 0.4))
+
+
+def test_strays_of_a_killed_shim_are_found_by_run_folder_and_start_time(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    began = time.time()
+    run = start("family", "0", "60", "close", "stay")
+    run.wait_for("pid")
+    daemon = int(run.wait_for("daemon"))
+    os.kill(run.handle.pid, signal.SIGKILL)
+    assert shim.wait(run.handle, 5) == "dead"
+    assert helpers.alive(daemon)
+    assert strays.end_strays(run.launch.run_dir, time.time() + 3600) == []
+    assert daemon in strays.end_strays(run.launch.run_dir, began)
+    assert not helpers.alive(daemon)
+
+
+def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(
+    start: Callable[..., Any], helpers: Any, tmp_path: Path
+) -> None:
+    lease = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
+    run = start("family", "0", "60", "stay", lease=lease)
+    run.wait_for("pid")
+    daemon = int(run.wait_for("daemon"))
+    os.kill(run.handle.pid, signal.SIGKILL)
+    shim.wait(run.handle, 5)
+    file = LeaseFile(lease.path, lease.name)
+    assert helpers.alive(daemon)
+    assert file.try_acquire({}, wait_s=0.2) is None
+    assert (file.holder() or {})["experiment_id"] == run.launch.experiment_id
+    os.kill(daemon, signal.SIGKILL)
+    assert file.try_acquire({}, wait_s=2) is not None
+
+
+STARTER = """
+import sys, time
+from pathlib import Path
+from autohypothesis.engine import shim
+from autohypothesis.engine.launch import Launch
+launch = Launch.from_json(Path(sys.argv[1]).read_bytes())
+print("ready", flush=True)
+shim.start(launch)
+time.sleep(60)
+"""
+
+
+def _kill_parent(make_launch: Callable[..., Launch], tmp_path: Path, after: float) -> bool:
+    """Kill the starter; True if its shim had begun, and then finished."""
+    launch = make_launch("steady", "0.1")
+    given = tmp_path / "given.json"
+    given.write_bytes(launch.to_json())
+    parent = subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(given)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert parent.stdout is not None and parent.stdout.readline()
+    time.sleep(after)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    if shim.forbid(launch.run_dir):
+        assert not Path(launch.file("run.log")).exists()
+        return False
+    handle = shim.attach(launch.run_dir)
+    assert handle is not None and shim.wait(handle, 20) == "finished"
+    return True
+
+
+def test_a_shim_survives_the_death_of_its_parent(
+    make_launch: Callable[..., Launch], tmp_path: Path
+) -> None:
+    begun = [_kill_parent(make_launch, tmp_path, random.uniform(0, 0.15)) for _ in range(ROUNDS)]
+    assert any(begun)
+
+
+def test_a_training_killed_at_any_moment_leaves_a_whole_record(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    for _ in range(ROUNDS):
+        run = start("steady", "20")
+        run.wait_for("pid")
+        time.sleep(random.uniform(0, 0.15))
+        os.kill(_pid(run), signal.SIGKILL)
+        end = run.wait()
+        assert (end["status"], end["signal"], end["exit_code"]) == ("signalled", 9, None)
+        assert run.events()[-1]["event_type"] == "run_failed"
+        assert end["metrics"] == {}
+
+
+def test_the_training_dies_even_if_the_shim_was_dead_before_it_looked(helpers: Any) -> None:
+    """The gap between fork and prctl: the child sees that its parent is not the one it knew."""
+    pid = os.fork()
+    if pid == 0:
+        system.die_with_parent(os.getppid() + 1)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_ending_strays_leaves_an_experiment_of_the_same_name_elsewhere_alone(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    """Two repositories that both search under today's tag give the same ids."""
+    began = time.time()
+    same = {"AUTOHYPOTHESIS_EXPERIMENT_ID": "baseline-nov20-1"}
+    ours = start("steady", "20", extra_env=same)
+    theirs = start("steady", "20", extra_env=same)
+    ours.wait_for("pid")
+    theirs.wait_for("pid")
+    os.kill(ours.handle.pid, signal.SIGKILL)
+    assert shim.wait(ours.handle, 5) == "dead"
+    strays.end_strays(ours.launch.run_dir, began)
+    assert helpers.alive(_pid(theirs))
+    assert shim.status(theirs.launch.run_dir) == "running"

@@ -1,0 +1,64 @@
+"""A launch file says everything, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine.launch import Device, Launch, Lease, ScoreCommand, deadline
+from autohypothesis.errors import LaunchError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((30.0, 300.0, "wall", 60.0), 690.0),
+        ((10.0, 15.0, "cpu", 20.0), 90.0),
+        ((30.0, None, "wall", 60.0), 600.0),
+    ],
+)
+def test_deadlines(arguments: Any, expected: float) -> None:
+    assert deadline(*arguments) == expected
+
+
+def test_a_launch_survives_its_file(make_launch: Callable[..., Launch]) -> None:
+    plain = make_launch("quick")
+    full = make_launch(
+        "quick",
+        lease=Lease("/locks/cpu-0.lock", "lane 0"),
+        device=Device("cuda", "GPU-1", "H100", (1, 2)),
+        score=ScoreCommand(("a", "b"), "/", {"X": "1"}, 3.0),
+        gpu_id=1,
+    )
+    for launch in (plain, full):
+        assert Launch.from_json(launch.to_json()) == launch
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": 3}, "unknown Launch fields: budget"),
+        ({"command": []}, "empty command"),
+        ({"cwd": "here"}, "'here' is not an absolute path"),
+        ({"clock": "sun"}, "clock 'sun'"),
+        ({"deadline_seconds": 0}, "deadline_seconds 0"),
+        ({"log_limit_bytes": 10}, "log_limit_bytes 10"),
+        ({"device": {"kind": "cpu", "index": 3}}, "unknown Device fields: index"),
+        ({"lease": {"name": "x"}}, "lacks Lease fields: path"),
+        ({"score": []}, "ScoreCommand in launch.json is not an object"),
+    ],
+)
+def test_a_wrong_launch_file_is_refused_by_field(
+    make_launch: Callable[..., Launch], change: dict[str, Any], words: str
+) -> None:
+    raw = json.loads(make_launch("quick").to_json())
+    with pytest.raises(LaunchError, match=words.replace("(", r"\(")):
+        Launch.from_json(json.dumps({**raw, **change}).encode())
+
+
+def test_a_torn_launch_file_is_refused() -> None:
+    with pytest.raises(LaunchError, match="not JSON"):
+        Launch.from_json(b'{"experiment_id": ')
