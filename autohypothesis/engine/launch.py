@@ -6,20 +6,13 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis.errors import LaunchError
+from autohypothesis.records.layout import RunPaths
 
 Clock = Literal["wall", "cpu"]
-
-# Files in a run folder that the shim reads or writes.
-LAUNCH_FILE = "launch.json"
-SHIM_FILE = "shim.json"
-EXIT_FILE = "exit.json"
-EVENTS_FILE = "events.jsonl"
-CLOCK_FILE = "clock.jsonl"
-LOG_FILE = "run.log"
-SCORE_LOG_FILE = "score.log"
 
 FOREIGN_DEADLINE_S = 600.0
 _DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}
@@ -118,9 +111,10 @@ class Launch:
         if self.log_limit_bytes < 4096:
             raise LaunchError(f"log_limit_bytes {self.log_limit_bytes} is under 4096")
 
-    def file(self, name: str) -> str:
-        """The path of a file in the run folder."""
-        return os.path.join(self.run_dir, name)
+    @property
+    def run(self) -> RunPaths:
+        """The files of the run folder."""
+        return RunPaths(Path(self.run_dir))
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
@@ -131,7 +125,7 @@ class Launch:
         try:
             raw = json.loads(data)
         except ValueError as error:
-            raise LaunchError(f"{LAUNCH_FILE} is not JSON: {error}") from error
+            raise LaunchError(f"launch.json is not JSON: {error}") from error
         values = _known(cls, raw)
         for name, part in (("lease", Lease), ("device", Device), ("score", ScoreCommand)):
             if values.get(name) is not None:
@@ -142,15 +136,15 @@ class Launch:
 def _known(cls: type[Any], raw: object) -> dict[str, Any]:
     """`raw` as arguments of a dataclass: every key known, none missing, lists as tuples."""
     if not isinstance(raw, dict):
-        raise LaunchError(f"{cls.__name__} in {LAUNCH_FILE} is not an object")
+        raise LaunchError(f"{cls.__name__} in launch.json is not an object")
     known = {f.name: f for f in fields(cls)}
     if unknown := sorted(raw.keys() - known.keys()):
-        raise LaunchError(f"{LAUNCH_FILE} has unknown {cls.__name__} fields: {', '.join(unknown)}")
+        raise LaunchError(f"launch.json has unknown {cls.__name__} fields: {', '.join(unknown)}")
     required = {
         name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING
     }
     if missing := sorted(required - raw.keys()):
-        raise LaunchError(f"{LAUNCH_FILE} lacks {cls.__name__} fields: {', '.join(missing)}")
+        raise LaunchError(f"launch.json lacks {cls.__name__} fields: {', '.join(missing)}")
     return {name: _frozen(value) for name, value in raw.items()}
 
 

@@ -17,17 +17,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis.engine import system
-from autohypothesis.engine.launch import EXIT_FILE, LAUNCH_FILE, SHIM_FILE, Launch
+from autohypothesis.engine.launch import Launch
 from autohypothesis.errors import LaunchError
+from autohypothesis.records.layout import RunPaths
 
 Status = Literal["running", "finished", "dead", "absent"]
 
-SHIM_LOG = "shim.log"
 # The shim's own environment can be read by the training, so it holds no more than it needs.
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _POLL_S = 0.05
 
 
@@ -54,14 +55,15 @@ def start(launch: Launch) -> ShimHandle:
     from autohypothesis.records.files import write_atomic
 
     system.require_supported()
-    if os.path.exists(launch.file(SHIM_FILE)):
+    if launch.run.shim.exists():
         raise LaunchError(f"run folder {launch.run_dir} was used before", hint="take a new id")
-    write_atomic(Path(launch.file(LAUNCH_FILE)), launch.to_json())
-    root = str(Path(__file__).resolve().parents[2])
+    write_atomic(launch.run.launch, launch.to_json())
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH"))))
-    command = [sys.executable, "-m", __name__, launch.file(LAUNCH_FILE), launch.experiment_id]
-    with open(launch.file(SHIM_LOG), "ab") as log, _cancel_held_back():
+    root = str(Path(__file__).resolve().parents[2])
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys((root, *filter(os.path.isabs, sys.path))))
+    # -S: what `site` does at start-up costs a tenth of the shim's own, and we name the folders.
+    command = [sys.executable, "-S", "-m", __name__, str(launch.run.launch), launch.experiment_id]
+    with open(launch.run.shim_log, "ab") as log, _cancel_held_back():
         process = subprocess.Popen(
             command,
             cwd="/",  # python -m would otherwise import from the run folder
@@ -106,7 +108,7 @@ def status(run_dir: str) -> Status:
     "finished": exit.json is there. "dead": the shim has gone without writing it. "absent": no shim
     has begun here. Raises LaunchError if it runs on another machine, where nobody can look.
     """
-    if os.path.exists(os.path.join(run_dir, EXIT_FILE)):
+    if RunPaths(Path(run_dir)).exit.exists():
         return "finished"
     known = _identity(run_dir)
     if known is None:
@@ -120,7 +122,7 @@ def status(run_dir: str) -> Status:
     if known and same_boot and system.is_alive(known["pid"], known["start"]):
         return "running"
     # It may have finished between the two looks.
-    return "finished" if os.path.exists(os.path.join(run_dir, EXIT_FILE)) else "dead"
+    return "finished" if RunPaths(Path(run_dir)).exit.exists() else "dead"
 
 
 def forbid(run_dir: str) -> bool:
@@ -166,7 +168,7 @@ def _reap(pid: int) -> None:
 def _identity(run_dir: str) -> dict[str, Any] | None:
     """shim.json; None if there is none, empty if it cannot be read."""
     try:
-        with open(os.path.join(run_dir, SHIM_FILE), "rb") as file:
+        with open(RunPaths(Path(run_dir)).shim, "rb") as file:
             known = json.loads(file.read(65536))
         return {
             "pid": int(known["pid"]),

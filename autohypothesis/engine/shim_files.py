@@ -8,11 +8,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import system
-from autohypothesis.engine.launch import EVENTS_FILE, EXIT_FILE, SHIM_FILE, Launch
+from autohypothesis.engine.launch import Launch
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
+from autohypothesis.records.layout import RunPaths
 
 _RESERVE_BYTES = 64 << 10
 
@@ -39,14 +41,14 @@ def claim_folder(run_dir: str, experiment_id: str, pid: int) -> None:
         "boot": system.boot_id(),
         "experiment_id": experiment_id,
     }
-    path = os.path.join(run_dir, SHIM_FILE)
+    path = RunPaths(Path(run_dir)).shim
     beside = f"{path}.{os.getpid()}"
     with open(beside, "wb") as file:
         file.write(json.dumps(known).encode())
     try:
         os.link(beside, path)
     except FileExistsError as error:
-        if not _is_claimed_by(path, pid):
+        if not _is_claimed_by(str(path), pid):
             raise LaunchError(
                 f"run folder {run_dir} was used before", hint="take a new experiment id"
             ) from error
@@ -71,7 +73,7 @@ class Reserve:
 
     def __init__(self, launch: Launch) -> None:
         """Raises OSError if the disk is full already; then nothing is kept."""
-        path = launch.file(".reserve")
+        path = launch.run.reserve
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.unlink(path)
         # Random bytes, because some file systems store zeros without blocks.
@@ -93,7 +95,6 @@ def append_event(launch: Launch, event_type: str, **more: Any) -> None:
 
     Raises RecordError or OSError as the disk gives it.
     """
-    from pathlib import Path
 
     from autohypothesis.records.jsonl import append
 
@@ -109,7 +110,7 @@ def append_event(launch: Launch, event_type: str, **more: Any) -> None:
         **more,
     }
     with contextlib.suppress(LockError):
-        append(Path(launch.file(EVENTS_FILE)), event)
+        append(launch.run.events, event)
 
 
 def write_exit(launch: Launch, report: Mapping[str, Any]) -> None:
@@ -117,11 +118,10 @@ def write_exit(launch: Launch, report: Mapping[str, Any]) -> None:
 
     Raises RecordError if not even that fits: the collector then finds a dead shim.
     """
-    from pathlib import Path
 
     from autohypothesis.records.files import write_json
 
-    path = Path(launch.file(EXIT_FILE))
+    path = launch.run.exit
     try:
         write_json(path, report)
     except AutohypothesisError:

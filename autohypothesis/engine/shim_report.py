@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis.engine import system
-from autohypothesis.engine.launch import LOG_FILE
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.meters import slower_by
 from autohypothesis.engine.pump import read_tail
@@ -23,7 +22,7 @@ def build_report(run: ShimRun) -> dict[str, Any]:
     """Everything exit.json holds; figures that there are none of are null."""
     launch, ended = run.launch, run.ended
     status, error = _status(run)
-    tail = read_tail(launch.file(LOG_FILE), _SUMMARY_WINDOW)
+    tail = read_tail(str(launch.run.log), _SUMMARY_WINDOW)
     if ended is not None and ended.status == "exited":
         tail += "\n"  # nothing cut its last line off
     device = run.device

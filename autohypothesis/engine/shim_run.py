@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis.engine import shim_files, system
-from autohypothesis.engine.launch import CLOCK_FILE, LOG_FILE, SCORE_LOG_FILE, Launch
+from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import Held, LeaseFile
 from autohypothesis.engine.shim_signals import Interrupts
 from autohypothesis.engine.shim_spawn import Child, spawn
@@ -57,7 +57,7 @@ def _print_traceback() -> None:
 
 
 def _remove_empty_log(launch: Launch) -> None:
-    path = launch.file("shim.log")
+    path = launch.run.shim_log
     if os.path.exists(path) and os.path.getsize(path) == 0:
         os.unlink(path)
 
@@ -170,8 +170,8 @@ class ShimRun:
         self.meter = self._new_meter()
         cpu = self.meter.cpu_seconds
         clock = cpu if launch.clock == "cpu" else time.monotonic
-        self.clock = ClockWatch(launch.file(CLOCK_FILE), launch.clock, launch.budget_seconds, clock)
-        self.log = CappedLog(launch.file(LOG_FILE), launch.log_limit_bytes)
+        self.clock = ClockWatch(str(launch.run.clock), launch.clock, launch.budget_seconds, clock)
+        self.log = CappedLog(str(launch.run.log), launch.log_limit_bytes)
         self.reader = StreamReader(launch.metric)
         tender = Tender(
             child,
@@ -259,7 +259,7 @@ class ShimRun:
         from autohypothesis.engine.shim_tend import Tender
 
         child = self._spawn(spec.command, spec.cwd, spec.env)
-        path = self.launch.file(SCORE_LOG_FILE)
+        path = str(self.launch.run.score_log)
         ended = Tender(
             child,
             CappedLog(path, _SCORE_LOG_BYTES),

@@ -23,8 +23,10 @@ from autohypothesis.records.git_facts import (
     Answer,
     Entry,
     FileChange,
+    Recent,
     Worktree,
     parse_changes,
+    parse_listing,
     parse_worktrees,
 )
 from autohypothesis.records.git_settings import ENVIRONMENT, OPTIONS, without_callers_state
@@ -33,6 +35,8 @@ EXPERIMENTS = "refs/experiments/"
 SALVAGE = "refs/fleet/salvage/"
 TIMEOUT_S = 60.0
 CHECKOUT_TIMEOUT_S = 600.0
+FULL_ID = (40, 64)
+"""Hexadecimal digits of SHA-1 and SHA-256. What such a name stands for never changes."""
 LOCK_TIMEOUT_S = 900.0
 """Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
 
@@ -53,6 +57,8 @@ class Repository:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
+        self._listings = Recent[dict[str, Entry]]()
+        self._blobs = Recent[bytes]()
 
     @classmethod
     def find(cls, path: Path) -> Repository:
@@ -150,20 +156,22 @@ class Repository:
         return {ref.removeprefix(EXPERIMENTS): sha for ref, sha in self.refs(EXPERIMENTS).items()}
 
     def show_file(self, commit: str, path: str) -> bytes:
-        answer = self._run("cat-file blob", f"{commit}:{path}", accept=(0, 128))
-        if answer.status:
-            raise GitError(f"there is no file {path!r} in {commit[:12]}: {answer.reason}")
-        return answer.out
+        entry = self._listing(commit).get(path)
+        if entry is None:
+            raise GitError(f"there is no file {path!r} in {commit[:12]}")
+        return self._blobs.get(entry.blob, lambda: self._run("cat-file blob", entry.blob).out)
 
     def entries(self, commit: str, paths: Sequence[str] = ()) -> dict[str, Entry]:
         """Path -> mode and blob, for the files of a commit or tree, all or those at `paths`."""
-        found = {}
-        listing = "--literal-pathspecs ls-tree -r -z --full-tree"
-        for record in self._run(listing, commit, "--", *paths).records:
-            facts, path = record.split("\t", 1)
-            mode, _kind, blob = facts.split(" ")
-            found[path] = Entry(mode, blob)
-        return found
+        listing = self._listing(commit)
+        return {path: listing[path] for path in paths or listing if path in listing}
+
+    def _listing(self, commit: str) -> dict[str, Entry]:
+        """All files of a commit. What a full id names never changes, so it is asked for once."""
+        def ask() -> dict[str, Entry]:
+            return parse_listing(self._run("ls-tree -r -z --full-tree", commit).records)
+
+        return self._listings.get(commit, ask) if len(commit) in FULL_ID else ask()
 
     def tracked_files(self) -> list[str]:
         """What the main checkout's index holds."""

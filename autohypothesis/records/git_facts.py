@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +90,31 @@ def parse_worktrees(text: str) -> list[Worktree]:
                 Worktree(path, facts.get("HEAD"), facts.get("branch"), facts.get("locked"))
             )
     return found
+
+
+def parse_listing(lines: list[str]) -> dict[str, Entry]:
+    """Path -> entry, from the records of `ls-tree -z`."""
+    found = {}
+    for line in lines:
+        facts, path = line.split("\t", 1)
+        mode, _kind, blob = facts.split(" ")
+        found[path] = Entry(mode, blob)
+    return found
+
+
+class Recent(Generic[T]):
+    """The last few answers about objects. An iteration asks for few of them, and often."""
+
+    SIZE = 8
+
+    def __init__(self) -> None:
+        self._known: dict[str, T] = {}
+
+    def get(self, name: str, ask: Callable[[], T]) -> T:
+        """What `name` stands for, asked for once while it is remembered."""
+        if name not in self._known:
+            answer = ask()
+            while len(self._known) >= self.SIZE:
+                self._known.pop(next(iter(self._known)))
+            self._known[name] = answer
+        return self._known[name]

@@ -84,6 +84,16 @@ class RunPaths:
         return self.folder / "shim.json"
 
     @property
+    def shim_log(self) -> Path:
+        """The shim's own words, should it fail."""
+        return self.folder / "shim.log"
+
+    @property
+    def reserve(self) -> Path:
+        """Blocks of the disk that are given up for exit.json when it is full."""
+        return self.folder / ".reserve"
+
+    @property
     def run_spec(self) -> Path:
         return self.folder / "run-spec.json"
 

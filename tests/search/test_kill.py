@@ -5,6 +5,7 @@ Real trainings on the `test` profile. The normal suite kills a few; a hundred ar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -65,10 +66,8 @@ def kill_one(lab: Lab, victim: str, after: float) -> None:
     identity = newest_run(lab, known)
     pid = starter.pid if victim == "starter" else pid_of(lab, identity, victim)
     if pid is not None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     if victim == "starter":
         starter.wait(timeout=60)
     until = time.monotonic() + 90

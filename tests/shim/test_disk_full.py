@@ -23,9 +23,9 @@ from autohypothesis.engine import shim
 from autohypothesis.engine.launch import Launch
 launch = Launch.from_json(sys.stdin.buffer.read())
 if len(sys.argv) > 1:
-    Path(launch.file("ballast")).write_bytes(b"x" * int(sys.argv[1]))
+    (launch.run.folder / "ballast").write_bytes(b"x" * int(sys.argv[1]))
 status = shim.wait(shim.start(launch), 30)
-end = Path(launch.file("exit.json"))
+end = launch.run.exit
 print(json.dumps([status, json.loads(end.read_text()) if end.exists() else None]))
 """
 

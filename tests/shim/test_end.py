@@ -166,10 +166,10 @@ def test_a_fault_of_the_shim_ends_the_training_and_is_recorded(
     make_launch: Callable[..., Any], tmp_path: Path
 ) -> None:
     launch = make_launch("deaf")
-    Path(launch.file("launch.json")).write_bytes(launch.to_json())
-    command = [sys.executable, "-c", BROKEN, launch.file("launch.json"), launch.experiment_id]
+    launch.run.launch.write_bytes(launch.to_json())
+    command = [sys.executable, "-c", BROKEN, str(launch.run.launch), launch.experiment_id]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=20)
-    end = json.loads(Path(launch.file("exit.json")).read_text())
+    end = json.loads(launch.run.exit.read_text())
     assert end["status"] == "infra" and "ZeroDivisionError" in end["error"]
     assert b"a fault of ours" in done.stderr
     assert strays.find_strays(launch.run_dir, 0) == {}

@@ -114,7 +114,7 @@ def _kill_parent(make_launch: Callable[..., Launch], tmp_path: Path, after: floa
     parent.wait()
     parent.stdout.close()
     if shim.forbid(launch.run_dir):
-        assert not Path(launch.file("run.log")).exists()
+        assert not launch.run.log.exists()
         return False
     handle = shim.attach(launch.run_dir)
     assert handle is not None and shim.wait(handle, 20) == "finished"

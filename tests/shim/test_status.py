@@ -77,7 +77,7 @@ def test_a_run_folder_is_used_once(start: Callable[..., Any]) -> None:
         shim.start(run.launch)
     # Not even by a shim that looked before the first one had begun.
     code = subprocess.run(
-        [sys.executable, "-m", "autohypothesis.engine.shim", run.launch.file("launch.json"), "x"],
+        [sys.executable, "-m", "autohypothesis.engine.shim", str(run.launch.run.launch), "x"],
         cwd=ROOT,
         capture_output=True,
     )
@@ -90,13 +90,13 @@ def test_a_forbidden_folder_never_sees_a_training(
 ) -> None:
     """Between the fork of a shim and its first word a collector may have judged."""
     launch = make_launch("quick")
-    Path(launch.file("launch.json")).write_bytes(launch.to_json())
+    launch.run.launch.write_bytes(launch.to_json())
     assert shim.status(launch.run_dir) == "absent"
     assert shim.forbid(launch.run_dir) and shim.forbid(launch.run_dir)
     assert shim.status(launch.run_dir) == "dead"
-    command = [sys.executable, "-m", "autohypothesis.engine.shim", launch.file("launch.json")]
+    command = [sys.executable, "-m", "autohypothesis.engine.shim", str(launch.run.launch)]
     done = subprocess.run([*command, "x"], cwd=ROOT, capture_output=True)
-    assert done.returncode == 1 and not Path(launch.file("run.log")).exists()
+    assert done.returncode == 1 and not launch.run.log.exists()
     run = start("quick")
     assert not shim.forbid(str(run.dir))
     assert run.wait()["status"] == "exited"
@@ -110,7 +110,7 @@ def test_a_shim_is_known_as_soon_as_start_returns(start: Callable[..., Any]) -> 
 def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> None:
     """Its whole life, with every lazy import, in one process."""
     launch = make_launch("quick")
-    Path(launch.file("launch.json")).write_bytes(launch.to_json())
+    launch.run.launch.write_bytes(launch.to_json())
     code = (
         "import sys, json\n"
         "import autohypothesis.engine.shim\n"
@@ -120,13 +120,13 @@ def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> N
         "print(json.dumps([early, sorted(sys.modules)]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, launch.file("launch.json"), "x"],
+        [sys.executable, "-c", code, str(launch.run.launch), "x"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     early, late = (set(names) for names in json.loads(done.stdout))
     heavy = {"pydantic", "git", "schema", "torch", "numpy", "filelock", "psutil", "pynvml", "typer"}
     assert not heavy & late
-    assert not {"subprocess", "pathlib", "socket", "threading", "traceback", "logging"} & early
+    assert not {"subprocess", "socket", "threading", "traceback", "logging"} & early
 
 
 def test_a_training_is_started_in_a_blink(start: Callable[..., Any]) -> None:
