@@ -60,7 +60,9 @@ def start(launch: Launch) -> ShimHandle:
     write_atomic(launch.run.launch, launch.to_json())
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     root = str(Path(__file__).resolve().parents[2])
-    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys((root, *filter(os.path.isabs, sys.path))))
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = dict.fromkeys((root, *filter(os.path.isabs, (*named, *sys.path))))
+    env["PYTHONPATH"] = os.pathsep.join(folders)
     # -S: what `site` does at start-up costs a tenth of the shim's own, and we name the folders.
     command = [sys.executable, "-S", "-m", __name__, str(launch.run.launch), launch.experiment_id]
     with open(launch.run.shim_log, "ab") as log, _cancel_held_back():

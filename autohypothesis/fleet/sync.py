@@ -104,11 +104,11 @@ class _Sync:
         self._aged(self.layout.aggregate_parquet, everything, self._parquet)
         self._write_problems()
         return SyncReport(
-            rows=len(self.folded.lines),
+            rows=len(self.folded.entries),
             changed=self.folded.changed,
             tag=self.tag,
             problems=self.folded.problems,
-            hand_edits=tables.hand_edits(self.folded.entries, self.folded.decisions),
+            hand_edits=tables.hand_edits(self.layout, self.folded.entries),
             written=self.written,
         )
 
@@ -120,9 +120,8 @@ class _Sync:
             self._complain(self.layout.manifest, wrong)
         if tag:
             return tag
-        decisions = list(self.folded.decisions.values())
-        if decisions:
-            return str(decisions[-1]["tag"])
+        if self.folded.last_tag:
+            return self.folded.last_tag
         facts = (entry.facts for entry in self.folded.entries.values())
         return newest_tag((fact.timestamp, fact.tag) for fact in facts)
 
@@ -156,18 +155,23 @@ class _Sync:
 
     def _write_ledger(self) -> None:
         """Ledger, aggregate, then the index that vouches for both: a kill between costs a fold."""
-        layout, lines = self.layout, self.folded.lines
+        layout, content = self.layout, self.folded.content
         before = index.stamp(layout.aggregate_experiments)
         same = self.folded.same
         if not same:
-            self._put(layout.ledger, b"".join(lines))
+            self._put(layout.ledger, content)
         if not same or before != self.folded.aggregate or not before:
-            rows = b",\n".join(line[:-1] for line in lines)
-            self._put(layout.aggregate_experiments, b'{"experiments": [\n' + rows + b"\n]}\n")
+            rows = content[:-1].replace(b"\n", b",\n")  # no row has a line break inside
+            self._put(
+                layout.aggregate_experiments,
+                b'{"experiments": [\n' + rows + b"\n]}\n",
+                durable=False,
+            )
             same = False
         if not same or not self.folded.index_current:
             self._clear(layout.fold_index)
-            index.save(layout, self.folded.entries)
+            folded = self.folded
+            index.save(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
 
     def _table(self, path: Path, text: str) -> None:
         """Writes what is new, so that a sync of nothing changes nothing."""
@@ -245,4 +249,4 @@ class _Sync:
     def _parquet(self) -> bytes:
         from autohypothesis.fleet.parquet import as_parquet
 
-        return as_parquet(self.folded.lines)
+        return as_parquet(self.folded.content.splitlines())

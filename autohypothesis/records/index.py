@@ -8,6 +8,7 @@ only written anew.
 from __future__ import annotations
 
 import os
+import sys
 import zlib
 from collections.abc import Mapping
 from functools import cache
@@ -32,7 +33,8 @@ Stamp = list[int]
 class Entry(NamedTuple):
     """One experiment as the last fold saw it."""
 
-    signatures: list[int]
+    signature: int
+    """Of inode, time of modification and size of each of its files."""
     facts: Facts
     placement: Placement | None
     offset: int
@@ -44,6 +46,9 @@ class Index(NamedTuple):
     entries: dict[str, Entry]
     ledger: Stamp
     aggregate: Stamp
+    decisions: Stamp
+    """Empty when decisions.jsonl must be read in any case."""
+    last_tag: str
 
 
 def stamp(path: Path) -> Stamp:
@@ -63,29 +68,30 @@ def load(layout: Layout) -> Index | None:
         head, _, body = read_bytes(layout.fold_index, limit).partition(b"\n")
         if head != _head(body):
             return None
-        ledger, aggregate, entries = from_json(body, cache_strings="all")
-        if not ledger or ledger != there:
+        *about, entries = from_json(body, cache_strings="none")
+        if not there or about[0] != there:
             return None
-        return Index({key: _entry(*entry) for key, entry in entries.items()}, ledger, aggregate)
+        return Index({key: _entry(*entry) for key, entry in entries.items()}, *about)
     except (FileNotFoundError, RecordError, ValueError, TypeError, AttributeError):
         return None
 
 
-def save(layout: Layout, entries: Mapping[str, Entry]) -> None:
+def save(layout: Layout, entries: Mapping[str, Entry], decisions: Stamp, last_tag: str) -> None:
     """Writes down the fold whose ledger and aggregate lie on the disk now."""
-    body = to_json([stamp(layout.ledger), stamp(layout.aggregate_experiments), entries])
+    written = [stamp(layout.ledger), stamp(layout.aggregate_experiments)]
+    body = to_json([*written, decisions, last_tag, entries])
     write_atomic(layout.fold_index, _head(body) + b"\n" + body, durable=False)
 
 
 def _entry(
-    signatures: list[int], facts: list[object], placement: list[object] | None, *where: int
+    signature: int, facts: list[object], placement: list[object] | None, *where: int
 ) -> Entry:
     placed = None if placement is None else Placement(*placement)  # type: ignore[arg-type]
-    return Entry(signatures, Facts(*facts), placed, *where)  # type: ignore[arg-type]
+    return Entry(signature, Facts(*facts), placed, *where)  # type: ignore[arg-type]
 
 
 def _head(body: bytes) -> bytes:
-    return b"fold-index %08x %08x" % (_code(), zlib.crc32(body))
+    return b"fold-index %08x %08x %d" % (_code(), zlib.crc32(body), sys.hash_info.width)
 
 
 @cache

@@ -28,7 +28,7 @@ from autohypothesis.records.fold import (
     place,
     undecided_stamp,
 )
-from autohypothesis.records.index import Entry, Index, Stamp
+from autohypothesis.records.index import Entry, Index, Stamp, stamp
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.rows import Placement, RowDocument, base_row, finish
 from autohypothesis.records.usual import Document
@@ -41,7 +41,7 @@ LIMIT = 512 * 1024 * 1024
 class _Known(NamedTuple):
     """What a fold knows about one experiment before it is placed."""
 
-    signatures: list[int]
+    signature: int
     facts: Facts
     row: RowDocument | None
     """None when it was not read: nothing changed."""
@@ -49,23 +49,28 @@ class _Known(NamedTuple):
 
 @dataclass(slots=True)
 class Folded:
-    """A fold: the ledger's lines in their order, and what the tables are made from."""
+    """A fold: the ledger as it is to be, and what the tables are made from."""
 
-    lines: list[bytes]
-    """Each with its line break."""
+    content: bytes
     entries: dict[str, Entry]
     problems: list[Problem]
     changed: int
     """Lines that the ledger does not hold as they are."""
     same: bool
     """Whether the ledger on the disk is these lines already."""
-    decisions: dict[str, Document] = field(default_factory=dict)
-    """By decision_id."""
+    last_tag: str = ""
+    """Of the last decision."""
+    decisions_stamp: Stamp = field(default_factory=list)
     decisions_readable: bool = True
     index_current: bool = False
     """Whether the index on the disk says all this already."""
     aggregate: Stamp = field(default_factory=list)
     """What aggregate/experiments.json was when the index was written."""
+
+    def line(self, experiment: str) -> bytes:
+        """One row's line, with its break."""
+        entry = self.entries[experiment]
+        return self.content[entry.offset : entry.offset + entry.length]
 
 
 # ── folding ─────────────────────────────────────────────────────────────────────────────────
@@ -91,36 +96,70 @@ def _no_collections() -> Iterator[None]:
 
 def _refold(layout: Layout, index: Index | None) -> Folded:
     problems: list[Problem] = []
-    decisions, readable = _decisions(layout, problems)
     found, strangers = scan.find(layout)
     problems += [_problem(layout, path, reason) for path, reason in strangers]
     known = _look(layout, found, index)
     facts = {key: one.facts for key, one in known.items()}
-    places = place(decisions, facts)
-    gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in known}
-    for key, decision in gone.items():
+    judged = _places_as_before(layout, known, index) or _judge(layout, facts, problems)
+    for key, decision in judged.gone.items():
         row = gone_row(decision)
         facts[key] = facts_of(row, None, [])
-        known[key] = _Known([], facts[key], row)
-    order = in_order(known, places, facts)
+        known[key] = _Known(scan.LOOK_AGAIN, facts[key], row)
+    order = in_order(known, judged.places, facts)
     old = _old_ledger(layout, index)
-    lines, entries, changed = _lines(order, known, places, found, index, old)
+    content, entries, changed = _assemble(order, known, judged.places, found, index, old)
     for key, entry in entries.items():
         if entry.facts.damage:
             problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
-    offset = sum(map(len, lines))
-    named = {decision["decision_id"]: decision for decision in decisions}
     return Folded(
-        lines,
+        content,
         entries,
         problems,
         changed,
-        same=index is not None and not changed and len(old) == offset and _unmoved(entries, index),
-        decisions=named,
-        decisions_readable=readable,
-        index_current=index is not None and index.entries == entries,
+        same=index is not None and content == old,
+        last_tag=judged.last_tag,
+        decisions_stamp=judged.stamp,
+        decisions_readable=judged.readable,
+        index_current=index is not None
+        and index.entries == entries
+        and index.decisions == judged.stamp,
         aggregate=index.aggregate if index is not None else [],
     )
+
+
+class _Judged(NamedTuple):
+    """What decisions.jsonl says."""
+
+    places: dict[str, Placement]
+    gone: dict[str, Document]
+    """Decisions about experiments of which nothing else is left."""
+    last_tag: str
+    stamp: Stamp
+    """Of the file; empty when it must be read again in any case."""
+    readable: bool
+
+
+def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> _Judged:
+    there, before = stamp(layout.decisions), len(problems)
+    decisions, readable = _decisions(layout, problems)
+    gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in facts}
+    last_tag = str(decisions[-1]["tag"]) if decisions else ""
+    whole = len(problems) == before and not gone
+    return _Judged(place(decisions, facts), gone, last_tag, there if whole else [], readable)
+
+
+def _places_as_before(
+    layout: Layout, known: Mapping[str, _Known], index: Index | None
+) -> _Judged | None:
+    """The places of the last fold, where no decision is new and no decided bundle changed."""
+    if index is None or not index.decisions or index.decisions != stamp(layout.decisions):
+        return None
+    places = {key: entry.placement for key, entry in index.entries.items() if entry.placement}
+    if not places.keys() <= known.keys():
+        return None
+    if any(one.row is not None and key in places for key, one in known.items()):
+        return None
+    return _Judged(places, {}, index.last_tag, index.decisions, readable=True)
 
 
 def _look(
@@ -133,10 +172,10 @@ def _look(
     before, probe = index.entries, scan.Probe(layout)
     for key, where in found.items():
         entry = before.get(key)
-        if entry is None or entry.facts.volatile or entry.signatures != probe(where):
+        if entry is None or entry.facts.volatile or entry.signature != probe(where):
             known[key] = _read(where)
         else:
-            known[key] = _Known(entry.signatures, entry.facts, None)
+            known[key] = _Known(entry.signature, entry.facts, None)
     probe.close()
     return known
 
@@ -147,53 +186,49 @@ def _read(where: scan.Found) -> _Known:
     damage = [[path, reason] for path, reason in content.damage]
     if not content.bundle and not content.planned.plan and not damage:
         damage = [[str(where.plan or where.page), "vanished while it was read"]]
-    return _Known(content.signatures, facts_of(row, content.bundle, damage), row)
+    return _Known(content.signature, facts_of(row, content.bundle, damage), row)
 
 
-def _lines(
+def _assemble(
     order: Iterable[str],
     known: Mapping[str, _Known],
     places: Mapping[str, Placement],
     found: Mapping[str, scan.Found],
     index: Index | None,
     old: bytes,
-) -> tuple[list[bytes], dict[str, Entry], int]:
-    """The ledger's lines, where each lies, and how many are not as they were."""
-    lines: list[bytes] = []
+) -> tuple[bytes, dict[str, Entry], int]:
+    """The ledger's bytes, where each line lies, and how many lines are not as they were.
+
+    Neighbours that did not change are copied as one piece.
+    """
+    pieces: list[bytes] = []
     entries: dict[str, Entry] = {}
     before = index.entries if index else {}
-    changed = offset = 0
+    start = end = offset = changed = 0  # old[start:end] is the piece that still grows
     for key in order:
         one, entry, placement = known[key], before.get(key), places.get(key)
-        line = old[entry.offset : entry.offset + entry.length] if entry else b""
         if one.row is None and entry is not None and entry.placement == placement:
-            if entry.offset != offset:
-                entry = entry._replace(offset=offset)
+            if entry.offset != end:
+                pieces.append(old[start:end])
+                start = entry.offset
+            end = entry.offset + entry.length
+            entries[key] = entry if entry.offset == offset else entry._replace(offset=offset)
         else:
-            if one.row is None:
-                one = _read(found[key])
-            made = _line(one, placement)
-            changed += made != line
-            line = made
-            entry = Entry(one.signatures, one.facts, placement, offset, len(line))
-        lines.append(line)
-        entries[key] = entry
-        offset += entry.length
-    return lines, entries, changed
+            one = _read(found[key]) if one.row is None else one
+            line = _line(one, placement)
+            changed += entry is None or line != old[entry.offset : entry.offset + entry.length]
+            pieces += (old[start:end], line)
+            start = end = -1
+            entries[key] = Entry(one.signature, one.facts, placement, offset, len(line))
+        offset += entries[key].length
+    pieces.append(old[start:end])
+    return b"".join(pieces), entries, changed
 
 
 def _line(known: _Known, placement: Placement | None) -> bytes:
     row = known.row or {}
     finish(row, placement, undecided_stamp(known.facts), in_words(known.facts.damage))
     return to_json(row, inf_nan_mode="null") + b"\n"
-
-
-def _unmoved(entries: Mapping[str, Entry], index: Index) -> bool:
-    """Whether every line lies where the index says, and none has gone."""
-    return len(entries) == len(index.entries) and all(
-        (before := index.entries.get(key)) is not None and before.offset == entry.offset
-        for key, entry in entries.items()
-    )
 
 
 def _old_ledger(layout: Layout, index: Index | None) -> bytes:

@@ -33,6 +33,8 @@ _RESULT_INODE = 3 * _FILES.index("result.json")
 _NO_RUN = ABSENT * (len(_FILES) + 1)
 _SETTLING_NS = 100_000_000
 """A file changed this recently may change again within the same tick of the file system's clock."""
+LOOK_AGAIN = -1
+"""A hash of integers is the same in every process, and never -1."""
 _PAGE_BYTES = 1024 * 1024
 _IS_ID = ID.fullmatch
 
@@ -52,22 +54,21 @@ class Content(NamedTuple):
     bundle: Bundle | None
     planned: Planned
     damage: list[Damage]
-    signatures: list[int]
+    signature: int
+    """Of inode, time and size of every file; LOOK_AGAIN when one changed just now."""
 
 
 def find(layout: Layout) -> tuple[dict[str, Found], list[Damage]]:
     """Every experiment that has a run folder or a plan, and what lies there and is neither."""
     damage: list[Damage] = []
-    runs = _names(layout.runs, damage, folders=True)
+    by_id = {_id(n): path for n, path in _names(layout.runs, damage, folders=True).items()}
     plans: dict[str, str] = {}
     pages: dict[str, str] = {}
     for name, path in _names(layout.plans, damage, folders=False).items():
         stem, _, suffix = name.rpartition(".")
-        if suffix == "json":
-            plans[_id(stem)] = path
-        elif suffix == "md":
-            pages[_id(stem)] = path
-    by_id = {_id(name): path for name, path in runs.items()}
+        if suffix in ("json", "md"):
+            key = stem if stem in by_id else _id(stem)
+            (plans if suffix == "json" else pages)[key] = path
     found = {
         key: Found(key, by_id.get(key), plans.get(key), pages.get(key))
         for key in sorted(by_id.keys() | plans.keys())
@@ -113,20 +114,24 @@ class Probe:
             if folder is not None:
                 os.close(folder)
 
-    def __call__(self, found: Found) -> list[int]:
+    def __call__(self, found: Found) -> int:
         signatures: list[int] = []
         runs, plans = self._folders
         if found.run is None:
             signatures += _NO_RUN
         else:
-            prefix = found.run[self._skip[0] :] + "/"
+            prefix, ask = found.run[self._skip[0] :] + "/", os.stat
             for name in _FILES:
-                signatures += _signature(prefix + name, runs)
+                try:
+                    status = ask(prefix + name, dir_fd=runs, follow_symlinks=False)
+                    signatures += (status.st_ino, status.st_mtime_ns, status.st_size)
+                except OSError:
+                    signatures += ABSENT
             has_result = signatures[_RESULT_INODE]
             signatures += ABSENT if has_result else _signature(prefix + "shim.json", runs)
         for path in (found.plan, found.page):
             signatures += ABSENT if path is None else _signature(path[self._skip[1] :], plans)
-        return signatures
+        return hash(tuple(signatures))
 
 
 def _opened(folder: Path) -> int | None:
@@ -159,9 +164,9 @@ def read(found: Found) -> Content:
         signatures += ABSENT
     else:
         page = _read_page(found.page, damage, signatures)
-    if max(signatures[1::3]) > started - _SETTLING_NS:
-        signatures[0] = -1  # look again next time
-    return Content(bundle, Planned(plan, page), damage, signatures)
+    settling = max(signatures[1::3]) > started - _SETTLING_NS
+    signature = LOOK_AGAIN if settling else hash(tuple(signatures))
+    return Content(bundle, Planned(plan, page), damage, signature)
 
 
 def _read_page(path: str, damage: list[Damage], signatures: list[int]) -> str | None:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from autohypothesis.errors import RecordError
+from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.fold import Facts
 from autohypothesis.records.index import Entry
+from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Placement
-from autohypothesis.records.usual import Document
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 DESCRIPTION_LIMIT = 300
@@ -131,40 +133,44 @@ def _tag_of(entry: Entry) -> str:
 
 def row_of(folded: Folded, experiment: str) -> dict[str, Any]:
     """One row, from its line; its long texts stay in the ledger."""
-    position = list(folded.entries).index(experiment)
-    row: dict[str, Any] = from_json(folded.lines[position])
+    row: dict[str, Any] = from_json(folded.line(experiment))
     return {key: value for key, value in row.items() if key != "decision_markdown"}
 
 
 def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
     """The rows of a tag that were decided last, newest first, and those that wait longest."""
-    keys = list(folded.entries)
-    mine = [(place, key) for place, key in enumerate(keys) if _tag_of(folded.entries[key]) == tag]
-    decided = [place for place, key in mine if folded.entries[key].placement is not None]
-    waiting = [place for place, key in mine if folded.entries[key].placement is None]
-    rows = [
-        [from_json(folded.lines[place]) for place in some]
-        for some in (decided[-most:][::-1], waiting[:most])
-    ]
+    mine = [(key, entry) for key, entry in folded.entries.items() if _tag_of(entry) == tag]
+    decided = [key for key, entry in mine if entry.placement is not None][-most:]
+    waiting = [key for key, entry in mine if entry.placement is None][:most]
+    rows = [[from_json(folded.line(key)) for key in keys] for keys in (decided[::-1], waiting)]
     return rows[0], rows[1]
 
 
 # ── hand-made decisions ─────────────────────────────────────────────────────────────────────
 
 
-def hand_edits(entries: Mapping[str, Entry], decisions: Mapping[str, Document]) -> list[HandEdit]:
+def hand_edits(layout: Layout, entries: Mapping[str, Entry]) -> list[HandEdit]:
     """Stamps that differ from the record they name, or name none and decide something new.
 
     A stamp that agrees with its own record merely lags when that record was overruled since.
     """
-    edits = []
+    edits, doubtful = [], []
     for key, entry in entries.items():
-        stamp, named = entry.facts.stamp, entry.facts.stamp_id
+        word, named = entry.facts.stamp, entry.facts.stamp_id
         decided = entry.placement.status if entry.placement else None
+        if not word or word == decided:
+            continue
         if named is not None:
-            record = decisions.get(named)
-            if record is not None and record["decision_status"] != stamp:
-                edits.append(HandEdit(key, stamp, decided, named))
-        elif stamp in DECIDED and stamp != decided and entry.facts.execution_status == "completed":
-            edits.append(HandEdit(key, stamp, decided, None))
-    return edits
+            doubtful.append(HandEdit(key, word, decided, named))
+        elif word in DECIDED and entry.facts.execution_status == "completed":
+            edits.append(HandEdit(key, word, decided, None))
+    return edits + (_not_as_named(layout, doubtful) if doubtful else [])
+
+
+def _not_as_named(layout: Layout, doubtful: list[HandEdit]) -> list[HandEdit]:
+    try:
+        decisions, _ = decision_documents(layout)
+    except RecordError:
+        return []  # the problem is reported; who agrees with what cannot be said
+    said = {decision["decision_id"]: decision["decision_status"] for decision in decisions}
+    return [edit for edit in doubtful if said.get(edit.decision_id, edit.status) != edit.status]
