@@ -278,6 +278,7 @@ def _decision(
         reference_after=result.commit if keeps else reference,
         platform_key=key,
         lines_changed=evidence.lines_changed,
+        direction=evidence.direction,
         simplification=verdict.simplification,
         requeue=verdict.requeue,
         decided_by=decided_by,

@@ -168,6 +168,7 @@ class Repository:
 
     def _listing(self, commit: str) -> dict[str, Entry]:
         """All files of a commit. What a full id names never changes, so it is asked for once."""
+
         def ask() -> dict[str, Entry]:
             return parse_listing(self._run("ls-tree -r -z --full-tree", commit).records)
 

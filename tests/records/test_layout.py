@@ -1,0 +1,71 @@
+"""Pages about the files say what the code does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import schema
+from autohypothesis.errors import UsageError
+from autohypothesis.records.files_page import PAGE, page
+from autohypothesis.records.layout import Layout, RunPaths, checked_id
+
+ROOT = Path(schema.__file__).parent
+
+
+def code_paths() -> set[str]:
+    """Every path below research/ that a Layout gives, with its placeholders."""
+    layout = Layout(Path("/r"))
+    run, plans = layout.runs / "<experiment_id>", layout.plans
+    found = {
+        getattr(layout, name)
+        for name, value in vars(Layout).items()
+        if isinstance(value, property) and name not in ("made_on_use",)
+    }
+    found |= {
+        getattr(RunPaths(run), n) for n, v in vars(RunPaths).items() if isinstance(v, property)
+    }
+    found |= {plans / "<experiment_id>.json", plans / "<experiment_id>.md"}
+    found |= {layout.hypotheses(state) for state in ("pending", "done")}
+    found |= {layout.hypotheses(state) / "<worker>" for state in ("dispatched", "running")}
+    found |= {layout.heartbeat("x").with_name("<worker>.json"), layout.locks / "<name>.lock"}
+    inside = {str(path.relative_to("/r/research")) for path in found if "/research/" in str(path)}
+    folders = {"plans", "runs", "aggregate", "locks"}
+    return inside - folders
+
+
+def page_paths() -> set[str]:
+    text = (ROOT / "research" / "README.md").read_text()
+    tree = re.search(r"```\n(.*?)```", text, re.S)
+    assert tree is not None
+    return {line.split()[0].rstrip("/") for line in tree[1].splitlines()}
+
+
+def test_the_readme_shows_the_tree_of_the_code() -> None:
+    assert page_paths() == code_paths()
+
+
+def test_docs_files_is_current() -> None:
+    assert (ROOT / PAGE).read_text() == page(), "run python -m autohypothesis.records.files_page"
+
+
+def test_every_field_of_every_file_is_on_the_page() -> None:
+    text = page()
+    for path, model in schema.FILES.items():
+        assert f"## `{path}`" in text
+        for name in model.model_fields:
+            assert f"| `{name}` |" in text
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "A", "-a", "a-", "x" * 64, "a\n", "ä", "a b"])
+def test_no_id_leaves_its_folder(name: str) -> None:
+    with pytest.raises(UsageError):
+        checked_id(name)
+
+
+def test_a_layout_is_a_value() -> None:
+    assert [field.name for field in fields(Layout)] == ["root"]
+    assert Layout(Path("/r")) == Layout(Path("/r"))

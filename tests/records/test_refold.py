@@ -1,0 +1,131 @@
+"""The fold that reads only what changed comes to the same as one that reads everything."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.fold import fold
+from autohypothesis.records.index import load
+from autohypothesis.records.ledger import read_ledger, refold
+from autohypothesis.records.scan import find, read
+from schema import Row
+
+NAMES = [f"h-nov20-{n:04d}-1" for n in range(6)]
+STEPS = [
+    "bundle", "plan", "decide", "undecide", "edit in place", "break", "remove", "touch",
+    "lose the index", "break the index", "edit the ledger", "lose the ledger", "sync", "link",
+]  # fmt: skip
+
+
+def step(lab: Any, what: str, chance: random.Random) -> None:
+    layout, name = lab.layout, chance.choice(NAMES)
+    run = layout.run(name)
+    if what == "bundle":
+        lab.bundle(name, chance.choice([1.5, 1.4, 1.3, 0.0, None]))
+    elif what == "plan":
+        lab.plan(name)
+    elif what == "decide":
+        status = chance.choice(["keep", "discard", "crash", "replicate"])
+        lab.decide(name, status, chance.choice([1.5, 1.45, 1.2, None]))
+    elif what == "undecide" and layout.decisions.exists():
+        lines = layout.decisions.read_text().splitlines(keepends=True)
+        layout.decisions.write_text("".join(lines[:-1]))
+    elif what == "edit in place" and run.result.is_file() and not run.result.is_symlink():
+        text = run.result.read_text()
+        run.result.write_text(text.replace("1.5", "1.6").replace("idea", "plan"))
+    elif what == "break" and run.folder.exists():
+        chance.choice([run.config, run.metadata, run.result, run.exit]).write_bytes(b'{"a"')
+    elif what == "remove":
+        shutil.rmtree(run.folder, ignore_errors=True)
+    elif what == "touch" and run.metadata.exists():
+        os.utime(run.metadata)
+    elif what == "lose the index":
+        layout.fold_index.unlink(missing_ok=True)
+    elif what == "break the index" and layout.fold_index.exists():
+        content = layout.fold_index.read_bytes()
+        layout.fold_index.write_bytes(content.replace(b"1", b"2", 3))
+    elif what == "edit the ledger" and layout.ledger.exists():
+        layout.ledger.write_text(layout.ledger.read_text().replace("keep", "sink"))
+    elif what == "lose the ledger":
+        layout.ledger.unlink(missing_ok=True)
+    elif what == "sync":
+        sync(layout)
+    elif what == "link" and run.exit.exists():
+        run.exit.unlink()
+        run.exit.symlink_to("/dev/zero")
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.sampled_from(STEPS), max_size=25), seed=st.integers(0, 2**32))
+def test_any_sequence_of_changes(steps: list[str], seed: int, new_lab: Any) -> None:
+    lab, chance = new_lab(), random.Random(seed)
+    for what in [*steps, "sync"]:
+        step(lab, what, chance)
+    ledger = lab.layout.ledger.read_bytes()
+    assert ledger == refold(lab.layout, cold=True).content
+    before = {path: path.read_bytes() for path in lab.root.rglob("*") if path.is_file()}
+    report = sync(lab.layout)
+    assert report.changed == 0
+    after = {path: path.read_bytes() for path in before}
+    assert {p.name for p in before if before[p] != after[p]} <= {
+        ".fold-index",  # a file of this very moment is looked at twice
+        "sync.holder.json",
+    }
+
+
+def test_the_driver_is_the_pure_fold(lab: Any) -> None:
+    chance = random.Random(7)
+    for _ in range(60):
+        step(lab, chance.choice(["bundle", "plan", "decide"]), chance)
+    sync(lab.layout)
+    found = [read(one) for one in find(lab.layout)[0].values()]
+    plans = {path.stem: json.loads(path.read_text()) for path in lab.layout.plans.glob("*.json")}
+    bundles = [content.bundle for content in found if content.bundle]
+    rows = fold(bundles, plans, read_decisions(lab.layout)[0])
+    ours = [Row.model_validate(row) for row in read_ledger(lab.layout)]
+    page = {"decision_markdown": "", "decision_markdown_path": ""}  # not part of the pure fold
+    assert [row.model_copy(update=page) for row in ours] == rows
+
+
+def test_only_what_changed_is_read(lab: Any, monkeypatch: Any) -> None:
+    from autohypothesis.records import ledger
+
+    for name in NAMES:
+        lab.whole(name, 1.5, "discard")
+    for path in lab.root.rglob("*"):
+        if path.is_file() and path != lab.layout.decisions:
+            os.utime(path, (1_700_000_000, 1_700_000_000))
+    sync(lab.layout)
+    reads: list[str] = []
+    real = ledger.scan.read
+
+    def counted(where: Any) -> Any:
+        reads.append(where.experiment_id)
+        return real(where)
+
+    monkeypatch.setattr(ledger.scan, "read", counted)
+    assert sync(lab.layout).changed == 0
+    assert reads == []
+    lab.bundle("new-1", 1.1)
+    lab.decide("new-1", "keep", 1.1)
+    assert sync(lab.layout).changed == 1
+    assert reads == ["new-1"]
+
+
+def test_an_index_of_other_code_is_not_used(lab: Any, monkeypatch: Any) -> None:
+    from autohypothesis.records import index
+
+    lab.whole("a-1", 1.5, "keep")
+    sync(lab.layout)
+    assert load(lab.layout) is not None
+    monkeypatch.setattr(index, "_code", lambda: 1)
+    assert load(lab.layout) is None

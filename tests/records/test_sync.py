@@ -1,0 +1,237 @@
+"""What sync writes, what it reports, and that it can be killed and run at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autohypothesis.errors import LockError
+from autohypothesis.fleet import sync as sync_module
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.ledger import active_tag
+from autohypothesis.records.locks import hold
+from autohypothesis.records.tables import HEADER, harmless
+from schema import Leaderboard, Problem, Row
+
+
+def test_everything_is_written_and_fits_its_model(lab: Any) -> None:
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    lab.whole("a-1", 1.4, "keep")
+    lab.whole("b-1", 1.6, "discard")
+    lab.plan("c-1")
+    report = sync(lab.layout)
+    assert (report.rows, report.changed, report.tag, report.hand_edits) == (4, 4, "nov20", [])
+    rows = [Row.model_validate_json(line) for line in lab.layout.ledger.read_bytes().splitlines()]
+    assert [row.id for row in rows] == ["baseline-nov20-1", "a-1", "b-1", "c-1"]
+    whole = json.loads(lab.layout.aggregate_experiments.read_text())
+    assert whole == {
+        "experiments": [json.loads(s) for s in lab.layout.ledger.read_text().split("\n")[:-1]]
+    }
+    board = Leaderboard.model_validate_json(lab.layout.leaderboard.read_text())
+    assert (board.total_runs, board.decided_runs, board.keep_rate) == (4, 3, 0.5)
+    assert board.best_run is not None
+    assert board.best_run["id"] == "a-1"
+    page = lab.layout.fleet_brief.read_text()
+    assert "a-1" in page and "c-1: planned" in page
+    pq = pytest.importorskip("pyarrow.parquet")
+    table = pq.read_table(lab.layout.aggregate_parquet)
+    assert table.column_names == list(Row.model_fields)
+    assert table.column("val_bpb").to_pylist() == [1.5, 1.4, 1.6, None]
+    assert not lab.layout.progress_png.exists()
+
+
+def test_results_tsv(lab: Any) -> None:
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    lab.whole("a-1", 1.6, "discard")
+    lab.bundle("b-1", None, status="failed", failure_kind="invalid", commit="f" * 40, title="b\t\n")
+    lab.decide("b-1", "crash", None)
+    lab.whole("c-1", 1.55, "replicate")
+    lab.bundle("d-1", None, status="failed", failure_kind="infra")
+    lab.decide("d-1", "crash", None)
+    lab.bundle("e-1", 1.2)
+    lab.bundle("other-1", 1.1, tag="nov19")
+    lab.decide("other-1", "keep", 1.1, tag="nov19")
+    lab.put(lab.layout.manifest, {"tag": "nov20"})
+    sync(lab.layout)
+    header, *lines = lab.layout.results_tsv.read_text().splitlines()
+    assert header == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+    cells = [line.split("\t") for line in lines]
+    assert [row[1:] for row in cells] == [
+        ["1.500000", "2.0", "keep", "idea baseline-nov20-1"],
+        ["1.600000", "2.0", "discard", "idea a-1"],
+        ["0.000000", "0.0", "crash", "b"],
+    ]
+    assert {len(row[0]) for row in cells} == {7}
+    lab.put(lab.layout.manifest, {"tag": "nov19"})
+    sync(lab.layout)
+    assert lab.layout.results_tsv.read_text().count("\n") == 2
+
+
+@given(st.text(max_size=400))
+def test_a_description_is_one_harmless_cell(text: str) -> None:
+    cell = harmless(text)
+    assert cell.splitlines() in ([cell], [])
+    assert not {"\t", '"', "\x00", "\x1b", "\u202e"} & set(cell)
+    assert len(cell) <= 300
+
+
+def test_descriptions_stay_one_line_each(lab: Any) -> None:
+    import csv
+
+    for n, title in enumerate(['"open', "a\tb", "x\ny", "\x1b[31mred", "\u2028\u202e", "\x85"]):
+        lab.bundle(f"a-{n}", 1.5, title=title)
+        lab.decide(f"a-{n}", "discard", 1.5)
+    sync(lab.layout)
+    text = lab.layout.results_tsv.read_text()
+    assert text.startswith(HEADER)
+    assert len(text.splitlines()) == 7
+    assert {len(row) for row in csv.reader(text.splitlines(), delimiter="\t")} == {5}
+
+
+def test_hand_stamps_are_reported_and_lagging_copies_are_not(lab: Any) -> None:
+    lab.whole("agrees-1", 1.5, "keep")
+    lab.whole("lags-1", 1.4, "keep")
+    lab.decide("lags-1", "discard", 1.4)
+    named = lab.decide("differs-1", "discard", 1.3)
+    lab.bundle("differs-1", 1.3, decision_status="keep", decision_id=named)
+    lab.bundle("wish-1", 1.2, decision_status="keep")
+    lab.bundle("failed-1", None, status="failed", decision_status="crash")
+    lab.bundle("open-1", 1.2)
+    lab.decide("unstamped-1", "discard", 1.2)
+    lab.bundle("unstamped-1", 1.2)
+    lab.decide("same-1", "keep", 1.1)
+    lab.bundle("same-1", 1.1, decision_status="keep")
+    edits = {edit.experiment_id: edit for edit in sync(lab.layout).hand_edits}
+    assert edits.keys() == {"differs-1", "wish-1"}
+    assert edits["differs-1"]._asdict() == {
+        "experiment_id": "differs-1", "status": "keep", "decided": "discard", "decision_id": named,
+    }  # fmt: skip
+    assert edits["wish-1"].decided is None
+    assert lab.rows()["wish-1"]["decision_status"] == "review_pending"
+
+
+def test_the_best_is_never_a_zero_nor_refuted_nor_of_another_platform(lab: Any) -> None:
+    lab.whole("a-1", 1.5, "keep")
+    lab.whole("zero-1", 0.0, "keep")
+    lab.whole("minus-1", -1.0, "keep")
+    lab.whole("refuted-1", 1.1, "keep", confirmation="refuted")
+    lab.whole("broken-1", 1.2, "keep")
+    lab.layout.run("broken-1").config.write_bytes(b"\xff")
+    lab.whole("b-1", 1.45, "keep")
+    sync(lab.layout)
+    board = json.loads(lab.layout.leaderboard.read_text())
+    assert board["best_run"]["id"] == "b-1"
+
+
+def test_the_second_sync_writes_nothing(lab: Any) -> None:
+    lab.whole("a-1", 1.5, "keep")
+    sync(lab.layout)
+    time.sleep(0.15)
+    sync(lab.layout)
+    assert sync(lab.layout).written == []
+    assert set(sync(lab.layout, all=True).written) == {
+        "research/aggregate/fleet_brief.md", "research/aggregate/experiments.parquet",
+    }  # fmt: skip
+
+
+def test_nothing_at_all_is_an_empty_ledger(lab: Any) -> None:
+    report = sync(lab.layout)
+    assert (report.rows, report.tag, report.problems) == (0, "", [])
+    assert lab.layout.ledger.read_text() == ""
+    assert lab.layout.results_tsv.read_text() == HEADER
+    assert active_tag(lab.layout) == ""
+
+
+def test_the_active_tag_is_the_manifests_else_the_last_ones(lab: Any) -> None:
+    lab.plan("p-1", tag="oct31")
+    sync(lab.layout)
+    assert active_tag(lab.layout) == "oct31"
+    lab.decide("p-1", "keep", tag="oct30")
+    assert active_tag(lab.layout) == "oct30"
+    lab.put(lab.layout.manifest, {"tag": "nov01"})
+    assert active_tag(lab.layout) == "nov01"
+    assert sync(lab.layout).tag == "nov01"
+
+
+def test_a_held_lock_is_waited_for_and_then_named(lab: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sync_module, "LOCK_TIMEOUT_S", 0.1)
+    with hold(lab.layout, "sync", doing="the other sync"), pytest.raises(LockError, match="other"):
+        sync(lab.layout)
+
+
+def test_problems_fit_their_model(lab: Any) -> None:
+    lab.bundle("a-1")
+    lab.layout.run("a-1").config.write_bytes(b"")
+    (problem,) = sync(lab.layout).problems
+    assert problem == Problem(
+        path="research/runs/a-1/config.json", reason="is empty", experiment_id="a-1"
+    )
+
+
+# ── beside others, and killed ───────────────────────────────────────────────────────────────
+
+LOOP = """
+import sys, pathlib
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.layout import Layout
+layout = Layout(pathlib.Path(sys.argv[1]))
+print("ready", flush=True)
+while True:
+    sync(layout, cold=len(sys.argv) > 2)
+"""
+
+
+def start(lab: Any, *more: str) -> subprocess.Popen[str]:
+    job = subprocess.Popen(
+        [sys.executable, "-c", LOOP, str(lab.root), *more], stdout=subprocess.PIPE, text=True
+    )
+    assert job.stdout is not None
+    job.stdout.readline()
+    return job
+
+
+def test_two_syncs_beside_a_writer_lose_nothing(lab: Any) -> None:
+    jobs = [start(lab), start(lab)]
+    for n in range(60):
+        lab.whole(f"a-{n}", 2.0 - n / 100, "keep")
+        if lab.layout.ledger.exists():
+            for line in lab.layout.ledger.read_text().splitlines():
+                json.loads(line)
+    assert [job.poll() for job in jobs] == [None, None]
+    for job in jobs:
+        job.kill()
+        job.wait()
+    sync(lab.layout)
+    assert lab.rows().keys() == {f"a-{n}" for n in range(60)}
+    assert lab.layout.results_tsv.read_text().count("\n") == 61
+
+
+def test_a_sync_killed_at_any_moment_leaves_whole_files(lab: Any) -> None:
+    for n in range(40):
+        lab.whole(f"a-{n}", 2.0 - n / 100, "keep")
+    sync(lab.layout)
+    for attempt in range(10):
+        lab.whole(f"b-{attempt}", 1.0, "discard")
+        job = start(lab, "cold")
+        time.sleep(0.003 * attempt)
+        job.kill()
+        job.wait()
+        rows = lab.rows()
+        assert len(rows) >= 40
+        assert json.loads(lab.layout.aggregate_experiments.read_text())["experiments"]
+        json.loads(lab.layout.leaderboard.read_text())
+        json.loads(lab.layout.problems.read_text())
+    for folder in (lab.root, lab.layout.aggregate):
+        for left in folder.glob(".*.tmp"):
+            os.utime(left, (1, 1))
+    report = sync(lab.layout)
+    assert report.rows == 50
+    assert not [*lab.root.glob(".*.tmp"), *lab.layout.aggregate.glob(".*.tmp")]
