@@ -117,7 +117,7 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
     lines = ["| runs | n | val_bpb | sd | steps | against alone | sd of a pair |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     base = {run["seed"]: run["val_bpb"] for run in results.get("alone", [])}
-    pooled: list[tuple[float, int]] = []  # variance and degrees of freedom of identical pairs
+    identical: list[list[float]] = []  # differences of pairs, a list for each series
     for group, runs in results.items():
         scores = [run["val_bpb"] for run in runs]
         pairs = [run["val_bpb"] - base[run["seed"]] for run in runs if run["seed"] in base]
@@ -125,15 +125,16 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
         if group != "alone" and len(pairs) > 1:
             cells = [f"{statistics.mean(pairs):+.4f}", f"{statistics.stdev(pairs):.4f}"]
             if group in ("again", "and again"):
-                pooled.append((statistics.variance(pairs), len(pairs) - 1))
+                identical.append(pairs)
         spread = f"{statistics.stdev(scores):.4f}" if len(scores) > 1 else ""
         steps = statistics.mean(run["num_steps"] for run in runs)
         first = f"{group} | {len(runs)} | {statistics.mean(scores):.4f} | {spread}"
         lines.append(f"| {first} | {steps:.0f} | {' | '.join(cells)} |")
-    if pooled:
-        freedom = sum(n for _, n in pooled)
-        sd = (sum(variance * n for variance, n in pooled) / freedom) ** 0.5
-        lines.append(f"\nThe same code and seed differ with sd {sd:.4f}: min_delta >= {2 * sd:.4f}")
+    if identical:
+        sd = statistics.fmean(statistics.variance(pairs) for pairs in identical) ** 0.5
+        drifted = statistics.fmean(pair**2 for pairs in identical for pair in pairs) ** 0.5
+        lines.append(f"\nTwo runs of the same code and seed differ with sd {sd:.4f} in one series:")
+        lines.append(f"min_delta >= {2 * sd:.4f}; with the drift between series {drifted:.4f}.")
     return "\n".join(lines)
 
 

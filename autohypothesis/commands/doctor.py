@@ -54,8 +54,8 @@ def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
 
 
 def _system(_: Path) -> Iterator[Check]:
-    from autohypothesis.engine.system import require_supported
     from autohypothesis.errors import UnsupportedSystemError
+    from autohypothesis.system import require_supported
 
     try:
         require_supported()
@@ -66,7 +66,7 @@ def _system(_: Path) -> Iterator[Check]:
 
 
 def _tools(_: Path) -> Iterator[Check]:
-    from autohypothesis.engine.system import has_sandbox
+    from autohypothesis.system import has_sandbox
 
     git = shutil.which("git")
     yield (

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from autohypothesis.engine.launch import Clock
-from autohypothesis.engine.system import FileWatch
+from autohypothesis.system import FileWatch
 
 DRIFT = 0.03  # of the kernel's time: the largest honest difference
 TICK_S = 0.02  # the kernel's account of reaped children comes in ticks of 10 ms, read twice

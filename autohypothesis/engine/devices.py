@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.engine.launch import Device, Lease
 from autohypothesis.engine.lease import (
     LeaseFile,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from autohypothesis.records import bundles, ids
 from autohypothesis.records.files import read_bytes, write_atomic
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.layout import RunPaths
+from autohypothesis.system import host_name
 from schema import (
     Metadata,
     Metrics,
@@ -118,7 +118,7 @@ def _write_head(
         hypothesis_id=hypothesis_id,
         title=title,
         tag=lab.active(),
-        node_id=os.uname().nodename,
+        node_id=host_name(),
     )
     bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
 

@@ -20,6 +20,7 @@ from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.local import LocalExecutor, workspace_of
+from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.prepare import prepare
 from autohypothesis.errors import AutohypothesisError, LockError
 from autohypothesis.records import ids, locks
@@ -122,10 +123,12 @@ def plan(lab: Lab, request: Request, worker: str) -> RunSpec:
         str(request.hypothesis_id),
         lab.repository.experiments(),
         plan=lambda given: _plan(lab, request, worker, base, given),
+        page=lambda given: plan_page(_plan(lab, request, worker, base, given)),
     )
     try:
         candidate = _candidate(lab, request, worker, base, experiment_id)
     except AutohypothesisError:
+        lab.layout.plan_page(experiment_id).unlink(missing_ok=True)
         lab.layout.plan(experiment_id).unlink(missing_ok=True)
         raise
     return _spec(lab, request, worker, candidate)

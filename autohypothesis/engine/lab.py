@@ -6,7 +6,6 @@ moved by compare-and-swap only. One tag at a time is active; the manifest names 
 
 from __future__ import annotations
 
-import socket
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -18,6 +17,7 @@ from autohypothesis.records.files import write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
+from autohypothesis.system import host_name
 from schema import Manifest, now
 
 
@@ -153,4 +153,4 @@ def is_running(layout: Layout, experiment_id: str) -> bool:
 
 def node_id() -> str:
     """This machine, as records name it."""
-    return socket.gethostname()
+    return host_name()

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.errors import LeaseError
 
 LOCKS_VARIABLE = "AUTOHYPOTHESIS_LOCKS"

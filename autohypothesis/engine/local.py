@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autohypothesis.engine import devices, guard, shim, system
+from autohypothesis import system
+from autohypothesis.engine import devices, guard, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders
 from autohypothesis.engine.environment import child_environment
@@ -26,6 +27,7 @@ from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.system import host_name
 from schema import Metadata, Result, RunIdentity, Runtime, now
 
 LAST_STEPS_S = 10.0
@@ -208,7 +210,7 @@ def _metadata(place: Place, hashed: str) -> Metadata:
             tag=spec.tag,
             seed=spec.seed,
             replicates=spec.replicates,
-            node_id=os.uname().nodename,
+            node_id=host_name(),
         ),
         runtime=Runtime(
             commit=spec.commit,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from autohypothesis.engine import system
+from autohypothesis import system
 
 _KERNEL_ROUNDS = 7
 _KERNEL_STEPS = 8_000  # about a millisecond

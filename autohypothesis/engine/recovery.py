@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autohypothesis.engine import shim, system
+from autohypothesis import system
+from autohypothesis.engine import shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records.files import read_json

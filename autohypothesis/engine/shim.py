@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.engine.launch import Launch
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths

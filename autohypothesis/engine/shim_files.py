@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.engine.launch import Launch
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
@@ -37,7 +37,7 @@ def claim_folder(run_dir: str, experiment_id: str, pid: int) -> None:
         "pid": pid,
         "start": system.process_start(pid) if pid else None,
         "host": system.host_id(),
-        "hostname": os.uname().nodename,
+        "hostname": system.host_name(),
         "boot": system.boot_id(),
         "experiment_id": experiment_id,
     }

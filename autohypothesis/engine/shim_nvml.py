@@ -16,7 +16,7 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from autohypothesis.engine import system
+from autohypothesis import system
 
 MIB = 1 << 20
 SILENCE_S = 30.0  # an answer takes a millisecond; after this the driver hangs

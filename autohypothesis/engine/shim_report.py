@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.meters import slower_by
 from autohypothesis.engine.pump import read_tail

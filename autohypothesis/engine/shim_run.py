@@ -12,7 +12,8 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from autohypothesis.engine import shim_files, system
+from autohypothesis import system
+from autohypothesis.engine import shim_files
 from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import Held, LeaseFile
 from autohypothesis.engine.shim_signals import Interrupts

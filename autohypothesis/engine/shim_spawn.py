@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.errors import LaunchError
 
 _PIPE_BYTES = 1 << 20

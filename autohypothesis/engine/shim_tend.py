@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.engine.meters import TreeMeter
 from autohypothesis.engine.pump import CHUNK, CappedLog, StreamReader
 from autohypothesis.engine.shim_signals import Interrupts

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 
-from autohypothesis.engine import system
+from autohypothesis import system
 
 RUN_VARIABLE = "AUTOHYPOTHESIS_RUN_DIR"
 _SLACK_S = 1.0  # the wall clock may have been set meanwhile

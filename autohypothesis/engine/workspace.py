@@ -12,7 +12,7 @@ from pathlib import Path
 from autohypothesis.errors import GitError
 from autohypothesis.records.git import SALVAGE, Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.processes import process_start
+from autohypothesis.system import process_start
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from autohypothesis.records.files import (
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import Folded, manifest_tag, newest_tag, refold
 from autohypothesis.records.locks import hold
-from autohypothesis.records.processes import process_start
 from autohypothesis.records.tables import HandEdit
+from autohypothesis.system import process_start
 from schema import Problem, now, rfc3339
 
 REFRESH_S = 60.0

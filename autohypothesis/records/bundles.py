@@ -18,8 +18,8 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.files import JSON_LIMIT, read_with_status, write_json
 from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.records.processes import boot_id, is_alive
 from autohypothesis.records.usual import Document, canonical, plain_object
+from autohypothesis.system import boot_id, is_alive
 from schema import Decision, ExitRecord, Metadata, Result
 
 Signature = tuple[int, int, int]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from autohypothesis.records.rows import is_baseline
 
@@ -22,15 +22,42 @@ def kept(rows: Iterable[Row]) -> list[Row]:
     ]
 
 
-def best_kept(rows: Sequence[Row]) -> Row | None:
-    """The best kept row, on the platform of the latest keep: others do not compare."""
-    candidates = kept(rows)
-    if not candidates:
+class Kept(NamedTuple):
+    """What decides which of several kept experiments is the best."""
+
+    id: str
+    ordinal: int
+    platform_key: str
+    direction: str
+    value: float
+
+
+def best_of(kept: Sequence[Kept]) -> str | None:
+    """The id of the best, on the platform that was kept on last: others do not compare."""
+    if not kept:
         return None
-    latest = max(candidates, key=lambda row: row.get("ordinal") or 0)
-    same = [row for row in candidates if row.get("platform_key") == latest.get("platform_key")]
-    sign = -1.0 if latest.get("direction") == "maximize" else 1.0
-    return min(same, key=lambda row: sign * float(row["metric_value"]))
+    last = max(kept, key=lambda one: one.ordinal)
+    sign = -1.0 if last.direction == "maximize" else 1.0
+    same = [one for one in kept if one.platform_key == last.platform_key]
+    return min(same, key=lambda one: sign * one.value).id
+
+
+def best_kept(rows: Sequence[Row]) -> Row | None:
+    """The best kept row that nobody has refuted."""
+    by_id = {str(row["id"]): row for row in kept(rows) if row.get("confirmation") != "refuted"}
+    best = best_of(
+        [
+            Kept(
+                name,
+                row.get("ordinal") or 0,
+                row.get("platform_key", ""),
+                row.get("direction", "minimize"),
+                float(row["metric_value"]),
+            )
+            for name, row in by_id.items()
+        ]
+    )
+    return by_id[best] if best else None
 
 
 def first_baseline(rows: Sequence[Row]) -> Row | None:

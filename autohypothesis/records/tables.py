@@ -15,6 +15,7 @@ from autohypothesis.records.index import Entry
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Placement
+from autohypothesis.records.standings import Kept, best_of
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 DESCRIPTION_LIMIT = 300
@@ -91,23 +92,19 @@ def _harmless_character(character: str) -> str:
 
 
 def best_entry(entries: Mapping[str, Entry], tag: str) -> str | None:
-    """The id of the best kept experiment of a tag, on the platform that was kept on last."""
-    kept = [
-        (key, entry)
-        for key, entry in entries.items()
-        if entry.placement is not None
-        and entry.placement.tag == tag
-        and entry.placement.status == "keep"
-        and entry.placement.confirmation != "refuted"
-        and entry.facts.metric_value is not None
-        and not entry.facts.damage
-    ]
-    if not kept:
-        return None
-    last = max(kept, key=lambda pair: pair[1].placement.ordinal)[1].facts  # type: ignore[union-attr]
-    sign = -1 if last.direction == "maximize" else 1
-    same = [(k, e.facts.metric_value) for k, e in kept if e.facts.platform_key == last.platform_key]
-    return min(same, key=lambda pair: sign * (pair[1] or 0.0))[0]
+    """The id of the best kept experiment of a tag."""
+    return best_of(
+        [
+            Kept(key, placed.ordinal, facts.platform_key, facts.direction, facts.metric_value)
+            for key, entry in entries.items()
+            if (placed := entry.placement) is not None
+            and placed.tag == tag
+            and placed.status == "keep"
+            and placed.confirmation != "refuted"
+            and (facts := entry.facts).metric_value is not None
+            and not facts.damage
+        ]
+    )
 
 
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import shim, strays, system
+from autohypothesis import system
+from autohypothesis.engine import shim, strays
 from autohypothesis.engine.launch import Launch
 
 TRAININGS = Path(__file__).parent / "trainings"

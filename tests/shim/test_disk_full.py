@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import failures, system
+from autohypothesis import system
+from autohypothesis.engine import failures
 from autohypothesis.engine.launch import Launch
 
 pytestmark = pytest.mark.skipif(not system.has_sandbox(), reason="bwrap is missing or may not run")

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import shim, strays, system
+from autohypothesis import system
+from autohypothesis.engine import shim, strays
 from autohypothesis.engine.launch import Launch, Lease
 from autohypothesis.engine.lease import LeaseFile
 

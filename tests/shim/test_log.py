@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import system
+from autohypothesis import system
 from autohypothesis.engine.pump import CappedLog, StreamReader, read_tail
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import shim, system
+from autohypothesis import system
+from autohypothesis.engine import shim
 from autohypothesis.engine.launch import Launch
 from autohypothesis.errors import LaunchError
 

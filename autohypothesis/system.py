@@ -151,7 +151,12 @@ def _read_word(path: str) -> str:
 
 def host_id() -> str:
     """A name for this machine that outlives reboots and changes of its network name."""
-    return _read_word("/etc/machine-id") or os.uname().nodename
+    return _read_word("/etc/machine-id") or host_name()
+
+
+def host_name() -> str:
+    """What people call this machine."""
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
 def boot_id() -> str:

@@ -1,0 +1,221 @@
+"""Changed copies of train.py: what preflight tells of them, and what the official score refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT, last_json, script
+
+DEPTH = "DEPTH = profile.depth"
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def preflight(
+    prepare: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], dict[str, Any]]:
+    """In this process, for speed; the command line is tested with the stock file."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return lambda path: json.loads(json.dumps(prepare.preflight(path)))
+
+
+def test_the_stock_file_passes(cache: Path) -> None:
+    result = script("prepare.py", "--preflight", ROOT / "train.py", AUTORESEARCH_CACHE=cache)
+    found = last_json(result)
+    assert found["ok"] and found["num_params"] > 0
+    published = (
+        "ASPECT_RATIO HEAD_DIM WINDOW_PATTERN TOTAL_BATCH_SIZE EMBEDDING_LR UNEMBEDDING_LR "
+        "MATRIX_LR SCALAR_LR WEIGHT_DECAY ADAM_BETAS WARMUP_RATIO WARMDOWN_RATIO FINAL_LR_FRAC "
+        "DEPTH DEVICE_BATCH_SIZE"
+    )
+    assert set(found["constants"]) == set(published.split())
+    assert found["constants"]["DEPTH"] == 2
+    assert found["constants"]["ADAM_BETAS"] == [0.8, 0.95]
+
+
+def test_an_override_of_an_expression_takes_effect(preflight: Any, candidate: Make) -> None:
+    stock = preflight(ROOT / "train.py")["num_params"]
+    found = preflight(candidate(DEPTH, "DEPTH = 3"))
+    assert found["ok"] and found["constants"]["DEPTH"] == 3
+    assert found["num_params"] > stock
+
+
+def test_a_candidate_gets_this_prepare_and_not_the_one_beside_it(
+    preflight: Any, candidate: Make
+) -> None:
+    path = candidate()
+    (path.parent / "prepare.py").write_text("raise SystemExit('the wrong one')\n")
+    assert preflight(path)["ok"]
+
+
+def test_a_helper_beside_the_candidate_can_be_imported(preflight: Any, candidate: Make) -> None:
+    path = candidate(DEPTH, "from helper import DEPTH_OF\n\nDEPTH = DEPTH_OF")
+    (path.parent / "helper.py").write_text("DEPTH_OF = 3\n")
+    assert preflight(path)["constants"]["DEPTH"] == 3
+
+
+def test_a_batch_that_does_not_divide_names_both_sizes(preflight: Any, candidate: Make) -> None:
+    edit = "DEVICE_BATCH_SIZE = profile.device_batch_size", "DEVICE_BATCH_SIZE = 7"
+    found = preflight(candidate(*edit))
+    rule = "is not a multiple of DEVICE_BATCH_SIZE x MAX_SEQ_LEN = 7 x 32 = 224"
+    assert not found["ok"] and found["problem"] == f"TOTAL_BATCH_SIZE = 256 {rule}"
+    assert found["constants"]["DEVICE_BATCH_SIZE"] == 7
+
+
+@pytest.mark.parametrize(
+    ("constants", "problem"),
+    [
+        ({"DEPTH": 0}, "DEPTH = 0 is not a whole number"),
+        ({"DEPTH": 2.0}, "DEPTH = 2.0 is not a whole number"),
+        ({"HEAD_DIM": 15}, "HEAD_DIM = 15 is not even"),
+        ({"MATRIX_LR": -1}, "MATRIX_LR = -1 is not a number from 0 on"),
+        ({"MATRIX_LR": "big"}, "MATRIX_LR = 'big' is not a number"),
+        ({"WARMDOWN_RATIO": 1.5}, "WARMDOWN_RATIO = 1.5 is not a number from 0 to 1"),
+        ({"WARMUP_RATIO": 0.6, "WARMDOWN_RATIO": 0.6}, "are more than 1 together"),
+        ({"WINDOW_PATTERN": "SX"}, "WINDOW_PATTERN = 'SX' is not a word of S and L"),
+        ({"ADAM_BETAS": [0.9, 1.0]}, "ADAM_BETAS = [0.9, 1.0] is not a pair"),
+    ],
+)
+def test_a_constant_out_of_range_is_named_with_its_value(
+    prepare: ModuleType, constants: dict[str, Any], problem: str
+) -> None:
+    assert problem in (prepare.shape_problem(constants, 32) or "")
+
+
+@pytest.mark.parametrize(
+    ("edits", "problem"),
+    [
+        ((DEPTH, "DEPTH = profile.depht"), "AttributeError: 'Profile' object has no attribute"),
+        ((DEPTH, "DEPTH = ("), "SyntaxError"),
+        ((DEPTH, "DEPTH = 2\nraise SystemExit(0)"), "SystemExit: 0 (train.py line "),
+        ((DEPTH, "DEPTH = 1e400"), "DEPTH = inf is not finite"),
+        (("def build_model(", "def make_model("), "has no attribute 'build_model'"),
+        (("        return self.SOFTCAP * torch.tanh(logits)", "        return logits.mean()"),
+         "forward gave [], not [B, T, V]"),
+        (("return self.SOFTCAP * torch", "return float('nan') * torch"), "first step is nan"),
+    ],
+    ids=["import", "syntax", "exit", "infinite", "no-build", "shape", "nan"],
+)  # fmt: skip
+def test_what_is_wrong_is_told_in_one_line(
+    preflight: Any, candidate: Make, edits: tuple[str, str], problem: str
+) -> None:
+    found = preflight(candidate(*edits))
+    assert not found["ok"] and problem in found["problem"] and "\n" not in found["problem"]
+
+
+def test_importing_has_no_side_effects(candidate: Make, cache: Path) -> None:
+    path = candidate()
+    before = sorted(path.parent.iterdir())
+    code = "import sys, threading, train; print(threading.active_count(), 'rich' in sys.modules)"
+    variables = {"AUTORESEARCH_CACHE": str(cache), "AUTOHYPOTHESIS_RUN_DIR": str(path.parent)}
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        cwd=path.parent,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.strip() == "1 False", result.stderr
+    assert sorted(path.parent.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the stock file with its weights."""
+    folder = tmp_path_factory.mktemp("run")
+    variables = {"AUTOHYPOTHESIS_RUN_DIR": folder, "AUTOHYPOTHESIS_SAVE_WEIGHTS": "1"}
+    result = script("train.py", AUTORESEARCH_CACHE=cache, **variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "run.log").write_text(result.stdout)
+    result = script("prepare.py", "--preflight", ROOT / "train.py", AUTORESEARCH_CACHE=cache)
+    config = {name.lower(): value for name, value in last_json(result)["constants"].items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def own_run(run_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_dir, tmp_path / "run"))
+
+
+def test_the_official_score_is_the_printed_one(cache: Path, run_dir: Path) -> None:
+    arguments = ("--score", run_dir, "--train", ROOT / "train.py")
+    result = script("prepare.py", *arguments, AUTORESEARCH_CACHE=cache)
+    assert result.returncode == 0, result.stderr
+    found = last_json(result)
+    printed = float((run_dir / "run.log").read_text().split("val_bpb:")[1].split()[0])
+    assert found["val_bpb"] == pytest.approx(printed, abs=1e-5)
+    assert found["peeking"] < 1e-3
+    assert {"tokens", "bytes", "documents", "seconds", "data_hash"} <= found.keys()
+
+
+PEEKING = (
+    "        x = start = norm(self.embedding(tokens).to(dtype))",
+    "        x = start = norm(self.embedding(tokens.roll(-1, 1)).to(dtype))",
+)
+
+
+@pytest.mark.parametrize(
+    ("edits", "spoil", "kind", "message"),
+    [
+        (PEEKING, None, "peeking", "the model looks ahead"),
+        ((), "nan", "not_finite", "not finite"),
+        ((), "torn", "weights", "PytorchStreamReader"),
+        ((), "missing", "weights", "FileNotFoundError"),
+        ((), "code", "weights", "UnpicklingError"),
+        ((DEPTH, "DEPTH = 3"), "depth", "weights", "state_dict"),
+        (("    depth, head_dim = config", "    0 / 0\n    depth, head_dim = config"),
+         None, "build_model", "ZeroDivisionError"),
+        (("return self.decode(tokens, {})", "return self.decode(tokens, {})[:, 1:]"),
+         None, "shape", "not [B, T, V]"),
+        (("return self.decode(tokens, {})", "raise SystemExit(0)"),
+         None, "shape", "SystemExit: 0 (train.py line"),
+    ],
+    ids=["peeking", "nan", "torn", "missing", "code", "mismatch", "build", "shape", "exit"],
+)  # fmt: skip
+def test_a_run_that_cannot_be_scored_says_why(
+    prepare: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    own_run: Path,
+    candidate: Make,
+    edits: tuple[str, ...],
+    spoil: str | None,
+    kind: str,
+    message: str,
+) -> None:
+    import torch
+
+    weights = own_run / "weights.pt"
+    if spoil == "nan":
+        state = torch.load(weights, weights_only=True)
+        state["head.weight"][0, 0] = float("nan")
+        torch.save(state, weights)
+    elif spoil == "torn":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif spoil == "missing":
+        weights.unlink()
+    elif spoil == "code":
+        torch.save({"head.weight": Hostile()}, weights)
+    elif spoil == "depth":
+        config = json.loads((own_run / "config.json").read_text())
+        (own_run / "config.json").write_text(json.dumps(config | {"depth": 3}))
+    assert prepare.main(["--score", str(own_run), "--train", str(candidate(*edits))]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["kind"] == kind and message in found["error"] and "\n" not in found["error"]
+
+
+class Hostile:
+    """Would run code when unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("run by the weights",))
