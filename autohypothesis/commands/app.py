@@ -26,6 +26,9 @@ Repo = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Tag = Annotated[str | None, typer.Option("--tag", help="The search; default: the active one.")]
 
+INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+
 HELP = """Search for a better training script, and believe the result in the morning.
 
 Start with `doctor`, then `demo`: it needs no GPU. `--repo PATH` may stand before or after the
@@ -80,11 +83,13 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     except AutohypothesisError as error:
         fail(error.problem, error.exit_code, hint=error.hint)
     except (KeyboardInterrupt, typer.Abort):
-        fail("stopped by you", 130)
+        fail("stopped by you", INTERRUPTED)
     except BrokenPipeError:
         # The reader (head, less) has seen enough; leave without a second complaint at exit.
         sys.stdout = None
         sys.exit(0)
+    if code == INTERRUPTED:  # newer releases of typer answer with it, older ones raise
+        fail("stopped by you", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -144,7 +144,7 @@ def _finish(lab: Lab, seconds: float) -> None:
     console.print()
     console.print(runs_table(rows, title=f"{lab.tag}, {seconds:.0f} s"))
     console.print(f"\nledger   {lab.layout.ledger}\npicture  {lab.layout.progress_png}\n")
-    program = f"{Path(sys.executable).parent.name and _short(Path(sys.executable))} orchestrator.py"
+    program = f"{_short(Path(sys.executable))} orchestrator.py"
     console.print("Next:", style="bold")
     where = f"--repo {_short(lab.layout.root)}"
     shown = best["id"] if best else rows[-1]["id"]

@@ -168,6 +168,9 @@ def _settle_one(
     if decision.reference_after and decision.reference_after != reference:
         _move(lab, decision, reference)
     _stamp(lab, decision)
+    if decision.decision_status in ("discard", "crash"):
+        # Nobody builds on it, and its commit and seed make the weights again.
+        lab.layout.run(experiment_id).weights.unlink(missing_ok=True)
     return decision
 
 

@@ -235,3 +235,20 @@ def test_a_daemon_that_a_training_leaves_behind_is_gone_when_it_has_ended(
     log = Path(answer.stdout.rstrip("\n").split("\t")[3]).read_text()
     pid = int(log.split("daemon ")[1].split()[0])
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=60"],
+        cwd=foreign, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = Layout(foreign).runs
+    until = time.monotonic() + 60
+    while not list(runs.glob("*/events.jsonl")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.count("\n") == 1
+    row = rows(cli)[-1]
+    assert (row["execution_status"], row["failure_kind"]) == ("failed", "infra")
