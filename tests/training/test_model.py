@@ -43,6 +43,24 @@ def test_a_window_means_the_same_in_flex_attention(train: ModuleType) -> None:
     assert torch.allclose(ours, reference_attention(q, k, v, window), atol=1e-5)
 
 
+def test_the_training_step_compiles_in_one_graph(train: ModuleType) -> None:
+    """As on a GPU, but for the last stage of compilation; flex_attention included."""
+    model = train.build_model(config(train, window_pattern="SL", depth=3, head_dim=16))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    x = torch.randint(512, (4, 32))
+    compiled = torch.compile(train.loss_of, dynamic=False, backend="aot_eager", fullgraph=True)
+    masks = train.flex_masks(model.spans, 32, torch.device("cpu"))
+    with torch.no_grad():  # on a CPU flex_attention has no backward pass
+        plain = float(train.loss_of(model, x, x, {}))
+        assert float(compiled(model, x, x, masks)) == pytest.approx(plain, abs=1e-4)
+    loss = compiled(model, x, x, {})
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(plain, abs=1e-4)
+
+
 def config(train: ModuleType, **changes: Any) -> dict[str, Any]:
     own: dict[str, Any] = train.constants()
     return own | changes

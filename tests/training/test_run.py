@@ -79,7 +79,7 @@ def test_a_run_for_the_shim_leaves_clock_and_weights(cache: Path, tmp_path: Path
 
 
 def test_the_seed_moves_the_initialisation(cache: Path, candidate: Make) -> None:
-    loop = "    while clock.elapsed < clock.budget_seconds:", "    while step < 5:"
+    loop = "    while clock.elapsed < clock.budget_seconds:", "    while progress.steps < 5:"
     short = candidate(*loop, "WEIGHT_DECAY = 0.2", "WEIGHT_DECAY = 0.0")  # it falls with time
     losses = []
     for seed in ("1", "1", "2"):
