@@ -11,7 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := 'torch>=2.9,<=2.13.0'
-SEES_TORCH = $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
+FITS = import torch; v = torch.__version__.split("+")[0].split("."); assert (2, 9) <= (int(v[0]), int(v[1])) <= (2, 13)
+SEES_TORCH = $(shell $(PYTHON) -c '$(FITS)' 2>/dev/null && echo --system-site-packages)
 
 .PHONY: venv dev demo test lint bench clean
 
@@ -20,7 +21,7 @@ dev: $(VENV)/installed-dev
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(SEES_TORCH) $(VENV)
-	$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/python -c '$(FITS)' 2>/dev/null || $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) --editable . --config-settings editable_mode=compat
 	@touch $@
 
@@ -34,7 +35,7 @@ demo: venv
 test: dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 ifdef SLOW
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2
 endif
 
 lint: dev

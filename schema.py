@@ -376,9 +376,11 @@ class Decision(Tolerant):
     base_commit: str | None = None
     decision_status: Literal["keep", "discard", "crash", "replicate"]
     reason: str = ""
-    """One word: improved, simpler, baseline, worse, within_noise, stale_base, constraint, a
-    failure kind, or by_hand."""
+    """One word: improved, simpler, baseline, replicate, worse, within_noise, stale_base,
+    constraint, unattested, a failure kind, or by_hand."""
     detail: str = ""
+    seed: Whole = None
+    """Of the run: values compare at one seed only."""
     metric_value: Number = None
     reference_value: Number = None
     improvement: Number = None
@@ -512,6 +514,8 @@ class Manifest(Tolerant):
     observer_prompt_path: str = ""
     tool_builder_prompt_path: str = ""
     workers: list[Worker] = []
+    inputs: dict[str, str] = {}
+    """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
 
 
 class Heartbeat(Tolerant):

@@ -149,6 +149,20 @@ def _read_word(path: str) -> str:
         return ""
 
 
+def cpu_model() -> str:
+    """What the processor is called; the architecture where the system does not say."""
+    try:
+        for line in _read("/proc/cpuinfo").decode("utf-8", "replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
 def host_id() -> str:
     """A name for this machine that outlives reboots and changes of its network name."""
     return _read_word("/etc/machine-id") or host_name()

@@ -80,6 +80,28 @@ def test_only_the_layout_spells_a_path_under_research(path: Path) -> None:
     assert not names & set(joined), path
 
 
+STARTERS = {
+    "shim.py": "the shim itself",
+    "shim_spawn.py": "the training and its scoring",
+    "shim_nvml.py": "the process that asks NVML, which may hang",
+    "git.py": "git",
+    "preflight.py": "the task's preflight command, which never trains",
+    "inputs.py": "the task's locate programs",
+    "distributions.py": "another Python, to ask where its packages are",
+    "demo.py": "prepare.py",
+    "system.py": "bubblewrap, to see whether it works",
+}
+
+
+def test_only_the_shim_starts_a_training() -> None:
+    """Every module that can start a process is known, with what it starts."""
+    calls = re.compile(
+        r"subprocess\.(?:run|Popen|call|check_\w+)|os\.(?:posix_spawn|exec|fork|system)"
+    )
+    found = {path.name for path in MODULES if calls.search(path.read_text())}
+    assert found <= STARTERS.keys()
+
+
 def test_no_module_grows_past_a_page() -> None:
     long = [path for path in MODULES if len(path.read_text().splitlines()) > 500]
     assert not long

@@ -88,6 +88,11 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         # The reader (head, less) has seen enough; leave without a second complaint at exit.
         sys.stdout = None
         sys.exit(0)
+    except (OSError, ValueError) as error:
+        # The process boundary: a full disk, a folder that may not be written, a damaged record.
+        fail(
+            f"{type(error).__name__}: {_first_line(error)}", 1, hint=f"look around: {prefix} doctor"
+        )
     if code == INTERRUPTED:  # newer releases of typer answer with it, older ones raise
         fail("stopped by you", INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
@@ -98,6 +103,11 @@ def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
     line = f"error: {problem.strip().rstrip('.')}"
     print(f"{line}; {hint}" if hint else line, file=sys.stderr)
     sys.exit(code)
+
+
+def _first_line(error: Exception) -> str:
+    """`error` in one line: pydantic says its name, the field and the reason on three."""
+    return " ".join(str(error).split())[:300]
 
 
 def _usage_hint(error: Any, prefix: str) -> str:

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Sequence
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import complete_experiment, err, laboratory, out, print_json
+from autohypothesis.commands.common import (
+    complete_experiment,
+    err,
+    laboratory,
+    out,
+    print_json,
+    repository_path,
+)
+from autohypothesis.errors import TaskError
 
 if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.settle import Refused
     from schema import Decision
+
+EXIT_REFUSED = 1
 
 
 class Status(str, Enum):
@@ -47,39 +61,91 @@ def decide(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
-    from autohypothesis.engine.settle import settle, settle_by_hand, waiting
 
-    lab = laboratory(context, repo, tag=tag)
+    lab, no_task = _laboratory(context, repo, tag)
     recovery.collect_ended(lab.repository, lab.layout)
-    if status is None:
-        wanted = [experiment_id] if experiment_id else waiting(lab)
-        decisions = settle(lab, wanted, decided_by="policy")
+    refused: list[Refused] = []
+    if experiment_id is None:
+        decisions, refused = _all(lab, no_task)
     else:
-        decisions = [
-            settle_by_hand(
-                lab, str(experiment_id), status.value, reason=reason, decided_by=getpass.getuser()
-            )
-        ]
+        decisions = _one(lab, no_task, experiment_id, status, reason)
     refresh(lab.layout)
     if as_json:
         print_json([decision.model_dump(mode="json") for decision in decisions])
-    elif decisions:
-        for decision in decisions:
-            print_decision(decision)
-    else:
+    for decision in () if as_json else decisions:
+        print_decision(decision)
+    if not decisions and not refused and not as_json:
         err().print("nothing waits for a decision")
+    _report(refused)
+
+
+def _laboratory(
+    context: typer.Context, repo: Path | None, tag: str | None
+) -> tuple[Lab, TaskError | None]:
+    """The laboratory, and what is wrong with its task today.
+
+    A run is decided by the task that it was made with, so the task of today is seldom needed.
+    """
+    from autohypothesis.engine.lab import Lab, active_tag
+    from autohypothesis.engine.task import foreign_task
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout, checked_id
+
+    try:
+        return laboratory(context, repo, tag=tag), None
+    except TaskError as error:
+        repository = Repository.find(repository_path(context, repo))
+        layout = Layout(repository.root)
+        active = checked_id(tag) if tag else active_tag(layout)
+        return Lab(repository, layout, foreign_task(), active), error
+
+
+def _check_task(lab: Lab, no_task: TaskError | None, experiment_id: str) -> None:
+    """A run that nobody submitted has no task of its own, and needs the one of today."""
+    if no_task is not None and not lab.layout.run(experiment_id).run_spec.exists():
+        raise no_task
+
+
+def _all(lab: Lab, no_task: TaskError | None) -> tuple[list[Decision], list[Refused]]:
+    from autohypothesis.engine.settle import settle_waiting
+
+    def may(experiment_id: str) -> None:
+        _check_task(lab, no_task, experiment_id)
+
+    return settle_waiting(lab, decided_by="policy", may=may)
+
+
+def _one(
+    lab: Lab, no_task: TaskError | None, experiment_id: str, status: Status | None, reason: str
+) -> list[Decision]:
+    from autohypothesis.engine.settle import settle, settle_by_hand
+
+    _check_task(lab, no_task, experiment_id)
+    if status is None:
+        return settle(lab, [experiment_id], decided_by="policy")
+    who = getpass.getuser()
+    return [settle_by_hand(lab, experiment_id, status.value, reason=reason, decided_by=who)]
+
+
+def _report(refused: Sequence[Refused]) -> None:
+    """What could not be decided, a line each; then the exit code says so."""
+    for experiment_id, error in refused:
+        said = f"not decided: {experiment_id}: {error}"
+        err().print(said, style="yellow", markup=False, soft_wrap=True)
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def print_decision(decision: Decision) -> None:
     """One line a person can act on."""
+    from rich.markup import escape
+
     from autohypothesis.terminal.style import styled
 
     moved = ""
     if decision.reference_after and decision.reference_after != decision.reference_before:
         moved = f"; the reference is now {decision.reference_after[:7]}"
     detail = f" ({decision.detail})" if decision.detail else ""
-    out().print(
-        f"{decision.experiment_id}: {styled(decision.decision_status)},"
-        f" {decision.reason}{detail}{moved}",
-        soft_wrap=True,
-    )
+    said = escape(f"{decision.reason}{detail}{moved}")
+    status = styled(decision.decision_status)
+    out().print(f"{escape(decision.experiment_id)}: {status}, {said}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -75,9 +76,10 @@ def demo(
     started = time.monotonic()
     root = (folder or Path("demo")).absolute()
     _make_repository(root)
-    _prepare_data(root, profile)
+    cache = root / ".cache"
+    _prepare_data(root, cache, profile)
     lab = Lab.open(root)
-    lab = lab.with_tag(_next_tag(lab))
+    lab = lab.with_tag(_next_tag(lab), inputs=_located(lab, cache))
     requests = [Request(Change.none(), title="baseline")]
     requests += [Request(Change.from_overrides(step.overrides), title=step.title,
                          rationale=step.rationale) for step in STEPS[:runs]]  # fmt: skip
@@ -91,19 +93,33 @@ def _make_repository(root: Path) -> None:
     from autohypothesis.engine.starter import make_repository
 
     if make_repository(root):
-        err().print(f"made {root}")
+        err().print(f"made {root}", markup=False)
 
 
-def _prepare_data(root: Path, profile: str) -> None:
-    """Data and tokenizer for `profile`, made once and found again; its own output is shown."""
+def _prepare_data(root: Path, cache: Path, profile: str) -> None:
+    """Data and tokenizer for `profile`, made once and found again; its own output is shown.
+
+    In a cache of the demo's own: what other searches on this machine use stays as it is.
+    """
     from autohypothesis.errors import AutohypothesisError
 
-    command = [sys.executable, "prepare.py", "--profile", profile]
+    command = [sys.executable, "prepare.py", "--profile", profile, "--cache-dir", str(cache)]
     if subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL).returncode:
         raise AutohypothesisError(
             "the data could not be prepared",
             hint=f"run it alone: cd {root} && {' '.join(command)}",
         )
+
+
+def _located(lab: Lab, cache: Path) -> dict[str, str]:
+    """Variable -> folder of what was just prepared."""
+    from autohypothesis.engine.inputs import locate_inputs
+
+    lab.repository.exclude([f"/{cache.name}/"])
+    root = lab.layout.root
+    environment = {**os.environ, "AUTORESEARCH_CACHE": str(cache)}
+    environment.pop("AUTOHYPOTHESIS_DATA", None)
+    return locate_inputs(lab.task, root, root, environment, pins={}).environment
 
 
 def _next_tag(lab: Lab) -> str:
@@ -123,7 +139,7 @@ def _one(lab: Lab, request: Any, title: str) -> None:
     from autohypothesis.engine.settle import settle
     from autohypothesis.fleet.sync import sync
 
-    err().print(title, style="bold")
+    err().print(title, style="bold", markup=False)
     finished = run(lab, request, watch=ProgressWatch(request.title))
     for decision in settle(lab, [finished.experiment_id], decided_by="demo"):
         print_decision(decision)
@@ -143,7 +159,8 @@ def _finish(lab: Lab, seconds: float) -> None:
     console = out()
     console.print()
     console.print(runs_table(rows, title=f"{lab.tag}, {seconds:.0f} s"))
-    console.print(f"\nledger   {lab.layout.ledger}\npicture  {lab.layout.progress_png}\n")
+    console.print(f"\nledger   {lab.layout.ledger}", soft_wrap=True, markup=False)
+    console.print(f"picture  {lab.layout.progress_png}\n", soft_wrap=True, markup=False)
     program = f"{_short(Path(sys.executable))} orchestrator.py"
     console.print("Next:", style="bold")
     where = f"--repo {_short(lab.layout.root)}"
@@ -153,7 +170,7 @@ def _finish(lab: Lab, seconds: float) -> None:
         f"best --diff {where}",
         f"run-experiment --set MATRIX_LR=0.06 --settle {where}",
     ):
-        console.print(f"  {program} {command}", soft_wrap=True)
+        console.print(f"  {program} {command}", soft_wrap=True, markup=False)
 
 
 def _short(path: Path) -> Path:

@@ -40,6 +40,8 @@ def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
 
     Example: `orchestrator.py doctor --json`
     """
+    from rich.markup import escape
+
     path = repository_path(context, repo)
     checks = [check for ask in CHECKS for check in ask(path)]
     missing = any(check.verdict == "missing" for check in checks)
@@ -48,8 +50,8 @@ def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
     else:
         for check in checks:
             mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
-            hint = f" [bold]{check.hint}[/]" if check.hint else ""
-            out().print(f"{mark}  {check.name}: {check.detail}{hint}", soft_wrap=True)
+            hint = f"; [bold]{escape(check.hint)}[/]" if check.hint else ""
+            out().print(f"{mark}  {check.name}: {escape(check.detail)}{hint}", soft_wrap=True)
     raise typer.Exit(1 if missing else 0)
 
 
@@ -128,9 +130,10 @@ def _disk(path: Path) -> Iterator[Check]:
 def _repository(path: Path) -> Iterator[Check]:
     import os
 
+    from autohypothesis.engine.devices import devices
     from autohypothesis.engine.inputs import locate_inputs
     from autohypothesis.engine.lab import Lab
-    from autohypothesis.errors import AutohypothesisError, LaunchError
+    from autohypothesis.errors import AutohypothesisError, LaunchError, LeaseError
 
     try:
         lab = Lab.open(path)
@@ -141,9 +144,13 @@ def _repository(path: Path) -> Iterator[Check]:
     yield Check("repository", "ok", str(root))
     yield Check("task", "ok", f"{lab.task.id}: {', '.join(lab.task.artifacts)}")
     try:
-        for name, report in locate_inputs(lab.task, root, root, os.environ).reports.items():
+        inputs = locate_inputs(lab.task, root, root, os.environ)
+        for name, report in inputs.reports.items():
             yield Check("data", "ok", f"profile {report.profile or '–'}, {name}={report.path}")
-    except LaunchError as error:
+        if inputs.device:
+            found = devices("cuda" if inputs.device == "cuda" else "cpu")
+            yield Check("device for it", "ok", f"{len(found)} x {found[0].name}")
+    except (LaunchError, LeaseError) as error:
         yield Check("data", "missing", error.problem, error.hint)
 
 

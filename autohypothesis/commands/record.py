@@ -33,5 +33,6 @@ def record(
     lab = laboratory(context, repo, tag=tag).with_tag(tag)
     experiment_id, result = record_log(lab, log, commit=commit, title=description)
     refresh(lab.layout)
-    out().print(f"{experiment_id}: {result.status}, {result.outcome}")
-    err().print(f"decide it: python orchestrator.py decide {experiment_id}")
+    said = f"{experiment_id}: {result.status}, {result.outcome}"
+    out().print(said, markup=False, soft_wrap=True)
+    err().print(f"decide it: python orchestrator.py decide {experiment_id}", soft_wrap=True)

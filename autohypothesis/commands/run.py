@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import PublishedExitCodes, Repo, Tag
-from autohypothesis.commands.common import err, laboratory
-from autohypothesis.errors import AutohypothesisError
+from autohypothesis.commands.common import err, laboratory, repository_path
+from autohypothesis.errors import AutohypothesisError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.change import Change
@@ -33,7 +33,9 @@ def run_experiment(
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Override a constant; repeatable."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Set a constant of the reference; repeatable."
+        ),
     ] = None,
     patch: Annotated[
         Path | None, typer.Option("--patch", help="Apply a unified diff to the reference.")
@@ -77,19 +79,23 @@ def _run(
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine import iteration
 
+    if log is not None and not log.absolute().parent.is_dir():
+        raise UsageError(f"--log {log}: there is no folder {log.absolute().parent}")
     lab = laboratory(context, repo, task=task, tag=tag).with_tag(tag)
-    change = _change(lab, overrides, patch, baseline)
+    checkout = lab.repository.checkout_at(repository_path(context, repo))
+    change = _change(lab, checkout, overrides, patch, baseline)
     request = iteration.Request(change, title=description, seed=seed)
     finished = iteration.run(lab, request, watch=ProgressWatch())
-    if decide:
-        _decide(lab, finished.experiment_id)
-    _report(lab, finished, log, decided=decide)
+    _print_line(lab, finished, log)
+    _after(lab, finished, decide)
 
 
-def _change(lab: Lab, overrides: list[str], patch: Path | None, baseline: bool) -> Change:
+def _change(
+    lab: Lab, checkout: Path, overrides: list[str], patch: Path | None, baseline: bool
+) -> Change:
     """The one change that was asked for; with none, what is in the working tree."""
     from autohypothesis.engine.change import Change
-    from autohypothesis.errors import UsageError
+    from autohypothesis.engine.working_tree import working_tree
 
     given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
     asked = [name for name, value in given.items() if value]
@@ -102,13 +108,13 @@ def _change(lab: Lab, overrides: list[str], patch: Path | None, baseline: bool) 
         return Change.from_overrides(dict(_setting(word) for word in overrides))
     if patch is not None:
         return Change.from_patch(_read_patch(patch))
-    return Change.none() if baseline else _working_tree(lab)
+    if baseline:
+        return Change.none()
+    return working_tree(lab.repository, lab.task, lab.reference(), checkout)
 
 
 def _setting(word: str) -> tuple[str, Any]:
     """`NAME=VALUE`, the value as JSON where it is JSON, else as text."""
-    from autohypothesis.errors import UsageError
-
     name, equals, text = word.partition("=")
     if not name or not equals:
         raise UsageError(f"{word!r} is not NAME=VALUE", hint="for example --set DEPTH=3")
@@ -119,38 +125,15 @@ def _setting(word: str) -> tuple[str, Any]:
 
 
 def _read_patch(path: Path) -> str:
-    from autohypothesis.errors import UsageError
-
     try:
         return path.read_bytes().decode("utf-8", "surrogateescape")
     except OSError as error:
         raise UsageError(f"patch {path} cannot be read: {error.strerror}") from error
 
 
-def _working_tree(lab: Lab) -> Change:
-    """What the user sees in the checkout; a baseline when that is the reference."""
-    from autohypothesis.engine.change import Change
-
-    repository = lab.repository
-    untracked = [path for path in lab.task.artifacts if (lab.layout.root / path).is_file()]
-    tree = repository.snapshot_tree(also=untracked)
-    same = tree == repository.tree_of(lab.reference())
-    return Change.none() if same else Change.from_tree(tree)
-
-
-def _decide(lab: Lab, experiment_id: str) -> None:
-    from autohypothesis.engine.settle import settle
-
-    for decision in settle(lab, [experiment_id], decided_by="run-experiment"):
-        err().print(f"{decision.decision_status}: {decision.reason}, {decision.detail}")
-
-
-def _report(lab: Lab, finished: Finished, log: Path | None, *, decided: bool) -> None:
-    """The published line on stdout, everything else on stderr, and the published exit code."""
-    from autohypothesis.commands.sync import refresh
-
+def _print_line(lab: Lab, finished: Finished, log: Path | None) -> None:
+    """The published line on stdout, before anything else can go wrong."""
     result, run = finished.result, lab.layout.run(finished.experiment_id)
-    refresh(lab.layout)
     path = run.log
     if log is not None and run.log.exists():
         shutil.copyfile(run.log, log)
@@ -161,15 +144,33 @@ def _report(lab: Lab, finished: Finished, log: Path | None, *, decided: bool) ->
         _field(result.metrics.model_dump().get("wall_seconds"), 2),
         str(path),
     )
-    print("\t".join(fields))
+    print("\t".join(fields), flush=True)
+
+
+def _after(lab: Lab, finished: Finished, decide: bool) -> None:
+    """The ledger, the decision where one was asked for, and the published exit code."""
+    from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.housekeeping import pack_when_due
+
+    result, identity = finished.result, finished.experiment_id
+    if decide:
+        _decide(lab, identity)
+    refresh(lab.layout)
+    pack_when_due(lab.repository)
     if result.failure_kind is not None:
-        err().print(f"{result.failure_kind}: {result.failure_detail}", style="red", markup=False)
-    elif not decided:
-        err().print(f"decide it: python orchestrator.py decide {finished.experiment_id}")
-    if result.failure_kind == "timeout":
-        raise typer.Exit(EXIT_DEADLINE)
-    if result.failure_kind is not None:
-        raise typer.Exit(EXIT_CRASH)
+        said = f"{result.failure_kind}: {result.failure_detail}"
+        err().print(said, style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_DEADLINE if result.failure_kind == "timeout" else EXIT_CRASH)
+    if not decide:
+        err().print(f"decide it: python orchestrator.py decide {identity}", soft_wrap=True)
+
+
+def _decide(lab: Lab, experiment_id: str) -> None:
+    from autohypothesis.engine.settle import settle
+
+    for decision in settle(lab, [experiment_id], decided_by="run-experiment"):
+        said = f"{decision.decision_status}: {decision.reason}, {decision.detail}"
+        err().print(said, markup=False, soft_wrap=True)
 
 
 def _field(value: float | None, digits: int) -> str:

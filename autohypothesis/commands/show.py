@@ -11,14 +11,14 @@ from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
     complete_experiment,
     err,
-    laboratory,
     out,
     print_json,
     repository_path,
 )
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
 
 ExperimentId = Annotated[
     str, typer.Argument(help="Id of an experiment.", autocompletion=complete_experiment)
@@ -46,7 +46,7 @@ def runs(
 
     Example: `orchestrator.py runs --last 20`
     """
-    layout = _layout(context, repo)
+    _, layout = _opened(context, repo)
     wanted = None if every_tag else tag or _active(layout)
     rows = [row for row in _rows(layout) if wanted is None or row.get("tag") == wanted]
     rows = rows[-last:] if last else rows
@@ -56,9 +56,11 @@ def runs(
     if not rows:
         err().print("no experiments yet; run one: [bold]python orchestrator.py run-experiment[/]")
         return
+    from rich.markup import escape
+
     from autohypothesis.terminal.tables import runs_table
 
-    out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
+    out().print(runs_table(rows, title=escape(f"tag {wanted}") if wanted else "every tag"))
 
 
 def show(
@@ -70,7 +72,7 @@ def show(
     """
     from autohypothesis.records.bundles import read_bundle
 
-    layout = _layout(context, repo)
+    _, layout = _opened(context, repo)
     row = next((row for row in _rows(layout) if row["id"] == experiment_id), None)
     if row is None:
         _unknown(experiment_id)
@@ -109,14 +111,15 @@ def best(
     """
     from autohypothesis.records.standings import best_kept, first_baseline
 
-    lab = laboratory(context, repo, tag=tag)
-    rows = [row for row in _rows(lab.layout) if row.get("tag") == lab.tag]
+    repository, layout = _opened(context, repo)
+    wanted = _tag(layout, tag)
+    rows = [row for row in _rows(layout) if row.get("tag") == wanted]
     found, start = best_kept(rows), first_baseline(rows)
     if found is None:
-        _nothing_kept(lab)
+        _nothing_kept(wanted)
     changes = ""
     if diff and start is not None and start["commit"] != found["commit"]:
-        changes = lab.repository.diff(start["commit"], found["commit"])
+        changes = repository.diff(start["commit"], found["commit"])
     if as_json:
         print_json({"row": found, "baseline": start, **({"diff": changes} if diff else {})})
         return
@@ -139,21 +142,21 @@ def adopt(
 
     Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
     """
-    lab = laboratory(context, repo, tag=tag)
-    commit = lab.reference()
+    repository, layout = _opened(context, repo)
+    commit = _reference(repository, _tag(layout, tag))
     if experiment_id is not None:
-        row = next((row for row in _rows(lab.layout) if row["id"] == experiment_id), None)
+        row = next((row for row in _rows(layout) if row["id"] == experiment_id), None)
         if row is None:
             _unknown(experiment_id)
         if row["status"] != "keep":
             _not_kept(experiment_id, str(row["status"]))
         commit = row["commit"]
-    before = lab.repository.head()
-    branch = lab.repository.fast_forward(commit)
+    before = repository.head()
+    branch = repository.fast_forward(commit)
     if before == commit:
-        out().print(f"{branch} is at {commit[:7]} already")
+        out().print(f"{branch} is at {commit[:7]} already", markup=False)
     else:
-        out().print(f"{branch} moved from {before[:7]} to {commit[:7]}")
+        out().print(f"{branch} moved from {before[:7]} to {commit[:7]}", markup=False)
 
 
 def schema(
@@ -186,20 +189,43 @@ def schema(
 # ── parts ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _layout(context: typer.Context, repo: Path | None) -> Any:
+def _opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layout]:
+    """The repository. To look at what there is, its task need not be in order."""
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
-    return Layout(Repository.find(repository_path(context, repo)).root)
+    repository = Repository.find(repository_path(context, repo))
+    return repository, Layout(repository.root)
 
 
-def _active(layout: Any) -> str | None:
+def _active(layout: Layout) -> str | None:
     from autohypothesis.engine.lab import active_tag
 
     return active_tag(layout)
 
 
-def _rows(layout: Any) -> list[dict[str, Any]]:
+def _tag(layout: Layout, tag: str | None) -> str | None:
+    """The search that is meant: `--tag`, else the active one."""
+    from autohypothesis.records.layout import checked_id
+
+    return checked_id(tag) if tag else _active(layout)
+
+
+def _reference(repository: Repository, tag: str | None) -> str:
+    from autohypothesis.engine.lab import reference_ref
+    from autohypothesis.errors import SettleError
+
+    commit = repository.read_ref(reference_ref(tag)) if tag else None
+    if commit is None:
+        raise SettleError(
+            f"there is no search in {repository.root} yet" if tag is None
+            else f"there is no search {tag!r} in {repository.root}",
+            hint="start one with `python orchestrator.py run-experiment`",
+        )  # fmt: skip
+    return commit
+
+
+def _rows(layout: Layout) -> list[dict[str, Any]]:
     """The ledger, brought up to date first: reading costs a fraction of a second."""
     from autohypothesis.fleet.sync import sync
     from autohypothesis.records.ledger import read_ledger
@@ -208,7 +234,7 @@ def _rows(layout: Any) -> list[dict[str, Any]]:
     return read_ledger(layout)
 
 
-def _config_at(layout: Any, commit: str | None) -> dict[str, Any]:
+def _config_at(layout: Layout, commit: str | None) -> dict[str, Any]:
     """The settings of an experiment that ran `commit`: what a change is seen against."""
     from autohypothesis.records.bundles import read_bundle
     from autohypothesis.records.ledger import read_ledger
@@ -245,10 +271,10 @@ def _not_kept(experiment_id: str, status: str) -> NoReturn:
     )
 
 
-def _nothing_kept(lab: Lab) -> NoReturn:
+def _nothing_kept(tag: str | None) -> NoReturn:
     from autohypothesis.errors import SettleError
 
     raise SettleError(
-        f"nothing is kept under tag {lab.tag!r} yet",
+        f"nothing is kept under tag {tag!r} yet" if tag else "nothing is kept yet",
         hint="run the baseline: python orchestrator.py run-experiment --baseline",
     )

@@ -45,14 +45,13 @@ def sync(
     if as_json:
         print_json({**report.as_dict(), "drawn": drawn})
         return
-    out().print(
-        f"{report.rows} experiments in {layout.ledger}"
-        + (f", {report.changed} of them new or changed" if report.changed else ", nothing new")
-    )
+    news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
+    said = f"{report.rows} experiments in {layout.ledger}{news}"
+    out().print(said, soft_wrap=True, markup=False)
     if drawn:
-        out().print(f"picture in {layout.progress_png}")
+        out().print(f"picture in {layout.progress_png}", soft_wrap=True, markup=False)
     for problem in report.problems:
-        err().print(f"[yellow]left out:[/] {problem.path}: {problem.reason}", soft_wrap=True)
+        err().print(f"left out: {problem.path}: {problem.reason}", soft_wrap=True, markup=False)
 
 
 def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, bool]:
@@ -78,7 +77,7 @@ def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:
     edits = [(edit.experiment_id, edit.status) for edit in report.hand_edits]
     taken, refused = take_hand_edits(lab, edits)
     for line in refused:
-        err().print(f"[yellow]edit refused:[/] {line}", soft_wrap=True)
+        err().print(f"edit refused: {line}", soft_wrap=True, markup=False)
     return fold_and_write(layout) if taken else report
 
 

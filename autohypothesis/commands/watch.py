@@ -24,10 +24,10 @@ class ProgressWatch:
         console = Console(stderr=True)
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[facts]}", style="dim"),
+            TextColumn("{task.fields[facts]}", style="dim", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,

@@ -84,7 +84,7 @@ def tree_of(repository: Repository, task: Task, base: str, change: Change) -> st
         return change.tree
     raise ChangeError(
         f"instructions need somebody to implement them: {change.text[:80]!r}",
-        hint="give the task a mutator, or propose config_overrides or a patch",
+        hint="propose config_overrides or a patch",
     )
 
 

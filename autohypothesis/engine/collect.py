@@ -18,12 +18,14 @@ from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.scorer import Score, scorer_for
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import bundles, locks
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import read_json, to_json, write_atomic
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
 from schema import ExitRecord, Metrics, Result, finite, now
 
 TAIL_BYTES = 4_096
+LOCAL_LIMIT = 256 << 20
+"""Bytes of local.json, which holds about a hundred of each tracked file."""
 EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
 
 
@@ -44,11 +46,13 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
                 hint=f"see `python orchestrator.py show {experiment_id}`",
             )
         spec = RunSpec.model_validate(read_json(run.run_spec))
-        local = read_json(run.local)
+        local = read_json(run.local, LOCAL_LIMIT)
         killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
         result = judge(repository, spec, run, local, killed)
         bundles.write_result(run, result)
         shutil.rmtree(run.home, ignore_errors=True)
+        rest = {name: value for name, value in local.items() if name != "before"}
+        write_atomic(run.local, to_json(rest), durable=False)
         return result
 
 
@@ -64,10 +68,11 @@ def judge(
     record = ExitRecord.model_validate(document) if document else None
     checkout = Path(str(local["checkout"]))
     before = guard.Before.model_validate(local["before"])
-    touched = guard.inspect(repository, checkout, before)
-    score = _score(spec, run, record, checkout)
+    gone = _lost(repository, checkout, before.commit)
+    touched = [] if gone else guard.inspect(repository, checkout, before)
+    score = _score(spec, run, record, None if gone else checkout)
     tail = log_tail(run)
-    failure = _failure(document, tail, score, touched, spec)
+    failure = gone or _failure(document, tail, score, touched, spec)
     evidence = {
         **{name: document[name] for name in EVIDENCE_OF_RUN if document and name in document},
         "scorer": dict(score.evidence),
@@ -102,7 +107,16 @@ def _exit_document(run: RunPaths) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _score(spec: RunSpec, run: RunPaths, record: ExitRecord | None, checkout: Path) -> Score:
+def _lost(repository: Repository, checkout: Path, commit: str) -> Failure | None:
+    """The failure of a run whose checkout was deleted, or given to another run, before this."""
+    at = repository.read_ref("HEAD", checkout) if (checkout / ".git").is_file() else None
+    if at == commit:
+        return None
+    now_at = f"it stands on {at[:12]}, the run was of {commit[:12]}" if at else str(checkout)
+    return Failure("infra", f"its checkout is gone: {now_at}")
+
+
+def _score(spec: RunSpec, run: RunPaths, record: ExitRecord | None, checkout: Path | None) -> Score:
     """The scorer's answer; nothing to score after a training that did not end by itself."""
     if record is None or record.status != "exited" or record.exit_code != 0:
         return Score(None, record.metrics if record else {})
@@ -123,9 +137,23 @@ def _failure(
         return failure
     if touched:
         return Failure("invalid", f"the training changed {', '.join(touched)}")
+    if elsewhere := _other_device(document or {}):
+        return Failure("invalid", elsewhere)
     if score.kind is not None and (failure is None or failure.kind == "no_metric"):
         return Failure(score.kind, score.problem)
     return failure
+
+
+def _other_device(document: Mapping[str, Any]) -> str:
+    """How the GPU that the training says it used is not the leased one; else empty."""
+    device = document.get("device") or {}
+    said = (document.get("metrics") or {}).get("device_uuid")
+    leased = str(device.get("uuid"))
+    if device.get("kind") != "cuda" or said is None:
+        return ""
+    if str(said).strip().lower() == leased.lower():
+        return ""
+    return f"the training reports device {said!s:.60}, leased was {leased}"
 
 
 def _outcome(failure: Failure | None, spec: RunSpec, score: Score) -> str:
@@ -144,14 +172,28 @@ def _metrics(
     values[metric] = None if failure else score.value
     values["score_difference"] = score.evidence.get("score_difference")
     if record is not None:
-        peak = record.peak_vram_mb if record.peak_vram_mb is not None else record.peak_rss_mb
-        if finite(values.get("peak_vram_mb")) is None:
-            values["peak_vram_mb"] = peak
+        values["printed_peak_vram_mb"] = finite(values.get("peak_vram_mb"))
+        values["peak_vram_mb"] = _peak_mb(spec, values["printed_peak_vram_mb"], record)
         values["peak_rss_mb"] = record.peak_rss_mb
         values["cpu_seconds"] = record.cpu_seconds
         values["wall_seconds"] = record.wall_seconds
         values["energy_joules"] = record.energy_joules
     return Metrics.model_validate(values)
+
+
+def _peak_mb(spec: RunSpec, printed: float | None, record: ExitRecord) -> float | None:
+    """The peak as the shim measured it: on a GPU its memory, on a CPU the resident set.
+
+    Of a script on a CPU of which nothing is known but its log, the printed value stands, as it
+    always has; unless a limit of the task is held against it.
+    """
+    on_gpu = record.device.get("kind") == "cuda"
+    measured = record.peak_vram_mb if on_gpu else record.peak_rss_mb
+    limited = "peak_vram_mb" in spec.task.constraints
+    if printed is None or limited:
+        return measured
+    as_printed = spec.task.scorer.type == "log" and not on_gpu
+    return printed if as_printed or measured is None else measured
 
 
 def log_tail(run: RunPaths) -> str:

@@ -7,8 +7,11 @@ it is offered. Indices are never used to pin, since NVML counts in PCI order and
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from typing import Any, Literal
 
 from autohypothesis import system
@@ -23,6 +26,15 @@ from autohypothesis.engine.lease import (
 from autohypothesis.errors import LeaseError
 
 MIB = 1 << 20
+HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
+NVIDIA_NODES = "/dev/nvidia[0-9]*"
+"""What is there on a machine with an NVIDIA GPU, whether or not NVML answers."""
+CHOOSING_FILE = "choosing.lock"
+CHOOSING_S = 10.0
+"""How long to wait for others to have chosen; then go on, since the lease decides in any case."""
+TAKEN_S = 5.0
+"""How long a shim may take from its start to its lease while others wait to choose."""
+_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +61,10 @@ def gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], str]:
         return [], f"NVML lists no devices: {error}"
     finally:
         pynvml.nvmlShutdown()
+    if not found:
+        return [], "NVML lists no devices"
     visible = _visible(found, (os.environ if environ is None else environ))
-    return visible, "" if visible else "CUDA_VISIBLE_DEVICES hides every GPU"
+    return visible, "" if visible else HIDDEN
 
 
 def _gpu(pynvml: Any, index: int) -> Gpu:
@@ -93,8 +107,18 @@ def lanes() -> list[Device]:
 
 
 def best_kind() -> Literal["cpu", "cuda"]:
-    """What a script is run on when nothing says what it is for."""
-    return "cuda" if gpus()[0] else "cpu"
+    """What a script is run on when nothing says what it is for.
+
+    Raises:
+        LeaseError: there is a GPU and NVML does not answer. Its work never falls back to the CPU.
+    """
+    found, why_none = gpus()
+    if not found and why_none != HIDDEN and (nodes := sorted(glob(NVIDIA_NODES))):
+        raise LeaseError(
+            f"{nodes[0]} is there, but {why_none}",
+            hint="see `nvidia-smi`; to use the CPU on purpose, set CUDA_VISIBLE_DEVICES to nothing",
+        )
+    return "cuda" if found else "cpu"
 
 
 def devices(kind: Literal["cpu", "cuda"]) -> list[Device]:
@@ -129,7 +153,7 @@ def name_of(device: Device) -> str:
 
 
 def first_free(candidates: Iterable[Device]) -> Device:
-    """The first device that nobody holds now; its shim takes the lease, and may still lose it.
+    """The first device that nobody holds now; inside `choosing` it stays free until it is taken.
 
     Raises:
         LeaseError: all are held; the message names the holder of each.
@@ -142,3 +166,35 @@ def first_free(candidates: Iterable[Device]) -> Device:
             return device
         held.append(f"{lease.name} is held by {describe(holder)}")
     raise LeaseError("; ".join(held) or "no device", hint="wait for one, or end its holder")
+
+
+@contextmanager
+def choosing(experiment_id: str) -> Iterator[None]:
+    """While this is held nobody else on the machine chooses: from `first_free` to `await_taken`.
+
+    It only keeps two from choosing the same device. One that is held for too long, by a stopped
+    process say, is passed over, and whoever loses the lease then fails as infrastructure.
+    """
+    path = os.path.join(lock_folder().path, CHOOSING_FILE)
+    held = LeaseFile(path, "the choice of a device").try_acquire(
+        {"experiment_id": experiment_id}, CHOOSING_S
+    )
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.release()
+
+
+def await_taken(device: Device, experiment_id: str, ended: Callable[[], bool]) -> None:
+    """Wait until the shim of `experiment_id` holds the lease of `device`, or has ended.
+
+    `TAKEN_S` at most: a shim that is slower than that still takes its lease, or loses it.
+    """
+    lease = lease_of(device)
+    file = LeaseFile(lease.path, lease.name)
+    until = time.monotonic() + TAKEN_S
+    while time.monotonic() < until:
+        if (file.holder() or {}).get("experiment_id") == experiment_id or ended():
+            return
+        time.sleep(_LOOK_S)

@@ -8,10 +8,11 @@ is the shim (local.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
 from schema import Result, Strict
 
@@ -73,11 +74,34 @@ class Executor(Protocol):
         """Where it stands, by liveness, never by age."""
 
     def cancel(self, handle: Handle) -> None:
-        """Ask it to end; `collect` then finds a cancelled experiment."""
+        """Ask it to end; `collect` then finds a cancelled experiment.
+
+        One whose `submit` was cut short counts too; one that left nothing is none.
+        """
 
     def collect(self, handle: Handle) -> Result:
         """The finished bundle's result, written exactly once however often this is called.
 
         Raises:
             LaunchError: it is still running.
+        """
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """An executor that is told when an experiment ends, and need not be asked all the time."""
+
+    def wait(self, handle: Handle, timeout: float) -> None:
+        """Return when it has ended, after `timeout` seconds at most."""
+
+
+@runtime_checkable
+class Offers(Protocol):
+    """An executor that knows beforehand whether there is a device to run on."""
+
+    def offer(self, task: Task, inputs: Inputs) -> None:
+        """Whether one is free now; another may take it before `submit`.
+
+        Raises:
+            LeaseError: none is.
         """

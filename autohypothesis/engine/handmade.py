@@ -9,6 +9,7 @@ from typing import Any
 from autohypothesis.engine.candidate import config_of, diff_hash, diff_stat
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.failures import classify
+from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.errors import ChangeError, UsageError
@@ -42,6 +43,7 @@ def record_log(lab: Lab, log: Path, *, commit: str, title: str) -> tuple[str, Re
     Raises:
         UsageError: there is no such log.
         GitError: there is no such commit.
+        ChangeError: it is not built on the reference, or changes more than a candidate may.
     """
     if not log.is_file():
         raise UsageError(
@@ -49,6 +51,7 @@ def record_log(lab: Lab, log: Path, *, commit: str, title: str) -> tuple[str, Re
         )
     text = read_bytes(log.resolve(), LOG_LIMIT).decode("utf-8", "replace")
     sha, base = lab.repository.resolve(commit), lab.reference()
+    _check(lab, sha, base)
     title = title or f"by hand: {lab.repository.subject(sha)}"
     hypothesis_id = ids.allocate_hypothesis(lab.layout, lab.active())
     experiment_id = ids.allocate_experiment(
@@ -66,6 +69,18 @@ def record_log(lab: Lab, log: Path, *, commit: str, title: str) -> tuple[str, Re
     result = _result(lab, text, sha, parent, title)
     bundles.write_result(run, result)
     return experiment_id, result
+
+
+def _check(lab: Lab, commit: str, base: str) -> None:
+    """A keep of it would become the reference: it is held to what every candidate is held to."""
+    if commit == base:
+        return
+    if not lab.repository.is_ancestor(base, commit):
+        raise ChangeError(
+            f"{commit[:12]} is not built on the reference {base[:12]}",
+            hint=f"make its change on that one: git rebase {base[:12]}",
+        )
+    check_candidate(lab.repository, lab.task, commit, lab.repository.changes(base, commit))
 
 
 def _plan(lab: Lab, experiment_id: str, hypothesis_id: str, base: str, title: str) -> Plan:

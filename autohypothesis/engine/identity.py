@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autohypothesis.engine.task import Task
+from autohypothesis.system import cpu_model
 from schema import Clock
 
 _COMPARED = ("run", "scorer", "objective", "constraints")
@@ -52,11 +53,14 @@ def platform_key(
     budget_seconds: float,
     clock: Clock,
 ) -> str:
-    """Only experiments of one key are compared. `device_name` is the driver's, not the short one:
-    two boards of one short name differ in speed."""
+    """Only experiments of one key are compared.
+
+    `device_name` is the driver's, not the short one: two boards of one short name differ in speed.
+    So do two processors, which are all called CPU: there the model counts.
+    """
     return canonical_hash(
         {
-            "device": device_name,
+            "device": f"CPU {cpu_model()}" if device_name == "CPU" else device_name,
             "profile": profile_hash,
             "data": data_hash,
             "task": task_hash,

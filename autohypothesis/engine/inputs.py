@@ -20,7 +20,10 @@ from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_model import Budget, Input
-from autohypothesis.errors import LaunchError
+from autohypothesis.errors import LaunchError, RecordError
+from autohypothesis.records.files import read_json
+from autohypothesis.records.layout import Layout
+from schema import Manifest
 
 TIMEOUT_S = 60.0
 START_ALLOWANCE_S = 60.0
@@ -100,8 +103,18 @@ class Inputs:
         return hashes[0] if len(hashes) == 1 else canonical_hash(hashes) if hashes else ""
 
 
-def locate_inputs(task: Task, checkout: Path, root: Path, environment: Mapping[str, str]) -> Inputs:
+def locate_inputs(
+    task: Task,
+    checkout: Path,
+    root: Path,
+    environment: Mapping[str, str],
+    *,
+    pins: Mapping[str, str] | None = None,
+) -> Inputs:
     """Run every `locate` program of `task` in `checkout`.
+
+    Args:
+        pins: variable -> folder, known already; None: what the active search began with.
 
     Raises:
         LaunchError: one fails, or prints something else; it holds the program's own words.
@@ -110,8 +123,20 @@ def locate_inputs(task: Task, checkout: Path, root: Path, environment: Mapping[s
         name: value
         for name, value in environment.items()
         if name in INHERITED or name == "HOME" or name.startswith(_OURS)
-    }
+    } | dict(pinned_inputs(root) if pins is None else pins)
     return Inputs({one.env: _located(task, one, checkout, root, seen) for one in task.inputs})
+
+
+def pinned_inputs(root: Path) -> dict[str, str]:
+    """Variable -> folder of the data that the active search began with.
+
+    Data that is prepared since, for another profile say, belongs to the next search.
+    """
+    try:
+        manifest = Manifest.model_validate(read_json(Layout(root).manifest))
+    except (FileNotFoundError, RecordError, ValidationError):
+        return {}
+    return manifest.inputs
 
 
 def _located(

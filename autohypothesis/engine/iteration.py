@@ -6,9 +6,10 @@ Nothing here decides; `settle` does. run-experiment, the demo and every loop go 
 from __future__ import annotations
 
 import os
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Protocol
@@ -16,7 +17,7 @@ from typing import Protocol
 from autohypothesis.engine import recovery
 from autohypothesis.engine.candidate import Candidate
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.executor import Executor, Handle, Offers, RunSpec, Waits
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.local import LocalExecutor, workspace_of
@@ -28,7 +29,8 @@ from schema import Plan, PlannedHypothesis, Result, now
 
 FIRST_SEED = 42
 """Every first run of a hypothesis has this seed, so that it meets the reference's equal."""
-POLL_S = 0.01
+POLL_S = 0.2
+"""Between two looks at a running experiment: whoever looks runs beside what is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,35 +89,63 @@ def run(
     executor = executor or LocalExecutor(lab.repository, lab.layout)
     recovery.collect_ended(lab.repository, lab.layout)
     with free_worker(lab) as worker:
-        watch.preparing(request.title)
-        spec = plan(lab, request, worker)
-        handle = executor.submit(spec)
         try:
-            follow(lab, executor, handle, watch)
-        except KeyboardInterrupt:
-            executor.cancel(handle)
-            follow(lab, executor, handle)
-            executor.collect(handle)
-            raise
+            watch.preparing(request.title)
+            spec = plan(lab, request, worker, executor)
+            _execute(lab, executor, spec, watch)
         finally:
             watch.ended()
-        return Finished(spec.experiment_id, executor.collect(handle))
+        return Finished(spec.experiment_id, executor.collect(Handle(spec.experiment_id)))
+
+
+def _execute(lab: Lab, executor: Executor, spec: RunSpec, watch: Watch) -> None:
+    """Submit and wait. Whatever ends this early ends the run too, and leaves its record."""
+    handle = Handle(spec.experiment_id)
+    try:
+        executor.submit(spec)
+        follow(lab, executor, handle, watch)
+    except BaseException:
+        if lab.layout.run(spec.experiment_id).run_spec.exists():
+            with suppress(AutohypothesisError):
+                executor.cancel(handle)
+                follow(lab, executor, handle)
+                executor.collect(handle)
+        else:
+            _forget(lab, spec.experiment_id)
+        raise
+
+
+def _forget(lab: Lab, experiment_id: str) -> None:
+    """Take back the plan of an experiment that was never begun; its id stays taken."""
+    shutil.rmtree(lab.layout.run(experiment_id).folder, ignore_errors=True)
+    lab.layout.plan_page(experiment_id).unlink(missing_ok=True)
+    lab.layout.plan(experiment_id).unlink(missing_ok=True)
 
 
 def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = None) -> None:
     """Wait until an experiment has ended."""
     watch = watch or Unwatched()
+    wait: Callable[[Handle, float], None] = (
+        executor.wait if isinstance(executor, Waits) else lambda _, timeout: time.sleep(timeout)
+    )
     while executor.poll(handle) == "running":
         watch.tick(lab, handle.experiment_id)
-        time.sleep(POLL_S)
+        wait(handle, POLL_S)
 
 
-def plan(lab: Lab, request: Request, worker: str) -> RunSpec:
+def plan(lab: Lab, request: Request, worker: str, executor: Executor | None = None) -> RunSpec:
     """The candidate of `request` under an id of its own, ready to submit.
 
     A refused change leaves no plan; what it wanted stays in git under `refs/experiments/<id>`.
+    With an executor that can tell, nothing is prepared while no device is free.
+
+    Raises:
+        LeaseError: every device is held.
     """
     base = lab.reference()
+    inputs = _inputs(lab, worker, base)
+    if isinstance(executor, Offers):
+        executor.offer(lab.task, inputs)
     is_baseline = request.change.kind == "none"
     request = _complete(lab, request, is_baseline)
     experiment_id = ids.allocate_experiment(
@@ -126,10 +156,9 @@ def plan(lab: Lab, request: Request, worker: str) -> RunSpec:
         page=lambda given: plan_page(_plan(lab, request, worker, base, given)),
     )
     try:
-        candidate = _candidate(lab, request, worker, base, experiment_id)
-    except AutohypothesisError:
-        lab.layout.plan_page(experiment_id).unlink(missing_ok=True)
-        lab.layout.plan(experiment_id).unlink(missing_ok=True)
+        candidate = _candidate(lab, request, worker, base, experiment_id, inputs)
+    except BaseException:
+        _forget(lab, experiment_id)
         raise
     return _spec(lab, request, worker, candidate)
 
@@ -157,12 +186,16 @@ def _title(change: Change) -> str:
     return words.get(change.kind) or change.text.strip().splitlines()[0][:100]
 
 
-def _candidate(lab: Lab, request: Request, worker: str, base: str, experiment_id: str) -> Candidate:
-    workspace = workspace_of(lab.repository, worker, lab.active())
-    inputs = Inputs()
-    if lab.task.inputs:
-        checkout = workspace.checkout(base)
-        inputs = locate_inputs(lab.task, checkout, lab.repository.root, os.environ)
+def _inputs(lab: Lab, worker: str, base: str) -> Inputs:
+    if not lab.task.inputs:
+        return Inputs()
+    checkout = workspace_of(lab.repository, worker, lab.active()).checkout(base)
+    return locate_inputs(lab.task, checkout, lab.repository.root, os.environ)
+
+
+def _candidate(
+    lab: Lab, request: Request, worker: str, base: str, experiment_id: str, inputs: Inputs
+) -> Candidate:
     return prepare(
         lab.repository,
         lab.task,
@@ -172,7 +205,7 @@ def _candidate(lab: Lab, request: Request, worker: str, base: str, experiment_id
         title=request.title,
         rationale=request.rationale,
         hypothesis_id=str(request.hypothesis_id),
-        workspace=workspace,
+        workspace=workspace_of(lab.repository, worker, lab.active()),
         inputs=inputs,
     )
 
@@ -225,19 +258,18 @@ def _spec(lab: Lab, request: Request, worker: str, candidate: Candidate) -> RunS
 def free_worker(lab: Lab) -> Iterator[str]:
     """A worker's name whose worktree nobody uses: `solo-0`, `solo-1` and so on.
 
-    The lock is this process's; a run that outlived its starter still uses its worktree.
+    The lock is this process's; a run that outlived its starter still uses its worktree. Only who
+    has the lock can tell, since its last holder may have started one until then.
     """
-    busy = recovery.busy_workers(lab.layout)
-    with ExitStack() as stack:
-        for number in count():
-            name = f"solo-{number}"
-            if name in busy:
-                continue
+    for number in count():
+        name = f"solo-{number}"
+        with ExitStack() as stack:
             try:
                 stack.enter_context(
                     locks.hold(lab.layout, f"worktree-{name}", doing="an experiment", timeout=0)
                 )
             except LockError:
                 continue
-            yield name
-            return
+            if name not in recovery.busy_workers(lab.layout):
+                yield name
+                return

@@ -6,11 +6,14 @@ moved by compare-and-swap only. One tag at a time is active; the manifest names 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
 from autohypothesis.engine import shim
+from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.task import Task, default_task, load_task
 from autohypothesis.errors import RecordError, SettleError, UsageError
 from autohypothesis.records.files import write_json
@@ -63,11 +66,18 @@ class Lab:
         active = checked_id(tag) if tag else active_tag(layout)
         return cls(repository, layout, chosen, active)
 
-    def with_tag(self, tag: str | None = None, *, base: str = "HEAD") -> Lab:
+    def with_tag(
+        self,
+        tag: str | None = None,
+        *,
+        base: str = "HEAD",
+        inputs: Mapping[str, str] | None = None,
+    ) -> Lab:
         """This laboratory on `tag` (default: the active one, else today's), started if need be.
 
-        Starting a tag makes its reference at `base` and makes the tag the active one; another
-        tag's experiments stay as they are.
+        Starting a tag makes its reference at `base`, pins its data, and makes it the active one;
+        another tag's experiments stay as they are. `inputs` (variable -> folder) names the data,
+        which is otherwise located.
 
         Raises:
             UsageError: an experiment of another tag is running.
@@ -76,12 +86,13 @@ class Lab:
         current = active_tag(self.layout)
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
+        found = self._locate(inputs) if current != wanted else {}
         ref = reference_ref(wanted)
         if self.repository.read_ref(ref) is None:
             self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
         if current != wanted:
             self.repository.exclude(self.layout.made_on_use)
-            self._write_manifest(wanted)
+            self._write_manifest(wanted, found)
         return replace(self, tag=wanted)
 
     def reference(self) -> str:
@@ -115,12 +126,19 @@ class Lab:
                 hint=f"wait for it, or see `python orchestrator.py show {running[0]}`",
             )
 
-    def _write_manifest(self, tag: str) -> None:
+    def _locate(self, inputs: Mapping[str, str] | None) -> dict[str, str]:
+        if inputs is not None:
+            return dict(inputs)
+        root = self.layout.root
+        return locate_inputs(self.task, root, root, os.environ, pins={}).environment
+
+    def _write_manifest(self, tag: str, inputs: dict[str, str]) -> None:
         manifest = Manifest(
             tag=tag,
             created_at=now(),
             repository_root=str(self.layout.root),
             shared_research_dir=str(self.layout.research),
+            inputs=inputs,
         )
         write_json(self.layout.manifest, manifest.model_dump(mode="json"))
 

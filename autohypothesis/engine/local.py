@@ -14,16 +14,16 @@ from autohypothesis.engine import devices, guard, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders
 from autohypothesis.engine.environment import child_environment
-from autohypothesis.engine.executor import Handle, RunSpec, RunState
+from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState
 from autohypothesis.engine.identity import platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.launch import Device, Launch, deadline
 from autohypothesis.engine.run_command import TrainingCommand, training_command
 from autohypothesis.engine.scorer import ScoringPlace, scorer_for
-from autohypothesis.engine.task import Budget
-from autohypothesis.engine.workspace import Workspace, pristine
+from autohypothesis.engine.task import Budget, Task
+from autohypothesis.engine.workspace import Workspace, evaluator_of
 from autohypothesis.records import bundles
-from autohypothesis.records.files import write_atomic, write_json
+from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout, RunPaths
@@ -45,6 +45,7 @@ class Place:
     inputs: Inputs
     budget: Budget
     command: TrainingCommand
+    evaluator: Path | None
 
     @property
     def keeps_home(self) -> bool:
@@ -67,20 +68,51 @@ class LocalExecutor:
 
     def submit(self, spec: RunSpec) -> Handle:
         """See `Executor.submit`. The worker's worktree must be free."""
+        root, handle = self.repository.root, Handle(spec.experiment_id)
         checkout = workspace_of(self.repository, spec.worker_id, spec.tag).checkout(spec.commit)
-        place = self._place(spec, checkout)
+        inputs = locate_inputs(spec.task, checkout, root, os.environ)
+        command = training_command(spec.task, root, os.environ)
         entries = self.repository.entries(spec.commit)
-        python = place.command.python
-        before = guard.look(checkout, spec.commit, entries, site_folders(python) if python else ())
-        self._write_bundle(place, before, entries)
-        shim.start(self._launch(place))
-        return Handle(spec.experiment_id)
+        sites = site_folders(command.python) if command.python else ()
+        before = guard.look(checkout, spec.commit, entries, sites)
+        evaluator = evaluator_of(self.repository, spec.commit, spec.task)
+        with devices.choosing(spec.experiment_id):
+            device = devices.first_free(offered(spec.resources, inputs))
+            place = Place(
+                spec=spec,
+                run=self.layout.run(spec.experiment_id),
+                checkout=checkout,
+                device=device,
+                inputs=inputs,
+                budget=inputs.budget(spec.task),
+                command=command,
+                evaluator=evaluator,
+            )
+            self._write_bundle(place, before, entries)
+            self._start(place, handle)
+        return handle
+
+    def offer(self, task: Task, inputs: Inputs) -> None:
+        """See `Offers.offer`."""
+        devices.first_free(offered(Resources(), inputs))
 
     def poll(self, handle: Handle) -> RunState:
         return shim.status(str(self.layout.run(handle.experiment_id).folder))
 
-    def cancel(self, handle: Handle) -> None:
+    def wait(self, handle: Handle, timeout: float) -> None:
+        """See `Waits.wait`."""
         running = shim.attach(str(self.layout.run(handle.experiment_id).folder))
+        if running is None or not running.pid:
+            time.sleep(timeout)
+        else:
+            shim.wait(running, timeout)
+
+    def cancel(self, handle: Handle) -> None:
+        run = self.layout.run(handle.experiment_id)
+        folder = str(run.folder)
+        running = shim.attach(folder)
+        if running is None and run.folder.is_dir() and not shim.forbid(folder):
+            running = shim.attach(folder)  # it was just about to say that it has begun
         if running is not None:
             shim.cancel(running)
 
@@ -90,26 +122,14 @@ class LocalExecutor:
             shim.wait(ended, LAST_STEPS_S)
         return collect(self.repository, self.layout, handle.experiment_id)
 
-    # ── before the shim ───────────────────────────────────────────────────────────────────
-
-    def _place(self, spec: RunSpec, checkout: Path) -> Place:
-        root = self.repository.root
-        inputs = locate_inputs(spec.task, checkout, root, os.environ)
-        kind: Literal["cpu", "cuda"] = "cuda" if inputs.device == "cuda" else "cpu"
-        if not inputs.device:
-            kind = spec.resources.kind or devices.best_kind()
-        offered = devices.devices(kind)
-        if spec.resources.device is not None:
-            offered = [one for one in offered if devices.name_of(one) == spec.resources.device]
-        return Place(
-            spec=spec,
-            run=self.layout.run(spec.experiment_id),
-            checkout=checkout,
-            device=devices.first_free(offered),
-            inputs=inputs,
-            budget=inputs.budget(spec.task),
-            command=training_command(spec.task, root, os.environ),
+    def _start(self, place: Place, handle: Handle) -> None:
+        """Start the shim, and see it hold its lease or end, so that others may choose."""
+        shim.start(self._launch(place))
+        devices.await_taken(
+            place.device, handle.experiment_id, ended=lambda: self.poll(handle) != "running"
         )
+
+    # ── before the shim ───────────────────────────────────────────────────────────────────
 
     def _write_bundle(
         self, place: Place, before: guard.Before, entries: Mapping[str, Entry]
@@ -125,7 +145,7 @@ class LocalExecutor:
             "started_at": time.time(),
             "starter": {"pid": os.getpid(), "start": system.process_start(os.getpid())},
         }
-        write_json(run.local, local, durable=False)
+        write_atomic(run.local, to_json(local), durable=False)
         write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
         write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"), durable=False)
         bundles.write_config(run, spec.config)
@@ -180,15 +200,26 @@ class LocalExecutor:
         )
 
     def _scoring(self, place: Place, environment: Mapping[str, str]) -> ScoringPlace:
-        spec = place.spec
-        evaluator = spec.task.scorer.evaluator
         return ScoringPlace(
             run=place.run,
             checkout=place.checkout,
-            artifact=place.checkout / spec.task.artifacts[0],
-            evaluator=pristine(self.repository, spec.commit, evaluator) if evaluator else None,
+            artifact=place.checkout / place.spec.task.artifacts[0],
+            evaluator=place.evaluator,
             environment=environment,
         )
+
+
+def offered(wanted: Resources, inputs: Inputs) -> list[Device]:
+    """The devices that a training with these inputs may run on.
+
+    Raises:
+        LeaseError: there is none of that kind.
+    """
+    kind: Literal["cpu", "cuda"] = "cuda" if inputs.device == "cuda" else "cpu"
+    if not inputs.device:
+        kind = wanted.kind or devices.best_kind()
+    every = devices.devices(kind)
+    return [one for one in every if wanted.device in (None, devices.name_of(one))]
 
 
 def workspace_of(repository: Repository, worker: str, tag: str) -> Workspace:

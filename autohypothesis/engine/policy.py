@@ -36,9 +36,12 @@ class Evidence:
 
     Attributes:
         value: the official score; None when the experiment has none.
-        reference_value: that of the reference on the same platform.
+        reference_value: that of the reference on the same platform, at the same seed.
         lines_changed: added minus removed; None when unknown.
         base_is_reference: whether the change was made to what is the reference now.
+        unattested: whether nobody vouches for a score that an evaluator could have vouched for.
+        seed: of the run; scores compare at one seed only.
+        other_seeds: whether the reference has a value on this platform, at whatever seed.
         last_improvement: the value of the last keep that was not a simplification, which a chain
             of simplifications is measured against; None: the reference is that keep.
     """
@@ -55,6 +58,9 @@ class Evidence:
     base_is_reference: bool = True
     is_baseline: bool = False
     is_replicate: bool = False
+    unattested: bool = False
+    seed: int | None = None
+    other_seeds: bool = False
     last_improvement: float | None = None
     keep: Literal["improve", "simpler"] = "simpler"
 
@@ -76,7 +82,8 @@ def decide(evidence: Evidence) -> Verdict:
     """The verdict of the ratchet.
 
     Raises:
-        SettleError: there is a score, and nothing on this platform to compare it with.
+        SettleError: there is a score, and nothing on this platform, or at this seed, to compare
+            it with.
     """
     if evidence.failure is not None:
         lost = evidence.failure in _NO_EVIDENCE
@@ -87,19 +94,37 @@ def decide(evidence: Evidence) -> Verdict:
     noted = _over(evidence, "soft")
     if evidence.is_baseline:
         return Verdict("keep", "baseline", _sentence([f"{evidence.metric} {value:.6g}", *noted]))
+    if evidence.is_replicate:
+        return _replicate(evidence, value, noted)
     if evidence.reference_value is None:
-        raise SettleError(
-            f"no reference has a {evidence.metric} on this platform",
-            hint="run the baseline: `python orchestrator.py run-experiment --baseline`",
-        )
+        raise _nothing_to_compare_with(evidence)
     return _compared(evidence, value, evidence.reference_value, noted)
+
+
+def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
+    run = "python orchestrator.py run-experiment --baseline"
+    if evidence.other_seeds:
+        return SettleError(
+            f"the reference has no {evidence.metric} at seed {evidence.seed}",
+            hint=f"run it at that seed: `{run} --seed {evidence.seed} --settle`",
+        )
+    return SettleError(
+        f"no reference has a {evidence.metric} on this platform", hint=f"run the baseline: `{run}`"
+    )
+
+
+def _replicate(evidence: Evidence, value: float, noted: list[str]) -> Verdict:
+    """A run again: it tells how much a value is worth, and decides nothing."""
+    said, improvement = f"{evidence.metric} {value:.6g}", None
+    if evidence.reference_value is not None:
+        improvement = better_by(value, evidence.reference_value, evidence.direction)
+        said += f" against {evidence.reference_value:.6g}"
+    return Verdict("replicate", "replicate", _sentence([said, *noted]), improvement)
 
 
 def _compared(evidence: Evidence, value: float, reference: float, noted: list[str]) -> Verdict:
     improvement = better_by(value, reference, evidence.direction)
     said = f"{evidence.metric} {value:.6g} against {reference:.6g}"
-    if evidence.is_replicate:
-        return Verdict("replicate", "replicate", _sentence([said, *noted]), improvement)
     broken = _over(evidence, "hard")
     if broken:
         return Verdict("discard", "constraint", _sentence([*broken, said]), improvement)
@@ -109,6 +134,9 @@ def _compared(evidence: Evidence, value: float, reference: float, noted: list[st
         within = abs(improvement) < evidence.min_delta - _EXACT or improvement == 0
         reason = "within_noise" if within else "worse"
         return Verdict("discard", reason, _sentence([said, *noted]), improvement)
+    if evidence.unattested:
+        detail = _sentence(["nobody vouches for it: run it with run-experiment", said, *noted])
+        return Verdict("discard", "unattested", detail, improvement)
     if not evidence.base_is_reference:
         detail = _sentence(["the reference moved while it ran", said, *noted])
         return Verdict("discard", "stale_base", detail, improvement, simpler, requeue=True)

@@ -22,7 +22,7 @@ from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.preflight import check_sources, run_preflight
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.workspace import Workspace, pristine
+from autohypothesis.engine.workspace import Workspace, evaluator_of
 from autohypothesis.errors import ChangeError, GitError
 from autohypothesis.records.git import Repository, experiment_ref
 from autohypothesis.records.git_facts import FileChange
@@ -134,12 +134,11 @@ def _with_settings(
     evaluated: Mapping[str, Any] | None = None
     parameters: int | None = None
     if task.run.preflight is not None and workspace is not None:
-        evaluator = task.scorer.evaluator
         verdict = run_preflight(
             task,
             workspace.checkout(commit),
             repository.root,
-            evaluator=pristine(repository, commit, evaluator) if evaluator else None,
+            evaluator=evaluator_of(repository, commit, task),
             inputs=inputs.environment,
         )
         evaluated, parameters = verdict.constants, verdict.num_params

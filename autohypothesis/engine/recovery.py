@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autohypothesis import system
 from autohypothesis.engine import shim
-from autohypothesis.engine.collect import collect
+from autohypothesis.engine.collect import LOCAL_LIMIT, collect
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
@@ -36,21 +36,22 @@ def is_over(run: RunPaths) -> bool:
 
 def _starter_lives(run: RunPaths) -> bool:
     try:
-        starter = read_json(run.local)["starter"]
+        starter = read_json(run.local, LOCAL_LIMIT)["starter"]
         return system.is_alive(int(starter["pid"]), float(starter["start"]))
     except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError):
         return False
 
 
 def busy_workers(layout: Layout) -> set[str]:
-    """Workers whose worktree an unfinished run uses."""
+    """Workers whose worktree is needed: by a run that lives, or to judge one that has ended.
+
+    The evidence of an ended run lies in its worktree until it is collected.
+    """
     busy = set()
     for experiment_id in uncollected(layout):
-        run = layout.run(experiment_id)
         try:
-            if not is_over(run):
-                busy.add(str(read_json(run.run_spec)["worker_id"]))
-        except (RecordError, KeyError, TypeError):
+            busy.add(str(read_json(layout.run(experiment_id).run_spec)["worker_id"]))
+        except (FileNotFoundError, RecordError, KeyError, TypeError):
             continue
     return busy
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from autohypothesis.engine.failures import classify
 from autohypothesis.engine.launch import ScoreCommand
 from autohypothesis.engine.logs import parse_summary
+from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
@@ -28,6 +30,10 @@ LOG_LIMIT = 64 << 20
 
 EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite": "nan"}
 """What the evaluator's own refusals mean; any other is a fault of the candidate's code."""
+
+TIMED_OUT = "scoring took longer than"
+"""How the shim begins the error of a scoring that it ended."""
+TAIL_BYTES = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,8 @@ class CommandScorer:
         answer = record.score or {}
         if answer.get("exit_code") != 0:
             problem = answer.get("error") or "the scorer did not run"
-            return Score(None, problem=f"the scorer failed: {problem}", kind="no_metric")
+            kind = _not_the_candidate(run, answer) or "no_metric"
+            return Score(None, problem=f"the scorer failed: {problem}", kind=kind)
         parse = self.task.scorer.parse
         if parse.pattern is not None:
             found = _matches(_text(run.score_log), parse.pattern)
@@ -178,11 +185,30 @@ class ModelScorer:
             }
             return Score(value, record.metrics, attested=True, evidence=evidence)
         problem = result.get("error") or answer.get("error") or f"the evaluator gave no {metric}"
-        kind = EVALUATOR_KINDS.get(str(result.get("kind")), "code_error")
+        kind = self._kind_of(run, answer, result)
         return Score(
             None, record.metrics, problem=f"official scoring failed: {problem}", kind=kind,
             evidence={"evaluator": result},
         )  # fmt: skip
+
+    def _kind_of(
+        self, run: RunPaths, answer: Mapping[str, Any], result: Mapping[str, Any]
+    ) -> FailureKind:
+        """Whose fault a missing value is: the evaluator says so, or it failed itself."""
+        said = EVALUATOR_KINDS.get(str(result.get("kind")))
+        verdict = answer.get("exit_code") == 0 or {"error", "kind"} <= result.keys()
+        otherwise: FailureKind = "code_error" if verdict else "infra"
+        return said or _not_the_candidate(run, answer) or otherwise
+
+
+def _not_the_candidate(run: RunPaths, answer: Mapping[str, Any]) -> FailureKind | None:
+    """`oom`, or `infra` for a scoring that a device, a disk or the clock has ended; else None."""
+    error = str(answer.get("error") or "")
+    if error.startswith(TIMED_OUT):
+        return "infra"
+    said = f"{read_tail(str(run.score_log), TAIL_BYTES)}\n{error}"
+    failure = classify({"status": "exited", "exit_code": 1}, said, None)
+    return failure.kind if failure is not None and failure.kind in ("oom", "infra") else None
 
 
 def _text(path: Path) -> str:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
 from autohypothesis.records.git import SALVAGE, Repository
+from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
+
+PLAIN, PROGRAM = "100644", "100755"
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -89,20 +95,51 @@ class Workspace:
         self.repository.worktree_add(self.path, commit, reason=reason, branch=self.branch)
 
 
-def pristine(repository: Repository, commit: str, path: str) -> Path:
+def evaluator_of(repository: Repository, commit: str, task: Task) -> Path | None:
+    """The pristine evaluator of `task`, beside every other file that the task lists as protected.
+
+    Without a list all other tracked files are protected, and the evaluator stands alone.
+    """
+    if task.scorer.evaluator is None:
+        return None
+    listed = task.protected is not None
+    beside = [path for path in repository.entries(commit) if listed and task.is_protected(path)]
+    return pristine(repository, commit, task.scorer.evaluator, beside)
+
+
+def pristine(repository: Repository, commit: str, path: str, beside: Iterable[str] = ()) -> Path:
     """A protected file exactly as `commit` has it, read-only, at a path that names its content.
 
-    It lies outside every checkout, so no training runs in its folder, and is compared with its
-    hash each time it is asked for.
+    What it imports may lie in the files `beside` it, which keep their places relative to it. All
+    are outside every checkout, so no training runs in their folder, and are compared with their
+    hashes each time they are asked for; nothing else may lie there, for it could be imported.
     """
-    entries = repository.entries(commit, [path])
-    if path not in entries:
+    entries = repository.entries(commit)
+    if path not in entries or entries[path].mode not in (PLAIN, PROGRAM):
         raise GitError(f"there is no file {path!r} in {commit[:12]}")
-    blob = entries[path].blob
-    place = repository.common_dir / "autohypothesis" / "pristine" / blob / Path(path).name
-    if not _holds(place, blob):
-        _write_read_only(place, repository.show_file(commit, path))
-    return place
+    wanted = {name: entries[name] for name in sorted({path, *beside}) if name in entries}
+    files = {name: one for name, one in wanted.items() if one.mode in (PLAIN, PROGRAM)}
+    named = "".join(f"{name}\0{one.mode}\0{one.blob}\0" for name, one in files.items())
+    digest = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()
+    folder = repository.common_dir / "autohypothesis" / "pristine" / digest
+    for _ in range(_ATTEMPTS):
+        if _holds_exactly(folder, files):
+            return folder / path
+        _make_anew(repository, commit, folder, files)
+    raise GitError(f"{folder} does not keep what is written there", hint="see who else writes it")
+
+
+def _holds_exactly(folder: Path, files: Mapping[str, Entry]) -> bool:
+    """Whether `folder` holds `files` and nothing else; what Python compiled is deleted."""
+    found = set()
+    for place, folders, names in os.walk(folder):
+        if "__pycache__" in folders and not os.path.islink(os.path.join(place, "__pycache__")):
+            folders.remove("__pycache__")
+            shutil.rmtree(os.path.join(place, "__pycache__"), ignore_errors=True)
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        found |= {os.path.relpath(os.path.join(place, name), folder) for name in names + links}
+    same = found == set(files) and not folder.is_symlink()
+    return same and all(_holds(folder / name, one.blob) for name, one in files.items())
 
 
 def _holds(place: Path, blob: str) -> bool:
@@ -114,15 +151,25 @@ def _holds(place: Path, blob: str) -> bool:
     return algorithm(b"blob %d\0" % len(content) + content).hexdigest() == blob
 
 
-def _write_read_only(place: Path, content: bytes) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=place.parent, prefix=".new-")
+def _make_anew(
+    repository: Repository, commit: str, folder: Path, files: Mapping[str, Entry]
+) -> None:
+    """Put `files` at `folder`, whole, in place of whatever is there; somebody else may win."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o444)
-        os.replace(beside, place)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(beside)
-        raise
+        made = beside / "made"
+        made.mkdir()
+        for name, entry in files.items():
+            place = made / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(repository.show_file(commit, name))
+            place.chmod(0o555 if entry.mode == PROGRAM else 0o444)
+        if os.path.lexists(folder):
+            os.rename(folder, beside / "damaged")
+        os.rename(made, folder)
+    except OSError as error:
+        if not os.path.lexists(folder):
+            raise GitError(f"{folder} cannot be made: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

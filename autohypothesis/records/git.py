@@ -116,6 +116,14 @@ class Repository:
             )
         return commit
 
+    def head_of(self, checkout: Path) -> str:
+        """The commit that any checkout of this repository stands on."""
+        return self._run(_VERIFY, "HEAD^{commit}", cwd=checkout).text
+
+    def checkout_at(self, path: Path) -> Path:
+        """The top folder of the checkout, main or linked, that `path` is in."""
+        return Path(self._run("rev-parse --path-format=absolute --show-toplevel", cwd=path).text)
+
     def branch(self) -> str | None:
         """The branch that the main checkout is on; None when it is detached."""
         answer = self._run("symbolic-ref --quiet HEAD", accept=(0, 1))

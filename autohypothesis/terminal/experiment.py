@@ -19,7 +19,7 @@ def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
     if row.get("description"):
         console.print(escape(row["description"]), style="italic")
     for name, text in _facts(row):
-        console.print(f"  {name:<12} {escape(text)}", soft_wrap=True)
+        console.print(f"  {escape(f'{name:<12}')} {escape(text)}", soft_wrap=True)
     _print_section(console, "settings", bool(page["config"]))
     if page["config"]:
         console.print(settings_table(page["config"], page["reference_config"]))

@@ -9,35 +9,44 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.terminal.style import number, styled
+from autohypothesis.terminal.style import STATUS_STYLE, number
 
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Table:
-    """Experiments in the order given, one a line."""
-    metric = rows[0].get("metric_name", "val_bpb") if rows else "val_bpb"
+    """Experiments in the order given, one a line. Only the description gives way when it is narrow."""
+    metric = str(rows[0].get("metric_name", "val_bpb")) if rows else "val_bpb"
+    names = ("id", "status", metric, "delta", "memory", "steps", "description")
+    cells = [_cells(row) for row in rows]
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    table.add_column("id", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column(str(metric), justify="right")
-    table.add_column("delta", justify="right")
-    table.add_column("memory", justify="right")
-    table.add_column("steps", justify="right")
-    table.add_column("description", overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        memory = row.get("peak_vram_gb")
-        steps = row.get("num_steps")
-        table.add_row(
-            escape(str(row["id"])),
-            styled(shown_status(row)),
-            number(row.get("metric_value")),
-            number(row.get("delta"), signed=True),
-            "–" if memory is None else f"{memory:.1f} GB",
-            "–" if steps is None else f"{steps:,}",
-            escape(str(row.get("description") or "")),
+    for column, name in enumerate(names):
+        widest = max(len(line[column]) for line in [names, *cells])
+        last = column == len(names) - 1
+        table.add_column(
+            escape(name),
+            justify="left" if column < 2 or last else "right",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=8 if last else widest,
         )
+    for row, line in zip(rows, cells, strict=True):
+        style = STATUS_STYLE.get(str(row.get("status")), "")
+        table.add_row(*(Text(text, style if n == 1 else "") for n, text in enumerate(line)))
     return table
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    memory, steps = row.get("peak_vram_gb"), row.get("num_steps")
+    return (
+        str(row["id"]),
+        shown_status(row),
+        number(row.get("metric_value")),
+        number(row.get("delta"), signed=True),
+        "–" if memory is None else f"{memory:.1f} GB",
+        "–" if steps is None else f"{steps:,}",
+        " ".join(str(row.get("description") or "").split()),
+    )
 
 
 def shown_status(row: Mapping[str, Any]) -> str:

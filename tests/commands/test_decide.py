@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.commands.decide import print_decision
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.records.layout import Layout
+from schema import Decision, now
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -150,6 +152,73 @@ def test_a_hand_made_log_without_a_number_is_a_crash_with_its_reason(
     row = json.loads(cli("runs", "--json").stdout)[-1]
     assert row["failure_kind"] == "oom"
     assert row["metric_value"] is None
+
+
+@pytest.mark.parametrize("wrong", ["another file", "another history"])
+def test_a_hand_made_commit_that_no_candidate_could_be_is_refused(
+    cli: Cli, foreign: Path, git: Callable[..., str], wrong: str
+) -> None:
+    run(cli)
+    (foreign / "run.log").write_text("val_bpb: 0.5\n")
+    if wrong == "another file":
+        (foreign / "data.txt").write_text("easier data\n")
+    else:
+        git(foreign, "checkout", "-q", "--orphan", "elsewhere")
+        (foreign / "train.py").write_text("# quite another script\n")
+    git(foreign, "commit", "-qam", "mine")
+    answer = cli("record", "run.log")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("error: ")
+    assert answer.stderr.count("\n") == 1
+    assert ("data.txt" if wrong == "another file" else "not built on") in answer.stderr
+    assert len(json.loads(cli("runs", "--json").stdout)) == 1
+
+
+def test_one_that_cannot_be_decided_does_not_stop_the_others_and_is_not_hidden(
+    cli: Cli, foreign: Path
+) -> None:
+    run(cli)
+    cli("run-experiment", "--set", "RATE=0.9")
+    bad = json.loads(cli("runs", "--json").stdout)[-1]["id"]
+    cli("run-experiment", "--set", "RATE=0.2")
+    (Layout(foreign).run(bad).metadata).write_text("[]")
+    answer = cli("decide", "--json")
+    assert answer.returncode == 1
+    assert [one["decision_status"] for one in json.loads(answer.stdout)] == ["keep"]
+    assert bad in answer.stderr and "metadata.json" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    explicit = cli("decide", bad)
+    assert explicit.returncode == 1
+    assert "metadata.json" in explicit.stderr and "Traceback" not in explicit.stderr
+
+
+def test_looking_and_deciding_need_no_task_that_can_be_loaded(
+    cli: Cli, foreign: Path, git: Callable[..., str]
+) -> None:
+    run(cli)
+    cli("run-experiment", "--set", "RATE=0.2")
+    (foreign / "task.yaml").write_text("artefacts: [train.py]\n")
+    answer = cli("decide", "--json")
+    assert answer.returncode == 0, answer.stderr
+    (decision,) = json.loads(answer.stdout)
+    assert decision["decision_status"] == "keep"
+    for words in (("runs",), ("show", decision["experiment_id"]), ("best", "--diff"), ("adopt",)):
+        answer = cli(*words)
+        assert answer.returncode == 0, (words, answer.stderr)
+    assert git(foreign, "rev-parse", "HEAD") == decision["commit"]
+
+
+def test_brackets_in_a_failure_are_text_and_no_markup(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    detail = "[rank0]: ValueError: no [/usr/lib/x] here"
+    print_decision(
+        Decision(
+            decision_id="d-1", recorded_at=now(), tag="t", experiment_id="h-1",
+            decision_status="crash", reason="code_error", detail=detail,
+        )
+    )  # fmt: skip
+    assert detail in capsys.readouterr().out
 
 
 def test_another_tag_starts_from_head_and_leaves_the_first_alone(cli: Cli) -> None:

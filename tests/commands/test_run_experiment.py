@@ -252,3 +252,62 @@ def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -
     assert said.count("\n") == 1
     row = rows(cli)[-1]
     assert (row["execution_status"], row["failure_kind"]) == ("failed", "infra")
+
+
+def test_an_edit_in_a_linked_worktree_is_what_is_run(
+    cli: Cli, foreign: Path, tmp_path: Path, git: Callable[..., str]
+) -> None:
+    agents = tmp_path / "an agent's checkout"
+    git(foreign, "worktree", "add", "-q", "--detach", str(agents))
+    edit(agents, "RATE = 0.1", "RATE = 0.2")
+    answer = cli("run-experiment", cwd=agents)
+    assert answer.stdout.startswith("1.010000\t"), answer.stderr
+    assert "RATE = 0.1" in (foreign / "train.py").read_text()
+
+
+def test_a_checkout_that_lacks_what_was_kept_is_not_run_as_if_it_undid_it(
+    cli: Cli, foreign: Path
+) -> None:
+    assert cli("run-experiment", "--settle").returncode == 0
+    assert cli("run-experiment", "--settle", "--set", "RATE=0.2").returncode == 0
+    edit(foreign, "SLEEP = 0.0", "SLEEP = 0.01")
+    answer = cli("run-experiment")
+    assert answer.returncode == 1
+    assert "adopt" in answer.stderr
+    edit(foreign, "RATE = 0.1", "RATE = 0.2")
+    assert cli("run-experiment").returncode == 0
+    diff = Layout(foreign).run(str(rows(cli)[-1]["id"])).diff.read_text()
+    assert "SLEEP" in diff
+    assert "-RATE" not in diff
+
+
+def test_a_run_without_a_baseline_still_prints_its_number(cli: Cli) -> None:
+    answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
+    assert answer.stdout.startswith("1.010000\t")
+    assert "--baseline" in answer.stderr
+
+
+def test_a_log_that_cannot_be_copied_is_said_before_the_training(cli: Cli, foreign: Path) -> None:
+    answer = cli("run-experiment", "--log", "/no/such/folder/run.log")
+    assert answer.returncode == 1
+    assert "/no/such/folder" in answer.stderr
+    assert not Layout(foreign).runs.exists()
+
+
+def test_words_in_brackets_do_not_break_what_is_printed(cli: Cli, foreign: Path) -> None:
+    said = "no [/usr/x] on [rank0]"
+    edit(foreign, 'ValueError("RATE is no good")', f'ValueError("{said}")')
+    edit(foreign, 'MODE = "train"', 'MODE = "crash"')
+    answer = cli("run-experiment", "--desc", "[/b] a[i]")
+    assert said in answer.stderr
+    identity = str(rows(cli)[-1]["id"])
+    for words in (("runs",), ("show", identity), ("decide",)):
+        assert cli(*words).returncode == 0, words
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, foreign: Path) -> None:
+    (foreign / "research").write_text("in the way")
+    answer = cli("run-experiment")
+    assert answer.returncode == 1
+    assert answer.stderr.count("\n") == 1
+    assert "research" in answer.stderr

@@ -66,6 +66,29 @@ def test_work_for_a_gpu_never_falls_back_to_the_cpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "pynvml", nvml([], driver=False))
     with pytest.raises(LeaseError, match="Driver Not Loaded"):
         devices.devices("cuda")
+    monkeypatch.setattr(devices, "NVIDIA_NODES", "/no/such/nvidia[0-9]*")
+    assert devices.best_kind() == "cpu"
+
+
+@pytest.mark.parametrize("driver", [True, False])
+def test_a_gpu_whose_driver_does_not_answer_is_no_reason_to_train_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool
+) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(devices, "NVIDIA_NODES", f"{tmp_path}/nvidia[0-9]*")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml([], driver=driver))
+    with pytest.raises(LeaseError, match="NVML" if driver else "Driver Not Loaded"):
+        devices.best_kind()
+
+
+@pytest.mark.usefixtures("eight")
+def test_a_gpu_that_somebody_has_hidden_stays_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(devices, "NVIDIA_NODES", f"{tmp_path}/nvidia[0-9]*")
+    assert devices.best_kind() == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert devices.best_kind() == "cpu"
 
 

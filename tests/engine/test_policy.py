@@ -227,3 +227,24 @@ def test_a_keep_for_its_score_is_better_and_the_reverse_is_not(
     if kept(value, reference):
         assert (value < reference) is (direction == "minimize")
         assert abs(value - reference) >= min_delta - 1e-9
+
+
+def test_a_missing_seed_of_the_reference_names_the_command_that_runs_it() -> None:
+    with pytest.raises(SettleError) as refused:
+        decide(at(reference_value=None, seed=7, other_seeds=True))
+    assert "run-experiment --baseline --seed 7 --settle" in refused.value.hint
+
+
+def test_a_replicate_needs_nothing_to_compare_with() -> None:
+    verdict = decide(at(reference_value=None, is_replicate=True))
+    assert (verdict.decision_status, verdict.improvement) == ("replicate", None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"base_is_reference": False}, {"lines_changed": -5}])
+def test_an_unattested_win_is_no_win(changes: dict[str, object]) -> None:
+    verdict = decide(at(unattested=True, **changes))
+    assert (verdict.decision_status, verdict.reason, verdict.requeue) == (
+        "discard",
+        "unattested",
+        False,
+    )

@@ -45,7 +45,9 @@ def lab(tmp_path: Path, cache: Path, own_locks: Path, monkeypatch: pytest.Monkey
 def attempt(lab: Lab) -> Try:
     """Runs one change of train.py: overrides, or `old` text that becomes `new`."""
 
-    def tried(*, old: str = "", new: str = "", **overrides: object) -> tuple[str, Result]:
+    def tried(
+        *, old: str = "", new: str = "", seed: int | None = None, **overrides: object
+    ) -> tuple[str, Result]:
         change = Change.none()
         if overrides:
             change = Change.from_overrides(overrides)  # type: ignore[arg-type]
@@ -54,7 +56,7 @@ def attempt(lab: Lab) -> Try:
             assert source.count(old) == 1, f"{source.count(old)} x {old!r} in train.py"
             edited = {"train.py": source.replace(old, new).encode()}
             change = Change.from_tree(lab.repository.tree_with(lab.reference(), edited))
-        finished = run(lab, Request(change))
+        finished = run(lab, Request(change, seed=seed))
         return finished.experiment_id, finished.result
 
     return tried

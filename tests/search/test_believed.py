@@ -103,7 +103,17 @@ def test_a_loss_that_is_not_a_number_ends_at_once_as_nan(attempt: Try) -> None:
 
 
 def test_a_seed_is_repeatable_and_another_one_differs(lab: Lab, attempt: Try) -> None:
-    first, second = attempt(), attempt()
-    for identity, _ in (first, second):
-        seed = json.loads(lab.layout.run(identity).metadata.read_text())["run"]["seed"]
-        assert seed == 42
+    """By the first loss, of the model as it was initialised: later ones depend on the clock."""
+    seen = []
+    for seed in (None, 42, 7):
+        identity, result = attempt(seed=seed)
+        assert result.status == "completed", result.failure_detail
+        run = lab.layout.run(identity)
+        recorded = json.loads(run.metadata.read_text())["run"]["seed"]
+        assert result.metrics.model_dump()["seed"] == recorded, "the training had another seed"
+        seen.append((recorded, json.loads(run.exit.read_text())["samples"][0][1]))
+    (first, loss), (again, same_loss), (other, other_loss) = seen
+    assert (first, again, other) == (42, 42, 7)
+    assert loss is not None
+    assert loss == same_loss
+    assert loss != other_loss

@@ -5,9 +5,7 @@ Real trainings on the `test` profile. The normal suite kills a few; a hundred ar
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -17,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis import system
 from autohypothesis.engine import recovery, shim, strays
 from autohypothesis.engine.devices import lanes, lease_of
 from autohypothesis.engine.lab import Lab
@@ -45,43 +44,53 @@ def newest_run(lab: Lab, known: set[str]) -> str | None:
     return next(iter(new), None)
 
 
-def pid_of(lab: Lab, identity: str | None, victim: str) -> int | None:
-    """The process to kill, if it has come to life."""
+def alive(lab: Lab, identity: str | None, victim: str) -> tuple[int, float] | None:
+    """Pid and start time of the process to kill, if it is alive now."""
     handle = shim.attach(str(lab.layout.run(identity).folder)) if identity else None
-    if handle is None or victim == "shim":
-        return handle.pid if handle else None
+    if handle is None:
+        return None
+    if victim == "shim":
+        return (handle.pid, handle.start) if system.is_alive(handle.pid, handle.start) else None
     found = strays.find_strays(handle.run_dir, 0.0)
-    return next(iter(found), None)
+    return next(iter(found.items()), None)
 
 
-def kill_one(lab: Lab, victim: str, after: float) -> None:
-    known = (
-        {folder.name for folder in lab.layout.runs.iterdir()} if lab.layout.runs.is_dir() else set()
-    )
+def kill_at(
+    lab: Lab, starter: subprocess.Popen[bytes], known: set[str], victim: str, pause: float
+) -> bool:
+    """Kill the victim `pause` seconds from now, or at the next moment when there is one."""
+    time.sleep(pause)
+    while starter.poll() is None:
+        if victim == "starter":
+            starter.kill()
+            return starter.wait(timeout=60) == -signal.SIGKILL
+        found = alive(lab, newest_run(lab, known), victim)
+        if found is not None and system.signal_process(*found, signal.SIGKILL):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def kill_one(lab: Lab, victim: str, after: float) -> bool:
+    """One iteration with a kill in it; whether there was anything left to kill."""
+    runs = lab.layout.runs
+    known = {folder.name for folder in runs.iterdir()} if runs.is_dir() else set()
     starter = subprocess.Popen(
         [sys.executable, "-c", STARTER, str(lab.layout.root)], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    time.sleep(after)
+    killed = kill_at(lab, starter, known, victim, after)
+    starter.wait(timeout=90)
     identity = newest_run(lab, known)
-    pid = starter.pid if victim == "starter" else pid_of(lab, identity, victim)
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    if victim == "starter":
-        starter.wait(timeout=60)
+    if identity is None:
+        return killed  # before it took an id
     until = time.monotonic() + 90
-    while time.monotonic() < until:
-        ended = starter.poll() is not None
-        if ended and (identity := identity or newest_run(lab, known)) is None:
-            return  # killed before it took an id
-        if ended and identity and recovery.is_over(lab.layout.run(identity)):
-            break
+    while not recovery.is_over(lab.layout.run(identity)) and time.monotonic() < until:
         time.sleep(0.05)
-    starter.wait(timeout=60)
     recovery.collect_ended(lab.repository, lab.layout)
-    assert identity is not None
-    check(lab, identity)
+    if lab.layout.run(identity).run_spec.exists():  # else it was killed before it was a run
+        check(lab, identity)
+    return killed
 
 
 def check(lab: Lab, identity: str) -> None:
@@ -101,23 +110,29 @@ def check(lab: Lab, identity: str) -> None:
         assert LeaseFile(lease.path, lease.name).holder() is None
 
 
-def kill_many(lab: Lab, rounds: int, seed: int = 0) -> None:
-    chance = random.Random(seed)
+def kill_many(lab: Lab, rounds: int, seed: int = 0) -> int:
+    """Kill something `rounds` times, each victim in turn; how often anything was killed."""
+    chance, killed = random.Random(seed), 0
     for number in range(rounds):
-        kill_one(lab, VICTIMS[number % 3], chance.uniform(0.0, LONGEST_S))
+        # A moment at which everything was over already counts for nothing: draw another.
+        for longest in (LONGEST_S, LONGEST_S / 2, LONGEST_S / 4, LONGEST_S / 8):
+            if kill_one(lab, VICTIMS[number % 3], chance.uniform(0.0, longest)):
+                killed += 1
+                break
     report = sync(lab.layout)
     rows = read_ledger(lab.layout)
     assert report.problems == []
     assert len({row["id"] for row in rows}) == len(rows)
     assert all(row["status"] in ("completed", "failed", "planned") for row in rows)
+    return killed
 
 
 def test_a_kill_at_any_moment_leaves_one_result_and_nothing_running(lab: Lab) -> None:
-    kill_many(lab, 3)
+    assert kill_many(lab, 3) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(4))
 def test_a_hundred_kills(lab: Lab, part: int) -> None:
-    kill_many(lab, 25, seed=part)
+    assert kill_many(lab, 25, seed=part) == 25

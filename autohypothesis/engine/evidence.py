@@ -1,0 +1,129 @@
+"""From one finished run to what the policy may look at. Reads its bundle and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.past import Settled
+from autohypothesis.engine.policy import Evidence, Measured
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import RecordError, SettleError
+from autohypothesis.records.files import read_json
+from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.usual import canonical_value
+from schema import Metadata, Result, finite
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One finished experiment, and the task that it was made with."""
+
+    result: Result
+    metadata: Metadata
+    task: Task
+
+
+def finished(lab: Lab, experiment_id: str) -> Case:
+    """The experiment to decide.
+
+    Raises:
+        SettleError: it is unfinished, unknown, or another tag's.
+        RecordError: one of its files is damaged; the message names the file.
+    """
+    run = lab.layout.run(experiment_id)
+    if not run.result.exists():
+        raise SettleError(
+            f"{experiment_id} has no result yet",
+            hint=f"see how it stands: python orchestrator.py show {experiment_id}",
+        )
+    if not run.metadata.exists():
+        raise SettleError(f"{experiment_id} has no metadata.json: its tag and platform are unknown")
+    metadata = read_model(Metadata, run.metadata)
+    if metadata.run.tag not in ("", lab.tag):
+        raise SettleError(
+            f"{experiment_id} belongs to tag {metadata.run.tag!r}, not to {lab.tag!r}",
+            hint=f"run `python orchestrator.py decide {experiment_id} --tag {metadata.run.tag}`",
+        )
+    return Case(read_model(Result, run.result), metadata, _task_of(lab, run))
+
+
+def read_model(model: type[Model], path: Path) -> Model:
+    """The document at `path`.
+
+    Raises:
+        RecordError: naming the file and what is wrong with it.
+    """
+    value = read_json(path)
+    try:
+        canonical_value(model, value)  # for its words; the keys that it adds are not wanted
+        return model.model_validate(value)
+    except ValueError as error:
+        raise RecordError(
+            f"{path} {error}", hint="mend it, or move the run's folder away"
+        ) from None
+
+
+def _task_of(lab: Lab, run: RunPaths) -> Task:
+    """The task of the run itself; the one of today for a run that nobody submitted."""
+    return read_model(RunSpec, run.run_spec).task if run.run_spec.exists() else lab.task
+
+
+def gather(past: Settled, case: Case, reference: str) -> Evidence:
+    """Everything that the policy may look at; `past` is that of the other experiments."""
+    result, metadata, task = case.result, case.metadata, case.task
+    key, seed = metadata.runtime.platform_key, metadata.run.seed
+    base = result.parent_commit or result.commit
+    failed = result.status == "failed"
+    metrics = result.metrics.model_dump()
+    first = result.parent_commit is None and not past.runs_of(base, key)
+    return Evidence(
+        value=None if failed else result.metric_value,
+        reference_value=_compared_with(past, case, base, reference),
+        direction=result.direction,
+        min_delta=task.objective.min_delta,
+        metric=result.metric_name,
+        failure=(result.failure_kind or "code_error") if failed else None,
+        failure_detail=result.failure_detail,
+        lines_changed=_lines(metadata),
+        constraints={
+            name: Measured(finite(metrics.get(name)), limit.soft, limit.hard)
+            for name, limit in task.constraints.items()
+        },
+        base_is_reference=base == reference,
+        is_baseline=first,
+        is_replicate=bool(metadata.run.replicates) or result.parent_commit is None,
+        unattested=task.scorer.type == "model" and not result.attested,
+        seed=seed,
+        other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),
+        last_improvement=past.anchor(key, seed),
+        keep=task.policy.keep,
+    )
+
+
+def _compared_with(past: Settled, case: Case, base: str, reference: str) -> float | None:
+    """The value of the run's own base at its seed, else that of the reference at its seed.
+
+    A run of a commit as it stands is seen beside that commit's first run, whatever its seed.
+    """
+    key, seed = case.metadata.runtime.platform_key, case.metadata.run.seed
+    for commit in (base, reference):
+        value = past.value_of(commit, key, seed)
+        if value is not None:
+            return value
+        runs = past.runs_of(commit, key)
+        if case.result.parent_commit is None and runs:
+            return runs[0].metric_value
+    return None
+
+
+def _lines(metadata: Metadata) -> int | None:
+    added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed
+    return None if added is None or removed is None else added - removed

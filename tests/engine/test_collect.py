@@ -1,0 +1,186 @@
+"""What an ended run is judged to be: by evidence of its own, never by what replaced it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine import collect as collecting
+from autohypothesis.engine import iteration, shim
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.collect import collect
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.iteration import Request
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.scorer import ModelScorer
+from autohypothesis.engine.task import Task
+from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.layout import RunPaths
+from schema import ExitRecord, Result, now
+
+
+@pytest.fixture
+def lab(foreign: Path) -> Lab:
+    return Lab.open(foreign).with_tag("t")
+
+
+def ended(lab: Lab, **task: Any) -> RunSpec:
+    """A run that has ended and that nobody has collected."""
+    executor = LocalExecutor(lab.repository, lab.layout)
+    with iteration.free_worker(lab) as worker:
+        spec = iteration.plan(lab, Request(Change.none()), worker)
+        spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
+        handle = executor.submit(spec)
+        iteration.follow(lab, executor, handle)
+        shim_handle = shim.attach(str(lab.layout.run(spec.experiment_id).folder))
+        assert shim_handle is not None
+        shim.wait(shim_handle, 10)
+    return spec
+
+
+def collected(lab: Lab, spec: RunSpec) -> Result:
+    return collect(lab.repository, lab.layout, spec.experiment_id)
+
+
+def change_exit(lab: Lab, spec: RunSpec, **values: Any) -> None:
+    path = lab.layout.run(spec.experiment_id).exit
+    write_json(path, {**read_json(path), **values})
+
+
+@pytest.mark.parametrize("lost", ["folder", "link", "commit"])
+def test_a_run_whose_checkout_is_gone_is_infrastructure_not_invalid(lab: Lab, lost: str) -> None:
+    spec = ended(lab)
+    checkout = lab.layout.worktree(spec.worker_id)
+    if lost == "folder":
+        shutil.rmtree(checkout)
+    elif lost == "link":
+        (checkout / ".git").unlink()
+    else:
+        head = lab.repository.head()
+        tree = lab.repository.tree_with(head, {"train.py": b"OTHER = 1\n"})
+        lab.repository.checkout(checkout, lab.repository.commit_tree(tree, [head], "other\n"))
+    result = collected(lab, spec)
+    assert result.failure_kind == "infra", result.failure_detail
+    assert "its checkout is gone" in result.failure_detail
+    assert result.metric_value is None
+
+
+def test_a_file_that_the_training_changed_is_still_invalid(lab: Lab) -> None:
+    spec = ended(lab)
+    (lab.layout.worktree(spec.worker_id) / "data.txt").write_text("other\n")
+    assert collected(lab, spec).failure_kind == "invalid"
+
+
+def test_a_printed_memory_does_not_pass_a_hard_limit(lab: Lab) -> None:
+    limits = Task.model_validate(
+        {"id": "x", "artifacts": ["train.py"], "constraints": {"peak_vram_mb": {"hard": 5}}}
+    ).constraints
+    spec = ended(lab, constraints=limits)
+    change_exit(lab, spec, peak_rss_mb=321.0)
+    metrics = collected(lab, spec).metrics.model_dump()
+    assert (metrics["peak_vram_mb"], metrics["printed_peak_vram_mb"]) == (321.0, 12.5)
+    assert metrics["peak_rss_mb"] == 321.0
+
+
+def test_on_a_gpu_the_measured_memory_stands_and_the_printed_one_beside_it(lab: Lab) -> None:
+    spec = ended(lab)
+    device = {"kind": "cuda", "uuid": "GPU-a", "name": "H"}
+    change_exit(lab, spec, peak_rss_mb=321.0, peak_vram_mb=900.0, device=device)
+    metrics = collected(lab, spec).metrics.model_dump()
+    assert (metrics["peak_vram_mb"], metrics["printed_peak_vram_mb"]) == (900.0, 12.5)
+    assert metrics["peak_rss_mb"] == 321.0
+
+
+def test_a_foreign_script_on_a_cpu_keeps_its_printed_memory(lab: Lab) -> None:
+    spec = ended(lab)
+    change_exit(lab, spec, peak_rss_mb=321.0)
+    metrics = collected(lab, spec).metrics.model_dump()
+    assert (metrics["peak_vram_mb"], metrics["peak_rss_mb"]) == (12.5, 321.0)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [("GPU-bbb", "invalid"), ("GPU-AAA", None), (None, None), ("cpu", "invalid")],
+)
+def test_a_training_on_another_gpu_than_the_leased_one_is_invalid(
+    lab: Lab, said: str | None, kind: str | None
+) -> None:
+    spec = ended(lab)
+    metrics = read_json(lab.layout.run(spec.experiment_id).exit)["metrics"]
+    if said is not None:
+        metrics["device_uuid"] = said
+    device = {"kind": "cuda", "uuid": "GPU-aaa", "name": "H"}
+    change_exit(lab, spec, metrics=metrics, device=device)
+    result = collected(lab, spec)
+    assert result.failure_kind == kind, result.failure_detail
+    if kind:
+        assert "GPU-aaa" in result.failure_detail
+        assert str(said) in result.failure_detail
+
+
+def test_a_repository_of_many_files_can_be_collected_and_its_bundle_stays_small(lab: Lab) -> None:
+    spec = ended(lab)
+    path = lab.layout.run(spec.experiment_id).local
+    local = read_json(path)
+    # As large as forty thousand tracked files make it; whitespace stands for them.
+    path.write_text(json.dumps(local) + " " * (6 << 20))
+    assert collected(lab, spec).status == "completed"
+    assert path.stat().st_size < 2_000
+    left = read_json(path)
+    assert left["checkout"] == local["checkout"]
+    assert "before" not in left
+
+
+def test_the_limit_of_local_json_is_far_above_that_of_records() -> None:
+    assert collecting.LOCAL_LIMIT >= 256 << 20
+
+
+# ── whose fault a missing score is ──────────────────────────────────────────────────────────
+
+TASK = Task.model_validate(
+    {"id": "m", "artifacts": ["train.py"], "scorer": {"type": "model", "evaluator": "prepare.py"}}
+)
+
+
+def scored(folder: Path, score: dict[str, Any] | None, log: str = "") -> str | None:
+    run = RunPaths(folder)
+    run.score_log.write_text(log)
+    record = ExitRecord(
+        experiment_id="x-1", status="exited", exit_code=0, ended_at=now(), score=score
+    )
+    return ModelScorer(TASK).score(run, record, None).kind
+
+
+def failed(error: str, result: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"exit_code": 1, "seconds": 1.0, "result": result, "error": error}
+
+
+@pytest.mark.parametrize(
+    ("score", "log", "kind"),
+    [
+        (failed("scoring exited 1: ImportError: no torch"), "", "infra"),
+        (failed("scoring took longer than 900 s"), "", "infra"),
+        (failed("scoring was ended (signalled, signal 9)"), "", "infra"),
+        (failed("scoring exited 1: OSError: [Errno 28] No space left on device"), "", "infra"),
+        (failed("scoring exited 1: x"), "torch.OutOfMemoryError: CUDA out of memory.", "oom"),
+        (None, "", "infra"),
+        (failed("e", {"error": "CUDA out of memory", "kind": "build_model"}),
+         '{"error": "CUDA out of memory", "kind": "build_model"}', "oom"),
+        (failed("e", {"error": "GPU is lost", "kind": "build_model"}),
+         '{"error": "GPU is lost", "kind": "build_model"}', "infra"),
+        (failed("e", {"error": "no such layer", "kind": "build_model"}), "", "code_error"),
+        (failed("e", {"error": "it looks ahead", "kind": "peeking"}), "", "invalid"),
+        (failed("e", {"error": "not a number", "kind": "not_finite"}), "", "nan"),
+        ({"exit_code": 0, "result": None, "error": "scoring printed no JSON object"}, "",
+         "code_error"),
+    ],
+)  # fmt: skip
+def test_a_fault_of_the_evaluator_is_not_charged_to_the_candidate(
+    tmp_path: Path, score: dict[str, Any] | None, log: str, kind: str
+) -> None:
+    assert scored(tmp_path, score, log) == kind

@@ -1,0 +1,167 @@
+"""An iteration that ends early leaves either a record of a run or nothing at all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine import devices, iteration, local, shim
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.iteration import Request
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.errors import LaunchError, LeaseError
+from autohypothesis.records.files import read_json
+
+
+@pytest.fixture
+def lab(foreign: Path) -> Lab:
+    return Lab.open(foreign).with_tag("t")
+
+
+def plans(lab: Lab) -> list[str]:
+    return sorted(path.name for path in lab.layout.plans.glob("*")) if lab.layout.plans.exists() \
+        else []  # fmt: skip
+
+
+def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(iteration, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
+    held = []
+    for lane in devices.lanes():
+        lease = devices.lease_of(lane)
+        held.append(LeaseFile(lease.path, lease.name).acquire({"experiment_id": "other-1"}))
+    with pytest.raises(LeaseError, match="other-1"):
+        iteration.run(lab, Request(Change.none()))
+    for one in held:
+        one.release()
+    assert plans(lab) == []
+    assert not lab.layout.runs.exists()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), LeaseError("taken"), OSError("full")])
+@pytest.mark.parametrize("where", ["prepare", "choose", "bundle"])
+def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    if where == "prepare":
+        monkeypatch.setattr(iteration, "prepare", fail)
+    elif where == "choose":
+        monkeypatch.setattr(local.guard, "look", fail)
+    else:
+        monkeypatch.setattr(local, "to_json", fail)
+    with pytest.raises(type(error)):
+        iteration.run(lab, Request(Change.none()))
+    assert plans(lab) == []
+    assert not lab.layout.runs.exists() or not list(lab.layout.runs.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["before the shim", "after the shim"])
+def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    start = shim.start
+
+    def interrupted(launch: Any) -> None:
+        if moment == "after the shim":
+            start(launch)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shim, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        iteration.run(lab, Request(Change.from_overrides({"SLEEP": 60.0})))
+    (folder,) = lab.layout.runs.iterdir()
+    result = read_json(folder / "result.json")
+    assert (result["status"], result["failure_kind"]) == ("failed", "infra")
+    assert shim.status(str(folder)) != "running"
+    for lane in devices.lanes():
+        lease = devices.lease_of(lane)
+        assert LeaseFile(lease.path, lease.name).holder() is None
+
+
+def test_a_shim_that_cannot_be_started_is_recorded_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(launch: Any) -> None:
+        raise LaunchError("no more processes")
+
+    monkeypatch.setattr(shim, "start", refuse)
+    with pytest.raises(LaunchError, match="no more processes"):
+        iteration.run(lab, Request(Change.none()))
+    (folder,) = lab.layout.runs.iterdir()
+    assert read_json(folder / "result.json")["failure_kind"] == "infra"
+
+
+@pytest.mark.skipif(len(devices.lanes()) < 2, reason="one core has one lane")
+def test_two_at_the_same_instant_do_not_choose_the_same_lane(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = shim.start
+
+    def slow(launch: Any) -> Any:
+        time.sleep(0.3)  # both would have chosen by now
+        return start(launch)
+
+    monkeypatch.setattr(shim, "start", slow)
+    finished: list[iteration.Finished] = []
+    go = threading.Barrier(2)
+
+    def one(rate: float) -> None:
+        own = Lab.open(lab.layout.root)
+        go.wait()
+        change = Change.from_overrides({"RATE": rate, "SLEEP": 1.5})
+        finished.append(iteration.run(own, Request(change)))
+
+    threads = [threading.Thread(target=one, args=(rate,)) for rate in (0.2, 0.25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [one.result.failure_detail for one in finished] == ["", ""]
+    used = {
+        read_json(lab.layout.run(one.experiment_id).metadata)["run"]["gpu_id"] for one in finished
+    }
+    assert len(used) == 2
+
+
+def test_a_chooser_that_is_stuck_does_not_stop_the_others(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "CHOOSING_S", 0.1)
+    with devices.choosing("stuck-1"):
+        assert iteration.run(lab, Request(Change.none())).result.status == "completed"
+
+
+def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+    poll = LocalExecutor.poll
+
+    def counted(self: LocalExecutor, handle: Any) -> Any:
+        asked.append(time.monotonic())
+        return poll(self, handle)
+
+    monkeypatch.setattr(LocalExecutor, "poll", counted)
+    executor = LocalExecutor(lab.repository, lab.layout)
+    with iteration.free_worker(lab) as worker:
+        change = Change.from_overrides({"SLEEP": 1.0})
+        spec = iteration.plan(lab, Request(change), worker)
+        handle = executor.submit(spec)
+        asked.clear()
+        began = time.monotonic()
+        iteration.follow(lab, executor, handle)
+        took = time.monotonic() - began
+        exit_at = lab.layout.run(spec.experiment_id).exit.stat().st_mtime
+        assert time.time() - exit_at < 0.15, "its end was noticed late"
+        executor.collect(handle)
+    assert len(asked) <= 5 * took + 3

@@ -1,0 +1,102 @@
+"""An evaluator that is two files is scored with both as they were committed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.task import Task
+from autohypothesis.engine.workspace import evaluator_of
+from autohypothesis.records.git import Repository
+
+FILES = {
+    "prepare.py": "from constants import VALUE\nfrom kit.more import MORE\nprint(VALUE, MORE)\n",
+    "constants.py": "VALUE = 1\n",
+    "kit/more.py": "MORE = 2\n",
+    "train.py": "print('val_bpb: 1')\n",
+}
+
+
+def task_of(*protected: str) -> Task:
+    return Task.model_validate(
+        {"id": "m", "artifacts": ["train.py"], "protected": protected or None,
+         "scorer": {"type": "model", "evaluator": "prepare.py"}}
+    )  # fmt: skip
+
+
+BOTH = task_of("prepare.py", "constants.py", "kit/**")
+
+
+def said(evaluator: Path, cwd: Path) -> str:
+    answer = subprocess.run(
+        [sys.executable, str(evaluator)], cwd=cwd, capture_output=True, text=True, timeout=30,
+        env={"PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    return answer.stdout.strip() or answer.stderr
+
+
+@pytest.fixture
+def both(make: Callable[..., Repository]) -> Repository:
+    return make(FILES)
+
+
+def test_what_the_evaluator_imports_is_not_the_checkouts_copy(both: Repository) -> None:
+    (both.root / "constants.py").write_text("VALUE = 99\n")
+    evaluator = evaluator_of(both, both.head(), BOTH)
+    assert evaluator is not None
+    assert said(evaluator, both.root) == "1 2"
+    assert both.root / ".git" in evaluator.parents
+    for name in ("constants.py", "kit/more.py"):
+        assert (evaluator.parent / name).stat().st_mode & 0o222 == 0
+    assert not (evaluator.parent / "train.py").exists()
+
+
+def test_another_version_of_an_imported_file_is_another_folder(both: Repository) -> None:
+    head = both.head()
+    tree = both.tree_with(head, {"constants.py": b"VALUE = 5\n"})
+    other = both.commit_tree(tree, [head], "x\n")
+    first, second = evaluator_of(both, head, BOTH), evaluator_of(both, other, BOTH)
+    assert first is not None
+    assert second is not None
+    assert (said(first, both.root), said(second, both.root)) == ("1 2", "5 2")
+
+
+@pytest.mark.parametrize("damage", ["edit", "add", "add a folder", "delete", "link", "compiled"])
+def test_a_file_that_is_planted_beside_the_evaluator_is_gone_before_it_is_used(
+    both: Repository, tmp_path: Path, damage: str
+) -> None:
+    evaluator = evaluator_of(both, both.head(), BOTH)
+    assert evaluator is not None
+    beside = evaluator.parent
+    constants = beside / "constants.py"
+    if damage == "edit":
+        constants.chmod(0o644)
+        constants.write_text("VALUE = 7\n")
+    elif damage == "add":
+        (beside / "constants.so").write_text("x")
+    elif damage == "add a folder":
+        (tmp_path / "__init__.py").write_text("VALUE = 7\n")
+        os.symlink(tmp_path, beside / "constants")
+    elif damage == "delete":
+        constants.unlink()
+    elif damage == "link":
+        (tmp_path / "c.py").write_text("VALUE = 7\n")
+        constants.unlink()
+        constants.symlink_to(tmp_path / "c.py")
+    else:
+        (beside / "__pycache__").mkdir()
+        (beside / "__pycache__" / "constants.cpython-312.pyc").write_bytes(b"x")
+    assert evaluator_of(both, both.head(), BOTH) == evaluator
+    assert said(evaluator, both.root) == "1 2"
+    assert {path.name for path in beside.iterdir()} == {"constants.py", "kit", "prepare.py"}
+
+
+def test_without_a_list_the_evaluator_stands_alone(both: Repository) -> None:
+    evaluator = evaluator_of(both, both.head(), task_of())
+    assert evaluator is not None
+    assert [path.name for path in evaluator.parent.iterdir()] == ["prepare.py"]

@@ -1,0 +1,292 @@
+"""References that went astray: overruled keeps, stale baselines, other seeds, one bad bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.engine.past import Settled
+from autohypothesis.engine.settle import (
+    repair,
+    settle,
+    settle_by_hand,
+    settle_waiting,
+    take_hand_edits,
+)
+from autohypothesis.engine.task import Objective, Task, foreign_task
+from autohypothesis.engine.task_model import Scorer
+from autohypothesis.errors import RecordError, SettleError
+from autohypothesis.records import bundles
+from autohypothesis.records.files import write_json
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout
+from schema import Decision, Metadata, Result, RunIdentity, Runtime, now
+
+PLATFORM = "one cpu"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A lab whose experiments are bundles that a test writes."""
+
+    lab: Lab
+
+    def change(self, base: str, text: str) -> str:
+        repository = self.lab.repository
+        tree = repository.tree_with(base, {"train.py": text.encode()})
+        return repository.commit_tree(tree, [base], text)
+
+    def ended(
+        self,
+        name: str,
+        commit: str,
+        parent: str | None,
+        value: float,
+        *,
+        seed: int | None = 42,
+        platform: str = PLATFORM,
+        attested: bool = True,
+        task: Task | None = None,
+    ) -> str:
+        """A finished, undecided experiment; with `task`, one that was submitted with it."""
+        run = self.lab.layout.run(name)
+        run.folder.mkdir(parents=True)
+        tag = self.lab.active()
+        identity = RunIdentity(experiment_id=name, tag=tag, seed=seed)
+        runtime = Runtime(platform_key=platform, lines_added=2, lines_removed=0)
+        bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
+        result = Result(
+            status="completed", recorded_at=now(), commit=commit, parent_commit=parent,
+            metric_value=value, attested=attested,
+        )  # fmt: skip
+        if task is not None:
+            spec = RunSpec(experiment_id=name, task=task, commit=commit, seed=seed or 0, tag=tag)
+            write_json(run.run_spec, spec)
+        bundles.write_result(run, result)
+        return name
+
+    def decided(
+        self, name: str, commit: str, parent: str | None, value: float, *, seed: int | None = 42
+    ) -> Decision:
+        self.ended(name, commit, parent, value, seed=seed)
+        (decision,) = settle(self.lab, [name], decided_by="test")
+        return decision
+
+    def by_hand(self, name: str, status: str) -> Decision:
+        return settle_by_hand(self.lab, name, status, reason="", decided_by="me")  # type: ignore[arg-type]
+
+    def past(self) -> Settled:
+        return Settled.of_tag(self.lab.layout, self.lab.tag)
+
+
+@pytest.fixture
+def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Search:
+    monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", f"{tmp_path}/locks")
+    return Search(Lab(repository, Layout(repository.root), foreign_task(), None).with_tag("t"))
+
+
+@pytest.fixture
+def start(search: Search) -> str:
+    """The first reference, with a baseline of 1.5."""
+    commit = search.lab.reference()
+    search.decided("baseline-t-1", commit, None, 1.5)
+    return commit
+
+
+# ── overruled keeps ─────────────────────────────────────────────────────────────────────────
+
+
+def test_an_overruled_keep_gives_the_reference_back(search: Search, start: str) -> None:
+    kept = search.change(start, "A = 1\n")
+    assert search.decided("h-1", kept, start, 1.4).decision_status == "keep"
+    assert search.lab.reference() == kept
+    overruled = search.by_hand("h-1", "discard")
+    assert (overruled.reference_before, overruled.reference_after) == (kept, start)
+    assert search.lab.reference() == start
+    assert search.by_hand("h-1", "keep").reference_after == kept
+    assert search.lab.reference() == kept
+
+
+def test_an_overruled_keep_is_no_yardstick_any_more(search: Search, start: str) -> None:
+    kept = search.change(start, "A = 1\n")
+    search.decided("h-1", kept, start, 1.0)
+    search.by_hand("h-1", "discard")
+    past = search.past()
+    assert past.value_of(kept, PLATFORM, 42) is None
+    assert past.best(PLATFORM, "minimize") == 1.5
+    assert past.anchor(PLATFORM, 42) == 1.5
+    again = search.decided("h-2", search.change(start, "B = 1\n"), start, 1.3)
+    assert (again.reason, again.reference_value) == ("improved", 1.5)
+    assert again.delta == pytest.approx(-0.2)
+
+
+def test_a_keep_that_another_was_built_on_is_not_pulled_away_under_it(
+    search: Search, start: str
+) -> None:
+    first = search.change(start, "A = 1\n")
+    second = search.change(first, "A = 2\n")
+    search.decided("h-1", first, start, 1.4)
+    search.decided("h-2", second, first, 1.3)
+    with pytest.raises(SettleError, match="h-2") as refused:
+        search.by_hand("h-1", "crash")
+    assert "decide h-2 discard" in refused.value.hint
+    assert search.lab.reference() == second
+    search.by_hand("h-2", "discard")
+    search.by_hand("h-1", "discard")
+    assert search.lab.reference() == start
+
+
+def test_repair_does_not_redo_the_move_of_an_overruled_keep(search: Search, start: str) -> None:
+    kept = search.change(start, "A = 1\n")
+    search.decided("h-1", kept, start, 1.4)
+    search.by_hand("h-1", "discard")
+    repair(search.lab)
+    assert search.lab.reference() == start
+
+
+def test_an_overruling_that_was_killed_before_the_reference_went_back_is_finished(
+    search: Search, start: str
+) -> None:
+    kept = search.change(start, "A = 1\n")
+    search.decided("h-1", kept, start, 1.4)
+    search.by_hand("h-1", "discard")
+    assert search.lab.repository.compare_and_swap(reference_ref("t"), kept, start)
+    repair(search.lab)
+    assert search.lab.reference() == start
+
+
+def test_an_overruled_baseline_leaves_the_reference_where_it_is(search: Search, start: str) -> None:
+    search.by_hand("baseline-t-1", "discard")
+    assert search.lab.reference() == start
+
+
+# ── baselines ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_stale_baseline_does_not_take_the_reference_back(
+    search: Search, start: str, by_hand: bool
+) -> None:
+    kept = search.change(start, "A = 1\n")
+    search.decided("h-1", kept, start, 1.4)
+    search.ended("baseline-t-2", start, None, 1.7, platform="another cpu")
+    if by_hand:
+        decision = search.by_hand("baseline-t-2", "keep")
+    else:
+        (decision,) = settle(search.lab, ["baseline-t-2"], decided_by="test")
+        assert decision.reason == "baseline"
+    assert decision.decision_status == "keep"
+    assert decision.reference_after == decision.reference_before == kept
+    assert search.lab.reference() == kept
+    past = search.past()
+    assert past.value_of(start, "another cpu", 42) == 1.7
+    assert past.anchor("another cpu", 42) is None
+
+
+# ── seeds ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_lucky_seed_is_not_compared_with_another_one(search: Search, start: str) -> None:
+    change = search.change(start, "A = 1\n")
+    search.ended("h-1", change, start, 1.45, seed=7)
+    with pytest.raises(SettleError) as refused:
+        settle(search.lab, ["h-1"], decided_by="test")
+    command = "python orchestrator.py run-experiment --baseline --seed 7 --settle"
+    assert command in refused.value.hint
+    replicate = search.decided("baseline-t-2", start, None, 1.4, seed=7)
+    assert (replicate.decision_status, replicate.seed) == ("replicate", 7)
+    assert search.lab.reference() == start
+    (decision,) = settle(search.lab, ["h-1"], decided_by="test")
+    assert (decision.reason, decision.reference_value) == ("worse", 1.4)
+    same_seed = search.decided("h-2", search.change(start, "B = 1\n"), start, 1.45)
+    assert (same_seed.reason, same_seed.reference_value) == ("improved", 1.5)
+
+
+def test_a_person_may_decide_at_whatever_seed(search: Search, start: str) -> None:
+    change = search.change(start, "A = 1\n")
+    search.ended("h-1", change, start, 1.45, seed=7)
+    assert search.by_hand("h-1", "keep").reference_after == change
+
+
+# ── whose task, whose word ──────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_not_decided_by_another_task_than_its_own(search: Search, start: str) -> None:
+    coarse = foreign_task().model_copy(update={"objective": Objective(min_delta=0.5)})
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=coarse)
+    (decision,) = settle(search.lab, ["h-1"], decided_by="test")
+    assert decision.reason == "within_noise"
+
+
+def test_a_number_that_nobody_vouches_for_moves_no_reference(search: Search, start: str) -> None:
+    scored = Scorer(type="model", evaluator="prepare.py")
+    task = foreign_task().model_copy(update={"scorer": scored})
+    change = search.change(start, "A = 1\n")
+    search.ended("h-1", change, start, 1.0, task=task, attested=False)
+    (decision,) = settle(search.lab, ["h-1"], decided_by="test")
+    assert (decision.decision_status, decision.reason) == ("discard", "unattested")
+    assert "run-experiment" in decision.detail
+    assert search.lab.reference() == start
+    assert search.by_hand("h-1", "keep").reference_after == change
+
+
+# ── one bad bundle ──────────────────────────────────────────────────────────────────────────
+
+
+def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> None:
+    for name in ("h-1", "h-2", "h-3", "h-4", "h-5"):
+        search.ended(name, search.change(start, f"A = '{name}'\n"), start, 1.6)
+    runs = search.lab.layout.runs
+    (runs / "Not an id").mkdir()
+    (runs / "Not an id" / "metadata.json").write_text("{}")
+    (runs / "Not an id" / "result.json").write_text("{}")
+    (runs / "h-1" / "metadata.json").write_text('{"recorded_at": "yesterday"}')
+    (runs / "h-2" / "result.json").write_text('{"status": "fine"}')
+    (runs / "h-3" / "result.json").write_text("[")
+    search.ended("h-6", start, start, 1.6, platform="a cpu without a baseline")
+    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    assert [decision.experiment_id for decision in decisions] == ["h-4", "h-5"]
+    assert {one.experiment_id for one in refused} == {"h-1", "h-2", "h-3", "h-6"}
+    why = {one.experiment_id: str(one.error) for one in refused}
+    assert "metadata.json" in why["h-1"] and "recorded_at" in why["h-1"]
+    assert "result.json" in why["h-2"] and "result.json" in why["h-3"]
+    assert "--baseline" in why["h-6"]
+
+
+@pytest.mark.parametrize("file", ["metadata.json", "result.json", "run-spec.json"])
+@pytest.mark.parametrize("content", ["[]", '{"recorded_at": "soon"}', "null"])
+def test_a_damaged_file_is_named_and_is_no_traceback(
+    search: Search, start: str, file: str, content: str
+) -> None:
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=foreign_task())
+    (search.lab.layout.run("h-1").folder / file).write_text(content)
+    with pytest.raises(RecordError, match=file):
+        settle(search.lab, ["h-1"], decided_by="test")
+
+
+def test_a_damaged_result_of_the_last_decision_does_not_block_the_next(
+    search: Search, start: str
+) -> None:
+    search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
+    search.lab.layout.run("h-1").result.write_text("{}")
+    assert search.decided("h-2", search.change(start, "B = 1\n"), start, 1.6).reason == "worse"
+
+
+def test_refused_hand_edits_do_not_read_the_decisions_once_each(
+    search: Search, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4)
+    reads = []
+    real: Callable[..., object] = bundles.read_decisions
+    monkeypatch.setattr(
+        bundles, "read_decisions", lambda layout: (reads.append(1), real(layout))[1]
+    )
+    edits = [("h-1", "maybe"), ("h-9", "keep"), ("h-1", "keep"), ("h-1", "keep")]
+    taken, refused = take_hand_edits(search.lab, edits)
+    assert [one.experiment_id for one in taken] == ["h-1"]
+    assert len(refused) == 3
+    assert len(reads) == 1
