@@ -34,7 +34,12 @@ GOALS = {"cold_over_reading": 3.0, "one_new_over_stat": 3.0, "sync_command_s": 0
 # ── bundles as the engine leaves them ───────────────────────────────────────────────────────
 
 
-def write_bundle(layout: Layout, number: int) -> None:
+def outcome(number: int) -> str:
+    """One in nine is kept, as in a lucky night."""
+    return "keep" if number % 9 == 0 else "discard"
+
+
+def write_bundle(layout: Layout, number: int, *, decided: bool = True) -> None:
     """One completed experiment, plan to result: what a row is made from."""
     name = f"h-bench-{number:05d}"
     run = layout.run(f"{name}-1")
@@ -62,7 +67,8 @@ def write_bundle(layout: Layout, number: int) -> None:
         "platform_key": "8" * 64, "profile": "h100", "budget_seconds": 300, "clock": "wall",
     }  # fmt: skip
     result = {
-        "status": "completed", "decision_status": "discard", "decision_id": f"d-{number}",
+        "status": "completed", "decision_status": outcome(number) if decided else "review_pending",
+        "decision_id": f"d-{number}" if decided else None,
         "recorded_at": TIME, "commit": commit, "parent_commit": "0" * 40,
         "title": "longer warmdown", "analysis": "no better " * 20, "outcome": "worse",
         "attested": True, "metric_name": "val_bpb", "metric_value": bpb, "direction": "minimize",
@@ -98,7 +104,7 @@ def write_decisions(layout: Layout, count: int) -> None:
         json.dumps({
             "decision_id": f"d-{n}", "recorded_at": TIME, "tag": "bench",
             "experiment_id": f"h-bench-{n:05d}-1", "hypothesis_id": f"h-bench-{n:05d}",
-            "commit": f"{n:040x}", "decision_status": "keep" if n % 9 == 0 else "discard",
+            "commit": f"{n:040x}", "decision_status": outcome(n),
             "reason": "worse", "metric_value": round(1.9 - n * 1e-5, 6), "platform_key": "8" * 64,
             "confirmation": "provisional", "direction": "minimize", "decided_by": "loop",
         })
@@ -186,13 +192,13 @@ def _one_new(layout: Layout, paths: list[str], count: int, rounds: int) -> dict[
     numbers = iter(range(count, count + 10 * rounds))
     stats, fold, whole, command = [float("inf")] * 4
     for _ in range(rounds):
-        write_bundle(layout, next(numbers))
+        write_bundle(layout, next(numbers), decided=False)
         for young in (layout.aggregate_parquet, layout.fleet_brief):
             os.utime(young)  # what is younger than a minute is left, and is not part of the goal
         stats = min(stats, *best(1, lambda _: stat_all(paths)))
         fold = min(fold, *best(1, lambda _: refold(layout)))
         whole = min(whole, *best(1, lambda _: sync(layout)))
-        write_bundle(layout, next(numbers))
+        write_bundle(layout, next(numbers), decided=False)
         command = min(command, *best(1, lambda _: _command(layout)))
     return {
         "stat_s": stats,

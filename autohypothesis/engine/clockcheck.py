@@ -11,8 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autohypothesis.engine.launch import Clock
 from autohypothesis.system import FileWatch
@@ -23,8 +22,7 @@ OVERRUN_FLOOR_S = 0.5  # a last step may end late by this, or by DRIFT of the bu
 _MAX_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class ClockVerdict:
+class ClockVerdict(NamedTuple):
     """What goes into exit.json under `clock`; seconds of the clock that the budget is in."""
 
     clock: Clock
@@ -38,11 +36,10 @@ class ClockVerdict:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return self._asdict()
 
 
-@dataclass(frozen=True)
-class _Mark:
+class _Mark(NamedTuple):
     """A line of clock.jsonl, and what the kernel's clock said when it was seen."""
 
     line: dict[str, Any]

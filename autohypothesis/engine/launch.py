@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
@@ -34,8 +33,7 @@ def deadline(
     return start_allowance + _DEADLINE_FACTOR[clock] * budget + evaluation_allowance
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """The lock file that stands for a device, and the name people know the device by."""
 
     path: str
@@ -43,8 +41,7 @@ class Lease:
     wait_s: float = 0.5  # a loser asks this long: the last holder may be closing, or be probed
 
 
-@dataclass(frozen=True)
-class Device:
+class Device(NamedTuple):
     """Where the training runs. `cores` pins it, `uuid` is a GPU's NVML and CUDA name."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
@@ -53,8 +50,7 @@ class Device:
     cores: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True)
-class ScoreCommand:
+class ScoreCommand(NamedTuple):
     """Runs after a training that exited 0, under the same lease; the last JSON line it prints is
     the score."""
 
@@ -64,9 +60,8 @@ class ScoreCommand:
     timeout_s: float
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One experiment, as the shim runs it. Times in seconds, paths absolute.
+class _Launch(NamedTuple):
+    """The fields of `Launch`. Times in seconds, paths absolute.
 
     `env` is the whole environment of the training. `clock_required` is for a task whose budget
     clock is ours: no line in clock.jsonl is then evidence of `invalid`. `metric` is the name whose
@@ -84,7 +79,7 @@ class Launch:
     clock_required: bool = False
     stop_grace_s: float = 5.0
     lease: Lease | None = None
-    device: Device = field(default_factory=Device)
+    device: Device = Device()
     score: ScoreCommand | None = None
     contention_kernel: bool = False
     metric: str = "val_bpb"
@@ -92,13 +87,30 @@ class Launch:
     heartbeat_s: float = 5.0
     memory_back_s: float = 15.0
     worker_id: str | None = None
-    gpu_id: int | None = None
+    gpu_id: str | None = None
     commit: str | None = None
     hypothesis_id: str | None = None
     title: str | None = None
     repository: str | None = None
 
-    def __post_init__(self) -> None:
+
+class Launch(_Launch):
+    """One experiment, as the shim runs it.
+
+    A named tuple like its parts, since a dataclass costs the shim a third of its start-up.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # the checker knows the fields
+
+        def __new__(cls, *args: Any, **named: Any) -> Launch:
+            launch = super().__new__(cls, *args, **named)
+            launch._check()
+            return launch
+
+    def _check(self) -> None:
+        """Raises LaunchError for what cannot be run."""
         for name in ("run_dir", "cwd"):
             if not os.path.isabs(getattr(self, name)):
                 raise LaunchError(f"{name} {getattr(self, name)!r} is not an absolute path")
@@ -117,7 +129,16 @@ class Launch:
         return RunPaths(Path(self.run_dir))
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        parts = {
+            name: part._asdict()
+            for name, part in (
+                ("lease", self.lease),
+                ("device", self.device),
+                ("score", self.score),
+            )
+            if part is not None
+        }
+        return json.dumps({**self._asdict(), **parts}, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Launch:
@@ -134,15 +155,12 @@ class Launch:
 
 
 def _known(cls: type[Any], raw: object) -> dict[str, Any]:
-    """`raw` as arguments of a dataclass: every key known, none missing, lists as tuples."""
+    """`raw` as arguments of a named tuple: every key known, none missing, lists as tuples."""
     if not isinstance(raw, dict):
         raise LaunchError(f"{cls.__name__} in launch.json is not an object")
-    known = {f.name: f for f in fields(cls)}
-    if unknown := sorted(raw.keys() - known.keys()):
+    if unknown := sorted(raw.keys() - set(cls._fields)):
         raise LaunchError(f"launch.json has unknown {cls.__name__} fields: {', '.join(unknown)}")
-    required = {
-        name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING
-    }
+    required = set(cls._fields) - cls._field_defaults.keys()
     if missing := sorted(required - raw.keys()):
         raise LaunchError(f"launch.json lacks {cls.__name__} fields: {', '.join(missing)}")
     return {name: _frozen(value) for name, value in raw.items()}

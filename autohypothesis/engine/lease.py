@@ -16,8 +16,7 @@ import re
 import stat
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autohypothesis import system
 from autohypothesis.errors import LeaseError
@@ -28,8 +27,7 @@ _INFO_LIMIT = 4096
 _RETRY_S = 0.02
 
 
-@dataclass(frozen=True)
-class LockFolder:
+class LockFolder(NamedTuple):
     """Where the lock files are. `fallback` says why the machine-wide folder is not used: other
     users' fleets are then not seen, which `doctor` reports."""
 
@@ -94,8 +92,7 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "_", text)
 
 
-@dataclass(frozen=True)
-class Held:
+class Held(NamedTuple):
     """A lease that this process holds on `fd`; pass the descriptor on to let a child hold it too.
 
     There is no finaliser on purpose: forgetting this object keeps the lease.
@@ -112,8 +109,7 @@ class Held:
             os.close(self.fd)
 
 
-@dataclass(frozen=True)
-class LeaseFile:
+class LeaseFile(NamedTuple):
     """The lock file of one device; `name` is what messages call it."""
 
     path: str

@@ -193,6 +193,7 @@ class LocalExecutor:
             contention_kernel=place.device.kind == "cpu",
             metric=spec.task.objective.metric,
             worker_id=spec.worker_id,
+            gpu_id=devices.name_of(place.device),
             commit=spec.commit,
             hypothesis_id=spec.hypothesis_id,
             title=spec.title,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_LINE = 4096  # characters of one line that are looked at
 _MAX_NUMBER = 40  # characters of a number; longer ones are nonsense and slow to convert
@@ -24,8 +24,7 @@ _PAIR = re.compile(r"([A-Za-z_]\w{0,63}):[ \t]*(\S.*)")
 _UNITS = re.compile(rf"({_NUMBER})\s*(?:ms|s|%|tok/s)?$", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """One progress line. `share` is the part of the budget used, 0 to 1."""
 
     step: int
@@ -37,8 +36,7 @@ class Progress:
     remaining_s: float | None = None
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(NamedTuple):
     """The last complete block of `name: value` lines, and how many blocks there were."""
 
     metrics: dict[str, float | str]

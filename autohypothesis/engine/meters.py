@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from autohypothesis import system
 
@@ -60,8 +60,7 @@ class TreeMeter:
         return self._largest
 
 
-@dataclass(frozen=True)
-class KernelTiming:
+class KernelTiming(NamedTuple):
     """A fixed piece of work on a lane: milliseconds of wall clock, the median and the least."""
 
     median_ms: float

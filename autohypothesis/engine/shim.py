@@ -16,9 +16,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from autohypothesis import system
 from autohypothesis.engine.launch import Launch
@@ -32,8 +31,7 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _POLL_S = 0.05
 
 
-@dataclass(frozen=True)
-class ShimHandle:
+class ShimHandle(NamedTuple):
     """A shim process: pid and start time together are its identity."""
 
     pid: int

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from autohypothesis import system
 from autohypothesis.errors import LaunchError
@@ -21,8 +21,7 @@ _PIPE_BYTES = 1 << 20
 _RESTORED = ("SIGPIPE", "SIGXFSZ", "SIGHUP", "SIGINT", "SIGTERM", "SIGCHLD")
 
 
-@dataclass(frozen=True)
-class Child:
+class Child(NamedTuple):
     """A started child, and when (monotonic); `output` is the read end of its stdout and stderr,
     not blocking."""
 

@@ -12,8 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from autohypothesis import system
 from autohypothesis.engine.meters import TreeMeter
@@ -31,8 +30,7 @@ _RSS_UNIT = 1024 if system.LINUX else 1
 EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra"]
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """How the child ended. `wall_seconds` from exec to its exit, without what it left behind."""
 
     status: EndStatus

@@ -7,8 +7,8 @@ A `Layout` is a value around the repository's root; asking it for a path touches
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from autohypothesis.errors import UsageError
 
@@ -29,8 +29,7 @@ def checked_id(name: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class RunPaths:
+class RunPaths(NamedTuple):
     """The files of one bundle, `research/runs/<experiment_id>/`."""
 
     folder: Path
@@ -108,8 +107,7 @@ class RunPaths:
         return self.folder / "home"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Every path below one repository's root."""
 
     root: Path

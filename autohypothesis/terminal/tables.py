@@ -15,7 +15,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str | None = None) -> Table:
-    """Experiments in the order given, one a line. Only the description gives way when it is narrow."""
+    """Experiments in the order given, one a line. On a narrow screen the description gives way."""
     metric = str(rows[0].get("metric_name", "val_bpb")) if rows else "val_bpb"
     names = ("id", "status", metric, "delta", "memory", "steps", "description")
     cells = [_cells(row) for row in rows]
