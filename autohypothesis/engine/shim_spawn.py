@@ -17,8 +17,7 @@ from autohypothesis import system
 from autohypothesis.errors import LaunchError
 
 _PIPE_BYTES = 1 << 20
-# What Python ignores and exec would hand on; a training expects the defaults.
-_RESTORED = ("SIGPIPE", "SIGXFSZ", "SIGHUP", "SIGINT", "SIGTERM", "SIGCHLD")
+_KEPT = {signal.SIGKILL, signal.SIGSTOP}  # nobody can change these
 
 
 class Child(NamedTuple):
@@ -78,8 +77,9 @@ def _become(
     try:
         os.setsid()
         system.die_with_parent(parent)
-        for name in _RESTORED:
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        # What Python or a shell ignores, exec hands on; a training expects the defaults.
+        for number in signal.valid_signals() - _KEPT:
+            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         system.set_affinity(cores)
         nothing = os.open(os.devnull, os.O_RDONLY)

@@ -29,7 +29,7 @@ def test_make_demo_from_a_fresh_clone_twice_in_a_row(tmp_path: Path) -> None:
         print(f"demo {number}: {time.monotonic() - started:.0f} s")
         assert "experiments.jsonl" in answer.stdout
         assert "progress.png" in answer.stdout
-        assert answer.stdout.count("orchestrator.py ") == 3
+        assert answer.stdout.split("Next:")[1].count("orchestrator.py ") == 3
     repository = clone / "demo"
     lines = (repository / "experiments.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
