@@ -1,13 +1,13 @@
 """How far val_bpb moves by itself, and by changes of known size: what `min_delta` must exceed.
 
-    python prepare.py --profile cpu
     python benchmarks/noise.py --out noise.json            everything, about 15 minutes
     python benchmarks/noise.py --out noise.json alone busy one group or several; adds to the file
     python benchmarks/noise.py --out noise.json --report   prints what the file holds
+    python -m benchmarks.noise --quick --json              one seed of the same code, twice
 
-Every run is `python train.py` on the active data, pinned to one core, with the seeds 1 to 5
-(three of them for a change; --quick takes two). Leave the machine idle meanwhile: a run that had to
-wait for its core is repeated.
+Every run is `python train.py` on the `cpu` profile, pinned to one core, with the seeds 1 to 5
+(three of them for a change). Leave the machine idle meanwhile: a run that had to wait for its core
+is repeated.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ def measure(group: str, seeds: tuple[int, ...]) -> list[dict[str, float]]:
                 print(
                     f"{group}, seed {seed}: {found['val_bpb']:.4f} in {found['num_steps']:.0f} "
                     f"steps, waited {waited:.0%}",
+                    file=sys.stderr,
                     flush=True,
                 )
                 shutil.rmtree(train.parent / f"run-{seed}")
@@ -141,20 +142,34 @@ def report(results: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("groups", nargs="*", help=f"default: all; {', '.join(CHANGES)}")
-    parser.add_argument("--out", type=Path, default=Path("noise.json"), help="the results, kept")
-    parser.add_argument("--quick", action="store_true", help="two seeds")
+    parser.add_argument("--out", type=Path, help="keep the results there, and add to what it holds")
+    parser.add_argument("--quick", action="store_true", help="one seed, the same code twice")
     parser.add_argument("--report", action="store_true", help="only print what --out holds")
+    parser.add_argument("--json", action="store_true", help="the results as one object on stdout")
     options = parser.parse_args()
     unknown = [group for group in options.groups if group not in CHANGES]
     if unknown:
         parser.error(f"unknown {unknown}; known: {', '.join(CHANGES)}")
-    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results: dict[str, Any] = {}
+    if options.out and options.out.exists():
+        results = json.loads(options.out.read_text())
     if not options.report:
-        for group in options.groups or CHANGES:
-            count = 3 if CHANGES[group] else 5
-            results[group] = measure(group, SEEDS[: 2 if options.quick else count])
+        with tempfile.TemporaryDirectory(prefix="noise-") as cache:
+            os.environ["AUTORESEARCH_CACHE"] = cache  # whatever data this machine works with
+            command = [sys.executable, "prepare.py", "--profile", "cpu"]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            measure_all(options, results)
+    print(json.dumps(results, indent=1) if options.json else report(results))
+
+
+def measure_all(options: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Every group that is wanted, into `results` and the file that keeps them."""
+    wanted = options.groups or (("alone", "again") if options.quick else CHANGES)
+    for group in wanted:
+        count = 1 if options.quick else 3 if CHANGES[group] else 5
+        results[group] = measure(group, SEEDS[:count])
+        if options.out:
             options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(report(results))
 
 
 if __name__ == "__main__":
