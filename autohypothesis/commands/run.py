@@ -153,9 +153,11 @@ def _after(lab: Lab, finished: Finished, decide: bool) -> None:
     from autohypothesis.engine.housekeeping import pack_when_due
 
     result, identity = finished.result, finished.experiment_id
-    if decide:
-        _decide(lab, identity)
-    refresh(lab.layout)
+    try:
+        if decide:
+            _decide(lab, identity)
+    finally:  # the run is in the ledger also when it cannot be decided
+        refresh(lab.layout)
     pack_when_due(lab.repository)
     if result.failure_kind is not None:
         said = f"{result.failure_kind}: {result.failure_detail}"

@@ -82,7 +82,7 @@ def run(
     Ctrl-C cancels the training and collects what there is before it goes on.
 
     Raises:
-        ChangeError, PreflightError: the change is refused; nothing was run and no id is taken.
+        ChangeError, PreflightError: the change is refused; nothing was run.
         LeaseError: every device is held.
     """
     watch = watch or Unwatched()

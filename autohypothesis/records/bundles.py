@@ -114,8 +114,22 @@ def read_document(
     path: str, model: type[BaseModel] | None, damage: list[Damage], signatures: list[int]
 ) -> Document | None:
     """The document at `path`, or None; adds to `damage` what is wrong with it."""
+    content = read_content(path, JSON_LIMIT, damage, signatures)
+    if content is None:
+        return None
     try:
-        content, status = read_with_status(path, JSON_LIMIT)
+        return plain_object(content) if model is None else canonical(model, content)
+    except ValueError as error:
+        damage.append(Damage(path, str(error)))
+        return None
+
+
+def read_content(
+    path: str, limit: int, damage: list[Damage], signatures: list[int]
+) -> bytes | None:
+    """What is in the file, or None; notes its signature, and adds what is wrong to `damage`."""
+    try:
+        content, status = read_with_status(path, limit)
     except FileNotFoundError:
         signatures += ABSENT
         return None
@@ -124,11 +138,7 @@ def read_document(
         signatures += signature_of(path)
         return None
     signatures += (status.st_ino, status.st_mtime_ns, status.st_size)
-    try:
-        return plain_object(content) if model is None else canonical(model, content)
-    except ValueError as error:
-        damage.append(Damage(path, str(error)))
-        return None
+    return content
 
 
 def reason_in(error: RecordError, path: object) -> str:

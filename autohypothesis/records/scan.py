@@ -11,18 +11,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from autohypothesis.errors import RecordError
 from autohypothesis.records.bundles import (
     ABSENT,
     MODELS,
     Bundle,
     Damage,
+    read_content,
     read_document,
     read_folder,
-    reason_in,
-    signature_of,
 )
-from autohypothesis.records.files import read_with_status
 from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import PAGE_LIMIT, Planned
@@ -170,16 +167,9 @@ def read(found: Found) -> Content:
 
 
 def _read_page(path: str, damage: list[Damage], signatures: list[int]) -> str | None:
-    try:
-        content, status = read_with_status(path, _PAGE_BYTES)
-    except FileNotFoundError:
-        signatures += ABSENT
+    content = read_content(path, _PAGE_BYTES, damage, signatures)
+    if content is None:
         return None
-    except RecordError as error:
-        damage.append(Damage(path, reason_in(error, path)))
-        signatures += signature_of(path)
-        return None
-    signatures += (status.st_ino, status.st_mtime_ns, status.st_size)
     try:
         return content.decode()[:PAGE_LIMIT]
     except UnicodeDecodeError as error:
