@@ -126,14 +126,14 @@ _SMALL_GPU = replace(
 )  # fmt: skip
 _CPU = replace(
     _SMALL_GPU, name="cpu", device="cpu", clock="cpu", budget_seconds=15.0, source="stdlib",
-    eval_bytes=480_000, tokenizer_bytes=20_000_000, vocab_size=2048, seq_len=64, depth=2,
+    eval_bytes=480_000, tokenizer_bytes=20_000_000, vocab_size=2048, seq_len=64, depth=3,
     aspect_ratio=32, head_dim=32, total_batch_size=1024, device_batch_size=16,
     eval_batch_size=64, buffer_tokens=2**15, threads=1,
     start_allowance_s=60.0, evaluation_allowance_s=60.0,
 )  # fmt: skip
 _TEST = replace(
     _CPU, name="test", budget_seconds=1.0, train_bytes=1_500_000, eval_bytes=48_000,
-    tokenizer_bytes=500_000, vocab_size=512, seq_len=32, aspect_ratio=16, head_dim=16,
+    tokenizer_bytes=500_000, vocab_size=512, seq_len=32, depth=2, aspect_ratio=16, head_dim=16,
     total_batch_size=256, device_batch_size=8, buffer_tokens=2**13, evaluation_allowance_s=30.0,
 )  # fmt: skip
 PROFILES = {p.name: p for p in (_H100, _A100, _RTX4090, _SMALL_GPU, _CPU, _TEST)}

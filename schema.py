@@ -144,11 +144,9 @@ class Prediction(Strict):
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
-class Hypothesis(Strict):
-    """`research/hypotheses/<state>/<id>.json`: an idea, a reason, and one change."""
+class Proposal(Strict):
+    """`research/inbox/*.json`: an idea, a reason, and one change; what a proposer answers with."""
 
-    hypothesis_id: Identifier
-    tag: Identifier
     title: Annotated[str, Field(min_length=1, max_length=200)]
     rationale: Annotated[str, Field(max_length=4_000)] = ""
     config_overrides: dict[str, Setting] = {}
@@ -156,19 +154,31 @@ class Hypothesis(Strict):
     instructions: str | None = None
     prediction: Prediction | None = None
     priority: Number = 0.0
-    created_at: Time = Field(default_factory=now)
-    proposer: str = ""
     source_id: str = ""
     """The id under which somebody else knows it, before it was made a file name."""
     replicates: Identifier | None = None
     """The first experiment of the group that this one repeats."""
+    seed: Whole = None
+    """None: the first seed, so that it meets the reference's equal."""
 
     @model_validator(mode="after")
-    def _one_kind_of_change(self) -> Hypothesis:
+    def _one_kind_of_change(self) -> Proposal:
         kinds = [bool(self.config_overrides), bool(self.patch), bool(self.instructions)]
         if sum(kinds) > 1:
             raise ValueError("config_overrides, patch and instructions: a hypothesis has one kind")
         return self
+
+
+class Hypothesis(Proposal):
+    """`research/hypotheses/<state>/<id>.json`: a proposal that was taken into the queue."""
+
+    hypothesis_id: Identifier
+    tag: Identifier
+    created_at: Time = Field(default_factory=now)
+    proposer: str = ""
+    closed: Literal["completed", "abandoned"] | None = None
+    """How it ended, once it is done: with a run to decide, or without."""
+    outcome: str = ""
 
 
 class PlannedHypothesis(Tolerant):
@@ -395,6 +405,11 @@ class Decision(Tolerant):
     platform_key: str = ""
     lines_changed: Whole = None
     """Lines added minus lines removed."""
+    diff_hash: str = ""
+    lane: str = ""
+    """The device, as `gpu_id` has it; what follows is how fast it was, and known of CPU lanes."""
+    lane_kernel_ms: Number = None
+    tokens_per_second: Number = None
     simplification: bool = False
     requeue: bool = False
     decided_by: str = ""
@@ -496,6 +511,10 @@ class Problem(Strict):
 class Worker(Tolerant):
     worker_id: str
     gpu_id: str
+    """As the user named it: an index of NVML, or the core of a CPU lane."""
+    device: str = ""
+    """What is leased: the UUID of a GPU, or `cpu-<core>`."""
+    kind: Literal["cpu", "cuda"] | None = None
     branch: str = ""
     worktree_path: str = ""
     prompt_path: str = ""
@@ -516,6 +535,10 @@ class Manifest(Tolerant):
     workers: list[Worker] = []
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
+    proposers: list[str] = []
+    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
+    mix: Number = None
+    """Share of joint moves among the search's proposals; null: after a plateau."""
 
 
 class Heartbeat(Tolerant):
@@ -528,13 +551,56 @@ class Heartbeat(Tolerant):
     state: WorkerState = "idle"
     updated_at: Time
     pid: Whole = None
+    process_start: Number = None
+    """With the pid, the identity of the process: a reused pid is another one."""
+    started_at: Time | None = None
+    since: Time | None = None
+    """When it entered its state."""
+    busy_seconds: Number = None
+    """How long its device has trained or scored for it since `started_at`."""
     commit: str = ""
     hypothesis_id: str | None = None
+    next_hypothesis_id: str | None = None
+    """The one that is prepared while this one trains."""
     title: str | None = None
+    diff_stat: str = ""
     notes: str = ""
     metrics: dict[str, Any] = {}
     progress: dict[str, Any] = {}
     paths: dict[str, str] = {}
+
+
+class RoleStatus(Tolerant):
+    """`research/live/<role>.json`: the observer, the tool-builder or the supervisor."""
+
+    role: str
+    node_id: str = ""
+    pid: Whole = None
+    process_start: Number = None
+    state: str = ""
+    """One word: starting, working, waiting, finished, failed, stopped."""
+    started_at: Time | None = None
+    updated_at: Time
+    last_action: str = ""
+    last_action_at: Time | None = None
+    problems: list[str] = []
+    """What needs a person, one line each."""
+    details: dict[str, Any] = {}
+
+
+class Steering(Strict):
+    """The fenced block of `research/steering.md` or `program.md`: it binds every proposer."""
+
+    frozen: list[str] = []
+    """Constants that may not change."""
+    ranges: dict[str, tuple[float, float]] = {}
+    """Constant -> lowest and highest value."""
+    memory_limit_mb: Number = None
+    """A run with a higher peak is discarded."""
+    directions: list[str] = []
+    """What to try, in words; they go into every brief."""
+    stop: bool = False
+    """Let what runs end, and start nothing new."""
 
 
 class LiveSummary(Tolerant):
@@ -608,6 +674,13 @@ class Tool(Strict):
     decided_at: Time | None = None
     decided_by: str = ""
     notes: str = ""
+    sha256: str = ""
+    """Of the published file: one that differs is not run."""
+    calls: int = 0
+    failures: int = 0
+    attempts: int = 0
+    """How often building it has failed."""
+    retry_at: Time | None = None
 
 
 class Registry(Strict):
@@ -636,7 +709,7 @@ class KnowledgeBase(Strict):
 FILES: dict[str, type[BaseModel]] = {
     "research/fleet/manifest.json": Manifest,
     "research/hypotheses/<state>/<hypothesis_id>.json": Hypothesis,
-    "research/inbox/*.json": Hypothesis,
+    "research/inbox/*.json": Proposal,
     "research/research_brief.json": Brief,
     "research/knowledge_base.json": KnowledgeBase,
     "research/decisions.jsonl (a line)": Decision,
@@ -647,6 +720,8 @@ FILES: dict[str, type[BaseModel]] = {
     "research/runs/<experiment_id>/events.jsonl (a line)": Event,
     "research/live/workers/<worker_id>.json": Heartbeat,
     "research/live/summary.json": LiveSummary,
+    "research/live/<role>.json": RoleStatus,
+    "research/steering.md (its fenced block)": Steering,
     "research/aggregate/leaderboard.json": Leaderboard,
     "research/aggregate/problems.json (an entry)": Problem,
     "research/tools/registry.json": Registry,

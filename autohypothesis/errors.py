@@ -65,5 +65,21 @@ class SettleError(AutohypothesisError):
     """A decision cannot be taken: nothing to compare with, or not yet finished."""
 
 
+class FleetError(AutohypothesisError):
+    """A fleet cannot be made, started or repaired; nothing of the user's was overwritten."""
+
+
+class QueueError(AutohypothesisError):
+    """A hypothesis is not in the state that a step begins with."""
+
+
+class ProposerError(AutohypothesisError):
+    """A proposer failed, or answered what cannot be read."""
+
+
+class ToolError(AutohypothesisError):
+    """A helper script that is not published, was changed, or fails its checks."""
+
+
 class UnsupportedSystemError(AutohypothesisError):
     """This operating system lacks what the engine stands on."""

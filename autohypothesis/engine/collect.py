@@ -79,6 +79,8 @@ def judge(
         "touched": touched,
         "strays_found": killed,
     }
+    if failure is not None and failure.kind == "contended":
+        evidence["voided_value"] = score.value
     return Result(
         status="failed" if failure else "completed",
         recorded_at=now(),

@@ -34,7 +34,7 @@ CHOOSING_S = 10.0
 """How long to wait for others to have chosen; then go on, since the lease decides in any case."""
 TAKEN_S = 5.0
 """How long a shim may take from its start to its lease while others wait to choose."""
-_LOOK_S = 0.01
+_LOOK_S = 0.004
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,19 @@ def gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], str]:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         return [], f"no NVIDIA driver answers: {error}"
+    found, lost = [], ""
     try:
-        found = [_gpu(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            try:
+                found.append(_gpu(pynvml, index))
+            except pynvml.NVMLError as error:  # one that fell off the bus is not the others' end
+                lost = f"GPU {index} does not answer: {error}"
     except pynvml.NVMLError as error:
         return [], f"NVML lists no devices: {error}"
     finally:
         pynvml.nvmlShutdown()
     if not found:
-        return [], "NVML lists no devices"
+        return [], lost or "NVML lists no devices"
     visible = _visible(found, (os.environ if environ is None else environ))
     return visible, "" if visible else HIDDEN
 
@@ -195,6 +200,6 @@ def await_taken(device: Device, experiment_id: str, ended: Callable[[], bool]) -
     file = LeaseFile(lease.path, lease.name)
     until = time.monotonic() + TAKEN_S
     while time.monotonic() < until:
-        if (file.holder() or {}).get("experiment_id") == experiment_id or ended():
+        if file.note().get("experiment_id") == experiment_id or ended():
             return
         time.sleep(_LOOK_S)

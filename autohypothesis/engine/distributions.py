@@ -66,6 +66,15 @@ def installed(folders: Iterable[str]) -> dict[str, int]:
     return found
 
 
+def version_of(name: str, found: Iterable[str]) -> str:
+    """The version of the distribution `name` among metadata folders; empty when it is not there."""
+    for path in found:
+        own, _, rest = os.path.basename(path).partition("-")
+        if own.lower() == name and rest.endswith(_METADATA[:2]):
+            return rest.removesuffix(".dist-info").removesuffix(".egg-info")
+    return ""
+
+
 def _written(entry: os.DirEntry[str]) -> int:
     for path in (os.path.join(entry.path, "RECORD"), entry.path):
         try:

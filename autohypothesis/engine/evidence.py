@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
+from autohypothesis.engine import contention
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Measured
-from autohypothesis.engine.task import Task
+from autohypothesis.engine.task import Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import RunPaths
@@ -29,6 +31,8 @@ class Case:
     result: Result
     metadata: Metadata
     task: Task
+    flag: str = ""
+    """What is to be said about a result that counts although something is wrong with it."""
 
 
 def finished(lab: Lab, experiment_id: str) -> Case:
@@ -55,6 +59,12 @@ def finished(lab: Lab, experiment_id: str) -> Case:
     return Case(read_model(Result, run.result), metadata, _task_of(lab, run))
 
 
+def as_it_counts(past: Settled, case: Case) -> Case:
+    """`case` after what its lane says about it: voided, flagged, or as it is."""
+    result, flag = contention.judged(past, case.metadata, case.result)
+    return replace(case, result=result, flag=flag)
+
+
 def read_model(model: type[Model], path: Path) -> Model:
     """The document at `path`.
 
@@ -76,14 +86,22 @@ def _task_of(lab: Lab, run: RunPaths) -> Task:
     return read_model(RunSpec, run.run_spec).task if run.run_spec.exists() else lab.task
 
 
-def gather(past: Settled, case: Case, reference: str) -> Evidence:
-    """Everything that the policy may look at; `past` is that of the other experiments."""
+def gather(
+    past: Settled, case: Case, reference: str, limits: Mapping[str, Constraint] | None = None
+) -> Evidence:
+    """Everything that the policy may look at; `past` is that of the other experiments.
+
+    Args:
+        limits: upper limits beside the task's, the stricter of two counts.
+    """
     result, metadata, task = case.result, case.metadata, case.task
     key, seed = metadata.runtime.platform_key, metadata.run.seed
     base = result.parent_commit or result.commit
     failed = result.status == "failed"
     metrics = result.metrics.model_dump()
-    first = result.parent_commit is None and not past.runs_of(base, key)
+    repeated = bool(metadata.run.replicates)
+    kept = [one for one in past.runs_of(base, key) if one.decision_status == "keep"]
+    first = result.parent_commit is None and not repeated and not kept
     return Evidence(
         value=None if failed else result.metric_value,
         reference_value=_compared_with(past, case, base, reference),
@@ -95,17 +113,35 @@ def gather(past: Settled, case: Case, reference: str) -> Evidence:
         lines_changed=_lines(metadata),
         constraints={
             name: Measured(finite(metrics.get(name)), limit.soft, limit.hard)
-            for name, limit in task.constraints.items()
+            for name, limit in _stricter(task.constraints, limits or {}).items()
         },
         base_is_reference=base == reference,
         is_baseline=first,
-        is_replicate=bool(metadata.run.replicates) or result.parent_commit is None,
+        is_replicate=repeated or result.parent_commit is None,
         unattested=task.scorer.type == "model" and not result.attested,
         seed=seed,
         other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),
         last_improvement=past.anchor(key, seed),
         keep=task.policy.keep,
+        comes_back=past.voided(metadata.run.hypothesis_id) < contention.MOST_VOIDED
+        or result.failure_kind != "contended",
+        flag=case.flag,
     )
+
+
+def _stricter(
+    own: Mapping[str, Constraint], more: Mapping[str, Constraint]
+) -> dict[str, Constraint]:
+    def least(one: float | None, other: float | None) -> float | None:
+        return min((limit for limit in (one, other) if limit is not None), default=None)
+
+    merged = dict(own)
+    for name, limit in more.items():
+        there = merged.get(name)
+        hard = least(there.hard if there else None, limit.hard)
+        soft = least(least(there.soft if there else None, limit.soft), hard)
+        merged[name] = Constraint(soft=soft, hard=hard)
+    return merged
 
 
 def _compared_with(past: Settled, case: Case, base: str, reference: str) -> float | None:

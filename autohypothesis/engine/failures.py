@@ -7,9 +7,12 @@ import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from autohypothesis.engine.logs import printed_nonsense
+
+if TYPE_CHECKING:
+    from schema import Result
 
 FailureKind = Literal[
     "oom", "nan", "timeout", "code_error", "no_metric", "invalid", "contended", "infra"
@@ -91,6 +94,13 @@ def device_evidence(exit: Mapping[str, Any]) -> str | None:
             f" {back['after_mb']:.0f} MB after"
         )
     return _foreign(exit)
+
+
+def is_device_evidence(result: Result) -> bool:
+    """Whether a result speaks against its device; a killed shim and a `down` do not."""
+    if device_evidence(result.evidence) is not None:
+        return True
+    return result.failure_kind == "infra" and _DEVICE.search(result.failure_detail) is not None
 
 
 def _foreign(exit: Mapping[str, Any]) -> str | None:

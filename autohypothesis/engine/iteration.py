@@ -17,15 +17,23 @@ from typing import Protocol
 from autohypothesis.engine import recovery
 from autohypothesis.engine.candidate import Candidate
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import Executor, Handle, Offers, RunSpec, Waits
+from autohypothesis.engine.executor import (
+    Executor,
+    Handle,
+    Offers,
+    Resources,
+    RunSpec,
+    Waits,
+)
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.local import LocalExecutor, workspace_of
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.prepare import prepare
+from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, LockError
 from autohypothesis.records import ids, locks
-from schema import Plan, PlannedHypothesis, Result, now
+from schema import Plan, PlannedHypothesis, Prediction, Result, now
 
 FIRST_SEED = 42
 """Every first run of a hypothesis has this seed, so that it meets the reference's equal."""
@@ -43,6 +51,7 @@ class Request:
     hypothesis_id: str | None = None
     seed: int | None = None
     replicates: str | None = None
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +120,11 @@ def _execute(lab: Lab, executor: Executor, spec: RunSpec, watch: Watch) -> None:
                 follow(lab, executor, handle)
                 executor.collect(handle)
         else:
-            _forget(lab, spec.experiment_id)
+            forget(lab, spec.experiment_id)
         raise
 
 
-def _forget(lab: Lab, experiment_id: str) -> None:
+def forget(lab: Lab, experiment_id: str) -> None:
     """Take back the plan of an experiment that was never begun; its id stays taken."""
     shutil.rmtree(lab.layout.run(experiment_id).folder, ignore_errors=True)
     lab.layout.plan_page(experiment_id).unlink(missing_ok=True)
@@ -133,17 +142,31 @@ def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = N
         wait(handle, POLL_S)
 
 
-def plan(lab: Lab, request: Request, worker: str, executor: Executor | None = None) -> RunSpec:
+def plan(
+    lab: Lab,
+    request: Request,
+    worker: str,
+    executor: Executor | None = None,
+    *,
+    workspace: str | None = None,
+    device: str | None = None,
+) -> RunSpec:
     """The candidate of `request` under an id of its own, ready to submit.
 
     A refused change leaves no plan; what it wanted stays in git under `refs/experiments/<id>`.
     With an executor that can tell, nothing is prepared while no device is free.
 
+    Args:
+        workspace: the worktree to prepare in; default: the worker's own, which then must be free.
+        device: the only one to run on, as `devices.name_of` says it.
+
     Raises:
+        ChangeError, PreflightError: the change is refused.
         LeaseError: every device is held.
     """
     base = lab.reference()
-    inputs = _inputs(lab, worker, base)
+    side = workspace_of(lab.repository, workspace or worker, lab.active())
+    inputs = _inputs(lab, side, base)
     if isinstance(executor, Offers):
         executor.offer(lab.task, inputs)
     is_baseline = request.change.kind == "none"
@@ -151,16 +174,16 @@ def plan(lab: Lab, request: Request, worker: str, executor: Executor | None = No
     experiment_id = ids.allocate_experiment(
         lab.layout,
         str(request.hypothesis_id),
-        lab.repository.experiments(),
+        lab.repository.experiments_before,
         plan=lambda given: _plan(lab, request, worker, base, given),
         page=lambda given: plan_page(_plan(lab, request, worker, base, given)),
     )
     try:
-        candidate = _candidate(lab, request, worker, base, experiment_id, inputs)
+        candidate = _candidate(lab, request, side, base, experiment_id, inputs)
     except BaseException:
-        _forget(lab, experiment_id)
+        forget(lab, experiment_id)
         raise
-    return _spec(lab, request, worker, candidate)
+    return _spec(lab, request, worker, candidate, device)
 
 
 def _complete(lab: Lab, request: Request, is_baseline: bool) -> Request:
@@ -186,15 +209,20 @@ def _title(change: Change) -> str:
     return words.get(change.kind) or change.text.strip().splitlines()[0][:100]
 
 
-def _inputs(lab: Lab, worker: str, base: str) -> Inputs:
+def _inputs(lab: Lab, workspace: Workspace, base: str) -> Inputs:
     if not lab.task.inputs:
         return Inputs()
-    checkout = workspace_of(lab.repository, worker, lab.active()).checkout(base)
+    checkout = workspace.checkout(base)
     return locate_inputs(lab.task, checkout, lab.repository.root, os.environ)
 
 
 def _candidate(
-    lab: Lab, request: Request, worker: str, base: str, experiment_id: str, inputs: Inputs
+    lab: Lab,
+    request: Request,
+    workspace: Workspace,
+    base: str,
+    experiment_id: str,
+    inputs: Inputs,
 ) -> Candidate:
     return prepare(
         lab.repository,
@@ -205,7 +233,7 @@ def _candidate(
         title=request.title,
         rationale=request.rationale,
         hypothesis_id=str(request.hypothesis_id),
-        workspace=workspace_of(lab.repository, worker, lab.active()),
+        workspace=workspace,
         inputs=inputs,
     )
 
@@ -228,12 +256,16 @@ def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str
             config_overrides=dict(change.overrides),
             patch=change.text if change.kind == "patch" else None,
             instructions=change.text if change.kind == "instructions" else None,
+            prediction=request.prediction,
         ),
     )
 
 
-def _spec(lab: Lab, request: Request, worker: str, candidate: Candidate) -> RunSpec:
+def _spec(
+    lab: Lab, request: Request, worker: str, candidate: Candidate, device: str | None
+) -> RunSpec:
     return RunSpec(
+        resources=Resources(device=device),
         experiment_id=candidate.experiment_id,
         task=lab.task,
         commit=candidate.commit,

@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from autohypothesis import system
 from autohypothesis.engine import devices, guard, shim
 from autohypothesis.engine.collect import collect
-from autohypothesis.engine.distributions import site_folders
+from autohypothesis.engine.distributions import site_folders, version_of
 from autohypothesis.engine.environment import child_environment
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState
 from autohypothesis.engine.identity import platform_key, task_hash
@@ -22,6 +22,7 @@ from autohypothesis.engine.run_command import TrainingCommand, training_command
 from autohypothesis.engine.scorer import ScoringPlace, scorer_for
 from autohypothesis.engine.task import Budget, Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
+from autohypothesis.errors import LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
@@ -65,11 +66,22 @@ class LocalExecutor:
 
     repository: Repository
     layout: Layout
+    branch: str | None = None
+    """That the worktree is on, for people to look at; None: detached."""
 
     def submit(self, spec: RunSpec) -> Handle:
         """See `Executor.submit`. The worker's worktree must be free."""
+        warm = shim.warm(self.layout.run(spec.experiment_id), spec.experiment_id)
+        try:
+            return self._submit(spec, warm)
+        finally:
+            shim.dismiss(warm)
+
+    def _submit(self, spec: RunSpec, warm: Any) -> Handle:
+        """`submit`, with a shim that gets ready meanwhile."""
         root, handle = self.repository.root, Handle(spec.experiment_id)
-        checkout = workspace_of(self.repository, spec.worker_id, spec.tag).checkout(spec.commit)
+        workspace = workspace_of(self.repository, spec.worker_id, spec.tag, self.branch)
+        checkout = workspace.checkout(spec.commit)
         inputs = locate_inputs(spec.task, checkout, root, os.environ)
         command = training_command(spec.task, root, os.environ)
         entries = self.repository.entries(spec.commit)
@@ -89,7 +101,7 @@ class LocalExecutor:
                 evaluator=evaluator,
             )
             self._write_bundle(place, before, entries)
-            self._start(place, handle)
+            self._start(place, handle, warm)
         return handle
 
     def offer(self, task: Task, inputs: Inputs) -> None:
@@ -122,9 +134,9 @@ class LocalExecutor:
             shim.wait(ended, LAST_STEPS_S)
         return collect(self.repository, self.layout, handle.experiment_id)
 
-    def _start(self, place: Place, handle: Handle) -> None:
+    def _start(self, place: Place, handle: Handle, warm: Any) -> None:
         """Start the shim, and see it hold its lease or end, so that others may choose."""
-        shim.start(self._launch(place))
+        shim.start(self._launch(place), warm)
         devices.await_taken(
             place.device, handle.experiment_id, ended=lambda: self.poll(handle) != "running"
         )
@@ -150,7 +162,8 @@ class LocalExecutor:
         write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"), durable=False)
         bundles.write_config(run, spec.config)
         hashed = task_hash(spec.task, guard.protected_blobs(spec.task, entries))
-        bundles.write_metadata(run, _metadata(place, hashed))
+        torch = version_of("torch", before.distributions)
+        bundles.write_metadata(run, _metadata(place, hashed, torch))
 
     def _environment(self, place: Place) -> dict[str, str]:
         spec = place.spec
@@ -220,15 +233,24 @@ def offered(wanted: Resources, inputs: Inputs) -> list[Device]:
     if not inputs.device:
         kind = wanted.kind or devices.best_kind()
     every = devices.devices(kind)
-    return [one for one in every if wanted.device in (None, devices.name_of(one))]
+    found = [one for one in every if wanted.device in (None, devices.name_of(one))]
+    if not found:
+        raise LeaseError(
+            f"{wanted.device} is no {kind} device of this machine: "
+            f"{', '.join(devices.name_of(one) for one in every)}",
+            hint="make the fleet's workers anew: python orchestrator.py init-fleet",
+        )
+    return found
 
 
-def workspace_of(repository: Repository, worker: str, tag: str) -> Workspace:
+def workspace_of(
+    repository: Repository, worker: str, tag: str, branch: str | None = None
+) -> Workspace:
     """The worktree of one worker."""
-    return Workspace.named(repository, worker, fleet=tag, worker=worker)
+    return Workspace.named(repository, worker, branch=branch, fleet=tag, worker=worker)
 
 
-def _metadata(place: Place, hashed: str) -> Metadata:
+def _metadata(place: Place, hashed: str, torch: str) -> Metadata:
     spec, inputs = place.spec, place.inputs
     return Metadata(
         recorded_at=now(),
@@ -265,6 +287,7 @@ def _metadata(place: Place, hashed: str) -> Metadata:
             task_hash=hashed,
             budget_seconds=place.budget.seconds,
             clock=place.budget.clock,
+            torch_version=torch,
             home="kept" if place.keeps_home else "own",
         ),
     )

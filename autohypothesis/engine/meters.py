@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from autohypothesis import system
 
-_KERNEL_ROUNDS = 7
+_KERNEL_ROUNDS = 5
 _KERNEL_STEPS = 8_000  # about a millisecond
 
 

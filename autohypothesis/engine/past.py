@@ -19,6 +19,8 @@ class Settled:
 
     def __init__(self, decisions: Iterable[Decision] = ()) -> None:
         self.decisions: list[Decision] = []
+        self.reference = ""
+        """Where the reference stands, for whoever holds the lock that moves it; "" is unknown."""
         self._latest: dict[str, Decision] = {}
         for decision in decisions:
             self.add(decision)
@@ -75,6 +77,21 @@ class Settled:
             for one in self._latest.values()
             if one.platform_key == platform_key and one.metric_value is not None
         ]
+
+    def on_lane(self, platform_key: str, lane: str) -> list[Decision]:
+        """The latest decision about each run on one device, oldest first."""
+        return [
+            one
+            for one in self._latest.values()
+            if one.platform_key == platform_key and one.lane == lane
+        ]
+
+    def voided(self, hypothesis_id: str) -> int:
+        """How many runs of a hypothesis were voided because somebody else disturbed them."""
+        return sum(
+            one.hypothesis_id == hypothesis_id and one.reason == "contended"
+            for one in self._latest.values()
+        )
 
     def anchor(self, platform_key: str, seed: int | None) -> float | None:
         """The metric of the last keep that was no simplification: what a chain may not undo.

@@ -44,6 +44,8 @@ class Evidence:
         other_seeds: whether the reference has a value on this platform, at whatever seed.
         last_improvement: the value of the last keep that was not a simplification, which a chain
             of simplifications is measured against; None: the reference is that keep.
+        comes_back: whether a failure that says nothing about the change may be tried again.
+        flag: what is to be said about the value.
     """
 
     value: float | None
@@ -63,6 +65,8 @@ class Evidence:
     other_seeds: bool = False
     last_improvement: float | None = None
     keep: Literal["improve", "simpler"] = "simpler"
+    comes_back: bool = True
+    flag: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,12 +90,12 @@ def decide(evidence: Evidence) -> Verdict:
             it with.
     """
     if evidence.failure is not None:
-        lost = evidence.failure in _NO_EVIDENCE
+        lost = evidence.failure in _NO_EVIDENCE and evidence.comes_back
         return Verdict("crash", evidence.failure, evidence.failure_detail, requeue=lost)
     value = _usable(evidence)
     if value is None:
         return Verdict("crash", "no_metric", f"{evidence.metric} is {evidence.value!r}")
-    noted = _over(evidence, "soft")
+    noted = [*_over(evidence, "soft"), *([evidence.flag] if evidence.flag else [])]
     if evidence.is_baseline:
         return Verdict("keep", "baseline", _sentence([f"{evidence.metric} {value:.6g}", *noted]))
     if evidence.is_replicate:

@@ -7,14 +7,16 @@ any two of these is mended by the next settle, which finishes the last decision'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple, get_args
 
-from autohypothesis.engine.evidence import Case, finished, gather, read_model
+from autohypothesis.engine.contention import lane_speed, restored, void
+from autohypothesis.engine.evidence import Case, as_it_counts, finished, gather, read_model
 from autohypothesis.engine.lab import Lab, reference_ref, run_ids
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Verdict, better_by, decide
+from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
 from autohypothesis.records.layout import ID
@@ -55,12 +57,17 @@ def settle(lab: Lab, experiment_ids: Iterable[str], *, decided_by: str) -> list[
 
 
 def settle_waiting(
-    lab: Lab, *, decided_by: str, may: Callable[[str], None] = lambda experiment_id: None
+    lab: Lab,
+    *,
+    decided_by: str,
+    may: Callable[[str], None] = lambda experiment_id: None,
+    limits: Mapping[str, Constraint] | None = None,
 ) -> tuple[list[Decision], list[Refused]]:
     """Decide everything that waits; what cannot be decided stands in nobody's way.
 
     Args:
         may: raises for an experiment that is not to be decided.
+        limits: upper limits on metrics beside those of the task.
 
     Raises:
         LockError: somebody else is settling and does not finish.
@@ -72,7 +79,7 @@ def settle_waiting(
         for experiment_id in wanted:
             try:
                 may(experiment_id)
-                decision = _settle_one(lab, past, experiment_id, decided_by, None)
+                decision = _settle_one(lab, past, experiment_id, decided_by, None, limits)
             except AutohypothesisError as error:
                 refused.append(Refused(experiment_id, error))
                 continue
@@ -138,9 +145,10 @@ def _hand_made(status: str) -> HandMade:
 def repair(lab: Lab) -> Settled:
     """Finish what a killed settle began: the move of the reference, then the stamp; the past."""
     past = Settled.of_tag(lab.layout, lab.tag)
-    reference = lab.reference()
+    past.reference = reference = lab.reference()
     dangling = past.dangling_move(reference)
     if dangling is not None:
+        past.reference = ""
         lab.repository.compare_and_swap(
             reference_ref(lab.active()), str(dangling.reference_after), reference
         )
@@ -151,7 +159,12 @@ def repair(lab: Lab) -> Settled:
 
 
 def _settle_one(
-    lab: Lab, past: Settled, experiment_id: str, decided_by: str, said: ByHand | None
+    lab: Lab,
+    past: Settled,
+    experiment_id: str,
+    decided_by: str,
+    said: ByHand | None,
+    limits: Mapping[str, Constraint] | None = None,
 ) -> Decision | None:
     """Decide one experiment and add it to `past`; None when it is decided so already."""
     case = finished(lab, experiment_id)
@@ -159,9 +172,10 @@ def _settle_one(
     if before is not None and (said is None or before.decision_status == said.status):
         _stamp(lab, before)
         return None
-    reference = lab.reference()
+    reference = past.reference or lab.reference()
     others = past.without(experiment_id)
-    evidence = gather(others, case, reference)
+    case = as_it_counts(others, case) if said is None else case
+    evidence = gather(others, case, reference, limits)
     verdict = decide(evidence) if said is None else _verdict_by_hand(experiment_id, evidence, said)
     decision = _decision(lab, others, case, verdict, evidence).model_copy(
         update={
@@ -174,7 +188,9 @@ def _settle_one(
     )
     bundles.append_decision(lab.layout, decision)
     past.add(decision)
+    past.reference = ""
     _carry_out(lab, decision, reference)
+    past.reference = str(decision.reference_after)
     return decision
 
 
@@ -225,7 +241,7 @@ def _decision(
 ) -> Decision:
     """The record, but for its place among the others and what becomes of the reference."""
     result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
-    best = others.best(key, evidence.direction)
+    best, speed = others.best(key, evidence.direction), lane_speed(case.metadata, result)
     return Decision(
         decision_id="",
         recorded_at=now(),
@@ -245,6 +261,10 @@ def _decision(
         confirmation=verdict.confirmation,
         platform_key=key,
         lines_changed=evidence.lines_changed,
+        diff_hash=case.metadata.runtime.diff_hash,
+        lane=speed.lane,
+        lane_kernel_ms=speed.kernel_ms,
+        tokens_per_second=speed.tokens_per_second,
         direction=evidence.direction,
         simplification=verdict.simplification,
         requeue=verdict.requeue,
@@ -273,6 +293,10 @@ def _stamp(lab: Lab, decision: Decision) -> None:
     result = read_model(Result, run.result)
     if result.decision_id == decision.decision_id:
         return
+    if decision.reason == "contended":
+        result = void(result, decision.detail)
+    elif decision.metric_value is not None:
+        result = restored(result)
     stamped = result.model_copy(
         update={
             "decision_status": decision.decision_status,

@@ -1,10 +1,10 @@
 """The shim, seen from outside: start one, ask after it, wait for it, cancel it.
 
-`python -m autohypothesis.engine.shim LAUNCH_JSON EXPERIMENT_ID` is the process itself. It holds the
-lease, starts the training and its scoring, and owns both from exec to exit; it survives whoever
-started it. What is known about it lies in the run folder: shim.json from before the training starts
-(who it is), exit.json at the end (what happened). Whether it lives is told by pid and start time,
-never by age.
+`python -m autohypothesis.engine.shim LAUNCH_JSON EXPERIMENT_ID [wait]` is the process itself. It
+holds the lease, starts the training and its scoring, and owns both from exec to exit; it survives
+whoever started it. What is known about it lies in the run folder: shim.json from before the
+training starts (who it is), exit.json at the end (what happened). Whether it lives is told by pid
+and start time, never by age.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ Status = Literal["running", "finished", "dead", "absent"]
 # The shim's own environment can be read by the training, so it holds no more than it needs.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _POLL_S = 0.05
+WAIT = "wait"
+"""The last word of the command line of a shim that begins when it reads `GO`."""
+GO = b"go\n"
 
 
 class ShimHandle(NamedTuple):
@@ -40,40 +43,64 @@ class ShimHandle(NamedTuple):
     experiment_id: str
 
 
-def start(launch: Launch) -> ShimHandle:
-    """Start a shim in a session of its own, and return without waiting for the training.
+def warm(run: RunPaths, experiment_id: str) -> Any:
+    """A shim process that has not begun: it imports what it needs, and waits for `start`.
 
-    A run folder is used once. Raises LaunchError if it was used before, RecordError or OSError if
-    it cannot be written.
+    For who has other things to do before the launch is known. It touches nothing, and goes when
+    its standard input ends, so with its starter at the latest.
     """
     import subprocess
-    from pathlib import Path
-
-    from autohypothesis.engine.shim_files import claim_folder
-    from autohypothesis.records.files import write_atomic
 
     system.require_supported()
-    if launch.run.shim.exists():
-        raise LaunchError(f"run folder {launch.run_dir} was used before", hint="take a new id")
-    write_atomic(launch.run.launch, launch.to_json())
     env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     root = str(Path(__file__).resolve().parents[2])
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = dict.fromkeys((root, *filter(os.path.isabs, (*named, *sys.path))))
     env["PYTHONPATH"] = os.pathsep.join(folders)
     # -S: what `site` does at start-up costs a tenth of the shim's own, and we name the folders.
-    command = [sys.executable, "-S", "-m", __name__, str(launch.run.launch), launch.experiment_id]
-    with open(launch.run.shim_log, "ab") as log, _cancel_held_back():
-        process = subprocess.Popen(
+    command = [sys.executable, "-S", "-m", __name__, str(run.launch), experiment_id, WAIT]
+    with _cancel_held_back():
+        return subprocess.Popen(
             command,
             cwd="/",  # python -m would otherwise import from the run folder
             env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+
+def dismiss(process: Any) -> None:
+    """End a warm shim that is not needed; one that was started is left alone."""
+    if process.stdin is not None and not process.stdin.closed:
+        process.stdin.close()
+        process.wait()
+
+
+def start(launch: Launch, process: Any = None) -> ShimHandle:
+    """Start a shim in a session of its own, and return without waiting for the training.
+
+    A run folder is used once. `process` is a warm shim of the same run. Raises LaunchError if the
+    folder was used before or the shim does not start, RecordError or OSError if the folder cannot
+    be written.
+    """
+    from autohypothesis.engine.shim_files import claim_folder
+    from autohypothesis.records.files import write_atomic
+
+    if launch.run.shim.exists():
+        raise LaunchError(f"run folder {launch.run_dir} was used before", hint="take a new id")
+    write_atomic(launch.run.launch, launch.to_json(), durable=False)  # for this shim alone
+    process = process or warm(launch.run, launch.experiment_id)
     began = system.process_start(process.pid)
+    try:
+        process.stdin.write(GO)
+        process.stdin.close()
+    except OSError as error:
+        raise LaunchError(
+            f"the shim of {launch.experiment_id} does not start",
+            hint=f"see why: {sys.executable} -m {__name__}",
+        ) from error
     _detach(process)
     claim_folder(launch.run_dir, launch.experiment_id, process.pid)
     return ShimHandle(process.pid, began or 0.0, launch.run_dir, launch.experiment_id)

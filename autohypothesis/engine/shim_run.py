@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
@@ -19,6 +20,7 @@ from autohypothesis.engine.lease import Held, LeaseFile
 from autohypothesis.engine.shim_signals import Interrupts
 from autohypothesis.engine.shim_spawn import Child, spawn
 from autohypothesis.errors import AutohypothesisError, LaunchError
+from autohypothesis.records.layout import RunPaths
 
 if TYPE_CHECKING:
     from autohypothesis.engine.clockcheck import ClockWatch
@@ -37,6 +39,8 @@ _SCORE_LOG_BYTES = 1 << 20
 def main(argv: list[str]) -> int:
     """The process: 0 once exit.json is written, 1 if there is nothing to write it for."""
     system.set_process_name(f"ah:{argv[2]}" if len(argv) > 2 else "ah-shim")
+    if argv[3:] == ["wait"] and not _told_to_go(argv[1]):
+        return 0
     try:
         with open(argv[1], "rb") as file:
             launch = Launch.from_json(file.read())
@@ -49,6 +53,21 @@ def main(argv: list[str]) -> int:
         return 1
     _remove_empty_log(launch)
     return 0
+
+
+def _told_to_go(launch_path: str) -> bool:
+    """Wait for the word of whoever started this; from then on print to shim.log."""
+    if os.read(0, 16) != b"go\n":
+        return False
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    log = os.open(
+        RunPaths(Path(launch_path).parent).shim_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
+    )
+    for number, fd in enumerate((nothing, log, log)):
+        os.dup2(fd, number)
+    os.close(nothing)
+    os.close(log)
+    return True
 
 
 def _print_traceback() -> None:

@@ -1,16 +1,16 @@
-"""The one module that calls git.
+"""Everything the project knows about a repository goes through `Repository`.
 
-Everything the project knows about a repository goes through `Repository`. Its calls never run a
-hook, ask a question, sign, start a gc or take an optional lock, and none reads what a calling git
-left in the environment (`GIT_DIR`, `GIT_INDEX_FILE`). Objects and trees are made without touching
-the user's index or working tree. What changes the shape of the repository (worktrees, deleted
-refs, packed refs) happens under one file lock: in parallel, `git worktree add` alone fails for
-one in five.
+Its calls (git_call.py) never run a hook, ask a question, sign, start a gc or take an optional lock,
+and none reads what a calling git left in the environment. Objects and trees are made without
+touching the user's index or working tree. What changes the shape of the repository (worktrees,
+deleted refs, packed refs) happens under one file lock: in parallel, `git worktree add` alone fails
+for one in five.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autohypothesis.errors import ChangeError, GitError, LockError
+from autohypothesis.records.git_call import call
 from autohypothesis.records.git_facts import (
     Answer,
     Entry,
@@ -29,14 +30,13 @@ from autohypothesis.records.git_facts import (
     parse_listing,
     parse_worktrees,
 )
-from autohypothesis.records.git_settings import ENVIRONMENT, OPTIONS, without_callers_state
 
 EXPERIMENTS = "refs/experiments/"
 SALVAGE = "refs/fleet/salvage/"
 TIMEOUT_S = 60.0
 CHECKOUT_TIMEOUT_S = 600.0
-FULL_ID = (40, 64)
-"""Hexadecimal digits of SHA-1 and SHA-256. What such a name stands for never changes."""
+FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+"""A SHA-1 or SHA-256. What such a name stands for never changes."""
 LOCK_TIMEOUT_S = 900.0
 """Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
 
@@ -58,7 +58,9 @@ class Repository:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self._listings = Recent[dict[str, Entry]]()
+        self._tops = Recent[list[str]]()
         self._blobs = Recent[bytes]()
+        self._commits = Recent[str]()
 
     @classmethod
     def find(cls, path: Path) -> Repository:
@@ -131,7 +133,11 @@ class Repository:
 
     def resolve(self, revision: str) -> str:
         """The full id of the commit that `revision` names."""
-        return self._named(f"{revision}^{{commit}}", f"there is no commit {revision!r}")
+
+        def ask() -> str:
+            return self._named(f"{revision}^{{commit}}", f"there is no commit {revision!r}")
+
+        return self._commits.get(revision, ask) if FULL.fullmatch(revision) else ask()
 
     def subject(self, revision: str) -> str:
         """The first line of a commit's message."""
@@ -159,6 +165,11 @@ class Repository:
         pairs = (line.split(" ", 1) for line in answer.text.splitlines())
         return {name: commit for commit, name in pairs}
 
+    @cached_property
+    def experiments_before(self) -> dict[str, str]:
+        """`experiments` as they were when this was first asked; later ones have left a plan."""
+        return self.experiments()
+
     def experiments(self) -> dict[str, str]:
         """Experiment id -> commit, for every experiment there ever was."""
         return {ref.removeprefix(EXPERIMENTS): sha for ref, sha in self.refs(EXPERIMENTS).items()}
@@ -180,7 +191,7 @@ class Repository:
         def ask() -> dict[str, Entry]:
             return parse_listing(self._run("ls-tree -r -z --full-tree", commit).records)
 
-        return self._listings.get(commit, ask) if len(commit) in FULL_ID else ask()
+        return self._listings.get(commit, ask) if FULL.fullmatch(commit) else ask()
 
     def tracked_files(self) -> list[str]:
         """What the main checkout's index holds."""
@@ -205,14 +216,28 @@ class Repository:
     def tree_with(self, base: str, files: Mapping[str, bytes]) -> str:
         """The tree of `base` with the contents of `files` in place of what is there."""
         there = self.entries(base, list(files))
-        lines = []
+        lines = {}
         for path, content in files.items():
             blob = self._run("hash-object -w --stdin --no-filters", stdin=content).text
+            self._blobs.get(blob, lambda content=content: content)  # type: ignore[misc]
             mode = there[path].mode if path in there else "100644"
-            lines.append(f"{mode} {blob}\t{path}\0")
-        with self._index(base) as index:
-            self._run("update-index -z --index-info", stdin="".join(lines).encode(), index=index)
-            return self._run("write-tree", index=index).text
+            lines[path] = f"{mode} blob {blob}\t{path}"
+        if any("/" in path for path in files):
+            with self._index(base) as index:
+                listed = "".join(f"{line}\0" for line in lines.values()).encode()
+                self._run("update-index -z --index-info", stdin=listed, index=index)
+                return self._run("write-tree", index=index).text
+        top = {line.partition("\t")[2]: line for line in self._top(base)}
+        listed = "".join(f"{line}\0" for line in {**top, **lines}.values()).encode()
+        return self._run("mktree -z", stdin=listed).text
+
+    def _top(self, commit: str) -> list[str]:
+        """The uppermost level of a commit's tree, as `ls-tree` prints it."""
+
+        def ask() -> list[str]:
+            return self._run("ls-tree -z --full-tree", commit).records
+
+        return self._tops.get(commit, ask) if FULL.fullmatch(commit) else ask()
 
     def patched_tree(self, base: str, patch: str) -> str:
         """The tree of `base` with a unified diff applied, wholly or not at all.
@@ -267,7 +292,11 @@ class Repository:
     def commit_tree(self, tree: str, parents: Sequence[str], message: str) -> str:
         """A new commit object; no ref moves."""
         named = [word for parent in parents for word in ("-p", parent)]
-        return self._run("commit-tree", tree, *named, "-F", "-", stdin=message.encode()).text
+        commit = self._run("commit-tree", tree, *named, "-F", "-", stdin=message.encode()).text
+        self._commits.get(commit, lambda: commit)
+        if self._listings.has(tree):
+            self._listings.get(commit, lambda: self._listing(tree))
+        return commit
 
     def compare_and_swap(self, ref: str, new: str, old: str | None) -> bool:
         """Move `ref` from `old` (None: it must not exist) to `new`; False when it was elsewhere."""
@@ -441,35 +470,9 @@ class Repository:
         Raises:
             GitError: the exit status is not in `accept`; it holds the command and git's words.
         """
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git: our error, not an import's
-        import git
-
+        settings = {"GIT_INDEX_FILE": str(index)} if index else {}
         place = cwd or self.root
-        extra = {**ENVIRONMENT, **({"GIT_INDEX_FILE": str(index)} if index else {})}
-        command = [*without_callers_state(extra), "git", *OPTIONS, *words.split(), *args]
-        with tempfile.TemporaryFile() as source:
-            source.write(stdin)
-            source.seek(0)
-            try:
-                status, out, said = git.Git(str(place)).execute(
-                    command,
-                    istream=source,
-                    env=extra,
-                    kill_after_timeout=timeout,
-                    with_extended_output=True,
-                    with_exceptions=False,
-                    stdout_as_string=False,
-                    strip_newline_in_stdout=False,
-                )
-            except git.exc.GitCommandNotFound as error:
-                raise GitError(
-                    "git is not in PATH, so nothing can be searched", hint="install git 2.34+"
-                ) from error
-        answer = Answer(int(status), bytes(out), str(said))
-        if answer.status not in accept:
-            shown = " ".join([words, *args])[:200]
-            raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
-        return answer
+        return call(words, args, place, settings, stdin=stdin, timeout=timeout, accept=accept)
 
 
 def _missing(path: Path, patterns: Iterable[str]) -> list[str]:

@@ -110,6 +110,9 @@ class Recent(Generic[T]):
     def __init__(self) -> None:
         self._known: dict[str, T] = {}
 
+    def has(self, name: str) -> bool:
+        return name in self._known
+
     def get(self, name: str, ask: Callable[[], T]) -> T:
         """What `name` stands for, asked for once while it is remembered."""
         if name not in self._known:

@@ -65,7 +65,8 @@ def allocate_hypothesis(layout: Layout, tag: str) -> str:
         given = _given(layout)
         number = max(_numbers(stem, _hypothesis_names(layout)), default=0)
         number = max(number, given.get(stem, 0)) + 1
-        write_json(_memory(layout), {**given, stem: number})
+        # After a power cut nobody lives who was given a number and has not written its file.
+        write_json(_memory(layout), {**given, stem: number}, durable=False)
     return f"{stem}-{number:04d}"
 
 

@@ -134,6 +134,11 @@ class Layout(NamedTuple):
         return self.worktrees / checked_id(name)
 
     @property
+    def program(self) -> Path:
+        """The human's charter: goal, directions, constraints."""
+        return self.root / "program.md"
+
+    @property
     def default_task(self) -> Path:
         return self.root / "tasks" / "pretrain" / "task.yaml"
 
@@ -184,8 +189,41 @@ class Layout(NamedTuple):
         return self.research / "inbox"
 
     @property
+    def inbox_refused(self) -> Path:
+        """Files of the inbox that were not taken, each beside a `.reason`."""
+        return self.inbox / "refused"
+
+    # ── the fleet ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def fleet(self) -> Path:
+        return self.research / "fleet"
+
+    @property
     def manifest(self) -> Path:
-        return self.research / "fleet" / "manifest.json"
+        return self.fleet / "manifest.json"
+
+    @property
+    def observer_prompt(self) -> Path:
+        return self.fleet / "observer-agent.md"
+
+    @property
+    def tool_builder_prompt(self) -> Path:
+        return self.fleet / "tool-builder.md"
+
+    def worker_prompt(self, worker: str) -> Path:
+        return self.fleet / "worker-prompts" / f"worker-{checked_id(worker)}.md"
+
+    def protocol(self, role: str) -> Path:
+        """Of `observer`, `tool-builder` or `gpu-worker`, for whoever plays it."""
+        return self.fleet / "protocols" / f"{checked_id(role)}.md"
+
+    def assignment(self, role: str) -> Path:
+        """What the observer or the tool-builder is to do now."""
+        return self.fleet / "assignments" / f"{checked_id(role)}.md"
+
+    def worker_assignment(self, worker: str) -> Path:
+        return self.fleet / "assignments" / "workers" / f"{checked_id(worker)}.md"
 
     # ── hypotheses, plans, runs ───────────────────────────────────────────────────────────
 
@@ -193,6 +231,9 @@ class Layout(NamedTuple):
         """The folder of one state; `dispatched` and `running` have one folder per worker."""
         folder = self.research / "hypotheses" / checked_id(state)
         return folder / checked_id(worker) if worker is not None else folder
+
+    def hypothesis(self, hypothesis_id: str, state: str, worker: str | None = None) -> Path:
+        return self.hypotheses(state, worker) / f"{checked_id(hypothesis_id)}.json"
 
     @property
     def plans(self) -> Path:
@@ -215,6 +256,19 @@ class Layout(NamedTuple):
 
     def heartbeat(self, worker: str) -> Path:
         return self.research / "live" / "workers" / f"{checked_id(worker)}.json"
+
+    def role(self, name: str) -> Path:
+        """How the observer, the tool-builder or the supervisor stands."""
+        return self.research / "live" / f"{checked_id(name)}.json"
+
+    def role_log(self, name: str) -> Path:
+        """What a process of the fleet printed."""
+        return self.research / "live" / "logs" / f"{checked_id(name)}.log"
+
+    @property
+    def benched(self) -> Path:
+        """Devices that are left alone for a while, and why."""
+        return self.research / "live" / "benched.json"
 
     @property
     def live_summary(self) -> Path:
@@ -256,6 +310,23 @@ class Layout(NamedTuple):
     @property
     def published_tools(self) -> Path:
         return self.research / "tools" / "published"
+
+    def published_tool(self, tool_id: str) -> Path:
+        return self.published_tools / f"{checked_id(tool_id)}.py"
+
+    @property
+    def tool_calls(self) -> Path:
+        return self.research / "tools" / "calls.jsonl"
+
+    @property
+    def registry_state(self) -> Path:
+        """Our own copy of the registry: registry.json shows it, and takes people's edits."""
+        return self.research / "tools" / ".registry.json"
+
+    @property
+    def registry_edits(self) -> Path:
+        """Versions of registry.json that somebody else wrote, kept as they were."""
+        return self.research / "tools" / "edits"
 
     @property
     def locks(self) -> Path:

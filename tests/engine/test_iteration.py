@@ -71,9 +71,9 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 ) -> None:
     start = shim.start
 
-    def interrupted(launch: Any) -> None:
+    def interrupted(launch: Any, warm: Any) -> None:
         if moment == "after the shim":
-            start(launch)
+            start(launch, warm)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shim, "start", interrupted)
@@ -91,7 +91,7 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 def test_a_shim_that_cannot_be_started_is_recorded_at_once(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(launch: Any) -> None:
+    def refuse(launch: Any, warm: Any) -> None:
         raise LaunchError("no more processes")
 
     monkeypatch.setattr(shim, "start", refuse)
@@ -107,9 +107,9 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
 ) -> None:
     start = shim.start
 
-    def slow(launch: Any) -> Any:
+    def slow(launch: Any, warm: Any) -> Any:
         time.sleep(0.3)  # both would have chosen by now
-        return start(launch)
+        return start(launch, warm)
 
     monkeypatch.setattr(shim, "start", slow)
     finished: list[iteration.Finished] = []

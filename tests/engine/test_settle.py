@@ -18,13 +18,13 @@ from autohypothesis.engine.settle import (
     take_hand_edits,
 )
 from autohypothesis.engine.task import Objective, Task, foreign_task
-from autohypothesis.engine.task_model import Scorer
+from autohypothesis.engine.task_model import Constraint, Scorer
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records import bundles
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import Decision, Metadata, Result, RunIdentity, Runtime, now
+from schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
 
 PLATFORM = "one cpu"
 
@@ -290,3 +290,47 @@ def test_refused_hand_edits_do_not_read_the_decisions_once_each(
     assert [one.experiment_id for one in taken] == ["h-1"]
     assert len(refused) == 3
     assert len(reads) == 1
+
+
+# ── limits and disturbed runs ───────────────────────────────────────────────────────────────
+
+
+def test_a_limit_from_outside_the_task_binds_as_well(search: Search, start: str) -> None:
+    name = search.ended("h-1", search.change(start, "A = 1\n"), start, 1.0)
+    run = search.lab.layout.run(name)
+    result = Result.model_validate(read_json(run.result))
+    hungry = result.model_copy(update={"metrics": Metrics(val_bpb=1.0, peak_vram_mb=900.0)})
+    bundles.write_result(run, hungry)
+    (decision,), _ = settle_waiting(
+        search.lab, decided_by="test", limits={"peak_vram_mb": Constraint(hard=800.0)}
+    )
+    assert (decision.decision_status, decision.reason) == ("discard", "constraint")
+
+
+def test_a_repeat_that_ends_first_is_not_the_baseline(search: Search) -> None:
+    commit = search.lab.reference()
+    search.ended("h-1", commit, None, 1.6)
+    metadata = Metadata.model_validate(read_json(search.lab.layout.run("h-1").metadata))
+    repeat = metadata.run.model_copy(update={"replicates": "baseline-t-1"})
+    bundles.write_metadata(
+        search.lab.layout.run("h-1"), metadata.model_copy(update={"run": repeat})
+    )
+    search.ended("baseline-t-1", commit, None, 1.5)
+    first, second = settle(search.lab, ["h-1", "baseline-t-1"], decided_by="test")
+    assert (first.decision_status, second.reason) == ("replicate", "baseline")
+
+
+def test_a_voided_run_is_stamped_as_no_evidence_and_comes_back(search: Search, start: str) -> None:
+    for number in range(4):
+        name = search.ended(f"h-{number}", search.change(start, f"A = {number}\n"), start, 1.6)
+        run = search.lab.layout.run(name)
+        result = Result.model_validate(read_json(run.result))
+        slow = 3.0 if number == 3 else 1.0
+        times = {"contention": {"kernel_before_ms": 1.0, "kernel_after_ms": slow}}
+        bundles.write_result(run, result.model_copy(update={"evidence": times}))
+        (decision,) = settle(search.lab, [name], decided_by="test")
+    assert (decision.decision_status, decision.reason, decision.requeue) == (
+        "crash", "contended", True,
+    )  # fmt: skip
+    stamped = Result.model_validate(read_json(run.result))
+    assert (stamped.failure_kind, stamped.metric_value) == ("contended", None)

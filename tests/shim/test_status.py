@@ -103,6 +103,57 @@ def test_a_forbidden_folder_never_sees_a_training(
     assert run.wait()["status"] == "exited"
 
 
+def test_a_warm_shim_that_is_never_told_to_go_leaves_nothing(
+    make_launch: Callable[..., Launch],
+) -> None:
+    launch = make_launch("quick")
+    dismissed = shim.warm(launch.run, launch.experiment_id)
+    shim.dismiss(dismissed)
+    assert dismissed.returncode == 0 and not list(launch.run.folder.iterdir())
+
+
+def test_a_warm_shim_goes_with_a_killed_starter(
+    make_launch: Callable[..., Launch], helpers: Any
+) -> None:
+    launch = make_launch("quick")
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom autohypothesis.engine import shim\n"
+        "from autohypothesis.records.layout import RunPaths\n"
+        "print(shim.warm(RunPaths(Path(sys.argv[1])), 'x').pid, flush=True)\ntime.sleep(60)"
+    )
+    starter = subprocess.Popen(
+        [sys.executable, "-c", code, launch.run_dir], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    starter.kill()
+    starter.wait()
+    starter.stdout.close()
+    helpers.wait_until(lambda: system.process_start(pid) is None)
+    assert not list(launch.run.folder.iterdir())
+
+
+def test_a_warm_shim_that_died_is_not_mistaken_for_a_run(
+    make_launch: Callable[..., Launch],
+) -> None:
+    launch = make_launch("quick")
+    warm = shim.warm(launch.run, launch.experiment_id)
+    warm.kill()
+    warm.wait()
+    with pytest.raises(LaunchError, match="does not start"):
+        shim.start(launch, warm)
+    assert shim.status(launch.run_dir) == "absent"
+
+
+def test_what_a_failing_warm_shim_says_is_in_its_log(make_launch: Callable[..., Launch]) -> None:
+    launch = make_launch("quick")
+    warm = shim.warm(launch.run, launch.experiment_id)
+    warm.stdin.write(shim.GO)  # with no launch.json to go by
+    warm.stdin.close()
+    assert warm.wait() == 1
+    assert "FileNotFoundError" in launch.run.shim_log.read_text()
+
+
 def test_a_shim_is_known_as_soon_as_start_returns(start: Callable[..., Any]) -> None:
     for _ in range(5):
         assert shim.attach(str((run := start("quick")).dir)) == run.handle

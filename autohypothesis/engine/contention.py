@@ -1,0 +1,132 @@
+"""Whether a run was slowed down by somebody else, and what that does to its result.
+
+On a GPU the shim sees foreign compute by itself. On a CPU lane nothing is visible but time: the
+shim times a fixed kernel before and after the training, and here that is held against what the lane
+took lately. Runs of the same diff on the same base and lane are compared by their speed as well;
+unlike runs never are. A voided run is no evidence and comes back, twice at most; a third is kept
+as it is and flagged, since a machine that is always disturbed is the machine there is.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from autohypothesis.engine.past import Settled
+from schema import Decision, Metadata, Result, finite
+
+MOST_VOIDED = 2
+ALLOWED = 0.10
+"""Share by which a run may be slower than its like."""
+SPREADS = 3.0
+ENOUGH = 3
+"""Runs of a lane before it has a usual time."""
+RECENT = 9
+"""Runs of a lane that make its usual time: a machine that becomes slower for good is judged by
+what it was for half as many."""
+_NORMAL = 1.4826
+"""Median absolute deviation to standard deviation of a normal distribution."""
+
+
+class LaneSpeed(NamedTuple):
+    """How fast one run's lane was."""
+
+    lane: str
+    kernel_ms: float | None
+    """Of the fixed kernel, the slower of before and after."""
+    tokens_per_second: float | None
+    """Of the training, on its budget's clock."""
+
+
+def lane_speed(metadata: Metadata, result: Result) -> LaneSpeed:
+    """What the shim and the training measured; nothing of a run that was not on a CPU lane."""
+    found = result.evidence.get("contention") or {}
+    times = [finite(found.get(f"kernel_{when}_ms")) for when in ("before", "after")]
+    known = [time for time in times if time is not None]
+    tokens, seconds = result.metrics.total_tokens_M, result.metrics.training_seconds
+    rate = tokens * 1e6 / seconds if known and tokens and seconds else None
+    return LaneSpeed(metadata.run.gpu_id, max(known, default=None), rate)
+
+
+def judged(past: Settled, metadata: Metadata, result: Result) -> tuple[Result, str]:
+    """The result as it counts, and what is to be said about it."""
+    was_voided = result.failure_kind == "contended"
+    if result.status == "failed" and not was_voided:
+        return result, ""
+    reason = result.failure_detail if was_voided else _slowed(past, metadata, result)
+    if not reason:
+        return result, ""
+    if past.voided(metadata.run.hypothesis_id) < MOST_VOIDED:
+        return void(result, reason), ""
+    return restored(result), f"contended, and kept because it was voided twice: {reason}"
+
+
+def void(result: Result, reason: str) -> Result:
+    """`result` as no evidence; its value stays in `evidence` under `voided_value`."""
+    if result.failure_kind == "contended":
+        return result
+    return result.model_copy(
+        update={
+            "status": "failed",
+            "failure_kind": "contended",
+            "failure_detail": reason,
+            "metric_value": None,
+            "evidence": {**result.evidence, "voided_value": result.metric_value},
+            "metrics": result.metrics.model_copy(update={result.metric_name: None}),
+        }
+    )
+
+
+def restored(result: Result) -> Result:
+    """A voided result with its value again; unchanged when it never had one."""
+    value = finite(result.evidence.get("voided_value"))
+    if result.failure_kind != "contended" or value is None:
+        return result
+    return result.model_copy(
+        update={
+            "status": "completed",
+            "failure_kind": None,
+            "failure_detail": "",
+            "metric_value": value,
+            "metrics": result.metrics.model_copy(update={result.metric_name: value}),
+        }
+    )
+
+
+def _slowed(past: Settled, metadata: Metadata, result: Result) -> str:
+    """How its lane was slower than usual, in words; empty when it was not."""
+    now, key = lane_speed(metadata, result), metadata.runtime.platform_key
+    lane = [one for one in past.on_lane(key, now.lane) if one.lane_kernel_ms is not None]
+    kernel = [float(one.lane_kernel_ms or 0.0) for one in lane][-RECENT:]
+    if now.kernel_ms is not None and len(kernel) >= ENOUGH:
+        usual = statistics.median(kernel)
+        if now.kernel_ms > usual + _allowance(usual, kernel):
+            return f"{now.lane} took {now.kernel_ms:.2f} ms for what usually takes {usual:.2f} ms"
+    like = [
+        float(one.tokens_per_second)
+        for one in past.on_lane(key, now.lane)
+        if one.tokens_per_second and one.reason != "contended" and _alike(one, metadata, result)
+    ]
+    if now.tokens_per_second is not None and like:
+        usual = statistics.median(like)
+        if now.tokens_per_second < usual - _allowance(usual, like):
+            return (
+                f"{now.tokens_per_second:,.0f} tokens a second on {now.lane}, where the same "
+                f"change made {usual:,.0f}"
+            )
+    return ""
+
+
+def _alike(one: Decision, metadata: Metadata, result: Result) -> bool:
+    """Whether a decision was about the same diff on the same base."""
+    if result.parent_commit is None:
+        return one.base_commit is None and one.commit == result.commit
+    same_base = one.base_commit == result.parent_commit
+    return same_base and one.diff_hash == metadata.runtime.diff_hash
+
+
+def _allowance(usual: float, values: Sequence[float]) -> float:
+    """What is not yet slow: ten per cent, or three spreads where the values spread more."""
+    spread = _NORMAL * statistics.median(abs(value - usual) for value in values)
+    return max(ALLOWED * usual, SPREADS * spread)

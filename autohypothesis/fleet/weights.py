@@ -1,0 +1,60 @@
+"""Which saved weights are worth their disk.
+
+A commit and its seed make the weights again, so only those are kept that somebody is about to
+need: the reference's, the best's, and those of runs that are not decided yet. Everything else goes,
+and what is left is held against a budget, so that a search of a week does not fill a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.records.standings import best_kept, of_tag
+
+DISK_BUDGET_BYTES = 20 << 30
+"""Of all weights together; under it, a group that is being repeated keeps its own as well."""
+
+
+def trim(lab: Lab, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDGET_BYTES) -> int:
+    """Remove weights that nobody needs; the bytes that were freed.
+
+    Args:
+        rows: of the ledger, all tags; another tag's weights are left alone.
+    """
+    own = list(of_tag(rows, lab.active()))
+    needed = _needed(lab, own)
+    repeated = {str(row["replicates"]) for row in own if row.get("replicates")}
+    sizes = {name: size for name in _decided(own) if (size := _size(lab, name))}
+    held = sum(size for name, size in sizes.items() if name in needed)
+    freed = 0
+    for name, size in sizes.items():
+        if name in needed:
+            continue
+        if name in repeated and held + size <= budget:
+            held += size
+            continue
+        with suppress(FileNotFoundError):  # another turn was faster
+            lab.layout.run(name).weights.unlink()
+            freed += size
+    return freed
+
+
+def _needed(lab: Lab, rows: list[Mapping[str, Any]]) -> set[str]:
+    """Runs of the reference as it stands, and the best."""
+    reference, best = lab.reference(), best_kept(rows)
+    needed = {str(row["id"]) for row in rows if row.get("commit") == reference}
+    return needed | ({str(best["id"])} if best else set())
+
+
+def _decided(rows: list[Mapping[str, Any]]) -> list[str]:
+    return [str(row["id"]) for row in rows if row.get("ordinal") is not None]
+
+
+def _size(lab: Lab, experiment_id: str) -> int:
+    try:
+        return lab.layout.run(experiment_id).weights.stat().st_size
+    except OSError:
+        return 0
