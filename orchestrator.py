@@ -6,10 +6,23 @@ nothing but the command line itself: each command imports what it needs when it 
 
 from __future__ import annotations
 
-from autohypothesis.commands import decide, demo, doctor, record, run, show, sync
+from autohypothesis.commands import (
+    decide,
+    demo,
+    doctor,
+    fleet,
+    ideas,
+    init,
+    record,
+    run,
+    show,
+    status,
+    sync,
+    tools,
+)
 from autohypothesis.commands.app import application, run_and_exit
 
-COMMANDS = (doctor, run, record, sync, show, decide, demo)
+COMMANDS = (doctor, init, fleet, status, ideas, tools, run, record, sync, show, decide, demo)
 
 app = application(COMMANDS)
 

@@ -535,6 +535,8 @@ class Manifest(Tolerant):
     workers: list[Worker] = []
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
+    earlier_inputs: dict[str, dict[str, str]] = {}
+    """The same of the tags before, for whoever goes back to one."""
     proposers: list[str] = []
     """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
     mix: Number = None

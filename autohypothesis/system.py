@@ -11,6 +11,7 @@ standard library only, psutil on first use where /proc is missing.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import signal
@@ -26,6 +27,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
 _IN_MODIFY = 0x2
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 _libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
@@ -61,6 +64,25 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+_DYING_WITH_PARENT = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)})
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def dying_with_parent(words: Sequence[str]) -> list[str]:
+    """A command that runs `words`, killed when the thread that starts it ends; Linux only.
+
+    A launcher, because nothing may be set between fork and exec where there are threads.
+    """
+    if not LINUX:
+        return list(words)
+    return [sys.executable, "-I", "-S", "-c", _DYING_WITH_PARENT, str(os.getpid()), *words]
 
 
 def set_process_name(name: str) -> None:
@@ -331,6 +353,36 @@ def environment_has(pid: int, assignment: str) -> bool:
         return False
 
 
+# Files.
+
+
+def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """Moves a file, never onto another one: one step on Linux, link and unlink elsewhere.
+
+    Without `renameat2` a kill in between leaves the file under both names; never under none.
+
+    Raises:
+        FileExistsError: there is something at `new` already; nothing was done.
+        OSError: as `os.rename` does.
+    """
+    if not _rename_noreplace(os.fspath(old), os.fspath(new)):
+        os.link(old, new, follow_symlinks=False)
+        os.unlink(old)
+
+
+def _rename_noreplace(old: str, new: str) -> bool:
+    """False where the kernel or the file system has no such call."""
+    if _libc is None or not hasattr(_libc, "renameat2"):
+        return False
+    here, there = os.fsencode(old), os.fsencode(new)
+    if _libc.renameat2(_AT_FDCWD, here, _AT_FDCWD, there, _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(number, os.strerror(number), old, None, new)
+
+
 # What a process has used.
 
 
@@ -388,13 +440,20 @@ def oom_kills() -> int:
 
 
 def sandbox_command(
-    command: Sequence[str], *, tmpfs: str | None = None, tmpfs_bytes: int = 0
+    command: Sequence[str],
+    *,
+    read_only: Iterable[str] = (),
+    tmpfs: str | None = None,
+    tmpfs_bytes: int = 0,
 ) -> list[str]:
-    """`command` under bwrap: the same files, and a small memory file system over `tmpfs`.
+    """`command` under bwrap: the same files, none to be changed below `read_only`.
 
-    It dies with whoever started it. Ask `has_sandbox` first.
+    Over `tmpfs` lies a small memory file system. It dies with whoever started it. Ask
+    `has_sandbox` first.
     """
     wrapped = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/"]
+    for folder in read_only:
+        wrapped += ["--ro-bind", folder, folder]
     if tmpfs is not None:
         wrapped += ["--size", str(tmpfs_bytes), "--tmpfs", tmpfs]
     return [*wrapped, "--", *command]

@@ -89,8 +89,10 @@ STARTERS = {
     "inputs.py": "the task's locate programs",
     "distributions.py": "another Python, to ask where its packages are",
     "demo.py": "prepare.py",
-    "system.py": "bubblewrap, to see whether it works",
-    "child.py": "a program that proposes, which never trains",
+    "init.py": "prepare.py, where bootstrap finds no data",
+    "system.py": "bubblewrap, to see whether it works; what dies with its parent",
+    "launching.py": "the processes of the fleet",
+    "program.py": "programs that propose, helper scripts and what builds them; none trains",
 }
 
 

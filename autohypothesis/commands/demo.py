@@ -1,4 +1,4 @@
-"""`demo`: one small search from nothing to a picture, on any machine."""
+"""`demo`: a whole fleet, from nothing to a picture, on any machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,38 +16,8 @@ from autohypothesis.commands.common import err, out
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One named change of the demo."""
-
-    title: str
-    overrides: dict[str, Any]
-    rationale: str
-
-
-STEPS = (
-    Step(
-        "a shallower model",
-        {"DEPTH": 1},
-        "In a few seconds on one core, more steps of a smaller model may be worth more.",
-    ),
-    Step(
-        "half the batch",
-        {"TOTAL_BATCH_SIZE": 512, "DEVICE_BATCH_SIZE": 8},
-        "Twice the updates for the same tokens.",
-    ),
-    Step(
-        "matrix learning rate divided by three",
-        {"MATRIX_LR": 0.013},
-        "If the rate is too high for a model this small, a lower one shows it.",
-    ),
-    Step(
-        "a longer warm-down",
-        {"WARMDOWN_RATIO": 0.8},
-        "A short run spends too little time at small learning rates.",
-    ),
-)
+LANES = 2
+RUNS = 14
 
 
 def register(app: typer.Typer) -> None:
@@ -61,17 +30,22 @@ def demo(
     ] = None,
     profile: Annotated[str, typer.Option("--profile", help="Of prepare.py.")] = "cpu",
     runs: Annotated[
-        int, typer.Option("--runs", min=0, max=len(STEPS), help="How many changes to try.")
-    ] = len(STEPS),
+        int, typer.Option("--runs", min=1, help="How many experiments, the baseline included.")
+    ] = RUNS,
+    lanes: Annotated[
+        int, typer.Option("--lanes", min=1, help="CPU workers; fewer where there are fewer cores.")
+    ] = LANES,
 ) -> None:
-    """Run the baseline and four changes in a repository of its own, and show what came of it.
+    """Run a fleet in a repository of its own: observer, two workers, tool-builder; and show it.
 
-    Takes about three minutes on one core, with no GPU, key or network. Run again, it starts
-    another search beside the first. Example: `orchestrator.py demo --runs 2`
+    Takes about five minutes on two cores, with no GPU, key or network. Run again, it starts
+    another search beside the first. Example: `orchestrator.py demo --runs 6`
     """
-    from autohypothesis.engine.change import Change
-    from autohypothesis.engine.iteration import Request
+    from autohypothesis.commands.fleet import bring_up
+    from autohypothesis.engine.devices import lanes as all_lanes
     from autohypothesis.engine.lab import Lab
+    from autohypothesis.fleet import muster
+    from autohypothesis.fleet.roster import Wanted, init_fleet
 
     started = time.monotonic()
     root = (folder or Path("demo")).absolute()
@@ -79,12 +53,14 @@ def demo(
     cache = root / ".cache"
     _prepare_data(root, cache, profile)
     lab = Lab.open(root)
+    muster.refuse_a_second(lab.layout)
     lab = lab.with_tag(_next_tag(lab), inputs=_located(lab, cache))
-    requests = [Request(Change.none(), title="baseline")]
-    requests += [Request(Change.from_overrides(step.overrides), title=step.title,
-                         rationale=step.rationale) for step in STEPS[:runs]]  # fmt: skip
-    for number, request in enumerate(requests, 1):
-        _one(lab, request, f"[{number}/{len(requests)}] {request.title}")
+    workers = min(lanes, len(all_lanes()))
+    manifest = init_fleet(lab, Wanted(tag=lab.tag, cpu_workers=workers)).manifest
+    names = ", ".join(worker.worker_id for worker in manifest.workers)
+    err().print(f"search {lab.tag}: baseline and {runs - 1} more on {names}", style="bold")
+    words = muster.observer_words(lab.layout, manifest, more_runs=runs)
+    bring_up(lab.layout, manifest, words, {})
     _finish(lab, time.monotonic() - started)
 
 
@@ -132,20 +108,6 @@ def _next_tag(lab: Lab) -> str:
     return next(name for name in names if lab.repository.read_ref(reference_ref(name)) is None)
 
 
-def _one(lab: Lab, request: Any, title: str) -> None:
-    from autohypothesis.commands.decide import print_decision
-    from autohypothesis.commands.watch import ProgressWatch
-    from autohypothesis.engine.iteration import run
-    from autohypothesis.engine.settle import settle
-    from autohypothesis.fleet.sync import sync
-
-    err().print(title, style="bold", markup=False)
-    finished = run(lab, request, watch=ProgressWatch(request.title))
-    for decision in settle(lab, [finished.experiment_id], decided_by="demo"):
-        print_decision(decision)
-    sync(lab.layout)
-
-
 def _finish(lab: Lab, seconds: float) -> None:
     """The table, the picture, and what to try next."""
     from autohypothesis.commands.sync import refresh
@@ -165,11 +127,7 @@ def _finish(lab: Lab, seconds: float) -> None:
     console.print("Next:", style="bold")
     where = f"--repo {_short(lab.layout.root)}"
     shown = best["id"] if best else rows[-1]["id"]
-    for command in (
-        f"show {shown} {where}",
-        f"best --diff {where}",
-        f"run-experiment --set MATRIX_LR=0.06 --settle {where}",
-    ):
+    for command in (f"digest {where}", f"best --diff {where}", f"show {shown} {where}"):
         console.print(f"  {program} {command}", soft_wrap=True, markup=False)
 
 

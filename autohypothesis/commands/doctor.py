@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from autohypothesis.commands.app import Json, Repo
 from autohypothesis.commands.common import out, print_json, repository_path
+
+if TYPE_CHECKING:
+    from autohypothesis.fleet.devices import Found
 
 Verdict = Literal["ok", "warning", "missing"]
 STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -83,7 +86,7 @@ def _tools(_: Path) -> Iterator[Check]:
 
 
 def _libraries(_: Path) -> Iterator[Check]:
-    for name in ("torch", "pydantic", "GitPython", "pyarrow", "tiktoken", "rustbpe"):
+    for name in ("torch", "pydantic", "GitPython", "pyarrow", "optuna", "tiktoken", "rustbpe"):
         try:
             yield Check(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
@@ -92,14 +95,30 @@ def _libraries(_: Path) -> Iterator[Check]:
 
 def _devices(_: Path) -> Iterator[Check]:
     from autohypothesis.engine.devices import gpus, lanes
+    from autohypothesis.fleet.devices import discover
 
-    found, why_none = gpus()
-    for gpu in found:
-        yield Check("gpu", "ok", f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}")
-    if not found:
-        yield Check("gpu", "ok", f"none ({why_none}); profile auto is cpu")
+    usable, why_none = gpus()
+    for gpu in discover():
+        yield _gpu(gpu)
+    if not usable:
+        yield Check("gpu", "ok", f"none to use ({why_none}); profile auto is cpu")
     cores = [lane.cores[0] for lane in lanes() if lane.cores]
     yield Check("cpu lanes", "ok", f"{len(cores)}, on cores {', '.join(map(str, cores))}")
+
+
+def _gpu(gpu: Found) -> Check:
+    """One GPU: what it is, and what is on it that is not ours to end."""
+    if gpu.problem:
+        return Check(f"gpu {gpu.index}", "warning", gpu.problem, "see `nvidia-smi`")
+    said = f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}"
+    notes = [
+        *([] if gpu.visible else ["outside CUDA_VISIBLE_DEVICES"]),
+        *([f"used by pid {', '.join(str(pid) for pid, _ in gpu.processes)}"]
+          if gpu.processes else []),
+        *([f"slowed down: {', '.join(gpu.throttle)}"] if gpu.throttle else []),
+    ]  # fmt: skip
+    verdict: Verdict = "warning" if gpu.processes or gpu.throttle else "ok"
+    return Check(f"gpu {gpu.index}", verdict, "; ".join([said, *notes]))
 
 
 def _locks(_: Path) -> Iterator[Check]:

@@ -10,8 +10,10 @@ import typer
 
 from autohypothesis.commands.app import Json, Repo
 from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
+    from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
 PICTURE_AGE_S = 60.0
@@ -27,6 +29,13 @@ def sync(
     everything: Annotated[
         bool, typer.Option("--all", help="Refresh picture and parquet whatever their age.")
     ] = False,
+    watch: Annotated[
+        float | None,
+        typer.Option("--watch", metavar="S", min=0.1, help="Again every S seconds, until stopped."),
+    ] = None,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="Keep bundles and decisions in git as well.")
+    ] = False,
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
@@ -37,13 +46,20 @@ def sync(
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
-    layout = Layout(Repository.find(repository_path(context, repo)).root)
+    repository = Repository.find(repository_path(context, repo))
+    layout = Layout(repository.root)
+    if watch is not None and as_json:
+        raise UsageError("--watch prints nothing, and --json asks for it", hint="leave one out")
+    if watch is not None:
+        _watch(repository, layout, watch, everything, snapshot)
+        return
     from autohypothesis.engine import recovery
 
-    recovery.collect_ended(Repository(layout.root), layout)
+    recovery.collect_ended(repository, layout)
     report, drawn = refresh(layout, everything=everything)
+    kept = keep(repository, layout, everything=everything) if snapshot else None
     if as_json:
-        print_json({**report.as_dict(), "drawn": drawn})
+        print_json({**report.as_dict(), "drawn": drawn, "snapshot": kept})
         return
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
     said = f"{report.rows} experiments in {layout.ledger}{news}"
@@ -61,10 +77,47 @@ def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, bo
     report = fold_and_write(layout, all=everything)
     if report.hand_edits:
         report = _take_edits(layout, report)
-    due = everything or (report.changed > 0 and _age(layout.progress_png) > PICTURE_AGE_S)
+    due = everything or _picture_is_due(layout)
     if due and report.rows:
         draw(layout)
     return report, bool(due and report.rows)
+
+
+def _watch(
+    repository: Repository, layout: Layout, seconds: float, everything: bool, snapshot: bool
+) -> None:
+    """Until asked to stop. What fails once, a full disk say, is said and tried again."""
+    from autohypothesis.errors import AutohypothesisError
+    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.system import set_process_name
+
+    set_process_name("ah:sync")
+    with Stop() as stop:
+        while not stop.requested:
+            try:
+                refresh(layout, everything=everything)
+                if snapshot:
+                    keep(repository, layout)
+            except (AutohypothesisError, OSError) as error:
+                err().print(str(error), soft_wrap=True, markup=False)
+            stop.wait(seconds)
+
+
+def keep(repository: Repository, layout: Layout, *, everything: bool = False) -> str | None:
+    """A snapshot of the active tag; the commit, or None when nothing is new or no tag active."""
+    from autohypothesis.fleet.snapshot import snapshot
+    from autohypothesis.records.layout import ID
+    from autohypothesis.records.ledger import active_tag
+
+    tag = active_tag(layout)
+    if not ID.fullmatch(tag):
+        return None
+    return snapshot(repository, layout, tag, everything=everything)
+
+
+def _picture_is_due(layout: Layout) -> bool:
+    """Whether it is older than a minute and than the ledger, whoever folded that."""
+    return _age(layout.progress_png) > max(PICTURE_AGE_S, _age(layout.ledger))
 
 
 def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:

@@ -23,10 +23,8 @@ SPREADS = 3.0
 ENOUGH = 3
 """Runs of a lane before it has a usual time."""
 RECENT = 9
-"""Runs of a lane that make its usual time: a machine that becomes slower for good is judged by
-what it was for half as many."""
-_NORMAL = 1.4826
-"""Median absolute deviation to standard deviation of a normal distribution."""
+"""Runs of a lane that make its usual time. One that became slower for good voids a few runs, until
+those that were kept all the same have made the new speed a usual one."""
 
 
 class LaneSpeed(NamedTuple):
@@ -34,7 +32,8 @@ class LaneSpeed(NamedTuple):
 
     lane: str
     kernel_ms: float | None
-    """Of the fixed kernel, the slower of before and after."""
+    """Of the fixed kernel, the faster of before and after: who disturbs a run is there at both
+    ends, and who came by for a moment is no reason to void it."""
     tokens_per_second: float | None
     """Of the training, on its budget's clock."""
 
@@ -46,7 +45,7 @@ def lane_speed(metadata: Metadata, result: Result) -> LaneSpeed:
     known = [time for time in times if time is not None]
     tokens, seconds = result.metrics.total_tokens_M, result.metrics.training_seconds
     rate = tokens * 1e6 / seconds if known and tokens and seconds else None
-    return LaneSpeed(metadata.run.gpu_id, max(known, default=None), rate)
+    return LaneSpeed(metadata.run.gpu_id, min(known, default=None), rate)
 
 
 def judged(past: Settled, metadata: Metadata, result: Result) -> tuple[Result, str]:
@@ -97,16 +96,16 @@ def restored(result: Result) -> Result:
 def _slowed(past: Settled, metadata: Metadata, result: Result) -> str:
     """How its lane was slower than usual, in words; empty when it was not."""
     now, key = lane_speed(metadata, result), metadata.runtime.platform_key
-    lane = [one for one in past.on_lane(key, now.lane) if one.lane_kernel_ms is not None]
-    kernel = [float(one.lane_kernel_ms or 0.0) for one in lane][-RECENT:]
+    lane = [one for one in past.on_lane(key, now.lane) if one.reason != "contended"]
+    kernel = [float(one.lane_kernel_ms) for one in lane if one.lane_kernel_ms][-RECENT:]
     if now.kernel_ms is not None and len(kernel) >= ENOUGH:
         usual = statistics.median(kernel)
         if now.kernel_ms > usual + _allowance(usual, kernel):
             return f"{now.lane} took {now.kernel_ms:.2f} ms for what usually takes {usual:.2f} ms"
     like = [
         float(one.tokens_per_second)
-        for one in past.on_lane(key, now.lane)
-        if one.tokens_per_second and one.reason != "contended" and _alike(one, metadata, result)
+        for one in lane
+        if one.tokens_per_second and _alike(one, metadata, result)
     ]
     if now.tokens_per_second is not None and like:
         usual = statistics.median(like)
@@ -127,6 +126,10 @@ def _alike(one: Decision, metadata: Metadata, result: Result) -> bool:
 
 
 def _allowance(usual: float, values: Sequence[float]) -> float:
-    """What is not yet slow: ten per cent, or three spreads where the values spread more."""
-    spread = _NORMAL * statistics.median(abs(value - usual) for value in values)
+    """What is not yet slow: ten per cent, or three spreads where the values spread more.
+
+    The standard deviation and no robust one: a core that shares its silicon with another has two
+    speeds, and both are usual.
+    """
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return max(ALLOWED * usual, SPREADS * spread)

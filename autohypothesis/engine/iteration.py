@@ -33,6 +33,7 @@ from autohypothesis.engine.prepare import prepare
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, LockError
 from autohypothesis.records import ids, locks
+from autohypothesis.records.git import experiment_ref
 from schema import Plan, PlannedHypothesis, Prediction, Result, now
 
 FIRST_SEED = 42
@@ -164,7 +165,7 @@ def plan(
         ChangeError, PreflightError: the change is refused.
         LeaseError: every device is held.
     """
-    base = lab.reference()
+    base = _base(lab, request)
     side = workspace_of(lab.repository, workspace or worker, lab.active())
     inputs = _inputs(lab, side, base)
     if isinstance(executor, Offers):
@@ -184,6 +185,15 @@ def plan(
         forget(lab, experiment_id)
         raise
     return _spec(lab, request, worker, candidate, device)
+
+
+def _base(lab: Lab, request: Request) -> str:
+    """The reference; for a repeat the commit that it repeats, wherever the reference is by now."""
+    if request.replicates is not None and request.change.kind == "none":
+        repeated = lab.repository.read_ref(experiment_ref(request.replicates))
+        if repeated is not None:
+            return repeated
+    return lab.reference()
 
 
 def _complete(lab: Lab, request: Request, is_baseline: bool) -> Request:

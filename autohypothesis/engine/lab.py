@@ -16,7 +16,7 @@ from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.task import Task, default_task, load_task
 from autohypothesis.errors import RecordError, SettleError, UsageError
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
@@ -86,13 +86,15 @@ class Lab:
         current = active_tag(self.layout)
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
-        found = self._locate(inputs) if current != wanted else {}
+        earlier = self._earlier_inputs() if current is not None else {}
+        known = earlier.get(wanted) if inputs is None else None
+        found = {} if current == wanted else known or self._locate(inputs)
         ref = reference_ref(wanted)
         if self.repository.read_ref(ref) is None:
             self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
         if current != wanted:
             self.repository.exclude(self.layout.made_on_use)
-            self._write_manifest(wanted, found)
+            self._write_manifest(wanted, found, earlier)
         return replace(self, tag=wanted)
 
     def reference(self) -> str:
@@ -132,13 +134,22 @@ class Lab:
         root = self.layout.root
         return locate_inputs(self.task, root, root, os.environ, pins={}).environment
 
-    def _write_manifest(self, tag: str, inputs: dict[str, str]) -> None:
+    def _earlier_inputs(self) -> dict[str, dict[str, str]]:
+        """What each tag up to now was begun with."""
+        value = read_json(self.layout.manifest)
+        before = {**value.get("earlier_inputs", {}), str(value["tag"]): value.get("inputs", {})}
+        return {str(tag): dict(inputs) for tag, inputs in before.items() if inputs}
+
+    def _write_manifest(
+        self, tag: str, inputs: dict[str, str], earlier: dict[str, dict[str, str]]
+    ) -> None:
         manifest = Manifest(
             tag=tag,
             created_at=now(),
             repository_root=str(self.layout.root),
             shared_research_dir=str(self.layout.research),
             inputs=inputs,
+            earlier_inputs=earlier,
         )
         write_json(self.layout.manifest, manifest.model_dump(mode="json"))
 

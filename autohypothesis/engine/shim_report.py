@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
 from autohypothesis.engine.logs import parse_summary
-from autohypothesis.engine.meters import slower_by
 from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.shim_files import utc_now
 
@@ -123,9 +122,9 @@ def _clock(run: ShimRun) -> dict[str, Any]:
 def _contention(run: ShimRun) -> dict[str, Any]:
     before, after = run.kernel_before, run.kernel_after
     return {
-        "kernel_before_ms": before.median_ms if before else None,
-        "kernel_after_ms": after.median_ms if after else None,
-        "slower_by": slower_by(before, after) if before and after else None,
+        "kernel_before_ms": before,
+        "kernel_after_ms": after,
+        "slower_by": after / before - 1.0 if before and after else None,
         "involuntary_switches": run.ended.switches if run.ended else None,
         "foreign": run.device.foreign() if run.device else [],
     }

@@ -24,7 +24,7 @@ from autohypothesis.records.layout import RunPaths
 
 if TYPE_CHECKING:
     from autohypothesis.engine.clockcheck import ClockWatch
-    from autohypothesis.engine.meters import KernelTiming, TreeMeter
+    from autohypothesis.engine.meters import TreeMeter
     from autohypothesis.engine.pump import CappedLog, StreamReader
     from autohypothesis.engine.shim_nvml import DeviceRecord, NvmlMeter
     from autohypothesis.engine.shim_tend import Ended
@@ -98,8 +98,8 @@ class ShimRun:
         self.reader: StreamReader | None = None
         self.clock: ClockWatch | None = None
         self.ended: Ended | None = None
-        self.kernel_before: KernelTiming | None = None
-        self.kernel_after: KernelTiming | None = None
+        self.kernel_before: float | None = None
+        self.kernel_after: float | None = None
         self.score: dict[str, Any] | None = None
         self.cpu_seconds = 0.0
         self.error: str | None = None
@@ -170,7 +170,7 @@ class ShimRun:
             return
         from autohypothesis.engine.meters import time_kernel
 
-        timing = time_kernel(self.launch.device.cores)
+        timing = time_kernel(self.launch.device.cores, self.launch.clock)
         if self.kernel_before is None:
             self.kernel_before = timing
         else:

@@ -24,7 +24,10 @@ def find_strays(run_dir: str, not_before: float) -> dict[int, float]:
 
     Pid to start time. Only processes of this user are seen, unless it is root.
     """
-    assignment = f"{RUN_VARIABLE}={run_dir}"
+    return _find(f"{RUN_VARIABLE}={run_dir}", not_before)
+
+
+def _find(assignment: str, not_before: float) -> dict[int, float]:
     found: dict[int, float] = {}
     for pid in system.all_pids():
         if pid == os.getpid() or not system.environment_has(pid, assignment):
@@ -40,9 +43,14 @@ def end_strays(run_dir: str, not_before: float) -> list[int]:
 
     Call it when the shim is dead: while it lives, its processes are no strays.
     """
+    return end_marked(f"{RUN_VARIABLE}={run_dir}", not_before)
+
+
+def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:
+    """The same for all that were born with `NAME=value` in their environment."""
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        strays = find_strays(run_dir, not_before)
+        strays = _find(assignment, not_before)
         if not strays:
             break
         for pid, start in strays.items():

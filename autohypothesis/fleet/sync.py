@@ -64,11 +64,14 @@ class SyncReport:
         return report
 
 
-def sync(layout: Layout, *, all: bool = False, cold: bool = False) -> SyncReport:
+def sync(
+    layout: Layout, *, all: bool = False, cold: bool = False, light: bool = False
+) -> SyncReport:
     """Brings the ledger and its tables up to date.
 
     Args:
         all: refreshes parquet and fleet brief whatever their age.
+        light: leaves both to another sync, for who has no second to spare.
         cold: reads every bundle again.
 
     Raises:
@@ -77,7 +80,7 @@ def sync(layout: Layout, *, all: bool = False, cold: bool = False) -> SyncReport
     """
     started = time.perf_counter()
     with hold(layout, "sync", doing="sync", timeout=LOCK_TIMEOUT_S):
-        report = _Sync(layout, refold(layout, cold=cold)).write(everything=all)
+        report = _Sync(layout, refold(layout, cold=cold)).write(everything=all, light=light)
     report.seconds = round(time.perf_counter() - started, 4)
     return report
 
@@ -91,7 +94,7 @@ class _Sync:
         self.tag = self._active_tag()
         self.written: list[str] = []
 
-    def write(self, *, everything: bool) -> SyncReport:
+    def write(self, *, everything: bool, light: bool) -> SyncReport:
         self._clear(self.layout.aggregate, stat.S_ISDIR)
         for folder in (self.layout.root, self.layout.aggregate):
             sweep(folder)
@@ -100,8 +103,9 @@ class _Sync:
             self._table(self.layout.results_tsv, tables.results_tsv(self.folded.entries, self.tag))
         board = tables.leaderboard(self.folded, self.tag, self._active_workers())
         self._dated(self.layout.leaderboard, board)
-        self._aged(self.layout.fleet_brief, everything, lambda: self._brief(board))
-        self._aged(self.layout.aggregate_parquet, everything, self._parquet)
+        if not light:
+            self._aged(self.layout.fleet_brief, everything, lambda: self._brief(board))
+            self._aged(self.layout.aggregate_parquet, everything, self._parquet)
         self._write_problems()
         return SyncReport(
             rows=len(self.folded.entries),
@@ -194,11 +198,10 @@ class _Sync:
         self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
 
     def _aged(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
-        try:
-            age = time.time() - os.lstat(path).st_mtime
-        except OSError:
-            age = float("inf")
-        if everything or age == float("inf") or (self.folded.changed and age > REFRESH_S):
+        """Makes what is older than the ledger anew, once a minute at most."""
+        made, folded = _written_at(path), _written_at(self.layout.ledger)
+        due = made < folded and time.time() - made > REFRESH_S
+        if everything or due:
             self._put(path, make(), durable=False)
 
     def _write_problems(self) -> None:
@@ -250,3 +253,11 @@ class _Sync:
         from autohypothesis.fleet.parquet import as_parquet
 
         return as_parquet(self.folded.content.splitlines())
+
+
+def _written_at(path: Path) -> float:
+    """When `path` was written, in seconds since the epoch; 0 when it is not there."""
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0

@@ -173,6 +173,21 @@ class Layout(NamedTuple):
         return self.research / "research_brief.json"
 
     @property
+    def brief_state(self) -> Path:
+        """What was published last, as it was written: a brief that differs is somebody's edit."""
+        return self.research / ".research_brief.json"
+
+    @property
+    def brief_before(self) -> Path:
+        """The version that was replaced last: whoever still had it open may write into it."""
+        return self.research / ".research_brief.before.json"
+
+    @property
+    def brief_edits(self) -> Path:
+        """Versions of the brief that somebody else wrote, kept as they were."""
+        return self.research / "brief-edits"
+
+    @property
     def knowledge_base(self) -> Path:
         return self.research / "knowledge_base.json"
 
@@ -255,24 +270,29 @@ class Layout(NamedTuple):
     # ── live, aggregate, tools, locks ─────────────────────────────────────────────────────
 
     def heartbeat(self, worker: str) -> Path:
-        return self.research / "live" / "workers" / f"{checked_id(worker)}.json"
+        return self.live / "workers" / f"{checked_id(worker)}.json"
+
+    @property
+    def live(self) -> Path:
+        """Who is at work: true while they live, and of no use afterwards."""
+        return self.research / "live"
 
     def role(self, name: str) -> Path:
         """How the observer, the tool-builder or the supervisor stands."""
-        return self.research / "live" / f"{checked_id(name)}.json"
+        return self.live / f"{checked_id(name)}.json"
 
     def role_log(self, name: str) -> Path:
         """What a process of the fleet printed."""
-        return self.research / "live" / "logs" / f"{checked_id(name)}.log"
+        return self.live / "logs" / f"{checked_id(name)}.log"
 
     @property
     def benched(self) -> Path:
         """Devices that are left alone for a while, and why."""
-        return self.research / "live" / "benched.json"
+        return self.live / "benched.json"
 
     @property
     def live_summary(self) -> Path:
-        return self.research / "live" / "summary.json"
+        return self.live / "summary.json"
 
     @property
     def aggregate(self) -> Path:

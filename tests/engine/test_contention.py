@@ -26,7 +26,7 @@ def result(kernel: float = 1.0, rate: float = 20_000.0, base: str | None = "base
         commit="c9",
         parent_commit=base,
         metric_value=1.5,
-        evidence={"contention": {"kernel_before_ms": kernel / 2, "kernel_after_ms": kernel}},
+        evidence={"contention": {"kernel_before_ms": kernel, "kernel_after_ms": kernel * 2}},
         metrics=Metrics(val_bpb=1.5, total_tokens_M=rate * 10 / 1e6, training_seconds=10.0),
     )
 
@@ -71,6 +71,7 @@ def test_a_run_on_a_slowed_lane_is_no_evidence() -> None:
         ([1.0, 1.01, 0.99], 1.09),
         ([1.0, 1.0], 9.0),  # too few to know what is usual
         ([1.0, 1.2, 0.8, 1.3, 0.7], 1.4),  # a lane that always spreads that much
+        ([1.0, 1.5, 1.0, 1.0, 1.5], 1.5),  # two speeds, both usual
         ([1.0] * 8 + [2.0] * 9, 2.05),  # it became slower for good
     ],
 )

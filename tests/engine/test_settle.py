@@ -326,7 +326,7 @@ def test_a_voided_run_is_stamped_as_no_evidence_and_comes_back(search: Search, s
         run = search.lab.layout.run(name)
         result = Result.model_validate(read_json(run.result))
         slow = 3.0 if number == 3 else 1.0
-        times = {"contention": {"kernel_before_ms": 1.0, "kernel_after_ms": slow}}
+        times = {"contention": {"kernel_before_ms": slow, "kernel_after_ms": slow}}
         bundles.write_result(run, result.model_copy(update={"evidence": times}))
         (decision,) = settle(search.lab, [name], decided_by="test")
     assert (decision.decision_status, decision.reason, decision.requeue) == (

@@ -38,3 +38,6 @@ def test_data_prepared_later_belongs_to_the_next_search(
     renewed = json.loads(later.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
     assert Path(renewed).parent == own
     assert renewed != pinned
+    Lab.open(lab.layout.root).with_tag(lab.tag)
+    back = json.loads(lab.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
+    assert back == pinned

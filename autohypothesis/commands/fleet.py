@@ -1,0 +1,333 @@
+"""`up`, `down`, `restore`, and the processes that `up` starts: each may be played alone."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo, Tag
+from autohypothesis.commands.common import err, laboratory, out, print_json, repository_path
+
+if TYPE_CHECKING:
+    from autohypothesis.fleet.supervisor import Outcome, Supervisor
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
+    from schema import Manifest
+
+ROLE_LOCK_S = 10.0
+"""The observer of a supervisor that was killed may still be leaving."""
+
+Proposers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proposer",
+        metavar="WORD",
+        help="search, command:PROGRAM or inbox; repeatable, the first is asked first.",
+    ),
+]
+Mix = Annotated[
+    float | None,
+    typer.Option("--mix", min=0, max=1, help="Share of joint moves; default: after a plateau."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("up")(up)
+    app.command("down")(down)
+    app.command("restore")(restore)
+    app.command("observer")(observer)
+    app.command("worker")(worker)
+    app.command("tool-builder")(tool_builder)
+
+
+# ── the whole fleet ─────────────────────────────────────────────────────────────────────────
+
+
+def up(
+    context: typer.Context,
+    max_runs: Annotated[
+        int | None, typer.Option("--max-runs", min=1, help="Stop after that many more runs.")
+    ] = None,
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0.001, help="Stop after that time.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Go on without this terminal.")] = False,
+    proposer: Proposers = None,
+    mix: Mix = None,
+    repo: Repo = None,
+) -> None:
+    """Start the fleet: observer, workers and tool-builder; without limits until it is stopped.
+
+    Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
+    """
+    from autohypothesis.fleet import muster
+
+    layout = _layout(context, repo)
+    manifest = muster.the_fleet(layout)
+    muster.refuse_a_second(layout)
+    _check_proposers(layout, manifest, proposer or [], mix)
+    missing = muster.without_device(manifest)
+    for name, reason in missing.items():
+        err().print(f"{name} does not train: {reason}", markup=False, soft_wrap=True)
+    if detach:
+        _detached(layout, max_runs, hours, proposer or [], mix)
+        return
+    until = _in_hours(_least(hours, laboratory(context, repo).task.budget.hours))
+    words = muster.observer_words(
+        layout, manifest, more_runs=max_runs, until=until, proposers=proposer or [], mix=mix
+    )
+    bring_up(layout, manifest, words, missing)
+
+
+def bring_up(
+    layout: Layout, manifest: Manifest, observer: list[str], missing: dict[str, str]
+) -> None:
+    """A fleet in the foreground, until it has finished or is stopped.
+
+    Raises:
+        typer.Exit: the search has failed; why is on stderr.
+    """
+    from autohypothesis.fleet import bench, muster
+    from autohypothesis.fleet.supervisor import Supervisor
+
+    bench.clear(layout)
+    supervisor = Supervisor(
+        layout,
+        muster.crew(layout, manifest, observer, missing),
+        final=muster.last_words(layout),
+        notes=[f"{name} does not train: {reason}" for name, reason in missing.items()],
+    )
+    _supervise(layout, supervisor)
+
+
+def _supervise(layout: Layout, supervisor: Supervisor) -> None:
+    from autohypothesis.commands.progress import shown
+    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.system import set_process_name
+
+    set_process_name("ah:supervisor")
+    with Stop() as stop, shown(layout, stop) as tick:
+        supervisor.tick = tick
+        outcome = supervisor.run(stop)
+    _say_outcome(outcome, supervisor.message)
+
+
+def _say_outcome(outcome: Outcome, message: str) -> None:
+    if outcome == "failed":
+        err().print(message, style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    err().print(f"the fleet has {outcome}; see `python orchestrator.py digest`", soft_wrap=True)
+
+
+def _check_proposers(
+    layout: Layout, manifest: Manifest, words: list[str], mix: float | None
+) -> None:
+    """A wrong word is said here, and not in the observer's log."""
+    from autohypothesis.proposers.configured import configured
+
+    configured(words or manifest.proposers, mix=mix, root=layout.root)
+
+
+def _detached(
+    layout: Layout, max_runs: int | None, hours: float | None, words: list[str], mix: float | None
+) -> None:
+    from autohypothesis.fleet import muster
+
+    given = {"--max-runs": max_runs, "--hours": hours, "--mix": mix}
+    options = [part for name, value in given.items() if value is not None
+               for part in (name, str(value))]  # fmt: skip
+    options += [part for word in words for part in ("--proposer", word)]
+    pid = muster.detach(layout, ["up", *options])
+    out().print(f"the fleet is at work, pid {pid}", markup=False)
+    for command in ("monitor", "down"):
+        out().print(f"  python orchestrator.py {command}", markup=False)
+
+
+def down(
+    context: typer.Context,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, help="Seconds to wait for everybody.")
+    ] = 180.0,
+    repo: Repo = None,
+) -> None:
+    """Stop the fleet: trainings are ended and recorded, hypotheses go back to the queue.
+
+    Safe at any time; what was killed before is cleared as well. Example: `orchestrator.py down`
+    """
+    from autohypothesis.fleet import shutdown
+
+    layout = _layout(context, repo)
+    ended = shutdown.end_supervisor(layout, timeout, _say)
+    rest = shutdown.end_all(layout, timeout, _say)
+    if rest:
+        _keep(layout)
+    if not ended and not rest:
+        out().print(f"nothing runs in {layout.root}", markup=False, soft_wrap=True)
+        return
+    out().print(f"stopped: {', '.join([*ended, *rest])}", markup=False, soft_wrap=True)
+
+
+def _keep(layout: Layout) -> None:
+    """The last sync and snapshot, where no supervisor is left to make them."""
+    from autohypothesis.commands.sync import keep, refresh
+    from autohypothesis.engine import recovery
+    from autohypothesis.records.git import Repository
+
+    repository = Repository(layout.root)
+    recovery.collect_ended(repository, layout)
+    refresh(layout)
+    keep(repository, layout, everything=True)
+
+
+def restore(
+    context: typer.Context,
+    tag: Tag = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a search back from its snapshot in git; what is there is not overwritten.
+
+    For after a `git clean -xdf`, or in a clone. Example: `orchestrator.py restore --tag nov20`
+    """
+    from autohypothesis.commands.sync import refresh
+    from autohypothesis.fleet.restore import newest_tag
+    from autohypothesis.fleet.restore import restore as bring_back
+    from autohypothesis.records.locks import hold
+
+    repository, layout = _opened(context, repo)
+    chosen = tag or newest_tag(repository)
+    with hold(layout, "observer", doing=f"restoring {chosen}", timeout=1.0):
+        restored = bring_back(repository, layout, chosen)
+    report, _ = refresh(layout)
+    if as_json:
+        print_json({**restored._asdict(), "experiments": report.rows})
+        return
+    said = f"{restored.files} files and {restored.decisions} decisions of {chosen} are back"
+    out().print(f"{said}; {report.rows} experiments in {layout.ledger}", soft_wrap=True)
+
+
+# ── its processes ───────────────────────────────────────────────────────────────────────────
+
+
+def observer(
+    context: typer.Context,
+    max_experiments: Annotated[
+        int | None,
+        typer.Option("--max-experiments", min=0, help="Of the whole search, then it is finished."),
+    ] = None,
+    until: Annotated[
+        datetime | None,
+        typer.Option(
+            "--until",
+            formats=["%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%dT%H:%M:%SZ"],
+            help="UTC; nothing is begun after that.",
+        ),
+    ] = None,
+    proposer: Proposers = None,
+    mix: Mix = None,
+    repo: Repo = None,
+) -> None:
+    """Be the observer: decide what ended, ask for ideas, keep every worker busy.
+
+    Exits with 3 when nothing can be searched. Example: `orchestrator.py observer`
+    """
+    from datetime import timezone
+
+    from autohypothesis.fleet import muster
+    from autohypothesis.fleet.observer import Limits, Observer
+    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.supervisor import OBSERVER_FAILED
+    from autohypothesis.proposers.configured import configured
+    from autohypothesis.records.locks import hold
+    from autohypothesis.system import set_process_name
+
+    set_process_name("ah:observer")
+    with Stop() as stop:
+        lab = laboratory(context, repo)
+        manifest = muster.the_fleet(lab.layout)
+        mix = manifest.mix if mix is None else mix
+        proposers = configured(proposer or manifest.proposers, mix=mix, root=lab.layout.root)
+        end = until.replace(tzinfo=timezone.utc) if until is not None else None
+        limits = Limits(max_experiments=max_experiments, until=end)
+        with hold(lab.layout, "observer", doing="observing", timeout=ROLE_LOCK_S):
+            outcome = Observer(lab, proposers, limits=limits, say=print).run(stop)
+    if outcome == "failed":
+        raise typer.Exit(OBSERVER_FAILED)
+
+
+def worker(
+    context: typer.Context,
+    worker_id: Annotated[str, typer.Argument(help="Of the roster, for example cpu0.")],
+    repo: Repo = None,
+) -> None:
+    """Be one worker: claim what was dispatched to it, run it on its device, report.
+
+    Example: `orchestrator.py worker gpu0`
+    """
+    from autohypothesis.fleet import muster
+    from autohypothesis.fleet.roster import worker_named
+    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.worker import Worker
+    from autohypothesis.system import set_process_name
+
+    set_process_name(f"ah:worker-{worker_id}")
+    with Stop() as stop:
+        lab = laboratory(context, repo)
+        entry = worker_named(muster.the_fleet(lab.layout), worker_id)
+        Worker(lab, entry).run(stop)
+
+
+def tool_builder(
+    context: typer.Context,
+    command: Annotated[
+        str | None,
+        typer.Option("--command", metavar="PROGRAM", help="Asked for what no catalogue has."),
+    ] = None,
+    repo: Repo = None,
+) -> None:
+    """Be the tool-builder: build, check and publish the helper scripts that were asked for.
+
+    Example: `orchestrator.py tool-builder --command "my-model --write-script"`
+    """
+    import shlex
+
+    from autohypothesis.fleet.builder import ToolBuilder
+    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.system import set_process_name
+
+    set_process_name("ah:tool-builder")
+    with Stop() as stop:
+        ToolBuilder(_layout(context, repo), command=shlex.split(command or "")).run(stop)
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layout]:
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
+
+    repository = Repository.find(repository_path(context, repo))
+    return repository, Layout(repository.root)
+
+
+def _layout(context: typer.Context, repo: Path | None) -> Layout:
+    return _opened(context, repo)[1]
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    """The stricter of two limits, either of which may not be set."""
+    return min((limit for limit in (one, other) if limit is not None), default=None)
+
+
+def _in_hours(hours: float | None) -> datetime | None:
+    from schema import now
+
+    return now() + timedelta(hours=hours) if hours is not None else None
+
+
+def _say(line: str) -> None:
+    err().print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,247 @@
+"""`init-fleet`, `bootstrap`, `prune`: a fleet is made, made from nothing, and cleared away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.errors import FleetError, UsageError
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.fleet.roster import Fleet
+
+
+class NamesWhatLacksItsValue(TyperCommand):
+    """An option that is followed by another option lacks its value; click would swallow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = {name: one for one in self.params for name in (*one.opts, *one.secondary_opts)
+                   if name.startswith("-")}  # fmt: skip
+        for word, following in pairwise([*args, None]):
+            takes = word in options and not getattr(options[word], "is_flag", False)
+            if takes and (following is None or following.split("=")[0] in options):
+                said = f"{following} follows it" if following else "nothing follows it"
+                raise UsageError(
+                    f"{word} lacks its value: {said}",
+                    hint=f"run `python orchestrator.py {ctx.info_name} --help`",
+                )
+        return list(super().parse_args(ctx, args))
+
+
+NewTag = Annotated[
+    str | None,
+    typer.Option("--tag", help="The search; default: the active one, else today's date."),
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option("--gpus", metavar="LIST", help="Indices or UUIDs, 0,1 for two; default: all."),
+]
+CpuWorkers = Annotated[
+    int | None, typer.Option("--cpu-workers", metavar="N", help="Workers on a core each.")
+]
+Trees = Annotated[
+    bool,
+    typer.Option("--create-worktrees/--no-create-worktrees", help="Now, or when workers start."),
+]
+Start = Annotated[
+    str | None,
+    typer.Option("--from", metavar="REV", help="Where a new tag begins: HEAD, best or a commit."),
+]
+ProposerWords = Annotated[
+    list[str] | None,
+    typer.Option("--proposer", help="search, inbox or command:PROGRAM; repeatable, first first."),
+]
+Mix = Annotated[
+    float | None, typer.Option("--mix", help="Share of joint moves, 0 to 1; default: after stalls.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.command("init-fleet", cls=NamesWhatLacksItsValue)(init_fleet)
+    app.command("bootstrap", cls=NamesWhatLacksItsValue)(bootstrap)
+    app.command("prune", cls=NamesWhatLacksItsValue)(prune)
+
+
+def init_fleet(
+    context: typer.Context,
+    tag: NewTag = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
+    create_worktrees: Trees = True,
+    start: Start = None,
+    proposer: ProposerWords = None,
+    mix: Mix = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Make a fleet, or mend it: a worker, a worktree, a branch and a prompt for each device.
+
+    Run again, it makes what is missing. Example: `orchestrator.py init-fleet --gpus 0,1`
+    """
+    from autohypothesis.fleet import roster
+
+    wanted = roster.Wanted(
+        tag, gpus, cpu_workers, create_worktrees, start, tuple(proposer or ()), mix
+    )
+    fleet = roster.init_fleet(laboratory(context, repo, tag=tag), wanted)
+    _show(fleet, as_json)
+
+
+def _show(fleet: Fleet, as_json: bool) -> None:
+    manifest = fleet.manifest
+    if as_json:
+        document = manifest.model_dump(mode="json")
+        print_json({**document, "notes": fleet.notes, "worktrees": fleet.done})
+        return
+    say = out().print
+    count = len(manifest.workers)
+    say(f"fleet {manifest.tag}: {count} worker{'s' * (count != 1)}", style="bold", markup=False)
+    for one in manifest.workers:
+        done = fleet.done.get(one.worker_id)
+        state = "" if done is None else f", worktree {done or 'as it was'}"
+        device = one.device or f"GPU {one.gpu_id}, no device yet"
+        say(f"  {one.worker_id}  {device}  {one.branch}{state}", soft_wrap=True, markup=False)
+    for note in fleet.notes:
+        err().print(f"note: {note}", soft_wrap=True, markup=False)
+    say("start it: python orchestrator.py up", markup=False)
+
+
+# ── bootstrap ───────────────────────────────────────────────────────────────────────────────
+
+
+def bootstrap(
+    context: typer.Context,
+    tag: NewTag = None,
+    gpus: Gpus = None,
+    cpu_workers: CpuWorkers = None,
+    create_worktrees: Trees = True,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option("--warm-start", metavar="TSV", help="results.tsv of an earlier search."),
+    ] = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """From a clone to a fleet: check the machine, prepare the data, run the baseline, init-fleet.
+
+    What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
+    """
+    from autohypothesis.fleet import roster
+    from autohypothesis.fleet import warm_start as warm
+    from autohypothesis.fleet.devices import choose
+
+    wanted = roster.Wanted(tag, gpus, cpu_workers, create_worktrees)
+    lab = laboratory(context, repo, tag=tag)
+    table = warm.read(warm_start) if warm_start is not None else None
+    choice = choose(gpus, cpu_workers)
+    _check_machine(lab)
+    _prepare(lab)
+    lab = roster.begin(lab, wanted)
+    device = next((one.device for one in choice.chosen if one.device), "")
+    if device:
+        _baseline(lab, device)
+    else:
+        err().print("note: no device to run the baseline on; the fleet runs it first", markup=False)
+    if table is not None:
+        new = warm.record(lab.layout, table)
+        err().print(f"warm start: {new} new findings from {table.path}", markup=False)
+        for problem in table.problems:
+            err().print(f"note: {table.path}: {problem}", soft_wrap=True, markup=False)
+    _show(roster.init_fleet(lab, wanted), as_json)
+
+
+def _check_machine(lab: Lab) -> None:
+    """The doctor's checks; data that is missing is made in the next step."""
+    from autohypothesis.commands.doctor import CHECKS
+
+    checks = [check for ask in CHECKS for check in ask(lab.layout.root)]
+    missing = [one for one in checks if one.verdict == "missing" and one.name != "data"]
+    for one in (one for one in checks if one.verdict == "warning"):
+        err().print(f"note: {one.name}: {one.detail}", soft_wrap=True, markup=False)
+    if missing:
+        raise FleetError(
+            "this machine is not ready: "
+            + "; ".join(f"{one.name}: {one.detail}" for one in missing),
+            hint=next((one.hint for one in missing if one.hint), "python orchestrator.py doctor"),
+        )
+
+
+def _prepare(lab: Lab) -> None:
+    """Run prepare.py where an input of the task cannot be located."""
+    import os
+    import subprocess
+    import sys
+
+    from autohypothesis.engine.inputs import locate_inputs
+    from autohypothesis.errors import LaunchError
+
+    root = lab.layout.root
+    try:
+        locate_inputs(lab.task, root, root, os.environ)
+        return
+    except LaunchError as error:
+        programs = {word for one in lab.task.inputs for word in one.locate}
+        if "prepare.py" not in programs or not (root / "prepare.py").is_file():
+            raise
+        err().print(f"{error.problem}: preparing it", soft_wrap=True, markup=False)
+    command = [sys.executable, "prepare.py"]
+    if subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode:
+        raise FleetError(
+            "the data could not be prepared", hint=f"run it alone: cd {root} && python prepare.py"
+        )
+
+
+def _baseline(lab: Lab, device: str) -> None:
+    """The reference as it stands, run once on a device of the fleet, and decided."""
+    from autohypothesis.commands.watch import ProgressWatch
+    from autohypothesis.fleet.baseline import has_baseline, run_baseline
+
+    if has_baseline(lab):
+        return
+    finished, decisions = run_baseline(lab, device, ProgressWatch("baseline"))
+    for decision in decisions:
+        err().print(f"baseline: {decision.decision_status}: {decision.reason}", markup=False)
+    if (result := finished.result).failure_kind is not None:
+        raise FleetError(
+            f"the baseline failed: {result.failure_kind}: {result.failure_detail}",
+            hint=f"see python orchestrator.py show {finished.experiment_id}",
+        )
+
+
+# ── prune ───────────────────────────────────────────────────────────────────────────────────
+
+
+def prune(
+    context: typer.Context,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help="Of this search only.")] = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Remove worktrees and branches of workers that no active fleet has; changes are kept first.
+
+    Kept changes are commits under refs/fleet/salvage/. Example: `orchestrator.py prune --dry-run`
+    """
+    from dataclasses import asdict
+
+    from autohypothesis.fleet import salvage
+
+    steps: Sequence[salvage.Step] = salvage.prune(
+        laboratory(context, repo), dry_run=dry_run, tag=tag
+    )
+    if as_json:
+        print_json({"dry_run": dry_run, "steps": [asdict(step) for step in steps]})
+        return
+    for step in steps:
+        said = f"{step.done}: {step.what}" + (f" ({step.detail})" if step.detail else "")
+        out().print(said, soft_wrap=True, markup=False)
+    if not steps:
+        out().print("nothing to remove", markup=False)

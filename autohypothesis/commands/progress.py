@@ -1,0 +1,119 @@
+"""How a fleet in the foreground shows itself: the monitor's board, or a line for each decision."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from autohypothesis.commands.common import err
+
+if TYPE_CHECKING:
+    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.records.layout import Layout
+
+REFRESH_S = 1.0
+
+
+@contextmanager
+def shown(layout: Layout, stop: Stop) -> Iterator[Callable[[], None]]:
+    """Something to call often while the fleet works; it shows what is new, on stderr."""
+    console = err()
+    if not console.is_terminal:
+        yield _every(REFRESH_S, Lines(layout, stop).look)
+        return
+    from rich.live import Live
+
+    from autohypothesis.terminal.live import Monitor
+
+    monitor = Monitor(layout)
+    lines = Lines(layout, stop)
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def draw() -> None:
+            lines.look()
+            live.update(monitor.frame(console.height), refresh=True)
+
+        lines.console = live.console
+        yield _every(REFRESH_S, draw)
+
+
+class Lines:
+    """One line for each decision and each problem, as they come."""
+
+    def __init__(self, layout: Layout, stop: Stop) -> None:
+        self._layout = layout
+        self._stop = stop
+        self._offset = self._size()
+        self._problems: set[str] = set()
+        self._told = False
+        self.console = err()
+
+    def look(self) -> None:
+        from autohypothesis.errors import AutohypothesisError
+        from autohypothesis.records import jsonl
+
+        if self._stop.requested and not self._told:
+            self._told = True
+            again = "; Ctrl-C again ends it at once" if self.console.is_terminal else ""
+            self._say(f"stops: trainings are ended and recorded{again}")
+        try:
+            news = jsonl.read_new(self._layout.decisions, self._offset)
+        except AutohypothesisError:
+            return
+        self._offset = news.offset
+        for decision in news.records:
+            self._say(line_of(decision))
+        self._look_for_problems()
+
+    def _look_for_problems(self) -> None:
+        from autohypothesis.fleet.roles import lives, read_role
+
+        for name in ("supervisor", "observer", "tool-builder"):
+            status = read_role(self._layout, name)
+            for problem in status.problems if status is not None and lives(status) else ():
+                if problem not in self._problems and len(self._problems) < 1000:
+                    self._problems.add(problem)
+                    self._say(f"{name}: {problem}")
+
+    def _size(self) -> int:
+        try:
+            return self._layout.decisions.stat().st_size
+        except OSError:
+            return 0
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+
+def line_of(decision: dict[str, Any]) -> str:
+    """`keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
+    from autohypothesis.records.tables import harmless
+
+    value = decision.get("metric_value")
+    number = f"{value:.6f}" if isinstance(value, (int, float)) else "-"
+    words = [
+        f"{decision.get('decision_status', '?')!s:<9}",
+        str(decision.get("experiment_id", "?")),
+        number,
+        str(decision.get("reason", "")),
+    ]
+    detail = str(decision.get("detail") or "")
+    return harmless("  ".join(words) + (f"  ({detail})" if detail else ""))
+
+
+def _every(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
+    """`look`, that often. A view that cannot be drawn, on a full disk say, ends no fleet."""
+    from autohypothesis.errors import AutohypothesisError
+
+    due = 0.0
+
+    def tick() -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + seconds
+            with suppress(AutohypothesisError, OSError, ValueError):
+                look()
+
+    return tick

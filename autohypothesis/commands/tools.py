@@ -1,0 +1,197 @@
+"""`tools`: helper scripts that are requested, published, listed and run."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.common import err, out, print_json, repository_path
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from autohypothesis.records.layout import Layout
+    from schema import Tool
+
+# Words behind the tool's name are its own, options included.
+ITS_OWN_WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+def _complete_tool(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of published scripts below the current directory, for the shell."""
+    from autohypothesis.records.layout import Layout
+
+    folder = Layout(Path.cwd()).published_tools
+    return sorted(path.stem for path in folder.glob(f"{incomplete}*.py"))
+
+
+ToolId = Annotated[
+    str, typer.Argument(metavar="ID", help="Name of the tool.", autocompletion=_complete_tool)
+]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(
+        help="Helper scripts: ask for one, publish one, list them, run one.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+    )
+    group.command("request")(request)
+    group.command("publish")(publish)
+    group.command("list")(list_tools)
+    group.command("run", context_settings=ITS_OWN_WORDS)(run)
+    app.add_typer(group, name="tools")
+
+
+def request(
+    context: typer.Context,
+    tool_id: ToolId,
+    problem: Annotated[str, typer.Option("--problem", help="What it is to answer, and why.")],
+    title: Annotated[str, typer.Option("--title", help="A few words; default: the name.")] = "",
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the tool-builder for a helper script.
+
+    Example: `orchestrator.py tools request noise --problem "how far does val_bpb move by itself?"`
+    """
+    from autohypothesis.fleet import tools
+
+    tool = tools.request(
+        _layout(context, repo),
+        tool_id,
+        problem=problem,
+        title=title,
+        requested_by=getpass.getuser(),
+    )
+    if as_json:
+        print_json(tool.model_dump(mode="json"))
+    elif tool.status == "requested":
+        said = "is requested; the tool-builder builds it when `python orchestrator.py up` runs"
+        out().print(f"{tool.tool_id} {said}", soft_wrap=True, markup=False)
+    else:
+        out().print(
+            f"{tool.tool_id} is {tool.status} already: {tool.usage}", soft_wrap=True, markup=False
+        )
+
+
+def publish(
+    context: typer.Context,
+    tool_id: ToolId,
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The script, one Python file.")],
+    title: Annotated[str, typer.Option("--title", help="A few words; default: the name.")] = "",
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Publish a script that you wrote, when it passes the checks; an older one is replaced.
+
+    It must parse, import the standard library and our dependencies only, answer `--help` within
+    10 s, pass its own `--self-test`, and change nothing in the repository.
+
+    Example: `orchestrator.py tools publish my-noise /tmp/my_noise.py`
+    """
+    from autohypothesis.fleet import tools
+
+    tool = tools.publish(
+        _layout(context, repo), tool_id, path.absolute(), title=title, decided_by=getpass.getuser()
+    )
+    if as_json:
+        print_json(tool.model_dump(mode="json"))
+    else:
+        said = f"{tool.tool_id} is published: {tool.summary}"
+        out().print(
+            f"{said}\nrun it with `python orchestrator.py {tool.usage}`",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:
+    """List the tools, what they are for, and how often they were called.
+
+    Example: `orchestrator.py tools list --json`
+    """
+    from autohypothesis.fleet import tools
+
+    found = tools.registry(_layout(context, repo))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    elif found.tools:
+        out().print(_table(found.tools))
+    else:
+        hint = "ask for one: [bold]python orchestrator.py tools request noise --problem WHY[/]"
+        err().print(f"no tools yet; {hint}", soft_wrap=True)
+
+
+def run(
+    context: typer.Context,
+    tool_id: ToolId,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGS", help="The tool's own words.")
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option("--limit", min=0.1, help="Seconds it may take.  [default: 300]")
+    ] = None,
+    repo: Repo = None,
+) -> None:
+    """Run a published tool; its own words follow its name.
+
+    Its exit code is passed on, 124 when it took too long. A file that was changed is not run.
+
+    Examples: `orchestrator.py tools run noise`, `orchestrator.py tools run curves --help`
+    """
+    from autohypothesis.fleet import tools
+
+    ended = tools.run(
+        _layout(context, repo),
+        tool_id,
+        arguments or [],
+        timeout_s=limit if limit is not None else tools.RUN_S,
+        capture=False,
+        cwd=Path.cwd(),
+    )
+    if ended.exit_code is None:
+        said = f"{tool_id} took over {limit or tools.RUN_S:g} s and was ended"
+        err().print(f"{said}; give it more: --limit SECONDS before its name", markup=False)
+        raise typer.Exit(tools.OUT_OF_TIME)
+    # Killed by a signal: as shells count.
+    raise typer.Exit(ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code)
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _layout(context: typer.Context, repo: Path | None) -> Layout:
+    """The files of the repository; its task need not be in order."""
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
+
+    return Layout(Repository.find(repository_path(context, repo)).root)
+
+
+def _table(tools: list[Tool]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("tool", "status", "calls", "failures"):
+        table.add_column(
+            name, no_wrap=True, justify="right" if name[-1] == "s" and name != "status" else "left"
+        )
+    table.add_column("what for", overflow="fold", min_width=20)
+    for tool in tools:
+        about = tool.summary or tool.problem or tool.title
+        told = about if tool.status != "requested" or not tool.notes else f"{about} ({tool.notes})"
+        cells = (
+            tool.tool_id,
+            tool.status,
+            str(tool.calls),
+            str(tool.failures),
+            " ".join(told.split()),
+        )
+        table.add_row(*map(Text, cells))
+    return table

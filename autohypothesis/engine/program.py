@@ -1,0 +1,135 @@
+"""Somebody's program as a process: what it reads, how long it may take, how much it may say.
+
+It leads a session of its own and carries a mark in its environment, so that all it starts is
+ended with it. It dies with the thread that asked. Nothing of it survives an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from autohypothesis import system
+from autohypothesis.engine import strays
+
+OUT_LIMIT = 4 * 1024 * 1024
+"""Bytes of an answer; `--json` of a helper script over 10,000 experiments has a tenth."""
+ERR_LIMIT = 64 * 1024
+"""Bytes at the end of standard error that are kept."""
+MARK = "AUTOHYPOTHESIS_ASKED"
+"""What a program and all that it starts have in their environment: a word of this run's own."""
+_LOOK_S = 0.1
+_DRAIN_S = 2.0
+
+
+class Ended(NamedTuple):
+    """How a program ended, and what it printed."""
+
+    exit_code: int | None
+    """None: it was ended, for its time, for all that it said, or because it was called off."""
+    out: str
+    err: str
+    seconds: float
+    overflow: bool = False
+    """It said more than it may; `out` is what came first."""
+
+    def last_words(self) -> str:
+        """The last line that it printed, for an error message."""
+        lines = (self.err.strip() or self.out.strip()).splitlines()
+        return lines[-1].strip()[:300] if lines else "it printed nothing"
+
+
+def run(
+    words: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    stdin: bytes = b"",
+    capture: bool = True,
+    out_limit: int = OUT_LIMIT,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Ended:
+    """Run a program to its end, or to `timeout_s`, or until `cancelled`.
+
+    Args:
+        words: a program from the PATH or a file seen from `cwd`, and its arguments. No shell.
+        capture: without it the program prints where this process prints.
+
+    Raises:
+        OSError: there is no such program, or it may not be run.
+    """
+    mark, pipe = uuid.uuid4().hex, subprocess.PIPE if capture else None
+    began = time.monotonic()
+    process = subprocess.Popen(
+        system.dying_with_parent([_found(words[0], cwd), *words[1:]]),
+        cwd=cwd, env={**environment, MARK: mark}, start_new_session=True,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+    )  # fmt: skip
+    try:
+        out, err = _Kept(process.stdout, out_limit), _Kept(process.stderr, ERR_LIMIT, tail=True)
+        if process.stdin is not None:
+            threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
+        exit_code = _wait(process, began + timeout_s, lambda: out.overflow or cancelled())
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        strays.end_marked(f"{MARK}={mark}")
+    said, complained, seconds = out.text(), err.text(), time.monotonic() - began
+    return Ended(None if out.overflow else exit_code, said, complained, seconds, out.overflow)
+
+
+def _found(word: str, cwd: Path) -> str:
+    """The file to run, so that a missing one is known before anything starts."""
+    found = shutil.which(word if os.sep not in word else cwd / os.path.expanduser(word))
+    if found is None:
+        raise FileNotFoundError(f"there is no program {word!r}")
+    return str(found)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], deadline: float, enough: Callable[[], bool]
+) -> int | None:
+    while (left := deadline - time.monotonic()) > 0 and not enough():
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(min(left, _LOOK_S))
+    return None
+
+
+def _tell(stream: IO[bytes], content: bytes) -> None:
+    with suppress(OSError, ValueError), stream:  # a program need not read what it is told
+        stream.write(content)
+
+
+class _Kept:
+    """What came out of a stream, read as fast as it is written: its beginning, or its end."""
+
+    def __init__(self, stream: IO[bytes] | None, limit: int, *, tail: bool = False) -> None:
+        self.overflow = False
+        self._limit, self._tail, self._kept = limit, tail, bytearray()
+        self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+        self._reader.start()
+
+    def _read(self, stream: IO[bytes] | None) -> None:
+        if stream is None:
+            return
+        with suppress(OSError, ValueError), stream:
+            while chunk := os.read(stream.fileno(), 65536):
+                self._kept += chunk
+                self.overflow |= not self._tail and len(self._kept) > self._limit
+                del self._kept[slice(-self._limit) if self._tail else slice(self._limit, None)]
+
+    def text(self) -> str:
+        """What was kept. What escaped may hold the stream open, so its end is not awaited."""
+        self._reader.join(_DRAIN_S)
+        return bytes(self._kept).decode("utf-8", "replace")

@@ -1,0 +1,46 @@
+"""The first run of a search: its reference as it stands, on a device of the fleet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import Handle, Resources, RunSpec
+from autohypothesis.engine.iteration import Finished, Request, Watch, run
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.settle import settle
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.standings import first_baseline, of_tag
+from schema import Decision
+
+
+@dataclass(frozen=True)
+class OnDevice(LocalExecutor):
+    """The local executor, on one device and no other."""
+
+    device: str = ""
+
+    def submit(self, spec: RunSpec) -> Handle:
+        pinned = spec.model_copy(update={"resources": Resources(device=self.device)})
+        return LocalExecutor.submit(self, pinned)
+
+
+def has_baseline(lab: Lab) -> bool:
+    """Whether the search has something to compare with."""
+    sync(lab.layout)
+    return first_baseline(of_tag(read_ledger(lab.layout), lab.active())) is not None
+
+
+def run_baseline(lab: Lab, device: str, watch: Watch) -> tuple[Finished, list[Decision]]:
+    """Run it, decide it, and bring the ledger up to date.
+
+    Raises:
+        LeaseError: the device is held.
+    """
+    executor = OnDevice(lab.repository, lab.layout, device=device)
+    finished = run(lab, Request(Change.none(), title="baseline"), watch=watch, executor=executor)
+    decisions = list(settle(lab, [finished.experiment_id], decided_by="bootstrap"))
+    sync(lab.layout)
+    return finished, decisions

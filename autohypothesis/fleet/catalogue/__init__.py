@@ -1,0 +1,1 @@
+"""Helper scripts that ship with the project: published, never imported; each stands alone."""

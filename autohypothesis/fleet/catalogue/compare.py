@@ -1,0 +1,219 @@
+"""Two runs side by side: settings that differ, metrics, and the difference in units of noise.
+
+The noise is the spread of repeated runs of one commit on the first run's platform, as `noise` has
+it; a difference of less than two standard deviations of a pair may be chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+METRICS = (
+    "metric_value", "num_steps", "tokens_per_second", "training_seconds", "total_seconds",
+    "peak_vram_gb", "num_params_M", "train_bpb", "mfu_percent", "improvement_rate",
+)  # fmt: skip
+FACTS = ("status", "commit", "seed", "gpu_name", "platform_key", "description")
+CLEAR = 2.0
+"""Standard deviations of a pair."""
+
+
+def read_rows(research: Path) -> list[Row]:
+    """The rows of the ledger beside research/; lines that are none are left out."""
+    rows = []
+    try:
+        text = research.resolve().with_name("experiments.jsonl").read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def settings(research: Path, run: str) -> dict[str, Any]:
+    """The flat settings of a run; none when its file is missing or damaged."""
+    try:
+        found = json.loads(research.joinpath("runs", run, "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def number(value: Any) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if good else None
+
+
+def sd_of_a_pair(rows: list[Row], platform: str) -> float | None:
+    """sqrt(2) times the pooled spread of runs of one commit; None without a repeat."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        value = number(row.get("metric_value"))
+        done = row.get("execution_status") == "completed" and row.get("platform_key") == platform
+        if done and value is not None and row.get("commit"):
+            groups.setdefault(str(row["commit"]), []).append(value)
+    repeated = [group for group in groups.values() if len(group) > 1]
+    if not repeated:
+        return None
+    squares = sum((len(group) - 1) * statistics.variance(group) for group in repeated)
+    return math.sqrt(2 * squares / sum(len(group) - 1 for group in repeated))
+
+
+def compare(research: Path, names: list[str]) -> dict[str, Any]:
+    """Everything that tells the two runs apart; the second is seen against the first.
+
+    Raises:
+        LookupError: a run is not in the ledger.
+    """
+    rows = read_rows(research)
+    known = {str(row.get("id")): row for row in rows}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise LookupError(f"no run {missing[0]!r} in experiments.jsonl ({len(known)} runs)")
+    first, second = (known[name] for name in names)
+    ours, theirs = (settings(research, name) for name in names)
+    differing = {
+        key: [ours.get(key), theirs.get(key)]
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
+    metrics = {}
+    for key in METRICS:
+        a, b = number(first.get(key)), number(second.get(key))
+        if a is not None or b is not None:
+            metrics[key] = [a, b, None if a is None or b is None else b - a]
+    return {
+        "tool": "compare",
+        "runs": names,
+        "metric": first.get("metric_name", ""),
+        "facts": {key: [first.get(key), second.get(key)] for key in FACTS},
+        "settings": differing,
+        "metrics": metrics,
+        **verdict(rows, first, second, metrics.get("metric_value", [None] * 3)[2]),
+    }
+
+
+def verdict(rows: list[Row], first: Row, second: Row, difference: float | None) -> dict[str, Any]:
+    """The difference in units of noise, and what it means in words."""
+    platform = str(first.get("platform_key", ""))
+    pair = sd_of_a_pair(rows, platform)
+    units = difference / pair if pair and difference is not None else None
+    gain = (difference or 0.0) * (1 if first.get("direction") == "maximize" else -1)
+    better = gain > 0
+    if second.get("platform_key", "") != platform:
+        words = "not comparable: the runs are of different platforms"
+        units = None
+    elif first.get("metric_name") != second.get("metric_name"):
+        words = "not comparable: the runs have different metrics"
+        units = None
+    elif difference is None:
+        words = "not comparable: a run has no value"
+    elif units is None and pair is None:
+        words = "no commit was run twice here, so the noise is unknown"
+    elif difference == 0:
+        words = "the same"
+    elif units is None:
+        words = f"{'better' if better else 'worse'}, and repeated runs are exactly equal here"
+    elif abs(units) < CLEAR:
+        words = f"within noise: {units:+.1f} standard deviations of a pair"
+    else:
+        words = f"{'better' if better else 'worse'}: {units:+.1f} standard deviations of a pair"
+    return {"difference": difference, "sd_pair": pair, "units_of_noise": units, "verdict": words}
+
+
+def text(found: dict[str, Any]) -> str:
+    table = [["", *found["runs"], "difference"]]
+    table += [[key, *map(shown, pair), ""] for key, pair in found["facts"].items()]
+    table += [["", "", "", ""]]
+    for key, (a, b, difference) in found["metrics"].items():
+        name = found["metric"] if key == "metric_value" else key
+        change = "–" if difference is None else f"{difference:+.6g}"
+        table.append([name, shown(a), shown(b), change])
+    table += [["", "", "", ""]]
+    table += [[key, *map(shown, pair), ""] for key, pair in found["settings"].items()]
+    if not found["settings"]:
+        table.append(["(the settings are the same)", "", "", ""])
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    lines = [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]])
+        for row in table
+    ]
+    return "\n".join([*(line.rstrip() for line in lines), "", found["verdict"]])
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    line = f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
+    return line if len(line) <= 32 else line[:31] + "…"
+
+
+def self_test() -> None:
+    def row(name: str, value: float, commit: str) -> Row:
+        return {
+            "id": name, "commit": commit, "metric_value": value, "platform_key": "p",
+            "execution_status": "completed", "metric_name": "val_bpb", "num_steps": 10,
+        }  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as folder:
+        research = Path(folder, "research")
+        rows = [row("a-1", 1.0, "a"), row("a-2", 1.2, "a"), row("b-1", 0.5, "b")]
+        for name, depth in (("a-1", 2), ("b-1", 3)):
+            run = research.joinpath("runs", name)
+            run.mkdir(parents=True)
+            run.joinpath("config.json").write_text(json.dumps({"depth": depth, "lr": 0.1}))
+        Path(folder, "experiments.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        found = compare(research, ["a-1", "b-1"])
+        assert found["settings"] == {"depth": [2, 3]}, found
+        # the variance of 1.0 and 1.2 is 0.02, that of a pair 0.04
+        assert math.isclose(found["sd_pair"], 0.2), found
+        assert math.isclose(found["difference"], -0.5), found
+        assert math.isclose(found["units_of_noise"], -2.5), found
+        assert found["verdict"].startswith("better"), found
+        assert compare(research, ["a-1", "a-2"])["verdict"].startswith("within noise")
+        try:
+            compare(research, ["a-1", "none"])
+        except LookupError:
+            pass
+        else:
+            raise AssertionError("an unknown run was found")
+    print("ok")
+
+
+def main() -> int | None:
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("run", nargs="*", metavar="RUN", help="two ids of experiments")
+    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
+    words = parser.parse_args()
+    if words.self_test:
+        self_test()
+        return None
+    if len(words.run) != 2:
+        parser.error("name two runs")
+    try:
+        found = compare(words.research, words.run)
+    except LookupError as error:
+        print(error.args[0], file=sys.stderr)
+        return 1
+    print(json.dumps(found) if words.json else text(found))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Loss curves of given runs, as text and as a PNG.
+
+Reads the samples in exit.json: rows of [share of the budget, loss, bits per byte, tokens a second].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+Point = tuple[float, float]
+
+COLUMNS = {"loss": 1, "bpb": 2, "speed": 3}
+UNITS = {"loss": "loss", "bpb": "bits per byte", "speed": "tokens a second"}
+MARKS = "●○▲△■□◆◇"
+WIDTH, HEIGHT = 64, 16
+LATEST = 4
+"""Runs that are shown when none is named."""
+# Okabe and Ito's colours, told apart by people who do not tell red from green.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#9A9A9A",
+)  # fmt: skip
+
+
+def curve(research: Path, run: str, column: str) -> list[Point]:
+    """Share of the budget and value, where both are finite; empty when there are no samples."""
+    try:
+        record = json.loads(research.joinpath("runs", run, "exit.json").read_text("utf-8"))
+        samples = record["samples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    points = []
+    for sample in samples if isinstance(samples, list) else []:
+        pair = [sample[0], sample[COLUMNS[column]]] if usable(sample, COLUMNS[column]) else []
+        if all(isinstance(x, (int, float)) and math.isfinite(x) for x in pair) and pair:
+            points.append((float(pair[0]), float(pair[1])))
+    return sorted(points)
+
+
+def usable(sample: Any, column: int) -> bool:
+    return isinstance(sample, list) and len(sample) > column
+
+
+def latest(research: Path) -> list[str]:
+    """The last runs of the ledger that have a folder."""
+    ledger = research.resolve().with_name("experiments.jsonl")
+    names = []
+    try:
+        lines = ledger.read_text("utf-8", "replace").splitlines()
+    except FileNotFoundError:
+        return []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and research.joinpath("runs", str(row.get("id"))).is_dir():
+            names.append(str(row["id"]))
+    return names[-LATEST:]
+
+
+def figures(points: list[Point]) -> dict[str, Any]:
+    """First, lowest and last value, and that at each quarter of the budget, or before."""
+    values = [value for _, value in points]
+    quarters = {}
+    for percent in (25, 50, 75, 100):
+        before = [value for share, value in points if 100 * share <= percent + 1e-9]
+        quarters[str(percent)] = before[-1] if before else None
+    return {
+        "points": points,
+        "first": values[0] if values else None,
+        "lowest": min(values, default=None),
+        "last": values[-1] if values else None,
+        "at": quarters,
+    }
+
+
+def plot(curves: dict[str, list[Point]], unit: str) -> str:
+    """All curves in one field of characters; where two meet, the first one is seen."""
+    points = [point for one in curves.values() for point in one]
+    if not points:
+        return "none of these runs left samples"
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    right = max(1.0, max(x for x, _ in points))
+    field = [[" "] * WIDTH for _ in range(HEIGHT)]
+    for mark, one in reversed(list(zip(MARKS, curves.values(), strict=False))):
+        for x, y in one:
+            line = round((high - y) / (high - low) * (HEIGHT - 1)) if high > low else HEIGHT // 2
+            field[line][round(max(0.0, x) / right * (WIDTH - 1))] = mark
+    lines = [f"{unit}"]
+    for number, row in enumerate(field):
+        value = high - (high - low) * number / (HEIGHT - 1)
+        label = f"{value:10.4g}" if number % 5 == 0 else " " * 10
+        lines.append(f"{label} ┤{''.join(row).rstrip()}")
+    lines.append(f"{'':11}└{'─' * WIDTH}")
+    lines.append(f"{'':12}0 %{'share of the budget':^{WIDTH - 9}}{100 * right:.0f} %")
+    for mark, (name, one) in zip(MARKS, curves.items(), strict=False):
+        last = f"last {one[-1][1]:.6g}, {len(one)} samples" if one else "no samples"
+        lines.append(f"{'':12}{mark} {name}: {last}")
+    return "\n".join(lines)
+
+
+def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
+    """The same as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=130)
+    for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
+        axes.plot(
+            [100 * x for x, _ in points], [y for _, y in points], color=colour, label=name,
+            linewidth=1.4,
+        )  # fmt: skip
+    axes.set_xlabel("share of the budget, %")
+    axes.set_ylabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.25)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png", bbox_inches="tight")
+    plt.close(figure)
+
+
+def self_test() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        research = Path(folder, "research")
+        run = research.joinpath("runs", "a-1")
+        run.mkdir(parents=True)
+        samples = [[0.1, 4.0, 2.0, 9.0], [0.5, 3.0, None, 9.0], [0.6, None, 1.0, 9.0]]
+        samples += [[1.0, 2.0, 1.0, 9.0]]
+        run.joinpath("exit.json").write_text(json.dumps({"samples": samples}))
+        points = curve(research, "a-1", "loss")
+        assert points == [(0.1, 4.0), (0.5, 3.0), (1.0, 2.0)], points
+        found = figures(points)
+        assert found["at"] == {"25": 4.0, "50": 3.0, "75": 3.0, "100": 2.0}, found
+        assert curve(research, "none", "loss") == []
+        page = plot({"a-1": points}, "loss").splitlines()
+        assert page[1].endswith("●") and page[1].split()[0] == "4", page[1]
+        assert page[HEIGHT].endswith("●") and page[HEIGHT].split()[0] == "2", page[HEIGHT]
+        picture = Path(folder, "curves.png")
+        draw({"a-1": points}, "loss", picture)
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    print("ok")
+
+
+def main() -> int | None:
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("run", nargs="*", metavar="RUN", help="ids; default: the latest runs")
+    parser.add_argument("--of", choices=sorted(COLUMNS), default="loss", help="default: loss")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="draw a picture as well")
+    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
+    words = parser.parse_args()
+    if words.self_test:
+        self_test()
+        return None
+    if len(words.run) > len(MARKS):
+        parser.error(f"{len(words.run)} runs; {len(MARKS)} can be told apart")
+    names = words.run or latest(words.research)
+    curves = {name: curve(words.research, name, words.of) for name in names}
+    if words.out is not None:
+        draw(curves, UNITS[words.of], words.out)
+    if words.json:
+        found = {name: figures(points) for name, points in curves.items()}
+        print(json.dumps({"tool": "curves", "of": words.of, "curves": found}))
+    else:
+        print(plot(curves, UNITS[words.of]))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,330 @@
+"""Which settings explain the metric, over the completed runs of the active tag.
+
+Two answers, and the number of runs behind each. The direct one: pairs of runs that differ in one
+setting only, and by how much the metric differs between them. The indirect one, over all runs: the
+rank correlation with the metric, and the share that PED-ANOVA gives a setting where optuna is at
+hand and there are enough different runs. The direct answer is to be trusted more; both are about
+the values that were tried, and no others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import warnings
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+Settings = dict[str, Any]
+Tried = tuple[Settings, float]
+
+ENOUGH = 12
+"""Different settings; below that PED-ANOVA tells chance."""
+VALUES_LIMIT = 40
+"""Values of one setting, all else equal, of which every pair is looked at."""
+
+
+def read_rows(research: Path) -> list[Row]:
+    """The rows of the ledger beside research/; lines that are none are left out."""
+    rows = []
+    try:
+        text = research.resolve().with_name("experiments.jsonl").read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def document(path: Path) -> dict[str, Any]:
+    """What is in a JSON file; nothing when it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def active_tag(research: Path, rows: list[Row]) -> str:
+    """The manifest's, else that of the last row."""
+    tag = document(research.joinpath("fleet", "manifest.json")).get("tag")
+    return str(tag or (rows[-1].get("tag", "") if rows else ""))
+
+
+def measured(rows: list[Row], tag: str) -> list[Row]:
+    """Completed runs of the tag with a value, on the platform of the last of them."""
+    runs = [
+        row
+        for row in rows
+        if row.get("tag") == tag
+        and row.get("execution_status") == "completed"
+        and isinstance(row.get("metric_value"), (int, float))
+        and math.isfinite(row["metric_value"])
+    ]
+    platform = runs[-1].get("platform_key", "") if runs else ""
+    return [row for row in runs if row.get("platform_key", "") == platform]
+
+
+def key(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def tried(research: Path, runs: list[Row]) -> list[Tried]:
+    """Each different choice of settings once, with the mean of its runs."""
+    groups: dict[str, tuple[Settings, list[float]]] = {}
+    for run in runs:
+        settings = document(research.joinpath("runs", str(run["id"]), "config.json"))
+        if settings:
+            _, values = groups.setdefault(key(settings), (settings, []))
+            values.append(float(run["metric_value"]))
+    return [(settings, statistics.fmean(values)) for settings, values in groups.values()]
+
+
+def varying(found: list[Tried]) -> list[str]:
+    """Settings that every run has, and that differ between some of them."""
+    if not found:
+        return []
+    shared = set.intersection(*(set(settings) for settings, _ in found))
+    return sorted(name for name in shared if len({key(s[name]) for s, _ in found}) > 1)
+
+
+# ── directly: pairs ─────────────────────────────────────────────────────────────────────────
+
+
+def pairs(found: list[Tried], name: str) -> list[tuple[Any, Any, float]]:
+    """(value, other value, difference of the metric) for runs that differ in `name` only."""
+    groups: dict[str, list[Tried]] = {}
+    for settings, value in found:
+        rest = {other: settings[other] for other in settings if other != name}
+        groups.setdefault(key(rest), []).append((settings, value))
+    answer = []
+    for group in groups.values():
+        group = [one for one in group if name in one[0]][:VALUES_LIMIT]
+        for (first, a), (second, b) in combinations(group, 2):
+            answer.append((first[name], second[name], b - a))
+    return answer
+
+
+def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
+    """Mean size of the effect, and the change that helped most (`sign` -1: lower is better)."""
+    seen = pairs(found, name)
+    if not seen:
+        return {"pairs": 0, "effect": None, "best_change": None}
+    both = seen + [(b, a, -difference) for a, b, difference in seen]
+    old, new, difference = max(both, key=lambda one: sign * one[2])
+    return {
+        "pairs": len(seen),
+        "effect": statistics.fmean(abs(difference) for _, _, difference in seen),
+        "best_change": {"from": old, "to": new, "difference": difference},
+    }
+
+
+# ── indirectly: all runs ────────────────────────────────────────────────────────────────────
+
+
+def ranks(values: list[float]) -> list[float]:
+    """From 1; equal values share the mean of their ranks."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    answer = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and values[order[end]] == values[order[start]]:
+            end += 1
+        for place in order[start:end]:
+            answer[place] = (start + end + 1) / 2
+        start = end
+    return answer
+
+
+def rank_correlation(found: list[Tried], name: str) -> float | None:
+    """Spearman's, between a numeric setting and the metric; None for other settings."""
+    values = [settings[name] for settings, _ in found]
+    if len(found) < 3 or not all(is_number(value) for value in values):
+        return None
+    try:
+        return statistics.correlation(ranks(values), ranks([value for _, value in found]))
+    except statistics.StatisticsError:  # all values of the metric are equal
+        return None
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float]:
+    """PED-ANOVA's share of each setting; empty where it cannot be had."""
+    if len(found) < ENOUGH or not names:
+        return {}
+    try:
+        import optuna
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    except ImportError:
+        return {}
+    warnings.simplefilter("ignore")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="minimize" if sign < 0 else "maximize")
+    spaces = {name: space(found, name) for name in names}
+    for settings, value in found:
+        study.add_trial(
+            optuna.trial.create_trial(
+                params={name: plain(settings[name], spaces[name]) for name in names},
+                distributions=spaces,
+                value=value,
+            )
+        )
+    try:
+        evaluator = PedAnovaImportanceEvaluator()
+        return dict(get_param_importances(study, evaluator=evaluator, params=names))
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def space(found: list[Tried], name: str) -> Any:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    values = [settings[name] for settings, _ in found]
+    if all(is_number(value) for value in values):
+        return FloatDistribution(float(min(values)), float(max(values)))
+    return CategoricalDistribution(sorted({key(value) for value in values}))
+
+
+def plain(value: Any, where: Any) -> Any:
+    return float(value) if hasattr(where, "low") else key(value)
+
+
+# ── the answer ──────────────────────────────────────────────────────────────────────────────
+
+
+def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
+    """Every setting that varies, the most important first."""
+    rows = read_rows(research)
+    wanted = tag or active_tag(research, rows)
+    runs = measured(rows, wanted)
+    found = tried(research, runs)
+    sign = 1.0 if runs and runs[-1].get("direction") == "maximize" else -1.0
+    names = varying(found)
+    given = shares(found, names, sign)
+    settings = [
+        {
+            "name": name,
+            "values": len({key(one[name]) for one, _ in found}),
+            **direct(found, name, sign),
+            "rank_correlation": rank_correlation(found, name),
+            "share": given.get(name),
+        }
+        for name in names
+    ]
+    settings.sort(key=lambda one: (one["effect"] or 0.0, abs(one["rank_correlation"] or 0.0)))
+    return {
+        "tool": "importance",
+        "tag": wanted,
+        "metric": runs[-1].get("metric_name", "") if runs else "",
+        "runs": len(runs),
+        "different": len(found),
+        "settings": settings[::-1],
+        "note": note(len(found), names, bool(given)),
+    }
+
+
+def note(different: int, names: list[str], given: bool) -> str:
+    if different < 2 or not names:
+        return f"too little: {different} different settings have completed"
+    if not given:
+        return f"no shares: {different} different settings, {ENOUGH} are needed, and optuna"
+    return ""
+
+
+def text(found: dict[str, Any]) -> str:
+    metric, tag = found["metric"] or "the metric", found["tag"] or "(none)"
+    counts = f"{found['runs']} runs, {found['different']} different"
+    lines = [f"Settings that explain {metric} of tag {tag}: {counts}"]
+    if found["settings"]:
+        head = (
+            f"{'setting':<22}{'values':>7}{'pairs':>7}{'effect':>11}{'rank corr.':>12}{'share':>8}"
+        )
+        lines.append(head + "  change that helped most")
+    for one in found["settings"]:
+        best = one["best_change"]
+        change = f"{best['from']} -> {best['to']}: {best['difference']:+.5g}" if best else "–"
+        lines.append(
+            f"{one['name'][:21]:<22}{one['values']:>7}{one['pairs']:>7}"
+            f"{shown(one['effect'], '.5g'):>11}{shown(one['rank_correlation'], '+.2f'):>12}"
+            f"{shown(one['share'], '.0%'):>8}  {change}"
+        )
+    return "\n".join(lines + ([found["note"]] if found["note"] else []))
+
+
+def shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def self_test() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        research = Path(folder, "research")
+        lines: list[str] = []
+
+        def run(value: float, tag: str = "t", **settings: Any) -> None:
+            name = f"r-{len(lines)}"
+            path = research.joinpath("runs", name)
+            path.mkdir(parents=True)
+            path.joinpath("config.json").write_text(json.dumps(settings))
+            row = {"id": name, "tag": tag, "execution_status": "completed", "platform_key": "p"}
+            lines.append(json.dumps({**row, "metric_value": value, "metric_name": "val_bpb"}))
+
+        for depth in (1, 2, 3):
+            for rate in (0.1, 0.2):
+                run(10.0 - 2 * depth + rate, depth=depth, rate=rate, word="same")
+        run(99.0, tag="other", depth=9, rate=9, word="other")
+        Path(folder, "experiments.jsonl").write_text("\n".join(lines))
+        found = importance(research, "t")
+        depth, rate = found["settings"]
+        assert (found["runs"], depth["name"], rate["name"]) == (6, "depth", "rate"), found
+        # depth: differences 2, 2, 4 at each of two rates; rate: 0.1 at each of three depths
+        assert depth["pairs"] == 6 and math.isclose(depth["effect"], 8 / 3), depth
+        assert rate["pairs"] == 3 and math.isclose(rate["effect"], 0.1), rate
+        assert math.isclose(depth["best_change"]["difference"], -4.0), depth
+        assert (depth["best_change"]["from"], depth["best_change"]["to"]) == (1, 3), depth
+        assert depth["rank_correlation"] < -0.9, depth
+        run(5.0, depth=3, rate=0.2, word="same")  # a repeat is averaged, and is no pair
+        Path(folder, "experiments.jsonl").write_text("\n".join(lines))
+        assert importance(research, "t")["different"] == 6
+        assert importance(research, "t")["settings"][0]["pairs"] == 6
+        assert importance(research, "none")["settings"] == []
+        for depth_too in range(4, 4 + ENOUGH):
+            run(10.0 - 2 * depth_too, depth=depth_too, rate=0.1, word="same")
+        Path(folder, "experiments.jsonl").write_text("\n".join(lines))
+        given = [one["share"] for one in importance(research, "t")["settings"]]
+        assert None in given or math.isclose(sum(given), 1.0, rel_tol=1e-6), given
+    print("ok")
+
+
+def main() -> int | None:
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--tag", help="the search; default: the active one")
+    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
+    words = parser.parse_args()
+    if words.self_test:
+        self_test()
+        return None
+    found = importance(words.research, words.tag)
+    print(json.dumps(found) if words.json else text(found))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

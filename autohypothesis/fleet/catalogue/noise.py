@@ -1,0 +1,187 @@
+"""How far the metric moves by itself: the spread of repeated runs of one commit.
+
+Runs of one commit on one platform are a group; at least two of them count. The spread is pooled
+over the groups of one platform, that of the latest run unless --platform names another. Runs with
+the same seed show what the machine does, runs with different seeds what chance does as well.
+
+min_delta is suggested as twice the standard deviation of a pair, the difference between two runs,
+which is sqrt(2) times that of a single run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+FEW = 4
+"""Degrees of freedom; below that a standard deviation may be wrong by half."""
+
+
+def read_rows(research: Path) -> list[Row]:
+    """The rows of the ledger beside research/; lines that are none are left out."""
+    rows = []
+    try:
+        text = research.resolve().with_name("experiments.jsonl").read_text("utf-8", "replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def measured(rows: list[Row]) -> list[Row]:
+    """Completed runs with a finite value."""
+    return [
+        row
+        for row in rows
+        if row.get("execution_status") == "completed"
+        and row.get("commit")
+        and isinstance(row.get("metric_value"), (int, float))
+        and math.isfinite(row["metric_value"])
+    ]
+
+
+def pooled(groups: list[list[float]]) -> dict[str, Any] | None:
+    """The standard deviation over all groups, each around its own mean; None without a repeat."""
+    groups = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom == 0:
+        return None
+    squares = sum((len(group) - 1) * statistics.variance(group) for group in groups)
+    return {
+        "sd": math.sqrt(squares / freedom),
+        "runs": sum(len(group) for group in groups),
+        "groups": len(groups),
+        "degrees_of_freedom": freedom,
+    }
+
+
+def grouped(rows: list[Row], *keys: str) -> list[list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def values(rows: list[Row]) -> list[float]:
+    return [float(row["metric_value"]) for row in rows]
+
+
+def one_per_seed(rows: list[Row]) -> list[float]:
+    """The mean of each seed, so that a seed that was run often counts once."""
+    return [statistics.fmean(values(same)) for same in grouped(rows, "seed")]
+
+
+def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
+    """The figures. `sd` is over all repeats of a commit, whatever their seeds."""
+    runs = measured(rows)
+    if platform is None:
+        platform = str(runs[-1].get("platform_key", "")) if runs else ""
+    runs = [run for run in runs if run.get("platform_key", "") == platform]
+    commits = grouped(runs, "commit")
+    total = pooled([values(group) for group in commits])
+    sd = total["sd"] if total else None
+    pair = None if sd is None else math.sqrt(2) * sd
+    return {
+        "tool": "noise",
+        "metric": runs[-1].get("metric_name", "") if runs else "",
+        "platform_key": platform,
+        "device": runs[-1].get("gpu_name", "") if runs else "",
+        "sd": sd,
+        "sd_pair": pair,
+        "min_delta": None if pair is None else 2 * pair,
+        "runs": total["runs"] if total else 0,
+        "groups": total["groups"] if total else 0,
+        "degrees_of_freedom": total["degrees_of_freedom"] if total else 0,
+        "same_seed": pooled([values(group) for group in grouped(runs, "commit", "seed")]),
+        "across_seeds": pooled([one_per_seed(group) for group in commits]),
+        "enough": total is not None and total["degrees_of_freedom"] >= FEW,
+        "note": note(total, len(runs)),
+    }
+
+
+def note(total: dict[str, Any] | None, runs: int) -> str:
+    if total is None:
+        return f"too little: no commit was run twice on this platform ({runs} runs in all)"
+    if total["degrees_of_freedom"] < FEW:
+        return f"rough: only {total['runs']} runs of {total['groups']} commits; repeat some more"
+    return ""
+
+
+def text(found: dict[str, Any]) -> str:
+    name = found["metric"] or "the metric"
+    where = f" on {found['device']}" if found["device"] else ""
+    if found["sd"] is None:
+        return f"Noise of {name}{where}: {found['note']}"
+    lines = [
+        f"Noise of {name}{where}, from {found['runs']} runs of {found['groups']} commits",
+        f"  sd of a run          {found['sd']:.6f}",
+        f"  sd of a pair         {found['sd_pair']:.6f}",
+        f"  suggested min_delta  {found['min_delta']:.6f}",
+    ]
+    for key, words in (("same_seed", "with the same seed"), ("across_seeds", "across seeds")):
+        part = found[key]
+        said = "no repeats" if part is None else f"{part['sd']:.6f}, {part['runs']} runs"
+        lines.append(f"  sd {words:<18}{said}")
+    return "\n".join(lines + ([found["note"]] if found["note"] else []))
+
+
+def self_test() -> None:
+    def row(commit: str, value: float | None, seed: int, key: str = "p") -> Row:
+        status = "failed" if value is None else "completed"
+        return {
+            "commit": commit, "metric_value": value, "seed": seed, "platform_key": key,
+            "execution_status": status, "metric_name": "val_bpb",
+        }  # fmt: skip
+
+    rows = [row("a", 1.0, 1), row("a", 3.0, 1), row("a", 9.0, 1, "other"), row("b", None, 1)]
+    rows += [row("b", 4.0, 1), row("b", 5.0, 2), row("b", 6.0, 3), row("c", 7.0, 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        research = Path(folder, "research")
+        research.mkdir()
+        assert noise(read_rows(research))["sd"] is None
+        lines = [json.dumps(one) for one in rows]
+        Path(folder, "experiments.jsonl").write_text("\n".join([*lines, '{"torn']), "utf-8")
+        found = noise(read_rows(research))
+    # a: 1 and 3, variance 2; b: 4, 5, 6, variance 1; pooled (1 * 2 + 2 * 1) / 3
+    assert math.isclose(found["sd"], math.sqrt(4 / 3)), found
+    assert math.isclose(found["sd_pair"], math.sqrt(8 / 3)), found
+    assert math.isclose(found["min_delta"], 2 * math.sqrt(8 / 3)), found
+    assert (found["runs"], found["groups"], found["degrees_of_freedom"]) == (5, 2, 3), found
+    assert math.isclose(found["same_seed"]["sd"], math.sqrt(2)), found
+    assert math.isclose(found["across_seeds"]["sd"], 1.0), found
+    assert not found["enough"]
+    print("ok")
+
+
+def main() -> int | None:
+    about = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
+    parser.add_argument("--platform", metavar="KEY", help="platform key; default: the latest run's")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
+    words = parser.parse_args()
+    if words.self_test:
+        self_test()
+        return None
+    found = noise(read_rows(words.research), words.platform)
+    print(json.dumps(found) if words.json else text(found))
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

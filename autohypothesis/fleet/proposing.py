@@ -1,0 +1,71 @@
+"""The seam to whatever has ideas: a situation in, proposals out.
+
+A proposer is asked in a thread of the observer's, so it may think for as long as a run takes. It
+reads nothing but the situation and writes nothing at all; the observer puts what it answers into
+the queue, or refuses it with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from autohypothesis.engine.task import Knob
+from schema import Brief, Direction, Hypothesis, Proposal, Setting, Steering
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One experiment with all its settings, as a sampler needs it."""
+
+    experiment_id: str
+    hypothesis_id: str
+    settings: Mapping[str, Setting]
+    """Every constant by its name in the script (`MATRIX_LR`), with the value that it had."""
+    value: float | None
+    """The official metric; None while it runs, and of one that failed."""
+    status: str
+    """keep, discard, crash, replicate, review_pending, running."""
+    seed: int | None = None
+    replicates: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a proposer is told. All of it is a copy: nothing that is done to it has an effect."""
+
+    tag: str
+    metric: str
+    direction: Direction
+    min_delta: float
+    reference: Mapping[str, Setting]
+    """The settings of the reference, by the constants' names. Empty before its first run began."""
+    sources: Mapping[str, str]
+    """Path -> text of each artifact of the reference."""
+    knobs: Mapping[str, Knob]
+    """The task's, narrowed by the steering; empty when the task names none."""
+    steering: Steering
+    trials: Sequence[Trial]
+    """Of the active tag, in the order in which they were begun; running ones included."""
+    open: Sequence[Hypothesis]
+    """Waiting, dispatched and running."""
+    closed: Sequence[Hypothesis]
+    brief: Brief
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Title -> why it was not taken, of the proposer's last answer."""
+
+
+class Proposer(Protocol):
+    """Something that has ideas."""
+
+    @property
+    def name(self) -> str:
+        """As the user names it: `search`, `command:PROGRAM`, `inbox`."""
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        """At most `count` ideas, best first; none when it has none.
+
+        Raises:
+            ProposerError: it failed; others fill in, and `status` says so.
+        """

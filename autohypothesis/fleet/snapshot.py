@@ -1,0 +1,295 @@
+"""Snapshots: what a search knows, kept in git on a ref that no checkout shows.
+
+`refs/autohypothesis/ledger/<tag>` grows by a commit whenever something changed. It holds bundles
+(logs as their last 64 KB, no weights), plans, hypotheses, decisions and what people wrote, at the
+paths they have in the repository. Results so survive `git clean -xdf` and travel with a push:
+`git push REMOTE 'refs/autohypothesis/*' 'refs/experiments/*' 'refs/heads/autoresearch/*'`. A
+snapshot never forgets: what has gone from the disk stays in it, hypotheses that moved excepted.
+
+Files are read whole and never parsed, so a damaged one is kept as it is and stops nothing. What
+was seen is remembered beside the repository's objects; without it everything is read again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from autohypothesis.errors import RecordError
+from autohypothesis.records import git_keep
+from autohypothesis.records.files import JSON_LIMIT, opened, read_json, write_json
+from autohypothesis.records.git import Repository
+from autohypothesis.records.jsonl import FILE_LIMIT
+from autohypothesis.records.layout import Layout, RunPaths, checked_id
+from autohypothesis.records.locks import hold
+
+LEDGERS = "refs/autohypothesis/ledger/"
+LOG_TAIL = 64 * 1024
+EVENTS_TAIL = 1024 * 1024
+LEDGER_LIMIT = 4 * 1024 * 1024
+"""Bytes. A longer ledger can be folded from the rest, and goes in with the last snapshot only."""
+BATCH_BYTES = 32 * 1024 * 1024
+"""Of one commit: the first snapshot of a long search is several."""
+PACK_EVERY = 100
+"""Snapshots between two packings of what they left behind."""
+_SETTLED_NS = 1_000_000_000
+"""A file or folder that changed within the last second may change again unseen."""
+_STATE_LIMIT = 256 * 1024 * 1024
+_LOCK_S = 120.0
+
+Signature = tuple[int, int, int]
+"""Inode, time of modification in nanoseconds, size."""
+
+
+def ledger_ref(tag: str) -> str:
+    return LEDGERS + checked_id(tag)
+
+
+class Source(NamedTuple):
+    """A file to keep; of one longer than `tail` only its last bytes, from the start of a line."""
+
+    path: str
+    limit: int = JSON_LIMIT
+    tail: bool = False
+
+
+def snapshot(
+    repository: Repository, layout: Layout, tag: str, *, everything: bool = False
+) -> str | None:
+    """Keep what changed since the last snapshot; the new commit, or None when nothing did.
+
+    Args:
+        everything: the ledger too, however long it is: for the end of a search.
+
+    Raises:
+        GitError: git refused, or somebody else moved the ref.
+        LockError: another snapshot has run for two minutes.
+    """
+    with hold(layout, "snapshot", doing=f"a snapshot of {tag}", timeout=_LOCK_S):
+        return _Snapshot(repository, layout, tag, everything).take()
+
+
+class _Snapshot:
+    """One snapshot, under the lock."""
+
+    def __init__(self, repository: Repository, layout: Layout, tag: str, everything: bool) -> None:
+        self.repository = repository
+        self.layout = layout
+        self.ref = ledger_ref(tag)
+        self.everything = everything
+        self.tip = repository.read_ref(self.ref)
+        self.like = self.tip or repository.head()
+        self.made: str | None = None
+        self.before, self.count = _load(repository, tag, self.tip)
+        self.seen: dict[str, Signature] = {}
+        self.queue = self._short(str(layout.hypotheses("done").parent)) + "/"
+        self.queue_moved = False
+        self.memory = _memory(repository, tag)
+
+    def take(self) -> str | None:
+        batch: dict[str, bytes] = {}
+        size = 0
+        for path, content in self._changed():
+            batch[path] = content
+            size += len(content)
+            if size > BATCH_BYTES:
+                self._commit(batch)
+                batch, size = {}, 0
+        self._commit(batch, gone=self._moved() if self.queue_moved else [])
+        if self.made or self.seen != self.before:
+            self._remember()
+        return self.made
+
+    def _commit(self, batch: dict[str, bytes], gone: list[str] | None = None) -> None:
+        there = git_keep.listing(self.repository, self.tip, list(batch)) if self.tip else {}
+        files = {
+            path: content
+            for path, content in batch.items()
+            if there.get(path) != git_keep.blob_id(content, self.like)
+        }
+        if not files and not gone:
+            return
+        message = f"{len(files)} files of the search as they are now\n"
+        self.tip = self.made = git_keep.keep(
+            self.repository, self.ref, self.tip, files, gone=gone or (), message=message
+        )
+
+    def _remember(self) -> None:
+        """A snapshot that is killed before this is made again, and finds nothing new."""
+        self.count += self.made is not None
+        if self.count >= PACK_EVERY:
+            self.repository.pack_objects()
+            self.count = 0
+        state = {"commit": self.tip, "count": self.count, "seen": self.seen}
+        write_json(self.memory, state, durable=False)
+
+    # ── what changed ──────────────────────────────────────────────────────────────────────
+
+    def _changed(self) -> Iterator[tuple[str, bytes]]:
+        """Path from the root, and content, of what is not known to be as it was."""
+        decisions = self._short(str(self.layout.decisions))
+        for source in self._sources():
+            name = self._short(source.path)
+            if self._as_before(name, source.path):
+                continue
+            content = self._read(name, source)
+            self.queue_moved |= name.startswith(self.queue)
+            if content is not None:
+                yield name, self._none_lost(content) if name == decisions else content
+        for folder in _folders(self.layout.runs):
+            name = self._short(folder)
+            if self._as_before(name, folder):
+                continue
+            yield from self._run(folder)
+
+    def _as_before(self, name: str, path: str) -> bool:
+        known = self.before.get(name)
+        if known is None or known != _signature(path):
+            return False
+        self.seen[name] = known
+        return True
+
+    def _run(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        """A bundle. One that has no result yet still grows: only its beginning is taken."""
+        run, before = RunPaths(Path(folder)), _signature(folder)
+        whole = run.result.exists()
+        for source in _of_run(run) if whole else (Source(str(run.config)),):
+            name = self._short(source.path)
+            content = self._read(name, source, remember=False)
+            if content is not None:
+                yield name, content
+        if whole:
+            self._note(self._short(folder), before)
+
+    def _read(self, name: str, source: Source, *, remember: bool = True) -> bytes | None:
+        """The file's content; None when there is none that can be kept."""
+        with suppress(FileNotFoundError, RecordError, OSError):
+            with opened(source.path) as (descriptor, status):
+                if status.st_size > source.limit and not source.tail:
+                    return None
+                start = max(0, status.st_size - source.limit)
+                content = os.pread(descriptor, status.st_size - start, start)
+            if remember:
+                self._note(name, (status.st_ino, status.st_mtime_ns, status.st_size))
+            return content[content.find(b"\n") + 1 :] if start else content
+        return None
+
+    def _note(self, name: str, signature: Signature | None) -> None:
+        if signature is not None and time.time_ns() - signature[1] > _SETTLED_NS:
+            self.seen[name] = signature
+
+    def _none_lost(self, content: bytes) -> bytes:
+        """decisions.jsonl as it is, behind what the last snapshot has and it has not."""
+        content = content[: content.rfind(b"\n") + 1]
+        return joined(self._kept(str(self.layout.decisions)), content)
+
+    def _kept(self, path: str) -> bytes:
+        name = self._short(path)
+        there = git_keep.listing(self.repository, self.tip, [name]) if self.tip else {}
+        return next(git_keep.contents(self.repository, there.values()), b"")
+
+    def _moved(self) -> list[str]:
+        """Places in the last snapshot of hypotheses that are in another state by now."""
+        if self.tip is None:
+            return []
+        now = {self._short(path) for path in _hypotheses(self.layout)}
+        names = {os.path.basename(path) for path in now}
+        there = git_keep.listing(self.repository, self.tip, [self.queue])
+        return [path for path in there if path not in now and os.path.basename(path) in names]
+
+    # ── what is kept ──────────────────────────────────────────────────────────────────────
+
+    def _short(self, path: str) -> str:
+        return path.removeprefix(f"{self.layout.root}/")
+
+    def _sources(self) -> Iterator[Source]:
+        layout = self.layout
+        yield Source(str(layout.decisions), FILE_LIMIT)
+        for one in (layout.manifest, layout.brief, layout.knowledge_base, layout.search_model):
+            yield Source(str(one))
+        yield Source(str(layout.steering))
+        yield from (Source(str(one)) for one in (layout.registry, layout.registry_state))
+        yield from (Source(path) for path in _files(layout.published_tools))
+        yield from (Source(path) for path in _hypotheses(layout))
+        yield from (Source(path) for path in _files(layout.plans))
+        yield Source(str(layout.results_tsv), FILE_LIMIT)
+        yield Source(str(layout.ledger), FILE_LIMIT if self.everything else LEDGER_LIMIT)
+
+
+def _of_run(run: RunPaths) -> Iterator[Source]:
+    for whole in (run.config, run.metadata, run.result, run.exit, run.diff, run.run_spec):
+        yield Source(str(whole))
+    yield Source(str(run.events), EVENTS_TAIL, tail=True)
+    yield Source(str(run.clock), EVENTS_TAIL, tail=True)
+    yield Source(str(run.log), LOG_TAIL, tail=True)
+    yield Source(str(run.score_log), LOG_TAIL, tail=True)
+
+
+def joined(older: bytes, newer: bytes) -> bytes:
+    """`newer`, behind those lines of `older` that it has not."""
+    if newer.startswith(older):
+        return newer
+    there = set(newer.split(b"\n"))
+    lost = [line for line in older.split(b"\n") if line and line not in there]
+    return b"".join(line + b"\n" for line in lost) + newer
+
+
+# ── files and folders ───────────────────────────────────────────────────────────────────────
+
+
+def _signature(path: str) -> Signature | None:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a folder, by name; half-written ones begin with a dot."""
+    return [path for path, is_folder in _entries(folder) if not is_folder]
+
+
+def _folders(folder: Path) -> list[str]:
+    return [path for path, is_folder in _entries(folder) if is_folder]
+
+
+def _entries(folder: Path) -> list[tuple[str, bool]]:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return sorted(
+            (entry.path, entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if not entry.name.startswith(".") and "\n" not in entry.name
+        )
+    return []
+
+
+def _hypotheses(layout: Layout) -> list[str]:
+    found = _files(layout.hypotheses("pending")) + _files(layout.hypotheses("done"))
+    for state in ("dispatched", "running"):
+        for folder in _folders(layout.hypotheses(state)):
+            found += _files(Path(folder))
+    return found
+
+
+# ── what was seen ───────────────────────────────────────────────────────────────────────────
+
+
+def _memory(repository: Repository, tag: str) -> Path:
+    return repository.common_dir / "autohypothesis" / f"snapshot-{checked_id(tag)}.json"
+
+
+def _load(repository: Repository, tag: str, tip: str | None) -> tuple[dict[str, Signature], int]:
+    """What the snapshot at `tip` saw, and how many there were since the last packing."""
+    try:
+        state: Any = read_json(_memory(repository, tag), _STATE_LIMIT)
+        if tip is None or state["commit"] != tip:
+            return {}, 0
+        seen = {str(name): (int(a), int(b), int(c)) for name, (a, b, c) in state["seen"].items()}
+        return seen, int(state["count"])
+    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError, AttributeError):
+        return {}, 0  # absent, damaged, or of another shape

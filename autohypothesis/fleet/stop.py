@@ -1,0 +1,162 @@
+"""When a process of the fleet should leave, and how.
+
+SIGTERM and SIGINT ask it to finish its turn. SIGHUP, or the end of the supervisor that started it,
+means: leave at once, and leave the training alone, it goes on under its shim and the next worker
+takes it over. A second Ctrl-C means that nothing should be waited for any more.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import time
+from contextlib import suppress
+from types import FrameType, TracebackType
+from typing import Any
+
+from autohypothesis.records.processes import Process
+from autohypothesis.system import host_name, is_alive
+
+SUPERVISOR = "AUTOHYPOTHESIS_SUPERVISOR"
+"""Environment of a role that a supervisor started: `<pid>:<start>` of that supervisor."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_LOOK_S = 0.5
+"""How often a supervisor is looked at where the system cannot wake us at its end."""
+
+
+class Stop:
+    """Installs the handlers; made once, in the main thread. `close` puts the former ones back.
+
+    Nothing here takes a lock, so a signal may arrive at any instant.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        """Why, in a word or two, for a log: `SIGTERM`, `the supervisor has ended`."""
+        self._requested = False
+        self._abandoned = False
+        self._interrupts = 0
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_write, False)
+        self._supervisor = _supervisor()
+        self._supervisor_fd = _watch(self._supervisor)
+        self._former: dict[int, Any] = {}
+        for number in _SIGNALS:
+            self._install(number)
+
+    def _install(self, number: signal.Signals) -> None:
+        former = signal.getsignal(number)
+        if number == signal.SIGHUP and former is signal.SIG_IGN and self._supervisor is None:
+            return  # started under nohup
+        self._former[number] = former
+        signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self._interrupts += 1
+        if number == signal.SIGHUP:
+            self._abandoned = True
+        self.request(signal.Signals(number).name)
+
+    # ── what is asked ─────────────────────────────────────────────────────────────────────
+
+    @property
+    def requested(self) -> bool:
+        """Whether to leave, for whatever reason."""
+        return self._requested or self.abandoned
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether to leave at once, without ending the training."""
+        if not self._abandoned and self._orphaned():
+            self._abandoned = True
+            self.request("the supervisor has ended")
+        return self._abandoned
+
+    @property
+    def hard(self) -> bool:
+        """Whether Ctrl-C was pressed twice: everything ends now."""
+        return self._interrupts > 1
+
+    def request(self, reason: str = "asked") -> None:
+        """As a SIGTERM would; from any thread."""
+        self._requested = True
+        self.reason = self.reason or reason
+        with suppress(OSError):  # full: somebody is awake already
+            os.write(self._wake_write, b"!")
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep for `seconds`, or until asked to leave; whether that was asked."""
+        end = time.monotonic() + seconds
+        while not self.requested:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            self._sleep(left)
+        return True
+
+    # ── how it is noticed ─────────────────────────────────────────────────────────────────
+
+    def _sleep(self, seconds: float) -> None:
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        if self._supervisor_fd >= 0:
+            poll.register(self._supervisor_fd, select.POLLIN)
+        elif self._supervisor is not None:
+            seconds = min(seconds, _LOOK_S)
+        poll.poll(math.ceil(1000 * min(seconds, 86_400.0)))
+
+    def _orphaned(self) -> bool:
+        if self._supervisor is None:
+            return False
+        if self._supervisor_fd < 0:
+            return not self._supervisor.lives()
+        poll = select.poll()
+        poll.register(self._supervisor_fd, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former if former is not None else signal.SIG_DFL)
+        self._former.clear()
+        for fd in (self._wake_read, self._wake_write, self._supervisor_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._wake_read = self._wake_write = self._supervisor_fd = -1
+        self._supervisor = None
+
+    def __enter__(self) -> Stop:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _supervisor() -> Process | None:
+    """The supervisor that started this process; None for one that a person started."""
+    pid, colon, start = os.environ.get(SUPERVISOR, "").partition(":")
+    try:
+        return Process(int(pid), float(start), host_name()) if colon else None
+    except ValueError:
+        return None
+
+
+def _watch(process: Process | None) -> int:
+    """A descriptor that is readable once `process` has ended; -1 where there is no such thing."""
+    if process is None or not hasattr(os, "pidfd_open"):
+        return -1
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError:
+        return -1
+    if is_alive(process.pid, process.start):
+        return fd
+    os.close(fd)  # the number belongs to somebody else by now
+    return -1

@@ -1,0 +1,113 @@
+"""Runs one helper script, and refuses its writes below protected folders; a program, not a module.
+
+    python tool_guard.py SHA256 FOLDER[:FOLDER...] SCRIPT [ARGS...]
+
+Exactly the bytes that have the hash are run, whatever happens to the file meanwhile. A write that
+was tried is refused, named on stderr, and ends in exit code `WROTE` even if the script took no
+notice of it. This holds for Python code in this process; the sandbox around it, where there is
+one, holds for everything.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # this folder: names in it would hide modules of the standard library
+
+import os
+from collections.abc import Callable
+from hashlib import sha256
+from types import ModuleType
+from typing import Any
+
+WROTE = 77
+CHANGED = 78
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_NO_FOLDER = 99
+_CHANGES: dict[str, tuple[tuple[int, int], ...]] = {
+    "os.chmod": ((0, 2),),
+    "os.chown": ((0, 3),),
+    "os.link": ((0, 2), (1, 3)),
+    "os.mkdir": ((0, 2),),
+    "os.remove": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),),
+    "os.setxattr": ((0, _NO_FOLDER),),
+    "os.symlink": ((1, 2),),
+    "os.truncate": ((0, _NO_FOLDER),),
+    "os.utime": ((0, 3),),
+}
+"""Audit event -> which of its words are paths that change, and the folders they are seen from."""
+_ITSELF = frozenset(f"os.{name}" for name in ("link", "remove", "rename", "rmdir", "symlink"))
+"""Events that change a link rather than what it points to."""
+
+
+def main() -> None:
+    digest, protected, script = sys.argv[1:4]
+    with open(script, "rb") as file:
+        source = file.read()
+    if sha256(source).hexdigest() != digest:
+        print(f"{script} is not the file that was published", file=sys.stderr)
+        sys.exit(CHANGED)
+    refused: list[str] = []
+    sys.addaudithook(
+        _guard([os.path.realpath(one) for one in protected.split(os.pathsep)], refused)
+    )
+    sys.argv = sys.argv[3:]
+    try:
+        _run(source, script)
+    finally:
+        if refused:
+            sys.stdout.flush()
+            os._exit(WROTE)
+
+
+def _run(source: bytes, script: str) -> None:
+    module = ModuleType("__main__")
+    module.__file__ = script
+    sys.modules["__main__"] = module
+    exec(compile(source, script, "exec"), module.__dict__)
+
+
+def _guard(folders: list[str], refused: list[str]) -> Callable[[str, tuple[Any, ...]], None]:
+    def hook(event: str, words: tuple[Any, ...]) -> None:
+        for real in _changed(event, words):
+            if any(real == folder or real.startswith(folder + os.sep) for folder in folders):
+                refused.append(real)
+                os.write(2, f"refused: it writes to {real}\n".encode("utf-8", "replace"))
+                raise PermissionError(f"a helper script may not write to {real}")
+
+    return hook
+
+
+def _changed(event: str, words: tuple[Any, ...]) -> list[str]:
+    """The real paths that an audited call changes."""
+    if event == "open":
+        writes = isinstance(words[2], int) and words[2] & _WRITING
+        return _real(words[0], -1, follow=True) if writes else []
+    found = []
+    for path, folder in _CHANGES.get(event, ()):
+        seen_from = words[folder] if folder < len(words) else -1
+        found += _real(words[path], seen_from, follow=event not in _ITSELF)
+    return found
+
+
+def _real(path: object, folder: int, *, follow: bool) -> list[str]:
+    """`path` as seen from the open `folder`; nothing for a descriptor, or where nobody can tell."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        return []
+    name = os.fsdecode(path)
+    if folder >= 0 and not os.path.isabs(name):
+        try:
+            name = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
+        except OSError:
+            return []
+    if follow:
+        return [os.path.realpath(name)]
+    parent, last = os.path.split(name.rstrip(os.sep) or os.sep)
+    return [os.path.join(os.path.realpath(parent), last)]
+
+
+if __name__ == "__main__":
+    main()

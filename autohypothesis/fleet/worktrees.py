@@ -1,0 +1,268 @@
+"""A worktree and a branch per worker: made, found whole, or made again; never somebody else's.
+
+What is ours is known by a marker ref, `refs/autohypothesis/fleet/<tag>/<worker>`, set before the
+branch is made. So a kill between the two leaves a marker alone, and a branch of that name without
+one belongs to somebody else. Before anything of ours is replaced, what differs in it from its
+commit is kept: in a commit under `refs/fleet/salvage/`, or, where git can no longer read it, by
+putting the folder aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from autohypothesis.engine.lab import reference_branch
+from autohypothesis.engine.workspace import Workspace
+from autohypothesis.errors import FleetError, GitError
+from autohypothesis.records.git import SALVAGE, Repository
+from autohypothesis.records.git_facts import Entry, Worktree
+from autohypothesis.records.layout import Layout
+
+MARKERS = "refs/autohypothesis/fleet/"
+REFERENCE = "reference"
+"""The marker of a tag's own branch."""
+HEADS = "refs/heads/"
+MISSING = "it is not there"
+_ROOM = "autoresearch"
+
+
+def marker(tag: str, worker: str = REFERENCE) -> str:
+    return f"{MARKERS}{tag}/{worker}"
+
+
+def worker_branch(tag: str, worker: str) -> str:
+    return f"{reference_branch(tag)}-{worker}"
+
+
+@dataclass(frozen=True, slots=True)
+class Worktrees:
+    """The worktrees of one tag's workers."""
+
+    repository: Repository
+    tag: str
+
+    def workspace(self, worker: str) -> Workspace:
+        branch = worker_branch(self.tag, worker)
+        return Workspace.named(
+            self.repository, worker, branch=branch, fleet=self.tag, worker=worker
+        )
+
+    # ── what is in the way ────────────────────────────────────────────────────────────────
+
+    def refuse_obstacles(self, workers: Iterable[str]) -> None:
+        """See that everything can be made, before anything is.
+
+        Raises:
+            FleetError: a file, a folder, a branch or a checkout of somebody else's is in the way.
+        """
+        if self.repository.read_ref(HEADS + _ROOM) is not None:
+            raise FleetError(
+                f"branch {_ROOM} leaves no room for branches {_ROOM}/…",
+                hint=f"rename it: git branch -m {_ROOM} {_ROOM}-old",
+            )
+        workers = list(workers)
+        for worker in workers:
+            self._lead_back(self.workspace(worker).path)
+        there = self.repository.worktrees()
+        self._refuse_checked_out(there, reference_branch(self.tag), None)
+        folder = Layout(self.repository.root).worktrees
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise _in_the_way(folder, "no folder")
+        for worker in workers:
+            workspace = self.workspace(worker)
+            self._refuse_place(there, workspace.path)
+            self._refuse_checked_out(there, str(workspace.branch), workspace.path)
+            self._refuse_branch(worker)
+
+    def _refuse_place(self, there: list[Worktree], path: Path) -> None:
+        if not os.path.lexists(path):
+            return
+        if path.is_symlink() or not path.is_dir():
+            raise _in_the_way(path, "a link" if path.is_symlink() else "a file")
+        if not any(path.iterdir()) or self._is_ours(there, path):
+            return
+        raise _in_the_way(path, "a folder that is no worktree of a fleet")
+
+    def _is_ours(self, there: list[Worktree], path: Path) -> bool:
+        """Whether a fleet of ours made the worktree at `path`, in whatever state it is."""
+        listed = _listed(there, path)
+        if listed is None:
+            return self._points_here(path)
+        if listed.lock_reason is not None:
+            return listed.lock_reason.startswith("fleet=") or listed.lock_reason == "initializing"
+        return listed.branch == HEADS + worker_branch(self.tag, path.name)
+
+    def _points_here(self, path: Path) -> bool:
+        """Whether it was one: its `.git` leads into this repository, where nothing is any more."""
+        inside = os.path.realpath(self.repository.common_dir / "worktrees")
+        own = _own_folder(path)
+        return own is not None and os.path.realpath(own).startswith(inside + os.sep)
+
+    def _lead_back(self, path: Path) -> None:
+        """Let git find a worktree of ours again whose entry in the repository lost its way."""
+        own = _own_folder(path)
+        if own is None or not own.is_dir() or not self._points_here(path):
+            return
+        with suppress(OSError):
+            said = (own / "gitdir").read_bytes().strip() if (own / "gitdir").is_file() else b""
+            if not said or not os.path.lexists(said):
+                (own / "gitdir").write_bytes(os.fsencode(path / ".git") + b"\n")
+
+    def _refuse_checked_out(self, there: list[Worktree], branch: str, own: Path | None) -> None:
+        for one in there:
+            if one.branch == HEADS + branch and (own is None or not _same(one.path, own)):
+                raise FleetError(
+                    f"branch {branch} is checked out in {one.path}",
+                    hint="run `git switch --detach` there, or choose another tag: --tag NAME"
+                    if one.path.exists()
+                    else f"it is gone: git worktree remove -f -f {one.path}",
+                )
+
+    def _refuse_branch(self, worker: str) -> None:
+        branch = worker_branch(self.tag, worker)
+        known = self.repository.read_ref(marker(self.tag, worker)) is not None
+        if not known and self.repository.read_ref(HEADS + branch) is not None:
+            raise FleetError(
+                f"branch {branch} is there, and no fleet made it",
+                hint=f"rename it, or choose another tag: git branch -m {branch} {branch}-old",
+            )
+
+    # ── making and mending ────────────────────────────────────────────────────────────────
+
+    def wrong_with(self, worker: str) -> str:
+        """Why the worktree of `worker` cannot be used as it is; empty when it can."""
+        workspace = self.workspace(worker)
+        if not os.path.lexists(workspace.path):
+            return MISSING
+        return self._what_is_wrong(workspace)
+
+    def make(self, worker: str, reference: str) -> str:
+        """The worktree of `worker`, whole and on its branch; what was done, empty if nothing.
+
+        A branch that is there keeps its commit; a new one begins at `reference`.
+        """
+        workspace = self.workspace(worker)
+        ref = marker(self.tag, worker)
+        if self.repository.read_ref(ref) is None:
+            self.repository.compare_and_swap(ref, reference, None)
+        commit = self.repository.read_ref(f"{HEADS}{workspace.branch}") or reference
+        wrong = self.wrong_with(worker)
+        if not wrong:
+            return ""
+        kept = self.rescue(workspace, commit)
+        self.repository.worktree_remove(workspace.path)
+        shutil.rmtree(workspace.path, ignore_errors=True)  # where git did not know it
+        workspace.checkout(commit)
+        return "made" if wrong == MISSING else f"made again ({wrong}{kept and '; ' + kept})"
+
+    def _what_is_wrong(self, workspace: Workspace) -> str:
+        """Why a worktree that is there cannot be used as it is; empty when it can."""
+        path = workspace.path
+        listed = _listed(self.repository.worktrees(), path)
+        if listed is None:
+            return "git does not know it" if any(path.iterdir()) else "it was empty"
+        if listed.lock_reason == "initializing":
+            return "it was never finished"
+        head = self._head(path)
+        if head is None:
+            return "git cannot read it"
+        if listed.branch != f"{HEADS}{workspace.branch}":
+            return f"it was on {(listed.branch or 'no branch').removeprefix(HEADS)}"
+        try:
+            tree = self.repository.snapshot_tree(worktree=path)
+        except GitError:
+            return "its index is damaged"
+        missing = self.repository.entries(head).keys() - self.repository.entries(tree).keys()
+        if missing:
+            return f"{len(missing)} tracked files were missing, {min(missing)} first"
+        return "a git that was killed left its lock" if self._is_locked(path) else ""
+
+    def _head(self, path: Path) -> str | None:
+        """The commit it stands on. Without its `.git` the answer would be the main checkout's."""
+        if not (path / ".git").is_file():
+            return None
+        try:
+            same = _same(self.repository.checkout_at(path), path)
+            return self.repository.read_ref("HEAD", path) if same else None
+        except GitError:
+            return None
+
+    def _is_locked(self, path: Path) -> bool:
+        own = _own_folder(path)
+        return own is not None and (own / "index.lock").exists()
+
+    def rescue(self, workspace: Workspace, commit: str) -> str:
+        """Keep what a worktree holds beside its commit; where it is now, empty if there is nothing.
+
+        Afterwards it may be removed.
+        """
+        path = workspace.path
+        if not path.is_dir():
+            return ""
+        if self._head(path) is not None:
+            name = free_name(self.repository, f"{self.tag}-{workspace.worker}")
+            try:
+                salvaged = workspace.salvage(name)
+                return f"its changes are in {SALVAGE}{name}" if salvaged else ""
+            except GitError:
+                pass  # its index cannot be read: the files can
+        if not _holds_more(path, self.repository.entries(commit)):
+            shutil.rmtree(path, ignore_errors=True)
+            return ""
+        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
+        os.rename(path, aside)
+        return f"what was there is in {aside}"
+
+
+def free_name(repository: Repository, stem: str) -> str:
+    """A name under `refs/fleet/salvage/` that nothing has been kept under."""
+    taken = {ref.removeprefix(SALVAGE) for ref in repository.refs(SALVAGE)}
+    return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
+
+
+def _own_folder(path: Path) -> Path | None:
+    """Where the `.git` of a worktree says that git keeps its index and HEAD."""
+    try:
+        said = (path / ".git").read_text(encoding="utf-8", errors="surrogateescape")
+    except (OSError, ValueError):
+        return None
+    inside = said.removeprefix("gitdir:").strip()
+    return Path(inside) if inside and "\0" not in inside else None
+
+
+def _listed(there: Iterable[Worktree], path: Path) -> Worktree | None:
+    return next((one for one in there if _same(one.path, path)), None)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _in_the_way(path: Path, what: str) -> FleetError:
+    return FleetError(f"{path} is in the way: {what}", hint=f"move it away: mv {path} {path}.old")
+
+
+def _holds_more(folder: Path, entries: Mapping[str, Entry]) -> bool:
+    """Whether a file in `folder` is not as git has it, so that it would be lost."""
+    for place, folders, names in os.walk(folder):
+        for name in [*names, *(one for one in folders if os.path.islink(Path(place, one)))]:
+            path = Path(place, name)
+            inside = str(path.relative_to(folder))
+            if inside != ".git" and not _is_committed(path, entries.get(inside)):
+                return True
+    return False
+
+
+def _is_committed(path: Path, entry: Entry | None) -> bool:
+    if entry is None or path.is_symlink() or not path.is_file():
+        return False
+    content = path.read_bytes()
+    algorithm = hashlib.sha1 if len(entry.blob) == 40 else hashlib.sha256
+    return algorithm(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob

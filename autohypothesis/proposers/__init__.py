@@ -1,0 +1,1 @@
+"""Where hypotheses come from: a search over knobs, any command, people."""

@@ -1,0 +1,45 @@
+"""The proposers that a user named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autohypothesis.errors import UsageError
+from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.proposers.command import Command
+from autohypothesis.proposers.inbox import Inbox
+from autohypothesis.proposers.search import Search
+from schema import nearest
+
+KNOWN = ("search", "command", "inbox")
+PREFIX = "command:"
+
+
+def configured(words: Sequence[str], *, mix: float | None, root: Path) -> list[Proposer]:
+    """The proposers in the order in which they are asked; `search` when none is named.
+
+    Args:
+        mix: share of joint moves among those of `search`; None: after a plateau only.
+        root: of the repository, where a command runs.
+
+    Raises:
+        UsageError: a word names no proposer, or `mix` is no share.
+    """
+    if mix is not None and not 0 <= mix <= 1:
+        raise UsageError(f"--mix {mix:g} is no share", hint="give a number from 0 to 1")
+    chosen = dict.fromkeys(word.strip() for word in words) or {"search": None}
+    return [_proposer(word, mix, root) for word in chosen]
+
+
+def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
+    if word == "search":
+        return Search(mix=mix)
+    if word == "inbox":
+        return Inbox()
+    if word.startswith(PREFIX):
+        return Command(word.removeprefix(PREFIX), root=root)
+    near = nearest(word.split(":")[0], list(KNOWN))
+    raise UsageError(
+        f"there is no proposer {word!r}{near}", hint="name search, inbox or command:PROGRAM"
+    )

@@ -1,0 +1,387 @@
+"""`up`, `down`, `restore`, `sync --watch`: the real fleet, on a script that takes a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.fleet import heartbeat, roles, shutdown
+from autohypothesis.fleet.snapshot import ledger_ref
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.locks import hold
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """import time
+
+RATE = 1.0
+WIDTH = 8
+SLEEP = {sleep}
+MODE = "train"
+
+if MODE == "crash":
+    raise ValueError("MODE is no good")
+time.sleep(SLEEP)
+print(f"val_bpb: {{1.5 - RATE / 10:.6f}}")
+print("peak_vram_mb: 1")
+"""
+
+Git = Callable[..., str]
+Answer = subprocess.CompletedProcess[str]
+
+
+class Place:
+    """A repository with a fleet of two CPU lanes, and its commands."""
+
+    def __init__(self, root: Path, git: Git) -> None:
+        self.root = root
+        self.git = git
+        self.layout = Layout(root)
+        self.started: list[subprocess.Popen[str]] = []
+
+    def make(self, *, sleep: float = 0.2, mode: str = "train") -> None:
+        self.root.mkdir()
+        self.git(self.root, "init", "-q", "-b", "main")
+        text = SCRIPT.format(sleep=sleep).replace('MODE = "train"', f'MODE = "{mode}"')
+        (self.root / "train.py").write_text(text)
+        self.git(self.root, "add", "-A")
+        self.git(self.root, "commit", "-q", "-m", "start")
+        self.git(self.root, "config", "user.name", "Ada")
+        self.git(self.root, "config", "user.email", "ada@example.org")
+        made = self("init-fleet", "--cpu-workers", "1", "--tag", "t")
+        assert made.returncode == 0, made.stderr
+
+    def __call__(self, *words: str, **env: str) -> Answer:
+        return subprocess.run(
+            self.command(*words), capture_output=True, text=True, timeout=180,
+            env={**os.environ, **env},
+        )  # fmt: skip
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, str(ROOT / "orchestrator.py"), "--repo", str(self.root), *words]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.started.append(process)
+        return process
+
+    def training(self) -> bool:
+        return any(one.state == "training" for one in heartbeat.read_all(self.layout))
+
+    def leases(self) -> list[str]:
+        """Lanes that are held."""
+        from autohypothesis.engine.devices import lanes, lease_of
+        from autohypothesis.engine.lease import LeaseFile
+
+        files = (LeaseFile(lease.path, lease.name) for lease in map(lease_of, lanes()))
+        return [file.name for file in files if file.holder() is not None]
+
+    def shims(self) -> list[tuple[str, int]]:
+        """What runs an experiment now."""
+        from autohypothesis.engine import recovery, shim
+
+        handles = [shim.attach(str(self.layout.run(name).folder))
+                   for name in recovery.uncollected(self.layout)]  # fmt: skip
+        return [("shim", handle.pid) for handle in handles if handle is not None]
+
+    def clear(self) -> None:
+        for one in shutdown.living(self.layout):
+            os.kill(one.process.pid, signal.SIGKILL)
+        if (above := shutdown.supervisor(self.layout)) is not None:
+            os.kill(above.pid, signal.SIGKILL)
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        shutdown.cancel_runs(self.layout, shutdown.roster(self.layout), 30)
+
+
+def until(true: Callable[[], object], seconds: float = 90.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def place(tmp_path: Path, own_locks: Path, git: Git) -> Iterator[Place]:
+    made = Place(tmp_path / "a fleet ü", git)
+    yield made
+    made.clear()
+
+
+def test_up_without_a_fleet_says_how_to_make_one(cli: Callable[..., Answer]) -> None:
+    answer = cli("up")
+    assert answer.returncode == 1
+    assert "init-fleet" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_down_with_nothing_running_is_no_error(cli: Callable[..., Answer]) -> None:
+    answer = cli("down")
+    assert answer.returncode == 0 and "nothing runs" in answer.stdout
+
+
+@pytest.mark.parametrize("role", [["worker", "cpu0"], ["observer"]])
+def test_a_role_without_a_fleet_says_how_to_make_one(
+    cli: Callable[..., Answer], role: list[str]
+) -> None:
+    answer = cli(*role)
+    assert answer.returncode == 1 and "init-fleet" in answer.stderr
+
+
+def test_a_gpu_that_is_not_there_is_said_and_nobody_falls_back_to_the_cpu(
+    foreign: Path, cli: Callable[..., Answer]
+) -> None:
+    layout = Layout(foreign)
+    worker = {"worker_id": "gpu0", "gpu_id": "0", "device": "GPU-12345678", "kind": "cuda"}
+    layout.manifest.parent.mkdir(parents=True)
+    layout.manifest.write_text(json.dumps({
+        "tag": "t", "created_at": "2026-01-01T00:00:00Z", "repository_root": str(foreign),
+        "shared_research_dir": str(layout.research), "workers": [worker],
+    }))  # fmt: skip
+    answer = cli("up")
+    assert answer.returncode == 1
+    assert "gpu0" in answer.stderr and "GPU-12345678" in answer.stderr
+
+
+def test_a_wrong_proposer_is_said_before_anything_starts(place: Place) -> None:
+    place.make()
+    answer = place("up", "--proposer", "serch")
+    assert answer.returncode == 2 and "did you mean 'search'" in answer.stderr
+    assert not shutdown.living(place.layout)
+
+
+@pytest.mark.slow
+def test_so_many_runs_and_no_more_then_all_is_folded_and_kept(place: Place) -> None:
+    place.make()
+    answer = place("up", "--max-runs", "3")
+    assert answer.returncode == 0, answer.stderr
+    assert len(read_ledger(place.layout)) == 3
+    assert "baseline-t-1" in answer.stderr
+    assert place.layout.progress_png.exists()
+    kept = place.git(place.root, "show", f"{ledger_ref('t')}:experiments.jsonl")
+    assert kept.encode() + b"\n" == place.layout.ledger.read_bytes()
+    again = place("up", "--max-runs", "1")
+    assert again.returncode == 0 and len(read_ledger(place.layout)) == 4
+    assert not shutdown.living(place.layout) and not place.leases()
+
+
+@pytest.mark.slow
+def test_the_others_work_while_one_device_is_missing_and_stop_in_time(place: Place) -> None:
+    place.make()
+    manifest = json.loads(place.layout.manifest.read_text())
+    gone = {"worker_id": "gpu7", "gpu_id": "7", "device": "GPU-12345678", "kind": "cuda"}
+    manifest["workers"].append(gone)
+    place.layout.manifest.write_text(json.dumps(manifest))
+    answer = place("up", "--hours", "0.004", "--proposer", "search", "--mix", "0.5")
+    assert answer.returncode == 0, answer.stderr
+    assert "gpu7 does not train" in answer.stderr and "finished" in answer.stderr
+    workers = {row["worker_id"] for row in read_ledger(place.layout)}
+    assert workers == {"cpu0"}
+    assert not place.layout.role_log("worker-gpu7").exists()
+
+
+@pytest.mark.slow
+def test_a_cleaned_repository_is_restored_and_goes_on(place: Place) -> None:
+    place.make()
+    assert place("up", "--max-runs", "2").returncode == 0
+    ledger, decisions = place.layout.ledger.read_bytes(), place.layout.decisions.read_bytes()
+    place.git(place.root, "clean", "-xdff")
+    back = place("restore", "--json")
+    assert json.loads(back.stdout)["experiments"] == 2
+    assert place.layout.ledger.read_bytes() == ledger
+    assert place.layout.decisions.read_bytes() == decisions
+    mended = place("init-fleet", "--cpu-workers", "1")
+    assert mended.returncode == 0, mended.stderr
+    assert place("up", "--max-runs", "1").returncode == 0
+    assert place.layout.ledger.read_bytes().startswith(ledger)
+
+
+@pytest.mark.slow
+def test_a_failed_baseline_stops_the_search_with_the_log(place: Place) -> None:
+    place.make(mode="crash")
+    answer = place("up")
+    assert answer.returncode == 1
+    assert "MODE is no good" in answer.stderr
+    assert not shutdown.living(place.layout) and not place.leases()
+
+
+@pytest.mark.slow
+def test_a_detached_fleet_outlives_its_terminal_and_down_ends_it(place: Place) -> None:
+    place.make(sleep=600.0)
+    answer = place("up", "--detach")
+    assert answer.returncode == 0, answer.stderr
+    assert "monitor" in answer.stdout and "down" in answer.stdout
+    status = roles.read_role(place.layout, "supervisor")
+    assert status is not None and status.pid is not None and str(status.pid) in answer.stdout
+    assert os.getsid(status.pid) != os.getsid(0)
+    until(place.training)
+    second = place("up", "--detach")
+    assert second.returncode == 1 and str(status.pid) in second.stderr
+    names = {Path(f"/proc/{one.process.pid}/comm").read_text().strip()
+             for one in shutdown.living(place.layout)}  # fmt: skip
+    assert {"ah:observer", "ah:worker-cpu0", "ah:tool-builder", "ah:sync"} <= names
+
+    stopped = place("down")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "worker-cpu0" in stopped.stdout and "supervisor" in stopped.stdout
+    assert not shutdown.living(place.layout) and not place.leases()
+    waiting = [*place.layout.hypotheses("pending").glob("*.json"),
+               *place.layout.hypotheses("dispatched").glob("*/*.json")]  # fmt: skip
+    assert "baseline-t.json" in [path.name for path in waiting]
+
+
+@pytest.mark.slow
+def test_ctrl_c_records_what_ran_and_twice_waits_for_nothing(place: Place) -> None:
+    place.make(sleep=600.0)
+    for presses in (1, 2):
+        process = place.start("up")
+        until(place.training)
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        until(lambda: not shutdown.living(place.layout) and not place.leases())
+
+
+@pytest.mark.slow
+def test_down_ends_trainings_that_everybody_else_was_killed_beside(place: Place) -> None:
+    place.make(sleep=600.0)
+    process = place.start("up")
+    until(place.training)
+    workers = [one for one in shutdown.living(place.layout) if one.name == "worker-cpu0"]
+    os.kill(workers[0].process.pid, signal.SIGKILL)
+    process.kill()
+    until(lambda: not shutdown.living(place.layout))
+    assert place.leases()
+    stopped = place("down")
+    assert stopped.returncode == 0 and "baseline-t-1" in stopped.stdout
+    assert not place.leases()
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_past_its_supervisor_and_counts_once(place: Place) -> None:
+    place.make(sleep=6.0)
+    process = place.start("up")
+    until(place.training)
+    process.kill()
+    until(lambda: not shutdown.living(place.layout))
+    assert place("up", "--max-runs", "1").returncode == 0
+    rows = [row for row in read_ledger(place.layout) if row["hypothesis_id"] == "baseline-t"]
+    assert [row["id"] for row in rows] == ["baseline-t-1"] and rows[0]["status"] == "keep"
+
+
+@pytest.mark.slow
+def test_a_role_may_be_played_by_hand_and_is_then_refused_to_another(place: Place) -> None:
+    place.make()
+    process = place.start("tool-builder")
+    until(lambda: roles.read_role(place.layout, "tool-builder"))
+    second = place("tool-builder")
+    assert second.returncode == 1 and str(process.pid) in second.stderr
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_restore_beside_an_observer_is_refused_by_name(place: Place) -> None:
+    place.make()
+    assert place("sync", "--snapshot", "--json").returncode == 0
+    with hold(place.layout, "observer", doing="observing"):
+        answer = place("restore")
+    assert answer.returncode == 1 and str(os.getpid()) in answer.stderr
+
+
+def test_restore_without_a_snapshot_says_where_one_comes_from(cli: Callable[..., Answer]) -> None:
+    answer = cli("restore")
+    assert answer.returncode == 1 and "git fetch" in answer.stderr
+
+
+def test_a_watching_sync_takes_in_what_comes_and_leaves_when_asked(place: Place) -> None:
+    place.make()
+    process = place.start("sync", "--watch", "0.2", "--snapshot")
+    until(lambda: place.layout.ledger.exists())
+    run = place.layout.run("h-t-0001-1")
+    run.folder.mkdir(parents=True)
+    run.result.write_text('{"status": "completed", "recorded_at": "2026-01-01T00:00:00Z"}')
+    until(lambda: len(read_ledger(place.layout)) == 1)
+    until(lambda: "h-t-0001-1" in place.git(place.root, "ls-tree", "-r", ledger_ref("t")))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_watching_sync_goes_on_when_one_look_fails(place: Place) -> None:
+    place.make()
+    process = place.start("sync", "--watch", "0.2")
+    until(lambda: place.layout.ledger.exists())
+    place.layout.aggregate.rename(place.layout.root / "aside")
+    place.layout.aggregate.parent.chmod(0o500)
+    try:
+        time.sleep(0.5)  # a look or two; as root nothing fails, and that is no harm
+    finally:
+        place.layout.aggregate.parent.chmod(0o755)
+    until(lambda: place.layout.leaderboard.exists())
+    assert process.poll() is None
+
+
+KILLS = 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills_lose_nothing_and_double_nothing(place: Place) -> None:
+    """Any process of the fleet, at random moments; who is gone for good is started again."""
+    place.make(sleep=0.5)
+    chance = random.Random(50)
+    killed = 0
+    while killed < KILLS:
+        time.sleep(chance.uniform(0.1, 2.0))  # a random moment
+        above = shutdown.supervisor(place.layout)
+        if above is None:
+            assert place("up", "--detach").returncode == 0
+            continue
+        living = [(one.name, one.process.pid) for one in shutdown.living(place.layout)]
+        _, pid = chance.choice([*living, ("supervisor", above.pid), *place.shims()])
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            killed += 1
+    if shutdown.supervisor(place.layout) is None:
+        assert place("up", "--detach").returncode == 0
+    decided = place.layout.decisions.stat().st_size if place.layout.decisions.exists() else 0
+    until(lambda: place.layout.decisions.exists()
+          and place.layout.decisions.stat().st_size > decided)  # fmt: skip
+    assert place("down").returncode == 0
+    _each_ended_once(place.layout)
+    assert not shutdown.living(place.layout) and not place.leases()
+    place.git(place.root, "fsck", "--no-dangling")
+
+
+def _each_ended_once(layout: Layout) -> None:
+    """One state each, one run that counts each, and a ledger that says what was decided."""
+    paths = [path for state in ("pending", "dispatched", "running", "done")
+             for path in layout.hypotheses(state).rglob("*.json")]  # fmt: skip
+    assert len({path.name for path in paths}) == len(paths)
+    done = {path.stem for path in layout.hypotheses("done").glob("*.json")}
+    decisions, problems = read_decisions(layout)
+    assert not problems
+    counted = [one for one in decisions if not one.requeue]
+    assert len({one.hypothesis_id for one in counted}) == len(counted)
+    assert done <= {one.hypothesis_id for one in decisions}
+    before = layout.ledger.read_bytes()
+    assert sync(layout, cold=True).problems == []
+    assert layout.ledger.read_bytes() == before
+    assert {row["id"] for row in read_ledger(layout)} >= {one.experiment_id for one in decisions}

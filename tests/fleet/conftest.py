@@ -1,0 +1,154 @@
+"""What a fleet's tests share: a lab whose trainings take a moment, and processes to kill."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.queue import Queue
+from autohypothesis.records.layout import Layout
+
+SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
+import time
+
+RATE = 1.0
+WIDTH = 8
+SLEEP = 0.0
+MODE = "train"
+
+if MODE == "crash":
+    raise ValueError("MODE is no good")
+time.sleep(SLEEP)
+print(f"val_bpb: {1.5 - RATE / 10:.6f}")
+print("peak_vram_mb: 1")
+'''
+
+
+def git(folder: Path, *words: str) -> str:
+    """git as a user runs it."""
+    answer = subprocess.run(
+        ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *words],
+        cwd=folder, check=True, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return answer.stdout.rstrip("\n")
+
+
+@pytest.fixture
+def fleet_root(tmp_path: Path, own_locks: Path) -> Path:
+    """A repository with `SCRIPT` as its train.py and nothing of ours, leases of its own."""
+    root = tmp_path / "fleet ü"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "main")
+    git(root, "config", "user.name", "Ada")
+    git(root, "config", "user.email", "ada@example.org")
+    (root / "train.py").write_text(SCRIPT, encoding="utf-8")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "start")
+    return root
+
+
+@pytest.fixture
+def fleet_lab(fleet_root: Path) -> Lab:
+    """The lab of `fleet_root`, with tag `t` active and its reference made."""
+    return Lab.open(fleet_root).with_tag("t")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    """A root with nothing in it: what needs no git."""
+    root = tmp_path / "repo"
+    root.mkdir()
+    return Layout(root)
+
+
+@pytest.fixture
+def queue(layout: Layout) -> Queue:
+    return Queue(layout, "t")
+
+
+Python = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def python() -> Iterator[Python]:
+    """Starts `python -c CODE WORDS...`; whatever still runs at the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(code: str, *words: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, words)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+class Killed(BaseException):
+    """Stands for a kill -9 of this process: nobody may catch it."""
+
+
+@pytest.fixture
+def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """`killed_at(n, names, step)`: runs `step`, which dies at the n-th call of a named function.
+
+    Odd: before the call, even: after it. True when it died, False when it came to its end.
+    """
+
+    def run(moment: int, names: Sequence[str], step: Callable[[], object]) -> bool:
+        left = moment
+
+        def dying(real: Callable[..., object]) -> Callable[..., object]:
+            def call(*words: object, **more: object) -> object:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise Killed
+                answer = real(*words, **more)
+                left -= 1
+                if left == 0:
+                    raise Killed
+                return answer
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for name in names:
+                patched.setattr(name, dying(resolve(name)))
+            try:
+                step()
+            except Killed:
+                return True
+        return False
+
+    return run
+
+
+def resolve(name: str) -> Callable[..., object]:
+    found: Callable[..., object] = pkgutil.resolve_name(name)
+    return found
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """Waits until something is so; a test that waits in vain says for what."""
+
+    def wait(reached: Callable[[], object], *, seconds: float = 60.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            assert time.monotonic() < deadline, f"not so after {seconds:g} s: {reached}"
+            time.sleep(0.01)
+
+    return wait

@@ -1,0 +1,163 @@
+"""An observer without processes: workers that run one claim at a time, and proposers by list."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from autohypothesis.engine import contention, iteration
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import Handle
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
+from autohypothesis.fleet import heartbeat
+from autohypothesis.fleet.ending import Limits
+from autohypothesis.fleet.observer import Observer
+from autohypothesis.fleet.proposing import Proposer, Situation
+from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.processes import Process
+from schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run is voided because other tests are busy beside it."""
+    monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
+
+
+@dataclass
+class Listed:
+    """A proposer that answers with what it was given, a list at a time."""
+
+    answers: list[Sequence[Proposal]] = field(default_factory=list)
+    name: str = "listed"
+    told: list[Situation] = field(default_factory=list)
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        self.told.append(situation)
+        return self.answers.pop(0) if self.answers else []
+
+
+@dataclass
+class Broken:
+    """A proposer that fails."""
+
+    name: str = "command:broken"
+    asked: int = 0
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        self.asked += 1
+        raise AutohypothesisError("it has no key")
+
+
+@dataclass
+class Thinker:
+    """A proposer that thinks until it is told to stop."""
+
+    name: str = "thinker"
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: Sequence[Proposal] = ()
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        self.done.wait(120)
+        return self.answer
+
+
+def members(lab: Lab, *names: str, devices: Sequence[str] = ()) -> None:
+    """Puts workers into the manifest."""
+    manifest = Manifest.model_validate(read_json(lab.layout.manifest))
+    manifest.workers = [
+        Worker(worker_id=name, gpu_id=name, device=devices[i] if devices else f"dev-{name}")
+        for i, name in enumerate(names)
+    ]
+    write_json(lab.layout.manifest, manifest)
+
+
+@dataclass
+class Hands:
+    """A worker of this process: it lives as long as the test, and works when it is told."""
+
+    lab: Lab
+    name: str
+    spoil: Callable[[Hypothesis, str, Result], Result] | None = None
+
+    def __post_init__(self) -> None:
+        self.beat()
+
+    def beat(self, state: str = "idle") -> None:
+        own = Process.own()
+        heartbeat.beat(
+            self.lab.layout,
+            Heartbeat.model_validate(
+                {
+                    "worker_id": self.name, "node_id": own.host, "pid": own.pid,
+                    "process_start": own.start, "state": state, "updated_at": now(),
+                }
+            ),
+        )  # fmt: skip
+
+    def claim(self, observer: Observer) -> Hypothesis | None:
+        return observer.queue.claim(self.name)
+
+    def begin(self, one: Hypothesis) -> Handle:
+        """Submits what was claimed."""
+        request = iteration.Request(
+            Change.of(one), title=one.title, rationale=one.rationale,
+            hypothesis_id=one.hypothesis_id, seed=one.seed, replicates=one.replicates,
+        )  # fmt: skip
+        spec = iteration.plan(self.lab, request, self.name)
+        return LocalExecutor(self.lab.repository, self.lab.layout).submit(spec)
+
+    def end(self, observer: Observer, one: Hypothesis, handle: Handle) -> Result:
+        """Waits for it, collects it, and moves the hypothesis on."""
+        executor = LocalExecutor(self.lab.repository, self.lab.layout)
+        iteration.follow(self.lab, executor, handle)
+        result = executor.collect(handle)
+        if self.spoil is not None:
+            result = self.spoil(one, handle.experiment_id, result)
+            write_json(self.lab.layout.run(handle.experiment_id).result, result)
+        observer.queue.finish(one.hypothesis_id, self.name)
+        return result
+
+    def work(self, observer: Observer) -> str | None:
+        """One claim from end to end; the experiment's id."""
+        one = self.claim(observer)
+        if one is None:
+            return None
+        try:
+            handle = self.begin(one)
+        except (ChangeError, PreflightError) as error:
+            observer.queue.finish(
+                one.hypothesis_id, self.name, closed="abandoned", outcome=str(error)
+            )
+            return None
+        self.end(observer, one, handle)
+        return handle.experiment_id
+
+
+def observer(lab: Lab, *proposers: Proposer, most: int | None = None, **limits: object) -> Observer:
+    return Observer(lab, proposers, limits=Limits(max_experiments=most, **limits))  # type: ignore[arg-type]
+
+
+def turns(
+    watched: Observer, reached: Callable[[], object], *hands: Hands, seconds: float = 60.0
+) -> None:
+    """Turn after turn, with `hands` at work, until something is so."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not so after {seconds:g} s; {watched.status}"
+        watched.turn()
+        for hand in hands:
+            hand.work(watched)
+
+
+def idea(title: str = "", /, **overrides: object) -> Proposal:
+    title = title or ", ".join(f"{name} {value}" for name, value in overrides.items())
+    return Proposal.model_validate(
+        {"title": title, "rationale": "to see", "config_overrides": overrides}
+    )

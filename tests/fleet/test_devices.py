@@ -1,0 +1,150 @@
+"""Devices by name: what is malformed, unknown or forbidden is said, and nothing is guessed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis import system
+from autohypothesis.engine import devices as engine
+from autohypothesis.errors import LeaseError, UsageError
+from autohypothesis.fleet.devices import choose, discover
+
+STAND_IN = Path(__file__).parent / "stand_in_gpus" / "pynvml.py"
+Machine = Callable[..., None]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Eight GPUs and two cores; called with other facts, they hold from then on."""
+    path = tmp_path / "gpus.json"
+    monkeypatch.setenv("STAND_IN_GPUS", str(path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    spec = importlib.util.spec_from_file_location("pynvml", STAND_IN)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(system, "physical_cores", lambda: [0, 2])
+    monkeypatch.setattr(engine, "NVIDIA_NODES", f"{tmp_path}/nvidia[0-9]*")
+
+    def change(**state: object) -> None:
+        path.write_text(json.dumps(state))
+
+    return change
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize(
+    "words",
+    ["abc", "0;id", "/../x", "../x", "0,0", "-1", "", " ", "0,", ",", "00", "0 1", "1e3", "0x1",
+     "٣", "0\n", "$(id)", "99999", "8", "GPU-nothere", "GPU-;id", "GPU-", "MIG-1234"],
+)  # fmt: skip
+def test_an_id_that_is_no_device_is_refused_by_name(words: str) -> None:
+    if words == "0\n":
+        assert [one.worker_id for one in choose(words).chosen] == ["gpu0"]
+        return
+    with pytest.raises(UsageError, match="--gpus"):
+        choose(words)
+
+
+@pytest.mark.usefixtures("machine")
+def test_indices_become_uuids() -> None:
+    one, seven = choose("7,1").chosen
+    assert (one.worker_id, one.gpu_id, one.kind) == ("gpu1", "1", "cuda")
+    assert one.device.startswith("GPU-1111aaaa") and seven.device.startswith("GPU-7777aaaa")
+    assert choose("GPU-7777aaaa,1") == choose("1,7"), "an index, a UUID or the beginning of one"
+    assert len(choose().chosen) == 8
+
+
+@pytest.mark.usefixtures("machine")
+def test_one_gpu_named_by_index_and_by_uuid_is_one_gpu() -> None:
+    with pytest.raises(UsageError, match="GPU 1 twice"):
+        choose("1,GPU-1111")
+
+
+def test_a_prefix_of_two_uuids_is_not_guessed(machine: Machine) -> None:
+    machine(devices=[{"uuid": "GPU-ab1"}, {"uuid": "GPU-ab2"}])
+    with pytest.raises(UsageError, match="any of 0, 1"):
+        choose("GPU-ab")
+
+
+@pytest.mark.usefixtures("machine")
+@pytest.mark.parametrize("mask", ["3,1", "GPU-3333,GPU-1111"])
+def test_nothing_outside_an_inherited_mask_is_taken(mask: str) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": mask}
+    assert [one.worker_id for one in choose(environ=environ).chosen] == ["gpu1", "gpu3"]
+    assert [one.worker_id for one in choose("3", environ=environ).chosen] == ["gpu3"]
+    with pytest.raises(UsageError, match=r"GPU-0000aaaa.* is outside CUDA_VISIBLE_DEVICES"):
+        choose("0", environ=environ)
+
+
+@pytest.mark.usefixtures("machine")
+def test_gpus_that_somebody_has_hidden_stay_hidden() -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": ""}
+    with pytest.raises(UsageError, match="outside"):
+        choose("0", environ=environ)
+    choice = choose(environ=environ)
+    assert [one.worker_id for one in choice.chosen] == ["cpu0", "cpu1"]
+    assert "hides every GPU" in choice.notes[0]
+
+
+def test_without_a_driver_named_gpus_are_prepared_and_said_to_be_blind(machine: Machine) -> None:
+    machine(driver=False)
+    choice = choose("0,GPU-AB12-cd")
+    assert [(one.worker_id, one.gpu_id, one.device) for one in choice.chosen] == [
+        ("gpu0", "0", ""), ("gpu-ab12-cd", "GPU-AB12-cd", ""),
+    ]  # fmt: skip
+    assert "Driver Not Loaded" in choice.notes[0]
+
+
+def test_a_machine_without_gpus_gets_a_lane_per_core_and_is_told(machine: Machine) -> None:
+    machine(driver=False)
+    choice = choose()
+    assert [(one.worker_id, one.gpu_id, one.device) for one in choice.chosen] == [
+        ("cpu0", "0", "cpu-0"), ("cpu1", "2", "cpu-2"),
+    ]  # fmt: skip
+    assert "2 CPU lanes" in choice.notes[0]
+
+
+def test_a_gpu_without_a_driver_is_no_reason_to_train_on_the_cpu(
+    machine: Machine, tmp_path: Path
+) -> None:
+    machine(driver=False)
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(LeaseError, match="Driver Not Loaded"):
+        choose()
+
+
+@pytest.mark.usefixtures("machine")
+def test_more_lanes_than_cores_are_refused() -> None:
+    assert [one.worker_id for one in choose(cpu_workers=1).chosen] == ["cpu0"]
+    for count in (3, -1, 0):
+        with pytest.raises(UsageError, match=f"--cpu-workers {count}"):
+            choose(cpu_workers=count)
+    both = choose("0", cpu_workers=1).chosen
+    assert [one.worker_id for one in both] == ["gpu0", "cpu0"]
+
+
+def test_what_is_on_a_device_is_listed(machine: Machine) -> None:
+    machine(devices=[{"used_mb": 9000, "processes": [[77, 8500], [78, None]], "throttle": 0x44}])
+    (found,) = discover()
+    assert (found.used_mb, found.processes) == (9000.0, [(77, 8500.0), (78, None)])
+    assert set(found.throttle) == {"sw_power_cap", "hw_thermal"} and found.visible
+
+
+def test_a_device_that_has_vanished_hides_no_other(machine: Machine) -> None:
+    machine(devices=[{}, {"lost": True}, {}])
+    found = discover({"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert [one.problem for one in found] == ["", "GPU is lost", ""]
+    assert [one.visible for one in found] == [True, False, False]
+
+
+def test_without_a_driver_there_is_nothing_to_list(machine: Machine) -> None:
+    machine(driver=False)
+    assert discover() == []

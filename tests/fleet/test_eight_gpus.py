@@ -1,0 +1,264 @@
+"""A machine with eight GPUs, in a stand-in for NVML: real inits, real workers, real shims.
+
+The trainings are somebody's script that prints which devices it sees.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.queue import Queue
+from autohypothesis.records.layout import Layout
+from schema import Proposal, Worker
+
+ROOT = Path(__file__).resolve().parents[2]
+UUID = [f"GPU-{n}{n}{n}{n}aaaa-0000-4000-8000-00000000000{n}" for n in range(8)]
+SCRIPT = '''"""Somebody's script: it says what it sees."""
+import os
+import time
+
+SECONDS = 0.0
+
+print("sees:", os.environ["CUDA_VISIBLE_DEVICES"])
+with open(os.path.join(os.environ["AUTOHYPOTHESIS_RUN_DIR"], "begun"), "w") as file:
+    file.write(str(os.getpid()))
+time.sleep(SECONDS)
+print("val_bpb: 1.0")
+print("peak_vram_mb: 1")
+'''
+
+Until = Callable[..., None]
+
+
+class Machine:
+    """Eight GPUs, a repository, and the processes that work there."""
+
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.root, self.layout = root, Layout(root)
+        stand_in = folder / "stand-in"
+        self.state = stand_in / "gpus.json"
+        stand_in.mkdir()
+        shutil.copy(Path(__file__).parent / "stand_in_gpus" / "pynvml.py", stand_in)
+        self.env = {**os.environ, "PYTHONPATH": str(stand_in)}
+        self.env.pop("CUDA_VISIBLE_DEVICES", None)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def say(self, *, driver: bool = True, **devices: dict[str, Any]) -> None:
+        """What NVML answers from now on: `g3={"lost": True}` for the device 3."""
+        every = [devices.get(f"g{index}", {}) for index in range(8)]
+        part = self.state.with_suffix(".part")
+        part.write_text(json.dumps({"driver": driver, "devices": every}))
+        part.rename(self.state)
+
+    def call(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "orchestrator.py"), *words], cwd=self.root,
+            env={**self.env, **env}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    def init(self, *words: str, **env: str) -> dict[str, Any]:
+        answer = self.call("init-fleet", "--tag", "t", "--json", *words, **env)
+        assert answer.returncode == 0, answer.stderr
+        document = json.loads(answer.stdout)
+        assert isinstance(document, dict)
+        return document
+
+    def work(self, *names: str, **env: str) -> None:
+        for name in names:
+            self.workers.append(
+                subprocess.Popen(
+                    [sys.executable, str(ROOT / "orchestrator.py"), "worker", name],
+                    cwd=self.root,
+                    env={**self.env, **env},
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+
+    def dispatch(self, name: str, seconds: float = 0.0) -> str:
+        change: dict[str, Any] = {"config_overrides": {"SECONDS": seconds}} if seconds else {}
+        one = self.queue.add(Proposal(title=f"for {name}", **change), proposer="test")
+        self.queue.dispatch(one.hypothesis_id, name)
+        return one.hypothesis_id
+
+    @property
+    def queue(self) -> Queue:
+        return Queue(self.layout, "t")
+
+    def run_of(self, hypothesis_id: str) -> Path:
+        return self.layout.run(f"{hypothesis_id}-1").folder
+
+    def saw(self, hypothesis_id: str) -> list[str]:
+        log = self.layout.run(f"{hypothesis_id}-1").log.read_text()
+        return re.findall(r"sees: (.*)", log)
+
+    def document(self, hypothesis_id: str, name: str) -> dict[str, Any]:
+        value = json.loads((self.run_of(hypothesis_id) / name).read_text())
+        assert isinstance(value, dict)
+        return value
+
+    def heartbeat(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self.layout.heartbeat(name).read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        assert isinstance(value, dict)
+        return value
+
+    def stop(self) -> None:
+        for one in self.workers:
+            if one.poll() is None:
+                one.send_signal(signal.SIGTERM)
+        for one in self.workers:
+            try:
+                one.wait(30)
+            except subprocess.TimeoutExpired:
+                one.kill()
+                one.wait()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, fleet_root: Path, git: Callable[..., str]) -> Iterator[Machine]:
+    (fleet_root / "train.py").write_text(SCRIPT, encoding="utf-8")
+    git(fleet_root, "commit", "-q", "-a", "-m", "say what it sees")
+    made = Machine(tmp_path, fleet_root)
+    yield made
+    made.stop()
+
+
+# ── the roster ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_indices_become_uuids_and_stay_them(machine: Machine) -> None:
+    workers = [Worker.model_validate(one) for one in machine.init()["workers"]]
+    assert [one.worker_id for one in workers] == [f"gpu{n}" for n in range(8)]
+    assert [one.device for one in workers] == UUID
+    assert {one.kind for one in workers} == {"cuda"}
+    assert len(Lab.open(machine.root).repository.worktrees()) == 9
+    again = machine.init("--gpus", "7,GPU-0000,1")
+    assert [one["device"] for one in again["workers"]] == [UUID[0], UUID[1], UUID[7]]
+
+
+@pytest.mark.parametrize("mask", ["5,2", "GPU-5555,GPU-2222aaaa"])
+def test_an_inherited_mask_is_a_limit(machine: Machine, mask: str) -> None:
+    made = machine.init(CUDA_VISIBLE_DEVICES=mask)
+    assert [one["worker_id"] for one in made["workers"]] == ["gpu2", "gpu5"]
+    outside = machine.call("init-fleet", "--gpus", "0", CUDA_VISIBLE_DEVICES=mask)
+    assert outside.returncode == 2 and f"CUDA_VISIBLE_DEVICES={mask}" in outside.stderr
+
+
+def test_a_stranger_on_a_device_is_named_when_the_fleet_is_made(machine: Machine) -> None:
+    machine.say(g2={"processes": [[4711, 60_000]], "used_mb": 60_500}, g4={"lost": True})
+    notes = machine.init("--gpus", "1,2")["notes"]
+    assert any("GPU 2 is used by pid 4711 (60500 MiB)" in note for note in notes)
+
+
+def test_a_first_driver_gives_the_workers_their_devices(machine: Machine) -> None:
+    machine.say(driver=False)
+    made = machine.init("--gpus", "0,1")
+    assert [(one["gpu_id"], one["device"]) for one in made["workers"]] == [("0", ""), ("1", "")]
+    assert "Driver Not Loaded" in made["notes"][0]
+    machine.say()
+    made = machine.init("--gpus", "0,1")
+    assert [one["device"] for one in made["workers"]] == UUID[:2]
+
+
+# ── at work ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_eight_trainings_at_once_see_their_own_device_only(machine: Machine, until: Until) -> None:
+    machine.init()
+    names = [f"gpu{n}" for n in range(8)]
+    ids = [machine.dispatch(name) for name in names]
+    machine.work(*names, CUDA_DEVICE_ORDER="FASTEST_FIRST")
+    until(lambda: len(machine.queue.done_ids()) == 8, seconds=120)
+    for index, one in enumerate(ids):
+        assert machine.saw(one) == [UUID[index]]
+        assert machine.document(one, "metadata.json")["run"]["gpu_id"] == UUID[index]
+        assert machine.document(one, "result.json")["status"] == "completed"
+
+
+def test_under_a_mask_a_worker_still_pins_by_uuid(machine: Machine, until: Until) -> None:
+    machine.init("--gpus", "2,5")
+    ids = [machine.dispatch(name) for name in ("gpu2", "gpu5")]
+    machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="5,2")
+    until(lambda: len(machine.queue.done_ids()) == 2, seconds=120)
+    assert [machine.saw(one) for one in ids] == [[UUID[2]], [UUID[5]]]
+
+
+def test_outside_its_mask_a_worker_does_not_train(machine: Machine, until: Until) -> None:
+    machine.init("--gpus", "2,5")
+    one, other = machine.dispatch("gpu2"), machine.dispatch("gpu5")
+    machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="5")
+    until(lambda: machine.queue.done_ids() == [other], seconds=120)
+    until(lambda: UUID[2] in machine.heartbeat("gpu2").get("notes", ""))
+    assert not machine.run_of(one).exists() and len(machine.queue.open()) == 1
+
+
+def test_without_a_driver_nothing_trains_and_nothing_is_lost(
+    machine: Machine, until: Until
+) -> None:
+    machine.say(driver=False)
+    machine.init("--gpus", "0")
+    one = machine.dispatch("gpu0")
+    machine.work("gpu0")
+    until(lambda: "init-fleet" in machine.heartbeat("gpu0").get("notes", ""))
+    assert not machine.run_of(one).exists()
+    assert [left.hypothesis_id for left in machine.queue.open()] == [one]
+
+
+def test_a_driver_that_goes_stops_the_next_training_and_no_hypothesis(
+    machine: Machine, until: Until
+) -> None:
+    machine.init("--gpus", "0")
+    machine.say(driver=False)
+    one = machine.dispatch("gpu0")
+    machine.work("gpu0")
+    until(lambda: machine.heartbeat("gpu0").get("state") == "benched")
+    assert not machine.run_of(one).exists()
+    assert [left.hypothesis_id for left in machine.queue.open()] == [one]
+
+
+def test_a_device_that_vanishes_is_evidence_against_it_alone(
+    machine: Machine, until: Until
+) -> None:
+    machine.init("--gpus", "3,4")
+    lost = machine.dispatch("gpu3", 3.0)
+    machine.work("gpu3", "gpu4")
+    until(lambda: (machine.run_of(lost) / "begun").exists(), seconds=60)
+    machine.say(g3={"lost": True})
+    until(lambda: (machine.run_of(lost) / "result.json").exists(), seconds=60)
+    assert machine.document(lost, "result.json")["failure_kind"] == "infra"
+    other, waits = machine.dispatch("gpu4"), machine.dispatch("gpu3")
+    until(lambda: other in machine.queue.done_ids(), seconds=60)
+    assert machine.saw(other) == [UUID[4]]
+    until(lambda: machine.heartbeat("gpu3").get("state") == "benched")
+    assert not machine.run_of(waits).exists()
+    assert waits in [left.hypothesis_id for left in machine.queue.open()]
+
+
+def test_a_stranger_who_computes_beside_a_training_is_written_down(
+    machine: Machine, until: Until
+) -> None:
+    machine.init("--gpus", "6")
+    one = machine.dispatch("gpu6", 4.0)
+    machine.work("gpu6")
+    until(lambda: (machine.run_of(one) / "begun").exists(), seconds=60)
+    ours = int((machine.run_of(one) / "begun").read_text())
+    both = [[ours, 2_000], [4711, 30_000]]
+    machine.say(g6={"processes": both, "used_mb": 32_500})
+    until(lambda: one in machine.queue.done_ids(), seconds=60)
+    (foreign,) = machine.document(one, "exit.json")["contention"]["foreign"]
+    assert (foreign["pid"], foreign["grown_mb"]) == (4711, 30_000.0)

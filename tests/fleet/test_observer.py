@@ -1,0 +1,442 @@
+"""The observer, turn by turn, on a real repository: it decides, supplies, and survives."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autohypothesis.engine import settle as settling
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet import tools
+from autohypothesis.fleet.chronicle import is_lost
+from autohypothesis.fleet.observer import Observer
+from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.roles import lives, read_role
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.locks import hold
+from schema import Brief, KnowledgeBase, LiveSummary, Proposal, now
+from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
+from tests.fleet.observing import calm as calm
+
+ROOT_MODULE = """
+import sys
+from pathlib import Path
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.observer import Limits, Observer
+from autohypothesis.fleet.stop import Stop
+from autohypothesis.records.locks import hold
+from schema import Proposal
+
+class Ideas:
+    name = "ideas"
+    def propose(self, situation, count):
+        n = len(situation.open) + len(situation.closed)
+        return [Proposal(title=f"RATE {n + i}", config_overrides={"RATE": 1.0 + (n + i) / 100})
+                for i in range(count)]
+
+lab = Lab.open(Path(sys.argv[1]))
+with Stop() as stop, hold(lab.layout, "observer", doing="a test"):
+    print(Observer(lab, [Ideas()], limits=Limits(max_experiments=int(sys.argv[2]))).run(stop))
+"""
+
+
+def started(lab: Lab, most: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ROOT_MODULE, str(lab.layout.root), str(most)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+# ── the ratchet ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)], [idea(RATE=1.5)]]))
+    turns(watched, lambda: watched.chronicle.counted() >= 3, hand)
+    first, second, third = watched.chronicle.latest.values()
+    assert (first.hypothesis_id, first.reason) == ("baseline-t", "baseline")
+    assert (second.decision_status, third.decision_status) == ("keep", "discard")
+    assert fleet_lab.reference() == second.commit
+    assert [row["status"] for row in read_ledger(fleet_lab.layout)] == ["keep", "keep", "discard"]
+
+
+def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand, listed = Hands(fleet_lab, "w0"), Listed([[idea(RATE=2.0)]])
+    watched = observer(fleet_lab, listed)
+    for _ in range(5):
+        watched.turn()
+    assert not listed.told
+    one = hand.claim(watched)
+    assert one is not None and one.hypothesis_id == "baseline-t"
+    handle = hand.begin(one)
+    turns(watched, lambda: listed.told and watched.queue.dispatched("w0")["w0"])
+    assert dict(listed.told[0].reference) == {
+        "RATE": 1.0, "WIDTH": 8, "SLEEP": 0.0, "MODE": "train",
+    }  # fmt: skip
+    hand.end(watched, one, handle)
+
+
+def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0", "w1", "w2", "w3")
+    hands = [Hands(fleet_lab, name) for name in ("w0", "w1", "w2", "w3")]
+    watched = observer(fleet_lab, Listed())
+    watched.turn()
+    one = hands[0].claim(watched)
+    assert one is not None
+    handle = hands[0].begin(one)
+    turns(watched, lambda: len(watched.queue.dispatched()) >= 2)
+    waiting = watched.queue.dispatched()
+    assert sorted(waiting) == ["w1", "w2"]  # at most two, however many are idle
+    repeats = [each for found in waiting.values() for each in found]
+    assert {each.replicates for each in repeats} == {"baseline-t-1"}
+    for hand in hands[1:]:
+        hand.work(watched)  # they end before the baseline does
+    for _ in range(3):
+        watched.turn()
+    assert not watched.chronicle.latest  # and wait for it
+    assert watched.status.problems == []
+    hands[0].end(watched, one, handle)
+    turns(watched, lambda: len(watched.chronicle.latest) == 3)
+    reasons = {each.hypothesis_id: each.reason for each in watched.chronicle.latest.values()}
+    assert reasons.pop("baseline-t") == "baseline"
+    assert set(reasons.values()) == {"replicate"}
+
+
+def test_a_failed_baseline_stops_the_search_with_the_log_and_the_setting_to_lower(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0")
+    script = fleet_lab.layout.root / "train.py"
+    text = script.read_text().replace(
+        'if MODE == "crash"', 'print("step 1", flush=True)\nDEVICE_BATCH_SIZE = 64\nif True'
+    ).replace("ValueError", "MemoryError")  # fmt: skip
+    commit = fleet_lab.repository.commit_tree(
+        fleet_lab.repository.tree_with(fleet_lab.reference(), {"train.py": text.encode()}),
+        [fleet_lab.reference()], "too large",
+    )  # fmt: skip
+    fleet_lab.repository.compare_and_swap(
+        "refs/heads/autoresearch/t", commit, fleet_lab.reference()
+    )
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]] * 9))
+    turns(watched, lambda: watched.status.state == "failed", hand)
+    assert not watched.turn()
+    said = read_role(fleet_lab.layout, "observer")
+    assert said is not None and said.state == "failed"
+    why, lower, again, *log = said.problems
+    assert "baseline-t-1 failed: oom" in why
+    assert lower == "lower DEVICE_BATCH_SIZE, which is 64"
+    assert "init-fleet" in again and "log: step 1" in log
+    assert hand.work(watched) is None  # what was prepared meanwhile is not begun any more
+
+
+# ── who gets what ───────────────────────────────────────────────────────────────────────────
+
+
+def test_one_hypothesis_waits_for_each_living_worker_and_none_for_a_dead_one(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0", "w1", "gone", "benched")
+    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
+    Hands(fleet_lab, "gone").beat("stopped")
+    Hands(fleet_lab, "benched").beat("benched")
+    watched = observer(fleet_lab, Listed([[idea(RATE=1 + i / 10) for i in range(1, 9)]]))
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: len(watched.queue.dispatched()) == 2)
+    for _ in range(5):
+        watched.turn()
+    waiting = watched.queue.dispatched()
+    assert {name: len(found) for name, found in waiting.items()} == {"w0": 1, "w1": 1}
+    hands[1].beat("stopped")
+    turns(watched, lambda: list(watched.queue.dispatched()) == ["w0"])
+
+
+def test_words_that_nobody_implemented_are_not_handed_out_and_the_brief_says_so(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab)
+    watched.queue.add(Proposal(title="words", instructions="use a GRU"), proposer="ada")
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    deadline = time.monotonic() + 30
+    while not any("implement" in note for note in _brief(fleet_lab).notes):
+        assert time.monotonic() < deadline
+        watched.turn()
+    assert [one.title for one in watched.queue.pending()] == ["words"]
+    assert hand.work(watched) is None
+
+
+def _brief(lab: Lab) -> Brief:
+    try:
+        return Brief.model_validate(read_json(lab.layout.brief))
+    except FileNotFoundError:
+        return Brief(generated_at=now())
+
+
+# ── the end ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_search_never_begins_more_experiments_than_it_may(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0", "w1", "w2")
+    hands = [Hands(fleet_lab, name) for name in ("w0", "w1", "w2")]
+    many = [[idea(RATE=1 + i / 100 + k) for i in range(9)] for k in range(1, 9)]
+    watched = observer(fleet_lab, Listed(many), most=4)
+    turns(watched, lambda: watched.status.state == "finished", *hands)
+    assert watched.chronicle.counted() == 4
+    assert len(read_ledger(fleet_lab.layout)) == 4
+    assert not watched.turn()
+
+
+def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)], [idea(RATE=3.0)]]))
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.queue.dispatched())
+    late = observer(fleet_lab, until=now() - timedelta(seconds=1))
+    assert not late.turn()
+    assert late.status.state == "finished"
+    assert late.queue.dispatched() == {} and late.queue.pending()
+
+
+def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]), most=2)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.queue.dispatched().get("w0"))
+    one = hand.claim(watched)
+    assert one is not None
+    handle = hand.begin(one)
+    assert all(watched.turn() for _ in range(5))
+    hand.end(watched, one, handle)
+    turns(watched, lambda: watched.status.state == "finished")
+    assert watched.chronicle.counted() == 2
+
+
+# ── thinking, failing, waiting ──────────────────────────────────────────────────────────────
+
+
+def test_a_thinking_proposer_does_not_stop_decisions(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand, thinker = Hands(fleet_lab, "w0"), Thinker()
+    watched = observer(fleet_lab, thinker)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    assert watched.refill.thinking == ["thinker"]
+    watched.queue.add(idea(RATE=2.0), proposer="ada")
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    assert watched.refill.thinking == ["thinker"]
+    thinker.done.set()
+
+
+def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand, broken = Hands(fleet_lab, "w0"), Broken()
+    watched = observer(fleet_lab, broken, Listed([[idea(RATE=2.0)]] * 3))
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    said = read_role(fleet_lab.layout, "observer")
+    assert said is not None and lives(said)
+    assert any("command:broken failed: it has no key" in line for line in said.problems)
+
+
+def test_a_settle_that_cannot_be_done_now_is_done_later(
+    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab)
+    impatient = partial(hold, timeout=0.05)
+    monkeypatch.setattr(settling, "locks", SimpleNamespace(hold=impatient))
+    turns(watched, lambda: watched.queue.done_ids(), hand)
+    with hold(fleet_lab.layout, "settle", doing="somebody decides"):
+        for _ in range(3):
+            assert watched.turn()
+        assert not watched.chronicle.latest
+        assert any("somebody decides" in line for line in watched.status.problems)
+    turns(watched, lambda: watched.chronicle.has_reference())
+    assert watched.status.problems == []
+
+
+def test_a_decision_stamped_into_a_result_is_taken_as_a_command(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    second = list(watched.chronicle.latest)[-1]
+    path = fleet_lab.layout.run(second).result
+    write_json(path, {**read_json(path), "decision_status": "discard"})
+    watched.deciding._last_look = float("-inf")  # ten seconds later
+    watched.turn()
+    assert watched.chronicle.latest[second].reason == "by_hand"
+    assert fleet_lab.reference() == watched.chronicle.latest["baseline-t-1"].commit
+
+
+# ── noise ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_lab: Lab) -> None:
+    """Asked for once; its figure is told to everybody when somebody has published it."""
+    members(fleet_lab, "w0", "w1")
+    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
+    watched = observer(fleet_lab)
+    watched.turn()
+    one = hands[0].claim(watched)
+    assert one is not None
+    handle = hands[0].begin(one)
+    turns(watched, lambda: watched.queue.dispatched())
+    assert not tools.registry(fleet_lab).tools
+    hands[1].work(watched)
+    hands[0].end(watched, one, handle)
+    turns(watched, lambda: tools.registry(fleet_lab).tools)
+    (asked,) = tools.registry(fleet_lab).tools
+    assert (asked.tool_id, asked.status, asked.requested_by) == ("noise", "requested", "observer")
+    source = Path(tools.__file__).parent / "catalogue" / "noise.py"
+    tools.publish(fleet_lab, "noise", source, decided_by="a test")
+    turns(watched, lambda: watched.errands.noise is not None)
+    assert watched.errands.noise is not None
+    note = watched.errands.noise["note"]
+    turns(watched, lambda: note and note[:40] in fleet_lab.layout.brief.read_text())
+    assert watched.status.problems == []
+
+
+# ── what it writes ──────────────────────────────────────────────────────────────────────────
+
+
+def test_what_the_observer_writes_is_what_the_schema_promises(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    title = "a\n# forged heading | of a title"
+    watched = observer(fleet_lab, Listed([[idea(title, RATE=2.0)], [idea(MODE="crash")]]), most=3)
+    turns(watched, lambda: watched.status.state == "finished", hand)
+    layout = fleet_lab.layout
+    knowledge = KnowledgeBase.model_validate(read_json(layout.knowledge_base))
+    assert [one["decision_status"] for one in knowledge.experiment_history] == [
+        "keep", "keep", "crash",
+    ]  # fmt: skip
+    assert knowledge.tentative_findings[0].implication == "RATE = 2.0"
+    assert knowledge.invalid_regions[0].startswith("MODE = 'crash': code_error")
+    page = layout.search_model.read_text()
+    assert "| RATE | 1 | 1 | 0 | 2.0 | +0.100000 | 2.0 |" in page
+    assert "\n# forged" not in page
+    summary = LiveSummary.model_validate(read_json(layout.live_summary))
+    assert summary.free_workers == ["w0"]
+    assert summary.best_result is not None and summary.best_result["metric_value"] == 1.3
+    assert _brief(fleet_lab).best_result is not None
+    said = read_role(layout, "observer")
+    assert said is not None and said.details["kept"] == 1
+    assert said.details["best"]["description"] == " ".join(title.split()) or title
+
+
+def test_a_turn_without_news_reads_no_bundle_and_writes_nothing(
+    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    for _ in range(3):
+        watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
+        watched.deciding._last_look = float("-inf")
+        watched.turn()
+    before = _everything(fleet_lab)
+    watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
+    monkeypatch.setattr("autohypothesis.fleet.deciding.settle_waiting", None)
+    for _ in range(10):
+        watched.turn()
+    after = _everything(fleet_lab)
+    mine = fleet_lab.layout.role("observer")
+    assert {p for p in after if after[p] != before.get(p)} <= {str(mine)}
+
+
+def _everything(lab: Lab) -> dict[str, int]:
+    found = (path for path in lab.layout.research.rglob("*") if path.is_file())
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in found
+        if path.parent != lab.layout.locks and "holder" not in path.name
+    }
+
+
+# ── killed ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.timeout(240)
+def test_a_killed_observer_loses_no_decision(fleet_lab: Lab) -> None:
+    """kill -9 in the middle of turns, again and again; a successor goes on where it stopped."""
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    beside = Observer(fleet_lab, [], limits=observer(fleet_lab).ending.limits)  # its queue only
+    dice = random.Random(7)
+    kills, most = 0, 7
+    process = started(fleet_lab, most)
+    deadline = time.monotonic() + 200
+    try:
+        while process.poll() is None:
+            assert time.monotonic() < deadline
+            due = time.monotonic() + dice.uniform(0.4, 1.6)
+            while process.poll() is None and time.monotonic() < due:
+                hand.work(beside)
+            if kills < 8 and process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                kills += 1
+                process = started(fleet_lab, most)
+        said, _ = process.communicate()
+    finally:
+        process.kill()
+    assert said.strip() == "finished" and kills >= 3
+    queue = Queue(fleet_lab.layout, "t")
+    decisions, wrong = read_decisions(fleet_lab.layout)
+    assert not wrong
+    assert set(Counter(one.experiment_id for one in decisions).values()) == {1}
+    # A busy machine disturbs a run now and then; that one came back, and is not counted.
+    assert sum(not is_lost(one) for one in decisions) == most
+    assert not queue.running() and not queue.dispatched()
+    completed = {one.hypothesis_id for one in queue.done() if one.closed == "completed"}
+    latest = {one.hypothesis_id: one for one in decisions}
+    assert completed == {name for name, one in latest.items() if not one.requeue}
+    waiting = {one.hypothesis_id for one in queue.pending()}
+    assert waiting >= {name for name, one in latest.items() if one.requeue}
+    rows = read_ledger(fleet_lab.layout)
+    ordinals = [row["ordinal"] for row in rows if row["ordinal"] is not None]
+    assert ordinals == [*range(1, len(decisions) + 1)]
+
+
+def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
+    fleet_lab: Lab, until: Callable[..., None]
+) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    queue = Queue(fleet_lab.layout, "t")
+    process = started(fleet_lab, 50)
+    try:
+        until(lambda: queue.dispatched("w0")["w0"])
+        beside = observer(fleet_lab)
+        assert hand.work(beside) == "baseline-t-1"
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (said.strip(), process.returncode) == ("stopped", 0)
+    assert [one.experiment_id for one in read_decisions(fleet_lab.layout)[0]] == ["baseline-t-1"]
+    assert read_ledger(fleet_lab.layout)[0]["status"] == "keep"
+    left = read_role(fleet_lab.layout, "observer")
+    assert left is not None and left.state == "stopped" and not lives(left)

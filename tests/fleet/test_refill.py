@@ -1,0 +1,302 @@
+"""Proposers that fail, dawdle, repeat themselves or talk nonsense: nobody waits for them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.proposing import Situation
+from autohypothesis.fleet.refill import LONGEST_PAUSE_S, Answer, Refill
+from schema import Brief, Proposal, Steering, now
+from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
+from tests.fleet.observing import calm as calm
+
+PATCH = """--- a/train.py
++++ b/train.py
+@@ -1,5 +1,5 @@
+ \"\"\"A training that is over at once: the higher RATE, the better.\"\"\"
+ import time
+ 
+-RATE = 1.0
++RATE = 2.0  # twice
+ WIDTH = 8
+"""
+
+
+def situation() -> Situation:
+    return Situation(
+        tag="t", metric="val_bpb", direction="minimize", min_delta=0.0, reference={}, sources={},
+        knobs={}, steering=Steering(), trials=(), open=(), closed=(),
+        brief=Brief(generated_at=now()),
+    )  # fmt: skip
+
+
+@dataclass
+class Clock:
+    """Time that a test moves."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def answered(refill: Refill, count: int = 1) -> list[Answer]:
+    found: list[Answer] = []
+    deadline = time.monotonic() + 30
+    while len(found) < count:
+        assert time.monotonic() < deadline
+        found += refill.answers()
+        time.sleep(0.002)
+    return found
+
+
+def test_a_proposer_that_fails_is_asked_later_and_later() -> None:
+    clock, broken = Clock(), Broken()
+    refill = Refill([broken], clock)
+    pauses = []
+    for _ in range(12):
+        assert refill.wants(1, hungry=True)
+        refill.ask(situation(), 1, hungry=True)
+        (answer,) = answered(refill)
+        assert answer.problem == "it has no key"
+        before = clock.now
+        while not refill.wants(1, hungry=True):
+            refill.news()  # a decision makes no failed one well
+            clock.now += 0.5
+        pauses.append(clock.now - before)
+    assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert pauses[-1] == LONGEST_PAUSE_S
+    assert "asked again in" in refill.problems()[0]
+
+
+def test_one_that_works_again_is_no_problem_any_more() -> None:
+    clock = Clock()
+
+    @dataclass
+    class Moody:
+        name: str = "moody"
+        fails: bool = True
+
+        def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+            if self.fails:
+                raise RuntimeError("not now")
+            return [idea(RATE=2.0)]
+
+    moody = Moody()
+    refill = Refill([moody], clock)
+    refill.ask(situation(), 1, hungry=True)
+    answered(refill)
+    assert "RuntimeError: not now" in refill.problems()[0]
+    moody.fails = False
+    clock.now += 1
+    refill.ask(situation(), 1, hungry=True)
+    (answer,) = answered(refill)
+    refill.took("moody", len(answer.proposals), {})
+    assert refill.problems() == [] and refill.wants(1, hungry=True)
+
+
+def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles() -> None:
+    clock, thinker = Clock(), Thinker()
+    refill = Refill(
+        [Broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")], clock
+    )
+    asked = []
+    for _ in range(2):
+        refill.ask(situation(), 1, hungry=False)
+        (answer,) = answered(refill)
+        refill.took(answer.proposer, len(answer.proposals), {})
+        asked.append(answer.proposer)
+    assert asked == ["command:broken", "empty"]
+    refill.ask(situation(), 1, hungry=False)
+    assert refill.thinking == ["thinker"]
+    assert not refill.wants(1, hungry=False)  # nobody is in need: wait for the better idea
+    assert refill.wants(1, hungry=True)
+    refill.ask(situation(), 1, hungry=True)
+    assert answered(refill)[0].proposer == "last"
+    thinker.done.set()
+
+
+def test_one_without_ideas_is_asked_again_when_something_was_decided() -> None:
+    clock = Clock()
+    refill = Refill([Listed()], clock)
+    refill.ask(situation(), 1, hungry=True)
+    answered(refill)
+    refill.took("listed", 0, {})
+    assert not refill.wants(1, hungry=True)
+    refill.news()
+    assert refill.wants(1, hungry=True)
+    assert refill.problems() == []
+
+
+def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
+    @dataclass
+    class Babbler:
+        name: str = "babbler"
+
+        def propose(self, situation: Situation, count: int) -> Sequence[Any]:
+            return [
+                {"title": "fine", "config_overrides": {"RATE": 2}},
+                {"title": "two kinds", "config_overrides": {"RATE": 2}, "patch": "x"},
+                {"titel": "misspelt"},
+                17,
+                {"title": "one too many"},
+            ]
+
+    refill = Refill([Babbler()])
+    refill.ask(situation(), 4, hungry=True)
+    (answer,) = answered(refill)
+    assert [one.title for one in answer.proposals] == ["fine"]
+    assert "one kind" in answer.refused["two kinds"]
+    assert len(answer.refused) == 3
+
+
+@dataclass
+class Exits:
+    """A proposer that ends its thread."""
+
+    name: str = "exits"
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        raise SystemExit(3)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_one_that_exits_is_not_waited_for_for_ever() -> None:
+    refill = Refill([Exits()])
+    refill.ask(situation(), 1, hungry=True)
+    (answer,) = answered(refill)
+    assert answer.problem
+
+
+@dataclass
+class Meddler:
+    """A proposer that writes into what it was told."""
+
+    name: str = "meddler"
+    told: list[Situation] = field(default_factory=list)
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        self.told.append(situation)
+        situation.steering.frozen.append("RATE")
+        situation.reference.clear()  # type: ignore[attr-defined]
+        situation.trials[0].settings.clear()  # type: ignore[attr-defined]
+        return [idea(RATE=2.0)]
+
+
+def test_a_proposer_cannot_change_what_the_observer_knows(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand, meddler = Hands(fleet_lab, "w0"), Meddler()
+    watched = observer(fleet_lab, meddler)
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    assert watched.steering.frozen == []
+    assert watched.library.runs["baseline-t-1"].settings["rate"] == 1.0
+
+
+# ── in a search: nothing is run twice ───────────────────────────────────────────────────────
+
+
+def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    listed = Listed([[idea("first", RATE=0.5)], [idea("again", rate=0.5)], [idea(RATE=0.6)]])
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: len(watched.chronicle.latest) == 3, hand)
+    turns(watched, lambda: len(listed.told) >= 3)
+    reason = listed.told[2].refused["again"]
+    first = list(watched.chronicle.latest)[1]
+    assert first in reason and "discard, worse, val_bpb 1.45 against 1.4" in reason
+    rates = [run.settings["rate"] for run in watched.library.runs.values()]
+    assert sorted(rates) == [0.5, 0.6, 1.0]
+
+
+def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    first = watched.queue.add(idea("one", RATE=2.0, WIDTH=8), proposer="ada")
+    second = watched.queue.add(idea("two", RATE=2), proposer="inbox")
+    turns(watched, lambda: watched.queue.done_ids() and watched.queue.dispatched("w0")["w0"])
+    found = watched.queue.read(second.hypothesis_id)
+    assert found is not None and first.hypothesis_id in found[1].outcome
+    assert [one.title for one in watched.queue.open()] == ["one"]
+
+
+def test_the_settings_of_the_reference_are_no_idea(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    listed = Listed(
+        [[idea("as it is", RATE=1.0)], [idea("unknown", RAET=2.0)], [Proposal(title="?")]]
+    )
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: len(listed.told) >= 4, hand, seconds=60)
+    reasons = {title: why for told in listed.told for title, why in told.refused.items()}
+    assert "already" in reasons["as it is"]
+    assert "did you mean 'RATE'" in reasons["unknown"]
+    assert "changes nothing" in reasons["?"]
+    assert len(watched.library.runs) == 1
+
+
+def test_the_same_settings_on_another_base_are_another_idea(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    listed = Listed([[idea(WIDTH=16)], [idea(RATE=2.0)], [idea("again", WIDTH=16)]])
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: len(watched.chronicle.latest) == 4, hand)
+    last = list(watched.library.runs.values())[-1]
+    assert (last.settings["width"], last.settings["rate"]) == (16, 2.0)
+
+
+def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    patch = Proposal(title="patched", patch=PATCH)
+    spaced = Proposal(
+        title="spaced", patch=PATCH.replace("+RATE = 2.0  # twice", "+RATE = 2.0  # twice  ")
+    )
+    listed = Listed([[patch], [spaced]])
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: len(listed.told) >= 3, hand)
+    assert "it was run before" in listed.told[2].refused["spaced"]
+    assert len(watched.library.runs) == 2
+
+
+def test_a_repeat_on_purpose_is_no_duplicate(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=0.5)]]))
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    again = idea("again", RATE=0.5).model_copy(update={"replicates": "h-t-0001-1", "seed": 43})
+    watched.queue.add(again, proposer="ada")
+    turns(watched, lambda: watched.chronicle.counted() == 3, hand)
+    assert [one.reason for one in watched.chronicle.latest.values()][-1] == "replicate"
+
+
+def test_a_computed_constant_does_not_hide_a_duplicate(fleet_lab: Lab) -> None:
+    """MODEL = WIDTH * 2 follows WIDTH; the settings of a run have its value of then."""
+    members(fleet_lab, "w0")
+    _rewrite(fleet_lab, lambda text: text.replace("WIDTH = 8", "WIDTH = 8\nMODEL = WIDTH * 2"))
+    hand = Hands(fleet_lab, "w0")
+    listed = Listed([[idea("one", WIDTH=16)], [idea("two", WIDTH=16)]])
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: len(listed.told) >= 3, hand)
+    assert "it was run before" in listed.told[2].refused["two"]
+
+
+def _rewrite(lab: Lab, edit: Callable[[str], str]) -> None:
+    """Another script at the reference, before anything has run."""
+    old = lab.reference()
+    text = edit(lab.repository.show_file(old, "train.py").decode())
+    tree = lab.repository.tree_with(old, {"train.py": text.encode()})
+    commit = lab.repository.commit_tree(tree, [old], "edited")
+    lab.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)

@@ -1,0 +1,204 @@
+"""What was lost comes back, what was won on an old base is run again, what kills devices ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.records.files import read_json, write_json
+from schema import Hypothesis, Manifest, Result
+from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import calm as calm
+
+
+@dataclass
+class Spoiling:
+    """Makes the first `times` results of ideas into losses."""
+
+    times: int
+    device: bool = False
+    seen: list[str] = field(default_factory=list)
+
+    def __call__(self, one: Hypothesis, experiment_id: str, result: Result) -> Result:
+        if one.hypothesis_id == "baseline-t" or len(self.seen) >= self.times:
+            return result
+        self.seen.append(experiment_id)
+        evidence = {**result.evidence}
+        if self.device:
+            evidence["device"] = {**dict(evidence.get("device") or {}), "lost": True}
+        return result.model_copy(
+            update={
+                "status": "failed", "failure_kind": "infra", "metric_value": None,
+                "failure_detail": "the device was lost" if self.device else "the shim was killed",
+                "evidence": evidence,
+            }
+        )  # fmt: skip
+
+
+def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0")
+    hand, listed = Hands(fleet_lab, "w0", Spoiling(5)), Listed([[idea(RATE=2.0)]])
+    watched = observer(fleet_lab, listed, most=2)
+    turns(watched, lambda: watched.status.state == "finished", hand)
+    assert all(trial.status != "crash" for told in listed.told for trial in told.trials)
+    attempts = watched.chronicle.attempts("h-t-0001")
+    assert len(attempts) == 6
+    reasons = [watched.chronicle.latest[name].reason for name in attempts]
+    assert reasons == ["infra"] * 5 + ["improved"]
+    assert watched.chronicle.counted() == 2
+    found = watched.queue.read("h-t-0001")
+    assert found is not None and (found[0].state, found[1].closed) == ("done", "completed")
+
+
+def test_three_device_failures_abandon_a_hypothesis(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0", Spoiling(9, device=True))
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: len(watched.chronicle.attempts("h-t-0001")) == 3, hand)
+    turns(watched, lambda: watched.queue.read("h-t-0001")[1].closed == "abandoned", hand)  # type: ignore[index]
+    found = watched.queue.read("h-t-0001")
+    assert found is not None and found[0].state == "done"
+    assert "3 of its runs were lost with their device" in found[1].outcome
+    successor = observer(fleet_lab)
+    for _ in range(3):
+        successor.turn()  # who comes after sees the same, and brings it back no more
+        assert hand.work(successor) is None
+    assert len(successor.chronicle.attempts("h-t-0001")) == 3
+
+
+def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0", "w1", devices=["d0", "d1"])
+    spoil = Spoiling(1, device=True)
+    hands = [Hands(fleet_lab, "w0", _on("d0", fleet_lab, spoil)), Hands(fleet_lab, "w1")]
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: not watched.queue.open(), *hands)
+    watched.queue.add(idea(RATE=2.0), proposer="ada")
+    hands[1].beat("benched")
+    turns(watched, lambda: spoil.seen, hands[0])
+    hands[1].beat("idle")
+    turns(watched, lambda: watched.queue.dispatched())
+    assert list(watched.queue.dispatched()) == ["w1"]
+    hands[1].beat("stopped")  # and with that one gone, the first will do
+    turns(watched, lambda: list(watched.queue.dispatched()) == ["w0"])
+
+
+def _on(device: str, lab: Lab, spoil: Spoiling) -> Callable[[Hypothesis, str, Result], Result]:
+    """As `spoil`, on a device of this name."""
+
+    def spoiled(one: Hypothesis, experiment_id: str, result: Result) -> Result:
+        path = lab.layout.run(experiment_id).metadata
+        document = read_json(path)
+        document["run"]["gpu_id"] = device
+        write_json(path, document)
+        return spoil(one, experiment_id, result)
+
+    return spoiled
+
+
+def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0", "w1")
+    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: not watched.queue.open(), *hands)
+    for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
+        watched.queue.add(proposal, proposer="ada")
+    turns(watched, lambda: len(watched.queue.dispatched()) == 2)
+    claimed = [hand.claim(watched) for hand in hands]
+    handles = [hand.begin(one) for hand, one in zip(hands, claimed, strict=True) if one]
+    for hand, one, handle in zip(hands, claimed, handles, strict=True):
+        assert one is not None
+        hand.end(watched, one, handle)
+    turns(watched, lambda: len(watched.chronicle.latest) >= 4 and not watched.queue.open(), *hands)
+    stale = [one for one in watched.chronicle.latest.values() if one.reason == "stale_base"]
+    assert len(stale) == 1
+    last = list(watched.chronicle.latest.values())[-1]
+    assert last.hypothesis_id == stale[0].hypothesis_id and last.base_commit != stale[0].base_commit
+
+
+def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0", Spoiling(9))
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: len(watched.chronicle.attempts("h-t-0001")) == 1, hand)
+    turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
+    watched.queue.abandon("h-t-0001", "not worth it")
+    for _ in range(5):
+        watched.turn()
+        assert hand.work(watched) is None
+    found = watched.queue.read("h-t-0001")
+    assert found is not None and found[1].outcome == "not worth it"
+
+
+def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(fleet_lab: Lab) -> None:
+    """The result is there, the hypothesis still in `running`: it is queued again once done."""
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0", Spoiling(1))
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
+    real = watched.queue.finish
+    watched.queue.finish = lambda *words, **more: None  # type: ignore[method-assign]
+    hand.work(watched)
+    for _ in range(3):
+        watched.turn()
+    assert watched.chronicle.verdict("h-t-0001") is not None
+    watched.queue.finish = real  # type: ignore[method-assign]
+    watched.queue.finish("h-t-0001", "w0")
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+
+
+def test_what_a_removed_worker_had_claimed_comes_back(fleet_lab: Lab) -> None:
+    """Another fleet on the same search: its manifest has other workers."""
+    members(fleet_lab, "w0", "old")
+    hand, old = Hands(fleet_lab, "w0"), Hands(fleet_lab, "old")
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: not watched.queue.open(), hand, old)
+    for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
+        watched.queue.add(proposal, proposer="ada")
+    for name in [one.hypothesis_id for one in watched.queue.pending()]:
+        watched.queue.dispatch(name, "old")
+    begun, waiting = old.claim(watched), old.claim(watched)
+    assert begun is not None and waiting is not None
+    old.begin(begun)
+    old.beat("stopped")
+    members(fleet_lab, "w0")
+    manifest = Manifest.model_validate(read_json(fleet_lab.layout.manifest))
+    assert [one.worker_id for one in manifest.workers] == ["w0"]
+    watched.deciding._pause = 0.1
+    turns(watched, lambda: watched.chronicle.counted() == 3, hand)
+    turns(watched, lambda: not watched.queue.open(), hand)
+    assert {one.closed for one in watched.queue.done()} == {"completed"}
+
+
+def test_a_platform_without_a_reference_is_given_one(fleet_lab: Lab) -> None:
+    """Two kinds of devices: what was measured on the one says nothing on the other."""
+    members(fleet_lab, "w0", "other")
+    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "other", _elsewhere(fleet_lab))]
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    for one in watched.queue.open():
+        watched.queue.abandon(one.hypothesis_id, "this test wants none")
+    mine = watched.queue.add(idea(RATE=2.0), proposer="ada")
+    watched.queue.dispatch(mine.hypothesis_id, "other")
+    turns(watched, lambda: len(watched.chronicle.latest) == 3, *hands)
+    first, again, won = watched.chronicle.latest.values()
+    assert won.hypothesis_id == mine.hypothesis_id and won.decision_status == "keep"
+    assert (again.platform_key, again.commit) == ("elsewhere", first.commit)
+    assert watched.status.problems == []
+
+
+def _elsewhere(lab: Lab) -> Callable[[Hypothesis, str, Result], Result]:
+    def moved(one: Hypothesis, experiment_id: str, result: Result) -> Result:
+        path = lab.layout.run(experiment_id).metadata
+        document = read_json(path)
+        document["runtime"]["platform_key"] = "elsewhere"
+        write_json(path, document)
+        return result
+
+    return moved

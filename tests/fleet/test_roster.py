@@ -1,0 +1,713 @@
+"""init-fleet: every way in which it can go wrong has an outcome, and none costs a user a byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis import system
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.lab import Lab, todays_tag
+from autohypothesis.engine.settle import settle
+from autohypothesis.engine.workspace import Workspace
+from autohypothesis.errors import (
+    AutohypothesisError,
+    FleetError,
+    GitError,
+    RecordError,
+    UsageError,
+)
+from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.roster import Fleet, Wanted, init_fleet, read_manifest
+from autohypothesis.fleet.salvage import prune
+from autohypothesis.fleet.sync import sync
+from autohypothesis.fleet.worktrees import Worktrees, marker
+from autohypothesis.records import locks
+from autohypothesis.records.git import SALVAGE
+from schema import Proposal
+
+ROOT = Path(__file__).resolve().parents[2]
+Git = Callable[..., str]
+INIT = (
+    "import sys; from pathlib import Path\n"
+    "from autohypothesis import system\n"
+    "system.physical_cores = lambda: list(range(8))\n"
+    "from autohypothesis.engine.lab import Lab\n"
+    "from autohypothesis.fleet.roster import Wanted, init_fleet\n"
+    "init_fleet(Lab.open(Path(sys.argv[1])), Wanted(cpu_workers=int(sys.argv[2])))\n"
+)
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "physical_cores", lambda: list(range(64)))
+
+
+def init(root: Path, count: int = 2, **wanted: object) -> Fleet:
+    return init_fleet(Lab.open(root), Wanted(cpu_workers=count, **wanted))  # type: ignore[arg-type]
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """What a user sees, apart from what is made on use."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.relative_to(root).parts[0] not in (".git", "research")
+    }
+
+
+def assert_whole(root: Path, git: Git, count: int = 2) -> None:
+    """A fleet as it should be, by git's own word."""
+    manifest = read_manifest(Lab.open(root).layout)
+    assert manifest is not None
+    assert [one.worker_id for one in manifest.workers] == [f"cpu{n}" for n in range(count)]
+    for one in manifest.workers:
+        place = Path(one.worktree_path)
+        assert git(place, "rev-parse", "--abbrev-ref", "HEAD") == one.branch
+        assert git(place, "status", "--porcelain") == ""
+        assert (place / "train.py").read_bytes() == (root / "train.py").read_bytes()
+        assert Path(one.prompt_path).read_text().count(one.worker_id)
+    git(root, "fsck", "--connectivity-only")
+
+
+# ── the plain case ──────────────────────────────────────────────────────────────────────────
+
+
+def test_init_alone_makes_everything(fleet_root: Path, git: Git) -> None:
+    before = files_of(fleet_root)
+    fleet = init(fleet_root)
+    manifest = fleet.manifest
+    assert manifest.tag == todays_tag()
+    first = manifest.workers[0]
+    assert (first.gpu_id, first.device, first.kind) == ("0", "cpu-0", "cpu")
+    assert first.branch == f"autoresearch/{manifest.tag}-cpu0"
+    assert fleet.done == {"cpu0": "made", "cpu1": "made"}
+    assert_whole(fleet_root, git)
+    assert {name: data for name, data in files_of(fleet_root).items()
+            if not name.startswith("worktrees/")} == before  # fmt: skip
+    assert git(fleet_root, "status", "--porcelain", "--untracked-files=all") == ""
+    assert manifest.proposers == ["search"]
+
+
+def test_again_it_changes_nothing(fleet_root: Path, git: Git) -> None:
+    first = init(fleet_root, proposers=["inbox"], mix=0.5)
+    text = Lab.open(fleet_root).layout.manifest.read_bytes()
+    again = init(fleet_root)
+    assert again.done == {"cpu0": "", "cpu1": ""} and again.manifest == first.manifest
+    assert Lab.open(fleet_root).layout.manifest.read_bytes() == text
+    assert again.manifest.proposers == ["inbox"] and again.manifest.mix == 0.5
+
+
+def test_from_inside_a_worktree_it_is_the_main_repository(fleet_root: Path, git: Git) -> None:
+    fleet = init(fleet_root)
+    inside = Path(fleet.manifest.workers[0].worktree_path)
+    again = init(inside)
+    assert again.manifest == fleet.manifest
+    assert not (inside / "research").exists() and not (inside / "worktrees").exists()
+    sync(Lab.open(inside).layout)
+    assert (fleet_root / "experiments.jsonl").exists() and not (inside / "research").exists()
+
+
+def test_a_worker_that_stages_and_resets_everything_deletes_no_shared_state(
+    fleet_root: Path, git: Git
+) -> None:
+    fleet = init(fleet_root)
+    queue = Queue(Lab.open(fleet_root).layout, fleet.manifest.tag)
+    queue.add(Proposal(title="an idea"), proposer="test")
+    for place in (Path(fleet.manifest.workers[0].worktree_path), fleet_root):
+        git(place, "add", "-A")
+        git(place, "reset", "-q", "--hard")
+    assert_whole(fleet_root, git)
+    assert queue.counts()["pending"] == 1
+
+
+# ── what is refused ─────────────────────────────────────────────────────────────────────────
+
+
+def refused(root: Path, match: str, error: type[Exception] = FleetError, **wanted: object) -> None:
+    """It is refused by name; nothing is made or changed, and no tag has begun."""
+    before = files_of(root)
+    with pytest.raises(error, match=match):
+        init(root, **wanted)  # type: ignore[arg-type]
+    assert files_of(root) == before
+    assert read_manifest(Lab.open(root).layout) is None
+
+
+def test_a_repository_without_a_commit(tmp_path: Path, own_locks: Path, git: Git) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "train.py").write_text("print('val_bpb: 1')\n")
+    git(tmp_path, "add", "-A")
+    with pytest.raises(AutohypothesisError, match="no commit"):
+        init(tmp_path)
+
+
+def test_no_repository_at_all(tmp_path: Path) -> None:
+    with pytest.raises(GitError, match="not in a git checkout"):
+        init(tmp_path)
+
+
+def test_without_an_identity_of_the_user_it_works(
+    fleet_root: Path, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(fleet_root, "config", "--unset", "user.name")
+    git(fleet_root, "config", "--unset", "user.email")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    init(fleet_root)
+    assert_whole(fleet_root, git)
+
+
+def test_a_dirty_tree_is_left_out_and_said(fleet_root: Path, git: Git) -> None:
+    (fleet_root / "train.py").write_text("# half an idea\n")
+    fleet = init(fleet_root)
+    assert any("not committed" in note for note in fleet.notes)
+    assert (fleet_root / "train.py").read_text() == "# half an idea\n"
+    place = Path(fleet.manifest.workers[0].worktree_path)
+    assert (place / "train.py").read_text() != "# half an idea\n"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "repository", "worktree", "room"])
+def test_what_is_in_the_way_of_a_worktree_stays(
+    fleet_root: Path, git: Git, tmp_path: Path, kind: str
+) -> None:
+    place = fleet_root / "worktrees" / "cpu1"
+    (fleet_root / ".git" / "info" / "exclude").write_text("/worktrees\n")
+    if kind != "room":
+        place.parent.mkdir()
+    if kind == "file":
+        place.write_text("mine\n")
+    elif kind == "folder":
+        place.mkdir()
+        (place / "mine.txt").write_text("mine\n")
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        place.symlink_to(tmp_path / "elsewhere")
+    elif kind == "repository":
+        place.mkdir()
+        git(place, "init", "-q")
+    elif kind == "worktree":
+        git(fleet_root, "worktree", "add", "-q", "-b", "mine", str(place))
+    else:
+        place.parent.write_text("mine\n")
+    refused(fleet_root, "in the way")
+
+
+def test_an_empty_folder_is_in_nobodys_way(fleet_root: Path, git: Git) -> None:
+    (fleet_root / "worktrees" / "cpu0").mkdir(parents=True)
+    init(fleet_root)
+    assert_whole(fleet_root, git)
+
+
+@pytest.mark.parametrize("name", ["autoresearch/t-cpu1", "autoresearch/t", "autoresearch"])
+def test_a_branch_that_no_fleet_made_is_not_moved(fleet_root: Path, git: Git, name: str) -> None:
+    git(fleet_root, "switch", "-q", "-c", name)
+    git(fleet_root, "commit", "-q", "--allow-empty", "-m", "mine")
+    mine = git(fleet_root, "rev-parse", "HEAD")
+    git(fleet_root, "switch", "-q", "main")
+    refused(fleet_root, name, tag="t")
+    assert git(fleet_root, "rev-parse", name) == mine
+
+
+@pytest.mark.parametrize("name", ["autoresearch/t-cpu1", "autoresearch/t"])
+def test_a_branch_that_is_checked_out_is_not_taken(
+    fleet_root: Path, git: Git, tmp_path: Path, name: str
+) -> None:
+    git(fleet_root, "worktree", "add", "-q", "-b", name, str(tmp_path / "elsewhere"))
+    refused(fleet_root, "checked out in .*elsewhere", tag="t")
+
+
+def test_a_reference_that_the_user_works_on_is_not_moved_under_him(
+    fleet_root: Path, git: Git
+) -> None:
+    init(fleet_root, tag="t")
+    git(fleet_root, "switch", "-q", "autoresearch/t")
+    with pytest.raises(FleetError, match="checked out"):
+        init(fleet_root)
+
+
+def test_a_branch_begun_by_hand_at_head_is_gone_on_from(fleet_root: Path, git: Git) -> None:
+    git(fleet_root, "branch", "autoresearch/t")
+    fleet = init(fleet_root, tag="t")
+    assert any("goes on" in note for note in fleet.notes)
+
+
+def test_a_tag_named_like_a_workers_branch_is_told_apart(fleet_root: Path) -> None:
+    init(fleet_root, tag="t")
+    with pytest.raises(FleetError, match="autoresearch/t-cpu0"):
+        git_commit_on(fleet_root, "autoresearch/t-cpu0")
+        init(fleet_root, tag="t-cpu0")
+
+
+def git_commit_on(root: Path, branch: str) -> None:
+    repository = Lab.open(root).repository
+    head = repository.head()
+    commit = repository.commit_tree(repository.tree_of(head), [head], "x\n")
+    old = repository.read_ref(f"refs/heads/{branch}")
+    assert repository.compare_and_swap(f"refs/heads/{branch}", commit, old)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "match"),
+    [
+        ({"tag": "../x"}, "id '../x'"), ({"tag": "T"}, "id 'T'"),
+        ({"proposers": ["serch"]}, "'serch'"), ({"proposers": ["command:"]}, "'command:'"),
+        ({"mix": 2.0}, "--mix 2"), ({"start": "best"}, "nothing is kept"),
+        ({"count": 65}, "64 physical cores"),
+    ],
+)  # fmt: skip
+def test_wrong_words_are_named(fleet_root: Path, wanted: dict[str, object], match: str) -> None:
+    refused(fleet_root, match, UsageError, **wanted)
+
+
+def test_a_commit_that_is_not_there_is_named(fleet_root: Path) -> None:
+    refused(fleet_root, "'0123abc'", GitError, start="0123abc")
+
+
+def test_a_damaged_manifest_is_not_overwritten(fleet_root: Path) -> None:
+    init(fleet_root)
+    path = Lab.open(fleet_root).layout.manifest
+    for damage in (b"", b"{", b'{"tag": "t"}', b"\xff"):
+        path.write_bytes(damage)
+        with pytest.raises(RecordError, match=r"manifest\.json"):
+            init(fleet_root, tag="t") if damage == b'{"tag": "t"}' else init(fleet_root)
+        assert path.read_bytes() == damage
+
+
+# ── other devices, another tag ──────────────────────────────────────────────────────────────
+
+
+def test_more_workers_join_and_fewer_stay(fleet_root: Path, git: Git) -> None:
+    lab = Lab.open(fleet_root)
+    init(fleet_root, 2)
+    init(fleet_root, 3)
+    assert_whole(fleet_root, git, 3)
+    queue = Queue(lab.layout, todays_tag())
+    ids = [queue.add(Proposal(title=str(n)), proposer="test").hypothesis_id for n in range(2)]
+    for one in ids:
+        queue.dispatch(one, "cpu2")
+    queue.claim("cpu2")
+    fleet = init(fleet_root, 1)
+    assert [one.worker_id for one in fleet.manifest.workers] == ["cpu0"]
+    assert sorted(one.hypothesis_id for one in queue.pending()) == ids, "nothing is stuck with it"
+    assert (fleet_root / "worktrees" / "cpu2" / "train.py").exists(), "prune takes it, not init"
+
+
+def test_a_worker_that_leaves_hands_in_what_it_had_finished(fleet_root: Path) -> None:
+    init(fleet_root, 2, tag="t")
+    lab = Lab.open(fleet_root)
+    queue = Queue(lab.layout, "t")
+    one = queue.add(Proposal(title="x", config_overrides={"RATE": 1.1}), proposer="test")
+    queue.dispatch(one.hypothesis_id, "cpu1")
+    queue.claim("cpu1")
+    run(lab, Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
+    init(fleet_root, 1)
+    assert queue.done_ids() == [one.hypothesis_id]
+
+
+def test_while_somebody_is_at_work_other_workers_are_refused_by_name(
+    fleet_root: Path, git: Git
+) -> None:
+    init(fleet_root, 2)
+    lab = Lab.open(fleet_root)
+    with locks.hold(lab.layout, "observer", doing="observing"):
+        with pytest.raises(FleetError, match=rf"observer \(pid {os.getpid()}"):
+            init(fleet_root, 3)
+        with pytest.raises(FleetError, match="observer"):
+            init(fleet_root, 2, tag="another")
+        shutil.rmtree(fleet_root / "worktrees" / "cpu1")
+        assert init(fleet_root, 2).done["cpu1"] == "made", "mending is always allowed"
+    with (
+        locks.hold(lab.layout, "worker-cpu0", doing="working"),
+        pytest.raises(FleetError, match="worker-cpu0"),
+    ):
+        init(fleet_root, 1)
+    init(fleet_root, 2, tag="another")
+    assert Lab.open(fleet_root).tag == "another"
+
+
+def test_a_worktree_that_is_used_is_left_alone(fleet_root: Path) -> None:
+    fleet = init(fleet_root, 1)
+    lab = Lab.open(fleet_root)
+    place = Path(fleet.manifest.workers[0].worktree_path)
+    (place / "train.py").unlink()
+    with locks.hold(lab.layout, "worker-cpu0", doing="working"):
+        again = init(fleet_root, 1)
+    assert again.done == {"cpu0": ""} and any("left alone" in note for note in again.notes)
+    assert not (place / "train.py").exists()
+    assert "train.py" in init(fleet_root, 1).done["cpu0"]
+
+
+def test_another_tag_keeps_what_lay_in_the_worktree(fleet_root: Path, git: Git) -> None:
+    fleet = init(fleet_root, 1, tag="one")
+    place = Path(fleet.manifest.workers[0].worktree_path)
+    (place / "train.py").write_text("# an idea\n")
+    (place / "notes.txt").write_text("why\n")
+    again = init(fleet_root, 1, tag="two")
+    kept = again.done["cpu0"]
+    assert SALVAGE in kept and "autoresearch/one-cpu0" in kept
+    (name,) = git(fleet_root, "for-each-ref", "--format=%(refname)", SALVAGE).splitlines()
+    assert git(fleet_root, "show", f"{name}:notes.txt") == "why"
+    assert_whole(fleet_root, git, 1)
+
+
+def test_from_best_begins_where_the_last_search_ended(fleet_root: Path) -> None:
+    init(fleet_root, 1, tag="one")
+    lab = Lab.open(fleet_root)
+    for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
+        settle(lab, [run(lab, Request(change)).experiment_id], decided_by="test")
+    sync(lab.layout)
+    best = lab.reference()
+    assert best != lab.repository.head()
+    init(fleet_root, 1, tag="two", start="best")
+    assert Lab.open(fleet_root).reference() == best
+    with pytest.raises(UsageError, match="has begun"):
+        init(fleet_root, 1, tag="two", start="HEAD")
+
+
+def test_a_deleted_reference_comes_back_where_the_decisions_left_it(
+    fleet_root: Path, git: Git
+) -> None:
+    init(fleet_root, 1, tag="t")
+    lab = Lab.open(fleet_root)
+    for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
+        settle(lab, [run(lab, Request(change)).experiment_id], decided_by="test")
+    best = lab.reference()
+    git(fleet_root, "branch", "-q", "-D", "autoresearch/t")
+    assert any(best[:12] in note for note in init(fleet_root, 1).notes)
+    assert Lab.open(fleet_root).reference() == best
+
+
+def test_without_worktrees_only_records_are_made(fleet_root: Path) -> None:
+    fleet = init(fleet_root, 2, worktrees=False)
+    assert fleet.done == {} and not (fleet_root / "worktrees").exists()
+    assert fleet.manifest.workers[1].worktree_path.endswith("worktrees/cpu1")
+
+
+def test_a_page_that_a_person_wrote_is_put_aside(fleet_root: Path) -> None:
+    layout = Lab.open(fleet_root).layout
+    layout.observer_prompt.parent.mkdir(parents=True)
+    layout.observer_prompt.write_text("my own words\n")
+    fleet = init(fleet_root, 1)
+    (aside,) = layout.fleet.glob("observer-agent.md.set-aside-*")
+    assert aside.read_text() == "my own words\n" and aside.name in "".join(fleet.notes)
+
+
+# ── what was damaged ────────────────────────────────────────────────────────────────────────
+
+
+def _remove(place: Path) -> None:
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+
+def _empty(place: Path) -> None:
+    for one in place.iterdir():
+        _remove(one)
+
+
+def _admin(place: Path) -> Path:
+    return place.parents[1] / ".git" / "worktrees" / place.name
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "removed": _remove,
+    "emptied": _empty,
+    "no .git": lambda place: (place / ".git").unlink(),
+    ".git torn": lambda place: (place / ".git").write_text(""),
+    ".git garbage": lambda place: (place / ".git").write_bytes(b"\xff\x00"),
+    ".git elsewhere": lambda place: (place / ".git").write_text("gitdir: /nowhere\n"),
+    "a file is missing": lambda place: (place / "train.py").unlink(),
+    "index.lock": lambda place: (_admin(place) / "index.lock").write_bytes(b""),
+    "index torn": lambda place: (_admin(place) / "index").write_bytes(b"DIRC"),
+    "index gone": lambda place: (_admin(place) / "index").unlink(),
+    "HEAD empty": lambda place: (_admin(place) / "HEAD").write_bytes(b""),
+    "HEAD gone": lambda place: (_admin(place) / "HEAD").unlink(),
+    "HEAD elsewhere": lambda place: (_admin(place) / "HEAD").write_text("ref: refs/heads/none\n"),
+    "gitdir gone": lambda place: (_admin(place) / "gitdir").unlink(),
+    "gitdir garbage": lambda place: (_admin(place) / "gitdir").write_bytes(b"\xff"),
+    "commondir gone": lambda place: (_admin(place) / "commondir").unlink(),
+    "known to nobody": lambda place: _remove(_admin(place)),
+    "never finished": lambda place: (_admin(place) / "locked").write_text("initializing"),
+    "detached": lambda place: (_admin(place) / "HEAD").write_text("0" * 40 + "\n"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("work", [False, True], ids=["clean", "with work in it"])
+def test_a_broken_worktree_is_made_again(fleet_root: Path, git: Git, kind: str, work: bool) -> None:
+    fleet = init(fleet_root, 1)
+    place = Path(fleet.manifest.workers[0].worktree_path)
+    if work:
+        (place / "idea.txt").write_text("an idea\n")
+    DAMAGE[kind](place)
+    gone = work and not (place / "idea.txt").exists()
+    again = init(fleet_root, 1)
+    if kind.startswith("gitdir"):  # git is told where it is; nothing else was wrong
+        assert again.done == {"cpu0": ""} and (place / "idea.txt").exists() == work
+        (place / "idea.txt").unlink(missing_ok=True)
+        assert_whole(fleet_root, git, 1)
+        return
+    assert again.done["cpu0"].startswith("made")
+    assert_whole(fleet_root, git, 1)
+    asides = list((fleet_root / "worktrees").glob("cpu0.set-aside-*"))
+    salvaged = git(fleet_root, "for-each-ref", "--format=%(refname)", SALVAGE).splitlines()
+    if work and not gone:
+        kept = [(path / "idea.txt").read_text() for path in asides]
+        kept += [git(fleet_root, "show", f"{name}:idea.txt") + "\n" for name in salvaged]
+        assert kept == ["an idea\n"]
+    elif not work and kind != "a file is missing":
+        assert asides == [] and len(salvaged) <= 1
+    assert init(fleet_root, 1).done == {"cpu0": ""}
+
+
+def test_work_in_a_whole_worktree_is_left_there(fleet_root: Path) -> None:
+    fleet = init(fleet_root, 1)
+    place = Path(fleet.manifest.workers[0].worktree_path)
+    (place / "train.py").write_text("# mine\n")
+    assert init(fleet_root, 1).done == {"cpu0": ""}
+    assert (place / "train.py").read_text() == "# mine\n"
+
+
+def test_killed_at_any_moment_and_run_again_it_is_whole(fleet_root: Path, git: Git) -> None:
+    chance = random.Random(7)
+    took = 1.5
+    for number in range(16):
+        process = subprocess.Popen(
+            [sys.executable, "-c", INIT, str(fleet_root), "4"], cwd=ROOT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        started = time.monotonic()
+        moment = chance.uniform(0.2, took)
+        try:
+            process.wait(timeout=moment)
+            took = max(0.6, time.monotonic() - started)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        if number % 4 == 3:
+            init(fleet_root, 4)
+            assert_whole(fleet_root, git, 4)
+            for ref in git(fleet_root, "for-each-ref", "--format=%(refname)").splitlines():
+                if "autoresearch/" in ref or "autohypothesis/" in ref:
+                    for path in (fleet_root / "worktrees").glob("*"):
+                        git(fleet_root, "worktree", "unlock", str(path)) if _locked(path) else None
+                        git(fleet_root, "worktree", "remove", "-f", "-f", str(path))
+                    git(fleet_root, "update-ref", "-d", ref)
+            shutil.rmtree(fleet_root / "research")
+
+
+def _locked(place: Path) -> bool:
+    return (_admin(place) / "locked").exists()
+
+
+MAKE = (
+    "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
+    "from autohypothesis.engine.lab import Lab\n"
+    "from autohypothesis.fleet.worktrees import Worktrees\n"
+    "lab = Lab.open(Path(sys.argv[1])); trees = Worktrees(lab.repository, 't')\n"
+    "with ThreadPoolExecutor(16) as pool:\n"
+    "    made = list(pool.map(lambda n: trees.make(f'cpu{n}', lab.reference()),\n"
+    "                         range(int(sys.argv[2]), 64, 4)))\n"
+    "assert made == ['made'] * 16, made\n"
+)
+
+
+def test_sixty_four_worktrees_at_once(fleet_root: Path, git: Git) -> None:
+    lab = Lab.open(fleet_root).with_tag("t")
+    several = [
+        subprocess.Popen([sys.executable, "-c", MAKE, str(fleet_root), str(first)], cwd=ROOT)
+        for first in range(4)
+    ]
+    assert [one.wait(240) for one in several] == [0, 0, 0, 0]
+    names = {f"cpu{number}" for number in range(64)}
+    listed = {one.path.name: one.branch for one in lab.repository.worktrees()[1:]}
+    assert listed == {name: f"refs/heads/autoresearch/t-{name}" for name in names}
+    heads = git(fleet_root, "for-each-ref", "--format=%(objectname)", "refs/heads/autoresearch")
+    assert heads.splitlines() == [lab.reference()] * 65
+    trees = Worktrees(lab.repository, "t")
+    assert [trees.wrong_with(name) for name in names] == [""] * 64
+
+
+def test_two_inits_at_once_are_one_fleet(fleet_root: Path, git: Git) -> None:
+    several = [
+        subprocess.Popen([sys.executable, "-c", INIT, str(fleet_root), "3"], cwd=ROOT)
+        for _ in range(3)
+    ]
+    assert [one.wait(120) for one in several] == [0, 0, 0]
+    assert_whole(fleet_root, git, 3)
+    assert len(Lab.open(fleet_root).repository.worktrees()) == 4
+
+
+# ── prune ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_prune_keeps_what_it_removes_and_says_so_before(fleet_root: Path, git: Git) -> None:
+    init(fleet_root, 3, tag="one")
+    (fleet_root / "worktrees" / "cpu2" / "idea.txt").write_text("an idea\n")
+    init(fleet_root, 1, tag="two")
+    lab = Lab.open(fleet_root)
+    refs = git(fleet_root, "for-each-ref")
+    said = prune(lab, dry_run=True)
+    assert git(fleet_root, "for-each-ref") == refs
+    assert {step.done for step in said} == {"would be removed"}
+    done = prune(lab)
+    assert {step.what for step in done} == {step.what for step in said}
+    assert {step.done for step in done} == {"removed"}
+    assert_whole(fleet_root, git, 1)
+    assert [path.name for path in (fleet_root / "worktrees").iterdir()] == ["cpu0"]
+    left = git(fleet_root, "for-each-ref", "--format=%(refname:short)", "refs/heads").splitlines()
+    assert left == ["autoresearch/one", "autoresearch/two", "autoresearch/two-cpu0", "main"]
+    assert git(fleet_root, "show", f"{SALVAGE}one-cpu2-1:idea.txt") == "an idea"
+    assert prune(lab) == []
+    assert lab.repository.read_ref(marker("one", "cpu1")) is None
+
+
+def test_prune_keeps_commits_that_only_a_branch_has(fleet_root: Path, git: Git) -> None:
+    init(fleet_root, 2)
+    place = fleet_root / "worktrees" / "cpu1"
+    (place / "train.py").write_text("# by hand\n")
+    git(place, "commit", "-q", "-a", "-m", "by hand")
+    mine = git(place, "rev-parse", "HEAD")
+    init(fleet_root, 1)
+    prune(Lab.open(fleet_root))
+    assert git(fleet_root, "rev-parse", f"{SALVAGE}{todays_tag()}-cpu1-1") == mine
+
+
+def test_prune_takes_the_side_worktree_of_a_worker_that_left(fleet_root: Path) -> None:
+    init(fleet_root, 2)
+    lab = Lab.open(fleet_root)
+    for name in ("cpu0", "cpu1"):
+        side = Workspace.named(
+            lab.repository, f"{name}-next", fleet=todays_tag(), worker=f"{name}-next"
+        )
+        side.checkout(lab.reference())
+    init(fleet_root, 1)
+    prune(lab)
+    left = sorted(path.name for path in (fleet_root / "worktrees").iterdir())
+    assert left == ["cpu0", "cpu0-next"]
+
+
+def test_prune_leaves_what_is_used_and_what_is_active(fleet_root: Path, git: Git) -> None:
+    init(fleet_root, 2)
+    init(fleet_root, 1)
+    lab = Lab.open(fleet_root)
+    place = fleet_root / "worktrees" / "cpu1"
+    with locks.hold(lab.layout, "worker-cpu1", doing="working"):
+        (step,) = prune(lab)
+    assert step.done == "left" and f"pid {os.getpid()}" in step.detail and place.is_dir()
+    shell = subprocess.Popen(["sleep", "60"], cwd=place)
+    try:
+        (step,) = prune(lab)
+        assert step.done == "left" and str(shell.pid) in step.detail and place.is_dir()
+    finally:
+        shell.kill()
+        shell.wait()
+    with pytest.raises(UsageError, match="'nope'"):
+        prune(lab, tag="nope")
+    assert [step.done for step in prune(lab, tag=todays_tag())] == ["removed", "removed"]
+    assert_whole(fleet_root, git, 1)
+
+
+# ── the command ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_option_without_its_value_is_named(cli: Callable[..., object]) -> None:
+    for words, option in (
+        (["--tag", "--gpus", "0,1"], "--tag"),
+        (["--gpus", "--tag", "t"], "--gpus"),
+        (["--gpus"], "--gpus"),
+        (["--cpu-workers", "--json"], "--cpu-workers"),
+    ):
+        answer = cli("init-fleet", *words)
+        assert answer.returncode == 2, answer  # type: ignore[attr-defined]
+        assert f"{option} lacks its value" in answer.stderr  # type: ignore[attr-defined]
+
+
+def test_without_a_word_it_takes_what_there_is(cli: Callable[..., object]) -> None:
+    answer = cli("init-fleet")
+    assert answer.returncode == 0, answer  # type: ignore[attr-defined]
+    assert f"fleet {todays_tag()}" in answer.stdout  # type: ignore[attr-defined]
+
+
+def test_the_command_says_what_it_made(cli: Callable[..., object], foreign: Path) -> None:
+    answer = cli("init-fleet", "--cpu-workers", "1", "--tag", "t", "--json")
+    document = json.loads(answer.stdout)  # type: ignore[attr-defined]
+    assert document["workers"][0]["worker_id"] == "cpu0" and document["worktrees"] == {
+        "cpu0": "made"
+    }
+    said = cli("init-fleet", "--cpu-workers", "1")
+    assert "cpu0" in said.stdout and "as it was" in said.stdout  # type: ignore[attr-defined]
+    refused = cli("init-fleet", "--gpus", "0;id")
+    assert refused.returncode == 2 and "'0;id'" in refused.stderr  # type: ignore[attr-defined]
+    inside = cli("init-fleet", "--cpu-workers", "1", cwd=foreign / "worktrees" / "cpu0")
+    assert inside.returncode == 0 and "note" not in inside.stderr  # type: ignore[attr-defined]
+    none = cli("prune", "--dry-run")
+    assert none.returncode == 0 and "nothing to remove" in none.stdout  # type: ignore[attr-defined]
+
+
+def test_bootstrap_makes_everything_from_nothing(
+    cli: Callable[..., object], foreign: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "results.tsv"
+    table.write_text("commit\tval_bpb\tpeak_vram_mb\tstatus\tdescription\n"
+                     "aaaaaaa\t1.10\t1024\tkeep\tbaseline\n"
+                     "bbbbbbb\t1.00\t2048\tkeep\tdeeper\n")  # fmt: skip
+    words = ["bootstrap", "--cpu-workers", "1", "--tag", "t", "--warm-start", str(table)]
+    first = cli(*words)
+    assert first.returncode == 0, first.stderr  # type: ignore[attr-defined]
+    lab = Lab.open(foreign)
+    manifest = read_manifest(lab.layout)
+    assert manifest is not None and len(manifest.workers) == 1
+    assert "baseline-t-1" in (foreign / "experiments.jsonl").read_text()
+    assert "deeper" in lab.layout.knowledge_base.read_text()
+    assert lab.reference() == lab.repository.head(), "a warm start moves no reference"
+    again = cli(*words)
+    assert again.returncode == 0 and "0 new findings" in again.stderr  # type: ignore[attr-defined]
+    assert "baseline-t-2" not in (foreign / "experiments.jsonl").read_text()
+
+
+PREPARE = """import json, os, sys
+here = os.path.dirname(os.path.abspath(__file__))
+place = os.environ.get("DATA") or os.path.join(here, "data")
+if "--locate" in sys.argv:
+    if not os.path.isdir(place):
+        sys.exit("no data in " + place)
+    print(json.dumps({"path": place, "device": "cpu"}))
+else:
+    os.mkdir(place)
+"""
+TASK = """id: small
+artifacts: [train.py]
+protected: [prepare.py]
+inputs:
+  - env: DATA
+    locate: [python, prepare.py, --locate]
+run: {command: [python, train.py]}
+scorer: {type: log}
+objective: {metric: val_bpb, direction: minimize}
+"""
+
+
+def test_bootstrap_prepares_data_that_is_not_there(
+    cli: Callable[..., object], foreign: Path, git: Git
+) -> None:
+    (foreign / "prepare.py").write_text(PREPARE)
+    (foreign / "task.yaml").write_text(TASK)
+    (foreign / ".gitignore").write_text("data/\n")
+    git(foreign, "add", "-A")
+    git(foreign, "commit", "-q", "-m", "a task")
+    alone = cli("init-fleet", "--cpu-workers", "1")
+    assert alone.returncode == 1 and "no data in" in alone.stderr  # type: ignore[attr-defined]
+    answer = cli("bootstrap", "--cpu-workers", "1", "--json")
+    assert answer.returncode == 0, answer.stderr  # type: ignore[attr-defined]
+    document = json.loads(answer.stdout)  # type: ignore[attr-defined]
+    assert document["inputs"] == {"DATA": str(foreign / "data")}

@@ -1,0 +1,200 @@
+"""What a proposer is told is what there is: every run with all its settings, nothing twice."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.task import Knob
+from autohypothesis.fleet import tried
+from autohypothesis.fleet.chronicle import Chronicle
+from autohypothesis.fleet.tried import Library, Reference, key_of
+from autohypothesis.records import bundles, jsonl
+from autohypothesis.records.files import write_json
+from autohypothesis.records.layout import Layout
+from schema import Decision, Proposal, now
+from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import calm as calm
+
+
+def decision(experiment_id: str, **more: Any) -> Decision:
+    given = {"decision_status": "discard", "tag": "t", **more}
+    return Decision(
+        decision_id=f"d-{experiment_id}", recorded_at=now(), experiment_id=experiment_id, **given
+    )
+
+
+# ── what a proposer sees ────────────────────────────────────────────────────────────────────
+
+
+def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
+    fleet_lab: Lab,
+) -> None:
+    members(fleet_lab, "w0", "w1")
+    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
+    listed = Listed([[idea(RATE=2.0)], [idea(MODE="crash")], []])
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.chronicle.counted() >= 3, *hands)
+    watched.queue.add(idea(RATE=5.0), proposer="ada")
+    turns(watched, lambda: watched.queue.dispatched())
+    worker = next(iter(watched.queue.dispatched()))
+    hand = next(one for one in hands if one.name == worker)
+    one = hand.claim(watched)
+    assert one is not None
+    handle = hand.begin(one)
+    before = len(listed.told)
+    watched.refill.news()
+    turns(watched, lambda: len(listed.told) > before)
+    told = listed.told[-1]
+    assert [(trial.settings["RATE"], trial.settings["MODE"], trial.status) for trial in told.trials
+            if trial.replicates is None] == [
+        (1.0, "train", "keep"), (2.0, "train", "keep"), (2.0, "crash", "crash"),
+        (5.0, "train", "running"),
+    ]  # fmt: skip
+    assert [trial.value for trial in told.trials if trial.replicates is None] == [
+        1.4, 1.3, None, None,
+    ]  # fmt: skip
+    assert told.reference["RATE"] == 2.0 and "RATE = 2.0" in told.sources["train.py"]
+    assert (told.metric, told.direction, told.tag) == ("val_bpb", "minimize", "t")
+    assert [each.title for each in told.open] == ["RATE 5.0"]
+    assert "baseline" in {each.title for each in told.closed}
+    assert told.brief.objective
+    hand.end(watched, one, handle)
+
+
+def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    knobs = {
+        "RATE": Knob(type="float", low=0.1, high=9),
+        "WIDTH": Knob(type="choice", choices=(8, 16)),
+    }
+    lab = Lab(
+        fleet_lab.repository, fleet_lab.layout,
+        fleet_lab.task.model_copy(update={"knobs": knobs}), "t",
+    )  # fmt: skip
+    lab.layout.steering.write_text("```steering\nfrozen: [WIDTH]\nranges: {RATE: [1, 2]}\n```\n")
+    hand, listed = Hands(lab, "w0"), Listed()
+    watched = observer(lab, listed)
+    turns(watched, lambda: listed.told, hand)
+    assert {name: (knob.low, knob.high) for name, knob in listed.told[0].knobs.items()} == {
+        "RATE": (1.0, 2.0)
+    }
+    assert listed.told[0].steering.frozen == ["WIDTH"]
+
+
+def test_a_run_is_read_once_however_often_a_proposer_asks(
+    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(fleet_lab, "w0")
+    hand, listed = Hands(fleet_lab, "w0"), Listed([[idea(RATE=2.0)]])
+    watched = observer(fleet_lab, listed)
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    monkeypatch.setattr(tried, "read_json", None)
+    before = len(listed.told)
+    watched.refill.news()
+    turns(watched, lambda: len(listed.told) > before)
+    assert len(listed.told[-1].trials) == 2
+
+
+def test_another_tags_runs_are_not_told(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    other = fleet_lab.with_tag("other")
+    members(other, "w0")
+    chronicle = Chronicle(other.layout, "other")
+    library = Library(other, chronicle)
+    chronicle.refresh()
+    library.refresh()
+    assert library.runs == {} and not chronicle.has_reference() and not chronicle.undecided
+
+
+# ── the chronicle ───────────────────────────────────────────────────────────────────────────
+
+
+def test_a_chronicle_reads_only_what_was_appended(layout: Layout) -> None:
+    chronicle = Chronicle(layout, "t")
+    assert not chronicle.refresh() or not chronicle.latest
+    bundles.append_decision(layout, decision("h-t-0001-1", requeue=True))
+    chronicle.refresh()
+    bundles.append_decision(layout, decision("h-t-0001-2"))
+    bundles.append_decision(layout, decision("h-x-0001-1", tag="x"))
+    chronicle.refresh()
+    assert list(chronicle.latest) == ["h-t-0001-1", "h-t-0001-2"]
+    assert not chronicle.refresh()
+
+
+def test_decisions_that_were_restored_are_read_from_the_start(layout: Layout) -> None:
+    chronicle = Chronicle(layout, "t")
+    for number in range(5):
+        bundles.append_decision(layout, decision(f"h-t-000{number}-1"))
+    chronicle.refresh()
+    layout.decisions.unlink()
+    bundles.append_decision(layout, decision("h-t-0009-1"))
+    chronicle.refresh()
+    assert list(chronicle.latest) == ["h-t-0009-1"]
+
+
+def test_a_line_that_is_no_decision_costs_itself(layout: Layout) -> None:
+    jsonl.append(layout.decisions, {"hello": 1})
+    bundles.append_decision(layout, decision("h-t-0001-1"))
+    layout.decisions.write_bytes(b"\xff{broken\n" + layout.decisions.read_bytes())
+    chronicle = Chronicle(layout, "t")
+    chronicle.refresh()
+    assert list(chronicle.latest) == ["h-t-0001-1"]
+
+
+def test_attempts_are_in_their_order_and_not_in_that_of_their_names(layout: Layout) -> None:
+    chronicle = Chronicle(layout, "t")
+    for number in (10, 9, 2):
+        write_json(layout.plan(f"h-t-0001-{number}"), {})
+    layout.plans.joinpath("not an id.json").write_text("{}")
+    chronicle.refresh()
+    assert chronicle.attempts("h-t-0001") == ["h-t-0001-2", "h-t-0001-9", "h-t-0001-10"]
+    assert chronicle.verdict("h-t-0001") is None
+
+
+def test_only_what_settle_has_not_seen_as_it_is_now_is_fresh(layout: Layout) -> None:
+    chronicle = Chronicle(layout, "t")
+    result = layout.run("h-t-0001-1").result
+    result.parent.mkdir(parents=True)
+    chronicle.refresh()
+    assert chronicle.fresh() == []
+    write_json(result, {"a": 1})
+    assert chronicle.fresh() == ["h-t-0001-1"]
+    chronicle.seen(chronicle.results())
+    assert chronicle.fresh() == [] and chronicle.ended() == ["h-t-0001-1"]
+    write_json(result, {"mended": True})
+    assert chronicle.fresh() == ["h-t-0001-1"]
+    shutil.rmtree(result.parent)
+    chronicle.refresh()
+    assert chronicle.fresh() == []
+
+
+# ── what is the same ────────────────────────────────────────────────────────────────────────
+
+
+def test_computed_constants_are_known(fleet_lab: Lab) -> None:
+    text = b"A = 1\nB = A * 2\nSEED = 3\nC: int = max(A, 2)\nlow = A\nD = (1, 2)\n"
+    old = fleet_lab.reference()
+    tree = fleet_lab.repository.tree_with(old, {"train.py": text})
+    commit = fleet_lab.repository.commit_tree(tree, [old], "x")
+    library = Library(fleet_lab, Chronicle(fleet_lab.layout, "t"))
+    reference = Reference.of(fleet_lab, library, commit)
+    assert reference.names == ("A", "B", "C", "D")
+    assert reference.derived == {"b", "c"}
+    assert reference.settings is None
+
+
+def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
+    patch = "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+b\n"
+    moved = "index 1..2 100644\n" + patch.replace("@@ -1,2 +1,2 @@", "@@ -9,2 +9,2 @@ def f():")
+    other = patch.replace("+b", "+c")
+    keys = {key_of(Proposal(title="x", patch=text)) for text in (patch, moved, other)}
+    assert len(keys) == 2
+    assert key_of(Proposal(title="x")) == ""

@@ -1,0 +1,359 @@
+"""Processes die, at any moment and in any way; the fleet does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.errors import LockError
+from autohypothesis.fleet import roles, shutdown
+from autohypothesis.fleet.launching import Role, log_tail
+from autohypothesis.fleet.stop import Stop
+from autohypothesis.fleet.supervisor import Child, Pace, Supervisor
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.processes import Process
+from autohypothesis.system import is_alive, process_start
+
+PACE = "Pace(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
+
+ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
+import sys, time
+from pathlib import Path
+from autohypothesis.fleet import heartbeat, roles
+from autohypothesis.fleet.stop import Stop
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.locks import hold
+from autohypothesis.records.processes import Process
+from schema import Heartbeat, now
+
+root, name, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+layout = Layout(root)
+
+def say(state):
+    if name.startswith("worker-"):
+        own = Process.own()
+        heartbeat.beat(layout, Heartbeat(worker_id=name[7:], state=state, updated_at=now(),
+                                         pid=own.pid, process_start=own.start))
+    else:
+        roles.report(layout, roles.own(name, state=state, last_action="MODE is no good"))
+
+def note(word):
+    with open(root / "notes", "a") as file:
+        file.write(f"{name} {word}\\n")
+
+if how == "fails":
+    note("began")
+    print("error: it is no good", flush=True)
+    sys.exit(1)
+with Stop() as stop, hold(layout, name, doing=name, timeout=20):
+    note("began")
+    say("idle" if name.startswith("worker-") else "working")
+    if how == "deaf":
+        while True:
+            time.sleep(1)
+    if how in ("finished", "failed"):
+        stop.wait(0.3)
+        say(how)
+        note(how)
+        sys.exit(3 if how == "failed" else 0)
+    if how == "silent":
+        sys.exit(0)
+    while not stop.wait(60):
+        pass
+    if not stop.abandoned:
+        say("stopped")
+    note("abandoned" if stop.abandoned else "stopped")
+'''
+
+UP = f"""
+import json, sys
+from pathlib import Path
+from autohypothesis.fleet.launching import Role
+from autohypothesis.fleet.stop import Stop
+from autohypothesis.fleet.supervisor import Pace, Supervisor
+from autohypothesis.records.layout import Layout
+
+root, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
+crew = [Role(name, (sys.executable, str(root / "role.py"), str(root), name, how),
+             {{"w": 0, "t": 1, "o": 2, "s": 3}}[name[0]],
+             worker=name[7:] if name.startswith("worker-") else None) for name, how in plan.items()]
+final = (sys.executable, "-c", "open(%r, 'a').write('final\\\\n')" % str(root / "notes"))
+supervisor = Supervisor(Layout(root), crew, final=final, pace={PACE})
+with Stop() as stop:
+    outcome = supervisor.run(stop)
+print(outcome, supervisor.message)
+"""
+
+USUAL = {"observer": "works", "worker-cpu0": "works", "worker-cpu1": "works",
+         "tool-builder": "works"}  # fmt: skip
+
+
+class Fleet:
+    """A supervisor as a process of its own, with stand-ins for its roles."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.started: list[subprocess.Popen[str]] = []
+        (layout.root / "role.py").write_text(ROLE)
+
+    def up(self, plan: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", UP, str(self.layout.root), json.dumps(plan or USUAL)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def children(self) -> dict[str, dict[str, Any]]:
+        status = roles.read_role(self.layout, "supervisor")
+        return status.details.get("children", {}) if status else {}
+
+    def pid(self, name: str) -> int | None:
+        child = self.children().get(name, {})
+        pid, start = child.get("pid"), child.get("process_start")
+        return int(pid) if pid and start and is_alive(pid, start) else None
+
+    def notes(self) -> list[str]:
+        try:
+            return (self.layout.root / "notes").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def at_work(self, plan: dict[str, str] | None = None) -> None:
+        names = [name for name, how in (plan or USUAL).items() if how == "works"]
+        until(lambda: all(self.pid(name) and f"{name} began" in self.notes() for name in names))
+
+    def clear(self) -> None:
+        for process in self.started:
+            process.kill()
+            process.communicate()
+        for one in shutdown.living(self.layout):
+            os.kill(one.process.pid, signal.SIGKILL)
+
+
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    made = Fleet(Layout(tmp_path))
+    yield made
+    made.clear()
+
+
+def test_a_killed_role_is_started_again(fleet: Fleet) -> None:
+    up = fleet.up()
+    fleet.at_work()
+    before = fleet.pid("worker-cpu0")
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    until(lambda: fleet.pid("worker-cpu0") not in (None, before))
+    assert fleet.children()["worker-cpu0"]["restarts"] == 1
+    assert fleet.children()["worker-cpu1"]["restarts"] == 0
+    up.send_signal(signal.SIGTERM)
+    assert up.communicate(timeout=60)[0].startswith("stopped")
+
+
+def test_roles_are_stopped_in_order_and_the_last_sync_comes_last(fleet: Fleet) -> None:
+    up = fleet.up()
+    fleet.at_work()
+    up.send_signal(signal.SIGINT)
+    up.communicate(timeout=60)
+    ends = [line for line in fleet.notes() if not line.endswith("began")]
+    assert set(ends[:2]) == {"worker-cpu0 stopped", "worker-cpu1 stopped"}
+    assert ends[2:] == ["tool-builder stopped", "observer stopped", "final"]
+    status = roles.read_role(fleet.layout, "supervisor")
+    assert status is not None and status.state == "stopped"
+    assert not shutdown.living(fleet.layout)
+
+
+def test_ctrl_c_does_not_reach_the_roles_past_the_supervisor(fleet: Fleet) -> None:
+    up = fleet.up()
+    fleet.at_work()
+    pids = [fleet.pid(name) for name in USUAL]
+    assert not any(os.getpgid(pid) == os.getpgid(up.pid) for pid in pids if pid)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_a_deaf_role(fleet: Fleet) -> None:
+    plan = {**USUAL, "worker-cpu0": "deaf"}
+    up = fleet.up(plan)
+    fleet.at_work(plan)
+    until(lambda: "worker-cpu0 began" in fleet.notes())
+    up.send_signal(signal.SIGINT)
+    until(lambda: "worker-cpu1 stopped" in fleet.notes())
+    up.send_signal(signal.SIGINT)
+    before = time.monotonic()
+    assert up.communicate(timeout=60)[0].startswith("stopped")
+    assert time.monotonic() - before < 20
+    assert not shutdown.living(fleet.layout)
+    assert "final" not in fleet.notes()
+
+
+def test_a_role_that_always_fails_is_tried_ever_more_rarely(fleet: Fleet) -> None:
+    plan = {**USUAL, "worker-cpu0": "fails"}
+    up = fleet.up(plan)
+    fleet.at_work(plan)
+    until(lambda: fleet.children()["worker-cpu0"]["restarts"] >= 4)
+    status = roles.read_role(fleet.layout, "supervisor")
+    assert status is not None
+    assert any("worker-cpu0 ended with 1: error: it is no good" in one for one in status.problems)
+    assert fleet.pid("observer") and fleet.children()["observer"]["restarts"] == 0
+    up.send_signal(signal.SIGTERM)
+    up.communicate(timeout=60)
+
+
+def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_steady_life(tmp_path: Path) -> None:
+    role = Role("observer", ("true",), 2)
+    supervisor = Supervisor(Layout(tmp_path), [role])
+    child = Child(role)
+    pauses = []
+    for _ in range(9):
+        supervisor._pause(child, "ended with 1")
+        assert child.due is not None
+        pauses.append(round(child.due - time.monotonic()))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    child.process = subprocess.Popen(["false"])
+    child.process.wait()
+    child.began = time.monotonic() - 61
+    supervisor._take(child, 1)
+    assert child.due is not None and child.due - time.monotonic() < 1.1
+
+
+def test_a_role_that_left_without_a_word_is_started_again(fleet: Fleet) -> None:
+    fleet.up({**USUAL, "worker-cpu0": "silent"})
+    until(lambda: fleet.notes().count("worker-cpu0 began") >= 2)
+
+
+def test_a_role_that_was_stopped_by_hand_is_left_alone(fleet: Fleet) -> None:
+    fleet.up()
+    fleet.at_work()
+    pid = fleet.pid("worker-cpu0")
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: fleet.children()["worker-cpu0"]["state"] == "ended")
+    assert fleet.notes().count("worker-cpu0 began") == 1
+
+
+def test_a_killed_supervisor_is_followed_by_another_and_no_role_is_there_twice(
+    fleet: Fleet,
+) -> None:
+    first = fleet.up()
+    fleet.at_work()
+    before = {name: fleet.pid(name) for name in USUAL}
+    first.kill()
+    second = fleet.up()
+    until(lambda: all(fleet.pid(name) not in (None, before[name]) for name in USUAL))
+    until(lambda: all(fleet.notes().count(f"{name} began") == 2 for name in USUAL))
+    assert fleet.notes().count("worker-cpu0 abandoned") == 1
+    alive = [pid for pid in before.values() if pid and process_start(pid) is not None]
+    assert not alive
+    second.send_signal(signal.SIGTERM)
+    assert second.communicate(timeout=60)[0].startswith("stopped")
+    assert fleet.notes().count("worker-cpu0 began") == 2
+
+
+def test_without_a_successor_the_roles_of_a_killed_supervisor_leave(fleet: Fleet) -> None:
+    up = fleet.up()
+    fleet.at_work()
+    up.kill()
+    until(lambda: not shutdown.living(fleet.layout))
+    assert {f"{name} abandoned" for name in USUAL} <= set(fleet.notes())
+
+
+def test_a_second_supervisor_is_refused_by_name(fleet: Fleet) -> None:
+    up = fleet.up()
+    fleet.at_work()
+    second = fleet.up()
+    said = second.communicate(timeout=60)[1]
+    assert second.returncode and f"pid {up.pid}" in said
+    with Stop() as stop, pytest.raises(LockError, match=f"pid {up.pid}"):
+        Supervisor(fleet.layout, []).run(stop)
+    assert fleet.pid("observer")
+
+
+def test_a_failed_search_stops_everything_and_says_why(fleet: Fleet) -> None:
+    up = fleet.up({**USUAL, "observer": "failed"})
+    assert up.communicate(timeout=60)[0] == "failed MODE is no good\n"
+    assert not shutdown.living(fleet.layout)
+    assert fleet.notes()[-1] == "final"
+
+
+def test_a_finished_search_stops_everything(fleet: Fleet) -> None:
+    up = fleet.up({**USUAL, "observer": "finished"})
+    assert up.communicate(timeout=60)[0].startswith("finished")
+    assert not shutdown.living(fleet.layout)
+    assert fleet.notes()[-1] == "final"
+
+
+def test_a_closed_terminal_leaves_the_trainings_alone(fleet: Fleet) -> None:
+    up = fleet.up()
+    fleet.at_work()
+    up.send_signal(signal.SIGHUP)
+    up.communicate(timeout=60)
+    assert "worker-cpu0 abandoned" in fleet.notes()
+    assert "worker-cpu0 stopped" not in fleet.notes()
+
+
+def test_down_stops_what_a_killed_supervisor_left_behind(fleet: Fleet) -> None:
+    """Roles that somebody started alone have no supervisor to miss."""
+    command = [sys.executable, str(fleet.layout.root / "role.py"), str(fleet.layout.root)]
+    alone = [subprocess.Popen([*command, name, "works"]) for name in USUAL]
+    until(lambda: all(f"{name} began" in fleet.notes() for name in USUAL))
+    until(lambda: len(shutdown.living(fleet.layout)) == 4)
+    said: list[str] = []
+    assert not shutdown.end_supervisor(fleet.layout, 30, said.append)
+    ended = shutdown.end_all(fleet.layout, 30, said.append)
+    assert ended == ["worker-cpu0", "worker-cpu1", "tool-builder", "observer"]
+    ends = [line for line in fleet.notes() if line.endswith("stopped")]
+    assert ends[2:] == ["tool-builder stopped", "observer stopped"]
+    assert [process.wait(timeout=30) for process in alone] == [0, 0, 0, 0]
+
+
+def test_a_reused_pid_is_nobody_to_be_stopped(fleet: Fleet) -> None:
+    own = Process.own()
+    status = roles.own("observer", state="working").model_copy(
+        update={"pid": own.pid, "process_start": own.start - 50}
+    )
+    roles.report(fleet.layout, status)
+    assert not shutdown.living(fleet.layout)
+
+
+def test_a_program_that_is_not_there_is_tried_again_and_said(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    supervisor = Supervisor(
+        layout, [Role("observer", ("/nowhere/python",), 2)], pace=Pace(0.01, 0.02, 60, 1)
+    )
+    with Stop() as stop:
+        supervisor.tick = lambda: stop.request() if supervisor.children[0].restarts > 2 else None
+        assert supervisor.run(stop) == "stopped"
+    assert "No such file" in supervisor.children[0].said
+
+
+def test_a_full_disk_does_not_end_the_supervisor(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    sleeper = Role("tool-builder", ("sleep", "600"), 1, reports=False)
+    supervisor = Supervisor(layout, [sleeper])
+    layout.role("supervisor").mkdir(parents=True)  # nothing can be written there
+    with Stop() as stop:
+        supervisor.tick = lambda: stop.request() if supervisor.children[0].process else None
+        assert supervisor.run(stop) == "stopped"
+
+
+def test_the_end_of_a_log_is_read_although_it_is_no_text(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    layout.role_log("observer").parent.mkdir(parents=True)
+    layout.role_log("observer").write_bytes(b"\xff\n" * 10_000 + b"error: the end\n")
+    assert log_tail(layout, "observer")[-1] == "error: the end"

@@ -1,0 +1,711 @@
+"""A worker: killed, starved, benched, robbed and refused, it ends every hypothesis exactly once."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine import devices, iteration, recovery, shim, strays
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import Handle, RunSpec
+from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.errors import LockError, RecordError
+from autohypothesis.fleet import bench, heartbeat, worker
+from autohypothesis.fleet.heartbeat import at_work, read
+from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.takeover import newest_experiment
+from autohypothesis.fleet.worker import Worker
+from autohypothesis.records.git import experiment_ref
+from schema import Heartbeat, Proposal, Result, now
+from schema import Worker as Entry
+
+NAME = "w0"
+LANE = devices.name_of(devices.lanes()[0])
+ENTRY = Entry(worker_id=NAME, gpu_id="0", device=LANE, kind="cpu")
+Until = Callable[..., None]
+SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\n"
+
+PROCESS = f"""
+import sys
+from pathlib import Path
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.stop import Stop
+from autohypothesis.fleet.worker import Worker
+from schema import Worker as Entry
+entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")
+with Stop() as stop:
+    Worker(Lab.open(Path(sys.argv[1])), entry).run(stop)
+"""
+
+
+class Asked:
+    """Stands for `Stop` in a thread, where no handler can be installed."""
+
+    def __init__(self) -> None:
+        self.requested = self.abandoned = self.hard = False
+        self._event = threading.Event()
+
+    def wait(self, seconds: float) -> bool:
+        return self._event.wait(seconds)
+
+    def leave(self, *, abandoned: bool = False) -> None:
+        self.requested, self.abandoned = True, abandoned
+        self._event.set()
+
+
+class Running:
+    """A worker in a thread."""
+
+    def __init__(self, made: Worker) -> None:
+        self.worker, self.stop = made, Asked()
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.worker.run(self.stop)
+        except BaseException as error:
+            self.error = error
+
+    def end(self, *, abandoned: bool = False) -> None:
+        self.stop.leave(abandoned=abandoned)
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+@contextmanager
+def working(lab: Lab, entry: Entry = ENTRY, executor: object = None) -> Iterator[Running]:
+    running = Running(Worker(lab, entry, executor=executor))  # type: ignore[arg-type]
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture
+def jobs(fleet_lab: Lab) -> Queue:
+    return Queue(fleet_lab.layout, "t")
+
+
+def propose(jobs: Queue, count: int = 1, *, worker: str = NAME, **change: object) -> list[str]:
+    """New hypotheses, dispatched to the worker; each sets RATE to a value of its own."""
+    names = []
+    overrides = dict(change.pop("overrides", {}))  # type: ignore[call-overload]
+    for _ in range(count):
+        kind = change or {"config_overrides": {"RATE": random.uniform(1, 2), **overrides}}
+        proposal = Proposal.model_validate({"title": "another rate", **kind})
+        names.append(jobs.add(proposal, proposer="test").hypothesis_id)
+        jobs.dispatch(names[-1], worker)
+    return names
+
+
+def long() -> dict[str, float]:
+    return {"SLEEP": 120.0}
+
+
+def runs_of(lab: Lab, name: str) -> list[str]:
+    folder = lab.layout.runs
+    every = os.listdir(folder) if folder.is_dir() else []
+    return sorted(one for one in every if one.rpartition("-")[0] == name)
+
+
+def result_of(lab: Lab, experiment_id: str) -> Result:
+    return Result.model_validate(json.loads(lab.layout.run(experiment_id).result.read_text()))
+
+
+def seen(lab: Lab) -> Heartbeat:
+    """Its heartbeat; an empty one before the first."""
+    return read(lab.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
+
+
+def is_done(jobs: Queue, *names: str) -> bool:
+    return set(names) <= set(jobs.done_ids())
+
+
+def is_running(lab: Lab, experiment_id: str) -> bool:
+    return shim.status(str(lab.layout.run(experiment_id).folder)) == "running"
+
+
+def trains(lab: Lab, experiment_id: str) -> bool:
+    """Whether its training has begun; until then its shim may still be timing the lane."""
+    return is_running(lab, experiment_id) and lab.layout.run(experiment_id).events.exists()
+
+
+def nothing_is_left(lab: Lab) -> None:
+    """No lease, no stray, no claim, no plan without a run."""
+    lease = devices.lease_of(devices.lanes()[0])
+    assert LeaseFile(lease.path, lease.name).holder() is None
+    for folder in lab.layout.runs.iterdir():
+        assert strays.find_strays(str(folder), 0.0) == {}
+    plans = {path.stem for path in lab.layout.plans.glob("*.json")}
+    assert plans == set(os.listdir(lab.layout.runs))
+
+
+# ── the usual ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_that_is_dispatched_runs_once_and_ends_once(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    names = propose(jobs, 4)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, *names))
+    for hypothesis in jobs.done():
+        assert hypothesis.closed == "completed", hypothesis.outcome
+        assert runs_of(fleet_lab, hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
+        result = result_of(fleet_lab, f"{hypothesis.hypothesis_id}-1")
+        assert result.status == "completed", result
+    assert seen(fleet_lab).state == "stopped" and not at_work(seen(fleet_lab))
+    assert (seen(fleet_lab).busy_seconds or 0) > 0
+    nothing_is_left(fleet_lab)
+
+
+def test_the_next_candidate_is_ready_while_the_device_still_trains(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    """The gap between two experiments is short by construction, not by luck."""
+    first, second = propose(jobs, 2, overrides=long())
+    ref = experiment_ref(f"{second}-1")
+    with working(fleet_lab):
+        until(lambda: fleet_lab.repository.read_ref(ref))
+        assert is_running(fleet_lab, f"{first}-1"), "the first trains still"
+        assert fleet_lab.layout.plan(f"{second}-1").exists()
+        assert not fleet_lab.layout.run(f"{second}-1").folder.exists()
+        until(lambda: seen(fleet_lab).next_hypothesis_id == second)
+        assert seen(fleet_lab).hypothesis_id == first and seen(fleet_lab).state == "training"
+
+
+def test_what_was_prepared_on_an_older_reference_is_prepared_anew_while_there_is_time(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker's keep moved it; a stale candidate would have to be run once more."""
+    monkeypatch.setattr(worker, "FRESH_S", 0.1)
+    first, second = propose(jobs, 2, overrides=long())
+    lab, plan = fleet_lab, fleet_lab.layout.plan
+    with working(lab) as running:
+        until(lambda: lab.repository.read_ref(experiment_ref(f"{second}-1")))
+        assert plan(f"{second}-1").exists()
+        kept = lab.repository.tree_with(lab.reference(), {"train.py": SCRIPT_OF_ANOTHER})
+        commit = lab.repository.commit_tree(kept, [lab.reference()], "kept")
+        lab.repository.compare_and_swap(reference_ref("t"), commit, lab.reference())
+        running.worker._took = 1_000.0  # as long as the runs before took
+        until(lambda: plan(f"{second}-2").exists())
+        assert json.loads(plan(f"{second}-2").read_text())["based_on_commit"] == commit
+        assert not plan(f"{second}-1").exists()
+        assert is_running(lab, f"{first}-1")
+
+
+def test_a_refused_change_ends_without_a_run_and_says_why(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    unknown, nothing, good = (
+        *propose(jobs, overrides={"NO_SUCH_CONSTANT": 1}),
+        *propose(jobs, patch="--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-no\n+yes\n"),
+        *propose(jobs),
+    )
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, unknown, nothing, good))
+    closed = {one.hypothesis_id: one for one in jobs.done()}
+    assert closed[unknown].closed == closed[nothing].closed == "abandoned"
+    assert "NO_SUCH_CONSTANT" in closed[unknown].outcome
+    assert closed[good].closed == "completed"
+    assert runs_of(fleet_lab, unknown) == runs_of(fleet_lab, nothing) == []
+    nothing_is_left(fleet_lab)
+
+
+def test_a_patch_cannot_touch_what_a_person_froze(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    fleet_lab.layout.steering.parent.mkdir(parents=True, exist_ok=True)
+    fleet_lab.layout.steering.write_text("```steering\nfrozen: [WIDTH]\n```\n")
+    base = fleet_lab.reference()
+    source = fleet_lab.repository.show_file(base, "train.py").decode()
+    tree = fleet_lab.repository.tree_with(
+        base, {"train.py": source.replace("WIDTH = 8", "WIDTH = 9").encode()}
+    )
+    (name,) = propose(jobs, patch=fleet_lab.repository.diff(base, tree))
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    found = jobs.read(name)
+    assert found is not None and found[1].closed == "abandoned" and "WIDTH" in found[1].outcome
+    assert not fleet_lab.layout.plan(f"{name}-1").exists()
+
+
+def test_stop_in_the_steering_lets_the_run_end_and_starts_nothing_new(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    (name,) = propose(jobs)
+    fleet_lab.layout.steering.write_text("```steering\nstop: true\n```\n")
+    with working(fleet_lab):
+        until(lambda: "steering" in seen(fleet_lab).notes)
+        assert jobs.dispatched(NAME)[NAME][0].hypothesis_id == name
+        fleet_lab.layout.steering.unlink()
+        until(lambda: is_done(jobs, name))
+
+
+def test_a_second_process_of_one_worker_is_refused_by_name(
+    fleet_lab: Lab, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LOCK_S", 0.1)
+    with working(fleet_lab):
+        until(lambda: at_work(seen(fleet_lab)))
+        with pytest.raises(LockError, match=f"worker-{NAME}.*pid {os.getpid()}"):
+            Worker(fleet_lab, ENTRY).run(Asked())
+
+
+def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object, *, durable: bool = True) -> None:
+        raise RecordError(f"cannot write {path}: No space left on device")
+
+    names = propose(jobs, 2)
+    monkeypatch.setattr(heartbeat, "write_json", full)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, *names))
+
+
+def test_a_result_that_cannot_be_written_now_is_written_later(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worktree keeps its evidence until then: the next experiment waits."""
+    real, refused = LocalExecutor.collect, []
+
+    def full(self: LocalExecutor, handle: Handle) -> Result:
+        if len(refused) < 2:
+            refused.append(handle.experiment_id)
+            raise RecordError("cannot write result.json: No space left on device")
+        return real(self, handle)
+
+    monkeypatch.setattr(LocalExecutor, "collect", full)
+    monkeypatch.setattr(worker, "LOOK_S", 0.05)
+    first, second = propose(jobs, 2)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, first, second))
+    assert refused == [f"{first}-1"] * 2
+    assert all(result_of(fleet_lab, f"{name}-1").status == "completed" for name in (first, second))
+
+
+# ── leaving ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_down_cancels_collects_and_gives_back_what_was_prepared(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    first, second = propose(jobs, 2, overrides=long())
+    with working(fleet_lab):
+        until(
+            lambda: seen(fleet_lab).next_hypothesis_id == second and trains(fleet_lab, f"{first}-1")
+        )
+        until(lambda: fleet_lab.layout.plan(f"{second}-1").exists())
+    assert is_done(jobs, first)
+    result = result_of(fleet_lab, f"{first}-1")
+    assert (result.failure_kind, result.failure_detail) == ("infra", "cancelled")
+    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
+    assert jobs.running(NAME)[NAME] == []
+    assert seen(fleet_lab).state == "stopped"
+    nothing_is_left(fleet_lab)
+
+
+def test_an_abandoned_worker_leaves_its_training_to_its_successor(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    first, second = propose(jobs, 2, overrides={"SLEEP": 4.0})
+    running = Running(Worker(fleet_lab, ENTRY))
+    until(lambda: trains(fleet_lab, f"{first}-1"))
+    until(lambda: seen(fleet_lab).next_hypothesis_id == second)
+    running.end(abandoned=True)
+    assert is_running(fleet_lab, f"{first}-1")
+    assert [one.hypothesis_id for one in jobs.running(NAME)[NAME]] == [first]
+    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
+    assert not fleet_lab.layout.plan(f"{second}-1").exists(), "a plan that nobody begins"
+    with working(fleet_lab):
+        until(lambda: seen(fleet_lab).notes == "taken over")
+        assert seen(fleet_lab).run_id == f"{first}-1"
+        until(lambda: is_done(jobs, first, second))
+    assert runs_of(fleet_lab, first) == [f"{first}-1"], "it was not run again"
+    assert result_of(fleet_lab, f"{first}-1").status == "completed"
+    nothing_is_left(fleet_lab)
+
+
+# ── what a predecessor left ─────────────────────────────────────────────────────────────────
+
+
+def claimed(lab: Lab, jobs: Queue, **change: object) -> tuple[str, RunSpec]:
+    """A hypothesis that a worker has claimed and planned, before it died."""
+    (name,) = propose(jobs, **change)
+    hypothesis = jobs.claim(NAME)
+    assert hypothesis is not None and hypothesis.hypothesis_id == name
+    request = iteration.Request(Change.of(hypothesis), hypothesis_id=name)
+    return name, iteration.plan(lab, request, NAME, device=LANE)
+
+
+def test_a_claim_without_a_plan_is_run_by_the_successor(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    (name,) = propose(jobs)
+    jobs.claim(NAME)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+
+
+def test_a_plan_without_a_run_is_forgotten_and_its_id_is_not_given_again(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    name, _ = claimed(fleet_lab, jobs)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert runs_of(fleet_lab, name) == [f"{name}-2"]
+    nothing_is_left(fleet_lab)
+
+
+def test_a_run_folder_that_was_hardly_begun_is_no_experiment(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    name, spec = claimed(fleet_lab, jobs)
+    run = fleet_lab.layout.run(spec.experiment_id)
+    run.folder.mkdir(parents=True)
+    run.local.write_text("{}")
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert runs_of(fleet_lab, name) == [f"{name}-2"]
+
+
+def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the bundle, before the shim: one that comes late finds the folder taken."""
+    name, spec = claimed(fleet_lab, jobs)
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalExecutor, "_start", lambda *words: None)
+        LocalExecutor(fleet_lab.repository, fleet_lab.layout).submit(spec)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert result_of(fleet_lab, f"{name}-1").failure_kind == "infra"
+    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+
+
+def test_an_ended_run_that_nobody_collected_is_collected_once(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    name, spec = claimed(fleet_lab, jobs)
+    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    handle = executor.submit(spec)
+    until(lambda: executor.poll(handle) != "running")
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert result_of(fleet_lab, f"{name}-1").status == "completed"
+    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+
+
+def test_a_collected_run_that_was_not_reported_is_only_reported(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    name, spec = claimed(fleet_lab, jobs)
+    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    handle = executor.submit(spec)
+    until(lambda: executor.poll(handle) != "running")
+    executor.collect(handle)
+    before = fleet_lab.layout.run(spec.experiment_id).result.read_bytes()
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert fleet_lab.layout.run(spec.experiment_id).result.read_bytes() == before
+    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+
+
+def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    """It was requeued, claimed again, and the worker was killed before the new plan."""
+    (name,) = propose(jobs)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    jobs.requeue(name)
+    jobs.dispatch(name, NAME)
+    jobs.claim(NAME)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert runs_of(fleet_lab, name) == [f"{name}-1", f"{name}-2"]
+
+
+def test_a_finish_that_was_cut_off_is_finished(fleet_lab: Lab, jobs: Queue, until: Until) -> None:
+    (name,) = propose(jobs)
+    hypothesis = jobs.claim(NAME)
+    assert hypothesis is not None
+    closed = hypothesis.model_copy(update={"closed": "abandoned", "outcome": "no good"})
+    fleet_lab.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    found = jobs.read(name)
+    assert found is not None and (found[1].closed, found[1].outcome) == ("abandoned", "no good")
+    assert runs_of(fleet_lab, name) == []
+
+
+def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    name, spec = claimed(fleet_lab, jobs)
+    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    handle = executor.submit(spec)
+    until(lambda: executor.poll(handle) != "running")
+    fleet_lab.layout.run(spec.experiment_id).local.write_bytes(b'{"checkout": "/to')
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert runs_of(fleet_lab, name) == [f"{name}-1", f"{name}-2"]
+    assert result_of(fleet_lab, f"{name}-2").status == "completed"
+
+
+def test_only_the_newest_plan_of_a_claim_counts(fleet_lab: Lab, jobs: Queue) -> None:
+    name, spec = claimed(fleet_lab, jobs)
+    assert newest_experiment(fleet_lab.layout, name) == spec.experiment_id
+    jobs.release(name, NAME)
+    again = iteration.plan(
+        fleet_lab, iteration.Request(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name), NAME
+    )
+    assert newest_experiment(fleet_lab.layout, name) == again.experiment_id != spec.experiment_id
+
+
+def test_a_hypothesis_that_was_taken_away_is_not_collected_under_the_old_claim(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    (name,) = propose(jobs, overrides=long())
+    with working(fleet_lab):
+        until(lambda: trains(fleet_lab, f"{name}-1"))
+        jobs.requeue(name)
+        until(lambda: not is_running(fleet_lab, f"{name}-1"))
+        until(lambda: seen(fleet_lab).run_id is None)
+    assert not fleet_lab.layout.run(f"{name}-1").result.exists()
+    assert [one.hypothesis_id for one in jobs.pending()] == [name]
+
+
+def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    """Its worker was killed, and somebody requeued the hypothesis before the next worker came."""
+    name, spec = claimed(fleet_lab, jobs, overrides=long())
+    LocalExecutor(fleet_lab.repository, fleet_lab.layout).submit(spec)
+    until(lambda: trains(fleet_lab, spec.experiment_id))
+    jobs.requeue(name)
+    (other,) = propose(jobs)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, other))
+    assert not is_running(fleet_lab, spec.experiment_id)
+    assert not fleet_lab.layout.run(spec.experiment_id).result.exists()
+
+
+# ── the device ──────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def stranger() -> Iterator[None]:
+    """Somebody of another repository holds the lane."""
+    lease = devices.lease_of(devices.lanes()[0])
+    held = LeaseFile(lease.path, lease.name).acquire({"repository": "/somebody/else"})
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def test_a_device_that_a_stranger_holds_is_waited_for_by_name(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    names = propose(jobs, 3)
+    with stranger(), working(fleet_lab):
+        until(lambda: "/somebody/else" in seen(fleet_lab).notes)
+        assert seen(fleet_lab).state == "idle"
+        assert len(jobs.dispatched(NAME)[NAME]) == 3, "nothing is burnt"
+        assert not fleet_lab.layout.plans.exists()
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, *names))
+
+
+def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "HELD_S", 0.5)
+    monkeypatch.setattr(worker, "LOOK_S", 0.1)
+    names = propose(jobs, 2)
+    with working(fleet_lab):
+        with stranger():
+            until(lambda: len(jobs.pending()) == 2)
+            until(lambda: seen(fleet_lab).state == "benched")
+        until(lambda: seen(fleet_lab).state == "idle")
+        for name in names:
+            jobs.dispatch(name, NAME)
+        until(lambda: is_done(jobs, *names))
+
+
+def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is taken between the preparation and the start."""
+    (name,) = propose(jobs)
+    monkeypatch.setattr(worker, "hindrance", lambda _: None)
+    monkeypatch.setattr(worker, "LOOK_S", 0.1)
+    with working(fleet_lab):
+        with stranger():
+            until(lambda: "/somebody/else" in seen(fleet_lab).notes)
+            assert not is_done(jobs, name)
+        until(lambda: is_done(jobs, name))
+    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+
+
+def test_a_worker_made_for_a_gpu_never_trains_without_it(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "gpus", lambda environ=None: ([], "no NVIDIA driver answers"))
+    entry = ENTRY.model_copy(update={"device": "GPU-0000", "kind": "cuda"})
+    (name,) = propose(jobs)
+    with working(fleet_lab, entry):
+        until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
+        until(lambda: seen(fleet_lab).state == "benched")
+        assert "no NVIDIA driver answers" in seen(fleet_lab).notes
+    assert list(bench.benched(fleet_lab.layout)) == ["GPU-0000"]
+    assert not fleet_lab.layout.plans.exists() and not fleet_lab.layout.runs.exists()
+
+
+def test_a_gpu_that_no_driver_ever_named_is_not_replaced_by_any_other(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    entry = ENTRY.model_copy(update={"device": "", "kind": "cuda", "gpu_id": "3"})
+    (name,) = propose(jobs)
+    with working(fleet_lab, entry):
+        until(lambda: seen(fleet_lab).state == "benched")
+        until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
+
+
+class Lossy:
+    """An executor whose device fails every time, and says so."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, self.submitted = lab, []  # type: ignore[var-annotated]
+
+    def submit(self, spec: RunSpec) -> Handle:
+        self.submitted.append(spec.experiment_id)
+        return Handle(spec.experiment_id)
+
+    def poll(self, handle: Handle) -> str:
+        return "finished"
+
+    def cancel(self, handle: Handle) -> None: ...
+
+    def collect(self, handle: Handle) -> Result:
+        return Result(
+            status="failed", recorded_at=now(), failure_kind="infra",
+            failure_detail="NVML: GPU is lost", evidence={"device": {"lost": True}},
+        )  # fmt: skip
+
+
+def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    names = propose(jobs, 4)
+    executor = Lossy(fleet_lab)
+    with working(fleet_lab, executor=executor):
+        until(lambda: seen(fleet_lab).state == "benched")
+        until(lambda: len(jobs.pending()) == 2)
+        assert "lost" in seen(fleet_lab).notes
+    assert len(executor.submitted) == 2
+    assert len(jobs.done_ids()) == 2 and set(jobs.done_ids()) < set(names)
+    assert "lost" in bench.benched(fleet_lab.layout)[LANE]
+
+
+def test_a_benched_device_is_used_again_when_its_time_is_over(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    bench.bench(fleet_lab.layout, LANE, "it was lost")
+    (name,) = propose(jobs)
+    with working(fleet_lab):
+        until(lambda: seen(fleet_lab).state == "benched" and jobs.pending())
+        bench.clear(fleet_lab.layout)
+        until(lambda: seen(fleet_lab).state == "idle")
+        jobs.dispatch(name, NAME)
+        until(lambda: is_done(jobs, name))
+
+
+# ── kill -9 ─────────────────────────────────────────────────────────────────────────────────
+
+
+def kill_again_and_again(
+    lab: Lab, jobs: Queue, python: Callable[..., object], until: Until, times: int, seed: int
+) -> None:
+    """Kill the worker `times` times while it works off a queue; then let one come to the end."""
+    chance = random.Random(seed)
+    names = propose(jobs, max(4, times // 2), overrides={"SLEEP": 0.2})
+    for _ in range(times):
+        if is_done(jobs, *names):
+            names += propose(jobs, 2, overrides={"SLEEP": 0.2})
+        process = python(PROCESS, lab.layout.root)
+        until(lambda process=process: (h := read(lab.layout, NAME)) and h.pid == process.pid)  # type: ignore
+        time.sleep(chance.uniform(0.0, 0.8))  # a random moment, not a wait
+        process.kill()  # type: ignore[attr-defined]
+        process.wait()  # type: ignore[attr-defined]
+    process = python(PROCESS, lab.layout.root)
+    until(lambda: is_done(jobs, *names), seconds=200)
+    process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]
+    assert process.wait(60) == 0  # type: ignore[attr-defined]
+    every_one_ended_once(lab, jobs, names)
+
+
+def every_one_ended_once(lab: Lab, jobs: Queue, names: list[str]) -> None:
+    assert jobs.counts() == {"pending": 0, "dispatched": 0, "running": 0, "done": len(names)}
+    found = Counter(path.stem for path in lab.layout.hypotheses("done").parent.rglob("*.json"))
+    assert found == Counter(names)
+    for hypothesis in jobs.done():
+        assert hypothesis.closed == "completed", hypothesis
+        runs = runs_of(lab, hypothesis.hypothesis_id)
+        results = [result_of(lab, name) for name in runs]
+        # An experiment whose shim was forbidden by a successor is infra, and is not run again here:
+        # the observer requeues it. At most one run per claim, and each has its result.
+        assert len(runs) == 1, runs
+        assert results[0].status == "completed" or results[0].failure_kind == "infra", results
+    assert list(recovery.uncollected(lab.layout)) == []
+    nothing_is_left(lab)
+
+
+def test_a_worker_killed_at_any_moment_loses_and_doubles_nothing(
+    fleet_lab: Lab, jobs: Queue, python: Callable[..., object], until: Until
+) -> None:
+    kill_again_and_again(fleet_lab, jobs, python, until, times=10, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", range(4))
+def test_forty_kills_of_a_worker(
+    fleet_lab: Lab, jobs: Queue, python: Callable[..., object], until: Until, seed: int
+) -> None:
+    kill_again_and_again(fleet_lab, jobs, python, until, times=40, seed=100 + seed)
+
+
+def test_a_worker_whose_supervisor_was_killed_leaves_its_training_alone(
+    fleet_lab: Lab, jobs: Queue, python: Callable[..., object], until: Until
+) -> None:
+    """SIGHUP says the same: leave at once, the shim goes on."""
+    (name,) = propose(jobs, overrides=long())
+    process = python(PROCESS, fleet_lab.layout.root)
+    until(lambda: trains(fleet_lab, f"{name}-1"))
+    process.send_signal(signal.SIGHUP)  # type: ignore[attr-defined]
+    assert process.wait(60) == 0  # type: ignore[attr-defined]
+    assert is_running(fleet_lab, f"{name}-1")
+    assert [one.hypothesis_id for one in jobs.running(NAME)[NAME]] == [name]
+    with working(fleet_lab):
+        until(lambda: seen(fleet_lab).run_id == f"{name}-1")
+    assert not is_running(fleet_lab, f"{name}-1") and is_done(jobs, name)

@@ -1,0 +1,323 @@
+"""Any program as a proposer: what it says is data, and nothing of it outlives the answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis import system
+from autohypothesis.errors import ProposerError, UsageError
+from autohypothesis.proposers.answers import read_answer
+from autohypothesis.proposers.command import Command
+from autohypothesis.proposers.document import document_of
+
+GUARD_S = 60.0
+"""Hang guard: what it bounds takes well under a second."""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Command]:
+    """A proposer whose program is this Python code; `asked` is what it was told."""
+
+    def make(code: str, *, timeout_s: float = GUARD_S) -> Command:
+        script = tmp_path / "proposer of mine.py"
+        script.write_text(
+            "import json, os, subprocess, sys, time\n"
+            "asked = json.load(sys.stdin)\n"
+            "def say(**words): print(json.dumps(words), flush=True)\n" + code
+        )
+        line = f"{sys.executable} '{script}'"
+        return Command(line, root=tmp_path, timeout_s=timeout_s)
+
+    return make
+
+
+Program = Callable[..., Command]
+
+
+@pytest.fixture
+def situation(lab: Callable[..., Any]) -> Any:
+    return lab().baseline().situation()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + GUARD_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_program_is_told_the_situation_and_its_lines_become_proposals(
+    program: Program, situation: Any, tmp_path: Path
+) -> None:
+    proposer = program(
+        "open('told.json', 'w').write(json.dumps(asked))\n"
+        "say(title='wider\\nand wider', config_overrides={'ASPECT_RATIO': 48}, priority=0.5)\n"
+        "say(title='clip', patch='--- a\\n+++ b\\n', rationale='because')\n"
+    )
+    first, second = proposer.propose(situation, 5)
+    assert first.title == "wider and wider" and first.config_overrides == {"ASPECT_RATIO": 48}
+    assert second.patch and second.rationale == "because"
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["count"] == 5 and told["reference"]["DEPTH"] == 3 and told["errors"] == []
+    assert told["knobs"]["DEPTH"]["high"] == 12 and "title" in told["schema"]["properties"]
+    assert {"brief", "steering", "trials", "refused", "open", "sources"} <= set(told)
+
+
+def test_bad_lines_are_returned_once_with_the_reason(
+    program: Program, situation: Any, tmp_path: Path
+) -> None:
+    proposer = program(
+        "open('calls', 'a').write('x')\n"
+        "if not asked['errors']:\n"
+        "    say(title='good', config_overrides={'DEPTH': 2})\n"
+        "    say(title='slip', config_override={'DEPTH': 4})\n"
+        "    print('and one more thing')\n"
+        "else:\n"
+        "    reasons = ' / '.join(one['reason'] for one in asked['errors'])\n"
+        "    say(title='corrected', config_overrides={'DEPTH': 4}, rationale=reasons)\n"
+        "    say(title='still', wrong=1)\n"
+    )
+    good, corrected = proposer.propose(situation, 5)
+    assert (good.title, corrected.title) == ("good", "corrected")
+    assert "did you mean 'config_overrides'" in corrected.rationale
+    assert "no JSON" in corrected.rationale
+    assert (tmp_path / "calls").read_text() == "xx"
+
+
+def test_a_failed_correction_costs_the_bad_lines_only(program: Program, situation: Any) -> None:
+    proposer = program(
+        "if asked['errors']: sys.exit(3)\n"
+        "say(title='good', config_overrides={'DEPTH': 2})\nprint('{')\n"
+    )
+    assert [one.title for one in proposer.propose(situation, 5)] == ["good"]
+
+
+def test_no_more_than_asked_for_is_taken(program: Program, situation: Any) -> None:
+    proposer = program("for n in range(1, 9): say(title=str(n), config_overrides={'DEPTH': n})")
+    assert [one.title for one in proposer.propose(situation, 2)] == ["1", "2"]
+
+
+def test_an_exit_status_is_not_believed(program: Program, situation: Any) -> None:
+    proposer = program("say(title='good', config_overrides={'DEPTH': 2})\nsys.exit(7)")
+    assert len(proposer.propose(situation, 1)) == 1
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_silence_is_a_failure(program: Program, situation: Any, status: int) -> None:
+    proposer = program(f"print('quota is gone', file=sys.stderr)\nsys.exit({status})")
+    with pytest.raises(ProposerError, match=rf"exit status {status}.*quota is gone"):
+        proposer.propose(situation, 1)
+
+
+def test_having_no_idea_can_be_said(program: Program, situation: Any) -> None:
+    assert list(program("print('[]')").propose(situation, 1)) == []
+
+
+def test_a_failed_login_is_shown_as_the_program_said_it(program: Program, situation: Any) -> None:
+    """On standard output, as such programs do, and with status 0."""
+    with pytest.raises(ProposerError, match="Invalid API key · Please run /login"):
+        program("print('Invalid API key · Please run /login')").propose(situation, 1)
+
+
+def test_a_program_that_hangs_is_killed_with_its_children(
+    program: Program, situation: Any, tmp_path: Path
+) -> None:
+    """One hides its origin, one leaves the group, and both hold the pipes open."""
+    proposer = program(
+        "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "pids = [subprocess.Popen(sleep, env={}).pid,\n"
+        "        subprocess.Popen(sleep, start_new_session=True).pid, os.getpid()]\n"
+        "open('pids.new', 'w').write(json.dumps(pids)); os.rename('pids.new', 'pids')\n"
+        "time.sleep(600)",
+        timeout_s=3.0,
+    )
+    began = time.monotonic()
+    with pytest.raises(ProposerError, match="did not answer within 3 s"):
+        proposer.propose(situation, 1)
+    assert time.monotonic() - began < GUARD_S
+    pids = json.loads((tmp_path / "pids").read_text())
+    until(lambda: all(system.process_start(pid) is None for pid in pids))
+
+
+def test_what_was_said_before_a_hang_is_not_lost(program: Program, situation: Any) -> None:
+    proposer = program(
+        "say(title='good', config_overrides={'DEPTH': 2})\nprint('{\"title\": ', flush=True)\n"
+        "time.sleep(600)",
+        timeout_s=3.0,
+    )
+    assert [one.title for one in proposer.propose(situation, 2)] == ["good"]
+
+
+def test_a_child_that_stays_behind_an_answer_is_ended(
+    program: Program, situation: Any, tmp_path: Path
+) -> None:
+    proposer = program(
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],\n"
+        "                         start_new_session=True)\n"
+        "open('pid', 'w').write(str(child.pid))\n"
+        "say(title='good', config_overrides={'DEPTH': 2})"
+    )
+    assert len(proposer.propose(situation, 1)) == 1
+    pid = int((tmp_path / "pid").read_text())
+    until(lambda: system.process_start(pid) is None)
+
+
+def test_a_flood_is_cut_and_what_came_first_is_used(program: Program, situation: Any) -> None:
+    flood = "while True: print('x' * 99_999)"
+    good = program("say(title='good', config_overrides={'DEPTH': 2})\n" + flood)
+    assert [one.title for one in good.propose(situation, 2)] == ["good"]
+    with pytest.raises(ProposerError, match="more than can be read") as caught:
+        program(flood).propose(situation, 2)
+    assert len(str(caught.value)) < 10_000
+
+
+def test_a_flood_of_errors_keeps_its_end(program: Program, situation: Any) -> None:
+    code = "for n in range(200_000): print(n, 'x' * 20, file=sys.stderr)\nsys.exit('the reason')"
+    with pytest.raises(ProposerError, match="the reason") as caught:
+        program(code).propose(situation, 1)
+    assert len(str(caught.value)) < 10_000
+
+
+def test_a_program_that_does_not_read_is_no_trouble(tmp_path: Path, situation: Any) -> None:
+    script = tmp_path / "deaf.py"
+    script.write_text('print(\'{"title": "a", "config_overrides": {"DEPTH": 2}}\')')
+    proposer = Command(f"{sys.executable} '{script}'", root=tmp_path)
+    assert proposer.propose(situation, 1)[0].title == "a"
+
+
+def test_a_program_sees_its_keys_but_no_device_and_nothing_of_ours(
+    program: Program, situation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AUTOHYPOTHESIS_DATA", "SOME_API_KEY", "SEED"):
+        monkeypatch.setenv(name, "value")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    proposer = program(
+        "say(title='environment', config_overrides={'SEEN': sorted(os.environ),\n"
+        "    'CUDA': os.environ['CUDA_VISIBLE_DEVICES']})"
+    )
+    found = proposer.propose(situation, 1)[0].config_overrides
+    assert {"SOME_API_KEY", "PATH"} <= set(found["SEEN"])
+    assert not {"AUTOHYPOTHESIS_DATA", "SEED"} & set(found["SEEN"]) and found["CUDA"] == ""
+
+
+def test_a_stop_ends_a_program_that_thinks(
+    program: Program, situation: Any, tmp_path: Path
+) -> None:
+    proposer = program("open('thinks', 'w')\ntime.sleep(600)")
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            proposer.propose(situation, 1)
+        except ProposerError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    until((tmp_path / "thinks").exists)
+    proposer.stop()
+    thread.join(GUARD_S)
+    assert not thread.is_alive() and "was stopped" in str(caught[0])
+
+
+@pytest.mark.skipif(not system.LINUX, reason="needs a parent-death signal")
+def test_a_killed_observer_leaves_no_program_behind(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from autohypothesis.engine import program\n"
+        f"program.run([sys.executable, '-c', {THINK!r}], cwd=Path({str(tmp_path)!r}),\n"
+        "            environment={}, timeout_s=1e12)"
+    )
+    import subprocess
+
+    observer = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    pid = tmp_path / "pid"
+    until(lambda: pid.exists() and pid.read_text() != "")
+    observer.kill()
+    observer.wait()
+    until(lambda: system.process_start(int(pid.read_text())) is None)
+
+
+THINK = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(600)"
+
+
+def test_a_missing_program_is_named(tmp_path: Path, situation: Any) -> None:
+    with pytest.raises(ProposerError, match="no program 'no-such-thing'"):
+        Command("no-such-thing --now", root=tmp_path).propose(situation, 1)
+    (tmp_path / "mine").write_text("#!/bin/sh\necho []\n")
+    with pytest.raises(ProposerError, match="does not start"):
+        Command("./mine", root=tmp_path).propose(situation, 1)
+    os.chmod(tmp_path / "mine", 0o755)
+    assert list(Command("./mine", root=tmp_path).propose(situation, 1)) == []
+
+
+def test_words_are_split_as_a_shell_splits_them_and_no_shell_runs(
+    tmp_path: Path, situation: Any
+) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        Command("say 'it", root=tmp_path)
+    script = tmp_path / "echo.py"
+    script.write_text(
+        "import json, sys\n"
+        "print(json.dumps({'title': 't', 'config_overrides': {'WORDS': sys.argv[1:]}}))"
+    )
+    proposer = Command(f"{sys.executable} {script} 'a b' '$HOME;x' '*'", root=tmp_path)
+    assert proposer.propose(situation, 1)[0].config_overrides["WORDS"] == ["a b", "$HOME;x", "*"]
+
+
+# ── what counts as a line ───────────────────────────────────────────────────────────────────
+
+LINE = '{"title": "a", "config_overrides": {"DEPTH": 2}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LINE,
+        f"```json\n{LINE}\n```",
+        f"\n\n  {LINE}  \r\n",
+        f"[{LINE}]",
+        json.dumps(json.loads(LINE), indent=2),
+        f"```\n{json.dumps([json.loads(LINE)], indent=2)}\n```",
+    ],
+)
+def test_lines_are_read_as_models_write_them(text: str) -> None:
+    good, bad = read_answer(text)
+    assert good is not None and [one.title for one in good] == ["a"] and not bad
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "no JSON"),
+        ("3", "JSON object"),
+        ('{"title": ""}', "at least 1 character"),
+        ('{"title": "a"}', "changes nothing"),
+        ('{"title": "a", "config_overrides": {"LR": NaN}}', "no JSON number"),
+        ('{"title": "a", "patch": "x", "instructions": "y"}', "one kind"),
+        ('{"title": "a", "config_overrides": {"X": "\\ud800"}}', "surrogates"),
+        ('{"title": "a", "patchs": "x"}', "did you mean 'patch'"),
+        ("[" * 100_000, "no JSON"),
+    ],
+)
+def test_a_bad_line_has_a_reason(line: str, reason: str) -> None:
+    good, bad = read_answer(line)
+    assert not good and reason in bad[0].reason
+
+
+def test_the_document_stays_small_whatever_the_history(lab: Callable[..., Any]) -> None:
+    place = lab(sources={"train.py": "x" * 150_000, "other.py": "y" * 150_000}).baseline()
+    place.trials *= 5_000
+    place.refused = {f"title {n}": "why " * 1000 for n in range(1000)}
+    told = document_of(place.situation(), 3)
+    assert len(json.dumps(told)) < 400_000
+    assert list(told["sources"]) == ["train.py"] and told["trials_in_all"] == 5_000

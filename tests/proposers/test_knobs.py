@@ -1,0 +1,91 @@
+"""Constants that a script shows: which of them may be turned, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from autohypothesis.proposers.knobs import computed_names, discovered, knobs_of
+from autohypothesis.proposers.search import Search
+from schema import Steering
+
+SCRIPT = """
+import os
+SEED = 42
+RANDOM_STATE = 7
+TIME_BUDGET = 300
+DATA_PATH = "data.txt"
+LEARNING_RATE = 3e-4  # peak
+MOMENTUM = 0.9
+DROPOUT = 0.0
+DECAY = 0.0
+N_LAYERS = 6
+TOTAL_BATCH_SIZE = 2**19
+DEVICE_BATCH_SIZE = 128
+USE_BIAS = True
+H100_BF16_PEAK_FLOPS = 989.5e12
+LOG_INTERVAL = 10
+EVAL_BATCH = 64
+WIDTH = int(os.environ.get("WIDTH", 64))
+TWICE = 1
+TWICE = 2
+lower = 3
+def f():
+    INNER = 5
+"""
+
+
+def test_only_constants_that_make_a_model_are_found() -> None:
+    knobs = discovered({"train.py": SCRIPT, "README.md": "DEPTH = 3"})
+    assert list(knobs) == [
+        "LEARNING_RATE", "MOMENTUM", "DROPOUT", "N_LAYERS", "TOTAL_BATCH_SIZE",
+        "DEVICE_BATCH_SIZE", "USE_BIAS",
+    ]  # fmt: skip
+    rate = knobs["LEARNING_RATE"]
+    assert rate.log and rate.low == 3e-4 / 4 and rate.high == 3e-4 * 4
+    assert knobs["MOMENTUM"].high < 1 and knobs["USE_BIAS"].choices == (False, True)
+    assert (knobs["N_LAYERS"].low, knobs["N_LAYERS"].high) == (1, 24)
+
+
+def test_a_constant_that_follows_another_is_known() -> None:
+    text = "A = 2\nB: int = A * 3\nC, D = 1, 2\nE = profile.depth\nf = A\n"
+    assert computed_names({"train.py": text, "x.txt": "G = A"}) == {"B", "f"}
+    assert computed_names({"train.py": "A = ("}) == set()
+
+
+def test_a_constant_of_two_files_is_nobodys_knob() -> None:
+    assert not discovered({"a.py": "DEPTH = 3\n", "b.py": "DEPTH = 4\n"})
+
+
+def test_a_script_that_does_not_parse_has_no_knobs() -> None:
+    assert not discovered({"train.py": "DEPTH = (\n"})
+
+
+def test_a_foreign_script_can_be_searched(lab: Callable[..., Any]) -> None:
+    """RATE 0.1 with its optimum at 0.3, as somebody's script has it; there is no task file."""
+    place = lab(
+        knobs={}, sources={"train.py": 'RATE = 0.1\nSLEEP = 0.0\nMODE = "train"\n'},
+        reference={"RATE": 0.1, "SLEEP": 0.0, "MODE": "train"},
+        metric=lambda values: 1 + (float(values["RATE"]) - 0.3) ** 2, min_delta=0.001,
+    ).baseline()  # fmt: skip
+    asked = place.search(Search(), 8)
+    assert all(set(proposal.config_overrides) == {"RATE"} for proposal in asked)
+    assert abs(place.reference["RATE"] - 0.3) < 0.1
+
+
+def test_steering_has_the_last_word_on_any_knob(lab: Callable[..., Any]) -> None:
+    place = lab(
+        knobs={}, sources={"train.py": SCRIPT},
+        reference={"LEARNING_RATE": 3e-4, "N_LAYERS": 6, "USE_BIAS": True, "MOMENTUM": 0.9},
+        steering=Steering(frozen=["use_bias"], ranges={"n_layers": (5.5, 7.5), "MOMENTUM": (2, 3)}),
+    )  # fmt: skip
+    knobs = knobs_of(place.situation())
+    assert set(knobs) == {"LEARNING_RATE", "N_LAYERS"}
+    assert (knobs["N_LAYERS"].low, knobs["N_LAYERS"].high) == (6, 7)
+
+
+def test_a_knob_that_the_script_lost_is_no_knob(lab: Callable[..., Any]) -> None:
+    place = lab().baseline()
+    del place.reference["DEPTH"]
+    assert "DEPTH" not in knobs_of(place.situation())
+    assert Search().propose(place.situation(), 3)
