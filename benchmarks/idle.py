@@ -30,9 +30,9 @@ from autohypothesis.engine import devices, iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.settle import settle
-from autohypothesis.fleet.overview import overview
+from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.proposing import Situation
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
@@ -55,7 +55,7 @@ print("peak_vram_mb: 1.0")
 """
 CLAIMER = """
 import sys, pathlib
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 queue = Queue(Layout(pathlib.Path(sys.argv[1])), "bench")
 print("ready", flush=True)
@@ -119,8 +119,8 @@ def observe(root: Path, runs: int, thought: float) -> None:
 
 
 def _observe(root: Path, runs: int, thought: float) -> None:
-    from autohypothesis.fleet.observer import Limits, Observer
-    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.observer.observer import Limits, Observer
+    from autohypothesis.fleet.supervisor.stop import Stop
 
     with Stop() as stop:
         lab = Lab.open(root)

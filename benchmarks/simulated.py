@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autohypothesis.engine.executor import Handle, RunSpec, RunState
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.worker import Worker
+from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_atomic, write_json
 from autohypothesis.records.layout import Layout
@@ -112,7 +112,7 @@ def times(layout: Layout) -> dict[str, list[tuple[float, float]]]:
 
 
 def main() -> None:
-    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.supervisor.stop import Stop
 
     root, seconds, names = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     with Stop() as stop:

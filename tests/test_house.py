@@ -85,14 +85,12 @@ STARTERS = {
     "shim_spawn.py": "the training and its scoring",
     "shim_nvml.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
-    "preflight.py": "the task's preflight command, which never trains",
-    "inputs.py": "the task's locate programs",
     "distributions.py": "another Python, to ask where its packages are",
     "demo.py": "prepare.py",
     "init.py": "prepare.py, where bootstrap finds no data",
     "system.py": "bubblewrap, to see whether it works; what dies with its parent",
     "launching.py": "the processes of the fleet",
-    "program.py": "programs that propose, helper scripts and what builds them; none trains",
+    "program.py": "programs that propose, preflight and locate, helper scripts; none trains",
 }
 
 

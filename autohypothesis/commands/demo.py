@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
 
 LANES = 2
-RUNS = 14
+RUNS = 12
 
 
 def register(app: typer.Typer) -> None:
@@ -44,8 +44,8 @@ def demo(
     from autohypothesis.commands.fleet import bring_up
     from autohypothesis.engine.devices import lanes as all_lanes
     from autohypothesis.engine.lab import Lab
-    from autohypothesis.fleet import muster
-    from autohypothesis.fleet.roster import Wanted, init_fleet
+    from autohypothesis.fleet.roster.roster import Wanted, init_fleet
+    from autohypothesis.fleet.supervisor import muster
 
     started = time.monotonic()
     root = (folder or Path("demo")).absolute()

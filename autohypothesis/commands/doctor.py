@@ -17,7 +17,7 @@ from autohypothesis.commands.app import Json, Repo
 from autohypothesis.commands.common import out, print_json, repository_path
 
 if TYPE_CHECKING:
-    from autohypothesis.fleet.devices import Found
+    from autohypothesis.fleet.roster.devices import Found
 
 Verdict = Literal["ok", "warning", "missing"]
 STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -95,7 +95,7 @@ def _libraries(_: Path) -> Iterator[Check]:
 
 def _devices(_: Path) -> Iterator[Check]:
     from autohypothesis.engine.devices import gpus, lanes
-    from autohypothesis.fleet.devices import discover
+    from autohypothesis.fleet.roster.devices import discover
 
     usable, why_none = gpus()
     for gpu in discover():

@@ -12,7 +12,7 @@ from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import err, laboratory, out, print_json, repository_path
 
 if TYPE_CHECKING:
-    from autohypothesis.fleet.supervisor import Outcome, Supervisor
+    from autohypothesis.fleet.supervisor.supervisor import Outcome, Supervisor
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
     from schema import Manifest
@@ -63,7 +63,7 @@ def up(
 
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
-    from autohypothesis.fleet import muster
+    from autohypothesis.fleet.supervisor import muster
 
     layout = _layout(context, repo)
     manifest = muster.the_fleet(layout)
@@ -90,8 +90,9 @@ def bring_up(
     Raises:
         typer.Exit: the search has failed; why is on stderr.
     """
-    from autohypothesis.fleet import bench, muster
-    from autohypothesis.fleet.supervisor import Supervisor
+    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor.supervisor import Supervisor
+    from autohypothesis.fleet.worker import bench
 
     bench.clear(layout)
     supervisor = Supervisor(
@@ -105,7 +106,7 @@ def bring_up(
 
 def _supervise(layout: Layout, supervisor: Supervisor) -> None:
     from autohypothesis.commands.progress import shown
-    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.supervisor.stop import Stop
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:supervisor")
@@ -134,7 +135,7 @@ def _check_proposers(
 def _detached(
     layout: Layout, max_runs: int | None, hours: float | None, words: list[str], mix: float | None
 ) -> None:
-    from autohypothesis.fleet import muster
+    from autohypothesis.fleet.supervisor import muster
 
     given = {"--max-runs": max_runs, "--hours": hours, "--mix": mix}
     options = [part for name, value in given.items() if value is not None
@@ -157,7 +158,7 @@ def down(
 
     Safe at any time; what was killed before is cleared as well. Example: `orchestrator.py down`
     """
-    from autohypothesis.fleet import shutdown
+    from autohypothesis.fleet.supervisor import shutdown
 
     layout = _layout(context, repo)
     ended = shutdown.end_supervisor(layout, timeout, _say)
@@ -193,8 +194,8 @@ def restore(
     For after a `git clean -xdf`, or in a clone. Example: `orchestrator.py restore --tag nov20`
     """
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.fleet.restore import newest_tag
-    from autohypothesis.fleet.restore import restore as bring_back
+    from autohypothesis.fleet.supervisor.restore import newest_tag
+    from autohypothesis.fleet.supervisor.restore import restore as bring_back
     from autohypothesis.records.locks import hold
 
     repository, layout = _opened(context, repo)
@@ -236,10 +237,10 @@ def observer(
     """
     from datetime import timezone
 
-    from autohypothesis.fleet import muster
-    from autohypothesis.fleet.observer import Limits, Observer
-    from autohypothesis.fleet.stop import Stop
-    from autohypothesis.fleet.supervisor import OBSERVER_FAILED
+    from autohypothesis.fleet.observer.observer import Limits, Observer
+    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured
     from autohypothesis.records.locks import hold
     from autohypothesis.system import set_process_name
@@ -267,10 +268,10 @@ def worker(
 
     Example: `orchestrator.py worker gpu0`
     """
-    from autohypothesis.fleet import muster
-    from autohypothesis.fleet.roster import worker_named
-    from autohypothesis.fleet.stop import Stop
-    from autohypothesis.fleet.worker import Worker
+    from autohypothesis.fleet.roster.roster import worker_named
+    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.worker.worker import Worker
     from autohypothesis.system import set_process_name
 
     set_process_name(f"ah:worker-{worker_id}")
@@ -294,8 +295,8 @@ def tool_builder(
     """
     import shlex
 
-    from autohypothesis.fleet.builder import ToolBuilder
-    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:tool-builder")

@@ -21,7 +21,7 @@ from autohypothesis.errors import ChangeError, RecordError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
-    from autohypothesis.fleet.queue import Place, Queue
+    from autohypothesis.fleet.queue.states import Place, Queue
     from autohypothesis.records.layout import Layout
     from schema import Hypothesis, Proposal
 
@@ -93,8 +93,8 @@ def propose(
     Prints its id. Examples: `orchestrator.py propose --set MATRIX_LR=0.03 --rationale "..."`,
     `orchestrator.py propose --diff --title "squared ReLU"`
     """
-    from autohypothesis.fleet.queue import Queue
-    from autohypothesis.fleet.suggestion import check_worker, suggest
+    from autohypothesis.fleet.observer.suggestion import check_worker, suggest
+    from autohypothesis.fleet.queue.states import Queue
 
     lab = laboratory(context, repo)
     queue = Queue(lab.layout, lab.active())
@@ -181,7 +181,7 @@ def _title(change: dict[str, Any]) -> str:
 def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any]) -> Proposal:
     from pydantic import ValidationError
 
-    from autohypothesis.fleet.queue_files import summary
+    from autohypothesis.fleet.queue.files import summary
     from schema import Proposal
 
     try:
@@ -213,8 +213,8 @@ def dispatch(
 
     Example: `orchestrator.py dispatch h-nov20-0007 gpu0`
     """
-    from autohypothesis.fleet.queue import Queue
-    from autohypothesis.fleet.suggestion import check_worker
+    from autohypothesis.fleet.observer.suggestion import check_worker
+    from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.layout import checked_id
 
     lab = laboratory(context, repo)
@@ -264,7 +264,7 @@ def _print_queue(queue: Queue, found: list[tuple[Place, Hypothesis]], state: Sta
 
 def _found(queue: Queue, state: str | None) -> Iterator[tuple[Place, Hypothesis]]:
     """What is nearest to a device first."""
-    from autohypothesis.fleet.queue import Place
+    from autohypothesis.fleet.queue.states import Place
 
     if state in (None, "running"):
         for worker, several in queue.running().items():
@@ -311,7 +311,7 @@ def briefing(context: typer.Context, repo: Repo = None, as_json: Json = False) -
 def _print_brief(layout: Layout, document: Any) -> None:
     from pydantic import ValidationError
 
-    from autohypothesis.fleet.queue_files import summary
+    from autohypothesis.fleet.queue.files import summary
     from autohypothesis.terminal.queue_table import print_brief
     from schema import Brief
 
@@ -336,7 +336,7 @@ def _layout(context: typer.Context, repo: Path | None) -> Layout:
 
 
 def _queue(layout: Layout, tag: str | None) -> Queue:
-    from autohypothesis.fleet.queue import Queue
+    from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.layout import checked_id
     from autohypothesis.records.ledger import active_tag
 

@@ -16,7 +16,7 @@ from autohypothesis.errors import FleetError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
-    from autohypothesis.fleet.roster import Fleet
+    from autohypothesis.fleet.roster.roster import Fleet
 
 
 class NamesWhatLacksItsValue(TyperCommand):
@@ -86,7 +86,7 @@ def init_fleet(
 
     Run again, it makes what is missing. Example: `orchestrator.py init-fleet --gpus 0,1`
     """
-    from autohypothesis.fleet import roster
+    from autohypothesis.fleet.roster import roster
 
     wanted = roster.Wanted(
         tag, gpus, cpu_workers, create_worktrees, start, tuple(proposer or ()), mix
@@ -134,9 +134,9 @@ def bootstrap(
 
     What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
     """
-    from autohypothesis.fleet import roster
-    from autohypothesis.fleet import warm_start as warm
-    from autohypothesis.fleet.devices import choose
+    from autohypothesis.fleet.roster import roster
+    from autohypothesis.fleet.roster import warm_start as warm
+    from autohypothesis.fleet.roster.devices import choose
 
     wanted = roster.Wanted(tag, gpus, cpu_workers, create_worktrees)
     lab = laboratory(context, repo, tag=tag)
@@ -202,7 +202,7 @@ def _prepare(lab: Lab) -> None:
 def _baseline(lab: Lab, device: str) -> None:
     """The reference as it stands, run once on a device of the fleet, and decided."""
     from autohypothesis.commands.watch import ProgressWatch
-    from autohypothesis.fleet.baseline import has_baseline, run_baseline
+    from autohypothesis.fleet.roster.baseline import has_baseline, run_baseline
 
     if has_baseline(lab):
         return
@@ -232,7 +232,7 @@ def prune(
     """
     from dataclasses import asdict
 
-    from autohypothesis.fleet import salvage
+    from autohypothesis.fleet.roster import salvage
 
     steps: Sequence[salvage.Step] = salvage.prune(
         laboratory(context, repo), dry_run=dry_run, tag=tag

@@ -25,7 +25,7 @@ def status(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
 
     Example: `orchestrator.py status`
     """
-    from autohypothesis.fleet.overview import overview
+    from autohypothesis.fleet.overview.overview import overview
 
     view = overview(_layout(context, repo))
     if as_json:
@@ -72,7 +72,7 @@ def digest(
 
     It reads the ledger as the last sync left it. Example: `orchestrator.py digest --since 12`
     """
-    from autohypothesis.fleet.digest import digest as gather
+    from autohypothesis.fleet.overview.digest import digest as gather
     from autohypothesis.records.layout import checked_id
 
     page = gather(_layout(context, repo), checked_id(tag) if tag else None, since_hours=since)

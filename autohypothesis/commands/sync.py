@@ -88,7 +88,7 @@ def _watch(
 ) -> None:
     """Until asked to stop. What fails once, a full disk say, is said and tried again."""
     from autohypothesis.errors import AutohypothesisError
-    from autohypothesis.fleet.stop import Stop
+    from autohypothesis.fleet.supervisor.stop import Stop
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:sync")
@@ -105,7 +105,7 @@ def _watch(
 
 def keep(repository: Repository, layout: Layout, *, everything: bool = False) -> str | None:
     """A snapshot of the active tag; the commit, or None when nothing is new or no tag active."""
-    from autohypothesis.fleet.snapshot import snapshot
+    from autohypothesis.fleet.supervisor.snapshot import snapshot
     from autohypothesis.records.layout import ID
     from autohypothesis.records.ledger import active_tag
 

@@ -59,7 +59,7 @@ def request(
 
     Example: `orchestrator.py tools request noise --problem "how far does val_bpb move by itself?"`
     """
-    from autohypothesis.fleet import tools
+    from autohypothesis.fleet.toolbuilder import tools
 
     tool = tools.request(
         _layout(context, repo),
@@ -94,7 +94,7 @@ def publish(
 
     Example: `orchestrator.py tools publish my-noise /tmp/my_noise.py`
     """
-    from autohypothesis.fleet import tools
+    from autohypothesis.fleet.toolbuilder import tools
 
     tool = tools.publish(
         _layout(context, repo), tool_id, path.absolute(), title=title, decided_by=getpass.getuser()
@@ -115,7 +115,7 @@ def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False)
 
     Example: `orchestrator.py tools list --json`
     """
-    from autohypothesis.fleet import tools
+    from autohypothesis.fleet.toolbuilder import tools
 
     found = tools.registry(_layout(context, repo))
     if as_json:
@@ -144,7 +144,7 @@ def run(
 
     Examples: `orchestrator.py tools run noise`, `orchestrator.py tools run curves --help`
     """
-    from autohypothesis.fleet import tools
+    from autohypothesis.fleet.toolbuilder import tools
 
     ended = tools.run(
         _layout(context, repo),

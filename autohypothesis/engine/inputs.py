@@ -7,7 +7,6 @@ one: it knows the data, its profile and the hashes that make two machines compar
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED
 from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.run_command import resolved
@@ -145,28 +145,26 @@ def _located(
     said = " ".join(wanted.locate)
     hint = f"run `{said}` in {checkout}"
     try:
-        answer = subprocess.run(
+        ended = program.run(
             resolved(wanted.locate, root),
             cwd=checkout / task.run.cwd,
-            env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=TIMEOUT_S,
+            environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+            timeout_s=TIMEOUT_S,
         )
-    except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"`{said}` took over {TIMEOUT_S:.0f} s", hint=hint) from error
     except OSError as error:
         raise LaunchError(f"`{said}` does not start: {error}", hint=hint) from error
-    if answer.returncode:
-        words = answer.stderr.decode("utf-8", "replace").strip().splitlines()
-        reason = words[-1][:300] if words else f"exit code {answer.returncode}"
+    if ended.exit_code is None:
+        raise LaunchError(f"`{said}` took over {TIMEOUT_S:.0f} s", hint=hint)
+    if ended.exit_code:
+        words = ended.err.strip().splitlines()
+        reason = words[-1][:300] if words else f"exit code {ended.exit_code}"
         raise LaunchError(f"the data cannot be located: {reason}", hint=hint)
-    return _report(answer.stdout, said, hint)
+    return _report(ended.out, said, hint)
 
 
-def _report(out: bytes, said: str, hint: str) -> InputReport:
+def _report(out: str, said: str, hint: str) -> InputReport:
     """The report in `out`: all of it is one JSON object, or its last line is."""
-    text = out.decode("utf-8", "replace").strip()
+    text = out.strip()
     try:
         try:
             found = json.loads(text)

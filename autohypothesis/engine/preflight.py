@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autohypothesis.engine import program
 from autohypothesis.engine.constants import parse, read_constants
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
 from autohypothesis.engine.run_command import resolved
@@ -27,7 +24,6 @@ from autohypothesis.errors import ChangeError, PreflightError
 TIMEOUT_S = 120.0
 TAIL = 64 * 1024
 """Bytes of what the command printed that are looked at."""
-DRAIN_S = 2.0
 
 
 class PreflightVerdict(BaseModel):
@@ -106,14 +102,26 @@ def run_preflight(
         str(evaluator) if evaluator is not None and word == task.scorer.evaluator else word
         for word in resolved(task.run.preflight or (), root)
     ]
-    status, out, said = _run(words, checkout / task.run.cwd, _environment(task, inputs), timeout_s)
-    verdict = _verdict(out)
-    if status is None:
+    try:
+        ended = program.run(
+            words,
+            cwd=checkout / task.run.cwd,
+            environment=_environment(task, inputs),
+            timeout_s=timeout_s,
+            out_limit=TAIL,
+            tail=True,
+        )
+    except OSError as error:
+        raise PreflightError(
+            f"the preflight does not start: {error}", hint="correct run.preflight of the task"
+        ) from error
+    verdict = _verdict(ended.out)
+    if ended.exit_code is None:
         raise PreflightError(
             f"the preflight took over {timeout_s:.0f} s", hint="propose a smaller model"
         )
     if verdict is None:
-        reason = said.strip().splitlines()[-1:] or [f"exit code {status}"]
+        reason = ended.err.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]
         raise PreflightError(
             f"the preflight gave no verdict: {reason[0][:300]}",
             hint=f"run `{' '.join(words)}` in {checkout}",
@@ -137,56 +145,6 @@ def _environment(task: Task, inputs: Mapping[str, str] | None) -> dict[str, str]
         **task.run.env,
         **(inputs or {}),
     }
-
-
-def _run(
-    words: list[str], cwd: Path, environment: Mapping[str, str], timeout_s: float
-) -> tuple[int | None, str, str]:
-    """Exit status (None: out of time) and the ends of both outputs. Nothing it started survives."""
-    try:
-        process = subprocess.Popen(
-            words,
-            cwd=cwd,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise PreflightError(
-            f"the preflight does not start: {error}", hint="correct run.preflight of the task"
-        ) from error
-    out, err = _Tail(process.stdout), _Tail(process.stderr)
-    status: int | None = None
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            status = process.wait(timeout_s)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return status, out.text(), err.text()
-
-
-class _Tail:
-    """The end of a stream, however much a candidate prints."""
-
-    def __init__(self, stream: IO[bytes] | None) -> None:
-        assert stream is not None
-        self._stream, self._kept = stream, bytearray()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        with self._stream:
-            while chunk := os.read(self._stream.fileno(), TAIL):
-                self._kept += chunk
-                del self._kept[:-TAIL]
-
-    def text(self) -> str:
-        self._reader.join(DRAIN_S)  # what left the process group may hold the stream open
-        return self._kept.decode("utf-8", "replace")
 
 
 def _verdict(out: str) -> PreflightVerdict | None:

@@ -57,6 +57,7 @@ def run(
     stdin: bytes = b"",
     capture: bool = True,
     out_limit: int = OUT_LIMIT,
+    tail: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Ended:
     """Run a program to its end, or to `timeout_s`, or until `cancelled`.
@@ -64,6 +65,7 @@ def run(
     Args:
         words: a program from the PATH or a file seen from `cwd`, and its arguments. No shell.
         capture: without it the program prints where this process prints.
+        tail: keep the end of what it says, however much that is, and let it go on.
 
     Raises:
         OSError: there is no such program, or it may not be run.
@@ -76,7 +78,10 @@ def run(
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
     )  # fmt: skip
     try:
-        out, err = _Kept(process.stdout, out_limit), _Kept(process.stderr, ERR_LIMIT, tail=True)
+        out, err = (
+            _Kept(process.stdout, out_limit, tail=tail),
+            _Kept(process.stderr, ERR_LIMIT, tail=True),
+        )
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
         exit_code = _wait(process, began + timeout_s, lambda: out.overflow or cancelled())

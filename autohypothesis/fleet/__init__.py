@@ -1,1 +1,1 @@
-"""Many iterations at once. So far: sync, which turns bundles into the ledger."""
+"""Many iterations at once: rooms for each role, and sync, which turns bundles into the ledger."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from autohypothesis.engine.task import Knob
 from schema import Brief, Direction, Hypothesis, Proposal, Setting, Steering
@@ -69,3 +69,11 @@ class Proposer(Protocol):
         Raises:
             ProposerError: it failed; others fill in, and `status` says so.
         """
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A proposer that can be called off while it thinks."""
+
+    def stop(self) -> None:
+        """From another thread: `propose` returns or raises soon."""

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.digest_views import Crash, Digest, Record, Step, Use
+from autohypothesis.fleet.overview.digest_views import Crash, Digest, Record, Step, Use
 from autohypothesis.terminal.fleet_table import (
     better,
     duration,

@@ -13,8 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.standing import Best
-from autohypothesis.fleet.views import Need, Overview, RoleView, Waiting, WorkerView
+from autohypothesis.fleet.overview.standing import Best
+from autohypothesis.fleet.overview.views import Need, Overview, RoleView, Waiting, WorkerView
 from autohypothesis.terminal.style import number
 
 BAR = 10

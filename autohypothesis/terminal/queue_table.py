@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.queue import Place
+from autohypothesis.fleet.queue.states import Place
 from autohypothesis.terminal.fleet_table import one_line, titled
 from autohypothesis.terminal.style import number
 from schema import Brief, Finding, Hypothesis

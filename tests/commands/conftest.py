@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records import bundles
 from autohypothesis.records.files import write_json as write_durably
 from autohypothesis.records.git import Repository

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet import heartbeat, roles, shutdown
-from autohypothesis.fleet.snapshot import ledger_ref
+from autohypothesis.fleet.supervisor import roles, shutdown
+from autohypothesis.fleet.supervisor.snapshot import ledger_ref
 from autohypothesis.fleet.sync import sync
+from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger

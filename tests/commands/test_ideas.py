@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.commands.ideas import complete_hypothesis, complete_worker
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
 from schema import BestResult, Brief, Finding, Proposal, QueueEntry, now

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet.builder import CATALOGUE, ToolBuilder
+from autohypothesis.fleet.toolbuilder.builder import CATALOGUE, ToolBuilder
 from autohypothesis.records.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -82,6 +82,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
+def known_commands() -> set[str | None]:
+    """Commands and groups of commands, as the first word after `orchestrator.py`."""
+    from orchestrator import app
+
+    registered = (*app.registered_commands, *app.registered_groups)
+    return {one.name for one in registered}
+
+
 def run(command: str, cwd: Path, environment: dict[str, str]) -> None:
     command = STAND_INS.get(command, command)
     if not command:
@@ -115,9 +123,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_that_are_named_exist(page: Path) -> None:
     """Commands of ours, targets of make and modules, wherever they stand in a text."""
-    from orchestrator import app
-
-    names = {command.name for command in app.registered_commands}
+    names = known_commands()
     targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert targets
     text = page.read_text(encoding="utf-8")
@@ -130,9 +136,7 @@ def test_commands_that_are_named_exist(page: Path) -> None:
 
 
 def test_hints_in_error_messages_name_commands_that_exist() -> None:
-    from orchestrator import app
-
-    names = {command.name for command in app.registered_commands}
+    names = known_commands()
     for path in (ROOT / "autohypothesis").rglob("*.py"):
         for name in re.findall(r"python orchestrator\.py ([a-z][a-z-]+)", path.read_text()):
             assert name in names, f"{path} names the command {name}"

@@ -379,7 +379,7 @@ def test_a_preflight_that_prints_for_ever_fills_nothing(
 def test_a_verdict_counts_although_a_daemon_holds_the_output(
     searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autohypothesis.engine.preflight.DRAIN_S", 0.2)
+    monkeypatch.setattr("autohypothesis.engine.program._DRAIN_S", 0.2)
     code = (
         "import subprocess, sys; print('{\"ok\": true}', flush=True);"
         "subprocess.Popen(['sleep', '5'], start_new_session=True)"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet import brief as module
-from autohypothesis.fleet.brief import publish, take_edits
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue import brief as module
+from autohypothesis.fleet.queue.brief import publish, take_edits
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import write_json
 from schema import Brief, Plan, PlannedHypothesis, Proposal, Row, Steering, Worker, now
@@ -395,12 +395,12 @@ def test_who_still_had_the_old_version_open_is_heard(fleet_lab: Lab, queue: Queu
 
 
 CALLS = [
-    "autohypothesis.fleet.brief.os.rename",
-    "autohypothesis.fleet.brief.os.replace",
-    "autohypothesis.fleet.brief.rename_exclusive",
-    "autohypothesis.fleet.brief.write_json",
-    "autohypothesis.fleet.queue.write_json",
-    "autohypothesis.fleet.queue.rename_exclusive",
+    "autohypothesis.fleet.queue.brief.os.rename",
+    "autohypothesis.fleet.queue.brief.os.replace",
+    "autohypothesis.fleet.queue.brief.rename_exclusive",
+    "autohypothesis.fleet.queue.brief.write_json",
+    "autohypothesis.fleet.queue.states.write_json",
+    "autohypothesis.fleet.queue.states.rename_exclusive",
 ]
 
 

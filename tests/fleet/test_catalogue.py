@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.fleet import toolcheck, tools
-from autohypothesis.fleet.builder import ALIASES, CATALOGUE
+from autohypothesis.fleet.toolbuilder import checks as toolcheck
+from autohypothesis.fleet.toolbuilder import tools
+from autohypothesis.fleet.toolbuilder.builder import ALIASES, CATALOGUE
 from autohypothesis.records.layout import Layout
 
 NAMES = sorted(path.stem for path in CATALOGUE.glob("*.py") if path.stem != "__init__")

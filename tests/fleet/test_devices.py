@@ -13,7 +13,7 @@ import pytest
 from autohypothesis import system
 from autohypothesis.engine import devices as engine
 from autohypothesis.errors import LeaseError, UsageError
-from autohypothesis.fleet.devices import choose, discover
+from autohypothesis.fleet.roster.devices import choose, discover
 
 STAND_IN = Path(__file__).parent / "stand_in_gpus" / "pynvml.py"
 Machine = Callable[..., None]

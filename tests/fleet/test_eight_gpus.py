@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 from schema import Proposal, Worker
 

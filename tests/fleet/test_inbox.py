@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet.inbox import take_inbox
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.inbox import take_inbox
+from autohypothesis.fleet.queue.states import Queue
 
 
 def put(queue: Queue, name: str, content: object, *, old: bool = True) -> Path:
@@ -153,11 +153,11 @@ def test_two_refused_files_of_one_name_are_both_kept(queue: Queue) -> None:
 
 
 CALLS = [
-    "autohypothesis.fleet.inbox.rename_exclusive",
-    "autohypothesis.fleet.inbox.write_json",
-    "autohypothesis.fleet.queue.write_json",
-    "autohypothesis.fleet.queue.allocate_hypothesis",
-    "autohypothesis.fleet.inbox.Path.unlink",
+    "autohypothesis.fleet.queue.inbox.rename_exclusive",
+    "autohypothesis.fleet.queue.inbox.write_json",
+    "autohypothesis.fleet.queue.states.write_json",
+    "autohypothesis.fleet.queue.states.allocate_hypothesis",
+    "autohypothesis.fleet.queue.inbox.Path.unlink",
 ]
 
 
@@ -180,8 +180,8 @@ def test_a_kill_while_taking_loses_none_and_doubles_none(
 TAKER = """
 import sys
 from pathlib import Path
-from autohypothesis.fleet.inbox import take_inbox
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.inbox import take_inbox
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 queue = Queue(Layout(Path(sys.argv[1])), "t")
 while True:

@@ -23,7 +23,7 @@ from autohypothesis.engine.devices import lanes, lease_of
 from autohypothesis.engine.lab import Lab, run_ids
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.past import Settled
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger

@@ -19,11 +19,11 @@ import pytest
 
 from autohypothesis.engine import settle as settling
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet import tools
-from autohypothesis.fleet.chronicle import is_lost
-from autohypothesis.fleet.observer import Observer
-from autohypothesis.fleet.queue import Queue
-from autohypothesis.fleet.roles import lives, read_role
+from autohypothesis.fleet.observer.chronicle import is_lost
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.supervisor.roles import lives, read_role
+from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
@@ -36,8 +36,8 @@ ROOT_MODULE = """
 import sys
 from pathlib import Path
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.observer import Limits, Observer
-from autohypothesis.fleet.stop import Stop
+from autohypothesis.fleet.observer.observer import Limits, Observer
+from autohypothesis.fleet.supervisor.stop import Stop
 from autohypothesis.records.locks import hold
 from schema import Proposal
 
@@ -358,7 +358,7 @@ def test_a_turn_without_news_reads_no_bundle_and_writes_nothing(
         watched.turn()
     before = _everything(fleet_lab)
     watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
-    monkeypatch.setattr("autohypothesis.fleet.deciding.settle_waiting", None)
+    monkeypatch.setattr("autohypothesis.fleet.observer.deciding.settle_waiting", None)
     for _ in range(10):
         watched.turn()
     after = _everything(fleet_lab)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from autohypothesis.errors import FleetError
-from autohypothesis.fleet import heartbeat, roles
-from autohypothesis.fleet.presence import refuse_another_machine
+from autohypothesis.fleet.supervisor import roles
+from autohypothesis.fleet.supervisor.presence import refuse_another_machine
+from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import host_name
 from schema import Heartbeat, now

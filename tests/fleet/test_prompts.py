@@ -13,9 +13,9 @@ import typer
 import orchestrator
 from autohypothesis import system
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet import prompts
-from autohypothesis.fleet.queue import Queue
-from autohypothesis.fleet.roster import Fleet, Wanted, init_fleet
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.roster import prompts
+from autohypothesis.fleet.roster.roster import Fleet, Wanted, init_fleet
 from autohypothesis.records.files import write_json
 from schema import Proposal, Registry, Tool, now
 

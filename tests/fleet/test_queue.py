@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.errors import QueueError
-from autohypothesis.fleet.queue import Place, Queue
+from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.records.layout import Layout
 from schema import Hypothesis, Proposal
 
@@ -115,7 +115,7 @@ def test_what_is_done_is_read_once(queue: Queue, monkeypatch: pytest.MonkeyPatch
     for path in (*folder.iterdir(), folder):
         os.utime(path, ns=(0, 10**18))
     assert len(queue.done()) == 3
-    monkeypatch.setattr("autohypothesis.fleet.queue_files.read_with_status", None)
+    monkeypatch.setattr("autohypothesis.fleet.queue.files.read_with_status", None)
     monkeypatch.setattr("os.listdir", None)
     assert len(queue.done()) == 3
     assert len(queue.done_ids()) == 3
@@ -303,9 +303,9 @@ def test_what_killed_writers_left_is_swept(queue: Queue) -> None:
 
 CALLS = [
     "autohypothesis.records.files.os.replace",
-    "autohypothesis.fleet.queue.rename_exclusive",
-    "autohypothesis.fleet.queue.write_json",
-    "autohypothesis.fleet.queue.os.unlink",
+    "autohypothesis.fleet.queue.states.rename_exclusive",
+    "autohypothesis.fleet.queue.states.write_json",
+    "autohypothesis.fleet.queue.states.os.unlink",
 ]
 A_LIFE = ["dispatch", "claim", "release", "withdraw", "dispatch", "claim", "finish", "requeue"]
 
@@ -349,7 +349,7 @@ from contextlib import suppress
 from pathlib import Path
 from autohypothesis import system
 from autohypothesis.errors import QueueError
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 from schema import Proposal
 if sys.argv[3] == "link":
@@ -406,7 +406,7 @@ def test_thirty_kills_leave_every_hypothesis_in_one_state(
 CLAIMER = """
 import sys
 from pathlib import Path
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 queue = Queue(Layout(Path(sys.argv[1])), "t")
 print("ready", flush=True)
@@ -472,7 +472,7 @@ def test_two_syncs_beside_a_writer_of_200_dispatches_lose_none(
 LOOKER = """
 import sys
 from pathlib import Path
-from autohypothesis.fleet.queue import Queue
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 queue = Queue(Layout(Path(sys.argv[1])), "t")
 print("ready", flush=True)
@@ -516,7 +516,7 @@ def test_a_full_disk_leaves_the_hypothesis_where_it_was(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("autohypothesis.fleet.queue.rename_exclusive", full)
+        patched.setattr("autohypothesis.fleet.queue.states.rename_exclusive", full)
         with pytest.raises(QueueError, match="No space left"):
             queue.dispatch(name, "cpu0")
     assert [one.hypothesis_id for one in queue.pending()] == [name]

@@ -29,9 +29,9 @@ from hypothesis.stateful import (
 
 from autohypothesis import system
 from autohypothesis.errors import AutohypothesisError, QueueError
-from autohypothesis.fleet import queue as queue_module
-from autohypothesis.fleet.queue import Place, Queue
-from autohypothesis.fleet.queue_files import DONE, PENDING
+from autohypothesis.fleet.queue import states as queue_module
+from autohypothesis.fleet.queue.files import DONE, PENDING
+from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.records.layout import Layout
 from schema import Proposal
 

@@ -28,11 +28,11 @@ from autohypothesis.errors import (
     RecordError,
     UsageError,
 )
-from autohypothesis.fleet.queue import Queue
-from autohypothesis.fleet.roster import Fleet, Wanted, init_fleet, read_manifest
-from autohypothesis.fleet.salvage import prune
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.roster.roster import Fleet, Wanted, init_fleet, read_manifest
+from autohypothesis.fleet.roster.salvage import prune
+from autohypothesis.fleet.roster.worktrees import Worktrees, marker
 from autohypothesis.fleet.sync import sync
-from autohypothesis.fleet.worktrees import Worktrees, marker
 from autohypothesis.records import locks
 from autohypothesis.records.git import SALVAGE
 from schema import Proposal
@@ -44,7 +44,7 @@ INIT = (
     "from autohypothesis import system\n"
     "system.physical_cores = lambda: list(range(8))\n"
     "from autohypothesis.engine.lab import Lab\n"
-    "from autohypothesis.fleet.roster import Wanted, init_fleet\n"
+    "from autohypothesis.fleet.roster.roster import Wanted, init_fleet\n"
     "init_fleet(Lab.open(Path(sys.argv[1])), Wanted(cpu_workers=int(sys.argv[2])))\n"
 )
 
@@ -512,7 +512,7 @@ def _locked(place: Path) -> bool:
 MAKE = (
     "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
     "from autohypothesis.engine.lab import Lab\n"
-    "from autohypothesis.fleet.worktrees import Worktrees\n"
+    "from autohypothesis.fleet.roster.worktrees import Worktrees\n"
     "lab = Lab.open(Path(sys.argv[1])); trees = Worktrees(lab.repository, 't')\n"
     "with ThreadPoolExecutor(16) as pool:\n"
     "    made = list(pool.map(lambda n: trees.make(f'cpu{n}', lab.reference()),\n"

@@ -19,10 +19,10 @@ from autohypothesis.engine.iteration import Request, run
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.settle import settle
 from autohypothesis.errors import FleetError, GitError
-from autohypothesis.fleet import restore as restoring
-from autohypothesis.fleet import snapshot as module
-from autohypothesis.fleet.restore import newest_tag, restore
-from autohypothesis.fleet.snapshot import LOG_TAIL, ledger_ref, snapshot
+from autohypothesis.fleet.supervisor import restore as restoring
+from autohypothesis.fleet.supervisor import snapshot as module
+from autohypothesis.fleet.supervisor.restore import newest_tag, restore
+from autohypothesis.fleet.supervisor.snapshot import LOG_TAIL, ledger_ref, snapshot
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import git_keep
 from autohypothesis.records.files import opened, write_json
@@ -355,7 +355,7 @@ def test_a_killed_snapshot_is_made_again(lab: Lab, git: Git) -> None:
         bundle(lab.layout, f"h-{number}")
     code = (
         "import sys; from pathlib import Path\n"
-        "from autohypothesis.fleet.snapshot import snapshot\n"
+        "from autohypothesis.fleet.supervisor.snapshot import snapshot\n"
         "from autohypothesis.records.git import Repository\n"
         "from autohypothesis.records.layout import Layout\n"
         "root = Path(sys.argv[1]); print('on', flush=True)\n"

@@ -8,8 +8,7 @@ import pytest
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.task import Knob
-from autohypothesis.fleet import roles
-from autohypothesis.fleet.steering import (
+from autohypothesis.fleet.observer.steering import (
     SteeringFiles,
     both,
     limits,
@@ -18,6 +17,7 @@ from autohypothesis.fleet.steering import (
     unknown_names,
     violation,
 )
+from autohypothesis.fleet.supervisor import roles
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from schema import Steering
@@ -114,7 +114,7 @@ def test_a_page_is_not_parsed_again_while_it_stays(
     files = SteeringFiles(layout)
     write(layout, "frozen: [DEPTH]")
     files.combined()
-    monkeypatch.setattr("autohypothesis.fleet.steering.parse", None)
+    monkeypatch.setattr("autohypothesis.fleet.observer.steering.parse", None)
     assert files.combined().frozen == ["DEPTH"]
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import LockError
-from autohypothesis.fleet import roles, shutdown
-from autohypothesis.fleet.launching import Role, log_tail
-from autohypothesis.fleet.stop import Stop
-from autohypothesis.fleet.supervisor import Child, Pace, Supervisor
+from autohypothesis.fleet.supervisor import roles, shutdown
+from autohypothesis.fleet.supervisor.launching import Role, log_tail
+from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.supervisor.supervisor import Child, Pace, Supervisor
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
 from autohypothesis.system import is_alive, process_start
@@ -28,8 +28,9 @@ PACE = "Pace(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
 ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
 import sys, time
 from pathlib import Path
-from autohypothesis.fleet import heartbeat, roles
-from autohypothesis.fleet.stop import Stop
+from autohypothesis.fleet.worker import heartbeat
+from autohypothesis.fleet.supervisor import roles
+from autohypothesis.fleet.supervisor.stop import Stop
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.processes import Process
@@ -77,9 +78,9 @@ with Stop() as stop, hold(layout, name, doing=name, timeout=20):
 UP = f"""
 import json, sys
 from pathlib import Path
-from autohypothesis.fleet.launching import Role
-from autohypothesis.fleet.stop import Stop
-from autohypothesis.fleet.supervisor import Pace, Supervisor
+from autohypothesis.fleet.supervisor.launching import Role
+from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.supervisor.supervisor import Pace, Supervisor
 from autohypothesis.records.layout import Layout
 
 root, plan = Path(sys.argv[1]), json.loads(sys.argv[2])

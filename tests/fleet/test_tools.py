@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import LockError, ToolError, UsageError
-from autohypothesis.fleet import tool_process, tool_registry, tools
-from autohypothesis.fleet.builder import ATTEMPTS, ToolBuilder, from_catalogue
-from autohypothesis.fleet.roles import read_role
-from autohypothesis.fleet.toolcheck import Limits
+from autohypothesis.fleet.supervisor.roles import read_role
+from autohypothesis.fleet.toolbuilder import process as tool_process
+from autohypothesis.fleet.toolbuilder import registry as tool_registry
+from autohypothesis.fleet.toolbuilder import tools
+from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
+from autohypothesis.fleet.toolbuilder.checks import Limits
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from schema import Tool
@@ -297,13 +299,13 @@ def test_the_figure_of_a_tool_that_fails_is_an_error(layout: Layout) -> None:
 
 
 NO_SANDBOX = """
-from autohypothesis.fleet import tool_process
+from autohypothesis.fleet.toolbuilder import process as tool_process
 tool_process.has_sandbox = lambda: False
 """
 CALL = """
 import sys
 from pathlib import Path
-from autohypothesis.fleet import tools
+from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.layout import Layout
 tools.run(Layout(Path(sys.argv[1])), "answer", sys.argv[2:])
 """
@@ -355,7 +357,7 @@ def test_requests_at_once_lose_none(layout: Layout) -> None:
 REQUESTS = """
 import sys
 from pathlib import Path
-from autohypothesis.fleet import tools
+from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.layout import Layout
 for n in range(1000):
     name = f"{sys.argv[2]}-{n}"

@@ -22,11 +22,11 @@ from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.errors import LockError, RecordError
-from autohypothesis.fleet import bench, heartbeat, worker
-from autohypothesis.fleet.heartbeat import at_work, read
-from autohypothesis.fleet.queue import Queue
-from autohypothesis.fleet.takeover import newest_experiment
-from autohypothesis.fleet.worker import Worker
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.worker import bench, heartbeat, worker
+from autohypothesis.fleet.worker.heartbeat import at_work, read
+from autohypothesis.fleet.worker.takeover import newest_experiment
+from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.git import experiment_ref
 from schema import Heartbeat, Proposal, Result, now
 from schema import Worker as Entry
@@ -41,8 +41,8 @@ PROCESS = f"""
 import sys
 from pathlib import Path
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.stop import Stop
-from autohypothesis.fleet.worker import Worker
+from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.worker.worker import Worker
 from schema import Worker as Entry
 entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")
 with Stop() as stop:
@@ -325,7 +325,7 @@ def test_down_cancels_collects_and_gives_back_what_was_prepared(
 def test_an_abandoned_worker_leaves_its_training_to_its_successor(
     fleet_lab: Lab, jobs: Queue, until: Until
 ) -> None:
-    first, second = propose(jobs, 2, overrides={"SLEEP": 4.0})
+    first, second = propose(jobs, 2, overrides={"SLEEP": 8.0})
     running = Running(Worker(fleet_lab, ENTRY))
     until(lambda: trains(fleet_lab, f"{first}-1"))
     until(lambda: seen(fleet_lab).next_hypothesis_id == second)

@@ -15,6 +15,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 import time
@@ -35,20 +36,11 @@ from autohypothesis.engine import devices, settle, shim, shim_files, workspace
 from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
-from autohypothesis.fleet import (
-    bench,
-    claims,
-    deciding,
-    errands,
-    heartbeat,
-    observer,
-    preparing,
-    publishing,
-    queue,
-    sync,
-    worker,
-)
-from autohypothesis.fleet.ending import Limits
+from autohypothesis.fleet import sync
+from autohypothesis.fleet.observer import deciding, errands, observer, publishing
+from autohypothesis.fleet.observer.ending import Limits
+from autohypothesis.fleet.queue import states as queue
+from autohypothesis.fleet.worker import bench, claims, heartbeat, preparing, worker
 from autohypothesis.records import bundles, git, locks, processes
 from autohypothesis.records.files import read_json, write_json
 from tests.fleet.conftest import git as run_git
@@ -138,6 +130,11 @@ class Shim:
     def trains(self) -> bool:
         return self.lease is not None and self.lives
 
+    @property
+    def waits(self) -> bool:
+        """Whether it was told to go, and has not begun."""
+        return self.told and self.launch is None and self.lives
+
     def write(self, word: bytes) -> None:
         """The word of its starter. A slow one needs a while to begin."""
         assert word == shim.GO
@@ -145,7 +142,7 @@ class Shim:
         self.told = True
         if not self.slow:
             self.boot()
-        self.world.strike("go")
+        self.world.strike("go", after=True)
 
     def close(self) -> None:
         self.closed = True
@@ -432,6 +429,12 @@ class World:
             signal=system.signal_process,
         )  # fmt: skip
 
+        def getpid() -> int:
+            """Libraries keep the real one: a lock would think that it had been forked."""
+            asks = str(sys._getframe(1).f_globals["__name__"])
+            ours = asks.startswith("autohypothesis")
+            return self._pid if ours and self._pid else int(real.getpid())
+
         def start(pid: int) -> float | None:
             return self.processes.get(pid) if pid > FIRST_PID else real.start(pid)
 
@@ -455,7 +458,7 @@ class World:
             self.patches.setattr(module, "is_alive", alive)
         self.patches.setattr(system, "signal_process", signalled)
         self.patches.setattr(system, "physical_cores", lambda: list(range(len(WORKERS))))
-        self.patches.setattr(os, "getpid", lambda: self._pid or real.getpid())
+        self.patches.setattr(os, "getpid", getpid)
         self.patches.setattr(shim, "warm", self._warm)
         self.patches.setattr(shim, "wait", self._wait_for_shim)
         self.patches.setattr(devices, "TAKEN_S", 0.0)
@@ -472,6 +475,8 @@ class World:
 
     def end_cancelled(self) -> None:
         for one in self.shims:
+            if one.asked_to_end and one.waits:
+                one.boot()
             if one.asked_to_end and one.trains:
                 one.leave({"status": "cancelled", "exit_code": None, "signal": 15})
 

@@ -1,0 +1,81 @@
+"""Who gets what: one hypothesis waits for each worker, the baseline comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from autohypothesis.errors import QueueError
+from autohypothesis.fleet.observer.crew import Crew
+from autohypothesis.fleet.observer.requeue import Returns
+from autohypothesis.fleet.queue.states import Queue
+from schema import Hypothesis
+
+FOR = "@"
+"""A source id of the observer's own that ends in `@<worker>` is for that worker alone."""
+
+
+@dataclass(frozen=True)
+class Handout:
+    """One round of giving out work."""
+
+    queue: Queue
+    returns: Returns
+    crew: Crew
+
+    def give(self, may_begin: Callable[[Hypothesis], bool], room: int | None) -> list[str]:
+        """Dispatch to every ready worker that nothing waits for; a line for each.
+
+        Args:
+            room: how many more may begin; None: as many as there are workers.
+        """
+        pending = [one for one in self.queue.pending() if may_begin(one)]
+        said: list[str] = []
+        for worker in self._without_work():
+            if room is not None and len(said) >= room:
+                break
+            chosen = next((one for one in pending if self._suits(one, worker)), None)
+            if chosen is None:
+                continue
+            pending.remove(chosen)
+            try:
+                self.queue.dispatch(chosen.hypothesis_id, worker)
+            except QueueError:
+                continue  # a person or a `dispatch` was quicker
+            said.append(f"{chosen.hypothesis_id} is dispatched to {worker}")
+        return said
+
+    def take_back(self, *, all: bool = False) -> list[str]:
+        """Withdraw what waits for a worker that cannot take it, or everything."""
+        said = []
+        for worker, waiting in self.queue.dispatched().items():
+            if worker in self.crew.ready and not all:
+                continue
+            for one in waiting:
+                try:
+                    self.queue.withdraw(one.hypothesis_id)
+                except QueueError:
+                    continue  # it was claimed this very moment
+                said.append(f"{one.hypothesis_id} is taken back from {worker}")
+        return said
+
+    def idle(self) -> list[str]:
+        """Ready workers that neither run anything nor have anything waiting."""
+        running, waiting = self.queue.running(), self.queue.dispatched()
+        return [name for name in self.crew.ready if not running.get(name) and not waiting.get(name)]
+
+    def _without_work(self) -> Iterator[str]:
+        """Ready workers that nothing waits for, those with nothing to do first."""
+        running, waiting = self.queue.running(), self.queue.dispatched()
+        free = [name for name in self.crew.ready if not waiting.get(name)]
+        yield from sorted(free, key=lambda name: len(running.get(name, ())))
+
+    def _suits(self, hypothesis: Hypothesis, worker: str) -> bool:
+        """Its own worker, where it has one; else not the device that it was lost with."""
+        own = hypothesis.source_id.rpartition(FOR)[2] if FOR in hypothesis.source_id else ""
+        if hypothesis.proposer == "observer" and self.crew.worker(own) is not None:
+            return own == worker
+        device = self.returns.avoided_device(hypothesis.hypothesis_id)
+        if device is None or not self.crew.has_device(worker, device):
+            return True
+        return all(self.crew.has_device(other, device) for other in self.crew.ready)

@@ -1,0 +1,353 @@
+"""The observer: decides what has ended, keeps the queue full and every worker supplied.
+
+It is the only one that decides while it runs, and it owns the brief, the summary, the search model
+and the knowledge base. All it knows it derives from files at each turn, so a kill at any instant
+costs nothing but time. It never waits for a thought: proposers think in threads of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import AutohypothesisError
+from autohypothesis.fleet.observer import steering as steerings
+from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.fleet.observer.crew import Crew, CrewWatch
+from autohypothesis.fleet.observer.deciding import Deciding
+from autohypothesis.fleet.observer.ending import Ending, Limits
+from autohypothesis.fleet.observer.errands import Errands
+from autohypothesis.fleet.observer.handout import Handout
+from autohypothesis.fleet.observer.ideas import Ideas
+from autohypothesis.fleet.observer.opening import Opening
+from autohypothesis.fleet.observer.publishing import Publishing
+from autohypothesis.fleet.observer.refill import Refill
+from autohypothesis.fleet.observer.requeue import Returns
+from autohypothesis.fleet.observer.tried import Library, Reference
+from autohypothesis.fleet.observer.vetting import needs_somebody
+from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.queue import inbox
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.supervisor import roles
+from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.worker import heartbeat
+from autohypothesis.records.bundles import signature_of
+from schema import RoleStatus, Steering, now
+
+__all__ = ["Limits", "Observer"]
+
+TURN_S = 0.1
+"""Between two turns: a worker has one hypothesis waiting, so nobody stands idle meanwhile."""
+FULL_S = 1.0
+"""Between two turns when nothing has changed that can be seen cheaply."""
+DAMAGE_S = 5.0
+"""Between two looks for damaged files of the queue."""
+ENDED = ("finished", "failed", "stopped")
+
+
+class Observer:
+    """One search, observed. One process at a time: whoever runs it holds the lock `observer`."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        proposers: Sequence[Proposer],
+        *,
+        limits: Limits,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        tag = lab.active()
+        self.lab = lab
+        self.queue = Queue(lab.layout, tag)
+        self.chronicle = Chronicle(lab.layout, tag)
+        self.library = Library(lab, self.chronicle)
+        self.deciding = Deciding(lab, self.chronicle)
+        self.returns = Returns(lab.layout, self.chronicle, self.queue)
+        self.opening = Opening(lab.layout, self.queue, self.chronicle)
+        self.refill = Refill(proposers)
+        self.errands = Errands(lab, self.chronicle)
+        self.publishing = Publishing(lab, self.queue, self.chronicle, self.library)
+        self.ideas = Ideas(lab, self.queue, self.chronicle, self.library, self.refill)
+        self.ending = Ending(limits, lab.task, self.queue, self.chronicle, self.library)
+        self.crew = Crew()
+        self.steering = Steering()
+        self.reference: Reference | None = None
+        self.status: RoleStatus = roles.own("observer", state="starting")
+        self._steering = steerings.SteeringFiles(lab.layout)
+        self._crew = CrewWatch(lab.layout, tag)
+        self._say = say
+        self._failed: dict[str, str] = {}
+        """Step of the turn -> why it could not be taken."""
+        self._notes: list[str] = []
+        self._seen: tuple[object, ...] = ()
+        self._damage: list[str] = []
+        self._next_damage = 0.0
+
+    # ── turns ─────────────────────────────────────────────────────────────────────────────
+
+    def run(self, stop: Stop) -> str:
+        """Turn after turn, until the search is `finished`, has `failed`, or is `stopped`."""
+        try:
+            return self._turns(stop)
+        finally:
+            self.ideas.refill.close()
+
+    def _turns(self, stop: Stop) -> str:
+        last = float("-inf")
+        while not stop.requested:
+            sight = self._sight()
+            if sight != self._seen or time.monotonic() - last >= FULL_S:
+                if not self.turn():
+                    return self.status.state
+                self._seen, last = sight, time.monotonic()
+            stop.wait(TURN_S)
+        if not stop.abandoned:
+            self.last_turn()
+        return "stopped"
+
+    def turn(self) -> bool:
+        """One turn; True while there is something to do or to wait for.
+
+        A step that cannot be taken now (a full disk, a lock) is a problem in the status, and is
+        tried again with the next turn; the other steps are taken all the same.
+        """
+        for step in (self._look, self._take_in, self._decide, self._requeue):
+            self._attempt(step)
+        state, problems = self._outlook()
+        if state == "working":
+            for step in (self._open, self._take_ideas, self._vet, self._hand_out, self._ask):
+                self._attempt(step)
+        else:
+            self._attempt(self._take_back_all)
+        self._attempt(self.errands.turn)
+        self._publish(state, problems)
+        return state not in ENDED
+
+    def _sight(self) -> tuple[object, ...]:
+        """What a glance shows: no file is read. What it misses is seen with the next full turn."""
+        layout = self.lab.layout
+        files = (layout.plans, layout.runs, layout.decisions, layout.inbox, layout.brief)
+        steering = (layout.program, layout.steering, layout.benched)
+        paths = [*map(str, files), *map(str, steering), *self._queue_folders()]
+        return (*map(signature_of, paths), *self.chronicle.fresh(), self.refill.answered)
+
+    def _queue_folders(self) -> Iterator[str]:
+        for state in ("pending", "done"):
+            yield str(self.lab.layout.hypotheses(state))
+        for state in ("dispatched", "running"):
+            folder = str(self.lab.layout.hypotheses(state))
+            yield folder
+            yield from (f"{folder}/{one.worker_id}" for one in self.crew.workers)
+
+    def last_turn(self) -> None:
+        """Before it leaves: what has ended is decided, and what is to come back has come back."""
+        for step in (self._look, self._take_in, self._decide, self._requeue):
+            self._attempt(step)
+        self._publish("stopped", [], all=True)
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        name = step.__name__.strip("_").replace("_", " ")
+        try:
+            step()
+            self._failed.pop(name, None)
+        except (AutohypothesisError, OSError, ValueError) as error:
+            if self._failed.get(name) != str(error):
+                self._did(f"could not {name}: {error}")
+            self._failed[name] = str(error)
+
+    # ── what there is ─────────────────────────────────────────────────────────────────────
+
+    def _look(self) -> None:
+        self.steering = self._steering.combined()
+        self.crew = self._crew.look()
+        self.chronicle.refresh()
+        self.library.refresh()
+        self._look_at_reference()
+
+    def _look_at_reference(self) -> None:
+        commit = self.lab.reference()
+        if (
+            self.reference is None
+            or self.reference.commit != commit
+            or (self.reference.settings is None and self.library.of_commit(commit) is not None)
+        ):
+            self.reference = Reference.of(self.lab, self.library, commit)
+        self.ideas.reference, self.ideas.steering = self.reference, self.steering
+
+    def _take_in(self) -> None:
+        for one in inbox.take_inbox(self.queue):
+            self._did(f"{one.hypothesis_id} came through the inbox")
+        for refused in self.publishing.take_edits():
+            self._note(refused)
+
+    # ── decisions ─────────────────────────────────────────────────────────────────────────
+
+    def _decide(self) -> None:
+        for one in self.deciding.turn(
+            steerings.limits(self.steering), begun=len(self.library.runs)
+        ):
+            detail = f", {one.detail}" if one.detail else ""
+            self._did(f"{one.experiment_id}: {one.decision_status}, {one.reason}{detail}")
+            self.refill.news()
+            self._look_at_reference()
+        if self.deciding.refused and self.chronicle.has_reference() and self.reference:
+            for line in self.opening.queue_references(
+                list(self.deciding.refused), self.reference.experiment_id, self.reference.commit
+            ):
+                self._did(line)
+
+    def _requeue(self) -> None:
+        for line in self.returns.carry_out():
+            self._did(line)
+        self._end_strangers()
+
+    def _end_strangers(self) -> None:
+        """What a worker had claimed that is in the manifest no more, and lives no more."""
+        known = {one.worker_id for one in self.crew.workers} | set(self.crew.alive)
+        at_work = {one.worker_id for one in self.crew.heartbeats if heartbeat.at_work(one)}
+        for worker, claimed in self.queue.running().items():
+            if not self.crew.workers or worker in known or worker in at_work:
+                continue
+            for one in claimed:
+                if line := self.returns.end_stranger(self.lab, one.hypothesis_id, worker):
+                    self._did(line)
+
+    # ── whether to go on ──────────────────────────────────────────────────────────────────
+
+    def _outlook(self) -> tuple[str, list[str]]:
+        """`working`, `waiting`, `failed` or `finished`, and what a person has to know."""
+        settings = (self.reference.settings if self.reference else None) or {}
+        if failed := self.opening.failure(settings):
+            return "failed", failed
+        ending = self.ending
+        if ending.is_over() or (ending.room() == 0 and not ending.is_given_out()):
+            self._attempt(self._take_back_all)
+            busy = ending.is_given_out() or bool(self.deciding.waits())
+            return ("working" if busy else "finished"), []
+        return ("waiting" if self.steering.stop else "working"), []
+
+    # ── work for everybody ────────────────────────────────────────────────────────────────
+
+    def _open(self) -> None:
+        if self.opening.queue_baseline():
+            self._did("the baseline is queued")
+        room, idle = self.ending.room(), len(self._handout().idle())
+        idle = idle if room is None else min(idle, room)
+        if added := self.opening.queue_repeats(idle):
+            self._did(f"{added} repeat{'s' * (added > 1)} of the baseline for idle devices")
+
+    def _hand_out(self) -> None:
+        handout = self._handout()
+        said = handout.take_back()
+        for line in [*said, *handout.give(self.ideas.may_begin, self.ending.room())]:
+            self._did(line)
+
+    def _handout(self) -> Handout:
+        return Handout(self.queue, self.returns, self.crew)
+
+    def _take_back_all(self) -> None:
+        for line in self._handout().take_back(all=True):
+            self._did(line)
+
+    def _take_ideas(self) -> None:
+        for line in self.ideas.collect():
+            self._did(line)
+
+    def _vet(self) -> None:
+        for line in self.ideas.vet():
+            self._note(line)
+
+    def _ask(self) -> None:
+        """Has proposers think when fewer ideas are pending than there are workers."""
+        pending = sum(not needs_somebody(one) for one in self.queue.pending())
+        room, count = self.ending.room(), self.crew.capacity - pending
+        if room is not None:
+            count = min(count, room - pending)
+        hungry = pending == 0 and bool(self._handout().idle())
+        self.ideas.ask(count, hungry=hungry, brief=self.publishing.brief)
+
+    # ── what is said ──────────────────────────────────────────────────────────────────────
+
+    def _did(self, line: str) -> None:
+        self._say(line)
+        self.status = self.status.model_copy(update={"last_action": line, "last_action_at": now()})
+
+    def _note(self, line: str) -> None:
+        """For the next briefs as well."""
+        self._did(line)
+        self._notes = [*self._notes, line][-20:]
+
+    def _publish(self, state: str, problems: Sequence[str], *, all: bool = False) -> None:
+        needs = [one for one in self.queue.pending() if needs_somebody(one)]
+        notes = [*self._notes, *self.errands.notes, *self.deciding.unheard]
+        if needs:
+            names = ", ".join(one.hypothesis_id for one in needs[:5])
+            notes.append(
+                f"{len(needs)} hypotheses are words that somebody has to implement: {names}"
+            )
+        self._failed.pop("publish", None)
+        try:
+            self.publishing.turn(
+                reference=self.reference, steering=self.steering, crew=self.crew,
+                noise=self.errands.noise, notes=notes, all=all or state in ENDED,
+            )  # fmt: skip
+        except (AutohypothesisError, OSError, ValueError) as error:
+            self._failed["publish"] = str(error)
+        self._report(state, [*problems, *self._problems()])
+
+    def _problems(self) -> list[str]:
+        names = list(self.reference.names) if self.reference else []
+        found = [
+            *self._steering.problems(),
+            *(steerings.unknown_names(self.steering, names) if names else []),
+            *self.refill.problems(),
+            *self._damaged(),
+            *(f"{name} is not decided: {error}" for name, error in self._undecidable()),
+            *(f"a decision made by hand was refused: {line}" for line in self.deciding.unheard),
+            *(f"could not {step}: {why}" for step, why in self._failed.items()),
+            *([self.errands.problem] if self.errands.problem else []),
+        ]
+        return [line[:500] for line in found[:30]]
+
+    def _damaged(self) -> list[str]:
+        """Files of the queue that are of no use; to find them looks at each, so not every turn."""
+        if time.monotonic() >= self._next_damage:
+            self._damage = [f"{one.path}: {one.reason}" for one in self.queue.problems]
+            self._next_damage = time.monotonic() + DAMAGE_S
+        return self._damage
+
+    def _undecidable(self) -> list[tuple[str, AutohypothesisError]]:
+        """What could not be decided; a run that only waits for the baseline is no problem."""
+        if not self.chronicle.has_reference():
+            return []
+        return list(self.deciding.refused.items())
+
+    def _report(self, state: str, problems: list[str]) -> None:
+        best = self.publishing.best
+        status = self.status.model_copy(
+            update={
+                "state": state,
+                "problems": problems,
+                "details": {
+                    **self.chronicle.tally(),
+                    "proposed": self.ideas.proposed,
+                    "refused": self.ideas.refused,
+                    "experiments": self.chronicle.counted(),
+                    "max_experiments": self.ending.most,
+                    "until": self.ending.limits.until,
+                    "best": best,
+                    "thinking": self.refill.thinking,
+                    "steering": self.steering.model_dump(mode="json"),
+                    "queue": self.publishing.counts,
+                },
+            }
+        )
+        before = self.status.model_copy(update={"updated_at": status.updated_at})
+        age = (now() - self.status.updated_at).total_seconds()
+        if status != before or age >= 2.0:
+            self.status = status.model_copy(update={"updated_at": now()})
+            try:
+                roles.report(self.lab.layout, self.status)
+            except AutohypothesisError as error:
+                self._failed["report"] = str(error)

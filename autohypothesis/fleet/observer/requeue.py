@@ -1,0 +1,133 @@
+"""Hypotheses that go back to the queue, and those that have come back too often.
+
+A run that was lost to infrastructure, disturbed by a neighbour, or won against a reference that has
+moved since, says nothing yet: its decision has `requeue`. What is to be done is derived from the
+decisions each time, so a kill in between changes nothing, and doing it twice does nothing.
+"""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from autohypothesis.engine import iteration, recovery
+from autohypothesis.engine.collect import collect
+from autohypothesis.engine.failures import is_device_evidence
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import QueueError, RecordError
+from autohypothesis.fleet.observer.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.files import read_json
+from autohypothesis.records.layout import Layout
+from schema import Hypothesis, Metadata, Result
+
+MOST_DEVICE_FAILURES = 3
+"""Of one hypothesis: with that many devices lost under it, it is the hypothesis."""
+
+
+class Returns:
+    """What comes back, and what it met on its way."""
+
+    def __init__(self, layout: Layout, chronicle: Chronicle, queue: Queue) -> None:
+        self.layout = layout
+        self.chronicle = chronicle
+        self.queue = queue
+        self._evidence: dict[str, str | None] = {}
+        """Lost experiment -> the device that it speaks against, None where it speaks of none."""
+        self._lost: tuple[int, tuple[str, ...]] = (-1, ())
+
+    def carry_out(self) -> list[str]:
+        """Takes every step that is due; a line for each."""
+        said = []
+        for hypothesis_id in self._to_come_back():
+            place = self.queue.read(hypothesis_id)
+            if place is None or place[0].state != "done" or place[1].closed != "completed":
+                continue
+            decision = self.chronicle.verdict(hypothesis_id)
+            reason = decision.reason if decision is not None else ""
+            self.queue.requeue(hypothesis_id)
+            said.append(f"{hypothesis_id} is queued again: {reason}")
+        for hypothesis in self._met_devices():
+            said += self._give_up(hypothesis)
+        return said
+
+    def avoided_device(self, hypothesis_id: str) -> str | None:
+        """The device that its latest run was lost with; another is to be preferred."""
+        decision = self.chronicle.verdict(hypothesis_id)
+        if decision is None or not is_lost(decision):
+            return None
+        return self._device_blamed(decision.experiment_id)
+
+    def device_failures(self, hypothesis_id: str) -> int:
+        """How many of its runs speak against the device that they ran on."""
+        return sum(
+            self._device_blamed(experiment) is not None
+            for experiment in self.chronicle.attempts(hypothesis_id)
+            if (decision := self.chronicle.latest.get(experiment)) and is_lost(decision)
+        )
+
+    def end_stranger(self, lab: Lab, hypothesis_id: str, worker: str) -> str:
+        """Ends a claim of a worker that is gone for good; a line, or nothing while it runs on."""
+        attempts = self.chronicle.attempts(hypothesis_id)
+        latest = attempts[-1] if attempts else None
+        if latest is None or not self.layout.run(latest).run_spec.exists():
+            if latest is not None and latest not in self.chronicle.latest:
+                iteration.forget(lab, latest)
+            self.queue.requeue(hypothesis_id)
+            return f"{hypothesis_id} is queued again: {worker} is gone, and had not begun it"
+        run = self.layout.run(latest)
+        if not run.result.exists():
+            if not recovery.is_over(run):
+                return ""
+            collect(lab.repository, self.layout, latest)
+        self.queue.finish(hypothesis_id, worker)
+        return f"{hypothesis_id} is done: {worker} is gone, and had run it"
+
+    # ── how ───────────────────────────────────────────────────────────────────────────────
+
+    def _to_come_back(self) -> tuple[str, ...]:
+        """Hypotheses whose latest experiment's decision sends them back."""
+        if self._lost[0] != self.chronicle.version:
+            ids = {one.hypothesis_id for one in self.chronicle.latest.values() if one.requeue}
+            self._lost = (self.chronicle.version, tuple(sorted(ids)))
+        return tuple(name for name in self._lost[1] if self._comes_back(name))
+
+    def _comes_back(self, hypothesis_id: str) -> bool:
+        decision = self.chronicle.verdict(hypothesis_id)
+        return decision is not None and decision.requeue
+
+    def _met_devices(self) -> list[Hypothesis]:
+        lost = set(self._lost[1])
+        waiting = [*self.queue.pending(), *(h for d in self.queue.dispatched().values() for h in d)]
+        return [
+            one
+            for one in waiting
+            if one.hypothesis_id in lost
+            and self.device_failures(one.hypothesis_id) >= MOST_DEVICE_FAILURES
+        ]
+
+    def _give_up(self, hypothesis: Hypothesis) -> list[str]:
+        name = hypothesis.hypothesis_id
+        why = f"{MOST_DEVICE_FAILURES} of its runs were lost with their device"
+        try:
+            self.queue.abandon(name, why)
+        except QueueError:
+            return []  # a worker has just claimed it; the next turn sees what became of that
+        return [f"{name} is abandoned: {why}"]
+
+    def _device_blamed(self, experiment_id: str) -> str | None:
+        """The name of the device that a result speaks against."""
+        if experiment_id not in self._evidence:
+            self._evidence[experiment_id] = _blamed(self.layout, experiment_id)
+        return self._evidence[experiment_id]
+
+
+def _blamed(layout: Layout, experiment_id: str) -> str | None:
+    run = layout.run(experiment_id)
+    try:
+        result = Result.model_validate(read_json(run.result))
+        if not is_device_evidence(result):
+            return None
+        metadata = Metadata.model_validate(read_json(run.metadata))
+        return metadata.run.gpu_id or metadata.runtime.gpu_name
+    except (FileNotFoundError, RecordError, ValidationError):
+        return None

@@ -1,0 +1,317 @@
+"""A word from a person that binds every proposer: fenced blocks of program.md and steering.md.
+
+The first block of a file that begins with ```` ```steering ```` (or ```` ```yaml steering ````) is
+YAML of `schema.Steering`. `research/steering.md` binds on top of `program.md`: frozen constants of
+both, the narrower range, the smaller memory limit, the directions of both. Both are people's
+files; nothing here writes them. They are looked at every turn and parsed when they changed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from autohypothesis.engine.literals import same
+from autohypothesis.engine.task import Constraint, Knob
+from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.supervisor.roles import read_role
+from autohypothesis.records.bundles import reason_in
+from autohypothesis.records.files import read_bytes
+from autohypothesis.records.layout import Layout
+from schema import Setting, Steering, finite, nearest
+
+LIMIT = 1024 * 1024
+"""Bytes of a page that a person wrote."""
+MEMORY = "peak_vram_mb"
+_OPENING = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?:ya?ml[ \t]+)?steering[ \t]*")
+
+
+# ── reading one page ────────────────────────────────────────────────────────────────────────
+
+
+class _BlockError(AutohypothesisError):
+    """What is wrong with a block; `line` is the file's, from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def parse(text: str) -> Steering:
+    """The steering in the first fenced block of a page; an empty one when it has none.
+
+    Raises:
+        ValueError: in words that follow the file's name: "line 12: unknown key 'frozn' ...".
+    """
+    try:
+        return _parse(text.splitlines())
+    except _BlockError as error:
+        raise ValueError(f"line {error.line}: {error}") from None
+
+
+def _parse(lines: list[str]) -> Steering:
+    found = _block(lines)
+    if found is None:
+        return Steering()
+    first, block = found
+    data = _yaml(first, block)
+    if data is None:
+        return Steering()
+    if not isinstance(data, dict):
+        raise _BlockError(first, f"the block is {type(data).__name__}, not `key: value` lines")
+    try:
+        steering = Steering.model_validate(data)
+    except ValidationError as error:
+        raise _refused(first, block, error) from None
+    _check(first, block, data, steering)
+    return steering
+
+
+def _block(lines: list[str]) -> tuple[int, list[str]] | None:
+    """The number of the block's first line, from 1, and its lines."""
+    for index, line in enumerate(lines):
+        opening = _OPENING.fullmatch(line.strip())
+        if opening is None:
+            continue
+        fence = opening["fence"]
+        for end in range(index + 1, len(lines)):
+            closing = lines[end].strip()
+            if closing.startswith(fence) and not closing.strip(fence[0]):
+                return index + 2, lines[index + 1 : end]
+        raise _BlockError(index + 1, f"the block has no end: a line {fence}")
+    return None
+
+
+def _yaml(first: int, block: list[str]) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load("\n".join(block))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = first + (min(mark.line, len(block) - 1) if mark is not None else 0)
+        said = getattr(error, "problem", None) or "is not YAML"
+        raise _BlockError(line, f"{said}") from None
+
+
+def _refused(first: int, block: list[str], error: ValidationError) -> _BlockError:
+    """The first thing that the model refuses, at the line of its key."""
+    one = error.errors(include_url=False, include_input=False)[0]
+    words = str(one["msg"]).removeprefix("Value error, ")
+    where = [str(part) for part in one["loc"]]
+    unknown = re.search(r"unknown key '([^']*)'", words)
+    names = [unknown[1]] if unknown else where[:2]
+    return _BlockError(
+        _line_of(first, block, names), f"{'.'.join(where)}: {words}" if where else words
+    )
+
+
+def _line_of(first: int, block: list[str], names: list[str]) -> int:
+    """Where the last of `names` that can be found stands."""
+    line = first
+    for name in names:
+        for index, text in enumerate(block):
+            if re.match(rf"\s*(?:-\s+)?['\"]?{re.escape(name)}['\"]?\s*:", text):
+                line = first + index
+                break
+    return line
+
+
+def _check(first: int, block: list[str], data: Mapping[str, Any], steering: Steering) -> None:
+    """What a model lets pass: a limit that is no number, a range the wrong way round."""
+    limit = data.get("memory_limit_mb")
+    if limit is not None and (steering.memory_limit_mb is None or steering.memory_limit_mb <= 0):
+        line = _line_of(first, block, ["memory_limit_mb"])
+        raise _BlockError(line, f"memory_limit_mb: {limit!r} is no number of MiB over 0")
+    for name, (low, high) in steering.ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high)) or low > high:
+            line = _line_of(first, block, ["ranges", name])
+            raise _BlockError(line, f"ranges.{name}: {low:g} to {high:g} holds no value")
+
+
+# ── both pages, turn after turn ─────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class _Page:
+    """One file as it was last read."""
+
+    signature: tuple[int, ...] = ()
+    good: Steering | None = None
+    """The last that could be read; None before the first."""
+    problem: str = ""
+
+
+@dataclass
+class SteeringFiles:
+    """The two files of one fleet, each parsed when its inode, time or size changed.
+
+    A damaged one leaves the last good steering in force: what was forbidden stays forbidden.
+    """
+
+    layout: Layout
+    _pages: dict[Path, _Page] = field(default_factory=dict)
+
+    def combined(self) -> Steering:
+        """What binds now. Never raises."""
+        in_force = Steering()
+        for path in (self.layout.program, self.layout.steering):
+            page = self._look(path)
+            good = page.good
+            if good is None:  # damaged before this process could read it once
+                good = _last_in_force(self.layout)
+            in_force = both(in_force, good)
+        return in_force
+
+    def problems(self) -> list[str]:
+        """What is wrong with the files, as of the last look: file, line and reason."""
+        return [page.problem for page in self._pages.values() if page.problem]
+
+    def _look(self, path: Path) -> _Page:
+        page = self._pages.setdefault(path, _Page())
+        signature = _signature(path)
+        if page.signature == signature:
+            return page
+        page.signature, page.problem = signature, ""
+        try:
+            page.good = parse(read_bytes(path, LIMIT).decode("utf-8-sig"))
+        except FileNotFoundError:
+            page.good = Steering()
+        except UnicodeDecodeError as error:
+            page.problem = self._said(path, f"is not UTF-8 at byte {error.start}")
+        except RecordError as error:
+            page.problem = self._said(path, reason_in(error, path))
+        except ValueError as error:
+            page.problem = self._said(path, str(error))
+        return page
+
+    def _said(self, path: Path, reason: str) -> str:
+        short = path.relative_to(self.layout.root)
+        return f"{short} {reason}; the last good steering stays in force"
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _last_in_force(layout: Layout) -> Steering:
+    """What the observer said was in force when it last reported."""
+    status = read_role(layout, "observer")
+    try:
+        return Steering.model_validate(status.details.get("steering", {}) if status else {})
+    except ValidationError:
+        return Steering()
+
+
+_FILES: dict[Layout, SteeringFiles] = {}
+"""One reader per fleet and process, so that the last good steering is remembered."""
+
+
+def combined(layout: Layout) -> Steering:
+    """What binds now, from program.md and research/steering.md. Never raises."""
+    return _FILES.setdefault(layout, SteeringFiles(layout)).combined()
+
+
+def both(one: Steering, other: Steering) -> Steering:
+    """What binds when both do."""
+    ranges = dict(one.ranges)
+    for name, (low, high) in other.ranges.items():
+        key = next((known for known in ranges if known.lower() == name.lower()), name)
+        before = ranges.get(key, (low, high))
+        ranges[key] = (max(low, before[0]), min(high, before[1]))
+    limits = [x.memory_limit_mb for x in (one, other) if x.memory_limit_mb is not None]
+    return Steering(
+        frozen=list(dict.fromkeys([*one.frozen, *other.frozen])),
+        ranges=ranges,
+        memory_limit_mb=min(limits, default=None),
+        directions=list(dict.fromkeys([*one.directions, *other.directions])),
+        stop=one.stop or other.stop,
+    )
+
+
+# ── what it means ───────────────────────────────────────────────────────────────────────────
+
+
+def violation(
+    steering: Steering, reference: Mapping[str, Setting], settings: Mapping[str, Setting]
+) -> str:
+    """How `settings` go against `steering`; empty when they do not. Names match without case.
+
+    A constant that is as in the reference breaks no rule: nobody proposed its value.
+    """
+    before = {name.lower(): value for name, value in reference.items()}
+    after = {name.lower(): value for name, value in settings.items()}
+    changed = {name for name in after if name not in before or not same(before[name], after[name])}
+    for name in steering.frozen:
+        if name.lower() in changed:
+            return f"{name} is frozen by the steering"
+        if name.lower() in before and name.lower() not in after:
+            return f"{name} is frozen by the steering, and gone"
+    for name, (low, high) in steering.ranges.items():
+        if name.lower() not in changed:
+            continue
+        value = after[name.lower()]
+        if not _fits(value, low, high):
+            return f"{name} = {value!r} is outside {low:g} to {high:g}, the steering's range"
+    return ""
+
+
+def unknown_names(steering: Steering, names: list[str]) -> list[str]:
+    """Constants that the steering speaks of and the script does not have, each with a hint."""
+    known = {name.lower() for name in names}
+    return [
+        f"the steering names {name}, which the script does not have{nearest(name, names)}"
+        for name in (*steering.frozen, *steering.ranges)
+        if name.lower() not in known
+    ]
+
+
+def narrowed(knobs: Mapping[str, Knob], steering: Steering) -> dict[str, Knob]:
+    """The knobs that the steering leaves, each within its range; one without a choice is gone."""
+    frozen = {name.lower() for name in steering.frozen}
+    ranges = {name.lower(): limits for name, limits in steering.ranges.items()}
+    left: dict[str, Knob] = {}
+    for name, knob in knobs.items():
+        if name.lower() in frozen:
+            continue
+        limits = ranges.get(name.lower())
+        kept = knob if limits is None else _within(knob, *limits)
+        if kept is not None:
+            left[name] = kept
+    return left
+
+
+def _within(knob: Knob, low: float, high: float) -> Knob | None:
+    if knob.choices is not None:
+        fitting = tuple(one for one in knob.choices if _fits(one, low, high))
+        return knob.model_copy(update={"choices": fitting}) if fitting else None
+    lowest = max(low, knob.low if knob.low is not None else low)
+    highest = min(high, knob.high if knob.high is not None else high)
+    if knob.type == "int":
+        lowest, highest = float(math.ceil(lowest)), float(math.floor(highest))
+    if lowest >= highest:
+        return None
+    return knob.model_copy(update={"low": lowest, "high": highest})
+
+
+def _fits(value: Setting, low: float, high: float) -> bool:
+    """Whether it is a number in the range; a text that looks like one is none."""
+    number = None if isinstance(value, str) else finite(value)
+    return number is not None and low <= number <= high
+
+
+def limits(steering: Steering) -> dict[str, Constraint]:
+    """The memory limit, as settle takes it: a run with a higher peak is discarded."""
+    if steering.memory_limit_mb is None:
+        return {}
+    return {MEMORY: Constraint(hard=steering.memory_limit_mb)}

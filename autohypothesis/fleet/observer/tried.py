@@ -1,0 +1,271 @@
+"""Which settings each experiment had, and whether an idea was tried before.
+
+An idea is the settings that it leads to, on the code that it leads to. Constants that are computed
+from others follow them, so they tell nothing; a patch makes other code, and so does a commit whose
+making nobody knows.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from autohypothesis.engine.constants import parse, settable_names
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.literals import same
+from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.records.files import read_json
+from schema import Metadata, Plan, PlannedHypothesis, Proposal, Setting
+
+Settings = Mapping[str, Setting]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One experiment as it was begun: its plan, its settings, its commit."""
+
+    experiment_id: str
+    hypothesis_id: str
+    begun: datetime
+    settings: Settings
+    """Lower case, as in config.json."""
+    commit: str
+    parent: str | None
+    overrides: Mapping[str, Any]
+    key: str
+    """Of its patch or its instructions; empty where it has neither."""
+    seed: int | None
+    replicates: str | None
+
+
+class Library:
+    """Every experiment of one tag that was submitted; each bundle is read once."""
+
+    def __init__(self, lab: Lab, chronicle: Chronicle) -> None:
+        self.lab = lab
+        self.chronicle = chronicle
+        self.runs: dict[str, Run] = {}
+        self._not_ours: set[str] = set()
+        self._version = -1
+        self._code: dict[str, str] = {}
+        """Commit -> what its code is, settings aside."""
+
+    def refresh(self) -> None:
+        """Takes in the experiments that were submitted since."""
+        names = self.chronicle.undecided
+        if self._version != self.chronicle.version:
+            self._version = self.chronicle.version
+            names = set(self.chronicle.experiments())
+        for name in sorted(names):
+            if name not in self.runs and name not in self._not_ours:
+                self._take(name)
+
+    def of_commit(self, commit: str) -> Run | None:
+        """A run of `commit`; what it was made of has its settings."""
+        return next((run for run in self.runs.values() if run.commit == commit), None)
+
+    def code_of(self, commit: str) -> str:
+        """The same word for commits that differ in their settings only."""
+        return self._code.get(commit, commit)
+
+    def _take(self, name: str) -> None:
+        run = self.lab.layout.run(name)
+        if not run.metadata.exists():
+            return  # planned, and not submitted yet
+        try:
+            plan = Plan.model_validate(read_json(self.lab.layout.plan(name)))
+            metadata = Metadata.model_validate(read_json(run.metadata))
+            config = read_json(run.config)
+        except (FileNotFoundError, RecordError, ValidationError):
+            self._not_ours.add(name)
+            return
+        if plan.tag != self.lab.tag or not isinstance(config, dict):
+            self._not_ours.add(name)
+            return
+        idea = plan.hypothesis
+        runtime = metadata.runtime
+        self.runs[name] = Run(
+            experiment_id=name,
+            hypothesis_id=idea.hypothesis_id,
+            begun=plan.created_at,
+            settings=config,
+            commit=runtime.commit,
+            parent=runtime.parent_commit,
+            overrides=idea.config_overrides,
+            key=key_of(idea),
+            seed=plan.seed,
+            replicates=plan.replicates,
+        )
+        if runtime.parent_commit and idea.config_overrides:
+            self._code[runtime.commit] = self.code_of(runtime.parent_commit)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The commit that ideas start from: its text, and the settings that its run had."""
+
+    commit: str
+    sources: Mapping[str, str]
+    """Path -> text of each artifact."""
+    settings: Settings | None
+    """By the constants' names; None before its first run was submitted."""
+    experiment_id: str | None = None
+    names: tuple[str, ...] = ()
+    """Constants that can be set."""
+    derived: frozenset[str] = frozenset()
+    """Lower case: computed from other constants of the script."""
+
+    @classmethod
+    def of(cls, lab: Lab, library: Library, commit: str) -> Reference:
+        """The reference at `commit`, with what is known of its settings."""
+        sources = _sources(lab, commit)
+        names, derived = _constants(sources)
+        run = library.of_commit(commit)
+        if run is None:
+            return cls(commit, sources, None, None, names, derived)
+        spelled = {name.lower(): name for name in names}
+        settings = {spelled.get(key, key.upper()): value for key, value in run.settings.items()}
+        return cls(commit, sources, settings, run.experiment_id, names, derived)
+
+    def with_overrides(self, overrides: Mapping[str, Setting]) -> dict[str, Setting]:
+        """The settings that `overrides` lead to, by the constants' names."""
+        settings = dict(self.settings or {})
+        spelled = {name.lower(): name for name in (*self.names, *settings)}
+        for key, value in overrides.items():
+            settings[spelled.get(key.lower(), key.upper())] = value
+        return settings
+
+
+def _sources(lab: Lab, commit: str) -> dict[str, str]:
+    repository = lab.repository
+    paths = lab.task.artifacts_in(repository.entries(commit))
+    found = {}
+    for path in paths:
+        try:
+            found[path] = repository.show_file(commit, path).decode("utf-8-sig")
+        except (AutohypothesisError, UnicodeDecodeError):
+            continue  # a picture, or too large: nothing to propose by name
+    return found
+
+
+def _constants(sources: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The settable upper-case names of all scripts, and those computed from others of them."""
+    names: list[str] = []
+    derived: set[str] = set()
+    for path, text in sources.items():
+        if not path.endswith(".py"):
+            continue
+        try:
+            settable = settable_names(text.encode())
+            own = [name for name in settable if name.isupper()] or settable
+            derived |= set(_computed(parse(text.encode()), set(own)))
+        except AutohypothesisError:
+            continue
+        names += own
+    return tuple(dict.fromkeys(name for name in names if name != "SEED")), frozenset(derived)
+
+
+def _computed(tree: ast.Module, names: set[str]) -> Iterator[str]:
+    """Names, in lower case, whose value mentions another of `names`."""
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign):
+            targets, value = statement.targets, statement.value
+        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+            targets, value = [statement.target], statement.value
+        else:
+            continue
+        mentioned = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id in names and mentioned & names:
+                yield target.id.lower()
+
+
+# ── what was tried before ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Compares ideas with the runs there were and with the queue, on one reference."""
+
+    library: Library
+    reference: Reference
+
+    def before(self, idea: Proposal, *, besides: str = "") -> Run | None:
+        """The experiment that was this very idea, other than those of hypothesis `besides`."""
+        key = key_of(idea)
+        if key:
+            found = [run for run in self.library.runs.values() if run.key == key]
+        elif idea.config_overrides:
+            found = self._with_settings(idea.config_overrides)
+        else:
+            return None
+        others = [run for run in found if run.hypothesis_id != besides]
+        return others[0] if others else None
+
+    def equal(self, one: Proposal, other: Proposal) -> bool:
+        """Whether two ideas, both of the queue, lead to the same."""
+        keys = [key_of(one), key_of(other)]
+        if any(keys):
+            return keys[0] == keys[1]
+        if not (one.config_overrides and other.config_overrides):
+            return False
+        first, second = (
+            _lower(self.reference.with_overrides(idea.config_overrides)) for idea in (one, other)
+        )
+        return _equal(first, second, self._ignored(one.config_overrides, other.config_overrides))
+
+    def changes_nothing(self, idea: Proposal) -> bool:
+        """Whether its overrides are what the reference has already."""
+        now = _lower(self.reference.settings or {})
+        return bool(idea.config_overrides) and all(
+            key.lower() in now and same(now[key.lower()], value)
+            for key, value in idea.config_overrides.items()
+        )
+
+    def _with_settings(self, overrides: Mapping[str, Setting]) -> list[Run]:
+        wanted = _lower(self.reference.with_overrides(overrides))
+        code = self.library.code_of(self.reference.commit)
+        keys = [key.lower() for key in overrides]
+        return [
+            run
+            for run in self.library.runs.values()
+            if all(key in run.settings and same(wanted[key], run.settings[key]) for key in keys)
+            and self.library.code_of(run.commit) == code
+            and _equal(wanted, run.settings, self._ignored(overrides, run.overrides))
+        ]
+
+    def _ignored(self, *overrides: Mapping[str, Any]) -> set[str]:
+        """Computed constants that nobody set by hand."""
+        by_hand = {key.lower() for one in overrides for key in one}
+        return set(self.reference.derived - by_hand)
+
+
+def _lower(settings: Settings) -> dict[str, Setting]:
+    return {key.lower(): value for key, value in settings.items()}
+
+
+def _equal(one: Settings, other: Settings, ignored: set[str]) -> bool:
+    return all(
+        key in ignored or (key in one and key in other and same(one[key], other[key]))
+        for key in {*one, *other}
+    )
+
+
+def key_of(idea: Proposal | PlannedHypothesis) -> str:
+    """A hash of what a text does: blank ends, blob ids and line numbers tell nothing."""
+    text = idea.patch or idea.instructions
+    if not text or not text.strip():
+        return ""
+    lines = [
+        line.rstrip() if not line.startswith("@@") else "@@"
+        for line in text.strip().splitlines()
+        if not line.startswith("index ")
+    ]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "replace")).hexdigest()

@@ -1,0 +1,1 @@
+"""How a fleet stands and what it did, gathered from files for whoever looks."""

@@ -1,0 +1,348 @@
+"""What a search did, over the whole of it or since some hours ago: the page of the morning.
+
+It only reads: the ledger as the last sync left it, the decisions, each run's `exit.json`, and of
+each hypothesis who proposed it and what was predicted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.overview.digest_views import Crash, Digest, Record, Step, Use
+from autohypothesis.fleet.overview.overview import RUN, overview
+from autohypothesis.fleet.overview.views import Need, Overview
+from autohypothesis.records.bundles import decision_documents
+from autohypothesis.records.files import read_json
+from autohypothesis.records.layout import ID, Layout
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
+from autohypothesis.records.standings import of_tag
+from schema import finite, now, utc
+
+Row = dict[str, Any]
+
+MANY_CRASHES = 0.2
+"""A share of the experiments that is worth a look."""
+MUCH_IDLE = 0.2
+FEW = 10
+"""Fewer experiments say nothing about who proposed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """A row and the latest decision about it."""
+
+    row: Row
+    decision: Mapping[str, Any]
+    at: datetime
+
+    @property
+    def counts(self) -> bool:
+        """Whether it says something about a hypothesis."""
+        return (
+            self.decision["decision_status"] in DECIDED
+            and self.row.get("failure_kind") not in NOT_EVIDENCE
+            and not is_baseline(self.row)
+            and self.row.get("replicates") is None
+        )
+
+
+def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None = None) -> Digest:
+    """What happened under `tag` (default: the active one) in the last `since_hours`, or ever."""
+    standing = overview(layout)
+    tag = tag or standing.tag
+    until = now()
+    since = until - timedelta(hours=since_hours) if since_hours is not None else None
+    unread: list[Need] = []
+    rows = of_tag(_read(read_ledger, layout, unread), tag)
+    decisions = _read(lambda where: decision_documents(where)[0], layout, unread)
+    decided = _decided(decisions, rows, tag, since)
+    spans = _spans(layout, rows, since, until)
+    moments = [moment for _, *span in spans for moment in span] + [one.at for one in decided]
+    hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
+    workers = _use(spans, standing)
+    page = Digest(
+        tag=tag,
+        metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
+        since=since,
+        until=until,
+        hours=round(hours, 4),
+        decided=dict(Counter(str(one.decision["decision_status"]) for one in decided)),
+        experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
+        kept=[_step(one) for one in decided if one.decision["decision_status"] == "keep"],
+        provisional=_confirmed_as("provisional", decided),
+        refuted=_confirmed_as("refuted", decided),
+        crashes=_crashes(decided),
+        device_hours=round(sum(use.device_hours for use in workers), 4),
+        idle_share=_idle(workers),
+        workers=workers,
+        proposers=_records(layout, decided),
+        overview=standing,
+    )
+    page.first.extend([*unread, *_first(page)])
+    return page
+
+
+def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[Need]) -> list[Row]:
+    """What `reader` finds; a file that it cannot read is one of `unread`."""
+    try:
+        return reader(layout)
+    except RecordError as error:
+        unread.append(Need(error.problem, error.hint))
+        return []
+
+
+# ── what was decided ────────────────────────────────────────────────────────────────────────
+
+
+def _decided(
+    decisions: Iterable[Row], rows: Iterable[Mapping[str, Any]], tag: str, since: datetime | None
+) -> list[_Decided]:
+    """Rows of the tag with their latest decision, when that lies in the window; in its order."""
+    by_id = {str(row["id"]): dict(row) for row in rows}
+    latest: dict[str, _Decided] = {}
+    for decision in decisions:
+        name, at = str(decision["experiment_id"]), _moment(decision.get("recorded_at"))
+        if decision["tag"] == tag and name in by_id and at is not None:
+            latest.pop(name, None)
+            latest[name] = _Decided(by_id[name], decision, at)
+    return [one for one in latest.values() if since is None or one.at >= since]
+
+
+def _step(one: _Decided) -> Step:
+    decision, row = one.decision, one.row
+    gain, before = finite(decision.get("improvement")), finite(decision.get("reference_value"))
+    return Step(
+        experiment_id=str(row["id"]),
+        title=str(row.get("description") or ""),
+        value=finite(decision.get("metric_value")),
+        gain=gain,
+        gain_share=gain / abs(before) if gain is not None and before else None,
+        confirmation=str(row.get("confirmation") or "none"),
+        reason=str(decision.get("reason") or ""),
+        at=one.at,
+        worker_id=str(row.get("worker_id") or ""),
+    )
+
+
+def _confirmed_as(word: str, decided: Iterable[_Decided]) -> list[str]:
+    return [
+        str(one.row["id"])
+        for one in decided
+        if one.row.get("confirmation") == word and one.row.get("status") == "keep"
+    ]
+
+
+def _crashes(decided: Iterable[_Decided]) -> list[Crash]:
+    by_kind: dict[str, list[Row]] = defaultdict(list)
+    for one in decided:
+        if one.decision["decision_status"] == "crash":
+            by_kind[str(one.row.get("failure_kind") or "unknown")].append(one.row)
+    found = [
+        Crash(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
+        for kind, rows in by_kind.items()
+    ]
+    return sorted(found, key=lambda crash: (-crash.count, crash.kind))
+
+
+# ── devices ─────────────────────────────────────────────────────────────────────────────────
+
+Span = tuple[str, datetime, datetime]
+"""Worker, start and end of one experiment on its device."""
+
+
+def _spans(
+    layout: Layout, rows: Iterable[Mapping[str, Any]], since: datetime | None, until: datetime
+) -> list[Span]:
+    found = []
+    for row in rows:
+        span = _span(layout, row)
+        if span is None:
+            continue
+        start, end = span
+        start, end = max(start, since) if since else start, min(end, until)
+        if start < end:
+            found.append((str(row.get("worker_id") or "–"), start, end))
+    return found
+
+
+def _span(layout: Layout, row: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
+    """From the exec of the training to the end of its scoring, as the shim wrote it down."""
+    if not ID.fullmatch(str(row["id"])):
+        return None
+    record = _object(layout.run(str(row["id"])).exit)
+    start, end = _moment(record.get("started_at")), _moment(record.get("ended_at"))
+    if start is not None and end is not None:
+        return start, end
+    end = end or _moment(row.get("timestamp"))
+    seconds = next(
+        (
+            number
+            for value in (record.get("wall_seconds"), row.get("total_seconds"),
+                          row.get("training_seconds"))
+            if (number := finite(value)) is not None and 0 < number < 1e8
+        ),
+        None,
+    )  # fmt: skip
+    return (end - timedelta(seconds=seconds), end) if end and seconds else None
+
+
+def _use(spans: Iterable[Span], standing: Overview) -> list[Use]:
+    by_worker: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        by_worker[span[0]].append(span)
+    beats = {worker.worker_id: worker for worker in standing.workers}
+    return [
+        _use_of(name, by_worker[name], beats[name].busy_share if name in beats else None)
+        for name in sorted(by_worker)
+    ]
+
+
+def _use_of(name: str, spans: Sequence[Span], now_share: float | None) -> Use:
+    busy = sum((end - start).total_seconds() for _, start, end in spans)
+    there = (max(span[2] for span in spans) - min(span[1] for span in spans)).total_seconds()
+    share = min(1.0, busy / there) if there > 0 else None
+    return Use(
+        worker_id=name,
+        experiments=len(spans),
+        device_hours=round(busy / 3600, 4),
+        busy_share=_rounded(share),
+        idle_share=_rounded(None if share is None else 1 - share),
+        busy_share_now=_rounded(now_share),
+    )
+
+
+def _idle(workers: Iterable[Use]) -> float | None:
+    """Over all devices, each by the time that it was there."""
+    hours = [
+        (use.device_hours, use.device_hours / use.busy_share) for use in workers if use.busy_share
+    ]
+    there = sum(one for _, one in hours)
+    return _rounded(1 - sum(busy for busy, _ in hours) / there) if there else None
+
+
+# ── proposers ───────────────────────────────────────────────────────────────────────────────
+
+
+def _records(layout: Layout, decided: Iterable[_Decided]) -> list[Record]:
+    by_proposer: dict[str, list[tuple[_Decided, float | None]]] = defaultdict(list)
+    for one in decided:
+        if one.counts:
+            proposer, predicted = _proposed(layout, one.row)
+            by_proposer[proposer].append((one, predicted))
+    found = [_record(name, tried) for name, tried in by_proposer.items()]
+    return sorted(found, key=lambda record: (-record.tried, record.proposer))
+
+
+def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> Record:
+    kept = sum(one.decision["decision_status"] == "keep" for one, _ in tried)
+    pairs = [
+        (predicted, measured)
+        for one, predicted in tried
+        if predicted is not None and (measured := _change(one.decision)) is not None
+    ]
+    # A prediction of no change names no direction that could be right.
+    right = [(a > 0) == (b > 0) and b != 0 for a, b in pairs if a]
+    return Record(
+        proposer=proposer,
+        tried=len(tried),
+        kept=kept,
+        hit_rate=round(kept / len(tried), 4),
+        predictions=len(pairs),
+        right_direction=_rounded(fmean(right)) if right else None,
+        mean_error=fmean(abs(a - b) for a, b in pairs) if pairs else None,
+    )
+
+
+def _change(decision: Mapping[str, Any]) -> float | None:
+    """Candidate minus reference, in the metric's unit: what a prediction is about."""
+    value, before = (finite(decision.get(key)) for key in ("metric_value", "reference_value"))
+    return None if value is None or before is None else value - before
+
+
+def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
+    """Who proposed a hypothesis, and the change that was predicted."""
+    name = str(row.get("hypothesis_id") or "")
+    document: dict[str, Any] = {}
+    if ID.fullmatch(name):
+        document = _object(layout.hypothesis(name, "done"))
+        document = document or _object(layout.hypothesis(name, "pending"))
+    proposer = str(document.get("proposer") or "by hand")
+    if ID.fullmatch(str(row["id"])) and not document.get("prediction"):
+        planned = _object(layout.plan(str(row["id"]))).get("hypothesis")
+        document = planned if isinstance(planned, dict) else {}
+    prediction = document.get("prediction")
+    return proposer, finite(prediction.get("delta")) if isinstance(prediction, dict) else None
+
+
+# ── what to look at first ───────────────────────────────────────────────────────────────────
+
+
+def _first(page: Digest) -> list[Need]:
+    found = list(page.overview.needs)
+    for name in page.refuted:
+        said = f"{name} was kept, and its gain did not hold on other seeds"
+        found.append(Need(said, f"{RUN} show {name}"))
+    best = page.overview.best
+    if best is not None and best.improvement and page.tag == page.overview.tag:
+        said = f"the best, {best.experiment_id}, changes this against the baseline"
+        found.append(Need(said, f"{RUN} best --diff"))
+    gains = [step for step in page.kept if step.gain is not None and step.gain > 0]
+    if gains:
+        most = max(gains, key=lambda step: step.gain or 0.0)
+        found.append(
+            Need(f"the largest gain of one step: {most.title}", f"{RUN} show {most.experiment_id}")
+        )
+    if page.provisional:
+        said = f"{len(page.provisional)} kept on one seed, not confirmed yet"
+        found.append(Need(said, f"{RUN} show {page.provisional[-1]}"))
+    found += _about_crashes(page)
+    for use in page.workers:
+        if (use.idle_share or 0.0) > MUCH_IDLE and use.experiments >= FEW:
+            said = f"{use.worker_id} was idle for {use.idle_share:.0%} of its time"
+            found.append(Need(said, f"{RUN} status"))
+    for record in page.proposers:
+        if not record.kept and record.tried >= FEW:
+            said = f"none of {record.tried} ideas of {record.proposer} was kept"
+            found.append(Need(said, f"{RUN} briefing"))
+    return found
+
+
+def _about_crashes(page: Digest) -> list[Need]:
+    count, all_of_them = sum(crash.count for crash in page.crashes), sum(page.decided.values())
+    if not page.crashes or count < MANY_CRASHES * all_of_them:
+        return []
+    worst = page.crashes[0]
+    said = f"{count} of {all_of_them} crashed, most often: {worst.kind} ({worst.count})"
+    return [Need(said, f"{RUN} show {worst.example}")]
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A damaged file is the next sync's to name; this page goes on without it."""
+    try:
+        value = read_json(path)
+    except (FileNotFoundError, AutohypothesisError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _moment(value: object) -> datetime | None:
+    try:
+        moment = utc(value)
+    except (ValueError, OverflowError):
+        return None
+    return moment if isinstance(moment, datetime) else None
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)

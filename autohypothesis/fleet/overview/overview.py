@@ -1,0 +1,367 @@
+"""How a fleet stands now: gathered from many small files, none of which is trusted.
+
+It only reads, takes no lock, starts nothing but one `git rev-parse`, and opens neither the ledger
+nor a log, so that it costs the same at ten experiments and at ten thousand. What is damaged,
+dead or refused becomes a `Need`, and stops nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from autohypothesis.errors import AutohypothesisError, RecordError, UsageError
+from autohypothesis.fleet.overview.standing import Best, best_so_far
+from autohypothesis.fleet.overview.views import (
+    Need,
+    Overview,
+    RoleView,
+    Waiting,
+    WorkerView,
+    any_alive,
+)
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.supervisor.roles import lives
+from autohypothesis.fleet.worker.bench import benched
+from autohypothesis.fleet.worker.heartbeat import at_work
+from autohypothesis.records.bundles import reason_in
+from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.layout import ID, Layout
+from autohypothesis.records.ledger import manifest_tag
+from schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
+
+ROLES = ("supervisor", "observer", "tool-builder")
+SMALL = 256 * 1024
+"""Bytes of a heartbeat, or of a role's file; a larger one is damage."""
+AHEAD_S = 5.0
+"""A clock may be off by this much; a time further ahead is wrong."""
+WAITING = 5
+"""Hypotheses that are shown of those that wait."""
+NAMED = 3
+"""Of many like problems, those that are named one by one."""
+RUN = "python orchestrator.py"
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def overview(layout: Layout, queue: Queue | None = None) -> Overview:
+    """How the fleet of this repository stands; never fails over what lies under research/.
+
+    Args:
+        queue: for one look after the other, so that what did not change is not read again.
+    """
+    look = _Look(layout)
+    tag, reference = look.tag, look.reference()
+    counts, waiting = look.queue(queue)
+    roles = [look.role(name) for name in ROLES]
+    workers = look.workers()
+    best = look.best()
+    board = look.board
+    look.dead(roles, workers)
+    look.benched()
+    look.refused()
+    look.damaged()
+    return Overview(
+        root=str(layout.root),
+        tag=tag,
+        reference=reference,
+        best=best,
+        counts=counts,
+        experiments=_count(board.get("total_runs")),
+        decided=_count(board.get("decided_runs")),
+        keep_rate=finite(board.get("keep_rate")),
+        roles=roles,
+        workers=workers,
+        waiting=waiting,
+        needs=look.needs,
+        next_command=_next_command(tag, roles, workers),
+    )
+
+
+class _Look:
+    """One look at the files; what is wrong with them gathers in `needs`."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.now = now()
+        self.needs: list[Need] = []
+        self.tag, wrong = manifest_tag(layout)
+        if wrong:
+            self._damage(layout.manifest, wrong)
+        self.board = self._board()
+        self.tag = self.tag or str(self.board.get("tag") or "")
+
+    # ── the search ────────────────────────────────────────────────────────────────────────
+
+    def reference(self) -> str | None:
+        from autohypothesis.engine.lab import reference_ref
+        from autohypothesis.records.git import Repository
+
+        if not self.tag:
+            return None
+        try:
+            return Repository(self.layout.root).read_ref(reference_ref(self.tag))
+        except AutohypothesisError as error:
+            self.needs.append(Need(f"the reference cannot be read: {error.problem}"))
+            return None
+
+    def _board(self) -> dict[str, Any]:
+        """The leaderboard, when it is of this tag."""
+        board = self._document(self.layout.leaderboard)
+        return board if not self.tag or board.get("tag") in (self.tag, None) else {}
+
+    def best(self) -> Best | None:
+        row = self.board.get("best_run")
+        return best_so_far(self.layout, self.tag, row) if isinstance(row, dict) else None
+
+    def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[Waiting]]:
+        """How many there are, by name alone, and the first that wait; only open ones are read."""
+        if not ID.fullmatch(self.tag):
+            return {}, []
+        if queue is None or queue.tag != self.tag:
+            queue = Queue(self.layout, self.tag)
+        dispatched = queue.dispatched().items()
+        found = [_waiting(one, "dispatched", worker) for worker, some in dispatched for one in some]
+        found += [_waiting(one, "pending", None) for one in queue.pending()[:WAITING]]
+        for problem in queue.problems:
+            self._damage(self.layout.root / problem.path, problem.reason)
+        return queue.counts(), found[:WAITING]
+
+    # ── who is at work ────────────────────────────────────────────────────────────────────
+
+    def role(self, name: str) -> RoleView:
+        path = self.layout.role(name)
+        said = self._model(path, RoleStatus)
+        if said is None:
+            return RoleView(name, "damaged" if path.exists() else "not started", alive=False)
+        alive = said.state != "stopped" and lives(said)
+        moment = said.last_action_at or said.updated_at
+        ended = said.state in ("stopped", "finished", "failed")
+        return RoleView(
+            role=name,
+            state=said.state or "working" if alive or ended else "dead",
+            alive=alive,
+            pid=said.pid,
+            last_action=said.last_action,
+            age_s=self._age(moment, f"the {name}"),
+            problems=() if said.state in ("stopped", "finished") else tuple(said.problems),
+        )
+
+    def workers(self) -> list[WorkerView]:
+        """Those of the manifest, then any other that lives."""
+        views, known = [], set()
+        for worker in self._manifest_workers():
+            known.add(worker.worker_id)
+            views.append(self._worker(worker))
+        for name in _stems(self.layout.heartbeat("any").parent):
+            if name not in known:
+                other = self._worker(Worker(worker_id=name, gpu_id=""), quiet=True)
+                views += [other] if other.alive else []
+        return views
+
+    def _manifest_workers(self) -> Iterable[Worker]:
+        with suppress(RecordError, FileNotFoundError):
+            document = read_json(self.layout.manifest)
+            try:
+                workers = Manifest.model_validate(document).workers
+            except ValidationError as error:
+                self._damage(self.layout.manifest, _first(error))
+                return
+            for worker in workers:
+                try:
+                    self.layout.heartbeat(worker.worker_id)
+                except UsageError as error:
+                    self._damage(self.layout.manifest, error.problem)
+                else:
+                    yield worker
+
+    def _worker(self, worker: Worker, *, quiet: bool = False) -> WorkerView:
+        name, device = worker.worker_id, worker.device or worker.gpu_id
+        path = self.layout.heartbeat(name)
+        beat = self._model(path, Heartbeat, quiet=quiet)
+        if beat is None:
+            state = "damaged" if path.exists() else "not started"
+            return WorkerView(name, device, state, alive=False)
+        alive = at_work(beat)
+        whose = f"worker {name}"
+        return WorkerView(
+            worker_id=name,
+            device=device or beat.gpu_id,
+            state=beat.state if alive or beat.state == "stopped" else "dead",
+            alive=alive,
+            pid=beat.pid,
+            state_s=self._age(beat.since, whose) if alive else None,
+            age_s=None if quiet and not alive else self._age(beat.updated_at, whose),
+            experiment_id=beat.run_id,
+            hypothesis_id=beat.hypothesis_id,
+            next_hypothesis_id=beat.next_hypothesis_id,
+            title=beat.title or "",
+            progress=_share(beat.progress.get("progress_pct"), 100.0),
+            loss=finite(beat.metrics.get("train_loss")),
+            tokens_per_second=finite(beat.metrics.get("tok_per_sec")),
+            diff_stat=beat.diff_stat,
+            busy_share=self._busy(beat, alive),
+            notes=beat.notes,
+        )
+
+    def _busy(self, beat: Heartbeat, alive: bool) -> float | None:
+        if beat.started_at is None:
+            return None
+        until = self.now if alive else beat.updated_at
+        return _share(beat.busy_seconds, (until - beat.started_at).total_seconds())
+
+    # ── what needs somebody ───────────────────────────────────────────────────────────────
+
+    def dead(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
+        """What the roles say is wrong; who ended without saying goodbye."""
+        supervised = any(role.role == "supervisor" and role.alive for role in roles)
+        then = f"{RUN} {'monitor' if supervised else 'up'}"
+        for role in roles:
+            self.needs += [
+                Need(f"{role.role}: {line}")
+                for line in role.problems
+                if not any(need.what == f"damaged: {line}" for need in self.needs)
+            ]
+            if role.state == "dead":
+                self.needs.append(Need(f"the {role.role} (pid {role.pid}) died", then))
+        for worker in workers:
+            if worker.state == "dead":
+                doing = f" during {worker.experiment_id}" if worker.experiment_id else ""
+                said = f"worker {worker.worker_id} (pid {worker.pid}) died{doing}"
+                self.needs.append(Need(said, then))
+
+    def benched(self) -> None:
+        for device, reason in benched(self.layout).items():
+            said = f"device {device} is left alone for a while: {reason}"
+            self.needs.append(Need(said, f"{RUN} doctor"))
+
+    def refused(self) -> None:
+        """Files of the inbox that were not taken."""
+        folder = self.layout.inbox_refused
+        reasons = sorted(name for name in _names(folder) if name.endswith(".reason"))
+        for name in reasons[:NAMED]:
+            try:
+                text = read_bytes(folder / name, SMALL).decode("utf-8", "replace")
+            except (FileNotFoundError, RecordError):
+                text = ""
+            file = folder / name.removesuffix(".reason")
+            self.needs.append(Need(f"not taken: {self._short(file)}: {text.strip()}"))
+        if len(reasons) > NAMED:
+            rest = f"and {len(reasons) - NAMED} more in {self._short(folder)}"
+            self.needs.append(Need(rest))
+
+    def damaged(self) -> None:
+        """Files that the last sync could not use."""
+        problems = self._document(self.layout.problems).get("problems")
+        problems = problems if isinstance(problems, list) else []
+        lines = [
+            f"damaged: {one.get('path')}: {one.get('reason')}"
+            for one in problems
+            if isinstance(one, dict)
+        ]
+        known = {need.what for need in self.needs}
+        lines = [line for line in lines if line not in known]
+        self.needs += [Need(line, f"{RUN} sync") for line in lines[:NAMED]]
+        if len(lines) > NAMED:
+            rest = f"and {len(lines) - NAMED} more in {self._short(self.layout.problems)}"
+            self.needs.append(Need(rest))
+
+    # ── reading ───────────────────────────────────────────────────────────────────────────
+
+    def _document(self, path: Path) -> dict[str, Any]:
+        """The JSON object at `path`; empty where there is none, with a need where it is damaged."""
+        try:
+            value = read_json(path)
+        except FileNotFoundError:
+            return {}
+        except RecordError as error:
+            self._damage(path, reason_in(error, path))
+            return {}
+        if not isinstance(value, dict):
+            self._damage(path, f"is {type(value).__name__}, no object")
+            return {}
+        return value
+
+    def _model(self, path: Path, model: type[_Model], *, quiet: bool = False) -> _Model | None:
+        try:
+            return model.model_validate(read_json(path, SMALL))
+        except FileNotFoundError:
+            return None
+        except RecordError as error:
+            reason = reason_in(error, path)
+        except ValidationError as error:
+            reason = _first(error)
+        if not quiet:
+            self._damage(path, reason)
+        return None
+
+    def _age(self, moment: datetime | None, whose: str) -> float | None:
+        """Seconds since `moment`; None where it is unknown or cannot be."""
+        if moment is None:
+            return None
+        age = (self.now - moment).total_seconds()
+        if age < -AHEAD_S:
+            said = f"{whose} gives a time that is {-age:,.0f} s in the future"
+            if Need(said) not in self.needs:
+                self.needs.append(Need(said))
+            return None
+        return max(0.0, age)
+
+    def _damage(self, path: Path, reason: str) -> None:
+        self.needs.append(Need(f"damaged: {self._short(path)}: {reason}", f"{RUN} sync"))
+
+    def _short(self, path: Path) -> str:
+        return str(path).removeprefix(f"{self.layout.root}/")
+
+
+def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]) -> str:
+    states = {role.role: role for role in roles}
+    observer = states["observer"]
+    if not tag:
+        return f"{RUN} init-fleet"
+    if any_alive(states.values(), workers):
+        return f"{RUN} monitor"
+    if observer.state == "finished":
+        return f"{RUN} digest"
+    return f"{RUN} up" if workers else f"{RUN} init-fleet"
+
+
+def _waiting(one: Hypothesis, state: str, worker: str | None) -> Waiting:
+    name, priority = one.hypothesis_id, one.priority or 0.0
+    return Waiting(name, one.title, state, worker, one.proposer, priority)
+
+
+def _share(part: object, whole: float) -> float | None:
+    number = finite(part)
+    if number is None or not whole > 0:
+        return None
+    return min(1.0, max(0.0, number / whole))
+
+
+def _count(value: object) -> int | None:
+    number = finite(value)
+    return None if number is None else int(number)
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, in a few words: pydantic says it on three lines."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else str(first["msg"])
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:
+        return []
+
+
+def _stems(folder: Path) -> list[str]:
+    stems = (name.removesuffix(".json") for name in _names(folder) if name.endswith(".json"))
+    return sorted(stem for stem in stems if ID.fullmatch(stem))

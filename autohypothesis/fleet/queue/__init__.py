@@ -1,0 +1,1 @@
+"""Ideas on their way: the queue whose states are folders, the inbox, and the brief."""

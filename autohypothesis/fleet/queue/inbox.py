@@ -1,0 +1,222 @@
+"""The safe way in for anyone who writes files: `research/inbox/*.json`.
+
+A file holds one proposal or a list of them. It is taken by rename; then an id is reserved for each
+proposal and written down beside it, then they are added, then it is removed. So a kill at any
+instant loses none and doubles none: the next look goes on where this one stopped. What cannot be
+taken goes to `refused/`, with the reason in `<name>.reason`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from autohypothesis.errors import QueueError, RecordError
+from autohypothesis.fleet.queue.files import summary
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.bundles import reason_in
+from autohypothesis.records.files import JSON_LIMIT, read_json, sweep, write_atomic, write_json
+from autohypothesis.records.locks import hold
+from autohypothesis.system import rename_exclusive
+from schema import Hypothesis, Proposal
+
+WRITING_S = 2.0
+"""A file that is no JSON and changed more recently may still be being written."""
+DROPPED = ("hypothesis_id", "tag", "status", "created_at")
+"""Keys that other tools' hypotheses have, and that are given anew here."""
+_NAME_BYTES = 180
+_TAKEN, _IDS = ".taken", ".ids"
+
+
+def take_inbox(queue: Queue) -> list[Hypothesis]:
+    """Everything in the inbox that can be taken, now pending.
+
+    Raises:
+        LockError: another process takes it.
+        RecordError: the disk is full; nothing is lost.
+    """
+    inbox = queue.layout.inbox
+    if not _names(inbox):
+        return []
+    with hold(queue.layout, "inbox", doing="taking the inbox"):
+        return _Inbox(queue).take()
+
+
+def _names(inbox: Path) -> list[str]:
+    """New files, and those that a killed look has taken already."""
+    try:
+        names = sorted(os.listdir(inbox))
+    except OSError:
+        return []
+    return [
+        name
+        for name in names
+        if (name.endswith(".json") and not name.startswith("."))
+        or (name.startswith(".") and name.endswith((_TAKEN, _IDS, ".tmp")))
+    ]
+
+
+class _Inbox:
+    """One look, under the lock."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.folder = queue.layout.inbox
+        self.added: list[Hypothesis] = []
+        self._sources: dict[str, str] | None = None
+
+    def take(self) -> list[Hypothesis]:
+        sweep(self.folder)
+        for name in _names(self.folder):
+            if name.endswith(".json"):
+                self._take_new(name)
+        for suffix, go_on in ((_IDS, self._add), (_TAKEN, self._reserve)):
+            for name in _names(self.folder):
+                if name.endswith(suffix):
+                    go_on(self.folder / name)
+        return self.added
+
+    # ── in steps, each of which a kill may end ────────────────────────────────────────────
+
+    def _take_new(self, name: str) -> None:
+        path = self.folder / name
+        if self._read(path, name) is not None:
+            mark = os.urandom(4).hex()
+            with suppress(OSError):  # somebody took it back, or did not give it
+                rename_exclusive(path, self.folder / f".{_short(name)}.{mark}{_TAKEN}")
+
+    def _read(self, path: Path, name: str) -> list[Any] | None:
+        """The proposals in a file, unread; None when it is still written, or was refused."""
+        try:
+            value = read_json(path)
+        except FileNotFoundError:
+            return None
+        except RecordError as error:
+            if not _just_written(path):
+                self._refuse_file(path, name, reason_in(error, path))
+            return None
+        if isinstance(value, dict):
+            return [value]
+        if isinstance(value, list) and value:
+            return value
+        self._refuse_file(path, name, "holds no hypothesis, and no list of them")
+        return None
+
+    def _reserve(self, taken: Path) -> None:
+        """Writes down which proposal gets which id, and why others get none."""
+        name = taken.name[1:].removesuffix(_TAKEN).rpartition(".")[0]
+        said = self._read(taken, name)
+        if said is None:
+            return
+        claims: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        for one in said:
+            proposal, why = self._proposal(one)
+            if proposal is None:
+                refused.append({"said": one, "reason": why})
+            else:
+                claims.append({"id": self.queue.reserve(), "proposal": proposal.model_dump()})
+                self._known().setdefault(proposal.source_id, claims[-1]["id"])
+        ids = taken.with_suffix(_IDS)
+        write_json(ids, {"file": name, "claims": claims, "refused": refused})
+        taken.unlink(missing_ok=True)
+        self._add(ids)
+
+    def _add(self, ids: Path) -> None:
+        """Adds what is not in the queue yet, sets aside what was refused, and forgets both."""
+        ids.with_suffix(_TAKEN).unlink(missing_ok=True)
+        try:
+            noted = read_json(ids, 8 * JSON_LIMIT)
+            claims = [
+                (one["id"], Proposal.model_validate(one["proposal"])) for one in noted["claims"]
+            ]
+            refused = [(one["said"], str(one["reason"])) for one in noted["refused"]]
+            name = str(noted["file"])
+        except (RecordError, KeyError, TypeError, ValueError) as error:
+            self._refuse_file(ids, ids.name.lstrip("."), f"was damaged after it was taken: {error}")
+            return
+        for identifier, proposal in claims:
+            with suppress(QueueError):  # it was added before the kill
+                self.added.append(
+                    self.queue.add(proposal, proposer="inbox", hypothesis_id=identifier)
+                )
+        if refused:
+            self._refuse(name, [said for said, _ in refused], [reason for _, reason in refused])
+        ids.unlink(missing_ok=True)
+
+    # ── what is wrong with a proposal ─────────────────────────────────────────────────────
+
+    def _proposal(self, said: object) -> tuple[Proposal | None, str]:
+        if not isinstance(said, dict):
+            return None, f"is {type(said).__name__}, no hypothesis"
+        try:
+            proposal = Proposal.model_validate(without_foreign_keys(said))
+        except ValidationError as error:
+            return None, summary(error)
+        first = self._known().get(proposal.source_id) if proposal.source_id else None
+        if first is not None:
+            return None, f"{proposal.source_id!r} is in the queue already, as {first}"
+        return proposal, ""
+
+    def _known(self) -> dict[str, str]:
+        if self._sources is None:
+            queue = self.queue
+            names = (*(one.hypothesis_id for one in queue.open()), *queue.done_ids())
+            self._sources = {**{name: name for name in names}, **queue.sources()}
+        return self._sources
+
+    # ── what is refused ───────────────────────────────────────────────────────────────────
+
+    def _refuse_file(self, path: Path, name: str, reason: str) -> None:
+        target = self._free(name)
+        try:
+            os.rename(path, target)  # a folder has no second link; the lock keeps the name free
+        except OSError:
+            return
+        self._explain(target, [reason])
+
+    def _refuse(self, name: str, said: list[object], reasons: list[str]) -> None:
+        target = self._free(name)
+        write_json(target, said if len(said) > 1 else said[0])
+        self._explain(target, reasons)
+
+    def _free(self, name: str) -> Path:
+        """A name in refused/ that nobody has."""
+        folder = self.queue.layout.inbox_refused
+        folder.mkdir(parents=True, exist_ok=True)
+        stem, number = _short(name.removesuffix(".json")), 1
+        target = folder / f"{stem}.json"
+        while os.path.lexists(target):
+            number += 1
+            target = folder / f"{stem}-{number}.json"
+        return target
+
+    def _explain(self, target: Path, reasons: list[str]) -> None:
+        write_atomic(target.with_name(f"{target.name}.reason"), "\n".join(reasons) + "\n")
+
+
+def without_foreign_keys(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A hypothesis as other tools write it, as a proposal: its id is kept as `source_id`."""
+    kept = {key: value for key, value in said.items() if key not in DROPPED}
+    foreign = said.get("hypothesis_id")
+    if foreign not in (None, "") and not kept.get("source_id"):
+        kept["source_id"] = str(foreign)
+    return kept
+
+
+def _just_written(path: Path) -> bool:
+    try:
+        return abs(time.time() - os.lstat(path).st_mtime) < WRITING_S
+    except OSError:
+        return False
+
+
+def _short(name: str) -> str:
+    """Room for what is put around it: a name has 255 bytes at most."""
+    return os.fsencode(name)[:_NAME_BYTES].decode("utf-8", "ignore")

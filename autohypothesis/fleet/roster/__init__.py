@@ -1,0 +1,1 @@
+"""Who belongs to a fleet: devices, worktrees, prompts, and what earlier searches left."""

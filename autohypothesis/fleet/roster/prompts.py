@@ -1,0 +1,243 @@
+"""Pages for whoever plays a role: prompts, protocols and assignments, from templates.
+
+They are made from the manifest and the queue, replaced whenever those change, and never read back.
+What others wrote is quoted line by line, without control characters and cut to a length, so that
+no title or rationale can forge a heading, and no page grows past `LIMIT`.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pydantic import ValidationError
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import RecordError
+from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.tables import harmless
+from schema import Hypothesis, Manifest, Registry, Tool
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MARK = "<!-- made by the fleet, and made again when it changes: write into program.md instead -->"
+LIMIT = 24 * 1024
+"""Bytes of one page. A model reads it at every turn."""
+TITLE = 160
+QUOTED_LINES, QUOTED_CHARACTERS = 40, 3_000
+"""Of one quoted text; the whole of it stands in the file that it is from."""
+LONGEST_LINE = 500
+SHOWN = 3
+"""Hypotheses in full on a worker's page."""
+LISTED = 20
+SETTINGS = 40
+
+
+class Waiting(Protocol):
+    """What an assignment is made of: `fleet.queue.Queue`."""
+
+    def pending(self) -> list[Hypothesis]: ...
+
+    def dispatched(self, worker: str | None = None) -> dict[str, list[Hypothesis]]: ...
+
+    def running(self, worker: str | None = None) -> dict[str, list[Hypothesis]]: ...
+
+    def counts(self) -> dict[str, int]: ...
+
+
+def write_all(lab: Lab, manifest: Manifest, queue: Waiting | None = None) -> list[str]:
+    """Every page of a fleet; remarks about files of somebody else's that were put aside."""
+    from autohypothesis.fleet.queue.states import Queue
+
+    layout, notes = lab.layout, []
+    facts = _facts(lab, manifest)
+    pages = {
+        layout.observer_prompt: _page("observer-agent", facts),
+        layout.tool_builder_prompt: _page("tool-builder", facts),
+    }
+    for role in ("observer", "tool-builder", "gpu-worker"):
+        pages[layout.protocol(role)] = _page(f"protocol-{role}", facts)
+    for worker in manifest.workers:
+        own = {"worker": worker, "assignment": place(layout.worker_assignment(worker.worker_id))}
+        pages[layout.worker_prompt(worker.worker_id)] = _page("worker", {**facts, **own})
+    for path, page in pages.items():
+        notes += _put(path, page)
+    return notes + write_assignments(lab, queue or Queue(layout, manifest.tag), manifest)
+
+
+def write_assignments(lab: Lab, queue: Waiting, manifest: Manifest) -> list[str]:
+    """What each role is to do now. A page that would say the same is not written again."""
+    facts = _facts(lab, manifest)
+    waiting, running, pending = queue.dispatched(), queue.running(), queue.pending()
+    pages = {
+        lab.layout.assignment("observer"): _page(
+            "assignment-observer",
+            {**facts, **_observers(manifest, queue.counts(), pending, waiting, running)},
+        ),
+        lab.layout.assignment("tool-builder"): _page(
+            "assignment-tool-builder", {**facts, **_requests(lab.layout)}
+        ),
+    }
+    for worker in manifest.workers:
+        mine = waiting.get(worker.worker_id, [])
+        own = {
+            "worker": worker,
+            "running": running.get(worker.worker_id, [])[:SHOWN],
+            "waiting": mine[:SHOWN],
+            "more": len(mine[SHOWN:]),
+        }
+        path = lab.layout.worker_assignment(worker.worker_id)
+        pages[path] = _page("assignment-worker", {**facts, **own})
+    notes = []
+    for path, page in pages.items():
+        notes += _put(path, page)
+    return notes
+
+
+# ── what the pages are made of ──────────────────────────────────────────────────────────────
+
+
+def _facts(lab: Lab, manifest: Manifest) -> dict[str, Any]:
+    layout = lab.layout
+    return {
+        "mark": MARK,
+        "tag": manifest.tag,
+        "root": place(layout.root),
+        "research": place(layout.research),
+        "program": program(layout.root),
+        "charter": place(layout.program),
+        "steering": place(layout.steering),
+        "manifest": place(layout.manifest),
+        "artifacts": ", ".join(f"`{one_line(path)}`" for path in lab.task.artifacts[:LISTED]),
+        "workers": manifest.workers[:LISTED],
+        "hidden_workers": len(manifest.workers[LISTED:]),
+        "observer_protocol": place(layout.protocol("observer")),
+        "builder_protocol": place(layout.protocol("tool-builder")),
+        "worker_protocol": place(layout.protocol("gpu-worker")),
+        "observer_assignment": place(layout.assignment("observer")),
+        "builder_assignment": place(layout.assignment("tool-builder")),
+    }
+
+
+def program(root: Path) -> str:
+    """How the command line is called from `root`."""
+    return "python orchestrator.py" if (root / "orchestrator.py").is_file() else "autohypothesis"
+
+
+def _observers(
+    manifest: Manifest,
+    counts: Mapping[str, int],
+    pending: Sequence[Hypothesis],
+    waiting: Mapping[str, Sequence[Hypothesis]],
+    running: Mapping[str, Sequence[Hypothesis]],
+) -> dict[str, Any]:
+    names = [one.worker_id for one in manifest.workers]
+    idle = [name for name in names if not waiting.get(name) and not running.get(name)]
+    return {
+        "counts": counts,
+        "idle": idle[:LISTED],
+        "hidden_idle": len(idle[LISTED:]),
+        "pending": pending[:LISTED],
+        "more": len(pending[LISTED:]),
+    }
+
+
+def _requests(layout: Layout) -> dict[str, Any]:
+    wanted: list[Tool] = []
+    with suppress(FileNotFoundError, RecordError, ValidationError):
+        tools = Registry.model_validate(read_json(layout.registry)).tools
+        wanted = [tool for tool in tools if tool.status == "requested"]
+    return {"requested": wanted[:SHOWN], "more": len(wanted[SHOWN:])}
+
+
+# ── how a page is made ──────────────────────────────────────────────────────────────────────
+
+
+def _page(name: str, facts: Mapping[str, Any]) -> bytes:
+    text = _environment().get_template(f"{name}.md.j2").render(facts).rstrip() + "\n"
+    content = text.encode("utf-8", "replace")
+    if len(content) <= LIMIT:
+        return content
+    cut = content[: LIMIT - 200].decode("utf-8", "ignore").rpartition("\n")[0]
+    return f"{cut}\n\n(cut here: the page was too long)\n".encode()
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        autoescape=False,  # Markdown, not HTML; the filters keep texts in their place
+        trim_blocks=True,
+    )
+    environment.filters.update(
+        one_line=one_line,
+        place=place,
+        quoted=quoted,
+        code=code,
+        shell=lambda text: shlex.quote(str(text)),
+    )
+    environment.globals["settings"] = _settings
+    return environment
+
+
+def one_line(text: object) -> str:
+    """`text` as a piece of one line: no break, no control character, no cell or code mark."""
+    return harmless(str(text)).replace("|", "/").replace("`", "'").replace("<!--", "<!- -")[:TITLE]
+
+
+def place(path: object) -> str:
+    """A path, whole, as a piece of one line."""
+    return one_line_of_many(str(path)).replace("|", "/").replace("`", "'")
+
+
+def code(value: object) -> str:
+    """A name or a value as inline code."""
+    return f"`{one_line(value if isinstance(value, str) else to_json(value))}`"
+
+
+def quoted(text: str) -> str:
+    """`text` as a block quote: every line of it, as far as it is shown, begins with `> `."""
+    lines = [one_line_of_many(line) for line in text[:QUOTED_CHARACTERS].splitlines()]
+    left_out = len(text) > QUOTED_CHARACTERS or len(lines) > QUOTED_LINES
+    shown = lines[:QUOTED_LINES] + (["(and more, not shown here)"] if left_out else [])
+    return "\n".join(f"> {line}".rstrip() for line in shown) or ">"
+
+
+def one_line_of_many(line: str) -> str:
+    """A line with its indentation, since a patch means something by it."""
+    return "".join(c if c.isprintable() else " " for c in line)[:LONGEST_LINE]
+
+
+def _settings(one: Hypothesis) -> list[tuple[str, Any]]:
+    return list(one.config_overrides.items())[:SETTINGS]
+
+
+def _put(path: Path, page: bytes) -> list[str]:
+    """Write a page where it says something new. A file that is not ours is put aside first."""
+    notes = []
+    try:
+        before = read_bytes(path, 4 * LIMIT)
+        if before == page:
+            return []
+        foreign = not before.startswith(MARK.encode())
+    except FileNotFoundError:
+        foreign = False
+    except RecordError:
+        foreign = True
+    if foreign:
+        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
+        os.rename(path, aside)
+        notes.append(f"{path} was not made by a fleet; it is {aside.name} now")
+    write_atomic(path, page, durable=False)
+    return notes

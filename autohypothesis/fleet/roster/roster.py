@@ -1,0 +1,329 @@
+"""The roster of a fleet: who works on which device, in which worktree, with which prompt.
+
+`init_fleet` refuses what it can before it makes anything, writes the manifest last, and may be
+killed at any instant: run again, it finds what is there and makes what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.lab import Lab, active_tag, reference_ref, todays_tag
+from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.roster import prompts
+from autohypothesis.fleet.roster.devices import Choice, Chosen, choose, strangers
+from autohypothesis.fleet.roster.leaving import take_back
+from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
+from autohypothesis.fleet.supervisor.presence import at_work, refuse_another_machine, users_of
+from autohypothesis.records.bundles import decision_documents
+from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.layout import Layout, checked_id
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.locks import hold
+from autohypothesis.records.standings import best_kept, of_tag
+from schema import Manifest, Worker
+
+DEFAULT_PROPOSERS = ("search",)
+_PROPOSER = re.compile(r"search|inbox|command:.*\S.*")
+_OURS = "refs/autohypothesis/ledger/"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a user asked for; None: not said."""
+
+    tag: str | None = None
+    gpus: str | None = None
+    cpu_workers: int | None = None
+    worktrees: bool = True
+    start: str | None = None
+    """Where the reference of a new tag begins: HEAD, best, or a commit."""
+    proposers: Sequence[str] = ()
+    mix: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """A fleet that was made or mended."""
+
+    manifest: Manifest
+    notes: list[str] = field(default_factory=list)
+    """What its user should know."""
+    done: dict[str, str] = field(default_factory=dict)
+    """Worker -> what was done to its worktree; empty where it was whole."""
+
+
+def init_fleet(lab: Lab, wanted: Wanted) -> Fleet:
+    """Make the fleet of a tag, or mend it.
+
+    Raises:
+        UsageError: a device, a tag or a proposer is not what it should be; nothing was made.
+        FleetError: something of somebody else's is in the way, or a fleet is at work; nothing was
+            made.
+        GitError: there is no commit to begin at.
+        LaunchError: the data of a new tag cannot be located.
+    """
+    choice = choose(wanted.gpus, wanted.cpu_workers)
+    _check_words(wanted)
+    refuse_another_machine(lab.layout)
+    lab.repository.head()
+    with hold(lab.layout, "fleet", doing="init-fleet"):
+        return _Roll(lab, wanted, choice).call()
+
+
+def begin(lab: Lab, wanted: Wanted) -> Lab:
+    """Start the tag alone, as `init_fleet` would; what runs before there are workers goes there."""
+    choice = choose(wanted.gpus, wanted.cpu_workers)
+    with hold(lab.layout, "fleet", doing="bootstrap"):
+        return _Roll(lab, wanted, choice).begin()
+
+
+def read_manifest(layout: Layout) -> Manifest | None:
+    """The manifest; None before the first search.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    try:
+        return Manifest.model_validate(read_json(layout.manifest))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecordError(
+            f"{layout.manifest} is no manifest: {where}: {first['msg']}",
+            hint="move it away and run `python orchestrator.py init-fleet --tag NAME`",
+        ) from None
+
+
+def _check_words(wanted: Wanted) -> None:
+    for word in wanted.proposers:
+        if not _PROPOSER.fullmatch(word):
+            raise UsageError(
+                f"--proposer {word!r} is none", hint="there are search, inbox and command:PROGRAM"
+            )
+    if wanted.mix is not None and not 0 <= wanted.mix <= 1:
+        raise UsageError(f"--mix {wanted.mix:g} is no share", hint="name a number from 0 to 1")
+
+
+class _Roll:
+    """One call of `init_fleet`, under its lock."""
+
+    def __init__(self, lab: Lab, wanted: Wanted, choice: Choice) -> None:
+        self.lab, self.wanted, self.chosen = lab, wanted, choice.chosen
+        self.repository, self.layout = lab.repository, lab.layout
+        self.notes = list(choice.notes)
+        self.before = read_manifest(lab.layout)
+        self.tag = checked_id(wanted.tag or active_tag(lab.layout) or todays_tag())
+        self.trees = Worktrees(lab.repository, self.tag)
+        self.is_new = lab.repository.read_ref(reference_ref(self.tag)) is None
+
+    def begin(self) -> Lab:
+        """The lab on its tag, once nothing is in the way."""
+        self._refuse_while_at_work()
+        self._refuse_a_strangers_tag()
+        base = self._base()
+        self.trees.refuse_obstacles([one.worker_id for one in self.chosen])
+        if self.repository.read_ref(marker(self.tag)) is None:
+            # First, since a branch without its marker would be a stranger's after a kill.
+            self.repository.compare_and_swap(marker(self.tag), base, None)
+        self.lab = self.lab.with_tag(self.tag, base=base)
+        return self.lab
+
+    def call(self) -> Fleet:
+        self.begin()
+        done = self._make_worktrees() if self.wanted.worktrees else {}
+        manifest = self._manifest()
+        self._release(manifest)
+        self.notes += prompts.write_all(self.lab, manifest)
+        write_json(self.layout.manifest, manifest)
+        self._remark(manifest)
+        return Fleet(manifest, self.notes, done)
+
+    # ── what is refused ───────────────────────────────────────────────────────────────────
+
+    def _refuse_while_at_work(self) -> None:
+        """Another tag or other devices are for a fleet at rest; mending is for any."""
+        if self.before is None or not self._changes(self.before):
+            return
+        if busy := at_work(self.layout):
+            what = f"tag {self.tag}" if self.before.tag != self.tag else "other workers"
+            raise FleetError(
+                f"{what} cannot begin in {self.layout.root} while these are at work: "
+                + ", ".join(busy[:4])
+                + (f" and {len(busy) - 4} more" if len(busy) > 4 else ""),
+                hint="stop them: python orchestrator.py down",
+            )
+
+    def _changes(self, before: Manifest) -> bool:
+        """Whether a worker would go, come, or change its device; a first driver is no change."""
+        if before.tag != self.tag:
+            return True
+        was = {one.worker_id: one.device for one in before.workers}
+        now = {one.worker_id: one.device for one in self.chosen}
+        return bool(was) and (
+            was.keys() != now.keys()
+            or any(was[name] and now[name] and was[name] != now[name] for name in was)
+        )
+
+    def _refuse_a_strangers_tag(self) -> None:
+        if self.is_new or self._is_known():
+            return
+        branch = reference_ref(self.tag).removeprefix("refs/heads/")
+        if self.repository.read_ref(reference_ref(self.tag)) != self.repository.head():
+            raise FleetError(
+                f"branch {branch} is there, and no search of ours made it",
+                hint=f"rename it: git branch -m {branch} NAME, or choose another tag: --tag NAME",
+            )
+        self.notes.append(f"branch {branch} was there, at HEAD: the search goes on from it")
+
+    def _is_known(self) -> bool:
+        """Whether the tag is a search of ours: by the manifest, a marker, or its experiments."""
+        if self.before is not None and self.before.tag == self.tag:
+            return True
+        named = re.compile(rf"(?:baseline-{self.tag}|h-{self.tag}-\d+)-\d+")
+        return (
+            self.repository.read_ref(marker(self.tag)) is not None
+            or self.repository.read_ref(_OURS + self.tag) is not None
+            or any(named.fullmatch(name) for name in self.repository.experiments())
+        )
+
+    # ── the tag and its reference ─────────────────────────────────────────────────────────
+
+    def _base(self) -> str:
+        """The commit that the reference of a new tag begins at."""
+        start = self.wanted.start
+        if not self.is_new:
+            commit = str(self.repository.read_ref(reference_ref(self.tag)))
+            if start is not None and self._start(start) != commit:
+                raise UsageError(
+                    f"--from {start}: tag {self.tag} has begun, and stands at {commit[:12]}",
+                    hint="leave --from out, or begin another: --tag NAME",
+                )
+            return commit
+        if start is None and (left := self._left_at()) is not None:
+            self.notes.append(f"the reference was gone; it is again at {left[:12]}")
+            return left
+        if self.repository.is_dirty() and start in (None, "HEAD"):
+            self.notes.append(
+                f"{self.layout.root} has changes that are not committed: the fleet starts from"
+                f" {self.repository.head()[:12]}, without them"
+            )
+        return self._start(start or "HEAD")
+
+    def _start(self, start: str) -> str:
+        if start != "best":
+            return self.repository.resolve(start)
+        rows = read_ledger(self.layout)
+        best = best_kept(of_tag(rows, self.before.tag if self.before else None))
+        if best is None:
+            raise UsageError("--from best: nothing is kept yet", hint="leave --from out")
+        return self.repository.resolve(str(best["commit"]))
+
+    def _left_at(self) -> str | None:
+        """Where the decisions left the reference of a tag whose branch was deleted."""
+        try:
+            decisions, _ = decision_documents(self.layout)
+        except RecordError:
+            return None
+        moved = [one for one in decisions if one.get("tag") == self.tag]
+        after = next((one.get("reference_after") for one in reversed(moved)
+                      if one.get("reference_after")), None)  # fmt: skip
+        return self.repository.read_ref(f"{after}^{{commit}}") if after else None
+
+    # ── workers ───────────────────────────────────────────────────────────────────────────
+
+    def _make_worktrees(self) -> dict[str, str]:
+        reference, done = self.lab.reference(), {}
+        for one in self.chosen:
+            path = self.layout.worktree(one.worker_id)
+            wrong = self.trees.wrong_with(one.worker_id)
+            user = users_of(self.layout, one.worker_id, path) if wrong and path.is_dir() else ""
+            if user:
+                self.notes.append(f"{path} was left alone ({wrong}): it is used by {user}")
+            done[one.worker_id] = "" if user else self.trees.make(one.worker_id, reference)
+        return done
+
+    def _manifest(self) -> Manifest:
+        started = read_manifest(self.layout)
+        assert started is not None, "the tag was just begun"
+        mine = self.before if self.before and self.before.tag == self.tag else started
+        known = {one.worker_id: one for one in mine.workers}
+        proposers = list(self.wanted.proposers or mine.proposers or DEFAULT_PROPOSERS)
+        return started.model_copy(
+            update={
+                "observer_prompt_path": str(self.layout.observer_prompt),
+                "tool_builder_prompt_path": str(self.layout.tool_builder_prompt),
+                "workers": [self._worker(one, known.get(one.worker_id)) for one in self.chosen],
+                "proposers": proposers,
+                "mix": mine.mix if self.wanted.mix is None else self.wanted.mix,
+            }
+        )
+
+    def _worker(self, one: Chosen, known: Worker | None) -> Worker:
+        named = Worker(worker_id=one.worker_id, gpu_id=one.gpu_id) if known is None else known
+        return named.model_copy(
+            update={
+                "gpu_id": one.gpu_id,
+                "device": one.device or named.device,
+                "kind": one.kind,
+                "branch": worker_branch(self.tag, one.worker_id),
+                "worktree_path": str(self.layout.worktree(one.worker_id)),
+                "prompt_path": str(self.layout.worker_prompt(one.worker_id)),
+            }
+        )
+
+    def _release(self, manifest: Manifest) -> None:
+        """What workers that are no more still held goes back to the queue."""
+        if self.before is None or self.before.tag != self.tag:
+            return
+        stay = {one.worker_id for one in manifest.workers}
+        gone = [one.worker_id for one in self.before.workers if one.worker_id not in stay]
+        queue = Queue(self.layout, self.tag)
+        for worker in gone:
+            moved = take_back(self.lab, queue, worker)
+            held = f"; {moved} hypotheses of it wait again" if moved else ""
+            self.notes.append(
+                f"{worker} is no worker any more{held}; `python orchestrator.py prune` removes"
+                " its worktree"
+            )
+
+    def _remark(self, manifest: Manifest) -> None:
+        """What will keep these workers from training, said now and not in the night."""
+        self.notes += strangers([one.device for one in manifest.workers if one.kind == "cuda"])
+        if not self.wanted.worktrees:
+            self.notes.append("no worktrees were made; a worker makes its own when it starts")
+        with suppress(LaunchError):
+            root = self.layout.root
+            kind = locate_inputs(self.lab.task, root, root, os.environ).device
+            others = [one.worker_id for one in manifest.workers if kind and one.kind != kind]
+            if others:
+                self.notes.append(
+                    f"the data is prepared for {kind}: {', '.join(others)} will not train; run"
+                    " `python prepare.py --profile NAME` for their devices and begin another tag"
+                )
+
+
+def worker_named(manifest: Manifest, worker_id: str) -> Worker:
+    """One worker of the roster.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    found = next((one for one in manifest.workers if one.worker_id == worker_id), None)
+    if found is None:
+        names = ", ".join(one.worker_id for one in manifest.workers) or "none"
+        raise UsageError(
+            f"there is no worker {worker_id!r}; this fleet has {names}",
+            hint="make it: python orchestrator.py init-fleet",
+        )
+    return found

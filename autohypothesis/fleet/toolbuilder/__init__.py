@@ -1,0 +1,1 @@
+"""Who builds helper scripts: requests, checks, the registry, the launcher, the catalogue."""

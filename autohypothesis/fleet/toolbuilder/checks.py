@@ -1,0 +1,230 @@
+"""What a helper script must pass before it is published.
+
+It parses, says in its docstring what it is for, imports the standard library and our dependencies
+only, explains itself with `--help`, passes its own `--self-test`, and writes nothing below the
+repository, neither in that nor when it is run on the research that there is.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import autohypothesis
+from autohypothesis.engine.program import Ended
+from autohypothesis.errors import ToolError
+from autohypothesis.fleet.toolbuilder import guard as tool_guard
+from autohypothesis.fleet.toolbuilder.process import Script, run_script
+from autohypothesis.records.layout import Layout
+
+SUMMARY_LENGTH = 200
+USAGE_LENGTH = 400
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds that a script has for each of its trials."""
+
+    help_s: float = 10.0
+    self_test_s: float = 60.0
+    trial_s: float = 60.0
+
+
+class Checked(NamedTuple):
+    """A script that passed."""
+
+    sha256: str
+    summary: str
+    """The first line of its docstring."""
+    usage: str
+
+
+def check(
+    layout: Layout,
+    tool_id: str,
+    source: bytes,
+    *,
+    limits: Limits | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Checked:
+    """Put `source` through all checks, on a private copy.
+
+    Raises:
+        ToolError: naming the check that it fails, and what it did.
+    """
+    tree = _parsed(tool_id, source)
+    summary = _summary(tool_id, tree)
+    _check_imports(tool_id, tree)
+    digest = sha256(source).hexdigest()
+    with tempfile.TemporaryDirectory(prefix="tool-") as folder:
+        script = Script(Path(folder, f"{tool_id}.py"), digest)
+        script.path.write_bytes(source)
+        trial = _Trial(layout, tool_id, script, cancelled)
+        given = limits or Limits()
+        usage = _usage(tool_id, trial.passes(["--help"], given.help_s).out)
+        trial.passes(["--self-test"], given.self_test_s)
+        # A script that needs arguments may refuse this; it must only end, and change nothing.
+        trial.ends(["--json"], given.trial_s)
+    return Checked(digest, summary, usage)
+
+
+# ── what can be read from it ────────────────────────────────────────────────────────────────
+
+
+def _parsed(tool_id: str, source: bytes) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, SyntaxError) else ""
+        raise _refused(tool_id, f"is no Python: {error}{where}") from None
+
+
+def _summary(tool_id: str, tree: ast.Module) -> str:
+    lines = (ast.get_docstring(tree) or "").strip().splitlines()
+    if not lines:
+        raise _refused(tool_id, "has no docstring that says what it is for")
+    return lines[0].strip()[:SUMMARY_LENGTH]
+
+
+def _check_imports(tool_id: str, tree: ast.Module) -> None:
+    allowed = allowed_modules()
+    for name, line in _imported(tree):
+        if name.split(".")[0] not in allowed:
+            what = f"imports {name!r}" if name else "imports a name that is only known when it runs"
+            raise _refused(
+                tool_id,
+                f"{what} in line {line}; allowed are the standard library and "
+                f"{', '.join(sorted(allowed - sys.stdlib_module_names))}",
+            )
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Module names with their lines; an empty name for one that cannot be read from the text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or ""), node.lineno
+        elif isinstance(node, ast.Call) and _is_import(node.func):
+            first = node.args[0] if node.args else None
+            text = first.value if isinstance(first, ast.Constant) else None
+            yield text if isinstance(text, str) else "", node.lineno
+
+
+def _is_import(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in ("__import__", "import_module")
+
+
+@lru_cache(maxsize=1)
+def allowed_modules() -> frozenset[str]:
+    """Modules of the standard library and of our direct dependencies, by their import names."""
+    names = set(sys.stdlib_module_names)
+    for distribution in _dependencies():
+        names |= _modules_of(distribution)
+    return frozenset(names)
+
+
+def _dependencies() -> set[str]:
+    """Names of the distributions that we depend on.
+
+    A checkout's pyproject.toml counts as well: an editable install keeps the metadata of its day.
+    """
+    try:
+        said = importlib.metadata.requires("autohypothesis") or []
+    except importlib.metadata.PackageNotFoundError:
+        said = []
+    found = (_NAME.match(one) for one in [*said, *_from_checkout()] if "extra ==" not in one)
+    return {name[0] for name in found if name}
+
+
+def _from_checkout() -> list[str]:
+    page = Path(autohypothesis.__file__).parents[1] / "pyproject.toml"
+    if sys.version_info < (3, 11) or not page.is_file():
+        return []
+    import tomllib
+
+    project = tomllib.loads(page.read_text(encoding="utf-8")).get("project", {})
+    ours = project.get("name") == "autohypothesis"
+    return [str(one) for one in project.get("dependencies", [])] if ours else []
+
+
+def _modules_of(distribution: str) -> set[str]:
+    try:
+        found = importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return set()
+    listed = found.read_text("top_level.txt")
+    if listed:
+        return set(listed.split())
+    parts = (Path(file) for file in found.files or [] if file.suffix == ".py")
+    names = {path.parts[0].removesuffix(".py") for path in parts}
+    return {name for name in names if name.isidentifier()}
+
+
+# ── what can be seen when it runs ───────────────────────────────────────────────────────────
+
+
+class _Trial(NamedTuple):
+    """One script, run with different words in a repository that it may only read."""
+
+    layout: Layout
+    tool_id: str
+    script: Script
+    cancelled: Callable[[], bool]
+
+    def passes(self, words: list[str], limit_s: float) -> Ended:
+        ended = self.ends(words, limit_s)
+        if ended.exit_code != 0:
+            raise _refused(
+                self.tool_id,
+                f"answers {words[0]} with exit code {ended.exit_code}: {ended.last_words()}",
+            )
+        return ended
+
+    def ends(self, words: list[str], limit_s: float) -> Ended:
+        ended = run_script(
+            self.script,
+            ["--research", str(self.layout.research), *words],
+            read_only=[self.layout.root],
+            timeout_s=limit_s,
+            cwd=self.script.path.parent,
+            cancelled=self.cancelled,
+        )
+        if ended.exit_code == tool_guard.WROTE:
+            raise _refused(self.tool_id, f"changes the research with {words[0]}: {_write(ended)}")
+        if ended.exit_code is None:
+            if self.cancelled():
+                raise ToolError(f"the checks of tool {self.tool_id!r} were stopped")
+            raise _refused(self.tool_id, f"does not end {words[0]} within {limit_s:g} s")
+        return ended
+
+
+def _write(ended: Ended) -> str:
+    marked = [line for line in ended.err.splitlines() if line.startswith("refused: ")]
+    return marked[0].removeprefix("refused: ") if marked else ended.last_words()
+
+
+def _usage(tool_id: str, page: str) -> str:
+    """How it is called, from the first paragraph of its help."""
+    first = page.strip().split("\n\n")[0].removeprefix("usage:")
+    words = " ".join(first.split()).replace(f"{tool_id}.py", "", 1).replace("[-h]", "", 1)
+    words = re.sub(r"\[?--research \S+\]?", "", words, count=1)
+    return f"tools run {tool_id} {' '.join(words.split())}"[:USAGE_LENGTH].strip()
+
+
+def _refused(tool_id: str, why: str) -> ToolError:
+    return ToolError(
+        f"tool {tool_id!r} {why}",
+        hint=f"mend it, then `python orchestrator.py tools publish {tool_id} PATH`",
+    )

@@ -1,0 +1,103 @@
+"""A helper script as a process: research/ is read-only to it, its time is limited, all of it ends.
+
+Also starts the command that builds scripts, under the same limits but without the sandbox: that is
+the user's own program.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from autohypothesis import system
+from autohypothesis.engine import program
+from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
+from autohypothesis.errors import ToolError
+from autohypothesis.fleet.toolbuilder import guard as tool_guard
+
+has_sandbox = lru_cache(maxsize=1)(system.has_sandbox)
+"""Whether bubblewrap works here; asked once per process."""
+
+
+class Script(NamedTuple):
+    """A script file and the hash of what is to be run."""
+
+    path: Path
+    sha256: str
+
+
+def run_script(
+    script: Script,
+    arguments: Sequence[str],
+    *,
+    read_only: Sequence[Path],
+    timeout_s: float,
+    cwd: Path,
+    capture: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> program.Ended:
+    """Run a helper script with this Python; `read_only` are the folders that it may not change.
+
+    Without `capture` it prints where this process prints.
+
+    Raises:
+        ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
+    """
+    folders = [str(path) for path in read_only if path.exists()]
+    guard = (sys.executable, tool_guard.__file__, script.sha256, os.pathsep.join(folders))
+    words = [*guard, str(script.path), *arguments]
+    return run_words(
+        system.sandbox_command(words, read_only=folders) if has_sandbox() else words,
+        timeout_s=timeout_s,
+        cwd=cwd,
+        environment=_environment(),
+        capture=capture,
+        cancelled=cancelled,
+    )
+
+
+def run_words(
+    words: Sequence[str],
+    *,
+    timeout_s: float,
+    cwd: Path,
+    environment: Mapping[str, str],
+    stdin: bytes = b"",
+    capture: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> program.Ended:
+    """Run a command. It survives neither this call nor this process.
+
+    Raises:
+        ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
+    """
+    try:
+        ended = program.run(
+            words, cwd=cwd, environment=environment, timeout_s=timeout_s,
+            stdin=stdin, capture=capture, cancelled=cancelled,
+        )  # fmt: skip
+    except OSError as error:
+        raise ToolError(
+            f"{words[0]} does not start: {error}", hint=f"try `{words[0]}` yourself"
+        ) from error
+    if ended.overflow:
+        raise ToolError(f"{words[-1]} prints more than {program.OUT_LIMIT:,} bytes")
+    return ended
+
+
+def _environment() -> dict[str, str]:
+    """The allow-list of trainings, and no GPU: a script must not disturb what trains."""
+    inherited = {name: value for name, value in os.environ.items() if name in INHERITED}
+    return {
+        **inherited,
+        "HOME": os.path.expanduser("~"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "MPLBACKEND": "Agg",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONIOENCODING": "utf-8",
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
+    }

@@ -1,0 +1,1 @@
+"""Who trains: one process per device, from claim to report."""

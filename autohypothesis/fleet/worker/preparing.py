@@ -1,0 +1,102 @@
+"""The next candidate, made in a side worktree while the device trains the one before it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+from autohypothesis.engine import iteration
+from autohypothesis.engine.candidate import config_of
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.constants import read_constants
+from autohypothesis.engine.executor import Resources, RunSpec
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import ChangeError, PreflightError
+from autohypothesis.fleet.observer import steering
+from autohypothesis.fleet.worker.hindrance import kind_of
+from autohypothesis.records.git import Repository
+from schema import Hypothesis, Setting, Worker
+
+
+class Preparation:
+    """One claimed hypothesis on its way to a candidate, in a thread of its own.
+
+    It holds no device and touches no worktree but `<worker>-next`. A process that ends in the
+    middle leaves a claim without a run, which the next worker gives back.
+    """
+
+    def __init__(self, lab: Lab, worker: Worker, hypothesis: Hypothesis) -> None:
+        self.hypothesis = hypothesis
+        self.spec: RunSpec | None = None
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        self._worker = worker
+        # A repository object is one thread's.
+        self._lab = replace(lab, repository=Repository(lab.repository.root))
+        self._thread = threading.Thread(target=self._run, name="preparing", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self, timeout: float) -> bool:
+        """Wait for the end, `timeout` seconds at most; whether it is over."""
+        self._thread.join(timeout)
+        return self.is_over
+
+    @property
+    def refusal(self) -> str:
+        """Why the change itself is no good; empty if it is, or if something else failed."""
+        refused = isinstance(self.error, (ChangeError, PreflightError))
+        return str(self.error) if refused else ""
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            self.spec = self._plan()
+        except Exception as error:
+            # The boundary of the thread: whatever a change provokes must not end the worker.
+            self.error = error
+        self.seconds = time.monotonic() - began
+
+    def _plan(self) -> RunSpec:
+        wanted, worker = self.hypothesis, self._worker
+        request = iteration.Request(
+            Change.of(wanted),
+            title=wanted.title,
+            rationale=wanted.rationale,
+            hypothesis_id=wanted.hypothesis_id,
+            seed=wanted.seed,
+            replicates=wanted.replicates,
+            prediction=wanted.prediction,
+        )
+        device = worker.device or None
+        side = f"{worker.worker_id}-next"
+        spec = iteration.plan(self._lab, request, worker.worker_id, workspace=side, device=device)
+        if problem := self._against_steering(spec):
+            iteration.forget(self._lab, spec.experiment_id)
+            raise ChangeError(problem, hint="see program.md and research/steering.md")
+        wanted_device = Resources(kind=kind_of(worker), device=device)
+        return spec.model_copy(update={"resources": wanted_device})
+
+    def _against_steering(self, spec: RunSpec) -> str:
+        """What a candidate does that it may not, however its change was written down."""
+        rules = steering.combined(self._lab.layout)
+        if spec.parent_commit is None or not (rules.frozen or rules.ranges):
+            return ""
+        before, after = (
+            _literals(self._lab, commit) for commit in (spec.parent_commit, spec.commit)
+        )
+        return steering.violation(rules, before, after)
+
+
+def _literals(lab: Lab, commit: str) -> dict[str, Setting]:
+    """The constants of the artifacts of `commit`, as far as they can be read without running it."""
+    repository = lab.repository
+    settings: dict[str, Setting] = {}
+    for path in lab.task.artifacts_in(repository.entries(commit)):
+        if path.endswith(".py"):
+            settings |= config_of(read_constants(repository.show_file(commit, path)), None)
+    return settings

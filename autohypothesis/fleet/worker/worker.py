@@ -1,0 +1,451 @@
+"""A worker: one device, one process. It claims, prepares, executes and reports.
+
+While an experiment trains, the next hypothesis is claimed and prepared in a side worktree, so that
+between the end of one and the start of the next there is only what cannot be done before: to judge
+the checkout of the one, and to make that of the other.
+
+Everything that a successor needs lies on disk before it matters: the claim in the queue, the plan
+under its id, the run in its folder. So a worker may be killed at any instant.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from autohypothesis.engine.executor import Executor, Handle, Waits
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.errors import AutohypothesisError, LeaseError
+from autohypothesis.fleet.observer import steering
+from autohypothesis.fleet.worker import bench, takeover
+from autohypothesis.fleet.worker.claims import Claims
+from autohypothesis.fleet.worker.heartbeat import Pulse
+from autohypothesis.fleet.worker.hindrance import Hindrance, hindrance
+from autohypothesis.fleet.worker.preparing import Preparation
+from autohypothesis.fleet.worker.takeover import Job
+from autohypothesis.records import locks
+from schema import Result, WorkerState
+from schema import Worker as Entry
+
+POLL_S = 0.2
+"""Between two looks; the end of a training wakes at once."""
+LOOK_S = 1.0
+"""Between two looks at the device, the bench and the steering."""
+LOCK_S = 5.0
+"""How long a successor waits for its predecessor to be gone."""
+SETTLE_IN_S = 0.3
+"""A training that has just begun is left alone for so long: its lane is being timed."""
+HELD_S = 60.0
+"""After so long behind a device that a stranger holds, its hypotheses go to other workers."""
+FRESH_S = 5.0
+"""Between two looks whether what is prepared still stands on the reference."""
+LONGEST_PAUSE_S = 30.0
+TRIES = 3
+_FAULTS = (AutohypothesisError, OSError, ValueError, KeyError, TypeError)
+"""What a damaged file or a full disk comes to."""
+
+
+class Stopping(Protocol):
+    """See `stop.Stop`."""
+
+    @property
+    def requested(self) -> bool: ...
+
+    @property
+    def abandoned(self) -> bool: ...
+
+    @property
+    def hard(self) -> bool: ...
+
+    def wait(self, seconds: float) -> bool: ...
+
+
+class Worker:
+    """The process behind one entry of the manifest.
+
+    Args:
+        executor: None: this machine's, on the entry's device. Any other is asked for nothing but
+            `submit`, `poll`, `cancel` and `collect`.
+    """
+
+    def __init__(self, lab: Lab, worker: Entry, *, executor: Executor | None = None) -> None:
+        self.lab = lab
+        self.entry = worker
+        self.name = worker.worker_id
+        self.pulse = Pulse(lab.layout, worker)
+        self.claims = Claims(lab, self.name)
+        self.current: Job | None = None
+        self.next: Preparation | None = None
+        self.executor: Executor
+        self._hindrance: Callable[[], Hindrance | None]
+        if executor is None:
+            self.executor = LocalExecutor(lab.repository, lab.layout, worker.branch or None)
+            self._hindrance = lambda: hindrance(worker)
+        else:
+            self.executor, self._hindrance = executor, lambda: None
+        self._device = worker.device or worker.worker_id
+        self._found: deque[Job] = deque()
+        """What a predecessor left, still to be followed or collected."""
+        self._began = self._took = 0.0
+        self._look_at = self._fresh_at = self._begin_at = self._claim_at = self._collect_at = 0.0
+        self._aside = False
+        self._behind_since: float | None = None
+        self._looked = False
+        self._failures = self._uncollected = 0
+        self._tries: Counter[str] = Counter()
+
+    def run(self, stop: Stopping) -> None:
+        """Work until asked to stop.
+
+        A stop ends the training and collects it; when `abandoned` the training goes on under its
+        shim, and the next worker takes it over.
+
+        Raises:
+            LockError: another process is this worker.
+        """
+        doing = f"worker {self.name}"
+        with locks.hold(self.lab.layout, f"worker-{self.name}", doing=doing, timeout=LOCK_S):
+            try:
+                self.pulse.begin()
+                self._recover()
+                while not stop.requested:
+                    self._turn(stop)
+                self._leave(stop)
+            except BaseException as error:
+                self.pulse.enter("stopped", f"ended by {error!r}")
+                raise
+
+    def _turn(self, stop: Stopping) -> None:
+        if not self._stands_aside():
+            self._look_ahead()
+        if self.current is not None:
+            self._follow(self.current)
+        elif self._aside or not self._begin():
+            self._rest(stop)
+        self.claims.flush()
+        self.pulse.tick(self._next_id())
+
+    def _rest(self, stop: Stopping) -> None:
+        if self.next is not None and not self.next.is_over:
+            self._say("preparing", self.claims.problem)
+            self.next.join(POLL_S)
+            return
+        if not self._aside and self._behind_since is None and not self._is_pausing():
+            self._say("idle", self.claims.problem)
+        stop.wait(POLL_S)
+
+    def _say(self, state: WorkerState, notes: str = "") -> None:
+        self.pulse.enter(state, notes, next_hypothesis_id=self._next_id())
+
+    def _next_id(self) -> str | None:
+        return self.next.hypothesis.hypothesis_id if self.next is not None else None
+
+    # ── what a predecessor left ───────────────────────────────────────────────────────────
+
+    def _recover(self) -> None:
+        """Every claim that was open when the last worker ended: finished, followed or given back.
+
+        Raises:
+            LaunchError: one of them runs on another machine.
+        """
+        layout, known = self.lab.layout, set()
+        for hypothesis in self.claims.claimed():
+            name = hypothesis.hypothesis_id
+            if hypothesis.closed is not None:
+                self.claims.finish(name, hypothesis.closed, hypothesis.outcome)
+                continue
+            job, stands = takeover.found(layout, self.executor, hypothesis, self.name)
+            known.add(job.experiment_id)
+            if stands in ("running", "ended"):
+                self._found.append(job)
+            elif stands == "recorded":
+                self.claims.finish(name, "completed", takeover.outcome_of(layout, job))
+            else:
+                begun = stands == "damaged"
+                self.claims.give_back(name, None if begun else job.experiment_id)
+        self._found += takeover.others(layout, self.executor, self.name, known)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        self.current = self._found.popleft() if self._found else None
+        if self.current is not None:
+            self._began = time.monotonic()
+            self._shows(self.current, "taken over")
+            if not self.current.hypothesis_id:
+                self._cancel(self.current)
+
+    # ── claim and prepare ─────────────────────────────────────────────────────────────────
+
+    def _look_ahead(self) -> None:
+        """See to the hypothesis after the one that runs."""
+        if self.next is not None:
+            if self.next.is_over:
+                self._take_preparation(self.next)
+            return
+        if time.monotonic() < self._claim_at or not self.claims.are_waiting():
+            return
+        hypothesis = self.claims.take()
+        if hypothesis is None:
+            self._claim_at = time.monotonic() + LOOK_S
+            return
+        self.next = Preparation(self.lab, self.entry, hypothesis)
+        self._say("preparing" if self.current is None else self.pulse.state)
+
+    def _take_preparation(self, prepared: Preparation) -> None:
+        name = prepared.hypothesis.hypothesis_id
+        if prepared.spec is not None:
+            self._keep_fresh(prepared)
+            return
+        self.next = None
+        if prepared.refusal:
+            self.claims.finish(name, "abandoned", prepared.refusal)
+            return
+        self._tries[name] += not isinstance(prepared.error, (AutohypothesisError, OSError))
+        if self._tries[name] >= TRIES:
+            self.claims.finish(name, "abandoned", f"it cannot be prepared: {prepared.error!r}")
+            return
+        self.claims.give_back(name)
+        self._pause(f"{name} could not be prepared: {prepared.error}")
+
+    def _keep_fresh(self, prepared: Preparation) -> None:
+        """Prepare anew what stands on an older reference, where there is time for it."""
+        moment, spec = time.monotonic(), prepared.spec
+        if self.current is None or spec is None or spec.parent_commit is None:
+            return
+        left = self._took - (moment - self._began)
+        if moment < self._fresh_at or left < 2 * prepared.seconds + LOOK_S:
+            return
+        self._fresh_at = moment + FRESH_S
+        with suppress(AutohypothesisError, OSError):
+            if self.lab.reference() != spec.parent_commit:
+                self._put_back()
+
+    def _put_back(self) -> bool:
+        """Give the prepared hypothesis back; False while it is still being prepared."""
+        prepared = self.next
+        if prepared is None:
+            return True
+        if not prepared.is_over:
+            return False
+        self.next = None
+        spec = prepared.spec
+        name = prepared.hypothesis.hypothesis_id
+        if prepared.refusal:
+            self.claims.finish(name, "abandoned", prepared.refusal)
+        else:
+            self.claims.give_back(name, spec.experiment_id if spec else None)
+        return True
+
+    def _pause(self, why: str) -> None:
+        """Something failed that is nobody's hypothesis: claim nothing for a while."""
+        self._failures += 1
+        self._claim_at = time.monotonic() + min(0.5 * 2**self._failures, LONGEST_PAUSE_S)
+        if self._failures >= TRIES:
+            self.claims.pass_on()
+        self._say("idle" if self.current is None else self.pulse.state, why)
+
+    def _is_pausing(self) -> bool:
+        return self._failures > 0 and time.monotonic() < self._claim_at
+
+    # ── the device ────────────────────────────────────────────────────────────────────────
+
+    def _stands_aside(self) -> bool:
+        """Whether nothing may be claimed: the device is benched, gone or held, or a person says so.
+
+        Looks about once a second, at the device itself only when it would be used.
+        """
+        if time.monotonic() < self._look_at:
+            return self._aside
+        self._look_at = time.monotonic() + LOOK_S
+        reason = bench.benched(self.lab.layout).get(self._device, "")
+        if not reason and steering.combined(self.lab.layout).stop:
+            self._put_back()
+            if self.current is None:
+                self._say("idle", "the steering says stop")
+            self._aside = True
+            return True
+        behind = self._behind_since is not None
+        wanted = behind or not self._looked or self.next is not None or self.claims.are_waiting()
+        found = self._hindrance() if not reason and self.current is None and wanted else None
+        self._looked = True
+        if found is not None and found.kind == "gone":
+            reason = self._bench(found.reason)
+        self._aside = bool(reason) or found is not None
+        if reason:
+            self._sit_out(reason)
+        elif found is not None:
+            self._stand_behind(found.reason)
+        elif self.next is None:
+            self._behind_since = None
+        return self._aside
+
+    def _bench(self, reason: str) -> str:
+        with suppress(AutohypothesisError):
+            bench.bench(self.lab.layout, self._device, reason)
+        return reason
+
+    def _sit_out(self, reason: str) -> None:
+        """The device is benched: others may have what waits for it."""
+        if self._put_back():
+            self.claims.pass_on()
+        if self.current is None:
+            self._say("benched", reason)
+
+    def _stand_behind(self, reason: str) -> None:
+        """Somebody else holds the device. Wait; after a while let others have what waits for it."""
+        moment = time.monotonic()
+        self._behind_since = self._behind_since or moment
+        long = moment - self._behind_since > HELD_S
+        if long and self._put_back():
+            self.claims.pass_on()
+        self._say("benched" if long else "idle", reason)
+
+    def _speaks_against_device(self, result: Result) -> bool:
+        """Whether this result benches the device."""
+        with suppress(AutohypothesisError):
+            return bool(bench.judge(self.lab.layout, self._device, result))
+        return False
+
+    # ── execute ───────────────────────────────────────────────────────────────────────────
+
+    def _begin(self) -> bool:
+        """Start what is prepared, if anything is."""
+        prepared = self.next
+        if prepared is None or not prepared.is_over or prepared.spec is None:
+            return False
+        if time.monotonic() < self._begin_at:
+            return False
+        spec = prepared.spec
+        job = Job(prepared.hypothesis.hypothesis_id, spec.experiment_id, spec)
+        try:
+            self.executor.submit(spec)
+        except LeaseError as error:
+            self._begin_at = time.monotonic() + LOOK_S
+            self._look_at = 0.0
+            self._stand_behind(error.problem)
+            return False
+        except _FAULTS as error:
+            self._undo(job, f"{spec.experiment_id} could not be started: {error}")
+            return False
+        self.next, self.current = None, job
+        self._failures, self._behind_since = 0, None
+        self._began = time.monotonic()
+        self._claim_at = self._began + SETTLE_IN_S
+        self._fresh_at = self._began + FRESH_S
+        self._shows(job)
+        return True
+
+    def _undo(self, job: Job, why: str) -> None:
+        """A run that left its record is ended and collected like any other; else it is none."""
+        if self.lab.layout.run(job.experiment_id).run_spec.exists():
+            self.next, self.current = None, job
+            self._cancel(job)
+            self._shows(job, why)
+        else:
+            self._put_back()
+        self._pause(why)
+
+    def _shows(self, job: Job, notes: str = "") -> None:
+        """Say what runs from now on."""
+        run, spec = self.lab.layout.run(job.experiment_id), job.spec
+        self.pulse.runs(
+            {"run": str(run.folder), "log": str(run.log)},
+            notes,
+            run_id=job.experiment_id,
+            hypothesis_id=job.hypothesis_id or None,
+            next_hypothesis_id=None,
+            title=spec.title if spec else None,
+            commit=spec.commit if spec else "",
+            diff_stat=spec.diff_stat if spec else "",
+        )
+
+    def _cancel(self, job: Job) -> None:
+        with suppress(*_FAULTS):
+            self.executor.cancel(job.handle)
+
+    def _follow(self, job: Job) -> None:
+        """Wait for the end of what runs, and go on to the next."""
+        self._wait(job.handle)
+        if self.executor.poll(job.handle) == "running":
+            if job.hypothesis_id and not self.claims.holds(job.hypothesis_id):
+                self._cancel(job)  # somebody took it away
+                self.current = Job("", job.experiment_id, job.spec)
+        elif time.monotonic() < self._collect_at:
+            time.sleep(POLL_S)
+        else:
+            self._end(job)
+
+    def _wait(self, handle: Handle) -> None:
+        if isinstance(self.executor, Waits):
+            self.executor.wait(handle, POLL_S)
+        else:
+            time.sleep(POLL_S)
+
+    # ── report ────────────────────────────────────────────────────────────────────────────
+
+    def _end(self, job: Job, *, go_on: bool = True) -> None:
+        """Collect what has ended, start the next, and only then report.
+
+        The checkout of the one is judged before the other's takes its place.
+        """
+        self.pulse.rests()
+        result: Result | None = None
+        if self.claims.holds(job.hypothesis_id):
+            try:
+                result = self.executor.collect(job.handle)
+            except _FAULTS as error:
+                if takeover.is_readable(self.lab.layout.run(job.experiment_id)):
+                    self._collect_at = time.monotonic() + LOOK_S
+                    self._uncollected += 1
+                    self._say("reporting", f"{job.experiment_id} cannot be collected: {error}")
+                    return  # a full disk, say; its worktree is needed until then
+                self._pause(f"{job.experiment_id} is damaged: {error}")
+                self.claims.give_back(job.hypothesis_id)
+        self._took = time.monotonic() - self._began
+        self.current = None
+        if result is not None and self._speaks_against_device(result):
+            self._look_at = 0.0
+        elif go_on and not self._found:
+            self._begin()
+        if result is not None:
+            self._report(job, result)
+        if go_on and self.current is None:
+            self._take_over()
+
+    def _report(self, job: Job, result: Result) -> None:
+        if self.current is None:
+            self._say("reporting")
+        self.claims.finish(job.hypothesis_id, "completed", result.outcome)
+
+    # ── leave ─────────────────────────────────────────────────────────────────────────────
+
+    def _leave(self, stop: Stopping) -> None:
+        """End what runs, unless it is to go on without us, and give back what does not run."""
+        if self.current is not None and not stop.abandoned:
+            self._cancel(self.current)
+        self._uncollected = 0
+        while not stop.abandoned and not stop.hard and self._is_leaving():
+            self.pulse.tick()
+        until = time.monotonic() + LOOK_S
+        while not self._put_back() and self.next is not None and time.monotonic() < until:
+            self.next.join(POLL_S)
+        self.claims.flush()
+        left = "left its training to the next worker" if self.current is not None else ""
+        self._say("stopped", left)
+
+    def _is_leaving(self) -> bool:
+        """Whether there is still something to wait for; waits a little."""
+        if self.current is None:
+            self._take_over()
+            if self.current is not None:
+                self._cancel(self.current)
+        if self.current is not None:
+            self._wait(self.current.handle)
+            if self.executor.poll(self.current.handle) != "running":
+                self._end(self.current, go_on=False)
+            return self.current is None or self._uncollected < TRIES
+        return self.next is not None and not self.next.join(POLL_S)
