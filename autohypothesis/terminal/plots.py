@@ -58,14 +58,19 @@ def _headline(decided: Sequence[Mapping[str, Any]], tag: str) -> str:
 def _draw_points(axes: Any, decided: Sequence[Mapping[str, Any]]) -> None:
     measured = [row for row in decided if row.get("metric_value") is not None]
     failed = [row["ordinal"] for row in decided if row.get("metric_value") is None]
-    for status, colour, size in (("discard", DISCARD, 26), ("keep", KEEP, 64)):
-        points = [row for row in measured if (row["status"] == "keep") == (status == "keep")]
-        axes.scatter(
-            [row["ordinal"] for row in points],
-            [row["metric_value"] for row in points],
-            s=size, color=colour, label=f"{status} ({len(points)})", zorder=3,
-            edgecolor="white", linewidth=0.6,
-        )  # fmt: skip
+    for status, fill, edge, size in (
+        ("discard", DISCARD, "white", 26),
+        ("replicate", "white", DISCARD, 26),
+        ("keep", KEEP, "white", 64),
+    ):
+        points = [row for row in measured if _drawn_as(row) == status]
+        if points or status != "replicate":
+            axes.scatter(
+                [row["ordinal"] for row in points],
+                [row["metric_value"] for row in points],
+                s=size, color=fill, label=f"{status} ({len(points)})", zorder=3,
+                edgecolor=edge, linewidth=0.6 if edge == "white" else 1.2,
+            )  # fmt: skip
     if failed:
         # A crash has no value: it stands on the upper edge, where its place in time still shows.
         axes.plot(
@@ -75,6 +80,11 @@ def _draw_points(axes: Any, decided: Sequence[Mapping[str, Any]]) -> None:
     for row in measured:
         if row["status"] == "keep":
             _label(axes, row)
+
+
+def _drawn_as(row: Mapping[str, Any]) -> str:
+    status = str(row["status"])
+    return status if status in ("keep", "replicate") else "discard"
 
 
 def _label(axes: Any, row: Mapping[str, Any]) -> None:

@@ -523,7 +523,9 @@ class World:
             raise Killed
         fault = self._fault
         self.counts[op] = self.counts.get(op, 0) + (not after)
-        if fault is None or fault.op not in ("any", op) or fault.after != after:
+        if fault is None or fault.op not in ("any", op):
+            return
+        if after != (fault.after and fault.how == "kill"):  # a full disk refuses beforehand
             return
         self._left -= 1
         if self._left:
