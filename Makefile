@@ -1,4 +1,4 @@
-# make demo   install, then one search on this machine: baseline and four changes (needs no GPU)
+# make demo   install, then a whole fleet on two cores of this machine (needs no GPU)
 # make test   install, then the test suite; SLOW=1 adds what takes minutes
 # make lint   ruff and mypy --strict
 # make bench  every benchmark, the quick way; FULL=1 for the figures in docs/benchmarks.md

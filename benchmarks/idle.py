@@ -37,7 +37,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from benchmarks import fold, simulated
+from benchmarks import _simulated, fold
 from schema import Hypothesis, Proposal
 from schema import Worker as Entry
 
@@ -105,7 +105,7 @@ def fleet(root: Path, lanes: int, runs: int, seconds: float) -> dict[str, Any]:
         Entry(worker_id=f"cpu{n}", gpu_id=str(n), device=name, kind="cpu")
         for n, name in enumerate(names)
     ]
-    simulated.enlist(lab.layout, entries)
+    _simulated.enlist(lab.layout, entries)
     workers = [orchestrator("--repo", str(root), "worker", one.worker_id) for one in entries]
     with ended_with(workers):
         observe(root, runs * lanes, seconds)
@@ -252,16 +252,16 @@ def many(root: Path, count: int, runs: int, seconds: float) -> dict[str, Any]:
     lab = make_lab(root, seconds)
     names = [f"sim{n}" for n in range(count)]
     entries = [Entry(worker_id=name, gpu_id=name, device=f"sim-{name}") for name in names]
-    simulated.enlist(lab.layout, entries)
+    _simulated.enlist(lab.layout, entries)
     parts = [names[n : n + PER_PROCESS] for n in range(0, count, PER_PROCESS)]
-    words = [sys.executable, "-m", "benchmarks.simulated", str(root), str(seconds)]
+    words = [sys.executable, "-m", "benchmarks._simulated", str(root), str(seconds)]
     processes = [subprocess.Popen([*words, *part], stdout=subprocess.PIPE) for part in parts]
     with ended_with(processes):
         for process in processes:
             assert process.stdout is not None
             process.stdout.readline()
         observe(root, runs * count, 0.0)
-    found = {name: spans for name, spans in simulated.times(lab.layout).items() if len(spans) > 1}
+    found = {name: spans for name, spans in _simulated.times(lab.layout).items() if len(spans) > 1}
     return {"devices": count, "seconds": seconds, **overhead(list(found.values()), seconds)}
 
 

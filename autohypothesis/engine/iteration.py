@@ -31,7 +31,7 @@ from autohypothesis.engine.local import LocalExecutor, workspace_of
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.prepare import prepare
 from autohypothesis.engine.workspace import Workspace
-from autohypothesis.errors import AutohypothesisError, LockError
+from autohypothesis.errors import AutohypothesisError, ChangeError, LockError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.git import experiment_ref
 from schema import Plan, PlannedHypothesis, Prediction, Result, now
@@ -193,6 +193,11 @@ def _base(lab: Lab, request: Request) -> str:
         repeated = lab.repository.read_ref(experiment_ref(request.replicates))
         if repeated is not None:
             return repeated
+        if not lab.layout.plan(request.replicates).exists():
+            raise ChangeError(
+                f"there is no experiment {request.replicates!r} to repeat",
+                hint="run `python orchestrator.py runs` for the ids there are",
+            )
     return lab.reference()
 
 

@@ -362,10 +362,6 @@ class Repository:
         with self.lock():
             self._forget(path)
 
-    def worktree_prune(self) -> None:
-        with self.lock():
-            self._run("worktree prune")
-
     def _forget(self, path: Path) -> None:
         """Take a worktree, whole, half-made or half-deleted, out of git's list and off the disk."""
         if os.path.realpath(path) == os.path.realpath(self.root):

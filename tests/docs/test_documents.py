@@ -114,6 +114,21 @@ def test_every_command_of_the_readme_runs_in_its_order(
         run(command, clone, environment)
 
 
+def test_every_command_of_the_fleets_page_runs_in_its_order(
+    clone: Path, environment: dict[str, str]
+) -> None:
+    found = list(commands("docs/fleet.md"))
+    assert "python orchestrator.py digest" in found
+    run("python prepare.py", clone, environment)
+    for command in found:
+        run(command, clone, environment)
+
+
+def test_no_page_has_commands_that_nobody_runs() -> None:
+    pages = {str(page.relative_to(ROOT)) for page in PAGES}
+    assert {page for page in pages if list(commands(page))} == {"README.md", "docs/fleet.md"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text(encoding="utf-8")):

@@ -12,10 +12,10 @@ import pytest
 from autohypothesis.engine import devices, iteration, local, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.errors import LaunchError, LeaseError
+from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.records.files import read_json
 
 
@@ -165,3 +165,18 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
         assert time.time() - exit_at < 0.15, "its end was noticed late"
         executor.collect(handle)
     assert len(asked) <= 5 * took + 3
+
+
+def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(lab: Lab) -> None:
+    first = iteration.run(lab, Request(Change.none()))
+    later = iteration.run(lab, Request(Change.from_overrides({"RATE": 0.2})))
+    reference = reference_ref(lab.active())
+    assert lab.repository.compare_and_swap(reference, later.result.commit, first.result.commit)
+    again = iteration.run(lab, Request(Change.none(), replicates=first.experiment_id))
+    assert again.result.commit == first.result.commit
+
+
+def test_a_repeat_of_nothing_is_refused_by_name(lab: Lab) -> None:
+    with pytest.raises(ChangeError, match="no experiment 'h-nothing-1' to repeat"):
+        iteration.run(lab, Request(Change.none(), replicates="h-nothing-1"))
+    assert plans(lab) == []
