@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 240.0 * 5
-"""A hang guard: five times the goal, which the benchmark page states for an idle machine."""
+LIMIT_S = 360.0 * 5
+"""A hang guard: five times the goal, six minutes on an idle machine."""
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(4500)
 def test_make_demo_from_a_fresh_clone_twice_in_a_row(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
@@ -33,9 +33,16 @@ def test_make_demo_from_a_fresh_clone_twice_in_a_row(tmp_path: Path) -> None:
     repository = clone / "demo"
     lines = (repository / "experiments.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    assert [row["tag"] for row in rows] == ["demo"] * 5 + ["demo-2"] * 5
-    assert all(row["status"] in ("keep", "discard") for row in rows)
-    assert all(row["attested"] for row in rows)
+    for tag in ("demo", "demo-2"):
+        own = [row for row in rows if row["tag"] == tag]
+        ended = [row for row in own if row["failure_kind"] not in ("infra", "contended")]
+        assert len(ended) >= 11, own
+        assert {row["status"] for row in ended} <= {"keep", "discard", "replicate"}
+        assert all(row["attested"] for row in ended)
+        assert {row["worker_id"] for row in ended} == {"cpu0", "cpu1"}
+    registry = json.loads((repository / "research/tools/registry.json").read_text())
+    assert [tool["status"] for tool in registry["tools"]] == ["published"]
+    assert "noise" in (repository / "research/research_brief.json").read_text()
     assert (repository / "progress.png").read_bytes().startswith(b"\x89PNG")
     dirty = ["git", "status", "--porcelain"]
     assert subprocess.run(dirty, cwd=clone, capture_output=True, text=True).stdout == ""
