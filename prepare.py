@@ -126,7 +126,7 @@ _SMALL_GPU = replace(
 )  # fmt: skip
 _CPU = replace(
     _SMALL_GPU, name="cpu", device="cpu", clock="cpu", budget_seconds=15.0, source="stdlib",
-    eval_bytes=480_000, tokenizer_bytes=20_000_000, vocab_size=2048, seq_len=64, depth=3,
+    eval_bytes=320_000, tokenizer_bytes=20_000_000, vocab_size=2048, seq_len=64, depth=3,
     aspect_ratio=32, head_dim=32, total_batch_size=1024, device_batch_size=16,
     eval_batch_size=64, buffer_tokens=2**15, threads=1,
     start_allowance_s=60.0, evaluation_allowance_s=60.0,

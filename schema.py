@@ -15,6 +15,7 @@ import math
 from datetime import datetime, timezone
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, get_args
+from unicodedata import category
 
 from pydantic import (
     BaseModel,
@@ -144,11 +145,18 @@ class Prediction(Strict):
     confidence: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
+def without_controls(value: object) -> object:
+    """A text as git and a terminal can take it: of the control characters, lines and tabs stay."""
+    if not isinstance(value, str):
+        return value
+    return "".join(sign for sign in value if sign in "\n\t" or category(sign) != "Cc")
+
+
 class Proposal(Strict):
     """`research/inbox/*.json`: an idea, a reason, and one change; what a proposer answers with."""
 
-    title: Annotated[str, Field(min_length=1, max_length=200)]
-    rationale: Annotated[str, Field(max_length=4_000)] = ""
+    title: Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(without_controls)]
+    rationale: Annotated[str, Field(max_length=4_000), BeforeValidator(without_controls)] = ""
     config_overrides: dict[str, Setting] = {}
     patch: str | None = None
     instructions: str | None = None
@@ -179,6 +187,8 @@ class Hypothesis(Proposal):
     closed: Literal["completed", "abandoned"] | None = None
     """How it ended, once it is done: with a run to decide, or without."""
     outcome: str = ""
+    tried: Annotated[int, Field(ge=0)] = 0
+    """Number of its newest experiment when it was last queued again; a later one is this try's."""
 
 
 class PlannedHypothesis(Tolerant):
@@ -523,6 +533,14 @@ class Worker(Tolerant):
     current_title: str | None = None
 
 
+class FleetWords(Tolerant):
+    """What `init-fleet` was told of a fleet, as in its manifest."""
+
+    proposers: list[str] = []
+    mix: Number = None
+    tool_command: str = ""
+
+
 class Manifest(Tolerant):
     """`research/fleet/manifest.json`: the one active tag, and who works on it."""
 
@@ -541,6 +559,10 @@ class Manifest(Tolerant):
     """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
     mix: Number = None
     """Share of joint moves among the search's proposals; null: after a plateau."""
+    tool_command: str = ""
+    """The program that is asked for helper scripts no catalogue has; empty: a person is."""
+    earlier: dict[str, FleetWords] = {}
+    """What the fleets of the tags before were told, for whoever goes back to one."""
 
 
 class Heartbeat(Tolerant):

@@ -34,6 +34,16 @@ Mix = Annotated[
 ]
 
 
+ToolCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--tool-command",
+        metavar="PROGRAM",
+        help="Asked for helper scripts that no catalogue has; default: as init-fleet was told.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command("up")(up)
     app.command("down")(down)
@@ -57,6 +67,7 @@ def up(
     detach: Annotated[bool, typer.Option("--detach", help="Go on without this terminal.")] = False,
     proposer: Proposers = None,
     mix: Mix = None,
+    tool_command: ToolCommand = None,
     repo: Repo = None,
 ) -> None:
     """Start the fleet: observer, workers and tool-builder; without limits until it is stopped.
@@ -68,22 +79,28 @@ def up(
     layout = _layout(context, repo)
     manifest = muster.the_fleet(layout)
     muster.refuse_a_second(layout)
-    _check_proposers(layout, manifest, proposer or [], mix)
+    _check_words(layout, manifest, proposer or [], mix, tool_command)
     missing = muster.without_device(manifest)
     for name, reason in missing.items():
         err().print(f"{name} does not train: {reason}", markup=False, soft_wrap=True)
     if detach:
-        _detached(layout, max_runs, hours, proposer or [], mix)
+        given: dict[str, object] = {"--max-runs": max_runs, "--hours": hours, "--mix": mix,
+                 "--tool-command": tool_command}  # fmt: skip
+        _detached(layout, given, proposer or [])
         return
     until = _in_hours(_least(hours, laboratory(context, repo).task.budget.hours))
     words = muster.observer_words(
         layout, manifest, more_runs=max_runs, until=until, proposers=proposer or [], mix=mix
     )
-    bring_up(layout, manifest, words, missing)
+    bring_up(layout, manifest, words, missing, tool_command)
 
 
 def bring_up(
-    layout: Layout, manifest: Manifest, observer: list[str], missing: dict[str, str]
+    layout: Layout,
+    manifest: Manifest,
+    observer: list[str],
+    missing: dict[str, str],
+    tool_command: str | None = None,
 ) -> None:
     """A fleet in the foreground, until it has finished or is stopped.
 
@@ -97,7 +114,7 @@ def bring_up(
     bench.clear(layout)
     supervisor = Supervisor(
         layout,
-        muster.crew(layout, manifest, observer, missing),
+        muster.crew(layout, manifest, observer, missing, tool_command=tool_command),
         final=muster.last_words(layout),
         notes=[f"{name} does not train: {reason}" for name, reason in missing.items()],
     )
@@ -123,26 +140,34 @@ def _say_outcome(outcome: Outcome, message: str) -> None:
     err().print(f"the fleet has {outcome}; see `python orchestrator.py digest`", soft_wrap=True)
 
 
-def _check_proposers(
-    layout: Layout, manifest: Manifest, words: list[str], mix: float | None
+def _check_words(
+    layout: Layout,
+    manifest: Manifest,
+    words: list[str],
+    mix: float | None,
+    tool_command: str | None,
 ) -> None:
-    """A wrong word is said here, and not in the observer's log."""
+    """A wrong word is said here, and not in the log of who was started with it."""
+    from autohypothesis.fleet.toolbuilder.builder import command_words
     from autohypothesis.proposers.configured import configured
 
     configured(words or manifest.proposers, mix=mix, root=layout.root)
+    command_words(manifest.tool_command if tool_command is None else tool_command)
 
 
-def _detached(
-    layout: Layout, max_runs: int | None, hours: float | None, words: list[str], mix: float | None
-) -> None:
+def _detached(layout: Layout, given: dict[str, object], words: list[str]) -> None:
     from autohypothesis.fleet.supervisor import muster
 
-    given = {"--max-runs": max_runs, "--hours": hours, "--mix": mix}
     options = [part for name, value in given.items() if value is not None
                for part in (name, str(value))]  # fmt: skip
     options += [part for word in words for part in ("--proposer", word)]
-    pid = muster.detach(layout, ["up", *options])
-    out().print(f"the fleet is at work, pid {pid}", markup=False)
+    pid, is_at_work = muster.detach(layout, ["up", *options])
+    if is_at_work:
+        out().print(f"the fleet is at work, pid {pid}", markup=False)
+    else:
+        log = layout.role_log("supervisor")
+        said = f"the fleet is still starting, pid {pid}: see {log}"
+        out().print(said, soft_wrap=True, markup=False)
     for command in ("monitor", "down"):
         out().print(f"  python orchestrator.py {command}", markup=False)
 
@@ -293,15 +318,13 @@ def tool_builder(
 
     Example: `orchestrator.py tool-builder --command "my-model --write-script"`
     """
-    import shlex
-
     from autohypothesis.fleet.supervisor.stop import Stop
-    from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
+    from autohypothesis.fleet.toolbuilder.builder import ToolBuilder, command_words
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:tool-builder")
     with Stop() as stop:
-        ToolBuilder(_layout(context, repo), command=shlex.split(command or "")).run(stop)
+        ToolBuilder(_layout(context, repo), command=command_words(command or "")).run(stop)
 
 
 # ── parts ───────────────────────────────────────────────────────────────────────────────────

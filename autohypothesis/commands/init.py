@@ -64,6 +64,14 @@ Mix = Annotated[
 ]
 
 
+ToolCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--tool-command", metavar="PROGRAM", help="Asked for helper scripts that no catalogue has."
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command("init-fleet", cls=NamesWhatLacksItsValue)(init_fleet)
     app.command("bootstrap", cls=NamesWhatLacksItsValue)(bootstrap)
@@ -79,6 +87,7 @@ def init_fleet(
     start: Start = None,
     proposer: ProposerWords = None,
     mix: Mix = None,
+    tool_command: ToolCommand = None,
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
@@ -89,7 +98,7 @@ def init_fleet(
     from autohypothesis.fleet.roster import roster
 
     wanted = roster.Wanted(
-        tag, gpus, cpu_workers, create_worktrees, start, tuple(proposer or ()), mix
+        tag, gpus, cpu_workers, create_worktrees, start, tuple(proposer or ()), mix, tool_command
     )
     fleet = roster.init_fleet(laboratory(context, repo, tag=tag), wanted)
     _show(fleet, as_json)

@@ -87,6 +87,7 @@ def _watch(
     repository: Repository, layout: Layout, seconds: float, everything: bool, snapshot: bool
 ) -> None:
     """Until asked to stop. What fails once, a full disk say, is said and tried again."""
+    from autohypothesis.engine.housekeeping import pack_when_due
     from autohypothesis.errors import AutohypothesisError
     from autohypothesis.fleet.supervisor.stop import Stop
     from autohypothesis.system import set_process_name
@@ -98,6 +99,7 @@ def _watch(
                 refresh(layout, everything=everything)
                 if snapshot:
                     keep(repository, layout)
+                    pack_when_due(repository)
             except (AutohypothesisError, OSError) as error:
                 err().print(str(error), soft_wrap=True, markup=False)
             stop.wait(seconds)

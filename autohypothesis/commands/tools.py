@@ -67,6 +67,7 @@ def request(
         problem=problem,
         title=title,
         requested_by=getpass.getuser(),
+        by_person=True,
     )
     if as_json:
         print_json(tool.model_dump(mode="json"))

@@ -10,7 +10,7 @@ as it is and flagged, since a machine that is always disturbed is the machine th
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autohypothesis.engine.past import Settled
@@ -40,12 +40,13 @@ class LaneSpeed(NamedTuple):
 
 def lane_speed(metadata: Metadata, result: Result) -> LaneSpeed:
     """What the shim and the training measured; nothing of a run that was not on a CPU lane."""
-    found = result.evidence.get("contention") or {}
+    said = result.evidence.get("contention")
+    found = said if isinstance(said, Mapping) else {}
     times = [finite(found.get(f"kernel_{when}_ms")) for when in ("before", "after")]
     known = [time for time in times if time is not None]
     tokens, seconds = result.metrics.total_tokens_M, result.metrics.training_seconds
     rate = tokens * 1e6 / seconds if known and tokens and seconds else None
-    return LaneSpeed(metadata.run.gpu_id, min(known, default=None), rate)
+    return LaneSpeed(metadata.run.gpu_id, min(known, default=None), finite(rate))
 
 
 def judged(past: Settled, metadata: Metadata, result: Result) -> tuple[Result, str]:

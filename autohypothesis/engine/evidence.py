@@ -11,9 +11,10 @@ from pydantic import BaseModel
 
 from autohypothesis.engine import contention
 from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
-from autohypothesis.engine.policy import Evidence, Measured
+from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured
 from autohypothesis.engine.task import Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import read_json
@@ -123,10 +124,18 @@ def gather(
         other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),
         last_improvement=past.anchor(key, seed),
         keep=task.policy.keep,
-        comes_back=past.voided(metadata.run.hypothesis_id) < contention.MOST_VOIDED
-        or result.failure_kind != "contended",
+        comes_back=_comes_back(past, metadata.run.hypothesis_id, result),
         flag=case.flag,
     )
+
+
+def _comes_back(past: Settled, hypothesis_id: str, result: Result) -> bool:
+    """Whether a failure that says nothing about the change may be tried again."""
+    if result.failure_kind == "contended":
+        return past.voided(hypothesis_id) < contention.MOST_VOIDED
+    if result.failure_kind == "infra" and not is_nobodys_fault(result.failure_detail):
+        return past.lost(hypothesis_id) < MOST_LOST
+    return True
 
 
 def _stricter(

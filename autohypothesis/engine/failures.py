@@ -18,6 +18,8 @@ FailureKind = Literal[
     "oom", "nan", "timeout", "code_error", "no_metric", "invalid", "contended", "infra"
 ]
 
+CANCELLED = "cancelled"
+NO_SHIM = "the shim ended without writing exit.json"
 _ZERO_SHARE = 0.01  # of the budget: a training shorter than this did not train
 _DETAIL = 300
 _OOM = re.compile(
@@ -71,7 +73,7 @@ def classify(
     `contended` is a judgement made elsewhere, by comparing runs of one lane.
     """
     if exit is None:
-        return Failure("infra", "the shim ended without writing exit.json")
+        return Failure("infra", NO_SHIM)
     failure = (
         _infrastructure(exit)
         or _disturbed(exit, contended)
@@ -84,14 +86,15 @@ def classify(
 
 def device_evidence(exit: Mapping[str, Any]) -> str | None:
     """What an exit.json says against its device, whatever became of the experiment."""
-    device = exit.get("device") or {}
+    device = _part(exit, "device")
     if device.get("nvml_error"):
         return f"NVML: {device['nvml_error']}"
     if device.get("lost"):
         return "the device was lost"
-    if back := device.get("memory_not_back"):
-        return f"device memory did not come back: {back['before_mb']:.0f} MB before," + (
-            f" {back['after_mb']:.0f} MB after"
+    if device.get("memory_not_back"):
+        back = _part(device, "memory_not_back")
+        return f"device memory did not come back: {_mb(back, 'before_mb')} before," + (
+            f" {_mb(back, 'after_mb')} after"
         )
     return _foreign(exit)
 
@@ -103,20 +106,45 @@ def is_device_evidence(result: Result) -> bool:
     return result.failure_kind == "infra" and _DEVICE.search(result.failure_detail) is not None
 
 
+def is_nobodys_fault(detail: str) -> bool:
+    """Whether an `infra` failure, by its detail, is a `down` or a kill of the shim: no end to them.
+
+    All others may be the script's own doing (an alarm, a full disk), and come back a few times.
+    """
+    return detail in (CANCELLED, NO_SHIM)
+
+
 def _foreign(exit: Mapping[str, Any]) -> str | None:
-    foreign = (exit.get("contention") or {}).get("foreign")
+    foreign = _part(exit, "contention").get("foreign")
     if not foreign:
         return None
-    names = ", ".join(f"pid {p['pid']} grew by {p['grown_mb']:.0f} MB" for p in foreign)
-    return f"foreign compute on the device: {names}"
+    every = foreign if isinstance(foreign, list) else []
+    names = ", ".join(
+        f"pid {one.get('pid')} grew by {_mb(one, 'grown_mb')}"
+        for one in every
+        if isinstance(one, Mapping)
+    )
+    return f"foreign compute on the device: {names or 'of processes without a name'}"
+
+
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A mapping inside of a document that a run, or an older tool, left; empty for any other."""
+    found = document.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _mb(document: Mapping[str, Any], name: str) -> str:
+    value = document.get(name)
+    known = isinstance(value, (int, float)) and -1e18 < value < 1e18
+    return f"{value:.0f} MB" if known else "an unknown number of MB"
 
 
 def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
-    status, device = exit.get("status"), exit.get("device") or {}
+    status, device = exit.get("status"), _part(exit, "device")
     if status == "infra":
         return Failure("infra", str(exit.get("error") or "the shim failed"))
     if status == "cancelled":
-        return Failure("infra", "cancelled")
+        return Failure("infra", CANCELLED)
     if device.get("nvml_error") or device.get("lost"):
         return Failure("infra", device_evidence(exit) or "the device was lost")
     return None

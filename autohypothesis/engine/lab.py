@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.task import Task, default_task, load_task
@@ -21,7 +23,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.system import host_name
-from schema import Manifest, now
+from schema import FleetWords, Manifest, now
 
 
 def reference_branch(tag: str) -> str:
@@ -94,7 +96,7 @@ class Lab:
             self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
         if current != wanted:
             self.repository.exclude(self.layout.made_on_use)
-            self._write_manifest(wanted, found, earlier)
+            self._write_manifest(wanted, found, earlier, self._earlier_words())
         return replace(self, tag=wanted)
 
     def reference(self) -> str:
@@ -140,8 +142,21 @@ class Lab:
         before = {**value.get("earlier_inputs", {}), str(value["tag"]): value.get("inputs", {})}
         return {str(tag): dict(inputs) for tag, inputs in before.items() if inputs}
 
+    def _earlier_words(self) -> dict[str, FleetWords]:
+        """What the fleet of each tag up to now was told, for whoever goes back to one."""
+        try:
+            before = Manifest.model_validate(read_json(self.layout.manifest))
+        except (FileNotFoundError, RecordError, ValidationError):
+            return {}
+        said = {name: getattr(before, name) for name in FleetWords.model_fields}
+        return {**before.earlier, before.tag: FleetWords.model_validate(said)}
+
     def _write_manifest(
-        self, tag: str, inputs: dict[str, str], earlier: dict[str, dict[str, str]]
+        self,
+        tag: str,
+        inputs: dict[str, str],
+        earlier: dict[str, dict[str, str]],
+        words: dict[str, FleetWords],
     ) -> None:
         manifest = Manifest(
             tag=tag,
@@ -150,6 +165,8 @@ class Lab:
             shared_research_dir=str(self.layout.research),
             inputs=inputs,
             earlier_inputs=earlier,
+            earlier=words,
+            **(words[tag].model_dump() if tag in words else {}),
         )
         write_json(self.layout.manifest, manifest.model_dump(mode="json"))
 

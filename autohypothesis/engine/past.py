@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.errors import SettleError
 from autohypothesis.records import bundles
 from autohypothesis.records.layout import Layout
@@ -90,6 +91,15 @@ class Settled:
         """How many runs of a hypothesis were voided because somebody else disturbed them."""
         return sum(
             one.hypothesis_id == hypothesis_id and one.reason == "contended"
+            for one in self._latest.values()
+        )
+
+    def lost(self, hypothesis_id: str) -> int:
+        """How many runs of a hypothesis were lost, but for those that were cancelled or killed."""
+        return sum(
+            one.hypothesis_id == hypothesis_id
+            and one.reason == "infra"
+            and not is_nobodys_fault(one.detail)
             for one in self._latest.values()
         )
 

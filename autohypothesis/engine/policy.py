@@ -18,6 +18,8 @@ from schema import Confirmation, Direction, FailureKind
 _EXACT = 1e-12
 """Differences of measured numbers are this far from what they are on paper."""
 _NO_EVIDENCE: tuple[FailureKind, ...] = ("infra", "contended")
+MOST_LOST = 5
+"""Runs of one hypothesis that infrastructure may lose; the next loss is taken for its own doing."""
 _NEVER_NEGATIVE = ("val_bpb",)
 
 
@@ -90,8 +92,7 @@ def decide(evidence: Evidence) -> Verdict:
             it with.
     """
     if evidence.failure is not None:
-        lost = evidence.failure in _NO_EVIDENCE and evidence.comes_back
-        return Verdict("crash", evidence.failure, evidence.failure_detail, requeue=lost)
+        return _failed(evidence, evidence.failure)
     value = _usable(evidence)
     if value is None:
         return Verdict("crash", "no_metric", f"{evidence.metric} is {evidence.value!r}")
@@ -103,6 +104,14 @@ def decide(evidence: Evidence) -> Verdict:
     if evidence.reference_value is None:
         raise _nothing_to_compare_with(evidence)
     return _compared(evidence, value, evidence.reference_value, noted)
+
+
+def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
+    """A crash; one that says nothing about the change comes back, until it has too often."""
+    if kind not in _NO_EVIDENCE or evidence.comes_back:
+        return Verdict("crash", kind, evidence.failure_detail, requeue=kind in _NO_EVIDENCE)
+    said = ["lost too often to be tried again", evidence.failure_detail]
+    return Verdict("crash", kind, _sentence([words for words in said if words]))
 
 
 def _nothing_to_compare_with(evidence: Evidence) -> SettleError:

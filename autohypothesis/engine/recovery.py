@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autohypothesis import system
-from autohypothesis.engine import shim
+from autohypothesis.engine import guard, shim
 from autohypothesis.engine.collect import LOCAL_LIMIT, collect
-from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.errors import AutohypothesisError, LaunchError, RecordError
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, RunPaths
@@ -42,18 +43,41 @@ def _starter_lives(run: RunPaths) -> bool:
         return False
 
 
+def is_readable(run: RunPaths) -> bool:
+    """Whether a result can be made of a run that has ended: else no waiting helps."""
+    try:
+        RunSpec.model_validate(read_json(run.run_spec))
+        local = read_json(run.local, LOCAL_LIMIT)
+        guard.Before.model_validate(local["before"])
+        return bool(local["checkout"])
+    except (FileNotFoundError, RecordError, ValueError, KeyError, TypeError):
+        return False
+
+
 def busy_workers(layout: Layout) -> set[str]:
     """Workers whose worktree is needed: by a run that lives, or to judge one that has ended.
 
-    The evidence of an ended run lies in its worktree until it is collected.
+    The evidence of an ended run lies in its worktree until it is collected. One that can never be
+    collected, since its record is damaged, keeps nobody waiting.
     """
     busy = set()
     for experiment_id in uncollected(layout):
+        run = layout.run(experiment_id)
         try:
-            busy.add(str(read_json(layout.run(experiment_id).run_spec)["worker_id"]))
+            worker = str(read_json(run.run_spec)["worker_id"])
         except (FileNotFoundError, RecordError, KeyError, TypeError):
             continue
+        if _may_live(run) or is_readable(run):
+            busy.add(worker)
     return busy
+
+
+def _may_live(run: RunPaths) -> bool:
+    """Whether a shim lives, as far as that can be told from this machine."""
+    try:
+        return shim.status(str(run.folder)) == "running"
+    except LaunchError:
+        return True
 
 
 def collect_ended(repository: Repository, layout: Layout) -> list[str]:

@@ -83,9 +83,21 @@ def settle_waiting(
             except AutohypothesisError as error:
                 refused.append(Refused(experiment_id, error))
                 continue
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                refused.append(Refused(experiment_id, _poisoned(experiment_id, error)))
+                past.reference = ""  # wherever it stands by now
+                continue
             if decision is not None:
                 decisions.append(decision)
     return decisions, refused
+
+
+def _poisoned(experiment_id: str, error: Exception) -> SettleError:
+    """A bundle that reads well and cannot be judged all the same: not what its keys promise."""
+    return SettleError(
+        f"{experiment_id} cannot be judged: {error!r}",
+        hint="mend its result.json, or move the run's folder away",
+    )
 
 
 def settle_by_hand(

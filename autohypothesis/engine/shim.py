@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -141,9 +142,11 @@ def status(run_dir: str) -> Status:
     if known is None:
         return "absent"
     if known and known["host"] != system.host_id():
+        identity = shlex.quote(str(RunPaths(Path(run_dir)).shim))
         raise LaunchError(
             f"{run_dir} belongs to a shim on another machine ({known['hostname']})",
-            hint="one fleet is one machine: use a research folder of its own on each",
+            hint="one fleet is one machine; is that one gone for good (a container made anew), then"
+            f" record the run as lost: `rm {identity}`, and `python orchestrator.py sync`",
         )
     same_boot = known.get("boot") == system.boot_id()
     if known and same_boot and system.is_alive(known["pid"], known["start"]):

@@ -3,7 +3,8 @@
 It owns experiments.jsonl, results.tsv and research/aggregate/, and writes nothing else: bundles,
 plans and decisions belong to those who made them. It may be run at any time, beside writers and
 other syncs, and killed at any instant; run twice, the second time changes nothing. It draws
-nothing: that costs more than all the rest.
+nothing: that costs more than all the rest. Parquet and fleet brief take seconds after thousands of
+runs, so they are made from what was folded once the lock is let go: nobody waits for them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,9 @@ def sync(
     """
     started = time.perf_counter()
     with hold(layout, "sync", doing="sync", timeout=LOCK_TIMEOUT_S):
-        report = _Sync(layout, refold(layout, cold=cold)).write(everything=all, light=light)
+        one = _Sync(layout, refold(layout, cold=cold))
+        report = one.write(everything=all, light=light)
+    one.write_aged()
     report.seconds = round(time.perf_counter() - started, 4)
     return report
 
@@ -93,6 +97,10 @@ class _Sync:
         self.folded = folded
         self.tag = self._active_tag()
         self.written: list[str] = []
+        self.aged: list[tuple[Path, Callable[[], bytes]]] = []
+        """What is to be made anew after the lock."""
+        self.folded_at = 0
+        """In nanoseconds since the epoch, behind the last write of the ledger."""
 
     def write(self, *, everything: bool, light: bool) -> SyncReport:
         self._clear(self.layout.aggregate, stat.S_ISDIR)
@@ -104,9 +112,10 @@ class _Sync:
         board = tables.leaderboard(self.folded, self.tag, self._active_workers())
         self._dated(self.layout.leaderboard, board)
         if not light:
-            self._aged(self.layout.fleet_brief, everything, lambda: self._brief(board))
-            self._aged(self.layout.aggregate_parquet, everything, self._parquet)
+            self._age(self.layout.fleet_brief, everything, lambda: self._brief(board))
+            self._age(self.layout.aggregate_parquet, everything, self._parquet)
         self._write_problems()
+        self.folded_at = time.time_ns()
         return SyncReport(
             rows=len(self.folded.entries),
             changed=self.folded.changed,
@@ -115,6 +124,21 @@ class _Sync:
             hand_edits=tables.hand_edits(self.layout, self.folded.entries),
             written=self.written,
         )
+
+    def write_aged(self) -> None:
+        """What `write` found due. It is as old as the fold: a newer one is never replaced by it.
+
+        Raises:
+            RecordError: the disk is full.
+        """
+        for path, make in self.aged:
+            content = make()
+            if (
+                not self.folded_at < _written_at(path) * 1e9 <= time.time_ns()
+            ):  # else by a newer one
+                self._put(path, content, durable=False)
+                with suppress(OSError):
+                    os.utime(path, ns=(self.folded_at, self.folded_at))
 
     # ── what is read beside the bundles ───────────────────────────────────────────────────
 
@@ -197,12 +221,13 @@ class _Sync:
             pass
         self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
 
-    def _aged(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
-        """Makes what is older than the ledger anew, once a minute at most."""
+    def _age(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
+        """What is older than the ledger is made anew, once a minute at most."""
         made, folded = _written_at(path), _written_at(self.layout.ledger)
         due = made < folded and time.time() - made > REFRESH_S
         if everything or due:
-            self._put(path, make(), durable=False)
+            self._clear(path)  # under the lock, so that problems.json tells of it
+            self.aged.append((path, make))
 
     def _write_problems(self) -> None:
         """What this sync could not read or write; last, for it tells of the others."""

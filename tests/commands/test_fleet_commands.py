@@ -15,11 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis import system
+from autohypothesis.commands import sync as commands
+from autohypothesis.engine import housekeeping
 from autohypothesis.fleet.supervisor import roles, shutdown
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
@@ -163,6 +167,30 @@ def test_a_wrong_proposer_is_said_before_anything_starts(place: Place) -> None:
     answer = place("up", "--proposer", "serch")
     assert answer.returncode == 2 and "did you mean 'search'" in answer.stderr
     assert not shutdown.living(place.layout)
+
+
+def test_a_command_that_cannot_be_read_is_said_before_anything_starts(place: Place) -> None:
+    place.make()
+    answer = place("up", "--tool-command", "model 'x")
+    assert answer.returncode == 2 and "model 'x" in answer.stderr
+    assert not shutdown.living(place.layout)
+
+
+def test_a_watching_sync_packs_what_a_fleet_leaves_behind(
+    place: Place, git: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.make()
+    git(place.root, "update-ref", "refs/experiments/a-1", "HEAD")
+    repository = Repository.find(place.root)
+
+    def leave(*words: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(housekeeping, "LOOSE_REFS", 1)
+    monkeypatch.setattr(system, "set_process_name", lambda name: None)
+    monkeypatch.setattr(commands, "keep", leave)
+    commands._watch(repository, place.layout, 60.0, False, True)
+    assert "refs/experiments/a-1" in (repository.common_dir / "packed-refs").read_text()
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.engine.contention import MOST_VOIDED, judged, restored, void
+from autohypothesis.engine.contention import MOST_VOIDED, judged, lane_speed, restored, void
+from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.past import Settled
 from schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
 
@@ -120,3 +121,19 @@ def test_voiding_loses_no_value(value: float) -> None:
     voided = void(void(before, "slow"), "slow again")
     assert restored(voided).metric_value == value
     assert restored(before) == before
+
+
+@pytest.mark.parametrize(
+    "said", ["x", 1, [], ["kernel_before_ms"], {"kernel_before_ms": {}, "kernel_after_ms": [1]}]
+)
+def test_evidence_of_another_shape_is_no_speed_and_no_accident(said: object) -> None:
+    strange = result().model_copy(update={"evidence": {"contention": said, "device": said}})
+    assert lane_speed(metadata(), strange) == ("cpu-0", None, None)
+    assert judged(past([1.0] * 5), metadata(), strange)[0].status == "completed"
+    assert is_device_evidence(strange) is False
+
+
+@pytest.mark.parametrize("foreign", ["x", [1], [{"pid": 1}], {"pid": 1, "grown_mb": "much"}])
+def test_a_neighbour_of_another_shape_is_a_neighbour_all_the_same(foreign: object) -> None:
+    beside = result().model_copy(update={"evidence": {"contention": {"foreign": foreign}}})
+    assert is_device_evidence(beside)

@@ -248,3 +248,10 @@ def test_an_unattested_win_is_no_win(changes: dict[str, object]) -> None:
         "unattested",
         False,
     )
+
+
+@pytest.mark.parametrize("kind", ["infra", "contended"])
+def test_what_was_lost_too_often_stands_as_a_crash_and_says_so(kind: str) -> None:
+    verdict = decide(at(failure=kind, failure_detail="killed with SIGALRM", comes_back=False))
+    assert (verdict.decision_status, verdict.reason, verdict.requeue) == ("crash", kind, False)
+    assert "too often" in verdict.detail and "SIGALRM" in verdict.detail

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import iteration, recovery
+from autohypothesis import system
+from autohypothesis.engine import guard, iteration, recovery
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import write_json
+from autohypothesis.records.layout import RunPaths
 
 
 @pytest.fixture
@@ -19,12 +23,42 @@ def lab(foreign: Path) -> Lab:
     return Lab.open(foreign).with_tag("t")
 
 
+def begun(lab: Lab) -> RunPaths:
+    """What is there before a shim starts."""
+    spec = RunSpec(
+        experiment_id="h-t-0001-1", task=lab.task, commit=lab.reference(), seed=1, tag="t",
+        worker_id="solo-0",
+    )  # fmt: skip
+    run = lab.layout.run(spec.experiment_id)
+    before = guard.Before(commit=spec.commit, files={}, distributions={}, site_folders=[])
+    write_json(run.local, {"checkout": "/a", "before": before.model_dump(mode="json")})
+    write_json(run.run_spec, spec)
+    return run
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone", "stranger"])
+def test_a_run_that_can_never_be_collected_keeps_no_worktree(lab: Lab, damage: str) -> None:
+    run = begun(lab)
+    if damage == "torn":
+        run.local.write_bytes(run.local.read_bytes()[:40])
+    elif damage == "gone":
+        run.local.unlink()
+    else:
+        write_json(run.local, {"checkout": "/a", "before": "yesterday"})
+    assert recovery.busy_workers(lab.layout) == set()
+    own = {"pid": os.getpid(), "start": system.process_start(os.getpid()), "hostname": "here",
+           "host": system.host_id(), "boot": system.boot_id(), "experiment_id": "x"}  # fmt: skip
+    write_json(run.shim, own)
+    assert recovery.busy_workers(lab.layout) == {"solo-0"}, "its shim lives"
+    write_json(run.shim, {**own, "host": "another"})
+    assert recovery.busy_workers(lab.layout) == {"solo-0"}, "nobody here can tell"
+
+
 @pytest.mark.parametrize("state", ["absent", "dead", "finished"])
 def test_an_uncollected_run_keeps_its_worktree_whatever_became_of_its_shim(
     lab: Lab, state: str
 ) -> None:
-    run = lab.layout.run("h-t-0001-1")
-    write_json(run.run_spec, {"worker_id": "solo-0"})
+    run = begun(lab)
     if state != "absent":
         write_json(run.shim, {"pid": 0})
     if state == "finished":

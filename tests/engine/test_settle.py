@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from autohypothesis.engine import settle as settling
+from autohypothesis.engine.evidence import Case
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.past import Settled
@@ -334,3 +336,22 @@ def test_a_voided_run_is_stamped_as_no_evidence_and_comes_back(search: Search, s
     )  # fmt: skip
     stamped = Result.model_validate(read_json(run.result))
     assert (stamped.failure_kind, stamped.metric_value) == ("contended", None)
+
+
+def test_a_bundle_that_cannot_be_judged_is_refused_and_stands_in_nobodys_way(
+    search: Search, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4)
+    search.ended("h-2", search.change(start, "A = 2\n"), start, 1.3)
+    real = settling.as_it_counts
+
+    def poisoned(past: Settled, case: Case) -> Case:
+        if case.metadata.run.experiment_id == "h-1":
+            raise AttributeError("'str' object has no attribute 'get'")
+        return real(past, case)
+
+    monkeypatch.setattr(settling, "as_it_counts", poisoned)
+    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    assert [one.experiment_id for one in decisions] == ["h-2"]
+    assert [one.experiment_id for one in refused] == ["h-1"]
+    assert "AttributeError" in str(refused[0].error)

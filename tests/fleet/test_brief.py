@@ -101,7 +101,7 @@ def test_a_brief_says_what_a_proposer_needs(fleet_lab: Lab, queue: Queue) -> Non
     assert brief["current_config"] == {"RATE": 2, "P": [1, 2]}
     assert (brief["best_result"]["commit"], brief["best_result"]["val_bpb"]) == ("c1", 1.3)
     assert brief["open_questions"] == ["try rates"]
-    assert brief["notes"] == ["noise: two runs differ by 0.01", "a note"]
+    assert brief["notes"] == ["noise: sd 0.01; two runs differ by 0.01", "a note"]
     states = [(one["hypothesis_id"], one["status"]) for one in brief["hypothesis_queue"]]
     assert states == [("baseline-t", "pending"), (open_one, "pending"), (kept, "completed")]
     found = {one["finding_id"]: one for one in brief["findings"]}
@@ -316,6 +316,51 @@ def test_an_edit_of_an_older_version_means_what_it_changed_there(
     assert take_edits(fleet_lab, queue) == []
     assert [one.hypothesis_id for one in queue.running("cpu0")["cpu0"]] == [first]
     assert queue.done_ids() == [second]
+
+
+def test_an_edit_of_a_forgotten_version_only_adds_and_closes(fleet_lab: Lab, queue: Queue) -> None:
+    """The others moved on while somebody wrote: nothing of that is taken back."""
+    moved, running, closing, back = [propose(queue, name) for name in ("m", "r", "c", "b")]
+    queue.dispatch(moved, "cpu0")
+    published(fleet_lab, queue)
+    older = fleet_lab.layout.brief.read_text()
+    steps: list[Callable[[], object]] = [
+        partial(queue.withdraw, moved),
+        partial(queue.dispatch, running, "cpu0"),
+        partial(queue.claim, "cpu0"),
+        partial(queue.dispatch, back, "cpu1"),
+        *[partial(propose, queue, "more")] * module.REMEMBERED,
+    ]
+    for step in steps:
+        step()
+        published(fleet_lab, queue)
+    before = [one for one in queue.placed() if one[1].hypothesis_id != closing]
+    fleet_lab.layout.brief.write_text(older)
+    edit(fleet_lab, change_entry(closing, status="abandoned", outcome="no use"))
+    edit(fleet_lab, change_entry(back, title="better", priority=9))
+    edit(fleet_lab, lambda brief: brief["hypothesis_queue"].append({"title": "new"}))
+    refused = take_edits(fleet_lab, queue)
+    assert len(refused) == 1 and moved in refused[0] and "long gone" in refused[0], refused
+    assert queue.done_ids() == [closing]
+    after = queue.placed()
+    assert [one for one in after if one[1].title != "new"] == before
+    assert [str(place) for place, one in after if one.title == "new"] == ["pending"]
+
+
+def test_what_came_back_is_not_closed_by_who_read_that_it_was(fleet_lab: Lab, queue: Queue) -> None:
+    name = propose(queue)
+    queue.abandon(name, "lost")
+    published(fleet_lab, queue)
+    older = fleet_lab.layout.brief.read_text()
+    queue.requeue(name)
+    for _ in range(module.REMEMBERED + 1):
+        published(fleet_lab, queue)
+        propose(queue, "more")
+    fleet_lab.layout.brief.write_text(older)
+    edit(fleet_lab, lambda brief: brief["hypothesis_queue"].append({"title": "new"}))
+    (refused,) = take_edits(fleet_lab, queue)
+    assert "pending again" in refused
+    assert queue.done_ids() == []
 
 
 def test_what_cannot_be_changed_here_says_where(fleet_lab: Lab, queue: Queue) -> None:

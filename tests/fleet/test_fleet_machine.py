@@ -7,6 +7,7 @@ hypothesis is in one state, is run by one at a time, and ends exactly once.
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,17 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.ledger import read_ledger
 from schema import Decision, Proposal
-from tests.fleet.world import OPS, WORKERS, Fault, Outcome, Shim, World, make_template, quietly
+from tests.fleet.world import (
+    OPS,
+    RARE,
+    WORKERS,
+    Fault,
+    Outcome,
+    Shim,
+    World,
+    make_template,
+    quietly,
+)
 
 MOST_IDEAS = 6
 ROUNDS = 150
@@ -51,12 +62,12 @@ SIMPLER_PATCH = """--- a/train.py
 """
 TEMPLATE: list[Path] = []
 
-faults = st.none() | st.builds(
-    Fault,
-    st.sampled_from(("kill", "kill", "full")),
-    st.sampled_from(OPS),
-    st.integers(1, 6) | st.integers(1, 60),
-    st.booleans(),
+hows = st.sampled_from(("kill", "kill", "full"))
+faults = (
+    st.none()
+    | st.builds(Fault, hows, st.sampled_from(OPS), st.integers(1, 12), st.booleans())
+    | st.builds(Fault, hows, st.just("any"), st.integers(1, 120), st.booleans())
+    | st.builds(Fault, st.just("kill"), st.sampled_from(RARE), st.just(1), st.booleans())
 )
 names = st.sampled_from(WORKERS)
 picks = st.integers(0, 100)
@@ -127,18 +138,56 @@ class FleetRules(RuleBasedStateMachine):
         self.world.sleep(0.5)
         self.world.work(name, fault)
 
-    @rule(name=names, fault=faults, outcome=outcomes)
-    def everything_goes_on(self, name: str, fault: Fault | None, outcome: Outcome) -> None:
+    @rule(
+        name=names,
+        fault=faults,
+        moment=st.sampled_from(("observe", "begin", "collect", "decide")),
+        outcome=outcomes,
+    )
+    def everything_goes_on(
+        self, name: str, fault: Fault | None, moment: str, outcome: Outcome
+    ) -> None:
         """A round of everybody's; most of a search."""
         for number, worker in enumerate(WORKERS):
+            faulty = fault if worker == name else None
             self.world.sleep(1.1)
-            self.world.observe()
+            self.world.observe(faulty if moment == "observe" else None)
             self.every_state_is_sound()
-            self.world.work(worker, fault if worker == name else None)
+            self.world.work(worker, faulty if moment == "begin" else None)
             self.every_state_is_sound()
             self.a_training_ends(number, outcome if worker == name else "well")
-            self.world.work(worker)
+            self.world.work(worker, faulty if moment == "collect" else None)
             self.every_state_is_sound()
+            self.world.observe(faulty if moment == "decide" else None)
+            self.every_state_is_sound()
+
+    @rule(
+        name=names,
+        moment=st.sampled_from(("training", "collect", "decide")),
+        op=st.sampled_from(("rename", "append", "move", "stamp")),
+        nth=st.integers(1, 2),
+        after=st.booleans(),
+    )
+    def somebody_dies_at_a_bad_moment(
+        self, name: str, moment: str, op: str, nth: int, after: bool
+    ) -> None:
+        """Chance alone seldom meets these: in a training, before `finish`, within a decision."""
+        if len(self.known) < 3 * MOST_IDEAS:
+            self.propose(2.0 + len(self.known) / 10, "rate")  # better than all before
+        for _ in range(2):
+            self.world.sleep(1.1)
+            self.world.observe()
+            self.world.work(name)
+        if moment == "training":
+            self.worker_is_killed(name)
+        for one in [one for one in self.world.shims if one.trains and moment != "training"]:
+            self.a_training_ends(self.world.shims.index(one), "well")
+        fault = Fault("kill", "rename" if moment == "collect" else op, nth, after)
+        self.world.work(name, fault if moment == "collect" else None)
+        self.every_state_is_sound()
+        self.world.observe(fault if moment == "decide" else None)
+        self.every_state_is_sound()
+        self.world.work(name)
 
     @rule(name=names)
     def worker_is_killed(self, name: str) -> None:
@@ -249,6 +298,7 @@ class FleetRules(RuleBasedStateMachine):
 
     def every_result_is_written_once(self) -> None:
         for name in self.begun:
+            assert self.layout.run(name).run_spec.exists(), f"{name} was begun, and is gone"
             result = quietly(self.layout.run(name).result)
             if result is None:
                 assert name not in self.results, f"the result of {name} is gone"
@@ -257,7 +307,7 @@ class FleetRules(RuleBasedStateMachine):
             assert self.results.setdefault(name, said) == said, f"{name} was collected twice"
 
     def the_reference_follows_the_decisions(self, decisions: list[Decision]) -> None:
-        for before, after in zip(decisions, decisions[1:], strict=False):
+        for before, after in pairwise(decisions):
             assert before.reference_after == after.reference_before
         if decisions:
             last = decisions[-1]
@@ -351,6 +401,24 @@ def drive(examples: int, steps: int) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_an_observer_that_dies_while_it_requeues_loses_no_hypothesis() -> None:
+    fleet = FleetRules()
+    fleet.start()
+    fleet.propose(1.5, "rate")
+    fleet.everything_goes_on("w0", None, "observe", "well")
+    world = fleet.world
+    while not any(one.trains and "h-t" in one.experiment_id for one in world.shims):
+        world.sleep(1.1)
+        world.observe()
+        world.work("w0")
+    next(one for one in world.shims if one.trains).end("no_exit")
+    world.work("w0")
+    world.observe(Fault("kill", "rename", 1))
+    assert world.observer is None
+    fleet.every_state_is_sound()
+    fleet.teardown()
 
 
 def test_any_schedule_ends_every_hypothesis_exactly_once() -> None:

@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from autohypothesis.fleet.queue.inbox import take_inbox
 from autohypothesis.fleet.queue.states import Queue
+from schema import Proposal
 
 
 def put(queue: Queue, name: str, content: object, *, old: bool = True) -> Path:
@@ -203,3 +205,11 @@ def test_kills_beside_a_writer_lose_none(queue: Queue, python: Callable[..., obj
     while left(queue):
         take_inbox(queue)
     assert sorted(one.title for one in queue.pending()) == sorted(titles)
+
+
+def test_control_characters_of_a_title_reach_neither_git_nor_a_terminal() -> None:
+    said = {"title": "a\0b\x1b[2J\x9bc\nd\te", "rationale": "\0why\r\n"}
+    one = Proposal.model_validate(said)
+    assert (one.title, one.rationale) == ("ab[2Jc\nd\te", "why\n")
+    with pytest.raises(ValidationError, match="title"):
+        Proposal(title="\0\x1b")

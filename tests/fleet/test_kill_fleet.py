@@ -1,7 +1,7 @@
 """kill -9 of any process of a running fleet: every hypothesis ends once, nothing is left behind.
 
-The normal suite kills a few; fifty are marked slow. Trainings take a third of a second, so a kill
-meets each of a worker's steps.
+A few kills, for the suite of every day; tests/commands/test_fleet_commands.py has fifty. Trainings
+take a third of a second, so a kill meets each of a worker's steps.
 """
 
 from __future__ import annotations
@@ -157,9 +157,3 @@ def fleet(fleet_root: Path) -> Path:
 @pytest.mark.timeout(600)
 def test_a_few_kills_lose_and_double_nothing(fleet: Path, tmp_path: Path) -> None:
     torment(fleet, tmp_path / "up.log", kills=6, seed=1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_fifty_kills_lose_and_double_nothing(fleet: Path, tmp_path: Path) -> None:
-    torment(fleet, tmp_path / "up.log", kills=50, seed=2)

@@ -17,10 +17,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from autohypothesis.engine import iteration
 from autohypothesis.engine import settle as settling
 from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.fleet.observer.chronicle import is_lost
 from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.observer.opening import Opening
+from autohypothesis.fleet.observer.tried import Reference, Tried
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.roles import lives, read_role
 from autohypothesis.fleet.toolbuilder import tools
@@ -28,7 +32,19 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from schema import Brief, KnowledgeBase, LiveSummary, Proposal, now
+from schema import (
+    Brief,
+    Hypothesis,
+    KnowledgeBase,
+    LiveSummary,
+    Metadata,
+    Plan,
+    PlannedHypothesis,
+    Proposal,
+    Result,
+    Runtime,
+    now,
+)
 from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 
@@ -292,6 +308,10 @@ def test_a_decision_stamped_into_a_result_is_taken_as_a_command(fleet_lab: Lab) 
 # ── noise ───────────────────────────────────────────────────────────────────────────────────
 
 
+def _says(path: Path, words: str) -> bool:
+    return path.exists() and words in path.read_text()
+
+
 def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_lab: Lab) -> None:
     """Asked for once; its figure is told to everybody when somebody has published it."""
     members(fleet_lab, "w0", "w1")
@@ -312,8 +332,10 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_lab: Lab) -
     tools.publish(fleet_lab, "noise", source, decided_by="a test")
     turns(watched, lambda: watched.errands.noise is not None)
     assert watched.errands.noise is not None
-    note = watched.errands.noise["note"]
-    turns(watched, lambda: note and note[:40] in fleet_lab.layout.brief.read_text())
+    figure = "sd of a pair 0 from 2 runs of 1 commit; rough: only 2 runs of 1 commit;"
+    for path in (fleet_lab.layout.brief, fleet_lab.layout.search_model):
+        watched.publishing._due["learnt"] = 0.0
+        turns(watched, partial(_says, path, figure))
     assert watched.status.problems == []
 
 
@@ -440,3 +462,131 @@ def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
     assert read_ledger(fleet_lab.layout)[0]["status"] == "keep"
     left = read_role(fleet_lab.layout, "observer")
     assert left is not None and left.state == "stopped" and not lives(left)
+
+
+# ── what must not stop it ───────────────────────────────────────────────────────────────────
+
+
+def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0", "w1")
+    hands, listed = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")], Listed()
+    watched = observer(fleet_lab, listed, most=9)
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: not watched.queue.open(), *hands)
+    hands[1].beat("stopped")
+    for number in range(2):
+        pinned = Proposal(
+            title="the reference again", source_id=f"reference-{number}@w1",
+            replicates="baseline-t-1", seed=number,
+        )  # fmt: skip
+        watched.queue.add(pinned, proposer="observer")
+    listed.answers = [[idea(RATE=2.0)]]
+    turns(watched, lambda: watched.chronicle.counted() == 2, hands[0])
+    assert [one.source_id[-3:] for one in watched.queue.pending()] == ["@w1"] * 2
+
+
+def test_workers_are_told_when_the_search_is_over(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.queue.dispatched().get("w0"))
+    assert _details(fleet_lab)["closing"] is False
+    one = hand.claim(watched)
+    late = observer(fleet_lab, until=now() - timedelta(seconds=1))
+    assert one is not None and late.turn()
+    assert _details(fleet_lab)["closing"] is True
+    late.queue.release(one.hypothesis_id, "w0")  # as a worker does that has only prepared it
+    assert not late.turn() and late.status.state == "finished"
+
+
+def _details(lab: Lab) -> dict[str, object]:
+    said = read_role(lab.layout, "observer")
+    assert said is not None
+    return said.details
+
+
+def test_a_result_of_another_shape_stops_no_observer(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+
+    def strange(one: Hypothesis, experiment_id: str, result: Result) -> Result:
+        return result.model_copy(update={"evidence": {"contention": "x", "device": "y"}})
+
+    hand = Hands(fleet_lab, "w0", strange)
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+
+
+@pytest.mark.parametrize("left", [{}, {"checkout": "elsewhere"}, [], "x"])
+def test_a_run_whose_notes_are_damaged_stops_no_observer(fleet_lab: Lab, left: object) -> None:
+    """Its worker is gone for good, so the observer has to end its claim."""
+    members(fleet_lab, "w0", "old")
+    hand, old = Hands(fleet_lab, "w0"), Hands(fleet_lab, "old")
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: not watched.queue.open(), hand, old)
+    mine = watched.queue.add(idea(RATE=2.0), proposer="ada")
+    watched.queue.dispatch(mine.hypothesis_id, "old")
+    one = old.claim(watched)
+    assert one is not None
+    handle = old.begin(one)
+    iteration.follow(fleet_lab, LocalExecutor(fleet_lab.repository, fleet_lab.layout), handle)
+    write_json(fleet_lab.layout.run(handle.experiment_id).local, left)
+    old.beat("stopped")
+    members(fleet_lab, "w0")
+    watched.queue.add(idea(RATE=3.0), proposer="ada")
+    watched.deciding._last_look = float("-inf")
+    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+
+
+def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
+    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members(fleet_lab, "w0")
+    Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab)
+
+    def damaged(*words: object) -> list[str]:
+        raise KeyError("x")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Opening, "failure", damaged)
+        assert watched.turn()
+        assert watched.status.state == "waiting" and not watched.queue.dispatched()
+        assert any("KeyError" in line for line in watched.status.problems)
+    turns(watched, lambda: watched.queue.dispatched())
+    assert watched.status.problems == []
+
+
+def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
+    fleet_lab: Lab,
+) -> None:
+    """h-t-0001-2 was run on the commit of h-t-0002-1, and is read before it."""
+    base = fleet_lab.reference()
+    _begun(fleet_lab, "h-t-0001-2", commit="c2", parent="c1", RATE=2.0)
+    _begun(fleet_lab, "h-t-0002-1", commit="c1", parent=base, WIDTH=9)
+    _begun(fleet_lab, "h-t-0003-1", commit="c3", parent="c2", SLEEP=0.1)
+    watched = observer(fleet_lab)
+    watched.chronicle.refresh()
+    watched.library.refresh()
+    assert len(watched.library.runs) == 3
+    same = {watched.library.code_of(commit) for commit in (base, "c1", "c2", "c3")}
+    assert same == {base}
+    reference = Reference("c3", {}, {"RATE": 2.0, "WIDTH": 9, "SLEEP": 0.0})
+    again = Tried(watched.library, reference).before(idea(SLEEP=0.1))
+    assert again is not None and again.experiment_id == "h-t-0003-1"
+
+
+def _begun(lab: Lab, name: str, *, commit: str, parent: str, **overrides: object) -> None:
+    """An experiment as far as its folder tells which change it is, on which commit."""
+    run, hypothesis = lab.layout.run(name), name.rpartition("-")[0]
+    run.folder.mkdir(parents=True)
+    planned = PlannedHypothesis(hypothesis_id=hypothesis, config_overrides=overrides)
+    plan = Plan(
+        experiment_id=name, created_at=now(), based_on_commit=parent, tag="t", hypothesis=planned
+    )
+    write_json(lab.layout.plan(name), plan)
+    runtime = Runtime(commit=commit, parent_commit=parent)
+    write_json(run.metadata, Metadata(recorded_at=now(), runtime=runtime))
+    settings = {"rate": 2.0, "width": 9, "sleep": 0.0}
+    write_json(run.config, {**settings, **{k.lower(): v for k, v in overrides.items()}})

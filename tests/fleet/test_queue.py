@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.errors import QueueError
+from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.records.layout import Layout
 from schema import Hypothesis, Proposal
@@ -517,10 +517,39 @@ def test_a_full_disk_leaves_the_hypothesis_where_it_was(
 
     with monkeypatch.context() as patched:
         patched.setattr("autohypothesis.fleet.queue.states.rename_exclusive", full)
-        with pytest.raises(QueueError, match="No space left"):
+        with pytest.raises(RecordError, match="No space left"):
             queue.dispatch(name, "cpu0")
     assert [one.hypothesis_id for one in queue.pending()] == [name]
     queue.dispatch(name, "cpu0")
+
+
+def test_a_folder_that_takes_nothing_is_told_from_a_hypothesis_that_is_elsewhere(
+    queue: Queue,
+) -> None:
+    """The one is worth another try, the other is not."""
+    name = propose(queue)
+    folder = queue.layout.hypotheses("dispatched")
+    folder.mkdir(parents=True)
+    (folder / "cpu0").write_text("no folder")
+    with pytest.raises(RecordError, match="cannot be moved"):
+        queue.dispatch(name, "cpu0")
+    (folder / "cpu0").unlink()
+    queue.dispatch(name, "cpu0")
+    queue.layout.hypothesis(name, "done").mkdir(parents=True)
+    with pytest.raises(QueueError, match="cannot be moved"):
+        queue.abandon(name, "no")
+
+
+def test_a_requeueing_says_which_experiments_belong_to_earlier_tries(queue: Queue) -> None:
+    name = propose(queue)
+    for path in ("plans/{}-2.json", "runs/{}-3/result.json", "plans/{}1-7.json"):
+        place = queue.layout.research / path.format(name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text("{}")
+    queue.abandon(name, "no")
+    assert queue.done()[0].tried == 0
+    queue.requeue(name)
+    assert queue.pending()[0].tried == 3
 
 
 def test_a_foreign_id_is_kept_beside_ours(queue: Queue) -> None:

@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
+
+from autohypothesis.engine import iteration
+from autohypothesis.engine.collect import collect
+from autohypothesis.engine.failures import CANCELLED, NO_SHIM
 from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.policy import MOST_LOST
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.worker import orphans
 from autohypothesis.records.files import read_json, write_json
-from schema import Hypothesis, Manifest, Result
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout
+from schema import Hypothesis, Manifest, Proposal, Result
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 
@@ -202,3 +213,176 @@ def _elsewhere(lab: Lab) -> Callable[[Hypothesis, str, Result], Result]:
         return result
 
     return moved
+
+
+# ── without end ─────────────────────────────────────────────────────────────────────────────
+
+ALARM = "import os, signal\nos.kill(os.getpid(), signal.SIGALRM)\n"
+
+
+def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_lab: Lab) -> None:
+    """An alarm looks like a kill from outside: a few times it is believed, then it counts."""
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0")
+    watched = observer(fleet_lab, most=2)
+    base = fleet_lab.reference()
+    text = fleet_lab.repository.show_file(base, "train.py").decode()
+    tree = fleet_lab.repository.tree_with(base, {"train.py": (text + ALARM).encode()})
+    patch = fleet_lab.repository.diff(base, tree)
+    mine = watched.queue.add(Proposal(title="an alarm", patch=patch), proposer="ada")
+    turns(watched, lambda: watched.status.state == "finished", hand)
+    attempts = watched.chronicle.attempts(mine.hypothesis_id)
+    verdicts = [watched.chronicle.latest[name] for name in attempts]
+    assert [one.requeue for one in verdicts] == [True] * MOST_LOST + [False]
+    assert {one.reason for one in verdicts} == {"infra"}
+    assert "too often" in verdicts[-1].detail and "SIGALRM" in verdicts[-1].detail
+    assert watched.chronicle.counted() == 2
+
+
+@dataclass
+class Lost:
+    """Makes every result of one hypothesis, `times` at most, into a loss of one kind."""
+
+    hypothesis: str
+    detail: str
+    times: int = 99
+
+    def __call__(self, one: Hypothesis, experiment_id: str, result: Result) -> Result:
+        if one.hypothesis_id != self.hypothesis or not self.times:
+            return result
+        self.times -= 1
+        lost = {"status": "failed", "failure_kind": "infra", "failure_detail": self.detail}
+        return result.model_copy(update={**lost, "metric_value": None})
+
+
+@pytest.mark.parametrize("detail", [CANCELLED, NO_SHIM])
+def test_a_down_and_a_killed_shim_come_back_however_often(fleet_lab: Lab, detail: str) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0", Lost("h-t-0001", detail, MOST_LOST + 2))
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]), most=2)
+    turns(watched, lambda: watched.status.state == "finished", hand)
+    assert len(watched.chronicle.attempts("h-t-0001")) == MOST_LOST + 3
+    verdict = watched.chronicle.verdict("h-t-0001")
+    assert verdict is not None and verdict.decision_status == "keep"
+
+
+def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_lab: Lab) -> None:
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0", Lost("baseline-t", "OSError: No space left on device"))
+    watched = observer(fleet_lab)
+    turns(watched, lambda: watched.status.state == "failed", hand)
+    assert len(watched.chronicle.attempts("baseline-t")) == MOST_LOST + 1
+    assert "No space left" in watched.status.problems[0]
+
+
+# ── faults ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fault", ["killed", "full"])
+def test_a_requeueing_that_is_cut_off_is_taken_up_again(
+    fleet_lab: Lab,
+    killed_at: Callable[..., bool],
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:
+    """Its file was rewritten, and not moved: it is done, and not closed."""
+    members(fleet_lab, "w0")
+    hand = Hands(fleet_lab, "w0", Spoiling(1))
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    carry_out = watched.returns.carry_out
+    watched.returns.carry_out = list  # type: ignore[method-assign]
+    turns(watched, lambda: watched.chronicle.verdict("h-t-0001"), hand)
+    move = "autohypothesis.fleet.queue.states.rename_exclusive"
+    if fault == "killed":
+        assert killed_at(1, [move], carry_out)
+    else:
+        with monkeypatch.context() as patched:
+            patched.setattr(move, full)
+            assert "No space left on device" in " ".join(carry_out())
+            assert carry_out() == [], "the same fault is said once"
+            assert "h-t-0001 stays where it is" in watched.returns.problems()[0]
+    found = watched.queue.read("h-t-0001")
+    assert found is not None and (found[0].state, found[1].closed) == ("done", None)
+    successor = observer(fleet_lab, most=2)
+    turns(successor, lambda: successor.chronicle.counted() == 2, hand)
+    assert successor.chronicle.attempts("h-t-0001") == ["h-t-0001-1", "h-t-0001-2"]
+    found = successor.queue.read("h-t-0001")
+    assert found is not None and (found[0].state, found[1].closed) == ("done", "completed")
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def strangers(lab: Lab, *rates: float) -> tuple[Observer, list[str]]:
+    """Ideas that a worker had begun before it was taken out of the fleet; their runs have ended."""
+    members(lab, "w0", "old")
+    hand, old = Hands(lab, "w0"), Hands(lab, "old")
+    watched = observer(lab)
+    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: not watched.queue.open(), hand, old)
+    names = []
+    for rate in rates:
+        names.append(watched.queue.add(idea(RATE=rate), proposer="ada").hypothesis_id)
+        watched.queue.dispatch(names[-1], "old")
+        claimed = old.claim(watched)
+        assert claimed is not None
+        executor = LocalExecutor(lab.repository, lab.layout)
+        iteration.follow(lab, executor, old.begin(claimed))
+    old.beat("stopped")
+    members(lab, "w0")
+    return watched, names
+
+
+def state_of(watched: Observer, name: str) -> str:
+    found = watched.queue.read(name)
+    assert found is not None
+    return found[0].state
+
+
+def test_a_damaged_run_of_a_removed_worker_is_run_anew_and_stops_no_other(fleet_lab: Lab) -> None:
+    watched, (torn, whole) = strangers(fleet_lab, 2.0, 3.0)
+    fleet_lab.layout.run(f"{torn}-1").local.write_bytes(b'{"checkout": "/to')
+    hand = Hands(fleet_lab, "w0")
+    turns(watched, lambda: not watched.queue.open(), hand)
+    watched.turn()
+    assert {one.closed for one in watched.queue.done()} == {"completed"}
+    assert watched.chronicle.attempts(torn) == [f"{torn}-1", f"{torn}-2"]
+    assert watched.chronicle.attempts(whole) == [f"{whole}-1"]
+    assert fleet_lab.layout.run(f"{torn}-1").local.read_bytes() == b'{"checkout": "/to'
+
+
+def test_a_run_that_cannot_be_collected_now_stops_no_other_and_is_tried_again(
+    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched, (first, second) = strangers(fleet_lab, 2.0, 3.0)
+    real = collect
+
+    def refusing(repository: Repository, layout: Layout, experiment_id: str) -> Result:
+        if experiment_id == f"{first}-1":
+            raise OSError(28, "No space left on device")
+        return real(repository, layout, experiment_id)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(orphans, "collect", refusing)
+        for _ in range(3):
+            watched.turn()
+        assert (state_of(watched, first), state_of(watched, second)) == ("running", "done")
+        assert first in watched.returns.problems()[0]
+    watched.turn()
+    assert watched.returns.problems() == []
+    assert state_of(watched, first) == "done"
+    assert watched.chronicle.attempts(first) == [f"{first}-1"]
+
+
+def test_a_removed_workers_run_on_another_machine_is_left_alone_and_run_anew(
+    fleet_lab: Lab,
+) -> None:
+    watched, (name,) = strangers(fleet_lab, 2.0)
+    run = fleet_lab.layout.run(f"{name}-1")
+    run.exit.unlink()
+    write_json(run.shim, {**read_json(run.shim), "host": "gone", "hostname": "rack-7"})
+    line = watched.returns.end_stranger(fleet_lab, name, "old")
+    assert "rack-7" in line and f"rm '{run.shim}'" in line
+    assert [one.hypothesis_id for one in watched.queue.pending()] == [name]
+    assert run.run_spec.exists() and not run.result.exists()

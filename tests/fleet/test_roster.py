@@ -17,7 +17,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.iteration import Request, plan, run
 from autohypothesis.engine.lab import Lab, todays_tag
 from autohypothesis.engine.settle import settle
 from autohypothesis.engine.workspace import Workspace
@@ -34,6 +34,7 @@ from autohypothesis.fleet.roster.salvage import prune
 from autohypothesis.fleet.roster.worktrees import Worktrees, marker
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
+from autohypothesis.records.files import write_json
 from autohypothesis.records.git import SALVAGE
 from schema import Proposal
 
@@ -314,6 +315,35 @@ def test_a_worker_that_leaves_hands_in_what_it_had_finished(fleet_root: Path) ->
     assert queue.done_ids() == [one.hypothesis_id]
 
 
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_worker_that_leaves_before_a_second_try_does_not_end_it_with_the_first(
+    fleet_root: Path, torn: bool
+) -> None:
+    """Of a hypothesis that was queued again the newest plan counts, begun or not."""
+    init(fleet_root, 2, tag="t")
+    lab = Lab.open(fleet_root)
+    queue = Queue(lab.layout, "t")
+    proposal = Proposal(title="x", config_overrides={"RATE": 1.1})
+    name = queue.add(proposal, proposer="test").hypothesis_id
+    request = Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=name)
+    queue.dispatch(name, "cpu1")
+    queue.claim("cpu1")
+    run(lab, request)
+    queue.finish(name, "cpu1")
+    queue.requeue(name)
+    queue.dispatch(name, "cpu1")
+    queue.claim("cpu1")
+    plan(lab, request, "cpu1")
+    if torn:
+        second = lab.layout.run(f"{name}-2")
+        write_json(second.run_spec, {"worker_id": "cpu1"})
+        second.local.write_bytes(b'{"checkout": "/to')
+    init(fleet_root, 1)
+    assert [one.hypothesis_id for one in queue.pending()] == [name]
+    assert lab.layout.plan(f"{name}-1").exists()
+    assert lab.layout.plan(f"{name}-2").exists() == torn
+
+
 def test_while_somebody_is_at_work_other_workers_are_refused_by_name(
     fleet_root: Path, git: Git
 ) -> None:
@@ -385,6 +415,20 @@ def test_a_deleted_reference_comes_back_where_the_decisions_left_it(
     git(fleet_root, "branch", "-q", "-D", "autoresearch/t")
     assert any(best[:12] in note for note in init(fleet_root, 1).notes)
     assert Lab.open(fleet_root).reference() == best
+
+
+def test_going_back_to_a_tag_brings_back_what_its_fleet_was_told(fleet_root: Path) -> None:
+    first = init(fleet_root, tag="a", proposers=["inbox"], mix=0.5, tool_command="model --write")
+    assert first.manifest.tool_command == "model --write"
+    other = init(fleet_root, tag="b").manifest
+    assert (other.proposers, other.mix, other.tool_command) == (["search"], None, "")
+    init(fleet_root, tag="c", mix=0.1)
+    back = init(fleet_root, tag="a")
+    told = back.manifest
+    assert (told.proposers, told.mix, told.tool_command) == (["inbox"], 0.5, "model --write")
+    assert any("a goes on with its proposers (inbox)" in note for note in back.notes)
+    assert init(fleet_root, tag="c", mix=0.2).manifest.mix == 0.2
+    assert init(fleet_root, tag="a", tool_command="").manifest.tool_command == ""
 
 
 def test_without_worktrees_only_records_are_made(fleet_root: Path) -> None:
@@ -646,6 +690,8 @@ def test_the_command_says_what_it_made(cli: Callable[..., object], foreign: Path
     }
     said = cli("init-fleet", "--cpu-workers", "1")
     assert "cpu0" in said.stdout and "as it was" in said.stdout  # type: ignore[attr-defined]
+    unclosed = cli("init-fleet", "--cpu-workers", "1", "--tool-command", "model 'x")
+    assert unclosed.returncode == 2 and "model 'x" in unclosed.stderr  # type: ignore[attr-defined]
     refused = cli("init-fleet", "--gpus", "0;id")
     assert refused.returncode == 2 and "'0;id'" in refused.stderr  # type: ignore[attr-defined]
     inside = cli("init-fleet", "--cpu-workers", "1", cwd=foreign / "worktrees" / "cpu0")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -282,3 +284,38 @@ def test_a_slip_in_the_steering_is_a_problem_in_the_status(fleet_lab: Lab) -> No
     watched.turn()
     (problem,) = read_json(fleet_lab.layout.role("observer"))["problems"]
     assert problem.startswith("research/steering.md line 6: unknown key 'frozn'")
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["stop: !!bool maybe", "frozen: !!timestamp x", "frozen: " + "[" * 5_000, "a: !!int ''"],
+)
+def test_yaml_that_its_loader_trips_over_is_a_slip_like_any_other(
+    layout: Layout, block: str
+) -> None:
+    write(layout, "frozen: [DEPTH]", program=True)
+    write(layout, block)
+    files = SteeringFiles(layout)
+    assert files.combined().frozen == ["DEPTH"]
+    assert len(files.problems()) == 1
+
+
+def test_a_page_that_another_thread_still_reads_is_not_taken_for_empty(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(layout, "frozen: [DEPTH]")
+    files, reading, go_on = SteeringFiles(layout), Event(), Event()
+
+    def slow(text: str) -> Steering:
+        reading.set()
+        go_on.wait(60)
+        return parse(text)
+
+    monkeypatch.setattr("autohypothesis.fleet.observer.steering.parse", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(files.combined)
+        assert reading.wait(60)
+        second = pool.submit(files.combined)
+        wait([second], timeout=0.2)  # time to answer wrongly; a right answer needs none
+        go_on.set()
+        assert first.result(60).frozen == second.result(60).frozen == ["DEPTH"]

@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.errors import LockError
-from autohypothesis.fleet.supervisor import roles, shutdown
+from autohypothesis.errors import FleetError, LockError
+from autohypothesis.fleet.supervisor import muster, roles, shutdown
 from autohypothesis.fleet.supervisor.launching import Role, log_tail
 from autohypothesis.fleet.supervisor.stop import Stop
 from autohypothesis.fleet.supervisor.supervisor import Child, Pace, Supervisor
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
 from autohypothesis.system import is_alive, process_start
+from schema import Manifest, now
 
 PACE = "Pace(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
 
@@ -358,3 +359,36 @@ def test_the_end_of_a_log_is_read_although_it_is_no_text(tmp_path: Path) -> None
     layout.role_log("observer").parent.mkdir(parents=True)
     layout.role_log("observer").write_bytes(b"\xff\n" * 10_000 + b"error: the end\n")
     assert log_tail(layout, "observer")[-1] == "error: the end"
+
+
+def test_a_supervisor_that_starts_slowly_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = (sys.executable, "-c", "import time; time.sleep(600)")
+    monkeypatch.setattr(muster, "program", lambda layout: slow)
+    monkeypatch.setattr(muster, "START_S", 0.3)
+    started = muster.detach(Layout(tmp_path), ["up"])
+    try:
+        assert not started.is_at_work and Path(f"/proc/{started.pid}").exists()
+    finally:
+        os.kill(started.pid, signal.SIGKILL)
+        os.waitpid(started.pid, 0)
+    monkeypatch.setattr(muster, "program", lambda layout: (sys.executable, "-c", "raise KeyError"))
+    with pytest.raises(FleetError, match="KeyError"):
+        muster.detach(Layout(tmp_path), ["up"])
+
+
+def test_the_tool_builder_is_told_whom_to_ask(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    manifest = Manifest(
+        tag="t", created_at=now(), repository_root=str(tmp_path),
+        shared_research_dir=str(layout.research), tool_command="my-model --write",
+    )  # fmt: skip
+
+    def words(**more: str) -> tuple[str, ...]:
+        roles_of = {one.name: one for one in muster.crew(layout, manifest, [], **more)}
+        return roles_of["tool-builder"].command[len(muster.program(layout)) :]
+
+    assert words() == ("tool-builder", "--command", "my-model --write")
+    assert words(tool_command="other") == ("tool-builder", "--command", "other")
+    assert words(tool_command="") == ("tool-builder",)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +20,9 @@ import pytest
 
 from autohypothesis.errors import LockError, ToolError, UsageError
 from autohypothesis.fleet.supervisor.roles import read_role
+from autohypothesis.fleet.toolbuilder import builder, tools
 from autohypothesis.fleet.toolbuilder import process as tool_process
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
-from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
 from autohypothesis.fleet.toolbuilder.checks import Limits
 from autohypothesis.records import jsonl
@@ -339,7 +340,7 @@ def test_calls_are_counted_across_a_kill(layout: Layout, tmp_path: Path, sandbox
 
 def test_requests_at_once_lose_none(layout: Layout) -> None:
     code = (
-        "import sys; from pathlib import Path; from autohypothesis.fleet import tools\n"
+        "import sys; from pathlib import Path; from autohypothesis.fleet.toolbuilder import tools\n"
         "from autohypothesis.records.layout import Layout\n"
         "for n in range(10): tools.request(Layout(Path(sys.argv[1])), f'tool-{sys.argv[2]}-{n}',"
         " problem='', requested_by='')"
@@ -500,7 +501,20 @@ def test_asking_twice_is_asking_once(layout: Layout) -> None:
     publish(layout)
     assert ask(layout, "answer").status == "published"
     tools.decide(layout, "answer", "discarded", decided_by="a test")
-    assert ask(layout, "answer", "third").problem == "third"
+    again = ask(layout, "answer", "third")
+    assert (again.status, again.problem) == ("discarded", "first")
+
+
+def test_a_tool_that_a_person_discarded_comes_back_for_a_person_only(layout: Layout) -> None:
+    publish(layout, "noise")
+    tools.decide(layout, "noise", "discarded", decided_by="ada")
+    assert ask(layout, "noise").status == "discarded"
+    tools.request(layout, "noise", problem="after all", requested_by="ada", by_person=True)
+    assert status(layout, "noise") == "requested"
+    tools.decide(layout, "noise", "discarded", decided_by="ada")
+    edit(layout, lambda page: page[0].update(status="requested"))
+    assert tools.take_registry_edits(layout) == []
+    assert status(layout, "noise") == "requested"
 
 
 # ── edits by hand ───────────────────────────────────────────────────────────────────────────
@@ -589,6 +603,64 @@ def test_a_bad_entry_does_not_stop_the_others(layout: Layout) -> None:
     assert len(refused) == 3
     assert any("did you mean 'problem'" in line for line in refused)
     assert [tool.tool_id for tool in tools.registry(layout).tools] == ["good"]
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "a NUL": {"path": "a\0b"},
+    "a long path": {"path": "a" * 5_000},
+    "a folder": {"path": "."},
+    "a NUL in its text": {"status": "requested", "problem": "a\0b", "sha256": "\0"},
+    "a lone surrogate": {"path": "\ud800"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_entry_of_any_shape_is_a_line_and_does_not_end_the_builder(
+    layout: Layout, shape: str
+) -> None:
+    ask(layout, "other")
+    entry = {"tool_id": "x", "status": "published", **SHAPES[shape]}
+    edit(layout, lambda page: page.append(entry))
+    ToolBuilder(layout).run(Stop(3))
+    assert not list(layout.registry_edits.glob("*.todo.json"))
+    said = read_role(layout, "tool-builder")
+    assert said is not None and said.state == "stopped"
+    assert status(layout, "x") == entry["status"] or any("'x'" in one for one in said.problems)
+
+
+@pytest.mark.parametrize("content", ['{"entries": 3, "removed": []}', '{"entries": ["x"]}', "[]"])
+def test_a_damaged_note_of_an_edit_is_a_line(layout: Layout, content: str) -> None:
+    ask(layout, "other")
+    note = layout.registry_edits / "20261120-000000-aaaaaa.todo.json"
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(content)
+    assert len(tools.take_registry_edits(layout)) == 1
+    assert not note.exists()
+
+
+def test_an_edit_that_fails_in_a_way_nobody_foresaw_is_not_tried_for_ever(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(layout, lambda page: page.append({"tool_id": "mine", "status": "requested"}))
+    monkeypatch.setattr(tools, "_obey", lambda *words: [][1])
+    with pytest.raises(IndexError):
+        tools.take_registry_edits(layout)
+    assert tools.take_registry_edits(layout) == []
+
+
+def test_a_machine_that_cannot_check_is_a_failed_attempt(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(layout, "noise")
+
+    def full(**words: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    ToolBuilder(layout, back_off_s=0.0).run(Stop(10))
+    (tool,) = tools.registry(layout).tools
+    assert (tool.status, tool.attempts) == ("requested", ATTEMPTS)
+    assert "No space left" in tool.notes
 
 
 def test_an_entry_that_is_left_out_stays(layout: Layout) -> None:
@@ -690,10 +762,10 @@ def test_a_command_that_fails_is_asked_three_times_and_then_a_person(
     layout: Layout, tmp_path: Path, code: str, why: str
 ) -> None:
     ask(layout, "mine")
-    builder = ToolBuilder(layout, command=command(tmp_path, code), command_s=1.0, back_off_s=0.0)
+    asking = ToolBuilder(layout, command=command(tmp_path, code), command_s=1.0, back_off_s=0.0)
     for _ in range(ATTEMPTS):
-        assert builder.turn()
-    assert not builder.turn()
+        assert asking.turn()
+    assert not asking.turn()
     tool = tools.registry(layout).tools[0]
     assert (tool.status, tool.attempts) == ("requested", ATTEMPTS)
     assert why in tool.notes
@@ -718,8 +790,7 @@ def test_without_a_command_a_request_waits_for_a_person(layout: Layout) -> None:
     said = read_role(layout, "tool-builder")
     assert said is not None and "'mine' is requested, for a person" in said.problems[0]
     publish(layout, "mine")
-    builder = ToolBuilder(layout)
-    builder.turn()
+    ToolBuilder(layout).turn()
     said = read_role(layout, "tool-builder")
     assert said is not None and not said.problems
     assert said.details == {"requested": 0, "published": 1, "adopted": 0, "discarded": 0}
@@ -735,6 +806,64 @@ def test_a_builder_that_is_asked_to_stop_ends_its_command(layout: Layout, tmp_pa
     assert (tool.status, tool.attempts) == ("requested", 0)
     said = read_role(layout, "tool-builder")
     assert said is not None and said.state == "stopped" and said.pid == os.getpid()
+
+
+def test_an_idle_builder_reads_nothing_and_hears_of_what_comes(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(layout)
+    for _ in range(50):
+        jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
+    monkeypatch.setattr(builder, "NEWS_S", 0.0)
+    idle = ToolBuilder(layout)
+    assert not idle.turn() and not idle.turn()
+    real, read = os.open, list[str]()
+
+    def noted(path: Any, *words: Any, **more: Any) -> int:
+        read.append(str(path))
+        return real(path, *words, **more)
+
+    monkeypatch.setattr(os, "open", noted)
+    for _ in range(5):
+        assert not idle.turn()
+    assert read == []
+    ask(layout, "noise")
+    assert idle.turn() and status(layout, "noise") == "published"
+
+
+def test_a_call_costs_reading_that_call_and_no_other(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(layout)
+    for _ in range(100):
+        jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 1})
+    tools.registry(layout)
+    real, parsed = jsonl.parse, list[bytes]()
+
+    def noted(content: bytes) -> Any:
+        parsed.append(content)
+        return real(content)
+
+    monkeypatch.setattr(jsonl, "parse", noted)
+    jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
+    for _ in range(3):
+        (tool,) = tools.registry(layout).tools
+        assert (tool.calls, tool.failures) == (101, 100)
+    assert [one.count(b"\n") for one in parsed] == [1]
+    layout.tool_calls.unlink()  # another file counts from its start
+    jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
+    assert tools.registry(layout).tools[0].calls == 1
+
+
+def test_a_failed_attempt_is_made_again_when_it_is_due(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "NEWS_S", 0.0)
+    ask(layout, "mine")
+    idle = ToolBuilder(layout, command=command(tmp_path, "sys.exit(1)"), back_off_s=0.3)
+    assert idle.turn() and not idle.turn()
+    until(idle.turn)
+    assert tools.registry(layout).tools[0].attempts == 2
 
 
 def test_a_second_builder_is_refused_by_name(layout: Layout) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -21,9 +22,13 @@ from autohypothesis.engine.executor import Handle, RunSpec
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.errors import LockError, RecordError
+from autohypothesis.errors import GitError, LockError, RecordError
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.worker import bench, heartbeat, worker
+from autohypothesis.fleet.supervisor import roles
+from autohypothesis.fleet.supervisor.restore import restore
+from autohypothesis.fleet.supervisor.snapshot import snapshot
+from autohypothesis.fleet.worker import bench, claims, heartbeat, takeover, worker
+from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.heartbeat import at_work, read
 from autohypothesis.fleet.worker.takeover import newest_experiment
 from autohypothesis.fleet.worker.worker import Worker
@@ -301,6 +306,38 @@ def test_a_result_that_cannot_be_written_now_is_written_later(
     assert all(result_of(fleet_lab, f"{name}-1").status == "completed" for name in (first, second))
 
 
+def test_a_full_disk_at_a_release_loses_no_hypothesis(
+    fleet_lab: Lab, jobs: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(claims, "RETRY_S", 0.0)
+    (name,) = propose(jobs)
+    held = Claims(fleet_lab, NAME)
+    assert held.take() is not None
+    with monkeypatch.context() as patched:
+        patched.setattr("autohypothesis.fleet.queue.states.rename_exclusive", full)
+        held.give_back(name)
+        assert "No space left on device" in held.problem and held.holds(name)
+    held.flush()
+    assert not held.problem and not held.holds(name)
+    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [name]
+
+
+def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(
+    fleet_lab: Lab, jobs: Queue
+) -> None:
+    first, second = propose(jobs, 2)
+    held = Claims(fleet_lab, NAME)
+    for _ in range(2):
+        held.take()
+    jobs.requeue(first)
+    held.give_back(first)
+    held.give_back(second)
+    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
+
+
 # ── leaving ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -427,6 +464,74 @@ def test_a_collected_run_that_was_not_reported_is_only_reported(
         until(lambda: is_done(jobs, name))
     assert fleet_lab.layout.run(spec.experiment_id).result.read_bytes() == before
     assert runs_of(fleet_lab, name) == [f"{name}-1"]
+
+
+@pytest.mark.parametrize("how", ["copied", "restored"])
+def test_a_recorded_run_is_not_run_again_after_its_claim_was_copied(
+    fleet_lab: Lab, jobs: Queue, until: Until, how: str
+) -> None:
+    """A copy, or what a snapshot brings back, has none of the times that the claim had."""
+    lab = fleet_lab
+    name, spec = claimed(lab, jobs)
+    executor = LocalExecutor(lab.repository, lab.layout)
+    handle = executor.submit(spec)
+    until(lambda: executor.poll(handle) != "running")
+    executor.collect(handle)
+    if how == "copied":
+        claim = lab.layout.hypothesis(name, "running", NAME)
+        claim.write_bytes(claim.read_bytes())
+    else:
+        assert snapshot(lab.repository, lab.layout, "t", everything=True)
+        shutil.rmtree(lab.layout.research)
+        restore(lab.repository, lab.layout, "t")
+        assert jobs.running(NAME)[NAME][0].hypothesis_id == name
+    with working(Lab.open(lab.layout.root)):
+        until(lambda: is_done(jobs, name))
+    assert runs_of(lab, name) == [f"{name}-1"]
+    assert jobs.done()[0].closed == "completed"
+
+
+def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    """A container was made anew in the middle of a training: nobody can look after it any more."""
+    name, spec = claimed(fleet_lab, jobs)
+    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    handle = executor.submit(spec)
+    until(lambda: executor.poll(handle) != "running")
+    run = fleet_lab.layout.run(spec.experiment_id)
+    run.exit.unlink()
+    identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
+    run.shim.write_text(json.dumps(identity))
+    hypothesis = jobs.running(NAME)[NAME][0]
+    job, stands = takeover.found(fleet_lab.layout, executor, hypothesis, NAME)
+    assert stands == "damaged"
+    assert "rack-7" in job.problem and f"rm '{run.shim}'" in job.problem
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+        until(lambda: seen(fleet_lab).state == "idle" and "rack-7" in seen(fleet_lab).notes)
+    assert runs_of(fleet_lab, name) == [f"{name}-1", f"{name}-2"]
+    assert result_of(fleet_lab, f"{name}-2").status == "completed"
+    assert not run.result.exists()
+    with working(fleet_lab):  # the claim is gone, and the run still lies there
+        until(lambda: at_work(seen(fleet_lab)) and seen(fleet_lab).state == "idle")
+    local = json.loads(run.local.read_text())
+    run.local.write_text(json.dumps({**local, "starter": {"pid": 0, "start": 0.0}}))
+    run.shim.unlink()  # as the hint says
+    assert recovery.collect_ended(fleet_lab.repository, fleet_lab.layout) == [f"{name}-1"]
+    assert result_of(fleet_lab, f"{name}-1").failure_kind == "infra"
+
+
+def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_lives(
+    fleet_lab: Lab, jobs: Queue
+) -> None:
+    first, _ = propose(jobs, 2)
+    held = Claims(fleet_lab, NAME)
+    assert held.take() is not None
+    held.give_back(first, problem="it runs on rack-7")
+    assert held.take() is not None
+    held.finish(first, "completed", "")
+    assert held.problem == "it runs on rack-7"
 
 
 def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(
@@ -709,3 +814,142 @@ def test_a_worker_whose_supervisor_was_killed_leaves_its_training_alone(
     with working(fleet_lab):
         until(lambda: seen(fleet_lab).run_id == f"{name}-1")
     assert not is_running(fleet_lab, f"{name}-1") and is_done(jobs, name)
+
+
+# ── what is said between preparing and beginning ────────────────────────────────────────────
+
+
+class Gate:
+    """An executor whose runs last until `opened`, and end well."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+        self.submitted: list[str] = []
+
+    def submit(self, spec: RunSpec) -> Handle:
+        self.submitted.append(spec.experiment_id)
+        return Handle(spec.experiment_id)
+
+    def poll(self, handle: Handle) -> str:
+        return "finished" if self.opened.is_set() else "running"
+
+    def cancel(self, handle: Handle) -> None:
+        self.opened.set()
+
+    def collect(self, handle: Handle) -> Result:
+        return Result(status="completed", recorded_at=now(), metric_value=1.0)
+
+
+@contextmanager
+def one_trains_one_is_ready(
+    lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Gate, str, str]]:
+    """The worker does not look around any more: what counts is the look before it begins."""
+    first, second = propose(jobs, 2)
+    gate = Gate()
+    with working(lab, executor=gate) as running:
+        until(lambda: gate.submitted == [f"{first}-1"])
+        until(lambda: (ahead := running.worker.next) is not None and ahead.is_over)
+        running.worker._look_at = float("inf")
+        yield gate, first, second
+
+
+def says(lab: Lab, *, pid: int | None = None, **details: object) -> None:
+    """What the observer publishes; this process plays it, or one that has ended."""
+    status = roles.own("observer", state="working", details=details)
+    roles.report(lab.layout, status if pid is None else status.model_copy(update={"pid": pid}))
+
+
+def test_what_was_prepared_is_not_begun_once_the_search_is_over(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_trains_one_is_ready(fleet_lab, jobs, until, monkeypatch) as (gate, first, second):
+        says(fleet_lab, closing=True)
+        gate.opened.set()
+        until(lambda: is_done(jobs, first))
+        until(lambda: [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second])
+        until(lambda: seen(fleet_lab).notes == "the search is over")
+        assert gate.submitted == [f"{first}-1"]
+        assert not fleet_lab.layout.plan(f"{second}-1").exists()
+        says(fleet_lab, closing=False)  # a keep was overruled, say: there is more to do
+        until(lambda: is_done(jobs, second))
+
+
+def test_the_word_of_an_observer_that_has_ended_ends_no_search(
+    fleet_lab: Lab, jobs: Queue, until: Until, python: Callable[..., object]
+) -> None:
+    dead = python("pass")
+    dead.wait()  # type: ignore[attr-defined]
+    says(fleet_lab, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
+    (name,) = propose(jobs)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+
+
+def test_stop_in_the_steering_reaches_what_is_prepared_already(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_trains_one_is_ready(fleet_lab, jobs, until, monkeypatch) as (gate, first, second):
+        fleet_lab.layout.steering.write_text("```steering\nstop: true\n```\n")
+        gate.opened.set()
+        until(lambda: is_done(jobs, first))
+        until(lambda: [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second])
+        assert gate.submitted == [f"{first}-1"]
+
+
+def test_what_a_person_freezes_is_not_begun_although_it_was_prepared_before(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with one_trains_one_is_ready(fleet_lab, jobs, until, monkeypatch) as (gate, first, second):
+        fleet_lab.layout.steering.write_text("```steering\nfrozen: [RATE]\n```\n")
+        gate.opened.set()
+        until(lambda: is_done(jobs, first, second))
+        assert gate.submitted == [f"{first}-1"]
+    found = jobs.read(second)
+    assert found is not None and found[1].closed == "abandoned"
+    assert "RATE is frozen" in found[1].outcome
+    assert not fleet_lab.layout.plan(f"{second}-1").exists()
+
+
+def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = propose(jobs, 2)
+    real, tried = iteration.plan, []
+
+    def refusing(lab: Lab, request: iteration.Request, *words: object, **more: object) -> RunSpec:
+        if request.hypothesis_id == bad:
+            tried.append(bad)
+            raise GitError("git commit-tree: a NUL byte in commit log message not allowed")
+        return real(lab, request, *words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(iteration, "plan", refusing)
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, bad, good))
+    found = jobs.read(bad)
+    assert found is not None and found[1].closed == "abandoned" and "NUL" in found[1].outcome
+    assert len(tried) == worker.TRIES
+    nothing_is_left(fleet_lab)
+
+
+def test_a_full_disk_abandons_nothing(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = propose(jobs)
+    real, left = iteration.plan, [None] * 4
+
+    def full(*words: object, **more: object) -> RunSpec:
+        if left:
+            left.pop()
+            raise RecordError("cannot write a plan: No space left on device")
+        return real(*words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(iteration, "plan", full)
+    monkeypatch.setattr(worker, "LONGEST_PAUSE_S", 0.05)
+    with working(fleet_lab):
+        while not is_done(jobs, name):
+            until(lambda: jobs.pending() or is_done(jobs, name))
+            for passed_on in jobs.pending():
+                jobs.dispatch(passed_on.hypothesis_id, NAME)
+    found = jobs.read(name)
+    assert found is not None and found[1].closed == "completed"

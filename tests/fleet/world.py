@@ -1,8 +1,8 @@
 """A whole fleet in one process: real files, git, queue, leases and decisions; simulated processes.
 
-Only what cannot be played a thousand times is a stand-in: the shim with its training (`Shim`), which
-leaves what a real one leaves and takes the real lease, and processes as such, which are rows of a
-table (`World.processes`), so that one dies when a test says so. Roles run their own code: a
+Only what cannot be played a thousand times is a stand-in: the shim with its training (`Shim`),
+which leaves what a real one leaves and takes the real lease, and processes as such, which are rows
+of a table (`World.processes`), so that one dies when a test says so. Roles run their own code: a
 worker's `run` in a thread that goes on for one turn when it is told to, an observer's `turn`.
 
 A fault strikes at the n-th step of one kind that an actor takes. A full disk raises, once. A kill
@@ -54,6 +54,8 @@ OPS = (
     "append", "move", "stamp",
 )  # fmt: skip
 """Kinds of steps. `append`, `move` and `stamp` are those of a decision."""
+RARE = ("rename", "claim", "go", "append", "move", "stamp")
+"""Those of which a turn takes one or two."""
 SCRIPT = '''"""Never run: a simulated training is worth what RATE says."""
 
 RATE = 1.0

@@ -111,7 +111,7 @@ def test_without_a_word_it_is_the_search(tmp_path: Path) -> None:
 
 
 def test_their_order_is_kept_and_a_second_mention_is_none(tmp_path: Path) -> None:
-    words = ["command:claude -p 'be brief'", "search", "inbox", "search"]
+    words = ["command:llm -s 'be brief'", "search", "inbox", "search"]
     assert [one.name for one in configured(words, mix=0.3, root=tmp_path)] == words[:3]
 
 

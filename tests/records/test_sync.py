@@ -235,3 +235,50 @@ def test_a_sync_killed_at_any_moment_leaves_whole_files(lab: Any) -> None:
     report = sync(lab.layout)
     assert report.rows == 50
     assert not [*lab.root.glob(".*.tmp"), *lab.layout.aggregate.glob(".*.tmp")]
+
+
+def test_nobody_waits_for_who_makes_parquet_and_the_fleet_brief(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    inside = []
+
+    def slow(one: Any, *words: object) -> bytes:
+        with hold(lab.layout, "sync", doing="a test", timeout=0.5):
+            inside.append(one)
+        return b"made"
+
+    monkeypatch.setattr(sync_module._Sync, "_parquet", slow)
+    monkeypatch.setattr(sync_module._Sync, "_brief", slow)
+    report = sync(lab.layout)
+    assert len(inside) == 2 and lab.layout.fleet_brief.read_bytes() == b"made"
+    assert {"research/aggregate/fleet_brief.md", "research/aggregate/experiments.parquet"} <= set(
+        report.written
+    )
+
+
+def test_a_slow_sync_does_not_replace_what_a_later_one_made(
+    lab: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    real = sync_module._Sync._brief
+
+    def overtaken(one: Any, board: Any) -> bytes:
+        page: bytes = real(one, board)
+        monkeypatch.setattr(sync_module._Sync, "_brief", real)
+        lab.whole("a-1", 1.4, "keep")
+        sync(lab.layout, all=True)
+        return page
+
+    monkeypatch.setattr(sync_module._Sync, "_brief", overtaken)
+    sync(lab.layout, all=True)
+    assert "a-1" in lab.layout.fleet_brief.read_text()
+
+
+def test_a_page_dated_tomorrow_is_made_anew_all_the_same(lab: Any) -> None:
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    sync(lab.layout)
+    os.utime(lab.layout.fleet_brief, (2e9 * 2, 2e9 * 2))
+    lab.whole("a-1", 1.4, "keep")
+    sync(lab.layout, all=True)
+    assert "a-1" in lab.layout.fleet_brief.read_text()

@@ -23,6 +23,8 @@ SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
 """Between two looks at everything: results that somebody stamped, runs that nobody collected."""
+FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What a damaged file comes to, and a full disk: nobody's search ends for them."""
 SHARE = 50
 """A look that takes a second is taken once in so many."""
 
@@ -139,7 +141,7 @@ class Deciding:
             run = layout.run(name)
             if not run.run_spec.exists() or run.result.exists():
                 continue
-            with suppress(AutohypothesisError, ValueError, KeyError, TypeError, FileNotFoundError):
+            with suppress(*FAULTS):
                 if not self._is_claimed(name) and recovery.is_over(run):
                     collect(self.lab.repository, layout, name)
 

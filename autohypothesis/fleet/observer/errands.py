@@ -11,12 +11,15 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.records.bundles import Signature, signature_of
+from autohypothesis.records.bundles import signature_of
 
 NOISE = "noise"
 PROBLEM = "how far two runs of one commit lie apart, so that a difference can be told from noise"
 FIGURE_S = 15.0
 """Between two calls of the tool."""
+TRIES = 3
+"""Calls for the same repeated runs: one that fails, or counts fewer of them than we, is made again
+when the ledger has had time to catch up."""
 REGISTRY_S = 2.0
 
 
@@ -33,9 +36,12 @@ class Errands:
         self.problem = ""
         self._thread: Thread | None = None
         self._asked = False
-        self._figure_of = -1
+        self._figure_of = 0
+        self._tries = 0
+        self._about: tuple[object, ...] = ()
+        self._counted = (-1, 0)
         self._due = self._look = 0.0
-        self._registry: Signature | None = None
+        self._registry: tuple[object, ...] = ()
 
     def turn(self) -> None:
         """Starts what is due, unless something is under way.
@@ -47,34 +53,49 @@ class Errands:
         if (self._thread is not None and self._thread.is_alive()) or now < self._look:
             return
         self._look = now + REGISTRY_S
-        wants = self._figure_of != self.chronicle.version and now >= self._due and self._repeated()
+        layout = self.lab.layout
+        registry = (signature_of(str(layout.registry)), signature_of(str(layout.registry_state)))
+        repeats = self._repeated()
+        if (about := (repeats, registry[1])) != self._about:
+            self._about, self._tries = about, 0
+        wants = repeats not in (0, self._figure_of) and self._tries < TRIES and now >= self._due
         if wants and not self._asked:
             tools.request(self.lab, NOISE, problem=PROBLEM, requested_by="observer")
             self._asked = True
-        registry = signature_of(str(self.lab.layout.registry))
         if wants or registry != self._registry:
             self._registry = registry
-            self._thread = Thread(target=self._run, args=(wants,), name="errands", daemon=True)
+            self._thread = Thread(
+                target=self._run, args=(repeats if wants else 0,), name="errands", daemon=True
+            )
             self._thread.start()
 
-    def _repeated(self) -> bool:
-        """Whether a commit has two values."""
+    def _repeated(self) -> int:
+        """How many runs share a commit with another; counted when something was decided."""
+        version = self.chronicle.version
+        if self._counted[0] != version:
+            self._counted = (version, self._count())
+        return self._counted[1]
+
+    def _count(self) -> int:
         counts = Counter(
             (one.commit, one.platform_key)
             for one in self.chronicle.latest.values()
             if one.metric_value is not None
         )
-        return any(count > 1 for count in counts.values())
+        return sum(count for count in counts.values() if count > 1)
 
-    def _run(self, wants_figure: bool) -> None:
+    def _run(self, repeats: int) -> None:
+        """Takes edits; with `repeats`, has the noise figured from so many runs."""
         try:
             if refused := tools.take_registry_edits(self.lab):
                 self.notes = [*self.notes, *refused][-20:]
-            if wants_figure and self._is_published():
-                version = self.chronicle.version
+            if repeats and self._is_published():
+                self._tries += 1
                 self._due = time.monotonic() + FIGURE_S
                 self.noise = tools.figure(self.lab, NOISE)
-                self._figure_of, self.problem = version, ""
+                self.problem = ""
+                if self.noise.get("runs", repeats) == repeats:
+                    self._figure_of = repeats
         except (AutohypothesisError, OSError, ValueError) as error:
             self.problem = f"the tool {NOISE}: {error}"
 

@@ -34,7 +34,7 @@ class Handout:
         for worker in self._without_work():
             if room is not None and len(said) >= room:
                 break
-            chosen = next((one for one in pending if self._suits(one, worker)), None)
+            chosen = next((one for one in pending if self.suits(one, worker)), None)
             if chosen is None:
                 continue
             pending.remove(chosen)
@@ -70,7 +70,12 @@ class Handout:
         free = [name for name in self.crew.ready if not waiting.get(name)]
         yield from sorted(free, key=lambda name: len(running.get(name, ())))
 
-    def _suits(self, hypothesis: Hypothesis, worker: str) -> bool:
+    def has_taker(self, hypothesis: Hypothesis) -> bool:
+        """Whether some ready worker can be given it; true of all before the first has come."""
+        ready = self.crew.ready
+        return not ready or any(self.suits(hypothesis, worker) for worker in ready)
+
+    def suits(self, hypothesis: Hypothesis, worker: str) -> bool:
         """Its own worker, where it has one; else not the device that it was lost with."""
         own = hypothesis.source_id.rpartition(FOR)[2] if FOR in hypothesis.source_id else ""
         if hypothesis.proposer == "observer" and self.crew.worker(own) is not None:

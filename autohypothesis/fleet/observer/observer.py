@@ -15,7 +15,7 @@ from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.observer import steering as steerings
 from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.observer.crew import Crew, CrewWatch
-from autohypothesis.fleet.observer.deciding import Deciding
+from autohypothesis.fleet.observer.deciding import FAULTS, Deciding
 from autohypothesis.fleet.observer.ending import Ending, Limits
 from autohypothesis.fleet.observer.errands import Errands
 from autohypothesis.fleet.observer.handout import Handout
@@ -77,6 +77,8 @@ class Observer:
         self._steering = steerings.SteeringFiles(lab.layout)
         self._crew = CrewWatch(lab.layout, tag)
         self._say = say
+        self._stand: tuple[str, list[str]] = ("starting", [])
+        self._closing = False
         self._failed: dict[str, str] = {}
         """Step of the turn -> why it could not be taken."""
         self._notes: list[str] = []
@@ -114,7 +116,9 @@ class Observer:
         """
         for step in (self._look, self._take_in, self._decide, self._requeue):
             self._attempt(step)
-        state, problems = self._outlook()
+        self._stand = ("waiting", [])  # while it is not known whether anything may begin
+        self._attempt(self._look_out)
+        state, problems = self._stand
         if state == "working":
             for step in (self._open, self._take_ideas, self._vet, self._hand_out, self._ask):
                 self._attempt(step)
@@ -151,10 +155,11 @@ class Observer:
         try:
             step()
             self._failed.pop(name, None)
-        except (AutohypothesisError, OSError, ValueError) as error:
-            if self._failed.get(name) != str(error):
-                self._did(f"could not {name}: {error}")
-            self._failed[name] = str(error)
+        except FAULTS as error:
+            said = _in_words(error)
+            if self._failed.get(name) != said:
+                self._did(f"could not {name}: {said}")
+            self._failed[name] = said
 
     # ── what there is ─────────────────────────────────────────────────────────────────────
 
@@ -215,13 +220,21 @@ class Observer:
 
     # ── whether to go on ──────────────────────────────────────────────────────────────────
 
+    def _look_out(self) -> None:
+        self._stand = self._outlook()
+
     def _outlook(self) -> tuple[str, list[str]]:
-        """`working`, `waiting`, `failed` or `finished`, and what a person has to know."""
+        """`working`, `waiting`, `failed` or `finished`, and what a person has to know.
+
+        Workers are told when the search is over: what they have prepared is not begun any more.
+        """
         settings = (self.reference.settings if self.reference else None) or {}
         if failed := self.opening.failure(settings):
+            self._closing = True
             return "failed", failed
         ending = self.ending
-        if ending.is_over() or (ending.room() == 0 and not ending.is_given_out()):
+        self._closing = ending.is_over()
+        if self._closing or (ending.room() == 0 and not ending.is_given_out()):
             self._attempt(self._take_back_all)
             busy = ending.is_given_out() or bool(self.deciding.waits())
             return ("working" if busy else "finished"), []
@@ -259,13 +272,20 @@ class Observer:
             self._note(line)
 
     def _ask(self) -> None:
-        """Has proposers think when fewer ideas are pending than there are workers."""
-        pending = sum(not needs_somebody(one) for one in self.queue.pending())
-        room, count = self.ending.room(), self.crew.capacity - pending
+        """Has proposers think when fewer ideas are pending than there are workers to take them."""
+        handout = self._handout()
+        pending = [
+            one
+            for one in self.queue.pending()
+            if not needs_somebody(one) and handout.has_taker(one)
+        ]
+        hungry = [
+            idle for idle in handout.idle() if not any(handout.suits(one, idle) for one in pending)
+        ]
+        room, count = self.ending.room(), max(self.crew.capacity - len(pending), len(hungry))
         if room is not None:
-            count = min(count, room - pending)
-        hungry = pending == 0 and bool(self._handout().idle())
-        self.ideas.ask(count, hungry=hungry, brief=self.publishing.brief)
+            count = min(count, room - len(pending))
+        self.ideas.ask(count, hungry=bool(hungry), brief=self.publishing.brief)
 
     # ── what is said ──────────────────────────────────────────────────────────────────────
 
@@ -279,22 +299,24 @@ class Observer:
         self._notes = [*self._notes, line][-20:]
 
     def _publish(self, state: str, problems: Sequence[str], *, all: bool = False) -> None:
-        needs = [one for one in self.queue.pending() if needs_somebody(one)]
-        notes = [*self._notes, *self.errands.notes, *self.deciding.unheard]
-        if needs:
-            names = ", ".join(one.hypothesis_id for one in needs[:5])
-            notes.append(
-                f"{len(needs)} hypotheses are words that somebody has to implement: {names}"
-            )
         self._failed.pop("publish", None)
         try:
             self.publishing.turn(
                 reference=self.reference, steering=self.steering, crew=self.crew,
-                noise=self.errands.noise, notes=notes, all=all or state in ENDED,
+                noise=self.errands.noise, notes=self._notes_of_all(), all=all or state in ENDED,
             )  # fmt: skip
-        except (AutohypothesisError, OSError, ValueError) as error:
-            self._failed["publish"] = str(error)
+        except FAULTS as error:
+            self._failed["publish"] = _in_words(error)
         self._report(state, [*problems, *self._problems()])
+
+    def _notes_of_all(self) -> list[str]:
+        notes = [*self._notes, *self.errands.notes, *self.deciding.unheard]
+        if needs := [one for one in self.queue.pending() if needs_somebody(one)]:
+            names = ", ".join(one.hypothesis_id for one in needs[:5])
+            notes.append(
+                f"{len(needs)} hypotheses are words that somebody has to implement: {names}"
+            )
+        return notes
 
     def _problems(self) -> list[str]:
         names = list(self.reference.names) if self.reference else []
@@ -303,6 +325,7 @@ class Observer:
             *(steerings.unknown_names(self.steering, names) if names else []),
             *self.refill.problems(),
             *self._damaged(),
+            *self.returns.problems(),
             *(f"{name} is not decided: {error}" for name, error in self._undecidable()),
             *(f"a decision made by hand was refused: {line}" for line in self.deciding.unheard),
             *(f"could not {step}: {why}" for step, why in self._failed.items()),
@@ -331,6 +354,7 @@ class Observer:
                 "problems": problems,
                 "details": {
                     **self.chronicle.tally(),
+                    "closing": self._closing,
                     "proposed": self.ideas.proposed,
                     "refused": self.ideas.refused,
                     "experiments": self.chronicle.counted(),
@@ -349,5 +373,11 @@ class Observer:
             self.status = status.model_copy(update={"updated_at": now()})
             try:
                 roles.report(self.lab.layout, self.status)
-            except AutohypothesisError as error:
-                self._failed["report"] = str(error)
+            except FAULTS as error:
+                self._failed["report"] = _in_words(error)
+
+
+def _in_words(error: Exception) -> str:
+    """What a person is told; an error that is none of ours is named by its kind as well."""
+    ours = isinstance(error, (AutohypothesisError, OSError, ValueError))
+    return str(error) if ours else repr(error)

@@ -13,6 +13,7 @@ from autohypothesis.fleet.observer.findings import Learnt
 from autohypothesis.fleet.observer.summary import write_summary
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.queue import brief as briefs
+from autohypothesis.fleet.queue.brief_page import noise_words
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster.prompts import write_assignments
 from autohypothesis.fleet.roster.roster import read_manifest
@@ -132,7 +133,7 @@ class Publishing:
             reference=reference,
             hypotheses={one.hypothesis_id: one for one in known},
             steering=steering,
-            noise=str((noise or {}).get("note") or ""),
+            noise=noise_words(noise or {}),
         ).write()
         self._learnt_at = about
 

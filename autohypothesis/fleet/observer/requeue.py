@@ -7,15 +7,17 @@ decisions each time, so a kill in between changes nothing, and doing it twice do
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from pydantic import ValidationError
 
-from autohypothesis.engine import iteration, recovery
-from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.observer.chronicle import Chronicle, is_lost
-from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.queue.states import Place, Queue
+from autohypothesis.fleet.worker.orphans import FAULTS, end_claim
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
 from schema import Hypothesis, Metadata, Result
@@ -34,21 +36,26 @@ class Returns:
         self._evidence: dict[str, str | None] = {}
         """Lost experiment -> the device that it speaks against, None where it speaks of none."""
         self._lost: tuple[int, tuple[str, ...]] = (-1, ())
+        self._refused: dict[str, str] = {}
+        self._said: dict[str, str] = {}
 
     def carry_out(self) -> list[str]:
-        """Takes every step that is due; a line for each."""
+        """Takes every step that is due; a line for each. A turn begins with this."""
         said = []
+        self._said, self._refused = self._refused, {}
         for hypothesis_id in self._to_come_back():
             place = self.queue.read(hypothesis_id)
-            if place is None or place[0].state != "done" or place[1].closed != "completed":
+            # One that is done and not closed is on its way back: its last requeueing was cut off.
+            if place is None or place[0].state != "done" or place[1].closed == "abandoned":
                 continue
-            decision = self.chronicle.verdict(hypothesis_id)
-            reason = decision.reason if decision is not None else ""
-            self.queue.requeue(hypothesis_id)
-            said.append(f"{hypothesis_id} is queued again: {reason}")
+            said += self._attempt(hypothesis_id, partial(self._bring_back, hypothesis_id))
         for hypothesis in self._met_devices():
             said += self._give_up(hypothesis)
         return said
+
+    def problems(self) -> list[str]:
+        """Steps of this turn that could not be taken, and why."""
+        return list(self._refused.values())
 
     def avoided_device(self, hypothesis_id: str) -> str | None:
         """The device that its latest run was lost with; another is to be preferred."""
@@ -66,23 +73,34 @@ class Returns:
         )
 
     def end_stranger(self, lab: Lab, hypothesis_id: str, worker: str) -> str:
-        """Ends a claim of a worker that is gone for good; a line, or nothing while it runs on."""
-        attempts = self.chronicle.attempts(hypothesis_id)
-        latest = attempts[-1] if attempts else None
-        if latest is None or not self.layout.run(latest).run_spec.exists():
-            if latest is not None and latest not in self.chronicle.latest:
-                iteration.forget(lab, latest)
-            self.queue.requeue(hypothesis_id)
-            return f"{hypothesis_id} is queued again: {worker} is gone, and had not begun it"
-        run = self.layout.run(latest)
-        if not run.result.exists():
-            if not recovery.is_over(run):
-                return ""
-            collect(lab.repository, self.layout, latest)
-        self.queue.finish(hypothesis_id, worker)
-        return f"{hypothesis_id} is done: {worker} is gone, and had run it"
+        """Ends a claim of a worker that is gone for good; a line, or nothing while it runs on.
+
+        One that cannot be ended now is tried again, and never stands in the way of the others.
+        """
+        lines = self._attempt(hypothesis_id, partial(self._end, lab, hypothesis_id, worker))
+        return "; ".join(lines)
 
     # ── how ───────────────────────────────────────────────────────────────────────────────
+
+    def _attempt(self, hypothesis_id: str, step: Callable[[], str]) -> list[str]:
+        """What a step says; of one that cannot be taken why, once."""
+        try:
+            line = step()
+        except FAULTS as error:
+            line = f"{hypothesis_id} stays where it is: {error}"
+            self._refused[hypothesis_id] = line
+        return [line] if line and line != self._said.get(hypothesis_id) else []
+
+    def _bring_back(self, hypothesis_id: str) -> str:
+        decision = self.chronicle.verdict(hypothesis_id)
+        self.queue.requeue(hypothesis_id)
+        return f"{hypothesis_id} is queued again: {decision.reason if decision else ''}"
+
+    def _end(self, lab: Lab, hypothesis_id: str, worker: str) -> str:
+        found = self.queue.read(hypothesis_id)
+        if found is None or found[0] != Place("running", worker):
+            return ""
+        return end_claim(lab, self.queue, found[1], worker, self.chronicle.latest)
 
     def _to_come_back(self) -> tuple[str, ...]:
         """Hypotheses whose latest experiment's decision sends them back."""

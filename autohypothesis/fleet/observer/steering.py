@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,9 @@ def _yaml(first: int, block: list[str]) -> Any:
         line = first + (min(mark.line, len(block) - 1) if mark is not None else 0)
         said = getattr(error, "problem", None) or "is not YAML"
         raise _BlockError(line, f"{said}") from None
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # What the loader makes of a tag that does not fit, or of a thousand open brackets.
+        raise _BlockError(first, f"is not YAML: {type(error).__name__}") from None
 
 
 def _refused(first: int, block: list[str], error: ValidationError) -> _BlockError:
@@ -157,38 +161,44 @@ class SteeringFiles:
 
     layout: Layout
     _pages: dict[Path, _Page] = field(default_factory=dict)
+    _looking: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    """A worker looks from two threads, and what one still reads is no steering for the other."""
 
     def combined(self) -> Steering:
         """What binds now. Never raises."""
         in_force = Steering()
-        for path in (self.layout.program, self.layout.steering):
-            page = self._look(path)
-            good = page.good
-            if good is None:  # damaged before this process could read it once
-                good = _last_in_force(self.layout)
-            in_force = both(in_force, good)
+        with self._looking:
+            for path in (self.layout.program, self.layout.steering):
+                page = self._look(path)
+                good = page.good
+                if good is None:  # damaged before this process could read it once
+                    good = _last_in_force(self.layout)
+                in_force = both(in_force, good)
         return in_force
 
     def problems(self) -> list[str]:
         """What is wrong with the files, as of the last look: file, line and reason."""
-        return [page.problem for page in self._pages.values() if page.problem]
+        with self._looking:
+            return [page.problem for page in self._pages.values() if page.problem]
 
     def _look(self, path: Path) -> _Page:
         page = self._pages.setdefault(path, _Page())
         signature = _signature(path)
         if page.signature == signature:
             return page
-        page.signature, page.problem = signature, ""
+        problem = ""
         try:
             page.good = parse(read_bytes(path, LIMIT).decode("utf-8-sig"))
         except FileNotFoundError:
             page.good = Steering()
         except UnicodeDecodeError as error:
-            page.problem = self._said(path, f"is not UTF-8 at byte {error.start}")
+            problem = self._said(path, f"is not UTF-8 at byte {error.start}")
         except RecordError as error:
-            page.problem = self._said(path, reason_in(error, path))
+            problem = self._said(path, reason_in(error, path))
         except ValueError as error:
-            page.problem = self._said(path, str(error))
+            problem = self._said(path, str(error))
+        page.problem = problem
+        page.signature = signature  # last: whoever sees it may use `good`
         return page
 
     def _said(self, path: Path, reason: str) -> str:

@@ -54,8 +54,8 @@ class Library:
         self.runs: dict[str, Run] = {}
         self._not_ours: set[str] = set()
         self._version = -1
-        self._code: dict[str, str] = {}
-        """Commit -> what its code is, settings aside."""
+        self._same: dict[str, str] = {}
+        """Commit -> one with the same code, nearer to where that was made."""
 
     def refresh(self) -> None:
         """Takes in the experiments that were submitted since."""
@@ -72,8 +72,19 @@ class Library:
         return next((run for run in self.runs.values() if run.commit == commit), None)
 
     def code_of(self, commit: str) -> str:
-        """The same word for commits that differ in their settings only."""
-        return self._code.get(commit, commit)
+        """The same word for commits that differ in their settings only.
+
+        Followed when it is asked for: a retry of an early hypothesis stands on a later commit, and
+        after a restart is read before it.
+        """
+        passed: dict[str, None] = {}
+        while (earlier := self._same.get(commit)) is not None and commit not in passed:
+            passed[commit] = None
+            commit = earlier
+        for one in passed:  # the next time it is one step
+            if one != commit:
+                self._same[one] = commit
+        return commit
 
     def _take(self, name: str) -> None:
         run = self.lab.layout.run(name)
@@ -104,7 +115,7 @@ class Library:
             replicates=plan.replicates,
         )
         if runtime.parent_commit and idea.config_overrides:
-            self._code[runtime.commit] = self.code_of(runtime.parent_commit)
+            self._same[runtime.commit] = runtime.parent_commit
 
 
 @dataclass(frozen=True)

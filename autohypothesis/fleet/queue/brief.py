@@ -19,8 +19,8 @@ from pydantic import Field, ValidationError
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.queue.brief_edits import Edits
-from autohypothesis.fleet.queue.brief_page import Contents
+from autohypothesis.fleet.queue.brief_edits import Edits, entries
+from autohypothesis.fleet.queue.brief_page import Contents, noise_words
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster.warm_start import carried
 from autohypothesis.records.bundles import reason_in
@@ -43,6 +43,7 @@ WRITING_S = 2.0
 """A brief that is no JSON and changed more recently may still be being written."""
 REMEMBERED = 4
 """Published versions that an edit may be based on."""
+MOST_RETURNED = 500
 _TODO = ".todo.json"
 
 
@@ -53,6 +54,8 @@ class State(Strict):
     """SHA-256 of each content that the brief may have without anybody having edited it."""
     shown: list[dict[str, Any]] = Field(default_factory=list)
     """The versions published last, the newest first."""
+    returned: list[str] = Field(default_factory=list)
+    """Ids that were shown as closed once, and as open later; the newest first."""
 
 
 def publish(
@@ -109,14 +112,8 @@ def take_edits(lab: Lab, queue: Queue) -> list[str]:
 
 
 def _noise(noise: Mapping[str, Any] | str | None) -> list[str]:
-    if not noise:
-        return []
-    if isinstance(noise, str):
-        return [f"noise: {noise}"]
-    said = noise.get("note") or ", ".join(
-        f"{name} {value}" for name, value in noise.items() if isinstance(value, (int, float, str))
-    )
-    return [f"noise: {said}"]
+    said = noise if isinstance(noise, str) else noise_words(noise or {})
+    return [f"noise: {said}"] if said else []
 
 
 def _problems(queue: Queue) -> list[str]:
@@ -159,7 +156,8 @@ class _Desk:
         marks = [sha256(content).hexdigest(), *([there] if there else []), *state.marks]
         shown = [said, *state.shown][:REMEMBERED]
         sweep(self.layout.research)
-        new = State(marks=marks[:REMEMBERED], shown=shown)
+        returned = [*_returned(shown), *state.returned][:MOST_RETURNED]
+        new = State(marks=marks[:REMEMBERED], shown=shown, returned=returned)
         write_json(self.layout.brief_state, new, durable=False)
         self._replace(content, new.marks)
         return brief
@@ -220,7 +218,8 @@ class _Desk:
         except (FileNotFoundError, RecordError) as error:
             os.replace(path, path.with_name(path.name.replace(_TODO, ".damaged.json")))
             return [f"an edit of research_brief.json could not be read: {error}"]
-        refused = Edits(queue, self.layout, said, self._state().shown).obey()
+        state = self._state()
+        refused = Edits(queue, self.layout, said, state.shown, state.returned).obey()
         os.replace(path, done)
         return refused
 
@@ -252,6 +251,22 @@ def _age_s(path: Path) -> float:
         return abs(time.time() - os.lstat(path).st_mtime)
     except FileNotFoundError:
         return 0.0
+
+
+def _returned(shown: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the last version but one showed as closed, and the last one shows as open."""
+    now, before = (_open_of(one) for one in (*shown, {}, {})[:2])
+    return [name for name, is_open in before.items() if not is_open and now.get(name)]
+
+
+def _open_of(brief: Mapping[str, Any]) -> dict[str, bool]:
+    """Id -> whether the brief shows it as open."""
+    said = entries(brief)
+    return {
+        str(one.get("hypothesis_id")): one.get("status") in ("pending", "dispatched")
+        for one in said
+        if isinstance(one, dict)
+    }
 
 
 def _undated(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """What somebody wrote into the brief, as commands: add, dispatch, withdraw, complete, abandon.
 
 An entry says something when it differs from the version that was read: the one with the same
-`generated_at`, else the last one. Each command may be given twice, so an edit that was obeyed in
-part when its reader was killed is obeyed again. What is refused is a line; nothing here raises
-because of what somebody wrote.
+`generated_at`. When that is forgotten, nobody can tell what was changed: then only new entries are
+taken, and open ones are closed that it says are closed. Each command may be given twice, so an edit
+that was obeyed in part when its reader was killed is obeyed again. What is refused is a line;
+nothing here raises because of what somebody wrote.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from typing import Any
@@ -28,6 +29,7 @@ MOST_REFUSED = 20
 BY_HAND = "closed by hand in research_brief.json"
 MADE_ANEW = ("findings", "open_questions", "notes", "constraints", "objective", "current_config")
 """Sections that are made from the search itself, turn after turn."""
+FORGOTTEN = "this edit is of a version long gone, so it may only add entries and close them"
 _CONTENT = ("title", "rationale", "config_overrides", "priority")
 
 
@@ -39,21 +41,28 @@ class Edits:
     """One version of the brief that somebody else wrote."""
 
     def __init__(
-        self, queue: Queue, layout: Layout, said: Mapping[str, Any], shown: Sequence[dict[str, Any]]
+        self,
+        queue: Queue,
+        layout: Layout,
+        said: Mapping[str, Any],
+        shown: Sequence[dict[str, Any]],
+        returned: Collection[str] = (),
     ) -> None:
         self.queue = queue
         self.layout = layout
         self.said = said
         same = [one for one in shown if one.get("generated_at") == said.get("generated_at")]
-        self.base: Mapping[str, Any] = (same or [*shown, {}])[0]
+        self.base: Mapping[str, Any] = (same or [{}])[0]
+        self._may_close = bool(shown)
+        self._returned = returned
         self._sources = queue.sources()
         self._seen: set[str] = set()
 
     def obey(self) -> list[str]:
         """Does what can be done; a line for each thing that cannot."""
         refused = self._sections()
-        before = {str(one.get("hypothesis_id")): one for one in _entries(self.base)}
-        for number, said in enumerate(_entries(self.said), 1):
+        before = {str(one.get("hypothesis_id")): one for one in entries(self.base)}
+        for number, said in enumerate(entries(self.said), 1):
             try:
                 self._entry(said, before)
             except (QueueError, UsageError) as error:
@@ -144,7 +153,11 @@ class Edits:
         hypothesis: Hypothesis,
     ) -> None:
         if not self.base:
-            return  # what it was made from is not known, so neither is what was changed
+            if entry.status in ("completed", "abandoned"):
+                self._close_unseen(entry, place, hypothesis)
+            elif entry.status == "dispatched" and place not in _at(entry.assigned_worker):
+                raise _RefusedError(f"is {place} by now: {FORGOTTEN}")
+            return
         name = hypothesis.hypothesis_id
         if base is None or (entry.status, entry.assigned_worker) != _standing(base):
             if entry.status == "dispatched":
@@ -179,6 +192,13 @@ class Edits:
             hypothesis.hypothesis_id, harmless(entry.outcome or BY_HAND), closed=closed
         )
 
+    def _close_unseen(self, entry: QueueEntry, place: Place, hypothesis: Hypothesis) -> None:
+        """Not what we ourselves showed as closed, and what is open again."""
+        if place != DONE and hypothesis.hypothesis_id in self._returned:
+            raise _RefusedError(f"is {place} again: {FORGOTTEN}")
+        if self._may_close:
+            self._close(entry, place, hypothesis)
+
     def _worker(self, entry: QueueEntry) -> str:
         if not entry.assigned_worker:
             raise _RefusedError("is dispatched, but no assigned_worker is named")
@@ -195,9 +215,14 @@ class Edits:
         return []
 
 
-def _entries(brief: Mapping[str, Any]) -> list[Any]:
+def entries(brief: Mapping[str, Any]) -> list[Any]:
     queue = brief.get("hypothesis_queue")
     return queue if isinstance(queue, list) else []
+
+
+def _at(worker: str | None) -> tuple[Place, ...]:
+    """Where a hypothesis that was sent to a worker may be by now, with nothing left to do."""
+    return Place("dispatched", worker), Place("running", worker), DONE
 
 
 def _standing(base: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -14,7 +14,17 @@ from autohypothesis.fleet.queue.brief_findings import findings
 from autohypothesis.fleet.queue.files import Place, best_first
 from autohypothesis.records.files import to_json
 from autohypothesis.records.standings import best_kept
-from schema import BestResult, Brief, Finding, Hypothesis, QueueEntry, Setting, Steering, now
+from schema import (
+    BestResult,
+    Brief,
+    Finding,
+    Hypothesis,
+    QueueEntry,
+    Setting,
+    Steering,
+    finite,
+    now,
+)
 
 MOST_SETTINGS, MOST_CONSTRAINTS, MOST_NOTES, MOST_QUESTIONS = 5_000, 3_000, 4_000, 2_000
 """Bytes of each section at most; `MAX_BYTES` is for all of them."""
@@ -164,6 +174,34 @@ def change_of(one: Hypothesis) -> str:
     if one.config_overrides:
         return cut(", ".join(f"{k} = {v!r}" for k, v in one.config_overrides.items()), RATIONALE)
     return "a patch" if one.patch else "written to instructions" if one.instructions else ""
+
+
+def noise_words(noise: Mapping[str, Any]) -> str:
+    """What the tool `noise` answered: the figure, and then what is to be said of it."""
+    if "sd_pair" in noise:
+        figure = _pair(noise)
+    else:  # somebody's own tool
+        figure = ", ".join(
+            f"{name} {_short(value)}"
+            for name, value in noise.items()
+            if name not in ("note", "tool") and isinstance(value, (int, float, str))
+        )
+    note = noise.get("note")
+    return "; ".join(part for part in (figure, note) if part and isinstance(part, str))
+
+
+def _pair(noise: Mapping[str, Any]) -> str:
+    spread = finite(noise.get("sd_pair"))
+    if spread is None:
+        return ""
+    counts = [f"{noise[key]} {one}{'s' * (noise[key] != 1)}"
+              for key, one in (("runs", "run"), ("groups", "commit")) if key in noise]  # fmt: skip
+    said = f"sd of a pair {_short(spread)}"
+    return f"{said} from {' of '.join(counts)}" if counts else said
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 # ── that it fits ────────────────────────────────────────────────────────────────────────────

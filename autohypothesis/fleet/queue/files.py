@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import parse_json, read_with_status
-from autohypothesis.records.ids import MAX_LENGTH, baseline_id, slug
+from autohypothesis.records.ids import MAX_LENGTH, baseline_id, experiment_stem, slug
 from autohypothesis.records.layout import ID, Layout, checked_id
 from schema import Hypothesis, HypothesisState, Problem
 
@@ -57,6 +57,17 @@ def of_tag(name: str, tag: str) -> bool:
     if found[2] is not None:
         return name == baseline_id(tag)
     return found[1] == slug(f"h-{tag}", MAX_LENGTH - len(_COUNTER))
+
+
+def newest_attempt(layout: Layout, hypothesis_id: str) -> int:
+    """The number of its newest experiment with a plan or a run folder; 0 before the first."""
+    form = re.compile(re.escape(experiment_stem(hypothesis_id)) + r"-(\d{1,9})(\.json)?")
+    numbers = [0]
+    for folder in (layout.plans, layout.runs):
+        with suppress(OSError):
+            found = map(form.fullmatch, os.listdir(folder))
+            numbers += [int(one[1]) for one in found if one]
+    return max(numbers)
 
 
 def summary(error: ValidationError) -> str:

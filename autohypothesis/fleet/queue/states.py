@@ -4,7 +4,8 @@ Every step is taken under the lock `queue`; what is read is read without it. A k
 system calls leaves a hypothesis in one state. Where the system cannot move exclusively it may be
 seen in two: then the later one holds, and the next step removes the other. Content that changes
 with a step (`closed`, `outcome`) is rewritten in place first, so a hypothesis that is open and
-closed at once is one whose last step was cut off; the next step ends it.
+closed at once is one whose last step was cut off; the next step ends it. One that is done and not
+closed was to be queued again: whoever wanted that does it again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
-from autohypothesis.errors import QueueError
+from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.files import (
     DONE,
     OPEN,
@@ -23,6 +24,7 @@ from autohypothesis.fleet.queue.files import (
     Place,
     QueueFiles,
     best_first,
+    newest_attempt,
     of_tag,
 )
 from autohypothesis.records.files import sweep, write_json
@@ -48,8 +50,9 @@ class Queue:
 
     Raises:
         LockError: another process has held the queue for half a minute.
-        QueueError: a hypothesis is not where a step begins, or cannot be moved.
-        RecordError: the disk is full.
+        QueueError: a hypothesis is not where a step begins, or something is in its way: to try
+            again is of no use.
+        RecordError: the disk is full, or takes no move now.
     """
 
     def __init__(self, layout: Layout, tag: str) -> None:
@@ -233,7 +236,8 @@ class Queue:
         """Done or running -> pending, as if it had never been tried."""
         with self._step(f"requeueing {hypothesis_id}"):
             place = self._expect(hypothesis_id, ("done", "running"), end=False)
-            self._rewrite(hypothesis_id, place, closed=None, outcome="")
+            tried = newest_attempt(self.layout, hypothesis_id)
+            self._rewrite(hypothesis_id, place, closed=None, outcome="", tried=tried)
             self._move(hypothesis_id, place, PENDING)
 
     # ── how a step is taken ───────────────────────────────────────────────────────────────
@@ -268,7 +272,7 @@ class Queue:
                 with suppress(OSError):
                     os.unlink(self._files.path(name, other))
         if end and place != DONE and hypothesis.closed is not None:
-            with suppress(QueueError):  # one that is in its way is no reason to stop the others
+            with suppress(QueueError, RecordError):  # no reason to stop the others
                 self._move(name, place, DONE)
             return DONE
         return place
@@ -322,8 +326,11 @@ class Queue:
             target.parent.mkdir(parents=True, exist_ok=True)
             rename_exclusive(source, target)
         except OSError as error:
-            why = error.strerror or error
-            raise QueueError(f"{source} cannot be moved to {target}: {why}", hint=_SEE) from error
+            why = f"{source} cannot be moved to {target}: {error.strerror or error}"
+            in_its_way = isinstance(error, FileExistsError) and os.path.lexists(target)
+            if in_its_way or not os.path.lexists(source):
+                raise QueueError(why, hint=_SEE) from error
+            raise RecordError(why, hint="see `df -h` and `ls -ld`") from error
 
 
 def _best_first(hypotheses: list[Hypothesis]) -> list[Hypothesis]:

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 
-from autohypothesis.engine import recovery
-from autohypothesis.engine.lab import Lab, run_ids
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import RecordError
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.ids import experiment_stem
+from autohypothesis.fleet.worker.orphans import FAULTS, end_claim
+from autohypothesis.records.bundles import read_decisions
 
 
 def take_back(lab: Lab, queue: Queue, worker: str) -> int:
     """Withdraw what waits for `worker`, and close or requeue what it had claimed; how many.
 
     The worker is not at work. What it ran to its end is collected and counts; anything else was
-    never evidence.
+    never evidence. What still runs under its shim, or cannot be ended now, is left to the observer.
     """
     waiting = queue.dispatched(worker)[worker]
     for one in waiting:
         queue.withdraw(one.hypothesis_id)
     claimed = queue.running(worker)[worker]
-    if claimed:
-        recovery.collect_ended(lab.repository, lab.layout)
+    if not claimed:
+        return len(waiting)
+    decided, moved = _decided(lab), len(waiting)
     for one in claimed:
-        if _has_result(lab, one.hypothesis_id):
-            queue.finish(one.hypothesis_id, worker)
-        else:
-            queue.requeue(one.hypothesis_id)
-    return len(waiting) + len(claimed)
+        with suppress(*FAULTS):
+            moved += bool(end_claim(lab, queue, one, worker, decided))
+    return moved
 
 
-def _has_result(lab: Lab, hypothesis_id: str) -> bool:
-    """Whether the newest experiment of a hypothesis has ended and was collected."""
-    form = re.compile(re.escape(experiment_stem(hypothesis_id)) + r"-(\d+)")
-    numbers = [int(found[1]) for name in run_ids(lab.layout) if (found := form.fullmatch(name))]
-    if not numbers:
-        return False
-    newest = f"{experiment_stem(hypothesis_id)}-{max(numbers)}"
-    return lab.layout.run(newest).result.exists()
+def _decided(lab: Lab) -> set[str]:
+    """Experiments with a decision, as far as those can be read."""
+    with suppress(RecordError):
+        return {one.experiment_id for one in read_decisions(lab.layout)[0]}
+    return set()

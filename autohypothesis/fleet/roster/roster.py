@@ -23,6 +23,7 @@ from autohypothesis.fleet.roster.devices import Choice, Chosen, choose, stranger
 from autohypothesis.fleet.roster.leaving import take_back
 from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
 from autohypothesis.fleet.supervisor.presence import at_work, refuse_another_machine, users_of
+from autohypothesis.fleet.toolbuilder.builder import command_words
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout, checked_id
@@ -48,6 +49,7 @@ class Wanted:
     """Where the reference of a new tag begins: HEAD, best, or a commit."""
     proposers: Sequence[str] = ()
     mix: float | None = None
+    tool_command: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ def _check_words(wanted: Wanted) -> None:
             )
     if wanted.mix is not None and not 0 <= wanted.mix <= 1:
         raise UsageError(f"--mix {wanted.mix:g} is no share", hint="name a number from 0 to 1")
+    command_words(wanted.tool_command or "")
 
 
 class _Roll:
@@ -147,6 +150,7 @@ class _Roll:
         self.notes += prompts.write_all(self.lab, manifest)
         write_json(self.layout.manifest, manifest)
         self._remark(manifest)
+        self._remark_return(manifest)
         return Fleet(manifest, self.notes, done)
 
     # ── what is refused ───────────────────────────────────────────────────────────────────
@@ -258,6 +262,7 @@ class _Roll:
         assert started is not None, "the tag was just begun"
         mine = self.before if self.before and self.before.tag == self.tag else started
         known = {one.worker_id: one for one in mine.workers}
+        command = self.wanted.tool_command
         proposers = list(self.wanted.proposers or mine.proposers or DEFAULT_PROPOSERS)
         return started.model_copy(
             update={
@@ -266,6 +271,7 @@ class _Roll:
                 "workers": [self._worker(one, known.get(one.worker_id)) for one in self.chosen],
                 "proposers": proposers,
                 "mix": mine.mix if self.wanted.mix is None else self.wanted.mix,
+                "tool_command": mine.tool_command if command is None else command,
             }
         )
 
@@ -295,6 +301,15 @@ class _Roll:
             self.notes.append(
                 f"{worker} is no worker any more{held}; `python orchestrator.py prune` removes"
                 " its worktree"
+            )
+
+    def _remark_return(self, manifest: Manifest) -> None:
+        """What of an earlier fleet is as it was, when its tag goes on."""
+        before = self.before
+        if before is not None and before.tag != self.tag and self.tag in before.earlier:
+            self.notes.append(
+                f"{self.tag} goes on with its proposers ({', '.join(manifest.proposers)}), mix and"
+                " tool command, and with the workers that were chosen now"
             )
 
     def _remark(self, manifest: Manifest) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
+from subprocess import Popen
+from typing import NamedTuple
 
 from autohypothesis.errors import FleetError
 from autohypothesis.fleet.observer.chronicle import Chronicle
@@ -95,11 +97,22 @@ def observer_words(
 
 
 def crew(
-    layout: Layout, manifest: Manifest, observer: Sequence[str], left_out: Collection[str] = ()
+    layout: Layout,
+    manifest: Manifest,
+    observer: Sequence[str],
+    left_out: Collection[str] = (),
+    *,
+    tool_command: str | None = None,
 ) -> list[Role]:
-    """The processes of a fleet, the observer first: it has work ready when workers ask."""
+    """The processes of a fleet, the observer first: it has work ready when workers ask.
+
+    Args:
+        tool_command: in place of the manifest's.
+    """
     ours = program(layout)
     workers = [one.worker_id for one in manifest.workers if one.worker_id not in left_out]
+    command = manifest.tool_command if tool_command is None else tool_command
+    builder = ("tool-builder", *(("--command", command) if command else ()))
     watch = ("sync", "--watch", str(SYNC_S), "--snapshot")
     return [
         Role("observer", (*ours, "observer", *observer), 2),
@@ -107,7 +120,7 @@ def crew(
             Role(presence.worker_lock(name), (*ours, "worker", name), 0, worker=name)
             for name in workers
         ),
-        Role("tool-builder", (*ours, "tool-builder"), 1),
+        Role("tool-builder", (*ours, *builder), 1),
         Role("sync", (*ours, *watch), 3, reports=False, nice=WATCH_NICE),
     ]
 
@@ -130,8 +143,16 @@ def refuse_a_second(layout: Layout) -> None:
         )
 
 
-def detach(layout: Layout, words: Sequence[str]) -> int:
-    """A supervisor of its own, on no terminal; its pid, once it is at work.
+class Detached(NamedTuple):
+    """A supervisor on no terminal."""
+
+    pid: int
+    is_at_work: bool
+    """Else it lives, and is still starting."""
+
+
+def detach(layout: Layout, words: Sequence[str]) -> Detached:
+    """A supervisor of its own, on no terminal, once it is at work or has taken `START_S` already.
 
     Raises:
         FleetError: it ended before that; the message holds its last words.
@@ -145,8 +166,14 @@ def detach(layout: Layout, words: Sequence[str]) -> int:
         status = roles.read_role(layout, NAME)
         mine = status is not None and (status.pid, status.process_start) == (process.pid, start)
         if status is not None and mine and status.state == "working":
-            process.returncode = 0  # it outlives us: no warning about a child left behind
-            return process.pid
+            return _outlives(process, True)
         time.sleep(_LOOK_S)
+    if process.poll() is None:
+        return _outlives(process, False)
     said = " ".join(log_tail(layout, NAME)[-1:]) or "it said nothing"
     raise FleetError(f"the supervisor did not start: {said}", hint=f"see {layout.role_log(NAME)}")
+
+
+def _outlives(process: Popen[bytes], is_at_work: bool) -> Detached:
+    process.returncode = 0  # no warning about a child left behind
+    return Detached(process.pid, is_at_work)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.errors import AutohypothesisError, ToolError
+from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.supervisor import roles
 from autohypothesis.fleet.supervisor.stop import SUPERVISOR
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
@@ -37,6 +41,10 @@ COMMAND_S = 600.0
 BACK_OFF_S = 30.0
 """Before the second attempt; four times as long before the third."""
 LOOK_S = 1.0
+NEWS_S = 5.0
+"""After something changed, every look is a thorough one: an edit may still be being written."""
+THOROUGH_S = 30.0
+"""Between two thorough looks when nothing was seen to change."""
 ROLE = "tool-builder"
 LOCK_TIMEOUT_S = 2.0
 REMEMBERED = 20
@@ -78,6 +86,9 @@ class ToolBuilder:
         self._stop: Stopping | None = None
         self._started, self._refused = now(), list[str]()
         self._action, self._said = "", dict[str, Any]()
+        self._sight: tuple[object, ...] = ()
+        self._changed = self._looked = float("-inf")
+        self._retries: list[datetime] = []
 
     def run(self, stop: Stopping) -> None:
         """Until asked to stop.
@@ -93,7 +104,8 @@ class ToolBuilder:
             while not stop.requested:
                 try:
                     busy = self.turn()
-                except AutohypothesisError as error:  # a full disk, a lock that is held: later
+                except (AutohypothesisError, OSError, ValueError) as error:
+                    # A full disk, a lock that is held, an edit that nobody foresaw: later.
                     self._report("waiting", problem=str(error))
                     busy = False
                 if not busy:
@@ -102,16 +114,34 @@ class ToolBuilder:
 
     def turn(self) -> bool:
         """Take edits, and work on one request that is due; whether there was one."""
+        if self._nothing_is_new():
+            return False
         self._refused += take_registry_edits(self._layout, limits=self._limits)
         del self._refused[:-REMEMBERED]
-        due = [tool for tool in registry(self._layout).tools if self._is_due(tool)]
+        tools = registry(self._layout).tools
+        due = [tool for tool in tools if self._is_due(tool)]
         if not due:
-            self._report("waiting")
+            self._retries = [one.retry_at for one in tools if one.retry_at is not None]
+            self._report("waiting", tools=tools)
+            self._looked = time.monotonic()
             return False
         self._report("working", action=f"building {due[0].tool_id}")
         self._build(due[0])
         self._report("waiting")
         return True
+
+    def _nothing_is_new(self) -> bool:
+        """Asked every second; no file is read for it."""
+        at, sight = time.monotonic(), tool_registry.sight(self._layout)
+        if sight != self._sight:
+            self._sight, self._changed = sight, at
+        retry = any(self._looked_before(one) for one in self._retries)
+        return not retry and at - self._changed > NEWS_S and at - self._looked < THOROUGH_S
+
+    def _looked_before(self, due: datetime) -> bool:
+        """Whether `due` has come since the last thorough look."""
+        since = (now() - due).total_seconds()
+        return 0 <= since < time.monotonic() - self._looked + LOOK_S
 
     # ── building ──────────────────────────────────────────────────────────────────────────
 
@@ -137,11 +167,12 @@ class ToolBuilder:
                 self._layout, tool.tool_id, content, decided_by=ROLE, notes=origin,
                 limits=self._limits, cancelled=self._asked_to_stop,
             )  # fmt: skip
-        except ToolError as error:
+        except (ToolError, OSError, ValueError) as error:
+            why = error.problem if isinstance(error, ToolError) else str(error)
             if not self._asked_to_stop():
                 pause = self._back_off_s * 4**tool.attempts
-                note_failure(self._layout, tool.tool_id, error.problem, retry_in_s=pause)
-                self._action = f"{tool.tool_id} failed: {error.problem}"
+                note_failure(self._layout, tool.tool_id, why, retry_in_s=pause)
+                self._action = f"{tool.tool_id} failed: {why}"
         else:
             self._action = f"published {tool.tool_id}, {origin}"
 
@@ -175,10 +206,17 @@ class ToolBuilder:
 
     # ── how it stands ─────────────────────────────────────────────────────────────────────
 
-    def _report(self, state: str, *, action: str = "", problem: str = "") -> None:
-        """Writes the status when it says something new."""
+    def _report(
+        self,
+        state: str,
+        *,
+        action: str = "",
+        problem: str = "",
+        tools: Sequence[Tool] | None = None,
+    ) -> None:
+        """Writes the status when it says something new; on a full disk, later."""
         self._action = action or self._action
-        tools = registry(self._layout).tools
+        tools = registry(self._layout).tools if tools is None else tools
         said = {
             "state": state,
             "last_action": self._action,
@@ -190,8 +228,9 @@ class ToolBuilder:
         }
         if said != self._said:
             status = roles.own(ROLE, started_at=self._started, last_action_at=now(), **said)
-            roles.report(self._layout, status)
-            self._said = said
+            with suppress(AutohypothesisError):
+                roles.report(self._layout, status)
+                self._said = said
 
     def _problems(self, tools: Sequence[Tool]) -> list[str]:
         damaged = [
@@ -208,6 +247,21 @@ class ToolBuilder:
         if tool.attempts >= ATTEMPTS:
             return f"tool {tool.tool_id!r} failed {tool.attempts} times ({tool.notes}); {hint}"
         return "" if self._has_source(tool) else f"tool {tool.tool_id!r} is requested, {hint}"
+
+
+def command_words(command: str) -> list[str]:
+    """The words of the command that is asked for scripts; none when it is empty.
+
+    Raises:
+        UsageError: its quotes do not match.
+    """
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise UsageError(
+            f"the command {command!r} of the tool-builder cannot be read: {error}",
+            hint='quote it as a whole: --tool-command "PROGRAM WORD"',
+        ) from None
 
 
 def from_catalogue(tool: Tool) -> Path | None:

@@ -66,16 +66,25 @@ def check(
     summary = _summary(tool_id, tree)
     _check_imports(tool_id, tree)
     digest = sha256(source).hexdigest()
-    with tempfile.TemporaryDirectory(prefix="tool-") as folder:
-        script = Script(Path(folder, f"{tool_id}.py"), digest)
-        script.path.write_bytes(source)
-        trial = _Trial(layout, tool_id, script, cancelled)
-        given = limits or Limits()
-        usage = _usage(tool_id, trial.passes(["--help"], given.help_s).out)
-        trial.passes(["--self-test"], given.self_test_s)
-        # A script that needs arguments may refuse this; it must only end, and change nothing.
-        trial.ends(["--json"], given.trial_s)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tool-") as folder:
+            script = Script(Path(folder, f"{tool_id}.py"), digest)
+            script.path.write_bytes(source)
+            usage = _tried(_Trial(layout, tool_id, script, cancelled), limits or Limits())
+    except OSError as error:
+        raise ToolError(
+            f"tool {tool_id!r} cannot be checked: {error}", hint="see `df -h` and `ulimit -a`"
+        ) from error
     return Checked(digest, summary, usage)
+
+
+def _tried(trial: _Trial, given: Limits) -> str:
+    """Its usage, once it has passed."""
+    usage = _usage(trial.tool_id, trial.passes(["--help"], given.help_s).out)
+    trial.passes(["--self-test"], given.self_test_s)
+    # A script that needs arguments may refuse this; it must only end, and change nothing.
+    trial.ends(["--json"], given.trial_s)
+    return usage
 
 
 # ── what can be read from it ────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ Whatever is torn is set aside, named by `damaged`, and made anew.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl, locks
+from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import (
     parse_json,
     read_bytes,
@@ -78,20 +80,60 @@ def find(registry: Registry, tool_id: str) -> Tool | None:
 
 def counted(layout: Layout, registry: Registry) -> Registry:
     """With calls and failures from calls.jsonl; a line that is torn is one call less."""
-    calls: dict[str, list[bool]] = {}
-    with suppress(RecordError):
-        for call in jsonl.read(layout.tool_calls)[0]:
-            calls.setdefault(str(call.get("tool_id")), []).append(call.get("exit_code") != 0)
-    tools = [
-        tool.model_copy(
-            update={
-                "calls": len(calls.get(tool.tool_id, ())),
-                "failures": sum(calls.get(tool.tool_id, ())),
-            }
-        )
-        for tool in registry.tools
-    ]
+    tallies = _CALLS.setdefault(layout.tool_calls, _Calls(layout.tool_calls)).tallies()
+    tools = []
+    for tool in registry.tools:
+        calls, failures = tallies.get(tool.tool_id, (0, 0))
+        tools.append(tool.model_copy(update={"calls": calls, "failures": failures}))
     return registry.model_copy(update={"tools": tools})
+
+
+def sight(layout: Layout) -> tuple[object, ...]:
+    """What a glance shows: while it stays the same there is nothing to take, read or count."""
+    paths = (
+        layout.registry, _between(layout), layout.registry_state, layout.registry_edits,
+        layout.tool_calls, layout.published_tools,
+    )  # fmt: skip
+    return tuple(signature_of(str(path)) for path in paths)
+
+
+class _Calls:
+    """Calls and failures of each tool; of a file that grows, only what is new is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._seen: Signature = (0, 0, 0)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._offset = 0
+        self._tallies: dict[str, tuple[int, int]] = {}
+
+    def tallies(self) -> dict[str, tuple[int, int]]:
+        """Tool -> (calls, failures)."""
+        with self._lock:
+            now_at = signature_of(str(self.path))
+            if now_at != self._seen:
+                self._read(now_at)
+            return dict(self._tallies)
+
+    def _read(self, now_at: Signature) -> None:
+        if now_at[0] != self._seen[0]:  # another file
+            self._forget()
+        self._seen = now_at
+        with suppress(RecordError):
+            news = jsonl.read_new(self.path, self._offset)
+            if news.restarted:
+                self._tallies = {}
+            self._offset = news.offset
+            for call in news.records:
+                calls, failures = self._tallies.get(str(call.get("tool_id")), (0, 0))
+                failed = call.get("exit_code") != 0
+                self._tallies[str(call.get("tool_id"))] = calls + 1, failures + failed
+
+
+_CALLS: dict[Path, _Calls] = {}
 
 
 def damaged(layout: Layout) -> list[Path]:
@@ -316,8 +358,9 @@ def _entries(content: bytes) -> tuple[list[dict[str, Any]], str]:
 def _todo(note: Path) -> Edits:
     try:
         value = read_json(note)
-        return Edits(note, value["entries"], value["removed"], [])
-    except (RecordError, FileNotFoundError, KeyError, TypeError) as error:
+        entries = [entry for entry in value["entries"] if "tool_id" in dict(entry)]
+        return Edits(note, entries, [str(one) for one in value["removed"]], [])
+    except (RecordError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         return Edits(note, [], [], [f"{note.name} cannot be used: {error}"])
 
 

@@ -50,9 +50,18 @@ def registry(where: Lab | Layout) -> Registry:
 
 
 def request(
-    where: Lab | Layout, tool_id: str, *, problem: str, requested_by: str, title: str = ""
+    where: Lab | Layout,
+    tool_id: str,
+    *,
+    problem: str,
+    requested_by: str,
+    title: str = "",
+    by_person: bool = False,
 ) -> Tool:
     """Ask for a tool. One that is there, or was asked for already, is answered with as it is.
+
+    Args:
+        by_person: one that was discarded is asked for again; a program's request leaves it so.
 
     Raises:
         UsageError: the name is no id.
@@ -62,7 +71,7 @@ def request(
 
     def ask(found: Registry) -> None:
         old = find(found, tool_id)
-        if old is not None and old.status != "discarded":
+        if old is not None and not (by_person and old.status == "discarded"):
             return
         _put(
             found,
@@ -168,12 +177,17 @@ def note_failure(where: Lab | Layout, tool_id: str, why: str, *, retry_in_s: flo
 def _read(path: Path, tool_id: str) -> bytes:
     try:
         return read_bytes(path, SCRIPT_LIMIT)
-    except (FileNotFoundError, RecordError) as error:
-        why = f"there is no file {path}" if isinstance(error, FileNotFoundError) else error.problem
+    except (FileNotFoundError, RecordError, ValueError) as error:
         raise ToolError(
-            f"tool {tool_id!r} cannot be published: {why}",
+            f"tool {tool_id!r} cannot be published: {_why_not(path, error)}",
             hint=f"`python orchestrator.py tools publish {tool_id} PATH`",
         ) from None
+
+
+def _why_not(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path}"
+    return error.problem if isinstance(error, RecordError) else f"{str(path)!r}: {error}"
 
 
 def _put(found: Registry, tool: Tool) -> None:
@@ -307,17 +321,27 @@ def _obey_all(layout: Layout, taken: list[Edits], limits: Limits | None) -> list
     refused: list[str] = []
     for edits in taken:
         refused += edits.problems
-        for entry in edits.entries:
-            try:
-                _obey(layout, entry, limits)
-            except AutohypothesisError as error:
-                refused.append(f"registry.json: {error.problem}")
+        try:
+            for entry in edits.entries:
+                refused += _obeyed(layout, entry, limits)
+        finally:  # only a kill has it obeyed again: what fails once would fail for ever
+            edits.note.unlink(missing_ok=True)
         refused += [
             f"registry.json: {tool_id!r} was left out, and stays; set its status to discarded"
             for tool_id in edits.removed
         ]
-        edits.note.unlink(missing_ok=True)
     return refused
+
+
+def _obeyed(layout: Layout, entry: Mapping[str, Any], limits: Limits | None) -> list[str]:
+    """Does what an entry says; answers with why not."""
+    try:
+        _obey(layout, entry, limits)
+    except AutohypothesisError as error:
+        return [f"registry.json: {error.problem}"]
+    except (OSError, ValueError) as error:
+        return [f"registry.json: entry {str(entry.get('tool_id'))!r:.80}: {error}"]
+    return []
 
 
 def _obey(layout: Layout, entry: Mapping[str, Any], limits: Limits | None) -> None:
@@ -326,7 +350,7 @@ def _obey(layout: Layout, entry: Mapping[str, Any], limits: Limits | None) -> No
     if asked.status == "requested":
         request(
             layout, asked.tool_id, title=asked.title, problem=asked.problem,
-            requested_by=asked.requested_by or "by hand",
+            requested_by=asked.requested_by or "by hand", by_person=True,
         )  # fmt: skip
     elif asked.status == "discarded":
         decide(layout, asked.tool_id, "discarded", decided_by=by)

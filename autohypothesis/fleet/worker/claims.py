@@ -31,8 +31,14 @@ class Claims:
         self._queue = Queue(lab.layout, lab.active())
         self._steps: deque[Callable[[], None]] = deque()
         self._not_before = 0.0
-        self.problem = ""
+        self._refused = ""
         """Why the last step was not taken; empty when all were."""
+        self._left_alone: list[str] = []
+
+    @property
+    def problem(self) -> str:
+        """Why the last step was not taken, and which runs are left alone; empty if all is well."""
+        return "; ".join(filter(None, (self._refused, *self._left_alone)))
 
     # ── what there is ─────────────────────────────────────────────────────────────────────
 
@@ -61,13 +67,20 @@ class Claims:
         try:
             hypothesis = self._queue.claim(self._worker)
         except (AutohypothesisError, OSError) as error:
-            self.problem = str(error)
+            self._refused = str(error)
             return None
-        self.problem = ""
+        self._refused = ""
         return hypothesis
 
-    def give_back(self, hypothesis_id: str, experiment_id: str | None = None) -> None:
-        """Forget the plan of what was never begun, and let the hypothesis wait again."""
+    def give_back(
+        self, hypothesis_id: str, experiment_id: str | None = None, *, problem: str = ""
+    ) -> None:
+        """Forget the plan of what was never begun, and let the hypothesis wait again.
+
+        `problem` is what a person has to know about it, for as long as this worker lives.
+        """
+        if problem:
+            self._left_alone.append(problem)
         if experiment_id:
             with suppress(OSError):
                 iteration.forget(self._lab, experiment_id)
@@ -97,11 +110,11 @@ class Claims:
             try:
                 self._steps[0]()
             except QueueError as error:
-                self.problem = str(error)  # it is elsewhere by now; so be it
+                self._refused = str(error)  # it is elsewhere, or cannot get there; so be it
             except (LockError, RecordError, OSError) as error:
-                self.problem = str(error)
+                self._refused = str(error)
                 self._not_before = time.monotonic() + RETRY_S
                 return
             else:
-                self.problem = ""
+                self._refused = ""
             self._steps.popleft()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 from autohypothesis.engine import iteration
@@ -16,7 +17,9 @@ from autohypothesis.errors import ChangeError, PreflightError
 from autohypothesis.fleet.observer import steering
 from autohypothesis.fleet.worker.hindrance import kind_of
 from autohypothesis.records.git import Repository
-from schema import Hypothesis, Setting, Worker
+from schema import Hypothesis, Setting, Steering, Worker
+
+SEE = "see program.md and research/steering.md"
 
 
 class Preparation:
@@ -32,6 +35,8 @@ class Preparation:
         self.error: Exception | None = None
         self.seconds = 0.0
         self._worker = worker
+        self._rules = Steering()
+        """What the candidate was held against."""
         # A repository object is one thread's.
         self._lab = replace(lab, repository=Repository(lab.repository.root))
         self._thread = threading.Thread(target=self._run, name="preparing", daemon=True)
@@ -51,6 +56,28 @@ class Preparation:
         """Why the change itself is no good; empty if it is, or if something else failed."""
         refused = isinstance(self.error, (ChangeError, PreflightError))
         return str(self.error) if refused else ""
+
+    def against_steering(self) -> str:
+        """What the steering of now forbids about the candidate, which that of then allowed.
+
+        For whoever has waited for the end: git is asked only if the steering has changed.
+
+        Raises:
+            GitError: a script of the candidate cannot be read.
+        """
+        rules = steering.combined(self._lab.layout)
+        if self.spec is None or rules == self._rules:
+            return ""
+        problem = self._violation(self.spec, rules)
+        self._rules = rules
+        return problem
+
+    def forget(self) -> None:
+        """Take back the plan of a candidate that is not to be begun."""
+        if self.spec is None:
+            return
+        with suppress(OSError):
+            iteration.forget(self._lab, self.spec.experiment_id)
 
     def _run(self) -> None:
         began = time.monotonic()
@@ -75,15 +102,15 @@ class Preparation:
         device = worker.device or None
         side = f"{worker.worker_id}-next"
         spec = iteration.plan(self._lab, request, worker.worker_id, workspace=side, device=device)
-        if problem := self._against_steering(spec):
+        self._rules = steering.combined(self._lab.layout)
+        if problem := self._violation(spec, self._rules):
             iteration.forget(self._lab, spec.experiment_id)
-            raise ChangeError(problem, hint="see program.md and research/steering.md")
+            raise ChangeError(problem, hint=SEE)
         wanted_device = Resources(kind=kind_of(worker), device=device)
         return spec.model_copy(update={"resources": wanted_device})
 
-    def _against_steering(self, spec: RunSpec) -> str:
+    def _violation(self, spec: RunSpec, rules: Steering) -> str:
         """What a candidate does that it may not, however its change was written down."""
-        rules = steering.combined(self._lab.layout)
         if spec.parent_commit is None or not (rules.frozen or rules.ranges):
             return ""
         before, after = (

@@ -6,19 +6,17 @@ against late writers: whoever still works on an older one writes into a folder t
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import ValidationError
 
 from autohypothesis.engine import recovery
-from autohypothesis.engine.collect import LOCAL_LIMIT
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
-from autohypothesis.errors import RecordError
+from autohypothesis.errors import LaunchError, RecordError
+from autohypothesis.fleet.queue.files import newest_attempt
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout, RunPaths
@@ -35,6 +33,8 @@ class Job:
     """Empty for a run of this worker's whose claim is gone: it is only waited for."""
     experiment_id: str
     spec: RunSpec | None = None
+    problem: str = ""
+    """Why its run is left alone, and what a person can do about that."""
 
     @property
     def handle(self) -> Handle:
@@ -42,16 +42,22 @@ class Job:
 
 
 def newest_experiment(layout: Layout, hypothesis_id: str) -> str | None:
-    """The id that the current claim of a hypothesis names; None if there was never one."""
-    stem = experiment_stem(hypothesis_id)
-    form = re.compile(re.escape(stem) + r"-(\d{1,9})\.json")
-    with suppress(OSError):
-        numbers = (
-            int(found[1]) for name in os.listdir(layout.plans) if (found := form.fullmatch(name))
-        )
-        number = max(numbers, default=0)
-        return f"{stem}-{number}" if number else None
-    return None
+    """The newest experiment of a hypothesis; None if there was never one."""
+    number = newest_attempt(layout, hypothesis_id)
+    return f"{experiment_stem(hypothesis_id)}-{number}" if number else None
+
+
+def experiment_of(layout: Layout, claimed: Hypothesis) -> str | None:
+    """The experiment that a claim names; None if it names none yet.
+
+    A run from before the hypothesis was last queued again belongs to an earlier claim. That is
+    told by its number alone: times do not survive a restore or a copy.
+    """
+    newest = newest_experiment(layout, claimed.hypothesis_id)
+    if newest is None or int(newest.rpartition("-")[2]) > claimed.tried:
+        return newest
+    run = layout.run(newest)
+    return None if run.run_spec.exists() or run.result.exists() else newest
 
 
 def found(
@@ -59,38 +65,37 @@ def found(
 ) -> tuple[Job, Stands]:
     """The experiment of a hypothesis that `worker` had claimed, and how it stands.
 
-    Raises:
-        LaunchError: it runs on another machine.
+    One on another machine, where nobody can look, counts as damaged: it is left alone, and the
+    job's `problem` says what a person can do about it.
     """
     name = hypothesis.hypothesis_id
-    experiment_id = newest_experiment(layout, name)
+    experiment_id = experiment_of(layout, hypothesis)
     if experiment_id is None:
         return Job(name, ""), "never_begun"
     run = layout.run(experiment_id)
     job = Job(name, experiment_id, spec_of(run))
     if run.result.exists():
-        earlier = _ended_before_claim(layout, run, name, worker)
-        return (Job(name, ""), "never_begun") if earlier else (job, "recorded")
+        return job, "recorded"
     if not run.run_spec.exists():
         return job, "never_begun"
+    try:
+        if _is_running(executor, job):
+            return job, "running"
+    except LaunchError as error:
+        why = f"{worker} runs {name} anew, and leaves {experiment_id} alone: {error}"
+        return replace(job, problem=why), "damaged"
+    if is_readable(run):
+        return job, "ended"
+    # Whoever has just collected it has left a result, and no more than that needs.
+    return job, "recorded" if run.result.exists() else "damaged"
+
+
+def _is_running(executor: Executor, job: Job) -> bool:
     state = executor.poll(job.handle)
-    if state == "running":
-        return job, "running"
     if state == "absent":
         executor.cancel(job.handle)  # a shim that was about to begin finds the folder taken
-        if executor.poll(job.handle) == "running":
-            return job, "running"
-    return job, "ended" if is_readable(run) else "damaged"
-
-
-def _ended_before_claim(layout: Layout, run: RunPaths, hypothesis_id: str, worker: str) -> bool:
-    """Whether a recorded run belongs to an earlier claim: the file was moved here after its end."""
-    try:
-        claimed_at = os.stat(layout.hypothesis(hypothesis_id, "running", worker)).st_ctime
-        result = Result.model_validate(read_json(run.result))
-    except (OSError, RecordError, ValidationError):
-        return False
-    return result.recorded_at.timestamp() < claimed_at - 1e-3
+        state = executor.poll(job.handle)
+    return state == "running"
 
 
 def others(layout: Layout, executor: Executor, worker: str, known: set[str]) -> Iterator[Job]:
@@ -101,8 +106,9 @@ def others(layout: Layout, executor: Executor, worker: str, known: set[str]) -> 
         spec = spec_of(layout.run(experiment_id))
         if spec is not None and spec.worker_id == worker:
             job = Job("", experiment_id, spec)
-            if executor.poll(job.handle) == "running":
-                yield job
+            with suppress(LaunchError):  # it is on another machine: nothing of ours uses it
+                if executor.poll(job.handle) == "running":
+                    yield job
 
 
 def outcome_of(layout: Layout, job: Job) -> str:
@@ -123,8 +129,4 @@ def spec_of(run: RunPaths) -> RunSpec | None:
 
 def is_readable(run: RunPaths) -> bool:
     """Whether a result can be made of it: else no waiting helps."""
-    try:
-        local = read_json(run.local, LOCAL_LIMIT)
-    except (FileNotFoundError, RecordError):
-        return False
-    return spec_of(run) is not None and isinstance(local, dict) and "before" in local
+    return recovery.is_readable(run)

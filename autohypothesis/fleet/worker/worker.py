@@ -19,13 +19,13 @@ from typing import Protocol
 from autohypothesis.engine.executor import Executor, Handle, Waits
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.errors import AutohypothesisError, LeaseError
-from autohypothesis.fleet.observer import steering
+from autohypothesis.errors import AutohypothesisError, LeaseError, LockError
 from autohypothesis.fleet.worker import bench, takeover
 from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.heartbeat import Pulse
 from autohypothesis.fleet.worker.hindrance import Hindrance, hindrance
-from autohypothesis.fleet.worker.preparing import Preparation
+from autohypothesis.fleet.worker.orders import Orders
+from autohypothesis.fleet.worker.preparing import SEE, Preparation
 from autohypothesis.fleet.worker.takeover import Job
 from autohypothesis.records import locks
 from schema import Result, WorkerState
@@ -45,8 +45,9 @@ FRESH_S = 5.0
 """Between two looks whether what is prepared still stands on the reference."""
 LONGEST_PAUSE_S = 30.0
 TRIES = 3
-_FAULTS = (AutohypothesisError, OSError, ValueError, KeyError, TypeError)
+_FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
 """What a damaged file or a full disk comes to."""
+_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class Stopping(Protocol):
@@ -78,6 +79,7 @@ class Worker:
         self.name = worker.worker_id
         self.pulse = Pulse(lab.layout, worker)
         self.claims = Claims(lab, self.name)
+        self.orders = Orders(lab.layout)
         self.current: Job | None = None
         self.next: Preparation | None = None
         self.executor: Executor
@@ -147,11 +149,7 @@ class Worker:
     # ── what a predecessor left ───────────────────────────────────────────────────────────
 
     def _recover(self) -> None:
-        """Every claim that was open when the last worker ended: finished, followed or given back.
-
-        Raises:
-            LaunchError: one of them runs on another machine.
-        """
+        """Every claim that the last worker left open: finished, followed or given back."""
         layout, known = self.lab.layout, set()
         for hypothesis in self.claims.claimed():
             name = hypothesis.hypothesis_id
@@ -166,7 +164,8 @@ class Worker:
                 self.claims.finish(name, "completed", takeover.outcome_of(layout, job))
             else:
                 begun = stands == "damaged"
-                self.claims.give_back(name, None if begun else job.experiment_id)
+                planned = None if begun else job.experiment_id
+                self.claims.give_back(name, planned, problem=job.problem)
         self._found += takeover.others(layout, self.executor, self.name, known)
         self._take_over()
 
@@ -193,7 +192,10 @@ class Worker:
             self._claim_at = time.monotonic() + LOOK_S
             return
         self.next = Preparation(self.lab, self.entry, hypothesis)
-        self._say("preparing" if self.current is None else self.pulse.state)
+        if self.current is None:
+            self._say("preparing")
+        else:  # what is said about the one that runs stays
+            self._say(self.pulse.state, self.pulse.beating.notes)
 
     def _take_preparation(self, prepared: Preparation) -> None:
         name = prepared.hypothesis.hypothesis_id
@@ -204,9 +206,11 @@ class Worker:
         if prepared.refusal:
             self.claims.finish(name, "abandoned", prepared.refusal)
             return
-        self._tries[name] += not isinstance(prepared.error, (AutohypothesisError, OSError))
+        self._tries[name] += not _is_of_the_machine(prepared.error)
         if self._tries[name] >= TRIES:
-            self.claims.finish(name, "abandoned", f"it cannot be prepared: {prepared.error!r}")
+            why = f"it cannot be prepared, and was tried {TRIES} times: {prepared.error!r}"
+            self.claims.finish(name, "abandoned", why)
+            self._failures, self._claim_at = 0, 0.0  # it was the hypothesis, and nothing else
             return
         self.claims.give_back(name)
         self._pause(f"{name} could not be prepared: {prepared.error}")
@@ -262,10 +266,10 @@ class Worker:
             return self._aside
         self._look_at = time.monotonic() + LOOK_S
         reason = bench.benched(self.lab.layout).get(self._device, "")
-        if not reason and steering.combined(self.lab.layout).stop:
+        if not reason and (halt := self.orders.against_beginning()):
             self._put_back()
             if self.current is None:
-                self._say("idle", "the steering says stop")
+                self._say("idle", halt)
             self._aside = True
             return True
         behind = self._behind_since is not None
@@ -317,7 +321,7 @@ class Worker:
         prepared = self.next
         if prepared is None or not prepared.is_over or prepared.spec is None:
             return False
-        if time.monotonic() < self._begin_at:
+        if time.monotonic() < self._begin_at or not self._may_begin(prepared):
             return False
         spec = prepared.spec
         job = Job(prepared.hypothesis.hypothesis_id, spec.experiment_id, spec)
@@ -338,6 +342,25 @@ class Worker:
         self._fresh_at = self._began + FRESH_S
         self._shows(job)
         return True
+
+    def _may_begin(self, prepared: Preparation) -> bool:
+        """Whether what was fine when it was prepared still is; else it goes where it belongs."""
+        if self.orders.against_beginning():
+            self._put_back()
+            self._look_at = 0.0  # to stand aside before anything is claimed again
+            return False
+        try:
+            forbidden = prepared.against_steering()
+        except _FAULTS as error:
+            self._put_back()
+            self._pause(f"{prepared.hypothesis.hypothesis_id} cannot be looked at: {error}")
+            return False
+        if forbidden:
+            self.next = None
+            prepared.forget()
+            outcome = f"{forbidden}; {SEE}"
+            self.claims.finish(prepared.hypothesis.hypothesis_id, "abandoned", outcome)
+        return not forbidden
 
     def _undo(self, job: Job, why: str) -> None:
         """A run that left its record is ended and collected like any other; else it is none."""
@@ -449,3 +472,10 @@ class Worker:
                 self._end(self.current, go_on=False)
             return self.current is None or self._uncollected < TRIES
         return self.next is not None and not self.next.join(POLL_S)
+
+
+def _is_of_the_machine(error: Exception | None) -> bool:
+    """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
+    return isinstance(error, (LockError, LeaseError, OSError)) or any(
+        words in str(error) for words in _FULL
+    )

@@ -1,8 +1,9 @@
 """How far the metric moves by itself: the spread of repeated runs of one commit.
 
 Runs of one commit on one platform are a group; at least two of them count. The spread is pooled
-over the groups of one platform, that of the latest run unless --platform names another. Runs with
-the same seed show what the machine does, runs with different seeds what chance does as well.
+over the groups of one platform, that of the latest run with a repeat unless --platform names
+another. Runs with the same seed show what the machine does, runs with different seeds what chance
+does as well.
 
 min_delta is suggested as twice the standard deviation of a pair, the difference between two runs,
 which is sqrt(2) times that of a single run.
@@ -89,7 +90,7 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
     """The figures. `sd` is over all repeats of a commit, whatever their seeds."""
     runs = measured(rows)
     if platform is None:
-        platform = str(runs[-1].get("platform_key", "")) if runs else ""
+        platform = latest_platform(runs)
     runs = [run for run in runs if run.get("platform_key", "") == platform]
     commits = grouped(runs, "commit")
     total = pooled([values(group) for group in commits])
@@ -113,11 +114,20 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
     }
 
 
+def latest_platform(runs: list[Row]) -> str:
+    """That of the latest run whose commit was run twice there; without one, of the latest run."""
+    repeated = [same[-1] for same in grouped(runs, "commit", "platform_key") if len(same) > 1]
+    order = {id(run): place for place, run in enumerate(runs)}
+    latest = max(repeated or runs[-1:], key=lambda run: order[id(run)], default={})
+    return str(latest.get("platform_key", ""))
+
+
 def note(total: dict[str, Any] | None, runs: int) -> str:
     if total is None:
         return f"too little: no commit was run twice on this platform ({runs} runs in all)"
     if total["degrees_of_freedom"] < FEW:
-        return f"rough: only {total['runs']} runs of {total['groups']} commits; repeat some more"
+        commits = f"{total['groups']} commit{'s' * (total['groups'] != 1)}"
+        return f"rough: only {total['runs']} runs of {commits}; repeat some more"
     return ""
 
 
@@ -164,6 +174,7 @@ def self_test() -> None:
     assert math.isclose(found["same_seed"]["sd"], math.sqrt(2)), found
     assert math.isclose(found["across_seeds"]["sd"], 1.0), found
     assert not found["enough"]
+    assert noise([*rows, row("z", 1.0, 1, "elsewhere")])["sd"] == found["sd"]
     print("ok")
 
 
@@ -171,7 +182,9 @@ def main() -> int | None:
     about = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
-    parser.add_argument("--platform", metavar="KEY", help="platform key; default: the latest run's")
+    parser.add_argument(
+        "--platform", metavar="KEY", help="platform key; default: the latest repeat's"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument("--self-test", action="store_true", help="compare with known answers")
     words = parser.parse_args()

@@ -1,0 +1,102 @@
+"""What the observer has done in the background: not again and again, and not what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.observer import errands
+from autohypothesis.fleet.observer.errands import TRIES, Errands
+from autohypothesis.fleet.toolbuilder import registry as tool_registry
+from autohypothesis.fleet.toolbuilder import tools
+from schema import Tool
+
+
+class Asked:
+    """Errands of a search whose runs are made up; every answer of the tool is counted."""
+
+    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lab = lab
+        self.chronicle = SimpleNamespace(version=0, latest={})
+        self.errands = Errands(lab, self.chronicle)  # type: ignore[arg-type]
+        self.calls = 0
+        self.counted: int | None = None
+        monkeypatch.setattr(tools, "figure", self._figure)
+        for name in ("FIGURE_S", "REGISTRY_S"):
+            monkeypatch.setattr(errands, name, 0.0)
+
+    def _figure(self, *words: object) -> dict[str, Any]:
+        self.calls += 1
+        return {"sd": 0.1, "runs": self.counted}
+
+    def decided(self, commit: str) -> None:
+        self.chronicle.version += 1
+        self.chronicle.latest[self.chronicle.version] = SimpleNamespace(
+            commit=commit, platform_key="p", metric_value=1.0
+        )
+
+    def turns(self, count: int = 6) -> None:
+        for _ in range(count):
+            self.errands.turn()
+            if self.errands._thread is not None:
+                self.errands._thread.join()
+
+
+@pytest.fixture
+def asked(fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(fleet_lab, monkeypatch)
+
+
+def publish(lab: Lab) -> None:
+    def put(found: Any) -> None:
+        found.tools.append(Tool(tool_id="noise", title="noise", status="published"))
+
+    tool_registry.update(lab.layout, put, doing="a test")
+
+
+def test_the_noise_is_figured_again_only_when_something_was_repeated(asked: Asked) -> None:
+    publish(asked.lab)
+    asked.decided("a")
+    asked.turns()
+    assert asked.calls == 0
+    asked.counted = 2
+    asked.decided("a")
+    asked.turns()
+    assert asked.calls == 1
+    for commit in "bcdef":
+        asked.decided(commit)
+        asked.turns()
+    assert asked.calls == 1
+    asked.counted = 3
+    asked.decided("a")
+    asked.turns()
+    assert asked.calls == 2
+
+
+def test_a_ledger_that_lags_is_waited_for_and_one_that_differs_not_for_ever(asked: Asked) -> None:
+    publish(asked.lab)
+    asked.counted = 0
+    asked.decided("a")
+    asked.decided("a")
+    asked.turns(1)
+    asked.counted = 2
+    asked.turns()
+    assert asked.calls == 2
+    asked.decided("a")
+    asked.turns(20)
+    assert asked.calls == 2 + TRIES
+
+
+def test_a_tool_that_a_person_discarded_is_not_asked_for_again(asked: Asked) -> None:
+    publish(asked.lab)
+    tools.decide(asked.lab, "noise", "discarded", decided_by="ada")
+    asked.decided("a")
+    asked.decided("a")
+    for one in (asked.errands, Errands(asked.lab, asked.errands.chronicle)):
+        asked.errands = one
+        asked.turns()
+    (tool,) = tools.registry(asked.lab).tools
+    assert (tool.status, asked.calls) == ("discarded", 0)
