@@ -112,7 +112,7 @@ def times(layout: Layout) -> dict[str, list[tuple[float, float]]]:
 
 
 def main() -> None:
-    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.live.stop import Stop
 
     root, seconds, names = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     with Stop() as stop:

@@ -119,8 +119,8 @@ def observe(root: Path, runs: int, thought: float) -> None:
 
 
 def _observe(root: Path, runs: int, thought: float) -> None:
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Limits, Observer
-    from autohypothesis.fleet.supervisor.stop import Stop
 
     with Stop() as stop:
         lab = Lab.open(root)

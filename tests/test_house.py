@@ -50,6 +50,19 @@ def test_a_room_imports_from_the_floors_below_it_only(path: Path) -> None:
             assert FLOORS[other] < FLOORS[own], f"{path} imports {name}"
 
 
+FLEET = ("live", "queue", "toolbuilder", "worker", "roster", "observer", "supervisor", "overview")
+"""The rooms of the fleet, lowest first."""
+
+
+def test_a_role_imports_from_the_roles_below_it_only() -> None:
+    for path in (ROOT / "autohypothesis" / "fleet").glob("*/*.py"):
+        own = FLEET.index(path.parent.name)
+        for name in imported(ast.parse(path.read_bytes())):
+            parts = name.split(".")
+            if parts[:2] == ["autohypothesis", "fleet"] and parts[2:] and parts[2] in FLEET:
+                assert FLEET.index(parts[2]) <= own, f"{path} imports {name}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_only_one_module_calls_git(path: Path) -> None:
     if path.name == "git_call.py" and path.parent.name == "records":

@@ -107,9 +107,9 @@ def bring_up(
     Raises:
         typer.Exit: the search has failed; why is on stderr.
     """
+    from autohypothesis.fleet.live import bench
     from autohypothesis.fleet.supervisor import muster
     from autohypothesis.fleet.supervisor.supervisor import Supervisor
-    from autohypothesis.fleet.worker import bench
 
     bench.clear(layout)
     supervisor = Supervisor(
@@ -123,7 +123,7 @@ def bring_up(
 
 def _supervise(layout: Layout, supervisor: Supervisor) -> None:
     from autohypothesis.commands.progress import shown
-    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:supervisor")
@@ -262,9 +262,9 @@ def observer(
     """
     from datetime import timezone
 
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Limits, Observer
     from autohypothesis.fleet.supervisor import muster
-    from autohypothesis.fleet.supervisor.stop import Stop
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured
     from autohypothesis.records.locks import hold
@@ -293,9 +293,9 @@ def worker(
 
     Example: `orchestrator.py worker gpu0`
     """
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.roster.roster import worker_named
     from autohypothesis.fleet.supervisor import muster
-    from autohypothesis.fleet.supervisor.stop import Stop
     from autohypothesis.fleet.worker.worker import Worker
     from autohypothesis.system import set_process_name
 
@@ -318,7 +318,7 @@ def tool_builder(
 
     Example: `orchestrator.py tool-builder --command "my-model --write-script"`
     """
-    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.toolbuilder.builder import ToolBuilder, command_words
     from autohypothesis.system import set_process_name
 

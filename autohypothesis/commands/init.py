@@ -143,8 +143,8 @@ def bootstrap(
 
     What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
     """
+    from autohypothesis.fleet.queue import warm_start as warm
     from autohypothesis.fleet.roster import roster
-    from autohypothesis.fleet.roster import warm_start as warm
     from autohypothesis.fleet.roster.devices import choose
 
     wanted = roster.Wanted(tag, gpus, cpu_workers, create_worktrees)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autohypothesis.commands.common import err
 
 if TYPE_CHECKING:
-    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.records.layout import Layout
 
 REFRESH_S = 1.0
@@ -68,7 +68,7 @@ class Lines:
         self._look_for_problems()
 
     def _look_for_problems(self) -> None:
-        from autohypothesis.fleet.supervisor.roles import lives, read_role
+        from autohypothesis.fleet.live.roles import lives, read_role
 
         for name in ("supervisor", "observer", "tool-builder"):
             status = read_role(self._layout, name)

@@ -89,7 +89,7 @@ def _watch(
     """Until asked to stop. What fails once, a full disk say, is said and tried again."""
     from autohypothesis.engine.housekeeping import pack_when_due
     from autohypothesis.errors import AutohypothesisError
-    from autohypothesis.fleet.supervisor.stop import Stop
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:sync")

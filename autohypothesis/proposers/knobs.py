@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from autohypothesis.engine.constants import parse, read_constants, settable_names
 from autohypothesis.engine.task import Knob
 from autohypothesis.errors import ChangeError
-from autohypothesis.fleet.observer.steering import narrowed
+from autohypothesis.fleet.live.steering import narrowed
 from autohypothesis.fleet.proposing import Situation
 from schema import Setting
 

@@ -18,10 +18,10 @@ import pytest
 from autohypothesis import system
 from autohypothesis.commands import sync as commands
 from autohypothesis.engine import housekeeping
-from autohypothesis.fleet.supervisor import roles, shutdown
+from autohypothesis.fleet.live import heartbeat, roles
+from autohypothesis.fleet.supervisor import shutdown
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
 from autohypothesis.fleet.sync import sync
-from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from autohypothesis.fleet.live.bench import bench
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.overview.views import Overview
-from autohypothesis.fleet.worker.bench import bench
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold

@@ -15,10 +15,10 @@ from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
+from autohypothesis.fleet.live import heartbeat
 from autohypothesis.fleet.observer.ending import Limits
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.proposing import Proposer, Situation
-from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.processes import Process
 from schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now

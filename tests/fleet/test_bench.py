@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from autohypothesis.fleet.worker.bench import BENCH_FOR, bench, benched, clear, judge
+from autohypothesis.fleet.live.bench import BENCH_FOR, bench, benched, clear, judge
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
 from schema import Result, now, rfc3339

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.worker import heartbeat
-from autohypothesis.fleet.worker.heartbeat import Pulse, at_work, beat, read, read_all
+from autohypothesis.fleet.live import heartbeat
+from autohypothesis.fleet.live.heartbeat import Pulse, at_work, beat, read, read_all
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process

@@ -21,12 +21,12 @@ from autohypothesis.engine import iteration
 from autohypothesis.engine import settle as settling
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.fleet.observer.chronicle import is_lost
+from autohypothesis.fleet.live.roles import lives, read_role
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.opening import Opening
 from autohypothesis.fleet.observer.tried import Reference, Tried
+from autohypothesis.fleet.queue.chronicle import is_lost
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.supervisor.roles import lives, read_role
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
@@ -53,7 +53,7 @@ import sys
 from pathlib import Path
 from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.observer.observer import Limits, Observer
-from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
 from schema import Proposal
 

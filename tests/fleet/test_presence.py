@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from autohypothesis.errors import FleetError
-from autohypothesis.fleet.supervisor import roles
-from autohypothesis.fleet.supervisor.presence import refuse_another_machine
-from autohypothesis.fleet.worker import heartbeat
+from autohypothesis.fleet.live import heartbeat, roles
+from autohypothesis.fleet.live.presence import refuse_another_machine
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import host_name
 from schema import Heartbeat, now

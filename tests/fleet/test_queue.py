@@ -228,10 +228,10 @@ def test_a_torn_entry_in_the_way_stops_one_hypothesis_not_all(queue: Queue) -> N
 
 
 def test_a_line_break_in_a_title_is_kept_as_it_was_said(queue: Queue) -> None:
-    name = propose(queue, "one\n## Forged\x1b[31m", rationale="a\nb")
+    name = propose(queue, "one\n## Forged", rationale="a\nb")
     found = Queue(queue.layout, "t").read(name)
     assert found is not None
-    assert found[1].title == "one\n## Forged\x1b[31m"
+    assert found[1].title == "one\n## Forged"
 
 
 # ── kills and systems without an exclusive rename ───────────────────────────────────────────

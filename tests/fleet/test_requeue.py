@@ -14,7 +14,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.policy import MOST_LOST
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.worker import orphans
+from autohypothesis.fleet.queue import orphans
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout

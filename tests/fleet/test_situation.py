@@ -10,8 +10,8 @@ import pytest
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.observer import tried
-from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.observer.tried import Library, Reference, key_of
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout

@@ -10,7 +10,8 @@ import pytest
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.task import Knob
-from autohypothesis.fleet.observer.steering import (
+from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live.steering import (
     SteeringFiles,
     both,
     limits,
@@ -19,7 +20,6 @@ from autohypothesis.fleet.observer.steering import (
     unknown_names,
     violation,
 )
-from autohypothesis.fleet.supervisor import roles
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from schema import Steering
@@ -116,7 +116,7 @@ def test_a_page_is_not_parsed_again_while_it_stays(
     files = SteeringFiles(layout)
     write(layout, "frozen: [DEPTH]")
     files.combined()
-    monkeypatch.setattr("autohypothesis.fleet.observer.steering.parse", None)
+    monkeypatch.setattr("autohypothesis.fleet.live.steering.parse", None)
     assert files.combined().frozen == ["DEPTH"]
 
 
@@ -311,7 +311,7 @@ def test_a_page_that_another_thread_still_reads_is_not_taken_for_empty(
         go_on.wait(60)
         return parse(text)
 
-    monkeypatch.setattr("autohypothesis.fleet.observer.steering.parse", slow)
+    monkeypatch.setattr("autohypothesis.fleet.live.steering.parse", slow)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(files.combined)
         assert reading.wait(60)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from autohypothesis.fleet.supervisor.stop import SUPERVISOR, Stop
+from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
 from autohypothesis.records.processes import Process
 from autohypothesis.system import process_start
 

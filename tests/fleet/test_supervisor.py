@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import FleetError, LockError
-from autohypothesis.fleet.supervisor import muster, roles, shutdown
+from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live.stop import Stop
+from autohypothesis.fleet.supervisor import muster, shutdown
 from autohypothesis.fleet.supervisor.launching import Role, log_tail
-from autohypothesis.fleet.supervisor.stop import Stop
 from autohypothesis.fleet.supervisor.supervisor import Child, Pace, Supervisor
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
@@ -29,9 +30,9 @@ PACE = "Pace(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
 ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
 import sys, time
 from pathlib import Path
-from autohypothesis.fleet.worker import heartbeat
-from autohypothesis.fleet.supervisor import roles
-from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.live import heartbeat
+from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.processes import Process
@@ -80,7 +81,7 @@ UP = f"""
 import json, sys
 from pathlib import Path
 from autohypothesis.fleet.supervisor.launching import Role
-from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.supervisor.supervisor import Pace, Supervisor
 from autohypothesis.records.layout import Layout
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import LockError, ToolError, UsageError
-from autohypothesis.fleet.supervisor.roles import read_role
+from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.fleet.toolbuilder import builder, tools
 from autohypothesis.fleet.toolbuilder import process as tool_process
 from autohypothesis.fleet.toolbuilder import registry as tool_registry

@@ -23,14 +23,15 @@ from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.errors import GitError, LockError, RecordError
+from autohypothesis.fleet.live import bench, heartbeat, roles
+from autohypothesis.fleet.live.heartbeat import at_work, read
+from autohypothesis.fleet.queue import takeover
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.supervisor import roles
+from autohypothesis.fleet.queue.takeover import newest_experiment
 from autohypothesis.fleet.supervisor.restore import restore
 from autohypothesis.fleet.supervisor.snapshot import snapshot
-from autohypothesis.fleet.worker import bench, claims, heartbeat, takeover, worker
+from autohypothesis.fleet.worker import claims, worker
 from autohypothesis.fleet.worker.claims import Claims
-from autohypothesis.fleet.worker.heartbeat import at_work, read
-from autohypothesis.fleet.worker.takeover import newest_experiment
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.git import experiment_ref
 from schema import Heartbeat, Proposal, Result, now
@@ -46,7 +47,7 @@ PROCESS = f"""
 import sys
 from pathlib import Path
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.supervisor.stop import Stop
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.worker.worker import Worker
 from schema import Worker as Entry
 entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")

@@ -37,10 +37,11 @@ from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
 from autohypothesis.fleet import sync
+from autohypothesis.fleet.live import bench, heartbeat
 from autohypothesis.fleet.observer import deciding, errands, observer, publishing
 from autohypothesis.fleet.observer.ending import Limits
 from autohypothesis.fleet.queue import states as queue
-from autohypothesis.fleet.worker import bench, claims, heartbeat, preparing, worker
+from autohypothesis.fleet.worker import claims, preparing, worker
 from autohypothesis.records import bundles, git, locks, processes
 from autohypothesis.records.files import read_json, write_json
 from tests.fleet.conftest import git as run_git

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.worker import bench, heartbeat
+from autohypothesis.fleet.live import bench, heartbeat
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout

@@ -12,7 +12,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.settle import settle_waiting, take_hand_edits
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, RecordError, SettleError
-from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.weights import trim
 from autohypothesis.records.files import read_json

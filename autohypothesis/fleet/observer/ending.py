@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from autohypothesis.engine.task import Task
-from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.observer.tried import Library
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from schema import now
 

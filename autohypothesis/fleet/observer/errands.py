@@ -9,7 +9,7 @@ from typing import Any
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import signature_of
 

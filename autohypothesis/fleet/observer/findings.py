@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.pages import one_line
-from autohypothesis.fleet.observer.chronicle import Chronicle, is_lost
 from autohypothesis.fleet.observer.tried import Library, Reference
-from autohypothesis.fleet.roster.warm_start import carried
+from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.observer.refill import Answer, Refill
 from autohypothesis.fleet.observer.situation import situation
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.observer.vetting import Vetting, needs_somebody
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.ids import baseline_id
 from schema import Brief, Hypothesis, Proposal, Steering, now

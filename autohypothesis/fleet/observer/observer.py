@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.fleet.observer import steering as steerings
-from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.fleet.live import heartbeat, roles
+from autohypothesis.fleet.live import steering as steerings
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer.crew import Crew, CrewWatch
 from autohypothesis.fleet.observer.deciding import FAULTS, Deciding
 from autohypothesis.fleet.observer.ending import Ending, Limits
@@ -28,10 +29,8 @@ from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.observer.vetting import needs_somebody
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.supervisor import roles
-from autohypothesis.fleet.supervisor.stop import Stop
-from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.bundles import signature_of
 from schema import RoleStatus, Steering, now
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.observer.handout import FOR
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ids import baseline_id

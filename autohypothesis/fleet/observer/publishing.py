@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.observer.chronicle import Chronicle
 from autohypothesis.fleet.observer.crew import Crew
 from autohypothesis.fleet.observer.findings import Learnt
 from autohypothesis.fleet.observer.summary import write_summary
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.queue import brief as briefs
 from autohypothesis.fleet.queue.brief_page import noise_words
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster.prompts import write_assignments
 from autohypothesis.fleet.roster.roster import read_manifest

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import QueueError, RecordError
-from autohypothesis.fleet.observer.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
 from autohypothesis.fleet.queue.states import Place, Queue
-from autohypothesis.fleet.worker.orphans import FAULTS, end_claim
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
 from schema import Hypothesis, Metadata, Result

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.fleet.observer.chronicle import Chronicle, is_lost
-from autohypothesis.fleet.observer.steering import narrowed
+from autohypothesis.fleet.live.steering import narrowed
 from autohypothesis.fleet.observer.tried import Library, Reference, Run
 from autohypothesis.fleet.proposing import Situation, Trial
+from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from schema import Brief, Hypothesis, Setting, Steering
 
 

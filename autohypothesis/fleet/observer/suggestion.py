@@ -10,10 +10,10 @@ from autohypothesis.engine.change import Change, tree_of
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import ChangeError, QueueError, UsageError
-from autohypothesis.fleet.observer.chronicle import Chronicle
-from autohypothesis.fleet.observer.steering import combined
+from autohypothesis.fleet.live.steering import combined
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.observer.vetting import Vetting
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.ledger import active_tag
 from schema import Proposal

@@ -20,7 +20,7 @@ from autohypothesis.engine.constants import parse, settable_names
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.literals import same
 from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.records.files import read_json
 from schema import Metadata, Plan, PlannedHypothesis, Proposal, Setting
 

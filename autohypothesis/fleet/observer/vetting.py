@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autohypothesis.fleet.observer.chronicle import Chronicle
-from autohypothesis.fleet.observer.steering import violation
+from autohypothesis.fleet.live.steering import violation
 from autohypothesis.fleet.observer.tried import Library, Reference, Run, Tried
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from schema import Hypothesis, Proposal, Steering, nearest
 
 

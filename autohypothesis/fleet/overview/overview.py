@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from autohypothesis.errors import AutohypothesisError, RecordError, UsageError
+from autohypothesis.fleet.live.bench import benched
+from autohypothesis.fleet.live.heartbeat import at_work
+from autohypothesis.fleet.live.roles import lives
 from autohypothesis.fleet.overview.standing import Best, best_so_far
 from autohypothesis.fleet.overview.views import (
     Need,
@@ -26,9 +29,6 @@ from autohypothesis.fleet.overview.views import (
     any_alive,
 )
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.supervisor.roles import lives
-from autohypothesis.fleet.worker.bench import benched
-from autohypothesis.fleet.worker.heartbeat import at_work
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import read_bytes, read_json
 from autohypothesis.records.layout import ID, Layout

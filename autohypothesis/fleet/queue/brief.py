@@ -22,7 +22,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.fleet.queue.brief_edits import Edits, entries
 from autohypothesis.fleet.queue.brief_page import Contents, noise_words
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.roster.warm_start import carried
+from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import (
     parse_json,

@@ -6,8 +6,8 @@ from contextlib import suppress
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import RecordError
+from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.worker.orphans import FAULTS, end_claim
 from autohypothesis.records.bundles import read_decisions
 
 

@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.lab import Lab, active_tag, reference_ref, todays_tag
 from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
+from autohypothesis.fleet.live.presence import at_work, refuse_another_machine, users_of
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import Choice, Chosen, choose, strangers
 from autohypothesis.fleet.roster.leaving import take_back
 from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
-from autohypothesis.fleet.supervisor.presence import at_work, refuse_another_machine, users_of
 from autohypothesis.fleet.toolbuilder.builder import command_words
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.files import read_json, write_json

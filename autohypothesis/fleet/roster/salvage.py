@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import UsageError
+from autohypothesis.fleet.live.presence import users_of
 from autohypothesis.fleet.roster.roster import read_manifest
 from autohypothesis.fleet.roster.worktrees import (
     HEADS,
@@ -22,7 +23,6 @@ from autohypothesis.fleet.roster.worktrees import (
     marker,
     worker_branch,
 )
-from autohypothesis.fleet.supervisor.presence import users_of
 from autohypothesis.records.git import SALVAGE
 from autohypothesis.records.git_facts import Worktree
 from autohypothesis.records.locks import hold

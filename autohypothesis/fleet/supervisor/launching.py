@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.fleet.supervisor.stop import SUPERVISOR
+from autohypothesis.fleet.live.stop import SUPERVISOR
 from autohypothesis.records.files import opened
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process

@@ -11,12 +11,12 @@ from subprocess import Popen
 from typing import NamedTuple
 
 from autohypothesis.errors import FleetError
-from autohypothesis.fleet.observer.chronicle import Chronicle
+from autohypothesis.fleet.live import presence, roles
+from autohypothesis.fleet.live.hindrance import hindrance
+from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.roster.roster import read_manifest
-from autohypothesis.fleet.supervisor import presence, roles
 from autohypothesis.fleet.supervisor.launching import Role, log_tail, spawn
 from autohypothesis.fleet.supervisor.supervisor import NAME
-from autohypothesis.fleet.worker.hindrance import hindrance
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
 from schema import Manifest, rfc3339

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from autohypothesis.engine import recovery, shim
 from autohypothesis.errors import AutohypothesisError, FleetError, RecordError
-from autohypothesis.fleet.supervisor import presence, roles
-from autohypothesis.fleet.worker import heartbeat
+from autohypothesis.fleet.live import heartbeat, presence, roles
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout

@@ -18,10 +18,10 @@ from subprocess import Popen
 from typing import Any, Literal
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.fleet.supervisor import roles, shutdown
+from autohypothesis.fleet.live import heartbeat, roles
+from autohypothesis.fleet.live.stop import Stop
+from autohypothesis.fleet.supervisor import shutdown
 from autohypothesis.fleet.supervisor.launching import Role, how, how_it_ended, start
-from autohypothesis.fleet.supervisor.stop import Stop
-from autohypothesis.fleet.worker import heartbeat
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.system import process_start, signal_process, wait_for_end

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
-from autohypothesis.fleet.supervisor import roles
-from autohypothesis.fleet.supervisor.stop import SUPERVISOR
+from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live.stop import SUPERVISOR
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
 from autohypothesis.fleet.toolbuilder.checks import Limits, allowed_modules
 from autohypothesis.fleet.toolbuilder.process import run_words

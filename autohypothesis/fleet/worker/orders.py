@@ -6,8 +6,7 @@ while nothing has changed.
 
 from __future__ import annotations
 
-from autohypothesis.fleet.observer import steering
-from autohypothesis.fleet.supervisor import roles
+from autohypothesis.fleet.live import roles, steering
 from autohypothesis.records.bundles import ABSENT, Signature, signature_of
 from autohypothesis.records.layout import Layout
 from schema import RoleStatus

@@ -14,8 +14,8 @@ from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import ChangeError, PreflightError
-from autohypothesis.fleet.observer import steering
-from autohypothesis.fleet.worker.hindrance import kind_of
+from autohypothesis.fleet.live import steering
+from autohypothesis.fleet.live.hindrance import kind_of
 from autohypothesis.records.git import Repository
 from schema import Hypothesis, Setting, Steering, Worker
 

@@ -20,13 +20,14 @@ from autohypothesis.engine.executor import Executor, Handle, Waits
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.errors import AutohypothesisError, LeaseError, LockError
-from autohypothesis.fleet.worker import bench, takeover
+from autohypothesis.fleet.live import bench
+from autohypothesis.fleet.live.heartbeat import Pulse
+from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
+from autohypothesis.fleet.queue import takeover
+from autohypothesis.fleet.queue.takeover import Job
 from autohypothesis.fleet.worker.claims import Claims
-from autohypothesis.fleet.worker.heartbeat import Pulse
-from autohypothesis.fleet.worker.hindrance import Hindrance, hindrance
 from autohypothesis.fleet.worker.orders import Orders
 from autohypothesis.fleet.worker.preparing import SEE, Preparation
-from autohypothesis.fleet.worker.takeover import Job
 from autohypothesis.records import locks
 from schema import Result, WorkerState
 from schema import Worker as Entry

@@ -13,8 +13,8 @@ from autohypothesis import system
 from autohypothesis.engine import recovery
 from autohypothesis.engine.lab import is_running
 from autohypothesis.errors import FleetError
-from autohypothesis.fleet.supervisor import roles
-from autohypothesis.fleet.worker.heartbeat import read_all
+from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live.heartbeat import read_all
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from autohypothesis.engine.literals import same
 from autohypothesis.engine.task import Constraint, Knob
 from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.supervisor.roles import read_role
+from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import read_bytes
 from autohypothesis.records.layout import Layout

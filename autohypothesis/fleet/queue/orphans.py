@@ -10,7 +10,7 @@ from autohypothesis.engine.collect import collect
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, LaunchError
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.worker.takeover import Job, experiment_of, outcome_of
+from autohypothesis.fleet.queue.takeover import Job, experiment_of, outcome_of
 from schema import Hypothesis
 
 FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
