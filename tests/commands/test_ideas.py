@@ -220,7 +220,7 @@ def test_the_list_shows_each_state_and_one_damaged_file_stops_nothing(
     assert [line.split()[:2] for line in lines[1:]] == [
         [names[1], "running"], [names[2], "dispatched"], [names[0], "pending"],
     ]  # fmt: skip
-    assert "title h-nov20-0001 forged [31m [red]x[/]" in lines[3]
+    assert "title h-nov20-0001 forged[31m [red]x[/]" in lines[3]
     assert "\x1b" not in answer.stdout
     assert "h-nov20-0900.json" in answer.stderr
     assert "1 are done" in answer.stderr
