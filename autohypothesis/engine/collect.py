@@ -21,7 +21,8 @@ from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import read_json, to_json, write_atomic
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from schema import ExitRecord, Metrics, Result, finite, now
+from autohypothesis.system import host_name
+from schema import ExitRecord, Metadata, Metrics, Result, RunIdentity, Runtime, finite, now
 
 TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
@@ -49,6 +50,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         local = read_json(run.local, LOCAL_LIMIT)
         killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
         result = judge(repository, spec, run, local, killed)
+        if not run.metadata.exists():
+            bundles.write_metadata(run, _from_spec(spec))
         bundles.write_result(run, result)
         shutil.rmtree(run.home, ignore_errors=True)
         rest = {name: value for name, value in local.items() if name != "before"}
@@ -97,6 +100,33 @@ def judge(
         direction=spec.task.objective.direction,
         evidence=evidence,
         metrics=_metrics(spec, score, record, failure),
+    )
+
+
+def _from_spec(spec: RunSpec) -> Metadata:
+    """Who asked for a run whose starter was killed before it wrote that down: it never began, and
+    without a name nobody could decide it."""
+    return Metadata(
+        recorded_at=now(),
+        run=RunIdentity(
+            experiment_id=spec.experiment_id,
+            worker_id=spec.worker_id,
+            hypothesis_id=spec.hypothesis_id,
+            rationale=spec.rationale,
+            title=spec.title,
+            tag=spec.tag,
+            seed=spec.seed,
+            replicates=spec.replicates,
+            node_id=host_name(),
+        ),
+        runtime=Runtime(
+            commit=spec.commit,
+            parent_commit=spec.parent_commit,
+            diff_stat=spec.diff_stat,
+            diff_hash=spec.diff_hash,
+            lines_added=spec.lines_added,
+            lines_removed=spec.lines_removed,
+        ),
     )
 
 

@@ -15,6 +15,8 @@ from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.recovery import collect_ended
+from autohypothesis.engine.settle import settle_waiting
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.records.files import read_json
 
@@ -180,3 +182,20 @@ def test_a_repeat_of_nothing_is_refused_by_name(lab: Lab) -> None:
     with pytest.raises(ChangeError, match="no experiment 'h-nothing-1' to repeat"):
         iteration.run(lab, Request(Change.none(), replicates="h-nothing-1"))
     assert plans(lab) == []
+
+
+def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_decided(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local.bundles, "write_metadata", killed)
+    with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
+        patches.setattr(iteration, "follow", lambda *_: None)
+        patches.setattr("autohypothesis.engine.local.LocalExecutor.collect", killed)
+        iteration.run(lab, Request(Change.none()))
+    monkeypatch.undo()
+    collect_ended(lab.repository, lab.layout)
+    (decision,), refused = settle_waiting(lab, decided_by="test")
+    assert (decision.reason, decision.requeue, refused) == ("infra", True, [])
