@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import guard, shim, strays
-from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.executor import RunSpec, identity_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.scorer import Score, scorer_for
@@ -21,8 +21,7 @@ from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import read_json, to_json, write_atomic
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.system import host_name
-from schema import ExitRecord, Metadata, Metrics, Result, RunIdentity, Runtime, finite, now
+from schema import ExitRecord, Metadata, Metrics, Result, Runtime, finite, now
 
 TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
@@ -108,17 +107,7 @@ def _from_spec(spec: RunSpec) -> Metadata:
     without a name nobody could decide it."""
     return Metadata(
         recorded_at=now(),
-        run=RunIdentity(
-            experiment_id=spec.experiment_id,
-            worker_id=spec.worker_id,
-            hypothesis_id=spec.hypothesis_id,
-            rationale=spec.rationale,
-            title=spec.title,
-            tag=spec.tag,
-            seed=spec.seed,
-            replicates=spec.replicates,
-            node_id=host_name(),
-        ),
+        run=identity_of(spec),
         runtime=Runtime(
             commit=spec.commit,
             parent_commit=spec.parent_commit,

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
-from schema import Result, Strict
+from autohypothesis.system import host_name
+from schema import Result, RunIdentity, Strict
 
 RunState = Literal["running", "finished", "dead", "absent"]
 
@@ -50,6 +51,22 @@ class RunSpec(Strict):
     diff_hash: str = ""
     lines_added: int = 0
     lines_removed: int = 0
+
+
+def identity_of(spec: RunSpec, gpu_id: str = "") -> RunIdentity:
+    """Who runs what, as the bundle says it; `gpu_id` once a device was chosen."""
+    return RunIdentity(
+        experiment_id=spec.experiment_id,
+        worker_id=spec.worker_id,
+        gpu_id=gpu_id,
+        hypothesis_id=spec.hypothesis_id,
+        rationale=spec.rationale,
+        title=spec.title,
+        tag=spec.tag,
+        seed=spec.seed,
+        replicates=spec.replicates,
+        node_id=host_name(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

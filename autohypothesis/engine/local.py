@@ -14,7 +14,7 @@ from autohypothesis.engine import devices, guard, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
 from autohypothesis.engine.environment import child_environment
-from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState
+from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
 from autohypothesis.engine.identity import platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.launch import Device, Launch, deadline
@@ -28,8 +28,7 @@ from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.system import host_name
-from schema import Metadata, Result, RunIdentity, Runtime, now
+from schema import Metadata, Result, Runtime, now
 
 LAST_STEPS_S = 10.0
 """How long a shim that has written exit.json may take to let go of its lease."""
@@ -254,18 +253,7 @@ def _metadata(place: Place, hashed: str, torch: str) -> Metadata:
     spec, inputs = place.spec, place.inputs
     return Metadata(
         recorded_at=now(),
-        run=RunIdentity(
-            experiment_id=spec.experiment_id,
-            worker_id=spec.worker_id,
-            gpu_id=devices.name_of(place.device),
-            hypothesis_id=spec.hypothesis_id,
-            rationale=spec.rationale,
-            title=spec.title,
-            tag=spec.tag,
-            seed=spec.seed,
-            replicates=spec.replicates,
-            node_id=host_name(),
-        ),
+        run=identity_of(spec, devices.name_of(place.device)),
         runtime=Runtime(
             commit=spec.commit,
             parent_commit=spec.parent_commit,
