@@ -764,6 +764,8 @@ def kill_again_and_again(
         process.kill()  # type: ignore[attr-defined]
         process.wait()  # type: ignore[attr-defined]
     process = python(PROCESS, lab.layout.root)
+    # Before it beats it has no handler: a signal would kill it when nothing was left to do.
+    until(lambda: (h := read(lab.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
     until(lambda: is_done(jobs, *names), seconds=200)
     process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]
     assert process.wait(60) == 0  # type: ignore[attr-defined]
