@@ -533,15 +533,20 @@ class Worker(Tolerant):
     current_title: str | None = None
 
 
-class FleetWords(Tolerant):
-    """What `init-fleet` was told of a fleet, as in its manifest."""
+class Terms(Tolerant):
+    """What a search was begun with, and goes on with when somebody goes back to it."""
 
+    inputs: dict[str, str] = {}
+    """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []
+    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
     mix: Number = None
+    """Share of joint moves among the search's proposals; null: after a plateau."""
     tool_command: str = ""
+    """The program that is asked for helper scripts no catalogue has; empty: a person is."""
 
 
-class Manifest(Tolerant):
+class Manifest(Terms):
     """`research/fleet/manifest.json`: the one active tag, and who works on it."""
 
     tag: Identifier
@@ -551,18 +556,8 @@ class Manifest(Tolerant):
     observer_prompt_path: str = ""
     tool_builder_prompt_path: str = ""
     workers: list[Worker] = []
-    inputs: dict[str, str] = {}
-    """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
-    earlier_inputs: dict[str, dict[str, str]] = {}
-    """The same of the tags before, for whoever goes back to one."""
-    proposers: list[str] = []
-    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
-    mix: Number = None
-    """Share of joint moves among the search's proposals; null: after a plateau."""
-    tool_command: str = ""
-    """The program that is asked for helper scripts no catalogue has; empty: a person is."""
-    earlier: dict[str, FleetWords] = {}
-    """What the fleets of the tags before were told, for whoever goes back to one."""
+    earlier: dict[str, Terms] = {}
+    """The terms of the tags before, for whoever goes back to one."""
 
 
 class Heartbeat(Tolerant):

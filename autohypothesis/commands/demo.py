@@ -38,7 +38,7 @@ def demo(
 ) -> None:
     """Run a fleet in a repository of its own: observer, two workers, tool-builder; and show it.
 
-    Takes about five minutes on two cores, with no GPU, key or network. Run again, it starts
+    Takes about four minutes on two cores, with no GPU, key or network. Run again, it starts
     another search beside the first. Example: `orchestrator.py demo --runs 6`
     """
     from autohypothesis.commands.fleet import bring_up

@@ -69,6 +69,24 @@ def settable_names(source: bytes) -> list[str]:
     return [name for name, facts in names.items() if facts.plain]
 
 
+def computed_names(source: bytes) -> set[str]:
+    """Settable constants whose value mentions another one: they follow it, and are nobody's choice.
+
+    Raises:
+        ChangeError: the script cannot be parsed.
+    """
+    settable = set(settable_names(source))
+    constants = {name for name in settable if name.isupper()} or settable
+    found = set()
+    for statement in parse(source.removeprefix(_BOM)).body:
+        name, value = _plain_assignment(statement)
+        if value is not None and name in settable:
+            mentioned = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
+            if mentioned & constants:
+                found.add(name)
+    return found
+
+
 def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
     """`source` with top-level constants set; keys match without case.
 

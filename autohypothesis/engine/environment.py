@@ -25,6 +25,19 @@ THREAD_VARIABLES = (
 )
 
 
+OURS = "AUTOHYPOTHESIS_"
+
+
+def program_environment(parent: Mapping[str, str]) -> dict[str, str]:
+    """That of a user's own program: its PATH, home and keys, no device, and nothing of ours.
+
+    Our variables are for trainings, and for the processes of a fleet.
+    """
+    kept = {name: value for name, value in parent.items() if not name.startswith(OURS)}
+    kept.pop("SEED", None)
+    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
+
+
 def child_environment(
     parent: Mapping[str, str],
     *,

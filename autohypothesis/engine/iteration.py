@@ -38,6 +38,7 @@ from schema import Plan, PlannedHypothesis, Prediction, Result, now
 
 FIRST_SEED = 42
 """Every first run of a hypothesis has this seed, so that it meets the reference's equal."""
+ANY_DEVICE = Resources()
 POLL_S = 0.2
 """Between two looks at a running experiment: whoever looks runs beside what is measured."""
 
@@ -150,7 +151,7 @@ def plan(
     executor: Executor | None = None,
     *,
     workspace: str | None = None,
-    device: str | None = None,
+    resources: Resources = ANY_DEVICE,
 ) -> RunSpec:
     """The candidate of `request` under an id of its own, ready to submit.
 
@@ -159,7 +160,7 @@ def plan(
 
     Args:
         workspace: the worktree to prepare in; default: the worker's own, which then must be free.
-        device: the only one to run on, as `devices.name_of` says it.
+        resources: what to run on, where it is not to be whichever is free.
 
     Raises:
         ChangeError, PreflightError: the change is refused.
@@ -184,7 +185,7 @@ def plan(
     except BaseException:
         forget(lab, experiment_id)
         raise
-    return _spec(lab, request, worker, candidate, device)
+    return _spec(lab, request, worker, candidate, resources)
 
 
 def _base(lab: Lab, request: Request) -> str:
@@ -277,10 +278,10 @@ def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str
 
 
 def _spec(
-    lab: Lab, request: Request, worker: str, candidate: Candidate, device: str | None
+    lab: Lab, request: Request, worker: str, candidate: Candidate, resources: Resources
 ) -> RunSpec:
     return RunSpec(
-        resources=Resources(device=device),
+        resources=resources,
         experiment_id=candidate.experiment_id,
         task=lab.task,
         commit=candidate.commit,

@@ -23,7 +23,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.system import host_name
-from schema import FleetWords, Manifest, now
+from schema import Manifest, Terms, now
 
 
 def reference_branch(tag: str) -> str:
@@ -88,15 +88,13 @@ class Lab:
         current = active_tag(self.layout)
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
-        earlier = self._earlier_inputs() if current is not None else {}
-        known = earlier.get(wanted) if inputs is None else None
-        found = {} if current == wanted else known or self._locate(inputs)
+        manifest = self._manifest(wanted, inputs) if current != wanted else None
         ref = reference_ref(wanted)
         if self.repository.read_ref(ref) is None:
             self.repository.compare_and_swap(ref, self.repository.resolve(base), None)
-        if current != wanted:
+        if manifest is not None:
             self.repository.exclude(self.layout.made_on_use)
-            self._write_manifest(wanted, found, earlier, self._earlier_words())
+            write_json(self.layout.manifest, manifest.model_dump(mode="json"))
         return replace(self, tag=wanted)
 
     def reference(self) -> str:
@@ -136,39 +134,29 @@ class Lab:
         root = self.layout.root
         return locate_inputs(self.task, root, root, os.environ, pins={}).environment
 
-    def _earlier_inputs(self) -> dict[str, dict[str, str]]:
-        """What each tag up to now was begun with."""
-        value = read_json(self.layout.manifest)
-        before = {**value.get("earlier_inputs", {}), str(value["tag"]): value.get("inputs", {})}
-        return {str(tag): dict(inputs) for tag, inputs in before.items() if inputs}
-
-    def _earlier_words(self) -> dict[str, FleetWords]:
-        """What the fleet of each tag up to now was told, for whoever goes back to one."""
+    def _earlier(self) -> dict[str, Terms]:
+        """The terms of each tag up to now."""
         try:
             before = Manifest.model_validate(read_json(self.layout.manifest))
         except (FileNotFoundError, RecordError, ValidationError):
             return {}
-        said = {name: getattr(before, name) for name in FleetWords.model_fields}
-        return {**before.earlier, before.tag: FleetWords.model_validate(said)}
+        terms = {name: getattr(before, name) for name in Terms.model_fields}
+        return {**before.earlier, before.tag: Terms.model_validate(terms)}
 
-    def _write_manifest(
-        self,
-        tag: str,
-        inputs: dict[str, str],
-        earlier: dict[str, dict[str, str]],
-        words: dict[str, FleetWords],
-    ) -> None:
-        manifest = Manifest(
+    def _manifest(self, tag: str, inputs: Mapping[str, str] | None) -> Manifest:
+        """That of a tag which begins, or goes on with the terms that it had."""
+        earlier = self._earlier()
+        terms = earlier.get(tag, Terms())
+        if inputs is not None or not terms.inputs:
+            terms = terms.model_copy(update={"inputs": self._locate(inputs)})
+        return Manifest(
             tag=tag,
             created_at=now(),
             repository_root=str(self.layout.root),
             shared_research_dir=str(self.layout.research),
-            inputs=inputs,
-            earlier_inputs=earlier,
-            earlier=words,
-            **(words[tag].model_dump() if tag in words else {}),
+            earlier=earlier,
+            **terms.model_dump(),
         )
-        write_json(self.layout.manifest, manifest.model_dump(mode="json"))
 
 
 def active_tag(layout: Layout) -> str | None:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autohypothesis.engine import program
+from autohypothesis.engine.environment import program_environment
 from autohypothesis.errors import ProposerError, UsageError
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.proposers.answers import Bad, read_answer
@@ -24,7 +25,6 @@ from schema import Proposal
 TIMEOUT_S = 600.0
 MAX_OUT = 1_000_000
 """Bytes of an answer; a program that says more is ended."""
-OWN = "AUTOHYPOTHESIS_"
 TAIL = 2_000
 """Characters of what a failed program said that an error shows."""
 
@@ -91,7 +91,7 @@ class Command:
             return program.run(
                 self._words,
                 cwd=self._root,
-                environment=_environment(),
+                environment=program_environment(os.environ),
                 timeout_s=deadline - time.monotonic(),
                 stdin=json.dumps(document, default=str).encode(),
                 out_limit=MAX_OUT,
@@ -125,13 +125,3 @@ class Command:
             f"{self.name} {said}{status}{'; ' + words if words else ''}",
             hint=f"try it by hand: {shlex.join(self._words)}",
         )
-
-
-def _environment() -> dict[str, str]:
-    """Everything but our own variables, which are for trainings, and the GPUs.
-
-    A program that proposes needs its PATH, its home and its keys; it never needs a device.
-    """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
-    kept.pop("SEED", None)
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}

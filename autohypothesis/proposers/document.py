@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.fleet.proposing import Situation, Trial
+from autohypothesis.proposers.history import best_and_latest
 from autohypothesis.proposers.knobs import knobs_of
 from schema import Proposal
 
@@ -22,6 +23,7 @@ MAX_TEXT = 1_000
 
 def document_of(situation: Situation, count: int) -> dict[str, object]:
     """The situation for a program; `errors` is filled in when lines are given back."""
+    told = best_and_latest(situation.trials, situation.direction, most=MAX_TRIALS, best=BEST)
     return {
         "answer": _instructions(),
         "count": count,
@@ -39,7 +41,7 @@ def document_of(situation: Situation, count: int) -> dict[str, object]:
         },
         "reference": dict(situation.reference),
         "sources": _bounded_sources(situation.sources),
-        "trials": [_trial(one, situation.reference) for one in _bounded_trials(situation)],
+        "trials": [_trial(one, situation.reference) for one in told],
         "trials_in_all": len(situation.trials),
         "open": [
             {"hypothesis_id": one.hypothesis_id, "title": one.title} for one in situation.open
@@ -50,17 +52,6 @@ def document_of(situation: Situation, count: int) -> dict[str, object]:
         "errors": [],
         "schema": Proposal.model_json_schema(),
     }
-
-
-def _bounded_trials(situation: Situation) -> list[Trial]:
-    trials = list(situation.trials)
-    if len(trials) <= MAX_TRIALS:
-        return trials
-    sign = 1 if situation.direction == "minimize" else -1
-    values = {n: one.value for n, one in enumerate(trials) if one.value is not None}
-    best = sorted(values, key=lambda n: sign * values[n])[:BEST]
-    chosen = {*best, *range(len(trials) - (MAX_TRIALS - BEST), len(trials))}
-    return [trials[n] for n in sorted(chosen)]
 
 
 def _trial(trial: Trial, reference: Mapping[str, Any]) -> dict[str, object]:

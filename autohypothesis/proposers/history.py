@@ -9,8 +9,8 @@ from statistics import fmean
 
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.proposers.axis import MISSING, Axis, Key, canonical, settings_key
-from autohypothesis.proposers.knobs import computed_names
-from schema import Hypothesis, Setting
+from autohypothesis.proposers.knobs import computed_in
+from schema import Direction, Hypothesis, Setting
 
 PLATEAU = 2
 """Moves a knob that lose in a row before moves of several knobs at once are worth a run."""
@@ -43,7 +43,7 @@ class History:
         self.situation = situation
         self.axes = axes
         self.reference = dict(situation.reference)
-        computed = computed_names(situation.sources) - axes.keys()
+        computed = computed_in(situation.sources) - axes.keys()
         self._names = tuple(sorted(self.reference.keys() - computed))
         self._spellings = {name.lower(): name for name in self._names}
         self.here = self.key(self.reference)
@@ -208,3 +208,18 @@ class History:
         if not axis.ordered or there is None or tried is None:
             return canonical(value) == canonical(effect.after)
         return effect.direction * (there - tried) >= 0
+
+
+def best_and_latest(
+    trials: Sequence[Trial], direction: Direction, *, most: int, best: int
+) -> list[Trial]:
+    """At most `most` trials in their order: the `best` best ones, and the latest."""
+    if len(trials) <= most:
+        return list(trials)
+    sign = 1 if direction == "minimize" else -1
+    values = {n: one.value for n, one in enumerate(trials) if one.value is not None}
+    chosen = {
+        *sorted(values, key=lambda n: sign * values[n])[:best],
+        *range(len(trials) - (most - best), len(trials)),
+    }
+    return [trials[n] for n in sorted(chosen)]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis.fleet.proposing import Trial
 from autohypothesis.proposers.axis import Axis, Key, canonical, number
-from autohypothesis.proposers.history import History
+from autohypothesis.proposers.history import History, best_and_latest
 from autohypothesis.proposers.moves import in_order
 from schema import Setting
 
@@ -195,14 +195,7 @@ def _study(history: History, boxes: Mapping[str, Box], seed: int) -> optuna.Stud
 
 def bounded(history: History) -> list[Trial]:
     """The trials a study is told: the best and the latest, in their order."""
-    trials = history.trials
-    if len(trials) <= MAX_TRIALS:
-        return trials
-    sign = 1 if history.situation.direction == "minimize" else -1
-    measured = [n for n, trial in enumerate(trials) if trial.value is not None]
-    best = sorted(measured, key=lambda n: sign * (trials[n].value or 0.0))[:BEST]
-    chosen = {*best, *range(len(trials) - (MAX_TRIALS - BEST), len(trials))}
-    return [trial for n, trial in enumerate(trials) if n in chosen]
+    return best_and_latest(history.trials, history.situation.direction, most=MAX_TRIALS, best=BEST)
 
 
 def _params(boxes: Mapping[str, Box], settings: Mapping[str, Setting]) -> dict[str, Any] | None:

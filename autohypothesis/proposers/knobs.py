@@ -6,13 +6,16 @@ has the last word: a frozen constant is no knob, and a range only ever narrows.
 
 from __future__ import annotations
 
-import ast
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 
-from autohypothesis.engine.constants import parse, read_constants, settable_names
+from autohypothesis.engine.constants import (
+    computed_names,
+    read_constants,
+)
 from autohypothesis.engine.task import Knob
 from autohypothesis.errors import ChangeError
 from autohypothesis.fleet.live.steering import narrowed
@@ -101,25 +104,11 @@ def _share(value: float) -> Knob:
     return Knob(low=value / REACH, high=min(1.0, value * REACH), log=True)
 
 
-def computed_names(sources: Mapping[str, str]) -> set[str]:
-    """Constants that are computed from other ones: they follow, and are nobody's choice."""
+def computed_in(sources: Mapping[str, str]) -> set[str]:
+    """Constants of any script that are computed from other ones."""
     computed: set[str] = set()
     for path, text in sources.items():
         if path.endswith(".py"):
-            computed |= _computed(text)
+            with suppress(ChangeError):
+                computed |= computed_names(text.encode())
     return computed
-
-
-def _computed(text: str) -> set[str]:
-    try:
-        names, tree = set(settable_names(text.encode())), parse(text.encode())
-    except ChangeError:
-        return set()
-    found = set()
-    for statement in tree.body:
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            mentioned = {one.id for one in ast.walk(statement.value) if isinstance(one, ast.Name)}
-            if mentioned & {name for name in names if name.isupper()}:
-                found |= {one.id for one in targets if isinstance(one, ast.Name)}
-    return found

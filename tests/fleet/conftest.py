@@ -14,6 +14,7 @@ import pytest
 from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
+from tests.conftest import run_git as git
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
 import time
@@ -29,15 +30,6 @@ time.sleep(SLEEP)
 print(f"val_bpb: {1.5 - RATE / 10:.6f}")
 print("peak_vram_mb: 1")
 '''
-
-
-def git(folder: Path, *words: str) -> str:
-    """git as a user runs it."""
-    answer = subprocess.run(
-        ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *words],
-        cwd=folder, check=True, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    return answer.stdout.rstrip("\n")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 
 from autohypothesis.engine import devices, iteration, recovery, shim, strays
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import Handle, RunSpec
+from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
@@ -390,7 +390,7 @@ def claimed(lab: Lab, jobs: Queue, **change: object) -> tuple[str, RunSpec]:
     hypothesis = jobs.claim(NAME)
     assert hypothesis is not None and hypothesis.hypothesis_id == name
     request = iteration.Request(Change.of(hypothesis), hypothesis_id=name)
-    return name, iteration.plan(lab, request, NAME, device=LANE)
+    return name, iteration.plan(lab, request, NAME, resources=Resources(device=LANE))
 
 
 def test_a_claim_without_a_plan_is_run_by_the_successor(

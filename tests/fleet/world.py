@@ -44,7 +44,7 @@ from autohypothesis.fleet.queue import states as queue
 from autohypothesis.fleet.worker import claims, preparing, worker
 from autohypothesis.records import bundles, git, locks, processes
 from autohypothesis.records.files import read_json, write_json
-from tests.fleet.conftest import git as run_git
+from tests.conftest import run_git
 
 FIRST_PID = 10_000_000
 """Above any real one."""

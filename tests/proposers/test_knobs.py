@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from autohypothesis.proposers.knobs import computed_names, discovered, knobs_of
+from autohypothesis.proposers.knobs import computed_in, discovered, knobs_of
 from autohypothesis.proposers.search import Search
 from schema import Steering
 
@@ -49,8 +49,8 @@ def test_only_constants_that_make_a_model_are_found() -> None:
 
 def test_a_constant_that_follows_another_is_known() -> None:
     text = "A = 2\nB: int = A * 3\nC, D = 1, 2\nE = profile.depth\nf = A\n"
-    assert computed_names({"train.py": text, "x.txt": "G = A"}) == {"B", "f"}
-    assert computed_names({"train.py": "A = ("}) == set()
+    assert computed_in({"train.py": text, "x.txt": "G = A"}) == {"B", "f"}
+    assert computed_in({"train.py": "A = ("}) == set()
 
 
 def test_a_constant_of_two_files_is_nobodys_knob() -> None:

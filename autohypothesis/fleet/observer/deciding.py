@@ -39,8 +39,6 @@ class Deciding:
         """Experiment -> why it could not be decided, as of the last try."""
         self.unheard: list[str] = []
         """Hand-made decisions that were refused, a line each."""
-        self.damaged: list[str] = []
-        """Files that the fold could not use."""
         self._tried_at = -1
         self._last_try = self._last_sync = self._last_look = float("-inf")
         self._pause = LOOK_S
@@ -129,7 +127,6 @@ class Deciding:
                 report = sync(self.lab.layout, light=True)
         else:
             self.unheard = []
-        self.damaged = [f"{one.path} {one.reason}" for one in report.problems]
         self._dirty = False
         self._last_sync = time.monotonic()
         self.chronicle.refresh()

@@ -7,16 +7,15 @@ making nobody knows.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.constants import parse, settable_names
+from autohypothesis.engine.constants import computed_names, settable_names
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.literals import same
 from autohypothesis.errors import AutohypothesisError, RecordError
@@ -176,26 +175,11 @@ def _constants(sources: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[s
         try:
             settable = settable_names(text.encode())
             own = [name for name in settable if name.isupper()] or settable
-            derived |= set(_computed(parse(text.encode()), set(own)))
+            derived |= {name.lower() for name in computed_names(text.encode()) if name in own}
         except AutohypothesisError:
             continue
         names += own
     return tuple(dict.fromkeys(name for name in names if name != "SEED")), frozenset(derived)
-
-
-def _computed(tree: ast.Module, names: set[str]) -> Iterator[str]:
-    """Names, in lower case, whose value mentions another of `names`."""
-    for statement in tree.body:
-        if isinstance(statement, ast.Assign):
-            targets, value = statement.targets, statement.value
-        elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-            targets, value = [statement.target], statement.value
-        else:
-            continue
-        mentioned = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in names and mentioned & names:
-                yield target.id.lower()
 
 
 # ── what was tried before ───────────────────────────────────────────────────────────────────

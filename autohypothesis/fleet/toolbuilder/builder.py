@@ -17,10 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from autohypothesis.engine.environment import program_environment
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.live import roles
-from autohypothesis.fleet.live.stop import SUPERVISOR
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
 from autohypothesis.fleet.toolbuilder.checks import Limits, allowed_modules
 from autohypothesis.fleet.toolbuilder.process import run_words
@@ -190,7 +190,7 @@ class ToolBuilder:
             stdin=to_json(asked).encode() + b"\n",
             timeout_s=self._command_s,
             cwd=self._layout.root,
-            environment=_environment(),
+            environment=program_environment(os.environ),
             cancelled=self._asked_to_stop,
         )
         if ended.exit_code is None:
@@ -272,12 +272,6 @@ def from_catalogue(tool: Tool) -> Path | None:
     words = set(re.findall(r"[a-z_-]+", f"{tool.title} {tool.problem}".lower()))
     named = [name for name, aliases in ALIASES.items() if words & aliases]
     return CATALOGUE / f"{named[0]}.py" if len(named) == 1 else None
-
-
-def _environment() -> dict[str, str]:
-    """All that the user's own program may need, keys included; a GPU it does not."""
-    kept = {name: value for name, value in os.environ.items() if name != SUPERVISOR}
-    return {**kept, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def rules() -> str:

@@ -99,15 +99,18 @@ class Preparation:
             replicates=wanted.replicates,
             prediction=wanted.prediction,
         )
-        device = worker.device or None
-        side = f"{worker.worker_id}-next"
-        spec = iteration.plan(self._lab, request, worker.worker_id, workspace=side, device=device)
+        spec = iteration.plan(
+            self._lab,
+            request,
+            worker.worker_id,
+            workspace=f"{worker.worker_id}-next",
+            resources=Resources(kind=kind_of(worker), device=worker.device or None),
+        )
         self._rules = steering.combined(self._lab.layout)
         if problem := self._violation(spec, self._rules):
             iteration.forget(self._lab, spec.experiment_id)
             raise ChangeError(problem, hint=SEE)
-        wanted_device = Resources(kind=kind_of(worker), device=device)
-        return spec.model_copy(update={"resources": wanted_device})
+        return spec
 
     def _violation(self, spec: RunSpec, rules: Steering) -> str:
         """What a candidate does that it may not, however its change was written down."""
