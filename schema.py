@@ -33,7 +33,15 @@ DecisionStatus = Literal["review_pending", "keep", "discard", "crash", "replicat
 Confirmation = Literal["none", "provisional", "confirmed", "refuted"]
 HypothesisState = Literal["pending", "dispatched", "running", "done"]
 FailureKind = Literal[
-    "oom", "nan", "timeout", "code_error", "no_metric", "invalid", "contended", "infra"
+    "oom",
+    "nan",
+    "timeout",
+    "code_error",
+    "no_metric",
+    "invalid",
+    "nothing_new",
+    "contended",
+    "infra",
 ]
 EventType = Literal["run_started", "heartbeat", "run_completed", "run_failed"]
 WorkerState = Literal["idle", "preparing", "training", "scoring", "reporting", "benched", "stopped"]
@@ -536,6 +544,8 @@ class Worker(Tolerant):
 class Terms(Tolerant):
     """What a search was begun with, and goes on with when somebody goes back to it."""
 
+    task: str = ""
+    """Id of the task that is searched: a tag has one. Older manifests do not say."""
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []

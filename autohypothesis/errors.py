@@ -49,6 +49,10 @@ class ChangeError(AutohypothesisError):
     """A change cannot be applied, touches what it may not, or changes nothing."""
 
 
+class NothingNewError(ChangeError):
+    """A change that changes nothing, or only what was tried before: there is nothing to run."""
+
+
 class PreflightError(AutohypothesisError):
     """A change that can be seen to fail before it costs a run."""
 

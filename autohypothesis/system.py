@@ -434,37 +434,3 @@ def oom_kills() -> int:
         return int(words[words.index(b"oom_kill") + 1])
     except (OSError, ValueError, IndexError):
         return 0
-
-
-# Sandbox.
-
-
-def sandbox_command(
-    command: Sequence[str],
-    *,
-    read_only: Iterable[str] = (),
-    tmpfs: str | None = None,
-    tmpfs_bytes: int = 0,
-) -> list[str]:
-    """`command` under bwrap: the same files, none to be changed below `read_only`.
-
-    Over `tmpfs` lies a small memory file system. It dies with whoever started it. Ask
-    `has_sandbox` first.
-    """
-    wrapped = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/"]
-    for folder in read_only:
-        wrapped += ["--ro-bind", folder, folder]
-    if tmpfs is not None:
-        wrapped += ["--size", str(tmpfs_bytes), "--tmpfs", tmpfs]
-    return [*wrapped, "--", *command]
-
-
-def has_sandbox() -> bool:
-    """Whether bwrap is installed and this user may use it."""
-    import subprocess
-
-    try:
-        done = subprocess.run(sandbox_command(["true"]), capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return done.returncode == 0

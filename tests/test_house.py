@@ -13,8 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "errors": -1, "schema": 0, "system": 0, "records": 1, "engine": 2, "fleet": 3, "proposers": 4,
-    "agents": 4, "hub": 5, "terminal": 5, "commands": 6, "orchestrator": 7,
+    "errors": -1, "schema": 0, "system": 0, "sandbox": 0, "records": 1, "engine": 2,
+    "fleet": 3, "proposers": 4, "agents": 4, "hub": 5, "terminal": 5, "commands": 6,
+    "orchestrator": 7,
 }  # fmt: skip
 MODULES = [*sorted((ROOT / "autohypothesis").rglob("*.py")), ROOT / "orchestrator.py"]
 HEAVY = ("schema", "git", "pydantic", "torch", "numpy", "matplotlib", "psutil", "yaml", "pyarrow")
@@ -101,7 +102,8 @@ STARTERS = {
     "distributions.py": "another Python, to ask where its packages are",
     "demo.py": "prepare.py",
     "init.py": "prepare.py, where bootstrap finds no data",
-    "system.py": "bubblewrap, to see whether it works; what dies with its parent",
+    "sandbox.py": "bubblewrap, to see whether it works",
+    "system.py": "what dies with its parent",
     "launching.py": "the processes of the fleet",
     "program.py": "programs that propose, preflight and locate, helper scripts; none trains",
 }

@@ -71,7 +71,7 @@ def _system(_: Path) -> Iterator[Check]:
 
 
 def _tools(_: Path) -> Iterator[Check]:
-    from autohypothesis.system import has_sandbox
+    from autohypothesis.sandbox import has_sandbox
 
     git = shutil.which("git")
     yield (

@@ -28,6 +28,7 @@ class Candidate:
     files: tuple[str, ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     message: str = ""
+    title: str = ""
     num_params: int | None = None
 
     @property

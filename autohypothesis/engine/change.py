@@ -19,8 +19,15 @@ ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree"]
 class Implementer(Protocol):
     """Turns instructions into edits: a program, an agent, a person."""
 
-    def implement(self, instructions: str, checkout: Path) -> None:
-        """Edit the artifacts in `checkout`; what else was touched there is refused afterwards."""
+    def implement(self, instructions: str, checkout: Path) -> str:
+        """Edit the artifacts in `checkout`; what else was touched there is refused afterwards.
+
+        Returns what was done, in a line; empty when nothing was said. Without instructions the
+        idea is the implementer's own.
+
+        Raises:
+            MutatorError: it failed.
+        """
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Change:
     @classmethod
     def from_instructions(cls, instructions: str) -> Change:
         return cls("instructions", text=instructions)
+
+    @classmethod
+    def by_mutator(cls) -> Change:
+        """Whatever the task's own program comes up with."""
+        return cls("instructions")
 
     @classmethod
     def from_tree(cls, tree: str) -> Change:

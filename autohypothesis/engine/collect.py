@@ -81,6 +81,8 @@ def judge(
         "touched": touched,
         "strays_found": killed,
     }
+    if spec.mutation is not None:
+        evidence["mutation"] = spec.mutation
     if failure is not None and failure.kind == "contended":
         evidence["voided_value"] = score.value
     return Result(

@@ -24,7 +24,6 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
-
 OURS = "AUTOHYPOTHESIS_"
 
 
@@ -36,6 +35,11 @@ def program_environment(parent: Mapping[str, str]) -> dict[str, str]:
     kept = {name: value for name, value in parent.items() if not name.startswith(OURS)}
     kept.pop("SEED", None)
     return {**kept, "CUDA_VISIBLE_DEVICES": ""}
+
+
+def isolated_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The same inside of a sandbox, which has a /tmp of its own and nothing beside it."""
+    return {name: value for name, value in environment.items() if name != "TMPDIR"}
 
 
 def child_environment(

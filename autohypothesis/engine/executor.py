@@ -51,6 +51,8 @@ class RunSpec(Strict):
     diff_hash: str = ""
     lines_added: int = 0
     lines_removed: int = 0
+    mutation: dict[str, Any] | None = None
+    """How a program made the change, where one did."""
 
 
 def identity_of(spec: RunSpec, gpu_id: str = "") -> RunIdentity:

@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from schema import Result
 
 FailureKind = Literal[
-    "oom", "nan", "timeout", "code_error", "no_metric", "invalid", "contended", "infra"
+    "oom",
+    "nan",
+    "timeout",
+    "code_error",
+    "no_metric",
+    "invalid",
+    "nothing_new",
+    "contended",
+    "infra",
 ]
 
 CANCELLED = "cancelled"

@@ -39,6 +39,7 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
     """The resolved task with the contents of its protected files (`guard.protected_blobs`)."""
     said = task.model_dump(mode="json", include=set(_COMPARED))
     del said["objective"]["target"]  # says when to stop
+    del said["run"]["device"]  # its name is in the platform's key
     return canonical_hash(
         {**said, "artifacts": sorted(task.artifacts), "protected": dict(protected)}
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import count
 from typing import Protocol
 
@@ -28,10 +29,14 @@ from autohypothesis.engine.executor import (
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.local import LocalExecutor, workspace_of
+from autohypothesis.engine.mutator import Mutator
 from autohypothesis.engine.pages import plan_page
+from autohypothesis.engine.past import Settled
 from autohypothesis.engine.prepare import prepare
+from autohypothesis.engine.refusal import record_refusal
+from autohypothesis.engine.told import told, tried_before
 from autohypothesis.engine.workspace import Workspace
-from autohypothesis.errors import AutohypothesisError, ChangeError, LockError
+from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.git import experiment_ref
 from schema import Plan, PlannedHypothesis, Prediction, Result, now
@@ -54,6 +59,8 @@ class Request:
     seed: int | None = None
     replicates: str | None = None
     prediction: Prediction | None = None
+    mutation_seed: int | None = None
+    """For the program that makes the change; None: the experiment's id decides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,27 +110,42 @@ def run(
         try:
             watch.preparing(request.title)
             spec = plan(lab, request, worker, executor)
-            _execute(lab, executor, spec, watch)
+            return execute(lab, executor, [spec], watch)[0]
         finally:
             watch.ended()
-        return Finished(spec.experiment_id, executor.collect(Handle(spec.experiment_id)))
 
 
-def _execute(lab: Lab, executor: Executor, spec: RunSpec, watch: Watch) -> None:
-    """Submit and wait. Whatever ends this early ends the run too, and leaves its record."""
-    handle = Handle(spec.experiment_id)
+def execute(
+    lab: Lab, executor: Executor, specs: Sequence[RunSpec], watch: Watch | None = None
+) -> list[Finished]:
+    """Run candidates side by side, each on a device of its own, and collect them in their order.
+
+    Whatever ends this early ends the runs too, and leaves their records.
+
+    Raises:
+        LeaseError: there are fewer devices free than candidates.
+    """
+    handles = [Handle(spec.experiment_id) for spec in specs]
     try:
-        executor.submit(spec)
-        follow(lab, executor, handle, watch)
+        for spec in specs:
+            executor.submit(spec)
+        for handle in handles:
+            follow(lab, executor, handle, watch)
     except BaseException:
-        if lab.layout.run(spec.experiment_id).run_spec.exists():
-            with suppress(AutohypothesisError):
-                executor.cancel(handle)
-                follow(lab, executor, handle)
-                executor.collect(handle)
-        else:
-            forget(lab, spec.experiment_id)
+        for handle in handles:
+            _call_off(lab, executor, handle)
         raise
+    return [Finished(handle.experiment_id, executor.collect(handle)) for handle in handles]
+
+
+def _call_off(lab: Lab, executor: Executor, handle: Handle) -> None:
+    if not lab.layout.run(handle.experiment_id).run_spec.exists():
+        forget(lab, handle.experiment_id)
+        return
+    with suppress(AutohypothesisError):
+        executor.cancel(handle)
+        follow(lab, executor, handle)
+        executor.collect(handle)
 
 
 def forget(lab: Lab, experiment_id: str) -> None:
@@ -152,6 +174,8 @@ def plan(
     *,
     workspace: str | None = None,
     resources: Resources = ANY_DEVICE,
+    record_refused: bool = False,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> RunSpec:
     """The candidate of `request` under an id of its own, ready to submit.
 
@@ -161,9 +185,11 @@ def plan(
     Args:
         workspace: the worktree to prepare in; default: the worker's own, which then must be free.
         resources: what to run on, where it is not to be whichever is free.
+        record_refused: leave a bundle of a refused change, to be decided like any other.
+        cancelled: whether a program that makes the change is to be ended, and all forgotten.
 
     Raises:
-        ChangeError, PreflightError: the change is refused.
+        ChangeError, PreflightError: the change is refused; RefusedError when that is recorded.
         LeaseError: every device is held.
     """
     base = _base(lab, request)
@@ -180,12 +206,20 @@ def plan(
         plan=lambda given: _plan(lab, request, worker, base, given),
         page=lambda given: plan_page(_plan(lab, request, worker, base, given)),
     )
+    mutator = _mutator(lab, request, base, experiment_id, cancelled)
     try:
-        candidate = _candidate(lab, request, side, base, experiment_id, inputs)
-    except BaseException:
+        candidate = _candidate(lab, request, side, base, experiment_id, inputs, mutator)
+        _refuse_what_was_tried(candidate, mutator)
+    except BaseException as error:
+        if record_refused and isinstance(error, AutohypothesisError):
+            made = mutator.made.to_json() if mutator else {}
+            planned = _plan(lab, request, worker, base, experiment_id)
+            if refused := record_refusal(lab, planned, error, made):
+                raise refused from error
         forget(lab, experiment_id)
         raise
-    return _spec(lab, request, worker, candidate, resources)
+    spec = _spec(lab, request, worker, candidate, resources)
+    return spec.model_copy(update={"mutation": mutator.made.to_json()}) if mutator else spec
 
 
 def _base(lab: Lab, request: Request) -> str:
@@ -221,8 +255,10 @@ def _title(change: Change) -> str:
     """What a person who said nothing would have said."""
     if change.kind == "overrides":
         return ", ".join(f"{name.upper()} = {value}" for name, value in change.overrides.items())
+    # Without instructions the maker of the change says what it is.
     words = {"none": "baseline", "tree": "the working tree", "patch": "a patch"}
-    return words.get(change.kind) or change.text.strip().splitlines()[0][:100]
+    said = change.text.strip().splitlines()[:1]
+    return words.get(change.kind) or "".join(said)[:100]
 
 
 def _inputs(lab: Lab, workspace: Workspace, base: str) -> Inputs:
@@ -239,6 +275,7 @@ def _candidate(
     base: str,
     experiment_id: str,
     inputs: Inputs,
+    mutator: Mutator | None,
 ) -> Candidate:
     return prepare(
         lab.repository,
@@ -251,7 +288,33 @@ def _candidate(
         hypothesis_id=str(request.hypothesis_id),
         workspace=workspace,
         inputs=inputs,
+        implementer=mutator,
     )
+
+
+def _mutator(
+    lab: Lab, request: Request, base: str, experiment_id: str, cancelled: Callable[[], bool]
+) -> Mutator | None:
+    """The task's program, for a change that somebody has to make."""
+    if request.change.kind != "instructions" or lab.task.mutator.command is None:
+        return None
+    past = Settled.of_tag(lab.layout, lab.tag)
+    seed = request.mutation_seed
+    if seed is None:
+        seed = int.from_bytes(sha256(experiment_id.encode()).digest()[:4], "big")
+    return Mutator(
+        lab.repository, lab.task, seed, told(lab, past, experiment_id, base, seed), past, cancelled
+    )
+
+
+def _refuse_what_was_tried(candidate: Candidate, mutator: Mutator | None) -> None:
+    """A program forgets; the same change of the same commit is not measured until it is lucky."""
+    before = tried_before(mutator.past, candidate.base, candidate.diff_hash) if mutator else None
+    if before is not None:
+        raise NothingNewError(
+            f"the same change was tried as {before.experiment_id}:"
+            f" {before.decision_status}, {before.reason}"
+        )
 
 
 def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str) -> Plan:
@@ -280,6 +343,8 @@ def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str
 def _spec(
     lab: Lab, request: Request, worker: str, candidate: Candidate, resources: Resources
 ) -> RunSpec:
+    if resources.kind is None:
+        resources = resources.model_copy(update={"kind": lab.task.run.device})
     return RunSpec(
         resources=resources,
         experiment_id=candidate.experiment_id,
@@ -290,7 +355,7 @@ def _spec(
         tag=lab.active(),
         hypothesis_id=str(request.hypothesis_id),
         worker_id=worker,
-        title=request.title,
+        title=candidate.title,
         rationale=request.rationale,
         replicates=request.replicates,
         config=dict(candidate.config),

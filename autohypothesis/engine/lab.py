@@ -82,9 +82,17 @@ class Lab:
         which is otherwise located.
 
         Raises:
-            UsageError: an experiment of another tag is running.
+            UsageError: an experiment of another tag is running, or `tag` is another task's.
         """
-        wanted = checked_id(tag or self.tag or todays_tag())
+        searched = self._task_of(self.tag or "")
+        usual = self.tag if searched in ("", self.task.id) else None
+        wanted = checked_id(tag or usual or todays_tag())
+        if self._task_of(wanted) not in ("", self.task.id):
+            raise UsageError(
+                f"tag {wanted!r} is a search of task {self._task_of(wanted)!r}, not of"
+                f" {self.task.id!r}",
+                hint="name another: --tag NAME",
+            )
         current = active_tag(self.layout)
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
@@ -134,6 +142,11 @@ class Lab:
         root = self.layout.root
         return locate_inputs(self.task, root, root, os.environ, pins={}).environment
 
+    def _task_of(self, tag: str) -> str:
+        """Id of the task that a tag searches; empty when nobody said."""
+        terms = self._earlier().get(tag)
+        return terms.task if terms is not None else ""
+
     def _earlier(self) -> dict[str, Terms]:
         """The terms of each tag up to now."""
         try:
@@ -149,6 +162,7 @@ class Lab:
         terms = earlier.get(tag, Terms())
         if inputs is not None or not terms.inputs:
             terms = terms.model_copy(update={"inputs": self._locate(inputs)})
+        terms = terms.model_copy(update={"task": self.task.id})
         return Manifest(
             tag=tag,
             created_at=now(),

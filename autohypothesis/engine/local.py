@@ -13,16 +13,17 @@ from autohypothesis import system
 from autohypothesis.engine import devices, guard, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
-from autohypothesis.engine.environment import child_environment
+from autohypothesis.engine.environment import child_environment, isolated_environment
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
 from autohypothesis.engine.identity import platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
+from autohypothesis.engine.isolation import SandboxKind, isolated, sandbox_kind
 from autohypothesis.engine.launch import Device, Launch, deadline
 from autohypothesis.engine.run_command import TrainingCommand, training_command
 from autohypothesis.engine.scorer import ScoringPlace, scorer_for
 from autohypothesis.engine.task import Budget, Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
-from autohypothesis.errors import LeaseError
+from autohypothesis.errors import LaunchError, LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
@@ -46,11 +47,13 @@ class Place:
     budget: Budget
     command: TrainingCommand
     evaluator: Path | None
+    sandbox: SandboxKind
 
     @property
     def keeps_home(self) -> bool:
         """A script whose inputs no task names may have them in the user's home folder."""
-        return self.spec.task.scorer.type == "log" and not self.spec.task.inputs
+        task = self.spec.task
+        return task.scorer.type == "log" and not task.inputs and self.sandbox != "bwrap"
 
     @property
     def budget_is_known(self) -> bool:
@@ -98,6 +101,7 @@ class LocalExecutor:
                 budget=inputs.budget(spec.task),
                 command=command,
                 evaluator=evaluator,
+                sandbox=sandbox_kind(spec.task),
             )
             self._write_bundle(place, before, entries)
             self._start(place, handle, warm)
@@ -105,7 +109,7 @@ class LocalExecutor:
 
     def offer(self, task: Task, inputs: Inputs) -> None:
         """See `Offers.offer`."""
-        devices.first_free(offered(Resources(), inputs))
+        devices.first_free(offered(Resources(kind=task.run.device), inputs))
 
     def poll(self, handle: Handle) -> RunState:
         return shim.status(str(self.layout.run(handle.experiment_id).folder))
@@ -166,7 +170,7 @@ class LocalExecutor:
 
     def _environment(self, place: Place) -> dict[str, str]:
         spec = place.spec
-        return child_environment(
+        environment = child_environment(
             os.environ,
             experiment_id=spec.experiment_id,
             run_folder=place.run.folder,
@@ -181,6 +185,7 @@ class LocalExecutor:
                 **spec.task.run.env,
             },
         )
+        return isolated_environment(environment) if place.sandbox == "bwrap" else environment
 
     def _launch(self, place: Place) -> Launch:
         spec, inputs = place.spec, place.inputs
@@ -189,11 +194,14 @@ class LocalExecutor:
             inputs.start_allowance_s, seconds, place.budget.clock, inputs.evaluation_allowance_s
         )
         environment = self._environment(place)
+        score = scorer_for(spec.task).command(self._scoring(place, environment))
+        if score is not None:
+            score = score._replace(command=self._kept_in(place, score.command))
         return Launch(
             experiment_id=spec.experiment_id,
             run_dir=str(place.run.folder),
             cwd=str(place.checkout / spec.task.run.cwd),
-            command=place.command.words,
+            command=self._kept_in(place, place.command.words),
             env=environment,
             deadline_seconds=limit,
             budget_seconds=seconds,
@@ -201,7 +209,7 @@ class LocalExecutor:
             clock_required=spec.task.scorer.type == "model",
             lease=devices.lease_of(place.device),
             device=place.device,
-            score=scorer_for(spec.task).command(self._scoring(place, environment)),
+            score=score,
             contention_kernel=place.device.kind == "cpu",
             metric=spec.task.objective.metric,
             worker_id=spec.worker_id,
@@ -211,6 +219,27 @@ class LocalExecutor:
             title=spec.title,
             repository=str(self.repository.root),
         )
+
+    def _kept_in(self, place: Place, words: tuple[str, ...]) -> tuple[str, ...]:
+        """`words` in the sandbox, where the task has one and it works here.
+
+        Raises:
+            LaunchError: there is no such program.
+        """
+        if place.sandbox != "bwrap":
+            return words
+        try:
+            return isolated(
+                words,
+                place.spec.task,
+                self.repository,
+                place.checkout,
+                writable=[place.run.folder],
+                readable=[Path(report.path) for report in place.inputs.reports.values()],
+                devices=place.device.kind == "cuda",
+            )
+        except FileNotFoundError as error:
+            raise LaunchError(str(error), hint="check run.command and scorer.command") from error
 
     def _scoring(self, place: Place, environment: Mapping[str, str]) -> ScoringPlace:
         return ScoringPlace(
@@ -276,6 +305,7 @@ def _metadata(place: Place, hashed: str, torch: str) -> Metadata:
             budget_seconds=place.budget.seconds,
             clock=place.budget.clock,
             torch_version=torch,
+            sandbox=place.sandbox,
             home="kept" if place.keeps_home else "own",
         ),
     )

@@ -108,6 +108,8 @@ def decide(evidence: Evidence) -> Verdict:
 
 def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
     """A crash; one that says nothing about the change comes back, until it has too often."""
+    if kind == "nothing_new":
+        return Verdict("discard", kind, evidence.failure_detail)
     if kind not in _NO_EVIDENCE or evidence.comes_back:
         return Verdict("crash", kind, evidence.failure_detail, requeue=kind in _NO_EVIDENCE)
     said = ["lost too often to be tried again", evidence.failure_detail]

@@ -7,6 +7,7 @@ touches more than it may, changes nothing or is seen to be hopeless costs no run
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,7 @@ from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.preflight import check_sources, run_preflight
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
-from autohypothesis.errors import ChangeError, GitError
+from autohypothesis.errors import AutohypothesisError, GitError, NothingNewError
 from autohypothesis.records.git import Repository, experiment_ref
 from autohypothesis.records.git_facts import FileChange
 
@@ -56,17 +57,18 @@ def prepare(
         PreflightError: it applies, and can be seen to fail.
     """
     base = repository.resolve(base)
-    tree = _tree(repository, task, base, change, workspace, implementer)
+    tree, note = _tree(repository, task, base, change, workspace, implementer)
     changes = repository.changes(base, tree)
     if not changes and change.kind not in ("none", "tree"):
-        raise ChangeError(
+        raise NothingNewError(
             f"the {_named(change)} change nothing in {base[:12]}", hint="propose something else"
         )
     check_candidate(repository, task, tree, changes)
+    title = title or note
     message = commit_message(title, experiment_id, hypothesis_id, rationale)
     commit = repository.commit_tree(tree, [base], message) if changes else base
     _keep(repository, experiment_id, commit)
-    candidate = _described(repository, experiment_id, base, commit, changes, message)
+    candidate = _described(repository, experiment_id, base, commit, changes, message, title)
     return _with_settings(repository, task, candidate, workspace, inputs or Inputs())
 
 
@@ -77,13 +79,24 @@ def _tree(
     change: Change,
     workspace: Workspace | None,
     implementer: Implementer | None,
-) -> str:
-    """The tree of the change; instructions are implemented in the workspace first."""
+) -> tuple[str, str]:
+    """The tree of the change, and what its maker says it is.
+
+    Instructions are implemented in the workspace first, which is left as it was: what a program
+    wrote there may have filled the disk.
+    """
     if change.kind != "instructions" or workspace is None or implementer is None:
-        return tree_of(repository, task, base, change)
+        return tree_of(repository, task, base, change), ""
     checkout = workspace.checkout(base)
-    implementer.implement(change.text, checkout)
-    return repository.snapshot_tree(worktree=checkout, untracked=True)
+    try:
+        note = implementer.implement(change.text, checkout)
+        return repository.snapshot_tree(worktree=checkout, untracked=True), note
+    except AutohypothesisError:
+        with suppress(AutohypothesisError):
+            repository.clean(checkout)
+        with suppress(AutohypothesisError):
+            workspace.checkout(base)
+        raise
 
 
 def _keep(repository: Repository, experiment_id: str, commit: str) -> None:
@@ -103,6 +116,7 @@ def _described(
     commit: str,
     changes: Sequence[FileChange],
     message: str,
+    title: str,
 ) -> Candidate:
     diff = repository.diff(base, commit) if changes else ""
     return Candidate(
@@ -116,6 +130,7 @@ def _described(
         lines_removed=sum(one.removed or 0 for one in changes),
         files=tuple(one.path for one in changes),
         message=message,
+        title=title,
     )
 
 

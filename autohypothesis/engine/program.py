@@ -73,7 +73,7 @@ def run(
     mark, pipe = uuid.uuid4().hex, subprocess.PIPE if capture else None
     began = time.monotonic()
     process = subprocess.Popen(
-        system.dying_with_parent([_found(words[0], cwd), *words[1:]]),
+        system.dying_with_parent([found(words[0], cwd), *words[1:]]),
         cwd=cwd, env={**environment, MARK: mark}, start_new_session=True,
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
     )  # fmt: skip
@@ -94,12 +94,16 @@ def run(
     return Ended(None if out.overflow else exit_code, said, complained, seconds, out.overflow)
 
 
-def _found(word: str, cwd: Path) -> str:
-    """The file to run, so that a missing one is known before anything starts."""
-    found = shutil.which(word if os.sep not in word else cwd / os.path.expanduser(word))
-    if found is None:
+def found(word: str, cwd: Path) -> str:
+    """The file that a word stands for, so that a missing one is known before anything starts.
+
+    Raises:
+        FileNotFoundError: there is no such program, neither in the PATH nor as seen from `cwd`.
+    """
+    file = shutil.which(word if os.sep not in word else cwd / os.path.expanduser(word))
+    if file is None:
         raise FileNotFoundError(f"there is no program {word!r}")
-    return str(found)
+    return str(file)
 
 
 def _wait(

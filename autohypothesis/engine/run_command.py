@@ -13,6 +13,8 @@ from autohypothesis.engine.task import Task
 from autohypothesis.errors import TaskError
 
 _OURS = ("python", "python3")
+_NOTHING = ("true",)
+"""What runs where there is nothing to run: the shim holds the device for the scorer alone."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class TrainingCommand:
 def training_command(task: Task, root: Path, environment: Mapping[str, str]) -> TrainingCommand:
     """The command of `task` in the repository at `root`.
 
-    `run.command`, where `python` means the Python of this process; else `uv run` where there is a
+    `run.command`, where `python` means the Python of this process; else nothing at all where a
+    program scores the artifacts as they are; else `uv run` where there is a
     `uv.lock` and uv in the PATH of `environment`; else the Python in `.venv`; else this one.
 
     Raises:
@@ -35,6 +38,8 @@ def training_command(task: Task, root: Path, environment: Mapping[str, str]) -> 
     """
     if task.run.command is not None:
         return _as_said(task.run.command, root, environment)
+    if task.scorer.type == "command":
+        return TrainingCommand(_NOTHING)
     script = _script(task)
     venv = _venv_python(root)
     uv = shutil.which("uv", path=environment.get("PATH", ""))

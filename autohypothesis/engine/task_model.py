@@ -81,16 +81,23 @@ class Mutation(Section):
 
 
 class Mutator(Section):
-    """Who makes a change of `instructions`."""
+    """Where changes come from, in `task run`.
+
+    overrides: a search over `knobs`. command: a program that has an idea and makes the edit.
+    implementer: a program that makes the edit which a hypothesis describes in `instructions`.
+    """
 
     type: Literal["command", "overrides", "implementer"] = "overrides"
     command: Words | None = None
+    """Edits the artifacts in a checkout of the reference, see docs/tasks.md."""
     timeout_seconds: Seconds = 600.0
 
     @model_validator(mode="after")
     def _command_has_words(self) -> Mutator:
-        if (self.type == "command") != (self.command is not None):
-            raise ValueError("`type: command` and `command: ...` go together")
+        if (self.type == "overrides") != (self.command is None):
+            raise ValueError(
+                "`command: ...` goes with `type: command` and `type: implementer`, and only there"
+            )
         return self
 
 
@@ -103,7 +110,7 @@ class Budget(Section):
 
 class Run(Section):
     command: Words | None = None
-    """None: found as run_command.py says (uv, .venv, this Python)."""
+    """None: nothing where a program scores; else found as run_command.py says (uv, .venv, ...)."""
     cwd: Inside = "."
     """Relative to the repository."""
     env: Annotated[dict[VariableName, str], BeforeValidator(_texts)] = {}
@@ -115,6 +122,8 @@ class Run(Section):
     """None: start-up allowance + factor x budget + evaluation allowance."""
     log: Inside | None = None
     """A file in the checkout that holds the summary, for a script that does not print it."""
+    device: Literal["cpu", "cuda"] | None = None
+    """None: what an input reports, else a GPU where there is one."""
 
 
 class Parse(Section):
@@ -242,6 +251,11 @@ class TaskFile(Section):
     inputs: tuple[Input, ...] = ()
     mutation: Mutation = Mutation()
     mutator: Mutator = Mutator()
+    sandbox: Literal["auto", "none"] | None = None
+    """auto: mutator and run see the rest of the disk read-only, a /tmp and a home of their own,
+    where bubblewrap works. None: auto where there is a mutator program, else none."""
+    network: bool = False
+    """Whether there is a network inside of the sandbox."""
     run: Run = Run()
     scorer: Scorer = Scorer()
     objective: Objective = Objective()
@@ -269,6 +283,13 @@ class Task(TaskFile):
         if self.protected is None:
             return not self.is_artifact(path)
         return patterns.matches(path, self.protected)
+
+    @property
+    def is_isolated(self) -> bool:
+        """Whether its programs run in a sandbox where there can be one."""
+        if self.sandbox is None:
+            return self.mutator.command is not None
+        return self.sandbox == "auto"
 
     def artifacts_in(self, paths: Iterable[str]) -> list[str]:
         return [path for path in paths if self.is_artifact(path)]

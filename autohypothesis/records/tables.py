@@ -58,6 +58,7 @@ def _left_out(facts: Facts, placement: Placement) -> bool:
         placement.status not in DECIDED
         or facts.replicates is not None
         or (placement.status == "crash" and facts.failure_kind in NOT_EVIDENCE)
+        or facts.failure_kind == "nothing_new"
     )
 
 

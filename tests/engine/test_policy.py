@@ -56,7 +56,13 @@ def test_another_metric_may_be_negative() -> None:
     assert decide(evidence).decision_status == "keep"
 
 
-@pytest.mark.parametrize("kind", FAILURE_KINDS)
+def test_a_change_that_is_nothing_new_is_discarded_without_a_run() -> None:
+    verdict = decide(at(failure="nothing_new", failure_detail="tried as h-1-1", value=None))
+    assert (verdict.decision_status, verdict.reason) == ("discard", "nothing_new")
+    assert verdict.detail == "tried as h-1-1" and not verdict.requeue
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAILURE_KINDS if kind != "nothing_new"])
 def test_a_failure_is_a_crash_of_its_kind_whatever_the_number(kind: str) -> None:
     verdict = decide(at(failure=kind, failure_detail="why", value=0.1))
     assert (verdict.decision_status, verdict.reason, verdict.detail) == ("crash", kind, "why")

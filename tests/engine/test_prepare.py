@@ -239,9 +239,10 @@ class Edits:
     def __init__(self, **files: str) -> None:
         self.files = files
 
-    def implement(self, instructions: str, checkout: Path) -> None:
+    def implement(self, instructions: str, checkout: Path) -> str:
         for name, text in self.files.items():
             (checkout / f"{name}.py").write_text(text)
+        return "wrote it"
 
 
 def test_instructions_are_implemented_in_a_checkout_of_the_base(
@@ -258,6 +259,7 @@ def test_instructions_are_implemented_in_a_checkout_of_the_base(
         implementer=Edits(train="DEPTH = 1\n"),
     )
     assert repository.show_file(done.commit, "train.py") == b"DEPTH = 1\n"
+    assert (done.title, repository.subject(done.commit)) == ("wrote it", "wrote it")
     for implementer, said in (
         (Edits(), "the instructions change nothing"),
         (Edits(train="A = 1\n", new="B = 1\n"), r"new\.py may not change"),

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from autohypothesis import system
 from autohypothesis.engine import failures
 from autohypothesis.engine.launch import Launch
+from autohypothesis.sandbox import has_sandbox, sandbox_command
 
-pytestmark = pytest.mark.skipif(not system.has_sandbox(), reason="bwrap is missing or may not run")
+pytestmark = pytest.mark.skipif(not has_sandbox(), reason="bwrap is missing or may not run")
 
 DRIVER = """
 import json, sys
 from pathlib import Path
 from autohypothesis.engine import shim
 from autohypothesis.engine.launch import Launch
+from autohypothesis.sandbox import has_sandbox, sandbox_command
 launch = Launch.from_json(sys.stdin.buffer.read())
 if len(sys.argv) > 1:
     (launch.run.folder / "ballast").write_bytes(b"x" * int(sys.argv[1]))
@@ -32,7 +33,7 @@ print(json.dumps([status, json.loads(end.read_text()) if end.exists() else None]
 
 
 def _run_on_small_disk(launch: Launch, *args: str, size: int = 2 << 20) -> tuple[str, Any]:
-    command = system.sandbox_command(
+    command = sandbox_command(
         [sys.executable, "-c", DRIVER, *args], tmpfs=launch.run_dir, tmpfs_bytes=size
     )
     done = subprocess.run(

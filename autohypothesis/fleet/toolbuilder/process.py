@@ -9,18 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from autohypothesis import system
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
 from autohypothesis.errors import ToolError
 from autohypothesis.fleet.toolbuilder import guard as tool_guard
-
-has_sandbox = lru_cache(maxsize=1)(system.has_sandbox)
-"""Whether bubblewrap works here; asked once per process."""
+from autohypothesis.sandbox import has_sandbox, sandbox_command
 
 
 class Script(NamedTuple):
@@ -51,7 +47,7 @@ def run_script(
     guard = (sys.executable, tool_guard.__file__, script.sha256, os.pathsep.join(folders))
     words = [*guard, str(script.path), *arguments]
     return run_words(
-        system.sandbox_command(words, read_only=folders) if has_sandbox() else words,
+        sandbox_command(words, read_only=folders) if has_sandbox() else words,
         timeout_s=timeout_s,
         cwd=cwd,
         environment=_environment(),

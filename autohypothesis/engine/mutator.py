@@ -1,0 +1,190 @@
+"""A task's own program as the maker of changes: what it is told, what it may do, how it ended.
+
+It works in a checkout of the reference that no run uses. Where bubblewrap works it sees the rest
+of the disk read-only; elsewhere the user's checkout is compared with what it was, and put back.
+What it did to the checkout is judged afterwards, by the guard, like any other change.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autohypothesis.engine import program
+from autohypothesis.engine.environment import isolated_environment, program_environment
+from autohypothesis.engine.failures import FailureKind
+from autohypothesis.engine.isolation import SandboxKind, isolated, sandbox_kind
+from autohypothesis.engine.past import Settled
+from autohypothesis.engine.run_command import resolved
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import AutohypothesisError, ChangeError
+from autohypothesis.records.git import SALVAGE, Repository
+from autohypothesis.records.git_facts import FileChange
+
+TITLE_LIMIT = 200
+MAX_NAMED = 4
+
+
+class MutatorError(ChangeError):
+    """The program that was to make a change failed; `kind` is what that says about the change."""
+
+    def __init__(self, problem: str, *, kind: FailureKind, hint: str = "") -> None:
+        super().__init__(problem, hint=hint)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """How a change was made, for its record.
+
+    Attributes:
+        note: the first line that the program printed: what it says it did.
+        seconds: from start to end, wall clock.
+    """
+
+    note: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    sandbox: SandboxKind = "none"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "note": self.note,
+            "exit_code": self.exit_code,
+            "seconds": round(self.seconds, 3),
+            "sandbox": self.sandbox,
+        }
+
+
+@dataclass(slots=True)
+class Mutator:
+    """The program of one task, run once; `made` then says how that went, failed or not."""
+
+    repository: Repository
+    task: Task
+    seed: int
+    told: Mapping[str, Any]
+    """What it reads on its standard input, as JSON."""
+    past: Settled
+    """What was decided before it is asked."""
+    cancelled: Callable[[], bool] = lambda: False
+    made: Mutation = field(default_factory=Mutation)
+
+    def implement(self, instructions: str, checkout: Path) -> str:
+        """See `Implementer.implement`.
+
+        Raises:
+            MutatorError: it failed, took too long, said too much, or touched the user's checkout.
+        """
+        kind = sandbox_kind(self.task)
+        link = (checkout / ".git").read_bytes()
+        before = "" if kind == "bwrap" else self.repository.snapshot_tree()
+        ended = self._run(kind, instructions, checkout)
+        note = ended.out.partition("\n")[0].strip()[:TITLE_LIMIT]
+        self.made = Mutation(note, ended.exit_code, ended.seconds, kind)
+        problems = self._put_back(before) if before else []
+        if not _same_file(checkout / ".git", link):
+            problems.append("replaced the .git of its checkout")
+            _replace(checkout / ".git", link)
+        if problems:
+            raise MutatorError(f"the mutator {' and '.join(problems)}", kind="invalid")
+        self._check(ended)
+        return note
+
+    def _run(self, kind: SandboxKind, instructions: str, checkout: Path) -> program.Ended:
+        words = resolved(self.task.mutator.command or (), self.repository.root)
+        environment = {**program_environment(os.environ), "SEED": str(self.seed)}
+        document = json.dumps({**self.told, "instructions": instructions}, default=str)
+        try:
+            if kind == "bwrap":
+                words = isolated(words, self.task, self.repository, checkout)
+                environment = isolated_environment(environment)
+            return program.run(
+                words,
+                cwd=checkout,
+                environment=environment,
+                timeout_s=self.task.mutator.timeout_seconds,
+                stdin=document.encode() + b"\n",
+                cancelled=self.cancelled,
+            )
+        except OSError as error:
+            raise MutatorError(
+                f"the mutator does not start: {error}",
+                kind="code_error",
+                hint=f"see mutator.command in {self.task.source or 'the task'}",
+            ) from error
+
+    def _check(self, ended: program.Ended) -> None:
+        if ended.overflow:
+            raise MutatorError(
+                f"the mutator printed more than {program.OUT_LIMIT:,} bytes", kind="code_error"
+            )
+        if ended.exit_code is None:
+            if self.cancelled():
+                raise AutohypothesisError("the mutator was called off")
+            limit = self.task.mutator.timeout_seconds
+            raise MutatorError(f"the mutator took longer than {limit:g} s", kind="timeout")
+        if ended.exit_code:
+            said = ended.last_words()
+            full = "No space left on device" in said
+            raise MutatorError(
+                f"the mutator exited {ended.exit_code}: {said}",
+                kind="infra" if full else "code_error",
+            )
+
+    # ── without a sandbox ─────────────────────────────────────────────────────────────────
+
+    def _put_back(self, before: str) -> list[str]:
+        """Undo what was done to the user's tracked files meanwhile; a line for what that was.
+
+        It may have been the user, so what was there is kept in git.
+        """
+        repository, root = self.repository, self.repository.root
+        after = repository.snapshot_tree()
+        changes = repository.changes(before, after)
+        if not changes:
+            return []
+        found = repository.commit_tree(after, [repository.head()], "Your checkout, as it was\n")
+        ref = SALVAGE + str(self.told.get("iteration_id", "checkout"))
+        repository.compare_and_swap(ref, found, repository.read_ref(ref))
+        for change in changes:
+            _restore(repository, before, change, root)
+        names = ", ".join(change.path for change in changes[:MAX_NAMED])
+        return [f"changed {names} of your checkout, which is as before ({ref} has the rest)"]
+
+
+def _restore(repository: Repository, tree: str, change: FileChange, root: Path) -> None:
+    place = root / change.path
+    with suppress(OSError, AutohypothesisError):
+        if change.status == "A":
+            place.unlink(missing_ok=True)
+            return
+        content = repository.show_file(tree, change.path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.unlink(missing_ok=True)
+        if change.old_mode == "120000":
+            place.symlink_to(os.fsdecode(content))
+            return
+        place.write_bytes(content)
+        place.chmod(0o755 if change.old_mode == "100755" else 0o644)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a plain file in the place of whatever is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def _same_file(path: Path, content: bytes) -> bool:
+    try:
+        return not path.is_symlink() and path.read_bytes() == content
+    except OSError:
+        return False

@@ -1,0 +1,90 @@
+"""What a task's mutator is told: the objective, the reference, and what was tried lately."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.past import Settled
+from autohypothesis.errors import RecordError
+from autohypothesis.records.files import read_bytes, read_json
+from schema import Decision
+
+MAX_TRIALS = 20
+MAX_DIFF = 8_000
+"""Bytes of one diff: a program may be a language model, whose context is bounded."""
+
+
+def told(lab: Lab, past: Settled, experiment_id: str, base: str, seed: int) -> dict[str, Any]:
+    """The document for one run of the mutator, see docs/tasks.md; `instructions` come with it."""
+    objective = lab.task.objective
+    measured = _measured(past, base)
+    return {
+        "task_id": lab.task.id,
+        "iteration_id": experiment_id,
+        "seed": seed,
+        "artifacts": lab.task.artifacts_in(lab.repository.entries(base)),
+        "objective": {
+            "metric": objective.metric,
+            "direction": objective.direction,
+            "min_delta": objective.min_delta,
+        },
+        "reference": {
+            "commit": base,
+            "score": measured.metric_value if measured else None,
+            "metrics": _metrics(lab, measured) if measured else {},
+        },
+        "trials": list(_trials(lab, past)),
+    }
+
+
+def tried_before(past: Settled, base: str, diff_hash: str) -> Decision | None:
+    """The decision about the same change of the same base; one that is to be run again is none."""
+    for one in past.decisions:
+        same = one.base_commit == base and one.diff_hash == diff_hash
+        if same and not one.requeue and one.decision_status != "replicate":
+            return one
+    return None
+
+
+def _measured(past: Settled, commit: str) -> Decision | None:
+    """The latest decision that says what a commit is worth."""
+    return next(
+        (
+            one
+            for one in reversed(past.decisions)
+            if one.commit == commit and one.decision_status == "keep"
+        ),
+        None,
+    )
+
+
+def _metrics(lab: Lab, measured: Decision) -> dict[str, Any]:
+    try:
+        result = read_json(lab.layout.run(measured.experiment_id).result)
+    except (FileNotFoundError, RecordError):
+        return {}
+    metrics = result.get("metrics") if isinstance(result, dict) else None
+    return {k: v for k, v in metrics.items() if v is not None} if isinstance(metrics, dict) else {}
+
+
+def _trials(lab: Lab, past: Settled) -> Iterator[dict[str, Any]]:
+    for one in [one for one in past.decisions if one.base_commit is not None][-MAX_TRIALS:]:
+        run = lab.layout.run(one.experiment_id)
+        try:
+            title = str(read_json(run.result).get("title") or "")
+        except (FileNotFoundError, RecordError, AttributeError):
+            title = ""
+        try:
+            diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
+        except (FileNotFoundError, RecordError):
+            diff = ""
+        yield {
+            "experiment_id": one.experiment_id,
+            "status": one.decision_status,
+            "score": one.metric_value,
+            "reason": one.reason,
+            "description": title,
+            "diff": diff,
+        }
