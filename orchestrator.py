@@ -18,11 +18,12 @@ from autohypothesis.commands import (
     show,
     status,
     sync,
+    task,
     tools,
 )
 from autohypothesis.commands.app import application, run_and_exit
 
-COMMANDS = (doctor, init, fleet, status, ideas, tools, run, record, sync, show, decide, demo)
+COMMANDS = (doctor, init, fleet, status, ideas, tools, task, run, record, sync, show, decide, demo)
 
 app = application(COMMANDS)
 

@@ -168,6 +168,16 @@ def _compared(evidence: Evidence, value: float, reference: float, noted: list[st
     )
 
 
+def best_first(values: Mapping[str, float | None], direction: Direction) -> list[str]:
+    """Names in the order in which to decide what ran side by side: the first keep takes the place
+    that all of them were made for. What has no value comes last; of equals the one named first."""
+    sign = 1.0 if direction == "minimize" else -1.0
+    return sorted(
+        values,
+        key=lambda name: math.inf if (value := values[name]) is None else sign * value,
+    )
+
+
 def better_by(value: float, reference: float, direction: Direction) -> float:
     """How much better `value` is: positive is better."""
     return reference - value if direction == "minimize" else value - reference

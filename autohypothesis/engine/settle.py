@@ -62,12 +62,14 @@ def settle_waiting(
     decided_by: str,
     may: Callable[[str], None] = lambda experiment_id: None,
     limits: Mapping[str, Constraint] | None = None,
+    order: Callable[[list[str]], list[str]] = lambda waiting: waiting,
 ) -> tuple[list[Decision], list[Refused]]:
     """Decide everything that waits; what cannot be decided stands in nobody's way.
 
     Args:
         may: raises for an experiment that is not to be decided.
         limits: upper limits on metrics beside those of the task.
+        order: in which to decide; they come in the order in which they were recorded.
 
     Raises:
         LockError: somebody else is settling and does not finish.
@@ -76,7 +78,7 @@ def settle_waiting(
     with locks.hold(lab.layout, "settle", doing="deciding experiments"):
         past = repair(lab)
         wanted, refused = _waiting(lab, past)
-        for experiment_id in wanted:
+        for experiment_id in order(wanted):
             try:
                 may(experiment_id)
                 decision = _settle_one(lab, past, experiment_id, decided_by, None, limits)

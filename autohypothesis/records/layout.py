@@ -127,6 +127,11 @@ class Layout(NamedTuple):
         return self.root / "progress.png"
 
     @property
+    def task_results(self) -> Path:
+        """A line for each iteration of a task, see docs/tasks.md."""
+        return self.root / "work" / "results.jsonl"
+
+    @property
     def worktrees(self) -> Path:
         return self.root / "worktrees"
 
@@ -154,6 +159,7 @@ class Layout(NamedTuple):
             "/results.tsv",
             "/progress.png",
             "/worktrees/",
+            "/work/",
             "/research/*",
             "!/research/README.md",
         )

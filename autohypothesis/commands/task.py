@@ -1,0 +1,197 @@
+"""`task`: the loop over any artifacts: prompts, skills, settings, small code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.errors import UsageError
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.fleet.artifact.loop import Loop
+    from schema import Decision
+
+task = typer.Typer(
+    help="Improve artifacts that a task file names: prompts, skills, settings, small code.",
+    no_args_is_help=True,
+)
+
+TaskPath = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A task file, or the folder that holds task.yaml.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(task, name="task")
+
+
+@task.command("run")
+def run(
+    context: typer.Context,
+    path: TaskPath,
+    iterations: Annotated[
+        int, typer.Option("--iterations", min=0, help="How many changes to try; 0: until stopped.")
+    ] = 1,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, help="Changes side by side, a device for each.")
+    ] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Where the seeds of the mutator begin.")
+    ] = 0,
+    tag: Annotated[
+        str | None, typer.Option("--tag", help="The search; default: the task's id.")
+    ] = None,
+    repo: Repo = None,
+) -> None:
+    """Try changes of a task's artifacts; what is better is kept, and your branch follows.
+
+    Prints one JSON line for each, the same as in work/results.jsonl. Exits 1 when all of them
+    crashed. Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
+    """
+    from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.housekeeping import pack_when_due
+
+    lab = _opened(context, path, repo)
+    loop = _loop(lab.with_tag(tag or lab.task.id), parallel, seed)
+    try:
+        decided = loop.run(iterations)
+    finally:
+        refresh(lab.layout)
+        pack_when_due(lab.repository)
+    tried = [one for one in decided if one.base_commit is not None]
+    _say(_summary(loop.lab, tried))
+    if tried and all(one.decision_status == "crash" for one in tried):
+        raise typer.Exit(1)
+
+
+@task.command("check")
+def check(context: typer.Context, path: TaskPath, repo: Repo = None, as_json: Json = False) -> None:
+    """Read a task file, and say what it leads to: nothing is run.
+
+    Exits 2 when it is wrong, with file, line and the nearest right name; 1 when a program is
+    missing. Example: `orchestrator.py task check tasks/skill-quality/task.yaml`
+    """
+    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.programs import programs_of
+
+    lab = _opened(context, path, repo)
+    found = lab.task
+    files = lab.repository.tracked_files()
+    programs = programs_of(found, lab.repository.root)
+    report = {
+        "id": found.id,
+        "file": found.source or str(path),
+        "artifacts": found.artifacts_in(files),
+        "protected": sum(map(found.is_protected, files)),
+        "mutator": found.mutator.type,
+        "scorer": found.scorer.type,
+        "objective": found.objective.model_dump(mode="json"),
+        "sandbox": sandbox_kind(found),
+        "programs": [one._asdict() for one in programs],
+        "ok": all(one.problem == "" for one in programs),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+    raise typer.Exit(0 if report["ok"] else 1)
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    objective = report["objective"]
+    goal = f"{objective['direction']} {objective['metric']}, min_delta {objective['min_delta']:g}"
+    lines = {
+        "task": f"{report['id']} ({report['file']})",
+        "artifacts": ", ".join(report["artifacts"]),
+        "protected": f"{report['protected']} files decide what can be compared",
+        "objective": goal,
+        "sandbox": SANDBOXES[report["sandbox"]],
+    }
+    for name, text in lines.items():
+        out().print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
+    for one in report["programs"]:
+        said = f"[red]{escape(one['problem'])}[/]" if one["problem"] else escape(one["command"])
+        out().print(f"[bold]{one['role']:>10}[/]  {said}", soft_wrap=True)
+
+
+SANDBOXES = {
+    "bwrap": "bubblewrap: the disk is read-only, /tmp and home are private",
+    "hashes": "no bubblewrap here: what is changed beside the artifacts is found by its hash",
+    "none": "none asked for",
+}
+
+
+def _summary(lab: Lab, tried: Sequence[Decision]) -> str:
+    """What came of one call, in a line."""
+    kept = [one for one in tried if one.decision_status == "keep"]
+    said = f"{lab.active()}: {len(kept)} of {len(tried)} changes kept"
+    if kept:
+        metric = lab.task.objective.metric
+        said += f", {metric} {kept[0].reference_value:g} -> {kept[-1].metric_value:g}"
+    return f"{said}; a line for each in {lab.layout.task_results}"
+
+
+def _opened(context: typer.Context, path: Path, repo: Path | None) -> Lab:
+    """The laboratory of a task: the repository that its file is in, unless another is named."""
+    file = path / "task.yaml" if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(f"there is no task file at {file}", hint="name one: task run PATH")
+    if repo is None and context.find_root().obj is None:
+        context.find_root().obj = file.absolute().parent
+    return laboratory(context, repo, task=file)
+
+
+def _loop(lab: Lab, parallel: int, seed: int) -> Loop:
+    from autohypothesis.commands.watch import ProgressWatch
+    from autohypothesis.engine.devices import lanes
+    from autohypothesis.fleet.artifact.loop import Loop
+    from autohypothesis.fleet.observer.ending import Ending, Limits
+    from autohypothesis.fleet.observer.tried import Library
+    from autohypothesis.fleet.queue.chronicle import Chronicle
+    from autohypothesis.fleet.queue.states import Queue
+
+    if lab.task.run.device != "cuda" and parallel > len(lanes()):
+        raise UsageError(
+            f"--parallel {parallel}: this machine has {len(lanes())} CPU lanes",
+            hint="see `python orchestrator.py doctor`",
+        )
+    chronicle, queue = Chronicle(lab.layout, lab.active()), Queue(lab.layout, lab.active())
+    return Loop(
+        lab=lab,
+        source=_source(lab, chronicle, queue, seed),
+        chronicle=chronicle,
+        ending=Ending(Limits(), lab.task, queue, chronicle, Library(lab, chronicle)),
+        parallel=parallel,
+        say=_say,
+        emit=_emit,
+        watch=ProgressWatch(),
+    )
+
+
+def _source(lab: Lab, chronicle: Any, queue: Any, seed: int) -> Any:
+    from autohypothesis.fleet.artifact.source import Program, Queued
+    from autohypothesis.proposers.search import Search
+
+    kind = lab.task.mutator.type
+    if kind == "command":
+        return Program(lab, chronicle, seed)
+    return Queued(lab, chronicle, queue, Search() if kind == "overrides" else None)
+
+
+def _say(text: str) -> None:
+    err().print(text, markup=False, soft_wrap=True)
+
+
+def _emit(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    sys.stdout.flush()

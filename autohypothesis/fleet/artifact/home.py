@@ -1,0 +1,49 @@
+"""Between a task's reference and the user's branch: what was kept goes home, what is new is met."""
+
+from __future__ import annotations
+
+from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.errors import GitError
+from autohypothesis.records import locks
+from schema import Decision
+
+
+def meet_user(lab: Lab) -> str:
+    """Take in what the user has committed on top of the reference; a line about it.
+
+    A branch that has gone another way is left alone, and so is the reference.
+    """
+    repository = lab.repository
+    with locks.hold(lab.layout, "settle", doing="following your branch"):
+        reference, head = lab.reference(), repository.head()
+        if head == reference:
+            return ""
+        if not repository.is_ancestor(reference, head):
+            return (
+                f"the search goes on from {reference[:7]}, which your branch is not built on;"
+                " take it home: python orchestrator.py adopt"
+            )
+        repository.compare_and_swap(reference_ref(lab.active()), head, reference)
+        return f"the search goes on from your commit {head[:7]}"
+
+
+def take_home(lab: Lab, decision: Decision) -> str:
+    """Fast-forward the user's branch to what was kept, if it stands where that was made.
+
+    A line that says where the branch is now, or what to run.
+    """
+    kept, before = str(decision.reference_after), decision.reference_before
+    if decision.decision_status != "keep" or kept == before:
+        return ""
+    repository = lab.repository
+    head = repository.head()
+    if head == kept:
+        return ""
+    take = f"take it home: python orchestrator.py adopt --tag {decision.tag}"
+    if head != before:
+        return f"your branch is at {head[:7]}, not at {str(before)[:7]}; {take}"
+    try:
+        branch = repository.fast_forward(kept)
+    except GitError as error:
+        return f"{error.problem}; {take}"
+    return f"{branch} moved from {head[:7]} to {kept[:7]}"

@@ -1,0 +1,238 @@
+"""The loop over a task's artifacts: a round of changes side by side, decided best first.
+
+It is the fleet of one process: what a round needs beside the engine is where its changes come from
+(source.py), and what is said about it (line.py). Everything that it knows it finds on disk, so a
+kill costs the round that was on its way, and what ran is collected and decided by the next loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from threading import Event
+from typing import Any
+
+from autohypothesis.engine import iteration, recovery
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.guard import protected_blobs
+from autohypothesis.engine.identity import task_hash
+from autohypothesis.engine.iteration import Request, Unwatched, Watch
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.policy import best_first
+from autohypothesis.engine.refusal import RefusedError
+from autohypothesis.engine.settle import settle_waiting
+from autohypothesis.errors import RecordError, SettleError
+from autohypothesis.fleet.artifact.home import meet_user, take_home
+from autohypothesis.fleet.artifact.line import Lines
+from autohypothesis.fleet.artifact.source import Source
+from autohypothesis.fleet.live.steering import SteeringFiles, limits
+from autohypothesis.fleet.observer.ending import Ending
+from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records import locks
+from autohypothesis.records.files import read_json
+from autohypothesis.records.git import Repository
+from schema import Decision, finite
+
+MOST_LOST = 5
+"""Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
+
+
+@dataclass
+class Loop:
+    """One call of `task run`. The lock `observer` is held for its life: one of them decides.
+
+    Attributes:
+        say: takes remarks for a person; `emit` the line of each decided iteration.
+        workers: whose worktrees it uses; a round has as many changes as there are.
+    """
+
+    lab: Lab
+    source: Source
+    chronicle: Chronicle
+    ending: Ending
+    parallel: int = 1
+    say: Callable[[str], None] = lambda text: None
+    emit: Callable[[dict[str, Any]], None] = lambda line: None
+    watch: Watch = field(default_factory=Unwatched)
+    workers: tuple[str, ...] = ()
+    decided: list[Decision] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.executor: Executor = LocalExecutor(self.lab.repository, self.lab.layout)
+        self._lines = Lines(self.lab)
+        self._steering = SteeringFiles(self.lab.layout)
+
+    def run(self, iterations: int) -> list[Decision]:
+        """At most `iterations` (0: until the search is over), the baseline not counted.
+
+        Returns what was decided, oldest first.
+
+        Raises:
+            LockError: another loop or a fleet decides here.
+            SettleError: the baseline has no score, or round after round is lost.
+        """
+        doing = f"task run {self.lab.task.id}"
+        with locks.hold(self.lab.layout, "observer", doing=doing, timeout=0.0):
+            self._collect_what_runs()
+            with self._worktrees() as self.workers:
+                if remark := meet_user(self.lab):
+                    self.say(remark)
+                self._decide()
+                self._measure_reference()
+                self._rounds(iterations)
+        return self.decided
+
+    def _rounds(self, iterations: int) -> None:
+        done = lost = 0
+        while (not iterations or done < iterations) and not self._is_over():
+            room = self.parallel if not iterations else min(self.parallel, iterations - done)
+            requests = self.source.next(room)
+            if not requests:
+                self.say("nothing is left to try")
+                return
+            told = self._round(requests)
+            done += told
+            lost = 0 if told else lost + 1
+            if lost >= MOST_LOST:
+                raise SettleError(
+                    f"{lost} rounds in a row were lost: {self.decided[-1].detail}",
+                    hint="see `python orchestrator.py doctor`",
+                )
+
+    def _is_over(self) -> bool:
+        return self._steering.combined().stop or self.ending.is_over()
+
+    @contextmanager
+    def _worktrees(self) -> Iterator[tuple[str, ...]]:
+        with ExitStack() as stack:
+            yield tuple(
+                stack.enter_context(iteration.free_worker(self.lab)) for _ in range(self.parallel)
+            )
+
+    # ── a round ───────────────────────────────────────────────────────────────────────────
+
+    def _round(self, requests: Sequence[Request]) -> int:
+        """Make the changes, run them side by side, decide; how many told anything."""
+        before = len(self.decided)
+        specs = self._made(requests)
+        try:
+            iteration.execute(self.lab, self.executor, specs, self.watch)
+        finally:
+            self.watch.ended()
+        self._decide()
+        return sum(not is_lost(one) for one in self.decided[before:])
+
+    def _made(self, requests: Sequence[Request]) -> list[RunSpec]:
+        """The candidates; what is refused has a bundle to decide. Programs work side by side."""
+        called_off = Event()
+
+        def make(request: Request, worker: str, lab: Lab) -> RunSpec | None:
+            with suppress(RefusedError):
+                return iteration.plan(
+                    lab, request, worker, self.executor, workspace=f"{worker}-next",
+                    record_refused=True, cancelled=called_off.is_set,
+                )  # fmt: skip
+            return None
+
+        self.watch.preparing(requests[0].title or f"{len(requests)} changes")
+        if len(requests) == 1:  # in this thread, which Ctrl-C reaches
+            made = [make(requests[0], self.workers[0], self.lab)]
+        else:
+            labs = [
+                replace(self.lab, repository=Repository(self.lab.layout.root)) for _ in requests
+            ]
+            with ThreadPoolExecutor(len(requests)) as pool:
+                try:
+                    made = list(pool.map(make, requests, self.workers, labs))
+                except BaseException:
+                    called_off.set()
+                    raise
+        return [spec for spec in made if spec is not None]
+
+    def _measure_reference(self) -> None:
+        """Run the reference as it stands, unless that was done with this very task."""
+        reference = self.lab.reference()
+        if self._is_measured(reference):
+            return
+        self.say(f"measuring {reference[:7]}, which every change is compared with")
+        before = len(self.decided)
+        spec = iteration.plan(self.lab, Request(Change.none()), self.workers[0], self.executor)
+        try:
+            iteration.execute(self.lab, self.executor, [spec], self.watch)
+        finally:
+            self.watch.ended()
+        self._decide()
+        own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
+        if not own or own[0].metric_value is None:
+            why = f"{own[0].reason}: {own[0].detail}" if own else "it is not decided"
+            raise SettleError(
+                f"the artifacts as they are have no {self.lab.task.objective.metric}: {why}",
+                hint=f"see `python orchestrator.py show {spec.experiment_id}`",
+            )
+
+    def _is_measured(self, commit: str) -> bool:
+        """Whether there is a value of `commit` that runs of today's task compare with."""
+        entries = self.lab.repository.entries(commit)
+        wanted = task_hash(self.lab.task, protected_blobs(self.lab.task, entries))
+        for one in self.chronicle.latest.values():
+            if one.commit != commit or one.metric_value is None:
+                continue
+            with suppress(FileNotFoundError, RecordError, KeyError, TypeError):
+                metadata = read_json(self.lab.layout.run(one.experiment_id).metadata)
+                if metadata["runtime"]["task_hash"] == wanted:
+                    return True
+        return False
+
+    # ── decisions ─────────────────────────────────────────────────────────────────────────
+
+    def _decide(self) -> None:
+        """Decide all that has ended, the best first; what was kept goes home, then it is said."""
+        steering = self._steering.combined()
+        decisions, refused = settle_waiting(
+            self.lab, decided_by="task run", limits=limits(steering), order=self._best_first
+        )
+        self.chronicle.refresh()
+        self.decided += decisions
+        for one in refused:
+            self.say(f"not decided: {one.experiment_id}: {one.error}")
+        for decision in self._lines.missing(list(self.chronicle.latest.values())):
+            if remark := take_home(self.lab, decision):
+                self.say(remark)
+            self.emit(self._lines.write(decision))
+        self.source.tidy()
+        if decisions:
+            sync(self.lab.layout, light=True)
+
+    def _best_first(self, names: Sequence[str]) -> list[str]:
+        values: dict[str, float | None] = {}
+        for name in names:
+            with suppress(FileNotFoundError, RecordError):
+                values[name] = finite(read_json(self.lab.layout.run(name).result)["metric_value"])
+        return best_first(values, self.lab.task.objective.direction)
+
+    # ── what a killed loop left ───────────────────────────────────────────────────────────
+
+    def _collect_what_runs(self) -> None:
+        """Wait for what still runs, collect it, and forget what was never begun."""
+        layout = self.lab.layout
+        for name in recovery.uncollected(layout):
+            handle = Handle(name)
+            if self.executor.poll(handle) == "running":
+                self.say(f"waiting for {name}, which an earlier loop began")
+                iteration.follow(self.lab, self.executor, handle, self.watch)
+        self.watch.ended()
+        recovery.collect_ended(self.lab.repository, layout)
+        self.chronicle.refresh()
+        for name in list(self.chronicle.undecided):
+            if not layout.run(name).folder.is_dir() and self._is_ours(name):
+                iteration.forget(self.lab, name)
+
+    def _is_ours(self, name: str) -> bool:
+        with suppress(FileNotFoundError, RecordError, KeyError, TypeError):
+            return bool(read_json(self.lab.layout.plan(name))["tag"] == self.lab.tag)
+        return False

@@ -1,0 +1,143 @@
+"""Where the changes of a round come from: the task's program, a search over knobs, or people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.iteration import Request
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import RecordError
+from autohypothesis.fleet.live.steering import SteeringFiles
+from autohypothesis.fleet.observer.situation import situation
+from autohypothesis.fleet.observer.tried import Library, Reference
+from autohypothesis.fleet.observer.vetting import Vetting
+from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.queue import inbox
+from autohypothesis.fleet.queue.chronicle import Chronicle
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.files import read_bytes
+from schema import Brief, Decision, Hypothesis, now
+
+ASKED = 3
+"""How often a proposer is asked when nothing that it said could be used."""
+DIFF_LIMIT = 64 << 20
+
+
+class Source(Protocol):
+    """Has changes to try, a round at a time."""
+
+    def next(self, count: int) -> Sequence[Request]:
+        """At most `count` requests; none when there is nothing left to try."""
+
+    def tidy(self) -> None:
+        """Something was decided."""
+
+
+class Program:
+    """The task's own program: each time it is asked it makes one change, whatever that is."""
+
+    def __init__(self, lab: Lab, chronicle: Chronicle, seed: int) -> None:
+        self._lab = lab
+        self._chronicle = chronicle
+        self._seed = seed
+
+    def next(self, count: int) -> list[Request]:
+        """What says nothing yet is run again first; seeds go on where the tag has come to."""
+        again = list(self._again())[:count]
+        first = self._seed + sum(1 for _ in self._chronicle.experiments())
+        return again + [
+            Request(Change.by_mutator(), mutation_seed=first + number)
+            for number in range(count - len(again))
+        ]
+
+    def tidy(self) -> None: ...
+
+    def _again(self) -> Iterator[Request]:
+        """Changes whose run was disturbed, or won against a reference that has moved since."""
+        for decision in list(self._chronicle.latest.values()):
+            name = decision.hypothesis_id
+            if not decision.requeue or self._chronicle.verdict(name) is not decision:
+                continue
+            run = self._lab.layout.run(decision.experiment_id)
+            try:
+                diff = read_bytes(run.diff, DIFF_LIMIT).decode("utf-8", "surrogateescape")
+            except (FileNotFoundError, RecordError):
+                continue  # it was lost before there was a change
+            if diff:
+                title = self._lab.repository.subject(decision.commit)
+                yield Request(Change.from_patch(diff), title=title, hypothesis_id=name)
+
+
+class Queued:
+    """Hypotheses of the queue, best first; a proposer fills it when it is empty."""
+
+    def __init__(
+        self, lab: Lab, chronicle: Chronicle, queue: Queue, proposer: Proposer | None
+    ) -> None:
+        self._lab = lab
+        self._chronicle = chronicle
+        self._queue = queue
+        self._proposer = proposer
+        self._library = Library(lab, chronicle)
+        self._steering = SteeringFiles(lab.layout)
+
+    def next(self, count: int) -> list[Request]:
+        inbox.take_inbox(self._queue)
+        self.tidy()
+        refused: dict[str, str] = {}
+        for _ in range(ASKED):
+            missing = count - len(self._queue.pending())
+            if (
+                missing <= 0
+                or self._proposer is None
+                or self._ask(self._proposer, missing, refused)
+            ):
+                break
+        return [_request(one) for one in self._queue.pending()[:count]]
+
+    def tidy(self) -> None:
+        """What was decided for good is done, also after a kill."""
+        for one in self._queue.pending():
+            decision = self._chronicle.verdict(one.hypothesis_id)
+            if decision is not None and not decision.requeue:
+                self._queue.abandon(one.hypothesis_id, _outcome(decision), closed="completed")
+
+    def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
+        """Whether anything of what it says is of use; it is vetted as in a fleet."""
+        self._library.refresh()
+        steering = self._steering.combined()
+        reference = Reference.of(self._lab, self._library, self._lab.reference())
+        told = situation(
+            self._lab, self._chronicle, self._library, reference, steering=steering,
+            waiting=self._queue.open(), closed=self._queue.done(),
+            brief=Brief(generated_at=now()),
+        )  # fmt: skip
+        vetting = Vetting(self._library, reference, self._chronicle, steering)
+        taken = 0
+        for proposal in proposer.propose(replace(told, refused=dict(refused)), count):
+            reason = vetting.reason(proposal, self._queue.open())
+            if reason:
+                refused[proposal.title] = reason
+            else:
+                self._queue.add(proposal, proposer=proposer.name)
+                taken += 1
+        return taken > 0
+
+
+def _outcome(decision: Decision) -> str:
+    return f"{decision.decision_status}: {decision.reason}"
+
+
+def _request(hypothesis: Hypothesis) -> Request:
+    return Request(
+        Change.of(hypothesis),
+        title=hypothesis.title,
+        rationale=hypothesis.rationale,
+        hypothesis_id=hypothesis.hypothesis_id,
+        replicates=hypothesis.replicates,
+        seed=hypothesis.seed,
+        prediction=hypothesis.prediction,
+    )
