@@ -49,6 +49,10 @@ class ChangeError(AutohypothesisError):
     """A change cannot be applied, touches what it may not, or changes nothing."""
 
 
+class ConflictError(ChangeError):
+    """A patch was made against another text than the one it is to be applied to."""
+
+
 class NothingNewError(ChangeError):
     """A change that changes nothing, or only what was tried before: there is nothing to run."""
 

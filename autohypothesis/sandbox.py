@@ -76,13 +76,9 @@ def isolated_command(
 
 
 def _private_folders() -> list[Path]:
-    """/tmp and the home folder; neither where it is the top of the disk, nor one in the other."""
+    """/tmp and the home folder, the outer one first where one is in the other."""
     wanted = {_real(Path(tempfile.gettempdir())), _real(Path("/tmp")), _real(Path.home())}
-    return sorted(
-        one
-        for one in wanted
-        if one.is_dir() and one != Path("/") and not any(_is_below(one, o) for o in wanted - {one})
-    )
+    return sorted(one for one in wanted if one.is_dir() and one != Path("/"))
 
 
 def _programs(command: Sequence[str]) -> set[Path]:

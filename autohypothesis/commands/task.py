@@ -60,7 +60,7 @@ def run(
     from autohypothesis.engine.housekeeping import pack_when_due
 
     lab = _opened(context, path, repo)
-    loop = _loop(lab.with_tag(tag or lab.task.id), parallel, seed)
+    loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
     try:
         decided = loop.run(iterations)
     finally:
@@ -151,7 +151,8 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Lab:
     return laboratory(context, repo, task=file)
 
 
-def _loop(lab: Lab, parallel: int, seed: int) -> Loop:
+def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
+    """The loop of one task, not begun."""
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine.devices import lanes
     from autohypothesis.fleet.artifact.loop import Loop

@@ -15,6 +15,7 @@ from autohypothesis.engine.mutator import MutatorError
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
+    ConflictError,
     NothingNewError,
     PreflightError,
 )
@@ -35,7 +36,7 @@ class RefusedError(ChangeError):
 
 def kind_of(error: AutohypothesisError) -> FailureKind | None:
     """What a refusal stands for; None for an error that says nothing about the change."""
-    if isinstance(error, NothingNewError):
+    if isinstance(error, (NothingNewError, ConflictError)):
         return "nothing_new"
     if isinstance(error, MutatorError):
         return error.kind

@@ -19,6 +19,7 @@ from autohypothesis.engine.failures import classify
 from autohypothesis.engine.launch import ScoreCommand
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.pump import read_tail
+from autohypothesis.engine.shim_report import json_objects
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
@@ -129,23 +130,32 @@ class CommandScorer:
         )
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
-        answer = record.score or {}
-        if answer.get("exit_code") != 0:
-            problem = answer.get("error") or "the scorer did not run"
-            kind = _not_the_candidate(run, answer) or "no_metric"
-            return Score(None, problem=f"the scorer failed: {problem}", kind=kind)
-        parse = self.task.scorer.parse
+        answer, parse = record.score or {}, self.task.scorer.parse
+        error = str(answer.get("error") or "")
+        if answer.get("exit_code") != 0 or (error and parse.pattern is None):
+            problem = f"the scorer failed: {error or 'it did not run'}"
+            return Score(None, problem=problem, kind=self._kind_of(run, answer, error))
+        text = _text(run.score_log)
+        found: list[tuple[object, object]]
         if parse.pattern is not None:
-            found = _matches(_text(run.score_log), parse.pattern)
-            if len(found) > 1:
-                problem = f"the scorer printed {len(found)} scores; one run has one"
-                return Score(None, problem=problem, kind="invalid")
-            return self._scored(found[0] if found else None, {})
-        result = answer.get("result") or {}
-        metrics = result.get(parse.metrics_field)
-        return self._scored(
-            result.get(parse.score_field), metrics if isinstance(metrics, dict) else {}
-        )
+            found = [(number, {}) for number in _matches(text, parse.pattern)]
+        else:
+            found = [
+                (one[parse.score_field], one.get(parse.metrics_field))
+                for one in json_objects(text)
+                if parse.score_field in one
+            ]
+        if len(found) > 1:
+            problem = f"the scorer printed {len(found)} scores; one run has one"
+            return Score(None, problem=problem, kind="invalid")
+        score, metrics = found[0] if found else (None, {})
+        return self._scored(score, metrics if isinstance(metrics, dict) else {})
+
+    def _kind_of(self, run: RunPaths, answer: Mapping[str, Any], error: str) -> FailureKind:
+        """A candidate may keep a scorer busy for ever, so its time is the candidate's doing."""
+        if error.startswith(TIMED_OUT):
+            return "timeout"
+        return _not_the_candidate(run, answer) or "no_metric"
 
     def _scored(self, text: object, metrics: Mapping[str, Any]) -> Score:
         value = finite(text)

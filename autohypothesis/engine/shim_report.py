@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
@@ -76,15 +77,21 @@ def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any
 
 def last_json_object(text: str) -> dict[str, Any] | None:
     """The last line that is a JSON object."""
-    for line in reversed(text.splitlines()):
+    return next(json_objects(text, reversed), None)
+
+
+def json_objects(
+    text: str, order: Callable[[list[str]], Iterable[str]] = iter
+) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects."""
+    for line in order(text.splitlines()):
         if line.startswith("{"):
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError):
                 continue
             if isinstance(value, dict):
-                return value
-    return None
+                yield value
 
 
 def _status(run: ShimRun) -> tuple[str, str | None]:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from autohypothesis.errors import ChangeError, GitError, LockError
+from autohypothesis.errors import ConflictError, GitError, LockError
 from autohypothesis.records.git_call import call
 from autohypothesis.records.git_facts import (
     Answer,
@@ -243,7 +243,7 @@ class Repository:
         """The tree of `base` with a unified diff applied, wholly or not at all.
 
         Raises:
-            ChangeError: the patch does not apply; git's words name the hunk.
+            ConflictError: the patch does not apply; git's words name the hunk.
         """
         content = patch.encode("utf-8", "surrogateescape")
         with self._index(base) as index:
@@ -254,7 +254,7 @@ class Repository:
                 accept=(0, 1, 128),
             )
             if answer.status:
-                raise ChangeError(
+                raise ConflictError(
                     f"the patch does not apply to {base[:12]}: {answer.reason}",
                     hint=f"make it against that commit: git show {base[:12]}",
                 )

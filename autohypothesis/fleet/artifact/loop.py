@@ -95,9 +95,8 @@ class Loop:
             if not requests:
                 self.say("nothing is left to try")
                 return
-            told = self._round(requests)
-            done += told
-            lost = 0 if told else lost + 1
+            done += len(requests)
+            lost = 0 if self._round(requests) else lost + 1
             if lost >= MOST_LOST:
                 raise SettleError(
                     f"{lost} rounds in a row were lost: {self.decided[-1].detail}",

@@ -1,0 +1,283 @@
+"""Mutators, runners and scorers that misbehave: a typed record in time, the workspace as it was.
+
+Each runs in the sandbox, and on a machine without bubblewrap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autohypothesis import sandbox
+from tests.artifact.conftest import MUTATE, SCORE, Letters, Ran
+from tests.conftest import ROOT, run_git
+
+EDIT = "open('tasks/letters/text.txt', 'a').write('xx\\n')\n"
+
+# name, what the mutator does, (status, reason), words of the detail
+MUTATORS = [
+    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 3 s"),
+    (
+        "ignores what ends it and forks",
+        "import os, signal, time\n"
+        "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+        "    signal.signal(number, signal.SIG_IGN)\n"
+        "for _ in range(3):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid()\n"
+        "time.sleep(600)",
+        ("crash", "timeout"), "longer than 3 s",
+    ),
+    (
+        "leaves a daemon that writes on",
+        "import os, time\n" + EDIT + "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    [os.close(fd) for fd in (0, 1, 2)]\n"
+        "    while True:\n"
+        "        open('tasks/letters/text.txt', 'a').write('x')\n"
+        "        time.sleep(0.01)",
+        ("keep", "improved"), "",
+    ),
+    (
+        "prints 1 GB",
+        "import sys\n[sys.stdout.write('y' * (1 << 20)) for _ in range(1024)]",
+        ("crash", "code_error"), "printed more than",
+    ),
+    ("fails", "raise SystemExit('no idea')", ("crash", "code_error"), "no idea"),
+    ("changes nothing", "print('nothing')", ("discard", "nothing_new"), "change nothing"),
+    (
+        "writes beside the artifacts",
+        EDIT + "open('tasks/letters/more.txt', 'w').write('x')",
+        ("crash", "invalid"), "tasks/letters/more.txt",
+    ),
+    (
+        "edits the scorer",
+        EDIT + "open('tasks/letters/score.py', 'w').write('print({\"score\": 99})')",
+        ("crash", "invalid"), "tasks/letters/score.py may not change",
+    ),
+    (
+        "deletes the repository's files",
+        "import shutil, os\n[shutil.rmtree(n) if os.path.isdir(n) else os.unlink(n)"
+        " for n in os.listdir('.') if n != '.git']",
+        ("crash", "invalid"), "may not change",
+    ),
+    (
+        "makes a link of an artifact",
+        "import os\nos.unlink('tasks/letters/text.txt')\n"
+        "os.symlink('/etc/passwd', 'tasks/letters/text.txt')",
+        ("crash", "invalid"), "becomes a symbolic link",
+    ),
+    (
+        "deletes an artifact",
+        "import os\nos.unlink('tasks/letters/text.txt')",
+        ("crash", "invalid"), "is deleted",
+    ),
+    (
+        "changes its own task file",
+        EDIT + "p = 'tasks/letters/task.yaml'\nt = open(p).read()\n"
+        "open(p, 'w').write(t.replace('0.5', '0.0'))",
+        ("crash", "invalid"), "tasks/letters/task.yaml may not change",
+    ),
+    (
+        "makes one file too large",
+        "open('tasks/letters/text.txt', 'w').write('x' * 3_000_000)",
+        ("crash", "invalid"), "max_bytes",
+    ),
+    ("says no UTF-8", EDIT + "import os\nos.write(1, b'\\xff\\xfe\\n')", ("keep", "improved"), ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "came", "words"), [one[1:] for one in MUTATORS], ids=[one[0] for one in MUTATORS]
+)
+def test_a_mutator_that(
+    letters: Letters, isolation: str, code: str, came: tuple[str, str], words: str
+) -> None:
+    letters.write(mutate=code + "\n", timeout=3)
+    before, began = letters.state(), time.monotonic()
+    ran = letters.once()
+    assert time.monotonic() - began < 60
+    line = ran.only
+    assert (line["status"], line["reason"]) == came, ran.said
+    assert words in line["detail"]
+    assert line["sandbox"] == isolation
+    after = letters.state()
+    if came[0] != "keep":
+        assert after == before
+        assert line["candidate_score"] is None
+    assert_goes_on(letters)
+
+
+def assert_goes_on(letters: Letters) -> None:
+    """What a bad program left is in nobody's way."""
+    letters.write(mutate=EDIT)
+    assert letters.once().only["status"] == "keep"
+
+
+def test_a_mutator_that_deletes_the_users_files_is_undone(letters: Letters, isolation: str) -> None:
+    """By their absolute paths: in the sandbox they are read-only, elsewhere they are put back."""
+    root = letters.root
+    code = (
+        "import os\n"
+        f"for name in ('README.md', 'tasks/letters/score.py'):\n"
+        f"    os.unlink(os.path.join({str(root)!r}, name))\n"
+    )
+    letters.write(mutate=code)
+    (root / "README.md").write_text("edited by its owner, and not committed\n")
+    before = letters.state()
+    ran = letters.once()
+    assert ran.only["status"] == "crash"
+    assert letters.state() == before
+    assert (root / "README.md").read_text() == "edited by its owner, and not committed\n"
+    said = (
+        "Read-only" if isolation == "bwrap" else "changed README.md, tasks/letters/score.py of your"
+    )
+    assert said in ran.only["detail"]
+
+
+def test_a_mutator_that_replaces_the_link_to_git_runs_nothing_of_its_own(
+    letters: Letters, isolation: str
+) -> None:
+    evil = letters.root.parent / "evil"
+    code = f"import os\nopen('.git', 'w').write('gitdir: {evil}\\n')\n" + EDIT
+    evil.mkdir()
+    letters.write(mutate=code)
+    ran = letters.once()
+    assert ran.only["status"] == "crash"
+    assert_goes_on(letters)
+
+
+def test_the_sandbox_hides_the_home_the_network_and_the_disk(letters: Letters) -> None:
+    if not sandbox.can_isolate():
+        pytest.skip("bwrap is missing or may not run")
+    home = letters.root.parent / "home"
+    home.mkdir()
+    (home / "key").write_text("secret")
+    code = (
+        "import os, socket, pathlib\n"
+        "print(sorted(os.listdir(os.path.expanduser('~'))), end=' ')\n"
+        "print(len(socket.if_nameindex()), end=' ')\n"
+        "try:\n    open('/etc/mine', 'w')\nexcept OSError as e:\n    print(e.errno, end=' ')\n"
+        "pathlib.Path('/tmp/mine').write_text('x'); pathlib.Path('~/mine').expanduser()"
+        ".write_text('x')\n"
+        "print()\n" + EDIT
+    )
+    letters.write(mutate=code)
+    ran = letters.run(env={"HOME": str(home)})
+    assert ran.only["description"] == "[] 1 30", ran.said  # EROFS
+    assert not Path("/tmp/mine").exists() and not (home / "mine").exists()
+
+
+# name, the scorer, (status, reason), words of the detail
+SCORERS = [
+    ("prints two scores", SCORE + SCORE.replace("text.count", "1 + text.count"),
+     ("crash", "invalid"), "2 scores"),
+    ("prints NaN", "print('{\"score\": NaN}')", ("crash", "no_metric"), "no finite letters"),
+    ("prints infinity", "print('{\"score\": 1e999}')", ("crash", "no_metric"), "no finite"),
+    ("prints text", "print('quite good')", ("crash", "no_metric"), "no JSON"),
+    ("prints a score in words", "print('{\"score\": \"good\"}')", ("crash", "no_metric"), "'good'"),
+    ("prints nothing", "", ("crash", "no_metric"), "no JSON"),
+    ("fails", "raise SystemExit(3)", ("crash", "no_metric"), "exited 3"),
+    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 2 s"),
+    ("prints nested JSON that is far too deep", "print('{\"score\":' + '[' * 100_000)",
+     ("crash", "no_metric"), "no JSON"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("code", "came", "words"), [one[1:] for one in SCORERS], ids=[one[0] for one in SCORERS]
+)
+def test_a_scorer_that(letters: Letters, code: str, came: tuple[str, str], words: str) -> None:
+    """The reference has its score already; the rubric spoils when it sees an x."""
+    spoiled = "".join(f"    {line}\n" for line in code.splitlines()) or "    pass\n"
+    honest = SCORE.replace("print(", "if 'x' not in text:\n    print(")
+    score = honest + f"if 'x' in text:\n{spoiled}"
+    letters.write(mutate=EDIT, score=score)
+    task = letters.folder / "task.yaml"
+    task.write_text(
+        task.read_text().replace("timeout_seconds: 20}\nobj", "timeout_seconds: 2}\nobj")
+    )
+    run_git(letters.root, "commit", "-qam", "two seconds", "--allow-empty")
+    before = letters.state()
+    line = letters.once().only
+    assert (line["status"], line["reason"]) == came
+    assert words in line["detail"]
+    assert letters.state() == before
+
+
+def test_a_baseline_without_a_score_ends_the_loop_and_says_why(letters: Letters) -> None:
+    letters.write(score="raise SystemExit('no rubric')")
+    ran = letters.once(3)
+    assert ran.code == 1 and ran.lines == []
+    assert "no letters" in ran.said and "orchestrator.py show" in ran.said
+
+
+RUNNER = "run: {{command: [python, tasks/letters/run.py], device: cpu}}"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("open('tasks/letters/score.py', 'a').write('#')", "tasks/letters/score.py was changed"),
+        ("open('tasks/letters/text.txt', 'a').write('xxx')", "tasks/letters/text.txt was changed"),
+        ("import os; os.unlink('README.md')", "README.md was deleted"),
+    ],
+)  # fmt: skip
+def test_a_runner_that_touches_the_rubric_is_invalid(
+    letters: Letters, isolation: str, code: str, words: str
+) -> None:
+    """The candidate is the program itself: what it does when it is run is its own idea."""
+    letters.write(mutate=f"open('tasks/letters/text.txt', 'a').write({code + chr(10)!r})\n")
+    (letters.folder / "run.py").write_text(
+        "from pathlib import Path\nexec(Path('tasks/letters/text.txt').read_text())\n"
+    )
+    letters.text.write_text("a = 'x'\n")
+    task = letters.folder / "task.yaml"
+    text = task.read_text().replace("run: {device: cpu}", RUNNER.format())
+    task.write_text(text.replace("mutate.py]\nmut", "mutate.py, run.py]\nmut"))
+    run_git(letters.root, "add", "-A")
+    run_git(letters.root, "commit", "-qm", "a runner")
+    before = letters.state()
+    ran = letters.once()
+    assert (ran.only["status"], ran.only["reason"]) == ("crash", "invalid"), ran.said
+    assert words in ran.only["detail"]
+    assert letters.state() == before
+
+
+def on_small_disk(letters: Letters, *words: str) -> Ran:
+    """`task run` where the repository lies on a memory file system of 24 MB, as its own copy."""
+    script = (
+        f"cp -a {letters.root}/. {letters.root}.small/ && cd {letters.root}.small && "
+        f"{sys.executable} {ROOT / 'orchestrator.py'} task run tasks/letters {' '.join(words)}; "
+        "code=$?; git status --porcelain >&2; exit $code"
+    )
+    (letters.root.parent / f"{letters.root.name}.small").mkdir()
+    command = sandbox.sandbox_command(
+        ["sh", "-c", script], tmpfs=f"{letters.root}.small", tmpfs_bytes=24 << 20
+    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    return Ran(done.returncode, lines, done.stderr)
+
+
+def test_a_mutator_that_fills_the_disk_has_its_record(letters: Letters) -> None:
+    if not sandbox.has_sandbox():
+        pytest.skip("bwrap is missing or may not run")
+    code = (
+        "block = b'x' * (1 << 20)\n"
+        "with open('tasks/letters/ballast', 'wb') as file:\n"
+        "    while True:\n"
+        "        file.write(block)\n"
+    )
+    letters.write(mutate=code + MUTATE, more="sandbox: none\n")
+    ran = on_small_disk(letters)
+    assert ran.lines, ran.said
+    assert (ran.only["status"], ran.only["reason"]) == ("crash", "infra")
+    assert "No space left on device" in ran.only["detail"]
+    assert " M " not in ran.said and " D " not in ran.said

@@ -1,0 +1,286 @@
+"""The loop over a task: what is kept, where it goes, and what a kill or a second loop costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.artifact.conftest import MUTATE, SCORE, Letters
+from tests.conftest import run_git
+
+FIELDS = {
+    "task_id", "status", "reason", "candidate_score", "diff_summary", "iteration_id",
+    "baseline_score", "baseline_hash", "candidate_hash", "metrics", "changed_files", "added",
+    "removed", "durations", "exit_codes", "sandbox", "started_at",
+}  # fmt: skip
+
+
+def test_what_is_better_is_kept_and_the_users_branch_follows(letters: Letters) -> None:
+    before = letters.state()["head"]
+    ran = letters.run("--iterations", "4", "--seed", "0")
+    assert ran.code == 0, ran.said
+    assert len(ran.lines) == 4 and all(line.keys() >= FIELDS for line in ran.lines)
+    assert {line["status"] for line in ran.lines} == {"keep", "discard"}
+    kept = [line for line in ran.lines if line["status"] == "keep"]
+    assert kept[0]["baseline_score"] == 0 and kept[0]["candidate_score"] > 0
+    assert kept[0]["metrics"]["lines"] == 2 and kept[0]["changed_files"] == [
+        "tasks/letters/text.txt"
+    ]
+    head = run_git(letters.root, "rev-parse", "HEAD")
+    assert head == kept[-1]["commit"] != before
+    assert head == run_git(letters.root, "rev-parse", "autoresearch/letters")
+    assert letters.text.read_text().count("x") == kept[-1]["candidate_score"]
+    assert run_git(letters.root, "status", "--porcelain") == ""
+    assert letters.kept_lines() == ran.lines
+
+
+def test_what_is_not_better_leaves_the_checkout_as_it_was(letters: Letters) -> None:
+    before = letters.state()
+    ran = letters.run("--seed", "0")  # the baseline is experiment 1, so its seed is odd: a y
+    assert (ran.only["status"], ran.only["reason"]) == ("discard", "within_noise")
+    assert letters.state() == before
+    ref = f"refs/experiments/{ran.only['iteration_id']}"
+    assert run_git(letters.root, "rev-parse", ref) == ran.only["commit"]
+
+
+def test_a_branch_that_is_dirty_or_elsewhere_is_left_alone_and_told(letters: Letters) -> None:
+    (letters.root / "README.md").write_text("edited, and not committed\n")
+    before = letters.state()
+    ran = letters.run("--seed", "1")
+    assert ran.only["status"] == "keep"
+    assert letters.state() == before
+    assert "adopt" in ran.said and "not committed" in ran.said
+    run_git(letters.root, "checkout", "-q", "README.md")
+    run_git(letters.root, "switch", "-qc", "elsewhere")
+    (letters.root / "other.txt").write_text("mine")
+    run_git(letters.root, "add", "-A")
+    run_git(letters.root, "commit", "-qm", "mine")
+    ran = letters.run("--seed", "2")
+    assert "which your branch is not built on" in ran.said
+    assert ran.only["status"] == "keep" and ran.only["baseline_score"] > 0
+    assert run_git(letters.root, "log", "-1", "--format=%s") == "mine"
+
+
+def test_what_the_user_commits_is_where_the_search_goes_on(letters: Letters) -> None:
+    letters.run("--seed", "1")
+    letters.text.write_text("xxxxxxxx\n")
+    run_git(letters.root, "commit", "-qam", "by hand")
+    ran = letters.run("--seed", "2")
+    assert "goes on from your commit" in ran.said
+    assert ran.only["baseline_score"] == 8
+
+
+def test_another_rubric_is_measured_before_anything_is_compared_with_it(letters: Letters) -> None:
+    letters.run("--seed", "1")
+    letters.write(score=SCORE.replace('text.count("x")', '100 + text.count("x")'))
+    ran = letters.run("--seed", "1")
+    assert ran.only["baseline_score"] > 100
+
+
+BOTH_ENDS = MUTATE.replace('"xy"[seed % 2]', '"x"').replace(
+    'text.read_text() + letter * (1 + seed % 3) + "\\n"',
+    '"xxx\\n" + text.read_text() if seed % 2 else text.read_text() + "xx\\n"',
+)
+
+
+def test_a_round_is_decided_best_first_whoever_ends_last(letters: Letters) -> None:
+    """One puts three on top and is slower, one puts two below; then both are in."""
+    slow = SCORE.replace("print(", 'import time; time.sleep(text.count("xxx"))\nprint(')
+    letters.text.write_text("".join(f"{number}\n" for number in range(9)))
+    letters.write(mutate=BOTH_ENDS, score=slow)
+    ran = letters.run("--iterations", "2", "--parallel", "2")
+    assert [line["status"] for line in ran.lines] == ["keep", "discard"], ran.said
+    best, other = ran.lines
+    assert (best["candidate_score"], other["candidate_score"]) == (3, 2)
+    assert other["reason"] == "stale_base"
+    again = letters.run("--iterations", "1").only
+    assert again["iteration_id"].startswith(other["iteration_id"].rsplit("-", 1)[0])
+    assert (again["status"], again["candidate_score"]) == ("keep", 5)
+    assert again["description"] == other["description"]
+
+
+def test_two_of_a_round_that_touch_the_same_lines_are_not_tried_for_ever(letters: Letters) -> None:
+    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"x"'))
+    first = letters.run("--iterations", "2", "--parallel", "2").lines
+    assert [line["status"] for line in first] == ["keep", "discard"]
+    again, other = letters.run("--iterations", "2").lines
+    assert (again["status"], again["reason"]) == ("discard", "nothing_new")
+    assert "does not apply" in again["detail"]
+    assert other["exit_codes"]["mutator"] == 0
+
+
+def test_more_side_by_side_than_there_are_lanes_is_refused(letters: Letters) -> None:
+    ran = letters.run("--parallel", "999")
+    assert ran.code == 2 and "CPU lanes" in ran.said and not ran.lines
+
+
+def test_the_same_change_is_not_measured_until_it_is_lucky(letters: Letters) -> None:
+    letters.write(mutate=MUTATE.replace("letter * (1 + seed % 3)", '"y"'))
+    first, second = letters.run("--iterations", "2").lines
+    assert (first["status"], first["reason"]) == ("discard", "within_noise")
+    assert (second["status"], second["reason"]) == ("discard", "nothing_new")
+    assert first["iteration_id"] in second["detail"] and second["candidate_score"] is None
+    rows = (letters.root / "results.tsv").read_text().splitlines()
+    assert len(rows) == 3, rows  # header, baseline, the first
+
+
+def test_a_target_ends_the_loop(letters: Letters) -> None:
+    task = letters.folder / "task.yaml"
+    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"x"'))
+    task.write_text(task.read_text().replace("min_delta: 0.5", "min_delta: 0.5, target: 3"))
+    run_git(letters.root, "commit", "-qam", "a target")
+    ran = letters.run("--iterations", "0")
+    assert ran.code == 0 and ran.lines[-1]["candidate_score"] >= 3
+    assert letters.run("--iterations", "3").lines == []
+
+
+def test_patience_and_a_stop_in_the_steering_end_the_loop(letters: Letters) -> None:
+    letters.write(
+        mutate=MUTATE.replace('"xy"[seed % 2]', '"y" * seed'), more="policy: {patience: 3}\n"
+    )
+    assert len(letters.run("--iterations", "0").lines) == 3
+    letters.write(mutate=MUTATE, more="policy: {patience: 300}\n")
+    (letters.root / "research" / "steering.md").write_text("```steering\nstop: true\n```\n")
+    assert letters.run("--iterations", "5").lines == []
+
+
+def test_a_second_loop_is_refused_by_name(letters: Letters) -> None:
+    letters.write(mutate="import time\ntime.sleep(30)\n", timeout=30)
+    first = letters.start("task", "run", "tasks/letters")
+    try:
+        holder = letters.root / "research" / "locks" / "observer.holder.json"
+        until = time.monotonic() + 30
+        while not holder.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        second = letters.run()
+        assert second.code == 1 and "task run letters" in second.said
+        assert f"pid {first.pid}" in second.said
+    finally:
+        first.send_signal(signal.SIGINT)
+        first.communicate(timeout=60)
+
+
+def test_ctrl_c_ends_the_program_and_leaves_nothing_behind(letters: Letters) -> None:
+    marker = letters.root.parent / "started"
+    letters.write(
+        mutate=f"import time, os\nopen({str(marker)!r}, 'w')\ntime.sleep(60)\n",
+        timeout=60, more="sandbox: none\n",
+    )  # fmt: skip
+    before = letters.state()
+    process = letters.start("task", "run", "tasks/letters")
+    until = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert letters.state() == before
+    plans = list((letters.root / "research" / "plans").glob("h-*"))
+    assert plans == []
+
+
+@pytest.mark.parametrize("trial", range(4))
+def test_a_killed_loop_loses_nothing_and_doubles_nothing(letters: Letters, trial: int) -> None:
+    letters.write(score=SCORE.replace("print(", "import time; time.sleep(0.3)\nprint("))
+    chance = random.Random(trial)
+    for _ in range(3):
+        process = letters.start("task", "run", "tasks/letters", "--iterations", "0")
+        time.sleep(1.0 + 2.5 * chance.random())
+        process.kill()
+        process.communicate()
+    ran = letters.run("--iterations", "2")
+    assert ran.code == 0, ran.said
+    lines = letters.kept_lines()
+    ids = [line["iteration_id"] for line in lines]
+    assert len(ids) == len(set(ids))
+    decisions = [
+        json.loads(line)
+        for line in (letters.root / "research" / "decisions.jsonl").read_text().splitlines()
+    ]
+    decided = [one["experiment_id"] for one in decisions]
+    assert len(decided) == len(set(decided))
+    assert set(ids) == {one["experiment_id"] for one in decisions if one["base_commit"]}
+    for name in os.listdir(letters.root / "research" / "runs"):
+        assert name in decided, f"{name} was never decided"
+    reference = run_git(letters.root, "rev-parse", "autoresearch/letters")
+    assert reference == run_git(letters.root, "rev-parse", "HEAD")
+    assert run_git(letters.root, "status", "--porcelain") == ""
+
+
+def test_a_task_and_a_training_search_do_not_share_a_tag(letters: Letters) -> None:
+    (letters.root / "train.py").write_text('print("val_bpb: 1.5\\npeak_vram_mb: 1")\n')
+    run_git(letters.root, "add", "-A")
+    run_git(letters.root, "commit", "-qm", "a training")
+    letters.run("--seed", "1")
+    process = letters.start("run-experiment", "--baseline", "--settle", "--tag", "letters")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "is a search of task 'letters'" in said
+    process = letters.start("run-experiment", "--baseline", "--settle")
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.startswith("1.5"), said
+    assert letters.run("--seed", "1").only["baseline_score"] > 0
+
+
+def test_an_implementer_makes_what_people_put_into_words(letters: Letters) -> None:
+    words = "text.write_text(text.read_text() + told['instructions'])\n"
+    task = letters.folder / "task.yaml"
+    letters.write(
+        mutate=MUTATE.replace("text.write_text(text.read_text() + letter", words + "0 and (letter")
+    )
+    task.write_text(
+        task.read_text().replace(
+            "type: command, command: [python, tasks/letters/mutate",
+            "type: implementer, command: [python, tasks/letters/mutate",
+            1,
+        )
+    )
+    run_git(letters.root, "commit", "-qam", "an implementer")
+    idea = {"title": "three of them", "instructions": "xxx\n"}
+    inbox = letters.root / "research" / "inbox"
+    inbox.mkdir(parents=True)
+    (inbox / "idea.json").write_text(json.dumps(idea))
+    ran = letters.run("--iterations", "5")
+    assert ran.only["description"] == "three of them" and ran.only["candidate_score"] == 3
+    assert "nothing is left" in ran.said
+
+
+def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -> None:
+    def checked(*words: str) -> subprocess.CompletedProcess[str]:
+        process = letters.start("task", "check", "tasks/letters", *words)
+        out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess([], process.returncode, out, err)
+
+    good = checked("--json")
+    report = json.loads(good.stdout)
+    assert good.returncode == 0 and report["ok"]
+    assert report["artifacts"] == ["tasks/letters/text.txt"] and report["protected"] == 2
+    (letters.folder / "mutate.py").unlink()
+    run_git(letters.root, "rm", "-q", "--cached", "tasks/letters/mutate.py")
+    task = letters.folder / "task.yaml"
+    task.write_text(task.read_text().replace(", mutate.py]", "]"))
+    bad = checked()
+    assert bad.returncode == 1 and "there is no script 'tasks/letters/mutate.py'" in bad.stdout
+    task.write_text(task.read_text().replace("mutator:", "mutater:"))
+    wrong = checked()
+    assert wrong.returncode == 2 and "did you mean 'mutator'" in wrong.stderr
+
+
+def test_the_published_wrapper_runs_one_iteration(letters: Letters, tmp_path: Path) -> None:
+    import sys
+
+    from tests.conftest import ROOT
+
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "run_task.py"), "--task", "tasks/letters/task.yaml",
+         "--seed", "1"],
+        cwd=letters.root, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    assert [json.loads(line)["status"] for line in answer.stdout.splitlines()] == ["keep"]
