@@ -546,6 +546,8 @@ class Terms(Tolerant):
 
     task: str = ""
     """Id of the task that is searched: a tag has one. Older manifests do not say."""
+    task_file: str = ""
+    """Its file, from the root; empty for the repository's default one."""
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []

@@ -76,13 +76,18 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
 
 
 def make_repository(root: Path) -> None:
+    fill(root)
+    Repository.create(root, "start")
+
+
+def fill(root: Path) -> None:
+    """The files of a repository, not committed."""
     root.mkdir(parents=True)
     (root / "train.py").write_text(SCRIPT)
     for number in range(FILES - 1):
         path = root / f"part{number % 10}" / f"file{number}.txt"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"{number}\n" * 40)
-    Repository.create(root, "start")
 
 
 def one(lab: Lab, executor: LocalExecutor, number: int) -> dict[str, float]:

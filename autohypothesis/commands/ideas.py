@@ -93,10 +93,11 @@ def propose(
     Prints its id. Examples: `orchestrator.py propose --set MATRIX_LR=0.03 --rationale "..."`,
     `orchestrator.py propose --diff --title "squared ReLU"`
     """
+    from autohypothesis.engine.lab import Lab
     from autohypothesis.fleet.observer.suggestion import check_worker, suggest
     from autohypothesis.fleet.queue.states import Queue
 
-    lab = laboratory(context, repo)
+    lab = Lab.of_search(repository_path(context, repo))
     queue = Queue(lab.layout, lab.active())
     if worker is not None:
         check_worker(lab, _workers(lab.layout), worker)
@@ -110,7 +111,7 @@ def propose(
         print_json(_document(queue, identity))
         return
     out().print(identity, markup=False)
-    _remark(proposal, worker)
+    _remark(lab, proposal, worker)
 
 
 def _change(
@@ -192,11 +193,11 @@ def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any
         ) from None
 
 
-def _remark(proposal: Proposal, worker: str | None) -> None:
+def _remark(lab: Lab, proposal: Proposal, worker: str | None) -> None:
     """On stderr: stdout has the id, for whoever pipes it."""
     where = f"given to {worker}" if worker else "waits in the queue"
     err().print(f"{where}; watch it: python orchestrator.py hypotheses", soft_wrap=True)
-    if proposal.instructions:
+    if proposal.instructions and lab.task.mutator.command is None:
         said = "these are words: somebody has to turn them into a change, and propose that"
         err().print(said, style="yellow", markup=False, soft_wrap=True)
 

@@ -68,6 +68,21 @@ class Lab:
         active = checked_id(tag) if tag else active_tag(layout)
         return cls(repository, layout, chosen, active)
 
+    @classmethod
+    def of_search(cls, path: Path) -> Lab:
+        """The same with the task of the active search, wherever its file is.
+
+        Raises:
+            GitError, TaskError: as `open`.
+        """
+        layout = Layout(Repository.find(path).root)
+        try:
+            manifest = Manifest.model_validate(read_json(layout.manifest))
+        except (FileNotFoundError, RecordError, ValidationError):
+            return cls.open(path)
+        file = layout.root / manifest.task_file
+        return cls.open(path, task=file if manifest.task_file and file.is_file() else None)
+
     def with_tag(
         self,
         tag: str | None = None,
@@ -162,7 +177,8 @@ class Lab:
         terms = earlier.get(tag, Terms())
         if inputs is not None or not terms.inputs:
             terms = terms.model_copy(update={"inputs": self._locate(inputs)})
-        terms = terms.model_copy(update={"task": self.task.id})
+        said = {"task": self.task.id, "task_file": self.task.source}
+        terms = terms.model_copy(update=said)
         return Manifest(
             tag=tag,
             created_at=now(),

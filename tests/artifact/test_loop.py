@@ -249,6 +249,10 @@ def test_an_implementer_makes_what_people_put_into_words(letters: Letters) -> No
     ran = letters.run("--iterations", "5")
     assert ran.only["description"] == "three of them" and ran.only["candidate_score"] == 3
     assert "nothing is left" in ran.said
+    process = letters.start("propose", "--instructions", "xx", "--title", "two more")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "somebody has to" not in said, said
+    assert letters.run("--iterations", "5").only["candidate_score"] == 5
 
 
 def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -> None:

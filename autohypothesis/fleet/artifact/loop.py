@@ -82,7 +82,7 @@ class Loop:
             with self._worktrees() as self.workers:
                 if remark := meet_user(self.lab):
                     self.say(remark)
-                self._decide()
+                self.decide()
                 self._measure_reference()
                 self._rounds(iterations)
         return self.decided
@@ -118,15 +118,11 @@ class Loop:
     def _round(self, requests: Sequence[Request]) -> int:
         """Make the changes, run them side by side, decide; how many told anything."""
         before = len(self.decided)
-        specs = self._made(requests)
-        try:
-            iteration.execute(self.lab, self.executor, specs, self.watch)
-        finally:
-            self.watch.ended()
-        self._decide()
+        self.execute(self.make(requests))
+        self.decide()
         return sum(not is_lost(one) for one in self.decided[before:])
 
-    def _made(self, requests: Sequence[Request]) -> list[RunSpec]:
+    def make(self, requests: Sequence[Request]) -> list[RunSpec]:
         """The candidates; what is refused has a bundle to decide. Programs work side by side."""
         called_off = Event()
 
@@ -153,6 +149,13 @@ class Loop:
                     raise
         return [spec for spec in made if spec is not None]
 
+    def execute(self, specs: Sequence[RunSpec]) -> None:
+        """Run candidates side by side, and collect them."""
+        try:
+            iteration.execute(self.lab, self.executor, specs, self.watch)
+        finally:
+            self.watch.ended()
+
     def _measure_reference(self) -> None:
         """Run the reference as it stands, unless that was done with this very task."""
         reference = self.lab.reference()
@@ -161,11 +164,8 @@ class Loop:
         self.say(f"measuring {reference[:7]}, which every change is compared with")
         before = len(self.decided)
         spec = iteration.plan(self.lab, Request(Change.none()), self.workers[0], self.executor)
-        try:
-            iteration.execute(self.lab, self.executor, [spec], self.watch)
-        finally:
-            self.watch.ended()
-        self._decide()
+        self.execute([spec])
+        self.decide()
         own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
         if not own or own[0].metric_value is None:
             why = f"{own[0].reason}: {own[0].detail}" if own else "it is not decided"
@@ -189,7 +189,7 @@ class Loop:
 
     # ── decisions ─────────────────────────────────────────────────────────────────────────
 
-    def _decide(self) -> None:
+    def decide(self) -> None:
         """Decide all that has ended, the best first; what was kept goes home, then it is said."""
         steering = self._steering.combined()
         decisions, refused = settle_waiting(

@@ -39,7 +39,7 @@ class Ideas:
         """Whether it was looked at, and can be run as it is."""
         if one.hypothesis_id == baseline_id(self.queue.tag):
             return True
-        return one.hypothesis_id in self._vetted and not needs_somebody(one)
+        return one.hypothesis_id in self._vetted and not needs_somebody(one, self.lab.task)
 
     def ask(self, count: int, *, hungry: bool, brief: Brief | None) -> None:
         """Has the proposers think, if any can; before the reference's settings are known, none."""

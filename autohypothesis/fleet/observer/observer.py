@@ -276,7 +276,7 @@ class Observer:
         pending = [
             one
             for one in self.queue.pending()
-            if not needs_somebody(one) and handout.has_taker(one)
+            if not needs_somebody(one, self.lab.task) and handout.has_taker(one)
         ]
         hungry = [
             idle for idle in handout.idle() if not any(handout.suits(one, idle) for one in pending)
@@ -310,7 +310,8 @@ class Observer:
 
     def _notes_of_all(self) -> list[str]:
         notes = [*self._notes, *self.errands.notes, *self.deciding.unheard]
-        if needs := [one for one in self.queue.pending() if needs_somebody(one)]:
+        task, pending = self.lab.task, self.queue.pending()
+        if needs := [one for one in pending if needs_somebody(one, task)]:
             names = ", ".join(one.hypothesis_id for one in needs[:5])
             notes.append(
                 f"{len(needs)} hypotheses are words that somebody has to implement: {names}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autohypothesis.engine.task import Task
 from autohypothesis.fleet.live.steering import violation
 from autohypothesis.fleet.observer.tried import Library, Reference, Run, Tried
 from autohypothesis.fleet.queue.chronicle import Chronicle
@@ -74,6 +75,6 @@ class Vetting:
 _NOTHING = "it changes nothing, and names no experiment to repeat in `replicates`"
 
 
-def needs_somebody(hypothesis: Hypothesis) -> bool:
-    """Whether it is words, which somebody has to turn into a change first."""
-    return bool(hypothesis.instructions)
+def needs_somebody(hypothesis: Hypothesis, task: Task) -> bool:
+    """Whether it is words, and the task has no program that turns them into a change."""
+    return bool(hypothesis.instructions) and task.mutator.command is None
