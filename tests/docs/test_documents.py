@@ -8,6 +8,7 @@ are run by test_demo.py (slow) and by CI.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -163,3 +164,16 @@ def test_every_command_has_an_example_in_its_help() -> None:
     for command in app.registered_commands:
         text = (command.callback.__doc__ or "") if command.callback else ""
         assert "xample" in text, f"{command.name} has no example"
+
+
+def test_the_schema_of_a_task_is_current() -> None:
+    from autohypothesis.engine.task import task_schema
+
+    said = json.loads((ROOT / "tasks" / "task.schema.json").read_text(encoding="utf-8"))
+    assert said == task_schema(), "python orchestrator.py schema task > tasks/task.schema.json"
+
+
+@pytest.mark.parametrize("task", sorted((ROOT / "tasks").glob("*/task.yaml")), ids=str)
+def test_editors_find_the_schema_of_a_shipped_task(task: Path) -> None:
+    first = task.read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# yaml-language-server: $schema=../task.schema.json"
