@@ -177,10 +177,10 @@ def _check_machine(lab: Lab) -> None:
 
 def _prepare(lab: Lab) -> None:
     """Run prepare.py where an input of the task cannot be located."""
-    from autohypothesis.engine.preparing import is_prepared, makes_inputs, run_prepare
+    from autohypothesis.engine.preparing import find_inputs, makes_inputs, run_prepare
     from autohypothesis.errors import LaunchError
 
-    found = is_prepared(lab.task, lab.layout.root)
+    found = find_inputs(lab.task, lab.layout.root)
     if isinstance(found, LaunchError):
         if not makes_inputs(lab.task):
             raise found

@@ -85,7 +85,7 @@ def _prepare(lab: Lab, wanted: Wanted) -> None:
     """Data and tokenizer by the repository's own prepare.py, unless it has nothing to do."""
     from autohypothesis.engine.preparing import (
         SCRIPT,
-        is_prepared,
+        find_inputs,
         makes_inputs,
         run_prepare,
         takes,
@@ -93,13 +93,13 @@ def _prepare(lab: Lab, wanted: Wanted) -> None:
 
     root, task = lab.layout.root, lab.task
     script = root / SCRIPT
-    found = is_prepared(task, root, pins={})
+    found = find_inputs(task, root, pins={})
     due = isinstance(found, LaunchError) or (script.is_file() and not makes_inputs(task))
     if wanted.words or (due and script.is_file()):
         if script.is_file() and not takes(script, "--locate") and not wanted.words:
             _say(f"{script} is not ours: running it as it is")
         run_prepare(root, wanted)
-        found = is_prepared(task, root, pins={})
+        found = find_inputs(task, root, pins={})
     if isinstance(found, LaunchError):
         raise found
     _report(lab, found)

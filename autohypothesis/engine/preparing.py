@@ -7,6 +7,7 @@ since a script that ignores an option would make something else than was asked f
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ def takes(script: Path, option: str) -> bool:
         return False
 
 
-def is_prepared(
+def find_inputs(
     task: Task, root: Path, pins: Mapping[str, str] | None = None
 ) -> Inputs | LaunchError:
     """The inputs of `task`, or why one of them cannot be located. `pins`: as `locate_inputs`."""
@@ -96,5 +97,5 @@ def run_prepare(root: Path, wanted: Wanted | None = None) -> None:
     if ended.returncode:
         raise LaunchError(
             f"the data could not be prepared: {SCRIPT} ended with {ended.returncode}",
-            hint=f"run it alone: cd {root} && {' '.join(said)}",
+            hint=f"run it alone: cd {shlex.quote(str(root))} && {shlex.join(said)}",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -213,7 +214,9 @@ def test_a_prepare_that_fails_is_told_with_the_command_to_see_why(foreign: Path,
     (foreign / "fail").touch()
     answer = cli("setup")
     assert answer.returncode == 1
-    assert "ended with 1" in answer.stderr and f"cd {foreign}" in answer.stderr
+    assert (
+        "ended with 1" in answer.stderr and f"cd {shlex.quote(str(foreign))} && " in answer.stderr
+    )
 
 
 def test_two_repositories_are_one_too_many(foreign: Path, cli: Cli) -> None:
