@@ -6,15 +6,28 @@ nothing but the command line itself: each command imports what it needs when it 
 
 from __future__ import annotations
 
+import sys
+
+try:
+    import typer  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit(
+        f"error: {sys.executable} lacks what this needs; run `make venv` (or `uv sync`)"
+        " in the clone, then `. .venv/bin/activate`"
+    )
+
 from autohypothesis.commands import (
     decide,
     demo,
     doctor,
     fleet,
+    hardware,
     ideas,
     init,
     record,
+    results,
     run,
+    setup,
     show,
     status,
     sync,
@@ -23,7 +36,10 @@ from autohypothesis.commands import (
 )
 from autohypothesis.commands.app import application, run_and_exit
 
-COMMANDS = (doctor, init, fleet, status, ideas, tools, task, run, record, sync, show, decide, demo)
+COMMANDS = (
+    hardware, doctor, setup, init, fleet, status, ideas, tools, task, run, record, sync, show,
+    results, decide, demo,
+)  # fmt: skip
 
 app = application(COMMANDS)
 

@@ -139,20 +139,31 @@ _TEST = replace(
 PROFILES = {p.name: p for p in (_H100, _A100, _RTX4090, _SMALL_GPU, _CPU, _TEST)}
 
 
-def detect_profile() -> str:
-    """The profile for the first GPU that CUDA shows, by its memory; without one "cpu".
+def choose_profile() -> tuple[str, str]:
+    """The profile for the first GPU that CUDA shows, by its memory, and why; without one "cpu".
 
     Apple silicon, ROCm and TPU are "cpu" too: no profile of theirs exists yet.
     """
-    import torch
-
-    if not torch.cuda.is_available() or torch.version.hip:
-        return "cpu"
+    try:
+        import torch
+    except ImportError as error:
+        message = f"torch cannot be imported ({error}); install it, or name a profile: --profile"
+        raise PrepareError(message) from None
+    version = torch.__version__
+    if torch.version.hip:
+        return "cpu", f"torch {version} is built for ROCm, which has no profile yet"
+    if not torch.version.cuda:
+        return "cpu", f"torch {version} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "cpu", f"torch {version} sees no CUDA device"
     gpu = torch.cuda.get_device_properties(0)
     gigabytes = gpu.total_memory / 1e9
-    if gpu.major < 8 or gigabytes < 22:
-        return "small-gpu"
-    return "h100" if gigabytes > 70 else "a100-40gb" if gigabytes > 38 else "rtx4090"
+    seen = f"{gpu.name} has {gigabytes:.0f} GB"
+    if gpu.major < 8:
+        return "small-gpu", f"{seen}, and is older than Ampere"
+    if gigabytes < 22:
+        return "small-gpu", seen
+    return "h100" if gigabytes > 70 else "a100-40gb" if gigabytes > 38 else "rtx4090", seen
 
 
 def derive_profile(base: Profile, **changes: Any) -> Profile:
@@ -170,7 +181,9 @@ def derive_profile(base: Profile, **changes: Any) -> Profile:
         changes["eval_batch_size"] = max(1, base.eval_batch_size * base.seq_len // seq_len)
         steps = max(1, base.total_batch_size // (rows * seq_len))
         changes["total_batch_size"] = steps * rows * seq_len
-        changes["eval_bytes"] = base.eval_bytes * seq_len // base.seq_len
+        changes["eval_bytes"] = max(1, base.eval_bytes * seq_len // base.seq_len)
+        longer = max(1.0, seq_len / base.seq_len)  # and a longer evaluation may take its time
+        changes["evaluation_allowance_s"] = base.evaluation_allowance_s * longer
     if vocab_size := changes.get("vocab_size"):
         name += f"+vocab{vocab_size}"
     if budget := changes.get("budget_seconds"):
@@ -1374,6 +1387,7 @@ def _parser() -> argparse.ArgumentParser:
     use = parser.add_argument_group("use what is prepared")
     what = use.add_mutually_exclusive_group()
     what.add_argument("--locate", action="store_true", help="describe the active data as JSON")
+    what.add_argument("--choose", action="store_true", help="the profile of auto, and why, as JSON")
     what.add_argument("--preflight", metavar="TRAIN_PY", help="try a candidate on the CPU")
     what.add_argument("--score", metavar="RUN_DIR", help="evaluate the weights of a run")
     what.add_argument("--pack", metavar="FILE", help="write data and tokenizer to a tar file")
@@ -1385,7 +1399,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chosen_profile(options: argparse.Namespace) -> Profile:
     name = options.profile or "auto"
-    base = PROFILES[detect_profile() if name == "auto" else name]
+    base = PROFILES[choose_profile()[0] if name == "auto" else name]
     vocab = options.vocab_size
     if vocab not in (None, "bytes") and not vocab.isdecimal():
         raise PrepareError(f"--vocab-size {vocab} is neither a number nor the word: bytes")
@@ -1420,6 +1434,10 @@ def _say(verb: str, prepared: Prepared) -> None:
 def _run(options: argparse.Namespace) -> None:
     if options.locate:
         print(json.dumps(load_prepared().locate(), indent=None if options.json else 2))
+    elif options.choose:
+        name, reason = choose_profile()
+        chosen = {"profile": name, "device": PROFILES[name].device, "reason": reason}
+        print(json.dumps(chosen))
     elif options.preflight:
         print(json.dumps(preflight(Path(options.preflight).absolute())), flush=True)
     elif options.score:

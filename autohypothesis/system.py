@@ -122,6 +122,14 @@ def physical_cores() -> list[int]:
     return sorted(first.values())
 
 
+def memory_mb() -> int | None:
+    """Memory of this machine in MiB; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    except (OSError, ValueError):
+        return None
+
+
 class FileWatch:
     """Wakes a select loop when a file is written (inotify); `fd` is -1 without inotify."""
 

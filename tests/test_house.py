@@ -51,7 +51,17 @@ def test_a_room_imports_from_the_floors_below_it_only(path: Path) -> None:
             assert FLOORS[other] < FLOORS[own], f"{path} imports {name}"
 
 
-FLEET = ("live", "queue", "toolbuilder", "worker", "roster", "observer", "supervisor", "overview")
+FLEET = (
+    "live",
+    "queue",
+    "toolbuilder",
+    "worker",
+    "roster",
+    "observer",
+    "artifact",
+    "supervisor",
+    "overview",
+)
 """The rooms of the fleet, lowest first."""
 
 
@@ -100,8 +110,7 @@ STARTERS = {
     "shim_nvml.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "distributions.py": "another Python, to ask where its packages are",
-    "demo.py": "prepare.py",
-    "init.py": "prepare.py, where bootstrap finds no data",
+    "preparing.py": "prepare.py, which makes the data",
     "sandbox.py": "bubblewrap, to see whether it works",
     "system.py": "what dies with its parent",
     "launching.py": "the processes of the fleet",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -44,19 +43,22 @@ def demo(
     from autohypothesis.commands.fleet import bring_up
     from autohypothesis.engine.devices import lanes as all_lanes
     from autohypothesis.engine.lab import Lab
-    from autohypothesis.fleet.roster.roster import Wanted, init_fleet
+    from autohypothesis.engine.preparing import Wanted, run_prepare
+    from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.supervisor import muster
 
     started = time.monotonic()
     root = (folder or Path("demo")).absolute()
     _make_repository(root)
     cache = root / ".cache"
-    _prepare_data(root, cache, profile)
+    # In a cache of the demo's own: what other searches on this machine use stays as it is.
+    run_prepare(root, Wanted(profile=profile, cache=cache))
     lab = Lab.open(root)
     muster.refuse_a_second(lab.layout)
     lab = lab.with_tag(_next_tag(lab), inputs=_located(lab, cache))
     workers = min(lanes, len(all_lanes()))
-    manifest = init_fleet(lab, Wanted(tag=lab.tag, cpu_workers=workers)).manifest
+    fleet = roster.init_fleet(lab, roster.Wanted(tag=lab.tag, cpu_workers=workers))
+    manifest = fleet.manifest
     names = ", ".join(worker.worker_id for worker in manifest.workers)
     err().print(f"search {lab.tag}: baseline and {runs - 1} more on {names}", style="bold")
     words = muster.observer_words(lab.layout, manifest, more_runs=runs)
@@ -70,21 +72,6 @@ def _make_repository(root: Path) -> None:
 
     if make_repository(root):
         err().print(f"made {root}", markup=False)
-
-
-def _prepare_data(root: Path, cache: Path, profile: str) -> None:
-    """Data and tokenizer for `profile`, made once and found again; its own output is shown.
-
-    In a cache of the demo's own: what other searches on this machine use stays as it is.
-    """
-    from autohypothesis.errors import AutohypothesisError
-
-    command = [sys.executable, "prepare.py", "--profile", profile, "--cache-dir", str(cache)]
-    if subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL).returncode:
-        raise AutohypothesisError(
-            "the data could not be prepared",
-            hint=f"run it alone: cd {root} && {' '.join(command)}",
-        )
 
 
 def _located(lab: Lab, cache: Path) -> dict[str, str]:

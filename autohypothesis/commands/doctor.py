@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import out, print_json, repository_path
+from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.errors import FleetError
 
 if TYPE_CHECKING:
     from autohypothesis.fleet.roster.devices import Found
+    from autohypothesis.fleet.roster.hardware import Machine
 
 Verdict = Literal["ok", "warning", "missing"]
 STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
 LOW_DISK_GB = 5.0
+PYTHON_HINT = "make the environment with a newer one: PYTHON=python3.11 make venv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,9 @@ class Check:
     verdict: Verdict
     detail: str
     hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.detail}" + (f"; {self.hint}" if self.hint else "")
 
 
 def register(app: typer.Typer) -> None:
@@ -58,8 +64,41 @@ def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
     raise typer.Exit(1 if missing else 0)
 
 
-def _system(_: Path) -> Iterator[Check]:
+def require(checks: Sequence[Check]) -> None:
+    """Tell what is only doubtful.
+
+    Raises:
+        FleetError: something is missing; it names all of it, and the first command that helps.
+    """
+    for check in (check for check in checks if check.verdict == "warning"):
+        err().print(f"note: {check}", soft_wrap=True, markup=False)
+    if missing := [check for check in checks if check.verdict == "missing"]:
+        raise FleetError(
+            "this machine is not ready: "
+            + "; ".join(f"{check.name}: {check.detail}" for check in missing),
+            hint=next((one.hint for one in missing if one.hint), "python orchestrator.py doctor"),
+        )
+
+
+def machine_checks(machine: Machine) -> Iterator[Check]:
+    """What holds for the machine, whatever the repository."""
+    yield from _system()
+    yield from _tools()
+    yield from _libraries()
+    yield from _devices(machine)
+    yield from _profile(machine)
+    yield from _locks()
+
+
+def _machine(path: Path) -> Iterator[Check]:
+    from autohypothesis.fleet.roster.hardware import look
+
+    yield from machine_checks(look(path))
+
+
+def _system() -> Iterator[Check]:
     from autohypothesis.errors import UnsupportedSystemError
+    from autohypothesis.fleet.roster.hardware import python_problem
     from autohypothesis.system import require_supported
 
     try:
@@ -67,10 +106,14 @@ def _system(_: Path) -> Iterator[Check]:
         yield Check("system", "ok", f"{platform.system()} {platform.release()}")
     except UnsupportedSystemError as error:
         yield Check("system", "missing", error.problem, error.hint)
-    yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    if problem := python_problem():
+        yield Check("python", "missing", f"{problem}, at {sys.executable}", PYTHON_HINT)
+    else:
+        yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
 
 
-def _tools(_: Path) -> Iterator[Check]:
+def _tools() -> Iterator[Check]:
+    from autohypothesis.fleet.roster.hardware import uv_path
     from autohypothesis.sandbox import has_sandbox
 
     git = shutil.which("git")
@@ -79,31 +122,57 @@ def _tools(_: Path) -> Iterator[Check]:
         if git
         else Check("git", "missing", "not in PATH", "install git 2.34 or newer")
     )
-    uv = shutil.which("uv")
-    yield Check("uv", "ok", uv or "not installed; not needed, make does the same")
+    yield Check("uv", "ok", uv_path() or "not installed; not needed, make does the same")
     sandbox = "bubblewrap works" if has_sandbox() else "no bubblewrap: checks go by hash instead"
     yield Check("sandbox", "ok", sandbox)
 
 
-def _libraries(_: Path) -> Iterator[Check]:
-    for name in ("torch", "pydantic", "GitPython", "pyarrow", "optuna", "tiktoken", "rustbpe"):
+def _libraries() -> Iterator[Check]:
+    from autohypothesis.fleet.roster.hardware import torch_problem
+
+    problem = torch_problem()
+    yield (
+        Check("torch", "missing", problem, "run `make venv`")
+        if problem
+        else Check("torch", "ok", metadata.version("torch"))
+    )
+    for name in ("pydantic", "GitPython", "pyarrow", "optuna", "tiktoken", "rustbpe"):
         try:
             yield Check(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
             yield Check(name, "missing", "not installed", "run `make venv`")
 
 
-def _devices(_: Path) -> Iterator[Check]:
-    from autohypothesis.engine.devices import gpus, lanes
-    from autohypothesis.fleet.roster.devices import discover
+def _devices(machine: Machine) -> Iterator[Check]:
+    from autohypothesis.engine.devices import lanes
 
-    usable, why_none = gpus()
-    for gpu in discover():
+    for gpu in machine.gpus:
         yield _gpu(gpu)
-    if not usable:
-        yield Check("gpu", "ok", f"none to use ({why_none}); profile auto is cpu")
+    if machine.why_no_gpu:
+        yield Check("gpu", "ok", f"none to use: {machine.why_no_gpu}")
     cores = [lane.cores[0] for lane in lanes() if lane.cores]
     yield Check("cpu lanes", "ok", f"{len(cores)}, on cores {', '.join(map(str, cores))}")
+
+
+def _profile(machine: Machine) -> Iterator[Check]:
+    """What `auto` is here, and whether it has what it needs."""
+    choice = machine.choice
+    if choice is None:
+        yield Check("profile", "missing", f"auto is not known: {machine.why_no_choice}")
+    elif machine.device_problem:
+        yield Check(
+            "profile", "missing",
+            f"auto is {choice.profile} ({choice.reason}), and {machine.device_problem}",
+            "see `nvidia-smi`, or take the CPU on purpose: python prepare.py --profile cpu",
+        )  # fmt: skip
+    elif machine.gpu is not None and choice.device == "cpu":
+        yield Check(
+            "profile", "warning",
+            f"auto is {choice.profile}: {choice.reason}; {machine.gpu.name} is left unused",
+            "install a torch for it: TORCH_INDEX=URL make venv",
+        )  # fmt: skip
+    else:
+        yield Check("profile", "ok", f"auto is {choice.profile}: {choice.reason}")
 
 
 def _gpu(gpu: Found) -> Check:
@@ -121,7 +190,7 @@ def _gpu(gpu: Found) -> Check:
     return Check(f"gpu {gpu.index}", verdict, "; ".join([said, *notes]))
 
 
-def _locks(_: Path) -> Iterator[Check]:
+def _locks() -> Iterator[Check]:
     from autohypothesis.engine.lease import lock_folder
     from autohypothesis.errors import LeaseError
 
@@ -174,5 +243,5 @@ def _repository(path: Path) -> Iterator[Check]:
 
 
 CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (
-    _system, _tools, _libraries, _devices, _locks, _disk, _repository,
+    _machine, _disk, _repository,
 )  # fmt: skip

@@ -169,43 +169,23 @@ def bootstrap(
 
 def _check_machine(lab: Lab) -> None:
     """The doctor's checks; data that is missing is made in the next step."""
-    from autohypothesis.commands.doctor import CHECKS
+    from autohypothesis.commands.doctor import CHECKS, require
 
     checks = [check for ask in CHECKS for check in ask(lab.layout.root)]
-    missing = [one for one in checks if one.verdict == "missing" and one.name != "data"]
-    for one in (one for one in checks if one.verdict == "warning"):
-        err().print(f"note: {one.name}: {one.detail}", soft_wrap=True, markup=False)
-    if missing:
-        raise FleetError(
-            "this machine is not ready: "
-            + "; ".join(f"{one.name}: {one.detail}" for one in missing),
-            hint=next((one.hint for one in missing if one.hint), "python orchestrator.py doctor"),
-        )
+    require([check for check in checks if check.name != "data"])
 
 
 def _prepare(lab: Lab) -> None:
     """Run prepare.py where an input of the task cannot be located."""
-    import os
-    import subprocess
-    import sys
-
-    from autohypothesis.engine.inputs import locate_inputs
+    from autohypothesis.engine.preparing import find_inputs, makes_inputs, run_prepare
     from autohypothesis.errors import LaunchError
 
-    root = lab.layout.root
-    try:
-        locate_inputs(lab.task, root, root, os.environ)
-        return
-    except LaunchError as error:
-        programs = {word for one in lab.task.inputs for word in one.locate}
-        if "prepare.py" not in programs or not (root / "prepare.py").is_file():
-            raise
-        err().print(f"{error.problem}: preparing it", soft_wrap=True, markup=False)
-    command = [sys.executable, "prepare.py"]
-    if subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode:
-        raise FleetError(
-            "the data could not be prepared", hint=f"run it alone: cd {root} && python prepare.py"
-        )
+    found = find_inputs(lab.task, lab.layout.root)
+    if isinstance(found, LaunchError):
+        if not makes_inputs(lab.task):
+            raise found
+        err().print(f"{found.problem}: preparing it", soft_wrap=True, markup=False)
+        run_prepare(lab.layout.root)
 
 
 def _baseline(lab: Lab, device: str) -> None:

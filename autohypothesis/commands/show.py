@@ -48,7 +48,7 @@ def runs(
     """
     _, layout = _opened(context, repo)
     wanted = None if every_tag else tag or _active(layout)
-    rows = [row for row in _rows(layout) if wanted is None or row.get("tag") == wanted]
+    rows = [row for row in ledger_rows(layout) if wanted is None or row.get("tag") == wanted]
     rows = rows[-last:] if last else rows
     if as_json:
         print_json(rows)
@@ -73,7 +73,7 @@ def show(
     from autohypothesis.records.bundles import read_bundle
 
     _, layout = _opened(context, repo)
-    row = next((row for row in _rows(layout) if row["id"] == experiment_id), None)
+    row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
     if row is None:
         _unknown(experiment_id)
     run = layout.run(experiment_id)
@@ -112,8 +112,8 @@ def best(
     from autohypothesis.records.standings import best_kept, first_baseline
 
     repository, layout = _opened(context, repo)
-    wanted = _tag(layout, tag)
-    rows = [row for row in _rows(layout) if row.get("tag") == wanted]
+    wanted = meant_tag(layout, tag)
+    rows = [row for row in ledger_rows(layout) if row.get("tag") == wanted]
     found, start = best_kept(rows), first_baseline(rows)
     if found is None:
         _nothing_kept(wanted)
@@ -143,9 +143,9 @@ def adopt(
     Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
     """
     repository, layout = _opened(context, repo)
-    commit = _reference(repository, _tag(layout, tag))
+    commit = _reference(repository, meant_tag(layout, tag))
     if experiment_id is not None:
-        row = next((row for row in _rows(layout) if row["id"] == experiment_id), None)
+        row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
         if row is None:
             _unknown(experiment_id)
         if row["status"] != "keep":
@@ -204,7 +204,7 @@ def _active(layout: Layout) -> str | None:
     return active_tag(layout)
 
 
-def _tag(layout: Layout, tag: str | None) -> str | None:
+def meant_tag(layout: Layout, tag: str | None) -> str | None:
     """The search that is meant: `--tag`, else the active one."""
     from autohypothesis.records.layout import checked_id
 
@@ -225,7 +225,7 @@ def _reference(repository: Repository, tag: str | None) -> str:
     return commit
 
 
-def _rows(layout: Layout) -> list[dict[str, Any]]:
+def ledger_rows(layout: Layout) -> list[dict[str, Any]]:
     """The ledger, brought up to date first: reading costs a fraction of a second."""
     from autohypothesis.fleet.sync import sync
     from autohypothesis.records.ledger import read_ledger

@@ -72,6 +72,23 @@ def gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], str]:
     return visible, "" if visible else HIDDEN
 
 
+def cuda_version() -> str | None:
+    """The newest CUDA that the driver can run, as `nvidia-smi` prints it; None without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        version = pynvml.nvmlSystemGetCudaDriverVersion()
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def _gpu(pynvml: Any, index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     total = pynvml.nvmlDeviceGetMemoryInfo(handle).total / MIB

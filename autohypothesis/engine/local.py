@@ -56,6 +56,12 @@ class Place:
         return task.scorer.type == "log" and not task.inputs and self.sandbox != "bwrap"
 
     @property
+    def is_timed(self) -> bool:
+        """Whether a slower machine makes a worse number: not where a program scores what is there,
+        unless somebody said for how long something trains."""
+        return self.spec.task.scorer.type != "command" or self.budget_is_known
+
+    @property
     def budget_is_known(self) -> bool:
         """Whether anybody said how long the training trains."""
         reported = any(report.budget for report in self.inputs.reports.values())
@@ -210,7 +216,7 @@ class LocalExecutor:
             lease=devices.lease_of(place.device),
             device=place.device,
             score=score,
-            contention_kernel=place.device.kind == "cpu",
+            contention_kernel=place.device.kind == "cpu" and place.is_timed,
             metric=spec.task.objective.metric,
             worker_id=spec.worker_id,
             gpu_id=devices.name_of(place.device),

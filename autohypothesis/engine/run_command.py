@@ -40,7 +40,11 @@ def training_command(task: Task, root: Path, environment: Mapping[str, str]) -> 
         return _as_said(task.run.command, root, environment)
     if task.scorer.type == "command":
         return TrainingCommand(_NOTHING)
-    script = _script(task)
+    return script_command(_script(task), root, environment)
+
+
+def script_command(script: str, root: Path, environment: Mapping[str, str]) -> TrainingCommand:
+    """How the repository at `root` runs its own script: `uv run`, its .venv, or this Python."""
     venv = _venv_python(root)
     uv = shutil.which("uv", path=environment.get("PATH", ""))
     if uv is not None and (root / "uv.lock").is_file():

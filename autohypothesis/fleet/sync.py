@@ -41,6 +41,7 @@ from schema import Problem, now, rfc3339
 REFRESH_S = 60.0
 """Parquet and fleet brief older than this are made anew when something changed."""
 LOCK_TIMEOUT_S = 120.0
+RESULTS_LIMIT = 64 * 1024 * 1024
 LATEST = 12
 """Rows in each list of the fleet brief."""
 
@@ -108,7 +109,7 @@ class _Sync:
             sweep(folder)
         self._write_ledger()
         if self.folded.decisions_readable:
-            self._table(self.layout.results_tsv, tables.results_tsv(self.folded.entries, self.tag))
+            self._results()
         board = tables.leaderboard(self.folded, self.tag, self._active_workers())
         self._dated(self.layout.leaderboard, board)
         if not light:
@@ -201,6 +202,29 @@ class _Sync:
             folded = self.folded
             index.save(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
 
+    def _results(self) -> None:
+        """results.tsv of the tag. One with lines of somebody else's is theirs, and stays.
+
+        It lies there before we have run anything; once we have, it is set aside, and our own
+        takes its name.
+        """
+        path = self.layout.results_tsv
+        text = tables.results_tsv(self.folded.entries, self.tag)
+        if not self._is_ours(path):
+            if not self.folded.entries:
+                return
+            self._set_aside(path, "had lines that are not of this ledger")
+        self._table(path, text)
+
+    def _is_ours(self, path: Path) -> bool:
+        """What is no file is nobody's, and is dealt with where files are put."""
+        try:
+            return tables.all_ours(read_bytes(path, RESULTS_LIMIT), self.folded.entries)
+        except FileNotFoundError:
+            return True
+        except RecordError:
+            return not path.is_file()
+
     def _table(self, path: Path, text: str) -> None:
         """Writes what is new, so that a sync of nothing changes nothing."""
         content = text.encode("utf-8", "replace")
@@ -247,9 +271,12 @@ class _Sync:
         except OSError:
             return
         if not fits(mode):
-            aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
-            os.rename(path, aside)
-            self._complain(path, f"was {kind_of(mode)}; it is {aside.name} now")
+            self._set_aside(path, f"was {kind_of(mode)}")
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
+        os.rename(path, aside)
+        self._complain(path, f"{why}; it is {aside.name} now")
 
     # ── what is made only now and then ────────────────────────────────────────────────────
 

@@ -47,6 +47,16 @@ def results_tsv(entries: Mapping[str, Entry], tag: str) -> str:
     return HEADER + "".join(lines)
 
 
+def all_ours(table: bytes, entries: Mapping[str, Entry]) -> bool:
+    """Whether every line of a results.tsv names a commit of ours: else somebody wrote into it."""
+    known = {"commit"}
+    for entry in entries.values():
+        placed = entry.placement.commit if entry.placement is not None else ""
+        known.add(harmless(entry.facts.commit or placed)[:7])
+    lines = table.decode("utf-8", "replace").splitlines()
+    return all(line.split("\t")[0] in known for line in lines if line.strip())
+
+
 def _decided(entries: Iterable[Entry], tag: str) -> list[Entry]:
     places = [(e.placement.ordinal, e) for e in entries if e.placement and e.placement.tag == tag]
     return [entry for _, entry in sorted(places, key=lambda pair: pair[0])]

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import ROOT, script
+from .conftest import ROOT, last_json, script
 
 
 def active(cache: Path) -> Path:
@@ -128,6 +128,24 @@ def test_another_sequence_length_scales_the_evaluation(prepare: ModuleType) -> N
     awkward = prepare.derive_profile(base, seq_len=1000, vocab_size=257, budget_seconds=60.0)
     assert awkward.name == "h100+seq1000+vocab257+60s"
     assert awkward.total_batch_size % (awkward.device_batch_size * 1000) == 0
+
+
+def test_a_longer_evaluation_may_take_longer_and_a_shorter_one_keeps_its_allowance(
+    prepare: ModuleType,
+) -> None:
+    base = prepare.PROFILES["cpu"]
+    longer, shorter = (prepare.derive_profile(base, seq_len=n) for n in (512, 16))
+    assert longer.eval_bytes == 8 * base.eval_bytes
+    assert longer.evaluation_allowance_s == 8 * base.evaluation_allowance_s
+    assert shorter.evaluation_allowance_s == base.evaluation_allowance_s
+
+
+def test_the_choice_is_told_with_its_reason_and_prepares_nothing(tmp_path: Path) -> None:
+    result = script("prepare.py", "--choose", AUTORESEARCH_CACHE=tmp_path, CUDA_VISIBLE_DEVICES="")
+    said = last_json(result)
+    assert (said["profile"], said["device"]) == ("cpu", "cpu")
+    assert "torch" in said["reason"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_profile_keeps_its_own_shape_rules(prepare: ModuleType) -> None:

@@ -10,21 +10,20 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.errors import RecordError
 from autohypothesis.fleet.overview.digest_views import Crash, Digest, Record, Step, Use
 from autohypothesis.fleet.overview.overview import RUN, overview
+from autohypothesis.fleet.overview.spans import Span, moment, object_in, spans_of
 from autohypothesis.fleet.overview.views import Need, Overview
 from autohypothesis.records.bundles import decision_documents
-from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.records.standings import of_tag
-from schema import finite, now, utc
+from schema import finite, now
 
 Row = dict[str, Any]
 
@@ -64,8 +63,8 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     rows = of_tag(_read(read_ledger, layout, unread), tag)
     decisions = _read(lambda where: decision_documents(where)[0], layout, unread)
     decided = _decided(decisions, rows, tag, since)
-    spans = _spans(layout, rows, since, until)
-    moments = [moment for _, *span in spans for moment in span] + [one.at for one in decided]
+    spans = spans_of(layout, rows, since, until)
+    moments = [at for _, *span in spans for at in span] + [one.at for one in decided]
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
     page = Digest(
@@ -109,7 +108,7 @@ def _decided(
     by_id = {str(row["id"]): dict(row) for row in rows}
     latest: dict[str, _Decided] = {}
     for decision in decisions:
-        name, at = str(decision["experiment_id"]), _moment(decision.get("recorded_at"))
+        name, at = str(decision["experiment_id"]), moment(decision.get("recorded_at"))
         if decision["tag"] == tag and name in by_id and at is not None:
             latest.pop(name, None)
             latest[name] = _Decided(by_id[name], decision, at)
@@ -153,45 +152,6 @@ def _crashes(decided: Iterable[_Decided]) -> list[Crash]:
 
 
 # ── devices ─────────────────────────────────────────────────────────────────────────────────
-
-Span = tuple[str, datetime, datetime]
-"""Worker, start and end of one experiment on its device."""
-
-
-def _spans(
-    layout: Layout, rows: Iterable[Mapping[str, Any]], since: datetime | None, until: datetime
-) -> list[Span]:
-    found = []
-    for row in rows:
-        span = _span(layout, row)
-        if span is None:
-            continue
-        start, end = span
-        start, end = max(start, since) if since else start, min(end, until)
-        if start < end:
-            found.append((str(row.get("worker_id") or "–"), start, end))
-    return found
-
-
-def _span(layout: Layout, row: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
-    """From the exec of the training to the end of its scoring, as the shim wrote it down."""
-    if not ID.fullmatch(str(row["id"])):
-        return None
-    record = _object(layout.run(str(row["id"])).exit)
-    start, end = _moment(record.get("started_at")), _moment(record.get("ended_at"))
-    if start is not None and end is not None:
-        return start, end
-    end = end or _moment(row.get("timestamp"))
-    seconds = next(
-        (
-            number
-            for value in (record.get("wall_seconds"), row.get("total_seconds"),
-                          row.get("training_seconds"))
-            if (number := finite(value)) is not None and 0 < number < 1e8
-        ),
-        None,
-    )  # fmt: skip
-    return (end - timedelta(seconds=seconds), end) if end and seconds else None
 
 
 def _use(spans: Iterable[Span], standing: Overview) -> list[Use]:
@@ -272,11 +232,11 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
     name = str(row.get("hypothesis_id") or "")
     document: dict[str, Any] = {}
     if ID.fullmatch(name):
-        document = _object(layout.hypothesis(name, "done"))
-        document = document or _object(layout.hypothesis(name, "pending"))
+        document = object_in(layout.hypothesis(name, "done"))
+        document = document or object_in(layout.hypothesis(name, "pending"))
     proposer = str(document.get("proposer") or "by hand")
     if ID.fullmatch(str(row["id"])) and not document.get("prediction"):
-        planned = _object(layout.plan(str(row["id"]))).get("hypothesis")
+        planned = object_in(layout.plan(str(row["id"]))).get("hypothesis")
         document = planned if isinstance(planned, dict) else {}
     prediction = document.get("prediction")
     return proposer, finite(prediction.get("delta")) if isinstance(prediction, dict) else None
@@ -325,23 +285,6 @@ def _about_crashes(page: Digest) -> list[Need]:
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A damaged file is the next sync's to name; this page goes on without it."""
-    try:
-        value = read_json(path)
-    except (FileNotFoundError, AutohypothesisError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _moment(value: object) -> datetime | None:
-    try:
-        moment = utc(value)
-    except (ValueError, OverflowError):
-        return None
-    return moment if isinstance(moment, datetime) else None
 
 
 def _rounded(share: float | None) -> float | None:

@@ -112,8 +112,8 @@ class WarmStart:
         ]  # fmt: skip
 
 
-def read(path: Path) -> WarmStart:
-    """The table at `path`.
+def read(path: Path, *, called: str = "--warm-start ") -> WarmStart:
+    """The table at `path`; `called` is what an error says before it.
 
     Raises:
         UsageError: it is not there, is no table, or has no column for the metric.
@@ -121,19 +121,19 @@ def read(path: Path) -> WarmStart:
     try:
         content = read_bytes(path.resolve(), LIMIT)
     except FileNotFoundError:
-        raise UsageError(f"--warm-start {path}: there is no such file") from None
+        raise UsageError(f"{called}{path}: there is no such file") from None
     except RecordError as error:
-        raise UsageError(f"--warm-start: {error.problem}") from error
+        raise UsageError(f"{called}{error.problem}") from error
     text = content.decode("utf-8-sig", "replace")
     lines = [line.rstrip("\r") for line in re.split(r"\r\n|\n|\r", text)]
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
-        raise UsageError(f"--warm-start {path} is empty")
+        raise UsageError(f"{called}{path} is empty")
     columns = [name.strip().lower() for name in numbered[0][1].split("\t")]
     metric = next((name for name in _METRIC if name in columns), None)
     if metric is None:
         raise UsageError(
-            f"--warm-start {path} has no column val_bpb; its first line has "
+            f"{called}{path} has no column val_bpb; its first line has "
             f"{', '.join(harmless(name)[:40] for name in columns[:8])}",
             hint="the first line names the columns, with tabs between them: commit val_bpb"
             " memory_gb status description",

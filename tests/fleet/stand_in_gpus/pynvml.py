@@ -113,3 +113,8 @@ def nvmlDeviceGetComputeRunningProcesses(handle: str) -> list[SimpleNamespace]:
         SimpleNamespace(pid=pid, usedGpuMemory=None if mb is None else mb << 20)
         for pid, mb in _device(handle)["processes"]
     ]
+
+
+def nvmlSystemGetCudaDriverVersion() -> int:
+    _devices()
+    return 12_040

@@ -1,0 +1,156 @@
+"""results.tsv goes on working with the one-liners and notebooks that people have for it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.tables import HEADER, harmless
+
+HOSTILE = (
+    'tab\there, line\nbreak, return\r, "quote, \x00\x07\x1b[31m, \x85\u2028\u2029, \u202eback, '
+    "$(id) `id` 'x' | keep"
+)
+SORTED = "awk -F'\\t' '$4==\"keep\"' results.tsv | sort -t$'\\t' -k2 -n"
+COUNTED = "awk -F'\\t' '{print $4}' results.tsv | sort | uniq -c"
+
+
+@pytest.fixture
+def searched(lab: Any) -> Any:
+    """A search with keeps, discards and crashes, whose titles try to break the table."""
+    ran = [("baseline-nov20-1", 1.5, "keep", "baseline"), ("a-1", 1.31, "keep", HOSTILE),
+           ("b-1", 1.6, "discard", "keep\tkeep\tkeep\tkeep\tkeep"),
+           ("c-1", 10.25, "keep", "Attention: GQA"), ("d-1", 1.4, "keep", "# no comment"),
+           ("e-1", 1.7, "discard", "")]  # fmt: skip
+    for name, value, status, title in ran:
+        lab.plan(name)
+        lab.decide(name, status, value)
+        lab.bundle(name, value, title=title)
+    lab.bundle("f-1", None, status="failed", failure_kind="oom", title='"\n"keep')
+    lab.decide("f-1", "crash", None)
+    sync(lab.layout)
+    return lab
+
+
+def shell(command: str, lab: Any) -> list[str]:
+    answer = subprocess.run(
+        ["bash", "-c", command], cwd=lab.root, check=True, capture_output=True, text=True
+    )
+    return answer.stdout.splitlines()
+
+
+def test_keeps_sorted_by_their_value(searched: Any) -> None:
+    found = [line.split("\t") for line in shell(SORTED, searched)]
+    assert [line[1] for line in found] == ["1.310000", "1.400000", "1.500000", "10.250000"]
+    assert all(len(line) == 5 for line in found)
+
+
+def test_the_best_is_the_first_of_them(searched: Any) -> None:
+    (best,) = shell(f"{SORTED} | head -1", searched)
+    assert best.split("\t")[1] == "1.310000"
+
+
+def test_lines_counted_by_status(searched: Any) -> None:
+    counted = [line.split() for line in shell(COUNTED, searched)]
+    assert sorted(counted) == [["1", "crash"], ["1", "status"], ["2", "discard"], ["4", "keep"]]
+
+
+def test_a_category_is_found_and_the_tail_is_the_newest(searched: Any) -> None:
+    (found,) = shell('grep -i "attention\\|GQA\\|MLA\\|MHA" results.tsv', searched)
+    assert found.endswith("Attention: GQA")
+    (last,) = shell("tail -1 results.tsv", searched)
+    assert last.split("\t")[1:4] == ["0.000000", "0.0", "crash"]
+    assert shell("tail -n +2 results.tsv | wc -l", searched) == ["7"]
+    assert shell("tail -c 1 results.tsv | od -An -c", searched) == ["  \\n"]
+
+
+def test_a_description_is_words_on_one_line(searched: Any) -> None:
+    text = searched.layout.results_tsv.read_bytes().decode()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\u202e\"]", text)
+    (line,) = (line for line in text.split("\n") if line.startswith("tab") or "tab here" in line)
+    assert line.split("\t")[4].startswith("tab here, line break, return , 'quote")
+
+
+def test_pandas_reads_it_with_the_defaults_of_everybody(searched: Any) -> None:
+    table = pandas.read_csv(searched.layout.results_tsv, sep="\t")
+    assert list(table.columns) == ["commit", "val_bpb", "memory_gb", "status", "description"]
+    assert table["status"].tolist() == [
+        "keep",
+        "keep",
+        "discard",
+        "keep",
+        "keep",
+        "discard",
+        "crash",
+    ]
+    assert table["val_bpb"].dtype == float and table["memory_gb"].dtype == float
+    assert table[table["status"] == "keep"]["val_bpb"].min() == 1.31
+    assert table.loc[table["status"] == "crash", "val_bpb"].tolist() == [0.0]
+
+
+@given(title=st.text(max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_no_title_makes_a_line_or_a_column(title: str) -> None:
+    text = (
+        HEADER
+        + f"abc1234\t1.000000\t1.0\tkeep\t{harmless(title)}\n"
+        + ("abc1235\t2.000000\t1.0\tdiscard\tnext\n")
+    )
+    table = pandas.read_csv(StringIO(text), sep="\t")
+    assert table["val_bpb"].tolist() == [1.0, 2.0]
+    assert table["status"].tolist() == ["keep", "discard"]
+
+
+# ── somebody else's ─────────────────────────────────────────────────────────────────────────
+
+THEIRS = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n0123abc\t0.99\t44.0\tkeep\tbaseline\n"
+
+
+def asides(root: Path) -> list[str]:
+    return [path.read_text() for path in root.glob("results.tsv.set-aside-*")]
+
+
+def test_a_table_that_was_there_stays_until_there_is_one_of_ours(lab: Any) -> None:
+    lab.layout.results_tsv.write_text(THEIRS)
+    sync(lab.layout)
+    assert lab.layout.results_tsv.read_text() == THEIRS
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    report = sync(lab.layout)
+    assert asides(lab.root) == [THEIRS]
+    assert "1.500000" in lab.layout.results_tsv.read_text()
+    assert any("set-aside" in problem.reason for problem in report.problems)
+    assert "set-aside" in lab.layout.problems.read_text()
+
+
+def test_a_line_that_somebody_added_is_not_lost(searched: Any) -> None:
+    with searched.layout.results_tsv.open("a") as file:
+        file.write("9999999\t1.0\t1.0\tkeep\tby hand\n")
+    written = searched.layout.results_tsv.read_text()
+    sync(searched.layout)
+    assert asides(searched.root) == [written]
+    assert "by hand" not in searched.layout.results_tsv.read_text()
+
+
+def test_our_own_table_is_never_set_aside(searched: Any) -> None:
+    lines = searched.layout.results_tsv.read_text().splitlines(keepends=True)
+    searched.layout.results_tsv.write_text("".join(lines[:3]))
+    searched.whole("g-1", 1.2, "keep")
+    sync(searched.layout)
+    other = json.dumps({"tag": "nov21", "created_at": "2026-11-21T00:00:00Z",
+                        "repository_root": "", "shared_research_dir": ""})  # fmt: skip
+    searched.put(searched.layout.manifest, other)
+    sync(searched.layout)
+    assert searched.layout.results_tsv.read_text().count("\n") == 1, "another tag begins"
+    searched.layout.results_tsv.unlink()
+    sync(searched.layout)
+    assert asides(searched.root) == []
