@@ -13,6 +13,7 @@ from autohypothesis.commands import (
     fleet,
     ideas,
     init,
+    loop,
     record,
     run,
     show,
@@ -22,7 +23,9 @@ from autohypothesis.commands import (
 )
 from autohypothesis.commands.app import application, run_and_exit
 
-COMMANDS = (doctor, init, fleet, status, ideas, tools, run, record, sync, show, decide, demo)
+COMMANDS = (
+    doctor, init, loop, fleet, status, ideas, tools, run, record, sync, show, decide, demo,
+)  # fmt: skip
 
 app = application(COMMANDS)
 

@@ -50,7 +50,10 @@ def test_a_room_imports_from_the_floors_below_it_only(path: Path) -> None:
             assert FLOORS[other] < FLOORS[own], f"{path} imports {name}"
 
 
-FLEET = ("live", "queue", "toolbuilder", "worker", "roster", "observer", "supervisor", "overview")
+FLEET = (
+    "live", "queue", "toolbuilder", "worker", "roster", "observer", "supervisor", "solo",
+    "overview",
+)  # fmt: skip
 """The rooms of the fleet, lowest first."""
 
 

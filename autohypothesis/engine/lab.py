@@ -22,6 +22,7 @@ from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
+from autohypothesis.records.locks import held
 from autohypothesis.system import host_name
 from schema import Manifest, Terms, now
 
@@ -82,7 +83,7 @@ class Lab:
         which is otherwise located.
 
         Raises:
-            UsageError: an experiment of another tag is running.
+            UsageError: an experiment of another tag is running, or somebody observes it.
         """
         wanted = checked_id(tag or self.tag or todays_tag())
         current = active_tag(self.layout)
@@ -126,6 +127,11 @@ class Lab:
             raise UsageError(
                 f"tag {wanted!r} cannot start while {running[0]} of tag {current!r} is running",
                 hint=f"wait for it, or see `python orchestrator.py show {running[0]}`",
+            )
+        if holder := held(self.layout, "observer"):
+            raise UsageError(
+                f"tag {wanted!r} cannot start while tag {current!r} is observed by {holder}",
+                hint="wait for it, or end it: python orchestrator.py down",
             )
 
     def _locate(self, inputs: Mapping[str, str] | None) -> dict[str, str]:
