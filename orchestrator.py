@@ -24,6 +24,7 @@ from autohypothesis.commands import (
     hardware,
     ideas,
     init,
+    loop,
     record,
     results,
     run,
@@ -37,8 +38,8 @@ from autohypothesis.commands import (
 from autohypothesis.commands.app import application, run_and_exit
 
 COMMANDS = (
-    hardware, doctor, setup, init, fleet, status, ideas, tools, task, run, record, sync, show,
-    results, decide, demo,
+    hardware, doctor, setup, loop, init, fleet, status, ideas, tools, task, run, record, sync,
+    show, results, decide, demo,
 )  # fmt: skip
 
 app = application(COMMANDS)

@@ -602,7 +602,7 @@ class Heartbeat(Tolerant):
 
 
 class RoleStatus(Tolerant):
-    """`research/live/<role>.json`: the observer, the tool-builder or the supervisor."""
+    """`research/live/<role>.json`: the observer, the tool-builder, the supervisor, a loop."""
 
     role: str
     node_id: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,19 @@ def out() -> Console:
 
 
 def err() -> Console:
-    """Progress and remarks, on stderr, so that stdout can be piped."""
+    """Progress and remarks, on stderr, so that stdout can be piped.
+
+    Whoever read them may have gone: that ends nothing.
+    """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Steady(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stderr.fileno())
+
+    return Steady(stderr=True, highlight=False)
 
 
 def complete_experiment(incomplete: str) -> list[str]:

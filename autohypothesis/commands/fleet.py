@@ -88,7 +88,7 @@ def up(
                  "--tool-command": tool_command}  # fmt: skip
         _detached(layout, given, proposer or [])
         return
-    until = _in_hours(_least(hours, laboratory(context, repo).task.budget.hours))
+    until = in_hours(least(hours, laboratory(context, repo).task.budget.hours))
     words = muster.observer_words(
         layout, manifest, more_runs=max_runs, until=until, proposers=proposer or [], mix=mix
     )
@@ -342,12 +342,12 @@ def _layout(context: typer.Context, repo: Path | None) -> Layout:
     return _opened(context, repo)[1]
 
 
-def _least(one: float | None, other: float | None) -> float | None:
+def least(one: float | None, other: float | None) -> float | None:
     """The stricter of two limits, either of which may not be set."""
     return min((limit for limit in (one, other) if limit is not None), default=None)
 
 
-def _in_hours(hours: float | None) -> datetime | None:
+def in_hours(hours: float | None) -> datetime | None:
     from schema import now
 
     return now() + timedelta(hours=hours) if hours is not None else None

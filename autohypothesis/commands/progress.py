@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from autohypothesis.records.layout import Layout
 
 REFRESH_S = 1.0
+_NUMBER = re.compile(r"\d+")
+_HAVE_SAID = ("finished", "failed", "stopped")
+"""States of a role whose last words its starter says."""
 
 
 @contextmanager
@@ -21,7 +25,9 @@ def shown(layout: Layout, stop: Stop) -> Iterator[Callable[[], None]]:
     """Something to call often while the fleet works; it shows what is new, on stderr."""
     console = err()
     if not console.is_terminal:
-        yield _every(REFRESH_S, Lines(layout, stop).look)
+        quiet = Lines(layout, stop)
+        yield _every(REFRESH_S, quiet.look)
+        quiet.last_look()
         return
     from rich.live import Live
 
@@ -37,6 +43,8 @@ def shown(layout: Layout, stop: Stop) -> Iterator[Callable[[], None]]:
 
         lines.console = live.console
         yield _every(REFRESH_S, draw)
+    lines.console = console
+    lines.last_look()
 
 
 class Lines:
@@ -67,15 +75,30 @@ class Lines:
             self._say(line_of(decision))
         self._look_for_problems()
 
+    def last_look(self) -> None:
+        """What came since the last one; the end is no time to fail for a line."""
+        from autohypothesis.errors import AutohypothesisError
+
+        with suppress(AutohypothesisError, OSError, ValueError):
+            self.look()
+
     def _look_for_problems(self) -> None:
+        from autohypothesis.fleet.live.presence import ROLES
         from autohypothesis.fleet.live.roles import lives, read_role
 
-        for name in ("supervisor", "observer", "tool-builder"):
+        for name in ROLES:
             status = read_role(self._layout, name)
-            for problem in status.problems if status is not None and lives(status) else ():
-                if problem not in self._problems and len(self._problems) < 1000:
-                    self._problems.add(problem)
-                    self._say(f"{name}: {problem}")
+            if status is None or status.state in _HAVE_SAID or not lives(status):
+                continue
+            for problem in status.problems:
+                self._say_once(name, problem)
+
+    def _say_once(self, name: str, problem: str) -> None:
+        """A problem that counts seconds or tries is the same one all the while."""
+        known = _NUMBER.sub("#", problem)
+        if known not in self._problems and len(self._problems) < 1000:
+            self._problems.add(known)
+            self._say(f"{name}: {problem}")
 
     def _size(self) -> int:
         try:

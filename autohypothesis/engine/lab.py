@@ -22,6 +22,7 @@ from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
+from autohypothesis.records.locks import held
 from autohypothesis.system import host_name
 from schema import Manifest, Terms, now
 
@@ -97,11 +98,10 @@ class Lab:
         which is otherwise located.
 
         Raises:
-            UsageError: an experiment of another tag is running, or `tag` is another task's.
+            UsageError: an experiment of another tag is running, somebody observes it, or `tag` is
+                a search of another task.
         """
-        searched = self._task_of(self.tag or "")
-        usual = self.tag if searched in ("", self.task.id) else None
-        wanted = checked_id(tag or usual or todays_tag())
+        wanted = checked_id(tag or self.usual_tag())
         if self._task_of(wanted) not in ("", self.task.id):
             raise UsageError(
                 f"tag {wanted!r} is a search of task {self._task_of(wanted)!r}, not of"
@@ -119,6 +119,12 @@ class Lab:
             self.repository.exclude(self.layout.made_on_use)
             write_json(self.layout.manifest, manifest.model_dump(mode="json"))
         return replace(self, tag=wanted)
+
+    def usual_tag(self) -> str:
+        """The active tag, if it is a search of this task; else today's."""
+        if self.tag is not None and self._task_of(self.tag) in ("", self.task.id):
+            return self.tag
+        return todays_tag()
 
     def reference(self) -> str:
         """The commit that new hypotheses start from.
@@ -149,6 +155,11 @@ class Lab:
             raise UsageError(
                 f"tag {wanted!r} cannot start while {running[0]} of tag {current!r} is running",
                 hint=f"wait for it, or see `python orchestrator.py show {running[0]}`",
+            )
+        if holder := held(self.layout, "observer"):
+            raise UsageError(
+                f"tag {wanted!r} cannot start while tag {current!r} is observed by {holder}",
+                hint="wait for it, or end it: python orchestrator.py down",
             )
 
     def _locate(self, inputs: Mapping[str, str] | None) -> dict[str, str]:

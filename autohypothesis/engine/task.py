@@ -85,7 +85,7 @@ def default_task(repository: Repository) -> Task:
     files = repository.tracked_files()
     if layout.root_task.exists():
         return load_task(layout.root_task, files, root=repository.root)
-    if layout.default_task.exists() and "prepare.py" in files:
+    if layout.default_task.exists() and "prepare.py" in files and _is_our_pair(repository.root):
         return load_task(layout.default_task, files, root=repository.root)
     if "train.py" not in files and not (repository.root / "train.py").is_file():
         raise TaskError(
@@ -93,6 +93,18 @@ def default_task(repository: Repository) -> Task:
             hint=f"write {layout.root_task}, or name another repository with --repo PATH",
         )
     return foreign_task()
+
+
+def _is_our_pair(root: Path) -> bool:
+    """Whether prepare.py answers what the shipped task asks of it.
+
+    Somebody else's search may have files of the same names, with other things in them.
+    """
+    try:
+        text = (root / "prepare.py").read_bytes()
+    except OSError:
+        return False
+    return all(option in text for option in (b"--locate", b"--preflight", b"--score"))
 
 
 def foreign_task() -> Task:

@@ -61,6 +61,20 @@ def hold(
         lock.release()
 
 
+def held(layout: Layout, name: str) -> str:
+    """Who holds the lock `name`, in words; empty when nobody does."""
+    path = layout.lock(name)
+    if not path.is_file():
+        return ""
+    lock = FileLock(path, timeout=0, mode=0o644, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return str(holder(layout, name) or "a process that left no name")
+    lock.release()
+    return ""
+
+
 def holder(layout: Layout, name: str) -> Holder | None:
     """Who took the lock `name` last; whether it is still held only the lock can say."""
     try:

@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from autohypothesis import system
 from autohypothesis.engine import recovery
 from autohypothesis.engine.lab import is_running
 from autohypothesis.errors import FleetError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.live.heartbeat import read_all
-from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
+from autohypothesis.records.locks import held
 
-ROLES = ("supervisor", "observer", "tool-builder")
+__all__ = ["held"]
+
+LOOP = "loop"
+"""A search on one machine by one process: its lock and its status have this name."""
+SOLO = "solo"
+"""Its one worker."""
+ROLES = (LOOP, "supervisor", "observer", "tool-builder")
 LEFT = ("stopped", "finished", "failed")
 """States of somebody who has left."""
 
@@ -27,18 +31,34 @@ def worker_lock(worker: str) -> str:
     return f"worker-{worker}"
 
 
-def held(layout: Layout, name: str) -> str:
-    """Who holds the lock `name`, in words; empty when nobody does."""
-    path = layout.lock(name)
-    if not path.is_file():
-        return ""
-    lock = FileLock(path, timeout=0, mode=0o644, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        return str(locks.holder(layout, name) or "a process that left no name")
-    lock.release()
-    return ""
+def refuse_beside_loop(layout: Layout) -> None:
+    """A loop observes and works by itself: nobody else can meanwhile.
+
+    Raises:
+        FleetError: one is at work; the message says who it is and how far.
+    """
+    if holder := held(layout, LOOP):
+        status = roles.read_role(layout, LOOP)
+        how_far = f", {status.last_action}" if status and roles.lives(status) else ""
+        raise FleetError(
+            f"a loop is at work in {layout.root}: {holder}{how_far}",
+            hint="watch it: python orchestrator.py monitor, or end it: python orchestrator.py down",
+        )
+
+
+def refuse_beside_fleet(layout: Layout) -> None:
+    """A loop needs the search for itself; a tool-builder is in nobody's way.
+
+    Raises:
+        FleetError: a supervisor, an observer or a worker is at work, each with who plays it.
+    """
+    names = ("supervisor", "observer", *_worker_locks(layout))
+    if busy := [f"{name} ({holder})" for name in names if (holder := held(layout, name))]:
+        raise FleetError(
+            f"a fleet is at work in {layout.root}: {', '.join(busy[:4])}"
+            + (f" and {len(busy) - 4} more" if len(busy) > 4 else ""),
+            hint="watch it: python orchestrator.py monitor, or end it: python orchestrator.py down",
+        )
 
 
 def refuse_another_machine(layout: Layout) -> None:
@@ -60,9 +80,9 @@ def refuse_another_machine(layout: Layout) -> None:
 
 
 def at_work(layout: Layout) -> list[str]:
-    """Roles, workers and experiments that live, each in a few words."""
+    """Roles, workers and experiments of a fleet that live, each in a few words."""
     found = []
-    for name in (*ROLES, *_worker_locks(layout)):
+    for name in (*(one for one in ROLES if one != LOOP), *_worker_locks(layout)):
         if holder := held(layout, name):
             found.append(f"{name} ({holder})")
     running = (name for name in recovery.uncollected(layout) if is_running(layout, name))

@@ -28,14 +28,17 @@ def own(role: str, **fields: Any) -> RoleStatus:
     return RoleStatus(role=role, node_id=me.host, pid=me.pid, process_start=me.start, **said)
 
 
-def report(layout: Layout, status: RoleStatus) -> None:
+def report(layout: Layout, status: RoleStatus, *, durable: bool = False) -> None:
     """Writes it down, dated now. A power cut may lose it; it is made again within seconds.
+
+    Args:
+        durable: it is not made again, so no power cut may.
 
     Raises:
         RecordError: the disk is full.
     """
     dated = status.model_copy(update={"updated_at": now()})
-    write_json(layout.role(status.role), dated, durable=False)
+    write_json(layout.role(status.role), dated, durable=durable)
 
 
 def read_role(layout: Layout, name: str) -> RoleStatus | None:

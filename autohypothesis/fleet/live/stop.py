@@ -14,7 +14,7 @@ import signal
 import time
 from contextlib import suppress
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from autohypothesis.records.processes import Process
 from autohypothesis.system import host_name, is_alive
@@ -24,6 +24,21 @@ SUPERVISOR = "AUTOHYPOTHESIS_SUPERVISOR"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOOK_S = 0.5
 """How often a supervisor is looked at where the system cannot wake us at its end."""
+
+
+class Stopping(Protocol):
+    """What a role asks between two steps; see `Stop`."""
+
+    @property
+    def requested(self) -> bool: ...
+
+    @property
+    def abandoned(self) -> bool: ...
+
+    @property
+    def hard(self) -> bool: ...
+
+    def wait(self, seconds: float) -> bool: ...
 
 
 class Stop:

@@ -41,11 +41,16 @@ class Crew:
 
 
 class CrewWatch:
-    """Looks again and again."""
+    """Looks again and again.
 
-    def __init__(self, layout: Layout, tag: str) -> None:
+    Args:
+        workers: who they are, where the manifest does not say.
+    """
+
+    def __init__(self, layout: Layout, tag: str, workers: Sequence[Worker] = ()) -> None:
         self.layout = layout
         self.tag = tag
+        self._given = tuple(workers)
         self._manifest: tuple[Signature, tuple[Worker, ...]] | None = None
 
     def look(self) -> Crew:
@@ -67,6 +72,8 @@ class CrewWatch:
 
     def _workers(self) -> tuple[Worker, ...]:
         """The manifest's; those of the last good one when it is damaged or another tag's."""
+        if self._given:
+            return self._given
         signature = signature_of(str(self.layout.manifest))
         if self._manifest is not None and self._manifest[0] == signature:
             return self._manifest[1]

@@ -11,6 +11,8 @@ from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from schema import now
 
+ALL_RUN = "all that were to be run are run"
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -19,6 +21,8 @@ class Limits:
     max_experiments: int | None = None
     """Of the tag, the baseline included; those lost to infrastructure are not counted."""
     until: datetime | None = None
+    ideas: bool = False
+    """Also when no proposer has an idea left; else it waits, for a person may have one."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,19 @@ class Ending:
 
     def is_over(self) -> bool:
         """Whether nothing new is to begin for good."""
+        return bool(self.why_over())
+
+    def why_over(self) -> str:
+        """Why nothing new is to begin for good; empty while it may."""
         if self.limits.until is not None and now() >= self.limits.until:
-            return True
+            return "its time is over"
         if self.most is not None and self.chronicle.counted() >= self.most:
-            return True
-        return self._target_is_met() or self._patience_is_over()
+            return ALL_RUN
+        if self._target_is_met():
+            return f"the task's target of {self.task.objective.target:g} is met"
+        if self._patience_is_over():
+            return f"the task's patience is over: nothing kept in {self.task.policy.patience} runs"
+        return ""
 
     def room(self) -> int | None:
         """How many more may begin beside those that have; None: no limit."""

@@ -14,10 +14,10 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.live import steering as steerings
-from autohypothesis.fleet.live.stop import Stop
+from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.observer.crew import Crew, CrewWatch
 from autohypothesis.fleet.observer.deciding import FAULTS, Deciding
-from autohypothesis.fleet.observer.ending import Ending, Limits
+from autohypothesis.fleet.observer.ending import ALL_RUN, Ending, Limits
 from autohypothesis.fleet.observer.errands import Errands
 from autohypothesis.fleet.observer.handout import Handout
 from autohypothesis.fleet.observer.ideas import Ideas
@@ -32,7 +32,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import signature_of
-from schema import RoleStatus, Steering, now
+from schema import RoleStatus, Steering, Worker, now
 
 __all__ = ["Limits", "Observer"]
 
@@ -46,7 +46,12 @@ ENDED = ("finished", "failed", "stopped")
 
 
 class Observer:
-    """One search, observed. One process at a time: whoever runs it holds the lock `observer`."""
+    """One search, observed. One process at a time: whoever runs it holds the lock `observer`.
+
+    Args:
+        workers: whom to give work to; none: the manifest's.
+        command: what begins another search of this kind, for hints.
+    """
 
     def __init__(
         self,
@@ -55,6 +60,8 @@ class Observer:
         *,
         limits: Limits,
         say: Callable[[str], None] = lambda line: None,
+        workers: Sequence[Worker] = (),
+        command: str = "init-fleet",
     ) -> None:
         tag = lab.active()
         self.lab = lab
@@ -63,7 +70,7 @@ class Observer:
         self.library = Library(lab, self.chronicle)
         self.deciding = Deciding(lab, self.chronicle)
         self.returns = Returns(lab.layout, self.chronicle, self.queue)
-        self.opening = Opening(lab.layout, self.queue, self.chronicle)
+        self.opening = Opening(lab.layout, self.queue, self.chronicle, command)
         self.refill = Refill(proposers)
         self.errands = Errands(lab, self.chronicle)
         self.publishing = Publishing(lab, self.queue, self.chronicle, self.library)
@@ -73,8 +80,10 @@ class Observer:
         self.steering = Steering()
         self.reference: Reference | None = None
         self.status: RoleStatus = roles.own("observer", state="starting")
+        self.ended = ""
+        """Why the search is finished."""
         self._steering = steerings.SteeringFiles(lab.layout)
-        self._crew = CrewWatch(lab.layout, tag)
+        self._crew = CrewWatch(lab.layout, tag, workers)
         self._say = say
         self._stand: tuple[str, list[str]] = ("starting", [])
         self._closing = False
@@ -87,14 +96,14 @@ class Observer:
 
     # ── turns ─────────────────────────────────────────────────────────────────────────────
 
-    def run(self, stop: Stop) -> str:
+    def run(self, stop: Stopping) -> str:
         """Turn after turn, until the search is `finished`, has `failed`, or is `stopped`."""
         try:
             return self._turns(stop)
         finally:
             self.ideas.refill.close()
 
-    def _turns(self, stop: Stop) -> str:
+    def _turns(self, stop: Stopping) -> str:
         last = float("-inf")
         while not stop.requested:
             sight = self._sight()
@@ -232,12 +241,32 @@ class Observer:
             self._closing = True
             return "failed", failed
         ending = self.ending
-        self._closing = ending.is_over()
+        self.ended = ending.why_over()
+        self._closing = bool(self.ended)
         if self._closing or (ending.room() == 0 and not ending.is_given_out()):
+            self.ended = self.ended or ALL_RUN
             self._attempt(self._take_back_all)
             busy = ending.is_given_out() or bool(self.deciding.waits())
             return ("working" if busy else "finished"), []
+        if ending.limits.ideas and not self.steering.stop and self._has_no_idea_left():
+            self.ended, self._closing = self._why_no_idea(), True
+            return "finished", []
         return ("waiting" if self.steering.stop else "working"), []
+
+    def _has_no_idea_left(self) -> bool:
+        """Whether everything has ended, nothing waits, and nobody knows what to try next."""
+        return (
+            self.chronicle.has_reference()
+            and self.refill.is_exhausted
+            and not self.ending.is_given_out()
+            and not self.deciding.waits()
+            and all(needs_somebody(one, self.lab.task) for one in self.queue.pending())
+        )
+
+    def _why_no_idea(self) -> str:
+        words = len(self.queue.pending())
+        rest = f"; {words} ideas are words that somebody has to implement" if words else ""
+        return f"no proposer has an idea left on this evidence{rest}"
 
     # ── work for everybody ────────────────────────────────────────────────────────────────
 

@@ -46,6 +46,8 @@ class Opening:
     layout: Layout
     queue: Queue
     chronicle: Chronicle
+    command: str = "init-fleet"
+    """What begins another search, for hints."""
 
     def queue_baseline(self) -> bool:
         """Puts the baseline in front of everything, unless it is somewhere already."""
@@ -133,11 +135,11 @@ class Opening:
         if found is None or found[0].state != "done":
             return []
         if found[1].closed == "abandoned":
-            return [f"the baseline was refused: {found[1].outcome}", _BEGIN_AGAIN]
+            return [f"the baseline was refused: {found[1].outcome}", _begin_again(self.command)]
         decision = self.chronicle.verdict(found[1].hypothesis_id)
         if decision is None or decision.requeue or decision.decision_status != "crash":
             return []
-        return explained(self.layout, decision.experiment_id, settings)
+        return explained(self.layout, decision.experiment_id, settings, self.command)
 
 
 def _with_value(layout: Layout, experiment_id: str) -> Metadata | None:
@@ -151,13 +153,19 @@ def _with_value(layout: Layout, experiment_id: str) -> Metadata | None:
     return metadata if result.status == "completed" and result.metric_value is not None else None
 
 
-_BEGIN_AGAIN = (
-    "then commit it and begin again: `python orchestrator.py init-fleet --tag NAME`; if the machine"
-    " was at fault: `python orchestrator.py run-experiment --baseline --settle`"
-)
+def _begin_again(command: str) -> str:
+    return (
+        f"then commit it and begin again: `python orchestrator.py {command} --tag NAME`; if the"
+        " machine was at fault: `python orchestrator.py run-experiment --baseline --settle`"
+    )
 
 
-def explained(layout: Layout, experiment_id: str, settings: Mapping[str, Setting]) -> list[str]:
+def explained(
+    layout: Layout,
+    experiment_id: str,
+    settings: Mapping[str, Setting],
+    command: str = "init-fleet",
+) -> list[str]:
     """What a failed baseline tells a person, line by line."""
     try:
         result = Result.model_validate(read_json(layout.run(experiment_id).result))
@@ -168,7 +176,7 @@ def explained(layout: Layout, experiment_id: str, settings: Mapping[str, Setting
     return [
         f"the baseline {experiment_id} failed: {kind}: {result.failure_detail}",
         advice(kind, settings),
-        _BEGIN_AGAIN,
+        _begin_again(command),
         *(f"log: {line[:300]}" for line in tail[-TAIL_LINES:]),
     ]
 

@@ -25,6 +25,8 @@ SHOWN = 300
 """Characters of what a proposer said when it failed."""
 REMEMBERED = 50
 """Refusals that a proposer is told of."""
+ENOUGH = 3
+"""Answers in a row, on the same evidence, of which nothing could be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class _Desk:
     problem: str = ""
     refused: dict[str, str] = field(default_factory=dict)
     taken: int = 0
+    fruitless: int = 0
+    """Answers since the last decision, or the last idea that was taken, without one."""
 
     def wait_longer(self, now: float) -> None:
         self.pause = min(max(self.pause * 2, FIRST_PAUSE_S), LONGEST_PAUSE_S)
@@ -112,8 +116,10 @@ class Refill:
             desk.refused = dict(list(refused.items())[-REMEMBERED:])
             if taken:
                 desk.pause = desk.again_at = 0.0
+                desk.fruitless = 0
             elif not desk.failed:
                 desk.wait_longer(self._clock())
+                desk.fruitless += 1
 
     def refuse(self, proposer: str, title: str, reason: str) -> None:
         """An idea that was taken, and turned out to be of no use."""
@@ -126,12 +132,20 @@ class Refill:
         for desk in self._desks:
             if not desk.failed:
                 desk.pause = desk.again_at = 0.0
+            desk.fruitless = 0
 
     def close(self) -> None:
         """Call off who still thinks; whoever can be stopped says so by having `stop`."""
         for desk in self._desks:
             if desk.thinks and isinstance(desk.proposer, Stoppable):
                 desk.proposer.stop()
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nobody has an idea left on the evidence there is; who failed may have one."""
+        return all(
+            desk.fruitless >= ENOUGH and not desk.thinks and not desk.failed for desk in self._desks
+        )
 
     @property
     def thinking(self) -> list[str]:

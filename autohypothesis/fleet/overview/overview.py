@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from autohypothesis.errors import AutohypothesisError, RecordError, UsageError
 from autohypothesis.fleet.live.bench import benched
 from autohypothesis.fleet.live.heartbeat import at_work
+from autohypothesis.fleet.live.presence import LOOP
 from autohypothesis.fleet.live.roles import lives
 from autohypothesis.fleet.overview.standing import Best, best_so_far
 from autohypothesis.fleet.overview.views import (
@@ -36,6 +37,7 @@ from autohypothesis.records.ledger import manifest_tag
 from schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
 
 ROLES = ("supervisor", "observer", "tool-builder")
+"""Of a fleet; a loop plays the observer itself, and needs neither of the others."""
 SMALL = 256 * 1024
 """Bytes of a heartbeat, or of a role's file; a larger one is damage."""
 AHEAD_S = 5.0
@@ -58,7 +60,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
     look = _Look(layout)
     tag, reference = look.tag, look.reference()
     counts, waiting = look.queue(queue)
-    roles = [look.role(name) for name in ROLES]
+    roles = look.roles()
     workers = look.workers()
     best = look.best()
     board = look.board
@@ -133,6 +135,16 @@ class _Look:
         return queue.counts(), found[:WAITING]
 
     # ── who is at work ────────────────────────────────────────────────────────────────────
+
+    def roles(self) -> list[RoleView]:
+        """A fleet's; with a loop, where there was one, which needs no others."""
+        found = [self.role(name) for name in ROLES]
+        loop = self.role(LOOP) if self.layout.role(LOOP).exists() else None
+        if loop is None:
+            return found
+        if loop.alive:
+            found = [one for one in found if one.role == "observer" or one.alive]
+        return [loop, *found]
 
     def role(self, name: str) -> RoleView:
         path = self.layout.role(name)
@@ -221,13 +233,17 @@ class _Look:
         """What the roles say is wrong; who ended without saying goodbye."""
         supervised = any(role.role == "supervisor" and role.alive for role in roles)
         then = f"{RUN} {'monitor' if supervised else 'up'}"
+        killed = {role.pid for role in roles if role.role == LOOP and role.state == "dead"}
         for role in roles:
             self.needs += [
                 Need(f"{role.role}: {line}")
                 for line in role.problems
                 if not any(need.what == f"damaged: {line}" for need in self.needs)
             ]
-            if role.state == "dead":
+            if role.role == LOOP and role.state == "dead":
+                said = f"the loop (pid {role.pid}) died at {role.last_action}"
+                self.needs.append(Need(said, f"{RUN} run-loop, as it was called"))
+            elif role.state == "dead" and role.pid not in killed:
                 self.needs.append(Need(f"the {role.role} (pid {role.pid}) died", then))
         for worker in workers:
             if worker.state == "dead":
@@ -328,6 +344,8 @@ def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]
         return f"{RUN} monitor"
     if observer.state == "finished":
         return f"{RUN} digest"
+    if LOOP in states and states[LOOP].pid == observer.pid:
+        return f"{RUN} {'runs' if observer.state == 'failed' else 'run-loop'}"
     return f"{RUN} up" if workers else f"{RUN} init-fleet"
 
 

@@ -20,7 +20,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class RoleView:
-    """The supervisor, the observer or the tool-builder."""
+    """The supervisor, the observer, the tool-builder or a loop."""
 
     role: str
     state: str

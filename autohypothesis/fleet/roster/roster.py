@@ -17,7 +17,12 @@ from pydantic import ValidationError
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.lab import Lab, active_tag, reference_ref, todays_tag
 from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
-from autohypothesis.fleet.live.presence import at_work, refuse_another_machine, users_of
+from autohypothesis.fleet.live.presence import (
+    at_work,
+    refuse_another_machine,
+    refuse_beside_loop,
+    users_of,
+)
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import Choice, Chosen, choose, strangers
@@ -76,6 +81,7 @@ def init_fleet(lab: Lab, wanted: Wanted) -> Fleet:
     choice = choose(wanted.gpus, wanted.cpu_workers)
     _check_words(wanted)
     refuse_another_machine(lab.layout)
+    refuse_beside_loop(lab.layout)
     lab.repository.head()
     with hold(lab.layout, "fleet", doing="init-fleet"):
         return _Roll(lab, wanted, choice).call()
@@ -84,8 +90,27 @@ def init_fleet(lab: Lab, wanted: Wanted) -> Fleet:
 def begin(lab: Lab, wanted: Wanted) -> Lab:
     """Start the tag alone, as `init_fleet` would; what runs before there are workers goes there."""
     choice = choose(wanted.gpus, wanted.cpu_workers)
+    refuse_beside_loop(lab.layout)
     with hold(lab.layout, "fleet", doing="bootstrap"):
         return _Roll(lab, wanted, choice).begin()
+
+
+def begin_alone(lab: Lab, tag: str, places: Sequence[str]) -> tuple[Lab, list[str]]:
+    """Start the tag, or go on with it, for who works in detached worktrees; and what to know.
+
+    The fleet that the tag may have stays as it is.
+
+    Args:
+        places: names of the worktrees.
+
+    Raises:
+        As `init_fleet`.
+    """
+    lab.repository.head()
+    with hold(lab.layout, "fleet", doing="run-loop"):
+        roll = _Roll(lab, Wanted(tag), Choice(()))
+        roll.trees.refuse_places(places)
+        return roll.begin(), roll.notes
 
 
 def read_manifest(layout: Layout) -> Manifest | None:
@@ -170,8 +195,8 @@ class _Roll:
 
     def _changes(self, before: Manifest) -> bool:
         """Whether a worker would go, come, or change its device; a first driver is no change."""
-        if before.tag != self.tag:
-            return True
+        if before.tag != self.tag or not self.chosen:
+            return before.tag != self.tag
         was = {one.worker_id: one.device for one in before.workers}
         now = {one.worker_id: one.device for one in self.chosen}
         return bool(was) and (
@@ -219,7 +244,7 @@ class _Roll:
             return left
         if self.repository.is_dirty() and start in (None, "HEAD"):
             self.notes.append(
-                f"{self.layout.root} has changes that are not committed: the fleet starts from"
+                f"{self.layout.root} has changes that are not committed: the search starts from"
                 f" {self.repository.head()[:12]}, without them"
             )
         return self._start(start or "HEAD")

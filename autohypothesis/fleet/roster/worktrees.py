@@ -72,14 +72,23 @@ class Worktrees:
             self._lead_back(self.workspace(worker).path)
         there = self.repository.worktrees()
         self._refuse_checked_out(there, reference_branch(self.tag), None)
-        folder = Layout(self.repository.root).worktrees
-        if os.path.lexists(folder) and not folder.is_dir():
-            raise _in_the_way(folder, "no folder")
+        self.refuse_places(workers)
         for worker in workers:
             workspace = self.workspace(worker)
-            self._refuse_place(there, workspace.path)
             self._refuse_checked_out(there, str(workspace.branch), workspace.path)
             self._refuse_branch(worker)
+
+    def refuse_places(self, names: Iterable[str]) -> None:
+        """See that there is room for `worktrees/<name>` of each.
+
+        Raises:
+            FleetError: a file or a folder of somebody else's is in the way.
+        """
+        layout, there = Layout(self.repository.root), self.repository.worktrees()
+        if os.path.lexists(layout.worktrees) and not layout.worktrees.is_dir():
+            raise _in_the_way(layout.worktrees, "no folder")
+        for name in names:
+            self._refuse_place(there, layout.worktree(name))
 
     def _refuse_place(self, there: list[Worktree], path: Path) -> None:
         if not os.path.lexists(path):

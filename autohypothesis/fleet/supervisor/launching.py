@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.live.stop import SUPERVISOR
@@ -52,11 +53,7 @@ def spawn(
     layout: Layout, name: str, command: Sequence[str], extra: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """`command` in a session of its own, with its output in the log of `name`."""
-    log = layout.role_log(name)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_LIMIT:
-            log.replace(log.with_suffix(".log.1"))
+    log = log_of(layout, name)
     environment = {key: word for key, word in os.environ.items() if key != SUPERVISOR}
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -68,6 +65,16 @@ def spawn(
             stderr=output,
             start_new_session=True,
         )
+
+
+def log_of(layout: Layout, name: str) -> Path:
+    """The log of a role that begins, ready to be appended to; a long one is set aside first."""
+    log = layout.role_log(name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_LIMIT:
+            log.replace(log.with_suffix(".log.1"))
+    return log
 
 
 def log_tail(layout: Layout, name: str, limit: int = 4096) -> list[str]:

@@ -38,10 +38,11 @@ def the_fleet(layout: Layout) -> Manifest:
     """The manifest of a fleet with workers.
 
     Raises:
-        FleetError: there is none yet, or another machine works on it.
+        FleetError: there is none yet, or another machine works on it, or a loop does.
         RecordError: the manifest is damaged.
     """
     presence.refuse_another_machine(layout)
+    presence.refuse_beside_loop(layout)
     manifest = read_manifest(layout)
     if manifest is None or not manifest.workers:
         raise FleetError(
@@ -113,7 +114,6 @@ def crew(
     workers = [one.worker_id for one in manifest.workers if one.worker_id not in left_out]
     command = manifest.tool_command if tool_command is None else tool_command
     builder = ("tool-builder", *(("--command", command) if command else ()))
-    watch = ("sync", "--watch", str(SYNC_S), "--snapshot")
     return [
         Role("observer", (*ours, "observer", *observer), 2),
         *(
@@ -121,8 +121,14 @@ def crew(
             for name in workers
         ),
         Role("tool-builder", (*ours, *builder), 1),
-        Role("sync", (*ours, *watch), 3, reports=False, nice=WATCH_NICE),
+        keeper(layout),
     ]
+
+
+def keeper(layout: Layout) -> Role:
+    """Who draws, and keeps bundles and ledger in git, beside whoever trains."""
+    watch = ("sync", "--watch", str(SYNC_S), "--snapshot")
+    return Role("sync", (*program(layout), *watch), 3, reports=False, nice=WATCH_NICE)
 
 
 def last_words(layout: Layout) -> tuple[str, ...]:

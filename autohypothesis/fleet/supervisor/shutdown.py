@@ -31,7 +31,7 @@ class Living(NamedTuple):
     @property
     def stage(self) -> int:
         """In which order they are stopped: workers, tool-builder, observer, what folds."""
-        if self.name.startswith(_WORKER):
+        if self.name.startswith(_WORKER) or self.name == presence.LOOP:
             return 0
         return {"tool-builder": 1, "observer": 2}.get(self.name, 3)
 
@@ -60,7 +60,7 @@ def children_of(layout: Layout) -> list[Living]:
 def living(layout: Layout) -> list[Living]:
     """Every role that is played, whoever started it; the supervisor is not among them."""
     found = children_of(layout)
-    for name in ("tool-builder", "observer"):
+    for name in (presence.LOOP, "tool-builder", "observer"):
         found += [*_role(name, layout), *_holder(name, layout)]
     for beat in heartbeat.read_all(layout):
         if heartbeat.at_work(beat) and beat.pid and beat.process_start is not None:
@@ -146,12 +146,12 @@ def end_all(layout: Layout, seconds: float, said: Callable[[str], None]) -> list
 
 
 def roster(layout: Layout) -> set[str]:
-    """The ids of the fleet's workers, as far as they can be read."""
+    """The ids of the fleet's workers, as far as they can be read, and of a loop's."""
     try:
         document = read_json(layout.manifest)
-        return {str(one["worker_id"]) for one in document["workers"]}
+        return {presence.SOLO, *(str(one["worker_id"]) for one in document["workers"])}
     except (FileNotFoundError, RecordError, KeyError, TypeError):
-        return set()
+        return {presence.SOLO}
 
 
 def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> list[str]:

@@ -29,12 +29,15 @@ class Preparation:
     middle leaves a claim without a run, which the next worker gives back.
     """
 
-    def __init__(self, lab: Lab, worker: Worker, hypothesis: Hypothesis) -> None:
+    def __init__(
+        self, lab: Lab, worker: Worker, hypothesis: Hypothesis, *, label: str = ""
+    ) -> None:
         self.hypothesis = hypothesis
         self.spec: RunSpec | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
         self._worker = worker
+        self._label = label
         self._rules = Steering()
         """What the candidate was held against."""
         # A repository object is one thread's.
@@ -92,7 +95,7 @@ class Preparation:
         wanted, worker = self.hypothesis, self._worker
         request = iteration.Request(
             Change.of(wanted),
-            title=wanted.title,
+            title=f"{self._label}: {wanted.title}" if self._label else wanted.title,
             rationale=wanted.rationale,
             hypothesis_id=wanted.hypothesis_id,
             seed=wanted.seed,

@@ -14,21 +14,23 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
 
 from autohypothesis.engine.executor import Executor, Handle, Waits
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.errors import AutohypothesisError, LeaseError, LockError
+from autohypothesis.errors import AutohypothesisError, LeaseError, LockError, RecordError
 from autohypothesis.fleet.live import bench
 from autohypothesis.fleet.live.heartbeat import Pulse
 from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
+from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.queue import takeover
 from autohypothesis.fleet.queue.takeover import Job
 from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.orders import Orders
 from autohypothesis.fleet.worker.preparing import SEE, Preparation
 from autohypothesis.records import locks
+from autohypothesis.records.files import read_json
+from autohypothesis.records.layout import RunPaths
 from schema import Result, WorkerState
 from schema import Worker as Entry
 
@@ -51,31 +53,20 @@ _FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, Att
 _FULL = ("No space left on device", "Disk quota exceeded")
 
 
-class Stopping(Protocol):
-    """See `stop.Stop`."""
-
-    @property
-    def requested(self) -> bool: ...
-
-    @property
-    def abandoned(self) -> bool: ...
-
-    @property
-    def hard(self) -> bool: ...
-
-    def wait(self, seconds: float) -> bool: ...
-
-
 class Worker:
     """The process behind one entry of the manifest.
 
     Args:
         executor: None: this machine's, on the entry's device. Any other is asked for nothing but
             `submit`, `poll`, `cancel` and `collect`.
+        label: goes in front of the title of everything that is begun.
     """
 
-    def __init__(self, lab: Lab, worker: Entry, *, executor: Executor | None = None) -> None:
+    def __init__(
+        self, lab: Lab, worker: Entry, *, executor: Executor | None = None, label: str = ""
+    ) -> None:
         self.lab = lab
+        self.label = label
         self.entry = worker
         self.name = worker.worker_id
         self.pulse = Pulse(lab.layout, worker)
@@ -192,7 +183,7 @@ class Worker:
         if hypothesis is None:
             self._claim_at = time.monotonic() + LOOK_S
             return
-        self.next = Preparation(self.lab, self.entry, hypothesis)
+        self.next = Preparation(self.lab, self.entry, hypothesis, label=self.label)
         if self.current is None:
             self._say("preparing")
         else:  # what is said about the one that runs stays
@@ -385,6 +376,7 @@ class Worker:
             title=spec.title if spec else None,
             commit=spec.commit if spec else "",
             diff_stat=spec.diff_stat if spec else "",
+            **({} if self.entry.device else {"gpu_id": _device_of(run)}),
         )
 
     def _cancel(self, job: Job) -> None:
@@ -473,6 +465,13 @@ class Worker:
                 self._end(self.current, go_on=False)
             return self.current is None or self._uncollected < TRIES
         return self.next is not None and not self.next.join(POLL_S)
+
+
+def _device_of(run: RunPaths) -> str:
+    """The device that a run was given, of a worker that takes whichever is free."""
+    with suppress(FileNotFoundError, RecordError, LookupError, TypeError):
+        return str(read_json(run.metadata)["run"]["gpu_id"])
+    return ""
 
 
 def _is_of_the_machine(error: Exception | None) -> bool:

@@ -1,0 +1,193 @@
+"""`run-loop`: a search on one machine by one process, from the baseline on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autohypothesis.commands.app import Repo
+from autohypothesis.commands.common import err, laboratory
+from autohypothesis.commands.fleet import Mix, Proposers, in_hours, least
+
+if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.fleet.live.stop import Stop
+    from autohypothesis.fleet.proposing import Proposer
+    from autohypothesis.fleet.solo.loop import Loop, Outcome
+    from schema import Decision
+
+INBOX = "inbox"
+WORDS = {"keep": "kept", "discard": "discarded", "crash": "crashed", "replicate": "repeated"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run-loop")(run_loop)
+
+
+def run_loop(
+    context: typer.Context,
+    most: Annotated[
+        int,
+        typer.Option(
+            "--max",
+            metavar="N",
+            min=0,
+            help="Experiments, the baseline included where it has to run; 0: until stopped.",
+        ),
+    ] = 20,
+    description: Annotated[
+        str, typer.Option("--desc", metavar="TEXT", help="In front of each description.")
+    ] = "",
+    hours: Annotated[
+        float | None, typer.Option("--hours", min=0.001, help="Begin nothing after that time.")
+    ] = None,
+    proposer: Proposers = None,
+    mix: Mix = None,
+    task: Annotated[Path | None, typer.Option("--task", help="A task file.")] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option("--tag", help="The search; default: the active one, else today's date."),
+    ] = None,
+    repo: Repo = None,
+) -> None:
+    """Search on this machine: the baseline first, then one change after the other, each decided.
+
+    It works in a worktree of its own and moves the branch `autoresearch/TAG` alone: your checkout,
+    your index and your branch stay as they are. Killed, it goes on where it was when the same
+    command is called again, until its N experiments are decided; then the next call runs N more.
+    It ends by itself when no proposer has an idea left, unless `inbox` is one of them.
+
+    Ctrl-C ends the training, records it and queues its idea again; twice waits for nothing. Exits
+    with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`
+    """  # fmt: skip
+    from autohypothesis.fleet.live.stop import Stop
+    from autohypothesis.fleet.solo.loop import alone
+    from autohypothesis.system import set_process_name
+
+    set_process_name("ah:loop")
+    with Stop() as stop:
+        lab = laboratory(context, repo, task=task, tag=tag)
+        _proposers(lab, proposer or [], mix)  # a wrong word is said before anything is begun
+        with alone(lab, tag) as (lab, notes):
+            for note in notes:
+                _say(f"note: {note}")
+            loop = _loop(lab, _proposers(lab, proposer or [], mix), most, description, hours)
+            outcome = _run(loop, stop)
+            _finish(lab, stop)
+            _summary(loop, outcome)
+    if outcome == "failed":
+        raise typer.Exit(1)
+
+
+def _proposers(lab: Lab, words: list[str], mix: float | None) -> list[Proposer]:
+    """Those that were named, else those that the search was begun with, else `search`."""
+    from autohypothesis.fleet.roster.roster import read_manifest
+    from autohypothesis.proposers.configured import configured
+
+    manifest = read_manifest(lab.layout)
+    known = manifest if manifest is not None and manifest.tag == lab.tag else None
+    share = known.mix if mix is None and known is not None else mix
+    return configured(
+        words or (known.proposers if known is not None else []), mix=share, root=lab.layout.root
+    )
+
+
+def _loop(
+    lab: Lab, proposers: list[Proposer], most: int, description: str, hours: float | None
+) -> Loop:
+    from autohypothesis.fleet.queue.chronicle import Chronicle
+    from autohypothesis.fleet.solo.loop import Loop
+    from autohypothesis.fleet.solo.session import named, open_session
+
+    chronicle = Chronicle(lab.layout, lab.active())
+    chronicle.refresh()
+    session, goes_on = open_session(
+        lab.layout, chronicle, name=named(description), most=most or None
+    )
+    so_far = session.how_far(chronicle)
+    if goes_on:
+        _say(f"goes on with the session begun at {session.begun:%Y-%m-%d %H:%M} UTC: {so_far}")
+    else:
+        total = f"{most} experiments" if most else "experiments until it is stopped"
+        _say(f"begins {total} of {session.tag} in {lab.layout.root}")
+    return Loop(
+        lab,
+        proposers,
+        session,
+        until=in_hours(least(hours, lab.task.budget.hours)),
+        waits=any(one.name == INBOX for one in proposers),
+    )
+
+
+def _run(loop: Loop, stop: Stop) -> Outcome:
+    from autohypothesis.commands.progress import shown
+
+    with shown(loop.lab.layout, stop) as tick:
+        loop.tick = tick
+        return loop.run(stop)
+
+
+def _finish(lab: Lab, stop: Stop) -> None:
+    """Ledger, tables, picture and snapshot as they are at the end; at once, where that is asked."""
+    from autohypothesis.commands.sync import keep, refresh
+    from autohypothesis.engine.housekeeping import pack_when_due
+    from autohypothesis.errors import AutohypothesisError
+
+    if stop.abandoned:
+        return
+    try:
+        refresh(lab.layout, everything=not stop.hard)
+        if not stop.hard:
+            keep(lab.repository, lab.layout, everything=True)
+            pack_when_due(lab.repository)
+    except (AutohypothesisError, OSError) as error:
+        _say(f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables")
+
+
+# ── what is said at the end ─────────────────────────────────────────────────────────────────
+
+
+def _summary(loop: Loop, outcome: Outcome) -> None:
+    from autohypothesis.fleet.overview.overview import overview
+    from autohypothesis.fleet.queue.chronicle import Chronicle
+    from autohypothesis.terminal.fleet_table import better, one_line
+    from autohypothesis.terminal.style import number
+
+    layout, session = loop.lab.layout, loop.session
+    if outcome == "failed":
+        err().print(loop.ended, style="red", markup=False, soft_wrap=True)
+    chronicle = Chronicle(layout, session.tag)
+    chronicle.refresh()
+    counts = Counter(map(_word, session.decisions(chronicle)))
+    words = [f"{count} {word}" for word, count in counts.items()]
+    said = f"{session.how_far(chronicle)}: {', '.join(words) or 'none decided'}"
+    _say(said if outcome == "failed" else f"{outcome}: {said}; {loop.ended}")
+    best = overview(layout).best
+    if best is not None:
+        gain = better(best.improvement, best.improvement_share) if best.improvement else ""
+        than = f"{gain} than the baseline's {number(best.baseline, 6)}" if gain else "the baseline"
+        _say(f"best: {one_line(best.metric)} {number(best.value, 6)}, {than}")
+    _say(f"results: {layout.results_tsv}")
+    _say(f"next: {_next(loop, outcome, better_than_baseline=bool(best and best.improvement))}")
+
+
+def _word(decision: Decision) -> str:
+    """What became of it; the baseline is kept as it is, which is no find."""
+    is_baseline = decision.decision_status == "keep" and not decision.base_commit
+    return "baseline" if is_baseline else WORDS[decision.decision_status]
+
+
+def _next(loop: Loop, outcome: Outcome, *, better_than_baseline: bool) -> str:
+    run = "python orchestrator.py"
+    if outcome == "failed":
+        return f"{run} runs"
+    if outcome == "stopped":
+        return f"the same command again goes on; {run} digest says what was found"
+    return f"{run} best --diff, then {run} adopt" if better_than_baseline else f"{run} digest"
+
+
+def _say(line: str) -> None:
+    err().print(line, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""A search on one machine by one process: a fleet of one."""

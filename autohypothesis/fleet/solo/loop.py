@@ -1,0 +1,238 @@
+"""The loop: an observer in the main thread and one worker in another, until the session is done.
+
+Each does what it does in a fleet; nothing of an iteration is here. It holds the locks `loop` and
+`observer`, and its worker the worker's, so a fleet and a loop are never on one search at once. It
+may be killed at any instant: the next one takes over what runs, and finishes the session.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from subprocess import Popen, TimeoutExpired
+from typing import Literal, TextIO
+
+from autohypothesis.engine import local
+from autohypothesis.engine.executor import Resources
+from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import AutohypothesisError, FleetError, LockError
+from autohypothesis.fleet.live import bench, presence
+from autohypothesis.fleet.live.presence import LOOP, SOLO
+from autohypothesis.fleet.live.stop import Stop
+from autohypothesis.fleet.observer.ending import ALL_RUN, Limits
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.roster.roster import begin_alone
+from autohypothesis.fleet.solo.companion import Companion, entry
+from autohypothesis.fleet.solo.session import Session, write
+from autohypothesis.fleet.supervisor import launching, muster
+from autohypothesis.records.locks import hold
+from schema import now, rfc3339
+
+Outcome = Literal["finished", "stopped", "failed"]
+
+LOCK_S = 2.0
+OBSERVER_S = 10.0
+"""An observer that was just ended may still be leaving."""
+PATIENCE_S = 180.0
+"""For the worker to end its training, collect it and leave."""
+REPORT_S = 1.0
+"""Between two looks at how far it is."""
+PLACES = (SOLO, f"{SOLO}-next")
+"""Its worktrees: where it trains, and where it prepares."""
+__all__ = ["Loop", "Outcome", "alone"]
+
+
+@contextmanager
+def alone(lab: Lab, tag: str | None) -> Iterator[tuple[Lab, list[str]]]:
+    """The lab on its tag, begun or taken up again, and what a person should know of that.
+
+    Raises:
+        FleetError: a loop or a fleet is at work here, or something of somebody else's is in the
+            way; nothing was begun.
+        LaunchError: the data cannot be located.
+        LeaseError: there is no device of the kind that it needs.
+    """
+    layout, wanted = lab.layout, tag or lab.usual_tag()
+    presence.refuse_another_machine(layout)
+    with ExitStack() as stack:
+        presence.refuse_beside_loop(layout)
+        _take(stack, lab, LOOP, wanted, LOCK_S)
+        presence.refuse_beside_fleet(layout)
+        lab, notes = begin_alone(lab, wanted, PLACES)
+        _refuse_without_script(lab)
+        _refuse_without_device(lab)
+        _take(stack, lab, "observer", wanted, OBSERVER_S)
+        yield lab, notes
+
+
+def _take(stack: ExitStack, lab: Lab, name: str, tag: str, seconds: float) -> None:
+    doing = f"run-loop of {tag}"
+    try:
+        stack.enter_context(hold(lab.layout, name, doing=doing, timeout=seconds))
+    except LockError:  # somebody was quicker; say who, as one who came later is told
+        presence.refuse_beside_loop(lab.layout)
+        presence.refuse_beside_fleet(lab.layout)
+        raise
+
+
+def _refuse_without_script(lab: Lab) -> None:
+    commit = lab.reference()
+    if not lab.task.artifacts_in(lab.repository.entries(commit)):
+        wanted = ", ".join(lab.task.artifacts)
+        raise FleetError(
+            f"commit {commit[:12]}, which {lab.active()} begins at, has no {wanted}",
+            hint="commit it, and begin another search: python orchestrator.py run-loop --tag NAME",
+        )
+
+
+def _refuse_without_device(lab: Lab) -> None:
+    """A device that somebody holds now may come free; one that is not there never comes."""
+    root = lab.layout.root
+    inputs = locate_inputs(lab.task, root, root, os.environ)
+    local.offered(Resources(), inputs)
+
+
+@dataclass
+class Loop:
+    """One call of the loop, inside `alone`."""
+
+    lab: Lab
+    proposers: Sequence[Proposer]
+    session: Session
+    until: datetime | None = None
+    waits: bool = False
+    """When nobody has an idea left it waits: a person may have one."""
+    tick: Callable[[], None] = lambda: None
+    """Called often, for whoever shows how it goes."""
+    ended: str = ""
+    """Why it has ended, in a few words; lines where it failed."""
+
+    def __post_init__(self) -> None:
+        self._started = now()
+        self._said: tuple[object, ...] = ()
+        self._due = 0.0
+
+    def run(self, stop: Stop) -> Outcome:
+        """Until the session is done, the search has failed, or somebody asks it to stop.
+
+        What runs then is ended, recorded and queued again; after a SIGHUP it goes on by itself,
+        and the next loop takes it over.
+        """
+        layout = self.lab.layout
+        with suppress(AutohypothesisError):
+            bench.clear(layout)
+        with launching.log_of(layout, LOOP).open("a", encoding="utf-8") as log:
+            companion = Companion(self.lab, stop, label=self.session.name)
+            observer = self._observer(log)
+            beside = self._start_keeper()
+            companion.start()
+            try:
+                outcome = observer.run(_Turns(self, observer, companion, stop))
+            finally:
+                companion.leave()
+                self._await(companion, stop)
+                _end(beside)
+            return self._leave(observer, outcome)
+
+    def _observer(self, log: TextIO) -> Observer:
+        def say(line: str) -> None:
+            with suppress(OSError, ValueError):  # a full disk costs the line
+                log.write(f"{rfc3339(now())} {line}\n")
+                log.flush()
+
+        limits = Limits(max_experiments=self.session.limit, until=self.until, ideas=not self.waits)
+        return Observer(
+            self.lab, self.proposers, limits=limits, say=say, workers=[entry(self.lab)],
+            command="run-loop",
+        )  # fmt: skip
+
+    def _start_keeper(self) -> Popen[bytes] | None:
+        """A fleet's niced child, which draws and keeps; a loop does without where none starts."""
+        with suppress(OSError):
+            return launching.start(self.lab.layout, muster.keeper(self.lab.layout))
+        return None
+
+    def _await(self, companion: Companion, stop: Stop) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not companion.join(0.1) and time.monotonic() < until and not stop.abandoned:
+            self.tick()
+
+    def _leave(self, observer: Observer, outcome: str) -> Outcome:
+        status, limit = observer.status, self.session.limit
+        if outcome == "stopped" and limit is not None and observer.chronicle.counted() >= limit:
+            outcome, observer.ended = "finished", ALL_RUN
+        if outcome == "failed":
+            lines = [*status.problems, status.last_action]
+            self.ended = "\n".join(line for line in lines if line) or "the search has failed"
+        elif outcome == "finished":
+            self.ended = observer.ended
+        else:
+            self.ended = "it was stopped"
+        said = self.session.how_far(observer.chronicle)
+        failed = [self.ended] if outcome == "failed" else []
+        with suppress(AutohypothesisError):
+            write(self.lab.layout, self.session, outcome, f"{said}; {self.ended}"[:500],
+                  problems=failed, started=self._started, durable=True)  # fmt: skip
+        return outcome  # type: ignore[return-value]
+
+    def look(self, observer: Observer, companion: Companion) -> None:
+        """Says how far it is, when that is news."""
+        self.tick()
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + REPORT_S
+        saying = (self.session.how_far(observer.chronicle), companion.problem)
+        if saying != self._said:
+            problems = [companion.problem] if companion.problem else []
+            with suppress(AutohypothesisError):  # a full disk costs the news
+                write(self.lab.layout, self.session, "working", saying[0],
+                      problems=problems, started=self._started)  # fmt: skip
+                self._said = saying
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """What the observer asks between two turns: it leaves after the worker, to decide its last."""
+
+    loop: Loop
+    observer: Observer
+    companion: Companion
+    stop: Stop
+
+    @property
+    def requested(self) -> bool:
+        return self.hard or self.abandoned or (self.stop.requested and not self.companion.lives)
+
+    @property
+    def abandoned(self) -> bool:
+        return self.stop.abandoned
+
+    @property
+    def hard(self) -> bool:
+        return self.stop.hard
+
+    def wait(self, seconds: float) -> bool:
+        self.loop.look(self.observer, self.companion)
+        if self.stop.requested:
+            self.companion.join(seconds)
+        else:
+            self.stop.wait(seconds)
+        return self.requested
+
+
+def _end(process: Popen[bytes] | None) -> None:
+    """Ends what draws; it is made again at the end, and by the next."""
+    if process is None:
+        return
+    process.terminate()
+    try:
+        process.wait(PATIENCE_S)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()
