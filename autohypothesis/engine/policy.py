@@ -199,13 +199,13 @@ def _again(evidence: Evidence, improvement: float, said: str, noted: list[str]) 
         detail = _sentence([why, said, *noted])
         return Verdict("discard", reason, detail, improvement, confirmation="refuted")
     wanted, missing = evidence.replicates, missing_of(evidence.pairs)
-    if missing:
-        raise UnconfirmedError(said, missing, 2 * wanted)
     if len(evidence.pairs) < wanted:
         raise SettleError(
             f"its base fails at too many seeds to confirm it: {said}, on one seed",
             hint="decide it by hand: python orchestrator.py decide ID keep, or discard",
         )
+    if missing:
+        raise UnconfirmedError(said, missing, 2 * wanted)
     further = [
         better_by(pair.value, pair.base_value, evidence.direction)
         for pair in evidence.pairs
