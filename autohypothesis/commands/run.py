@@ -78,7 +78,7 @@ def run_experiment(
         if replicate is not None:
             given = {"--log": log, "--set": set_, "--patch": patch, "--baseline": baseline,
                      "--desc": description, "--seed": seed, "--task": task}  # fmt: skip
-            _refuse_beside_replicate([name for name, value in given.items() if value])
+            _refuse_beside_replicate([name for name, value in given.items() if value not in (None, "", False)])
             _replicate(context, repo, tag, replicate)
             return
         _run(context, repo, log, set_ or [], patch, baseline, description, seed, task, tag, settle)
@@ -146,7 +146,7 @@ def _change(
     from autohypothesis.engine.working_tree import working_tree
 
     given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
-    asked = [name for name, value in given.items() if value]
+    asked = [name for name, value in given.items() if value not in (None, "", False)]
     if len(asked) > 1:
         raise UsageError(
             f"{' and '.join(asked)} were given together",

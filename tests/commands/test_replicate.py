@@ -93,6 +93,9 @@ def test_a_lucky_seed_is_not_kept(cli: Cli, careful: Path) -> None:
     assert "discard: not_confirmed" in answer.stderr
     assert Lab.open(careful).reference() == before
     assert of_status(cli, "discard")[-1]["confirmation"] == "refuted"
+    assert "discard (refuted)" in cli("runs").stdout
+    digest = cli("digest")
+    assert "0 confirmed, 1 not confirmed when run again" in digest.stdout
     again = cli("run-experiment", "--settle", "--set", "LUCK=0.8")
     assert "not_confirmed" in again.stderr
     assert len(of_status(cli, "replicate")) == 6  # its base was not run once more
