@@ -404,18 +404,21 @@ class Decision(Tolerant):
     base_commit: str | None = None
     decision_status: Literal["keep", "discard", "crash", "replicate"]
     reason: str = ""
-    """One word: improved, simpler, baseline, replicate, worse, within_noise, stale_base,
-    constraint, unattested, a failure kind, or by_hand."""
+    """One word: improved, simpler, baseline, replicate, worse, within_noise, not_confirmed,
+    stale_base, constraint, unattested, a failure kind, or by_hand."""
     detail: str = ""
     seed: Whole = None
     """Of the run: values compare at one seed only."""
     metric_value: Number = None
     reference_value: Number = None
     improvement: Number = None
-    """Against the reference, positive is better whatever the direction."""
+    """Against the reference, positive is better whatever the direction. Of a win that was run again
+    at further seeds, the mean over all pairs."""
     delta: Number = None
     """Metric minus that of the best kept before it on the same platform."""
     confirmation: Confirmation = "none"
+    """Of a keep: provisional on one seed, confirmed when it was met again at further ones. Of a
+    discard: refuted when it was not."""
     reference_before: str | None = None
     reference_after: str | None = None
     direction: Direction = "minimize"

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import PublishedExitCodes, Repo, Tag
-from autohypothesis.commands.common import err, laboratory, repository_path
+from autohypothesis.commands.common import complete_experiment, err, laboratory, repository_path
 from autohypothesis.errors import AutohypothesisError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.change import Change
+    from autohypothesis.engine.confirmation import Repeat, UnconfirmedError
     from autohypothesis.engine.iteration import Finished
     from autohypothesis.engine.lab import Lab
 
@@ -48,15 +49,40 @@ def run_experiment(
     task: Annotated[Path | None, typer.Option("--task", help="A task file.")] = None,
     tag: Tag = None,
     settle: Annotated[
-        bool, typer.Option("--settle", help="Decide it at once: keep or discard.")
+        bool,
+        typer.Option(
+            "--settle",
+            help="Decide it at once: keep or discard. A win is run again first, where the task"
+            " asks for replicates.",
+        ),
     ] = False,
+    replicate: Annotated[
+        str | None,
+        typer.Option(
+            "--replicate",
+            metavar="ID",
+            help="Run what is still missing to confirm this win, and decide it.",
+            autocompletion=complete_experiment,
+        ),
+    ] = None,
 ) -> None:
     """Run what is in the working tree once, and leave a bundle.
 
     Prints `val_bpb<TAB>peak_vram_mb<TAB>duration_s<TAB>log_path`. Exits 0, 1 (crash or wrong
     usage) or 2 (deadline). Example: `orchestrator.py run-experiment --set DEPTH=3`
+
+    With `--replicate` it prints such a line for each run that it makes, and exits 0 when the
+    experiment is decided. Example: `orchestrator.py run-experiment --replicate h-nov20-0001-1`
     """
     try:
+        if replicate is not None:
+            given = {"--log": log, "--set": set_, "--patch": patch, "--baseline": baseline,
+                     "--desc": description, "--seed": seed, "--task": task}  # fmt: skip
+            _refuse_beside_replicate(
+                [name for name, value in given.items() if value not in (None, "", False)]
+            )
+            _replicate(context, repo, tag, replicate)
+            return
         _run(context, repo, log, set_ or [], patch, baseline, description, seed, task, tag, settle)
     except AutohypothesisError as error:
         error.exit_code = EXIT_CRASH
@@ -90,6 +116,30 @@ def _run(
     _after(lab, finished, decide)
 
 
+def _refuse_beside_replicate(given: list[str]) -> None:
+    if given:
+        raise UsageError(
+            f"--replicate and {given[0]} were given together",
+            hint="a replicate runs what was run before, with the seeds and the task that are due",
+        )
+
+
+def _replicate(
+    context: typer.Context, repo: Path | None, tag: str | None, experiment_id: str
+) -> None:
+    """Every run that is missing, a published line each, and the decision."""
+    from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine import recovery
+
+    lab = laboratory(context, repo, tag=tag)
+    recovery.collect_ended(lab.repository, lab.layout)
+    try:
+        if not _decide(lab, experiment_id, lines=True):
+            err().print(f"{experiment_id} is decided already", soft_wrap=True)
+    finally:
+        refresh(lab.layout)
+
+
 def _change(
     lab: Lab, checkout: Path, overrides: list[str], patch: Path | None, baseline: bool
 ) -> Change:
@@ -98,7 +148,7 @@ def _change(
     from autohypothesis.engine.working_tree import working_tree
 
     given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
-    asked = [name for name, value in given.items() if value]
+    asked = [name for name, value in given.items() if value not in (None, "", False)]
     if len(asked) > 1:
         raise UsageError(
             f"{' and '.join(asked)} were given together",
@@ -167,12 +217,30 @@ def _after(lab: Lab, finished: Finished, decide: bool) -> None:
         err().print(f"decide it: python orchestrator.py decide {identity}", soft_wrap=True)
 
 
-def _decide(lab: Lab, experiment_id: str) -> None:
-    from autohypothesis.engine.settle import settle
+def _decide(lab: Lab, experiment_id: str, *, lines: bool = False) -> int:
+    """Decides, after the runs that confirm a win; how many decisions it took.
 
-    for decision in settle(lab, [experiment_id], decided_by="run-experiment"):
-        said = f"{decision.decision_status}: {decision.reason}, {decision.detail}"
+    With `lines` each of these runs prints its line on stdout, else it is a remark.
+    """
+    from autohypothesis.commands.watch import ProgressWatch
+    from autohypothesis.engine.confirm import confirm
+
+    def ran(repeat: Repeat, made: Finished, waits: UnconfirmedError) -> None:
+        if lines:
+            _print_line(lab, made, None)
+        result, done = made.result, waits.wanted - len(waits.missing) + 1
+        came = result.failure_kind or f"{result.metric_name} {_field(result.metric_value, 6)}"
+        said = f"{made.experiment_id}, {repeat.title}: {came} ({done} of {waits.wanted} runs)"
         err().print(said, markup=False, soft_wrap=True)
+
+    decisions = confirm(
+        lab, experiment_id, decided_by="run-experiment", watch=ProgressWatch, ran=ran
+    )
+    for decision in decisions:
+        if decision.decision_status != "replicate":
+            said = f"{decision.decision_status}: {decision.reason}, {decision.detail}"
+            err().print(said, markup=False, soft_wrap=True)
+    return len(decisions)
 
 
 def _field(value: float | None, digits: int) -> str:

@@ -15,6 +15,7 @@ from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured
+from autohypothesis.engine.replicates import pairs_of
 from autohypothesis.engine.task import Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import read_json
@@ -34,6 +35,13 @@ class Case:
     task: Task
     flag: str = ""
     """What is to be said about a result that counts although something is wrong with it."""
+    submitted: bool = True
+    """Whether the engine ran it, so that it can run it again."""
+
+    @property
+    def base(self) -> str:
+        """The commit that it changed; its own, where it changed none."""
+        return self.result.parent_commit or self.result.commit
 
 
 def finished(lab: Lab, experiment_id: str) -> Case:
@@ -57,7 +65,8 @@ def finished(lab: Lab, experiment_id: str) -> Case:
             f"{experiment_id} belongs to tag {metadata.run.tag!r}, not to {lab.tag!r}",
             hint=f"run `python orchestrator.py decide {experiment_id} --tag {metadata.run.tag}`",
         )
-    return Case(read_model(Result, run.result), metadata, _task_of(lab, run))
+    result, submitted = read_model(Result, run.result), run.run_spec.exists()
+    return Case(result, metadata, _task_of(lab, run), submitted=submitted)
 
 
 def as_it_counts(past: Settled, case: Case) -> Case:
@@ -96,13 +105,14 @@ def gather(
         limits: upper limits beside the task's, the stricter of two counts.
     """
     result, metadata, task = case.result, case.metadata, case.task
-    key, seed = metadata.runtime.platform_key, metadata.run.seed
-    base = result.parent_commit or result.commit
+    key, seed, base = metadata.runtime.platform_key, metadata.run.seed, case.base
     failed = result.status == "failed"
     metrics = result.metrics.model_dump()
     repeated = bool(metadata.run.replicates)
     kept = [one for one in past.runs_of(base, key) if one.decision_status == "keep"]
     first = result.parent_commit is None and not repeated and not kept
+    # The engine cannot repeat what it did not run: its value stays provisional.
+    wanted = task.policy.replicates if result.parent_commit and case.submitted else 0
     return Evidence(
         value=None if failed else result.metric_value,
         reference_value=_compared_with(past, case, base, reference),
@@ -126,6 +136,8 @@ def gather(
         keep=task.policy.keep,
         comes_back=_comes_back(past, metadata.run.hypothesis_id, result),
         flag=case.flag,
+        replicates=wanted,
+        pairs=pairs_of(past, result.commit, base, metadata, wanted),
     )
 
 

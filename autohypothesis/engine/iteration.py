@@ -42,10 +42,16 @@ from autohypothesis.records.git import experiment_ref
 from schema import Plan, PlannedHypothesis, Prediction, Result, now
 
 FIRST_SEED = 42
-"""Every first run of a hypothesis has this seed, so that it meets the reference's equal."""
+"""Every first run of a hypothesis has this seed, so that it meets the reference's equal. What is
+run again to confirm it has the seeds that follow, see `further_seed`."""
 ANY_DEVICE = Resources()
 POLL_S = 0.2
 """Between two looks at a running experiment: whoever looks runs beside what is measured."""
+
+
+def further_seed(first: int | None, number: int) -> int:
+    """The seed of the `number`-th run again, from 1: the same for a change and for its base."""
+    return (FIRST_SEED if first is None else first) + number
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +203,7 @@ def plan(
     inputs = _inputs(lab, side, base)
     if isinstance(executor, Offers):
         executor.offer(lab.task, inputs)
-    is_baseline = request.change.kind == "none"
+    is_baseline = request.change.kind == "none" and request.replicates is None
     request = _complete(lab, request, is_baseline)
     experiment_id = ids.allocate_experiment(
         lab.layout,
@@ -239,7 +245,7 @@ def _base(lab: Lab, request: Request) -> str:
 def _complete(lab: Lab, request: Request, is_baseline: bool) -> Request:
     """`request` with an id, a title and a seed."""
     hypothesis_id = request.hypothesis_id
-    if hypothesis_id is None and is_baseline:
+    if hypothesis_id is None and is_baseline and request.replicates is None:
         hypothesis_id = ids.baseline_id(lab.active())
     elif hypothesis_id is None:
         hypothesis_id = ids.allocate_hypothesis(lab.layout, lab.active())

@@ -72,6 +72,31 @@ class Settled:
             one for status in ("keep", "replicate") for one in runs if one.decision_status == status
         ]
 
+    def again_at(self, commit: str, platform_key: str, seed: int) -> Decision | None:
+        """The run of a commit at this very seed that says something about it, if there is one.
+
+        A value, or a failure by its own fault. What was lost, and a value that nobody vouches for,
+        say nothing. A change's own replicates are found before the change itself is decided.
+        """
+        for one in self._latest.values():
+            here = (one.commit, one.platform_key, one.seed) == (commit, platform_key, seed)
+            if here and (_failed_itself(one) or _is_value(one)):
+                return one
+        return None
+
+    def lost_at(self, commit: str, seed: int) -> str | None:
+        """The hypothesis of a run of a commit as it stands, at one seed, that was lost."""
+        for one in reversed(self._latest.values()):
+            if (one.commit, one.seed, one.base_commit) == (commit, seed, None) and one.requeue:
+                return one.hypothesis_id or None
+        return None
+
+    def first_of(self, commit: str, platform_key: str) -> str:
+        """The experiment that others of a commit repeat: where it was kept, else run first."""
+        runs = [one for one in self._latest.values() if one.commit == commit]
+        kept = [one for one in runs if one.decision_status == "keep"]
+        return [*kept, *self.runs_of(commit, platform_key)][0].experiment_id
+
     def _valued(self, platform_key: str) -> list[Decision]:
         return [
             one
@@ -147,6 +172,15 @@ class Settled:
                     f" {later.experiment_id} discard",
                 )
         return reference
+
+
+def _failed_itself(decision: Decision) -> bool:
+    return decision.decision_status == "crash" and not decision.requeue
+
+
+def _is_value(decision: Decision) -> bool:
+    counts = decision.decision_status in ("keep", "replicate")
+    return counts and decision.metric_value is not None and decision.reason != "unattested"
 
 
 def _moves(decision: Decision) -> bool:

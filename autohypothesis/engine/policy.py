@@ -2,7 +2,8 @@
 
 This is the ratchet. Better than the reference by at least `min_delta` is kept; an equal score from
 fewer lines is kept where the policy says so; all else is discarded. What failed through no fault
-of its own is no evidence, and goes back to the queue.
+of its own is no evidence, and goes back to the queue. Where the task asks for replicates, a better
+score is no decision before it was met again at further seeds (confirmation.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autohypothesis.engine.confirmation import (
+    Pair,
+    UnconfirmedError,
+    failed_of,
+    missing_of,
+    weighed,
+)
 from autohypothesis.errors import SettleError
 from schema import Confirmation, Direction, FailureKind
 
@@ -48,6 +56,9 @@ class Evidence:
             of simplifications is measured against; None: the reference is that keep.
         comes_back: whether a failure that says nothing about the change may be tried again.
         flag: what is to be said about the value.
+        replicates: further pairs that a better score needs before it is kept.
+        pairs: those there are, complete or not; the first one, `value` against `reference_value`,
+            is not among them.
     """
 
     value: float | None
@@ -69,6 +80,8 @@ class Evidence:
     keep: Literal["improve", "simpler"] = "simpler"
     comes_back: bool = True
     flag: str = ""
+    replicates: int = 0
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,7 @@ def decide(evidence: Evidence) -> Verdict:
     """The verdict of the ratchet.
 
     Raises:
+        UnconfirmedError: it is a win, and runs are missing that would confirm it.
         SettleError: there is a score, and nothing on this platform, or at this seed, to compare
             it with.
     """
@@ -129,12 +143,17 @@ def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
 
 
 def _replicate(evidence: Evidence, value: float, noted: list[str]) -> Verdict:
-    """A run again: it tells how much a value is worth, and decides nothing."""
+    """A run again: it tells how much a value is worth, and decides nothing.
+
+    Its reason says what it is not good for: a pair of somebody's win, or within the limits.
+    """
     said, improvement = f"{evidence.metric} {value:.6g}", None
     if evidence.reference_value is not None:
         improvement = better_by(value, evidence.reference_value, evidence.direction)
         said += f" against {evidence.reference_value:.6g}"
-    return Verdict("replicate", "replicate", _sentence([said, *noted]), improvement)
+    broken = _over(evidence, "hard")
+    reason = "constraint" if broken else "unattested" if evidence.unattested else "replicate"
+    return Verdict("replicate", reason, _sentence([*broken, said, *noted]), improvement)
 
 
 def _compared(evidence: Evidence, value: float, reference: float, noted: list[str]) -> Verdict:
@@ -155,12 +174,15 @@ def _compared(evidence: Evidence, value: float, reference: float, noted: list[st
     if not evidence.base_is_reference:
         detail = _sentence(["the reference moved while it ran", said, *noted])
         return Verdict("discard", "stale_base", detail, improvement, simpler, requeue=True)
-    reason = "simpler" if simpler else "improved"
     if simpler:
+        # Nothing is said to be better here, so there is no luck to be found out by more runs; and
+        # how far a chain of these may drift is limited by the last real improvement.
         said = f"{-(evidence.lines_changed or 0)} fewer lines, {said}"
+    elif evidence.replicates:
+        return _again(evidence, improvement, said, noted)
     return Verdict(
         "keep",
-        reason,
+        "simpler" if simpler else "improved",
         _sentence([said, *noted]),
         improvement,
         simplification=simpler,
@@ -176,6 +198,36 @@ def best_first(values: Mapping[str, float | None], direction: Direction) -> list
         values,
         key=lambda name: math.inf if (value := values[name]) is None else sign * value,
     )
+
+
+def _again(evidence: Evidence, improvement: float, said: str, noted: list[str]) -> Verdict:
+    """A win is kept if it is met again at further seeds, and refuted otherwise."""
+    failed = failed_of(evidence.pairs)
+    if failed is not None:
+        broken = failed.failure == "constraint"
+        why = f"run again at seed {failed.seed}: {failed.failure}"
+        why += f": {failed.failure_detail}" if failed.failure_detail else ""
+        reason = "constraint" if broken else "not_confirmed"
+        detail = _sentence([why, said, *noted])
+        return Verdict("discard", reason, detail, improvement, confirmation="refuted")
+    wanted, missing = evidence.replicates, missing_of(evidence.pairs)
+    if len(evidence.pairs) < wanted:
+        raise SettleError(
+            f"its base fails at too many seeds to confirm it: {said}, on one seed",
+            hint="decide it by hand: python orchestrator.py decide ID keep, or discard",
+        )
+    if missing:
+        raise UnconfirmedError(said, missing, 2 * wanted)
+    further = [
+        better_by(pair.value, pair.base_value, evidence.direction)
+        for pair in evidence.pairs
+        if pair.value is not None and pair.base_value is not None
+    ]
+    found = weighed(improvement, further, evidence.min_delta - _EXACT)
+    detail = _sentence([found.words, said, *noted])
+    if found.holds:
+        return Verdict("keep", "improved", detail, found.mean, confirmation="confirmed")
+    return Verdict("discard", "not_confirmed", detail, found.mean, confirmation="refuted")
 
 
 def better_by(value: float, reference: float, direction: Direction) -> float:

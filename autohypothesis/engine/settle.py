@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Literal, NamedTuple, get_args
 
+from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.contention import lane_speed, restored, void
 from autohypothesis.engine.evidence import Case, as_it_counts, finished, gather, read_model
 from autohypothesis.engine.lab import Lab, reference_ref, run_ids
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Verdict, better_by, decide
+from autohypothesis.engine.replicates import repeats_of
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
@@ -42,18 +44,38 @@ class ByHand(NamedTuple):
 def settle(lab: Lab, experiment_ids: Iterable[str], *, decided_by: str) -> list[Decision]:
     """Decide each experiment that is not decided yet, in the order given.
 
+    One that waits for its replicates has those decided first which have ended.
+
     Raises:
+        UnconfirmedError: an experiment is a win, and runs are missing that would confirm it.
         SettleError: an experiment is unfinished, or there is nothing to compare it with.
         RecordError: a file of its bundle is damaged.
         LockError: somebody else is settling and does not finish.
     """
     with locks.hold(lab.layout, "settle", doing="deciding experiments"):
         past = repair(lab)
-        return [
-            decision
-            for experiment_id in experiment_ids
-            if (decision := _settle_one(lab, past, experiment_id, decided_by, None)) is not None
+        decisions: list[Decision] = []
+        for experiment_id in experiment_ids:
+            decisions += _settle_asked(lab, past, experiment_id, decided_by)
+        return decisions
+
+
+def _settle_asked(lab: Lab, past: Settled, experiment_id: str, decided_by: str) -> list[Decision]:
+    """One experiment, and before it the ended replicates that it waits for."""
+    try:
+        decision = _settle_one(lab, past, experiment_id, decided_by, None)
+        return [] if decision is None else [decision]
+    except UnconfirmedError as awaits:
+        wanted = {(one.commit, one.seed) for one in awaits.repeats}
+        ended = [
+            name
+            for name, metadata in _waiting(lab, past)[0]
+            if metadata.run.replicates and (metadata.runtime.commit, metadata.run.seed) in wanted
         ]
+        decisions, _ = _settle_each(lab, past, ended, decided_by)
+        if not decisions:
+            raise
+    return [*decisions, *_settle_asked(lab, past, experiment_id, decided_by)]
 
 
 def settle_waiting(
@@ -66,6 +88,8 @@ def settle_waiting(
 ) -> tuple[list[Decision], list[Refused]]:
     """Decide everything that waits; what cannot be decided stands in nobody's way.
 
+    A win that is not confirmed yet is refused with `UnconfirmedError`, which says what to run.
+
     Args:
         may: raises for an experiment that is not to be decided.
         limits: upper limits on metrics beside those of the task.
@@ -74,23 +98,65 @@ def settle_waiting(
     Raises:
         LockError: somebody else is settling and does not finish.
     """
-    decisions = []
     with locks.hold(lab.layout, "settle", doing="deciding experiments"):
         past = repair(lab)
-        wanted, refused = _waiting(lab, past)
-        for experiment_id in order(wanted):
-            try:
-                may(experiment_id)
-                decision = _settle_one(lab, past, experiment_id, decided_by, None, limits)
-            except AutohypothesisError as error:
-                refused.append(Refused(experiment_id, error))
-                continue
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                refused.append(Refused(experiment_id, _poisoned(experiment_id, error)))
-                past.reference = ""  # wherever it stands by now
-                continue
-            if decision is not None:
-                decisions.append(decision)
+        waiting, damaged = _waiting(lab, past)
+        names = order([name for name, _ in waiting])
+        decisions, refused = _settle_each(lab, past, names, decided_by, may, limits)
+        taken: list[Decision] = decisions
+        while taken:  # a replicate ends after the win that waits for it, and may be the last one
+            names = [one.experiment_id for one in refused if _awaits(one)]
+            taken, again = _settle_each(lab, past, names, decided_by, may, limits)
+            decisions = [*decisions, *taken]
+            refused = [*(one for one in refused if not _awaits(one)), *again]
+    return decisions, [*damaged, *refused]
+
+
+def waits_for(lab: Lab, experiment_id: str) -> UnconfirmedError | None:
+    """What an experiment waits for, with what is decided by now; nothing is decided here.
+
+    Raises:
+        SettleError: it is unfinished, or there is nothing to compare it with.
+        RecordError: a file of its bundle is damaged.
+    """
+    past = Settled.of_tag(lab.layout, lab.tag)
+    if past.of(experiment_id) is not None:
+        return None
+    case = as_it_counts(past, finished(lab, experiment_id))
+    try:
+        _verdict(past, case, gather(past, case, lab.reference()))
+    except UnconfirmedError as awaits:
+        return awaits
+    return None
+
+
+def _awaits(one: Refused) -> bool:
+    return isinstance(one.error, UnconfirmedError)
+
+
+def _settle_each(
+    lab: Lab,
+    past: Settled,
+    names: Iterable[str],
+    decided_by: str,
+    may: Callable[[str], None] = lambda experiment_id: None,
+    limits: Mapping[str, Constraint] | None = None,
+) -> tuple[list[Decision], list[Refused]]:
+    """What was decided of `names`, and what could not be."""
+    decisions, refused = [], []
+    for experiment_id in names:
+        try:
+            may(experiment_id)
+            decision = _settle_one(lab, past, experiment_id, decided_by, None, limits)
+        except AutohypothesisError as error:
+            refused.append(Refused(experiment_id, error))
+            continue
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            refused.append(Refused(experiment_id, _poisoned(experiment_id, error)))
+            past.reference = ""  # wherever it stands by now
+            continue
+        if decision is not None:
+            decisions.append(decision)
     return decisions, refused
 
 
@@ -190,7 +256,11 @@ def _settle_one(
     others = past.without(experiment_id)
     case = as_it_counts(others, case) if said is None else case
     evidence = gather(others, case, reference, limits)
-    verdict = decide(evidence) if said is None else _verdict_by_hand(experiment_id, evidence, said)
+    verdict = (
+        _verdict(others, case, evidence)
+        if said is None
+        else _verdict_by_hand(experiment_id, evidence, said)
+    )
     decision = _decision(lab, others, case, verdict, evidence).model_copy(
         update={
             "decision_id": f"d-{len(past.decisions) + 1:06d}-{experiment_id}",
@@ -206,6 +276,15 @@ def _settle_one(
     _carry_out(lab, decision, reference)
     past.reference = str(decision.reference_after)
     return decision
+
+
+def _verdict(others: Settled, case: Case, evidence: Evidence) -> Verdict:
+    """The policy's word; who waits for replicates is told whose those are."""
+    try:
+        return decide(evidence)
+    except UnconfirmedError as awaits:
+        repeats = repeats_of(others, case.result.commit, case.base, case.metadata, awaits.missing)
+        raise awaits.of(case.metadata.run.experiment_id, repeats) from None
 
 
 def _carry_out(lab: Lab, decision: Decision, reference: str) -> None:
@@ -324,7 +403,7 @@ def _stamp(lab: Lab, decision: Decision) -> None:
     bundles.write_result(run, stamped)
 
 
-def _waiting(lab: Lab, past: Settled) -> tuple[list[str], list[Refused]]:
+def _waiting(lab: Lab, past: Settled) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
     """Experiments of the active tag that have a result and no decision, oldest first.
 
     A folder whose name is no id is none of ours; one whose metadata is damaged may be.
@@ -342,5 +421,5 @@ def _waiting(lab: Lab, past: Settled) -> tuple[list[str], list[Refused]]:
             refused.append(Refused(experiment_id, error))
             continue
         if metadata.run.tag == lab.tag:
-            found.append((metadata.recorded_at, experiment_id))
-    return [experiment_id for _, experiment_id in sorted(found)], refused
+            found.append((experiment_id, metadata))
+    return sorted(found, key=lambda one: (one[1].recorded_at, one[0])), refused

@@ -47,6 +47,8 @@ def _heading(page: Digest) -> RenderableType:
     span = f"the last {duration((page.until - page.since).total_seconds())}" if page.since else ""
     table.add_row("search", Text(page.tag or "none yet", "bold").append(f"  {span}", "default"))
     table.add_row("decided", _decided(page))
+    if wins := _wins(page):
+        table.add_row("wins", wins)
     best = page.overview.best
     if best is not None and page.tag == page.overview.tag:
         text = Text(f"{one_line(best.metric)} {number(best.value, 6)}", "bold green")
@@ -70,6 +72,20 @@ def _decided(page: Digest) -> Text:
         text.append(
             f"; {page.experiments_per_hour:,.1f} an hour over {duration(page.hours * 3600)}"
         )
+    return text
+
+
+def _wins(page: Digest) -> Text | None:
+    """How believable what was kept is; nothing where no win was run again."""
+    if not (page.confirmed or page.not_confirmed):
+        return None
+    text = Text(f"{len(page.confirmed):,} confirmed", CONFIRMATION_STYLE["confirmed"])
+    for count, word, style in (
+        (len(page.provisional), "provisional", "provisional"),
+        (len(page.not_confirmed), "not confirmed when run again", "refuted"),
+    ):
+        if count:
+            text.append(", ", "default").append(f"{count:,} {word}", CONFIRMATION_STYLE[style])
     return text
 
 

@@ -20,6 +20,8 @@ from autohypothesis.terminal.style import number
 BAR = 10
 DEVICE = 10
 """Characters of a device: a UUID is told apart by its first few."""
+AWAITING = 3
+"""Wins that are named while they wait to be confirmed."""
 _LINES = re.compile(r"(\d+) (insertion|deletion)")
 STATE_STYLE = {
     "training": "green", "scoring": "green", "working": "green", "preparing": "blue",
@@ -97,6 +99,9 @@ def heading(view: Overview) -> RenderableType:
             "", Text(one_line(view.best.title), "italic", no_wrap=True, overflow="ellipsis")
         )
     table.add_row("tried", Text(_tried(view)))
+    for one in view.awaiting[:AWAITING]:
+        text = Text(f"{one_line(one.experiment_id)} {one.words}", "yellow")
+        table.add_row("a win", text.append(f": {one_line(one.found)}", "default"))
     counts = (f"{count:,} {state}" for state, count in view.counts.items())
     table.add_row("queue", Text(", ".join(counts)))
     return table

@@ -187,6 +187,8 @@ class Monitor:
         text.append(
             ", ".join(f"{count:,} {state}" for state, count in view.counts.items()), "default"
         )
+        for one in view.awaiting[:1]:
+            text.append(f"; {one_line(one.experiment_id)} {one.words}", "yellow")
         text.append(f"; {self._keeps.last_hour()} decided in the last hour", "bright_black")
         return text
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from autohypothesis.terminal.style import STATUS_STYLE, number
 
+RUN_AGAIN = ("confirmed", "refuted")
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -50,10 +51,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def shown_status(row: Mapping[str, Any]) -> str:
-    """The decision, with the failure kind where a run failed: what a person looks for first."""
+    """The decision, with the failure kind where a run failed: what a person looks for first.
+
+    And with what became of a win that was run again.
+    """
     status = str(row.get("status") or row.get("execution_status") or "")
-    kind = row.get("failure_kind")
-    return f"{status} ({kind})" if kind else status
+    confirmation = row.get("confirmation")
+    word = row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")
+    return f"{status} ({word})" if word else status
 
 
 def settings_table(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:

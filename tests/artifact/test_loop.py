@@ -131,6 +131,40 @@ def test_the_same_change_is_not_measured_until_it_is_lucky(letters: Letters) -> 
     assert len(rows) == 3, rows  # header, baseline, the first
 
 
+LUCKY = SCORE.replace(
+    'text.count("x")', 'text.count("x") + 9 * ("y" in text and os.environ["SEED"] == "42")'
+).replace("import json", "import json, os")
+
+
+def test_a_lucky_seed_is_not_kept_and_a_win_is_met_again(letters: Letters) -> None:
+    letters.write(score=LUCKY, more="policy: {replicates: 2}\n")
+    lucky = letters.run("--seed", "0").only
+    assert (lucky["status"], lucky["reason"]) == ("discard", "not_confirmed"), lucky
+    assert lucky["confirmation"] == "refuted" and lucky["candidate_score"] >= 9
+    ran = letters.run("--seed", "0", "--parallel", "2")  # six runs later: an x
+    assert (ran.only["status"], ran.only["confirmation"]) == ("keep", "confirmed"), ran.said
+    assert len(letters.kept_lines()) == 2
+    rows = (letters.root / "results.tsv").read_text().splitlines()
+    assert len(rows) == 4, "repeats are no results"
+
+
+def test_a_killed_confirmation_is_finished(letters: Letters) -> None:
+    slow = SCORE.replace("print(", "import time; time.sleep(1)\nprint(")
+    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"x"'), score=slow,
+                  more="policy: {replicates: 3}\n")  # fmt: skip
+    process = letters.start("task", "run", "tasks/letters")
+    plans = letters.root / "research" / "plans"
+    until = time.monotonic() + 60
+    while len(list(plans.glob("h-*-0003-1.json"))) == 0 and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    ran = letters.run("--iterations", "1")
+    first = ran.lines[0]
+    assert (first["status"], first["confirmation"]) == ("keep", "confirmed"), ran.said
+    assert "3 further" in first["detail"] or "4 pairs" in first["detail"], first["detail"]
+
+
 def test_a_target_ends_the_loop(letters: Letters) -> None:
     task = letters.folder / "task.yaml"
     letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"x"'))

@@ -45,6 +45,8 @@ def test_each_keep_is_told_with_its_gain(night: Any) -> None:
     assert page.kept[1].gain_share == pytest.approx(0.1 / 1.5)
     assert page.provisional == ["h-nov20-0006-1"]
     assert page.refuted == ["h-nov20-0007-1"]
+    assert page.confirmed == ["baseline-nov20-1", "h-nov20-0001-1"]
+    assert page.not_confirmed == []
 
 
 def test_crashes_are_counted_by_kind_with_an_example(night: Any) -> None:

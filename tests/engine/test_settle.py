@@ -3,86 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 
 from autohypothesis.engine import settle as settling
 from autohypothesis.engine.evidence import Case
-from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.settle import (
     repair,
     settle,
-    settle_by_hand,
     settle_waiting,
     take_hand_edits,
 )
-from autohypothesis.engine.task import Objective, Task, foreign_task
+from autohypothesis.engine.task import Objective, foreign_task
 from autohypothesis.engine.task_model import Constraint, Scorer
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records import bundles
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
-
-PLATFORM = "one cpu"
-
-
-@dataclass(frozen=True)
-class Search:
-    """A lab whose experiments are bundles that a test writes."""
-
-    lab: Lab
-
-    def change(self, base: str, text: str) -> str:
-        repository = self.lab.repository
-        tree = repository.tree_with(base, {"train.py": text.encode()})
-        return repository.commit_tree(tree, [base], text)
-
-    def ended(
-        self,
-        name: str,
-        commit: str,
-        parent: str | None,
-        value: float,
-        *,
-        seed: int | None = 42,
-        platform: str = PLATFORM,
-        attested: bool = True,
-        task: Task | None = None,
-    ) -> str:
-        """A finished, undecided experiment; with `task`, one that was submitted with it."""
-        run = self.lab.layout.run(name)
-        run.folder.mkdir(parents=True)
-        tag = self.lab.active()
-        identity = RunIdentity(experiment_id=name, tag=tag, seed=seed)
-        runtime = Runtime(platform_key=platform, lines_added=2, lines_removed=0)
-        bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
-        result = Result(
-            status="completed", recorded_at=now(), commit=commit, parent_commit=parent,
-            metric_value=value, attested=attested,
-        )  # fmt: skip
-        if task is not None:
-            spec = RunSpec(experiment_id=name, task=task, commit=commit, seed=seed or 0, tag=tag)
-            write_json(run.run_spec, spec)
-        bundles.write_result(run, result)
-        return name
-
-    def decided(
-        self, name: str, commit: str, parent: str | None, value: float, *, seed: int | None = 42
-    ) -> Decision:
-        self.ended(name, commit, parent, value, seed=seed)
-        (decision,) = settle(self.lab, [name], decided_by="test")
-        return decision
-
-    def by_hand(self, name: str, status: str) -> Decision:
-        return settle_by_hand(self.lab, name, status, reason="", decided_by="me")  # type: ignore[arg-type]
-
-    def past(self) -> Settled:
-        return Settled.of_tag(self.lab.layout, self.lab.tag)
+from schema import Metadata, Metrics, Result
+from tests.engine.searching import PLATFORM, Search
 
 
 @pytest.fixture

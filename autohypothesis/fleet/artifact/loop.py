@@ -16,6 +16,8 @@ from typing import Any
 
 from autohypothesis.engine import iteration, recovery
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.confirm import missing
+from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.identity import task_hash
@@ -65,6 +67,8 @@ class Loop:
     def __post_init__(self) -> None:
         self.executor: Executor = LocalExecutor(self.lab.repository, self.lab.layout)
         self._lines = Lines(self.lab)
+        self._unconfirmed: list[str] = []
+        """Wins that wait for runs which confirm them, the best first."""
         self._steering = SteeringFiles(self.lab.layout)
 
     def run(self, iterations: int) -> list[Decision]:
@@ -83,6 +87,7 @@ class Loop:
                 if remark := meet_user(self.lab):
                     self.say(remark)
                 self.decide()
+                self._confirm()
                 self._measure_reference()
                 self._rounds(iterations)
         return self.decided
@@ -120,6 +125,7 @@ class Loop:
         before = len(self.decided)
         self.execute(self.make(requests))
         self.decide()
+        self._confirm()
         return sum(not is_lost(one) for one in self.decided[before:])
 
     def make(self, requests: Sequence[Request]) -> list[RunSpec]:
@@ -197,8 +203,11 @@ class Loop:
         )
         self.chronicle.refresh()
         self.decided += decisions
+        self._unconfirmed = [
+            one.experiment_id for one in refused if isinstance(one.error, UnconfirmedError)
+        ]
         for one in refused:
-            self.say(f"not decided: {one.experiment_id}: {one.error}")
+            self.say(f"not decided: {one.experiment_id}: {one.error.problem}")
         for decision in self._lines.missing(list(self.chronicle.latest.values())):
             if remark := take_home(self.lab, decision):
                 self.say(remark)
@@ -206,6 +215,16 @@ class Loop:
         self.source.tidy()
         if decisions:
             sync(self.lab.layout, light=True)
+
+    def _confirm(self) -> None:
+        """Run wins again where the task asks for that, the best first, until all are decided."""
+        while self._unconfirmed:
+            wanted = missing(self.lab, self._unconfirmed[0])
+            if not wanted:
+                return  # somebody else makes them
+            for first in range(0, len(wanted), self.parallel):
+                self.execute(self.make(wanted[first : first + self.parallel]))
+            self.decide()
 
     def _best_first(self, names: Sequence[str]) -> list[str]:
         values: dict[str, float | None] = {}

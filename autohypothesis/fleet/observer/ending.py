@@ -99,5 +99,6 @@ class Ending:
         for one in reversed(self.chronicle.latest.values()):
             if one.decision_status == "keep":
                 break
-            since += one.decision_status in ("discard", "crash") and not one.requeue
+            failed = one.decision_status in ("discard", "crash") and not one.requeue
+            since += failed and one.base_commit is not None  # a replicate is no idea
         return since >= patience

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.observer.crew import Crew
@@ -13,6 +13,8 @@ from schema import Hypothesis
 
 FOR = "@"
 """A source id of the observer's own that ends in `@<worker>` is for that worker alone."""
+ON = "#"
+"""One that ends in `#<key>` is for workers on the platform whose key begins so."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Handout:
     queue: Queue
     returns: Returns
     crew: Crew
+    platforms: Mapping[str, str] = field(default_factory=dict)
+    """Worker -> the key of the platform that it ran on last."""
 
     def give(self, may_begin: Callable[[Hypothesis], bool], room: int | None) -> list[str]:
         """Dispatch to every ready worker that nothing waits for; a line for each.
@@ -76,11 +80,29 @@ class Handout:
         return not ready or any(self.suits(hypothesis, worker) for worker in ready)
 
     def suits(self, hypothesis: Hypothesis, worker: str) -> bool:
-        """Its own worker, where it has one; else not the device that it was lost with."""
-        own = hypothesis.source_id.rpartition(FOR)[2] if FOR in hypothesis.source_id else ""
-        if hypothesis.proposer == "observer" and self.crew.worker(own) is not None:
-            return own == worker
+        """Its own worker or platform, where it has one; not the device that it was lost with."""
+        if hypothesis.proposer == "observer":
+            own, key = _after(FOR, hypothesis.source_id), _after(ON, hypothesis.source_id)
+            if self.crew.worker(own) is not None:
+                return own == worker
+            if key and not self._is_on(worker, key):
+                return False
         device = self.returns.avoided_device(hypothesis.hypothesis_id)
         if device is None or not self.crew.has_device(worker, device):
             return True
         return all(self.crew.has_device(other, device) for other in self.crew.ready)
+
+    def _is_on(self, worker: str, key: str) -> bool:
+        """Whether a worker runs on a platform, as far as is known.
+
+        One that has run nothing yet may be on it, unless the others are on several.
+        """
+        if worker in self.platforms:
+            return self.platforms[worker].startswith(key)
+        known = [self.platforms[one] for one in self.crew.ready if one in self.platforms]
+        are_on_it = [one.startswith(key) for one in known]
+        return all(are_on_it) or not any(are_on_it)
+
+
+def _after(sign: str, source_id: str) -> str:
+    return source_id.rpartition(sign)[2] if sign in source_id else ""

@@ -10,11 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.live import steering as steerings
 from autohypothesis.fleet.live.stop import Stopping
+from autohypothesis.fleet.observer.confirming import Confirming, awaiting
 from autohypothesis.fleet.observer.crew import Crew, CrewWatch
 from autohypothesis.fleet.observer.deciding import FAULTS, Deciding
 from autohypothesis.fleet.observer.ending import ALL_RUN, Ending, Limits
@@ -71,6 +73,7 @@ class Observer:
         self.deciding = Deciding(lab, self.chronicle)
         self.returns = Returns(lab.layout, self.chronicle, self.queue)
         self.opening = Opening(lab.layout, self.queue, self.chronicle, command)
+        self.confirming = Confirming(self.queue, self.chronicle)
         self.refill = Refill(proposers)
         self.errands = Errands(lab, self.chronicle)
         self.publishing = Publishing(lab, self.queue, self.chronicle, self.library)
@@ -128,7 +131,14 @@ class Observer:
         self._attempt(self._look_out)
         state, problems = self._stand
         if state == "working":
-            for step in (self._open, self._take_ideas, self._vet, self._hand_out, self._ask):
+            for step in (
+                self._open,
+                self._confirm,
+                self._take_ideas,
+                self._vet,
+                self._hand_out,
+                self._ask,
+            ):
                 self._attempt(step)
         else:
             self._attempt(self._take_back_all)
@@ -204,9 +214,10 @@ class Observer:
             self._did(f"{one.experiment_id}: {one.decision_status}, {one.reason}{detail}")
             self.refill.news()
             self._look_at_reference()
-        if self.deciding.refused and self.chronicle.has_reference() and self.reference:
+        lost = [name for name, _ in self._undecidable()]
+        if lost and self.reference:
             for line in self.opening.queue_references(
-                list(self.deciding.refused), self.reference.experiment_id, self.reference.commit
+                lost, self.reference.experiment_id, self.reference.commit
             ):
                 self._did(line)
 
@@ -278,6 +289,11 @@ class Observer:
         if added := self.opening.queue_repeats(idle):
             self._did(f"{added} repeat{'s' * (added > 1)} of the baseline for idle devices")
 
+    def _confirm(self) -> None:
+        """Wins are run again before anything new is: on them the reference waits."""
+        for line in self.confirming.turn(self.deciding.refused):
+            self._did(line)
+
     def _hand_out(self) -> None:
         handout = self._handout()
         said = handout.take_back()
@@ -285,7 +301,7 @@ class Observer:
             self._did(line)
 
     def _handout(self) -> Handout:
-        return Handout(self.queue, self.returns, self.crew)
+        return Handout(self.queue, self.returns, self.crew, self.library.platforms)
 
     def _take_back_all(self) -> None:
         for line in self._handout().take_back(all=True):
@@ -339,6 +355,11 @@ class Observer:
 
     def _notes_of_all(self) -> list[str]:
         notes = [*self._notes, *self.errands.notes, *self.deciding.unheard]
+        notes += [
+            f"{one['experiment_id']} awaits {one['missing']} of {one['wanted']} runs that confirm"
+            f" it: {one['found']}"
+            for one in awaiting(self.deciding.refused)
+        ]
         task, pending = self.lab.task, self.queue.pending()
         if needs := [one for one in pending if needs_somebody(one, task)]:
             names = ", ".join(one.hypothesis_id for one in needs[:5])
@@ -355,6 +376,7 @@ class Observer:
             *self.refill.problems(),
             *self._damaged(),
             *self.returns.problems(),
+            *self.confirming.problems(self.deciding.refused),
             *(f"{name} is not decided: {error}" for name, error in self._undecidable()),
             *(f"a decision made by hand was refused: {line}" for line in self.deciding.unheard),
             *(f"could not {step}: {why}" for step, why in self._failed.items()),
@@ -370,10 +392,11 @@ class Observer:
         return self._damage
 
     def _undecidable(self) -> list[tuple[str, AutohypothesisError]]:
-        """What could not be decided; a run that only waits for the baseline is no problem."""
+        """What could not be decided; who only waits for the baseline, or for replicates, can be."""
         if not self.chronicle.has_reference():
             return []
-        return list(self.deciding.refused.items())
+        refused = self.deciding.refused.items()
+        return [one for one in refused if not isinstance(one[1], UnconfirmedError)]
 
     def _report(self, state: str, problems: list[str]) -> None:
         best = self.publishing.best
@@ -390,6 +413,7 @@ class Observer:
                     "max_experiments": self.ending.most,
                     "until": self.ending.limits.until,
                     "best": best,
+                    "awaiting": awaiting(self.deciding.refused),
                     "thinking": self.refill.thinking,
                     "steering": self.steering.model_dump(mode="json"),
                     "queue": self.publishing.counts,

@@ -51,6 +51,9 @@ class Library:
         self.lab = lab
         self.chronicle = chronicle
         self.runs: dict[str, Run] = {}
+        self.platforms: dict[str, str] = {}
+        """Worker -> the key of the platform that it ran on last."""
+        self._last: dict[str, datetime] = {}
         self._not_ours: set[str] = set()
         self._version = -1
         self._same: dict[str, str] = {}
@@ -113,6 +116,9 @@ class Library:
             seed=plan.seed,
             replicates=plan.replicates,
         )
+        worker = metadata.run.worker_id
+        if runtime.platform_key and plan.created_at >= self._last.get(worker, plan.created_at):
+            self.platforms[worker], self._last[worker] = runtime.platform_key, plan.created_at
         if runtime.parent_commit and idea.config_overrides:
             self._same[runtime.commit] = runtime.parent_commit
 

@@ -76,8 +76,10 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         decided=dict(Counter(str(one.decision["decision_status"]) for one in decided)),
         experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
         kept=[_step(one) for one in decided if one.decision["decision_status"] == "keep"],
+        confirmed=_confirmed_as("confirmed", decided),
         provisional=_confirmed_as("provisional", decided),
         refuted=_confirmed_as("refuted", decided),
+        not_confirmed=_confirmed_as("refuted", decided, status="discard"),
         crashes=_crashes(decided),
         device_hours=round(sum(use.device_hours for use in workers), 4),
         idle_share=_idle(workers),
@@ -131,11 +133,11 @@ def _step(one: _Decided) -> Step:
     )
 
 
-def _confirmed_as(word: str, decided: Iterable[_Decided]) -> list[str]:
+def _confirmed_as(word: str, decided: Iterable[_Decided], *, status: str = "keep") -> list[str]:
     return [
         str(one.row["id"])
         for one in decided
-        if one.row.get("confirmation") == word and one.row.get("status") == "keep"
+        if one.row.get("confirmation") == word and one.row.get("status") == status
     ]
 
 

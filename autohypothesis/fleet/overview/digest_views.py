@@ -78,8 +78,13 @@ class Digest:
     """By decision status."""
     experiments_per_hour: float | None
     kept: list[Step]
+    confirmed: list[str]
+    """Kept after they were met again at further seeds."""
     provisional: list[str]
     refuted: list[str]
+    """Kept, and found to be nothing later."""
+    not_confirmed: list[str]
+    """Wins on one seed that were not kept, since they were none at others."""
     crashes: list[Crash]
     device_hours: float
     idle_share: float | None

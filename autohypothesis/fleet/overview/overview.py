@@ -22,6 +22,7 @@ from autohypothesis.fleet.live.presence import LOOP
 from autohypothesis.fleet.live.roles import lives
 from autohypothesis.fleet.overview.standing import Best, best_so_far
 from autohypothesis.fleet.overview.views import (
+    Awaiting,
     Need,
     Overview,
     RoleView,
@@ -80,6 +81,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
         roles=roles,
         workers=workers,
         waiting=waiting,
+        awaiting=look.awaiting,
         needs=look.needs,
         next_command=_next_command(tag, roles, workers),
     )
@@ -92,6 +94,7 @@ class _Look:
         self.layout = layout
         self.now = now()
         self.needs: list[Need] = []
+        self.awaiting: list[Awaiting] = []
         self.tag, wrong = manifest_tag(layout)
         if wrong:
             self._damage(layout.manifest, wrong)
@@ -151,6 +154,8 @@ class _Look:
         said = self._model(path, RoleStatus)
         if said is None:
             return RoleView(name, "damaged" if path.exists() else "not started", alive=False)
+        if name == "observer":
+            self.awaiting = _awaiting(said.details.get("awaiting"))
         alive = said.state != "stopped" and lives(said)
         moment = said.last_action_at or said.updated_at
         ended = said.state in ("stopped", "finished", "failed")
@@ -347,6 +352,17 @@ def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]
     if LOOP in states and states[LOOP].pid == observer.pid:
         return f"{RUN} {'runs' if observer.state == 'failed' else 'run-loop'}"
     return f"{RUN} up" if workers else f"{RUN} init-fleet"
+
+
+def _awaiting(said: object) -> list[Awaiting]:
+    """What the observer says about wins to be confirmed; what is no such thing is left out."""
+    entries = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
+    return [
+        Awaiting(str(one.get("experiment_id")), missing, wanted, str(one.get("found") or ""))
+        for one in entries
+        if (missing := _count(one.get("missing"))) is not None
+        and (wanted := _count(one.get("wanted"))) is not None
+    ]
 
 
 def _waiting(one: Hypothesis, state: str, worker: str | None) -> Waiting:

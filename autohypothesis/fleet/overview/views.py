@@ -74,6 +74,22 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Awaiting:
+    """A win on one seed that is run again before it counts."""
+
+    experiment_id: str
+    missing: int
+    wanted: int
+    """Runs that confirm it, those that are there included."""
+    found: str
+    """Its value against that of its base."""
+
+    @property
+    def words(self) -> str:
+        return f"awaits {self.missing} of {self.wanted} runs"
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
     """Everything that `status` shows."""
 
@@ -90,6 +106,8 @@ class Overview:
     workers: list[WorkerView]
     waiting: list[Waiting]
     """The first few that are not begun."""
+    awaiting: list[Awaiting]
+    """Wins to be confirmed, as the observer last saw it."""
     needs: list[Need]
     next_command: str
     generated_at: datetime = field(default_factory=now)

@@ -1,0 +1,154 @@
+"""A win on one seed, from the command line of somebody's repository with `replicates: 2`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis.engine.lab import Lab, run_ids
+from autohypothesis.records.layout import Layout
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = '''"""RATE makes it better at every seed, LUCK at the first one only."""
+import os
+import time
+
+SEED = int(os.environ["SEED"])
+RATE = 0.1
+LUCK = 0.0
+SLEEP = 0.0
+BREAKS = 0
+
+if SEED == BREAKS:
+    raise MemoryError("CUDA out of memory")
+time.sleep(SLEEP)
+noise = 0.001 * (SEED % 3)
+print(f"val_bpb: {1.5 - RATE - (LUCK if SEED == 42 else 0.0) + noise:.6f}")
+print("peak_vram_mb: 12.5")
+'''
+TASK = """id: careful
+artifacts: [train.py]
+run: {command: [python, train.py]}
+objective: {metric: val_bpb, direction: minimize, min_delta: 0.02}
+policy: {replicates: 2}
+"""
+
+
+@pytest.fixture
+def careful(cli: Cli, foreign: Path, git: Callable[..., str]) -> Path:
+    """`foreign` with a task that wants wins confirmed, its baseline decided."""
+    (foreign / "train.py").write_text(SCRIPT, encoding="utf-8")
+    (foreign / "task.yaml").write_text(TASK, encoding="utf-8")
+    git(foreign, "add", "-A")
+    git(foreign, "commit", "-qm", "a careful task")
+    assert cli("run-experiment", "--settle").returncode == 0
+    return foreign
+
+
+def rows(cli: Cli) -> list[dict[str, Any]]:
+    found = json.loads(cli("runs", "--json").stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def of_status(cli: Cli, status: str) -> list[dict[str, Any]]:
+    return [row for row in rows(cli) if row["decision_status"] == status]
+
+
+def test_a_real_win_is_run_again_and_kept_as_confirmed(cli: Cli, careful: Path) -> None:
+    before = Lab.open(careful).reference()
+    answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("1.300000\t") and answer.stdout.count("\n") == 1
+    assert "(4 of 4 runs)" in answer.stderr and "keep: improved, 3 pairs" in answer.stderr
+    assert Lab.open(careful).reference() != before
+    kept = of_status(cli, "keep")[-1]
+    assert kept["confirmation"] == "confirmed"
+    repeats = of_status(cli, "replicate")
+    assert sorted((row["replicates"], row["seed"]) for row in repeats) == sorted(
+        (name, seed) for name in (kept["id"], rows(cli)[0]["id"]) for seed in (43, 44)
+    )
+    assert len((careful / "results.tsv").read_text().splitlines()) == 3  # no replicate is in it
+    digest = json.loads(cli("digest", "--json").stdout)
+    assert [one["confirmation"] for one in digest["kept"]] == ["none", "confirmed"]
+    assert "confirmed" in cli("digest").stdout
+
+
+def test_a_lucky_seed_is_not_kept(cli: Cli, careful: Path) -> None:
+    """The seed change that others keep as an improvement."""
+    before = Lab.open(careful).reference()
+    answer = cli("run-experiment", "--settle", "--set", "LUCK=0.9")
+    assert answer.returncode == 0, answer.stderr
+    assert "discard: not_confirmed" in answer.stderr
+    assert Lab.open(careful).reference() == before
+    assert of_status(cli, "discard")[-1]["confirmation"] == "refuted"
+    assert "discard (refuted)" in cli("runs").stdout
+    digest = cli("digest")
+    assert "0 confirmed, 1 not confirmed when run again" in digest.stdout
+    again = cli("run-experiment", "--settle", "--set", "LUCK=0.8")
+    assert "not_confirmed" in again.stderr
+    assert len(of_status(cli, "replicate")) == 6  # its base was not run once more
+
+
+def test_a_win_that_runs_out_of_memory_at_another_seed_is_refuted_by_one_run(
+    cli: Cli, careful: Path
+) -> None:
+    (careful / "train.py").write_text(
+        SCRIPT.replace("RATE = 0.1", "RATE = 0.2").replace("BREAKS = 0", "BREAKS = 43")
+    )
+    answer = cli("run-experiment", "--settle")
+    assert answer.returncode == 0, answer.stderr
+    assert "discard: not_confirmed, run again at seed 43: oom" in answer.stderr
+    assert len(rows(cli)) == 3
+
+
+def test_what_is_missing_is_named_and_made_by_its_command(cli: Cli, careful: Path) -> None:
+    answer = cli("run-experiment", "--set", "RATE=0.2")
+    (waits,) = of_status(cli, "review_pending")
+    for words in (("decide", waits["id"]), ("decide",)):
+        said = cli(*words)
+        assert said.returncode == 1
+        assert "it awaits 4 of 4 runs" in said.stderr
+        assert f"run-experiment --replicate {waits['id']}" in said.stderr
+    answer = cli("run-experiment", "--replicate", waits["id"])
+    assert answer.returncode == 0, answer.stderr
+    assert [line.split("\t")[0] for line in answer.stdout.splitlines()] == [
+        "1.301000", "1.401000", "1.302000", "1.402000",
+    ]  # fmt: skip
+    assert of_status(cli, "keep")[-1]["id"] == waits["id"]
+    assert "is decided already" in cli("run-experiment", "--replicate", waits["id"]).stderr
+    wrong = cli("run-experiment", "--replicate", waits["id"], "--set", "RATE=0.3")
+    assert wrong.returncode == 1 and "--replicate and --set" in wrong.stderr
+
+
+def test_a_kill_between_two_replicates_costs_none_that_has_ended(cli: Cli, careful: Path) -> None:
+    words = ["run-experiment", "--settle", "--set", "RATE=0.2", "--set", "SLEEP=0.5"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "orchestrator.py"), *words], cwd=careful, env=os.environ,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    layout, deadline = Layout(careful), time.monotonic() + 60
+    try:
+        while sum(layout.run(name).result.exists() for name in run_ids(layout)) < 3:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    (waits,) = [row for row in rows(cli) if row["parent_commit"]]
+    answer = cli("run-experiment", "--replicate", waits["id"])
+    assert answer.returncode == 0, answer.stderr
+    seeds = [(row["replicates"], row["seed"]) for row in of_status(cli, "replicate")]
+    assert len(seeds) == len(set(seeds)) == 4
+    assert of_status(cli, "keep")[-1]["confirmation"] == "confirmed"

@@ -1,0 +1,83 @@
+"""A search whose experiments are bundles that a test writes: no training is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.past import Settled
+from autohypothesis.engine.settle import settle, settle_by_hand
+from autohypothesis.engine.task import Task
+from autohypothesis.records import bundles
+from autohypothesis.records.files import write_json
+from schema import Decision, FailureKind, Metadata, Metrics, Result, RunIdentity, Runtime, now
+
+PLATFORM = "one cpu"
+
+
+@dataclass(frozen=True)
+class Search:
+    """A lab, and the task that its experiments are submitted with; None: nobody submitted them."""
+
+    lab: Lab
+    task: Task | None = None
+
+    def change(self, base: str, text: str) -> str:
+        repository = self.lab.repository
+        tree = repository.tree_with(base, {"train.py": text.encode()})
+        return repository.commit_tree(tree, [base], text)
+
+    def ended(
+        self,
+        name: str,
+        commit: str,
+        parent: str | None,
+        value: float | None,
+        *,
+        seed: int | None = 42,
+        platform: str = PLATFORM,
+        attested: bool = True,
+        task: Task | None = None,
+        of: str | None = None,
+        kind: FailureKind | None = None,
+        memory: float | None = None,
+    ) -> str:
+        """A finished, undecided experiment; with `of`, a repeat of that one."""
+        run, tag = self.lab.layout.run(name), self.lab.active()
+        run.folder.mkdir(parents=True)
+        identity = RunIdentity(
+            experiment_id=name, hypothesis_id=f"of-{name}", tag=tag, seed=seed, replicates=of
+        )
+        runtime = Runtime(
+            commit=commit, parent_commit=parent, platform_key=platform, lines_added=2,
+            lines_removed=0,
+        )  # fmt: skip
+        bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
+        if (task := task or self.task) is not None:
+            spec = RunSpec(experiment_id=name, task=task, commit=commit, seed=seed or 0, tag=tag)
+            write_json(run.run_spec, spec)
+        bundles.write_result(
+            run,
+            Result(
+                status="failed" if kind else "completed", recorded_at=now(), commit=commit,
+                parent_commit=parent, metric_value=value, attested=attested, failure_kind=kind,
+                failure_detail=f"it was {kind}" if kind else "",
+                metrics=Metrics(peak_vram_mb=memory),
+            ),
+        )  # fmt: skip
+        return name
+
+    def decided(
+        self, name: str, commit: str, parent: str | None, value: float, *, seed: int | None = 42
+    ) -> Decision:
+        return self.settled(self.ended(name, commit, parent, value, seed=seed))
+
+    def settled(self, name: str) -> Decision:
+        return settle(self.lab, [name], decided_by="test")[-1]
+
+    def by_hand(self, name: str, status: str) -> Decision:
+        return settle_by_hand(self.lab, name, status, reason="", decided_by="me")  # type: ignore[arg-type]
+
+    def past(self) -> Settled:
+        return Settled.of_tag(self.lab.layout, self.lab.tag)

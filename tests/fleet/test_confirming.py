@@ -1,0 +1,294 @@
+"""Wins of a fleet that are run again before they count: shared, run once, and no luck is kept."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.settle import settle_by_hand
+from autohypothesis.fleet.live.roles import read_role
+from autohypothesis.fleet.observer.confirming import NEEDLESS
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.overview.overview import overview
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.files import read_json, write_json
+from schema import Brief, Hypothesis, Metadata, Result
+from tests.conftest import run_git as git
+from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import calm as calm
+
+SCRIPT = '''"""The higher RATE, the better; LUCK helps at the first seed only."""
+import os
+
+SEED = int(os.environ["SEED"])
+RATE = 1.0
+LUCK = 0.0
+BREAKS = 0
+
+if SEED == BREAKS:
+    raise MemoryError("CUDA out of memory")
+print(f"val_bpb: {1.5 - RATE / 10 - (LUCK if SEED == 42 else 0.0) + 0.001 * (SEED % 3):.6f}")
+print("peak_vram_mb: 1")
+'''
+TASK = """id: careful
+artifacts: [train.py]
+run: {command: [python, train.py]}
+objective: {metric: val_bpb, direction: minimize, min_delta: 0.02}
+policy: {replicates: 2}
+"""
+
+
+@pytest.fixture
+def careful(fleet_root: Path) -> Lab:
+    """A lab whose task wants two further pairs of every win."""
+    (fleet_root / "train.py").write_text(SCRIPT, encoding="utf-8")
+    (fleet_root / "task.yaml").write_text(TASK, encoding="utf-8")
+    git(fleet_root, "add", "-A")
+    git(fleet_root, "commit", "-qm", "careful")
+    return Lab.open(fleet_root).with_tag("t")
+
+
+def awaiting(watched: Observer) -> bool:
+    return bool(watched.status.details.get("awaiting"))
+
+
+def until_a_win_waits(watched: Observer, hand: Hands) -> None:
+    """And none of its replicates is begun."""
+    deadline = time.monotonic() + 60
+    while not awaiting(watched):
+        assert time.monotonic() < deadline, watched.status
+        watched.turn()
+        if not awaiting(watched):
+            hand.work(watched)
+
+
+def replicates(lab: Lab) -> list[Metadata]:
+    """Every run again that was begun."""
+    found = []
+    for run in sorted(lab.layout.runs.iterdir()):
+        metadata = Metadata.model_validate(read_json(run / "metadata.json"))
+        found += [metadata] if metadata.run.replicates else []
+    return found
+
+
+def queued(watched: Observer) -> list[tuple[str | None, int | None]]:
+    open_ = [one for one in watched.queue.open() if one.replicates]
+    return [(one.replicates, one.seed) for one in open_]
+
+
+def test_a_real_win_is_shared_by_idle_devices_and_kept_as_confirmed(careful: Lab) -> None:
+    members(careful, "w0", "w1")
+    hands = [Hands(careful, "w0"), Hands(careful, "w1")]
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: awaiting(watched), *hands)
+    before = careful.reference()
+    turns(watched, lambda: careful.reference() != before, *hands)
+    (kept,) = [one for one in watched.chronicle.latest.values() if one.reason == "improved"]
+    assert kept.confirmation == "confirmed" and "3 pairs" in kept.detail
+    runs = replicates(careful)
+    assert Counter(run.run.seed for run in runs) == {43: 2, 44: 2}  # nothing was run twice
+    assert {run.run.worker_id for run in runs} == {"w0", "w1"}
+    for _ in range(3):
+        watched.turn()
+    assert watched.status.problems == [] and not awaiting(watched)
+
+
+def test_a_lucky_seed_moves_no_reference(careful: Lab) -> None:
+    members(careful, "w0")
+    hand = Hands(careful, "w0")
+    watched = observer(careful, Listed([[idea(LUCK=0.9)], [idea(LUCK=0.8)]]))
+    before = careful.reference()
+    turns(watched, lambda: len(_refuted(watched)) == 2, hand)
+    assert careful.reference() == before
+    assert len(replicates(careful)) == 6  # the runs of the base served both
+
+
+def _refuted(watched: Observer) -> list[str]:
+    every = watched.chronicle.latest.values()
+    return [one.experiment_id for one in every if one.reason == "not_confirmed"]
+
+
+def test_status_and_brief_say_what_a_win_waits_for(careful: Lab) -> None:
+    members(careful, "w0")
+    hand = Hands(careful, "w0")
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    until_a_win_waits(watched, hand)
+    said = read_role(careful.layout, "observer")
+    assert said is not None and said.problems == []
+    (one,) = overview(careful.layout).awaiting
+    assert (one.missing, one.wanted) == (4, 4)
+    assert one.found == "val_bpb 1.3 against 1.4"
+    deadline = time.monotonic() + 30
+    while not any("awaits 4 of 4 runs" in note for note in _brief(careful).notes):
+        assert time.monotonic() < deadline
+        watched.turn()
+
+
+def _brief(lab: Lab) -> Brief:
+    return Brief.model_validate(read_json(lab.layout.brief))
+
+
+def test_replicates_come_before_new_ideas_and_are_queued_once(careful: Lab) -> None:
+    members(careful, "w0")
+    hand = Hands(careful, "w0")
+    watched = observer(careful, Listed([[idea(RATE=2.0)], [idea(RATE=1.5), idea(RATE=1.6)]]))
+    until_a_win_waits(watched, hand)
+    for _ in range(5):
+        watched.turn()
+    again = observer(careful)
+    for _ in range(5):
+        again.turn()
+    assert sorted(queued(again), key=str) == sorted(
+        [(name, seed) for name in ("baseline-t-1", _waits(again)) for seed in (43, 44)], key=str
+    )
+    order = [one.replicates is not None for one in again.queue.pending()]
+    assert order == sorted(order, reverse=True)
+
+
+def _waits(watched: Observer) -> str:
+    return str(watched.status.details["awaiting"][0]["experiment_id"])
+
+
+def test_a_win_that_fails_at_a_further_seed_is_refuted_and_the_rest_is_taken_back(
+    careful: Lab,
+) -> None:
+    members(careful, "w0")
+    hand = Hands(careful, "w0")
+    watched = observer(careful, Listed([[idea(RATE=2.0, BREAKS=43)]]))
+    turns(watched, lambda: _refuted(watched), hand)
+    turns(watched, lambda: not queued(watched))
+    assert len(replicates(careful)) < 4
+    assert any(one.outcome == NEEDLESS for one in watched.queue.done())
+
+
+def test_nothing_is_run_for_a_win_that_a_person_decided(careful: Lab) -> None:
+    """And what was taken back is queued again for the next win on the same base."""
+    members(careful, "w0")
+    hand = Hands(careful, "w0")
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    until_a_win_waits(watched, hand)
+    turns(watched, lambda: len(queued(watched)) == 4)
+    settle_by_hand(careful, _waits(watched), "discard", reason="", decided_by="me")
+    turns(watched, lambda: not queued(watched))
+    assert replicates(careful) == []
+    before = careful.reference()
+    watched.queue.add(idea(RATE=3.0), proposer="ada")
+    turns(watched, lambda: careful.reference() != before, hand)
+    assert watched.chronicle.decisions[-1].confirmation == "confirmed"
+
+
+def test_a_replicate_that_is_lost_is_run_again(careful: Lab) -> None:
+    members(careful, "w0")
+    lost: list[str] = []
+
+    def lose(one: Hypothesis, experiment_id: str, result: Result) -> Result:
+        if not one.replicates or lost:
+            return result
+        lost.append(experiment_id)
+        update = {"status": "failed", "failure_kind": "infra", "metric_value": None,
+                  "failure_detail": "the machine went down"}  # fmt: skip
+        return result.model_copy(update=update)
+
+    hand = Hands(careful, "w0", lose)
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    before = careful.reference()
+    turns(watched, lambda: careful.reference() != before, hand)
+    assert watched.chronicle.latest[lost[0]].requeue
+    assert len(replicates(careful)) == 5
+    assert watched.chronicle.decisions[-1].confirmation == "confirmed"
+
+
+def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Lab) -> None:
+    members(careful, "w0", "w1")
+    hands = [Hands(careful, "w0"), Hands(careful, "w1")]
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    until_a_win_waits(watched, hands[0])
+    turns(watched, lambda: len(queued(watched)) == 4)
+    (one, *_) = [each for each in watched.queue.open() if each.replicates]
+    handout = watched._handout()
+    assert handout.suits(one, "w0")
+    platforms = {"w0": handout.platforms["w0"], "w1": "another card"}
+    handout = replace(handout, platforms=platforms)
+    assert not handout.suits(one, "w1")
+    assert replace(handout, platforms={"w0": platforms["w0"]}).suits(one, "w1")  # it may be on it
+    assert replace(handout, platforms={}).suits(one, "w1")
+
+
+def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Lab) -> None:
+    members(careful, "w0", "w1")
+    hands = [Hands(careful, "w0"), Hands(careful, "w1")]
+    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
+    until_a_win_waits(watched, hands[0])
+    turns(watched, lambda: "w1" in watched.queue.dispatched())
+    taken = hands[1].claim(watched)
+    assert taken is not None and taken.replicates
+    handle = hands[1].begin(taken)
+    path = careful.layout.run(handle.experiment_id).metadata
+    metadata = Metadata.model_validate(read_json(path))
+    other = metadata.runtime.model_copy(update={"platform_key": "another card"})
+    write_json(path, metadata.model_copy(update={"runtime": other}))
+    hands[1].end(watched, taken, handle)
+    before = careful.reference()
+    turns(watched, lambda: careful.reference() != before, *hands)
+    assert len(watched.chronicle.attempts(taken.hypothesis_id)) == 2
+    assert {run.run.worker_id for run in replicates(careful)} == {"w0", "w1"}
+    assert len(replicates(careful)) == 5
+
+
+# ── kills ───────────────────────────────────────────────────────────────────────────────────
+
+OBSERVE = """
+import sys
+from pathlib import Path
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.observer.observer import Limits, Observer
+from autohypothesis.fleet.live.stop import Stop
+from autohypothesis.records.locks import hold
+
+lab = Lab.open(Path(sys.argv[1]))
+with Stop() as stop, hold(lab.layout, "observer", doing="a test"):
+    Observer(lab, [], limits=Limits()).run(stop)
+"""
+
+
+def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_none(
+    careful: Lab, until: Callable[..., None]
+) -> None:
+    """It is killed after each run that ended, at whatever it does then."""
+    members(careful, "w0")
+    hand = Hands(careful, "w0")
+    eyes = observer(careful)  # for its queue; it takes no turn
+    eyes.queue.add(idea(RATE=2.0), proposer="ada")
+    before, kills = careful.reference(), 0
+    while careful.reference() == before:
+        assert kills < 30
+        process = subprocess.Popen([sys.executable, "-c", OBSERVE, str(careful.layout.root)])
+        try:
+            until(lambda: _has_work(eyes) or careful.reference() != before)
+            hand.work(eyes)
+            time.sleep(0.05 * (kills % 5))
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=30)
+        kills += 1
+    assert kills >= 6  # the baseline, the win, four replicates
+    assert os.path.exists(careful.layout.decisions)
+    last = read_decisions(careful.layout)[0][-1]
+    assert last.confirmation == "confirmed"
+    seen = [(run.run.replicates, run.run.seed) for run in replicates(careful)]
+    assert len(seen) == len(set(seen)) == 4
+
+
+def _has_work(eyes: Observer) -> bool:
+    return bool(eyes.queue.dispatched("w0")["w0"])
