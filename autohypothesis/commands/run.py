@@ -76,11 +76,10 @@ def run_experiment(
     """
     try:
         if replicate is not None:
-            given = {"--log": log, "--set": set_, "--patch": patch, "--baseline": baseline,
-                     "--desc": description, "--seed": seed, "--task": task}  # fmt: skip
-            _refuse_beside_replicate(
-                [name for name, value in given.items() if value not in (None, "", False)]
-            )
+            given = {"--log": log, "--set": set_ or None, "--patch": patch, "--seed": seed,
+                     "--baseline": baseline or None, "--desc": description or None,
+                     "--task": task}  # fmt: skip
+            _refuse_beside_replicate([name for name, one in given.items() if one is not None])
             _replicate(context, repo, tag, replicate)
             return
         _run(context, repo, log, set_ or [], patch, baseline, description, seed, task, tag, settle)
@@ -148,7 +147,7 @@ def _change(
     from autohypothesis.engine.working_tree import working_tree
 
     given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
-    asked = [name for name, value in given.items() if value not in (None, "", False)]
+    asked = [name for name, value in given.items() if value]
     if len(asked) > 1:
         raise UsageError(
             f"{' and '.join(asked)} were given together",

@@ -18,7 +18,13 @@ from autohypothesis.engine.lab import Lab, run_ids
 from autohypothesis.records.layout import Layout
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-ROOT = Path(__file__).resolve().parents[2]
+CALM = """
+from autohypothesis.engine import contention
+contention.ENOUGH = 1_000_000
+import orchestrator
+orchestrator.main()
+"""
+"""The command line, where no run is voided because other tests are busy beside it."""
 
 SCRIPT = '''"""RATE makes it better at every seed, LUCK at the first one only."""
 import os
@@ -43,6 +49,17 @@ run: {command: [python, train.py]}
 objective: {metric: val_bpb, direction: minimize, min_delta: 0.02}
 policy: {replicates: 2}
 """
+
+
+@pytest.fixture
+def cli(foreign: Path) -> Cli:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", CALM, *words],
+            cwd=foreign, env=os.environ, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    return call
 
 
 @pytest.fixture
@@ -128,14 +145,15 @@ def test_what_is_missing_is_named_and_made_by_its_command(cli: Cli, careful: Pat
     ]  # fmt: skip
     assert of_status(cli, "keep")[-1]["id"] == waits["id"]
     assert "is decided already" in cli("run-experiment", "--replicate", waits["id"]).stderr
-    wrong = cli("run-experiment", "--replicate", waits["id"], "--set", "RATE=0.3")
-    assert wrong.returncode == 1 and "--replicate and --set" in wrong.stderr
+    for more in (("--set", "RATE=0.3"), ("--seed", "0"), ("--baseline",)):
+        wrong = cli("run-experiment", "--replicate", waits["id"], *more)
+        assert wrong.returncode == 1 and f"--replicate and {more[0]}" in wrong.stderr
 
 
 def test_a_kill_between_two_replicates_costs_none_that_has_ended(cli: Cli, careful: Path) -> None:
     words = ["run-experiment", "--settle", "--set", "RATE=0.2", "--set", "SLEEP=0.5"]
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "orchestrator.py"), *words], cwd=careful, env=os.environ,
+        [sys.executable, "-c", CALM, *words], cwd=careful, env=os.environ,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     layout, deadline = Layout(careful), time.monotonic() + 60
