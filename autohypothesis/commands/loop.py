@@ -78,6 +78,7 @@ def run_loop(
             outcome = _run(loop, stop)
             _finish(lab, stop)
             _summary(loop, outcome)
+            loop.close(outcome)
     if outcome == "failed":
         raise typer.Exit(1)
 

@@ -211,11 +211,20 @@ def test_a_repository_without_a_file_has_the_foreign_task(make: Callable[..., Re
 
 def test_a_task_file_of_ones_own_comes_first(make: Callable[..., Repository]) -> None:
     shipped = "id: shipped\nroot: repository\nartifacts: [train.py]\n"
-    files = {"train.py": "", "prepare.py": "", "tasks/pretrain/task.yaml": shipped}
+    ours = "--locate --preflight --score"
+    files = {"train.py": "", "prepare.py": ours, "tasks/pretrain/task.yaml": shipped}
     assert default_task(make(files, "shipped")).id == "shipped"
     assert default_task(make({**files, "task.yaml": GOOD}, "own")).id == "one"
     del files["prepare.py"]
     assert default_task(make(files, "no evaluator")).id == "train"
+
+
+def test_somebody_elses_files_of_the_same_names_are_not_taken_for_ours(
+    make: Callable[..., Repository],
+) -> None:
+    files = {"train.py": "A = 1\n", "prepare.py": "CACHE = 1\n"}
+    task = default_task(make({**files, "tasks/pretrain/task.yaml": "steps: [a, b]\n"}))
+    assert task.artifacts == ("train.py",) and task.scorer.type == "log"
 
 
 def test_a_repository_with_nothing_to_train_says_what_to_write(

@@ -300,3 +300,28 @@ def _rewrite(lab: Lab, edit: Callable[[str], str]) -> None:
     tree = lab.repository.tree_with(old, {"train.py": text.encode()})
     commit = lab.repository.commit_tree(tree, [old], "edited")
     lab.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
+
+
+def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> None:
+    clock = Clock()
+    refill = Refill([Listed()], clock)
+    for asked in range(3):
+        assert not refill.is_exhausted, f"after {asked} answers"
+        refill.ask(situation(), 1, hungry=True)
+        assert not refill.is_exhausted, "while it thinks"
+        (answer,) = answered(refill)
+        refill.took(answer.proposer, 0, {})
+        clock.now += 100.0
+    assert refill.is_exhausted
+    refill.news()
+    assert not refill.is_exhausted
+
+
+def test_who_fails_may_have_an_idea_later() -> None:
+    clock, broken = Clock(), Broken()
+    refill = Refill([broken], clock)
+    for _ in range(5):
+        refill.ask(situation(), 1, hungry=True)
+        answered(refill)
+        clock.now += 1000.0
+    assert broken.asked == 5 and not refill.is_exhausted

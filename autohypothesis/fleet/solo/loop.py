@@ -117,6 +117,7 @@ class Loop:
         self._started = now()
         self._said: tuple[object, ...] = ()
         self._due = 0.0
+        self._how_far = ""
 
     def run(self, stop: Stop) -> Outcome:
         """Until the session is done, the search has failed, or somebody asks it to stop.
@@ -133,12 +134,12 @@ class Loop:
             beside = self._start_keeper()
             companion.start()
             try:
-                outcome = observer.run(_Turns(self, observer, companion, stop))
+                said = observer.run(_Turns(self, observer, companion, stop))
             finally:
                 companion.leave()
                 self._await(companion, stop)
                 _end(beside)
-            return self._leave(observer, outcome)
+            return self._outcome(observer, said)
 
     def _observer(self, log: TextIO) -> Observer:
         def say(line: str) -> None:
@@ -163,23 +164,26 @@ class Loop:
         while not companion.join(0.1) and time.monotonic() < until and not stop.abandoned:
             self.tick()
 
-    def _leave(self, observer: Observer, outcome: str) -> Outcome:
+    def _outcome(self, observer: Observer, said: str) -> Outcome:
         status, limit = observer.status, self.session.limit
-        if outcome == "stopped" and limit is not None and observer.chronicle.counted() >= limit:
-            outcome, observer.ended = "finished", ALL_RUN
-        if outcome == "failed":
+        self._how_far = self.session.how_far(observer.chronicle)
+        if said == "failed":
             lines = [*status.problems, status.last_action]
             self.ended = "\n".join(line for line in lines if line) or "the search has failed"
-        elif outcome == "finished":
-            self.ended = observer.ended
-        else:
-            self.ended = "it was stopped"
-        said = self.session.how_far(observer.chronicle)
-        failed = [self.ended] if outcome == "failed" else []
+            return "failed"
+        if said == "finished" or (limit is not None and observer.chronicle.counted() >= limit):
+            self.ended = observer.ended or ALL_RUN
+            return "finished"
+        self.ended = "it was stopped"
+        return "stopped"
+
+    def close(self, outcome: Outcome) -> None:
+        """The very last step: a loop that is killed before this is not done, and goes on."""
+        problems = [self.ended] if outcome == "failed" else []
+        action = f"{self._how_far}; {self.ended}"[:500]
         with suppress(AutohypothesisError):
-            write(self.lab.layout, self.session, outcome, f"{said}; {self.ended}"[:500],
-                  problems=failed, started=self._started, durable=True)  # fmt: skip
-        return outcome  # type: ignore[return-value]
+            write(self.lab.layout, self.session, outcome, action,
+                  problems=problems, started=self._started, durable=True)  # fmt: skip
 
     def look(self, observer: Observer, companion: Companion) -> None:
         """Says how far it is, when that is news."""

@@ -1,0 +1,498 @@
+"""`run-loop`: one process that searches by itself, as a user calls it, kills and stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.devices import lanes, lease_of
+from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.fleet.live import heartbeat, roles
+from autohypothesis.fleet.supervisor import shutdown
+from autohypothesis.fleet.supervisor.snapshot import ledger_ref
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.records.locks import hold
+from tests.conftest import run_git as git
+from tests.fleet.test_kill_fleet import check, end, orchestrator, processes
+
+Answer = subprocess.CompletedProcess[str]
+Until = Callable[..., None]
+
+
+class Place:
+    """A repository in which loops are started; whatever still runs at the end is killed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layout = Layout(root)
+        self.started: list[subprocess.Popen[str]] = []
+
+    def script(self, old: str, new: str) -> None:
+        text = (self.root / "train.py").read_text(encoding="utf-8")
+        assert old in text
+        (self.root / "train.py").write_text(text.replace(old, new), encoding="utf-8")
+        git(self.root, "commit", "-qam", "another script")
+
+    def __call__(self, *words: str, **env: str) -> Answer:
+        return subprocess.run(
+            orchestrator(self.root, *words), capture_output=True, text=True, timeout=180,
+            env={**os.environ, **env}, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            orchestrator(self.root, "run-loop", *words), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def rows(self) -> list[list[str]]:
+        lines = self.layout.results_tsv.read_text(encoding="utf-8").splitlines()
+        return [line.split("\t") for line in lines[1:]]
+
+    def is_training(self) -> bool:
+        return any(
+            one.state == "training" and heartbeat.at_work(one)
+            for one in heartbeat.read_all(self.layout)
+        )
+
+    def waiting(self) -> set[str]:
+        paths = [
+            *self.layout.hypotheses("pending").glob("*.json"),
+            *self.layout.hypotheses("dispatched").glob("*/*.json"),
+        ]
+        return {path.stem for path in paths}
+
+    def has_left(self) -> bool:
+        """No process of the loop, and no lease."""
+        files = (LeaseFile(lease.path, lease.name) for lease in map(lease_of, lanes()))
+        return not processes(self.root) and all(file.holder() is None for file in files)
+
+    def clear(self) -> None:
+        for process in self.started:
+            end(self.root, process)  # type: ignore[arg-type]
+            process.communicate(timeout=30)
+
+
+@pytest.fixture
+def place(fleet_root: Path) -> Iterator[Place]:
+    made = Place(fleet_root)
+    yield made
+    made.clear()
+
+
+# ── a session ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_baseline_and_five_decided_rows_and_the_users_checkout_as_it_was(place: Place) -> None:
+    root = place.root
+    git(root, "switch", "-qc", "my-own-branch")
+    (root / "notes.txt").write_text("staged\n")
+    git(root, "add", "notes.txt")
+    (root / "train.py").write_text("raise SystemExit('half a thought')\n")
+    (root / "untracked.txt").write_text("mine\n")
+    before = [git(root, *words) for words in LOOKS]
+
+    answer = place("run-loop", "--max", "6", "--tag", "t", "--desc", "night\t1\nof\x1b[31m two")
+    assert answer.returncode == 0, answer.stderr
+    assert "not committed" in answer.stderr and "6 of 6 experiments" in answer.stderr
+    assert [git(root, *words) for words in LOOKS] == before
+    rows = place.rows()
+    assert len(rows) == 6 and rows[0][3:] == ["keep", "night 1 of [31m two: baseline"]
+    assert all(len(row) == 5 and row[4].startswith("night 1 of [31m two: ") for row in rows)
+    decided = [line for line in answer.stderr.splitlines() if "baseline-t-1" in line]
+    assert len(decided) == 1 and decided[0].startswith("keep")
+    heads = git(root, "for-each-ref", "--format=%(refname)", "refs/heads").splitlines()
+    assert set(heads) == {
+        f"refs/heads/{one}" for one in ("main", "my-own-branch", "autoresearch/t")
+    }
+    assert "detached" in git(root, "worktree", "list")
+    assert place.layout.progress_png.exists()
+    assert len(read_ledger(place.layout)) >= 6
+    kept = git(root, "show", f"{ledger_ref('t')}:experiments.jsonl")
+    assert kept.encode() + b"\n" == place.layout.ledger.read_bytes()
+    assert place.has_left()
+
+    again = place("run-loop", "--max", "2")
+    assert again.returncode == 0, again.stderr
+    assert len(place.rows()) == 8 and "2 of 2 experiments" in again.stderr
+    assert [row for row in place.rows() if row[4].endswith("baseline")] == rows[:1]
+    assert [git(root, *words) for words in LOOKS] == before
+
+
+LOOKS = (
+    ("status", "--porcelain", "--branch"),
+    ("diff", "HEAD"),
+    ("diff", "--cached"),
+    ("rev-parse", "HEAD", "main", "my-own-branch"),
+    ("stash", "list"),
+)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_loop_killed_at_any_moment_goes_on_to_one_baseline_and_five_decided_rows(
+    place: Place, until: Until, seed: int
+) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 0.4")
+    words, chance = ("--max", "6", "--tag", "t", "--desc", "night"), random.Random(seed)
+    for _ in range(6):
+        process = place.start(*words)
+        try:
+            process.wait(timeout=chance.uniform(0.5, 5.0))
+            break  # it has come to its end between the kills
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(timeout=30)
+        if _is_done(place):
+            break  # it had said its last word
+    else:
+        answer = place("run-loop", *words)
+        assert answer.returncode == 0, answer.stderr
+    assert len(place.rows()) == 6, place.rows()
+    assert sum(row[4] == "night: baseline" for row in place.rows()) == 1
+    until(place.has_left)
+    check(Lab.open(place.root))
+    git(place.root, "fsck", "--no-dangling")
+
+
+def _is_done(place: Place) -> bool:
+    status = roles.read_role(place.layout, "loop")
+    return status is not None and status.state == "finished"
+
+
+def test_a_training_that_outlived_its_loop_is_taken_over_and_counts_once(
+    place: Place, until: Until
+) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 5.0")
+    process = place.start("--max", "1", "--tag", "t")
+    until(place.is_training)
+    process.kill()
+    process.wait(timeout=30)
+    status = place("status")
+    assert "died at 0 of 1 experiments" in status.stdout and "run-loop" in status.stdout
+    answer = place("run-loop", "--max", "1")
+    assert answer.returncode == 0, answer.stderr
+    assert "goes on with the session" in answer.stderr
+    rows = read_ledger(place.layout)
+    assert [row["id"] for row in rows] == ["baseline-t-1"] and rows[0]["status"] == "keep"
+
+
+def test_down_ends_the_training_of_a_loop_that_was_killed(place: Place, until: Until) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 600.0")
+    process = place.start("--tag", "t")
+    until(place.is_training)
+    process.kill()
+    process.wait(timeout=30)
+    answer = place("down")
+    assert answer.returncode == 0 and "baseline-t-1" in answer.stdout, answer
+    until(place.has_left)
+
+
+# ── beside others ───────────────────────────────────────────────────────────────────────────
+
+
+def test_everything_else_on_its_search_is_refused_by_name_and_ctrl_c_ends_it(
+    place: Place, until: Until
+) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 600.0")
+    process = place.start("--max", "6", "--tag", "t")
+    until(place.is_training)
+    for words in (
+        ("run-loop",), ("run-loop", "--tag", "other"), ("up",), ("observer",),
+        ("init-fleet", "--cpu-workers", "1"), ("bootstrap", "--cpu-workers", "1"),
+    ):  # fmt: skip
+        answer = place(*words)
+        said = f"{words}: {answer.stderr}"
+        assert answer.returncode == 1 and f"pid {process.pid} " in answer.stderr, said
+        assert "run-loop of t" in answer.stderr and "orchestrator.py down" in answer.stderr, said
+        assert "0 of 6 experiments" in answer.stderr, said
+    other = place("run-experiment", "--tag", "other", "--baseline")
+    assert other.returncode == 1 and f"pid {process.pid} " in other.stderr, other.stderr
+
+    status, look = place("status"), place("monitor", "--iterations", "1")
+    assert "0 of 6 experiments" in status.stdout and "not started" not in status.stdout
+    assert "baseline" in look.stdout
+    assert place("digest").returncode == place("sync").returncode == 0
+
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: git's processes get it as well
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "stops" in said and "0 of 6 experiments" in said and "it was stopped" in said
+    assert place.waiting() == {"baseline-t"}
+    decisions, _ = read_decisions(place.layout)
+    assert [(one.experiment_id, one.requeue) for one in decisions] == [("baseline-t-1", True)]
+    until(place.has_left)
+
+
+def test_ctrl_c_twice_waits_for_nothing_and_a_closed_terminal_leaves_the_training(
+    place: Place, until: Until
+) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 600.0")
+    process = place.start("--tag", "t")
+    until(place.is_training)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    until(place.has_left)
+    process = place.start("--tag", "t")
+    until(place.is_training)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert not place.has_left(), "the training ended with its terminal"
+    shutdown.cancel_runs(place.layout, shutdown.roster(place.layout), 60)
+
+
+def test_a_loop_beside_a_fleet_is_refused_by_name(place: Place) -> None:
+    assert place("init-fleet", "--cpu-workers", "1", "--tag", "t").returncode == 0
+    for name in ("supervisor", "observer", "worker-cpu0"):
+        with hold(place.layout, name, doing="up"):
+            answer = place("run-loop")
+        assert answer.returncode == 1, answer.stderr
+        assert name in answer.stderr and f"pid {os.getpid()} " in answer.stderr
+        assert "orchestrator.py down" in answer.stderr
+    assert not place.layout.runs.exists()
+
+
+def test_a_fleet_and_a_loop_follow_each_other_on_one_search(place: Place, until: Until) -> None:
+    assert place("init-fleet", "--cpu-workers", "1", "--tag", "t").returncode == 0
+    manifest = place.layout.manifest.read_bytes()
+    assert place("up", "--max-runs", "1").returncode == 0
+    looped = place("run-loop", "--max", "2")
+    assert looped.returncode == 0, looped.stderr
+    assert place.layout.manifest.read_bytes() == manifest
+    assert place("up", "--max-runs", "1").returncode == 0
+    workers = [row["worker_id"] for row in read_ledger(place.layout)]
+    assert workers.count("solo") >= 2 and {"cpu0", "solo"} == set(workers)
+    assert len(place.rows()) == 4
+    until(place.has_left)
+
+
+def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
+    place: Place, until: Until
+) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 3.0")
+    process = place.start("--max", "6", "--tag", "t")
+    until(place.is_training)
+    process.kill()
+    process.wait(timeout=30)
+    assert place("init-fleet", "--cpu-workers", "1").returncode == 0
+    assert place("up", "--max-runs", "2").returncode == 0
+    assert len(place.rows()) == 2 and place.rows()[0][4] == "baseline"
+    assert place("run-loop", "--max", "1").returncode == 0
+    assert len(place.rows()) == 3
+    until(place.has_left)
+    check(Lab.open(place.root))
+
+
+def test_of_two_loops_at_once_one_is_refused(place: Place) -> None:
+    both = [place.start("--max", "2", "--tag", "t") for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1], said
+    refused = said[[process.returncode for process in both].index(1)]
+    assert "run-loop of t" in refused
+    assert len(place.rows()) == 2
+
+
+# ── how it ends ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_failed_baseline_ends_it_with_the_log_and_what_to_run(place: Place) -> None:
+    place.script('MODE = "train"', 'MODE = "crash"')
+    answer = place("run-loop", "--tag", "t")
+    assert answer.returncode == 1
+    assert "MODE is no good" in answer.stderr and "run-loop --tag NAME" in answer.stderr
+    assert answer.stderr.count("log: Traceback") == 1, "said twice"
+    assert [row[3] for row in place.rows()] == ["crash"]
+    assert place.has_left()
+
+
+def test_it_ends_when_there_is_nothing_left_to_try(place: Place) -> None:
+    (place.root / "train.py").write_text(
+        'FLAG = True\nprint("val_bpb:", 1.0 if FLAG else 1.5)\nprint("peak_vram_mb: 1")\n'
+    )
+    git(place.root, "commit", "-qam", "hardly anything to set")
+    answer = place("run-loop", "--max", "0", "--tag", "t")
+    assert answer.returncode == 0, answer.stderr
+    assert "no proposer has an idea left" in answer.stderr
+    assert [row[3] for row in place.rows()] == ["keep", "discard"]
+    assert place.has_left()
+
+
+def test_with_people_to_wait_for_it_waits_until_it_is_stopped(place: Place, until: Until) -> None:
+    process = place.start("--max", "0", "--tag", "t", "--proposer", "inbox", "--desc", "by hand")
+    until(lambda: place.layout.results_tsv.exists() and len(place.rows()) == 1)
+    time.sleep(6.0)  # longer than nobody's having an idea would take
+    assert process.poll() is None
+    place.layout.inbox.mkdir(exist_ok=True)
+    idea = {"title": "wider", "config_overrides": {"WIDTH": 9}}
+    (place.layout.inbox / "mine.json").write_text(json.dumps(idea))
+    until(lambda: len(place.rows()) == 2)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert [row[4] for row in place.rows()] == ["by hand: baseline", "by hand: wider"]
+    assert "2 experiments" in said
+    status = roles.read_role(place.layout, "loop")
+    assert status is not None and status.state == "stopped"
+
+
+def test_after_its_hours_nothing_begins(place: Place) -> None:
+    place.script("SLEEP = 0.0", "SLEEP = 0.3")
+    answer = place("run-loop", "--max", "0", "--hours", "0.002", "--tag", "t")
+    assert answer.returncode == 0, answer.stderr
+    assert "its time is over" in answer.stderr and place.rows()
+    assert place.has_left()
+
+
+def test_who_stops_reading_its_words_does_not_end_it(place: Place) -> None:
+    process = place.start("--max", "3", "--tag", "t")
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.stderr.close()
+    process.stderr = None
+    assert process.wait(timeout=120) == 0
+    assert len(place.rows()) == 3
+
+
+# ── what is refused before anything begins ──────────────────────────────────────────────────
+
+
+def test_a_wrong_proposer_is_said_before_anything_begins(place: Place) -> None:
+    answer = place("run-loop", "--tag", "t", "--proposer", "serch")
+    assert answer.returncode == 2 and "did you mean 'search'" in answer.stderr
+    assert not place.layout.manifest.exists()
+
+
+def test_the_branch_that_it_moves_is_checked_out_nowhere(place: Place) -> None:
+    git(place.root, "switch", "-qc", "autoresearch/t")
+    answer = place("run-loop", "--tag", "t")
+    assert answer.returncode == 1 and "git switch --detach" in answer.stderr
+    assert not place.layout.manifest.exists()
+
+
+def test_a_folder_of_somebody_elses_is_not_taken_for_a_worktree(place: Place) -> None:
+    own = place.root / "worktrees" / "solo-next"
+    own.mkdir(parents=True)
+    (own / "thesis.txt").write_text("mine\n")
+    answer = place("run-loop", "--tag", "t")
+    assert answer.returncode == 1 and str(own) in answer.stderr
+    assert not place.layout.manifest.exists() and (own / "thesis.txt").exists()
+
+
+def test_a_script_that_was_never_committed_is_said(place: Place) -> None:
+    git(place.root, "rm", "-q", "--cached", "train.py")
+    (place.root / "README.md").write_text("about\n")
+    git(place.root, "add", "README.md")
+    git(place.root, "commit", "-qm", "no script")
+    answer = place("run-loop", "--tag", "t")
+    assert answer.returncode == 1 and "has no train.py" in answer.stderr
+
+
+# ── somebody else's repository ──────────────────────────────────────────────────────────────
+
+THEIR_PREPARE = '''"""Their own: downloads data to the home folder, and fixes the constants."""
+import os
+
+CACHE_DIR = os.path.join(os.path.expanduser("~"), ".cache", "autoresearch")
+MAX_SEQ_LEN = 2048
+TIME_BUDGET = 1
+
+
+def evaluate_bpb(width, rate):
+    with open(os.path.join(CACHE_DIR, "data", "shard.txt")) as shard:
+        return float(shard.read()) + (rate - 0.3) ** 2 + width * 0.001
+'''
+THEIR_TRAIN = '''"""Their own model: constants at the top level, a progress line, a summary."""
+import os
+import time
+
+from prepare import MAX_SEQ_LEN, TIME_BUDGET, evaluate_bpb
+
+# Model
+ASPECT_RATIO = 64       # width is depth * ASPECT_RATIO
+DEPTH = 8
+WINDOW_PATTERN = "SSSL"
+# Optimization
+MATRIX_LR = 0.04
+DEVICE_BATCH_SIZE = 128
+
+t_start = time.time()
+time.sleep(0.2)
+for step in range(3):
+    print(f"\\rstep {step:05d} ({100 * step / 3:.1f}%) | loss: 2.0 | lrm: 1.00 | dt: 3ms", end="")
+print()
+val_bpb = evaluate_bpb(DEPTH, MATRIX_LR)
+print("---")
+print(f"val_bpb:          {val_bpb:.6f}")
+print(f"training_seconds: {time.time() - t_start:.1f}")
+print("peak_vram_mb:     45060.2")
+print(f"depth:            {DEPTH}")
+'''
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """In the original's layout, with names of ours and other things in them."""
+    home = tmp_path / "their home"
+    (home / ".cache" / "autoresearch" / "data").mkdir(parents=True)
+    (home / ".cache" / "autoresearch" / "data" / "shard.txt").write_text("1.0")
+    monkeypatch.setenv("HOME", str(home))
+    root = tmp_path / "theirs"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "master")
+    for name, text in {
+        "prepare.py": THEIR_PREPARE,
+        "train.py": THEIR_TRAIN,
+        "pyproject.toml": '[project]\nname = "autoresearch"\nversion = "0.1.0"\n',
+        "program.md": "# autoresearch\n\nRun the loop.\n",
+        "tasks/pretrain/task.yaml": "name: pretrain\nsteps: [tokenize, train]\n",
+        ".gitignore": "results.tsv\nrun.log\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "initial commit")
+    made = Place(root)
+    yield made
+    made.clear()
+
+
+def test_a_repository_in_the_originals_layout_with_its_data_in_the_home_folder(
+    theirs: Place,
+) -> None:
+    head = git(theirs.root, "rev-parse", "HEAD")
+    answer = theirs("run-loop", "--max", "4", "--tag", "mar5")
+    assert answer.returncode == 0, answer.stderr
+    rows = theirs.rows()
+    assert len(rows) == 4 and {row[3] for row in rows} <= {"keep", "discard"}, rows
+    assert float(rows[0][1]) == pytest.approx(1.0756) and rows[0][2] == "44.0"
+    assert any("DEPTH 8" in row[4] for row in rows), rows
+    assert git(theirs.root, "rev-parse", "HEAD") == head
+    assert git(theirs.root, "status", "--porcelain") == ""
+    changed = git(theirs.root, "diff", "--name-only", "master", "autoresearch/mar5")
+    assert changed in ("", "train.py")
+
+
+def test_help_says_how_it_is_called() -> None:
+    answer = subprocess.run(
+        [sys.executable, orchestrator(Path())[1], "run-loop", "--help"],
+        capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    for word in ("--max", "--desc", "--hours", "--proposer", "--repo", "run-loop --max 6"):
+        assert word in answer.stdout
