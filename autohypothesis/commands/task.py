@@ -85,7 +85,7 @@ def check(context: typer.Context, path: TaskPath, repo: Repo = None, as_json: Js
     lab = _opened(context, path, repo)
     found = lab.task
     files = lab.repository.tracked_files()
-    programs = programs_of(found, lab.repository.root)
+    programs = programs_of(found, lab.repository.root, files)
     report = {
         "id": found.id,
         "file": found.source or str(path),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,11 @@ class Named(NamedTuple):
     problem: str = ""
 
 
-def programs_of(task: Task, root: Path) -> list[Named]:
-    """Every program that the task names, in the order in which they run."""
+def programs_of(task: Task, root: Path, tracked: Collection[str]) -> list[Named]:
+    """Every program that the task names, in the order in which they run.
+
+    They run in a checkout of a commit, so a script has to be one of the `tracked` files.
+    """
     named = (
         ("mutator", task.mutator.command, root),
         ("preflight", task.run.preflight, root / task.run.cwd),
@@ -32,17 +36,23 @@ def programs_of(task: Task, root: Path) -> list[Named]:
         ("scorer", task.scorer.command, root / task.run.cwd),
     )
     return [
-        Named(role, shlex.join(words), "; ".join(_missing(words, root, cwd)))
+        Named(role, shlex.join(words), "; ".join(_missing(words, root, cwd, tracked)))
         for role, words, cwd in named
         if words is not None
     ]
 
 
-def _missing(words: Sequence[str], root: Path, cwd: Path) -> Iterator[str]:
+def _missing(
+    words: Sequence[str], root: Path, cwd: Path, tracked: Collection[str]
+) -> Iterator[str]:
     try:
         program.found(resolved(words, root)[0], cwd)
     except FileNotFoundError as error:
         yield str(error)
     for word in words[1:]:
-        if word.endswith(SUFFIXES) and not (cwd / word).is_file():
+        if not word.endswith(SUFFIXES) or Path(word).is_absolute():
+            continue
+        if not (cwd / word).is_file():
             yield f"there is no script {word!r} in {cwd}"
+        elif os.path.relpath(cwd / word, root) not in tracked:
+            yield f"{word} is not committed, and is missing where it is run: git add {word}"

@@ -56,7 +56,7 @@ def test_a_branch_that_is_dirty_or_elsewhere_is_left_alone_and_told(letters: Let
     ran = letters.run("--seed", "1")
     assert ran.only["status"] == "keep"
     assert letters.state() == before
-    assert "adopt" in ran.said and "not committed" in ran.said
+    assert "adopt" in ran.said and "not committed, so no part of this: README.md" in ran.said
     run_git(letters.root, "checkout", "-q", "README.md")
     run_git(letters.root, "switch", "-qc", "elsewhere")
     (letters.root / "other.txt").write_text("mine")
@@ -299,9 +299,15 @@ def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -
     report = json.loads(good.stdout)
     assert good.returncode == 0 and report["ok"]
     assert report["artifacts"] == ["tasks/letters/text.txt"] and report["protected"] == 2
+    other = letters.folder / "other.py"
+    other.write_text("")
+    task = letters.folder / "task.yaml"
+    task.write_text(task.read_text().replace("letters/mutate.py]", "letters/other.py]"))
+    bad = checked()
+    assert bad.returncode == 1 and "other.py is not committed" in bad.stdout
+    task.write_text(task.read_text().replace("letters/other.py]", "letters/mutate.py]"))
     (letters.folder / "mutate.py").unlink()
     run_git(letters.root, "rm", "-q", "--cached", "tasks/letters/mutate.py")
-    task = letters.folder / "task.yaml"
     task.write_text(task.read_text().replace(", mutate.py]", "]"))
     bad = checked()
     assert bad.returncode == 1 and "there is no script 'tasks/letters/mutate.py'" in bad.stdout

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.errors import GitError
 from autohypothesis.records import locks
 from schema import Decision
 
+MAX_NAMED = 4
 
-def meet_user(lab: Lab) -> str:
-    """Take in what the user has committed on top of the reference; a line about it.
+
+def meet_user(lab: Lab) -> Iterator[str]:
+    """Take in what the user has committed on top of the reference; a line for what to know.
 
     A branch that has gone another way is left alone, and so is the reference.
     """
     repository = lab.repository
+    head = repository.head()
+    if changed := [one.path for one in repository.changes(head, repository.snapshot_tree())]:
+        more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+        named = ", ".join(changed[:MAX_NAMED])
+        yield f"not committed, so no part of this: {named}{more}"
     with locks.hold(lab.layout, "settle", doing="following your branch"):
-        reference, head = lab.reference(), repository.head()
+        reference = lab.reference()
         if head == reference:
-            return ""
-        if not repository.is_ancestor(reference, head):
-            return (
-                f"the search goes on from {reference[:7]}, which your branch is not built on;"
-                " take it home: python orchestrator.py adopt"
-            )
-        repository.compare_and_swap(reference_ref(lab.active()), head, reference)
-        return f"the search goes on from your commit {head[:7]}"
+            return
+        if repository.is_ancestor(reference, head):
+            repository.compare_and_swap(reference_ref(lab.active()), head, reference)
+            yield f"the search goes on from your commit {head[:7]}"
+            return
+    yield (
+        f"the search goes on from {reference[:7]}, which your branch is not built on;"
+        f" take it home: python orchestrator.py adopt --tag {lab.active()}"
+    )
 
 
 def take_home(lab: Lab, decision: Decision) -> str:

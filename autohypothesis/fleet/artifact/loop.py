@@ -70,6 +70,7 @@ class Loop:
         self._unconfirmed: list[str] = []
         """Wins that wait for runs which confirm them, the best first."""
         self._steering = SteeringFiles(self.lab.layout)
+        self._said: set[str] = set()
 
     def run(self, iterations: int) -> list[Decision]:
         """At most `iterations` (0: until the search is over), the baseline not counted.
@@ -84,7 +85,7 @@ class Loop:
         with locks.hold(self.lab.layout, "observer", doing=doing, timeout=0.0):
             self._collect_what_runs()
             with self._worktrees() as self.workers:
-                if remark := meet_user(self.lab):
+                for remark in meet_user(self.lab):
                     self.say(remark)
                 self.decide()
                 self._confirm()
@@ -207,7 +208,7 @@ class Loop:
             one.experiment_id for one in refused if isinstance(one.error, UnconfirmedError)
         ]
         for one in refused:
-            self.say(f"not decided: {one.experiment_id}: {one.error.problem}")
+            self._once(f"not decided: {one.experiment_id}: {one.error.problem}")
         for decision in self._lines.missing(list(self.chronicle.latest.values())):
             if remark := take_home(self.lab, decision):
                 self.say(remark)
@@ -215,6 +216,11 @@ class Loop:
         self.source.tidy()
         if decisions:
             sync(self.lab.layout, light=True)
+
+    def _once(self, remark: str) -> None:
+        if remark not in self._said:
+            self._said.add(remark)
+            self.say(remark)
 
     def _confirm(self) -> None:
         """Run wins again where the task asks for that, the best first, until all are decided."""
@@ -227,10 +233,11 @@ class Loop:
             self.decide()
 
     def _best_first(self, names: Sequence[str]) -> list[str]:
-        values: dict[str, float | None] = {}
+        values: dict[str, float | None] = dict.fromkeys(names)
         for name in names:
-            with suppress(FileNotFoundError, RecordError):
-                values[name] = finite(read_json(self.lab.layout.run(name).result)["metric_value"])
+            with suppress(FileNotFoundError, RecordError, AttributeError):
+                result = read_json(self.lab.layout.run(name).result)
+                values[name] = finite(result.get("metric_value"))
         return best_first(values, self.lab.task.objective.direction)
 
     # ── what a killed loop left ───────────────────────────────────────────────────────────
