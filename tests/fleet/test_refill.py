@@ -302,9 +302,7 @@ def _rewrite(lab: Lab, edit: Callable[[str], str]) -> None:
     lab.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
 
 
-def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> (
-    None
-):
+def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> None:
     clock = Clock()
     refill = Refill([Listed()], clock)
     for asked in range(3):

@@ -153,8 +153,11 @@ class Observer:
             yield from (f"{folder}/{one.worker_id}" for one in self.crew.workers)
 
     def last_turn(self) -> None:
-        """Before it leaves: what has ended is decided, and what is to come back has come back."""
-        for step in (self._look, self._take_in, self._decide, self._requeue):
+        """Before it leaves: what has ended is decided, and what is to come back has come back.
+
+        What waits for a worker that has left goes back too: the next search takes the best first.
+        """
+        for step in (self._look, self._take_in, self._decide, self._requeue, self._take_back):
             self._attempt(step)
         self._publish("stopped", [], all=True)
 
@@ -282,6 +285,10 @@ class Observer:
         handout = self._handout()
         said = handout.take_back()
         for line in [*said, *handout.give(self.ideas.may_begin, self.ending.room())]:
+            self._did(line)
+
+    def _take_back(self) -> None:
+        for line in self._handout().take_back():
             self._did(line)
 
     def _handout(self) -> Handout:
