@@ -358,6 +358,13 @@ def test_with_people_to_wait_for_it_waits_until_it_is_stopped(place: Place, unti
     assert status is not None and status.state == "stopped"
 
 
+def test_what_another_search_left_undecided_keeps_nobody_waiting(place: Place) -> None:
+    assert place("run-experiment", "--tag", "other", "--baseline").returncode == 0
+    answer = place("run-loop", "--max", "2", "--tag", "t")
+    assert answer.returncode == 0, answer.stderr
+    assert len(place.rows()) == 2
+
+
 def test_after_its_hours_nothing_begins(place: Place) -> None:
     place.script("SLEEP = 0.0", "SLEEP = 0.3")
     answer = place("run-loop", "--max", "0", "--hours", "0.002", "--tag", "t")

@@ -249,12 +249,16 @@ class Observer:
         if self._closing or (ending.room() == 0 and not ending.is_given_out()):
             self.ended = self.ended or ALL_RUN
             self._attempt(self._take_back_all)
-            busy = ending.is_given_out() or bool(self.deciding.waits())
+            busy = ending.is_given_out() or self._has_to_decide()
             return ("working" if busy else "finished"), []
         if ending.limits.ideas and not self.steering.stop and self._has_no_idea_left():
             self.ended, self._closing = self._why_no_idea(), True
             return "finished", []
         return ("waiting" if self.steering.stop else "working"), []
+
+    def _has_to_decide(self) -> bool:
+        """Whether something of this search has ended, and may still be decided."""
+        return any(name in self.library.runs for name in self.deciding.waits())
 
     def _has_no_idea_left(self) -> bool:
         """Whether everything has ended, nothing waits, and nobody knows what to try next."""
@@ -262,7 +266,7 @@ class Observer:
             self.chronicle.has_reference()
             and self.refill.is_exhausted
             and not self.ending.is_given_out()
-            and not self.deciding.waits()
+            and not self._has_to_decide()
             and all(needs_somebody(one) for one in self.queue.pending())
         )
 
