@@ -150,16 +150,16 @@ class Lab:
         return self.tag
 
     def _refuse_while_running(self, current: str, wanted: str) -> None:
+        if holder := held(self.layout, "observer"):
+            raise UsageError(
+                f"tag {wanted!r} cannot start while tag {current!r} is observed by {holder}",
+                hint="wait for it, or end it: python orchestrator.py down",
+            )
         running = [name for name in run_ids(self.layout) if is_running(self.layout, name)]
         if running:
             raise UsageError(
                 f"tag {wanted!r} cannot start while {running[0]} of tag {current!r} is running",
                 hint=f"wait for it, or see `python orchestrator.py show {running[0]}`",
-            )
-        if holder := held(self.layout, "observer"):
-            raise UsageError(
-                f"tag {wanted!r} cannot start while tag {current!r} is observed by {holder}",
-                hint="wait for it, or end it: python orchestrator.py down",
             )
 
     def _locate(self, inputs: Mapping[str, str] | None) -> dict[str, str]:

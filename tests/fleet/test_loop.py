@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.lab import Lab, is_running
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.supervisor import shutdown
@@ -68,6 +68,11 @@ class Place:
             one.state == "training" and heartbeat.at_work(one)
             for one in heartbeat.read_all(self.layout)
         )
+
+    def shims(self) -> list[str]:
+        """Experiments that run now."""
+        every = (entry.name for entry in self.layout.runs.iterdir())
+        return [name for name in every if is_running(self.layout, name)]
 
     def waiting(self) -> set[str]:
         paths = [
@@ -232,7 +237,8 @@ def test_everything_else_on_its_search_is_refused_by_name_and_ctrl_c_ends_it(
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "stops" in said and "0 of 6 experiments" in said and "it was stopped" in said
-    assert place.waiting() == {"baseline-t"}
+    assert [path.stem for path in place.layout.hypotheses("dispatched").rglob("*.json")] == []
+    assert "baseline-t" in place.waiting()
     decisions, _ = read_decisions(place.layout)
     assert [(one.experiment_id, one.requeue) for one in decisions] == [("baseline-t-1", True)]
     until(place.has_left)
@@ -251,7 +257,7 @@ def test_ctrl_c_twice_waits_for_nothing_and_a_closed_terminal_leaves_the_trainin
     assert process.returncode == 0, said
     until(place.has_left)
     process = place.start("--tag", "t")
-    until(place.is_training)
+    until(lambda: place.is_training() and place.shims())
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
     assert not place.has_left(), "the training ended with its terminal"
@@ -350,6 +356,13 @@ def test_with_people_to_wait_for_it_waits_until_it_is_stopped(place: Place, unti
     assert "2 experiments" in said
     status = roles.read_role(place.layout, "loop")
     assert status is not None and status.state == "stopped"
+
+
+def test_what_another_search_left_undecided_keeps_nobody_waiting(place: Place) -> None:
+    assert place("run-experiment", "--tag", "other", "--baseline").returncode == 0
+    answer = place("run-loop", "--max", "2", "--tag", "t")
+    assert answer.returncode == 0, answer.stderr
+    assert len(place.rows()) == 2
 
 
 def test_after_its_hours_nothing_begins(place: Place) -> None:
@@ -482,7 +495,7 @@ def test_a_repository_in_the_originals_layout_with_its_data_in_the_home_folder(
     rows = theirs.rows()
     assert len(rows) == 4 and {row[3] for row in rows} <= {"keep", "discard"}, rows
     assert float(rows[0][1]) == pytest.approx(1.0756) and rows[0][2] == "44.0"
-    assert any("DEPTH 8" in row[4] for row in rows), rows
+    assert any("MATRIX_LR 0.04" in row[4] for row in rows), rows
     assert git(theirs.root, "rev-parse", "HEAD") == head
     assert git(theirs.root, "status", "--porcelain") == ""
     changed = git(theirs.root, "diff", "--name-only", "master", "autoresearch/mar5")

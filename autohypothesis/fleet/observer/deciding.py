@@ -73,7 +73,7 @@ class Deciding:
         return decisions
 
     def waits(self) -> list[str]:
-        """What has ended, and may still be decided."""
+        """What has ended, of whatever tag, and may still be decided."""
         hopeless = set(self.refused)
         return [name for name in self.chronicle.ended() if name not in hopeless]
 

@@ -163,8 +163,11 @@ class Observer:
             yield from (f"{folder}/{one.worker_id}" for one in self.crew.workers)
 
     def last_turn(self) -> None:
-        """Before it leaves: what has ended is decided, and what is to come back has come back."""
-        for step in (self._look, self._take_in, self._decide, self._requeue):
+        """Before it leaves: what has ended is decided, and what is to come back has come back.
+
+        What waits for a worker that has left goes back too: the next search takes the best first.
+        """
+        for step in (self._look, self._take_in, self._decide, self._requeue, self._take_back):
             self._attempt(step)
         self._publish("stopped", [], all=True)
 
@@ -257,12 +260,16 @@ class Observer:
         if self._closing or (ending.room() == 0 and not ending.is_given_out()):
             self.ended = self.ended or ALL_RUN
             self._attempt(self._take_back_all)
-            busy = ending.is_given_out() or bool(self.deciding.waits())
+            busy = ending.is_given_out() or self._has_to_decide()
             return ("working" if busy else "finished"), []
         if ending.limits.ideas and not self.steering.stop and self._has_no_idea_left():
             self.ended, self._closing = self._why_no_idea(), True
             return "finished", []
         return ("waiting" if self.steering.stop else "working"), []
+
+    def _has_to_decide(self) -> bool:
+        """Whether something of this search has ended, and may still be decided."""
+        return any(name in self.library.runs for name in self.deciding.waits())
 
     def _has_no_idea_left(self) -> bool:
         """Whether everything has ended, nothing waits, and nobody knows what to try next."""
@@ -270,7 +277,7 @@ class Observer:
             self.chronicle.has_reference()
             and self.refill.is_exhausted
             and not self.ending.is_given_out()
-            and not self.deciding.waits()
+            and not self._has_to_decide()
             and all(needs_somebody(one, self.lab.task) for one in self.queue.pending())
         )
 
@@ -298,6 +305,10 @@ class Observer:
         handout = self._handout()
         said = handout.take_back()
         for line in [*said, *handout.give(self.ideas.may_begin, self.ending.room())]:
+            self._did(line)
+
+    def _take_back(self) -> None:
+        for line in self._handout().take_back():
             self._did(line)
 
     def _handout(self) -> Handout:

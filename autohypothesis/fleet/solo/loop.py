@@ -132,6 +132,7 @@ class Loop:
             companion = Companion(self.lab, stop, label=self.session.name)
             observer = self._observer(log)
             beside = self._start_keeper()
+            observer.turn()  # so that what a killed one left waits in its order again
             companion.start()
             try:
                 said = observer.run(_Turns(self, observer, companion, stop))
