@@ -98,12 +98,19 @@ def break_early(source: Source) -> Iterator[Rewrite]:
 
 
 def swap_members(source: Source) -> Iterator[Rewrite]:
-    """Wrong: a pair the other way round."""
+    """Wrong: a pair the other way round. Members that something is looked for among stay."""
+    listed = [
+        node.comparators[0]
+        for _, node in _nodes(source)
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn))
+    ]
     for function, node in _nodes(source):
-        if isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(node.ctx, ast.Load):
+        if not isinstance(node, ast.Tuple) or len(node.elts) != 2 or node in listed:
+            continue
+        if isinstance(node.ctx, ast.Load):
             one, other = (plain(each) for each in node.elts)
-            text = source.text[slice(*source.span(node))].decode()
-            new = f"({other}, {one})" if text.startswith("(") else f"{other}, {one}"
+            text = source.text[slice(*source.span(node))]
+            new = f"({other}, {one})" if text.startswith(b"(") else f"{other}, {one}"
             yield Rewrite(
                 f"{function.name}: {new} (line {node.lineno})", source.replaced(node, new)
             )

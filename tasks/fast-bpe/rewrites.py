@@ -187,8 +187,7 @@ def first_of_sorted(source: Source) -> Iterator[Rewrite]:
             if not isinstance(call, ast.Call) or plain(call.func) != "sorted":
                 continue
             if plain(other.value) == f"{found[0]}[0]":
-                call.func = ast.Name("min", ast.Load())
-                new = f"return {plain(call)}"
+                new = f"return min{plain(call).removeprefix('sorted')}"
                 yield Rewrite(
                     f"{function.name}: min instead of sorting", source.replaced(one, new, other)
                 )

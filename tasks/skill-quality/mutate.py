@@ -272,7 +272,7 @@ def order_sections(scene: Scene) -> Edited | None:
 def _blocks(page: Page) -> list[list[str]]:
     """The second level's sections with all below them, as they stand to the end of the page."""
     starts = [one.start for one in page.sections if one.level == 2]
-    ends = [*starts[1:], len(page.lines)]
+    ends = [*starts, len(page.lines)][1:]
     return [page.lines[start:end] for start, end in zip(starts, ends, strict=True)]
 
 

@@ -6,6 +6,7 @@ Standard library only, and nothing of the house: whoever copies this folder has 
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import shlex
@@ -198,6 +199,7 @@ def files_of(root: Path) -> list[str]:
     return found
 
 
+@functools.cache
 def known_commands(root: Path) -> dict[str, set[str]]:
     """Every command with the options of its module, read from the sources without running them.
 
