@@ -130,7 +130,8 @@ def test_a_rewrite_is_python_and_keeps_the_names_that_are_asked_for(
             assert new != text, said
             defined = {one.name for one in ast.parse(new).body if isinstance(one, ast.FunctionDef)}
             assert {"learn", "encode"} <= defined
-            if operator.__name__ != "memoise":  # which may see a list: the suite's business
+            # A cache may see a list, and in fast code a name may hide what changes.
+            if which == "shipped" and operator.__name__ != "memoise":
                 assert failures(bpe, new) == 0, said
 
 
