@@ -125,9 +125,19 @@ def test_every_command_of_the_fleets_page_runs_in_its_order(
         run(command, clone, environment)
 
 
+def test_every_command_of_the_tasks_page_runs_in_its_order(
+    clone: Path, environment: dict[str, str]
+) -> None:
+    found = list(commands("docs/tasks.md"))
+    assert found
+    for command in found:
+        run(command, clone, environment)
+
+
 def test_no_page_has_commands_that_nobody_runs() -> None:
     pages = {str(page.relative_to(ROOT)) for page in PAGES}
-    assert {page for page in pages if list(commands(page))} == {"README.md", "docs/fleet.md"}
+    run = {"README.md", "docs/fleet.md", "docs/tasks.md"}
+    assert {page for page in pages if list(commands(page))} == run
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

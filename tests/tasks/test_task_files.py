@@ -1,0 +1,125 @@
+"""The shipped task files are tasks, stand alone in their folders, and the fixture improves."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from autohypothesis.engine.task import load_task
+
+from .conftest import ROOT
+
+SHIPPED = ("skill-quality", "fast-bpe")
+PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_task_lists_every_file_that_it_rests_on(name: str) -> None:
+    """Without one of them in `protected`, two scores of different programs would be compared."""
+    folder = ROOT / "tasks" / name
+    files = sorted(str(path.relative_to(ROOT)) for path in folder.iterdir() if path.is_file())
+    task = load_task(folder / "task.yaml", files, root=ROOT)
+    assert task.id == name
+    rest = [one for one in files if not task.is_artifact(one) and one != task.source]
+    assert [one for one in rest if not task.is_protected(one)] == []
+    for command in (task.mutator.command, task.scorer.command):
+        assert command is not None
+        assert command[0] == "python"
+        assert (ROOT / command[1]).is_file()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_task_stands_alone_in_its_folder(name: str) -> None:
+    """People copy the folder: the standard library and its own files are all that it imports."""
+    folder = ROOT / "tasks" / name
+    own = {path.stem for path in folder.glob("*.py")}
+    for path in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [one.name for one in node.names] if isinstance(node, ast.Import) else []
+            for one in names:
+                top = one.split(".")[0]
+                assert top in own or top in sys.stdlib_module_names, f"{path} imports {one}"
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """The worked example of docs/tasks.md: every block that begins with a file's name."""
+    blocks = re.findall(r"^```\w+\n# (tasks/\S+)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 3
+    for name, text in blocks:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_the_worked_example_of_the_page_works(example: Path) -> None:
+    """Its mutator and its scorer, as the loop calls them: twenty iterations find something."""
+    (source,) = (example / "tasks").glob("*/task.yaml")
+    files = [str(path.relative_to(example)) for path in example.rglob("*") if path.is_file()]
+    task = load_task(source, files, root=example)
+    (artifact,) = task.artifacts_in(files)
+
+    def call(words: tuple[str, ...] | None, said: str = "") -> str:
+        command = [sys.executable, *(words or ())[1:]]
+        return subprocess.run(
+            command, cwd=example, input=said, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+
+    def score() -> float:
+        line, rest = call(task.scorer.command).split("\n", 1)
+        assert not rest
+        return float(yaml.safe_load(line)[task.scorer.parse.score_field])
+
+    first = best = score()
+    for seed in range(20):
+        before = (example / artifact).read_bytes()
+        document = f'{{"seed": {seed}, "artifacts": ["{artifact}"], "trials": []}}'
+        assert call(task.mutator.command, document).strip()
+        value = score()
+        if value > best:
+            best = value
+        else:
+            (example / artifact).write_bytes(before)
+    assert best > first
+
+
+def test_the_numbers_of_the_page_are_those_of_the_task_files() -> None:
+    for name in SHIPPED:
+        said = yaml.safe_load((ROOT / "tasks" / name / "task.yaml").read_text(encoding="utf-8"))
+        assert f"`{name}`" in PAGE
+        assert f"`min_delta` {said['objective']['min_delta']}" in PAGE
+
+
+def test_the_tiny_training_is_searched_by_its_knobs(
+    tmp_path: Path, own_locks: Path, git: Callable[..., str]
+) -> None:
+    root = tmp_path / "tiny"
+    shutil.copytree(Path(__file__).parent / "train-config", root)
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "start")
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "orchestrator.py"), *words],
+            cwd=root, env=dict(os.environ), capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    assert run("run-experiment", "--settle").returncode == 0
+    better = run("run-experiment", "--settle", "--set", "RATE=0.3")
+    assert better.returncode == 0, better.stderr
+    worse = run("run-experiment", "--settle", "--set", "STEPS=2")
+    assert worse.returncode == 0, worse.stderr
+    run("sync")
+    rows = (root / "results.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[3] for row in rows] == ["keep", "keep", "discard"]
