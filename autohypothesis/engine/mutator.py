@@ -28,6 +28,8 @@ from autohypothesis.records.git import SALVAGE, Repository
 from autohypothesis.records.git_facts import FileChange
 
 TITLE_LIMIT = 200
+OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
+"""What it leaves in the checkout is its change, so it leaves no compiled Python there."""
 MAX_NAMED = 4
 
 
@@ -99,7 +101,7 @@ class Mutator:
 
     def _run(self, kind: SandboxKind, instructions: str, checkout: Path) -> program.Ended:
         words = resolved(self.task.mutator.command or (), self.repository.root)
-        environment = {**program_environment(os.environ), "SEED": str(self.seed)}
+        environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
         document = json.dumps({**self.told, "instructions": instructions}, default=str)
         try:
             if kind == "bwrap":
