@@ -204,11 +204,13 @@ class Loop:
         )
         self.chronicle.refresh()
         self.decided += decisions
-        self._unconfirmed = [
-            one.experiment_id for one in refused if isinstance(one.error, UnconfirmedError)
-        ]
-        for one in refused:
-            self._once(f"not decided: {one.experiment_id}: {one.error.problem}")
+        self._unconfirmed = []
+        for name, error in refused:
+            if isinstance(error, UnconfirmedError):
+                self._unconfirmed.append(name)
+                self._once(f"{name} is run again before it is kept: {error.said}")
+            else:
+                self._once(f"not decided: {name}: {error.problem}")
         for decision in self._lines.missing(list(self.chronicle.latest.values())):
             if remark := take_home(self.lab, decision):
                 self.say(remark)
