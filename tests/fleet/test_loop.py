@@ -63,6 +63,10 @@ class Place:
         lines = self.layout.results_tsv.read_text(encoding="utf-8").splitlines()
         return [line.split("\t") for line in lines[1:]]
 
+    def counted(self) -> int:
+        """Decided experiments, without those that were queued again."""
+        return sum(not one.requeue for one in read_decisions(self.layout)[0])
+
     def is_training(self) -> bool:
         return any(
             one.state == "training" and heartbeat.at_work(one)
@@ -299,9 +303,10 @@ def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
     process.wait(timeout=30)
     assert place("init-fleet", "--cpu-workers", "1").returncode == 0
     assert place("up", "--max-runs", "2").returncode == 0
-    assert len(place.rows()) == 2 and place.rows()[0][4] == "baseline"
+    assert [row[4] for row in place.rows()].count("baseline") == 1
+    assert place.counted() == 2  # one of which may repeat the baseline
     assert place("run-loop", "--max", "1").returncode == 0
-    assert len(place.rows()) == 3
+    assert place.counted() == 3
     until(place.has_left)
     check(Lab.open(place.root))
 
