@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.engine.lab import Lab, reference_ref, refuse_checked_out
 from autohypothesis.errors import GitError
 from autohypothesis.records import locks
 from schema import Decision
@@ -12,6 +12,9 @@ def meet_user(lab: Lab) -> str:
     """Take in what the user has committed on top of the reference; a line about it.
 
     A branch that has gone another way is left alone, and so is the reference.
+
+    Raises:
+        FleetError: the reference would move, and somebody has its branch checked out.
     """
     repository = lab.repository
     with locks.hold(lab.layout, "settle", doing="following your branch"):
@@ -23,6 +26,7 @@ def meet_user(lab: Lab) -> str:
                 f"the search goes on from {reference[:7]}, which your branch is not built on;"
                 " take it home: python orchestrator.py adopt"
             )
+        refuse_checked_out(repository, lab.active())
         repository.compare_and_swap(reference_ref(lab.active()), head, reference)
         return f"the search goes on from your commit {head[:7]}"
 
