@@ -141,3 +141,21 @@ def test_record_takes_the_commit_of_the_checkout_it_is_called_in(
     assert answer.returncode == 0, answer.stderr
     commit = json.loads(cli("runs", "--json").stdout)[-1]["commit"]
     assert commit == git(other, "rev-parse", "HEAD")
+
+
+def test_a_run_by_hand_without_one_of_its_reference_says_which_is_missing(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    """`run-experiment --baseline` would not help: that is another platform."""
+    assert cli("run-experiment", "--baseline", "--settle", "--tag", "t").returncode == 0
+    change(foreign, git, 0.2)
+    (foreign / "run.log").write_text("val_bpb: 1.01\n")
+    assert cli("record", "run.log").returncode == 0
+    answer = cli("decide")
+    assert answer.returncode == 1
+    assert "record run.log --commit COMMIT" in answer.stderr
+    (foreign / "run.log").write_text("val_bpb: 1.04\n")
+    assert cli("record", "run.log", "--commit", "main~1").returncode == 0
+    cli("decide")
+    decided = cli("decide", "--json")  # what waits longer was looked at first
+    assert json.loads(decided.stdout)[0]["decision_status"] == "keep", decided.stderr
