@@ -29,11 +29,28 @@ Tag = Annotated[str | None, typer.Option("--tag", help="The search; default: the
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 
-HELP = """Search for a better training script, and believe the result in the morning.
+HELP = """Search for a better training script, or any other text, and believe the result.
 
-Start with `doctor`, then `demo`: it needs no GPU. `--repo PATH` may stand before or after the
-command.
+New here: `demo` shows all of it and needs no GPU; `doctor` says what this machine lacks. Your own
+search: `setup`, then `run-loop` on one machine, or `init-fleet` and `up` on many devices.
+`COMMAND --help` has an example of each. `--repo PATH` may stand before or after the command.
 """
+
+PANELS = {
+    "Begin": ("demo", "doctor", "check-hardware", "setup", "new"),
+    "One machine": ("run-loop", "run-experiment", "record", "decide"),
+    "Look, and take home": (
+        "show-results", "status", "monitor", "digest", "runs", "show", "best", "adopt", "sync",
+        "schema",
+    ),
+    "Ideas": ("propose", "hypotheses", "briefing", "dispatch"),
+    "A fleet": (
+        "bootstrap", "init-fleet", "up", "down", "observer", "worker", "tool-builder", "tools",
+        "restore", "prune",
+    ),
+    "Any text": ("task",),
+}  # fmt: skip
+"""Every command, as `--help` groups them, in the order in which one meets them."""
 
 
 class CommandGroup(Protocol):
@@ -69,7 +86,23 @@ def application(groups: Iterable[Any]) -> typer.Typer:
 
     for group in groups:
         group.register(app)
+    _arrange(app)
     return app
+
+
+def _arrange(app: typer.Typer) -> None:
+    """Group the commands of `--help`; a command that no panel names stands above them."""
+    place = {name: panel for panel, names in PANELS.items() for name in names}
+    order = list(place)
+
+    def rank(name: str | None) -> int:
+        return order.index(name) if name in place else len(order)
+
+    app.registered_commands.sort(key=lambda one: rank(one.name))
+    for command in app.registered_commands:
+        command.rich_help_panel = place.get(str(command.name), command.rich_help_panel)
+    for group in app.registered_groups:
+        group.rich_help_panel = place.get(str(group.name), group.rich_help_panel)
 
 
 def run_and_exit(app: typer.Typer) -> NoReturn:

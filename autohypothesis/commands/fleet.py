@@ -30,7 +30,12 @@ Proposers = Annotated[
 ]
 Mix = Annotated[
     float | None,
-    typer.Option("--mix", min=0, max=1, help="Share of joint moves; default: after a plateau."),
+    typer.Option(
+        "--mix",
+        min=0,
+        max=1,
+        help="Share of ideas that turn several constants at once; default: once single ones stall.",
+    ),
 ]
 
 
@@ -248,6 +253,7 @@ def observer(
         datetime | None,
         typer.Option(
             "--until",
+            metavar="TIME",
             formats=["%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%dT%H:%M:%SZ"],
             help="UTC; nothing is begun after that.",
         ),

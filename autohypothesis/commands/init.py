@@ -60,7 +60,12 @@ ProposerWords = Annotated[
     typer.Option("--proposer", help="search, inbox or command:PROGRAM; repeatable, first first."),
 ]
 Mix = Annotated[
-    float | None, typer.Option("--mix", help="Share of joint moves, 0 to 1; default: after stalls.")
+    float | None,
+    typer.Option(
+        "--mix",
+        help="Share of ideas that turn several constants at once, 0 to 1; default: once single"
+        " ones stall.",
+    ),
 ]
 
 

@@ -169,10 +169,13 @@ def _summary(loop: Loop, outcome: Outcome) -> None:
     best = overview(layout).best
     if best is not None:
         gain = better(best.improvement, best.improvement_share) if best.improvement else ""
-        than = f"{gain} than the baseline's {number(best.baseline, 6)}" if gain else "the baseline"
-        _say(f"best: {one_line(best.metric)} {number(best.value, 6)}, {than}")
+        than = f", {gain} than the baseline's {number(best.baseline, 6)}" if gain else ""
+        # Without a baseline of its platform (one that was recorded by hand has another) it is none.
+        than = ", the baseline" if best.improvement == 0 else than
+        _say(f"best: {one_line(best.metric)} {number(best.value, 6)}{than}")
     _say(f"results: {layout.results_tsv}")
-    _say(f"next: {_next(loop, outcome, better_than_baseline=bool(best and best.improvement))}")
+    found = best is not None and best.improvement != 0
+    _say(f"next: {_next(loop, outcome, better_than_baseline=found)}")
 
 
 def _word(decision: Decision) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autohypothesis.commands.app import Repo, Tag
-from autohypothesis.commands.common import err, laboratory, out
+from autohypothesis.commands.common import err, laboratory, out, repository_path
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +31,8 @@ def record(
     from autohypothesis.engine.handmade import record_log
 
     lab = laboratory(context, repo, tag=tag).with_tag(tag)
+    if commit == "HEAD":  # of this checkout, which need not be the main one
+        commit = lab.repository.head_of(repository_path(context, repo))
     experiment_id, result = record_log(lab, log, commit=commit, title=description)
     refresh(lab.layout)
     said = f"{experiment_id}: {result.status}, {result.outcome}"

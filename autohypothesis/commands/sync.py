@@ -39,7 +39,7 @@ def sync(
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
-    """Fold the run bundles under research/ into experiments.jsonl.
+    """Bring experiments.jsonl, results.tsv and the pictures up to date with what was run.
 
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """

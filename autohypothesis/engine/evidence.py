@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from autohypothesis.engine import contention
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.failures import is_nobodys_fault
+from autohypothesis.engine.identity import BY_HAND
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured
@@ -130,6 +131,7 @@ def gather(
         is_baseline=first,
         is_replicate=repeated or result.parent_commit is None,
         unattested=task.scorer.type == "model" and not result.attested,
+        by_hand=key.startswith(BY_HAND),
         seed=seed,
         other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),
         last_improvement=past.anchor(key, seed),

@@ -10,6 +10,7 @@ from autohypothesis.engine.candidate import config_of, diff_hash, diff_stat
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.failures import classify
 from autohypothesis.engine.guard import check_candidate
+from autohypothesis.engine.identity import BY_HAND
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.errors import ChangeError, UsageError
@@ -124,7 +125,7 @@ def _write_head(
         diff_hash=diff_hash(diff),
         lines_added=sum(change.added or 0 for change in changes),
         lines_removed=sum(change.removed or 0 for change in changes),
-        platform_key=f"by-hand on {node_id()}",
+        platform_key=f"{BY_HAND}{node_id()}",
         home="kept",
     )
     identity = RunIdentity(

@@ -16,6 +16,9 @@ _COMPARED = ("run", "scorer", "objective", "constraints")
 """Sections that change what a number means. Policy, knobs and the budget of a whole search only
 change what is tried next."""
 
+BY_HAND = "by-hand on "
+"""How the key of a run begins that somebody made by hand: it is compared with such runs only."""
+
 _SHORT = (
     (r"\bH100\b", "H100"),
     (r"\bH200\b", "H200"),

@@ -7,9 +7,11 @@ moved by compare-and-swap only. One tag at a time is active; the manifest names 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
+from itertools import count
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,7 +19,7 @@ from pydantic import ValidationError
 from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.task import Task, default_task, load_task
-from autohypothesis.errors import RecordError, SettleError, UsageError
+from autohypothesis.errors import FleetError, RecordError, SettleError, UsageError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, checked_id
@@ -40,6 +42,33 @@ def todays_tag(today: date | None = None) -> str:
     """`nov20` on the 20th of November, as people have always named these branches."""
     day = today or date.today()
     return f"{day:%b}{day.day}".lower()
+
+
+def new_tag(repository: Repository) -> str:
+    """Today's; with a number where somebody works on the branch of that name: it stays theirs."""
+    taken = {one.branch for one in repository.worktrees()}
+    names = (todays_tag() + (f"-{number}" if number > 1 else "") for number in count(1))
+    return next(name for name in names if reference_ref(name) not in taken)
+
+
+def refuse_checked_out(repository: Repository, tag: str) -> None:
+    """See that the reference can move: under a checkout it would leave a dirty tree.
+
+    Raises:
+        FleetError: the branch of the reference is checked out somewhere.
+    """
+    for one in repository.worktrees():
+        if one.branch != reference_ref(tag):
+            continue
+        if one.path.exists():
+            hint = f"leave it: git -C {shlex.quote(str(one.path))} switch -c NAME"
+            hint += ", or choose another tag: --tag NAME"
+        else:
+            hint = f"it is gone: git worktree remove -f -f {shlex.quote(str(one.path))}"
+        raise FleetError(
+            f"branch {reference_branch(tag)} is the search's, and checked out in {one.path}",
+            hint=hint,
+        )
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,7 @@ class Lab:
         Raises:
             UsageError: an experiment of another tag is running, somebody observes it, or `tag` is
                 a search of another task.
+            FleetError: somebody works on the branch of the reference.
         """
         wanted = checked_id(tag or self.usual_tag())
         if self._task_of(wanted) not in ("", self.task.id):
@@ -108,6 +138,7 @@ class Lab:
                 f" {self.task.id!r}",
                 hint="name another: --tag NAME",
             )
+        refuse_checked_out(self.repository, wanted)
         current = active_tag(self.layout)
         if current not in (None, wanted):
             self._refuse_while_running(str(current), wanted)
@@ -121,10 +152,10 @@ class Lab:
         return replace(self, tag=wanted)
 
     def usual_tag(self) -> str:
-        """The active tag, if it is a search of this task; else today's."""
+        """The active tag, if it is a search of this task; else a new one."""
         if self.tag is not None and self._task_of(self.tag) in ("", self.task.id):
             return self.tag
-        return todays_tag()
+        return new_tag(self.repository)
 
     def reference(self) -> str:
         """The commit that new hypotheses start from.

@@ -50,6 +50,7 @@ class Evidence:
         lines_changed: added minus removed; None when unknown.
         base_is_reference: whether the change was made to what is the reference now.
         unattested: whether nobody vouches for a score that an evaluator could have vouched for.
+        by_hand: whether somebody made the run by hand: only such runs are compared with it.
         seed: of the run; scores compare at one seed only.
         other_seeds: whether the reference has a value on this platform, at whatever seed.
         last_improvement: the value of the last keep that was not a simplification, which a chain
@@ -74,6 +75,7 @@ class Evidence:
     is_baseline: bool = False
     is_replicate: bool = False
     unattested: bool = False
+    by_hand: bool = False
     seed: int | None = None
     other_seeds: bool = False
     last_improvement: float | None = None
@@ -132,6 +134,12 @@ def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
 
 def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
     run = "python orchestrator.py run-experiment --baseline"
+    if evidence.by_hand:
+        return SettleError(
+            f"no run of the reference by hand has a {evidence.metric}",
+            hint="train the reference as it is, and record that first:"
+            " python orchestrator.py record run.log --commit COMMIT",
+        )
     if evidence.other_seeds:
         return SettleError(
             f"the reference has no {evidence.metric} at seed {evidence.seed}",

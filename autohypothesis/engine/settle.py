@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.contention import lane_speed, restored, void
 from autohypothesis.engine.evidence import Case, as_it_counts, finished, gather, read_model
-from autohypothesis.engine.lab import Lab, reference_ref, run_ids
+from autohypothesis.engine.lab import Lab, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Verdict, better_by, decide
 from autohypothesis.engine.replicates import repeats_of
@@ -49,6 +49,7 @@ def settle(lab: Lab, experiment_ids: Iterable[str], *, decided_by: str) -> list[
     Raises:
         UnconfirmedError: an experiment is a win, and runs are missing that would confirm it.
         SettleError: an experiment is unfinished, or there is nothing to compare it with.
+        FleetError: the reference would move, and somebody has its branch checked out.
         RecordError: a file of its bundle is damaged.
         LockError: somebody else is settling and does not finish.
     """
@@ -228,6 +229,7 @@ def repair(lab: Lab) -> Settled:
     past.reference = reference = lab.reference()
     dangling = past.dangling_move(reference)
     if dangling is not None:
+        refuse_checked_out(lab.repository, lab.active())
         past.reference = ""
         lab.repository.compare_and_swap(
             reference_ref(lab.active()), str(dangling.reference_after), reference
@@ -270,6 +272,8 @@ def _settle_one(
             "reference_after": _reference_after(past, before, case, verdict, reference),
         }
     )
+    if decision.reference_after != reference:
+        refuse_checked_out(lab.repository, lab.active())
     bundles.append_decision(lab.layout, decision)
     past.add(decision)
     past.reference = ""

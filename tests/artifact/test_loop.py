@@ -328,3 +328,12 @@ def test_the_published_wrapper_runs_one_iteration(letters: Letters, tmp_path: Pa
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert [json.loads(line)["status"] for line in answer.stdout.splitlines()] == ["keep"]
+
+
+def test_the_branch_of_the_search_is_not_moved_under_who_stands_on_it(letters: Letters) -> None:
+    letters.run("--seed", "0")
+    run_git(letters.root, "switch", "-q", "autoresearch/letters")
+    before = letters.state()
+    ran = letters.run("--seed", "1")
+    assert ran.code == 1 and "autoresearch/letters is the search's" in ran.said
+    assert letters.state() == before

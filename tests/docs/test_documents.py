@@ -1,9 +1,9 @@
 """The documents are true: every command in them runs, every name in them exists.
 
-Commands run in a copy of the checkout, on the `test` profile. Stand-ins, where a command needs
-what a test has not: `python prepare.py` prepares the `test` profile, `uv sync` and what installs is
-left to `make`, `../my-repository` is a script that the test writes. `make demo` and `make test`
-are run by test_demo.py (slow) and by CI.
+Commands run in a copy of the checkout, on the `test` profile. `STAND_INS` are all that is run in
+another form: what a test has not (another profile, an editor), and what would take long; what
+installs is left to `make`, and `../my-repository` is a script that the test writes. `make demo` and
+`make test` are run by test_demo.py (slow) and by CI.
 """
 
 from __future__ import annotations
@@ -16,20 +16,56 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+
+from autohypothesis.engine.lab import todays_tag
+from autohypothesis.engine.task import load_task
+from autohypothesis.fleet.live import steering
+from schema import Steering
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+HERE = "<<'END'"
+HANGS_S = 900.0
+"""A hang guard: a loop of six takes half a minute on an idle machine."""
+USELESS = "0.0"
+"""A rate at which the matrices learn nothing."""
+EDIT = "sed -i 's/^MATRIX_LR = [^ ]*/MATRIX_LR = 0.001/' train.py"
 STAND_INS = {
     "python prepare.py": "python prepare.py --profile test",
+    "python orchestrator.py setup": "python orchestrator.py setup --profile test",
     "uv run prepare.py": "uv run prepare.py --profile test",
-    "uv sync": "",
-    "make demo": "",
-    "make test": "",
+    "python orchestrator.py run-loop --max 20": "python orchestrator.py run-loop --max 2",
+    # The reader's edit comes before the commit.
+    'git commit -am "a much lower matrix rate"': f"{EDIT}; git commit -qam 'a lower rate'",
+    "uv sync": "true",
+    "make demo": "true",
+    "make test": "true",
+    # The page of tasks and its test.
+    "python orchestrator.py task check tasks/skill-quality/task.yaml": "true",
+    "python orchestrator.py task run tasks/skill-quality/task.yaml --iterations 3": "true",
 }
+RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
+"""The pages with commands; each is run in a clone of its own."""
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Ada",
+    "GIT_AUTHOR_EMAIL": "ada@example.org",
+    "GIT_COMMITTER_NAME": "Ada",
+    "GIT_COMMITTER_EMAIL": "ada@example.org",
+}
+LISTING = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
+OTHER_SCRIPT = """
+RATE = 0.1
+print(f"val_bpb: {1 + (RATE - 0.3) ** 2:.6f}")
+print("peak_vram_mb: 10")
+"""
 PAGES = [
     path
     for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
@@ -38,34 +74,44 @@ PAGES = [
 
 
 def commands(page: str) -> Iterator[str]:
-    """The lines of every `sh` block, without their remarks."""
+    """The lines of every `sh` block, without their remarks; a here-document is one command."""
     for block in FENCE.findall((ROOT / page).read_text(encoding="utf-8")):
-        for line in block.splitlines():
+        lines = iter(block.splitlines())
+        for line in lines:
+            if HERE in line:
+                yield "\n".join([line, *takewhile(lambda one: one != "END", lines), "END"])
+                continue
             command = line.split("  #")[0].split(" # ")[0].strip()
             if command and not command.startswith("#"):
                 yield command
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", *words], cwd=folder, check=True, capture_output=True, text=True,
+        env={**os.environ, **IDENTITY},
+    ).stdout.rstrip("\n")  # fmt: skip
+
+
+def commit_all(folder: Path) -> None:
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "start")
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
     """What git tracks here, as it is in the working tree, in a repository of its own."""
-    root = tmp_path_factory.mktemp("docs") / "autohypothesis"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    for name in filter(None, listed.split("\0")):
+    root = tmp_path / "autohypothesis"
+    for name in filter(None, git(ROOT, *LISTING).split("\0")):
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
-    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "start")):
-        subprocess.run(["git", *identity, *words], cwd=root, check=True)
-    other = root.parent / "my-repository"
+    commit_all(root)
+    other = tmp_path / "my-repository"
     other.mkdir()
-    (other / "train.py").write_text('print("val_bpb: 1.5")\nprint("peak_vram_mb: 10")\n')
-    for words in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-qm", "start")):
-        subprocess.run(["git", *identity, *words], cwd=other, check=True)
+    (other / "train.py").write_text(OTHER_SCRIPT)
+    commit_all(other)
     return root
 
 
@@ -75,6 +121,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("home")
     return {
         **os.environ,
+        **IDENTITY,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "AUTORESEARCH_CACHE": str(folder / "cache"),
         "AUTOHYPOTHESIS_LOCKS": str(folder / "locks"),
@@ -91,53 +138,119 @@ def known_commands() -> set[str | None]:
     return {one.name for one in registered}
 
 
-def run(command: str, cwd: Path, environment: dict[str, str]) -> None:
+def run(command: str, cwd: Path, environment: dict[str, str]) -> str:
+    """What a command printed; a shell runs it, as a reader's would."""
     command = STAND_INS.get(command, command)
-    if not command:
-        return
     answer = subprocess.run(
-        shlex.split(command), cwd=cwd, env=environment, capture_output=True, text=True, timeout=180
-    )
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=HANGS_S,
+    )  # fmt: skip
     assert answer.returncode == 0, f"{command}\n{answer.stdout}\n{answer.stderr}"
+    return answer.stdout
 
 
-def test_every_command_of_the_readme_runs_in_its_order(
-    clone: Path, environment: dict[str, str]
+@pytest.mark.parametrize("page", RUN)
+@pytest.mark.timeout(1800)
+def test_every_command_of_a_page_runs_in_its_order(
+    clone: Path, environment: dict[str, str], page: str
 ) -> None:
     if shutil.which("uv", path=environment["PATH"]) is None:
         pytest.fail("uv is among the development packages, and is not installed: run `make dev`")
-    # doctor is right to miss the data before it is prepared.
-    found = list(commands("README.md"))
-    assert found[:2] == ["make demo", "make test"]
-    assert len(found) > 10
-    run("python prepare.py", clone, environment)
+    found = list(commands(page))
+    assert len(found) > 5
+    run("python prepare.py", clone, environment)  # on the test profile, which is found from then on
     for command in found:
         run(command, clone, environment)
 
 
-def test_every_command_of_the_fleets_page_runs_in_its_order(
-    clone: Path, environment: dict[str, str]
-) -> None:
-    found = list(commands("docs/fleet.md"))
-    assert "python orchestrator.py digest" in found
-    run("python prepare.py", clone, environment)
-    for command in found:
-        run(command, clone, environment)
-
-
-def test_every_command_of_the_tasks_page_runs_in_its_order(
-    clone: Path, environment: dict[str, str]
-) -> None:
-    found = list(commands("docs/tasks.md"))
-    assert found
-    for command in found:
-        run(command, clone, environment)
+def test_the_two_commands_come_first() -> None:
+    assert list(commands("README.md"))[:2] == ["make demo", "make test"]
 
 
 def test_no_page_has_commands_that_nobody_runs() -> None:
     pages = {str(page.relative_to(ROOT)) for page in PAGES}
-    run = {"README.md", "docs/fleet.md", "docs/tasks.md"}
-    assert {page for page in pages if list(commands(page))} == run
+    assert {page for page in pages if list(commands(page))} == set(RUN)
+
+
+def test_the_task_of_the_usage_page_improves(clone: Path, environment: dict[str, str]) -> None:
+    """The task is made by its shell lines alone, and its user's branch follows what is kept."""
+    for command in commands("USAGE.md"):
+        run(command, clone, environment)
+    task = clone.parent / "fewer-words"
+    lines = [json.loads(line) for line in (task / "work/results.jsonl").read_text().splitlines()]
+    assert len(lines) == 3
+    kept = [line for line in lines if line["status"] == "keep"]
+    assert kept and git(task, "rev-parse", "main") == kept[-1]["commit"]
+    assert len((task / "advice.txt").read_text().split()) == kept[-1]["candidate_score"] < 16
+
+
+# ── the loop as it was first published ──────────────────────────────────────────────────────
+
+TRAIN = "uv run train.py > run.log 2>&1"
+LOOK = r'grep "^val_bpb:\|^peak_vram_mb:" run.log'
+SYNC = "uv run python orchestrator.py sync"
+
+
+def test_the_published_loop_is_printed_as_it_is() -> None:
+    assert {TRAIN, LOOK, SYNC, "git reset --hard HEAD~1"} <= set(commands("SKILL.md"))
+
+
+class PublishedLoop:
+    """Somebody who edits train.py, commits, runs, looks, records, and keeps or resets."""
+
+    def __init__(self, clone: Path, environment: dict[str, str]) -> None:
+        self.clone, self.environment = clone, environment
+
+    def run(self, command: str) -> str:
+        return run(command, self.clone, self.environment)
+
+    def edit(self, rate: str) -> None:
+        script = self.clone / "train.py"
+        text, count = re.subn(r"(?m)^MATRIX_LR = \S+", f"MATRIX_LR = {rate}", script.read_text())
+        assert count == 1
+        script.write_text(text)
+        self.run(f"git commit -qam 'MATRIX_LR {rate}'")
+
+    def once(self, title: str) -> dict[str, Any]:
+        """Train, look, record, have it decided; the decision."""
+        self.run(TRAIN)
+        said = self.run(LOOK)
+        assert [line.split(":")[0] for line in said.splitlines()] == ["val_bpb", "peak_vram_mb"]
+        self.run(f"python orchestrator.py record run.log --desc '{title}'")
+        decided = json.loads(self.run("python orchestrator.py decide --json"))
+        assert len(decided) == 1
+        return dict(decided[0])
+
+
+@pytest.mark.parametrize("name", ["mar5", todays_tag()])
+def test_the_published_loop_on_a_branch_of_its_user(
+    clone: Path, environment: dict[str, str], name: str
+) -> None:
+    """A worse change, then a better one; a person's word keeps what nobody vouches for."""
+    loop = PublishedLoop(clone, environment)
+    loop.run("python prepare.py")
+    loop.edit(USELESS)
+    loop.run(f"git checkout -q -b autoresearch/{name}")
+    assert loop.once("baseline")["decision_status"] == "keep"
+    loop.edit("0.04")
+    better = loop.once("a rate that learns")
+    assert (better["decision_status"], better["reason"]) == ("discard", "unattested"), better
+    loop.run(f"python orchestrator.py decide {better['experiment_id']} keep")
+    head = git(clone, "rev-parse", "HEAD")
+    assert git(clone, "rev-parse", f"autoresearch/{better['tag']}") == head
+    loop.edit(USELESS)
+    assert loop.once("no rate again")["reason"] == "worse"
+    loop.run("git reset -q --hard HEAD~1")
+    loop.run(SYNC)
+    table = [line.split("\t")[3:] for line in (clone / "results.tsv").read_text().splitlines()]
+    assert table[1:] == [
+        ["keep", "baseline"], ["keep", "a rate that learns"], ["discard", "no rate again"],
+    ]  # fmt: skip
+    assert git(clone, "branch", "--show-current") == f"autoresearch/{name}"
+    assert (git(clone, "rev-parse", "HEAD"), git(clone, "status", "--porcelain")) == (head, "")
+
+
+# ── names in the text ───────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -159,6 +272,48 @@ def test_commands_that_are_named_exist(page: Path) -> None:
         assert name in targets.group(1).split(), f"{page} names make {name}"
     for name in re.findall(r"python -m ((?:autohypothesis|benchmarks)[\w.]*)", text):
         assert (ROOT / Path(*name.split("."))).with_suffix(".py").exists(), f"{page} names {name}"
+
+
+def words_of(page: Path) -> Iterator[list[str]]:
+    """Our commands with their words: in `code`, and in the lines of `sh` blocks."""
+    text = page.read_text(encoding="utf-8")
+    spans = [*re.findall(r"`([^`\n]+)`", text), *commands(str(page.relative_to(ROOT)))]
+    for span in spans:
+        with suppress(ValueError):  # an apostrophe: it was no command
+            yield shlex.split(re.sub(r"^(?:uv run )?python orchestrator\.py ", "", span))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_options_that_are_named_exist(page: Path) -> None:
+    from orchestrator import app
+
+    root: Any = typer.main.get_command(app)
+    for words in words_of(page):
+        command = root
+        while words and words[0] in getattr(command, "commands", ()):
+            command = command.commands[words.pop(0)]
+        known = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
+        for word in words if command is not root else ():
+            if word.startswith("--"):
+                said = f"{page} names {word} of {command.name}"
+                assert word.split("=")[0] in {*known, "--help", "--repo"}, said
+
+
+def test_the_example_of_a_program_binds_what_it_says() -> None:
+    page = ROOT / "docs" / "program-md.md"
+    binds = steering.parse(page.read_text(encoding="utf-8"))
+    assert binds.frozen and binds.ranges and binds.directions and binds.memory_limit_mb
+    task = load_task(ROOT / "tasks/pretrain/task.yaml", ["train.py", "prepare.py"], root=ROOT)
+    assert steering.unknown_names(binds, list(task.knobs)) == []
+    own = steering.parse((ROOT / "program.md").read_text(encoding="utf-8"))
+    assert own == Steering(), "the shipped program.md forbids nothing"
+
+
+def test_help_groups_every_command() -> None:
+    from autohypothesis.commands.app import PANELS
+
+    named = [name for names in PANELS.values() for name in names]
+    assert sorted(named) == sorted(filter(None, known_commands()))
 
 
 def test_hints_in_error_messages_name_commands_that_exist() -> None:

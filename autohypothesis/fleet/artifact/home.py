@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.engine.lab import Lab, reference_ref, refuse_checked_out
 from autohypothesis.errors import GitError
 from autohypothesis.records import locks
 from schema import Decision
@@ -16,6 +16,9 @@ def meet_user(lab: Lab) -> Iterator[str]:
     """Take in what the user has committed on top of the reference; a line for what to know.
 
     A branch that has gone another way is left alone, and so is the reference.
+
+    Raises:
+        FleetError: the reference would move, and somebody has its branch checked out.
     """
     repository = lab.repository
     head = repository.head()
@@ -28,6 +31,7 @@ def meet_user(lab: Lab) -> Iterator[str]:
         if head == reference:
             return
         if repository.is_ancestor(reference, head):
+            refuse_checked_out(repository, lab.active())
             repository.compare_and_swap(reference_ref(lab.active()), head, reference)
             yield f"the search goes on from your commit {head[:7]}"
             return

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from autohypothesis.engine.inputs import locate_inputs
-from autohypothesis.engine.lab import Lab, active_tag, reference_ref, todays_tag
+from autohypothesis.engine.lab import Lab, active_tag, new_tag, reference_ref
 from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
 from autohypothesis.fleet.live.presence import (
     at_work,
@@ -151,7 +151,7 @@ class _Roll:
         self.repository, self.layout = lab.repository, lab.layout
         self.notes = list(choice.notes)
         self.before = read_manifest(lab.layout)
-        self.tag = checked_id(wanted.tag or active_tag(lab.layout) or todays_tag())
+        self.tag = checked_id(wanted.tag or active_tag(lab.layout) or new_tag(lab.repository))
         self.trees = Worktrees(lab.repository, self.tag)
         self.is_new = lab.repository.read_ref(reference_ref(self.tag)) is None
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autohypothesis.engine.lab import reference_branch
+from autohypothesis.engine.lab import reference_branch, refuse_checked_out
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import FleetError, GitError
 from autohypothesis.records.git import SALVAGE, Repository
@@ -71,7 +71,7 @@ class Worktrees:
         for worker in workers:
             self._lead_back(self.workspace(worker).path)
         there = self.repository.worktrees()
-        self._refuse_checked_out(there, reference_branch(self.tag), None)
+        refuse_checked_out(self.repository, self.tag)
         self.refuse_places(workers)
         for worker in workers:
             workspace = self.workspace(worker)
@@ -124,9 +124,9 @@ class Worktrees:
             if not said or not os.path.lexists(said):
                 (own / "gitdir").write_bytes(os.fsencode(path / ".git") + b"\n")
 
-    def _refuse_checked_out(self, there: list[Worktree], branch: str, own: Path | None) -> None:
+    def _refuse_checked_out(self, there: list[Worktree], branch: str, own: Path) -> None:
         for one in there:
-            if one.branch == HEADS + branch and (own is None or not _same(one.path, own)):
+            if one.branch == HEADS + branch and not _same(one.path, own):
                 raise FleetError(
                     f"branch {branch} is checked out in {one.path}",
                     hint="run `git switch --detach` there, or choose another tag: --tag NAME"
