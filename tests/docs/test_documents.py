@@ -135,8 +135,8 @@ def test_every_command_of_the_tasks_page_runs_in_its_order(
 
 def test_no_page_has_commands_that_nobody_runs() -> None:
     pages = {str(page.relative_to(ROOT)) for page in PAGES}
-    run = {"README.md", "docs/fleet.md", "docs/tasks.md"}
-    assert {page for page in pages if list(commands(page))} == run
+    tested = {"README.md", "docs/fleet.md", "docs/tasks.md"}
+    assert {page for page in pages if list(commands(page))} == tested
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
