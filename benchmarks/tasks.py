@@ -96,7 +96,7 @@ def one_search(name: str, seed: int, iterations: int) -> dict[str, Any]:
         environment = {**os.environ, "AUTOHYPOTHESIS_LOCKS": str(Path(folder) / "locks")}
         started = time.monotonic()
         answer = subprocess.run(
-            [sys.executable, str(root / "orchestrator.py"), *words, "--seed", str(seed), "--json"],
+            [sys.executable, str(root / "orchestrator.py"), *words, "--seed", str(seed)],
             cwd=root, env={**environment, "PYTHONPATH": str(root)}, stdout=subprocess.PIPE,
             text=True, check=True,
         )  # fmt: skip

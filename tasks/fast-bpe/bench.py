@@ -6,10 +6,11 @@ Prints one JSON line, whatever the candidate does: a child of its own imports, c
 with a limit of seconds. A candidate that is wrong, breaks or takes too long has `failures` and the
 worst score. Lower is better; plain.py has 1.
 
-A time is the least of many: plain.py and the candidate take turns on short texts, some milliseconds
-each, so that whatever else the machine does falls between turns or is outlived by the least. It is
-wall clock: on a virtual machine the clock of the CPU subtracts what was stolen, sometimes all of
-it. The module is loaded anew for each turn, so that remembering an answer does not help.
+plain.py and the candidate take turns on short texts, some milliseconds each. Of a block of turns
+the least times count, which outlive whatever else the machine does; of the blocks the median share,
+since a machine may be fast in one second and slow in the next. It is wall clock: on a virtual
+machine the clock of the CPU subtracts what was stolen, sometimes all of it. The module is loaded
+anew for each turn, so that remembering an answer does not help.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import random
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -38,7 +40,8 @@ import suite  # noqa: E402
 FOLDER = Path(__file__).resolve().parent
 LIMIT_S = 15.0
 WORST = 1000.0
-ROUNDS = 60
+BLOCKS = 5
+ROUNDS = 14
 TEXTS = 5
 MERGES = 12
 TEXT_WORDS = 40
@@ -173,10 +176,20 @@ def text_of(number: int) -> bytes:
 
 
 def timed(source: bytes) -> float | None:
-    """The candidate's least times as a share of plain.py's; None: an answer is wrong."""
+    """The candidate's time as a share of plain.py's; None: an answer is wrong."""
     texts = [text_of(number) for number in range(TEXTS)]
-    least = [{"plain": math.inf, "own": math.inf} for _ in texts]
     gc.disable()
+    shares = []
+    for _ in range(BLOCKS):
+        share = _block(source, texts)
+        if share is None:
+            return None
+        shares.append(share)
+    return statistics.median(shares)
+
+
+def _block(source: bytes, texts: list[bytes]) -> float | None:
+    least = [{"plain": math.inf, "own": math.inf} for _ in texts]
     for turn in range(ROUNDS):
         for text, times in zip(texts, least, strict=True):
             sides = [("plain", plain), ("own", loaded(source))]
