@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -129,7 +130,7 @@ def new(
     from autohypothesis.engine.starter import make_repository
     from autohypothesis.records.git import Repository
 
-    root = path.absolute()
+    root = Path(os.path.abspath(path))  # a name without `..`, as people read it
     created = make_repository(root)
     repository = Repository(root)
     commit, files = repository.head(), repository.tracked_files()
