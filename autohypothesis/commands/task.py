@@ -153,6 +153,7 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Lab:
 
 def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
     """The loop of one task, not begun."""
+    from autohypothesis.commands.fleet import in_hours
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine.devices import lanes
     from autohypothesis.fleet.artifact.loop import Loop
@@ -171,7 +172,13 @@ def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
         lab=lab,
         source=_source(lab, chronicle, queue, seed),
         chronicle=chronicle,
-        ending=Ending(Limits(), lab.task, queue, chronicle, Library(lab, chronicle)),
+        ending=Ending(
+            Limits(until=in_hours(lab.task.budget.hours)),
+            lab.task,
+            queue,
+            chronicle,
+            Library(lab, chronicle),
+        ),
         parallel=parallel,
         say=_say,
         emit=_emit,

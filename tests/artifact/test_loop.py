@@ -175,6 +175,11 @@ def test_a_target_ends_the_loop(letters: Letters) -> None:
     assert letters.run("--iterations", "3").lines == []
 
 
+def test_the_hours_of_a_task_end_the_loop(letters: Letters) -> None:
+    letters.write(more="budget: {hours: 0.002}\n")
+    assert letters.run("--iterations", "0").code == 0
+
+
 def test_patience_and_a_stop_in_the_steering_end_the_loop(letters: Letters) -> None:
     letters.write(
         mutate=MUTATE.replace('"xy"[seed % 2]', '"y" * seed'), more="policy: {patience: 3}\n"

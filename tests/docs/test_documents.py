@@ -49,8 +49,6 @@ STAND_INS = {
     "make demo": "true",
     "make test": "true",
     # The page of tasks and its test.
-    "python orchestrator.py task check tasks/skill-quality/task.yaml": "true",
-    "python orchestrator.py task run tasks/skill-quality/task.yaml --iterations 3": "true",
 }
 RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
 """The pages with commands; each is run in a clone of its own."""
