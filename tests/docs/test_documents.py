@@ -48,7 +48,6 @@ STAND_INS = {
     "uv sync": "true",
     "make demo": "true",
     "make test": "true",
-    # The page of tasks and its test.
 }
 RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
 """The pages with commands; each is run in a clone of its own."""
