@@ -400,7 +400,7 @@ def test_a_wrong_proposer_is_said_before_anything_begins(place: Place) -> None:
 def test_the_branch_that_it_moves_is_checked_out_nowhere(place: Place) -> None:
     git(place.root, "switch", "-qc", "autoresearch/t")
     answer = place("run-loop", "--tag", "t")
-    assert answer.returncode == 1 and "git switch --detach" in answer.stderr
+    assert answer.returncode == 1 and "switch -c NAME" in answer.stderr
     assert not place.layout.manifest.exists()
 
 
