@@ -44,7 +44,7 @@ def run(
         int, typer.Option("--parallel", min=1, help="Changes side by side, a device for each.")
     ] = 1,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Where the seeds of the mutator begin.")
+        int, typer.Option("--seed", min=0, help="Of the search: another one draws other changes.")
     ] = 0,
     tag: Annotated[
         str | None, typer.Option("--tag", help="The search; default: the task's id.")

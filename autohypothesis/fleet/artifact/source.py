@@ -24,6 +24,8 @@ from schema import Brief, Decision, Hypothesis, now
 ASKED = 3
 """How often a proposer is asked when nothing that it said could be used."""
 DIFF_LIMIT = 64 << 20
+APART = 1_000_003
+"""Between the seeds of two searches: neighbours share no change before a million of them."""
 
 
 class Source(Protocol):
@@ -47,7 +49,7 @@ class Program:
     def next(self, count: int) -> list[Request]:
         """What says nothing yet is run again first; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
-        first = self._seed + sum(1 for _ in self._chronicle.experiments())
+        first = APART * self._seed + sum(1 for _ in self._chronicle.experiments())
         return again + [
             Request(Change.by_mutator(), mutation_seed=first + number)
             for number in range(count - len(again))
