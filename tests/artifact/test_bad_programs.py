@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,13 @@ from tests.artifact.conftest import MUTATE, SCORE, Letters, Ran
 from tests.conftest import ROOT, run_git
 
 EDIT = "open('tasks/letters/text.txt', 'a').write('xx\\n')\n"
+
+
+def test_a_sandbox_that_is_installed_works_where_everything_is_tested() -> None:
+    """Else all of these would be skipped there, and nobody would notice."""
+    if os.environ.get("CI") and shutil.which("bwrap"):
+        assert sandbox.has_sandbox() and sandbox.can_isolate()
+
 
 # name, what the mutator does, (status, reason), words of the detail
 MUTATORS = [
