@@ -50,17 +50,22 @@ def run(
         str | None, typer.Option("--tag", help="The search; default: the task's id.")
     ] = None,
     repo: Repo = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="JSON lines on a terminal too, where a person reads.")
+    ] = False,
 ) -> None:
     """Try changes of a task's artifacts; what is better is kept, and your branch follows.
 
-    Prints one JSON line for each, the same as in work/results.jsonl. Exits 1 when all of them
-    crashed. Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
+    Prints one JSON line for each, the same as in work/results.jsonl; on a terminal a line to read.
+    Exits 1 when all of them crashed.
+    Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.housekeeping import pack_when_due
 
     lab = _opened(context, path, repo)
     loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
+    loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
     try:
         decided = loop.run(iterations)
     finally:
@@ -181,7 +186,6 @@ def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
         ),
         parallel=parallel,
         say=_say,
-        emit=_emit,
         watch=ProgressWatch(),
     )
 
@@ -198,6 +202,22 @@ def _source(lab: Lab, chronicle: Any, queue: Any, seed: int) -> Any:
 
 def _say(text: str) -> None:
     err().print(text, markup=False, soft_wrap=True)
+
+
+def _show(line: dict[str, Any]) -> None:
+    """An iteration as a person reads it."""
+    from rich.markup import escape
+
+    from autohypothesis.records.tables import harmless
+    from autohypothesis.terminal.style import number, styled
+
+    scores = f"{number(line['baseline_score'])} -> {number(line['candidate_score'])}"
+    said = line["description"] or line["detail"]
+    if line["candidate_score"] is None:
+        scores, said = line["reason"], line["detail"] or said
+    text = f"{scores:<22} {escape(harmless(said))}"
+    pad = " " * (8 - len(line["status"]))
+    out().print(f"{styled(line['status'])}{pad}{text}", soft_wrap=True)
 
 
 def _emit(line: dict[str, Any]) -> None:

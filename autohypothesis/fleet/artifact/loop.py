@@ -141,7 +141,8 @@ class Loop:
                 )  # fmt: skip
             return None
 
-        self.watch.preparing(requests[0].title or f"{len(requests)} changes")
+        several = f"{len(requests)} changes" if len(requests) > 1 else "a change"
+        self.watch.preparing(requests[0].title or several)
         if len(requests) == 1:  # in this thread, which Ctrl-C reaches
             made = [make(requests[0], self.workers[0], self.lab)]
         else:
