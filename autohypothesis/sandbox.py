@@ -65,7 +65,8 @@ def isolated_command(
     private = _private_folders()
     for folder in private:
         wrapped += ["--size", str(PRIVATE_BYTES), "--tmpfs", str(folder)]
-    seen = {*map(_real, readable), *_programs(command)}
+    seen = {*map(_real, readable), *_programs(command, private)}
+    seen |= {Path("/run/systemd/resolve")} if network else set()
     for path in sorted(path for path in seen if any(_is_below(path, one) for one in private)):
         wrapped += ["--ro-bind-try", str(path), str(path)]
     for path in map(_real, writable):
@@ -76,15 +77,24 @@ def isolated_command(
 
 
 def _private_folders() -> list[Path]:
-    """/tmp and the home folder, the outer one first where one is in the other."""
-    wanted = {_real(Path(tempfile.gettempdir())), _real(Path("/tmp")), _real(Path.home())}
+    """/tmp, the home folder, and /run, whose sockets lead to services that are in no sandbox.
+
+    The outer one comes first where one is in another.
+    """
+    places = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/run"), Path.home())
+    wanted = {_real(one) for one in places}
     return sorted(one for one in wanted if one.is_dir() and one != Path("/"))
 
 
-def _programs(command: Sequence[str]) -> set[Path]:
-    """Where the Python of this process and the program itself are installed."""
-    found = {Path(sys.prefix), Path(sys.base_prefix), Path(command[0]).parent}
-    found.add(_real(Path(command[0])).parent)
+def _programs(command: Sequence[str], private: Sequence[Path]) -> set[Path]:
+    """Where the Python of this process and the program itself are installed.
+
+    Of a program that lies in a private folder itself only its file: its neighbours are private.
+    """
+    program = Path(command[0]).absolute()
+    found = {Path(sys.prefix), Path(sys.base_prefix)}
+    for file in (program, _real(program)):
+        found.add(file if _real(file.parent) in private else file.parent)
     return {one for one in map(Path.absolute, found) if one != Path("/")}
 
 

@@ -104,9 +104,9 @@ class Timed(Loop):
         self.rows = []
         self._row: dict[str, float] = {}
 
-    def make(self, requests: Sequence[iteration.Request]) -> list[RunSpec]:
+    def make(self, requests: Sequence[iteration.Request], own: Lab | None = None) -> list[RunSpec]:
         specs: list[RunSpec]
-        specs, self._row["make"] = timed(lambda: super(Timed, self).make(requests))
+        specs, self._row["make"] = timed(lambda: super(Timed, self).make(requests, own))
         return specs
 
     def execute(self, specs: Sequence[RunSpec]) -> None:

@@ -72,6 +72,7 @@ def judge(
     before = guard.Before.model_validate(local["before"])
     gone = _lost(repository, checkout, before.commit)
     touched = [] if gone else guard.inspect(repository, checkout, before)
+    touched += [] if gone else guard.planted(spec.task, checkout, before)
     score = _score(spec, run, record, None if gone else checkout)
     tail = log_tail(run)
     failure = gone or _failure(document, tail, score, touched, spec)

@@ -190,6 +190,16 @@ def first_free(candidates: Iterable[Device]) -> Device:
     raise LeaseError("; ".join(held) or "no device", hint="wait for one, or end its holder")
 
 
+def free(kind: Literal["cpu", "cuda"] | None) -> int:
+    """How many devices of a kind nobody holds now.
+
+    Raises:
+        LeaseError: there is none of that kind.
+    """
+    leases = map(lease_of, devices(kind or best_kind()))
+    return sum(LeaseFile(one.path, one.name).holder() is None for one in leases)
+
+
 @contextmanager
 def choosing(experiment_id: str) -> Iterator[None]:
     """While this is held nobody else on the machine chooses: from `first_free` to `await_taken`.

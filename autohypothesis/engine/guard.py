@@ -144,6 +144,40 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     return _at_most(problems) + _at_most(changed)
 
 
+def planted(task: Task, checkout: Path, before: Before) -> list[str]:
+    """What a run left beside a scoring program, where that would import it; in words.
+
+    Python looks beside a script before it looks anywhere else.
+    """
+    scripts = [word for word in task.scorer.command or () if word in _from(before, task.run.cwd)]
+    folders = {(PurePosixPath(task.run.cwd) / word).parent for word in scripts}
+    return _at_most(
+        [
+            f"{folder / name} was made beside the scorer, which could import it"
+            for folder in sorted(folders)
+            for name in sorted(_names_in(checkout / folder))
+            if str(folder / name) not in before.files and _is_importable(checkout / folder / name)
+            and not any(path.startswith(f"{folder / name}/") for path in before.files)
+        ]
+    )  # fmt: skip
+
+
+def _from(before: Before, cwd: str) -> set[str]:
+    """The files of a checkout as a command in `cwd` names them."""
+    return {os.path.relpath(path, cwd) for path in before.files}
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _is_importable(path: Path) -> bool:
+    return path.suffix in (".py", ".pyc", ".so") or (path / "__init__.py").exists()
+
+
 def _stamp(path: Path) -> Stamp | None:
     try:
         found = os.lstat(path)

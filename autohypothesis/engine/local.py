@@ -56,6 +56,12 @@ class Place:
         return task.scorer.type == "log" and not task.inputs and self.sandbox != "bwrap"
 
     @property
+    def writable(self) -> Path:
+        """What a run in a sandbox may write to beside its checkout: its home; where its weights
+        are scored, the folder that they go to as well."""
+        return self.run.folder if self.spec.task.scorer.type == "model" else self.run.home
+
+    @property
     def is_timed(self) -> bool:
         """Whether a slower machine makes a worse number: not where a program scores what is there,
         unless somebody said for how long something trains."""
@@ -240,7 +246,7 @@ class LocalExecutor:
                 place.spec.task,
                 self.repository,
                 place.checkout,
-                writable=[place.run.folder],
+                writable=[place.writable],
                 readable=[Path(report.path) for report in place.inputs.reports.values()],
                 devices=place.device.kind == "cuda",
             )
@@ -250,6 +256,7 @@ class LocalExecutor:
     def _scoring(self, place: Place, environment: Mapping[str, str]) -> ScoringPlace:
         return ScoringPlace(
             run=place.run,
+            root=self.repository.root,
             checkout=place.checkout,
             artifact=place.checkout / place.spec.task.artifacts[0],
             evaluator=place.evaluator,

@@ -1,7 +1,7 @@
 """A task's own program as the maker of changes: what it is told, what it may do, how it ended.
 
 It works in a checkout of the reference that no run uses. Where bubblewrap works it sees the rest
-of the disk read-only; elsewhere the user's checkout is compared with what it was, and put back.
+of the disk read-only; elsewhere the user's checkout is compared with what it was.
 What it did to the checkout is judged afterwards, by the guard, like any other change.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import isolated_environment, program_environment
@@ -39,6 +39,13 @@ class MutatorError(ChangeError):
     def __init__(self, problem: str, *, kind: FailureKind, hint: str = "") -> None:
         super().__init__(problem, hint=hint)
         self.kind = kind
+
+
+class Look(NamedTuple):
+    """A checkout at one moment: its commit, and its tracked files as a tree."""
+
+    head: str
+    tree: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +93,11 @@ class Mutator:
         """
         kind = sandbox_kind(self.task)
         link = (checkout / ".git").read_bytes()
-        before = "" if kind == "bwrap" else self.repository.snapshot_tree()
+        before = None if kind == "bwrap" else self._look()
         ended = self._run(kind, instructions, checkout)
         note = ended.out.partition("\n")[0].strip()[:TITLE_LIMIT]
         self.made = Mutation(note, ended.exit_code, ended.seconds, kind)
-        problems = self._put_back(before) if before else []
+        problems = self._changed(before) if before else []
         if not _same_file(checkout / ".git", link):
             problems.append("replaced the .git of its checkout")
             _replace(checkout / ".git", link)
@@ -142,34 +149,37 @@ class Mutator:
 
     # ── without a sandbox ─────────────────────────────────────────────────────────────────
 
-    def _put_back(self, before: str) -> list[str]:
-        """Undo what was done to the user's tracked files meanwhile; a line for what that was.
+    def _look(self) -> Look:
+        """The user's checkout, as far as git follows it."""
+        return Look(self.repository.head(), self.repository.snapshot_tree())
 
-        It may have been the user, so what was there is kept in git.
+    def _changed(self, before: Look) -> list[str]:
+        """What happened to the user's tracked files meanwhile, in words; what was deleted is back.
+
+        An edit may be the user's own, so it stays. Before and after are both kept in git.
         """
-        repository, root = self.repository, self.repository.root
-        after = repository.snapshot_tree()
-        changes = repository.changes(before, after)
+        repository, after = self.repository, self._look()
+        if after.head != before.head:
+            return []  # somebody works there
+        changes = repository.changes(before.tree, after.tree)
         if not changes:
             return []
-        found = repository.commit_tree(after, [repository.head()], "Your checkout, as it was\n")
         ref = SALVAGE + str(self.told.get("iteration_id", "checkout"))
+        found = repository.commit_tree(before.tree, [before.head], "Your checkout, as it was\n")
         repository.compare_and_swap(ref, found, repository.read_ref(ref))
         for change in changes:
-            _restore(repository, before, change, root)
+            if change.status == "D":
+                _restore(repository, before.tree, change)
         names = ", ".join(change.path for change in changes[:MAX_NAMED])
-        return [f"changed {names} of your checkout, which is as before ({ref} has the rest)"]
+        deleted = " (what was deleted is back)" if any(one.status == "D" for one in changes) else ""
+        return [f"or somebody else changed {names} of your checkout{deleted}; before: {ref}"]
 
 
-def _restore(repository: Repository, tree: str, change: FileChange, root: Path) -> None:
-    place = root / change.path
+def _restore(repository: Repository, tree: str, change: FileChange) -> None:
+    place = repository.root / change.path
     with suppress(OSError, AutohypothesisError):
-        if change.status == "A":
-            place.unlink(missing_ok=True)
-            return
         content = repository.show_file(tree, change.path)
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
         if change.old_mode == "120000":
             place.symlink_to(os.fsdecode(content))
             return

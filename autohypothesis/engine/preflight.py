@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,14 @@ def run_preflight(
     evaluator: Path | None = None,
     inputs: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    kept_in: Callable[[Sequence[str]], Sequence[str]] = tuple,
 ) -> PreflightVerdict:
     """Run the task's preflight command in `checkout`, without any GPU.
 
     Args:
         evaluator: the pristine file that stands for `scorer.evaluator` in the command.
         inputs: variable -> path of each located input.
+        kept_in: puts the command into the sandbox of the task, where it has one.
 
     Raises:
         PreflightError: the candidate is refused, or the command gave no verdict in time.
@@ -104,7 +106,7 @@ def run_preflight(
     ]
     try:
         ended = program.run(
-            words,
+            kept_in(words),
             cwd=checkout / task.run.cwd,
             environment=_environment(task, inputs),
             timeout_s=timeout_s,

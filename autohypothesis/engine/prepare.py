@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.candidate import (
@@ -21,10 +22,11 @@ from autohypothesis.engine.candidate import (
 from autohypothesis.engine.change import Change, Implementer, tree_of
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
+from autohypothesis.engine.isolation import isolated, sandbox_kind
 from autohypothesis.engine.preflight import check_sources, run_preflight
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
-from autohypothesis.errors import AutohypothesisError, GitError, NothingNewError
+from autohypothesis.errors import AutohypothesisError, ChangeError, GitError, NothingNewError
 from autohypothesis.records.git import Repository, experiment_ref
 from autohypothesis.records.git_facts import FileChange
 
@@ -90,13 +92,25 @@ def _tree(
     checkout = workspace.checkout(base)
     try:
         note = implementer.implement(change.text, checkout)
-        return repository.snapshot_tree(worktree=checkout, untracked=True), note
+        return _left_in(repository, checkout), note
     except AutohypothesisError:
         with suppress(AutohypothesisError):
             repository.clean(checkout)
         with suppress(AutohypothesisError):
             workspace.checkout(base)
         raise
+
+
+def _left_in(repository: Repository, checkout: Path) -> str:
+    """The tree of what is in a checkout now.
+
+    Raises:
+        ChangeError: git does not take it: a pipe, a repository in it, a name that it refuses.
+    """
+    try:
+        return repository.snapshot_tree(worktree=checkout, untracked=True)
+    except GitError as error:
+        raise ChangeError(f"what was left in the checkout is no change: {error.problem}") from error
 
 
 def _keep(repository: Repository, experiment_id: str, commit: str) -> None:
@@ -155,9 +169,19 @@ def _with_settings(
             repository.root,
             evaluator=evaluator_of(repository, commit, task),
             inputs=inputs.environment,
+            kept_in=lambda words: _kept_in(repository, task, workspace.path, inputs, words),
         )
         evaluated, parameters = verdict.constants, verdict.num_params
     return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)
+
+
+def _kept_in(
+    repository: Repository, task: Task, checkout: Path, inputs: Inputs, words: Sequence[str]
+) -> Sequence[str]:
+    if sandbox_kind(task) != "bwrap":
+        return words
+    readable = [Path(report.path) for report in inputs.reports.values()]
+    return isolated(words, task, repository, checkout, readable=readable)
 
 
 def _is_python(path: str) -> bool:

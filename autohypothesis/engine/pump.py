@@ -6,8 +6,10 @@ progress and the number of summaries, is taken from the stream, at a cost per ch
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import stat
 from collections.abc import Callable
 
 from autohypothesis.engine.logs import Progress, parse_progress
@@ -162,7 +164,10 @@ def _last_matches(data: bytes) -> list[bytes]:
 
 
 def _create(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    """A file of our own in place of whatever a training may have put there: a link, a pipe."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -173,7 +178,9 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _read_if_there(path: str, limit: int | None = None) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return b""
             if limit is not None:
                 file.seek(max(os.fstat(file.fileno()).st_size - limit, 0))
             return file.read()

@@ -19,6 +19,7 @@ from autohypothesis.engine.failures import classify
 from autohypothesis.engine.launch import ScoreCommand
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.pump import read_tail
+from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.shim_report import json_objects
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
@@ -61,6 +62,8 @@ class ScoringPlace:
     """Where a scorer's process runs, and what it may see."""
 
     run: RunPaths
+    root: Path
+    """Of the repository, whose `.venv` a command may name."""
     checkout: Path
     artifact: Path
     evaluator: Path | None
@@ -123,7 +126,7 @@ class CommandScorer:
     def command(self, place: ScoringPlace) -> ScoreCommand | None:
         words = self.task.scorer.command or ()
         return ScoreCommand(
-            command=tuple(sys.executable if word == "python" else word for word in words),
+            command=resolved(words, place.root),
             cwd=str(place.checkout / self.task.run.cwd),
             env=place.environment,
             timeout_s=self.task.scorer.timeout_seconds,

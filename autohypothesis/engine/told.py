@@ -40,10 +40,20 @@ def told(lab: Lab, past: Settled, experiment_id: str, base: str, seed: int) -> d
 
 
 def tried_before(past: Settled, base: str, diff_hash: str) -> Decision | None:
-    """The decision about the same change of the same base; one that is to be run again is none."""
+    """The decision about the same change of the same base; one that is to be run again is none.
+
+    What was measured by another task, or on another platform than the base was last, says nothing.
+    """
+    measured = _measured(past, base)
+    keys = ("", measured.platform_key if measured is not None else "")
     for one in past.decisions:
         same = one.base_commit == base and one.diff_hash == diff_hash
-        if same and not one.requeue and one.decision_status != "replicate":
+        if (
+            same
+            and one.platform_key in keys
+            and not one.requeue
+            and one.decision_status != "replicate"
+        ):
             return one
     return None
 

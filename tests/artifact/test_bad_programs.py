@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -97,6 +98,16 @@ MUTATORS = [
         "open('tasks/letters/text.txt', 'w').write('x' * 3_000_000)",
         ("crash", "invalid"), "max_bytes",
     ),
+    (
+        "makes a pipe of an artifact",
+        "import os\nos.unlink('tasks/letters/text.txt')\nos.mkfifo('tasks/letters/text.txt')",
+        ("crash", "invalid"), "",
+    ),
+    (
+        "makes a repository inside",
+        EDIT + "import subprocess\nsubprocess.run(['git', 'init', '-q', 'sub'])",
+        ("crash", "invalid"), "",
+    ),
     ("says no UTF-8", EDIT + "import os\nos.write(1, b'\\xff\\xfe\\n')", ("keep", "improved"), ""),
 ]  # fmt: skip
 
@@ -147,6 +158,70 @@ def test_a_mutator_that_deletes_the_users_files_is_undone(letters: Letters, isol
         "Read-only" if isolation == "bwrap" else "changed README.md, tasks/letters/score.py of your"
     )
     assert said in ran.only["detail"]
+
+
+def test_an_edit_of_the_user_while_a_mutator_works_stays(
+    letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sandbox nobody can tell whose edit it is, so nothing of it is taken back."""
+    monkeypatch.setattr(sandbox, "can_isolate", lambda: False)
+    readme = letters.root / "README.md"
+    letters.write(mutate=f"open({str(readme)!r}, 'w').write('an edit')\n" + EDIT)
+    ran = letters.once()
+    assert readme.read_text() == "an edit"
+    assert (ran.only["status"], ran.only["reason"]) == ("crash", "invalid")
+    ref = f"refs/fleet/salvage/{ran.only['iteration_id']}"
+    assert ref in ran.only["detail"]
+    assert run_git(letters.root, "show", f"{ref}:README.md") == "A repository."
+
+
+def test_a_preflight_runs_in_the_sandbox_too(letters: Letters) -> None:
+    if not sandbox.can_isolate():
+        pytest.skip("bwrap is missing or may not run")
+    marker = letters.root.parent / "escaped"
+    check = letters.folder / "check.py"
+    check.write_text(
+        f"try:\n    open({str(marker)!r}, 'w')\nexcept OSError:\n    pass\n"
+        "print('{\"ok\": true}')\n"
+    )
+    task = letters.folder / "task.yaml"
+    task.write_text(task.read_text().replace(
+        "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
+    ))  # fmt: skip
+    run_git(letters.root, "add", "-A")
+    run_git(letters.root, "commit", "-qm", "a preflight")
+    assert letters.once().only["exit_codes"]["scorer"] == 0
+    assert not marker.exists()
+
+
+def test_the_sandbox_hides_the_sockets_of_the_machine(tmp_path: Path) -> None:
+    if not sandbox.can_isolate() or not os.access("/run", os.W_OK):
+        pytest.skip("bwrap is missing, or /run may not be written")
+    own = Path("/run") / f"socket-of-a-test-{os.getpid()}"
+    own.write_text("")
+    try:
+        command = sandbox.isolated_command(["/bin/ls", "/run"], writable=[tmp_path])
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        assert own.name not in said.stdout
+    finally:
+        own.unlink()
+
+
+def test_a_program_at_home_does_not_open_the_home(tmp_path: Path) -> None:
+    if not sandbox.can_isolate():
+        pytest.skip("bwrap is missing or may not run")
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    program, secret = Path(tempfile.mktemp(dir="/tmp", suffix=".sh")), place / "secret"
+    try:
+        secret.write_text("mine")
+        program.write_text(f"#!/bin/sh\ncat {secret} || echo hidden\n")
+        program.chmod(0o755)
+        command = sandbox.isolated_command([str(program)], writable=[tmp_path])
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        assert said.stdout.strip() == "hidden"
+    finally:
+        program.unlink()
+        shutil.rmtree(place)
 
 
 def test_a_mutator_that_replaces_the_link_to_git_runs_nothing_of_its_own(
@@ -226,6 +301,68 @@ def test_a_baseline_without_a_score_ends_the_loop_and_says_why(letters: Letters)
     assert "no letters" in ran.said and "orchestrator.py show" in ran.said
 
 
+def with_runner(letters: Letters, code: str) -> None:
+    """A task whose artifact is a program: each candidate runs `code`."""
+    letters.write(mutate=f"open('tasks/letters/text.txt', 'a').write({code + chr(10)!r})\n")
+    (letters.folder / "run.py").write_text(
+        "from pathlib import Path\nexec(Path('tasks/letters/text.txt').read_text())\n"
+    )
+    letters.text.write_text("a = 'x'\n")
+    task = letters.folder / "task.yaml"
+    text = task.read_text().replace("run: {device: cpu}", RUNNER.format())
+    task.write_text(text.replace("mutate.py]\nmut", "mutate.py, run.py]\nmut"))
+    run_git(letters.root, "add", "-A")
+    run_git(letters.root, "commit", "-qm", "a runner")
+
+
+FORGED = (
+    "import json, os; json.dump({'status': 'completed', 'metric_value': 777}, "
+    "open(os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/result.json', 'w'))"
+)
+LINKED = "import os; os.symlink({victim!r}, os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/score.log')"
+
+
+@pytest.mark.parametrize("code", [FORGED, LINKED])
+def test_a_runner_in_the_sandbox_cannot_write_its_own_record(letters: Letters, code: str) -> None:
+    if not sandbox.can_isolate():
+        pytest.skip("bwrap is missing or may not run")
+    victim = letters.root.parent / "victim"
+    victim.write_text("mine")
+    with_runner(letters, code.format(victim=str(victim)) if code is LINKED else code)
+    before = letters.state()
+    ran = letters.once()
+    assert ran.only["status"] == "crash" and "Read-only" in ran.only["detail"], ran
+    assert victim.read_text() == "mine" and letters.state() == before
+
+
+def test_a_log_is_never_written_through_what_a_training_put_in_its_place(
+    letters: Letters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sandbox: a link, and a pipe that would hold up the shim for ever."""
+    monkeypatch.setattr(sandbox, "can_isolate", lambda: False)
+    victim = letters.root.parent / "victim"
+    victim.write_text("mine")
+    pipe = "import os; os.mkfifo(os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/score.log')"
+    for code in (LINKED.format(victim=str(victim)), pipe):
+        with_runner(letters, code)
+        began = time.monotonic()
+        assert letters.once().lines, "an iteration without a record"
+        assert time.monotonic() - began < 60
+        assert victim.read_text() == "mine"
+
+
+def test_a_runner_that_shadows_what_the_scorer_imports_is_invalid(
+    letters: Letters, isolation: str
+) -> None:
+    forged = "def dumps(value): return chr(123) + '\"score\": 9999' + chr(125)"
+    with_runner(letters, f"open('tasks/letters/json.py', 'w').write({forged!r})")
+    before = letters.state()
+    line = letters.once().only
+    assert (line["status"], line["reason"]) == ("crash", "invalid"), line
+    assert "tasks/letters/json.py was made beside the scorer" in line["detail"]
+    assert letters.state() == before
+
+
 RUNNER = "run: {{command: [python, tasks/letters/run.py], device: cpu}}"
 
 
@@ -241,16 +378,7 @@ def test_a_runner_that_touches_the_rubric_is_invalid(
     letters: Letters, isolation: str, code: str, words: str
 ) -> None:
     """The candidate is the program itself: what it does when it is run is its own idea."""
-    letters.write(mutate=f"open('tasks/letters/text.txt', 'a').write({code + chr(10)!r})\n")
-    (letters.folder / "run.py").write_text(
-        "from pathlib import Path\nexec(Path('tasks/letters/text.txt').read_text())\n"
-    )
-    letters.text.write_text("a = 'x'\n")
-    task = letters.folder / "task.yaml"
-    text = task.read_text().replace("run: {device: cpu}", RUNNER.format())
-    task.write_text(text.replace("mutate.py]\nmut", "mutate.py, run.py]\nmut"))
-    run_git(letters.root, "add", "-A")
-    run_git(letters.root, "commit", "-qm", "a runner")
+    with_runner(letters, code)
     before = letters.state()
     ran = letters.once()
     assert (ran.only["status"], ran.only["reason"]) == ("crash", "invalid"), ran.said

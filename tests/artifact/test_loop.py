@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.records import locks
+from autohypothesis.records.layout import Layout
 from tests.artifact.conftest import MUTATE, SCORE, Letters
 from tests.conftest import run_git
 
@@ -163,6 +165,76 @@ def test_a_killed_confirmation_is_finished(letters: Letters) -> None:
     first = ran.lines[0]
     assert (first["status"], first["confirmation"]) == ("keep", "confirmed"), ran.said
     assert "3 further" in first["detail"] or "4 pairs" in first["detail"], first["detail"]
+
+
+def test_a_confirmation_that_can_say_nothing_ends(letters: Letters) -> None:
+    """The task was edited meanwhile: its repeats are made with the task that it was made with."""
+    letters.write(mutate=MUTATE.replace('"xy"[seed % 2]', '"x"'),
+                  score=SCORE.replace("print(", "import time; time.sleep(0.5)\nprint("),
+                  more="policy: {replicates: 1}\n")  # fmt: skip
+    process = letters.start("task", "run", "tasks/letters")
+    plans = letters.root / "research" / "plans"
+    until = time.monotonic() + 60
+    while not list(plans.glob("h-*-0002-1.json")) and time.monotonic() < until:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    task = letters.folder / "task.yaml"
+    task.write_text(
+        task.read_text().replace("timeout_seconds: 20}\nobj", "timeout_seconds: 21}\nobj")
+    )
+    ran = letters.run("--iterations", "1")
+    assert ran.lines[0]["confirmation"] == "confirmed", ran.said
+    assert len(list(plans.glob("*.json"))) < 12
+
+
+def test_a_keep_that_was_not_moved_to_is_not_lost_by_a_commit_of_the_user(
+    letters: Letters,
+) -> None:
+    """As a kill leaves it between the record of a decision and the move of the reference."""
+    before = run_git(letters.root, "rev-parse", "HEAD")
+    kept = letters.run("--seed", "1").only["commit"]
+    run_git(letters.root, "update-ref", "refs/heads/autoresearch/letters", before)
+    run_git(letters.root, "reset", "-q", "--hard", before)
+    (letters.root / "README.md").write_text("another line\n")
+    run_git(letters.root, "commit", "-qam", "by hand")
+    ran = letters.run("--seed", "1")
+    assert "which your branch is not built on" in ran.said
+    reference = run_git(letters.root, "rev-parse", "autoresearch/letters")
+    run_git(letters.root, "merge-base", "--is-ancestor", kept, reference)
+
+
+def test_a_discard_that_the_user_took_is_measured_before_it_is_compared_with(
+    letters: Letters,
+) -> None:
+    line = letters.run("--seed", "0").only
+    assert line["status"] == "discard"
+    run_git(letters.root, "merge", "-q", "--ff-only", line["commit"])
+    ran = letters.run("--seed", "1")
+    assert "measuring" in ran.said and ran.only["baseline_score"] == 0
+
+
+def test_a_plan_of_somebody_who_prepares_is_left_alone(letters: Letters) -> None:
+    letters.run("--seed", "1")
+    folder = letters.root / "research" / "plans"
+    plan = json.loads(next(folder.glob("h-*.json")).read_text())
+    (folder / "h-letters-0099-1.json").write_text(
+        json.dumps({**plan, "experiment_id": "h-letters-0099-1", "worker_id": "solo-7"})
+    )
+    with locks.hold(Layout(letters.root), "worktree-solo-7", doing="a preflight"):
+        letters.run("--seed", "2")
+        assert (folder / "h-letters-0099-1.json").exists()
+    letters.run("--seed", "3")
+    assert not (folder / "h-letters-0099-1.json").exists()
+
+
+def test_what_another_rubric_found_worse_may_be_tried_again(letters: Letters) -> None:
+    letters.write(mutate=MUTATE.replace("letter * (1 + seed % 3)", '"y"'))
+    assert letters.run().only["reason"] == "within_noise"
+    task = letters.folder / "task.yaml"
+    task.write_text(task.read_text().replace("min_delta: 0.5", "min_delta: 0.4"))
+    assert letters.run().only["reason"] == "within_noise"
+    assert letters.run().only["reason"] == "nothing_new"
 
 
 def test_a_target_ends_the_loop(letters: Letters) -> None:

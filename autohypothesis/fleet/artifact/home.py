@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autohypothesis.engine.lab import Lab, reference_ref, refuse_checked_out
+from autohypothesis.engine.settle import repair
 from autohypothesis.errors import GitError
 from autohypothesis.records import locks
 from schema import Decision
@@ -27,6 +28,7 @@ def meet_user(lab: Lab) -> Iterator[str]:
         named = ", ".join(changed[:MAX_NAMED])
         yield f"not committed, so no part of this: {named}{more}"
     with locks.hold(lab.layout, "settle", doing="following your branch"):
+        repair(lab)  # what was kept and not moved to, when somebody was killed, comes first
         reference = lab.reference()
         if head == reference:
             return

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
-from autohypothesis.engine import iteration, recovery
+from autohypothesis.engine import devices, iteration, recovery
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.confirm import missing
 from autohypothesis.engine.confirmation import UnconfirmedError
+from autohypothesis.engine.evidence import finished
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.identity import task_hash
@@ -27,7 +28,7 @@ from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.policy import best_first
 from autohypothesis.engine.refusal import RefusedError
 from autohypothesis.engine.settle import settle_waiting
-from autohypothesis.errors import RecordError, SettleError
+from autohypothesis.errors import RecordError, SettleError, UsageError
 from autohypothesis.fleet.artifact.home import meet_user, take_home
 from autohypothesis.fleet.artifact.line import Lines
 from autohypothesis.fleet.artifact.source import Source
@@ -71,6 +72,8 @@ class Loop:
         """Wins that wait for runs which confirm them, the best first."""
         self._steering = SteeringFiles(self.lab.layout)
         self._said: set[str] = set()
+        self._refused = ""
+        """Why something could not be decided, the last time."""
 
     def run(self, iterations: int) -> list[Decision]:
         """At most `iterations` (0: until the search is over), the baseline not counted.
@@ -96,7 +99,7 @@ class Loop:
     def _rounds(self, iterations: int) -> None:
         done = lost = 0
         while (not iterations or done < iterations) and not self._is_over():
-            room = self.parallel if not iterations else min(self.parallel, iterations - done)
+            room = self._room() if not iterations else min(self._room(), iterations - done)
             requests = self.source.next(room)
             if not requests:
                 self.say("nothing is left to try")
@@ -104,10 +107,17 @@ class Loop:
             done += len(requests)
             lost = 0 if self._round(requests) else lost + 1
             if lost >= MOST_LOST:
+                why = self.decided[-1].detail if self.decided else self._refused
                 raise SettleError(
-                    f"{lost} rounds in a row were lost: {self.decided[-1].detail}",
+                    f"{lost} rounds in a row told nothing: {why}",
                     hint="see `python orchestrator.py doctor`",
                 )
+
+    def _room(self) -> int:
+        """How many changes fit into a round now: others may hold some of the devices."""
+        if self.parallel == 1:
+            return 1
+        return max(1, min(self.parallel, devices.free(self.lab.task.run.device)))
 
     def _is_over(self) -> bool:
         return self._steering.combined().stop or self.ending.is_over()
@@ -129,9 +139,13 @@ class Loop:
         self._confirm()
         return sum(not is_lost(one) for one in self.decided[before:])
 
-    def make(self, requests: Sequence[Request]) -> list[RunSpec]:
-        """The candidates; what is refused has a bundle to decide. Programs work side by side."""
-        called_off = Event()
+    def make(self, requests: Sequence[Request], own: Lab | None = None) -> list[RunSpec]:
+        """The candidates; what is refused has a bundle to decide. Programs work side by side.
+
+        Args:
+            own: the lab with the task that they are made with; default: today's.
+        """
+        lab, called_off = own or self.lab, Event()
 
         def make(request: Request, worker: str, lab: Lab) -> RunSpec | None:
             with suppress(RefusedError):
@@ -144,11 +158,9 @@ class Loop:
         several = f"{len(requests)} changes" if len(requests) > 1 else "a change"
         self.watch.preparing(requests[0].title or several)
         if len(requests) == 1:  # in this thread, which Ctrl-C reaches
-            made = [make(requests[0], self.workers[0], self.lab)]
+            made = [make(requests[0], self.workers[0], lab)]
         else:
-            labs = [
-                replace(self.lab, repository=Repository(self.lab.layout.root)) for _ in requests
-            ]
+            labs = [replace(lab, repository=Repository(lab.layout.root)) for _ in requests]
             with ThreadPoolExecutor(len(requests)) as pool:
                 try:
                     made = list(pool.map(make, requests, self.workers, labs))
@@ -189,6 +201,8 @@ class Loop:
         for one in self.chronicle.latest.values():
             if one.commit != commit or one.metric_value is None:
                 continue
+            if one.decision_status not in ("keep", "replicate"):
+                continue
             with suppress(FileNotFoundError, RecordError, KeyError, TypeError):
                 metadata = read_json(self.lab.layout.run(one.experiment_id).metadata)
                 if metadata["runtime"]["task_hash"] == wanted:
@@ -211,6 +225,7 @@ class Loop:
                 self._unconfirmed.append(name)
                 self._once(f"{name} is run again before it is kept: {error.said}")
             else:
+                self._refused = error.problem
                 self._once(f"not decided: {name}: {error.problem}")
         for decision in self._lines.missing(list(self.chronicle.latest.values())):
             if remark := take_home(self.lab, decision):
@@ -227,13 +242,23 @@ class Loop:
 
     def _confirm(self) -> None:
         """Run wins again where the task asks for that, the best first, until all are decided."""
-        while self._unconfirmed:
-            wanted = missing(self.lab, self._unconfirmed[0])
+        in_vain = 0
+        while self._unconfirmed and not self._steering.combined().stop:
+            name = self._unconfirmed[0]
+            wanted = missing(self.lab, name)
             if not wanted:
                 return  # somebody else makes them
+            own = replace(self.lab, task=finished(self.lab, name).task)
             for first in range(0, len(wanted), self.parallel):
-                self.execute(self.make(wanted[first : first + self.parallel]))
+                self.execute(self.make(wanted[first : first + self.parallel], own))
             self.decide()
+            same = self._unconfirmed[:1] == [name] and len(missing(self.lab, name)) == len(wanted)
+            in_vain = in_vain + 1 if same else 0
+            if in_vain >= MOST_LOST:
+                raise SettleError(
+                    f"{name} was run again {in_vain} times, which said nothing about it",
+                    hint=f"decide it by hand: python orchestrator.py decide {name} discard",
+                )
 
     def _best_first(self, names: Sequence[str]) -> list[str]:
         values: dict[str, float | None] = dict.fromkeys(names)
@@ -257,10 +282,13 @@ class Loop:
         recovery.collect_ended(self.lab.repository, layout)
         self.chronicle.refresh()
         for name in list(self.chronicle.undecided):
-            if not layout.run(name).folder.is_dir() and self._is_ours(name):
+            if not layout.run(name).folder.is_dir() and self._is_orphan(name):
                 iteration.forget(self.lab, name)
 
-    def _is_ours(self, name: str) -> bool:
-        with suppress(FileNotFoundError, RecordError, KeyError, TypeError):
-            return bool(read_json(self.lab.layout.plan(name))["tag"] == self.lab.tag)
+    def _is_orphan(self, name: str) -> bool:
+        """Whether nobody is about to begin what was planned under a name of this tag."""
+        with suppress(FileNotFoundError, RecordError, KeyError, TypeError, UsageError):
+            plan = read_json(self.lab.layout.plan(name))
+            worktree = f"worktree-{plan['worker_id']}"
+            return plan["tag"] == self.lab.tag and not locks.held(self.lab.layout, worktree)
         return False
