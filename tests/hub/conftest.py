@@ -98,10 +98,13 @@ class Hub:
             cwd=self.cwd, env={**os.environ, **extra}, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stderr is not None
-        self.said = self.process.stderr.readline()
-        found = re.search(r"http://\S+?(?=;)", self.said)
-        assert found, self.said + self.process.stderr.read()
-        self.url = found[0].replace("0.0.0.0", "127.0.0.1")
+        self.said, found = "", None
+        while found is None:
+            line = self.process.stderr.readline()
+            self.said += line
+            assert line, f"the hub ended: {self.said}"
+            found = re.search(r"serving .* on (http://\S+);", line)
+        self.url = found[1].replace("0.0.0.0", "127.0.0.1")
         for _ in range(200):
             if (
                 subprocess.run(
