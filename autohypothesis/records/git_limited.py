@@ -9,6 +9,7 @@ are the caller's, and absolute.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -59,6 +60,7 @@ _LIMITED = (
 )
 """A shell sets the limits: nothing of ours may run between fork and exec where there are threads.
 Memory cannot be limited on macOS; git's own limit on one allocation still holds there."""
+_FULL_DISK = re.compile(r"No space left|quota exceeded|write error", re.IGNORECASE)
 _BLOCK = 512
 _SAID = 4096
 """Bytes of standard error that are kept."""
@@ -85,6 +87,10 @@ class Ended(Answer):
     """An answer, and what cut it short: "time" or "size", else empty."""
 
     cut: str = ""
+
+    @property
+    def disk_full(self) -> bool:
+        return bool(self.status and _FULL_DISK.search(self.words))
 
 
 def run(

@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from autohypothesis.hub.server.hub import Hub as Server
+from autohypothesis.hub.server.settings import Limits, Settings
+
 from .conftest import Agent, Clone, Hub, Start
 
 MakeClone = Callable[..., Clone]
@@ -97,6 +100,34 @@ def test_a_commit_without_its_ref_gets_it_back(start: Start, clone: MakeClone) -
     hub.git("update-ref", "-d", f"refs/commits/{head}")
     hub.start()
     assert hub.git("for-each-ref", "--format=%(objectname)").split() == [head]
+
+
+def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
+    tmp_path: Path, clone: MakeClone
+) -> None:
+    settings = Settings(tmp_path / "hub", limits=Limits(loose_packs=2))
+    mine, opened = clone(), Server.open(settings)
+    lock = opened.store.packs / "multi-pack-index.lock"
+
+    def push(message: str) -> str:
+        head = mine.commit(message)
+        quarantine = opened.intake.quarantine()
+        quarantine.body.write_bytes(mine.bundle().read_bytes())
+        assert opened.intake.take(quarantine, "ada") == [head]
+        return head
+
+    push("one")
+    assert not lock.with_suffix("").exists()
+    heads = [push("two"), push("three")]
+    assert lock.with_suffix("").exists()
+    lock.touch()
+    opened = Server.open(settings)
+    heads.append(push("four"))
+    assert not lock.exists()
+    subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=opened.store.path, check=True)
+    heads.append(push("five"))
+    assert opened.store.present(heads) == set(heads)
+    opened.store.bundle(heads[-1]).close()
 
 
 # ── killed half-way ─────────────────────────────────────────────────────────────────────────

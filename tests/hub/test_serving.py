@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
 import stat
@@ -185,3 +186,34 @@ def test_a_database_that_is_locked_for_ten_seconds(start: Start) -> None:
     other.execute("ROLLBACK")
     other.close()
     assert agent.send("/api/channels", {"name": "results"}).status == 201
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB, where one may be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_refuses_and_leaves_nothing(
+    small_disk: Path, start: Start, clone: MakeClone
+) -> None:
+    hub, mine = start(data=small_disk / "hub"), clone()
+    agent = hub.agent("ada")
+    small = mine.commit("small")
+    assert agent.push(mine.bundle()).status == 201
+    for size in (1_200_000, 2_900_000):  # full while git unpacks it, and while it is received
+        (mine.root / "large.bin").write_bytes(os.urandom(size))
+        mine.commit(f"{size}")
+        answer = agent.push(mine.bundle())
+        assert answer.status == 507 and "disk" in answer.error, answer.body
+        assert not any((hub.data / "incoming").iterdir())
+        assert [one["hash"] for one in agent.get("/api/git/commits")] == [small]
+        mine.git("reset", "-q", "--hard", small)
+    mine.commit("small again")
+    assert agent.push(mine.bundle()).status == 201

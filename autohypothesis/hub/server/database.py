@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import OperationalError
 
-from autohypothesis.hub.server.refusals import RefusedError
+from autohypothesis.hub.server.refusals import RefusedError, disk_full
 
 BUSY_S = 8.0
 """How long a write waits for another. Some clients give up after ten."""
@@ -172,7 +172,7 @@ def _in_words() -> Iterator[None]:
         if "locked" in reason or "busy" in reason:
             raise _busy() from error
         if "full" in reason:
-            raise RefusedError(507, "the hub's disk is full; nothing was stored") from error
+            raise disk_full() from error
         raise
 
 

@@ -57,7 +57,7 @@ def is_ours(header: str, settings: Settings) -> bool:
         return True
     if loopback(listening):
         return False
-    return address(name) is not None or name in (socket.gethostname().lower(), socket.getfqdn())
+    return address(name) is not None or name == socket.gethostname().lower()
 
 
 def client_address(scope: Scope, proxies: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import Depends, Query, Request
 from sqlalchemy import text
 
-from autohypothesis.errors import GitError
+from autohypothesis.errors import AutohypothesisError
 from autohypothesis.hub.server import agents, attempts
 from autohypothesis.hub.server.database import Database
 from autohypothesis.hub.server.intake import Intake
@@ -52,7 +52,7 @@ class Hub:
             if time.monotonic() - self._looked > _HEALTH_S:
                 try:
                     self.store.check()
-                except GitError as error:
+                except AutohypothesisError as error:
                     raise RefusedError(503, f"the repository does not answer: {error}") from error
                 self._looked = time.monotonic()
 

@@ -15,11 +15,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autohypothesis.errors import AutohypothesisError
 from autohypothesis.hub.server import commits
 from autohypothesis.hub.server.bundle_header import Header
 from autohypothesis.hub.server.database import Database
 from autohypothesis.hub.server.quarantine import Quarantine
-from autohypothesis.hub.server.refusals import BundleError, RefusedError
+from autohypothesis.hub.server.refusals import BundleError, RefusedError, disk_trouble
 from autohypothesis.hub.server.settings import Home, Limits
 from autohypothesis.hub.server.store import Store
 from autohypothesis.hub.server.walk import NewCommit, Walk
@@ -47,6 +48,8 @@ class Intake:
     database: Database
     limits: Limits
     _turn: threading.Lock = field(default_factory=threading.Lock)
+    _loose: int = 0
+    """Packs since the last common index."""
 
     def quarantine(self) -> Quarantine:
         return Quarantine.make(self.home.incoming, self.store.path)
@@ -90,6 +93,9 @@ class Intake:
             fresh = walk.reached - self.store.present(walk.reached)
             name = quarantine.pack(fresh, everything=fresh == pack.keys()) if fresh else None
             self._publish(quarantine, name, found, agent)
+            self._loose += name is not None
+            if self._loose >= self.limits.loose_packs:
+                self._index_packs()
 
     def _check_prerequisites(self, header: Header) -> None:
         lacking = set(header.prerequisites) - self._known(header.prerequisites)
@@ -131,6 +137,14 @@ class Intake:
             reached(suffix)
         _flush(self.store.packs)
 
+    def _index_packs(self) -> None:
+        """Each push leaves a pack; without this git would look through all of them each time."""
+        self._loose = 0
+        try:
+            self.store.index_packs()
+        except AutohypothesisError as error:  # the push is true; only the next ones are slower
+            log.warning("%s", error)
+
     def _take_back(self, pack: str | None, refs: Sequence[str]) -> None:
         """Undo a publication that did not become true."""
         self.store.release(refs)
@@ -145,6 +159,7 @@ class Intake:
         """
         said = [line for folder in self._left() for line in self._settle(folder)]
         self._remove_locks()
+        self._loose = sum(1 for _ in self.store.packs.glob("*.idx"))
         indexed, anchored = commits.every(self.database), self.store.anchored()
         bare = indexed - anchored
         here = self.store.present(sorted(bare))
@@ -179,12 +194,9 @@ class Intake:
 
     def _remove_locks(self) -> None:
         """Locks of a git that died with the server; no other process writes here."""
-        for lock in [*self.store.path.glob("*.lock"), *self.store.path.glob("refs/**/*.lock")]:
-            lock.unlink(missing_ok=True)
-
-
-def disk_trouble(error: OSError) -> RefusedError:
-    return RefusedError(507, f"the hub cannot store it: {error.strerror or error}")
+        for pattern in ("*.lock", "refs/**/*.lock", "objects/pack/*.lock"):
+            for lock in self.store.path.glob(pattern):
+                lock.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -7,7 +7,6 @@ what a publication touches; whoever finds the folder after a kill knows what to 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +16,10 @@ from typing import Any
 
 from autohypothesis.errors import GitError
 from autohypothesis.hub.server.bundle_header import PACK_HEADER, Header, parse
-from autohypothesis.hub.server.refusals import BundleError, RefusedError
+from autohypothesis.hub.server.refusals import BundleError, RefusedError, disk_full
 from autohypothesis.hub.server.settings import MB, Limits
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git_limited import Bounds, Ended, run
-
-_FULL_DISK = re.compile(r"No space left|Disk quota|write error", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +129,8 @@ class Quarantine:
             stdin="".join(f"{name}\n" for name in sorted(names)).encode(),
             environment=self.environment(),
         )  # fmt: skip
+        if answer.disk_full:
+            raise disk_full()
         if answer.status:
             raise GitError(f"the new objects could not be packed: {answer.cut or answer.reason}")
         shutil.rmtree(self.packs)
@@ -161,8 +160,8 @@ class Quarantine:
 def _refused(answer: Ended) -> RefusedError:
     if answer.cut:
         return BundleError(f"unpacking it takes more {answer.cut} than is given to one push")
-    if _FULL_DISK.search(answer.words):
-        return RefusedError(507, "the hub's disk is full; nothing was stored")
+    if answer.disk_full:
+        return disk_full()
     hint = ""
     if "did not receive expected object" in answer.words or "unresolved delta" in answer.words:
         hint = "its history is not complete: push from a clone that is not shallow"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from autohypothesis.errors import AutohypothesisError
 
 
@@ -23,6 +25,18 @@ def bad(problem: str, *, hint: str = "") -> RefusedError:
 def missing(problem: str) -> RefusedError:
     """404."""
     return RefusedError(404, problem)
+
+
+def disk_full() -> RefusedError:
+    """507."""
+    return RefusedError(507, "the hub's disk is full; nothing was stored")
+
+
+def disk_trouble(error: OSError) -> RefusedError:
+    """507 for whatever the hub's file system refuses."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full()
+    return RefusedError(507, f"the hub's disk cannot take it: {error.strerror or error}")
 
 
 class BundleError(RefusedError):

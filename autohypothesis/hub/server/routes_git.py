@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from autohypothesis.hub.server import commits, shapes
 from autohypothesis.hub.server.bodies import into_file
 from autohypothesis.hub.server.hub import Paged, Pusher, Reader, address_of, of
-from autohypothesis.hub.server.intake import disk_trouble
 from autohypothesis.hub.server.quarantine import Quarantine
+from autohypothesis.hub.server.refusals import disk_trouble
 from autohypothesis.hub.server.shapes import answer, problems, raw_body
 
 router = APIRouter(prefix="/api/git")

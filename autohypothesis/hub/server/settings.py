@@ -56,6 +56,9 @@ class Limits:
     depth: int = 32
     path_bytes: int = 1024
 
+    loose_packs: int = 50
+    """Packs that no common index covers; each costs every later git a look."""
+
     diff_bytes: int = 1 * MB
     diff_seconds: float = 5.0
     fetch_bytes: int = 512 * MB

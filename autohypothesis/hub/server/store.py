@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
-from autohypothesis.hub.server.refusals import RefusedError
+from autohypothesis.hub.server.refusals import RefusedError, disk_full
 from autohypothesis.hub.server.settings import Limits
 from autohypothesis.records.git_limited import Bounds, Ended, run
 
@@ -123,6 +123,11 @@ class Store:
         self._must(answer)
         return answer.out
 
+    def index_packs(self) -> None:
+        """One index over all packs. Nothing is moved or dropped."""
+        answer = run("multi-pack-index write --no-progress", repository=self.path, bounds=_SENDING)
+        self._must(answer)
+
     @contextmanager
     def _slot(self) -> Iterator[None]:
         if not self._slots.acquire(timeout=30):
@@ -139,5 +144,7 @@ class Store:
             self._must(run("update-ref --stdin", repository=self.path, bounds=bounds, stdin=text))
 
     def _must(self, answer: Ended) -> None:
+        if answer.disk_full:
+            raise disk_full()
         if answer.status:
             raise GitError(f"git in {self.path} failed: {answer.cut or answer.reason}")
