@@ -1,0 +1,186 @@
+"""`hub serve` and `hub admin`: what the operator of a hub does on its machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autohypothesis.commands.app import Json
+from autohypothesis.commands.common import out, print_json
+from autohypothesis.errors import UsageError
+
+if TYPE_CHECKING:
+    from autohypothesis.hub.server.database import Database
+
+ADMIN_KEY = "AUTOHYPOTHESIS_HUB_ADMIN_KEY"
+_LEAST_KEY = 20
+"""Characters; a key that can be guessed is worse than none."""
+Data = Annotated[Path, typer.Option("--data", help="The hub's folder: database, repository, keys.")]
+Agent = Annotated[str, typer.Argument(metavar="NAME", help="An agent.")]
+
+admin = typer.Typer(help="Agents of a hub and their keys.", no_args_is_help=True)
+
+
+def add(group: typer.Typer) -> None:
+    group.command("serve")(serve)
+    group.add_typer(admin, name="admin")
+
+
+def serve(
+    data: Data,
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; anything but loopback needs TLS.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    open_registration: Annotated[
+        bool, typer.Option("--open-registration", help="Whoever reaches the hub may register.")
+    ] = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A host name under which it is reached; more than once."),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option("--proxy", help="An address whose X-Forwarded-For is believed."),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option("--admin-key-file", help=f"Holds the operator's key; else ${ADMIN_KEY}."),
+    ] = None,
+    registrations: Annotated[
+        int, typer.Option("--registrations", min=1, help="An hour, for each address.")
+    ] = 10,
+    pushes: Annotated[int, typer.Option("--pushes", min=1, help="An hour, for each agent.")] = 100,
+    posts: Annotated[int, typer.Option("--posts", min=1, help="An hour, for each agent.")] = 100,
+    diffs: Annotated[int, typer.Option("--diffs", min=1, help="An hour, for each agent.")] = 60,
+    bundle_mb: Annotated[
+        int, typer.Option("--bundle-mb", min=1, max=2000, help="The largest push.")
+    ] = 50,
+    channels: Annotated[
+        int, typer.Option("--channels", min=1, help="How many there may be.")
+    ] = 100,
+) -> None:
+    """Serve a hub: one process, all of it in one folder.
+
+    Example: `orchestrator.py hub serve --data hub --open-registration`
+    """
+    from autohypothesis.hub.server.serving import serve as run
+    from autohypothesis.hub.server.settings import MB, Hourly, Limits, Settings
+
+    settings = Settings(
+        data=data, host=host, port=port, open_registration=open_registration,
+        names=tuple(name or ()), proxies=tuple(proxy or ()), admin_key=_admin_key(admin_key_file),
+        hourly=Hourly(registrations=registrations, pushes=pushes, posts=posts, diffs=diffs),
+        limits=Limits(bundle_bytes=bundle_mb * MB, channels=channels),
+    )  # fmt: skip
+    run(settings, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _admin_key(path: Path | None) -> str:
+    """The operator's key, from a file or the environment; never from the command line."""
+    if path is not None:
+        key = path.read_text(encoding="utf-8").strip()
+    else:
+        key = os.environ.get(ADMIN_KEY, "").strip()
+    if (path is not None or key) and len(key) < _LEAST_KEY:
+        raise UsageError(
+            f"the operator's key has {len(key)} characters; {_LEAST_KEY} are the least",
+            hint="make one: `openssl rand -hex 32`",
+        )
+    return key
+
+
+@admin.command("create")
+def create(
+    name: Agent,
+    data: Data,
+    role: Annotated[str, typer.Option("--role", help="read, post, push or admin.")] = "push",
+) -> None:
+    """Make an agent, and print its key, once.
+
+    Example: `orchestrator.py hub admin create ada --data hub --role read`
+    """
+    from autohypothesis.hub.server import agents
+
+    with _database(data) as database:
+        print(agents.create(database, name, role))
+
+
+@admin.command("rotate")
+def rotate(name: Agent, data: Data) -> None:
+    """Give an agent a new key, and print it, once; the old one ends here.
+
+    Example: `orchestrator.py hub admin rotate ada --data hub`
+    """
+    from autohypothesis.hub.server import agents
+
+    with _database(data) as database:
+        print(agents.rotate(database, name))
+
+
+@admin.command("revoke")
+def revoke(name: Agent, data: Data) -> None:
+    """End an agent's key; what it sent stays. `rotate` lets it in again.
+
+    Example: `orchestrator.py hub admin revoke ada --data hub`
+    """
+    from autohypothesis.hub.server import agents
+
+    with _database(data) as database:
+        agents.revoke(database, name)
+
+
+@admin.command("role")
+def role(
+    name: Agent,
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="read, post, push or admin.")],
+    data: Data,
+) -> None:
+    """Say what an agent may do: each role may what those before it may.
+
+    Example: `orchestrator.py hub admin role ada post --data hub`
+    """
+    from autohypothesis.hub.server import agents
+
+    with _database(data) as database:
+        agents.set_role(database, name, role)
+
+
+@admin.command("list")
+def listing(data: Data, json_: Json = False) -> None:
+    """Show every agent, its role, and whether its key still counts.
+
+    Example: `orchestrator.py hub admin list --data hub`
+    """
+    from autohypothesis.hub.server import agents
+
+    with _database(data) as database:
+        rows = agents.listing(database)
+    if json_:
+        print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("agent", "role", "since", "revoked")
+    for row in rows:
+        table.add_row(row["id"], row["role"], row["created_at"], row["revoked_at"] or "")
+    out().print(table)
+
+
+@contextmanager
+def _database(data: Path) -> Iterator[Database]:
+    """The database, also while the hub serves: it is asked anew at every request."""
+    from autohypothesis.hub.server.database import Database
+    from autohypothesis.hub.server.settings import Home
+
+    database = Database(Home.make(data).database)
+    try:
+        yield database
+    finally:
+        database.close()

@@ -1,0 +1,1 @@
+"""The hub: agents on many machines share commits, results and ideas."""

@@ -1,0 +1,1 @@
+"""The hub's server: one process, one database, one bare repository, all in one folder."""

@@ -1,0 +1,64 @@
+"""Bodies of requests: read raw, whatever their type says, and never more than was allowed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import IO, Any
+
+from starlette.requests import Request
+
+from autohypothesis.hub.server.refusals import RefusedError, bad
+from autohypothesis.hub.server.settings import Limits
+from autohypothesis.records.files import parse_json
+
+
+async def into_file(request: Request, target: IO[bytes], limits: Limits) -> None:
+    """The body of a push.
+
+    Raises:
+        RefusedError: 413, 408.
+    """
+    async for piece in _pieces(request, limits.bundle_bytes, limits):
+        target.write(piece)
+
+
+async def json_object(request: Request, limits: Limits) -> dict[str, Any]:
+    """A body that is one JSON object.
+
+    Raises:
+        RefusedError: 400, 413, 408.
+    """
+    content = b"".join([piece async for piece in _pieces(request, limits.json_bytes, limits)])
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise bad(f"the body {error}") from error
+    if not isinstance(value, dict):
+        raise bad("the body is not a JSON object")
+    return value
+
+
+async def _pieces(request: Request, most: int, limits: Limits) -> AsyncIterator[bytes]:
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced[:20]) > most:
+        raise _too_large(most)
+    stream, read = request.stream(), 0
+    until = time.monotonic() + limits.upload_seconds
+    while True:
+        patience = min(limits.silence_seconds, until - time.monotonic())
+        try:
+            piece = await asyncio.wait_for(anext(stream), max(0.0, patience))
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise RefusedError(408, "the body came too slowly") from None
+        read += len(piece)
+        if read > most:
+            raise _too_large(most)
+        yield piece
+
+
+def _too_large(most: int) -> RefusedError:
+    return RefusedError(413, f"the body is larger than {most:,} bytes")

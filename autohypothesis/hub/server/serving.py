@@ -1,0 +1,83 @@
+"""One process that serves one data folder, from its start to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from filelock import FileLock, Timeout
+
+from autohypothesis.errors import LockError, UsageError
+from autohypothesis.hub.server.frame import loopback
+from autohypothesis.hub.server.settings import Home, Settings
+
+_KEPT_ALIVE_S = 30
+_GRACE_S = 10
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; `say` gets what a person should read.
+
+    Raises:
+        LockError: another process serves this folder.
+        UsageError: the address cannot be listened on.
+    """
+    import uvicorn
+
+    from autohypothesis.hub.server.app import application
+    from autohypothesis.hub.server.hub import Hub
+
+    os.umask(0o077)
+    home = Home.make(settings.data)
+    with _alone(home), _listening(settings) as sock:
+        hub = Hub.open(settings)
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        config = uvicorn.Config(
+            application(hub), http="h11", loop="asyncio", proxy_headers=False, access_log=False,
+            server_header=False, log_level="warning", timeout_keep_alive=_KEPT_ALIVE_S,
+            timeout_graceful_shutdown=_GRACE_S, lifespan="on",
+        )  # fmt: skip
+        say(f"serving {home.root} on http://{shown}:{port}; Ctrl-C ends it")
+        if not loopback(settings.host):
+            say(
+                f"warning: {settings.host} is reached by others, and plain HTTP shows them every"
+                " key: put a TLS proxy before it, or bind 127.0.0.1 and use an ssh tunnel"
+            )
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        uvicorn.Server(config).run(sockets=[sock])
+
+
+@contextmanager
+def _alone(home: Home) -> Iterator[None]:
+    lock = FileLock(home.lock, timeout=0, mode=0o600, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockError(
+            f"another process serves {home.root}", hint=f"`fuser -v {home.lock}` shows it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _listening(settings: Settings) -> Iterator[socket.socket]:
+    where = (settings.host, settings.port)
+    try:
+        family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(where)
+    except OSError as error:
+        raise UsageError(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror or error}",
+            hint="choose with --host and --port; port 0 takes a free one",
+        ) from error
+    with sock:
+        yield sock

@@ -1,0 +1,122 @@
+"""What an operator decides, and what nobody may exceed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Hourly:
+    """Attempts in any 60 minutes. An address may stand for many agents, so it may do more."""
+
+    registrations: int = 10
+    """Per address."""
+    pushes: int = 100
+    """Per agent."""
+    posts: int = 100
+    """Per agent."""
+    diffs: int = 60
+    """Per agent."""
+    wrong_keys: int = 300
+    """Per address."""
+    address_factor: int = 20
+    """An address may make this many times the attempts of one agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes. Those of HUB contract first, then those of one push."""
+
+    bundle_bytes: int = 50 * MB
+    json_bytes: int = 64 << 10
+    post_bytes: int = 32 << 10
+    description_bytes: int = 4 << 10
+    channels: int = 100
+    page: int = 1000
+    """Rows of one answer, whatever was asked for."""
+    upload_seconds: float = 300.0
+    silence_seconds: float = 30.0
+    """Between two pieces of a body."""
+
+    header_bytes: int = 64 << 10
+    heads: int = 200
+    prerequisites: int = 200
+    objects: int = 50_000
+    object_bytes: int = 32 * MB
+    new_bytes: int = 256 * MB
+    commits: int = 5_000
+    commit_bytes: int = 128 << 10
+    parents: int = 16
+    tree_bytes: int = 1 * MB
+    entries: int = 100_000
+    """Files and folders of one commit."""
+    depth: int = 32
+    path_bytes: int = 1024
+
+    loose_packs: int = 50
+    """Packs that no common index covers; each costs every later git a look."""
+
+    diff_bytes: int = 1 * MB
+    diff_seconds: float = 5.0
+    fetch_bytes: int = 512 * MB
+    fetch_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One hub."""
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    open_registration: bool = False
+    names: tuple[str, ...] = ()
+    """Host names under which it is reached, besides where it listens."""
+    proxies: tuple[str, ...] = ()
+    """Addresses whose X-Forwarded-For is believed."""
+    admin_key: str = ""
+    hourly: Hourly = field(default_factory=Hourly)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where things are under `--data`; the only place that spells it."""
+
+    root: Path
+
+    @classmethod
+    def make(cls, data: Path) -> Home:
+        """The folder, made if need be and closed to everybody else."""
+        home = cls(Path(data).absolute())
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.root.chmod(0o700)
+        for folder in (home.incoming, home.passing):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return home
+
+    @property
+    def database(self) -> Path:
+        return self.root / "hub.sqlite3"
+
+    @property
+    def repository(self) -> Path:
+        return self.root / "commits.git"
+
+    @property
+    def incoming(self) -> Path:
+        """A folder for each push that is being taken in."""
+        return self.root / "incoming"
+
+    @property
+    def passing(self) -> Path:
+        """Answers on their way out."""
+        return self.root / "passing"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that serves."""
+        return self.root / "serving.lock"

@@ -1,0 +1,229 @@
+"""What a push would add, looked at object by object before anything is published.
+
+git's own checks let through links, submodules, attributes, and trees that unfold without end. A
+tree is read once, however often it is used, and what it unfolds to is computed, not enumerated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from autohypothesis.errors import GitError
+from autohypothesis.hub.server.refusals import BundleError
+from autohypothesis.hub.server.settings import Limits
+from autohypothesis.records.git_limited import Objects
+
+_TREE = b"40000"
+_FILES = (b"100644", b"100755")
+_REFUSED_MODES = {b"120000": "a symbolic link", b"160000": "a submodule"}
+_REFUSED_NAMES = (b".gitmodules", b".gitattributes", b".git")
+_MESSAGE = 1000
+"""Characters of a subject line that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewCommit:
+    hash: str
+    tree: str
+    parents: tuple[str, ...]
+    message: str
+
+
+class Unfolded(NamedTuple):
+    """What a tree amounts to when it is checked out."""
+
+    entries: int
+    depth: int
+    path: int
+    """Bytes of the longest path below it."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A tree whose folders are being looked at."""
+
+    hash: str
+    files: int
+    longest: int
+    folders: list[tuple[int, str]]
+    """Bytes of the name, and the tree; taken from the end."""
+    depth: int = 1
+
+    def add(self, name_bytes: int, below: Unfolded) -> None:
+        self.files += below.entries
+        self.depth = max(self.depth, 1 + below.depth)
+        self.longest = max(self.longest, name_bytes + 1 + below.path)
+
+
+@dataclass(slots=True)
+class Walk:
+    """Reads from `objects`; `known` tells commits that are indexed already."""
+
+    objects: Objects
+    known: Callable[[Iterable[str]], set[str]]
+    pack: Collection[str]
+    limits: Limits
+    reached: set[str] = field(default_factory=set)
+    """What of the pack belongs to a new commit."""
+    _trees: dict[str, Unfolded] = field(default_factory=dict)
+
+    def commits(self, heads: Iterable[str]) -> list[NewCommit]:
+        """All new commits, parents before children, with their trees looked at.
+
+        Raises:
+            BundleError: something is missing, is no commit, or is not taken.
+        """
+        found: dict[str, NewCommit] = {}
+        ahead = list(dict.fromkeys(heads))
+        known = self.known([*ahead, *self.pack])
+        asked = {*ahead, *self.pack}
+        while ahead:
+            unasked = [name for name in ahead if name not in asked]
+            known |= self.known(unasked) if unasked else set()
+            asked.update(unasked)
+            fresh = [name for name in ahead if name not in known and name not in found]
+            if len(found) + len(fresh) > self.limits.commits:
+                raise BundleError(f"it has more than {self.limits.commits:,} new commits")
+            found.update((name, self._commit(name)) for name in fresh)
+            ahead = list(dict.fromkeys(one for name in fresh for one in found[name].parents))
+        for commit in found.values():
+            self._tree(commit)
+        self.reached.update(name for name in found if name in self.pack)
+        return parents_first(found)
+
+    def _commit(self, name: str) -> NewCommit:
+        answer = self._read(name, self.limits.commit_bytes)
+        if answer is None:
+            raise BundleError(
+                f"commit {name} is neither in it nor here, so its history would be broken",
+                hint="push from a clone that is not shallow: `git fetch --unshallow`",
+            )
+        kind, content = answer
+        if kind != "commit":
+            raise BundleError(f"{name} is a {kind}, not a commit")
+        commit = parse_commit(name, content)
+        if len(commit.parents) > self.limits.parents:
+            raise BundleError(f"commit {name} has {len(commit.parents):,} parents")
+        return commit
+
+    def _read(self, name: str, most: int) -> tuple[str, bytes] | None:
+        try:
+            return self.objects.read(name, most)
+        except GitError as error:
+            raise BundleError(error.problem) from error
+
+    def _tree(self, commit: NewCommit) -> None:
+        whole = self._unfold(commit.tree)
+        for what, value, most in (
+            ("files and folders", whole.entries, self.limits.entries),
+            ("levels of folders", whole.depth, self.limits.depth),
+            ("bytes in a path", whole.path, self.limits.path_bytes),
+        ):
+            if value > most:
+                raise BundleError(f"commit {commit.hash} has {value:,} {what}; at most {most:,}")
+
+    def _unfold(self, root: str) -> Unfolded:
+        """Depth first without recursion; a tree is done when all the folders in it are."""
+        if root in self._trees:
+            return self._trees[root]
+        path = [self._open(root)]
+        while path:
+            tree = path[-1]
+            if not tree.folders:
+                self._trees[tree.hash] = Unfolded(tree.files, tree.depth, tree.longest)
+                path.pop()
+                continue
+            name_bytes, inner = tree.folders[-1]
+            if inner in self._trees:
+                tree.add(name_bytes, self._trees[inner])
+                tree.folders.pop()
+            elif len(path) >= self.limits.depth:
+                raise BundleError(f"folders are nested deeper than {self.limits.depth} levels")
+            else:
+                path.append(self._open(inner))
+        return self._trees[root]
+
+    def _open(self, name: str) -> _Open:
+        if len(self._trees) > self.limits.objects:
+            raise BundleError(f"it has more than {self.limits.objects:,} folders")
+        answer = self._read(name, self.limits.tree_bytes)
+        if answer is None or answer[0] != "tree":
+            raise BundleError(f"tree {name} is missing")
+        tree = _Open(name, 0, 0, [])
+        self._reach(name)
+        for mode, entry, inner in parse_tree(answer[1]):
+            _check_entry(mode, entry)
+            tree.files += 1
+            tree.longest = max(tree.longest, len(entry))
+            if mode == _TREE:
+                tree.folders.append((len(entry), inner))
+            else:
+                self._reach(inner)
+        return tree
+
+    def _reach(self, name: str) -> None:
+        if name in self.pack:
+            self.reached.add(name)
+
+
+def _check_entry(mode: bytes, name: bytes) -> None:
+    shown = name[:100].decode("utf-8", "replace")
+    if mode in _REFUSED_MODES:
+        raise BundleError(f"{shown!r} is {_REFUSED_MODES[mode]}; only files and folders are taken")
+    if mode != _TREE and mode not in _FILES:
+        raise BundleError(f"{shown!r} has mode {mode[:10].decode('ascii', 'replace')}")
+    if name.lower() in _REFUSED_NAMES:
+        raise BundleError(f"{shown!r} is not taken: it would steer git where it is checked out")
+
+
+def parse_tree(content: bytes) -> Iterable[tuple[bytes, bytes, str]]:
+    """Mode, name and hash of each entry.
+
+    Raises:
+        BundleError: the tree is torn.
+    """
+    at = 0
+    while at < len(content):
+        blank, end = content.find(b" ", at), content.find(b"\0", at)
+        if not at < blank < end or end + 21 > len(content):
+            raise BundleError("a tree is torn")
+        yield content[at:blank], content[blank + 1 : end], content[end + 1 : end + 21].hex()
+        at = end + 21
+
+
+def parse_commit(name: str, content: bytes) -> NewCommit:
+    """A commit from its bytes; git has checked that they are one."""
+    head, _, message = content.partition(b"\n\n")
+    facts = [line.partition(b" ") for line in head.split(b"\n")]
+    trees = [value.decode("ascii", "replace") for key, _, value in facts if key == b"tree"]
+    parents = tuple(value.decode("ascii", "replace") for key, _, value in facts if key == b"parent")
+    if len(trees) != 1:
+        raise BundleError(f"commit {name} has {len(trees)} trees")
+    return NewCommit(name, trees[0], parents, subject(message))
+
+
+def subject(message: bytes) -> str:
+    """The first paragraph on one line, as `git log --format=%s` has it."""
+    text = message.decode("utf-8", "replace").lstrip("\n")
+    lines = text.split("\n\n", 1)[0].splitlines()
+    return " ".join(line.strip() for line in lines if line.strip())[:_MESSAGE]
+
+
+def parents_first(commits: Mapping[str, NewCommit]) -> list[NewCommit]:
+    """`commits` in an order in which each comes after its parents."""
+    ordered: dict[str, NewCommit] = {}
+    for start in reversed(list(commits)):
+        ahead = [start]
+        while ahead:
+            name = ahead[-1]
+            waiting = [
+                one for one in commits[name].parents if one in commits and one not in ordered
+            ]
+            if name not in ordered and waiting:
+                ahead.extend(waiting)
+                continue
+            ordered.setdefault(name, commits[name])
+            ahead.pop()
+    return list(ordered.values())

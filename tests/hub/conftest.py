@@ -1,0 +1,238 @@
+"""A hub as an operator starts it, and agents that speak to it with the real curl."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ADMIN_KEY = "an operator's key for tests only"
+
+
+@dataclass
+class Answer:
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """What every refusal has to say."""
+        assert set(self.json) == {"error"}, self.body
+        return str(self.json["error"])
+
+
+def curl(*words: str, stdin: bytes | None = None) -> Answer:
+    """curl, with the status and the headers of the last answer."""
+    done = subprocess.run(
+        ["curl", "-s", "-D", "/dev/stderr", *words], input=stdin, capture_output=True, timeout=60
+    )
+    blocks = [one for one in done.stderr.decode("latin-1").split("\r\n\r\n") if one.strip()]
+    assert blocks, f"curl {words} ended with {done.returncode} and no answer"
+    first, *lines = blocks[-1].strip().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines if ": " in line)
+    return Answer(int(first.split()[1]), done.stdout, {k.lower(): v for k, v in headers.items()})
+
+
+@dataclass
+class Agent:
+    """Somebody with a key."""
+
+    hub: str
+    name: str
+    key: str
+
+    def __call__(self, path: str, *words: str, stdin: bytes | None = None) -> Answer:
+        bearer = f"Authorization: Bearer {self.key}"
+        return curl(*words, "-H", bearer, self.hub + path, stdin=stdin)
+
+    def get(self, path: str) -> Any:
+        answer = self(path)
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    def send(self, path: str, value: Any) -> Answer:
+        content = json.dumps(value).encode()
+        return self(path, "-X", "POST", "--data-binary", "@-", stdin=content)
+
+    def push(self, bundle: Path) -> Answer:
+        """As the protocol has it."""
+        return self("/api/git/push", "-X", "POST", "--data-binary", f"@{bundle}")
+
+
+@dataclass
+class Hub:
+    """One that runs as a process of its own."""
+
+    data: Path
+    options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    cwd: Path = ROOT
+    process: subprocess.Popen[str] | None = None
+    url: str = ""
+    said: str = ""
+
+    def start(self, **environment: str) -> Hub:
+        words = ["hub", "serve", "--data", str(self.data), "--port", "0", *self.options]
+        extra = {
+            "PYTHONPATH": str(ROOT), "AUTOHYPOTHESIS_HUB_ADMIN_KEY": ADMIN_KEY,
+            **self.environment, **environment,
+        }  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "orchestrator.py"), *words],
+            cwd=self.cwd, env={**os.environ, **extra}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        self.said, found = "", None
+        while found is None:
+            line = self.process.stderr.readline()
+            self.said += line
+            assert line, f"the hub ended: {self.said}"
+            found = re.search(r"serving .* on (http://\S+);", line)
+        self.url = found[1].replace("0.0.0.0", "127.0.0.1")
+        for _ in range(200):
+            if (
+                subprocess.run(
+                    ["curl", "-sf", "-o", os.devnull, self.url + "/api/health"]
+                ).returncode
+                == 0
+            ):
+                return self
+            time.sleep(0.02)
+        raise AssertionError("the hub does not answer")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        return self.died()
+
+    def died(self) -> int:
+        assert self.process is not None and self.process.stderr is not None
+        status = self.process.wait(30)
+        self.process.stderr.close()
+        return status
+
+    def agent(self, name: str, role: str = "push") -> Agent:
+        operator = Agent(self.url, "", ADMIN_KEY)
+        answer = operator.send("/api/admin/agents", {"id": name, "role": role})
+        assert answer.status == 201, answer.body
+        return Agent(self.url, name, answer.json["api_key"])
+
+    def git(self, *words: str, **options: Any) -> str:
+        return subprocess.run(
+            ["git", "-C", str(self.data / "commits.git"), *words],
+            check=True, capture_output=True, text=True, **options,
+        ).stdout  # fmt: skip
+
+
+Start = Callable[..., Hub]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts hubs that end with the test."""
+    started: list[Hub] = []
+
+    def make(*options: str, data: Path | None = None, **environment: str) -> Hub:
+        hub = Hub(data or tmp_path / f"hub{len(started)}", options)
+        started.append(hub)
+        return hub.start(**environment)
+
+    yield make
+    for hub in started:
+        if hub.process is not None and hub.process.poll() is None:
+            hub.process.kill()
+            hub.died()
+
+
+@dataclass
+class Clone:
+    """A repository of an agent."""
+
+    root: Path
+
+    def git(self, *words: str, stdin: bytes = b"") -> str:
+        identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+        environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+        done = subprocess.run(
+            ["git", *identity, *words], cwd=self.root, input=stdin, env=environment,
+            capture_output=True, check=True,
+        )  # fmt: skip
+        return done.stdout.decode().strip()
+
+    def commit(self, message: str, **files: str) -> str:
+        for name, content in (files or {"train": message}).items():
+            (self.root / f"{name}.py").write_text(content + "\n")
+        self.git("add", "-A")
+        self.git("commit", "-q", "--allow-empty", "-m", message)
+        return self.git("rev-parse", "HEAD")
+
+    def object(self, kind: str, content: bytes) -> str:
+        """Any object, however wrong."""
+        words = ("hash-object", "-t", kind, "-w", "--stdin", "--literally")
+        return self.git(*words, stdin=content)
+
+    def tree(self, *entries: tuple[str, str, str]) -> str:
+        """A tree of (mode, name, hash), as they are."""
+        raw = b"".join(
+            mode.encode() + b" " + name.encode() + b"\0" + bytes.fromhex(inner)
+            for mode, name, inner in entries
+        )
+        return self.object("tree", raw)
+
+    def commit_of(self, tree: str, *parents: str, message: str = "m") -> str:
+        lines = [f"tree {tree}", *(f"parent {one}" for one in parents)]
+        who = "A <a@example.org> 1700000000 +0000"
+        lines += [f"author {who}", f"committer {who}", "", message, ""]
+        return self.object("commit", "\n".join(lines).encode())
+
+    def bundle(self, *words: str) -> Path:
+        path = self.root.parent / f"{self.root.name}.bundle"
+        self.git("bundle", "create", "-q", str(path), *(words or ("HEAD",)))
+        return path
+
+    def bundle_of(self, head: str, *names: str, without: tuple[str, ...] = ()) -> Path:
+        """A bundle made by hand: the objects of `head` and `names`, and a header of our own."""
+        listed = self.git("rev-list", "--objects", head, *names, *(f"^{one}" for one in without))
+        wanted = [line.split()[0] for line in listed.splitlines()]
+        return self.bundle_with(head, wanted)
+
+    def bundle_with(self, head: str, objects: list[str]) -> Path:
+        pack = subprocess.run(
+            ["git", "pack-objects", "--stdout", "-q"], cwd=self.root, check=True,
+            input="".join(f"{one}\n" for one in objects).encode(), capture_output=True,
+        ).stdout  # fmt: skip
+        path = self.root.parent / f"{self.root.name}.made.bundle"
+        path.write_bytes(f"# v2 git bundle\n{head} HEAD\n\n".encode() + pack)
+        return path
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Callable[[str], Clone]:
+    def make(name: str = "clone") -> Clone:
+        found = Clone(tmp_path / name)
+        found.root.mkdir()
+        found.git("init", "-q", "-b", "main")
+        return found
+
+    return make

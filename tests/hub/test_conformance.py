@@ -1,0 +1,527 @@
+"""The contract, for any hub: `AUTOHYPOTHESIS_TEST_HUB=URL` names another one, open to register.
+
+Every request is made by the real curl, as the protocol has it. A hub of ours is started where no
+other is named. What needs more than the contract (limits, restarts) is tested beside this file.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import os
+import re
+import secrets
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from .conftest import Agent, Clone, Hub, curl
+
+COMMIT = {"hash", "parent_hash", "agent_id", "message", "created_at"}
+POST = {"id", "channel_id", "agent_id", "parent_id", "content", "created_at"}
+MakeClone = Callable[..., Clone]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    other = os.environ.get("AUTOHYPOTHESIS_TEST_HUB")
+    if other:
+        yield other.rstrip("/")
+        return
+    options = ("--open-registration", "--registrations", "1000", "--pushes", "1000")
+    hub = Hub(tmp_path_factory.mktemp("conformance") / "data", options).start()
+    yield hub.url
+    assert hub.end() == -signal.SIGTERM
+
+
+def register(url: str, name: str = "") -> Agent:
+    name = name or f"agent-{secrets.token_hex(6)}"
+    words = ("-X", "POST", "-H", "Content-Type: application/json", "-d", f'{{"id":"{name}"}}')
+    answer = curl(*words, f"{url}/api/register")
+    assert answer.status == 201, answer.body
+    assert set(answer.json) == {"id", "api_key"} and answer.json["id"] == name
+    return Agent(url, name, answer.json["api_key"])
+
+
+@pytest.fixture(scope="module")
+def ada(url: str) -> Agent:
+    return register(url)
+
+
+@pytest.fixture
+def channel(ada: Agent) -> str:
+    name = f"c-{secrets.token_hex(6)}"
+    assert ada.send("/api/channels", {"name": name, "description": "d"}).status == 201
+    return name
+
+
+def unique(clone: Clone, message: str = "start") -> str:
+    return clone.commit(message, salt=secrets.token_hex(8))
+
+
+# ── who gets in ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_name_is_given_once(url: str) -> None:
+    agent = register(url)
+    again = curl("-X", "POST", "-d", f'{{"id":"{agent.name}"}}', f"{url}/api/register")
+    assert again.status == 409 and again.error
+
+
+@pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "ü", "a" * 64, "a\\n"])
+def test_a_wrong_name_is_refused(url: str, name: str) -> None:
+    answer = curl("-X", "POST", "-d", f'{{"id":"{name}"}}', f"{url}/api/register")
+    assert answer.status == 400 and answer.error
+
+
+@pytest.mark.parametrize("body", ["", "no", "[]", "null", '"a"', "{}", '{"id":1}', "{" * 2000])
+def test_a_body_that_is_no_object_is_refused(url: str, body: str) -> None:
+    answer = curl("-X", "POST", "--data-binary", body, f"{url}/api/register")
+    assert answer.status == 400 and answer.error
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/api/git/commits", "/api/git/leaves", "/api/channels", "/api/posts/1",
+        "/api/git/commits/abcd", "/api/git/commits/abcd/children", "/api/git/fetch/abcd",
+        "/api/git/commits/abcd/lineage", "/api/git/diff/abcd/abcd", "/api/channels/x/posts",
+    ],
+)  # fmt: skip
+def test_nothing_is_read_without_a_key(url: str, path: str) -> None:
+    for words in ((), ("-H", "Authorization: Bearer wrong"), ("-H", "Authorization: Basic x")):
+        answer = curl(*words, url + path)
+        assert answer.status == 401 and answer.error
+
+
+def test_nothing_is_written_without_a_key(url: str) -> None:
+    for path in ("/api/git/push", "/api/channels", "/api/channels/x/posts", "/api/admin/agents"):
+        assert curl("-X", "POST", "-d", "{}", url + path).status == 401
+
+
+def test_an_agent_is_no_administrator(ada: Agent) -> None:
+    assert ada.send("/api/admin/agents", {"id": "more"}).status in (401, 403)
+
+
+def test_health_and_page_need_no_key(url: str) -> None:
+    health = curl(f"{url}/api/health")
+    assert health.status == 200 and health.json == {"status": "ok"}
+    page = curl(url + "/")
+    assert page.status == 200 and page.headers["content-type"].startswith("text/html")
+
+
+@pytest.mark.parametrize("words", [("/api/none",), ("/api/health", "-X", "DELETE"), ("/x/../y",)])
+def test_every_refusal_has_the_one_shape(ada: Agent, words: tuple[str, ...]) -> None:
+    answer = ada(*words)
+    assert answer.status in (404, 405) and answer.error
+
+
+# ── commits ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_push_as_the_protocol_has_it(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    head = unique(mine, "a subject\n\nand a body")
+    answer = ada.push(mine.bundle())
+    assert answer.status == 201 and answer.json == {"hashes": [head]}
+    commit = ada.get(f"/api/git/commits/{head}")
+    assert set(commit) == COMMIT
+    assert (commit["hash"], commit["parent_hash"]) == (head, "")
+    assert (commit["agent_id"], commit["message"]) == (ada.name, "a subject")
+    assert (
+        datetime.fromisoformat(commit["created_at"].replace("Z", "+00:00")).utcoffset() is not None
+    )
+
+
+def test_a_push_of_two_commits_keeps_their_lineage(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    hashes = [unique(mine, "one"), unique(mine, "two"), unique(mine, "three")]
+    assert ada.push(mine.bundle()).json == {"hashes": hashes[-1:]}
+    lineage = ada.get(f"/api/git/commits/{hashes[-1]}/lineage")
+    assert [one["hash"] for one in lineage] == hashes[::-1]
+    assert [one["parent_hash"] for one in lineage] == [*hashes[-2::-1], ""]
+    times = [one["created_at"] for one in lineage]
+    assert times == sorted(times, reverse=True)
+
+
+def test_a_second_push_of_the_same_is_no_error(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    head = unique(mine)
+    bundle = mine.bundle()
+    assert ada.push(bundle).status == 201
+    again = ada.push(bundle)
+    assert (again.status, again.json) == (201, {"hashes": [head]})
+    listed = ada.get(f"/api/git/commits?agent={ada.name}&limit=200")
+    assert [one["hash"] for one in listed].count(head) == 1
+
+
+def test_a_thin_push_builds_on_what_is_there(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    text = "\n".join(f"line {number} {secrets.token_hex(8)}" for number in range(300))
+    base = mine.commit("base", train=text)
+    assert ada.push(mine.bundle()).status == 201
+    head = mine.commit("thin", train=text.replace("line 7 ", "line seven "))
+    answer = ada.push(mine.bundle("HEAD", f"^{base}"))
+    assert (answer.status, answer.json) == (201, {"hashes": [head]})
+    assert [one["hash"] for one in ada.get(f"/api/git/commits/{head}/lineage")] == [head, base]
+
+
+def test_a_thin_push_on_nothing_is_refused(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    base, head = unique(mine, "base"), unique(mine, "thin")
+    answer = ada.push(mine.bundle("HEAD", f"^{base}"))
+    assert answer.status == 400 and "parent" in answer.error
+    assert ada(f"/api/git/commits/{head}").status == 404
+
+
+def test_a_merge_is_a_child_of_both_parents(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    base = unique(mine, "base")
+    left = unique(mine, "left")
+    mine.git("checkout", "-q", "-b", "other", base)
+    right = mine.commit("right", other=secrets.token_hex(8))
+    mine.git("merge", "-q", "--no-ff", "-m", "both", left)
+    merge = mine.git("rev-parse", "HEAD")
+    assert ada.push(mine.bundle()).status == 201
+    assert ada.get(f"/api/git/commits/{merge}")["parent_hash"] == right
+    for parent in (left, right):
+        assert [one["hash"] for one in ada.get(f"/api/git/commits/{parent}/children")] == [merge]
+    children = ada.get(f"/api/git/commits/{base}/children")
+    assert {one["hash"] for one in children} == {left, right}
+
+
+def test_several_heads_are_all_named(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    first = unique(mine)
+    mine.git("checkout", "-q", "-b", "other")
+    second = unique(mine)
+    answer = ada.push(mine.bundle("main", "other"))
+    assert answer.status == 201 and sorted(answer.json["hashes"]) == sorted([first, second])
+
+
+def test_a_body_without_a_length_is_read(ada: Agent, clone: MakeClone) -> None:
+    """As the `ah` client pushes."""
+    mine = clone()
+    head = unique(mine)
+    words = ("-X", "POST", "-H", "Transfer-Encoding: chunked", "-H", "Content-Type:", "-T", "-")
+    answer = ada("/api/git/push", *words, stdin=mine.bundle().read_bytes())
+    assert (answer.status, answer.json) == (201, {"hashes": [head]})
+
+
+def test_a_large_body_waits_for_100_continue(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    (mine.root / "large.bin").write_bytes(os.urandom(2 << 20))
+    head = mine.commit("large")
+    expect = ("-H", "Expect: 100-continue")
+    answer = ada("/api/git/push", "-X", "POST", *expect, "--data-binary", f"@{mine.bundle()}")
+    assert (answer.status, answer.json) == (201, {"hashes": [head]})
+
+
+@pytest.mark.parametrize("body", [b"", b"no bundle", b"# v2 git bundle\n\n", os.urandom(5000)])
+def test_what_is_no_bundle_is_refused(ada: Agent, body: bytes) -> None:
+    answer = ada("/api/git/push", "-X", "POST", "--data-binary", "@-", stdin=body)
+    assert answer.status == 400 and "bundle" in answer.error
+
+
+def test_a_torn_bundle_leaves_nothing(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    head = unique(mine)
+    whole = mine.bundle().read_bytes()
+    answer = ada("/api/git/push", "-X", "POST", "--data-binary", "@-", stdin=whole[:-30])
+    assert answer.status == 400 and answer.error
+    assert ada(f"/api/git/commits/{head}").status == 404
+    assert ada.push(mine.bundle()).status == 201
+
+
+def test_a_shallow_bundle_is_refused_and_leaves_nothing(ada: Agent, clone: MakeClone) -> None:
+    """Older gits make such bundles, and any program can: the commit, without its parent."""
+    deep = clone()
+    unique(deep, "root")
+    head = unique(deep, "head")
+    objects = deep.git("rev-list", "--objects", "--no-object-names", "--max-count=1", "HEAD")
+    answer = ada.push(deep.bundle_with(head, objects.split()))
+    assert answer.status == 400 and answer.error
+    assert ada(f"/api/git/commits/{head}").status == 404
+    assert ada(f"/api/git/fetch/{head}").status == 404
+    assert ada.push(deep.bundle()).status == 201
+
+
+def test_a_blob_is_no_commit(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    head = unique(mine)
+    blob = mine.git("rev-parse", "HEAD:salt.py")
+    bundle = mine.bundle()
+    bundle.write_bytes(bundle.read_bytes().replace(head.encode(), blob.encode()))
+    assert ada.push(bundle).status == 400
+    assert ada.push(mine.bundle()).status == 201
+    for path in (
+        f"/api/git/commits/{blob}",
+        f"/api/git/fetch/{blob}",
+        f"/api/git/diff/{head}/{blob}",
+    ):
+        assert ada(path).status == 404
+
+
+def test_short_hashes_resolve(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    base, head = unique(mine, "base"), unique(mine, "head")
+    ada.push(mine.bundle())
+    assert ada.get(f"/api/git/commits/{head[:10]}")["hash"] == head
+    assert [one["hash"] for one in ada.get(f"/api/git/commits/{base[:10]}/children")] == [head]
+    assert len(ada.get(f"/api/git/commits/{head[:10]}/lineage")) == 2
+    assert ada(f"/api/git/fetch/{head[:10]}").status == 200
+    assert ada(f"/api/git/diff/{base[:10]}/{head[:10]}").status == 200
+
+
+def test_an_ambiguous_hash_is_a_clear_error(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    tree = mine.tree(("100644", "salt", mine.object("blob", secrets.token_bytes(8))))
+    found: dict[str, str] = {}
+    for number in range(5000):
+        content = _commit(tree, number)
+        head = _hash(content)
+        if head[:4] in found:
+            break
+        found[head[:4]] = content
+    else:
+        pytest.fail("no two commits begin alike")
+    for alike in (found[head[:4]], content):
+        name = mine.object("commit", alike.encode())
+        mine.git("update-ref", "HEAD", name)
+        assert ada.push(mine.bundle()).status == 201
+    for path in ("commits/{}", "commits/{}/children", "commits/{}/lineage", "fetch/{}"):
+        answer = ada("/api/git/" + path.format(head[:4]))
+        assert answer.status == 400 and "ambiguous" in answer.error
+
+
+def _commit(tree: str, number: int) -> str:
+    who = f"A <a@example.org> {1700000000 + number} +0000"
+    return f"tree {tree}\nauthor {who}\ncommitter {who}\n\nnumber {number}\n"
+
+
+def _hash(content: str) -> str:
+    raw = content.encode()
+    return hashlib.sha1(b"commit %d\0" % len(raw) + raw).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["abc", "ABCD", "xyz1", "a" * 65, "HEAD", "--all", "main"])
+def test_what_is_no_hash_is_refused(ada: Agent, name: str) -> None:
+    paths = ("commits/{}", "commits/{}/children", "commits/{}/lineage", "fetch/{}", "diff/{}/{}")
+    for path in paths:
+        answer = ada("/api/git/" + path.format(name, name))
+        assert answer.status == 400 and answer.error
+
+
+def test_an_unknown_hash(ada: Agent) -> None:
+    name = secrets.token_hex(20)
+    for path in (f"commits/{name}", f"fetch/{name}", f"diff/{name}/{name}"):
+        answer = ada(f"/api/git/{path}")
+        assert answer.status == 404 and answer.error
+    assert ada.get(f"/api/git/commits/{name}/children") == []
+    assert ada.get(f"/api/git/commits/{name}/lineage") == []
+
+
+def test_leaves_are_the_frontier(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    base = unique(mine, "base")
+    ada.push(mine.bundle())
+    assert base in [one["hash"] for one in ada.get("/api/git/leaves")]
+    head = unique(mine, "head")
+    ada.push(mine.bundle())
+    leaves = [one["hash"] for one in ada.get("/api/git/leaves")]
+    assert head in leaves and base not in leaves
+
+
+def test_pages_of_200_end(url: str, clone: MakeClone) -> None:
+    agent, mine = register(url), clone()
+    tree = mine.tree(("100644", "salt", mine.object("blob", secrets.token_bytes(8))))
+    head, hashes = "", []
+    for number in range(205):
+        head = mine.commit_of(tree, *([head] if head else []), message=f"number {number}")
+        hashes.append(head)
+    mine.git("update-ref", "HEAD", head)
+    assert agent.push(mine.bundle()).status == 201
+    path = f"/api/git/commits?agent={agent.name}"
+    first, second = agent.get(f"{path}&limit=200"), agent.get(f"{path}&limit=200&offset=200")
+    assert [one["hash"] for one in first + second] == hashes[::-1]
+    assert agent.get(f"{path}&limit=200&offset=205") == []
+    assert len(agent.get(path)) == 50
+    assert agent.get("/api/git/commits?agent=nobody-of-that-name") == []
+
+
+def test_a_fetched_bundle_is_whole(ada: Agent, clone: MakeClone, tmp_path: Path) -> None:
+    mine, other = clone("mine"), clone("other")
+    unique(mine, "one")
+    head = unique(mine, "two")
+    ada.push(mine.bundle())
+    path = tmp_path / "fetch.bundle"
+    answer = ada(f"/api/git/fetch/{head}", "-o", str(path))
+    assert answer.headers["content-type"] == "application/octet-stream"
+    other.git("bundle", "unbundle", str(path))
+    other.git("checkout", "-q", head)
+    assert other.git("fsck", "--strict") == ""
+    assert other.git("log", "--format=%s") == "two\none"
+
+
+def test_many_fetch_one_commit_at_a_time(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    head = unique(mine)
+    ada.push(mine.bundle())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ada(f"/api/git/fetch/{head}"), range(16)))
+    assert {answer.status for answer in answers} == {200}
+    assert len({len(answer.body) for answer in answers}) == 1
+
+
+def test_a_diff_is_text(ada: Agent, clone: MakeClone) -> None:
+    mine = clone()
+    one, two = mine.commit("one", train="rate = 1"), mine.commit("two", train="rate = 2")
+    ada.push(mine.bundle())
+    answer = ada(f"/api/git/diff/{one}/{two}")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert b"-rate = 1\n+rate = 2\n" in answer.body
+    assert ada(f"/api/git/diff/{one}/{one}").body == b""
+
+
+def test_pushes_side_by_side_are_all_whole(ada: Agent, clone: MakeClone) -> None:
+    clones = [clone(f"clone{number}") for number in range(6)]
+    heads = [unique(one) for one in clones]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ada.push, [one.bundle() for one in clones]))
+    assert [answer.json for answer in answers] == [{"hashes": [head]} for head in heads]
+
+
+# ── the board ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_channel_is_made_once(ada: Agent) -> None:
+    name = f"c-{secrets.token_hex(6)}"
+    made = ada.send("/api/channels", {"name": name, "description": "of tests"})
+    assert made.status == 201 and set(made.json) == {"id", "name", "description", "created_at"}
+    assert ada.send("/api/channels", {"name": name, "description": ""}).status == 409
+    names = [one["name"] for one in ada.get("/api/channels")]
+    assert name in names and names == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "-a", "a b", "#results", "a" * 32, 7, None])
+def test_a_wrong_channel_is_refused(ada: Agent, name: object) -> None:
+    answer = ada.send("/api/channels", {"name": name, "description": "d"})
+    assert answer.status == 400 and answer.error
+
+
+def test_posts_are_read_newest_first_with_replies(ada: Agent, channel: str) -> None:
+    path = f"/api/channels/{channel}/posts"
+    form = ("-X", "POST", "-d", '{"content":"your message here"}')
+    first = ada(path, *form)  # curl's own content type, as in the protocol without -H
+    assert first.status == 201 and set(first.json) == POST
+    assert first.json["parent_id"] is None and first.json["agent_id"] == ada.name
+    second = ada.send(path, {"content": "**bold** ü", "parent_id": first.json["id"]})
+    third = ada.send(path, {"content": "3", "parent_id": first.json["id"]})
+    assert second.json["parent_id"] == first.json["id"]
+    listed = ada.get(f"{path}?limit=50")
+    assert listed == [third.json, second.json, first.json]
+    assert ada.get(f"{path}?limit=1&offset=1") == [second.json]
+    assert ada.get(f"/api/posts/{second.json['id']}") == second.json
+    assert ada.get(f"/api/posts/{first.json['id']}/replies") == [second.json, third.json]
+    assert ada.get(f"/api/posts/{third.json['id']}/replies") == []
+
+
+def test_an_empty_channel_is_an_empty_array(ada: Agent, channel: str) -> None:
+    assert ada.get(f"/api/channels/{channel}/posts") == []
+
+
+def test_a_wrong_post_is_refused(ada: Agent, channel: str) -> None:
+    path = f"/api/channels/{channel}/posts"
+    for body in ({}, {"content": ""}, {"content": 1}, {"content": "x" * (32 * 1024 + 1)}):
+        answer = ada.send(path, body)
+        assert answer.status == 400 and answer.error
+    for parent in (1 << 62, 1 << 70, "1", True, -1, 1.5, [1]):
+        assert ada.send(path, {"content": "x", "parent_id": parent}).status == 400
+    assert ada.send(path, {"content": "x" * (32 * 1024)}).status == 201
+
+
+def test_a_reply_belongs_to_its_channel(ada: Agent, channel: str) -> None:
+    elsewhere = f"c-{secrets.token_hex(6)}"
+    ada.send("/api/channels", {"name": elsewhere, "description": ""})
+    post = ada.send(f"/api/channels/{elsewhere}/posts", {"content": "x"}).json
+    body = {"content": "x", "parent_id": post["id"]}
+    assert ada.send(f"/api/channels/{channel}/posts", body).status == 400
+
+
+def test_what_is_not_on_the_board(ada: Agent) -> None:
+    assert ada("/api/channels/none-of-that-name/posts").status == 404
+    assert ada.send("/api/channels/none-of-that-name/posts", {"content": "x"}).status == 404
+    for path in (f"/api/posts/{1 << 40}", f"/api/posts/{1 << 40}/replies", f"/api/posts/{10**30}"):
+        assert ada(path).status == 404
+    for path in ("/api/posts/x", "/api/posts/-1", "/api/posts/x/replies", "/api/posts/%C2%B2"):
+        assert ada(path).status == 400
+
+
+@pytest.mark.parametrize("query", ["limit=x", "offset=-1", "limit=-5"])
+def test_a_wrong_page_is_refused_or_the_default(ada: Agent, query: str) -> None:
+    assert ada(f"/api/git/commits?{query}").status in (200, 400)
+
+
+# ── the protocol, as it is printed ──────────────────────────────────────────────────────────
+
+
+def test_every_curl_line_of_the_protocol_works(url: str, clone: MakeClone, tmp_path: Path) -> None:
+    """Only the hub, the name and <hash> are put in."""
+    mine = clone()
+    first, second = unique(mine, "baseline"), unique(mine, "better")
+    name = f"agent-{secrets.token_hex(6)}"
+    script = PROTOCOL.replace("YOUR_AGENT_NAME", name).replace("/tmp/", f"{tmp_path}/")
+    for word, value in (("<hash_a>", first), ("<hash_b>", second), ("<hash>", second)):
+        script = script.replace(word, value)
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script], cwd=mine.root, capture_output=True, text=True,
+        env={**os.environ, "HUB": url, "HOME": str(home)}, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    errors = re.findall(r'{"error":[^}]*}', done.stdout)
+    assert all("exists" in one for one in errors), errors  # the channel, and that is fine
+
+
+PROTOCOL = r"""
+if [ -f ~/.agenthub_creds ]; then
+  source ~/.agenthub_creds
+else
+  RESP=$(curl -s -X POST "$HUB/api/register" \
+    -H "Content-Type: application/json" \
+    -d '{"id":"YOUR_AGENT_NAME"}')
+  echo "$RESP"
+  API_KEY=$(echo "$RESP" | python3 -c "import sys,json; print(json.load(sys.stdin)['api_key'])")
+  AGENT_ID=$(echo "$RESP" | python3 -c "import sys,json; print(json.load(sys.stdin)['id'])")
+  echo "export HUB_KEY=\"$API_KEY\"" > ~/.agenthub_creds
+  echo "export AGENT_ID=\"$AGENT_ID\"" >> ~/.agenthub_creds
+  source ~/.agenthub_creds
+fi
+git bundle create /tmp/push.bundle HEAD
+curl -s -X POST "$HUB/api/git/push" \
+  -H "Authorization: Bearer $HUB_KEY" \
+  --data-binary @/tmp/push.bundle
+curl -s "$HUB/api/git/fetch/<hash>" \
+  -H "Authorization: Bearer $HUB_KEY" \
+  -o /tmp/fetch.bundle
+git bundle unbundle /tmp/fetch.bundle
+git checkout <hash>
+curl -s "$HUB/api/git/commits?limit=20" -H "Authorization: Bearer $HUB_KEY"
+curl -s "$HUB/api/git/leaves" -H "Authorization: Bearer $HUB_KEY"
+curl -s "$HUB/api/git/commits/<hash>/children" -H "Authorization: Bearer $HUB_KEY"
+curl -s "$HUB/api/git/diff/<hash_a>/<hash_b>" -H "Authorization: Bearer $HUB_KEY"
+curl -s -X POST "$HUB/api/channels" \
+  -H "Authorization: Bearer $HUB_KEY" \
+  -H "Content-Type: application/json" \
+  -d '{"name":"results","description":"experiment results"}'
+curl -s -X POST "$HUB/api/channels/results/posts" \
+  -H "Authorization: Bearer $HUB_KEY" \
+  -H "Content-Type: application/json" \
+  -d '{"content":"your message here"}'
+curl -s "$HUB/api/channels/results/posts?limit=50" -H "Authorization: Bearer $HUB_KEY"
+"""

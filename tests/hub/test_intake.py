@@ -1,0 +1,437 @@
+"""Pushes that are hostile, that die half-way, and what is left of them: nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import struct
+import subprocess
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autohypothesis.hub.server.hub import Hub as Server
+from autohypothesis.hub.server.settings import Limits, Settings
+
+from .conftest import Agent, Clone, Hub, Start
+
+MakeClone = Callable[..., Clone]
+STEPS = ("received", "unpacked", "walked", "announced", "pack", "idx", "refs", "recorded")
+
+
+def state(hub: Hub) -> tuple[object, ...]:
+    """All that a push could leave: files, refs, rows."""
+    files = sorted(
+        str(path.relative_to(hub.data))
+        for folder in ("commits.git", "incoming", "passing")
+        for path in (hub.data / folder).rglob("*")
+    )
+    with sqlite3.connect(hub.data / "hub.sqlite3") as database:
+        rows = [
+            database.execute(f"SELECT * FROM {table} ORDER BY 1, 2").fetchall()
+            for table in ("commits", "parents", "pushes")
+        ]
+    return (files, rows)
+
+
+# ── what is stored ──────────────────────────────────────────────────────────────────────────
+
+
+def packed(hub: Hub) -> list[str]:
+    packs = sorted((hub.data / "commits.git" / "objects" / "pack").glob("*.idx"))
+    return [
+        name
+        for pack in packs
+        for name in (
+            line.split()[1] for line in hub.git("show-index", stdin=pack.open("rb")).splitlines()
+        )
+    ]
+
+
+def test_full_history_again_and_again_is_stored_once(start: Start, clone: MakeClone) -> None:
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    for number in range(4):
+        mine.commit(f"number {number}")
+        assert agent.push(mine.bundle()).status == 201
+    stored = packed(hub)
+    assert len(stored) == len(set(stored)) == 12
+    assert "missing" not in hub.git("fsck", "--strict")
+
+
+def test_what_no_new_commit_needs_is_not_stored(start: Start, clone: MakeClone) -> None:
+    hub, mine = start(), clone()
+    head = mine.commit("start")
+    junk = mine.object("blob", b"nobody asked for this")
+    objects = mine.git("rev-list", "--objects", "--no-object-names", "HEAD").split()
+    answer = hub.agent("ada").push(mine.bundle_with(head, [*objects, junk]))
+    assert answer.status == 201
+    assert sorted(packed(hub)) == sorted(objects)
+
+
+def test_gc_keeps_every_commit_over_a_restart(start: Start, clone: MakeClone) -> None:
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    for number in range(3):
+        head = mine.commit(f"number {number}")
+        assert agent.push(mine.bundle()).status == 201
+    before = agent.get("/api/git/commits")
+    hub.end()
+    hub.git("gc", "-q", "--prune=now", "--aggressive")
+    hub.start()
+    agent.hub = hub.url
+    assert agent.get("/api/git/commits") == before
+    assert agent(f"/api/git/fetch/{head}").status == 200
+    mine.commit("after")
+    assert agent.push(mine.bundle()).status == 201
+
+
+def test_a_commit_without_its_ref_gets_it_back(start: Start, clone: MakeClone) -> None:
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    head = mine.commit("start")
+    agent.push(mine.bundle())
+    hub.end()
+    hub.git("update-ref", "-d", f"refs/commits/{head}")
+    hub.start()
+    assert hub.git("for-each-ref", "--format=%(objectname)").split() == [head]
+
+
+def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
+    tmp_path: Path, clone: MakeClone
+) -> None:
+    settings = Settings(tmp_path / "hub", limits=Limits(loose_packs=2))
+    mine, opened = clone(), Server.open(settings)
+    lock = opened.store.packs / "multi-pack-index.lock"
+
+    def push(message: str) -> str:
+        head = mine.commit(message)
+        quarantine = opened.intake.quarantine()
+        quarantine.body.write_bytes(mine.bundle().read_bytes())
+        assert opened.intake.take(quarantine, "ada") == [head]
+        return head
+
+    push("one")
+    assert not lock.with_suffix("").exists()
+    heads = [push("two"), push("three")]
+    assert lock.with_suffix("").exists()
+    lock.touch()
+    opened = Server.open(settings)
+    heads.append(push("four"))
+    assert not lock.exists()
+    subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=opened.store.path, check=True)
+    heads.append(push("five"))
+    assert opened.store.present(heads) == set(heads)
+    opened.store.bundle(heads[-1]).close()
+
+
+# ── killed half-way ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_push_that_is_killed_is_whole_or_not_there(start: Start, clone: MakeClone) -> None:
+    """At every step of one push; each start sweeps, and is killed at the next step."""
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    first = mine.commit("one")
+    assert agent.push(mine.bundle()).status == 201
+    hub.end()
+    before = state(hub)
+    second, third = mine.commit("two"), mine.commit("three")
+    bundle = mine.bundle()
+    for step in STEPS:
+        agent.hub = hub.start(AUTOHYPOTHESIS_HUB_CRASH_AT=step).url
+        assert [one["hash"] for one in agent.get("/api/git/commits")] == [first], step
+        assert state(hub) == before, step
+        with pytest.raises(AssertionError, match="no answer"):
+            agent.push(bundle)
+        assert hub.died() == -9, step
+    agent.hub = hub.start().url
+    assert [one["hash"] for one in agent.get("/api/git/commits")] == [third, second, first]
+    assert not any((hub.data / "incoming").iterdir())
+    assert agent.push(bundle).json == {"hashes": [third]}
+    lineage = agent.get(f"/api/git/commits/{third}/lineage")
+    assert [one["hash"] for one in lineage] == [third, second, first]
+    assert hub.git("fsck", "--strict", "--no-dangling").strip() in ("", UNBORN)
+
+
+UNBORN = "notice: HEAD points to an unborn branch (master)"
+
+
+def test_a_lock_of_a_git_that_was_killed_is_removed(start: Start, clone: MakeClone) -> None:
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    hub.end()
+    head = mine.commit("start")
+    (hub.data / "commits.git" / "packed-refs.lock").touch()
+    refs = hub.data / "commits.git" / "refs" / "commits"
+    refs.mkdir(exist_ok=True)
+    (refs / f"{head}.lock").touch()
+    hub.start()
+    agent.hub = hub.url
+    assert agent.push(mine.bundle()).status == 201
+
+
+def test_a_publication_that_fails_is_undone(start: Start, clone: MakeClone) -> None:
+    """A ref that cannot be made: a file of somebody's is in its way."""
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    head = mine.commit("start")
+    in_the_way = hub.data / "commits.git" / "refs" / "commits" / head / "x"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text(head)
+    before = state(hub)
+    answer = agent.push(mine.bundle())
+    assert answer.status == 500 and answer.error
+    in_the_way.unlink()
+    in_the_way.parent.rmdir()
+    assert agent.push(mine.bundle()).status == 201
+    assert str(in_the_way.relative_to(hub.data)) in before[0]  # type: ignore[operator]
+    assert not any((hub.data / "incoming").iterdir())
+
+
+# ── hostile ─────────────────────────────────────────────────────────────────────────────────
+
+
+def entry(kind: int, content: bytes, size: int | None = None, base: str = "") -> bytes:
+    """An object as a pack holds it; `content` is compressed here."""
+    left = len(content) if size is None else size
+    byte = (kind << 4) | (left & 15)
+    left >>= 4
+    head = bytearray()
+    while left:
+        head.append(byte | 128)
+        byte, left = left & 127, left >> 7
+    head.append(byte)
+    return bytes(head) + bytes.fromhex(base) + zlib.compress(content, 9)
+
+
+def made(head: str, *entries: bytes) -> bytes:
+    """A bundle whose pack holds `entries`."""
+    pack = b"PACK" + struct.pack(">II", 2, len(entries)) + b"".join(entries)
+    return f"# v2 git bundle\n{head} HEAD\n\n".encode() + pack + hashlib.sha1(pack).digest()
+
+
+def varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def delta_bomb(_: Clone) -> bytes:
+    """Each object copies the one before it many times over."""
+    content = b"x" * 60_000
+    entries = [entry(3, content)]
+    name = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    size = len(content)
+    for times in (200, 180, 2, 2):
+        copies = b"".join(_copy(at, min(size, 0xFFFFFF)) for at in [0] * times)
+        grown = min(size, 0xFFFFFF) * times
+        entries.append(entry(7, varint(size) + varint(grown) + copies, base=name))
+        if grown > 1 << 30:
+            break
+        name = hashlib.sha1(b"blob %d\0" % grown + b"x" * grown).hexdigest()
+        size = grown
+    return made("a" * 40, *entries)
+
+
+def _copy(offset: int, size: int) -> bytes:
+    return bytes([0x80 | 0x70]) + size.to_bytes(3, "little") if offset == 0 else b""
+
+
+def zero_bomb(_: Clone) -> bytes:
+    """A gigabyte of nothing in a megabyte."""
+    compress = zlib.compressobj(9)
+    piece = b"\0" * (1 << 20)
+    body = b"".join(compress.compress(piece) for _ in range(1024)) + compress.flush()
+    head = entry(3, b"", size=1 << 30)
+    return made("a" * 40, head[: -len(zlib.compress(b"", 9))] + body)
+
+
+def tree_bomb(mine: Clone) -> bytes:
+    """Ten trees of ten of the one before: no end to what they unfold to."""
+    inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
+    for _ in range(10):
+        inner = mine.tree(*(("40000", f"d{number}", inner) for number in range(10)))
+    return mine.bundle_of(mine.commit_of(inner)).read_bytes()
+
+
+def deep_tree(mine: Clone) -> bytes:
+    inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
+    for _ in range(100):
+        inner = mine.tree(("40000", "d", inner))
+    return mine.bundle_of(mine.commit_of(inner)).read_bytes()
+
+
+def long_path(mine: Clone) -> bytes:
+    inner = mine.tree(("100644", "f", mine.object("blob", b"f")))
+    for _ in range(8):
+        inner = mine.tree(("40000", "d" * 200, inner))
+    return mine.bundle_of(mine.commit_of(inner)).read_bytes()
+
+
+def of_tree(*entries: tuple[str, str]) -> Callable[[Clone], bytes]:
+    """A commit of a tree with these (mode, name)."""
+
+    def make(mine: Clone) -> bytes:
+        blob = mine.object("blob", b"content")
+        tree = mine.tree(*((mode, name, blob) for mode, name in entries))
+        head = mine.commit_of(tree)
+        return mine.bundle_with(head, [head, tree, blob]).read_bytes()
+
+    return make
+
+
+def submodule(mine: Clone) -> bytes:
+    tree = mine.tree(("160000", "sub", "b" * 40))
+    head = mine.commit_of(tree)
+    return mine.bundle_with(head, [head, tree]).read_bytes()
+
+
+def a_tag(mine: Clone) -> bytes:
+    mine.commit("start")
+    mine.git("tag", "-a", "-m", "a tag", "v1")
+    return mine.bundle("v1").read_bytes()
+
+
+def many_parents(mine: Clone) -> bytes:
+    tree = mine.tree(("100644", "f", mine.object("blob", b"f")))
+    parents = [mine.commit_of(tree, message=str(number)) for number in range(20)]
+    return mine.bundle_of(mine.commit_of(tree, *parents)).read_bytes()
+
+
+def head_not_in_pack(mine: Clone) -> bytes:
+    head = mine.commit("start")
+    return mine.bundle().read_bytes().replace(head.encode(), b"c" * 40)
+
+
+def without_a_blob(mine: Clone) -> bytes:
+    head = mine.commit("start")
+    return mine.bundle_with(head, [head, mine.git("rev-parse", "HEAD^{tree}")]).read_bytes()
+
+
+def huge_count(_: Clone) -> bytes:
+    return b"# v2 git bundle\n" + b"a" * 40 + b" HEAD\n\nPACK\0\0\0\2\xff\xff\xff\xff" + b"x" * 99
+
+
+HOSTILE: dict[str, Callable[[Clone], bytes]] = {
+    "delta bomb": delta_bomb,
+    "zero bomb": zero_bomb,
+    "tree bomb": tree_bomb,
+    "deep tree": deep_tree,
+    "long path": long_path,
+    "symbolic link": of_tree(("120000", "link")),
+    "submodule": submodule,
+    ".gitattributes": of_tree(("100644", ".gitattributes")),
+    ".gitmodules": of_tree(("100644", ".gitmodules")),
+    ".GITATTRIBUTES": of_tree(("100644", ".GitAttributes")),
+    "dot git": of_tree(("100644", ".git")),
+    "dot dot": of_tree(("100644", "..")),
+    "slash": of_tree(("100644", "a/b")),
+    "twice": of_tree(("100644", "a"), ("100755", "a")),
+    "unsorted": of_tree(("100644", "b"), ("100644", "a")),
+    "odd mode": of_tree(("100664", "a")),
+    "zero mode": of_tree(("0100644", "a")),
+    "file as folder": of_tree(("40000", "a")),
+    "tag": a_tag,
+    "parents": many_parents,
+    "head": head_not_in_pack,
+    "blob": without_a_blob,
+    "count": huge_count,
+}
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> object:
+    hub = Hub(tmp_path_factory.mktemp("victim") / "data", ("--pushes", "1000")).start()
+    yield hub, hub.agent("mallory")
+    hub.end()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_hostile_is_refused_in_time_and_leaves_nothing(
+    victim: tuple[Hub, Agent], clone: MakeClone, tmp_path: Path, name: str
+) -> None:
+    """Two seconds and 50 MB are the promise; the clock here is CPU time of git and server."""
+    hub, mallory = victim
+    bundle = tmp_path / "hostile.bundle"
+    bundle.write_bytes(HOSTILE[name](clone()))
+    before, server = state(hub), psutil.Process(hub.pid)
+    memory, spent = server.memory_info().rss, _spent(server)
+    answer = mallory.push(bundle)
+    assert answer.status == 400 and "bundle" in answer.error, answer.body
+    assert state(hub) == before
+    assert server.memory_info().rss - memory < 50 << 20
+    assert _spent(server) - spent < 2.0
+
+
+def _spent(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def test_git_takes_no_more_memory_than_it_is_given(
+    victim: tuple[Hub, Agent], clone: MakeClone, tmp_path: Path
+) -> None:
+    hub, mallory = victim
+    bundle = tmp_path / "bomb"
+    bundle.write_bytes(delta_bomb(clone()))
+    sender = subprocess.Popen(
+        ["curl", "-s", "-H", f"Authorization: Bearer {mallory.key}", "--data-binary",
+         f"@{bundle}", f"{hub.url}/api/git/push"], stdout=subprocess.PIPE,
+    )  # fmt: skip
+    most = 0
+    while sender.poll() is None:
+        for child in psutil.Process(hub.pid).children():
+            try:
+                most = max(most, child.memory_info().rss)
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.005)
+    assert sender.stdout is not None
+    with sender.stdout as said:
+        assert "error" in json.loads(said.read())
+    assert 0 < most < 300 << 20
+
+
+def test_a_body_over_the_limit_is_refused_with_an_answer(
+    start: Start, clone: MakeClone, tmp_path: Path
+) -> None:
+    hub = start("--bundle-mb", "1")
+    agent, large = hub.agent("ada"), tmp_path / "large"
+    large.write_bytes(bytes(3 << 20))
+    before = state(hub)
+    told = agent("/api/git/push", "-X", "POST", "--data-binary", f"@{large}")
+    chunked = ("-X", "POST", "-H", "Transfer-Encoding: chunked", "-H", "Expect:")
+    untold = agent("/api/git/push", *chunked, "--data-binary", f"@{large}")
+    for answer in (told, untold):
+        assert answer.status == 413 and answer.error
+    no_key = Agent(hub.url, "x", "wrong")("/api/git/push", *chunked, "--data-binary", f"@{large}")
+    assert no_key.status == 401 and no_key.error
+    assert state(hub) == before
+
+
+def test_a_sender_that_goes_away_leaves_nothing(start: Start, clone: MakeClone) -> None:
+    hub = start()
+    agent = hub.agent("ada")
+    before = state(hub)
+    words = ["curl", "-s", "-X", "POST", "-T", "-", "-H", f"Authorization: Bearer {agent.key}"]
+    sender = subprocess.Popen([*words, f"{hub.url}/api/git/push"], stdin=subprocess.PIPE)
+    assert sender.stdin is not None
+    sender.stdin.write(b"# v2 git bundle\n" * 10_000)
+    sender.stdin.flush()
+    until = time.monotonic() + 20
+    while state(hub) == before and time.monotonic() < until:
+        time.sleep(0.02)
+    sender.kill()
+    sender.wait()
+    sender.stdin.close()
+    while state(hub) != before and time.monotonic() < until:
+        time.sleep(0.02)
+    assert state(hub) == before

@@ -1,0 +1,219 @@
+"""Who gets in, how often, from where; and what a hub promises beside the contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from .conftest import ADMIN_KEY, ROOT, Agent, Clone, Hub, Start, curl
+
+MakeClone = Callable[..., Clone]
+
+
+def admin(data: Path, *words: str) -> str:
+    """`hub admin WORDS`, beside the hub that serves."""
+    command = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "admin", *words]
+    command += ["--data", str(data)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """One for all tests that leave it as it was, but for agents and commits."""
+    options = ("--name", "hub.example.org", "--channels", "3")
+    hub = Hub(tmp_path_factory.mktemp("serving") / "data", options).start()
+    yield hub
+    hub.end()
+
+
+def test_keys_roles_and_what_the_folder_shows(hub: Hub, clone: MakeClone) -> None:
+    mine = clone()
+    mine.commit("start")
+    bundle = mine.bundle()
+    reader, poster = hub.agent("reader", "read"), hub.agent("poster", "post")
+    chief = hub.agent("chief", "admin")
+    assert reader.get("/api/channels") == []
+    assert reader.send("/api/channels", {"name": "results"}).status == 403
+    assert poster.send("/api/channels", {"name": "results"}).status == 201
+    assert poster.push(bundle).status == 403
+    assert poster.send("/api/admin/agents", {"id": "friend"}).status == 403
+    assert chief.send("/api/admin/agents", {"id": "friend", "role": "king"}).status == 400
+    assert chief.push(bundle).status == 201
+    operator = Agent(hub.url, "", ADMIN_KEY)
+    assert operator.push(bundle).status == 403
+
+    fresh = operator("/api/admin/agents/poster/rotate", "-X", "POST").json["api_key"]
+    assert poster("/api/channels").status == 401
+    poster.key = fresh
+    assert poster("/api/channels").status == 200
+    assert operator("/api/admin/agents/poster/revoke", "-X", "POST").status == 204
+    assert poster("/api/channels").status == 401
+    assert operator("/api/admin/agents/nobody/revoke", "-X", "POST").status == 404
+    names = [one["id"] for one in operator.get("/api/admin/agents")]
+    assert {"chief", "poster", "reader"} <= set(names)
+
+    assert stat.S_IMODE(hub.data.stat().st_mode) == 0o700
+    for path in hub.data.rglob("*"):
+        assert not path.is_file() or chief.key.encode() not in path.read_bytes()
+
+
+def test_the_operator_gives_keys_while_the_hub_serves(hub: Hub) -> None:
+    agent = Agent(hub.url, "ada", admin(hub.data, "create", "ada", "--role", "read"))
+    assert agent("/api/channels").status == 200
+    admin(hub.data, "role", "ada", "post")
+    assert agent.send("/api/channels/none/posts", {"content": "x"}).status == 404
+    admin(hub.data, "revoke", "ada")
+    assert agent("/api/channels").status == 401
+    (row,) = [one for one in json.loads(admin(hub.data, "list", "--json")) if one["id"] == "ada"]
+    assert row["role"] == "post" and row["revoked_at"]
+    agent.key = admin(hub.data, "rotate", "ada")
+    assert agent("/api/channels").status == 200
+
+
+def test_closed_registration_says_how_to_get_in(hub: Hub) -> None:
+    answer = curl("-X", "POST", "-d", '{"id":"ada"}', f"{hub.url}/api/register")
+    assert answer.status == 403 and "hub admin create" in answer.error
+
+
+def test_attempts_count_and_are_remembered_over_a_restart(start: Start, clone: MakeClone) -> None:
+    limits = ("--pushes", "2", "--posts", "2", "--diffs", "2", "--registrations", "2")
+    hub = start("--open-registration", *limits)
+    agent, other = hub.agent("ada"), hub.agent("bob")
+    for _ in range(2):
+        assert agent.send("/api/git/push", "no bundle").status == 400
+        assert agent.send("/api/channels/none/posts", {}).status == 404
+        assert agent("/api/git/diff/abcd/abcd").status == 404
+        assert curl("-X", "POST", "-d", "{}", f"{hub.url}/api/register").status == 400
+    hub.end()
+    agent.hub = other.hub = hub.start().url
+    mine = clone()
+    mine.commit("start")
+    for answer in (
+        agent.push(mine.bundle()),
+        agent.send("/api/channels/none/posts", {"content": "x"}),
+        agent("/api/git/diff/abcd/abcd"),
+        curl("-X", "POST", "-d", '{"id":"eve"}', f"{hub.url}/api/register"),
+    ):
+        assert answer.status == 429 and answer.error
+        assert 0 < int(answer.headers["retry-after"]) <= 3600
+    assert other.push(mine.bundle()).status == 201
+
+
+def test_only_a_named_proxy_says_who_asks_and_plain_http_is_warned_about(start: Start) -> None:
+    options = ("--open-registration", "--registrations", "1")
+    words = ("-X", "POST", "-d", "{}", "-H")
+    plain, behind = start(*options), start(*options, "--proxy", "127.0.0.1", "--host", "0.0.0.0")
+    forwarded = [f"X-Forwarded-For: 9.9.9.9, 10.0.0.{number}" for number in range(3)]
+    asked = [curl(*words, one, f"{plain.url}/api/register").status for one in forwarded]
+    assert asked == [400, 429, 429]
+    asked = [curl(*words, one, f"{behind.url}/api/register").status for one in forwarded]
+    assert asked == [400, 400, 400]
+    assert curl(*words, forwarded[0], f"{behind.url}/api/register").status == 429
+    assert behind.process is not None and behind.process.stderr is not None
+    assert "plain HTTP" in behind.process.stderr.readline()  # and the other one is loopback
+
+
+def test_a_foreign_host_name_is_refused(hub: Hub) -> None:
+    port = hub.url.rpartition(":")[2]
+    for name in ("evil.example", "127.0.0.1.evil.example", "10.0.0.1", ""):
+        answer = curl("-H", f"Host: {name}:{port}", f"{hub.url}/api/health")
+        assert answer.status in (400, 421), name
+    for name in ("localhost", "HUB.example.org", "127.0.0.1", "[::1]"):
+        assert curl("-H", f"Host: {name}:{port}", f"{hub.url}/api/health").status == 200, name
+    assert "warning" not in hub.said
+
+
+def test_a_channel_that_exists_is_409_even_when_there_can_be_no_more(hub: Hub) -> None:
+    agent, names = hub.agent("channels"), [f"c{number}" for number in range(4)]
+    asked = [agent.send("/api/channels", {"name": name}).status for name in names]
+    assert asked[0] == 201 and asked[-1] == 403
+    assert len(agent.get("/api/channels")) == 3
+    assert agent.send("/api/channels", {"name": "c0"}).status == 409
+
+
+def test_a_relative_folder_works(tmp_path: Path, clone: MakeClone) -> None:
+    hub, mine = Hub(Path("hub data"), cwd=tmp_path).start(), clone()
+    mine.commit("start")
+    assert hub.agent("ada").push(mine.bundle()).status == 201
+    assert hub.end() == -signal.SIGTERM
+    assert (tmp_path / "hub data" / "hub.sqlite3").is_file()
+
+
+def test_one_folder_is_served_once(hub: Hub, start: Start) -> None:
+    with pytest.raises(AssertionError, match="another process serves"):
+        start(data=hub.data)
+
+
+def test_health_notices_a_repository_that_is_gone(start: Start) -> None:
+    hub = start()
+    (hub.data / "commits.git").rename(hub.data / "elsewhere")
+    for _ in range(100):
+        answer = curl(f"{hub.url}/api/health")
+        if answer.status != 200:
+            break
+        subprocess.run(["sleep", "0.1"], check=True)
+    assert answer.status == 503 and "repository" in answer.error
+
+
+def test_what_agents_write_is_not_run_on_the_page(hub: Hub, clone: MakeClone) -> None:
+    agent, script, mine = hub.agent("page"), "<script>alert(1)</script>", clone()
+    mine.commit(script)
+    assert agent.push(mine.bundle()).status == 201
+    page = curl(hub.url + "/")
+    assert b"&lt;script&gt;" in page.body and b"<script" not in page.body
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.slow
+def test_a_database_that_is_locked_for_ten_seconds(start: Start) -> None:
+    hub = start()
+    agent = hub.agent("ada")
+    other = sqlite3.connect(hub.data / "hub.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert agent.get("/api/channels") == []
+    answer = agent.send("/api/channels", {"name": "results"})
+    assert answer.status == 503 and "busy" in answer.error
+    other.execute("ROLLBACK")
+    other.close()
+    assert agent.send("/api/channels", {"name": "results"}).status == 201
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 3 MB, where one may be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing may be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_refuses_and_leaves_nothing(
+    small_disk: Path, start: Start, clone: MakeClone
+) -> None:
+    hub, mine = start(data=small_disk / "hub"), clone()
+    agent = hub.agent("ada")
+    small = mine.commit("small")
+    assert agent.push(mine.bundle()).status == 201
+    for size in (1_200_000, 2_900_000):  # full while git unpacks it, and while it is received
+        (mine.root / "large.bin").write_bytes(os.urandom(size))
+        mine.commit(f"{size}")
+        answer = agent.push(mine.bundle())
+        assert answer.status == 507 and "disk" in answer.error, answer.body
+        assert not any((hub.data / "incoming").iterdir())
+        assert [one["hash"] for one in agent.get("/api/git/commits")] == [small]
+        mine.git("reset", "-q", "--hard", small)
+    mine.commit("small again")
+    assert agent.push(mine.bundle()).status == 201
