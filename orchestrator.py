@@ -22,6 +22,7 @@ from autohypothesis.commands import (
     doctor,
     fleet,
     hardware,
+    hub,
     ideas,
     init,
     loop,
@@ -39,7 +40,7 @@ from autohypothesis.commands.app import application, run_and_exit
 
 COMMANDS = (
     hardware, doctor, setup, loop, init, fleet, status, ideas, tools, task, run, record, sync,
-    show, results, decide, demo,
+    show, results, decide, hub, demo,
 )  # fmt: skip
 
 app = application(COMMANDS)

@@ -89,5 +89,9 @@ class ToolError(AutohypothesisError):
     """A helper script that is not published, was changed, or fails its checks."""
 
 
+class HubError(AutohypothesisError):
+    """A hub cannot be reached, refuses, or answers what is no answer."""
+
+
 class UnsupportedSystemError(AutohypothesisError):
     """This operating system lacks what the engine stands on."""

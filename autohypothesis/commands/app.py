@@ -49,6 +49,7 @@ PANELS = {
         "restore", "prune",
     ),
     "Any text": ("task",),
+    "Many machines": ("hub",),
 }  # fmt: skip
 """Every command, as `--help` groups them, in the order in which one meets them."""
 
