@@ -8,6 +8,7 @@ of whatever is said.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -158,18 +159,23 @@ class Wire:
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
             raise self.wrong(path, "in a compression that nobody asked for")
         body = bytearray()
-        for part in self._parts(path, response):
+        for part in self._parts(path, response, limit):
             body += part
             if len(body) > limit:
                 raise self.wrong(path, f"with more than {limit:,} bytes")
         return bytes(body)
 
-    def _parts(self, path: str, response: requests.Response) -> Iterator[bytes]:
+    def _parts(self, path: str, response: requests.Response, limit: int) -> Iterator[bytes]:
+        """An answer as it arrives. Nothing is read of one that promises more than `limit`."""
         deadline = time.monotonic() + TOTAL_S
-        for part in response.raw.stream(_CHUNK, decode_content=False):
+        promised = response.headers.get("Content-Length", "")
+        if promised.isdigit() and int(promised[:20]) > limit:
+            raise self.wrong(path, f"with more than {limit:,} bytes")
+        # One receive at a time: a plain read waits for a whole piece, however long it drips.
+        while part := response.raw.read1(_CHUNK, decode_content=False):
+            yield part
             if time.monotonic() > deadline:
                 raise self.wrong(path, f"for {TOTAL_S:.0f} s and had not ended")
-            yield part
 
     # ── what went wrong ───────────────────────────────────────────────────────────────────
 
@@ -187,7 +193,7 @@ class Wire:
             to = harmless(response.headers.get("Location", "elsewhere"))
             return self.wrong(path, f"{status}, a redirect to {to}, which is not followed")
         body = b""
-        for part in self._parts(path, response):
+        for part in self._parts(path, response, sys.maxsize):
             body += part
             if len(body) > SAID_LIMIT:
                 break
