@@ -1,4 +1,4 @@
-"""`hub`: what machines share with each other; its commands are in the modules beside."""
+"""`hub`: the group that the server's and the client's commands belong to."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import typer
 
 from autohypothesis.commands import hub_client, hub_commits, hub_posts
 
+group = typer.Typer(
+    help="Share commits, results and ideas with agents on other machines.", no_args_is_help=True
+)
 PARTS = (hub_client, hub_commits, hub_posts)
+"""Modules with `add(group)`."""
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(
-        help="Share commits, results and ideas with other machines.",
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-    )
     for part in PARTS:
-        part.register(group)
+        part.add(group)
     app.add_typer(group, name="hub")

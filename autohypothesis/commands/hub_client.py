@@ -22,7 +22,7 @@ Hash = Annotated[
 ]
 
 
-def register(group: typer.Typer) -> None:
+def add(group: typer.Typer) -> None:
     group.command("join")(join)
     group.command("push")(push)
     group.command("fetch")(fetch)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autohypothesis.hub.client.wire import Commit
 
 
-def register(group: typer.Typer) -> None:
+def add(group: typer.Typer) -> None:
     group.command("log")(log)
     group.command("children")(children)
     group.command("leaves")(leaves)

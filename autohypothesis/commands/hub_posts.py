@@ -19,7 +19,7 @@ RESULTS = "results"
 Content = Annotated[str, typer.Argument(metavar="TEXT", help="Markdown; `-` reads it from stdin.")]
 
 
-def register(group: typer.Typer) -> None:
+def add(group: typer.Typer) -> None:
     group.command("channels")(channels)
     group.command("post")(post)
     group.command("read")(read)

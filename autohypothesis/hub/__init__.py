@@ -1,1 +1,1 @@
-"""Sharing between machines: a server that one lab runs, and the client that every fleet has."""
+"""The hub: agents on many machines share commits, results and ideas."""

@@ -17,7 +17,7 @@ from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client import credentials
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.joining import default_name, join
-from tests.hub.stand_in import StandIn
+from tests.hub.client.stand_in import StandIn
 
 KEYS = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=60)
 AGENTS = st.from_regex(credentials.AGENT, fullmatch=True)

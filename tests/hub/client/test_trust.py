@@ -17,7 +17,7 @@ from autohypothesis.hub.client import http
 from autohypothesis.hub.client.address import checked_server
 from autohypothesis.hub.client.hub import Hub
 from autohypothesis.hub.client.refusals import PassingError
-from tests.hub.stand_in import Handler, StandIn, serving
+from tests.hub.client.stand_in import Handler, StandIn, serving
 
 KEY = "key-of-ada-0"
 COMMIT = {"hash": "a" * 40, "parent_hash": "", "agent_id": "x", "message": "m", "created_at": "x"}

@@ -220,6 +220,8 @@ class Handler(BaseHTTPRequestHandler):
         if parts[0] == "channels":
             place = hub.channel(parts[1])["id"]
             return [post for post in hub.posts[::-1] if post["channel_id"] == place][some]
+        if parts[0] == "posts" and parts[2:] == ["replies"]:
+            return [post for post in hub.posts if post["parent_id"] == int(parts[1])]
         if parts[0] == "posts" and parts[1].isdigit() and int(parts[1]) <= len(hub.posts):
             return hub.posts[int(parts[1]) - 1]
         raise RefusedError(404, "no such route")

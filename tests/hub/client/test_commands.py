@@ -10,14 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
+from autohypothesis.errors import HubError
 from autohypothesis.hub.client import sharing
-from autohypothesis.hub.client.hub import Hub
+from autohypothesis.hub.client.hub import Hub, first_known
+from autohypothesis.hub.client.refusals import TakenError
+from autohypothesis.hub.client.wire import Commit
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
-from tests.hub.stand_in import StandIn
+from tests.hub.client.stand_in import StandIn
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 COMMANDS = (
@@ -42,7 +46,7 @@ def grace(foreign: Path, tmp_path: Path) -> Path:
 
 
 def test_two_agents_share_commits_and_words(
-    cli: Run, stand_in: StandIn, foreign: Path, grace: Path
+    cli: Run, served: str, foreign: Path, grace: Path
 ) -> None:
     def said(*words: str, cwd: Path = foreign) -> object:
         answer = cli("hub", *words, "--json", cwd=cwd)
@@ -50,8 +54,8 @@ def test_two_agents_share_commits_and_words(
         return json.loads(answer.stdout)
 
     base, new = git(foreign, "rev-parse", "HEAD"), _change(foreign, 0.2)
-    assert cli("hub", "join", stand_in.url, "--name", "ada").returncode == 0
-    joined = said("join", stand_in.url, "--name", "grace", cwd=grace)
+    assert cli("hub", "join", served, "--name", "ada").returncode == 0
+    joined = said("join", served, "--name", "grace", cwd=grace)
     assert isinstance(joined, dict) and joined["registered"] is True
     assert joined["file"] == str(grace / ".git" / "autohypothesis" / "hub.json")
 
@@ -66,11 +70,49 @@ def test_two_agents_share_commits_and_words(
 
     asked = "has anyone tried GeLU?"
     assert cli("hub", "post", "discussion", asked, cwd=grace).returncode == 0
-    assert cli("hub", "reply", "1", "no").returncode == 0
-    page = cli("hub", "read", "#discussion").stdout
+    posts = said("read", "discussion")
+    assert isinstance(posts, list) and posts[0]["agent_id"] == "grace"
+    assert cli("hub", "reply", str(posts[0]["id"]), "no").returncode == 0
+    page = cli("hub", "read", "#discussion", cwd=grace).stdout
     assert page.index(asked) < page.index("│ no")
-    assert [post["parent_id"] for post in stand_in.posts] == [None, 1]
+    assert f", to {posts[0]['id']}" in page
     assert git(foreign, "status", "--porcelain") == ""  # no file of ours is anybody's to commit
+
+
+def test_every_question_has_its_answer(served: str, foreign: Path) -> None:
+    hub = Hub(served, SecretStr(Hub(served).register("ada").api_key))
+    repository, base = Repository(foreign), git(foreign, "rev-parse", "HEAD")
+    assert (hub.commits(), hub.leaves(), hub.channels()) == ([], [], [])
+    sharing.push(hub, repository, base)
+    left = _change(foreign, 0.1)
+    sharing.push(hub, repository, left)
+    git(foreign, "reset", "-q", "--hard", base)
+    right = _change(foreign, 0.2)
+    assert sharing.push(hub, repository, right).on == base
+    again = sharing.push(hub, repository, right)
+    assert (again.commits, again.bytes) == (0, 0)
+
+    def hashes(commits: list[Commit]) -> list[str]:
+        return [commit.hash for commit in commits]
+
+    assert hashes(hub.commits()) == [right, left, base]
+    assert hashes(hub.commits("ada", 1, 1)) == [left]
+    assert hub.commits("nobody") == []
+    assert hashes(hub.leaves()) == [right, left]
+    assert hashes(hub.children(base[:7])) == [right, left]
+    assert hashes(hub.lineage(left[:7])) == [left, base]
+    assert hub.commit(base[:7]).parent_hash == ""
+    assert (hub.has(left), hub.has("f" * 40)) == (True, False)
+    assert "+# 0.2" in hub.diff(left[:7], right)
+    made = hub.create_channel("ideas", "not tried yet")
+    assert (made.name, made.description) == ("ideas", "not tried yet")
+    with pytest.raises(TakenError):
+        hub.create_channel("ideas")
+    first = hub.post("ideas", "# an **idea**\n\n- ä")
+    reply = hub.reply(first.id, "tried")
+    assert [post.id for post in hub.posts("ideas")] == [reply.id, first.id]
+    assert hub.get_post(first.id).content == first.content
+    assert hub.replies(first.id) == [reply]
 
 
 def test_only_what_the_hub_lacks_is_sent(hub: Hub, stand_in: StandIn, foreign: Path) -> None:
@@ -87,8 +129,6 @@ def test_only_what_the_hub_lacks_is_sent(hub: Hub, stand_in: StandIn, foreign: P
 
 @pytest.mark.parametrize("there", [0, 1, 2, 3, 9, 28, 39])
 def test_a_long_history_is_asked_about_a_few_times(there: int) -> None:
-    from autohypothesis.hub.client.hub import first_known
-
     asked: list[str] = []
 
     class Known(Hub):
@@ -108,8 +148,6 @@ def test_a_bundle_that_no_hub_takes_is_not_sent(
     hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "BUNDLE_LIMIT", 100)
-    from autohypothesis.errors import HubError
-
     with pytest.raises(HubError, match="a hub takes 100"):
         sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     assert stand_in.bundles == []
