@@ -40,7 +40,7 @@ from autohypothesis.commands.app import application, run_and_exit
 
 COMMANDS = (
     hardware, doctor, setup, loop, init, fleet, status, ideas, tools, task, run, record, sync,
-    show, results, decide, hub, demo,
+    show, results, decide, demo, hub,
 )  # fmt: skip
 
 app = application(COMMANDS)
