@@ -77,7 +77,7 @@ class Wire:
         body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json"}
         try:
-            answer = self._once("POST", path, (201,), data=body, headers=headers)
+            answer = self._tried("POST", path, (201,), twice=False, data=body, headers=headers)
         except PassingError as error:
             if error.arrived:
                 error.hint = "it may stand there nevertheless: look before you send it again"
@@ -110,14 +110,21 @@ class Wire:
         path: str,
         accept: tuple[int, ...],
         *,
+        twice: bool = True,
         more: Callable[[], dict[str, Any]] = dict,
         **how: Any,
     ) -> Answer:
-        """Once, and again where it never came to an answer."""
+        """Once, and again where it never came to an answer.
+
+        Without `twice` only where nobody was there to hear it: what may have been heard is not
+        said again.
+        """
         for pause in PAUSES_S:
             try:
                 return self._once(method, path, accept, **how, **more())
-            except PassingError:
+            except PassingError as error:
+                if error.arrived and not twice:
+                    raise
                 time.sleep(pause)
         return self._once(method, path, accept, **how, **more())
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.hub.client.http import Wire
 from autohypothesis.hub.client.hub import Hub
 from tests.conftest import ROOT
 from tests.hub.client.stand_in import StandIn, serving
@@ -56,8 +57,9 @@ def served(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterat
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr
         try:
-            said = process.stderr.readline()
-            yield said.split(" on ")[1].split(";")[0]
+            url = process.stderr.readline().split(" on ")[1].split(";")[0]
+            assert Wire(url).ask("/api/health") == {"status": "ok"}  # it is tried again meanwhile
+            yield url
         finally:
             process.terminate()
             process.communicate(timeout=30)
