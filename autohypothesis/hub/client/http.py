@@ -55,8 +55,14 @@ class Wire:
         self.server = checked_server(server)
         self._key = key
         self._session = requests.Session()
+        # A connection of its own for each request: a hub may hang up on an idle one just when it is
+        # used again, and then nobody knows whether a post arrived.
         self._session.headers.update(
-            {"Accept-Encoding": "identity", "User-Agent": f"autohypothesis/{__version__}"}
+            {
+                "Accept-Encoding": "identity",
+                "Connection": "close",
+                "User-Agent": f"autohypothesis/{__version__}",
+            }
         )
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
