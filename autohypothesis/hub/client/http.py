@@ -55,14 +55,8 @@ class Wire:
         self.server = checked_server(server)
         self._key = key
         self._session = requests.Session()
-        # A connection of its own for each request: a hub may hang up on an idle one just when it is
-        # used again, and then nobody knows whether a post arrived.
         self._session.headers.update(
-            {
-                "Accept-Encoding": "identity",
-                "Connection": "close",
-                "User-Agent": f"autohypothesis/{__version__}",
-            }
+            {"Accept-Encoding": "identity", "User-Agent": f"autohypothesis/{__version__}"}
         )
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
@@ -150,6 +144,10 @@ class Wire:
                 return Answer(response.status_code, self._body(path, response, limit))
         except (requests.RequestException, HTTPError, OSError) as error:
             raise unreached(self.server, path, error) from None
+        finally:
+            # A connection of its own for each request: a hub may hang up on an idle one just when
+            # it is used again, and then nobody knows whether a post arrived.
+            self._session.close()
 
     def _open(self, method: str, path: str, **how: Any) -> requests.Response:
         return self._session.request(
