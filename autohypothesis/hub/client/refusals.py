@@ -49,7 +49,9 @@ _WHY = (
 def refusal(server: str, path: str, status: int, body: bytes, wait: str) -> HubError:
     """The error for an answer with `status`; `wait` is what it said about trying again."""
     problem = f"{server}{path} answered {status}: {said(body)}"
-    return _KINDS.get(status, HubError)(problem, hint=_next(status, server, wait))
+    found = _KINDS.get(status, HubError)(problem, hint=_next(status, server, wait))
+    found.status = status
+    return found
 
 
 def said(body: bytes) -> str:
