@@ -179,6 +179,17 @@ def test_an_answer_that_was_lost_is_not_told_again(box: DiskOutbox) -> None:
     assert courier.heard == ["a"]
 
 
+def test_what_was_sent_and_still_waits_is_not_told_again(box: DiskOutbox) -> None:
+    """As a kill between the two leaves it, and a hub that cannot be asked about it."""
+    box.put("post", "a", {})
+    waiting = box.layout.outbox_entry("pending", "post", "a")
+    content = waiting.read_bytes()
+    assert box.deliver(Collector()).sent == 1
+    waiting.write_bytes(content)
+    assert box.deliver(courier := Collector()).left == 0
+    assert (courier.heard, _states(box)["pending"]) == ([], [])
+
+
 def test_a_damaged_entry_stops_no_other(box: DiskOutbox) -> None:
     box.put("post", "a", {})
     box.put("post", "b", {})

@@ -116,7 +116,27 @@ def _lying(foreign: Path, new: str) -> bytes:
     return _bundle(foreign, base).replace(base.encode(), new.encode(), 1)
 
 
-@pytest.mark.parametrize("spoil", [_torn, _flipped, _cut, _another, _lying])
+def _without(foreign: Path, new: str, name: str) -> bytes:
+    """All of it but one object, in a pack that is whole."""
+    head = f"# v2 git bundle\n{new} HEAD\n\n".encode()
+    listed = git(foreign, "rev-list", "--objects", new).splitlines()
+    left = git(foreign, "rev-parse", f"{new}{name}")
+    names = "".join(f"{line.split()[0]}\n" for line in listed if left not in line).encode()
+    pack = subprocess.run(
+        ["git", "pack-objects", "--stdout", "-q"], cwd=foreign, input=names, capture_output=True
+    )
+    return head + pack.stdout
+
+
+def _no_file(foreign: Path, new: str) -> bytes:
+    return _without(foreign, new, ":train.py")
+
+
+def _no_folder(foreign: Path, new: str) -> bytes:
+    return _without(foreign, new, "^{tree}")
+
+
+@pytest.mark.parametrize("spoil", [_no_file, _no_folder, _torn, _flipped, _cut, _another, _lying])
 def test_a_damaged_bundle_leaves_nothing_behind(spoil: object, foreign: Path, empty: Path) -> None:
     assert callable(spoil)
     bad = spoil(foreign, new := _commit(foreign, "x = 1\n"))

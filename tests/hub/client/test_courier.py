@@ -69,6 +69,19 @@ def test_an_answer_that_was_lost_is_looked_for(
     assert len(stand_in.posts) == 4
 
 
+def test_words_that_were_said_before_do_not_count(
+    box: DiskOutbox, courier: HubCourier, stand_in: StandIn, hub: Hub
+) -> None:
+    """A try that never arrived is not found in what stood there already."""
+    hub.post("results", "same")
+    _put(box, "a")
+    stand_in.behave = lambda handler: handler.command == "POST"
+    assert box.deliver(courier).error
+    stand_in.behave = lambda _: False
+    assert box.deliver(courier).sent == 1
+    assert _said(stand_in) == ["same", "same"]
+
+
 def test_a_hub_of_yesterday_is_told_again(
     box: DiskOutbox, courier: HubCourier, stand_in: StandIn, hub: Hub
 ) -> None:
