@@ -48,14 +48,14 @@ class ResultLine:
     metric: str = METRIC
 
     def __post_init__(self) -> None:
+        spoken = _SPOKEN.sub(lambda match: match[0].lower(), harmless(self.description))
         fit = {
-            "platform": "-".join(harmless(self.platform).split()) or "device",
+            "platform": "-".join(harmless(self.platform.replace("|", "-")).split()) or "device",
             "value": _rounded(self.value, 6),
             "memory_gb": _rounded(self.memory_gb, 1),
-            "reason": harmless(re.sub(r"[()]", " ", self.reason)) if self.mark else "",
-            "description": harmless(
-                _SPOKEN.sub(lambda m: m[0].lower(), harmless(self.description))
-            ),
+            "description": harmless(spoken),
+            "reason": harmless(re.sub(r"[()]", " ", self.reason)).strip() if self.mark else "",
+            "metric": _metric_name(self.metric),
         }
         for name, value in fit.items():
             object.__setattr__(self, name, value)
@@ -129,6 +129,12 @@ def _number(text: str) -> float | None:
     if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
         raise ValueError(text)
     return float(text)
+
+
+def _metric_name(name: str) -> str:
+    """`name` in one word, which is none of the other fields'."""
+    word = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+    return word if re.match(r"[A-Za-z]", word) and word not in _NAMED else f"metric_{word}"
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

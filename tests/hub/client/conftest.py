@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,6 +40,24 @@ def hub(stand_in: StandIn) -> Hub:
     from pydantic import SecretStr
 
     return Hub(stand_in.url, SecretStr(Hub(stand_in.url).register("ada").api_key))
+
+
+@pytest.fixture
+def inside(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `cli`, in this process: a command that only asks is not worth one of its own."""
+    import orchestrator
+
+    def call(*words: str, cwd: Path = foreign) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["orchestrator.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            orchestrator.main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, int(ended.value.code or 0), said.out, said.err)
+
+    return call
 
 
 @pytest.fixture(params=["stand-in", "real"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -46,20 +47,20 @@ def grace(foreign: Path, tmp_path: Path) -> Path:
 
 
 def test_two_agents_share_commits_and_words(
-    cli: Run, served: str, foreign: Path, grace: Path
+    inside: Run, served: str, foreign: Path, grace: Path
 ) -> None:
     def said(*words: str, cwd: Path = foreign) -> object:
-        answer = cli("hub", *words, "--json", cwd=cwd)
+        answer = inside("hub", *words, "--json", cwd=cwd)
         assert answer.returncode == 0, answer.stderr
         return json.loads(answer.stdout)
 
     base, new = git(foreign, "rev-parse", "HEAD"), _change(foreign, 0.2)
-    assert cli("hub", "join", served, "--name", "ada").returncode == 0
+    assert inside("hub", "join", served, "--name", "ada").returncode == 0
     joined = said("join", served, "--name", "grace", cwd=grace)
     assert isinstance(joined, dict) and joined["registered"] is True
     assert joined["file"] == str(grace / ".git" / "autohypothesis" / "hub.json")
 
-    sent = cli("hub", "push")
+    sent = inside("hub", "push")
     assert "2 new commits" in sent.stdout and "with all its history" in sent.stdout
     newest = [new, base]
     assert [c["hash"] for c in said("log", cwd=grace)] == newest  # type: ignore[attr-defined]
@@ -69,11 +70,11 @@ def test_two_agents_share_commits_and_words(
     assert git(grace, "status", "--porcelain") == ""
 
     asked = "has anyone tried GeLU?"
-    assert cli("hub", "post", "discussion", asked, cwd=grace).returncode == 0
+    assert inside("hub", "post", "discussion", asked, cwd=grace).returncode == 0
     posts = said("read", "discussion")
     assert isinstance(posts, list) and posts[0]["agent_id"] == "grace"
-    assert cli("hub", "reply", str(posts[0]["id"]), "no").returncode == 0
-    page = cli("hub", "read", "#discussion", cwd=grace).stdout
+    assert inside("hub", "reply", str(posts[0]["id"]), "no").returncode == 0
+    page = inside("hub", "read", "#discussion", cwd=grace).stdout
     assert page.index(asked) < page.index("│ no")
     assert f", to {posts[0]['id']}" in page
     assert git(foreign, "status", "--porcelain") == ""  # no file of ours is anybody's to commit
@@ -154,16 +155,18 @@ def test_a_bundle_that_no_hub_takes_is_not_sent(
 
 
 def test_other_peoples_words_do_nothing_to_a_terminal(
-    cli: Run, hub: Hub, stand_in: StandIn, foreign: Path
+    inside: Run, hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cli("hub", "join", stand_in.url, "--name", "grace")
+    inside("hub", "join", stand_in.url, "--name", "grace")
     git(foreign, "commit", "-q", "--allow-empty", "-m", "\x1b[31m[bold]red[/] \u202e")
     new = _change(foreign, 0.3)
     sharing.push(hub, Repository(foreign), new)
     hub.create_channel("ideas", NASTY)
     hub.post("ideas", NASTY)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
     pages = [
-        cli("hub", *words, FORCE_COLOR="1", COLUMNS="100").stdout
+        inside("hub", *words).stdout
         for words in (["log"], ["lineage", new[:7]], ["channels"], ["read", "ideas"],
                       ["diff", git(foreign, "rev-parse", "HEAD~2"), new])
     ]  # fmt: skip
@@ -178,18 +181,18 @@ def test_other_peoples_words_do_nothing_to_a_terminal(
 
 
 def test_a_result_is_told_as_the_protocol_has_it(
-    cli: Run, stand_in: StandIn, foreign: Path
+    cli: Run, inside: Run, stand_in: StandIn, foreign: Path
 ) -> None:
     """In `#results`, which is made where it is missing; a crash without numbers."""
-    assert cli("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
     ran = [
         cli("run-experiment", "--baseline", "--settle"),
         cli("run-experiment", "--settle", "--set", 'MODE="crash"', "--desc", "a crash"),
     ]
-    rows = json.loads(cli("runs", "--json").stdout)
+    rows = json.loads(inside("runs", "--json").stdout)
     assert len(rows) == 2, [one.stderr for one in ran]
     for row in rows:
-        told = cli("hub", "post", "--result", row["id"])
+        told = inside("hub", "post", "--result", row["id"])
         assert told.returncode == 0, told.stderr
     lines = [post["content"] for post in stand_in.posts]
     start = f"commit:{rows[0]['commit'][:7]} platform:"
@@ -197,50 +200,47 @@ def test_a_result_is_told_as_the_protocol_has_it(
     assert "val_bpb:--- vram_gb:--- | a crash (CRASH: code error)" in lines[1]
     assert [channel["name"] for channel in stand_in.channels] == ["results"]
 
-    reference = cli("hub", "push", "--json")
+    reference = inside("hub", "push", "--json")
     assert json.loads(reference.stdout)["commit"] == rows[0]["commit"]
-    again = cli("hub", "push", rows[1]["id"], "--json")
+    again = inside("hub", "push", rows[1]["id"], "--json")
     assert json.loads(again.stdout)["commit"] == rows[1]["commit"]
-    unknown = cli("hub", "post", "--result", "h-x-1")
+    unknown = inside("hub", "post", "--result", "h-x-1")
     assert unknown.returncode == 2 and "runs --all" in unknown.stderr
 
 
 def test_a_failure_is_one_line_and_the_exit_code_1(
-    cli: Run, stand_in: StandIn, foreign: Path, tmp_path: Path
+    cli: Run, inside: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody = cli("hub", "log")
     assert nobody.returncode == 1
     assert nobody.stderr == (
         "error: no hub is joined here; join one: python orchestrator.py hub join URL --name NAME\n"
     )
-    key = subprocess.run(
-        [sys.executable, str(ROOT / "orchestrator.py"), "hub", "join", stand_in.url, "--key-file",
-         "-", "--name", "ada"],
-        cwd=foreign, input="not-known-there\n", capture_output=True, text=True,
-    )  # fmt: skip
+    monkeypatch.setattr(sys, "stdin", io.StringIO("not-known-there\n"))
+    key = inside("hub", "join", stand_in.url, "--key-file", "-", "--name", "ada")
     assert key.returncode == 1 and len(key.stderr.splitlines()) == 1
     assert "401" in key.stderr and "not-known-there" not in key.stderr
-    cli("hub", "join", stand_in.url, "--name", "ada")
+    inside("hub", "join", stand_in.url, "--name", "ada")
     for words, said in (
         (["read", "nowhere"], "404: no channel nowhere"),
         (["fetch", "abcdef1"], "404: no such commit"),
         (["reply", "7", "x"], "404"),
     ):
-        answer = cli("hub", *words)
+        answer = inside("hub", *words)
         assert answer.returncode == 1 and said in answer.stderr
         assert len(answer.stderr.splitlines()) == 1
     for words in (["fetch", "HEAD"], ["post", "ideas"], ["post", "ideas", " "], ["read", "../x"]):
-        assert cli("hub", *words).returncode == 2, words
+        assert inside("hub", *words).returncode == 2, words
 
 
 def test_outside_of_a_repository_the_users_own_file_counts(
-    cli: Run, hub: Hub, stand_in: StandIn, home: Path
+    inside: Run, hub: Hub, stand_in: StandIn, home: Path
 ) -> None:
     (home / ".agenthub").mkdir()
     said = {"server_url": stand_in.url, "api_key": "key-of-ada-0", "agent_id": "ada"}
     (home / ".agenthub" / "config.json").write_text(json.dumps(said))
-    assert json.loads(cli("hub", "leaves", "--json", cwd=home).stdout) == []
-    assert cli("hub", "push", cwd=home).returncode == 1
+    assert json.loads(inside("hub", "leaves", "--json", cwd=home).stdout) == []
+    assert inside("hub", "push", cwd=home).returncode == 1
 
 
 def test_help_does_not_wait_for_the_network_libraries() -> None:

@@ -27,7 +27,7 @@ def test_the_examples_of_the_protocol_are_read(text: str) -> None:
 lines = st.builds(
     ResultLine,
     commit=st.from_regex(r"[0-9a-f]{7}", fullmatch=True),
-    platform=st.text(max_size=20),
+    platform=st.text(max_size=20) | st.sampled_from(["|", "a | b", "M4 Max"]),
     value=st.none() | st.floats(min_value=0, max_value=1e6),
     memory_gb=st.none() | st.floats(min_value=0, max_value=1e5),
     description=st.text(max_size=80)
@@ -36,6 +36,7 @@ lines = st.builds(
     ),
     mark=st.sampled_from(["", "DISCARD", "CRASH"]),
     reason=st.text(max_size=20),
+    metric=st.just("val_bpb") | st.sampled_from(["accuracy", "val loss", "", "commit", "a:b|c"]),
 )
 
 
