@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.errors import GitError
@@ -204,6 +204,7 @@ def test_a_shallow_clone_says_that_it_cannot_push(foreign: Path, tmp_path: Path)
 START = b"# v2 git bundle\n"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.binary(max_size=300).map(lambda rest: START + rest))
 def test_no_header_breaks_the_reader(content: bytes) -> None:
     try:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -82,6 +82,7 @@ def test_a_damaged_file_is_named_and_not_shown(content: str, home: Path, common:
     assert "secret" not in str(caught.value)
 
 
+@settings(deadline=None)
 @given(AGENTS, KEYS)
 def test_shell_lines_are_read_back(agent: str, key: str) -> None:
     text = credentials.shell_lines(agent, SecretStr(key))

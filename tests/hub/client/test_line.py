@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.hub.line import ResultLine, parse, results_in, write
@@ -40,6 +40,7 @@ lines = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(lines)
 def test_what_is_written_is_read_back(line: ResultLine) -> None:
     text = write(line)
@@ -47,6 +48,7 @@ def test_what_is_written_is_read_back(line: ResultLine) -> None:
     assert parse(text) == line
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_text_breaks_the_reader(text: str) -> None:
     for found in results_in(text):
