@@ -637,6 +637,27 @@ class Steering(Strict):
     """Let what runs end, and start nothing new."""
 
 
+class OutboxEntry(Tolerant):
+    """`research/outbox/<state>/<kind>.<name>.json`: something that others are to be told, once."""
+
+    kind: Identifier
+    """What it is, as whoever delivers it knows: `post`, `push`."""
+    name: Identifier
+    """Tells it from all others of its kind; what has the name of one that was sent is not sent."""
+    created_at: Time = Field(default_factory=now)
+    number: int
+    """Nanoseconds since the epoch: they are sent in this order."""
+    payload: dict[str, Any] = {}
+    tries: Annotated[int, Field(ge=0)] = 0
+    """Begun, whatever became of them."""
+    mark: Any = None
+    """How it stood there before the first try: what is newer may be this entry."""
+    last_error: str = ""
+    receipt: str = ""
+    """What it is called there, once it was sent."""
+    closed_at: Time | None = None
+
+
 class LiveSummary(Tolerant):
     """`research/live/summary.json`."""
 
@@ -759,6 +780,7 @@ FILES: dict[str, type[BaseModel]] = {
     "research/aggregate/leaderboard.json": Leaderboard,
     "research/aggregate/problems.json (an entry)": Problem,
     "research/tools/registry.json": Registry,
+    "research/outbox/<state>/<kind>.<name>.json": OutboxEntry,
     "experiments.jsonl (a line)": Row,
 }
 

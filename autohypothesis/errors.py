@@ -89,5 +89,23 @@ class ToolError(AutohypothesisError):
     """A helper script that is not published, was changed, or fails its checks."""
 
 
+class HubError(AutohypothesisError):
+    """A hub cannot be reached, refuses, or answers what is no answer."""
+
+    status = 0
+    """Of a refusal, as HTTP has it; 0: it never came to one."""
+
+
+class DeliveryError(AutohypothesisError):
+    """What is meant for others could not be delivered just now; it stays in the outbox."""
+
+    reached = True
+    """Whether somebody was there to try it on: a hub that is down does not count as a try."""
+
+
+class UndeliverableError(DeliveryError):
+    """It was refused for good: to try again would change nothing."""
+
+
 class UnsupportedSystemError(AutohypothesisError):
     """This operating system lacks what the engine stands on."""

@@ -51,8 +51,8 @@ _MAY_BE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
 
-def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None:
-    """Puts `data` at `path`, whole or not at all, with mode 0644; makes the folder if need be.
+def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: int = 0o644) -> None:
+    """Puts `data` at `path`, whole or not at all, with `mode`; makes the folder if need be.
 
     Whatever was at `path` is replaced, a link itself rather than what it points to. With
     `durable=False` a power cut may lose the file (never tear it in the face of a mere kill): for
@@ -65,7 +65,7 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
     temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(temporary, content, durable)
+        _write_whole(temporary, content, durable, mode)
         os.replace(temporary, path)
         if durable:
             _flush_folder(path.parent)
@@ -78,11 +78,11 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True) -> None
             os.unlink(temporary)
 
 
-def _write_whole(path: Path, content: bytes, durable: bool) -> None:
+def _write_whole(path: Path, content: bytes, durable: bool, mode: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
+    descriptor = os.open(path, flags, mode)
     try:
-        os.fchmod(descriptor, 0o644)  # whatever the umask
+        os.fchmod(descriptor, mode)  # whatever the umask
         view = memoryview(content)
         while view:
             view = view[os.write(descriptor, view) :]

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.git_facts import Answer
@@ -60,8 +61,11 @@ def call(
     stdin: bytes,
     timeout: float,
     accept: tuple[int, ...],
+    output: IO[bytes] | None = None,
 ) -> Answer:
     """Run `git WORDS ARGS` in `place`; `words` is split at blanks, `args` never are.
+
+    With `output`, what git prints goes there piece by piece, and is not in the answer.
 
     Raises:
         GitError: git is missing, or the exit status is not in `accept`; then the message holds
@@ -79,6 +83,7 @@ def call(
             status, out, said = git.Git(str(place)).execute(
                 command,
                 istream=source,
+                output_stream=output,
                 env=extra,
                 kill_after_timeout=timeout,
                 with_extended_output=True,

@@ -355,6 +355,17 @@ class Layout(NamedTuple):
         return self.research / "tools" / "edits"
 
     @property
+    def outbox(self) -> Path:
+        """What others are to be told: a folder each for pending, sent and refused."""
+        return self.research / "outbox"
+
+    def outbox_state(self, state: str) -> Path:
+        return self.outbox / checked_id(state)
+
+    def outbox_entry(self, state: str, kind: str, name: str) -> Path:
+        return self.outbox_state(state) / f"{checked_id(kind)}.{checked_id(name)}.json"
+
+    @property
     def locks(self) -> Path:
         return self.research / "locks"
 

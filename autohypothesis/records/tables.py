@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -90,6 +91,22 @@ def harmless(text: str) -> str:
     if not text.isascii() or not text.isprintable() or '"' in text:
         text = "".join(_harmless_character(character) for character in text)
     return " ".join(text.split())[:DESCRIPTION_LIMIT]
+
+
+def harmless_lines(text: str) -> list[str]:
+    """Somebody else's text for a terminal, line by line, as it is but for what acts on one.
+
+    Blanks and quotes stay. Escapes, other control characters and marks that turn the direction of
+    writing become blanks.
+    """
+    return [
+        line if line.isascii() and line.isprintable() else "".join(map(_inert, line))
+        for line in re.split(r"\r\n|\n", text.expandtabs(4))
+    ]
+
+
+def _inert(character: str) -> str:
+    return character if character == '"' else _harmless_character(character)
 
 
 def _harmless_character(character: str) -> str:

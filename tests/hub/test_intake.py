@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import struct
 import subprocess
@@ -25,11 +26,12 @@ STEPS = ("received", "unpacked", "walked", "announced", "pack", "idx", "refs", "
 
 
 def state(hub: Hub) -> tuple[object, ...]:
-    """All that a push could leave: files, refs, rows."""
+    """All that a push could leave: files, refs, rows. What goes meanwhile is not there."""
     files = sorted(
-        str(path.relative_to(hub.data))
+        os.path.relpath(os.path.join(place, name), hub.data)
         for folder in ("commits.git", "incoming", "passing")
-        for path in (hub.data / folder).rglob("*")
+        for place, folders, names in os.walk(hub.data / folder)
+        for name in (*folders, *names)
     )
     with sqlite3.connect(hub.data / "hub.sqlite3") as database:
         rows = [

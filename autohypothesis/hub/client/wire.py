@@ -1,0 +1,70 @@
+"""What goes over the wire, as a hub of this contract sends it. Read with patience.
+
+A hub may know more than we do, or be another implementation: unknown keys are kept, times may lack
+their zone. What a field promises is checked, since it is used: a hash names a commit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from schema import Time
+
+AGENT = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
+CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
+HASH = re.compile(r"[0-9a-f]{4,64}")
+
+BUNDLE_LIMIT = 50 * 1024 * 1024
+"""Bytes of a bundle, in either direction."""
+POST_LIMIT = 32 * 1024
+"""Bytes of one post."""
+
+
+def _text(value: object) -> object:
+    return "" if value is None else value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")]
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Registered(Wire):
+    id: str
+    api_key: str = Field(repr=False)
+
+
+class Pushed(Wire):
+    hashes: list[Hash] = []
+
+
+class Commit(Wire):
+    hash: Hash
+    parent_hash: Text = ""
+    """Empty at a root."""
+    agent_id: Text = ""
+    message: Text = ""
+    """The subject."""
+    created_at: Time
+
+
+class Channel(Wire):
+    id: int
+    name: str
+    description: Text = ""
+    created_at: Time
+
+
+class Post(Wire):
+    id: int
+    channel_id: int
+    agent_id: Text = ""
+    parent_id: int | None = None
+    content: Text = ""
+    created_at: Time

@@ -1,0 +1,279 @@
+"""What others are to be told is told once, whatever is killed, and never holds anybody up."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from autohypothesis.errors import DeliveryError, LockError, UndeliverableError
+from autohypothesis.fleet import outbox as outbox_module
+from autohypothesis.fleet.outbox import DiskOutbox, keep_delivering, pause_s
+from autohypothesis.records import locks
+from autohypothesis.records.layout import Layout
+from schema import OutboxEntry
+
+COURIER = '''
+import os, signal, sys
+from pathlib import Path
+from autohypothesis.fleet import outbox as module
+from autohypothesis.fleet.outbox import DiskOutbox
+from autohypothesis.records.layout import Layout
+
+root, step, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+told = root / "told"
+count = 0
+
+def reached(name):
+    """Dies as by kill -9 when it comes to a step for the nth time."""
+    global count
+    if name == step:
+        count += 1
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+class ToFile:
+    """A hub: lines of a file."""
+    def lines(self):
+        return told.read_text().splitlines() if told.exists() else []
+    def mark(self, entry):
+        reached("mark")
+        return len(self.lines())
+    def found(self, entry):
+        reached("found")
+        rest = self.lines()[entry.mark:]
+        return "known" if entry.payload["text"] in rest else None
+    def deliver(self, entry):
+        reached("before")
+        with told.open("a") as file:
+            file.write(entry.payload["text"] + "\\n")
+        reached("after")
+        return "told"
+
+write = module.write_json
+def counted(path, value):
+    reached("write")
+    write(path, value)
+    reached("written")
+module.write_json = counted
+DiskOutbox(Layout(root)).deliver(ToFile())
+'''
+
+
+class Collector:
+    """Hears everything, unless `trouble` has something to say."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.trouble: Callable[[OutboxEntry], Exception | None] = lambda _: None
+
+    def mark(self, entry: OutboxEntry) -> Any:
+        return len(self.heard)
+
+    def found(self, entry: OutboxEntry) -> str | None:
+        return "found" if entry.name in self.heard[entry.mark :] else None
+
+    def deliver(self, entry: OutboxEntry) -> str:
+        error = self.trouble(entry)
+        if error is not None:
+            raise error
+        self.heard.append(entry.name)
+        return f"r-{entry.name}"
+
+
+def _unreached() -> DeliveryError:
+    error = DeliveryError("nobody there")
+    error.reached = False
+    return error
+
+
+@pytest.fixture
+def box(layout: Layout) -> DiskOutbox:
+    return DiskOutbox(layout)
+
+
+def _states(box: DiskOutbox) -> dict[str, list[str]]:
+    folders = {state: box.layout.outbox_state(state) for state in ("pending", "sent", "refused")}
+    return {
+        state: sorted(path.name for path in folder.glob("[!.]*"))
+        for state, folder in folders.items()
+    }
+
+
+def test_things_are_told_once_and_in_order(box: DiskOutbox) -> None:
+    courier = Collector()
+    for name in ("c", "a", "b"):
+        assert box.put("post", name, {"text": name})
+        assert not box.put("post", name, {"text": "again"})
+    assert box.deliver(courier)[:3] == (3, 0, 0)
+    assert courier.heard == ["c", "a", "b"]
+    assert not box.put("post", "a", {"text": "later again"})
+    assert box.deliver(courier)[:3] == (0, 0, 0)
+    assert _states(box)["sent"] == ["post.a.json", "post.b.json", "post.c.json"]
+    assert _states(box)["pending"] == []
+
+
+def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: DiskOutbox) -> None:
+    courier, asked = Collector(), set()
+
+    def down(entry: OutboxEntry) -> Exception:
+        asked.add(entry.name)
+        return _unreached()
+
+    courier.trouble = down
+    for name in "abc":
+        box.put("post", name, {})
+    for _ in range(outbox_module.MOST_TRIES + 5):
+        done = box.deliver(courier)
+    assert asked == {"a"}
+    assert (done.left, done.error) == (3, "nobody there")
+    courier.trouble = lambda _: None
+    assert box.deliver(courier).sent == 3
+    assert courier.heard == ["a", "b", "c"]
+
+
+def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: DiskOutbox) -> None:
+    courier = Collector()
+    courier.trouble = lambda entry: DeliveryError("500") if entry.name == "a" else None
+    box.put("post", "a", {})
+    box.put("post", "b", {})
+    assert box.deliver(courier)[:3] == (1, 0, 1)
+    for _ in range(outbox_module.MOST_TRIES):
+        box.deliver(courier)
+    assert _states(box)["refused"] == ["post.a.json"]
+    assert "given up after 20 tries: 500" in (
+        box.layout.outbox_entry("refused", "post", "a").read_text()
+    )
+
+
+def test_what_is_refused_for_good_is_not_tried_again(box: DiskOutbox) -> None:
+    courier = Collector()
+    courier.trouble = lambda _: UndeliverableError("no such channel")
+    box.put("post", "a", {})
+    assert box.deliver(courier)[:3] == (0, 1, 0)
+    courier.trouble = lambda _: None
+    assert box.deliver(courier)[:3] == (0, 0, 0)
+    assert not box.put("post", "a", {})
+
+
+def test_an_answer_that_was_lost_is_not_told_again(box: DiskOutbox) -> None:
+    courier = Collector()
+
+    def lost(entry: OutboxEntry) -> Exception:
+        courier.heard.append(entry.name)
+        return DeliveryError("it hung up")
+
+    courier.trouble = lost
+    box.put("post", "a", {})
+    box.deliver(courier)
+    courier.trouble = lambda _: None
+    assert box.deliver(courier).sent == 1
+    assert courier.heard == ["a"]
+
+
+def test_what_was_sent_and_still_waits_is_not_told_again(box: DiskOutbox) -> None:
+    """As a kill between the two leaves it, and a hub that cannot be asked about it."""
+    box.put("post", "a", {})
+    waiting = box.layout.outbox_entry("pending", "post", "a")
+    content = waiting.read_bytes()
+    assert box.deliver(Collector()).sent == 1
+    waiting.write_bytes(content)
+    assert box.deliver(courier := Collector()).left == 0
+    assert (courier.heard, _states(box)["pending"]) == ([], [])
+
+
+def test_a_damaged_entry_stops_no_other(box: DiskOutbox) -> None:
+    box.put("post", "a", {})
+    box.put("post", "b", {})
+    box.layout.outbox_entry("pending", "post", "a").write_text("{")
+    assert box.deliver(courier := Collector()).sent == 1
+    assert courier.heard == ["b"]
+    assert _states(box)["refused"] == ["post.a.json"]
+
+
+def test_only_one_delivers_at_a_time(box: DiskOutbox) -> None:
+    box.put("post", "a", {})
+    with locks.hold(box.layout, "outbox", doing="test"), pytest.raises(LockError):
+        box.deliver(Collector())
+
+
+def test_many_who_put_the_same_thing_put_it_once(box: DiskOutbox) -> None:
+    taken: list[bool] = []
+    start = threading.Barrier(8)
+
+    def put() -> None:
+        start.wait()
+        taken.append(box.put("post", "a", {}))
+
+    threads = [threading.Thread(target=put) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [False] * 7 + [True]
+    assert _states(box)["pending"] == ["post.a.json"]
+
+
+STEPS = [(step, n) for step in ("mark", "before", "after", "write", "written") for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(("step", "number"), STEPS)
+def test_a_kill_at_any_step_loses_and_repeats_nothing(
+    step: str, number: int, box: DiskOutbox
+) -> None:
+    root = box.layout.root
+    for name in "ab":
+        box.put("post", name, {"text": name})
+    killed = subprocess.run([sys.executable, "-c", COURIER, str(root), step, str(number)])
+    assert killed.returncode in (-signal.SIGKILL, 0)  # some steps are not reached so often
+    subprocess.run([sys.executable, "-c", COURIER, str(root), "never", "1"], check=True)
+    assert (root / "told").read_text() == "a\nb\n"
+    assert _states(box) == {
+        "pending": [], "sent": ["post.a.json", "post.b.json"], "refused": [],
+    }  # fmt: skip
+
+
+def test_kills_at_any_time_lose_and_repeat_nothing(box: DiskOutbox) -> None:
+    root, names = box.layout.root, [f"n{number}" for number in range(60)]
+    for name in names:
+        box.put("post", name, {"text": name})
+    chance = random.Random(5)
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", COURIER, str(root), "never", "1"])
+        told = root / "told"
+        before = told.stat().st_size if told.exists() else 0
+        while process.poll() is None and (not told.exists() or told.stat().st_size == before):
+            time.sleep(0.001)
+        time.sleep(chance.random() * 0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", COURIER, str(root), "never", "1"], check=True)
+    assert (root / "told").read_text().split() == names
+    assert _states(box)["pending"] == []
+
+
+def test_pauses_grow_and_end_somewhere() -> None:
+    pauses = [pause_s(failures) for failures in range(100)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] < pauses[1] and pauses[-1] == outbox_module.LONGEST_PAUSE_S
+
+
+def test_it_delivers_beside_others_until_it_is_stopped(box: DiskOutbox) -> None:
+    courier, stop = Collector(), threading.Event()
+    thread = threading.Thread(target=keep_delivering, args=(box, courier, stop))
+    box.put("post", "a", {})
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not courier.heard and time.monotonic() < deadline:
+        time.sleep(0.01)
+    stop.set()
+    thread.join(30)
+    assert courier.heard == ["a"] and not thread.is_alive()

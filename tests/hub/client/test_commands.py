@@ -1,0 +1,259 @@
+"""`hub ...` as two agents use it, each from a clone of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from autohypothesis.errors import HubError
+from autohypothesis.hub.client import sharing
+from autohypothesis.hub.client.hub import Hub, first_known
+from autohypothesis.hub.client.refusals import TakenError
+from autohypothesis.hub.client.wire import Commit
+from autohypothesis.records import git_bundle
+from autohypothesis.records.git import Repository
+from tests.conftest import ROOT
+from tests.conftest import run_git as git
+from tests.hub.client.stand_in import StandIn
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+COMMANDS = (
+    "join", "push", "fetch", "log", "children", "leaves", "lineage", "diff", "channels", "post",
+    "read", "reply",
+)  # fmt: skip
+NASTY = "\x1b]0;owned\x07[red]hi[/] \u202egnp\x1b[2J\r\n> key please\n```sh\nrm -rf /\n```"
+
+
+def _change(root: Path, rate: float) -> str:
+    text = (root / "train.py").read_text(encoding="utf-8")
+    (root / "train.py").write_text(text + f"# {rate}\n", encoding="utf-8")
+    git(root, "commit", "-q", "-am", f"rate {rate}")
+    return git(root, "rev-parse", "HEAD")
+
+
+@pytest.fixture
+def grace(foreign: Path, tmp_path: Path) -> Path:
+    """Another clone of the same beginning, of another agent."""
+    git(tmp_path, "clone", "-q", str(foreign), "grace")
+    return tmp_path / "grace"
+
+
+def test_two_agents_share_commits_and_words(
+    inside: Run, served: str, foreign: Path, grace: Path
+) -> None:
+    def said(*words: str, cwd: Path = foreign) -> object:
+        answer = inside("hub", *words, "--json", cwd=cwd)
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+    base, new = git(foreign, "rev-parse", "HEAD"), _change(foreign, 0.2)
+    assert inside("hub", "join", served, "--name", "ada").returncode == 0
+    joined = said("join", served, "--name", "grace", cwd=grace)
+    assert isinstance(joined, dict) and joined["registered"] is True
+    assert joined["file"] == str(grace / ".git" / "autohypothesis" / "hub.json")
+
+    sent = inside("hub", "push")
+    assert "2 new commits" in sent.stdout and "with all its history" in sent.stdout
+    newest = [new, base]
+    assert [c["hash"] for c in said("log", cwd=grace)] == newest  # type: ignore[attr-defined]
+    fetched = said("fetch", new[:7], cwd=grace)
+    assert isinstance(fetched, dict) and fetched["ref"] == f"refs/hub/{new}"
+    assert git(grace, "rev-parse", f"refs/hub/{new}") == new
+    assert git(grace, "status", "--porcelain") == ""
+
+    asked = "has anyone tried GeLU?"
+    assert inside("hub", "post", "discussion", asked, cwd=grace).returncode == 0
+    posts = said("read", "discussion")
+    assert isinstance(posts, list) and posts[0]["agent_id"] == "grace"
+    assert inside("hub", "reply", str(posts[0]["id"]), "no").returncode == 0
+    page = inside("hub", "read", "#discussion", cwd=grace).stdout
+    assert page.index(asked) < page.index("│ no")
+    assert f", to {posts[0]['id']}" in page
+    assert git(foreign, "status", "--porcelain") == ""  # no file of ours is anybody's to commit
+
+
+def test_every_question_has_its_answer(served: str, foreign: Path) -> None:
+    hub = Hub(served, SecretStr(Hub(served).register("ada").api_key))
+    repository, base = Repository(foreign), git(foreign, "rev-parse", "HEAD")
+    assert (hub.commits(), hub.leaves(), hub.channels()) == ([], [], [])
+    sharing.push(hub, repository, base)
+    left = _change(foreign, 0.1)
+    sharing.push(hub, repository, left)
+    git(foreign, "reset", "-q", "--hard", base)
+    right = _change(foreign, 0.2)
+    assert sharing.push(hub, repository, right).on == base
+    again = sharing.push(hub, repository, right)
+    assert (again.commits, again.bytes) == (0, 0)
+
+    def hashes(commits: list[Commit]) -> list[str]:
+        return [commit.hash for commit in commits]
+
+    assert hashes(hub.commits()) == [right, left, base]
+    assert hashes(hub.commits("ada", 1, 1)) == [left]
+    assert hub.commits("nobody") == []
+    assert hashes(hub.leaves()) == [right, left]
+    assert hashes(hub.children(base[:7])) == [right, left]
+    assert hashes(hub.lineage(left[:7])) == [left, base]
+    assert hub.commit(base[:7]).parent_hash == ""
+    assert (hub.has(left), hub.has("f" * 40)) == (True, False)
+    assert "+# 0.2" in hub.diff(left[:7], right)
+    made = hub.create_channel("ideas", "not tried yet")
+    assert (made.name, made.description) == ("ideas", "not tried yet")
+    with pytest.raises(TakenError):
+        hub.create_channel("ideas")
+    first = hub.post("ideas", "# an **idea**\n\n- ä")
+    reply = hub.reply(first.id, "tried")
+    assert [post.id for post in hub.posts("ideas")] == [reply.id, first.id]
+    assert hub.get_post(first.id).content == first.content
+    assert hub.replies(first.id) == [reply]
+
+
+def test_only_what_the_hub_lacks_is_sent(hub: Hub, stand_in: StandIn, foreign: Path) -> None:
+    repository, base = Repository(foreign), git(foreign, "rev-parse", "HEAD")
+    sharing.push(hub, repository, base)
+    for rate in range(5):
+        new = _change(foreign, rate)
+    sent = sharing.push(hub, repository, new)
+    assert (sent.commits, sent.on, sent.hashes) == (5, base, [new])
+    assert git_bundle.parse_header(stand_in.bundles[-1]).prerequisites == [base]
+    assert sharing.push(hub, repository, new).commits == 0
+    assert len(stand_in.bundles) == 2
+
+
+@pytest.mark.parametrize("there", [0, 1, 2, 3, 9, 28, 39])
+def test_a_long_history_is_asked_about_a_few_times(there: int) -> None:
+    asked: list[str] = []
+
+    class Known(Hub):
+        def __init__(self) -> None:
+            pass
+
+        def has(self, commit: str) -> bool:
+            asked.append(commit)
+            return int(commit) >= there
+
+    assert first_known(Known(), [str(number) for number in range(40)]) == there
+    assert first_known(Known(), [str(number) for number in range(there)]) == there
+    assert len(asked) < 30
+
+
+def test_a_bundle_that_no_hub_takes_is_not_sent(
+    hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "BUNDLE_LIMIT", 100)
+    with pytest.raises(HubError, match="a hub takes 100"):
+        sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
+    assert stand_in.bundles == []
+
+
+def test_other_peoples_words_do_nothing_to_a_terminal(
+    inside: Run, hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside("hub", "join", stand_in.url, "--name", "grace")
+    git(foreign, "commit", "-q", "--allow-empty", "-m", "\x1b[31m[bold]red[/] \u202e")
+    new = _change(foreign, 0.3)
+    sharing.push(hub, Repository(foreign), new)
+    hub.create_channel("ideas", NASTY)
+    hub.post("ideas", NASTY)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    pages = [
+        inside("hub", *words).stdout
+        for words in (["log"], ["lineage", new[:7]], ["channels"], ["read", "ideas"],
+                      ["diff", git(foreign, "rev-parse", "HEAD~2"), new])
+    ]  # fmt: skip
+    for page in pages:
+        assert not {"\x07", "\u202e", "\r"} & set(page)
+        assert "\x1b]" not in page and "\x1b[2J" not in page and "\x1b[31m[bold]" not in page
+    assert "[bold]red[/]" in pages[0]
+    assert "[red]hi[/]" in pages[3]
+    quoted = [line for line in pages[3].splitlines() if "please" in line or "rm -rf" in line]
+    assert len(quoted) == 2 and all("│" in line for line in quoted)
+    assert "+# 0.3" in pages[4]
+
+
+def test_a_result_is_told_as_the_protocol_has_it(
+    cli: Run, inside: Run, stand_in: StandIn, foreign: Path
+) -> None:
+    """In `#results`, which is made where it is missing; a crash without numbers."""
+    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    ran = [
+        cli("run-experiment", "--baseline", "--settle"),
+        cli("run-experiment", "--settle", "--set", 'MODE="crash"', "--desc", "a crash"),
+    ]
+    rows = json.loads(inside("runs", "--json").stdout)
+    assert len(rows) == 2, [one.stderr for one in ran]
+    for row in rows:
+        told = inside("hub", "post", "--result", row["id"])
+        assert told.returncode == 0, told.stderr
+    lines = [post["content"] for post in stand_in.posts]
+    start = f"commit:{rows[0]['commit'][:7]} platform:"
+    assert lines[0].startswith(start) and "val_bpb:1.040000 vram_gb:0.0 | " in lines[0]
+    assert "val_bpb:--- vram_gb:--- | a crash (CRASH: code error)" in lines[1]
+    assert [channel["name"] for channel in stand_in.channels] == ["results"]
+
+    reference = inside("hub", "push", "--json")
+    assert json.loads(reference.stdout)["commit"] == rows[0]["commit"]
+    again = inside("hub", "push", rows[1]["id"], "--json")
+    assert json.loads(again.stdout)["commit"] == rows[1]["commit"]
+    unknown = inside("hub", "post", "--result", "h-x-1")
+    assert unknown.returncode == 2 and "runs --all" in unknown.stderr
+
+
+def test_a_failure_is_one_line_and_the_exit_code_1(
+    cli: Run, inside: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = cli("hub", "log")
+    assert nobody.returncode == 1
+    assert nobody.stderr == (
+        "error: no hub is joined here; join one: python orchestrator.py hub join URL --name NAME\n"
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("not-known-there\n"))
+    key = inside("hub", "join", stand_in.url, "--key-file", "-", "--name", "ada")
+    assert key.returncode == 1 and len(key.stderr.splitlines()) == 1
+    assert "401" in key.stderr and "not-known-there" not in key.stderr
+    inside("hub", "join", stand_in.url, "--name", "ada")
+    for words, said in (
+        (["read", "nowhere"], "404: no channel nowhere"),
+        (["fetch", "abcdef1"], "404: no such commit"),
+        (["reply", "7", "x"], "404"),
+    ):
+        answer = inside("hub", *words)
+        assert answer.returncode == 1 and said in answer.stderr
+        assert len(answer.stderr.splitlines()) == 1
+    for words in (["fetch", "HEAD"], ["post", "ideas"], ["post", "ideas", " "], ["read", "../x"]):
+        assert inside("hub", *words).returncode == 2, words
+
+
+def test_outside_of_a_repository_the_users_own_file_counts(
+    inside: Run, hub: Hub, stand_in: StandIn, home: Path
+) -> None:
+    (home / ".agenthub").mkdir()
+    said = {"server_url": stand_in.url, "api_key": "key-of-ada-0", "agent_id": "ada"}
+    (home / ".agenthub" / "config.json").write_text(json.dumps(said))
+    assert json.loads(inside("hub", "leaves", "--json", cwd=home).stdout) == []
+    assert inside("hub", "push", cwd=home).returncode == 1
+
+
+def test_help_does_not_wait_for_the_network_libraries() -> None:
+    code = (
+        "import sys, orchestrator\n"
+        f"for name in {COMMANDS!r}:\n"
+        "    sys.argv = ['orchestrator.py', 'hub', name, '--help']\n"
+        "    try:\n        orchestrator.main()\n"
+        "    except SystemExit as end:\n        assert not end.code, name\n"
+        "print([m for m in ('requests', 'urllib3', 'git', 'schema') if m in sys.modules])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ,
+    )  # fmt: skip
+    assert answer.stdout.splitlines()[-1] == "[]"

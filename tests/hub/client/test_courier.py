@@ -1,0 +1,126 @@
+"""An outbox and a hub: what a fleet has to say stands there once, whatever the hub does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.fleet.outbox import DiskOutbox
+from autohypothesis.hub.client import http
+from autohypothesis.hub.client.courier import HubCourier
+from autohypothesis.hub.client.hub import Hub
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout
+from tests.conftest import run_git as git
+from tests.hub.client.stand_in import Handler, StandIn
+
+
+@pytest.fixture
+def box(foreign: Path) -> DiskOutbox:
+    return DiskOutbox(Layout(foreign))
+
+
+@pytest.fixture
+def courier(hub: Hub, foreign: Path, monkeypatch: pytest.MonkeyPatch) -> HubCourier:
+    monkeypatch.setattr(http, "PAUSES_S", (0.0, 0.0))
+    return HubCourier(hub, "ada", Repository(foreign))
+
+
+def _put(box: DiskOutbox, name: str, channel: str = "results", content: str = "same") -> None:
+    assert box.put("post", name, {"channel": channel, "content": content})
+
+
+def _said(stand_in: StandIn) -> list[str]:
+    return [post["content"] for post in stand_in.posts]
+
+
+def test_posts_and_commits_arrive(
+    box: DiskOutbox, courier: HubCourier, stand_in: StandIn, foreign: Path
+) -> None:
+    commit = git(foreign, "rev-parse", "HEAD")
+    box.put("push", "h-1", {"commit": commit})
+    _put(box, "h-1", content="hello")
+    assert box.deliver(courier)[:3] == (2, 0, 0)
+    assert (_said(stand_in), stand_in.commits[0]["hash"]) == (["hello"], commit)
+
+
+def test_an_answer_that_was_lost_is_looked_for(
+    box: DiskOutbox, courier: HubCourier, stand_in: StandIn, hub: Hub
+) -> None:
+    """It stands there, between an older one and others' of the same words."""
+    hub.post("results", "same")
+
+    def lose(handler: Handler) -> bool:
+        if handler.command != "POST":
+            return False
+        stand_in.behave = lambda _: False
+        for agent in ("grace", "ada"):
+            stand_in.post(agent, "results", b'{"content": "same"}')
+        return True  # and nothing is answered
+
+    _put(box, "a")
+    stand_in.behave = lose
+    assert box.deliver(courier).error
+    assert box.deliver(courier).sent == 1
+    assert len(stand_in.posts) == 3
+    _put(box, "b")  # the same words of another entry are news
+    assert box.deliver(courier).sent == 1
+    assert len(stand_in.posts) == 4
+
+
+def test_words_that_were_said_before_do_not_count(
+    box: DiskOutbox, courier: HubCourier, stand_in: StandIn, hub: Hub
+) -> None:
+    """A try that never arrived is not found in what stood there already."""
+    hub.post("results", "same")
+    _put(box, "a")
+    stand_in.behave = lambda handler: handler.command == "POST"
+    assert box.deliver(courier).error
+    stand_in.behave = lambda _: False
+    assert box.deliver(courier).sent == 1
+    assert _said(stand_in) == ["same", "same"]
+
+
+def test_a_hub_of_yesterday_is_told_again(
+    box: DiskOutbox, courier: HubCourier, stand_in: StandIn, hub: Hub
+) -> None:
+    """Restored from a backup while an entry was on its way: what it forgot it hears once."""
+    hub.post("results", "old")
+    _put(box, "a")
+
+    def forget(handler: Handler) -> bool:
+        if handler.command == "POST":
+            stand_in.posts.clear()
+            stand_in.behave = lambda _: False
+            return True
+        return False
+
+    stand_in.behave = forget
+    assert box.deliver(courier).error
+    assert box.deliver(courier).sent == 1
+    assert _said(stand_in) == ["same"]
+
+
+@pytest.mark.parametrize(("status", "waits"), [(401, True), (429, True), (500, True), (403, True),
+                                               (400, False), (413, False)])  # fmt: skip
+def test_a_refusal_of_the_thing_is_final_and_one_of_us_is_not(
+    status: int, waits: bool, box: DiskOutbox, courier: HubCourier, stand_in: StandIn
+) -> None:
+    _put(box, "a")
+    stand_in.behave = lambda handler: handler.say(status, b'{"error": "no"}') is None
+    done = box.deliver(courier)
+    assert (done.left, done.refused) == ((1, 0) if waits else (0, 1))
+    stand_in.behave = lambda _: False
+    assert box.deliver(courier).sent == int(waits)
+
+
+def test_what_cannot_be_sent_is_set_aside(
+    box: DiskOutbox, courier: HubCourier, stand_in: StandIn
+) -> None:
+    _put(box, "a", channel="No Such Name")
+    _put(box, "b", content="x" * 40_000)
+    box.put("push", "c", {"commit": "f" * 40})
+    box.put("smoke", "d", {})
+    assert box.deliver(courier)[:3] == (0, 4, 0)
+    assert stand_in.posts == []
