@@ -130,7 +130,8 @@ def test_a_mutator_that(
     if came[0] != "keep":
         assert after == before
         assert line["candidate_score"] is None
-    assert_goes_on(letters)
+    if isolation == "bwrap":
+        assert_goes_on(letters)
 
 
 def assert_goes_on(letters: Letters) -> None:

@@ -51,7 +51,7 @@ STAND_INS = {
 }
 RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
 """The pages with commands; each is run in a clone of its own."""
-LONG = ("README.md", "SKILL.md")
+LONG = ("README.md", "SKILL.md", "program.md", "docs/fleet.md")
 """Those that train for minutes, fleet and all."""
 IDENTITY = {
     "GIT_AUTHOR_NAME": "Ada",
