@@ -208,15 +208,16 @@ def known_commands(root: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     folder = root / "autohypothesis" / "commands"
     common = _options(folder / "app.py") | {"--help"}
-    for path in sorted(folder.glob("*.py")):
-        tree = _parsed(path)
+    trees = {path: _parsed(path) for path in sorted(folder.glob("*.py"))}
+    parts = {part: group for tree in trees.values() for part, group in _parts(tree).items()}
+    for path, tree in trees.items():
         groups = _groups(tree)
         options = _options(path) | common
         for node in ast.walk(tree):
             owner, name = _registered(node)
             if name:
-                group = groups.get(owner, "")
-                found[f"{group} {name}".strip()] = options
+                words = (parts.get(path.stem, ""), groups.get(owner, ""), name)
+                found[" ".join(word for word in words if word)] = options
     return found
 
 
@@ -235,6 +236,19 @@ def _registered(node: ast.AST) -> tuple[str, str]:
     if node.func.attr != "command" or not isinstance(owner, ast.Name):
         return "", ""
     return owner.id, str(first.value) if isinstance(first, ast.Constant) else ""
+
+
+def _parts(tree: ast.AST) -> dict[str, str]:
+    """`PARTS = (hub_client, hub_serve)` in the module that makes a group: part -> the group."""
+    group = next(iter(_groups(tree).values()), "")
+    return {
+        name.id: group
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+        and any(isinstance(one, ast.Name) and one.id == "PARTS" for one in node.targets)
+        for name in node.value.elts
+        if isinstance(name, ast.Name)
+    }  # fmt: skip
 
 
 def _groups(tree: ast.AST) -> dict[str, str]:

@@ -115,6 +115,9 @@ MUTATORS = [
 @pytest.mark.parametrize(
     ("code", "came", "words"), [one[1:] for one in MUTATORS], ids=[one[0] for one in MUTATORS]
 )
+@pytest.mark.parametrize(
+    "isolation", ["bwrap", pytest.param("hashes", marks=pytest.mark.slow)], indirect=True
+)
 def test_a_mutator_that(
     letters: Letters, isolation: str, code: str, came: tuple[str, str], words: str
 ) -> None:

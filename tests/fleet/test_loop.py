@@ -279,6 +279,7 @@ def test_a_loop_beside_a_fleet_is_refused_by_name(place: Place) -> None:
     assert not place.layout.runs.exists()
 
 
+@pytest.mark.slow
 def test_a_fleet_and_a_loop_follow_each_other_on_one_search(place: Place, until: Until) -> None:
     assert place("init-fleet", "--cpu-workers", "1", "--tag", "t").returncode == 0
     manifest = place.layout.manifest.read_bytes()
@@ -293,6 +294,7 @@ def test_a_fleet_and_a_loop_follow_each_other_on_one_search(place: Place, until:
     until(place.has_left)
 
 
+@pytest.mark.slow
 def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
     place: Place, until: Until
 ) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,11 +122,12 @@ def test_each_fault_costs_points_of_its_criterion(
 def test_the_commands_are_those_of_the_command_line(skill: Programs) -> None:
     from orchestrator import app
 
-    own = {command.name for command in app.registered_commands}
-    for group in app.registered_groups:
-        inner = group.typer_instance.registered_commands if group.typer_instance else []
-        own |= {f"{group.name} {command.name}" for command in inner}
-    assert set(skill.module("page").known_commands(ROOT)) == own
+    def names(app: Any, before: str = "") -> Iterator[str]:
+        yield from (f"{before}{command.name}" for command in app.registered_commands)
+        for group in app.registered_groups:
+            yield from names(group.typer_instance, f"{before}{group.name} ")
+
+    assert set(skill.module("page").known_commands(ROOT)) == set(names(app))
 
 
 def test_what_the_mutator_may_say_is_true_of_this_repository(skill: Programs) -> None:
