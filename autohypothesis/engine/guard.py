@@ -149,8 +149,8 @@ def planted(task: Task, checkout: Path, before: Before) -> list[str]:
 
     Python looks beside a script before it looks anywhere else.
     """
-    scripts = [word for word in task.scorer.command or () if word in _from(before, task.run.cwd)]
-    folders = {(PurePosixPath(task.run.cwd) / word).parent for word in scripts}
+    named = (os.path.normpath(os.path.join(task.run.cwd, w)) for w in task.scorer.command or ())
+    folders = {PurePosixPath(path).parent for path in named if path in before.files}
     return _at_most(
         [
             f"{folder / name} was made beside the scorer, which could import it"
@@ -160,11 +160,6 @@ def planted(task: Task, checkout: Path, before: Before) -> list[str]:
             and not any(path.startswith(f"{folder / name}/") for path in before.files)
         ]
     )  # fmt: skip
-
-
-def _from(before: Before, cwd: str) -> set[str]:
-    """The files of a checkout as a command in `cwd` names them."""
-    return {os.path.relpath(path, cwd) for path in before.files}
 
 
 def _names_in(folder: Path) -> list[str]:

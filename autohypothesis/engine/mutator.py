@@ -156,7 +156,7 @@ class Mutator:
     def _changed(self, before: Look) -> list[str]:
         """What happened to the user's tracked files meanwhile, in words; what was deleted is back.
 
-        An edit may be the user's own, so it stays. Before and after are both kept in git.
+        An edit may be the user's own, so it stays; what was there before is kept in git.
         """
         repository, after = self.repository, self._look()
         if after.head != before.head:
