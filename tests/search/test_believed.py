@@ -35,7 +35,9 @@ def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
     (row,) = read_ledger(lab.layout)
     assert (row["status"], row["profile"], row["attested"]) == ("keep", "test", True)
     assert row["platform_key"]
-    assert set(row["bpb_at_checkpoints"]) == {"25", "50", "75", "100"}
+    # Where one step takes more than a tenth of the budget, no sample is near enough to a quarter.
+    assert "100" in row["bpb_at_checkpoints"]
+    assert set(row["bpb_at_checkpoints"]) <= {"25", "50", "75", "100"}
     assert row["num_steps"] > 10
     assert row["gpu_name"] == "CPU"
 
