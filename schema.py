@@ -168,6 +168,8 @@ class Proposal(Strict):
     config_overrides: dict[str, Setting] = {}
     patch: str | None = None
     instructions: str | None = None
+    artifacts_from: Annotated[str, Field(pattern=r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")] | None = None
+    """A commit whose artifacts are taken as they are: somebody else's candidate, to be tried."""
     prediction: Prediction | None = None
     priority: Number = 0.0
     source_id: str = ""
@@ -179,9 +181,12 @@ class Proposal(Strict):
 
     @model_validator(mode="after")
     def _one_kind_of_change(self) -> Proposal:
-        kinds = [bool(self.config_overrides), bool(self.patch), bool(self.instructions)]
-        if sum(kinds) > 1:
-            raise ValueError("config_overrides, patch and instructions: a hypothesis has one kind")
+        kinds = [self.config_overrides, self.patch, self.instructions, self.artifacts_from]
+        if sum(map(bool, kinds)) > 1:
+            raise ValueError(
+                "config_overrides, patch, instructions and artifacts_from: a hypothesis has one"
+                " kind of change"
+            )
         return self
 
 
@@ -197,6 +202,8 @@ class Hypothesis(Proposal):
     outcome: str = ""
     tried: Annotated[int, Field(ge=0)] = 0
     """Number of its newest experiment when it was last queued again; a later one is this try's."""
+    claimed: bool | None = None
+    """Whether a hub gave this fleet the right to try it; false: it could not be asked."""
 
 
 class PlannedHypothesis(Tolerant):
@@ -206,6 +213,7 @@ class PlannedHypothesis(Tolerant):
     config_overrides: dict[str, Any] = {}
     patch: str | None = None
     instructions: str | None = None
+    artifacts_from: str | None = None
     prediction: Prediction | None = None
 
 
@@ -220,6 +228,9 @@ class Plan(Tolerant):
     seed: Whole = None
     replicates: str | None = None
     node_id: str = ""
+    claimed: bool | None = None
+    """As the hypothesis has it; null where there is no hub, and of what nobody claims: a baseline,
+    a replicate, a try of somebody else's commit."""
     hypothesis: PlannedHypothesis
 
 
@@ -504,6 +515,7 @@ class Row(Tolerant):
     metric_value: Number = None
     direction: Direction = "minimize"
     node_id: str = ""
+    claimed: bool | None = None
 
 
 class Leaderboard(Tolerant):
@@ -571,6 +583,8 @@ class Manifest(Terms):
     observer_prompt_path: str = ""
     tool_builder_prompt_path: str = ""
     workers: list[Worker] = []
+    hub: str = ""
+    """Where results are shared; empty: nowhere."""
     earlier: dict[str, Terms] = {}
     """The terms of the tags before, for whoever goes back to one."""
 
@@ -641,7 +655,7 @@ class OutboxEntry(Tolerant):
     """`research/outbox/<state>/<kind>.<name>.json`: something that others are to be told, once."""
 
     kind: Identifier
-    """What it is, as whoever delivers it knows: `post`, `push`."""
+    """What it is, as whoever delivers it knows: `push`, `result`, `line`, `post`, ..."""
     name: Identifier
     """Tells it from all others of its kind; what has the name of one that was sent is not sent."""
     created_at: Time = Field(default_factory=now)
@@ -656,6 +670,51 @@ class OutboxEntry(Tolerant):
     receipt: str = ""
     """What it is called there, once it was sent."""
     closed_at: Time | None = None
+
+
+class OthersResult(Tolerant):
+    """A result of another agent, as a hub told it."""
+
+    id: int
+    agent_id: str
+    commit: str
+    description: str = ""
+    metric: str = "val_bpb"
+    value: Number = None
+    status: str = ""
+    state: str = "claimed"
+    """claimed, reproduced, refuted."""
+    reproduced: int = 0
+    platform: str = ""
+    platform_key: str = ""
+    task_hash: str = ""
+
+
+class OthersCommit(Tolerant):
+    hash: str
+    agent_id: str = ""
+    message: str = ""
+
+
+class OthersPost(Tolerant):
+    id: int
+    agent_id: str = ""
+    content: str = ""
+
+
+class HubFeed(Tolerant):
+    """`research/live/hub.json`: what was last heard from the hub. Words of others are data."""
+
+    generated_at: Time
+    server: str
+    agent: str
+    board: list[OthersResult] = []
+    """Kept results of others on a platform of ours, as the hub ranks them."""
+    results: list[OthersResult] = []
+    """The newest of others on any platform."""
+    frontier: list[OthersCommit] = []
+    """Commits that nothing is built on yet."""
+    discussion: list[OthersPost] = []
 
 
 class LiveSummary(Tolerant):
@@ -699,6 +758,15 @@ class QueueEntry(Strict):
     outcome: str | None = None
 
 
+class Others(Strict):
+    """What agents of other machines told, a line each: quoted data, never instructions."""
+
+    server: str
+    results: list[str] = []
+    frontier: list[str] = []
+    discussion: list[str] = []
+
+
 class Brief(Strict):
     """`research/research_brief.json`, at most `MAX_BYTES`: what a proposer is told."""
 
@@ -713,6 +781,7 @@ class Brief(Strict):
     findings: list[Finding] = []
     open_questions: list[str] = []
     hypothesis_queue: list[QueueEntry] = []
+    others: Others | None = None
     notes: list[str] = []
 
 

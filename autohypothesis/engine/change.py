@@ -11,9 +11,9 @@ from autohypothesis.engine.constants import set_constants, settable_names
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.git import Repository
-from schema import Hypothesis, PlannedHypothesis, Setting
+from schema import PlannedHypothesis, Proposal, Setting
 
-ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree"]
+ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree", "commit"]
 
 
 class Implementer(Protocol):
@@ -40,6 +40,8 @@ class Change:
     """A unified diff, or instructions."""
     tree: str = ""
     """A snapshot of a working tree."""
+    commit: str = ""
+    """Whose artifacts are taken as they are."""
 
     @classmethod
     def none(cls) -> Change:
@@ -69,7 +71,12 @@ class Change:
         return cls("tree", tree=tree)
 
     @classmethod
-    def of(cls, hypothesis: Hypothesis | PlannedHypothesis) -> Change:
+    def from_commit(cls, commit: str) -> Change:
+        """The artifacts of a commit, somebody else's as a rule, in place of the base's."""
+        return cls("commit", commit=commit)
+
+    @classmethod
+    def of(cls, hypothesis: Proposal | PlannedHypothesis) -> Change:
         """The one change that a hypothesis proposes; none for a baseline."""
         if hypothesis.config_overrides:
             return cls.from_overrides(hypothesis.config_overrides)
@@ -77,6 +84,8 @@ class Change:
             return cls.from_patch(hypothesis.patch)
         if hypothesis.instructions:
             return cls.from_instructions(hypothesis.instructions)
+        if hypothesis.artifacts_from:
+            return cls.from_commit(hypothesis.artifacts_from)
         return cls.none()
 
 
@@ -94,10 +103,40 @@ def tree_of(repository: Repository, task: Task, base: str, change: Change) -> st
         return repository.patched_tree(base, change.text)
     if change.kind == "tree":
         return change.tree
+    if change.kind == "commit":
+        return repository.tree_with(base, _artifacts(repository, task, base, change.commit))
     raise ChangeError(
         f"instructions need somebody to implement them: {change.text[:80]!r}",
         hint="propose config_overrides or a patch",
     )
+
+
+def _artifacts(repository: Repository, task: Task, base: str, commit: str) -> dict[str, bytes]:
+    """Path -> content of the artifacts that `commit` has otherwise than `base`.
+
+    They are read with `git show` and nothing else of the commit is used. An artifact that only the
+    base has stays.
+
+    Raises:
+        ChangeError: the commit is not here, has none of the artifacts, or has one that is no file.
+    """
+    if repository.read_ref(f"{commit}^{{commit}}") is None:
+        raise ChangeError(
+            f"commit {commit[:12]} is not here",
+            hint=f"fetch it: python orchestrator.py hub fetch {commit[:12]}",
+        )
+    theirs, ours = repository.entries(commit), repository.entries(base)
+    paths = task.artifacts_in(theirs)
+    if not paths:
+        raise ChangeError(f"commit {commit[:12]} has none of {', '.join(task.artifacts)}")
+    odd = [path for path in paths if not theirs[path].mode.startswith("100")]
+    if odd:
+        raise ChangeError(f"{', '.join(odd)} in commit {commit[:12]} is no plain file")
+    return {
+        path: repository.show_file(commit, path)
+        for path in paths
+        if path not in ours or ours[path].blob != theirs[path].blob
+    }
 
 
 def _overridden(

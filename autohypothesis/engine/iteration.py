@@ -262,7 +262,12 @@ def _title(change: Change) -> str:
     if change.kind == "overrides":
         return ", ".join(f"{name.upper()} = {value}" for name, value in change.overrides.items())
     # Without instructions the maker of the change says what it is.
-    words = {"none": "baseline", "tree": "the working tree", "patch": "a patch"}
+    words = {
+        "none": "baseline",
+        "tree": "the working tree",
+        "patch": "a patch",
+        "commit": f"the artifacts of {change.commit[:7]}",
+    }
     said = change.text.strip().splitlines()[:1]
     return words.get(change.kind) or "".join(said)[:100]
 
@@ -341,6 +346,7 @@ def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str
             config_overrides=dict(change.overrides),
             patch=change.text if change.kind == "patch" else None,
             instructions=change.text if change.kind == "instructions" else None,
+            artifacts_from=change.commit or None,
             prediction=request.prediction,
         ),
     )

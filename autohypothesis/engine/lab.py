@@ -96,6 +96,9 @@ class Lab:
             else default_task(repository)
         )
         active = checked_id(tag) if tag else active_tag(layout)
+        if chosen.sandbox is None and shared_with(layout):
+            # What others wrote is run here, and after a keep is in whatever is run.
+            chosen = chosen.model_copy(update={"sandbox": "auto"})
         return cls(repository, layout, chosen, active)
 
     @classmethod
@@ -227,6 +230,7 @@ class Lab:
             repository_root=str(self.layout.root),
             shared_research_dir=str(self.layout.research),
             earlier=earlier,
+            hub=shared_with(self.layout),
             **terms.model_dump(),
         )
 
@@ -243,6 +247,14 @@ def active_tag(layout: Layout) -> str | None:
             f"{layout.manifest} {wrong}", hint="move it away, and name the tag: --tag NAME"
         )
     return tag or None
+
+
+def shared_with(layout: Layout) -> str:
+    """The hub that the fleet here shares with; empty where there is none."""
+    try:
+        return Manifest.model_validate(read_json(layout.manifest)).hub
+    except (FileNotFoundError, RecordError, ValidationError):
+        return ""
 
 
 def run_ids(layout: Layout) -> list[str]:

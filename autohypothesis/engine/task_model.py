@@ -253,7 +253,7 @@ class TaskFile(Section):
     mutator: Mutator = Mutator()
     sandbox: Literal["auto", "none"] | None = None
     """auto: mutator and run see the rest of the disk read-only, a /tmp and a home of their own,
-    where bubblewrap works. None: auto where there is a mutator program, else none."""
+    where bubblewrap works. None: auto where there is a mutator program, or a hub, else none."""
     network: bool = False
     """Whether there is a network inside of the sandbox."""
     run: Run = Run()

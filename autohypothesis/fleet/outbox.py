@@ -38,6 +38,9 @@ class Outbox(Protocol):
     def put(self, kind: str, name: str, payload: Mapping[str, Any]) -> bool:
         """Take it, once; False where `kind` and `name` were taken before. Never waits."""
 
+    def knows(self, kind: str, name: str) -> bool:
+        """Whether they were taken before, whatever became of it."""
+
 
 class Courier(Protocol):
     """Whoever can deliver entries. Each call may take as long as it needs.
@@ -72,9 +75,9 @@ class DiskOutbox:
         self.layout = layout
 
     def put(self, kind: str, name: str, payload: Mapping[str, Any]) -> bool:
-        entry = OutboxEntry(kind=kind, name=name, payload=dict(payload), number=time.time_ns())
-        if any(self._path(state, entry).exists() for state in (SENT, REFUSED, PENDING)):
+        if self.knows(kind, name):
             return False
+        entry = OutboxEntry(kind=kind, name=name, payload=dict(payload), number=time.time_ns())
         path = self._path(PENDING, entry)
         beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
         write_json(beside, entry)
@@ -86,6 +89,18 @@ class DiskOutbox:
             with suppress(FileNotFoundError):
                 beside.unlink()
         return True
+
+    def knows(self, kind: str, name: str) -> bool:
+        paths = (self.layout.outbox_entry(one, kind, name) for one in (SENT, REFUSED, PENDING))
+        return any(path.exists() for path in paths)
+
+    def receipt(self, kind: str, name: str) -> str:
+        """What an entry that was sent is called there; empty where none was."""
+        try:
+            found = read_json(self.layout.outbox_entry(SENT, kind, name))
+            return OutboxEntry.model_validate(found).receipt
+        except (FileNotFoundError, RecordError, ValidationError):
+            return ""
 
     def pending(self) -> list[OutboxEntry]:
         """In the order in which they were put. What cannot be read is set aside."""

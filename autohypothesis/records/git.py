@@ -15,10 +15,12 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
 from autohypothesis.errors import ConflictError, GitError, LockError
+from autohypothesis.records.files import remove_folder
 from autohypothesis.records.git_call import call
 from autohypothesis.records.git_facts import (
     Answer,
@@ -40,6 +42,7 @@ FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 LOCK_TIMEOUT_S = 900.0
 """Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
 
+_BYTES = ("utf-8", "surrogateescape")
 _VERIFY = "rev-parse --verify --quiet --end-of-options"
 _RAW = "diff-tree -r -z --raw --numstat --no-renames --no-ext-diff --no-textconv"
 _PATCH = (
@@ -206,7 +209,7 @@ class Repository:
 
     def diff(self, base: str, other: str) -> str:
         """The unified diff of two commits or trees; `git apply` takes it back."""
-        return self._run(_PATCH, base, other).out.decode("utf-8", "surrogateescape")
+        return self._run(_PATCH, base, other).out.decode(*_BYTES)
 
     def changes(self, base: str, other: str) -> list[FileChange]:
         return parse_changes(self._run(_RAW, base, other).records)
@@ -245,7 +248,7 @@ class Repository:
         Raises:
             ConflictError: the patch does not apply; git's words name the hunk.
         """
-        content = patch.encode("utf-8", "surrogateescape")
+        content = patch.encode(*_BYTES)
         with self._index(base) as index:
             answer = self._run(
                 "apply --cached --whitespace=nowarn -",
@@ -289,10 +292,27 @@ class Repository:
                 self._run(adding, *there, index=index, cwd=place)
             return self._run("write-tree", index=index, cwd=place).text
 
-    def commit_tree(self, tree: str, parents: Sequence[str], message: str) -> str:
-        """A new commit object; no ref moves."""
+    def tree_of_files(self, files: Mapping[str, Entry]) -> str:
+        """A tree of just these, whose blobs are here."""
+        listed = "".join(f"{one.mode} {one.blob}\t{path}\0" for path, one in files.items())
+        with self._index(None) as index:
+            self._run("update-index -z --index-info", stdin=listed.encode(*_BYTES), index=index)
+            return self._run("write-tree", index=index).text
+
+    def commit_tree(
+        self, tree: str, parents: Sequence[str], message: str, *, at: datetime | None = None
+    ) -> str:
+        """A new commit object; no ref moves.
+
+        Args:
+            at: its date; then the same call makes the same commit on every machine.
+        """
         named = [word for parent in parents for word in ("-p", parent)]
-        commit = self._run("commit-tree", tree, *named, "-F", "-", stdin=message.encode()).text
+        moment = f"@{int(at.timestamp())} +0000" if at is not None else ""
+        dated = {name: moment for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE") if moment}
+        commit = self._run(
+            "commit-tree", tree, *named, "-F", "-", stdin=message.encode(), extra=dated
+        ).text
         self._commits.get(commit, lambda: commit)
         if self._listings.has(tree):
             self._listings.get(commit, lambda: self._listing(tree))
@@ -371,7 +391,7 @@ class Repository:
         # Twice -f: once for changes, once for the lock, the one of a killed `add` included.
         removing = ["worktree", "remove", "-f", "-f", str(path)]
         if self._run(*removing, accept=(0, 128, 255), timeout=CHECKOUT_TIMEOUT_S).status:
-            _remove_folder(path)
+            remove_folder(path)
             self._run("worktree unlock", str(path), accept=(0, 128, 255))
             self._run("worktree prune")
 
@@ -460,13 +480,14 @@ class Repository:
         cwd: Path | None = None,
         timeout: float = TIMEOUT_S,
         accept: tuple[int, ...] = (0,),
+        extra: Mapping[str, str] | None = None,
     ) -> Answer:
         """Run `git WORDS ARGS`; `words` is split at blanks, `args` never are.
 
         Raises:
             GitError: the exit status is not in `accept`; it holds the command and git's words.
         """
-        settings = {"GIT_INDEX_FILE": str(index)} if index else {}
+        settings = {**({"GIT_INDEX_FILE": str(index)} if index else {}), **(extra or {})}
         place = cwd or self.root
         return call(words, args, place, settings, stdin=stdin, timeout=timeout, accept=accept)
 
@@ -474,16 +495,3 @@ class Repository:
 def _missing(path: Path, patterns: Iterable[str]) -> list[str]:
     there = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
     return [pattern for pattern in patterns if pattern not in there]
-
-
-def _remove_folder(path: Path) -> None:
-    """Delete a tree although a training took away the rights to its folders."""
-    with suppress(OSError):
-        os.chmod(path, 0o700)
-    for folder, inner, _ in os.walk(path):
-        for name in inner:
-            inside = os.path.join(folder, name)
-            if not os.path.islink(inside):
-                with suppress(OSError):
-                    os.chmod(inside, 0o700)
-    shutil.rmtree(path, ignore_errors=True)

@@ -366,6 +366,11 @@ class Layout(NamedTuple):
         return self.outbox_state(state) / f"{checked_id(kind)}.{checked_id(name)}.json"
 
     @property
+    def hub_feed(self) -> Path:
+        """What was last heard from the hub."""
+        return self.live / "hub.json"
+
+    @property
     def locks(self) -> Path:
         return self.research / "locks"
 

@@ -93,7 +93,7 @@ def _from_plan(row: RowDocument, plan: Document) -> None:
     row["rationale"] = hypothesis["rationale"]
     row["hypothesis_id"] = hypothesis["hypothesis_id"]
     row["parent_commit"] = plan["based_on_commit"] or None
-    for key in ("worker_id", "tag", "seed", "replicates", "node_id"):
+    for key in ("worker_id", "tag", "seed", "replicates", "node_id", "claimed"):
         row[key] = plan[key]
 
 

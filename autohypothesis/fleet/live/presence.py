@@ -22,7 +22,7 @@ LOOP = "loop"
 """A search on one machine by one process: its lock and its status have this name."""
 SOLO = "solo"
 """Its one worker."""
-ROLES = (LOOP, "supervisor", "observer", "tool-builder")
+ROLES = (LOOP, "supervisor", "observer", "tool-builder", "courier")
 LEFT = ("stopped", "finished", "failed")
 """States of somebody who has left."""
 

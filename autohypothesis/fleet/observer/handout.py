@@ -26,6 +26,8 @@ class Handout:
     crew: Crew
     platforms: Mapping[str, str] = field(default_factory=dict)
     """Worker -> the key of the platform that it ran on last."""
+    alone: bool = False
+    """The fleet shares, and nobody can be asked now: what nobody else tries comes first."""
 
     def give(self, may_begin: Callable[[Hypothesis], bool], room: int | None) -> list[str]:
         """Dispatch to every ready worker that nothing waits for; a line for each.
@@ -34,6 +36,8 @@ class Handout:
             room: how many more may begin; None: as many as there are workers.
         """
         pending = [one for one in self.queue.pending() if may_begin(one)]
+        if self.alone:
+            pending.sort(key=_contested)
         said: list[str] = []
         for worker in self._without_work():
             if room is not None and len(said) >= room:
@@ -106,3 +110,9 @@ class Handout:
 
 def _after(sign: str, source_id: str) -> str:
     return source_id.rpartition(sign)[2] if sign in source_id else ""
+
+
+def _contested(one: Hypothesis) -> int:
+    """What is claimed, then what nobody claims, then what somebody else may be trying."""
+    free = one.replicates or one.artifacts_from or not (one.config_overrides or one.patch)
+    return 0 if one.claimed else 1 if free and not one.instructions else 2

@@ -27,6 +27,7 @@ from autohypothesis.fleet.observer.opening import Opening
 from autohypothesis.fleet.observer.publishing import Publishing
 from autohypothesis.fleet.observer.refill import Refill
 from autohypothesis.fleet.observer.requeue import Returns
+from autohypothesis.fleet.observer.society import Society
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.observer.vetting import needs_somebody
 from autohypothesis.fleet.proposing import Proposer
@@ -53,6 +54,7 @@ class Observer:
     Args:
         workers: whom to give work to; none: the manifest's.
         command: what begins another search of this kind, for hints.
+        sharing: with others, by way of a hub.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Observer:
         say: Callable[[str], None] = lambda line: None,
         workers: Sequence[Worker] = (),
         command: str = "init-fleet",
+        sharing: bool = False,
     ) -> None:
         tag = lab.active()
         self.lab = lab
@@ -77,6 +80,7 @@ class Observer:
         self.refill = Refill(proposers)
         self.errands = Errands(lab, self.chronicle)
         self.publishing = Publishing(lab, self.queue, self.chronicle, self.library)
+        self.society = Society(lab, self.queue) if sharing else None
         self.ideas = Ideas(lab, self.queue, self.chronicle, self.library, self.refill)
         self.ending = Ending(limits, lab.task, self.queue, self.chronicle, self.library)
         self.crew = Crew()
@@ -312,7 +316,8 @@ class Observer:
             self._did(line)
 
     def _handout(self) -> Handout:
-        return Handout(self.queue, self.returns, self.crew, self.library.platforms)
+        alone = self.society is not None and self.society.is_alone()
+        return Handout(self.queue, self.returns, self.crew, self.library.platforms, alone)
 
     def _take_back_all(self) -> None:
         for line in self._handout().take_back(all=True):
@@ -359,7 +364,10 @@ class Observer:
             self.publishing.turn(
                 reference=self.reference, steering=self.steering, crew=self.crew,
                 noise=self.errands.noise, notes=self._notes_of_all(), all=all or state in ENDED,
+                others=self.society.said() if self.society else None,
             )  # fmt: skip
+            if self.society:
+                self.society.tell(self.publishing.rows)
         except FAULTS as error:
             self._failed["publish"] = _in_words(error)
         self._report(state, [*problems, *self._problems()])
@@ -392,6 +400,7 @@ class Observer:
             *(f"a decision made by hand was refused: {line}" for line in self.deciding.unheard),
             *(f"could not {step}: {why}" for step, why in self._failed.items()),
             *([self.errands.problem] if self.errands.problem else []),
+            *(self.society.problems if self.society else []),
         ]
         return [line[:500] for line in found[:30]]
 

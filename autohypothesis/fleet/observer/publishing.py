@@ -20,7 +20,7 @@ from autohypothesis.fleet.roster.roster import read_manifest
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import best_kept, of_tag
-from schema import Brief, Steering
+from schema import Brief, Others, Steering
 
 BRIEF_S = 1.0
 SUMMARY_S = 1.0
@@ -42,7 +42,8 @@ class Publishing:
         """The last one that was published."""
         self.best_row: Mapping[str, Any] | None = None
         self.counts: dict[str, int] = {}
-        self._rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        """Of the tag; another list whenever the ledger was written."""
         self._ledger: Signature | None = None
         self._said: Any = None
         self._due = {"brief": 0.0, "summary": 0.0, "learnt": 0.0}
@@ -69,6 +70,7 @@ class Publishing:
         crew: Crew,
         noise: Mapping[str, Any] | None,
         notes: Sequence[str],
+        others: Others | None = None,
         all: bool = False,
     ) -> None:
         """Writes what is due; with `all`, everything.
@@ -80,7 +82,7 @@ class Publishing:
             started = time.monotonic()
             self.counts = self.queue.counts()
             self._read_ledger()
-            self._publish_brief(reference, steering, noise, list(notes))
+            self._publish_brief(reference, steering, noise, list(notes), others)
             self._wait("brief", started, BRIEF_S)
         if self._is_due("summary", all):
             started = time.monotonic()
@@ -98,20 +100,24 @@ class Publishing:
         steering: Steering,
         noise: Mapping[str, Any] | None,
         notes: list[str],
+        others: Others | None,
     ) -> None:
         settings = (reference.settings if reference is not None else None) or {}
         opened = [one.model_dump(mode="json") for one in self.queue.open()]
-        saying = (self._ledger, opened, self.counts, steering, dict(settings), noise, notes)
+        saying = (
+            self._ledger, opened, self.counts, steering, dict(settings), noise, notes, others,
+        )  # fmt: skip
         if saying == self._said and self.lab.layout.brief.exists():
             return
         self.brief = briefs.publish(
             self.lab,
             self.queue,
-            rows=self._rows,
+            rows=self.rows,
             steering=steering,
             reference_settings=settings,
             notes=notes,
             noise=noise,
+            others=others,
         )
         self._said = saying
         if (manifest := read_manifest(self.lab.layout)) is not None:
@@ -142,8 +148,8 @@ class Publishing:
         signature = signature_of(str(self.lab.layout.ledger))
         if signature == self._ledger:
             return
-        self._rows = [dict(row) for row in of_tag(read_ledger(self.lab.layout), self.lab.tag)]
-        self.best_row = best_kept(self._rows)
+        self.rows = [dict(row) for row in of_tag(read_ledger(self.lab.layout), self.lab.tag)]
+        self.best_row = best_kept(self.rows)
         self._ledger = signature
 
     def _is_due(self, what: str, all: bool) -> bool:

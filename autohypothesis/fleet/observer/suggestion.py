@@ -22,7 +22,7 @@ BY_HAND = "person"
 """The proposer of what nobody else proposed."""
 
 
-def suggest(lab: Lab, queue: Queue, proposal: Proposal) -> str:
+def suggest(lab: Lab, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND) -> str:
     """Puts `proposal` into the queue; its id.
 
     Raises:
@@ -45,7 +45,7 @@ def suggest(lab: Lab, queue: Queue, proposal: Proposal) -> str:
             f"{proposal.title!r} is not taken: {reason}",
             hint="see `python orchestrator.py hypotheses` and `python orchestrator.py runs`",
         )
-    return queue.add(proposal, proposer=BY_HAND).hypothesis_id
+    return queue.add(proposal, proposer=proposer).hypothesis_id
 
 
 def check_worker(lab: Lab, workers: list[str], worker: str) -> None:
@@ -69,12 +69,7 @@ def _check_change(lab: Lab, commit: str, proposal: Proposal) -> None:
     """That the change applies to the reference as it is now, and does something."""
     if proposal.instructions:
         return  # what comes of them is seen when they are implemented
-    change = (
-        Change.from_overrides(proposal.config_overrides)
-        if proposal.config_overrides
-        else Change.from_patch(proposal.patch or "")
-    )
-    tree = tree_of(lab.repository, lab.task, commit, change)
+    tree = tree_of(lab.repository, lab.task, commit, Change.of(proposal))
     changes = lab.repository.changes(commit, tree)
     if not changes:
         raise ChangeError(

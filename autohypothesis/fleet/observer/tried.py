@@ -39,7 +39,7 @@ class Run:
     parent: str | None
     overrides: Mapping[str, Any]
     key: str
-    """Of its patch or its instructions; empty where it has neither."""
+    """Of its patch, its instructions or the commit it was taken from; empty where it has none."""
     seed: int | None
     replicates: str | None
 
@@ -261,7 +261,7 @@ def _equal(one: Settings, other: Settings, ignored: set[str]) -> bool:
 
 def key_of(idea: Proposal | PlannedHypothesis) -> str:
     """A hash of what a text does: blank ends, blob ids and line numbers tell nothing."""
-    text = idea.patch or idea.instructions
+    text = idea.patch or idea.instructions or idea.artifacts_from
     if not text or not text.strip():
         return ""
     lines = [

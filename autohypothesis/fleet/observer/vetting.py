@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autohypothesis.engine.task import Task
 from autohypothesis.fleet.live.steering import violation
-from autohypothesis.fleet.observer.tried import Library, Reference, Run, Tried
+from autohypothesis.fleet.observer.tried import Library, Reference, Run, Tried, key_of
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from schema import Hypothesis, Proposal, Steering, nearest
 
@@ -28,7 +28,7 @@ class Vetting:
             others: of the queue, those that came before it.
             besides: its own id, where it has one: its own runs are no duplicates.
         """
-        if not (idea.config_overrides or idea.patch or idea.instructions):
+        if not (idea.config_overrides or key_of(idea)):
             return "" if idea.replicates else _NOTHING
         return (
             self._about_settings(idea)

@@ -31,6 +31,7 @@ from autohypothesis.fleet.overview.views import (
     any_alive,
 )
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import read_bytes, read_json
 from autohypothesis.records.layout import ID, Layout
@@ -142,6 +143,8 @@ class _Look:
     def roles(self) -> list[RoleView]:
         """A fleet's; with a loop, where there was one, which needs no others."""
         found = [self.role(name) for name in ROLES]
+        if self.layout.role(COURIER).exists():  # only a fleet with a hub has one
+            found.append(self.role(COURIER))
         loop = self.role(LOOP) if self.layout.role(LOOP).exists() else None
         if loop is None:
             return found

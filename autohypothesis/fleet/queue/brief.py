@@ -37,7 +37,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.standings import of_tag
 from autohypothesis.system import rename_exclusive
-from schema import Brief, Setting, Steering, Strict, now
+from schema import Brief, Others, Setting, Steering, Strict, now
 
 WRITING_S = 2.0
 """A brief that is no JSON and changed more recently may still be being written."""
@@ -67,6 +67,7 @@ def publish(
     reference_settings: Mapping[str, Setting],
     notes: Sequence[str] = (),
     noise: Mapping[str, Any] | str | None = None,
+    others: Others | None = None,
 ) -> Brief:
     """Writes the brief, `Brief.MAX_BYTES` at most, unless it would say what it says already.
 
@@ -88,6 +89,7 @@ def publish(
         done=queue.done(),
         notes=[*refused, *_noise(noise), *notes, *_problems(queue)],
         carried=carried(lab.layout)[0],
+        others=others,
     ).brief()
     with hold(lab.layout, "brief", doing="publishing the brief"):
         return _Desk(lab.layout).put(brief)

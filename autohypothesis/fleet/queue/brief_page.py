@@ -19,6 +19,7 @@ from schema import (
     Brief,
     Finding,
     Hypothesis,
+    Others,
     QueueEntry,
     Setting,
     Steering,
@@ -28,7 +29,7 @@ from schema import (
 
 MOST_SETTINGS, MOST_CONSTRAINTS, MOST_NOTES, MOST_QUESTIONS = 5_000, 3_000, 4_000, 2_000
 """Bytes of each section at most; `MAX_BYTES` is for all of them."""
-MOST_OPEN, MOST_FINDINGS = 9_000, 7_500
+MOST_OPEN, MOST_FINDINGS, MOST_HEARD = 9_000, 7_500, 6_000
 LINE = 300
 """Characters of a line: a note, a constraint, a direction."""
 RATIONALE = 240
@@ -54,6 +55,8 @@ class Contents:
     notes: Sequence[str]
     carried: Sequence[Finding] = ()
     """Of searches before this one."""
+    others: Others | None = None
+    """What fleets of other machines said."""
 
     def brief(self) -> Brief:
         """At most `Brief.MAX_BYTES` as it is written to disk."""
@@ -67,6 +70,8 @@ class Contents:
             open_questions=fit(lines(self.steering.directions), MOST_QUESTIONS),
             notes=fit(lines(self.notes), MOST_NOTES),
         )
+        if self.others is not None:
+            brief.others = heard(self.others)
         waiting = (entry(place, one) for place, one in self._open())
         brief.hypothesis_queue = fit(waiting, min(MOST_OPEN, room_in(brief)))
         known = findings(self.rows, self._change)
@@ -126,6 +131,17 @@ def constraints(task: Task, steering: Steering) -> list[str]:
     return lines(said)
 
 
+def heard(others: Others) -> Others:
+    """Each kind of news gets a third of the room."""
+    room = MOST_HEARD // 3
+    return Others(
+        server=cut(others.server, LINE),
+        results=fit(lines(others.results), room),
+        frontier=fit(lines(others.frontier), room),
+        discussion=fit(lines(others.discussion), room),
+    )
+
+
 def ranges(steering: Steering) -> list[tuple[str, tuple[float, float]]]:
     return sorted(steering.ranges.items())
 
@@ -173,6 +189,8 @@ def change_of(one: Hypothesis) -> str:
     """The change in a few words."""
     if one.config_overrides:
         return cut(", ".join(f"{k} = {v!r}" for k, v in one.config_overrides.items()), RATIONALE)
+    if one.artifacts_from:
+        return f"the artifacts of {one.artifacts_from[:7]}"
     return "a patch" if one.patch else "written to instructions" if one.instructions else ""
 
 

@@ -216,6 +216,12 @@ class Queue:
             place = self._expect(hypothesis_id, ("running",), worker)
             self._move(hypothesis_id, place, Place("dispatched", worker))
 
+    def note_claim(self, hypothesis_id: str, worker: str, claimed: bool) -> None:
+        """Running, and stays so: whether a hub gave the right to try it."""
+        with self._step(f"noting the claim of {hypothesis_id}"):
+            place = self._expect(hypothesis_id, ("running",), worker)
+            self._rewrite(hypothesis_id, place, claimed=claimed)
+
     def finish(
         self, hypothesis_id: str, worker: str, *, closed: Closed = "completed", outcome: str = ""
     ) -> None:

@@ -55,6 +55,8 @@ class Wanted:
     proposers: Sequence[str] = ()
     mix: float | None = None
     tool_command: str | None = None
+    hub: str | None = None
+    """Where results are shared; empty: nowhere any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +299,7 @@ class _Roll:
                 "proposers": proposers,
                 "mix": mine.mix if self.wanted.mix is None else self.wanted.mix,
                 "tool_command": mine.tool_command if command is None else command,
+                "hub": mine.hub if self.wanted.hub is None else self.wanted.hub,
             }
         )
 

@@ -15,6 +15,7 @@ from autohypothesis.fleet.live import presence, roles
 from autohypothesis.fleet.live.hindrance import hindrance
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.roster.roster import read_manifest
+from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.fleet.supervisor.launching import Role, log_tail, spawn
 from autohypothesis.fleet.supervisor.supervisor import NAME
 from autohypothesis.records.layout import Layout
@@ -121,6 +122,7 @@ def crew(
             for name in workers
         ),
         Role("tool-builder", (*ours, *builder), 1),
+        *([Role(COURIER, (*ours, "hub", "deliver", "--watch"), 3)] if manifest.hub else []),
         keeper(layout),
     ]
 

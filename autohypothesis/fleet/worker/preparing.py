@@ -16,6 +16,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import ChangeError, PreflightError
 from autohypothesis.fleet.live import steering
 from autohypothesis.fleet.live.hindrance import kind_of
+from autohypothesis.fleet.worker.sharing import Sharing
 from autohypothesis.records.git import Repository
 from schema import Hypothesis, Setting, Steering, Worker
 
@@ -30,9 +31,16 @@ class Preparation:
     """
 
     def __init__(
-        self, lab: Lab, worker: Worker, hypothesis: Hypothesis, *, label: str = ""
+        self,
+        lab: Lab,
+        worker: Worker,
+        hypothesis: Hypothesis,
+        *,
+        label: str = "",
+        sharing: Sharing | None = None,
     ) -> None:
         self.hypothesis = hypothesis
+        self._sharing = sharing
         self.spec: RunSpec | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
@@ -113,6 +121,8 @@ class Preparation:
         if problem := self._violation(spec, self._rules):
             iteration.forget(self._lab, spec.experiment_id)
             raise ChangeError(problem, hint=SEE)
+        if self._sharing is not None:
+            self._sharing.claim(self._lab, wanted, spec)
         return spec
 
     def _violation(self, spec: RunSpec, rules: Steering) -> str:

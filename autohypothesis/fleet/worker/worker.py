@@ -25,9 +25,11 @@ from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
 from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.queue import takeover
 from autohypothesis.fleet.queue.takeover import Job
+from autohypothesis.fleet.sharing.claims import Claims as Rights
 from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.orders import Orders
 from autohypothesis.fleet.worker.preparing import SEE, Preparation
+from autohypothesis.fleet.worker.sharing import Sharing
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import RunPaths
@@ -60,12 +62,20 @@ class Worker:
         executor: None: this machine's, on the entry's device. Any other is asked for nothing but
             `submit`, `poll`, `cancel` and `collect`.
         label: goes in front of the title of everything that is begun.
+        rights: whoever says what other fleets do not try already; None: there are no others.
     """
 
     def __init__(
-        self, lab: Lab, worker: Entry, *, executor: Executor | None = None, label: str = ""
+        self,
+        lab: Lab,
+        worker: Entry,
+        *,
+        executor: Executor | None = None,
+        label: str = "",
+        rights: Rights | None = None,
     ) -> None:
         self.lab = lab
+        self.sharing = Sharing(worker.worker_id, rights) if rights is not None else None
         self.label = label
         self.entry = worker
         self.name = worker.worker_id
@@ -183,7 +193,9 @@ class Worker:
         if hypothesis is None:
             self._claim_at = time.monotonic() + LOOK_S
             return
-        self.next = Preparation(self.lab, self.entry, hypothesis, label=self.label)
+        self.next = Preparation(
+            self.lab, self.entry, hypothesis, label=self.label, sharing=self.sharing
+        )
         if self.current is None:
             self._say("preparing")
         else:  # what is said about the one that runs stays

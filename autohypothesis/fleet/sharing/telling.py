@@ -1,0 +1,163 @@
+"""From decided experiments to what others are told of them: entries of an outbox.
+
+Every decided experiment is told, failures too: as a result, as a line for people, and a keep as a
+commit before both. What is found to be wrong later is told as well. Nothing waits for an answer,
+and nothing is told twice: an entry that was put before is not put again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import AutohypothesisError, RecordError
+from autohypothesis.fleet.outbox import Outbox
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.sharing.claims import tree_of_commit
+from autohypothesis.fleet.sharing.foreign import result_of
+from autohypothesis.fleet.sharing.lineage import BEGINNING, Lineage
+from autohypothesis.records.files import opened, read_json
+from autohypothesis.records.layout import RunPaths
+from schema import Metadata, Runtime, utc
+
+PUSH, RESULT, LINE = "push", "result", "line"
+REFUTED, REFUTED_LINE = "refuted", "refuted-line"
+TOLD = ("keep", "discard", "crash", "replicate")
+COPIED = (
+    "id", "commit", "status", "description", "metric_name", "metric_value", "seed", "replicates",
+    "confirmation", "failure_kind", "num_steps", "peak_vram_gb", "gpu_name", "platform_key",
+    "direction", "outcome",
+)  # fmt: skip
+"""What of a row goes along; an entry says all of it, whatever becomes of the row."""
+AT_ONCE = 20
+"""Experiments that one turn tells of."""
+_PIECE = 1 << 20
+
+
+class Telling:
+    """Tells of one search, look after look at its rows."""
+
+    def __init__(self, lab: Lab, queue: Queue, outbox: Outbox) -> None:
+        self.lab = lab
+        self.queue = queue
+        self.outbox = outbox
+        self.lineage = Lineage(lab)
+        self._told: dict[str, bool] = {}
+        """Experiment -> whether it stood when it was looked at last."""
+        self.problems: list[str] = []
+        """What could not be told, a line each."""
+
+    def turn(self, rows: Iterable[Mapping[str, Any]]) -> bool:
+        """Puts what is new, in the order of decisions; whether that was all of it.
+
+        A search that joined late has much to tell: a little each time, so that no turn is long.
+
+        Raises:
+            RecordError: the outbox cannot be written now.
+        """
+        new = [row for row in rows if self._is_new(row)]
+        new.sort(key=lambda row: row.get("ordinal") or 0)
+        told = 0
+        for row in new:
+            if told >= AT_ONCE:
+                return False
+            if _is_refuted(row) or not self._was_told(row["id"]):
+                told += 1
+                try:
+                    self._tell(row)
+                except RecordError:
+                    raise
+                except AutohypothesisError as error:
+                    said = f"{row['id']} is not told to others: {error.problem}"
+                    self.problems = [*self.problems, said][-AT_ONCE:]
+            self._told[row["id"]] = not _is_refuted(row)
+        return True
+
+    def _was_told(self, name: str) -> bool:
+        """Whether all of it was put before; a kill may have come in between."""
+        return self.outbox.knows(RESULT, name) and self.outbox.knows(LINE, name)
+
+    def _is_new(self, row: Mapping[str, Any]) -> bool:
+        if row.get("status") not in TOLD or not row.get("commit") or row.get("ordinal") is None:
+            return False
+        before = self._told.get(row["id"])
+        return before is None or (before and _is_refuted(row))
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        name = row["id"]
+        runtime = self._runtime(self.lab.layout.run(name))
+        said = {key: row.get(key) for key in COPIED}
+        said |= {"task_hash": runtime.task_hash, "budget_seconds": runtime.budget_seconds}
+        theirs = self._theirs(row)
+        if theirs is not None:
+            said |= {"verifies": theirs[0], "commit": theirs[1]}
+            if row["status"] == "keep":
+                self.lineage.adopt(row["commit"], theirs[1])
+        elif row["status"] == "keep":
+            said["commit"] = self._show(row)
+            self.outbox.put(PUSH, name, {"commit": said["commit"]})
+        else:  # the baseline again, or a keep that was taken back
+            said["commit"] = self.lineage.shown(row["commit"]) or row["commit"]
+        said["tree"] = tree_of_commit(self.lab, row["commit"])
+        said["log_hash"] = _hash_of(self.lab.layout.run(name))
+        self.outbox.put(RESULT, name, said)
+        self.outbox.put(LINE, name, said)
+        if _is_refuted(row) and said["commit"] != row["commit"]:
+            self.outbox.put(REFUTED, name, said)
+            self.outbox.put(REFUTED_LINE, name, said)
+
+    def _show(self, row: Mapping[str, Any]) -> str:
+        """The commit of a keep as others get it."""
+        base = row.get("parent_commit")
+        if base is None:
+            return self.lineage.baseline(row["commit"])
+        value, name = row.get("metric_value"), row.get("metric_name")
+        message = (
+            f"{row.get('description') or row['id']}\n\n{name}: {value}\n"
+            f"Confirmation: {row.get('confirmation')}\nExperiment: {row['id']}\n"
+        )
+        return self.lineage.keep(row["commit"], str(base), message, _moment(row))
+
+    def _theirs(self, row: Mapping[str, Any]) -> tuple[int, str] | None:
+        """The result of somebody else that this run repeats, and its commit."""
+        if row.get("replicates"):
+            return None
+        found = self.queue.read(str(row.get("hypothesis_id") or "x"))
+        if found is None or not found[1].artifacts_from:
+            return None
+        number = result_of(found[1])
+        return None if number is None else (number, found[1].artifacts_from)
+
+    def _runtime(self, run: RunPaths) -> Runtime:
+        """Empty for what is older, or was made by hand."""
+        with suppress(FileNotFoundError, RecordError, ValidationError):
+            return Metadata.model_validate(read_json(run.metadata)).runtime
+        return Runtime()
+
+
+def _is_refuted(row: Mapping[str, Any]) -> bool:
+    return row.get("confirmation") == "refuted"
+
+
+def _moment(row: Mapping[str, Any]) -> datetime:
+    """When the run ended; it is in the row, so a second try makes the same commit."""
+    found = utc(row.get("timestamp"))
+    return found if isinstance(found, datetime) else BEGINNING
+
+
+def _hash_of(run: RunPaths) -> str:
+    """SHA-256 of the log as it lies here; empty where there is none."""
+    digest = hashlib.sha256()
+    try:
+        with opened(run.log) as (descriptor, _), open(descriptor, "rb", closefd=False) as log:
+            while piece := log.read(_PIECE):
+                digest.update(piece)
+    except (OSError, RecordError):
+        return ""
+    return digest.hexdigest()
