@@ -24,7 +24,7 @@ _LEAST_KEY = 20
 Data = Annotated[Path, typer.Option("--data", help="The hub's folder: database, repository, keys.")]
 Agent = Annotated[str, typer.Argument(metavar="NAME", help="An agent.")]
 
-admin = typer.Typer(help="Agents of a hub and their keys.", no_args_is_help=True)
+admin = typer.Typer(help="Agents of a hub, their keys, and its tasks.", no_args_is_help=True)
 
 
 def add(group: typer.Typer) -> None:
@@ -40,6 +40,12 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
     open_registration: Annotated[
         bool, typer.Option("--open-registration", help="Whoever reaches the hub may register.")
+    ] = False,
+    private_pages: Annotated[
+        bool,
+        typer.Option(
+            "--private-pages", help="Web pages ask for a key; else whoever reaches the hub reads."
+        ),
     ] = False,
     name: Annotated[
         list[str] | None,
@@ -59,6 +65,13 @@ def serve(
     pushes: Annotated[int, typer.Option("--pushes", min=1, help="An hour, for each agent.")] = 100,
     posts: Annotated[int, typer.Option("--posts", min=1, help="An hour, for each agent.")] = 100,
     diffs: Annotated[int, typer.Option("--diffs", min=1, help="An hour, for each agent.")] = 60,
+    page_diffs: Annotated[
+        int, typer.Option("--page-diffs", min=1, help="An hour, for each address, on web pages.")
+    ] = 120,
+    results: Annotated[
+        int, typer.Option("--results", min=1, help="An hour, for each agent; tasks and bests too.")
+    ] = 600,
+    claims: Annotated[int, typer.Option("--claims", min=1, help="An hour, for each agent.")] = 1200,
     bundle_mb: Annotated[
         int, typer.Option("--bundle-mb", min=1, max=2000, help="The largest push.")
     ] = 50,
@@ -75,8 +88,12 @@ def serve(
 
     settings = Settings(
         data=data, host=host, port=port, open_registration=open_registration,
+        private_pages=private_pages,
         names=tuple(name or ()), proxies=tuple(proxy or ()), admin_key=_admin_key(admin_key_file),
-        hourly=Hourly(registrations=registrations, pushes=pushes, posts=posts, diffs=diffs),
+        hourly=Hourly(
+            registrations=registrations, pushes=pushes, posts=posts, diffs=diffs,
+            page_diffs=page_diffs, results=results, claims=claims,
+        ),
         limits=Limits(bundle_bytes=bundle_mb * MB, channels=channels),
     )  # fmt: skip
     run(settings, lambda line: print(line, file=sys.stderr, flush=True))
@@ -171,6 +188,26 @@ def listing(data: Data, json_: Json = False) -> None:
     for row in rows:
         table.add_row(row["id"], row["role"], row["created_at"], row["revoked_at"] or "")
     out().print(table)
+
+
+@admin.command("forget-task")
+def forget_task(
+    task_hash: Annotated[
+        str, typer.Argument(metavar="HASH", help="A task's hash; the beginning will do.")
+    ],
+    data: Data,
+) -> None:
+    """Take away a task that was told wrongly, so that it can be told again. Not with results.
+
+    Example: `orchestrator.py hub admin forget-task 1a2b3c4 --data hub`
+    """
+    from autohypothesis.hub.server import tasks
+    from autohypothesis.records.tables import harmless
+
+    with _database(data) as database:
+        row = tasks.forget(database, task_hash)
+    said = f"task {harmless(row['name'])} ({row['task_hash'][:7]}) is forgotten"
+    out().print(said, markup=False)
 
 
 @contextmanager

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from autohypothesis.engine.identity import short_device_name
 from autohypothesis.errors import UsageError
 from autohypothesis.hub.line import Mark, ResultLine
+from schema import finite
 
 TOLD = ("keep", "discard", "crash", "replicate")
 """What a row says of an experiment that is over and decided."""
+DESCRIPTION, REASON = 2_000, 200
+"""Characters that a hub takes."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARKS: dict[str, Mark] = {"discard": "DISCARD", "crash": "CRASH"}
 
 
@@ -28,19 +33,53 @@ def result_line(row: Mapping[str, Any]) -> ResultLine:
         )
     mark = _MARKS.get(status, "")
     failed = status == "crash"
-    told = str(row.get("description") or name)
+    said = str(row.get("description") or name)
     if row.get("replicates"):
-        told = f"{told} [seed {row.get('seed')}, repeats {row['replicates']}]"
+        said = f"{said} [seed {row.get('seed')}, repeats {row['replicates']}]"
     return ResultLine(
         commit=str(row["commit"])[:7],
         platform=short_device_name(str(row.get("gpu_name") or "")),
         value=None if failed else row.get("metric_value"),
         memory_gb=None if failed else row.get("peak_vram_gb"),
-        description=told,
+        description=said,
         mark=mark,
         reason=_reason(row) if mark else "",
         metric=str(row.get("metric_name") or "val_bpb"),
     )
+
+
+def told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as a typed result, with all that makes two of them comparable.
+
+    Raises:
+        UsageError: as `result_line`.
+    """
+    line = result_line(row)
+    return {
+        "name": f"{row['id']}:{str(row['commit'])[:12]}",  # a search begun anew has the same ids
+        "commit": str(row["commit"]),
+        "platform": line.platform,
+        "platform_key": _hash(row.get("platform_key")),
+        "task_hash": _hash(row.get("task_hash")),
+        "metric": line.metric,
+        "value": None if line.mark == "CRASH" else finite(row.get("metric_value")),
+        "status": str(row["status"]),
+        "confirmation": str(row.get("confirmation") or "none"),
+        "seed": row.get("seed"),
+        "budget_seconds": finite(row.get("budget_seconds")),
+        "steps": row.get("num_steps"),
+        "memory_gb": line.memory_gb,
+        "log_hash": _hash(row.get("log_hash")),
+        "tree": str(row.get("tree") or ""),
+        "description": line.description[:DESCRIPTION],
+        "reason": (line.reason or str(row.get("outcome") or ""))[:REASON],
+        "verifies": row.get("verifies"),
+    }
+
+
+def _hash(value: object) -> str:
+    """What is no SHA-256 is not told: the key of a run by hand, say, compares with nothing."""
+    return value if isinstance(value, str) and _SHA256.fullmatch(value) else ""
 
 
 def _reason(row: Mapping[str, Any]) -> str:

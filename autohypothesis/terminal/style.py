@@ -14,6 +14,9 @@ STATUS_STYLE = {
     "artifact_invalid": "magenta",
 }
 
+STATE_STYLE = {"reproduced": "green", "claimed": "yellow", "refuted": "red"}
+"""Of a result at a hub."""
+
 # Okabe and Ito's colours, told apart by people who do not tell red from green.
 KEEP, DISCARD, CRASH, LINE = "#009E73", "#9A9A9A", "#D55E00", "#0072B2"
 

@@ -1,9 +1,14 @@
-"""Delivers an outbox's entries to a hub: posts and commits."""
+"""Delivers an outbox's entries to a hub: commits, results, their lines, posts.
+
+A commit and a result may be sent twice, since a hub knows them by their names; a post is looked for
+before it is said again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from autohypothesis.errors import (
     AutohypothesisError,
@@ -11,16 +16,26 @@ from autohypothesis.errors import (
     HubError,
     UndeliverableError,
 )
+from autohypothesis.fleet.sharing.telling import LINE, PUSH, REFUTED, REFUTED_LINE, RESULT
+from autohypothesis.hub import line
 from autohypothesis.hub.client import sharing
-from autohypothesis.hub.client.hub import Hub
-from autohypothesis.hub.client.refusals import NotThereError, PassingError
+from autohypothesis.hub.client.refusals import NotThereError, PassingError, TakenError
+from autohypothesis.hub.client.typed import TypedHub
 from autohypothesis.hub.client.wire import Post
+from autohypothesis.hub.results import result_line, told
 from autohypothesis.records.git import Repository
 from schema import OutboxEntry
 
 T = TypeVar("T")
 
-POST, PUSH = "post", "push"
+POST = "post"
+LINES = (LINE, REFUTED_LINE)
+SAID = (POST, *LINES)
+"""What becomes a post."""
+RESULTS = "results"
+"""The protocol's channel for lines."""
+SWAPS = 3
+"""Tries to be the best, while others move it."""
 FOR_GOOD = (400, 404, 409, 413, 422)
 """Refusals of the thing itself. Any other is one of us, now: a key, a limit, a hub in trouble."""
 _PAGE = 200
@@ -28,16 +43,27 @@ _MOST_PAGES = 50
 
 
 class HubCourier:
-    """A `fleet.Courier`: entries of kind `post` (channel, content) and `push` (commit)."""
+    """A `fleet.Courier`.
 
-    def __init__(self, hub: Hub, agent: str, repository: Repository) -> None:
+    Args:
+        receipt: by kind and name the receipt of an entry that was delivered before.
+    """
+
+    def __init__(
+        self,
+        hub: TypedHub,
+        agent: str,
+        repository: Repository,
+        receipt: Callable[[str, str], str] = lambda kind, name: "",
+    ) -> None:
         self._hub = hub
         self._agent = agent
         self._repository = repository
+        self._receipt = receipt
 
     def mark(self, entry: OutboxEntry) -> int | None:
         """For a post the number of the newest one there: what has a higher one may be ours."""
-        if entry.kind != POST:
+        if entry.kind not in SAID:
             return None
         newest = _asked(lambda: next(self._posts(self._channel(entry), 1), None))
         return newest.id if newest is not None else 0
@@ -46,18 +72,50 @@ class HubCourier:
         return _asked(lambda: self._found(entry))
 
     def deliver(self, entry: OutboxEntry) -> str:
-        if entry.kind == POST:
-            channel, content = self._channel(entry), str(entry.payload.get("content") or "")
-            return _asked(lambda: str(self._hub.post(channel, content).id))
+        if entry.kind in SAID:
+            return _asked(lambda: str(self._hub.post(self._channel(entry), _content(entry)).id))
         if entry.kind == PUSH:
             commit = str(entry.payload.get("commit") or "")
             return _asked(lambda: sharing.push(self._hub, self._repository, commit).commit)
+        if entry.kind == RESULT:
+            return _asked(lambda: self._tell(told(entry.payload)))
+        if entry.kind == REFUTED:
+            return _asked(lambda: self._take_back(entry))
         raise UndeliverableError(f"nobody knows how to deliver {entry.kind!r}")
 
+    def _tell(self, result: dict[str, Any]) -> str:
+        stands = self._hub.tell_result(result)
+        if result["status"] == "keep" and result["verifies"] is None and result["platform_key"]:
+            with suppress(HubError):  # the next keep tries again
+                self._become_best(stands.id, result)
+        return str(stands.id)
+
+    def _become_best(self, number: int, result: Mapping[str, Any]) -> None:
+        """The hub refuses what is not better than the best; a race for it is tried again."""
+        for _ in range(SWAPS):
+            there = self._hub.best(
+                platform_key=result["platform_key"], task_hash=result["task_hash"]
+            )
+            try:
+                self._hub.swap_best(number, there[0].result.id if there else None)
+            except TakenError:
+                continue
+            return
+
+    def _take_back(self, entry: OutboxEntry) -> str:
+        """An own result that did not hold, by the number that it was given."""
+        number = self._receipt(RESULT, entry.name)
+        if not number:
+            raise UndeliverableError(f"result {entry.name} was never told")
+        result = told(entry.payload)
+        name = f"{result['name']}/refuted"
+        again = {"name": name, "verifies": int(number), "confirmation": "refuted"}
+        return str(self._hub.tell_result({**result, **again}).id)
+
     def _found(self, entry: OutboxEntry) -> str | None:
-        if entry.kind != POST:
-            return None  # a hub takes the same commit twice
-        said = str(entry.payload.get("content") or "")
+        if entry.kind not in SAID:
+            return None  # a hub takes the same commit and the same result twice
+        said = _content(entry)
         for post in self._posts(self._channel(entry), _PAGE):
             if post.id <= (entry.mark or 0):
                 break
@@ -77,7 +135,13 @@ class HubCourier:
                 return
 
     def _channel(self, entry: OutboxEntry) -> str:
-        return str(entry.payload.get("channel") or "")
+        return RESULTS if entry.kind in LINES else str(entry.payload.get("channel") or "")
+
+
+def _content(entry: OutboxEntry) -> str:
+    if entry.kind in LINES:
+        return line.write(result_line(entry.payload))
+    return str(entry.payload.get("content") or "")
 
 
 def _asked(call: Callable[[], T]) -> T:

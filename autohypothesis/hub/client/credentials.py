@@ -71,6 +71,22 @@ def find(common_dir: Path | None) -> Credentials:
     raise HubError("no hub is joined here", hint=_JOIN)
 
 
+def of_server(common_dir: Path, server: str) -> Credentials:
+    """Those that count here, which have to be of that hub.
+
+    Raises:
+        HubError: there are none, or they are of another one.
+    """
+    found = find(common_dir)
+    if found.server != server:
+        raise HubError(
+            f"{found.source} is of {found.server}, and the fleet shares with {server}",
+            hint=f"join that one: python orchestrator.py hub join {server} --replace, or share"
+            f" with the other: python orchestrator.py init-fleet --hub {found.server}",
+        )
+    return found
+
+
 def read(path: Path) -> Credentials | None:
     """The credentials in one file; None where there is no such file.
 

@@ -27,18 +27,29 @@ from autohypothesis.hub.client.refusals import PassingError, refusal, unreached
 from autohypothesis.records.files import parse_json
 from autohypothesis.records.tables import harmless
 
-CONNECT_S, READ_S = 5.0, 30.0
-"""How long a hub may take to be reached, and to say the next thing."""
 TOTAL_S = 300.0
 """How long one answer may take altogether, however steadily it drips."""
 JSON_LIMIT = 16 * 1024 * 1024
 """Bytes of a list; five hundred of the longest posts have as many."""
 SAID_LIMIT = 64 * 1024
 """Bytes of an error that are read."""
-PAUSES_S = (0.2, 1.0)
-"""Before the second and the third try."""
-
 _CHUNK = 64 * 1024
+
+
+class Patience(NamedTuple):
+    """Seconds."""
+
+    connect: float = 5.0
+    """For a hub to be reached."""
+    read: float = 30.0
+    """For it to say the next thing."""
+    pauses: tuple[float, ...] = (0.2, 1.0)
+    """Before each further try."""
+
+
+PATIENT = Patience()
+HURRIED = Patience(connect=1.0, read=3.0, pauses=())
+"""For what is of no use later."""
 
 
 class Answer(NamedTuple):
@@ -51,9 +62,12 @@ class Answer(NamedTuple):
 class Wire:
     """The way to one hub, for one agent or for nobody."""
 
-    def __init__(self, server: str, key: SecretStr | None = None) -> None:
+    def __init__(
+        self, server: str, key: SecretStr | None = None, patience: Patience | None = None
+    ) -> None:
         self.server = checked_server(server)
         self._key = key
+        self._patience = patience or PATIENT
         self._session = requests.Session()
         self._session.headers.update(
             {"Accept-Encoding": "identity", "User-Agent": f"autohypothesis/{__version__}"}
@@ -72,17 +86,31 @@ class Wire:
         """What GET answers, `limit` bytes at most."""
         return self._tried("GET", path, (200,), limit=limit).body
 
-    def tell(self, path: str, value: Mapping[str, Any]) -> Any:
-        """The JSON that POST answers. Never said twice: a post would stand there twice."""
+    def tell(
+        self,
+        path: str,
+        value: Mapping[str, Any],
+        *,
+        accept: tuple[int, ...] = (201,),
+        twice: bool = False,
+    ) -> Any:
+        """The JSON that POST answers. A post said twice stands there twice, so it is said once.
+
+        What a hub takes for the same when it comes again may be said `twice`.
+        """
         body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json"}
         try:
-            answer = self._tried("POST", path, (201,), twice=False, data=body, headers=headers)
+            answer = self._tried("POST", path, accept, twice=twice, data=body, headers=headers)
         except PassingError as error:
-            if error.arrived:
+            if error.arrived and not twice:
                 error.hint = "it may stand there nevertheless: look before you send it again"
             raise
         return self._json(path, answer.body)
+
+    def drop(self, path: str) -> None:
+        """DELETE, once."""
+        self._tried("DELETE", path, (204,), twice=False)
 
     def send(self, path: str, source: IO[bytes]) -> Any:
         """POST what is in a file; tried again, since a hub takes the same bundle twice."""
@@ -119,7 +147,7 @@ class Wire:
         Without `twice` only where nobody was there to hear it: what may have been heard is not
         said again.
         """
-        for pause in PAUSES_S:
+        for pause in self._patience.pauses:
             try:
                 return self._once(method, path, accept, **how, **more())
             except PassingError as error:
@@ -154,7 +182,7 @@ class Wire:
             method,
             self.server + path,
             auth=_Bearer(self._key),
-            timeout=(CONNECT_S, READ_S),
+            timeout=(self._patience.connect, self._patience.read),
             allow_redirects=False,
             stream=True,
             proxies={"no_proxy": ",".join(LOOPBACK)} if is_loopback(self.server) else None,

@@ -10,7 +10,7 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from autohypothesis.errors import UsageError
 from autohypothesis.hub.client.credentials import Credentials
-from autohypothesis.hub.client.http import Wire
+from autohypothesis.hub.client.http import Patience, Wire
 from autohypothesis.hub.client.refusals import NotThereError, TakenError
 from autohypothesis.hub.client.wire import (
     BUNDLE_LIMIT,
@@ -26,6 +26,7 @@ from autohypothesis.hub.client.wire import (
 from autohypothesis.records.tables import harmless
 
 T = TypeVar("T")
+H = TypeVar("H", bound="Hub")
 
 DIFF_LIMIT = 16 * 1024 * 1024
 """Bytes of a diff that are taken."""
@@ -39,12 +40,14 @@ PROTOCOL_CHANNELS = {
 class Hub:
     """One hub, as one agent sees it."""
 
-    def __init__(self, server: str, key: SecretStr | None = None) -> None:
-        self._wire = Wire(server, key)
+    def __init__(
+        self, server: str, key: SecretStr | None = None, patience: Patience | None = None
+    ) -> None:
+        self._wire = Wire(server, key, patience)
 
     @classmethod
-    def of(cls, credentials: Credentials) -> Hub:
-        return cls(credentials.server, credentials.key)
+    def of(cls: type[H], credentials: Credentials, patience: Patience | None = None) -> H:
+        return cls(credentials.server, credentials.key, patience)
 
     @property
     def server(self) -> str:

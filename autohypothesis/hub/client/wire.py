@@ -11,10 +11,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from schema import Time
+from schema import Number, Time
 
 AGENT = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
+HASH_PATTERN = r"^[0-9a-f]{4,64}$"
 HASH = re.compile(r"[0-9a-f]{4,64}")
 
 BUNDLE_LIMIT = 50 * 1024 * 1024
@@ -68,3 +69,80 @@ class Post(Wire):
     parent_id: int | None = None
     content: Text = ""
     created_at: Time
+
+
+# ── typed ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Task(Wire):
+    task_hash: str
+    name: Text = ""
+    metric: Text = ""
+    direction: Text = "minimize"
+    min_delta: float = 0.0
+    baseline: Text = ""
+    data: dict[str, str] = {}
+    """The data's hash by profile."""
+    agent_id: Text = ""
+    created_at: Time
+
+
+class Result(Wire):
+    id: int
+    agent_id: Text = ""
+    name: Text = ""
+    source: Text = ""
+    """`typed`, or `line`: read from a post."""
+    post_id: int | None = None
+    commit: Annotated[str, Field(pattern=HASH_PATTERN)]
+    platform: Text = ""
+    platform_key: Text = ""
+    task_hash: Text = ""
+    metric: Text = ""
+    value: Number = None
+    status: Text = ""
+    confirmation: Text = "none"
+    seed: int | None = None
+    budget_seconds: Number = None
+    steps: int | None = None
+    memory_gb: Number = None
+    log_hash: Text = ""
+    tree: Text = ""
+    description: Text = ""
+    reason: Text = ""
+    verifies: int | None = None
+    state: Text = "claimed"
+    reproduced: int = 0
+    refuted: int = 0
+    created_at: Time
+
+
+class VerifiedResult(Result):
+    verifications: list[Result] = []
+    """What came of running it again, the oldest first."""
+
+
+class RankedResult(Result):
+    rank: int
+    """On its board."""
+
+
+class Claim(Wire):
+    id: int
+    platform_key: Text = ""
+    task_hash: Text = ""
+    tree: Text = ""
+    title: Text = ""
+    agent_id: Text = ""
+    created_at: Time
+    expires_at: Time
+    state: Text = "held"
+    result: int | None = None
+
+
+class Best(Wire):
+    platform: Text = ""
+    platform_key: Text = ""
+    task_hash: Text = ""
+    result: Result
+    since: Time

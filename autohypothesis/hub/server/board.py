@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, insert, select
 
+from autohypothesis.hub.server import result_lines
 from autohypothesis.hub.server.database import Database, channels, posts, stamp
 from autohypothesis.hub.server.refusals import RefusedError, bad, missing
 from autohypothesis.hub.server.settings import Limits
@@ -15,7 +16,7 @@ from autohypothesis.hub.server.settings import Limits
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
 _LARGEST = (1 << 63) - 1
 _CHANNEL = (channels.c.id, channels.c.name, channels.c.description, channels.c.created_at)
-_POST = (
+POST = (
     posts.c.id,
     posts.c.channel_id,
     posts.c.agent_id,
@@ -61,7 +62,7 @@ def in_channel(database: Database, name: str, limit: int, offset: int) -> list[R
     """
     with database.read() as connection:
         channel = _required(connection, name)
-        query = select(*_POST).where(posts.c.channel_id == channel)
+        query = select(*POST).where(posts.c.channel_id == channel)
         query = query.order_by(posts.c.id.desc()).limit(limit).offset(offset)
         return [dict(row._mapping) for row in connection.execute(query)]
 
@@ -69,7 +70,7 @@ def in_channel(database: Database, name: str, limit: int, offset: int) -> list[R
 def make_post(
     database: Database, channel: str, agent: str, body: Mapping[str, Any], limits: Limits
 ) -> Row:
-    """A post in `channel`, or a reply to one in it.
+    """A post in `channel`, or a reply to one in it; results that it tells are stored with it.
 
     Raises:
         RefusedError: 404 for the channel; 400 for the content or the parent.
@@ -91,7 +92,10 @@ def make_post(
             "created_at": stamp(),
         }
         made = connection.execute(insert(posts).values(row)).inserted_primary_key
-    return {"id": made[0] if made else None, **row}
+        stored = {"id": made[0] if made else None, **row}
+        if channel == result_lines.CHANNEL:
+            result_lines.take_in(connection, stored)
+    return stored
 
 
 def post(database: Database, number: str) -> Row:
@@ -101,7 +105,7 @@ def post(database: Database, number: str) -> Row:
         RefusedError: 400 when `number` is none, 404 when there is no such post.
     """
     wanted = _number(number)
-    found = _rows(database, select(*_POST).where(posts.c.id == wanted))
+    found = _rows(database, select(*POST).where(posts.c.id == wanted))
     if not found:
         raise missing(f"there is no post {number[:20]}")
     return found[0]
@@ -114,7 +118,7 @@ def replies(database: Database, number: str, limit: int, offset: int) -> list[Ro
         RefusedError: as `post`.
     """
     parent = post(database, number)["id"]
-    query = select(*_POST).where(posts.c.parent_id == parent).order_by(posts.c.id)
+    query = select(*POST).where(posts.c.parent_id == parent).order_by(posts.c.id)
     return _rows(database, query.limit(limit).offset(offset))
 
 

@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from autohypothesis.engine.task_errors import problems_of
 from autohypothesis.hub.server.refusals import RefusedError, bad
 from autohypothesis.hub.server.settings import Limits
 from autohypothesis.records.files import parse_json
+
+M = TypeVar("M", bound=BaseModel)
+
+_SAID = 500
+"""Characters of what is wrong with a body; a key may be as long as the body."""
 
 
 async def into_file(request: Request, target: IO[bytes], limits: Limits) -> None:
@@ -38,6 +45,22 @@ async def json_object(request: Request, limits: Limits) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise bad("the body is not a JSON object")
     return value
+
+
+async def shaped(request: Request, limits: Limits, model: type[M]) -> M:
+    """A body that is one `model`; a key that it has not is refused with the nearest one it has.
+
+    Raises:
+        RefusedError: 400, 413, 408.
+    """
+    value = await json_object(request, limits)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = problems_of(error, model)[0]
+        where = ".".join(str(part) for part in first.location)
+        said = f"{where}: {first.message}" if where else first.message
+        raise bad(said[:_SAID]) from None
 
 
 async def _pieces(request: Request, most: int, limits: Limits) -> AsyncIterator[bytes]:

@@ -14,7 +14,7 @@ from autohypothesis.hub.server.walk import NewCommit
 
 HASH = re.compile(r"[0-9a-f]{4,64}")
 FULL = 40
-_SHOWN = (
+SHOWN = (
     commits.c.hash,
     commits.c.parent_hash,
     commits.c.agent_id,
@@ -82,11 +82,11 @@ def required(database: Database, prefix: str) -> str:
 
 def one(database: Database, prefix: str) -> Row:
     name = required(database, prefix)
-    return _rows(database, select(*_SHOWN).where(commits.c.hash == name))[0]
+    return _rows(database, select(*SHOWN).where(commits.c.hash == name))[0]
 
 
 def newest(database: Database, agent: str | None, limit: int, offset: int) -> list[Row]:
-    query = select(*_SHOWN).order_by(commits.c.number.desc()).limit(limit).offset(offset)
+    query = select(*SHOWN).order_by(commits.c.number.desc()).limit(limit).offset(offset)
     return _rows(database, query.where(commits.c.agent_id == agent) if agent else query)
 
 
@@ -95,13 +95,13 @@ def children(database: Database, prefix: str, limit: int) -> list[Row]:
     name = resolve(database, prefix)
     if name is None:
         return []
-    query = select(*_SHOWN).join(parents, parents.c.child == commits.c.hash)
+    query = select(*SHOWN).join(parents, parents.c.child == commits.c.hash)
     query = query.where(parents.c.parent == name).distinct()
     return _rows(database, query.order_by(commits.c.number.desc()).limit(limit))
 
 
 def leaves(database: Database, limit: int) -> list[Row]:
-    query = select(*_SHOWN).where(commits.c.leaf.is_(True))
+    query = select(*SHOWN).where(commits.c.leaf.is_(True))
     return _rows(database, query.order_by(commits.c.number.desc()).limit(limit))
 
 

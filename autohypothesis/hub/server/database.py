@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Connection,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     Text,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.exc import OperationalError
 
@@ -103,12 +105,127 @@ posts = Table(
     Column("created_at", String(32), nullable=False),
     Index("posts_in", "channel_id", "id"),
 )
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("task_hash", String(64), primary_key=True),
+    Column("name", String(120), nullable=False, unique=True),
+    Column("metric", String(80), nullable=False),
+    Column("direction", String(8), nullable=False),
+    Column("min_delta", Float, nullable=False),
+    Column("baseline", String(64), nullable=False),
+    Column("agent_id", String(63), nullable=False),
+    Column("created_at", String(32), nullable=False),
+)
+task_data = Table(
+    "task_data",
+    metadata,
+    Column("task_hash", ForeignKey("tasks.task_hash"), primary_key=True),
+    Column("profile", String(80), primary_key=True),
+    Column("data_hash", String(200), nullable=False),
+)
+results = Table(
+    "results",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("agent_id", String(63), nullable=False),
+    Column("name", String(120), nullable=False),
+    Column("source", String(8), nullable=False),
+    Column("post_id", ForeignKey("posts.id")),
+    Column("created_at", String(32), nullable=False),
+    Column("commit", String(64), nullable=False),
+    Column("platform", String(63), nullable=False),
+    Column("platform_key", String(64), nullable=False),
+    Column("task_hash", String(64), nullable=False),
+    Column("metric", String(80), nullable=False),
+    Column("value", Float),
+    Column("status", String(16), nullable=False),
+    Column("confirmation", String(16), nullable=False),
+    Column("seed", BigInteger),
+    Column("budget_seconds", Float),
+    Column("steps", BigInteger),
+    Column("memory_gb", Float),
+    Column("log_hash", String(64), nullable=False),
+    Column("tree", String(64), nullable=False),
+    Column("description", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("verifies", ForeignKey("results.id")),
+    Column("verdict", String(16)),
+    Column("standing", Integer, nullable=False),
+    Column("reproduced", Integer, nullable=False),
+    Column("refuted", Integer, nullable=False),
+    Column("ranked", Boolean, nullable=False),
+    Column("score", Float),
+    Index("results_name", "agent_id", "name", unique=True),
+    Index("results_of", "agent_id", "id"),
+    Index("results_commit_of", "agent_id", "commit"),
+    Index("results_commit", "commit"),
+    Index("results_tree", "tree", "platform_key", "task_hash"),
+    Index("results_key", "platform_key", "id"),
+    Index("results_task", "task_hash", "id"),
+    Index("results_platform", "platform", "id"),
+    Index("results_status", "status", "id"),
+    Index("results_standing", "standing", "id"),
+    Index("results_verifies", "verifies", "id"),
+    Index(
+        "results_board",
+        "ranked", "platform", "platform_key", "task_hash", "metric", "standing", "score", "id",
+    ),
+)  # fmt: skip
+"""`standing`, `reproduced`, `refuted`, `ranked` and `score` follow from the rest (`verdicts.py`).
+
+They are kept so that a board or a state is read from an index. `score` is the value with its sign
+turned where the task maximizes: less is better.
+"""
+claims = Table(
+    "claims",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("platform_key", String(64), nullable=False),
+    Column("task_hash", String(64), nullable=False),
+    Column("tree", String(64), nullable=False),
+    Column("title", Text, nullable=False),
+    Column("agent_id", String(63), nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("expires_at", String(32), nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("result", ForeignKey("results.id")),
+    Index("claims_of", "agent_id", "id"),
+    Index("claims_held", "state", "expires_at"),
+    sqlite_autoincrement=True,  # the number of one that was given back is never another's
+)
+Index(
+    "claims_key",
+    claims.c.platform_key, claims.c.task_hash, claims.c.tree,
+    unique=True,
+    sqlite_where=text("state = 'held'"),
+    postgresql_where=text("state = 'held'"),
+)  # fmt: skip
+bests = Table(
+    "bests",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("platform_key", String(64), nullable=False),
+    Column("task_hash", String(64), nullable=False),
+    Column("result", ForeignKey("results.id"), nullable=False),
+    Column("since", String(32), nullable=False),
+    Index("bests_of", "platform_key", "task_hash", "id"),
+)
+"""All that ever were the best, in their order: one that is refuted gives way to the one before."""
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def written(moment: datetime) -> str:
+    """RFC 3339, UTC, to the microsecond: the earlier of two is also the smaller text."""
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def stamp(later: int = 0) -> str:
-    """Now in RFC 3339, UTC, and `later` microseconds on."""
-    now = datetime.now(timezone.utc) + timedelta(microseconds=later)
-    return now.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    """Now, and `later` microseconds on, as it is `written`."""
+    return written(now() + timedelta(microseconds=later))
 
 
 class Database:

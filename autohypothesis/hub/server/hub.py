@@ -11,9 +11,10 @@ from fastapi import Depends, Query, Request
 from sqlalchemy import text
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.hub.server import agents, attempts
+from autohypothesis.hub.server import agents, attempts, result_lines
 from autohypothesis.hub.server.database import Database
 from autohypothesis.hub.server.intake import Intake
+from autohypothesis.hub.server.pages.diffs import Diffs
 from autohypothesis.hub.server.refusals import RefusedError, bad
 from autohypothesis.hub.server.settings import Home, Settings
 from autohypothesis.hub.server.store import Store
@@ -30,6 +31,7 @@ class Hub:
     database: Database
     store: Store
     intake: Intake
+    diffs: Diffs = field(default_factory=Diffs)
     _looked: float = -_HEALTH_S
     _looking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -40,6 +42,7 @@ class Hub:
         store = Store(home.repository, home.passing, settings.limits)
         store.make()
         database = Database(home.database)
+        result_lines.catch_up(database)
         intake = Intake(home, store, database, settings.limits)
         intake.sweep()
         return cls(settings, database, store, intake)
@@ -74,6 +77,19 @@ def address_of(request: Request) -> str:
     return str(request.state.address)
 
 
+def whose(hub: Hub, key: str, address: str) -> agents.Caller:
+    """Who comes with `key`; wrong ones are counted.
+
+    Raises:
+        RefusedError: 401, 429.
+    """
+    found = agents.caller(hub.database, key, hub.settings.admin_key)
+    if found is None:
+        hub.count("wrong key", None, address, hub.settings.hourly.wrong_keys)
+        raise RefusedError(401, "this key is nobody's, or was revoked")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class May:
     """A dependency: the caller, who has to have `role`."""
@@ -85,11 +101,7 @@ class May:
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise RefusedError(401, "no key", hint="send `Authorization: Bearer KEY`")
-        found = agents.caller(hub.database, key.strip(), hub.settings.admin_key)
-        if found is None:
-            most = hub.settings.hourly.wrong_keys
-            hub.count("wrong key", None, address_of(request), most)
-            raise RefusedError(401, "this key is nobody's, or was revoked")
+        found = whose(hub, key.strip(), address_of(request))
         if not found.may(self.role):
             raise RefusedError(
                 403, f"this key may {found.role}; this asks for {self.role}",
@@ -116,14 +128,22 @@ class Page:
     offset: int
 
 
-def page(
+def limit(
     request: Request,
     limit: Annotated[str, Query(description="Rows, 1 or more; default 50.")] = "50",
+) -> int:
+    """More rows than the hub gives at once are no error: it is as many as there are at most."""
+    return min(_count("limit", limit, 1), of(request).settings.limits.page)
+
+
+Limited = Annotated[int, Depends(limit)]
+
+
+def page(
+    limit: Limited,
     offset: Annotated[str, Query(description="Rows to pass over.")] = "0",
 ) -> Page:
-    """More rows than the hub gives at once are no error: the page is the largest there is."""
-    most = of(request).settings.limits.page
-    return Page(min(_count("limit", limit, 1), most), _count("offset", offset, 0))
+    return Page(limit, _count("offset", offset, 0))
 
 
 def _count(what: str, value: str, least: int) -> int:

@@ -41,14 +41,24 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             server_header=False, log_level="warning", timeout_keep_alive=_KEPT_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S, lifespan="on",
         )  # fmt: skip
-        say(f"serving {home.root} on http://{shown}:{port}; Ctrl-C ends it")
-        if not loopback(settings.host):
-            say(
-                f"warning: {settings.host} is reached by others, and plain HTTP shows them every"
-                " key: put a TLS proxy before it, or bind 127.0.0.1 and use an ssh tunnel"
-            )
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                _announce(settings, f"{home.root} on http://{shown}:{port}", say)
+
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        uvicorn.Server(config).run(sockets=[sock])
+        Server(config).run(sockets=[sock])
+
+
+def _announce(settings: Settings, where: str, say: Callable[[str], None]) -> None:
+    """Said once it listens, so that whoever waits for it may connect at once."""
+    say(f"serving {where}; Ctrl-C ends it")
+    if not loopback(settings.host):
+        say(
+            f"warning: {settings.host} is reached by others, and plain HTTP shows them every"
+            " key: put a TLS proxy before it, or bind 127.0.0.1 and use an ssh tunnel"
+        )
 
 
 @contextmanager
@@ -71,7 +81,8 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
     where = (settings.host, settings.port)
     try:
         family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        # Where the protocol is named, asyncio sends at once; else an answer waits 40 ms for an ACK.
+        sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(where)
     except OSError as error:

@@ -20,6 +20,12 @@ class Hourly:
     """Per agent."""
     diffs: int = 60
     """Per agent."""
+    page_diffs: int = 120
+    """Per address; of those on pages, which may be read without a key."""
+    results: int = 600
+    """Per agent; tasks and bests among them."""
+    claims: int = 1200
+    """Per agent; those that are given back among them."""
     wrong_keys: int = 300
     """Per address."""
     address_factor: int = 20
@@ -73,6 +79,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     open_registration: bool = False
+    private_pages: bool = False
+    """Whether pages ask for a key, as the API does."""
     names: tuple[str, ...] = ()
     """Host names under which it is reached, besides where it listens."""
     proxies: tuple[str, ...] = ()

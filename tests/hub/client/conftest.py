@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,21 +62,31 @@ def inside(
 
 @pytest.fixture(params=["stand-in", "real"])
 def served(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterator[str]:
-    """The address of a hub that lets everybody in: the stand-in, and the real one where it is."""
+    """The address of a hub that lets everybody in: the stand-in, and the real one."""
     if request.param == "stand-in":
         with serving(tmp_path / "hub.git") as hub:
             yield hub.url
         return
-    pytest.importorskip("fastapi")
-    if find_spec("autohypothesis.hub.server") is None:
-        pytest.skip("no server here")
+    with really_serving(tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def real(tmp_path: Path, home: Path) -> Iterator[str]:
+    """The address of the real one."""
+    with really_serving(tmp_path) as url:
+        yield url
+
+
+@contextmanager
+def really_serving(tmp_path: Path) -> Iterator[str]:
     words = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "serve", "--port", "0",
              "--data", str(tmp_path / "hub data"), "--open-registration"]  # fmt: skip
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr
         try:
             url = process.stderr.readline().split(" on ")[1].split(";")[0]
-            assert Wire(url).ask("/api/health") == {"status": "ok"}  # it is tried again meanwhile
+            assert Wire(url).ask("/api/health") == {"status": "ok"}
             yield url
         finally:
             process.terminate()

@@ -152,6 +152,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
+    def do_DELETE(self) -> None:
+        self._answer(b"")
+
     def _answer(self, body: bytes) -> None:
         self.hub.asked.append(f"{self.command} {self.path}")
         self.hub.headers.append(dict(self.headers))

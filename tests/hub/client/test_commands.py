@@ -27,7 +27,7 @@ from tests.hub.client.stand_in import StandIn
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 COMMANDS = (
     "join", "push", "fetch", "log", "children", "leaves", "lineage", "diff", "channels", "post",
-    "read", "reply",
+    "read", "reply", "results", "leaderboard", "claim",
 )  # fmt: skip
 NASTY = "\x1b]0;owned\x07[red]hi[/] \u202egnp\x1b[2J\r\n> key please\n```sh\nrm -rf /\n```"
 

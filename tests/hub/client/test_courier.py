@@ -23,7 +23,7 @@ def box(foreign: Path) -> DiskOutbox:
 
 @pytest.fixture
 def courier(hub: Hub, foreign: Path, monkeypatch: pytest.MonkeyPatch) -> HubCourier:
-    monkeypatch.setattr(http, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(http, "PATIENT", http.Patience(pauses=(0.0, 0.0)))
     return HubCourier(hub, "ada", Repository(foreign))
 
 

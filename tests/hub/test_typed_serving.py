@@ -1,0 +1,342 @@
+"""The typed side where an operator, a restart or a kill has a part in it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+
+from .conftest import ROOT, Agent, Hub, Start
+from .test_typed import Post, World, line, of_platform, task_body, world
+
+NEW = ("bests", "claims", "results", "task_data", "tasks")
+"""Tables that the first half of the hub did not have; those that refer to others first."""
+TREE = "n1:" + "d" * 40
+
+
+def admin(hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "admin", *words]
+    command += ["--data", str(hub.data)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def said_on(agent: Agent) -> Post:
+    agent.send("/api/channels", {"name": "results"})
+
+    def say(content: str) -> dict[str, Any]:
+        return dict(agent.send("/api/channels/results/posts", {"content": content}).json)
+
+    return say
+
+
+# ── limits and roles ────────────────────────────────────────────────────────────────────────
+
+
+def test_every_typed_write_counts_as_an_attempt(start: Start) -> None:
+    hub = start("--results", "4", "--claims", "4")
+    agent, other = hub.agent("ada"), hub.agent("bob")
+    task = agent.send("/api/tasks", task_body())
+    assert [
+        task.status,
+        agent.send("/api/tasks", "no object").status,
+        agent.send("/api/results", {}).status,
+        agent.send("/api/best", {"result": 1, "expected": None}).status,
+    ] == [201, 400, 400, 404]
+    for path in ("/api/tasks", "/api/results", "/api/best"):
+        answer = agent.send(path, {})
+        assert answer.status == 429 and "'result'" in answer.error
+        assert 0 < int(answer.headers["retry-after"]) <= 3600
+    here = World(agent, task.json, "CPU", "c" * 64)
+    claim = here.claim()
+    assert [
+        claim.status,
+        here.claim(tree="").status,
+        agent("/api/claims/999", "-X", "DELETE").status,
+        agent(f"/api/claims/{claim.json['id']}", "-X", "DELETE").status,
+    ] == [201, 400, 404, 204]
+    assert here.claim().status == 429
+    delete = agent("/api/claims/999", "-X", "DELETE")
+    assert delete.status == 429 and "'claim'" in delete.error
+    for path in ("/api/tasks", "/api/results", "/api/claims", "/api/best", "/api/leaderboard"):
+        assert agent(path).status == 200
+    assert here.claim(other).status == 201
+
+
+def test_who_may_read_may_not_write(start: Start) -> None:
+    hub = start()
+    reader, poster = hub.agent("reader", "read"), hub.agent("poster", "post")
+    here = world(poster)
+    result = here.tell()
+    for path in ("/api/tasks", "/api/results", "/api/claims", "/api/best", "/api/leaderboard",
+                 f"/api/results/{result['id']}"):  # fmt: skip
+        assert reader(path).status == 200
+    claim = here.claim().json
+    assert reader.send("/api/tasks", task_body()).status == 403
+    assert reader.send("/api/results", here.body()).status == 403
+    assert here.claim(reader).status == 403
+    assert here.swap(result["id"], None, reader).status == 403
+    assert reader(f"/api/claims/{claim['id']}", "-X", "DELETE").status == 403
+
+
+def test_a_task_is_forgotten_while_it_has_no_results(start: Start) -> None:
+    hub = start()
+    ada = hub.agent("ada")
+    wrong, used = task_body(name="pretrain"), world(ada)
+    assert ada.send("/api/tasks", wrong).status == 201
+    right = {**task_body(), "name": "pretrain"}
+    assert ada.send("/api/tasks", right).status == 409
+    done = admin(hub, "forget-task", wrong["task_hash"][:10])
+    assert done.returncode == 0 and "pretrain" in done.stdout
+    assert ada.send("/api/tasks", right).status == 201
+    assert [one["task_hash"] for one in ada.get("/api/tasks")].count(wrong["task_hash"]) == 0
+
+    used.tell()
+    for start_of, said in (
+        (used.task["task_hash"], "there are results of task"),
+        (wrong["task_hash"], "there is no task"),
+        ("xyz", "is not a hash"),
+    ):
+        refused = admin(hub, "forget-task", start_of)
+        assert refused.returncode == 1 and said in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    assert used.task in ada.get("/api/tasks")
+
+
+# ── time ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_expired_claim_is_free_for_everybody(start: Start) -> None:
+    hub = start()
+    ada, bob = hub.agent("ada"), hub.agent("bob")
+    here = world(ada)
+    first = here.claim().json
+    assert here.claim(bob).status == 409
+    with database(hub) as connection:
+        connection.execute("UPDATE claims SET expires_at = '2001-01-01T00:00:00.000000Z'")
+    assert ada.get("/api/claims") == []
+    second = here.claim(bob)
+    assert second.status == 201 and second.json["id"] > first["id"]
+    assert here.claim().status == 409
+    assert ada(f"/api/claims/{first['id']}").status == 404
+
+
+# ── what was there before, and what is killed ───────────────────────────────────────────────
+
+
+@contextmanager
+def database(hub: Hub) -> Any:
+    with closing(sqlite3.connect(hub.data / "hub.sqlite3", timeout=30)) as connection, connection:
+        yield connection
+
+
+def test_a_hub_of_the_first_half_gets_its_tables_and_its_results(start: Start) -> None:
+    """Its posts are read once, with the times at which they were made."""
+    hub = start()
+    ada = hub.agent("ada")
+    post = said_on(ada)
+    here = world(ada)
+    posts = [post(line("aaaaaaa", here.platform)), post("none"), post(line("bbbbbbb", "other"))]
+    before = ada.get("/api/results")
+    hub.end()
+    with database(hub) as connection:
+        for table in NEW:
+            connection.execute(f"DROP TABLE {table}")
+    for restart in (1, 2):
+        ada.hub = hub.start().url
+        found = ada.get("/api/results")
+        assert found == before
+        assert [one["post_id"] for one in found] == [posts[2]["id"], posts[0]["id"]]
+        if restart == 1:
+            hub.end()
+    here = world(ada)
+    assert here.claim().status == 201
+    here.tell(commit="a" * 40)
+    assert len(ada.get("/api/results")) == 2
+
+
+def sent_and_never_answered(hub: Hub, agent: Agent, path: str, value: Any) -> socket.socket:
+    """A request whose answer nobody reads."""
+    host, port = hub.url.removeprefix("http://").split(":")
+    body = json.dumps(value).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {agent.key}\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def killed_once(hub: Hub, there: Callable[[sqlite3.Connection], Any]) -> None:
+    """kill -9, as soon as the database shows it."""
+    with closing(sqlite3.connect(hub.data / "hub.sqlite3", timeout=30)) as connection:
+        until = time.monotonic() + 60
+        while not there(connection):
+            assert time.monotonic() < until
+    hub.end(signal.SIGKILL)
+
+
+def test_a_kill_between_claim_and_answer_leaves_one_holder(start: Start) -> None:
+    hub = start()
+    ada, bob = hub.agent("ada"), hub.agent("bob")
+    here = world(ada)
+    body = {"platform_key": here.key, "task_hash": here.task["task_hash"], "tree": TREE,
+            "lease_seconds": 600}  # fmt: skip
+    with sent_and_never_answered(hub, ada, "/api/claims", body):
+        killed_once(hub, lambda db: db.execute("SELECT id FROM claims").fetchone())
+    ada.hub = bob.hub = hub.start().url
+    (held,) = bob.get("/api/claims")
+    assert here.claim(bob).status == 409
+    again = here.claim()
+    assert (again.status, again.json["id"]) == (201, held["id"])
+
+
+def test_a_kill_between_result_and_answer_tells_it_once(start: Start) -> None:
+    """The claim is done, the original is weighed: all of it or nothing."""
+    hub = start()
+    ada, bob = hub.agent("ada"), hub.agent("bob")
+    here = world(ada)
+    claim, original = here.claim().json, here.tell(bob)
+    body = here.body(tree=TREE)
+    with sent_and_never_answered(hub, ada, "/api/results", body):
+        killed_once(hub, lambda db: db.execute("SELECT id FROM results WHERE id = 2").fetchone())
+    ada.hub = bob.hub = hub.start().url
+    result = ada.send("/api/results", body)
+    assert (result.status, result.json["id"]) == (200, 2)
+    assert ada.get(f"/api/claims/{claim['id']}")["state"] == "done"
+    checks = here.body(commit=original["commit"], verifies=original["id"], value=9.0)
+    with sent_and_never_answered(hub, ada, "/api/results", checks):
+        killed_once(hub, lambda db: db.execute("SELECT id FROM results WHERE id = 3").fetchone())
+    ada.hub = bob.hub = hub.start().url
+    assert here.state(original) == ("refuted", 0, 1)
+    assert ada.send("/api/results", checks).status == 200
+    assert here.state(original) == ("refuted", 0, 1)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_leave_one_holder_of_every_key(start: Start) -> None:
+    hub = start("--claims", "100000", "--results", "100000")
+    agents = [hub.agent(f"agent-{number}") for number in range(4)]
+    here = world(agents[0])
+    for turn in range(6):
+        trees = [f"n1:{turn * 50 + number:040x}" for number in range(50)]
+        open_ones = [
+            sent_and_never_answered(
+                hub, agent, "/api/claims",
+                {"platform_key": here.key, "task_hash": here.task["task_hash"], "tree": tree,
+                 "lease_seconds": 600},
+            )
+            for tree in trees for agent in agents
+        ]  # fmt: skip
+        killed_once(
+            hub,
+            lambda db, most=turn * 20 + 20: (
+                db.execute("SELECT count(*) FROM claims").fetchone()[0] >= most
+            ),
+        )
+        for one in open_ones:
+            one.close()
+        url = hub.start().url
+        for agent in agents:
+            agent.hub = url
+        held = here.ada.get("/api/claims?limit=1000")
+        assert len({one["tree"] for one in held}) == len(held)
+        for one in held[:5]:
+            answers = [here.claim(agent, tree=one["tree"]) for agent in agents]
+            assert sorted(answer.status for answer in answers) == [201, 409, 409, 409]
+            granted = next(answer for answer in answers if answer.status == 201)
+            assert granted.json["id"] == one["id"]
+
+
+def test_a_line_and_its_post_are_stored_together(start: Start) -> None:
+    """A post that is refused leaves no result, one that is taken leaves all of them."""
+    hub = start("--posts", "1")
+    ada = hub.agent("ada")
+    here = world(ada)
+    post = said_on(ada)
+    assert "id" in post("\n".join(line(f"{number:07x}", here.platform) for number in range(250)))
+    assert len(ada.get(f"/api/results?platform={here.platform}&limit=1000")) == 200
+    assert "error" in post(line("fffffff", here.platform))
+    assert len(of_platform(here)) == 50
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_results_are_read_through_an_index(start: Start) -> None:
+    """Of a plan, not of a clock: no question about the newest, a board or a claim scans them."""
+    from sqlalchemy import event
+
+    from autohypothesis.hub.server import bests, claims, leaderboard, results
+    from autohypothesis.hub.server.database import Database
+    from autohypothesis.hub.server.shapes import ToldResult, WantedClaim
+
+    hub = start()
+    hub.end()
+    database = Database(hub.data / "hub.sqlite3")
+    fill(database)
+    asked: list[tuple[str, Any]] = []
+    for engine in (database._readers, database._writer):
+        event.listen(
+            engine, "before_cursor_execute",
+            lambda conn, cursor, statement, parameters, *_: asked.append((statement, parameters)),
+        )  # fmt: skip
+    key, task = "c" * 64, "a" * 64
+    for filters in ({}, {"platform": "CPU"}, {"agent": "agent-1"}, {"state": "refuted"},
+                    {"commit": "abcd"}, {"status": "crash"}, {"verifies": 7}, {"platform_key": key},
+                    {"platform_key": key, "task_hash": task}):  # fmt: skip
+        results.newest(database, filters)
+    leaderboard.boards(database)
+    bests.all(database)
+    wanted = WantedClaim(platform_key=key, task_hash=task, tree=TREE, lease_seconds=60)
+    claims.take(database, "agent-1", wanted)
+    claims.held(database)
+    told = ToldResult(
+        name="x", commit="abcd" * 10, platform="CPU", platform_key=key, task_hash="",
+        metric="val_bpb", value=1.0, status="keep", tree=TREE,
+    )  # fmt: skip
+    results.tell(database, "agent-1", told)
+    with database.read() as connection:
+        for statement, parameters in list(asked):
+            if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                steps = [row[3] for row in plan]
+                assert not [one for one in steps if unaided(one, statement)], (statement, steps)
+    database.close()
+
+
+def unaided(step: str, statement: str) -> bool:
+    """Whether a step reads or sorts results from end to end, for more than its newest."""
+    newest = "ORDER BY results.id DESC" in statement
+    if "TEMP B-TREE FOR ORDER BY" in step:
+        return newest and 'results."commit" >=' not in statement  # a beginning has few
+    alone = newest and "WHERE" not in statement
+    return step.startswith("SCAN results") and "INDEX" not in step and not alone
+
+
+def fill(database: Any) -> None:
+    from sqlalchemy import insert
+
+    from autohypothesis.hub.server.database import results
+
+    rows = [
+        {
+            "agent_id": f"agent-{number % 50}", "name": f"e-{number}", "source": "typed",
+            "created_at": "2026-01-01T00:00:00.000000Z", "commit": f"{number:040x}",
+            "platform": f"P{number % 20}", "platform_key": "c" * 64, "task_hash": "a" * 64,
+            "metric": "val_bpb", "value": number / 1e5, "status": "keep", "confirmation": "none",
+            "log_hash": "", "tree": f"n1:{number:040x}", "description": "x", "reason": "",
+            "standing": number % 3, "reproduced": 0, "refuted": 0, "ranked": True,
+            "score": number / 1e5,
+        }
+        for number in range(100_000)
+    ]  # fmt: skip
+    with database.write() as connection:
+        connection.execute(insert(results), rows)

@@ -1,0 +1,116 @@
+"""What follows from results, whatever they are: verdicts, states, places on a board."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autohypothesis.hub.server.verdicts import (
+    STATES,
+    State,
+    Verdict,
+    ranked,
+    score,
+    standing,
+    verdict,
+)
+from schema import Direction
+
+OTHERS = ("bob", "eve", "dan", "ida")
+values = st.floats(min_value=-1e6, max_value=1e6)
+deltas = st.floats(min_value=0, max_value=10)
+directions = st.sampled_from(get_args(Direction))
+words = st.sampled_from(get_args(Verdict))
+histories = st.lists(st.tuples(st.sampled_from(OTHERS), words), max_size=12)
+History = list[tuple[str, Verdict]]
+
+
+@given(histories)
+def test_the_last_word_of_each_agent_counts_and_no_earlier_one(history: History) -> None:
+    last = dict(history)
+    found = standing("ada", history)
+    assert found == standing("ada", list(last.items()))
+    assert found == standing("ada", list(last.items())[::-1])
+    assert found.reproduced + found.refuted == len(last)
+    assert found.reproduced == sum(word == "reproduced" for word in last.values())
+
+
+@given(histories)
+def test_the_state_is_what_most_say(history: History) -> None:
+    state, reproduced, refuted = standing("ada", history)
+    order = {"refuted": reproduced < refuted, "claimed": reproduced == refuted,
+             "reproduced": reproduced > refuted}  # fmt: skip
+    assert [word for word, holds in order.items() if holds] == [state]
+
+
+@given(histories, st.data())
+def test_what_the_author_takes_back_stays_taken_back(history: History, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(history)))
+    with_it: History = [*history[:place], ("ada", "refuted"), *history[place:]]
+    found, without = standing("ada", with_it), standing("ada", history)
+    assert found.state == "refuted"
+    assert (found.reproduced, found.refuted) == (without.reproduced, without.refuted)
+
+
+@given(histories, words)
+def test_one_more_agent_moves_a_state_to_its_own_side(history: History, word: Verdict) -> None:
+    before, after = standing("ada", history), standing("ada", [*history, ("new", word)])
+    moved = after.rank - before.rank
+    assert moved <= 0 if word == "reproduced" else moved >= 0
+
+
+@given(values, values, deltas)
+def test_maximizing_is_minimizing_seen_from_the_other_side(
+    original: float, again: float, delta: float
+) -> None:
+    mirrored = verdict(-original, -again, "maximize", delta)
+    assert verdict(original, again, "minimize", delta) == mirrored
+
+
+@given(values, values, directions, deltas)
+def test_as_good_is_reproduced_and_no_value_never_is(
+    original: float, again: float, direction: Direction, delta: float
+) -> None:
+    better = min(original, again) if direction == "minimize" else max(original, again)
+    assert verdict(original, better, direction, delta) == "reproduced"
+    assert verdict(original, None, direction, delta) == "refuted"
+
+
+@given(values, values, directions, deltas, deltas)
+def test_who_allows_more_refutes_no_more(
+    original: float, again: float, direction: Direction, less: float, more: float
+) -> None:
+    less, more = sorted((less, more))
+    if verdict(original, again, direction, less) == "reproduced":
+        assert verdict(original, again, direction, more) == "reproduced"
+
+
+@given(st.decimals(-1000, 1000, places=6), st.decimals(0, 10, places=6))
+def test_exactly_the_tolerance_is_within_it(original: Decimal, delta: Decimal) -> None:
+    """On paper, not as the computer subtracts."""
+    at, past = original + delta, original + delta + Decimal("0.000001")
+    assert verdict(float(original), float(at), "minimize", float(delta)) == "reproduced"
+    assert verdict(float(original), float(past), "minimize", float(delta)) == "refuted"
+
+
+@given(values, values)
+def test_the_better_value_has_the_lower_score(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    assert score(low, "minimize") <= score(high, "minimize")  # type: ignore[operator]
+    assert score(high, "maximize") <= score(low, "maximize")  # type: ignore[operator]
+    assert score(None, "minimize") is score(None, "maximize") is None
+
+
+@pytest.mark.parametrize("status", ["keep", "discard", "crash", "replicate"])
+def test_only_what_was_kept_has_a_place_on_a_board(status: str) -> None:
+    assert ranked(status, 1.0, None) == (status == "keep")
+    assert not ranked(status, None, None) and not ranked(status, 1.0, 7)
+
+
+def test_the_states_are_in_the_order_of_a_board() -> None:
+    assert STATES == ("reproduced", "claimed", "refuted")
+    assert set(STATES) == set(get_args(State))
