@@ -1,0 +1,1 @@
+"""The hub's pages for people: HTML from templates, without any script."""

@@ -1,0 +1,456 @@
+"""The pages for people: what they show, what they keep from doing, what they keep to themselves."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from html import unescape
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.hub.server import commits
+from autohypothesis.hub.server.database import Database
+from autohypothesis.hub.server.pages import history
+from autohypothesis.hub.server.pages.rendering import POLICY, static
+from autohypothesis.hub.server.settings import Home
+from autohypothesis.hub.server.walk import NewCommit
+
+from .conftest import ADMIN_KEY, Answer, Clone, Hub, Start, curl
+from .reading import BROWSER, Reading, crawl, read
+from .showcase import OPTIONS, TASK, Showcase, key
+
+MakeClone = Callable[..., Clone]
+SCRIPT = "<script>alert(1)</script>\"'><img/src=x/onerror=alert(2)>"
+ELEMENTS = {
+    "html", "head", "meta", "title", "link", "body", "a", "header", "nav", "main", "footer", "p",
+    "h1", "h2", "h3", "section", "article", "div", "span", "b", "strong", "em", "s", "code", "pre",
+    "bdi", "time", "br", "hr", "ul", "ol", "li", "dl", "dt", "dd", "table", "caption", "thead",
+    "tbody", "tr", "th", "td", "figure", "figcaption", "svg", "desc", "line", "path", "circle",
+    "text", "blockquote",
+}  # fmt: skip
+"""All that our templates, and posts, are made of."""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Showcase]:
+    """A hub with a search on it, which no test changes."""
+    root = tmp_path_factory.mktemp("pages")
+    hub, clone = Hub(root / "data", OPTIONS).start(), Clone(root / "clone")
+    clone.root.mkdir()
+    clone.git("init", "-q", "-b", "main")
+    yield Showcase(hub, clone).fill()
+    hub.end()
+
+
+@pytest.fixture(scope="module")
+def pages(shown: Showcase) -> dict[str, Answer]:
+    """Every page of it that a link leads to."""
+    return crawl(shown.hub)
+
+
+def get(hub: Hub, path: str, *words: str) -> Answer:
+    return curl(*BROWSER, *words, hub.url + path)
+
+
+def row_of(answer: Answer, words: str) -> str:
+    (row,) = [row for row in re.findall(r"<tr.*?</tr>", answer.body.decode()) if words in row]
+    return row
+
+
+# ── what they show ──────────────────────────────────────────────────────────────────────────
+
+
+def test_states_are_told_apart_by_word_and_sign_and_not_by_colour_alone(shown: Showcase) -> None:
+    front = get(shown.hub, "/")
+    for words, state in (
+        ("no weight decay at all", "✗</span> refuted (2)"),
+        ("longer warmdown", "✓</span> reproduced (2)"),
+        ("narrower MLP, one more layer", "○</span> claimed"),
+    ):
+        assert state in row_of(front, f"<bdi>{words}</bdi>")
+    best = row_of(front, "<bdi>narrower MLP, one more layer</bdi>")
+    assert "★</span> best" in best
+    assert 'href="/agents/h100-c"' in best and 'href="/commits/' in best and "<time" in best
+    assert front.body.count("★</span> best</strong></td>".encode()) == 3  # one for each platform
+
+
+def test_boards_rank_reproduced_results_first_and_refuted_ones_last(shown: Showcase) -> None:
+    address = f"/board?platform=H100&platform_key={key('H100')}&task_hash={TASK}&metric=val_bpb"
+    board = get(shown.hub, address).body.decode()
+    states = re.findall(r'<tr class="(\w+)">', board)
+    assert states == sorted(states, key=["reproduced", "claimed", "refuted"].index)
+    assert set(states) == {"reproduced", "claimed", "refuted"}
+    values = re.findall(r'<tr class="reproduced">.*?/results/\d+">([\d.]+)<', board)
+    assert values == sorted(values)
+    assert get(shown.hub, address.replace("H100", "H200")).status == 404
+
+
+def test_counts_are_those_of_the_api(shown: Showcase) -> None:
+    agent = shown.agents["h100-a"]
+    rows = agent.get("/api/results?limit=1000")
+    words = read(get(shown.hub, "/")).words
+    counts = {
+        state: sum(row["state"] == state and row["verifies"] is None for row in rows)
+        for state in ("reproduced", "claimed", "refuted")
+    }
+    counts["checks"] = sum(row["verifies"] is not None for row in rows)
+    counts["commits"] = shown.commits
+    for name, number in counts.items():
+        assert re.search(rf"{name}\s*{number}\b", words), (name, number)
+
+
+def test_the_tree_shows_leaves_parents_and_results(shown: Showcase) -> None:
+    agent = shown.agents["h100-a"]
+    leaves = {row["hash"] for row in agent.get("/api/git/leaves")}
+    page = get(shown.hub, "/commits").body.decode()
+    rows = re.findall(r"<li>.*?</li>", page, re.DOTALL)
+    assert len(rows) == shown.commits and page.count("</svg>") == shown.commits
+    for row in rows:
+        name = re.search(r'href="/commits/([0-9a-f]{40})"', row)
+        assert name and ("◆</span> leaf" in row) == (name[1] in leaves)
+    assert "reproduced (2)" in next(row for row in rows if "longer warmdown</bdi>" in row)
+    frontier = get(shown.hub, "/commits?show=frontier").body.decode()
+    assert set(re.findall(r'what"><a href="/commits/([0-9a-f]{40})"', frontier)) == leaves
+
+
+def test_a_commit_has_results_checks_lineage_children_and_its_diff(shown: Showcase) -> None:
+    agent = shown.agents["h100-a"]
+    (row,) = [row for row in agent.get("/api/git/commits") if row["message"] == "longer warmdown"]
+    short = get(shown.hub, f"/commits/{row['hash'][:7]}")
+    assert short.status == 307 and short.headers["location"] == f"/commits/{row['hash']}"
+    page = get(shown.hub, f"/commits/{row['hash']}")
+    html, words = unescape(page.body.decode()), read(page).words
+    assert '<span class="removed">-WARMDOWN_RATIO = 0.3\n</span>' in html
+    assert '<span class="added">+WARMDOWN_RATIO = 0.6\n</span>' in html
+    assert words.count("✓ reproduced (2)") == 1 and words.count("✓ reproduces") == 2
+    for one in agent.get(f"/api/git/commits/{row['hash']}/children"):
+        assert f"/commits/{one['hash']}" in html
+    for one in agent.get(f"/api/git/commits/{row['hash']}/lineage"):
+        assert f"/commits/{one['hash']}" in html or one["hash"] == row["hash"]
+
+
+def test_an_agent_has_its_commits_results_and_posts(shown: Showcase) -> None:
+    words = read(get(shown.hub, "/agents/h100-c")).words
+    for one in ("narrower MLP, one more layer", "half the batch", "What three days say", "#7"):
+        assert one in words
+    assert get(shown.hub, "/agents/nobody").status == 404
+
+
+def test_replies_stand_below_what_they_answer(shown: Showcase) -> None:
+    page = get(shown.hub, "/channels/discussion").body.decode()
+    order = [
+        (int(depth), text)
+        for depth, text in re.findall(
+            r'<article class="post depth-(\d)".*?<div class="words"><p>(.{9})', page, re.DOTALL
+        )
+    ]
+    assert order == [
+        (0, "<strong>W"), (1, "On the L4"), (2, "+1 here, "), (1, "Which see"), (2, "3 and 4, "),
+        (2, "Then mine"),
+    ]  # fmt: skip
+
+
+# ── long lists ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_ten_thousand_commits_come_in_pieces(start: Start, tmp_path: Path) -> None:
+    home = Home.make(tmp_path / "many")
+    database = Database(home.database)
+    names = [f"{number:040x}" for number in range(10_000)]
+    many = [
+        NewCommit(name, "0" * 40, (names[place // 2],) if place else (), f"number {place}")
+        for place, name in enumerate(names)
+    ]
+    commits.record(database, "a push", "ada", many)
+    database.close()
+    hub, seen = start(data=tmp_path / "many"), list[str]()
+    for number in (1, 2, 50, 100):
+        page = get(hub, f"/commits?page={number}")
+        messages = re.findall(r"<bdi>(number \d+)</bdi>", page.body.decode())
+        assert 0 < len(messages) == history.AT_ONCE <= 200
+        seen += messages
+    assert seen[0] == "number 9999" and seen[-1] == "number 0" and len(set(seen)) == 400
+    assert "5,000 commits" in read(get(hub, "/commits?show=frontier")).words
+    assert "/commits?page=101" not in read(page).links
+
+
+def test_a_page_that_is_none_is_refused_and_one_too_far_leads_back(shown: Showcase) -> None:
+    for wrong in ("0", "-1", "x", "1" * 30, "²"):
+        answer = get(shown.hub, "/commits", "-G", "--data-urlencode", f"page={wrong}")
+        assert answer.status == 400 and b"page must be a number" in answer.body, wrong
+    far = get(shown.hub, "/commits?page=999")
+    assert far.status == 200 and "/commits?page=1" in read(far).links
+
+
+def test_long_threads_go_on_on_a_page_of_their_own(start: Start) -> None:
+    hub = start("--posts", "1000")
+    agent = hub.agent("ada")
+    agent.send("/api/channels", {"name": "talk"})
+    root = agent.send("/api/channels/talk/posts", {"content": "the first"}).json["id"]
+    last = root
+    for number in range(12):
+        body = {"content": f"below {number}", "parent_id": last}
+        last = agent.send("/api/channels/talk/posts", body).json["id"]
+    for number in range(110):
+        agent.send("/api/channels/talk/posts", {"content": f"wide {number}", "parent_id": root})
+    channel = get(hub, "/channels/talk")
+    assert channel.body.count(b"<article") == 11 and f"/posts/{root}" in read(channel).links
+    assert b"More replies" in channel.body
+    pieces = [get(hub, f"/posts/{root}?page={number}").body.decode() for number in (1, 2)]
+    texts = re.findall(r"<p>((?:below|wide) \d+)</p>", "".join(pieces))
+    assert len(texts) == len(set(texts)) == 122
+    assert f"/posts/{root}?page=2" in pieces[0]
+
+
+# ── what they keep from doing ───────────────────────────────────────────────────────────────
+
+
+def test_every_link_leads_somewhere(pages: dict[str, Answer]) -> None:
+    kinds = {path.split("?")[0].split("/")[1] for path in pages}
+    assert kinds >= {"", "board", "results", "commits", "channels", "posts", "agents", "docs"}
+    assert len(pages) > 100
+    assert {path: one.status for path, one in pages.items() if one.status != 200} == {}
+
+
+def test_pages_are_well_made(pages: dict[str, Answer]) -> None:
+    for path, answer in pages.items():
+        if not answer.headers["content-type"].startswith("text/html"):
+            continue
+        found = read(answer)
+        assert found.open == [], path
+        assert {name for name, _ in found.elements} <= ELEMENTS, path
+        assert found.headings.count(1) == 1 and found.headings[0] == 1, path
+        assert all(after <= before + 1 for before, after in pairwise(found.headings)), path
+        assert len(found.all("caption")) == len(
+            [one for one in found.all("div") if one.get("class") == "wide"]
+        ), path
+        assert found.all("html") == [{"lang": "en"}] and found.all("title"), path
+        names = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+        assert len(names) == len(set(names)), path
+
+
+def test_every_page_forbids_scripts_and_everything_from_elsewhere(
+    shown: Showcase, pages: dict[str, Answer]
+) -> None:
+    errors = [
+        get(shown.hub, "/nowhere"),
+        get(shown.hub, "/commits/zzzz"),
+        get(shown.hub, "/posts/0"),
+    ]
+    for answer in (*pages.values(), *errors):
+        if not answer.headers["content-type"].startswith("text/html"):
+            continue
+        assert answer.headers["content-security-policy"] == POLICY
+        assert "script-src" not in POLICY and "'unsafe" not in POLICY
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        for name, attributes in read(answer).elements:
+            assert "style" not in attributes and not any(one[:2] == "on" for one in attributes)
+            assert name not in ("script", "style", "img", "iframe", "object", "form")
+            assert not attributes.get("src")
+
+
+def test_a_script_in_whatever_an_agent_writes_is_text(start: Start, clone: MakeClone) -> None:
+    hub, mine = start(), clone()
+    agent = hub.agent("ada")
+    name = mine.commit(SCRIPT, train=SCRIPT)
+    name = mine.commit(SCRIPT, train=SCRIPT + "again")
+    assert agent.push(mine.bundle()).status == 201
+    sent = [
+        ("/api/channels", {"name": "results", "description": SCRIPT}),
+        ("/api/channels/results/posts", {"content": SCRIPT}),
+        ("/api/channels/results/posts", {"content": SCRIPT, "parent_id": 1}),
+        ("/api/channels/results/posts", {"content": f"commit:{name[:7]} platform:<script>x</script>"
+                                                    f" val_bpb:1 | {SCRIPT}"}),
+        ("/api/tasks", {"task_hash": "a" * 64, "name": SCRIPT, "metric": SCRIPT,
+                        "direction": "maximize", "min_delta": 0.1, "profile": SCRIPT}),
+        *(("/api/results", {
+            "name": SCRIPT + str(number), "commit": name, "platform": SCRIPT.replace(" ", ""),
+            "platform_key": "b" * 64, "task_hash": "a" * 64, "metric": SCRIPT, "value": number,
+            "status": "keep", "description": SCRIPT, "reason": SCRIPT,
+        }) for number in (1, 2)),
+        ("/api/claims", {"platform_key": "b" * 64, "task_hash": "a" * 64, "lease_seconds": 600,
+                         "tree": "n1:" + "c" * 40, "title": SCRIPT}),
+    ]  # fmt: skip
+    for path, body in sent:
+        answer = agent.send(path, body)
+        assert answer.status == 201, answer.body
+    pages = crawl(hub)
+    assert len(pages) > 20
+    shown = set()
+    for path, answer in pages.items():
+        if answer.headers["content-type"].startswith("text/html"):
+            found = read(answer)
+            assert {name for name, _ in found.elements} <= ELEMENTS, path
+            assert not any(one[:2] == "on" for _, has in found.elements for one in has), path
+            if SCRIPT in found.words:
+                shown.add(path)
+    some = {"/", "/results", "/results/2", f"/commits/{name}", "/channels", "/channels/results",
+            "/posts/1", "/agents/ada"}  # fmt: skip
+    assert some <= shown
+    for path in ("/channels/%3Cscript%3E", "/nowhere/%3Cscript%3E", "/commits?page=%3Cscript%3E"):
+        hostile = get(hub, path)
+        assert hostile.status in (400, 404) and b"<script" not in hostile.body
+
+
+def test_half_a_character_does_not_break_a_page(start: Start) -> None:
+    hub = start()
+    agent = hub.agent("ada")
+    agent(
+        "/api/channels", "-X", "POST", "-d", r'{"name":"odd","description":"\ud83d \u0000 \u202e"}'
+    )
+    answer = agent("/api/channels/odd/posts", "-X", "POST", "-d", r'{"content":"\ud83d x \u202e"}')
+    assert answer.status == 201
+    for path in ("/channels", "/channels/odd", "/agents/ada", "/posts/1"):
+        assert get(hub, path).status == 200, path
+
+
+# ── what they keep to themselves ────────────────────────────────────────────────────────────
+
+
+def test_no_page_shows_a_key_or_a_role_or_an_address(
+    shown: Showcase, pages: dict[str, Answer]
+) -> None:
+    with sqlite3.connect(shown.hub.data / "hub.sqlite3") as database:
+        hashes = [row[0] for row in database.execute("SELECT key_hash FROM agents")]
+    secrets = [*hashes, *(agent.key for agent in shown.agents.values()), ADMIN_KEY, "example.org>"]
+    for path, answer in pages.items():
+        text = answer.body.decode()
+        assert not any(secret in text for secret in secrets), path
+        assert path == "/openapi.json" or "127.0.0.1" not in text, path
+
+
+def test_an_operator_can_close_the_pages(start: Start) -> None:
+    hub = start("--private-pages")
+    agent = hub.agent("ada", "read")
+    for path in ("/", "/commits", "/channels/none", "/agents/ada", "/results/1"):
+        answer = get(hub, path)
+        assert answer.status == 401 and answer.headers["www-authenticate"].startswith("Basic ")
+        assert b"<h1>A key is needed</h1>" in answer.body
+        assert get(hub, path, "-u", "whoever:wrong").status == 401
+        assert get(hub, path, "-u", f"whoever:{agent.key}").status in (200, 404)
+    assert get(hub, "/agents/ada", "-u", f"whoever:{agent.key}").status == 200
+    assert get(hub, "/docs").status == get(hub, "/style.css").status == 200
+    assert curl("-u", f"ada:{agent.key}", f"{hub.url}/api/channels").status == 401
+    agent_key = agent.key.encode()
+    assert agent_key not in get(hub, "/agents/ada", "-u", f"x:{agent.key}").body
+
+
+def test_wrong_keys_at_the_pages_are_counted(start: Start) -> None:
+    hub = start("--private-pages")
+    with sqlite3.connect(hub.data / "hub.sqlite3") as database:
+        for _ in range(300):
+            database.execute(
+                "INSERT INTO attempts (kind, who, at) VALUES"
+                " ('wrong key', 'address 127.0.0.1', strftime('%s', 'now'))"
+            )
+    answer = get(hub, "/", "-u", "x:wrong")
+    assert answer.status == 429 and int(answer.headers["retry-after"]) > 0
+
+
+# ── diffs for anybody ───────────────────────────────────────────────────────────────────────
+
+
+def test_diffs_on_pages_are_limited_and_cost_no_agent_its_own(
+    start: Start, clone: MakeClone
+) -> None:
+    hub, mine = start("--page-diffs", "1", "--diffs", "1"), clone()
+    agent = hub.agent("ada")
+    names = [mine.commit(f"step {number}") for number in range(3)]
+    assert agent.push(mine.bundle()).status == 201
+    assert b"This is a root" in get(hub, f"/commits/{names[0]}").body
+    for _ in range(3):  # made once; then it is there
+        assert b"+step 1" in get(hub, f"/commits/{names[1]}").body
+    refused = get(hub, f"/commits/{names[2]}")
+    assert refused.status == 200 and b"too many attempts" in refused.body
+    assert b"step 2" in refused.body and b"+step 2" not in refused.body
+    assert agent(f"/api/git/diff/{names[1]}/{names[2]}").status == 200
+
+
+# ── manners ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_errors_are_pages_for_people_and_json_for_programs(shown: Showcase) -> None:
+    for path, status in (
+        ("/nowhere", 404), ("/commits/zz", 400), ("/commits/0000000", 404), ("/posts/x", 400),
+        ("/posts/99999999", 404), ("/results/x", 400), ("/results/99999999", 404),
+        ("/channels/none", 404), ("/results?state=odd", 400), ("/agents/%00", 404),
+    ):  # fmt: skip
+        answer = get(shown.hub, path)
+        assert answer.status == status, path
+        assert answer.headers["content-type"].startswith("text/html"), path
+        assert "/" in read(answer).links, path
+        assert curl(shown.hub.url + path).error  # to a program
+    assert curl("-X", "POST", shown.hub.url + "/").status == 405
+    agent = shown.agents["h100-a"]
+    for path in ("/api/nowhere", "/api/posts/x", "/api/git/commits/zz"):
+        assert agent(path).error
+    assert curl(shown.hub.url + "/api/channels").error
+
+
+def test_a_page_that_did_not_change_is_not_sent_again(shown: Showcase) -> None:
+    for path in ("/", "/commits", "/channels/discussion", "/docs"):
+        first = get(shown.hub, path)
+        again = get(shown.hub, path, "-H", f"If-None-Match: {first.headers['etag']}")
+        assert (again.status, again.body) == (304, b""), path
+        assert get(shown.hub, path, "-H", 'If-None-Match: "other"').status == 200
+        assert curl("-I", shown.hub.url + path).status == 200
+    style = read(get(shown.hub, "/")).all("link")[0]["href"]
+    assert "immutable" in get(shown.hub, style).headers["cache-control"]
+
+
+def test_the_api_page_has_every_route_and_no_page_is_one(shown: Showcase) -> None:
+    description = get(shown.hub, "/openapi.json").json
+    words = read(get(shown.hub, "/docs")).words
+    for path, methods in description["paths"].items():
+        assert path.startswith("/api/")
+        for method in methods:
+            assert f"{method.upper()} {path}" in words
+    for name in description["components"]["schemas"]["Result"]["properties"]:
+        assert name in words
+    assert not any(link.startswith("http") for link in read(get(shown.hub, "/docs")).links)
+
+
+def test_both_schemes_can_be_read() -> None:
+    """WCAG's contrast of 4.5:1, of every colour of text on everything that it stands on."""
+    style = static("style.css").decode()
+    blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+        for ground in ("page", "raised"):
+            for name in ("text", "muted", "link", "good", "open", "bad"):
+                ratio = contrast(colours[name], colours[ground])
+                assert ratio >= 4.5, f"{name} on {ground}: {ratio:.2f}"
+        for ground in ("added", "removed"):
+            assert contrast(colours["text"], colours[ground]) >= 4.5
+    used = set(re.findall(r"(?<![\w-])(?:color|fill|stroke): ([^;}]+?) ?[;}]", style))
+    named = {
+        "var(--text)",
+        "var(--muted)",
+        "var(--link)",
+        "var(--good)",
+        "var(--open)",
+        "var(--bad)",
+    }
+    assert used <= {*named, "var(--page)", "var(--line)", "inherit", "currentColor", "none"}
+
+
+def contrast(one: str, other: str) -> float:
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_reader_of_these_tests_sees_a_script() -> None:
+    found = Reading("<p>a<script>b</script></p>")
+    assert "script" in {name for name, _ in found.elements}
