@@ -12,6 +12,8 @@ from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import err, laboratory, out, print_json, repository_path
 
 if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.fleet.sharing.claims import Claims
     from autohypothesis.fleet.supervisor.supervisor import Outcome, Supervisor
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
@@ -268,11 +270,13 @@ def observer(
     """
     from datetime import timezone
 
+    from autohypothesis.engine.isolation import sandbox_kind
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Limits, Observer
     from autohypothesis.fleet.supervisor import muster
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured
+    from autohypothesis.proposers.others import Others
     from autohypothesis.records.locks import hold
     from autohypothesis.system import set_process_name
 
@@ -282,10 +286,13 @@ def observer(
         manifest = muster.the_fleet(lab.layout)
         mix = manifest.mix if mix is None else mix
         proposers = configured(proposer or manifest.proposers, mix=mix, root=lab.layout.root)
+        if manifest.hub and sandbox_kind(lab.task) != "hashes":
+            proposers.insert(0, Others(lab.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None
         limits = Limits(max_experiments=max_experiments, until=end)
         with hold(lab.layout, "observer", doing="observing", timeout=ROLE_LOCK_S):
-            outcome = Observer(lab, proposers, limits=limits, say=print).run(stop)
+            made = Observer(lab, proposers, limits=limits, say=print, sharing=bool(manifest.hub))
+            outcome = made.run(stop)
     if outcome == "failed":
         raise typer.Exit(OBSERVER_FAILED)
 
@@ -308,8 +315,29 @@ def worker(
     set_process_name(f"ah:worker-{worker_id}")
     with Stop() as stop:
         lab = laboratory(context, repo)
-        entry = worker_named(muster.the_fleet(lab.layout), worker_id)
-        Worker(lab, entry).run(stop)
+        manifest = muster.the_fleet(lab.layout)
+        entry = worker_named(manifest, worker_id)
+        Worker(lab, entry, rights=_rights(lab, manifest)).run(stop)
+
+
+def _rights(lab: Lab, manifest: Manifest) -> Claims | None:
+    """Who says what other fleets try already; nobody, where nothing is shared.
+
+    A worker trains whatever is wrong with the way to the hub: the courier says what that is.
+    """
+    from autohypothesis.errors import HubError
+    from autohypothesis.fleet.sharing.claims import NoClaims
+
+    if not manifest.hub:
+        return None
+    from autohypothesis.hub.client import credentials
+    from autohypothesis.hub.fleet.claims import HubClaims
+
+    try:
+        found = credentials.of_server(lab.repository.common_dir, manifest.hub)
+    except HubError:
+        return NoClaims()
+    return HubClaims(found, lab.layout)
 
 
 def tool_builder(

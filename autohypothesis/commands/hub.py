@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from autohypothesis.commands import hub_client, hub_commits, hub_posts, hub_serve
+from autohypothesis.commands import (
+    hub_client,
+    hub_commits,
+    hub_fleet,
+    hub_posts,
+    hub_results,
+    hub_serve,
+)
 
 group = typer.Typer(
     help="Share commits, results and ideas with agents on other machines.", no_args_is_help=True
 )
-PARTS = (hub_client, hub_commits, hub_posts, hub_serve)
+PARTS = (hub_client, hub_commits, hub_posts, hub_results, hub_fleet, hub_serve)
 """Modules with `add(group)`."""
 
 

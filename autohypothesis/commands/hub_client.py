@@ -14,7 +14,8 @@ from autohypothesis.commands.common import err, out, print_json, repository_path
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
-    from autohypothesis.hub.client.hub import Hub
+    from autohypothesis.hub.client.credentials import Credentials
+    from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.records.git import Repository
 
 Hash = Annotated[
@@ -75,6 +76,21 @@ def join(
                     "registered": joined.registered, "notes": joined.notes})  # fmt: skip
     else:
         out().print(f"{found.agent} is an agent of {found.server}", markup=False, soft_wrap=True)
+    _refuse_other_search(context, repo, found)
+
+
+def _refuse_other_search(context: typer.Context, repo: Path | None, found: Credentials) -> None:
+    """What is searched here has to be what is searched there, or nothing can be compared."""
+    from autohypothesis.engine.lab import Lab
+    from autohypothesis.errors import TaskError
+    from autohypothesis.hub.client.typed import TypedHub
+    from autohypothesis.hub.fleet.agreement import refuse_other_terms, terms_of
+
+    try:
+        lab = Lab.of_search(repository_path(context, repo))
+    except TaskError:
+        return  # an agent without a search of its own reads and writes all the same
+    refuse_other_terms(TypedHub.of(found), terms_of(lab))
 
 
 def push(
@@ -132,11 +148,11 @@ def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json
 # ── parts ───────────────────────────────────────────────────────────────────────────────────
 
 
-def connect(context: typer.Context, repo: Path | None) -> Hub:
+def connect(context: typer.Context, repo: Path | None) -> TypedHub:
     """The hub that is joined here. Outside of a repository the user's own file counts."""
     from autohypothesis.errors import GitError
     from autohypothesis.hub.client import credentials
-    from autohypothesis.hub.client.hub import Hub
+    from autohypothesis.hub.client.typed import TypedHub
 
     try:
         common = own_repository(context, repo).common_dir
@@ -144,7 +160,7 @@ def connect(context: typer.Context, repo: Path | None) -> Hub:
         if repo or context.find_root().obj:
             raise
         common = None
-    return Hub.of(credentials.find(common))
+    return TypedHub.of(credentials.find(common))
 
 
 def own_repository(context: typer.Context, repo: Path | None) -> Repository:

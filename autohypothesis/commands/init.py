@@ -77,6 +77,16 @@ ToolCommand = Annotated[
 ]
 
 
+HubUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--hub",
+        metavar="URL",
+        help="Share results, claims and ideas with other fleets there; `none`: no longer.",
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     app.command("init-fleet", cls=NamesWhatLacksItsValue)(init_fleet)
     app.command("bootstrap", cls=NamesWhatLacksItsValue)(bootstrap)
@@ -93,20 +103,66 @@ def init_fleet(
     proposer: ProposerWords = None,
     mix: Mix = None,
     tool_command: ToolCommand = None,
+    hub: HubUrl = None,
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
     """Make a fleet, or mend it: a worker, a worktree, a branch and a prompt for each device.
 
-    Run again, it makes what is missing. Example: `orchestrator.py init-fleet --gpus 0,1`
+    Run again, it makes what is missing. Examples: `orchestrator.py init-fleet --gpus 0,1`,
+    `orchestrator.py init-fleet --hub https://hub.example.org`
     """
     from autohypothesis.fleet.roster import roster
 
+    lab = laboratory(context, repo, tag=tag)
+    server, notes = _hub(lab, hub) if hub is not None else (None, [])
+    words = tuple(proposer or ())
     wanted = roster.Wanted(
-        tag, gpus, cpu_workers, create_worktrees, start, tuple(proposer or ()), mix, tool_command
+        tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
-    fleet = roster.init_fleet(laboratory(context, repo, tag=tag), wanted)
+    fleet = roster.init_fleet(lab, wanted)
+    fleet.notes.extend(notes)
     _show(fleet, as_json)
+
+
+def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
+    """The hub's address once this lab is an agent there, and what to know about it.
+
+    A hub that does not answer is no reason to wait: the courier agrees with it later.
+
+    Raises:
+        HubError: it searches something else, or lets nobody in.
+    """
+    from autohypothesis.engine.lab import shared_with
+    from autohypothesis.sandbox import can_isolate
+
+    if url == "none":
+        adopted = "what was adopted from others stays, and runs outside of a sandbox from now on"
+        return "", [f"{adopted}, unless the task says `sandbox: auto`"] * bool(
+            shared_with(lab.layout) and lab.task.sandbox == "auto"
+        )
+    from autohypothesis.hub.client import credentials
+    from autohypothesis.hub.client.address import checked_server
+    from autohypothesis.hub.client.joining import join
+    from autohypothesis.hub.client.refusals import PassingError
+    from autohypothesis.hub.client.typed import TypedHub
+    from autohypothesis.hub.fleet.agreement import agree
+
+    server, common, notes = checked_server(url), lab.repository.common_dir, list[str]()
+    if credentials.read(credentials.own_file(common)) is None:
+        joined = join(server, None, None, common, replace=False)
+        notes = [f"joined {server} as {joined.credentials.agent}", *joined.notes]
+    found = credentials.of_server(common, server)
+    try:
+        agree(TypedHub.of(found), lab)
+    except PassingError as error:
+        notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
+    if lab.task.sandbox != "none" and not can_isolate():
+        notes.append(
+            "bubblewrap does not work here, so what others wrote is not tried by itself: it would"
+            " run with your rights (`sandbox: none` in the task allows it)"
+        )
+    return server, notes
 
 
 def _show(fleet: Fleet, as_json: bool) -> None:
@@ -123,6 +179,8 @@ def _show(fleet: Fleet, as_json: bool) -> None:
         state = "" if done is None else f", worktree {done or 'as it was'}"
         device = one.device or f"GPU {one.gpu_id}, no device yet"
         say(f"  {one.worker_id}  {device}  {one.branch}{state}", soft_wrap=True, markup=False)
+    if manifest.hub:
+        say(f"  shares with {manifest.hub}", soft_wrap=True, markup=False)
     for note in fleet.notes:
         err().print(f"note: {note}", soft_wrap=True, markup=False)
     say("start it: python orchestrator.py up", markup=False)

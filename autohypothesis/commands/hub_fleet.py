@@ -1,0 +1,104 @@
+"""`hub deliver`, `hub verify`: a fleet's dealings with its hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.commands.hub_client import own_repository
+
+if TYPE_CHECKING:
+    from autohypothesis.hub.client.credentials import Credentials
+
+
+def add(group: typer.Typer) -> None:
+    group.command("deliver")(deliver)
+    group.command("verify")(verify)
+
+
+def deliver(
+    context: typer.Context,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on: be the courier of a fleet, as `up` starts it.")
+    ] = False,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Tell the hub what waits in the outbox; with `--watch` also hear what it says, until stopped.
+
+    Example: `orchestrator.py hub deliver`
+    """
+    from autohypothesis.hub.fleet.courier import Courier
+
+    lab = laboratory(context, repo)
+    courier = Courier(lab, _credentials(context, repo))
+    if watch:
+        from autohypothesis.fleet.live.stop import Stop
+        from autohypothesis.system import set_process_name
+
+        set_process_name("ah:courier")
+        with Stop() as stop:
+            courier.run(stop)
+        return
+    done = courier.once()
+    if as_json:
+        print_json(done._asdict())
+    else:
+        said = f"{done.sent} told, {done.refused} refused, {done.left} wait"
+        out().print(said, markup=False)
+    if done.error:
+        err().print(done.error, markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def verify(
+    context: typer.Context,
+    results: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[RESULT]...", help="Numbers; default: what is only claimed."),
+    ] = None,
+    most: Annotated[int, typer.Option("--limit", min=1, max=200, help="At most N.")] = 5,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """Have idle workers run what others claim, and tell the hub whether it can be reproduced.
+
+    The best ranked come first; they wait in the queue until no other idea does.
+
+    Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
+    """
+    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.hub.client.typed import TypedHub
+    from autohypothesis.hub.fleet.verifying import verify as queue_runs
+
+    found, lab = _credentials(context, repo), laboratory(context, repo)
+    wanted = results or []
+    rows = queue_runs(TypedHub.of(found), found.agent, lab, wanted, max(most, len(wanted)))
+    if as_json:
+        print_json([row._asdict() for row in rows])
+        return
+    if any(row.hypothesis_id for row in rows) and sandbox_kind(lab.task) != "bwrap":
+        err().print("note: they run outside of a sandbox, with your rights", markup=False)
+    for row in rows:
+        what = row.hypothesis_id or f"not queued, {row.reason}"
+        line = f"{row.result}  {row.agent}  {row.description}: {what}"
+        out().print(line, markup=False, soft_wrap=True)
+    if not rows:
+        err().print("nothing there is only claimed, on a platform of ours", markup=False)
+
+
+def _credentials(context: typer.Context, repo: Path | None) -> Credentials:
+    """The agent of this repository, on the hub that its fleet shares with."""
+    from autohypothesis.fleet.roster.roster import read_manifest
+    from autohypothesis.hub.client import credentials
+    from autohypothesis.records.layout import Layout
+
+    repository = own_repository(context, repo)
+    manifest = read_manifest(Layout(repository.root))
+    if manifest is not None and manifest.hub:
+        return credentials.of_server(repository.common_dir, manifest.hub)
+    return credentials.find(repository.common_dir)

@@ -1,0 +1,313 @@
+"""A fleet and a real hub: what differs is refused by name, and a hub in trouble delays nobody."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import HubError, UsageError
+from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.outbox import PENDING, REFUSED, DiskOutbox
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.sharing.claims import Idea
+from autohypothesis.fleet.sharing.contact import COURIER
+from autohypothesis.fleet.sharing.telling import Telling
+from autohypothesis.fleet.sync import sync
+from autohypothesis.hub.client.credentials import Credentials
+from autohypothesis.hub.client.typed import TypedHub
+from autohypothesis.hub.fleet.agreement import agree, refuse_other_terms, terms_of
+from autohypothesis.hub.fleet.claims import HubClaims
+from autohypothesis.hub.fleet.courier import Courier
+from autohypothesis.hub.fleet.verifying import verify
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.ledger import read_ledger
+from tests.conftest import run_git as git
+from tests.fleet.conftest import fleet_lab as fleet_lab
+from tests.fleet.conftest import fleet_root as fleet_root
+from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import calm as calm
+from tests.hub.conftest import Hub, Start
+from tests.hub.fleet.test_two_fleets import free_port
+
+
+@pytest.fixture
+def hub(start: Start) -> Hub:
+    return start("--port", str(free_port()))
+
+
+def member(hub: Hub, name: str = "ada") -> Credentials:
+    return Credentials(hub.url, name, SecretStr(hub.agent(name).key))
+
+
+@pytest.fixture
+def decided(fleet_lab: Lab) -> Lab:
+    """A baseline and a keep."""
+    members(fleet_lab, "w0")
+    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.counted() >= 2, Hands(fleet_lab, "w0"))
+    watched.last_turn()
+    return fleet_lab
+
+
+def tell(lab: Lab) -> None:
+    sync(lab.layout)
+    queue = Queue(lab.layout, "t")
+    telling = Telling(lab, queue, DiskOutbox(lab.layout))
+    assert telling.turn(read_ledger(lab.layout)) and telling.problems == []
+
+
+def left(lab: Lab, state: str) -> list[str]:
+    folder = lab.layout.outbox_state(state)
+    return sorted(path.stem for path in folder.glob("[!.]*.json"))
+
+
+# ── agreeing ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_another_task_of_the_same_name_is_refused_by_both_hashes(
+    hub: Hub, fleet_lab: Lab, tmp_path: Path
+) -> None:
+    ada, bob = TypedHub.of(member(hub)), TypedHub.of(member(hub, "bob"))
+    ours = agree(ada, fleet_lab)
+    assert ours is not None
+    other = tmp_path / "other"
+    shutil.copytree(fleet_lab.layout.root, other)
+    (other / "data.py").write_text("MORE = 1\n")
+    git(other, "add", "data.py")
+    git(other, "commit", "-q", "-m", "another file that counts")
+    theirs = Lab.open(other)
+    theirs = Lab(theirs.repository, theirs.layout, theirs.task, None)
+    for refuse in (lambda: refuse_other_terms(bob, terms_of(theirs)), lambda: agree(bob, theirs)):
+        with pytest.raises(HubError) as refused:
+            refuse()
+        assert ours.task_hash[:7] in refused.value.problem
+        assert terms_of(theirs).task_hash[:7] in refused.value.problem
+
+
+def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
+    hub: Hub, fleet_lab: Lab
+) -> None:
+    ada = TypedHub.of(member(hub))
+    terms = terms_of(fleet_lab)
+    from dataclasses import asdict, replace
+
+    ada.register_task(**asdict(replace(terms, profile="cpu", data_hash="1" * 12)))
+    with pytest.raises(HubError, match=r"profile 'cpu'.* is 1{12} .* 2{12} here"):
+        refuse_other_terms(ada, replace(terms, profile="cpu", data_hash="2" * 12))
+    refuse_other_terms(ada, replace(terms, profile="h100", data_hash="2" * 12))
+
+
+# ── telling ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: Lab) -> None:
+    tell(decided)
+    courier = Courier(decided, member(hub))
+    done = courier.once()
+    assert (done.refused, done.left, done.error) == (0, 0, "") and done.sent == 6
+    reader = hub.agent("reader")
+    (best,) = reader.get("/api/best")
+    assert best["result"]["value"] == pytest.approx(1.3)
+    assert best["result"]["description"] == "RATE 2.0"
+    posts = reader.get("/api/channels/results/posts")
+    assert len(posts) == 2 and posts[0]["content"].startswith(
+        f"commit:{best['result']['commit'][:7]} platform:CPU val_bpb:1.300000"
+    )
+    lineage = reader.get(f"/api/git/commits/{best['result']['commit']}/lineage")
+    assert [one["message"] for one in lineage] == [
+        "RATE 2.0",
+        "baseline of train: minimize val_bpb",
+    ]
+    assert len(reader.get("/api/results")) == 2, "the lines are no results of their own"
+
+
+def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
+    hub: Hub, decided: Lab, tmp_path: Path
+) -> None:
+    """It has forgotten all that was told since; the next keep brings its history along."""
+    credentials = member(hub)
+    hub.end()
+    shutil.copytree(hub.data, tmp_path / "backup")
+    hub.start()
+    tell(decided)
+    assert Courier(decided, credentials).once().sent == 6
+    hub.end()
+    shutil.rmtree(hub.data)
+    (tmp_path / "backup").rename(hub.data)
+    hub.start()
+    watched = observer(decided, Listed([[idea(RATE=3.0)]]))
+    turns(watched, lambda: watched.chronicle.counted() >= 3, Hands(decided, "w0"))
+    watched.last_turn()
+    tell(decided)
+    done = Courier(decided, credentials).once()
+    assert (done.sent, done.refused, done.left) == (3, 0, 0)
+    reader = hub.agent("reader")
+    posts = reader.get("/api/channels/results/posts")
+    assert [post["content"].partition("| ")[2] for post in posts] == ["RATE 3.0"]
+    newest = reader.get("/api/git/commits")[0]["hash"]
+    assert len(reader.get(f"/api/git/commits/{newest}/lineage")) == 3
+
+
+def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says_why(
+    hub: Hub, decided: Lab
+) -> None:
+    ada = member(hub)
+    TypedHub.of(ada).register_task(
+        task_hash="f" * 64, name="train", metric="val_bpb", direction="minimize", min_delta=0.1
+    )
+    tell(decided)
+    courier = Courier(decided, ada)
+    courier.turn()
+    status = roles.read_role(decided.layout, COURIER)
+    assert status is not None and "task 'train' is fffffff" in status.problems[0]
+    assert left(decided, REFUSED) == [] and len(left(decided, PENDING)) == 6
+    assert hub.agent("reader").get("/api/channels") == []
+
+
+def test_a_courier_hears_others_and_fetches_what_can_be_tried(
+    hub: Hub, decided: Lab, tmp_path: Path
+) -> None:
+    bob = tmp_path / "bob"
+    git(tmp_path, "clone", "-q", str(decided.layout.root), str(bob))
+    tell(decided)
+    Courier(decided, member(hub)).once()
+    # bob is on the same platform: his ledger is a copy, his commits are not.
+    shutil.copytree(decided.layout.research, bob / "research")
+    shutil.copy(decided.layout.ledger, bob / "experiments.jsonl")
+    git(bob, "branch", "autoresearch/t", "origin/autoresearch/t")
+    lab = Lab.open(bob)
+    courier = Courier(lab, member(hub, "bob"))
+    courier.turn()
+    from autohypothesis.fleet.sharing.contact import Feed
+
+    feed = Feed(lab.layout).heard()
+    assert feed is not None and [one.agent_id for one in feed.board] == ["ada", "ada"]
+    best = feed.board[0]
+    assert lab.repository.read_ref(f"refs/hub/{best.commit}") == best.commit
+    assert feed.frontier[0].hash == best.commit
+    status = roles.read_role(lab.layout, COURIER)
+    assert status is not None and status.details["reachable"] is True
+
+
+# ── claims ──────────────────────────────────────────────────────────────────────────────────
+
+
+IDEA = Idea("a" * 64, "b" * 64, f"n1:{'c' * 40}", "an idea", 600.0)
+
+
+def reachable(lab: Lab) -> None:
+    """A courier that says that the hub answers."""
+    roles.report(lab.layout, roles.own(COURIER, state="working", details={"reachable": True}))
+
+
+def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_lab: Lab) -> None:
+    ada, bob = member(hub), member(hub, "bob")
+    TypedHub.of(ada).register_task(
+        task_hash="b" * 64, name="x", metric="val_bpb", direction="minimize", min_delta=0.1
+    )
+    reachable(fleet_lab)
+    first = HubClaims(ada, fleet_lab.layout)
+    assert first.claim(IDEA).said == "granted" == first.claim(IDEA).said
+    answer = HubClaims(bob, fleet_lab.layout).claim(IDEA)
+    assert answer.said == "refused" and "ada" in answer.reason
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """A hub that takes connections and never says anything."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(silent: str, fleet_lab: Lab) -> None:
+    reachable(fleet_lab)
+    claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_lab.layout)
+    began = time.monotonic()
+    assert claims.claim(IDEA).said == "unknown"
+    once = time.monotonic() - began
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(claims.claim(IDEA))) for _ in range(20)
+    ]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {one.said for one in answers} == {"unknown"} and len(answers) == 20
+    assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
+
+
+def test_without_a_courier_nobody_is_asked(silent: str, fleet_lab: Lab) -> None:
+    claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_lab.layout)
+    assert claims.claim(IDEA) == claims.claim(IDEA)
+    assert claims.claim(IDEA).reason == "no courier is at work"
+
+
+# ── verifying ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Lab) -> None:
+    ada, bob = TypedHub.of(member(hub)), TypedHub.of(member(hub, "bob"))
+    tell(decided)
+    courier = Courier(decided, Credentials(hub.url, "ada", ada._wire._key or SecretStr("")))
+    courier.once()
+    terms = terms_of(decided)
+    key = next(row["platform_key"] for row in read_ledger(decided.layout))
+    given = {"commit": "d" * 40, "platform": "CPU", "metric": "val_bpb", "status": "keep",
+             "value": 1.0, "task_hash": terms.task_hash}  # fmt: skip
+    absent = bob.tell_result({**given, "name": "1", "platform_key": key})
+    elsewhere = bob.tell_result({**given, "name": "2", "platform_key": "e" * 64})
+    mine = ada.results(agent="ada")[0].id
+    numbers = [absent.id, elsewhere.id, mine]
+    rows = verify(ada, "ada", decided, numbers, 10)
+    assert [row.hypothesis_id for row in rows] == [None, None, None]
+    assert "there is no commit" in rows[0].reason
+    assert rows[1].reason == "it is of another platform: CPU"
+    assert rows[2].reason == "it is our own"
+
+
+def test_verify_before_anything_ran_says_what_to_run(hub: Hub, fleet_lab: Lab) -> None:
+    with pytest.raises(UsageError, match=r"orchestrator\.py up"):
+        verify(TypedHub.of(member(hub)), "ada", fleet_lab, [], 5)
+
+
+def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Lab, tmp_path: Path) -> None:
+    root = decided.layout.root
+    bob = TypedHub.of(member(hub, "bob"))
+    git(root, "checkout", "-q", "--orphan", "theirs")
+    text = (root / "train.py").read_text().replace("RATE = 1.0", "RATE = 5.0")
+    (root / "train.py").write_text(text)
+    git(root, "commit", "-q", "-am", "RATE 5")
+    commit = git(root, "rev-parse", "HEAD")
+    from autohypothesis.hub.client import sharing
+
+    sharing.push(bob, Repository(root), commit)
+    git(root, "checkout", "-q", "main")
+    agree(bob, decided)
+    terms = terms_of(decided)
+    key = next(row["platform_key"] for row in read_ledger(Layout(root)))
+    told = bob.tell_result(
+        {"name": "1", "commit": commit, "platform": "CPU", "platform_key": key, "value": 1.0,
+         "task_hash": terms.task_hash, "metric": "val_bpb", "status": "keep"}
+    )  # fmt: skip
+    ada = TypedHub.of(member(hub))
+    (row,) = verify(ada, "ada", decided, [], 5)
+    assert row.result == told.id and row.hypothesis_id
+    found = Queue(decided.layout, "t").read(row.hypothesis_id)
+    assert found is not None and found[1].artifacts_from == commit and found[1].priority < 0
+    assert verify(ada, "ada", decided, [], 5) == []
+    (again,) = verify(ada, "ada", decided, [told.id], 5)
+    assert again.reason == f"it is {row.hypothesis_id} here"
