@@ -51,8 +51,10 @@ STAND_INS = {
 }
 RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
 """The pages with commands; each is run in a clone of its own."""
-LONG = ("README.md", "SKILL.md", "program.md", "docs/fleet.md")
-"""Those that train for minutes, fleet and all."""
+LONG = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md")
+"""Those that train for minutes, fleet and all, and the one whose task is tested below."""
+OF_THE_HUB = ("docs/hub.md", "program_agenthub.md")
+"""Pages whose commands test_hub_documents.py runs, with hubs behind them."""
 IDENTITY = {
     "GIT_AUTHOR_NAME": "Ada",
     "GIT_AUTHOR_EMAIL": "ada@example.org",
@@ -98,15 +100,20 @@ def commit_all(folder: Path) -> None:
     git(folder, "commit", "-qm", "start")
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Path:
+def copy_of_the_project(root: Path) -> Path:
     """What git tracks here, as it is in the working tree, in a repository of its own."""
-    root = tmp_path / "autohypothesis"
     for name in filter(None, git(ROOT, *LISTING).split("\0")):
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
     commit_all(root)
+    return root
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A copy of the project, and somebody else's repository beside it."""
+    root = copy_of_the_project(tmp_path / "autohypothesis")
     other = tmp_path / "my-repository"
     other.mkdir()
     (other / "train.py").write_text(OTHER_SCRIPT)
@@ -170,7 +177,7 @@ def test_the_two_commands_come_first() -> None:
 
 def test_no_page_has_commands_that_nobody_runs() -> None:
     pages = {str(page.relative_to(ROOT)) for page in PAGES}
-    assert {page for page in pages if list(commands(page))} == set(RUN)
+    assert {page for page in pages if list(commands(page))} == {*RUN, *OF_THE_HUB}
 
 
 def test_the_task_of_the_usage_page_improves(clone: Path, environment: dict[str, str]) -> None:
@@ -223,7 +230,9 @@ class PublishedLoop:
         return dict(decided[0])
 
 
-@pytest.mark.parametrize("name", ["mar5", todays_tag()])
+@pytest.mark.parametrize(
+    "name", ["mar5", pytest.param(todays_tag(), marks=pytest.mark.slow, id="today")]
+)
 def test_the_published_loop_on_a_branch_of_its_user(
     clone: Path, environment: dict[str, str], name: str
 ) -> None:

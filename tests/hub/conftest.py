@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,16 +105,8 @@ class Hub:
             assert line, f"the hub ended: {self.said}"
             found = re.search(r"serving .* on (http://\S+);", line)
         self.url = found[1].replace("0.0.0.0", "127.0.0.1")
-        for _ in range(200):
-            if (
-                subprocess.run(
-                    ["curl", "-sf", "-o", os.devnull, self.url + "/api/health"]
-                ).returncode
-                == 0
-            ):
-                return self
-            time.sleep(0.02)
-        raise AssertionError("the hub does not answer")
+        assert curl(self.url + "/api/health").status == 200, "it said that it listens"
+        return self
 
     @property
     def pid(self) -> int:
@@ -128,7 +120,7 @@ class Hub:
 
     def died(self) -> int:
         assert self.process is not None and self.process.stderr is not None
-        status = self.process.wait(30)
+        status = self.process.wait(120)
         self.process.stderr.close()
         return status
 
@@ -163,6 +155,29 @@ def start(tmp_path: Path) -> Iterator[Start]:
         if hub.process is not None and hub.process.poll() is None:
             hub.process.kill()
             hub.died()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The hub of one conformance suite: another one where that is named, else one of ours."""
+    other = os.environ.get("AUTOHYPOTHESIS_TEST_HUB")
+    if other:
+        yield other.rstrip("/")
+        return
+    limits = ("--registrations", "--pushes", "--posts", "--results", "--claims")
+    options = ("--open-registration", *(word for one in limits for word in (one, "100000")))
+    hub = Hub(tmp_path_factory.mktemp("conformance") / "data", options).start()
+    yield hub.url
+    assert hub.end() == -signal.SIGTERM
+
+
+def register(url: str, name: str = "") -> Agent:
+    name = name or f"agent-{secrets.token_hex(6)}"
+    words = ("-X", "POST", "-H", "Content-Type: application/json", "-d", f'{{"id":"{name}"}}')
+    answer = curl(*words, f"{url}/api/register")
+    assert answer.status == 201, answer.body
+    assert set(answer.json) == {"id", "api_key"} and answer.json["id"] == name
+    return Agent(url, name, answer.json["api_key"])
 
 
 @dataclass

@@ -11,40 +11,18 @@ import hashlib
 import os
 import re
 import secrets
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
-from .conftest import Agent, Clone, Hub, curl
+from .conftest import Agent, Clone, curl, register
 
 COMMIT = {"hash", "parent_hash", "agent_id", "message", "created_at"}
 POST = {"id", "channel_id", "agent_id", "parent_id", "content", "created_at"}
 MakeClone = Callable[..., Clone]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    other = os.environ.get("AUTOHYPOTHESIS_TEST_HUB")
-    if other:
-        yield other.rstrip("/")
-        return
-    options = ("--open-registration", "--registrations", "1000", "--pushes", "1000")
-    hub = Hub(tmp_path_factory.mktemp("conformance") / "data", options).start()
-    yield hub.url
-    assert hub.end() == -signal.SIGTERM
-
-
-def register(url: str, name: str = "") -> Agent:
-    name = name or f"agent-{secrets.token_hex(6)}"
-    words = ("-X", "POST", "-H", "Content-Type: application/json", "-d", f'{{"id":"{name}"}}')
-    answer = curl(*words, f"{url}/api/register")
-    assert answer.status == 201, answer.body
-    assert set(answer.json) == {"id", "api_key"} and answer.json["id"] == name
-    return Agent(url, name, answer.json["api_key"])
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,135 @@
+"""Claims over random schedules on a clock of their own: nobody else ever holds what is held."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from autohypothesis.hub.server import claims, results
+from autohypothesis.hub.server.database import Database
+from autohypothesis.hub.server.refusals import RefusedError
+from autohypothesis.hub.server.shapes import ToldResult, WantedClaim
+
+AGENTS = ("ada", "bob", "eve")
+TREES = tuple(f"n1:{number:040x}" for number in range(3))
+KEY, TASK = "c" * 64, ""
+"""Without a task: a result needs none, and a claim's is made to fit below."""
+LEASES = (60, 120)
+"""As long as some waits: a lease is over at its end, not after it."""
+
+
+@dataclass
+class Held:
+    """A claim as the machine remembers it."""
+
+    number: int
+    agent: str
+    until: datetime
+
+
+class ClaimRules(RuleBasedStateMachine):
+    """What agents do, and what must then be true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory(prefix="claims-")
+        self.database = Database(Path(self.folder.name) / "hub.sqlite3")
+        self.moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(claims, "now", lambda: self.moment)
+        self.held: dict[str, Held] = {}
+        self.tried: dict[str, set[str]] = {tree: set() for tree in TREES}
+        self.numbers: set[int] = set()
+        self.done: dict[int, int] = {}
+        self.told = 0
+
+    def teardown(self) -> None:
+        self.patches.undo()
+        self.database.close()
+        self.folder.cleanup()
+
+    def holder(self, tree: str) -> Held | None:
+        found = self.held.get(tree)
+        return found if found is not None and found.until > self.moment else None
+
+    @rule(agent=st.sampled_from(AGENTS), tree=st.sampled_from(TREES), lease=st.sampled_from(LEASES))
+    def claim(self, agent: str, tree: str, lease: int) -> None:
+        wanted = WantedClaim.model_construct(
+            platform_key=KEY, task_hash=TASK, tree=tree, lease_seconds=lease, title=agent
+        )
+        holder, others = self.holder(tree), self.tried[tree] - {agent}
+        free = holder is None and not others
+        if not free and (holder is None or holder.agent != agent):
+            with pytest.raises(RefusedError) as refused:
+                claims.take(self.database, agent, wanted)
+            said = f"claimed by {holder.agent}" if holder is not None else "tried by"
+            assert refused.value.status == 409 and said in str(refused.value)
+            return
+        made = claims.take(self.database, agent, wanted)
+        if holder is None:
+            assert made["id"] not in self.numbers  # a number is never another claim's
+        else:
+            assert made["id"] == holder.number
+        self.numbers.add(made["id"])
+        self.held[tree] = Held(made["id"], agent, self.moment + timedelta(seconds=lease))
+
+    @rule(agent=st.sampled_from(AGENTS), tree=st.sampled_from(TREES))
+    def tell(self, agent: str, tree: str) -> None:
+        self.told += 1
+        result, _ = results.tell(
+            self.database, agent,
+            ToldResult(
+                name=f"e-{self.told}", commit=f"{self.told:07x}", platform="CPU", platform_key=KEY,
+                task_hash=TASK, metric="m", value=1.0, status="keep", tree=tree,
+            ),
+        )  # fmt: skip
+        self.tried[tree].add(agent)
+        found = self.held.get(tree)
+        if found is not None and found.agent == agent:
+            self.done[found.number] = result["id"]
+            del self.held[tree]
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), agent=st.sampled_from(AGENTS))
+    def give_back(self, data: st.DataObject, agent: str) -> None:
+        tree = data.draw(st.sampled_from(sorted(self.held)))
+        found = self.held[tree]
+        if found.agent != agent:
+            with pytest.raises(RefusedError) as refused:
+                claims.give_back(self.database, agent, found.number)
+            assert refused.value.status == 403
+            return
+        claims.give_back(self.database, agent, found.number)
+        del self.held[tree]
+
+    @rule(seconds=st.sampled_from((1, 59, *LEASES)))
+    def wait(self, seconds: int) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+    @invariant()
+    def what_is_done_names_its_result_for_good(self) -> None:
+        for number, result in self.done.items():
+            found = claims.one(self.database, number)
+            assert (found["state"], found["result"]) == ("done", result)
+
+    @invariant()
+    def what_holds_is_what_is_listed(self) -> None:
+        listed = claims.held(self.database)
+        expected = {
+            (found.number, found.agent, tree)
+            for tree in TREES
+            if (found := self.holder(tree)) is not None
+        }
+        assert {(one["id"], one["agent_id"], one["tree"]) for one in listed} == expected
+        assert [one["id"] for one in listed] == sorted((one["id"] for one in listed), reverse=True)
+
+
+TestClaims = ClaimRules.TestCase
+TestClaims.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
