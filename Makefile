@@ -33,7 +33,7 @@ demo: venv
 	$(BIN)/python orchestrator.py demo
 
 test: dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 ifdef SLOW
 	$(BIN)/python -m pytest -m slow -n 2
 endif

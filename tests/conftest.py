@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import TextIOWrapper
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Images of containers often set this; then each of the many processes that the tests start would
+# compile our modules anew, a sixth of its time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Who starts the suite with `&` or `nohup` has it ignore these, and so would all that it starts. A
+# handler that does nothing is as deaf, and no child inherits it.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 SCRIPT = '''"""Somebody's script: no file of ours beside it, two printed lines."""
 import os
@@ -71,18 +86,78 @@ def foreign(tmp_path: Path, own_locks: Path) -> Path:
     return root
 
 
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Answer = subprocess.CompletedProcess[str]
+Cli = Callable[..., Answer]
+
+
+def called(*words: str, cwd: Path, **env: str) -> Answer:
+    """`orchestrator.py WORDS` in this process, where an interpreter's start costs nothing.
+
+    Not for what is killed, interrupted, or has to have a pid of its own: see `started`.
+    """
+    import orchestrator
+
+    with pytest.MonkeyPatch.context() as patch, taken() as said, open(os.devnull) as nothing:
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", [str(ROOT / "orchestrator.py"), *words])
+        patch.setattr(sys, "stdin", nothing)
+        # Else the command line would take pytest's name for its own in its hints.
+        patch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        try:
+            orchestrator.main()
+        except SystemExit as ended:
+            code = ended.code
+    assert code is None or isinstance(code, int), code
+    return Answer(words, code or 0, said[0], said[1])
+
+
+@contextmanager
+def taken() -> Iterator[list[str]]:
+    """What this process and those that it starts write to stdout and stderr: two texts, after."""
+    said: list[str] = []
+    with ExitStack() as stack:
+        files = [stack.enter_context(TemporaryFile()) for _ in range(2)]
+        for number, redirect in ((1, redirect_stdout), (2, redirect_stderr)):
+            kept = os.dup(number)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, number)
+            os.dup2(files[number - 1].fileno(), number)
+            raw = open(number, "wb", buffering=0, closefd=False)  # noqa: SIM115
+            stack.enter_context(redirect(TextIOWrapper(raw, encoding="utf-8", write_through=True)))
+        try:
+            yield said
+        finally:
+            for file in files:
+                file.seek(0)
+                said.append(file.read().decode("utf-8", errors="replace"))
+
+
+def started(*words: str, cwd: Path, **env: str) -> Answer:
+    """`orchestrator.py WORDS` as a process."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "orchestrator.py"), *words],
+        cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
 
 
 @pytest.fixture
 def cli(foreign: Path) -> Cli:
     """`orchestrator.py WORDS`, as a user of `foreign` calls it."""
 
-    def call(*words: str, cwd: Path = foreign, **env: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "orchestrator.py"), *words],
-            cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+    def call(*words: str, cwd: Path = foreign, **env: str) -> Answer:
+        return called(*words, cwd=cwd, **env)
+
+    return call
+
+
+@pytest.fixture
+def program(foreign: Path) -> Cli:
+    """As `cli`, in a process of its own."""
+
+    def call(*words: str, cwd: Path = foreign, **env: str) -> Answer:
+        return started(*words, cwd=cwd, **env)
 
     return call
 

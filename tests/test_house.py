@@ -55,8 +55,8 @@ def test_a_room_imports_from_the_floors_below_it_only(path: Path) -> None:
 
 
 FLEET = (
-    "live", "queue", "toolbuilder", "worker", "roster", "observer", "artifact", "supervisor",
-    "solo", "overview",
+    "live", "queue", "sharing", "toolbuilder", "worker", "roster", "observer", "artifact",
+    "supervisor", "solo", "overview",
 )  # fmt: skip
 """The rooms of the fleet, lowest first."""
 

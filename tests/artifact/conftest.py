@@ -17,7 +17,7 @@ from autohypothesis.commands import task as command
 from autohypothesis.engine.iteration import Unwatched
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
-from tests.conftest import ROOT, run_git
+from tests.conftest import ROOT, Answer, called, run_git
 
 TASK = """
 id: letters
@@ -61,6 +61,12 @@ class Ran(NamedTuple):
         return self.lines[0]
 
 
+def ran(answer: Answer) -> Ran:
+    return Ran(
+        answer.returncode, [json.loads(line) for line in answer.stdout.splitlines()], answer.stderr
+    )
+
+
 class Letters:
     """The repository, and its commands as a user calls them."""
 
@@ -83,6 +89,7 @@ class Letters:
         run_git(self.root, "commit", "-qm", "the task")
 
     def start(self, *words: str, **env: str) -> subprocess.Popen[str]:
+        """A process of its own, to be killed or interrupted."""
         command = [sys.executable, str(ROOT / "orchestrator.py"), *words]
         return subprocess.Popen(
             command, cwd=self.root, env={**os.environ, **env}, text=True,
@@ -91,9 +98,11 @@ class Letters:
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> Ran:
         """`task run` on the task."""
-        process = self.start("task", "run", "tasks/letters", *words, **(env or {}))
-        out, err = process.communicate(timeout=120)
-        return Ran(process.returncode, [json.loads(line) for line in out.splitlines()], err)
+        return ran(self("task", "run", "tasks/letters", *words, **(env or {})))
+
+    def __call__(self, *words: str, **env: str) -> Answer:
+        """Any command, in this process."""
+        return called(*words, cwd=self.root, **env)
 
     def once(self, iterations: int = 1) -> Ran:
         """The same in this process, where starting costs nothing."""

@@ -15,7 +15,7 @@ import pytest
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from tests.artifact.conftest import MUTATE, SCORE, Letters
-from tests.conftest import run_git
+from tests.conftest import Answer, run_git
 
 FIELDS = {
     "task_id", "status", "reason", "candidate_score", "diff_summary", "iteration_id",
@@ -248,7 +248,7 @@ def test_a_target_ends_the_loop(letters: Letters) -> None:
 
 
 def test_the_hours_of_a_task_end_the_loop(letters: Letters) -> None:
-    letters.write(more="budget: {hours: 0.002}\n")
+    letters.write(more="budget: {hours: 0.001}\n")
     assert letters.run("--iterations", "0").code == 0
 
 
@@ -332,12 +332,10 @@ def test_a_task_and_a_training_search_do_not_share_a_tag(letters: Letters) -> No
     run_git(letters.root, "add", "-A")
     run_git(letters.root, "commit", "-qm", "a training")
     letters.run("--seed", "1")
-    process = letters.start("run-experiment", "--baseline", "--settle", "--tag", "letters")
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 1 and "is a search of task 'letters'" in said
-    process = letters.start("run-experiment", "--baseline", "--settle")
-    out, said = process.communicate(timeout=60)
-    assert process.returncode == 0 and out.startswith("1.5"), said
+    refused = letters("run-experiment", "--baseline", "--settle", "--tag", "letters")
+    assert refused.returncode == 1 and "is a search of task 'letters'" in refused.stderr
+    own = letters("run-experiment", "--baseline", "--settle")
+    assert own.returncode == 0 and own.stdout.startswith("1.5"), own.stderr
     assert letters.run("--seed", "1").only["baseline_score"] > 0
 
 
@@ -362,17 +360,14 @@ def test_an_implementer_makes_what_people_put_into_words(letters: Letters) -> No
     ran = letters.run("--iterations", "5")
     assert ran.only["description"] == "three of them" and ran.only["candidate_score"] == 3
     assert "nothing is left" in ran.said
-    process = letters.start("propose", "--instructions", "xx", "--title", "two more")
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0 and "somebody has to" not in said, said
+    answer = letters("propose", "--instructions", "xx", "--title", "two more")
+    assert answer.returncode == 0 and "somebody has to" not in answer.stderr, answer.stderr
     assert letters.run("--iterations", "5").only["candidate_score"] == 5
 
 
 def test_check_says_what_a_task_leads_to_and_what_is_missing(letters: Letters) -> None:
-    def checked(*words: str) -> subprocess.CompletedProcess[str]:
-        process = letters.start("task", "check", "tasks/letters", *words)
-        out, err = process.communicate(timeout=60)
-        return subprocess.CompletedProcess([], process.returncode, out, err)
+    def checked(*words: str) -> Answer:
+        return letters("task", "check", "tasks/letters", *words)
 
     good = checked("--json")
     report = json.loads(good.stdout)

@@ -27,6 +27,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
+from tests.conftest import called
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """import time
@@ -65,7 +66,7 @@ class Place:
         self.git(self.root, "commit", "-q", "-m", "start")
         self.git(self.root, "config", "user.name", "Ada")
         self.git(self.root, "config", "user.email", "ada@example.org")
-        made = self("init-fleet", "--cpu-workers", "1", "--tag", "t")
+        made = self.ask("init-fleet", "--cpu-workers", "1", "--tag", "t")
         assert made.returncode == 0, made.stderr
 
     def __call__(self, *words: str, **env: str) -> Answer:
@@ -73,6 +74,10 @@ class Place:
             self.command(*words), capture_output=True, text=True, timeout=180,
             env={**os.environ, **env},
         )  # fmt: skip
+
+    def ask(self, *words: str) -> Answer:
+        """A command that answers, or is refused: in this process."""
+        return called(*words, cwd=self.root)
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, str(ROOT / "orchestrator.py"), "--repo", str(self.root), *words]
@@ -164,14 +169,14 @@ def test_a_gpu_that_is_not_there_is_said_and_nobody_falls_back_to_the_cpu(
 
 def test_a_wrong_proposer_is_said_before_anything_starts(place: Place) -> None:
     place.make()
-    answer = place("up", "--proposer", "serch")
+    answer = place.ask("up", "--proposer", "serch")
     assert answer.returncode == 2 and "did you mean 'search'" in answer.stderr
     assert not shutdown.living(place.layout)
 
 
 def test_a_command_that_cannot_be_read_is_said_before_anything_starts(place: Place) -> None:
     place.make()
-    answer = place("up", "--tool-command", "model 'x")
+    answer = place.ask("up", "--tool-command", "model 'x")
     assert answer.returncode == 2 and "model 'x" in answer.stderr
     assert not shutdown.living(place.layout)
 
@@ -328,9 +333,9 @@ def test_a_role_may_be_played_by_hand_and_is_then_refused_to_another(place: Plac
 
 def test_restore_beside_an_observer_is_refused_by_name(place: Place) -> None:
     place.make()
-    assert place("sync", "--snapshot", "--json").returncode == 0
+    assert place.ask("sync", "--snapshot", "--json").returncode == 0
     with hold(place.layout, "observer", doing="observing"):
-        answer = place("restore")
+        answer = place.ask("restore")
     assert answer.returncode == 1 and str(os.getpid()) in answer.stderr
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from autohypothesis.engine import contention
 from autohypothesis.engine.lab import Lab, run_ids
 from autohypothesis.records.layout import Layout
 
@@ -24,7 +25,7 @@ contention.ENOUGH = 1_000_000
 import orchestrator
 orchestrator.main()
 """
-"""The command line, where no run is voided because other tests are busy beside it."""
+"""The command line as a process, where no run is voided because other tests are busy beside it."""
 
 SCRIPT = '''"""RATE makes it better at every seed, LUCK at the first one only."""
 import os
@@ -51,15 +52,9 @@ policy: {replicates: 2}
 """
 
 
-@pytest.fixture
-def cli(foreign: Path) -> Cli:
-    def call(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", CALM, *words],
-            cwd=foreign, env=os.environ, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-
-    return call
+@pytest.fixture(autouse=True)
+def calm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
 
 
 @pytest.fixture

@@ -241,8 +241,6 @@ def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=60"],
         cwd=foreign, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # A suite that was started with `&` ignores SIGINT, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     runs = Layout(foreign).runs
     until = time.monotonic() + 60

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -18,8 +19,10 @@ from autohypothesis.engine.starter import FILES, make_repository
 from autohypothesis.engine.task import default_task
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
+from tests.conftest import Answer, Cli, called, run_git
 
 ROOT = Path(__file__).resolve().parents[2]
+TORCH = ROOT / "tests" / "commands" / "stand_in_torch"
 FOREIGN = """
 import pathlib, sys
 print("fetching the data", sys.argv[1:])
@@ -27,28 +30,76 @@ with open("fetched", "a") as file:
     file.write("x")
 sys.exit(int(pathlib.Path("fail").exists()))
 """
-Answer = subprocess.CompletedProcess[str]
-Cli = Callable[..., Answer]
 Git = Callable[..., str]
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository as `new` makes it, and a cache of its own."""
-    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AUTOHYPOTHESIS_DATA", "HF_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    answer = cli("new", str(tmp_path / "fresh"))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, no_data: None, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository as `new` makes it, and a cache of its own."""
+    monkeypatch.setenv("AUTORESEARCH_CACHE", str(tmp_path / "cache"))
+    answer = called("new", str(tmp_path / "fresh"), cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     return tmp_path / "fresh"
 
 
-def located(root: Path) -> dict[str, object]:
+@pytest.fixture
+def other_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that takes no seconds to import: to see that it is there is another test's."""
+    monkeypatch.setenv("PYTHONPATH", f"{TORCH}:{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("STAND_IN_TORCH", "{}")
+
+
+SHORTER = ("setup", "--profile", "test", "--seq-len", "16")
+
+
+class Prepared(NamedTuple):
+    """The data of the `test` profile, and then of one with shorter rows."""
+
+    cache: Path
+    whole: dict[str, Any]
+    answer: Answer
+    shorter: dict[str, Any]
+    status: str
+    """Of git, after all of it."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    """Made once, by the real torch too; a test that changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("prepared")
+    root, cache = folder / "fresh", folder / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_CACHE", str(cache))
+        patch.setenv("AUTOHYPOTHESIS_LOCKS", str(folder / "locks"))
+        for name in ("AUTOHYPOTHESIS_DATA", "HF_ENDPOINT"):
+            patch.delenv(name, raising=False)
+        make_repository(root)
+        answer = called("setup", "--profile", "test", cwd=root)
+        assert answer.returncode == 0, answer.stderr
+        whole = located(root)
+        answer = called(*SHORTER, "--dir", str(root), cwd=folder)
+        return Prepared(cache, whole, answer, located(root), run_git(root, "status", "--porcelain"))
+
+
+@pytest.fixture
+def with_data(fresh: Path, prepared: Prepared, other_torch: None) -> Path:
+    """As `fresh`, with a copy of both data sets in its cache; the shorter one is in use."""
+    shutil.copytree(prepared.cache, fresh.parent / "cache")
+    return fresh
+
+
+def located(root: Path) -> dict[str, Any]:
     answer = subprocess.run(
         [sys.executable, "prepare.py", "--locate"], cwd=root, capture_output=True, text=True
     )
     assert answer.returncode == 0, answer.stderr
-    found: dict[str, object] = json.loads(answer.stdout)
+    found: dict[str, Any] = json.loads(answer.stdout)
     return found
 
 
@@ -121,41 +172,33 @@ def test_the_skill_has_the_head_that_installers_read() -> None:
 # ── setup ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_shorter_rows_are_evaluated_on_less_and_prepare_stays_as_it_is(
-    fresh: Path, cli: Cli, git: Git
-) -> None:
-    answer = cli("setup", "--profile", "test", cwd=fresh)
-    assert answer.returncode == 0, answer.stderr
-    whole = located(fresh)["constants"]
-    answer = cli("setup", "--profile", "test", "--seq-len", "16", "--dir", str(fresh))
+def test_shorter_rows_are_evaluated_on_less_and_prepare_stays_as_it_is(prepared: Prepared) -> None:
+    answer = prepared.answer
     assert answer.returncode == 0, answer.stderr
     assert "learning 512 tokens" in answer.stderr, "its progress is shown"
     assert "profile test+seq16" in answer.stdout
-    shorter = located(fresh)["constants"]
-    assert isinstance(whole, dict) and isinstance(shorter, dict)
+    whole, shorter = prepared.whole["constants"], prepared.shorter["constants"]
     assert (whole["seq_len"], shorter["seq_len"]) == (32, 16)
     assert 0 < shorter["eval_bytes"] <= whole["eval_bytes"] / 2 * 1.01
     assert shorter["eval_tokens"] < 0.6 * whole["eval_tokens"]
-    assert git(fresh, "status", "--porcelain") == ""
+    assert prepared.status == ""
 
 
-def test_what_is_prepared_is_found_again(fresh: Path, cli: Cli) -> None:
-    words = ("setup", "--profile", "test", "--seq-len", "16")
-    assert cli(*words, cwd=fresh).returncode == 0
-    first = located(fresh)
-    again = cli(*words, cwd=fresh)
+def test_what_is_prepared_is_found_again(with_data: Path, cli: Cli) -> None:
+    first = located(with_data)
+    again = cli(*SHORTER, cwd=with_data)
     assert again.returncode == 0 and "learning" not in again.stderr
-    plain = cli("setup", cwd=fresh)
+    plain = cli("setup", cwd=with_data)
     assert plain.returncode == 0 and "profile test+seq16" in plain.stdout
-    assert located(fresh) == first, "nothing was asked for, and nothing was changed"
+    assert located(with_data) == first, "nothing was asked for, and nothing was changed"
 
 
-def test_a_search_that_has_begun_keeps_its_data_and_it_is_said(fresh: Path, cli: Cli) -> None:
+def test_a_search_that_has_begun_keeps_its_data_and_it_is_said(with_data: Path, cli: Cli) -> None:
     from autohypothesis.engine.lab import Lab
 
-    assert cli("setup", "--profile", "test", cwd=fresh).returncode == 0
-    Lab.open(fresh).with_tag("first")
-    answer = cli("setup", "--profile", "test", "--seq-len", "16", cwd=fresh)
+    assert cli("setup", "--profile", "test", cwd=with_data).returncode == 0
+    Lab.open(with_data).with_tag("first")
+    answer = cli(*SHORTER, cwd=with_data)
     assert answer.returncode == 0 and "search first keeps the data" in answer.stderr
 
 
@@ -167,9 +210,9 @@ def test_without_data_only_the_environment_is_looked_at(fresh: Path, cli: Cli) -
     assert answer.returncode == 2 and "--seq-len" in answer.stderr
 
 
-def test_an_environment_that_lacks_something_is_told_what(fresh: Path, cli: Cli) -> None:
-    path = f"{ROOT / 'tests/commands/stand_in_torch'}:{os.environ.get('PYTHONPATH', '')}"
-    answer = cli("setup", cwd=fresh, PYTHONPATH=path, STAND_IN_TORCH="broken")
+def test_an_environment_that_lacks_something_is_told_what(fresh: Path, program: Cli) -> None:
+    path = f"{TORCH}:{os.environ.get('PYTHONPATH', '')}"
+    answer = program("setup", cwd=fresh, PYTHONPATH=path, STAND_IN_TORCH="broken")
     assert answer.returncode == 1 and "libcudart" in answer.stderr
     assert not (fresh.parent / "cache").exists()
 
@@ -183,7 +226,9 @@ def test_a_clone_without_its_packages_says_how_to_get_them() -> None:
     assert "Traceback" not in answer.stderr
 
 
-def test_a_prepare_that_is_not_ours_is_run_as_it_is_and_it_is_said(foreign: Path, cli: Cli) -> None:
+def test_a_prepare_that_is_not_ours_is_run_as_it_is_and_it_is_said(
+    foreign: Path, cli: Cli, other_torch: None
+) -> None:
     (foreign / "prepare.py").write_text(FOREIGN)
     answer = cli("setup")
     assert answer.returncode == 0, answer.stderr
@@ -194,7 +239,7 @@ def test_a_prepare_that_is_not_ours_is_run_as_it_is_and_it_is_said(foreign: Path
 
 @pytest.mark.parametrize("script", [FOREIGN, None])
 def test_options_that_a_prepare_cannot_take_are_refused_by_name(
-    foreign: Path, cli: Cli, script: str | None
+    foreign: Path, cli: Cli, other_torch: None, script: str | None
 ) -> None:
     if script is not None:
         (foreign / "prepare.py").write_text(script)
@@ -204,12 +249,16 @@ def test_options_that_a_prepare_cannot_take_are_refused_by_name(
     assert not (foreign / "fetched").exists()
 
 
-def test_a_repository_that_needs_no_data_is_ready(foreign: Path, cli: Cli) -> None:
+def test_a_repository_that_needs_no_data_is_ready(
+    foreign: Path, cli: Cli, other_torch: None
+) -> None:
     answer = cli("setup")
     assert answer.returncode == 0 and "data: the task names none" in answer.stdout
 
 
-def test_a_prepare_that_fails_is_told_with_the_command_to_see_why(foreign: Path, cli: Cli) -> None:
+def test_a_prepare_that_fails_is_told_with_the_command_to_see_why(
+    foreign: Path, cli: Cli, other_torch: None
+) -> None:
     (foreign / "prepare.py").write_text(FOREIGN)
     (foreign / "fail").touch()
     answer = cli("setup")

@@ -146,13 +146,16 @@ def test_a_chooser_that_is_stuck_does_not_stop_the_others(
 def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[float] = []
+    """It looks rarely, and is woken by the end: here it would look once an hour."""
+    asked: list[str] = []
     poll = LocalExecutor.poll
 
     def counted(self: LocalExecutor, handle: Any) -> Any:
-        asked.append(time.monotonic())
-        return poll(self, handle)
+        asked.append(poll(self, handle))
+        return asked[-1]
 
+    assert iteration.POLL_S >= 0.2
+    monkeypatch.setattr(iteration, "POLL_S", 3600.0)
     monkeypatch.setattr(LocalExecutor, "poll", counted)
     executor = LocalExecutor(lab.repository, lab.layout)
     with iteration.free_worker(lab) as worker:
@@ -160,13 +163,11 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
         spec = iteration.plan(lab, Request(change), worker)
         handle = executor.submit(spec)
         asked.clear()
-        began = time.monotonic()
         iteration.follow(lab, executor, handle)
-        took = time.monotonic() - began
         exit_at = lab.layout.run(spec.experiment_id).exit.stat().st_mtime
-        assert time.time() - exit_at < 0.15, "its end was noticed late"
+        assert time.time() - exit_at < 30, "its end was noticed late"
         executor.collect(handle)
-    assert len(asked) <= 5 * took + 3
+    assert asked[-1] == "finished" and len(asked) <= 2, asked
 
 
 def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(lab: Lab) -> None:

@@ -17,16 +17,20 @@ from autohypothesis.records.layout import Layout
 from tests.conftest import run_git as git
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
+import os
 import time
 
 RATE = 1.0
 WIDTH = 8
 SLEEP = 0.0
 MODE = "train"
+GATE = ""
 
 if MODE == "crash":
     raise ValueError("MODE is no good")
 time.sleep(SLEEP)
+while GATE and not os.path.exists(GATE):
+    time.sleep(0.02)
 print(f"val_bpb: {1.5 - RATE / 10:.6f}")
 print("peak_vram_mb: 1")
 '''
@@ -137,10 +141,10 @@ def resolve(name: str) -> Callable[..., object]:
 def until() -> Callable[..., None]:
     """Waits until something is so; a test that waits in vain says for what."""
 
-    def wait(reached: Callable[[], object], *, seconds: float = 60.0) -> None:
+    def wait(reached: Callable[[], object], *, seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < deadline, f"not so after {seconds:g} s: {reached}"
-            time.sleep(0.01)
+            time.sleep(0.03)
 
     return wait

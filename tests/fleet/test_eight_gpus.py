@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ SCRIPT = '''"""Somebody's script: it says what it sees."""
 import os
 import time
 
-SECONDS = 0.0
+HELD = 0
 
 print("sees:", os.environ["CUDA_VISIBLE_DEVICES"])
-with open(os.path.join(os.environ["AUTOHYPOTHESIS_RUN_DIR"], "begun"), "w") as file:
+folder = os.environ["AUTOHYPOTHESIS_RUN_DIR"]
+with open(os.path.join(folder, "begun.part"), "w") as file:
     file.write(str(os.getpid()))
-time.sleep(SECONDS)
+os.rename(os.path.join(folder, "begun.part"), os.path.join(folder, "begun"))
+while HELD and not os.path.exists(os.path.join(folder, "go")):
+    time.sleep(0.02)
 print("val_bpb: 1.0")
 print("peak_vram_mb: 1")
 '''
@@ -87,8 +91,9 @@ class Machine:
                 )
             )
 
-    def dispatch(self, name: str, seconds: float = 0.0) -> str:
-        change: dict[str, Any] = {"config_overrides": {"SECONDS": seconds}} if seconds else {}
+    def dispatch(self, name: str, *, held: bool = False) -> str:
+        """One more for a worker; a `held` one trains until there is a file `go` in its folder."""
+        change: dict[str, Any] = {"config_overrides": {"HELD": 1}} if held else {}
         one = self.queue.add(Proposal(title=f"for {name}", **change), proposer="test")
         self.queue.dispatch(one.hypothesis_id, name)
         return one.hypothesis_id
@@ -183,7 +188,7 @@ def test_eight_trainings_at_once_see_their_own_device_only(machine: Machine, unt
     names = [f"gpu{n}" for n in range(8)]
     ids = [machine.dispatch(name) for name in names]
     machine.work(*names, CUDA_DEVICE_ORDER="FASTEST_FIRST")
-    until(lambda: len(machine.queue.done_ids()) == 8, seconds=120)
+    until(lambda: len(machine.queue.done_ids()) == 8, seconds=240)
     for index, one in enumerate(ids):
         assert machine.saw(one) == [UUID[index]]
         assert machine.document(one, "metadata.json")["run"]["gpu_id"] == UUID[index]
@@ -194,7 +199,7 @@ def test_under_a_mask_a_worker_still_pins_by_uuid(machine: Machine, until: Until
     machine.init("--gpus", "2,5")
     ids = [machine.dispatch(name) for name in ("gpu2", "gpu5")]
     machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="5,2")
-    until(lambda: len(machine.queue.done_ids()) == 2, seconds=120)
+    until(lambda: len(machine.queue.done_ids()) == 2, seconds=240)
     assert [machine.saw(one) for one in ids] == [[UUID[2]], [UUID[5]]]
 
 
@@ -202,7 +207,7 @@ def test_outside_its_mask_a_worker_does_not_train(machine: Machine, until: Until
     machine.init("--gpus", "2,5")
     one, other = machine.dispatch("gpu2"), machine.dispatch("gpu5")
     machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="5")
-    until(lambda: machine.queue.done_ids() == [other], seconds=120)
+    until(lambda: machine.queue.done_ids() == [other], seconds=240)
     until(lambda: UUID[2] in machine.heartbeat("gpu2").get("notes", ""))
     assert not machine.run_of(one).exists() and len(machine.queue.open()) == 1
 
@@ -235,14 +240,16 @@ def test_a_device_that_vanishes_is_evidence_against_it_alone(
     machine: Machine, until: Until
 ) -> None:
     machine.init("--gpus", "3,4")
-    lost = machine.dispatch("gpu3", 3.0)
+    lost = machine.dispatch("gpu3", held=True)
     machine.work("gpu3", "gpu4")
-    until(lambda: (machine.run_of(lost) / "begun").exists(), seconds=60)
+    until(lambda: (machine.run_of(lost) / "begun").exists(), seconds=240)
     machine.say(g3={"lost": True})
-    until(lambda: (machine.run_of(lost) / "result.json").exists(), seconds=60)
+    time.sleep(1.5)  # it is looked at once a second
+    (machine.run_of(lost) / "go").touch()
+    until(lambda: (machine.run_of(lost) / "result.json").exists(), seconds=240)
     assert machine.document(lost, "result.json")["failure_kind"] == "infra"
     other, waits = machine.dispatch("gpu4"), machine.dispatch("gpu3")
-    until(lambda: other in machine.queue.done_ids(), seconds=60)
+    until(lambda: other in machine.queue.done_ids(), seconds=240)
     assert machine.saw(other) == [UUID[4]]
     until(lambda: machine.heartbeat("gpu3").get("state") == "benched")
     assert not machine.run_of(waits).exists()
@@ -253,12 +260,15 @@ def test_a_stranger_who_computes_beside_a_training_is_written_down(
     machine: Machine, until: Until
 ) -> None:
     machine.init("--gpus", "6")
-    one = machine.dispatch("gpu6", 4.0)
+    one = machine.dispatch("gpu6", held=True)
     machine.work("gpu6")
-    until(lambda: (machine.run_of(one) / "begun").exists(), seconds=60)
+    until(lambda: (machine.run_of(one) / "begun").exists(), seconds=240)
     ours = int((machine.run_of(one) / "begun").read_text())
     both = [[ours, 2_000], [4711, 30_000]]
     machine.say(g6={"processes": both, "used_mb": 32_500})
-    until(lambda: one in machine.queue.done_ids(), seconds=60)
+    time.sleep(4.0)  # it is looked at once a second, and has to be seen twice
+    machine.say()  # and leaves, so that nobody waits for the memory to come back
+    (machine.run_of(one) / "go").touch()
+    until(lambda: one in machine.queue.done_ids(), seconds=240)
     (foreign,) = machine.document(one, "exit.json")["contention"]["foreign"]
     assert (foreign["pid"], foreign["grown_mb"]) == (4711, 30_000.0)

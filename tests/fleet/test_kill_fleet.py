@@ -27,6 +27,7 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger
+from tests.conftest import called
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
@@ -150,7 +151,7 @@ def fleet(fleet_root: Path) -> Path:
     script.write_text(script.read_text().replace("SLEEP = 0.0", "SLEEP = 0.3"), encoding="utf-8")
     subprocess.run(["git", "commit", "-qam", "slower"], cwd=fleet_root, check=True)
     words = ("init-fleet", "--tag", "t", "--cpu-workers", str(WORKERS))
-    subprocess.run(orchestrator(fleet_root, *words), check=True, timeout=120, capture_output=True)
+    assert called(*words, cwd=fleet_root).returncode == 0
     return fleet_root
 
 

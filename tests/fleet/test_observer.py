@@ -104,7 +104,7 @@ def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_lab: Lab) -> No
     handle = hand.begin(one)
     turns(watched, lambda: listed.told and watched.queue.dispatched("w0")["w0"])
     assert dict(listed.told[0].reference) == {
-        "RATE": 1.0, "WIDTH": 8, "SLEEP": 0.0, "MODE": "train",
+        "RATE": 1.0, "WIDTH": 8, "SLEEP": 0.0, "MODE": "train", "GATE": "",
     }  # fmt: skip
     hand.end(watched, one, handle)
 

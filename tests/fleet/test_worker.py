@@ -361,9 +361,10 @@ def test_down_cancels_collects_and_gives_back_what_was_prepared(
 
 
 def test_an_abandoned_worker_leaves_its_training_to_its_successor(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_lab: Lab, jobs: Queue, until: Until, tmp_path: Path
 ) -> None:
-    first, second = propose(jobs, 2, overrides={"SLEEP": 8.0})
+    gate = tmp_path / "go"
+    first, second = propose(jobs, 2, overrides={"GATE": str(gate)})
     running = Running(Worker(fleet_lab, ENTRY))
     until(lambda: trains(fleet_lab, f"{first}-1"))
     until(lambda: seen(fleet_lab).next_hypothesis_id == second)
@@ -375,6 +376,7 @@ def test_an_abandoned_worker_leaves_its_training_to_its_successor(
     with working(fleet_lab):
         until(lambda: seen(fleet_lab).notes == "taken over")
         assert seen(fleet_lab).run_id == f"{first}-1"
+        gate.touch()
         until(lambda: is_done(jobs, first, second))
     assert runs_of(fleet_lab, first) == [f"{first}-1"], "it was not run again"
     assert result_of(fleet_lab, f"{first}-1").status == "completed"

@@ -294,9 +294,9 @@ def test_a_thousand_trials_do_not_hold_up_a_fleet(lab: MakeLab) -> None:
         status = "keep" if number % 20 == 0 else "discard"
         place.trials.append(Trial(f"h-{number}", f"h-{number}", values, random.random(), status))
     for mix in (0.0, 1.0):
-        began = time.perf_counter()
+        began = time.process_time()
         answer = Search(mix=mix).propose(place.situation(), 8)
-        assert time.perf_counter() - began < 2 * 5  # a hang guard at five times the goal
+        assert time.process_time() - began < 2 * 5  # a hang guard at five times the goal
         assert len(answer) == 8
         check(place, list(answer))
 

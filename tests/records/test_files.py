@@ -100,11 +100,11 @@ def test_sweep_leaves_what_a_living_writer_writes(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecordError, match=said) as caught:
         files.read_json(path)
     assert str(path) in str(caught.value)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_numbers_that_are_none() -> None:
@@ -118,9 +118,9 @@ def test_numbers_that_are_none() -> None:
 
 def test_many_long_numbers_take_linear_time() -> None:
     content = b"[" + b",".join([b"1" * 299] * 12_000) + b"]"
-    started = time.monotonic()
+    started = time.process_time()
     files.parse_json(content)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
@@ -150,10 +150,10 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "big"
     with path.open("wb") as file:
         file.truncate(1 << 30)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RecordError, match="1,073,741,824 bytes"):
         files.read_bytes(path)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 JSON = st.recursive(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.iteration import Request, run
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.settle import settle
+from autohypothesis.engine.starter import make_repository
 from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
@@ -17,19 +21,34 @@ from schema import Result
 Try = Callable[..., tuple[str, Result]]
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Lab, str, Result]:
+    """A run of the training pair as it is, which several tests look at."""
+    folder = tmp_path_factory.mktemp("usual")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTORESEARCH_CACHE", str(cache))
+        patch.setenv("AUTOHYPOTHESIS_LOCKS", str(folder / "locks"))
+        patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        make_repository(folder / "research repository")
+        lab = Lab.open(folder / "research repository").with_tag("t")
+        finished = run(lab, Request(Change.none()))
+    return lab, finished.experiment_id, finished.result
+
+
 def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
-    lab: Lab, attempt: Try
+    usual: tuple[Lab, str, Result],
 ) -> None:
-    identity, result = attempt()
+    lab, identity, result = usual
     assert result.status == "completed", result.failure_detail
     assert result.attested
     assert result.metrics.printed_val_bpb == pytest.approx(result.metric_value, abs=1e-4)
     assert result.evidence["clock"]["verdict"] == "ok"
-    run = lab.layout.run(identity)
-    config = json.loads(run.config.read_text())
+    folder = lab.layout.run(identity)
+    config = json.loads(folder.config.read_text())
     assert config["depth"] >= 1  # an expression over the profile, evaluated by the preflight
     assert config["adam_betas"] == [0.8, 0.95]
-    assert run.weights.stat().st_size > 1000
+    assert folder.weights.stat().st_size > 1000
     settle(lab, [identity], decided_by="test")
     sync(lab.layout)
     (row,) = read_ledger(lab.layout)
@@ -64,12 +83,14 @@ def test_a_training_that_rewrites_the_evaluation_is_invalid_and_says_so(attempt:
     assert "prepare.py" in result.failure_detail
 
 
+@pytest.mark.slow  # tests/shim/test_clock.py has it without a model
 def test_a_training_that_draws_text_before_the_clock_is_invalid(attempt: Try) -> None:
     _, result = attempt(old="    clock.start()\n", new="    next(batches)\n    clock.start()\n")
     assert result.failure_kind == "invalid", result.failure_detail
     assert "before" in result.failure_detail
 
 
+@pytest.mark.slow  # tests/shim/test_clock.py has it without a model
 def test_a_clock_that_runs_slow_is_invalid(attempt: Try) -> None:
     slow = (
         "    real = time.process_time\n"
@@ -81,6 +102,7 @@ def test_a_clock_that_runs_slow_is_invalid(attempt: Try) -> None:
     assert result.failure_kind == "invalid", result.failure_detail
 
 
+@pytest.mark.slow  # tests/training/test_candidate.py has it in this process
 def test_weights_that_carry_code_are_not_loaded(attempt: Try) -> None:
     _, result = attempt(
         old='    print("---")\n',
@@ -91,31 +113,49 @@ def test_weights_that_carry_code_are_not_loaded(attempt: Try) -> None:
     assert "weights" in result.failure_detail
 
 
-def test_a_hopeless_change_is_refused_in_seconds_and_leaves_no_run(lab: Lab, attempt: Try) -> None:
-    for overrides in ({"TOTAL_BATCH_SIZE": 1000}, {"DEPTH": 0}, {"WINDOW_PATTERN": "Q"}):
-        with pytest.raises(PreflightError) as refused:
-            attempt(**overrides)
-        assert next(iter(overrides)) in str(refused.value)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TOTAL_BATCH_SIZE", 1000),
+        pytest.param("DEPTH", 0, marks=pytest.mark.slow),
+        pytest.param("WINDOW_PATTERN", "Q", marks=pytest.mark.slow),
+    ],
+)
+def test_a_hopeless_change_is_refused_in_seconds_and_leaves_no_run(
+    lab: Lab, attempt: Try, name: str, value: object
+) -> None:
+    """tests/training/test_candidate.py has each of them in this process."""
+    with pytest.raises(PreflightError, match=name):
+        attempt(**{name: value})
     assert not lab.layout.runs.exists()
 
 
+@pytest.mark.slow  # tests/training/test_run.py has the training, test_run_experiment.py the rest
 def test_a_loss_that_is_not_a_number_ends_at_once_as_nan(attempt: Try) -> None:
     _, result = attempt(MATRIX_LR=1e30)
     assert result.failure_kind == "nan", result.failure_detail
 
 
-def test_a_seed_is_repeatable_and_another_one_differs(lab: Lab, attempt: Try) -> None:
-    """By the first loss, of the model as it was initialised: later ones depend on the clock."""
-    seen = []
-    for seed in (None, 42, 7):
-        identity, result = attempt(seed=seed)
-        assert result.status == "completed", result.failure_detail
-        run = lab.layout.run(identity)
-        recorded = json.loads(run.metadata.read_text())["run"]["seed"]
-        assert result.metrics.model_dump()["seed"] == recorded, "the training had another seed"
-        seen.append((recorded, json.loads(run.exit.read_text())["samples"][0][1]))
-    (first, loss), (again, same_loss), (other, other_loss) = seen
-    assert (first, again, other) == (42, 42, 7)
+def seed_and_first_loss(lab: Lab, identity: str, result: Result) -> tuple[int, float]:
+    """Of the model as it was initialised: later losses depend on the clock."""
+    assert result.status == "completed", result.failure_detail
+    folder = lab.layout.run(identity)
+    recorded = json.loads(folder.metadata.read_text())["run"]["seed"]
+    assert result.metrics.model_dump()["seed"] == recorded, "the training had another seed"
+    loss = json.loads(folder.exit.read_text())["samples"][0][1]
     assert loss is not None
-    assert loss == same_loss
+    return recorded, loss
+
+
+def test_another_seed_is_another_training(
+    lab: Lab, attempt: Try, usual: tuple[Lab, str, Result]
+) -> None:
+    first, loss = seed_and_first_loss(*usual)
+    other, other_loss = seed_and_first_loss(lab, *attempt(seed=7))
+    assert (first, other) == (42, 7)
     assert loss != other_loss
+
+
+@pytest.mark.slow  # the test above is the same with another seed
+def test_a_seed_is_repeatable(lab: Lab, attempt: Try, usual: tuple[Lab, str, Result]) -> None:
+    assert seed_and_first_loss(lab, *attempt(seed=42)) == seed_and_first_loss(*usual)

@@ -20,6 +20,8 @@ from autohypothesis.engine import shim, strays
 from autohypothesis.engine.launch import Launch
 
 TRAININGS = Path(__file__).parent / "trainings"
+HANGS_S = 60.0
+"""A hang guard: nothing here takes more than a moment, on a machine with nothing else to do."""
 
 
 @dataclass
@@ -33,7 +35,7 @@ class Run:
     def dir(self) -> Path:
         return Path(self.launch.run_dir)
 
-    def wait(self, timeout: float = 30.0) -> dict[str, Any]:
+    def wait(self, timeout: float = HANGS_S) -> dict[str, Any]:
         """exit.json, once the shim has gone."""
         status = shim.wait(self.handle, timeout)
         assert status == "finished", (status, self.text("shim.log"))
@@ -51,13 +53,17 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text("events.jsonl").splitlines()]
 
-    def wait_for(self, name: str, timeout: float = 10.0) -> str:
+    def go(self) -> None:
+        """Let a `gated` training end."""
+        (self.dir / "go").touch()
+
+    def wait_for(self, name: str, timeout: float = HANGS_S) -> str:
         """The content of a file that the training writes when it is ready."""
         wait_until(lambda: self.text(name) != "", timeout)
         return self.text(name)
 
 
-def wait_until(true: Callable[[], bool], timeout: float = 10.0) -> None:
+def wait_until(true: Callable[[], bool], timeout: float = HANGS_S) -> None:
     until = time.monotonic() + timeout
     while not true():
         assert time.monotonic() < until, "it did not happen in time"
@@ -91,7 +97,7 @@ def make_launch(tmp_path: Path) -> Callable[..., Launch]:
             "cwd": str(run_dir),
             "command": (sys.executable, "-S", str(TRAININGS / f"{script}.py"), *args),
             "env": env,
-            "deadline_seconds": 20.0,
+            "deadline_seconds": 120.0,
             "stop_grace_s": 0.3,
         }
         return Launch(**{**values, **changes})
@@ -114,7 +120,7 @@ def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
         with contextlib.suppress(OSError):
             if system.is_alive(run.handle.pid, run.handle.start):
                 os.kill(run.handle.pid, signal.SIGKILL)
-        shim.wait(run.handle, 5)
+        shim.wait(run.handle, 30)
         strays.end_strays(run.launch.run_dir, 0.0)
 
 

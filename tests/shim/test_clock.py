@@ -28,8 +28,10 @@ def _run(start: Callable[..., Any], manner: str, clock: Clock, budget: float = B
 def test_an_honest_clock_is_believed(start: Callable[..., Any], clock: Clock) -> None:
     end = _run(start, "honest", clock)
     assert end["clock"]["verdict"] == "ok", end["clock"]
-    assert end["clock"]["claimed_s"] == pytest.approx(BUDGET, abs=0.05)
-    assert end["clock"]["kernel_s"] == pytest.approx(BUDGET, abs=0.1)
+    late = 0.05 if clock == "cpu" else 0.4  # others may have the core when the time is over
+    assert BUDGET <= end["clock"]["claimed_s"] < BUDGET + late
+    near = max(0.1, end["clock"]["allowed_s"])
+    assert end["clock"]["kernel_s"] == pytest.approx(end["clock"]["claimed_s"], abs=near)
     assert failures.classify(end, "", 1.5) is None
 
 
@@ -67,7 +69,7 @@ def test_a_foreign_script_needs_no_clock(start: Callable[..., Any]) -> None:
 def test_a_training_that_was_ended_is_not_also_called_a_liar(start: Callable[..., Any]) -> None:
     end = start(
         "clocked", "honest", "60", "cpu",
-        clock="cpu", budget_seconds=60, clock_required=True, deadline_seconds=0.4,
+        clock="cpu", budget_seconds=60, clock_required=True, deadline_seconds=1.0,
     ).wait()  # fmt: skip
     assert (end["status"], end["clock"]["verdict"]) == ("deadline", "cut")
 
@@ -148,6 +150,6 @@ def test_a_huge_clock_file_is_not_read(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     with bench.path.open("ab") as file:
         file.truncate(1 << 32)
-    began = time.monotonic()
+    began = time.process_time()
     bench.watch.poll()
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2

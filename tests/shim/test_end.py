@@ -44,15 +44,15 @@ def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
 def test_the_deadline_ends_a_training_that_ignores_sigterm_with_its_children(
     start: Callable[..., Any],
 ) -> None:
-    run = start("deaf", deadline_seconds=0.4, stop_grace_s=0.2)
+    run = start("deaf", deadline_seconds=1.5, stop_grace_s=0.2)
     end = run.wait()
     assert end["status"] == "deadline" and end["signal"] == 9
-    assert 0.5 < end["wall_seconds"] < 5
+    assert 1.6 < end["wall_seconds"] < 30  # it would go on for a minute
     assert strays.find_strays(run.launch.run_dir, 0) == {}
 
 
 def test_a_training_may_say_a_last_word_at_the_deadline(start: Callable[..., Any]) -> None:
-    run = start("polite", deadline_seconds=0.4, stop_grace_s=10.0)
+    run = start("polite", deadline_seconds=1.5, stop_grace_s=30.0)
     end = run.wait()
     assert (end["status"], end["exit_code"]) == ("deadline", 3)
     assert run.text("run.log") == "saving\n"
@@ -71,7 +71,7 @@ def test_cancel_before_the_training_began_is_not_lost(start: Callable[..., Any])
         run = start("steady", "20")
         time.sleep(delay)
         assert shim.cancel(run.handle)
-        assert run.wait(10)["status"] == "cancelled"
+        assert run.wait()["status"] == "cancelled"
 
 
 def test_the_cpu_time_of_a_daemon_is_counted_and_the_daemon_ended(
@@ -80,7 +80,7 @@ def test_the_cpu_time_of_a_daemon_is_counted_and_the_daemon_ended(
     run = start("family", "1.0", "60", "close", "wait")
     end = run.wait()
     assert end["status"] == "exited" and end["strays_killed"] == 1
-    assert 1.0 <= end["cpu_seconds"] < 1.5
+    assert 1.0 <= end["cpu_seconds"] < 1.9  # not twice
     assert not helpers.alive(int(run.text("daemon")))
 
 
@@ -88,8 +88,8 @@ def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_end(
     start: Callable[..., Any], helpers: Any
 ) -> None:
     run = start("family", "0", "60")
-    end = run.wait(10)
-    assert end["wall_seconds"] < 3 and end["metrics"] == {"val_bpb": 1.5}
+    end = run.wait()
+    assert end["wall_seconds"] < 30 and end["metrics"] == {"val_bpb": 1.5}
     assert not helpers.alive(int(run.text("daemon")))
 
 
@@ -132,7 +132,7 @@ def test_scoring_runs_as_the_second_child(
     from autohypothesis.engine.launch import ScoreCommand
 
     model = make_launch("score", manner)
-    spec = ScoreCommand(model.command, model.cwd, model.env, 0.4 if manner == "hang" else 10.0)
+    spec = ScoreCommand(model.command, model.cwd, model.env, 0.4 if manner == "hang" else 60.0)
     run = start("quick", score=spec)
     end = run.wait()
     assert end["status"] == "exited" and end["exit_code"] == 0
@@ -147,7 +147,7 @@ def test_a_failed_training_is_not_scored(
     from autohypothesis.engine.launch import ScoreCommand
 
     model = make_launch("score", "good")
-    spec = ScoreCommand(model.command, model.cwd, model.env, 5.0)
+    spec = ScoreCommand(model.command, model.cwd, model.env, 60.0)
     run = start("quick", score=spec, command=("/bin/false",))
     assert run.wait()["score"] is None
 
@@ -168,7 +168,7 @@ def test_a_fault_of_the_shim_ends_the_training_and_is_recorded(
     launch = make_launch("deaf")
     launch.run.launch.write_bytes(launch.to_json())
     command = [sys.executable, "-c", BROKEN, str(launch.run.launch), launch.experiment_id]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=20)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
     end = json.loads(launch.run.exit.read_text())
     assert end["status"] == "infra" and "ZeroDivisionError" in end["error"]
     assert b"a fault of ours" in done.stderr

@@ -36,12 +36,13 @@ def _identity(tmp_path: Path, **changes: object) -> str:
 
 def test_the_states_of_a_real_run(start: Callable[..., Any], tmp_path: Path) -> None:
     assert shim.status(str(tmp_path)) == "absent"
-    run = start("steady", "0.3")
+    run = start("gated")
     run.wait_for("pid")
     assert shim.status(str(run.dir)) == "running"
     assert shim.attach(str(run.dir)) == run.handle
     assert shim.wait(run.handle, 0.01) == "running"
-    assert shim.wait(run.handle, 20) == "finished"
+    run.go()
+    assert shim.wait(run.handle, 60) == "finished"
 
 
 def test_a_reused_pid_is_not_the_shim(tmp_path: Path) -> None:
@@ -182,11 +183,17 @@ def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> N
 
 
 def test_a_training_is_started_in_a_blink(start: Callable[..., Any]) -> None:
-    """The goal is 60 ms from the call to the exec; the guard is five times that."""
-    times = []
+    """The goal is 60 ms from the call to the exec; the guard is five times that.
+
+    Where other processes have the cores, an interpreter that does nothing says how much longer.
+    """
+    times, bare = [], []
     for _ in range(5):
         began = time.time()
         run = start("quick")
         run.wait()
         times.append((run.dir / "clock.jsonl").stat().st_mtime - began)
-    assert min(times) < 0.3
+        began = time.time()
+        subprocess.run([sys.executable, "-S", "-c", ""], check=True)
+        bare.append(time.time() - began)
+    assert min(times) < max(0.3, 20 * min(bare)), (times, bare)

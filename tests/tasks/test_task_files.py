@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 import yaml
 
 from autohypothesis.engine.task import load_task
+from tests.conftest import Answer, called
 
 from .conftest import ROOT
 
@@ -109,11 +109,8 @@ def test_the_tiny_training_is_searched_by_its_knobs(
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "start")
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "orchestrator.py"), *words],
-            cwd=root, env=dict(os.environ), capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+    def run(*words: str) -> Answer:
+        return called(*words, cwd=root)
 
     assert run("run-experiment", "--settle").returncode == 0
     better = run("run-experiment", "--settle", "--set", "RATE=0.3")
