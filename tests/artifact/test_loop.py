@@ -156,7 +156,7 @@ def test_a_killed_confirmation_is_finished(letters: Letters) -> None:
                   more="policy: {replicates: 3}\n")  # fmt: skip
     process = letters.start("task", "run", "tasks/letters")
     plans = letters.root / "research" / "plans"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while len(list(plans.glob("h-*-0003-1.json"))) == 0 and time.monotonic() < until:
         time.sleep(0.02)
     process.kill()
@@ -174,7 +174,7 @@ def test_a_confirmation_that_can_say_nothing_ends(letters: Letters) -> None:
                   more="policy: {replicates: 1}\n")  # fmt: skip
     process = letters.start("task", "run", "tasks/letters")
     plans = letters.root / "research" / "plans"
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not list(plans.glob("h-*-0002-1.json")) and time.monotonic() < until:
         time.sleep(0.02)
     process.kill()
@@ -267,7 +267,7 @@ def test_a_second_loop_is_refused_by_name(letters: Letters) -> None:
     first = letters.start("task", "run", "tasks/letters")
     try:
         holder = letters.root / "research" / "locks" / "observer.holder.json"
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not holder.exists() and time.monotonic() < until:
             time.sleep(0.05)
         second = letters.run()
@@ -275,7 +275,7 @@ def test_a_second_loop_is_refused_by_name(letters: Letters) -> None:
         assert f"pid {first.pid}" in second.said
     finally:
         first.send_signal(signal.SIGINT)
-        first.communicate(timeout=60)
+        first.communicate(timeout=120)
 
 
 def test_ctrl_c_ends_the_program_and_leaves_nothing_behind(letters: Letters) -> None:
@@ -286,11 +286,11 @@ def test_ctrl_c_ends_the_program_and_leaves_nothing_behind(letters: Letters) -> 
     )  # fmt: skip
     before = letters.state()
     process = letters.start("task", "run", "tasks/letters")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while not marker.exists() and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in said
     assert letters.state() == before
     plans = list((letters.root / "research" / "plans").glob("h-*"))

@@ -166,8 +166,8 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
         iteration.follow(lab, executor, handle)
         exit_at = lab.layout.run(spec.experiment_id).exit.stat().st_mtime
         assert time.time() - exit_at < 30, "its end was noticed late"
+        assert asked[-1] == "finished" and len(asked) <= 2, asked
         executor.collect(handle)
-    assert asked[-1] == "finished" and len(asked) <= 2, asked
 
 
 def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(lab: Lab) -> None:

@@ -129,7 +129,7 @@ def test_status_and_brief_say_what_a_win_waits_for(careful: Lab) -> None:
     (one,) = overview(careful.layout).awaiting
     assert (one.missing, one.wanted) == (4, 4)
     assert one.found == "val_bpb 1.3 against 1.4"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any("awaits 4 of 4 runs" in note for note in _brief(careful).notes):
         assert time.monotonic() < deadline
         watched.turn()

@@ -131,7 +131,7 @@ def torment(root: Path, log: Path, kills: int, seed: int) -> None:
             time.sleep(chance.uniform(0.1, 2.5))
             if supervisor.poll() is not None:
                 supervisor = start(root, log)
-            assert kill_one(root, chance, time.monotonic() + 30.0), log.read_text()
+            assert kill_one(root, chance, time.monotonic() + 120.0), log.read_text()
         if supervisor.poll() is None:
             subprocess.run(orchestrator(root, "down"), check=True, timeout=120, capture_output=True)
             supervisor.wait(timeout=60)

@@ -45,7 +45,17 @@ from schema import (
     Runtime,
     now,
 )
-from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
+from tests.fleet.observing import (
+    PAUSE_S,
+    Broken,
+    Hands,
+    Listed,
+    Thinker,
+    idea,
+    members,
+    observer,
+    turns,
+)
 from tests.fleet.observing import calm as calm
 
 ROOT_MODULE = """
@@ -192,7 +202,7 @@ def test_words_that_nobody_implemented_are_not_handed_out_and_the_brief_says_so(
     watched = observer(fleet_lab)
     watched.queue.add(Proposal(title="words", instructions="use a GRU"), proposer="ada")
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any("implement" in note for note in _brief(fleet_lab).notes):
         assert time.monotonic() < deadline
         watched.turn()
@@ -415,7 +425,8 @@ def test_a_killed_observer_loses_no_decision(fleet_lab: Lab) -> None:
             assert time.monotonic() < deadline
             due = time.monotonic() + dice.uniform(0.4, 1.6)
             while process.poll() is None and time.monotonic() < due:
-                hand.work(beside)
+                if not hand.work(beside):
+                    time.sleep(PAUSE_S)
             if kills < 8 and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.communicate()

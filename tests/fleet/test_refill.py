@@ -18,8 +18,9 @@ from tests.fleet.observing import calm as calm
 
 PATCH = """--- a/train.py
 +++ b/train.py
-@@ -1,5 +1,5 @@
+@@ -1,6 +1,6 @@
  \"\"\"A training that is over at once: the higher RATE, the better.\"\"\"
+ import os
  import time
  
 -RATE = 1.0
@@ -48,7 +49,7 @@ class Clock:
 
 def answered(refill: Refill, count: int = 1) -> list[Answer]:
     found: list[Answer] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(found) < count:
         assert time.monotonic() < deadline
         found += refill.answers()
