@@ -96,6 +96,7 @@ class Terminal:
         """bash, with a /tmp of its own where that can be had: the lines name files in it."""
         own_tmp = ["--bind", str(self.folder / "tmp"), "/tmp"]
         own_tmp += ["--bind", str(self.folder), str(self.folder)]
+        own_tmp += ["--ro-bind", str(PROTOCOL), str(PROTOCOL)]  # a clone may lie in /tmp
         apart = ["bwrap", "--dev-bind", "/", "/", *own_tmp, "--"] if has_sandbox() else []
         own = {"HOME": str(self.folder / "home"), "PATH": f"{PROTOCOL}:{os.environ['PATH']}"}
         return subprocess.run(
