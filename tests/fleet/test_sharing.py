@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -22,11 +23,13 @@ from autohypothesis.fleet.sharing.claims import Answer, Idea, tree_of_commit
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.fleet.sharing.lineage import Lineage
 from autohypothesis.fleet.sharing.telling import Telling
+from autohypothesis.fleet.supervisor.restore import restore
+from autohypothesis.fleet.supervisor.snapshot import snapshot
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.proposers.others import Others
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
-from schema import Brief, HubFeed, OthersResult, Plan, Proposal, now
+from schema import Brief, HubFeed, OthersResult, OutboxEntry, Plan, Proposal, now
 from tests.conftest import run_git as git
 from tests.fleet.conftest import SCRIPT
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
@@ -179,6 +182,31 @@ def test_every_decided_experiment_is_told_once_and_a_keep_with_its_commit(decide
         row = next(row for row in rows if row["id"] == name)
         assert said["tree"] == tree_of_commit(decided, row["commit"])
         assert len(said["task_hash"]) == 64 and len(said["log_hash"]) == 64
+
+
+def test_what_was_told_is_not_told_again_after_research_was_deleted_and_restored(
+    decided: Lab,
+) -> None:
+    class Heard:
+        def mark(self, entry: OutboxEntry) -> Any:
+            return None
+
+        def found(self, entry: OutboxEntry) -> str | None:
+            return None
+
+        def deliver(self, entry: OutboxEntry) -> str:
+            return f"{entry.kind} {entry.name}"
+
+    rows, box = read_ledger(decided.layout), DiskOutbox(decided.layout)
+    Telling(decided, Queue(decided.layout, "t"), box).turn(rows)
+    assert box.deliver(Heard()).left == 0
+    receipt = box.receipt("result", rows[0]["id"])
+    snapshot(decided.repository, decided.layout, "t")
+    shutil.rmtree(decided.layout.research)
+    restore(decided.repository, decided.layout, "t")
+    assert box.receipt("result", rows[0]["id"]) == receipt != ""
+    Telling(decided, Queue(decided.layout, "t"), box).turn(rows)
+    assert box.pending() == []
 
 
 def test_a_later_refutation_is_told_once(decided: Lab) -> None:

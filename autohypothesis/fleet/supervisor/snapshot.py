@@ -1,8 +1,9 @@
 """Snapshots: what a search knows, kept in git on a ref that no checkout shows.
 
 `refs/autohypothesis/ledger/<tag>` grows by a commit whenever something changed. It holds bundles
-(logs as their last 64 KB, no weights), plans, hypotheses, decisions and what people wrote, at the
-paths they have in the repository. Results so survive `git clean -xdf` and travel with a push:
+(logs as their last 64 KB, no weights), plans, hypotheses, decisions, what people wrote and what a
+hub was told, at the paths they have in the repository. Results so survive `git clean -xdf` and
+travel with a push:
 `git push REMOTE 'refs/autohypothesis/*' 'refs/experiments/*' 'refs/heads/autoresearch/*'`. A
 snapshot never forgets: what has gone from the disk stays in it, hypotheses that moved excepted.
 
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autohypothesis.errors import RecordError
+from autohypothesis.fleet.outbox import REFUSED, SENT
 from autohypothesis.records import git_keep
 from autohypothesis.records.files import JSON_LIMIT, opened, read_json, write_json
 from autohypothesis.records.git import Repository
@@ -216,6 +218,8 @@ class _Snapshot:
         yield from (Source(path) for path in _files(layout.published_tools))
         yield from (Source(path) for path in _hypotheses(layout))
         yield from (Source(path) for path in _files(layout.plans))
+        for state in (SENT, REFUSED):  # what a hub was told is not told again
+            yield from (Source(path) for path in _files(layout.outbox_state(state)))
         yield Source(str(layout.results_tsv), FILE_LIMIT)
         yield Source(str(layout.ledger), FILE_LIMIT if self.everything else LEDGER_LIMIT)
 
