@@ -486,7 +486,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("work", [False, True], ids=["clean", "with work in it"])
+@pytest.mark.parametrize(
+    "work", [pytest.param(False, id="clean", marks=pytest.mark.slow),
+             pytest.param(True, id="with work in it")],
+)  # fmt: skip
 def test_a_broken_worktree_is_made_again(fleet_root: Path, git: Git, kind: str, work: bool) -> None:
     fleet = init(fleet_root, 1)
     place = Path(fleet.manifest.workers[0].worktree_path)
@@ -565,6 +568,7 @@ MAKE = (
 )
 
 
+@pytest.mark.slow
 def test_sixty_four_worktrees_at_once(fleet_root: Path, git: Git) -> None:
     lab = Lab.open(fleet_root).with_tag("t")
     several = [

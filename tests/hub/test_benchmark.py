@@ -37,6 +37,7 @@ def check(report: dict[str, Any], sizes: dict[str, int]) -> None:
     assert crowd["polls"] >= crowd["polling"] and crowd["pushes"] >= crowd["pushing"]
 
 
+@pytest.mark.slow
 def test_a_small_hub_is_measured(tmp_path: Path) -> None:
     report = hub.measure(tmp_path, TINY)
     check(report, {"40": 44})

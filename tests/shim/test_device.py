@@ -50,6 +50,7 @@ def test_memory_load_and_energy_of_a_training(
     seen = re.compile('"peak_vram_mb": ?8000')
     helpers.wait_until(lambda: seen.search(run.text("events.jsonl")) is not None)
     gpu.set()
+    time.sleep(2.5)  # it is asked once a second, and energy is what lies between two answers
     run.go()
     end = run.wait()
     assert end["status"] == "exited"
