@@ -109,6 +109,7 @@ def test_the_suite_catches_every_mistake_that_the_mutator_makes(bpe: Programs) -
     assert all(said.startswith(NO_MISTAKE) for said in missed), missed
 
 
+@pytest.mark.slow
 def test_the_suite_catches_mistakes_in_fast_code_too(bpe: Programs, fast: bytes) -> None:
     """But for which half of the pair is looked for first, where either will do."""
     lines = fast.decode().splitlines()
