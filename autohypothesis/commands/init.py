@@ -137,10 +137,12 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
     from autohypothesis.sandbox import can_isolate
 
     if url == "none":
-        adopted = "what was adopted from others stays, and runs outside of a sandbox from now on"
-        return "", [f"{adopted}, unless the task says `sandbox: auto`"] * bool(
-            shared_with(lab.layout) and lab.task.sandbox == "auto"
-        )
+        if not shared_with(lab.layout) or lab.task.sandbox == "none":
+            return "", []
+        return "", [
+            "what was adopted from others stays, and runs outside of a sandbox from now on, unless"
+            " the task says `sandbox: auto`"
+        ]
     from autohypothesis.hub.client import credentials
     from autohypothesis.hub.client.address import checked_server
     from autohypothesis.hub.client.joining import join

@@ -8,7 +8,6 @@ after a kill asks first whether that try arrived, and tells it again only where 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
-from autohypothesis.errors import DeliveryError, LockError, RecordError, UndeliverableError
+from autohypothesis.errors import DeliveryError, RecordError, UndeliverableError
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json, sweep, write_json
 from autohypothesis.records.layout import Layout
@@ -179,16 +178,6 @@ class DiskOutbox:
 
     def _path(self, state: str, entry: OutboxEntry) -> Path:
         return self.layout.outbox_entry(state, entry.kind, entry.name)
-
-
-def keep_delivering(outbox: DiskOutbox, courier: Courier, stop: threading.Event) -> None:
-    """Deliver what comes until `stop`, with longer pauses the longer nobody can be reached."""
-    failures = 0
-    while not stop.is_set():
-        with suppress(LockError):
-            done = outbox.deliver(courier)
-            failures = failures + 1 if done.error and not done.sent else 0
-        stop.wait(pause_s(failures))
 
 
 def pause_s(failures: int) -> float:

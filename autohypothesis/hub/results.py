@@ -8,11 +8,10 @@ from typing import Any
 
 from autohypothesis.engine.identity import short_device_name
 from autohypothesis.errors import UsageError
+from autohypothesis.fleet.sharing.telling import TOLD
 from autohypothesis.hub.line import Mark, ResultLine
 from schema import finite
 
-TOLD = ("keep", "discard", "crash", "replicate")
-"""What a row says of an experiment that is over and decided."""
 DESCRIPTION, REASON = 2_000, 200
 """Characters that a hub takes."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis.errors import DeliveryError, LockError, UndeliverableError
 from autohypothesis.fleet import outbox as outbox_module
-from autohypothesis.fleet.outbox import DiskOutbox, keep_delivering, pause_s
+from autohypothesis.fleet.outbox import DiskOutbox, pause_s
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from schema import OutboxEntry
@@ -264,16 +264,3 @@ def test_pauses_grow_and_end_somewhere() -> None:
     pauses = [pause_s(failures) for failures in range(100)]
     assert pauses == sorted(pauses)
     assert pauses[0] < pauses[1] and pauses[-1] == outbox_module.LONGEST_PAUSE_S
-
-
-def test_it_delivers_beside_others_until_it_is_stopped(box: DiskOutbox) -> None:
-    courier, stop = Collector(), threading.Event()
-    thread = threading.Thread(target=keep_delivering, args=(box, courier, stop))
-    box.put("post", "a", {})
-    thread.start()
-    deadline = time.monotonic() + 120
-    while not courier.heard and time.monotonic() < deadline:
-        time.sleep(0.01)
-    stop.set()
-    thread.join(30)
-    assert courier.heard == ["a"] and not thread.is_alive()

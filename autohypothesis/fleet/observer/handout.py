@@ -114,5 +114,7 @@ def _after(sign: str, source_id: str) -> str:
 
 def _contested(one: Hypothesis) -> int:
     """What is claimed, then what nobody claims, then what somebody else may be trying."""
-    free = one.replicates or one.artifacts_from or not (one.config_overrides or one.patch)
-    return 0 if one.claimed else 1 if free and not one.instructions else 2
+    if one.claimed:
+        return 0
+    is_new = one.config_overrides or one.patch or one.instructions
+    return 2 if is_new and not one.replicates else 1

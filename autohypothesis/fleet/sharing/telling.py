@@ -29,6 +29,7 @@ from schema import Metadata, Runtime, utc
 PUSH, RESULT, LINE = "push", "result", "line"
 REFUTED, REFUTED_LINE = "refuted", "refuted-line"
 TOLD = ("keep", "discard", "crash", "replicate")
+"""What a row says of an experiment that is over and decided."""
 COPIED = (
     "id", "commit", "status", "description", "metric_name", "metric_value", "seed", "replicates",
     "confirmation", "failure_kind", "num_steps", "peak_vram_gb", "gpu_name", "platform_key",

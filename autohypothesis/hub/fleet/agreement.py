@@ -27,7 +27,6 @@ class Terms:
     profile: str = ""
     data_hash: str = ""
     """Empty where a task has no data of its own, or has none prepared yet."""
-    baseline: str = ""
 
 
 def terms_of(lab: Lab) -> Terms:
@@ -79,9 +78,8 @@ def agree(hub: TypedHub, lab: Lab) -> Terms | None:
         HubError: it knows a task of this name with other files, terms or data.
     """
     terms = terms_of(lab)
-    said = {**asdict(terms), "baseline": Lineage(lab).baseline(_start(lab))}
     try:
-        hub.register_task(**said)
+        hub.register_task(**asdict(terms), baseline=Lineage(lab).baseline(_start(lab)))
     except NotThereError:
         return None
     except TakenError as error:

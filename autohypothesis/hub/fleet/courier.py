@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, HubError, LockError
 from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.outbox import PENDING, DiskOutbox, Round, pause_s
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.hub.client.courier import HubCourier
@@ -32,17 +33,10 @@ LOOK_S = 0.5
 LOCK_S = 5.0
 
 
-class Stopping(Protocol):
-    @property
-    def requested(self) -> bool: ...
-
-    def wait(self, seconds: float) -> bool: ...
-
-
 class Courier:
     """One lab's courier to one hub."""
 
-    def __init__(self, lab: Lab, credentials: Credentials, *, listen_s: float = LISTEN_S) -> None:
+    def __init__(self, lab: Lab, credentials: Credentials) -> None:
         self.lab = lab
         self.outbox = DiskOutbox(lab.layout)
         self._hub = TypedHub.of(credentials)
@@ -51,10 +45,9 @@ class Courier:
             self._hub, credentials.agent, lab.repository, self.outbox.receipt
         )
         self._listener = Listener(self._hub, credentials.agent, lab)
-        self._listen_s = listen_s
         self._began: datetime = now()
         self._agreed = self._reachable = False
-        self._due = {"agree": 0.0, "deliver": 0.0, "listen": 0.0}
+        self._due = {"agree": 0.0, "deliver": 0.0, "listen": 0.0, "report": 0.0}
         self._failures = 0
         self._problems: dict[str, str] = {}
         self._counts = {"told": 0, "refused": 0}
@@ -136,7 +129,7 @@ class Courier:
         else:
             self._reachable = True
             self._problems.pop("listen", None)
-        self._due["listen"] = time.monotonic() + self._listen_s
+        self._due["listen"] = time.monotonic() + LISTEN_S
 
     def _failed(self, what: str, error: AutohypothesisError) -> None:
         self._problems[what] = error.problem
@@ -159,7 +152,7 @@ class Courier:
             **self._counts,
         }
         saying = (state, tuple(details.items()), tuple(self._problems.values()))
-        if saying == self._reported and time.monotonic() < self._due.get("report", 0.0):
+        if saying == self._reported and time.monotonic() < self._due["report"]:
             return
         status = roles.own(
             COURIER, state=state, started_at=self._began, details=details,

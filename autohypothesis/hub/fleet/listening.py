@@ -108,6 +108,4 @@ class Listener:
 
 
 def others(one: Result) -> OthersResult:
-    return OthersResult.model_validate(
-        {name: getattr(one, name) for name in OthersResult.model_fields}
-    )
+    return OthersResult.model_validate(one, from_attributes=True)

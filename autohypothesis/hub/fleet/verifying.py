@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from autohypothesis.engine.lab import Lab
-from autohypothesis.errors import AutohypothesisError, PreflightError, UsageError
+from autohypothesis.errors import AutohypothesisError, UsageError
 from autohypothesis.fleet.observer.suggestion import suggest
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing import foreign
@@ -85,7 +85,7 @@ def _queue(
         return found._replace(hypothesis_id=suggest(lab, queue, wish, proposer=foreign.PROPOSER))
     except PassingError:
         raise
-    except (AutohypothesisError, PreflightError) as error:
+    except AutohypothesisError as error:
         return found._replace(reason=error.problem)
 
 

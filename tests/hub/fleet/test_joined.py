@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.live import roles
-from autohypothesis.fleet.outbox import PENDING, REFUSED, DiskOutbox
+from autohypothesis.fleet.outbox import PENDING, REFUSED, SENT, DiskOutbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.claims import Idea
 from autohypothesis.fleet.sharing.contact import COURIER
@@ -36,6 +36,7 @@ from tests.fleet.conftest import fleet_lab as fleet_lab
 from tests.fleet.conftest import fleet_root as fleet_root
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
+from tests.fleet.test_worker import Asked
 from tests.hub.conftest import Hub, Start
 from tests.hub.fleet.test_two_fleets import free_port
 
@@ -172,6 +173,24 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
     assert status is not None and "task 'train' is fffffff" in status.problems[0]
     assert left(decided, REFUSED) == [] and len(left(decided, PENDING)) == 6
     assert hub.agent("reader").get("/api/channels") == []
+
+
+def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: Lab) -> None:
+    courier, stop = Courier(decided, member(hub)), Asked()
+    thread = threading.Thread(target=courier.run, args=(stop,))
+    thread.start()
+    try:
+        tell(decided)  # put beside it
+        deadline = time.monotonic() + 120
+        while (left(decided, PENDING) or not left(decided, SENT)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    finally:
+        stop.leave()
+        thread.join(60)
+    assert not thread.is_alive()
+    assert (len(left(decided, SENT)), left(decided, PENDING)) == (6, [])
+    status = roles.read_role(decided.layout, COURIER)
+    assert status is not None and (status.state, status.details["told"]) == ("stopped", 6)
 
 
 def test_a_courier_hears_others_and_fetches_what_can_be_tried(
