@@ -276,8 +276,11 @@ class Runtime(Tolerant):
     clock: Clock | None = None
     torch_version: str = ""
     sandbox: str = ""
-    home: Literal["own", "kept", ""] = ""
-    """Whether the training saw a home folder of its own or the user's."""
+    """What held the run: bwrap (bubblewrap, with Landlock inside), landlock alone, or none."""
+    isolation: str = ""
+    """What the task asked for: strict, writes or none."""
+    home: Literal["own", "links", "kept", ""] = ""
+    """Whether the training saw a home folder of its own, one with links to the user's, or that."""
 
 
 class Metrics(Tolerant):
@@ -397,6 +400,10 @@ class ExitRecord(Tolerant):
     samples: list[list[float | None]] = []
     """Up to 200 rows of [share of the budget, loss, bpb, tokens per second]."""
     strays_killed: list[int] | int = 0
+    tampered: list[str] = []
+    """What the run did to its own record, in words; any of it makes the run invalid."""
+    seal: str = ""
+    """The word that only this run's shim was told; launch.json has its SHA-256."""
     error: str | None = None
 
 

@@ -7,7 +7,8 @@ tuned. `build_model(config)` is how the official evaluation gets the model: conf
 constants by their lower-case names, and forward maps token ids [B, T] to logits [B, T, V].
 
 $SEED moves the initialisation, never the data. With $AUTOHYPOTHESIS_RUN_DIR the clock keeps its
-record there, and with $AUTOHYPOTHESIS_SAVE_WEIGHTS=1 the final weights are saved beside it.
+record there. With $AUTOHYPOTHESIS_SAVE_WEIGHTS=1 the final weights are saved beside it, to be
+scored by whoever asked for them; val_bpb is then printed as nan.
 """
 
 from __future__ import annotations

@@ -1,127 +1,375 @@
-"""bubblewrap: what a program may write to, and what it sees of the machine.
+"""The sandbox: what a program may read, write and reach, and which means of the kernel hold it.
 
-Where it is missing, or this user may not use it, the callers fall back to hashes: they compare
-what was there before with what is there afterwards. Nothing else of the house knows its options.
+Two layers. bubblewrap (`bwrap`) shows the program another disk: only what is granted is there, with
+processes, /tmp, shared memory and network of its own. Landlock, applied by confine.py just before
+the program begins, holds for files, signals and sockets, needs nothing installed and no rights, and
+is all there is where user namespaces are forbidden. Nothing else of the package knows the options
+of either. What each leaves open is said in docs/trust.md.
 """
 
 from __future__ import annotations
 
+import glob
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
-PRIVATE_BYTES = 1 << 30
-"""Of the memory file system that stands for /tmp, and of the one for the home folder."""
+from autohypothesis import confine
+from autohypothesis.system import LINUX, host_id, user_config_folder
+
+Kind = Literal["bwrap", "landlock", "none"]
+"""bwrap: bubblewrap, with Landlock inside where the kernel has it. landlock: that alone."""
+
+SYSTEM = (
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store",
+    "/gnu/store", "/snap", "/home/linuxbrew/.linuxbrew", "/sys", "/proc",
+)  # fmt: skip
+"""What every program may read: programs and libraries of the system, and what the kernel tells."""
+SETTINGS = (
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ld.so.preload", "passwd", "group", "hosts",
+    "nsswitch.conf", "host.conf", "resolv.conf", "gai.conf", "services", "protocols", "localtime",
+    "timezone", "locale.alias", "locale.conf", "default/locale", "machine-id", "os-release",
+    "debian_version", "lsb-release", "alternatives", "ssl/certs", "ssl/openssl.cnf", "ssl/cert.pem",
+    "ca-certificates", "pki/ca-trust", "pki/tls/certs", "crypto-policies", "mime.types", "magic",
+    "gitconfig", "fonts", "OpenCL", "vulkan", "nvidia", "nvidia-container-runtime", "python3",
+    "python3.10", "python3.11", "python3.12", "python3.13", "libnl-3", "numa", "terminfo",
+)  # fmt: skip
+"""Below /etc. The rest of it holds passwords, host keys and the settings of services."""
+RESOLVER = "/run/systemd/resolve"
+
+SECRETS = (
+    ".ssh", ".gnupg", ".aws", ".azure", ".boto", ".kube", ".docker", ".netrc", "_netrc",
+    ".git-credentials", ".gitconfig.local", ".pypirc", ".npmrc", ".yarnrc", ".yarnrc.yml", ".gem",
+    ".cargo/credentials", ".cargo/credentials.toml", ".terraform.d", ".vault-token", ".pgpass",
+    ".my.cnf", ".password-store", ".mozilla", ".thunderbird", ".config/google-chrome",
+    ".config/chromium", ".local/share/keyrings", ".config/git/credentials", ".config/gcloud",
+    ".config/gh", ".config/hub", ".config/glab-cli", ".config/rclone", ".config/op", ".config/sops",
+    ".config/wandb", ".config/huggingface", ".config/autohypothesis", ".config/kaggle", ".kaggle",
+    ".huggingface", ".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".wandb",
+    ".comet.config", ".neptune", ".modal.toml", ".runpod", ".vast_api_key", ".config/vastai",
+    ".agenthub", ".agenthub_creds", ".claude", ".claude.json", ".config/claude", ".anthropic",
+    ".codex", ".gemini", ".config/opencode", ".local/share/opencode", ".openai", ".config/openai",
+    ".aider.conf.yml", ".continue", ".cursor", ".env", ".envrc", ".secrets", ".bash_history",
+    ".zsh_history", ".python_history", ".node_repl_history", ".psql_history", ".mysql_history",
+    ".lesshst", ".viminfo", ".wget-hsts", ".config/systemd", ".local/state",
+)  # fmt: skip
+"""Below every home folder: keys, tokens, and what people typed."""
+SYSTEM_SECRETS = (
+    "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers",
+    "/etc/sudoers.d", "/etc/ssh", "/etc/ssl/private", "/etc/pki/tls/private", "/etc/kubernetes",
+    "/etc/docker", "/etc/munge", "/etc/krb5.keytab", "/etc/NetworkManager/system-connections",
+    "/etc/wireguard", "/etc/openvpn", "/var/lib/kubelet", "/var/lib/docker", "/var/lib/sss",
+    "/var/lib/private", "/var/backups", "/var/mail", "/var/spool", "/var/log", "/boot",
+)  # fmt: skip
+
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts")
+_GPUS = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri", "/dev/kfd", "/dev/infiniband")
+_PROBE_TIMEOUT_S = 20.0
+_CUDA_STARTS = """
+import ctypes, sys
+try:
+    cuda = ctypes.CDLL("libcuda.so.1")
+except OSError:
+    sys.exit(0)  # no driver here: nothing that a sandbox could take away
+sys.exit(0 if cuda.cuInit(0) == 0 else 1)
+"""
 
 
-def sandbox_command(
-    command: Sequence[str],
-    *,
-    read_only: Iterable[str] = (),
-    tmpfs: str | None = None,
-    tmpfs_bytes: int = 0,
-) -> list[str]:
-    """`command` under bwrap: the same files, none to be changed below `read_only`.
+@dataclass(frozen=True)
+class Confinement:
+    """What one program is granted. Of several listed folders around a path the innermost decides.
 
-    Over `tmpfs` lies a small memory file system. It dies with whoever started it. Ask
-    `has_sandbox` first.
+    Attributes:
+        read: files and folders that it may read.
+        write: folders that it may change.
+        hidden: files and folders inside of `read` that it does not see.
+        fixed: files inside of `write` that stay as they are; without bubblewrap the caller looks.
+        protected: folders inside of `write` that stay as they are; with Landlock alone nothing new
+            can then be made in the folders around them.
+        temporary: a private folder that becomes its /tmp; None: one in memory.
+        network: whether it may open connections; without, it has a loopback of its own at most.
+        gpus: whether it sees the GPUs of the machine.
     """
-    wrapped = ["bwrap", "--die-with-parent", "--dev-bind", "/", "/"]
-    for folder in read_only:
-        wrapped += ["--ro-bind", folder, folder]
-    if tmpfs is not None:
-        wrapped += ["--size", str(tmpfs_bytes), "--tmpfs", tmpfs]
-    return [*wrapped, "--", *command]
+
+    read: tuple[Path, ...]
+    write: tuple[Path, ...] = ()
+    hidden: tuple[Path, ...] = ()
+    fixed: tuple[Path, ...] = ()
+    protected: tuple[Path, ...] = ()
+    temporary: Path | None = None
+    network: bool = False
+    gpus: bool = False
 
 
-def isolated_command(
-    command: Sequence[str],
-    *,
-    writable: Iterable[Path],
-    readable: Iterable[Path] = (),
-    fixed: Iterable[Path] = (),
-    network: bool = False,
-    devices: bool = False,
+def confined(
+    words: Sequence[str], confinement: Confinement, kind: Kind, *, parent: int = 0
 ) -> list[str]:
-    """`command` with the disk read-only, a /tmp and a home of its own, and processes of its own.
-
-    All of it ends with the command. Ask `can_isolate` first.
+    """Return the command that runs `words` under `confinement`; `words` itself where kind is none.
 
     Args:
-        writable: folders that it may change.
-        readable: what it must see although it lies in /tmp or at home: its code, its data.
-        fixed: files inside of `writable` that stay as they are.
-        devices: whether it sees the machine's devices, a GPU among them.
+        words: an absolute path of a program, and its arguments.
+        parent: a process that the program does not outlive, where the caller cannot see to it.
     """
-    wrapped = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--cap-drop", "ALL"]
-    wrapped += [] if network else ["--unshare-net"]
-    wrapped += ["--ro-bind", "/", "/"]
-    wrapped += ["--dev-bind", "/dev", "/dev"] if devices else ["--dev", "/dev"]
-    wrapped += ["--proc", "/proc"]
-    private = _private_folders()
-    for folder in private:
-        wrapped += ["--size", str(PRIVATE_BYTES), "--tmpfs", str(folder)]
-    seen = {*map(_real, readable), *_programs(command, private)}
-    seen |= {Path("/run/systemd/resolve")} if network else set()
-    for path in sorted(path for path in seen if any(_is_below(path, one) for one in private)):
-        wrapped += ["--ro-bind-try", str(path), str(path)]
-    for path in map(_real, writable):
-        wrapped += ["--bind", str(path), str(path)]
-    for path in map(_real, fixed):
-        wrapped += ["--ro-bind-try", str(path), str(path)]
-    return [*wrapped, "--", *command]
+    if kind == "none":
+        return list(words)
+    granted = replace(confinement, read=(*confinement.read, *_programs(words[0])))
+    policy = _policy(granted, kind)
+    if kind == "landlock":
+        return [*_launcher({**policy, "parent": parent}), *words]
+    inside = [*_launcher(policy), *words] if confine.landlock_abi() else list(words)
+    return [*_bwrap(granted), "--", *inside]  # bwrap itself dies with its parent
 
 
-def _private_folders() -> list[Path]:
-    """/tmp, the home folder, and /run, whose sockets lead to services that are in no sandbox.
+def launched(words: Sequence[str], bound: tuple[Confinement, Kind] | None = None) -> list[str]:
+    """Return the command that runs `words`, in a sandbox or not, until the thread that starts it
+    ends.
 
-    The outer one comes first where one is in another.
+    By way of a launcher, because nothing may be set between fork and exec where there are threads.
     """
-    places = (Path(tempfile.gettempdir()), Path("/tmp"), Path("/run"), Path.home())
-    wanted = {_real(one) for one in places}
-    return sorted(one for one in wanted if one.is_dir() and one != Path("/"))
+    if bound is not None and bound[1] != "none":
+        return confined(words, *bound, parent=os.getpid())
+    return [*_launcher({"parent": os.getpid()}), *words] if LINUX else list(words)
 
 
-def _programs(command: Sequence[str], private: Sequence[Path]) -> set[Path]:
-    """Where the Python of this process and the program itself are installed.
+def _launcher(policy: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-I", "-S", confine.__file__, json.dumps(policy)]
 
-    Of a program that lies in a private folder itself only its file: its neighbours are private.
+
+# ── Landlock ────────────────────────────────────────────────────────────────────────────────
+
+
+def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
+    """The document that confine.py reads.
+
+    Inside of bubblewrap what is hidden is not there, and network and processes are apart already.
     """
-    program = Path(command[0]).absolute()
-    found = {Path(sys.prefix), Path(sys.base_prefix)}
-    for file in (program, _real(program)):
-        found.add(file if _real(file.parent) in private else file.parent)
-    return {one for one in map(Path.absolute, found) if one != Path("/")}
+    alone = kind == "landlock"
+    write = [*granted.write, *([granted.temporary] if granted.temporary else [])]
+    use = [f"/dev/{name}" for name in _DEVICES] + (_gpu_nodes() if granted.gpus else [])
+    everything = Path("/") in granted.read
+    temporary = ["/tmp"] if not alone or granted.temporary is None else []
+    return {
+        "confine": True,
+        "landlock": confine.landlock_abi() > 0,
+        "drop_capabilities": alone,
+        "close_sockets": alone and not granted.network,
+        "read": sorted({name for path in granted.read for name in _names_of(path)}),
+        "hidden": sorted(n for p in _unseen(granted) for n in _names_of(p)) if alone else [],
+        "listed": ["/"] if everything else [],
+        "protected": sorted(name for path in granted.protected for name in _names_of(path)),
+        "write": [*(name for path in write for name in _names_of(path)), *temporary, "/dev/shm"],
+        "use": use,
+        "fill": ["/proc" if not alone or _proc_is_guarded() else "/proc/self"],
+    }
 
 
-def _real(path: Path) -> Path:
-    return Path(os.path.realpath(path))
+def _proc_is_guarded() -> bool:
+    """Whether nothing below /proc but processes can be written: CUDA names its threads there.
 
-
-def _is_below(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
-
-
-@lru_cache(maxsize=1)
-def has_sandbox() -> bool:
-    """Whether bwrap is installed and this user may use it; asked once per process."""
-    return _succeeds(sandbox_command(["true"]))
-
-
-@lru_cache(maxsize=1)
-def can_isolate() -> bool:
-    """Whether `isolated_command` works here: it needs more of the kernel than `sandbox_command`."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _succeeds(isolated_command(["/bin/true"], writable=[Path(folder)]))
-
-
-def _succeeds(words: Sequence[str]) -> bool:
+    Root on a bare machine could set the kernel's parameters; in a container they are read-only.
+    """
+    if os.geteuid() != 0:
+        return True
     try:
-        done = subprocess.run(words, capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
+        return bool(os.statvfs("/proc/sys").f_flag & os.ST_RDONLY)
+    except OSError:
         return False
+
+
+# ── bubblewrap ──────────────────────────────────────────────────────────────────────────────
+
+
+def _bwrap(granted: Confinement) -> list[str]:
+    words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    words += ["--cap-drop", "ALL"]
+    words += [] if granted.network else ["--unshare-net"]
+    hidden = {os.path.realpath(path) for path in _unseen(granted)}
+    mounts = [(to, ["--ro-bind-try", to, to]) for to in _not_yet_seen(granted, hidden)]
+    for real in hidden:
+        if os.path.isdir(real):
+            mounts.append((real, ["--tmpfs", real]))
+        elif os.path.exists(real):
+            mounts.append((real, ["--ro-bind", os.devnull, real]))
+    for path in granted.write:
+        mounts += [(to, ["--bind", str(path), to]) for to in _names_of(path)]
+    for path in (*granted.fixed, *granted.protected):
+        mounts += [(to, ["--ro-bind-try", str(path), to]) for to in _names_of(path)]
+    if granted.temporary is not None:
+        mounts.append(("/tmp", ["--bind", str(granted.temporary), "/tmp"]))
+    # The sort is stable: of two mounts at one place the later one, that grants more, is on top.
+    for _, mount in sorted(mounts, key=lambda one: one[0].rstrip("/").count("/")):
+        words += mount
+    words += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc"]
+    for node in _gpu_nodes() if granted.gpus else ():
+        words += ["--dev-bind-try", node, node]
+    return words
+
+
+def _unseen(granted: Confinement) -> list[Path]:
+    """What is hidden, without what is granted by its own name."""
+    private = [one for one in _private_folders(granted.network) if one not in granted.read]
+    return [*granted.hidden, *private]
+
+
+def _not_yet_seen(granted: Confinement, hidden: set[str]) -> list[str]:
+    """What may be read, without what lies in a folder that is there already.
+
+    bubblewrap cannot make a mount point below a folder that is read-only.
+    """
+    names = {name for path in granted.read for name in _names_of(path)} - {"/proc"}
+    opened = names | {name for path in granted.write for name in _names_of(path)}
+    found = []
+    for name in sorted(names):
+        around = (str(parent) for parent in Path(name).parents)
+        nearest = next((one for one in around if one in opened or one in hidden), None)
+        if nearest is None or nearest in hidden:
+            found.append(name)
+    return found
+
+
+def _private_folders(network: bool) -> list[Path]:
+    """Folders of which a program gets its own: /tmp, and /run with the sockets of services."""
+    places = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/run"}
+    if network and os.path.isdir(RESOLVER):
+        places = {*places - {"/run"}, *(p for p in glob.glob("/run/*") if p != "/run/systemd")}
+        places |= {p for p in glob.glob("/run/systemd/*") if p != RESOLVER}
+    return [Path(one) for one in sorted(places) if os.path.isdir(one) or os.path.isfile(one)]
+
+
+def _gpu_nodes() -> list[str]:
+    return sorted(node for pattern in _GPUS for node in glob.glob(pattern))
+
+
+# ── paths ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _names_of(path: Path | str) -> list[str]:
+    """A path as it is said and as it really is, where links lead there."""
+    said = os.path.abspath(path)
+    return list(dict.fromkeys((said, os.path.realpath(said))))
+
+
+def system_folders() -> tuple[Path, ...]:
+    """What any program needs to run at all, without anybody's data."""
+    named = [*SYSTEM, *(f"/etc/{name}" for name in SETTINGS), RESOLVER]
+    return tuple(Path(one) for one in named if os.path.lexists(one))
+
+
+def secret_places() -> tuple[Path, ...]:
+    """Where keys, tokens and passwords lie on this machine, as far as their places are known."""
+    homes = {os.path.expanduser("~"), *glob.glob("/home/*"), "/root"}
+    named = [os.path.join(home, name) for home in sorted(homes) for name in SECRETS]
+    named += [*SYSTEM_SECRETS, str(user_config_folder())]
+    return tuple(Path(one) for one in named if os.path.lexists(one))
+
+
+def python_folders(python: Path) -> set[Path]:
+    """The installation that a Python interpreter belongs to, and the one that it is based on."""
+    found: set[Path] = set()
+    for file in {python, Path(os.path.realpath(python))}:
+        prefix = file.parent.parent
+        if glob.glob(f"{glob.escape(str(prefix))}/lib*/python3*"):
+            found.add(prefix)
+        found |= set(_base_of(prefix))
+    return {one for one in found if one != Path("/")}
+
+
+def _base_of(environment: Path) -> Iterator[Path]:
+    """The installation that a virtual environment was made from."""
+    try:
+        lines = (environment / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    for line in lines:
+        name, _, value = line.partition("=")
+        if name.strip() == "home" and os.path.isabs(value.strip()):
+            yield Path(value.strip()).parent
+
+
+def _programs(program: str) -> set[Path]:
+    """What the program itself needs to be seen: its file, its Python, and the launcher's."""
+    file = Path(program)
+    found = {Path(sys.prefix), Path(sys.base_prefix), Path(confine.__file__)}
+    found |= {file, Path(os.path.realpath(file))}
+    if file.name.startswith(("python", "pypy")):
+        found |= python_folders(file)
+    return {one for one in found if one != Path("/")}
+
+
+# ── what works here ─────────────────────────────────────────────────────────────────────────
+
+
+@lru_cache(maxsize=2)
+def best_kind(*, gpus: bool = False) -> Kind:
+    """Return the best sandbox that works on this machine for this user; asked once per process.
+
+    A kind that `doctor` saw fail is not taken again until it sees it work.
+    """
+    lowered = noted_limit()
+    for kind in ("bwrap", "landlock"):
+        if not (lowered and kind == "bwrap") and lowered != "none" and works(kind, gpus=gpus):
+            return kind
+    return "none"
+
+
+def works(kind: Kind, *, gpus: bool = False) -> bool:
+    """Return whether a small program starts and ends well in a sandbox of this kind.
+
+    With `gpus` the program starts CUDA, where the machine has a driver.
+    """
+    if kind == "none" or not LINUX:
+        return kind == "none"
+    if kind == "bwrap" and shutil.which("bwrap") is None:
+        return False
+    if kind == "landlock" and not confine.landlock_abi():
+        return False
+    words = [sys.executable, "-I", "-S", "-c", _CUDA_STARTS] if gpus else ["/bin/true"]
+    with tempfile.TemporaryDirectory(prefix="ah-") as folder:
+        granted = Confinement(read=system_folders(), temporary=Path(folder), gpus=gpus)
+        try:
+            done = subprocess.run(
+                confined(words, granted, kind), capture_output=True, timeout=_PROBE_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
     return done.returncode == 0
+
+
+def _note() -> Path:
+    return user_config_folder() / "sandbox.json"
+
+
+def noted_limit() -> Kind | None:
+    """The best kind that `doctor` saw work on this machine, where a better one failed; or None."""
+    try:
+        noted = json.loads(_note().read_bytes()[:4096])
+    except (OSError, ValueError):
+        return None
+    if not isinstance(noted, dict) or noted.get("host") != host_id():
+        return None
+    most = noted.get("most")
+    return most if most in ("landlock", "none") else None
+
+
+def note_limit(most: Kind | None, reason: str = "") -> None:
+    """Remember for this machine that nothing better than `most` works; None: all of it does."""
+    path = _note()
+    if most is None:
+        path.unlink(missing_ok=True)
+    else:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(json.dumps({"host": host_id(), "most": most, "reason": reason}) + "\n")
+    best_kind.cache_clear()
+
+
+def existing(paths: Iterable[Path | None]) -> tuple[Path, ...]:
+    """Those of `paths` that are there."""
+    return tuple(path for path in paths if path is not None and os.path.lexists(path))

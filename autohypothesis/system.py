@@ -17,7 +17,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from autohypothesis.errors import UnsupportedSystemError
@@ -65,25 +65,6 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-_DYING_WITH_PARENT = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(signal.SIGKILL)})
-if os.getppid() != int(sys.argv[1]):
-    os._exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-
-
-def dying_with_parent(words: Sequence[str]) -> list[str]:
-    """A command that runs `words`, killed when the thread that starts it ends; Linux only.
-
-    A launcher, because nothing may be set between fork and exec where there are threads.
-    """
-    if not LINUX:
-        return list(words)
-    return [sys.executable, "-I", "-S", "-c", _DYING_WITH_PARENT, str(os.getpid()), *words]
 
 
 def set_process_name(name: str) -> None:

@@ -14,6 +14,8 @@ from tempfile import TemporaryFile
 
 import pytest
 
+from autohypothesis import sandbox
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Images of containers often set this; then each of the many processes that the tests start would
@@ -52,6 +54,22 @@ elif MODE != "silent":
     print(f"val_bpb: {1 + (RATE - 0.3) ** 2:.6f}")
     print("peak_vram_mb: 12.5")
 '''
+
+
+def small_disk(command: list[str], folder: str, size: int) -> list[str]:
+    """`command` where a memory file system of `size` bytes lies over `folder`; needs bubblewrap."""
+    disk = ["--size", str(size), "--tmpfs", folder]
+    return ["bwrap", "--die-with-parent", "--dev-bind", "/", "/", *disk, "--", *command]
+
+
+@pytest.fixture(params=["bwrap", "landlock", "none"])
+def held_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A machine with bubblewrap, one with Landlock alone, and one with neither; in this process."""
+    kind = request.param
+    if not sandbox.works(kind):
+        pytest.skip(f"{kind} does not work here")
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
+    return str(kind)
 
 
 def run_git(folder: Path, *words: str) -> str:

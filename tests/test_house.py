@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "errors": -1, "schema": 0, "system": 0, "sandbox": 0, "records": 1, "engine": 2,
+    "errors": -2, "confine": -2, "system": -1, "schema": 0, "sandbox": 0, "records": 1, "engine": 2,
     "fleet": 3, "proposers": 4, "agents": 4, "hub": 5, "terminal": 5, "commands": 6,
     "orchestrator": 7,
 }  # fmt: skip
@@ -115,8 +115,8 @@ STARTERS = {
     "git_limited.py": "git, under limits",
     "distributions.py": "another Python, to ask where its packages are",
     "preparing.py": "prepare.py, which makes the data",
-    "sandbox.py": "bubblewrap, to see whether it works",
-    "system.py": "what dies with its parent",
+    "sandbox.py": "a small program in a sandbox, to see whether that works",
+    "confine.py": "the program that it confines, which takes its place",
     "launching.py": "the processes of the fleet",
     "program.py": "programs that propose, preflight and locate, helper scripts; none trains",
 }

@@ -93,7 +93,9 @@ def machine_checks(machine: Machine) -> Iterator[Check]:
 def _machine(path: Path) -> Iterator[Check]:
     from autohypothesis.fleet.roster.hardware import look
 
-    yield from machine_checks(look(path))
+    machine = look(path)
+    yield from machine_checks(machine)
+    yield _sandbox(machine)
 
 
 def _system() -> Iterator[Check]:
@@ -114,7 +116,6 @@ def _system() -> Iterator[Check]:
 
 def _tools() -> Iterator[Check]:
     from autohypothesis.fleet.roster.hardware import uv_path
-    from autohypothesis.sandbox import has_sandbox
 
     git = shutil.which("git")
     yield (
@@ -123,8 +124,23 @@ def _tools() -> Iterator[Check]:
         else Check("git", "missing", "not in PATH", "install git 2.34 or newer")
     )
     yield Check("uv", "ok", uv_path() or "not installed; not needed, make does the same")
-    sandbox = "bubblewrap works" if has_sandbox() else "no bubblewrap: checks go by hash instead"
-    yield Check("sandbox", "ok", sandbox)
+
+
+def _sandbox(machine: Machine) -> Check:
+    """The best sandbox in which torch works here; a lower one is a warning with its one fix."""
+    from autohypothesis import confine
+    from autohypothesis.engine.sandbox_trial import trials
+
+    bubblewrap, landlock = trials(gpus=bool(machine.gpus))
+    if not bubblewrap.problem:
+        inside = "with Landlock inside" if confine.landlock_abi() else "no Landlock in this kernel"
+        worked = f"{bubblewrap.worked} works in it"
+        return Check("sandbox", "ok", f"bubblewrap, {inside}; {worked}")
+    if not landlock.problem:
+        detail = f"Landlock alone, {landlock.worked} works in it; {bubblewrap.problem}"
+        return Check("sandbox", "warning", detail, bubblewrap.fix)
+    detail = f"none, so runs are not attested; {bubblewrap.problem}; {landlock.problem}"
+    return Check("sandbox", "warning", detail, bubblewrap.fix)
 
 
 def _libraries() -> Iterator[Check]:

@@ -286,7 +286,8 @@ def observer(
         manifest = muster.the_fleet(lab.layout)
         mix = manifest.mix if mix is None else mix
         proposers = configured(proposer or manifest.proposers, mix=mix, root=lab.layout.root)
-        if manifest.hub and sandbox_kind(lab.task) != "hashes":
+        allowed = lab.task.isolation_level == "none" or sandbox_kind(lab.task) != "none"
+        if manifest.hub and allowed:
             proposers.insert(0, Others(lab.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None
         limits = Limits(max_experiments=max_experiments, until=end)

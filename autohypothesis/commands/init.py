@@ -133,16 +133,10 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
     Raises:
         HubError: it searches something else, or lets nobody in.
     """
-    from autohypothesis.engine.lab import shared_with
-    from autohypothesis.sandbox import can_isolate
+    from autohypothesis.engine.isolation import sandbox_kind
 
     if url == "none":
-        if not shared_with(lab.layout) or lab.task.sandbox == "none":
-            return "", []
-        return "", [
-            "what was adopted from others stays, and runs outside of a sandbox from now on, unless"
-            " the task says `sandbox: auto`"
-        ]
+        return "", []
     from autohypothesis.hub.client import credentials
     from autohypothesis.hub.client.address import checked_server
     from autohypothesis.hub.client.joining import join
@@ -159,10 +153,10 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
         agree(TypedHub.of(found), lab)
     except PassingError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
-    if lab.task.sandbox != "none" and not can_isolate():
+    if lab.task.isolation_level != "none" and sandbox_kind(lab.task) == "none":
         notes.append(
-            "bubblewrap does not work here, so what others wrote is not tried by itself: it would"
-            " run with your rights (`sandbox: none` in the task allows it)"
+            "no sandbox works here, so what others wrote is not tried by itself: it would run with"
+            " your rights (`isolation: none` in the task allows it; `doctor` says what is missing)"
         )
     return server, notes
 

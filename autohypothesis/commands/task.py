@@ -131,8 +131,8 @@ def _print_report(report: dict[str, Any]) -> None:
 
 SANDBOXES = {
     "bwrap": "bubblewrap: the disk is read-only, /tmp and home are private",
-    "hashes": "no bubblewrap here: what is changed beside the artifacts is found by its hash",
-    "none": "none asked for",
+    "landlock": "Landlock: only what is granted can be read and written; no bubblewrap here",
+    "none": "none: what is changed beside the artifacts is found by its hash",
 }
 
 

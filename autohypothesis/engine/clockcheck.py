@@ -6,9 +6,11 @@ clocks at the moment each line appears, from outside the training, where no patc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,6 +22,8 @@ DRIFT = 0.03  # of the kernel's time: the largest honest difference
 TICK_S = 0.02  # the kernel's account of reaped children comes in ticks of 10 ms, read twice
 OVERRUN_FLOOR_S = 0.5  # a last step may end late by this, or by DRIFT of the budget
 _MAX_BYTES = 1 << 20
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class ClockVerdict(NamedTuple):
@@ -66,7 +70,9 @@ class ClockWatch:
         self._budget = budget_seconds
         self._kernel_now = kernel_now
         # Made here so that there is a file to watch before the training writes its first line.
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        # Not through a link that the training may have put there.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, _MAKE, 0o644))
         self.watch = FileWatch(path)
         self._offset = 0
         self._torn = b""
@@ -90,13 +96,14 @@ class ClockWatch:
 
     def _size(self) -> int:
         try:
-            return min(os.stat(self.path).st_size, _MAX_BYTES)
+            status = os.lstat(self.path)
+            return min(status.st_size, _MAX_BYTES) if stat.S_ISREG(status.st_mode) else 0
         except OSError:
             return 0
 
     def _new_lines(self, size: int) -> list[dict[str, Any]]:
         try:
-            with open(self.path, "rb") as file:
+            with open(os.open(self.path, _READ), "rb") as file:
                 file.seek(self._offset)
                 data = self._torn + file.read(size - self._offset)
         except OSError:

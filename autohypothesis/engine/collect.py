@@ -6,7 +6,10 @@ sync. The answer is made from the run folder alone, so each of them writes the s
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import os
+import stat
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,13 @@ from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.scorer import Score, scorer_for
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import bundles, locks
-from autohypothesis.records.files import read_json, to_json, write_atomic
+from autohypothesis.records.files import (
+    read_bytes,
+    read_json,
+    remove_folder,
+    to_json,
+    write_atomic,
+)
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
 from schema import ExitRecord, Metadata, Metrics, Result, Runtime, finite, now
@@ -26,6 +35,10 @@ from schema import ExitRecord, Metadata, Metrics, Result, Runtime, finite, now
 TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
+JUDGED = "judged"
+"""In local.json: the SHA-256 of the result that is about to be written."""
+UNCONFINED = "unconfined"
+"""In the evidence of a result: the run had no sandbox although its task asks for one."""
 EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
 
 
@@ -37,7 +50,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
     """
     run = layout.run(experiment_id)
     with locks.hold(layout, "collect", doing=f"collecting {experiment_id}"):
-        if run.result.exists():
+        if run.result.exists() and is_collected(run):
             return Result.model_validate(read_json(run.result))
         state = shim.status(str(run.folder))
         if state == "running":
@@ -48,14 +61,92 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         spec = RunSpec.model_validate(read_json(run.run_spec))
         local = read_json(run.local, LOCAL_LIMIT)
         killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
-        result = judge(repository, spec, run, local, killed)
+        odd = _take_out(run)
+        result = judge(repository, spec, run, local, killed, odd)
         if not run.metadata.exists():
             bundles.write_metadata(run, _from_spec(spec))
-        bundles.write_result(run, result)
-        shutil.rmtree(run.home, ignore_errors=True)
-        rest = {name: value for name, value in local.items() if name != "before"}
-        write_atomic(run.local, to_json(rest), durable=False)
+        content = to_json(result, indent=2) + "\n"
+        write_atomic(run.local, to_json({**local, JUDGED: _hash(content.encode())}), durable=False)
+        write_atomic(run.result, content)
+        _clean_up(run, local)
         return result
+
+
+def is_collected(run: RunPaths) -> bool:
+    """Whether `result.json` is there and is the one that `collect` wrote.
+
+    The evidence in local.json goes once it was; until then local.json names the result's hash, so
+    that a kill in between loses nothing, and a result that the run wrote itself is not taken.
+    """
+    try:
+        local = read_json(run.local, LOCAL_LIMIT)
+        content = read_bytes(run.result)
+    except (FileNotFoundError, RecordError):
+        return run.result.exists() and not run.local.exists()
+    if not isinstance(local, dict) or "before" not in local:
+        return True
+    if local.get(JUDGED) != _hash(content):
+        return False
+    _clean_up(run, local)
+    return True
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
+    """Delete what nobody needs once a run has its result: its home, its /tmp, the evidence."""
+    remove_folder(run.home)
+    temporary = Path(str(local.get("temporary") or ""))
+    if temporary.parent == Path(tempfile.gettempdir()) and temporary.name.startswith("ah-"):
+        remove_folder(temporary)
+    rest = {name: value for name, value in local.items() if name not in ("before", JUDGED)}
+    write_atomic(run.local, to_json(rest), durable=False)
+
+
+def _take_out(run: RunPaths) -> list[str]:
+    """Take weights and clock record from `out/`, and nothing else; what is odd about them.
+
+    A link could stand for a file that is none of the run's.
+    """
+    odd = []
+    for there, here in ((run.weights_in_out, run.weights), (run.clock_in_out, run.clock)):
+        try:
+            status = os.lstat(there)
+        except OSError:
+            if here.is_symlink():
+                here.unlink()
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            os.replace(there, here)
+        else:
+            odd.append(f"{there.name} in its out/, which is no file of its own")
+            if here.is_symlink():
+                here.unlink()
+    if run.out.is_dir() and not any(run.out.iterdir()):
+        run.out.rmdir()
+    return odd
+
+
+def _forged(run: RunPaths, document: Mapping[str, Any] | None) -> list[str]:
+    """Parts of the record that neither the starter nor the shim wrote."""
+    found = ["result.json of its record, which it made"] if run.result.exists() else []
+    if document is not None:
+        found += [str(one) for one in document.get("tampered") or ()]
+        seal = _seal_of(run)
+        if seal and shim.sealed(str(document.get("seal"))) != seal:
+            found.append("exit.json of its record")
+    return found
+
+
+def _seal_of(run: RunPaths) -> str:
+    """The hash of the word that the shim was told; empty for a shim of an earlier version."""
+    try:
+        launch = read_json(run.launch)
+    except (FileNotFoundError, RecordError):
+        return ""
+    return str(launch.get("seal") or "") if isinstance(launch, dict) else ""
 
 
 def judge(
@@ -64,8 +155,13 @@ def judge(
     run: RunPaths,
     local: Mapping[str, Any],
     killed: list[int],
+    odd: list[str],
 ) -> Result:
-    """The result of an ended run. Reads its folder and its checkout, and changes nothing."""
+    """The result of an ended run. Reads its folder and its checkout, and changes nothing.
+
+    Args:
+        odd: what was found in `out/` that makes the run invalid.
+    """
     document = _exit_document(run)
     record = ExitRecord.model_validate(document) if document else None
     checkout = Path(str(local["checkout"]))
@@ -73,6 +169,8 @@ def judge(
     gone = _lost(repository, checkout, before.commit)
     touched = [] if gone else guard.inspect(repository, checkout, before)
     touched += [] if gone else guard.planted(spec.task, checkout, before)
+    touched = [*_forged(run, document), *odd, *touched]
+    unconfined = _is_unconfined(spec, run)
     score = _score(spec, run, record, None if gone else checkout)
     tail = log_tail(run)
     failure = gone or _failure(document, tail, score, touched, spec)
@@ -82,6 +180,8 @@ def judge(
         "touched": touched,
         "strays_found": killed,
     }
+    if unconfined:
+        evidence[UNCONFINED] = True
     if spec.mutation is not None:
         evidence["mutation"] = spec.mutation
     if failure is not None and failure.kind == "contended":
@@ -96,13 +196,24 @@ def judge(
         failure_kind=failure.kind if failure else None,
         failure_detail=failure.detail if failure else "",
         log_tail=tail if failure else "",
-        attested=score.attested and failure is None,
+        attested=score.attested and failure is None and not unconfined,
         metric_name=spec.task.objective.metric,
         metric_value=None if failure else score.value,
         direction=spec.task.objective.direction,
         evidence=evidence,
         metrics=_metrics(spec, score, record, failure),
     )
+
+
+def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
+    """Whether the task asks for a strict sandbox and the run had none: nobody vouches for it."""
+    if spec.task.isolation_level != "strict":
+        return False
+    try:
+        metadata = Metadata.model_validate(read_json(run.metadata))
+    except (FileNotFoundError, RecordError, ValueError):
+        return True
+    return metadata.runtime.sandbox in ("", "none", "hashes")
 
 
 def _from_spec(spec: RunSpec) -> Metadata:

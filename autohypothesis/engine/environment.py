@@ -37,12 +37,6 @@ def program_environment(parent: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": ""}
 
 
-def isolated_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The same inside of a sandbox, which has a /tmp of its own and no service of the session."""
-    hidden = ("TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK")
-    return {name: value for name, value in environment.items() if name not in hidden}
-
-
 def child_environment(
     parent: Mapping[str, str],
     *,

@@ -10,6 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from autohypothesis.engine import contention
+from autohypothesis.engine.collect import UNCONFINED, is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.engine.identity import BY_HAND
@@ -57,6 +58,11 @@ def finished(lab: Lab, experiment_id: str) -> Case:
         raise SettleError(
             f"{experiment_id} has no result yet",
             hint=f"see how it stands: python orchestrator.py show {experiment_id}",
+        )
+    if run.run_spec.exists() and not is_collected(run):
+        raise SettleError(
+            f"{experiment_id} is not collected yet, and {run.result} is not from its collector",
+            hint="run `python orchestrator.py sync`, which collects what has ended",
         )
     if not run.metadata.exists():
         raise SettleError(f"{experiment_id} has no metadata.json: its tag and platform are unknown")
@@ -130,7 +136,8 @@ def gather(
         base_is_reference=base == reference,
         is_baseline=first,
         is_replicate=repeated or result.parent_commit is None,
-        unattested=task.scorer.type == "model" and not result.attested,
+        unattested=task.scorer.type == "model"
+        and not (result.attested or result.evidence.get(UNCONFINED)),
         by_hand=key.startswith(BY_HAND),
         seed=seed,
         other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),

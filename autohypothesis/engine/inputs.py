@@ -7,6 +7,7 @@ one: it knows the data, its profile and the hashes that make two machines compar
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from autohypothesis import sandbox
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED
 from autohypothesis.engine.identity import canonical_hash
@@ -45,6 +47,8 @@ class InputReport(BaseModel):
     start_allowance_s: float | None = None
     evaluation_allowance_s: float | None = None
     constants: dict[str, Any] = {}
+    held_out: list[str] = []
+    """Files and folders below `path` that the scorer reads and no training may."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ def _located(
             cwd=checkout / task.run.cwd,
             environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
             timeout_s=TIMEOUT_S,
+            confined=_confined(task, root),
         )
     except OSError as error:
         raise LaunchError(f"`{said}` does not start: {error}", hint=hint) from error
@@ -160,6 +165,19 @@ def _located(
         reason = words[-1][:300] if words else f"exit code {ended.exit_code}"
         raise LaunchError(f"the data cannot be located: {reason}", hint=hint)
     return _report(ended.out, said, hint)
+
+
+def _confined(task: Task, root: Path) -> program.Bound:
+    """It reads what it likes but for keys and records, and writes nothing: it says where data is.
+
+    Beside it in the checkout lies the candidate, which it may import.
+    """
+    hidden = sandbox.existing((Layout(root).research, root / ".git"))
+    read = (Path("/"), *(Path(one) for one in {"/tmp", tempfile.gettempdir()}))
+    granted = sandbox.Confinement(
+        read=read, hidden=(*hidden, *sandbox.secret_places()), network=True
+    )
+    return granted, "none" if task.isolation_level == "none" else sandbox.best_kind()
 
 
 def _report(out: str, said: str, hint: str) -> InputReport:

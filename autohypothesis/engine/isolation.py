@@ -1,51 +1,217 @@
-"""How a task's programs, mutator, run and scorer, are kept from everything else on this machine."""
+"""What each program of a task may see and change: the training, what scores it, what makes changes.
+
+A run writes to its checkout, to `out/` in its run folder, and to a home and a /tmp of its own. Its
+record, other runs, the repository's `.git` and every key that we know of are out of its reach.
+Under `strict` it reads nothing but programs, its checkout and its data, without the validation
+text; under `writes` it reads the whole disk but for those. docs/trust.md lists both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from autohypothesis import sandbox
 from autohypothesis.engine import program
+from autohypothesis.engine.distributions import site_folders
+from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.workspace import PRISTINE
 from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.sandbox import Confinement, Kind
 
-SandboxKind = Literal["bwrap", "hashes", "none"]
+_LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "SSL_CERT_DIR")
+"""Variables of the environment that name folders a program needs."""
+_REAL_FOLDERS = (".cache", ".config", ".local", ".local/share")
+"""Folders of a home that are made anew in the run's own, since new entries belong in them."""
+_COMPILED = (".triton", ".nv", ".cache/torch_extensions", ".cache/torchinductor", ".cache/uv")
+"""Caches of compilers: code that was compiled for one run is never run by another."""
+_MOST_LINKS = 4_000
+_OUTSIDE = (
+    "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "GPG_AGENT_INFO",
+    "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "UV_CACHE_DIR", "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
+)  # fmt: skip
+"""Variables that name folders and sockets which are not there in a sandbox."""
 
 
-def sandbox_kind(task: Task) -> SandboxKind:
-    """bwrap: the disk is read-only. hashes: what was changed is found out. none: not asked for.
+def sandbox_kind(task: Task, *, gpus: bool = False) -> Kind:
+    """Return the sandbox that the programs of `task` run in on this machine."""
+    return "none" if task.isolation_level == "none" else sandbox.best_kind(gpus=gpus)
 
-    Whatever it is, the checkout of a run is compared with its commit when the run has ended.
+
+@dataclass(frozen=True)
+class Surroundings:
+    """One repository and task, as its programs see them.
+
+    Attributes:
+        kind: of sandbox; "none" grants everything, since nothing is there to deny it.
+        python: the interpreter that trains, where it is known.
     """
-    if not task.is_isolated:
-        return "none"
-    return "bwrap" if sandbox.can_isolate() else "hashes"
 
+    repository: Repository
+    task: Task
+    kind: Kind
+    inputs: Inputs = field(default_factory=Inputs)
+    python: str | None = None
+    gpus: bool = False
 
-def isolated(
-    words: Sequence[str],
-    task: Task,
-    repository: Repository,
-    checkout: Path,
-    *,
-    writable: Iterable[Path] = (),
-    readable: Iterable[Path] = (),
-    devices: bool = False,
-) -> tuple[str, ...]:
-    """`words` in the sandbox of `task`: it may write to `checkout`, except to its link to git.
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.repository.root)
 
-    Raises:
-        FileNotFoundError: there is no such program.
-    """
-    return tuple(
-        sandbox.isolated_command(
-            [program.found(words[0], checkout), *words[1:]],
-            writable=[checkout, *writable],
-            readable=[repository.root, repository.common_dir, *readable],
-            fixed=[checkout / ".git"],
-            network=task.network,
-            devices=devices,
+    def training(self, checkout: Path, run: RunPaths, temporary: Path) -> Confinement:
+        """The training of a run: no validation data, nothing of the repository but its commit."""
+        write = (checkout, run.out, run.home)
+        return self._of_run(write, temporary, hidden=self._held_out())
+
+    def scoring(
+        self, checkout: Path, run: RunPaths, temporary: Path, evaluator: Path | None
+    ) -> Confinement:
+        """What scores a run: it reads the weights and all data, and changes neither."""
+        write = (run.home,) if self.task.scorer.type == "model" else (checkout, run.out, run.home)
+        read = (checkout, run.config, run.weights, run.out, *_folder_of(evaluator))
+        return self._of_run(write, temporary, read=read)
+
+    def preflight(self, checkout: Path, evaluator: Path | None) -> Confinement:
+        """The test of a candidate before it runs."""
+        read = (checkout, *_folder_of(evaluator))
+        return self._of_run((), None, read=read, hidden=self._held_out(), gpus=False)
+
+    def mutator(self, checkout: Path) -> Confinement:
+        """The program that makes a change: it writes to its checkout alone.
+
+        Under `writes` it sees the repository's history, without the settings of git.
+        """
+        confinement = self._of_run((checkout,), None, gpus=False, fixed=(checkout / ".git",))
+        if self.task.isolation_level == "strict":
+            return confinement
+        common = self.repository.common_dir
+        shown = tuple(path for path in confinement.hidden if path != common)
+        hidden = (*shown, *sandbox.existing((common / "config", common / "autohypothesis")))
+        return Confinement(
+            read=(*confinement.read, common), write=confinement.write, hidden=hidden,
+            fixed=confinement.fixed, network=self._network(),
+        )  # fmt: skip
+
+    def locate(self) -> Confinement:
+        """The program that says where data is: it reads, and writes nothing."""
+        return Confinement(read=(Path("/"),), hidden=self._hidden(), network=True)
+
+    def environment(
+        self, environment: Mapping[str, str], checkout: Path, temporary: Path | None
+    ) -> dict[str, str]:
+        """Return `environment` as it is in the sandbox: a /tmp of its own, no service of the
+        session, and no repository above the checkout."""
+        if self.kind == "none":
+            return dict(environment)
+        inside = {name: value for name, value in environment.items() if name not in _OUTSIDE}
+        private = self.kind == "bwrap" or temporary is None
+        inside["TMPDIR"] = "/tmp" if private else str(temporary)
+        return {**inside, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+
+    def bound(self, confinement: Confinement) -> program.Bound:
+        """Return `confinement` for `program.run`."""
+        return confinement, self.kind
+
+    def command(self, words: Sequence[str], confinement: Confinement, cwd: Path) -> tuple[str, ...]:
+        """Return `words` as a command that runs under `confinement`.
+
+        Raises:
+            FileNotFoundError: there is no such program.
+        """
+        found = [program.found(words[0], cwd), *words[1:]]
+        return tuple(sandbox.confined(found, confinement, self.kind))
+
+    # ── what is granted ───────────────────────────────────────────────────────────────────
+
+    def _of_run(
+        self,
+        write: tuple[Path, ...],
+        temporary: Path | None,
+        *,
+        read: tuple[Path, ...] = (),
+        hidden: tuple[Path, ...] = (),
+        fixed: tuple[Path, ...] = (),
+        gpus: bool | None = None,
+    ) -> Confinement:
+        everything = self.task.isolation_level == "writes"
+        base = (Path("/"),) if everything else self._programs_and_data()
+        return Confinement(
+            read=(*base, *sandbox.existing(read)),
+            write=write,
+            hidden=(*self._hidden(), *hidden),
+            fixed=fixed,
+            temporary=temporary,
+            network=self._network(),
+            gpus=self.gpus if gpus is None else gpus,
         )
-    )
+
+    def _network(self) -> bool:
+        """As the task says; else a script that is nobody's but the user's keeps the network."""
+        if self.task.network is not None:
+            return self.task.network
+        return self.task.isolation_level == "writes" and self.task.mutator.command is None
+
+    def _hidden(self) -> tuple[Path, ...]:
+        ours = (self.layout.research, self.repository.common_dir)
+        return (*sandbox.existing(ours), *sandbox.secret_places())
+
+    def _held_out(self) -> tuple[Path, ...]:
+        return sandbox.existing(
+            Path(report.path) / name
+            for report in self.inputs.reports.values()
+            for name in report.held_out
+        )
+
+    def _programs_and_data(self) -> tuple[Path, ...]:
+        data = [Path(report.path) for report in self.inputs.reports.values()]
+        named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")
+                 if os.path.isabs(one)]  # fmt: skip
+        pythons: set[Path] = {self.repository.root / ".venv"}
+        if self.python is not None:
+            pythons |= {*sandbox.python_folders(Path(self.python)), *self._editable(self.python)}
+        return (*sandbox.system_folders(), *sandbox.existing([*data, *named, *sorted(pythons)]))
+
+    def _editable(self, python: str) -> list[Path]:
+        """Folders that a `.pth` file adds to the import path: packages that are worked on.
+
+        Never one around this repository, which would show what is hidden of it.
+        """
+        found = []
+        for folder in site_folders(python):
+            for file in folder.glob("*.pth"):
+                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+                found += [Path(line) for line in lines if os.path.isabs(line)]
+        root = self.repository.root
+        return [one for one in found if one.is_dir() and one != root and one not in root.parents]
+
+
+def _folder_of(evaluator: Path | None) -> tuple[Path, ...]:
+    """The folder with the pristine evaluator and all that it imports."""
+    if evaluator is None:
+        return ()
+    return (next(one for one in evaluator.parents if one.parent.name == PRISTINE),)
+
+
+def link_home(run: RunPaths) -> None:
+    """Fill the home of a run with links to what is in the user's.
+
+    For a script of which nothing but its file is known: what it keeps in caches is found where it
+    looks for it, and cannot be changed. Keys and the caches of compilers are left out.
+    """
+    user = Path(os.path.expanduser("~"))
+    unseen = {*sandbox.secret_places(), *(user / name for name in _COMPILED)}
+    made = 0
+    for name in ("", *_REAL_FOLDERS):
+        there, here = user / name, run.home / name
+        here.mkdir(exist_ok=True)
+        for child in sorted(there.iterdir()) if there.is_dir() else ():
+            is_real = str(Path(name, child.name)) in _REAL_FOLDERS
+            if is_real or child in unseen or made >= _MOST_LINKS:
+                continue
+            (here / child.name).symlink_to(child)
+            made += 1

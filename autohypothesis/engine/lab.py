@@ -96,9 +96,9 @@ class Lab:
             else default_task(repository)
         )
         active = checked_id(tag) if tag else active_tag(layout)
-        if chosen.sandbox is None and shared_with(layout):
+        if chosen.network is None and shared_with(layout):
             # What others wrote is run here, and after a keep is in whatever is run.
-            chosen = chosen.model_copy(update={"sandbox": "auto"})
+            chosen = chosen.model_copy(update={"network": False})
         return cls(repository, layout, chosen, active)
 
     @classmethod

@@ -65,7 +65,9 @@ class _Launch(NamedTuple):
 
     `env` is the whole environment of the training. `clock_required` is for a task whose budget
     clock is ours: no line in clock.jsonl is then evidence of `invalid`. `metric` is the name whose
-    lines are counted and read from the log.
+    lines are counted and read from the log. `watched` are records outside of the run folder that
+    nothing may change meanwhile. `seal` is the SHA-256 of the word that this shim alone is told,
+    and writes into exit.json.
     """
 
     experiment_id: str
@@ -92,6 +94,8 @@ class _Launch(NamedTuple):
     hypothesis_id: str | None = None
     title: str | None = None
     repository: str | None = None
+    watched: tuple[str, ...] = ()
+    seal: str = ""
 
 
 class Launch(_Launch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ from autohypothesis import system
 from autohypothesis.engine import devices, guard, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
-from autohypothesis.engine.environment import child_environment, isolated_environment
+from autohypothesis.engine.environment import child_environment
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
 from autohypothesis.engine.identity import platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.isolation import SandboxKind, isolated, sandbox_kind
+from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
 from autohypothesis.engine.launch import Device, Launch, deadline
 from autohypothesis.engine.run_command import TrainingCommand, training_command
 from autohypothesis.engine.scorer import ScoringPlace, scorer_for
@@ -29,6 +30,7 @@ from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.sandbox import Confinement
 from schema import Metadata, Result, Runtime, now
 
 LAST_STEPS_S = 10.0
@@ -47,19 +49,18 @@ class Place:
     budget: Budget
     command: TrainingCommand
     evaluator: Path | None
-    sandbox: SandboxKind
+    around: Surroundings
+    temporary: Path
+    """A folder of its own in the system's temporary folder, where paths are short enough for
+    sockets; removed when the run is collected."""
 
     @property
-    def keeps_home(self) -> bool:
+    def home(self) -> Literal["own", "links", "kept"]:
         """A script whose inputs no task names may have them in the user's home folder."""
         task = self.spec.task
-        return task.scorer.type == "log" and not task.inputs and self.sandbox != "bwrap"
-
-    @property
-    def writable(self) -> Path:
-        """What a run in a sandbox may write to beside its checkout: its home; where its weights
-        are scored, the folder that they go to as well."""
-        return self.run.folder if self.spec.task.scorer.type == "model" else self.run.home
+        if task.scorer.type != "log" or task.inputs or task.isolation_level == "strict":
+            return "own"
+        return "kept" if self.around.kind == "none" else "links"
 
     @property
     def is_timed(self) -> bool:
@@ -104,6 +105,8 @@ class LocalExecutor:
         evaluator = evaluator_of(self.repository, spec.commit, spec.task)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
+            on_gpu = device.kind == "cuda"
+            kind = sandbox_kind(spec.task, gpus=on_gpu)
             place = Place(
                 spec=spec,
                 run=self.layout.run(spec.experiment_id),
@@ -113,7 +116,10 @@ class LocalExecutor:
                 budget=inputs.budget(spec.task),
                 command=command,
                 evaluator=evaluator,
-                sandbox=sandbox_kind(spec.task),
+                around=Surroundings(
+                    self.repository, spec.task, kind, inputs, command.python, gpus=on_gpu
+                ),
+                temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )
             self._write_bundle(place, before, entries)
             self._start(place, handle, warm)
@@ -164,10 +170,17 @@ class LocalExecutor:
         """Everything about the run that is known before it; a kill from here on loses nothing."""
         spec, run = place.spec, place.run
         run.folder.mkdir(parents=True)
-        if not place.keeps_home:
+        run.out.mkdir()
+        run.clock_in_out.touch()
+        if spec.task.scorer.type == "model":
+            run.weights.symlink_to(run.weights_in_out.relative_to(run.folder))
+        if place.home != "kept":
             run.home.mkdir()
+        if place.home == "links":
+            link_home(run)
         local = {
             "checkout": str(place.checkout),
+            "temporary": str(place.temporary),
             "before": before.model_dump(mode="json"),
             "started_at": time.time(),
             "starter": {"pid": os.getpid(), "start": system.process_start(os.getpid())},
@@ -185,10 +198,10 @@ class LocalExecutor:
         environment = child_environment(
             os.environ,
             experiment_id=spec.experiment_id,
-            run_folder=place.run.folder,
+            run_folder=place.run.out,
             seed=spec.seed,
             save_weights=spec.task.scorer.type == "model",
-            home=None if place.keeps_home else place.run.home,
+            home=None if place.home == "kept" else place.run.home,
             threads=1 if place.device.kind == "cpu" else None,
             cuda_device=place.device.uuid,
             extra={
@@ -197,7 +210,7 @@ class LocalExecutor:
                 **spec.task.run.env,
             },
         )
-        return isolated_environment(environment) if place.sandbox == "bwrap" else environment
+        return place.around.environment(environment, place.checkout, place.temporary)
 
     def _launch(self, place: Place) -> Launch:
         spec, inputs = place.spec, place.inputs
@@ -206,14 +219,17 @@ class LocalExecutor:
             inputs.start_allowance_s, seconds, place.budget.clock, inputs.evaluation_allowance_s
         )
         environment = self._environment(place)
+        around, evaluator = place.around, place.evaluator
         score = scorer_for(spec.task).command(self._scoring(place, environment))
         if score is not None:
-            score = score._replace(command=self._kept_in(place, score.command))
+            granted = around.scoring(place.checkout, place.run, place.temporary, evaluator)
+            score = score._replace(command=self._confined(place, score.command, granted))
+        training = around.training(place.checkout, place.run, place.temporary)
         return Launch(
             experiment_id=spec.experiment_id,
             run_dir=str(place.run.folder),
             cwd=str(place.checkout / spec.task.run.cwd),
-            command=self._kept_in(place, place.command.words),
+            command=self._confined(place, place.command.words, training),
             env=environment,
             deadline_seconds=limit,
             budget_seconds=seconds,
@@ -230,26 +246,27 @@ class LocalExecutor:
             hypothesis_id=spec.hypothesis_id,
             title=spec.title,
             repository=str(self.repository.root),
+            watched=tuple(
+                str(path)
+                for path in (
+                    self.layout.plan(spec.experiment_id),
+                    self.layout.plan_page(spec.experiment_id),
+                )
+            ),
         )
 
-    def _kept_in(self, place: Place, words: tuple[str, ...]) -> tuple[str, ...]:
-        """`words` in the sandbox, where the task has one and it works here.
+    def _confined(
+        self, place: Place, words: tuple[str, ...], granted: Confinement
+    ) -> tuple[str, ...]:
+        """Return `words` as they run in the sandbox of the run.
 
         Raises:
             LaunchError: there is no such program.
         """
-        if place.sandbox != "bwrap":
+        if place.around.kind == "none":
             return words
         try:
-            return isolated(
-                words,
-                place.spec.task,
-                self.repository,
-                place.checkout,
-                writable=[place.writable],
-                readable=[Path(report.path) for report in place.inputs.reports.values()],
-                devices=place.device.kind == "cuda",
-            )
+            return place.around.command(words, granted, place.checkout)
         except FileNotFoundError as error:
             raise LaunchError(str(error), hint="check run.command and scorer.command") from error
 
@@ -318,7 +335,8 @@ def _metadata(place: Place, hashed: str, torch: str) -> Metadata:
             budget_seconds=place.budget.seconds,
             clock=place.budget.clock,
             torch_version=torch,
-            sandbox=place.sandbox,
-            home="kept" if place.keeps_home else "own",
+            sandbox=place.around.kind,
+            isolation=spec.task.isolation_level,
+            home=place.home,
         ),
     )

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autohypothesis.engine import program
-from autohypothesis.engine.environment import isolated_environment, program_environment
+from autohypothesis.engine.environment import program_environment
 from autohypothesis.engine.failures import FailureKind
-from autohypothesis.engine.isolation import SandboxKind, isolated, sandbox_kind
+from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.records.git import SALVAGE, Repository
 from autohypothesis.records.git_facts import FileChange
+from autohypothesis.sandbox import Kind
 
 TITLE_LIMIT = 200
 OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
@@ -60,7 +61,7 @@ class Mutation:
     note: str = ""
     exit_code: int | None = None
     seconds: float = 0.0
-    sandbox: SandboxKind = "none"
+    sandbox: Kind = "none"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -93,7 +94,7 @@ class Mutator:
         """
         kind = sandbox_kind(self.task)
         link = (checkout / ".git").read_bytes()
-        before = None if kind == "bwrap" else self._look()
+        before = self._look() if kind == "none" else None
         ended = self._run(kind, instructions, checkout)
         note = ended.out.partition("\n")[0].strip()[:TITLE_LIMIT]
         self.made = Mutation(note, ended.exit_code, ended.seconds, kind)
@@ -106,18 +107,17 @@ class Mutator:
         self._check(ended)
         return note
 
-    def _run(self, kind: SandboxKind, instructions: str, checkout: Path) -> program.Ended:
+    def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.Ended:
         words = resolved(self.task.mutator.command or (), self.repository.root)
         environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
         document = json.dumps({**self.told, "instructions": instructions}, default=str)
         try:
-            if kind == "bwrap":
-                words = isolated(words, self.task, self.repository, checkout)
-                environment = isolated_environment(environment)
+            around = Surroundings(self.repository, self.task, kind)
             return program.run(
                 words,
                 cwd=checkout,
-                environment=environment,
+                environment=around.environment(environment, checkout, None),
+                confined=around.bound(around.mutator(checkout)),
                 timeout_s=self.task.mutator.timeout_seconds,
                 stdin=document.encode() + b"\n",
                 cancelled=self.cancelled,

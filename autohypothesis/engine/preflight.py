@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autohypothesis.engine import program
 from autohypothesis.engine.constants import parse, read_constants
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
+from autohypothesis.engine.isolation import Surroundings
 from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError, PreflightError
@@ -88,14 +89,14 @@ def run_preflight(
     evaluator: Path | None = None,
     inputs: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
-    kept_in: Callable[[Sequence[str]], Sequence[str]] = tuple,
+    around: Surroundings | None = None,
 ) -> PreflightVerdict:
     """Run the task's preflight command in `checkout`, without any GPU.
 
     Args:
         evaluator: the pristine file that stands for `scorer.evaluator` in the command.
         inputs: variable -> path of each located input.
-        kept_in: puts the command into the sandbox of the task, where it has one.
+        around: what the command may see and change; None: as this process.
 
     Raises:
         PreflightError: the candidate is refused, or the command gave no verdict in time.
@@ -105,10 +106,12 @@ def run_preflight(
         for word in resolved(task.run.preflight or (), root)
     ]
     try:
+        environment = _environment(task, inputs)
         ended = program.run(
-            kept_in(words),
+            words,
             cwd=checkout / task.run.cwd,
-            environment=_environment(task, inputs),
+            environment=around.environment(environment, checkout, None) if around else environment,
+            confined=around.bound(around.preflight(checkout, evaluator)) if around else None,
             timeout_s=timeout_s,
             out_limit=TAIL,
             tail=True,

@@ -22,7 +22,7 @@ from autohypothesis.engine.candidate import (
 from autohypothesis.engine.change import Change, Implementer, tree_of
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
-from autohypothesis.engine.isolation import isolated, sandbox_kind
+from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.preflight import check_sources, run_preflight
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
@@ -169,19 +169,10 @@ def _with_settings(
             repository.root,
             evaluator=evaluator_of(repository, commit, task),
             inputs=inputs.environment,
-            kept_in=lambda words: _kept_in(repository, task, workspace.path, inputs, words),
+            around=Surroundings(repository, task, sandbox_kind(task), inputs),
         )
         evaluated, parameters = verdict.constants, verdict.num_params
     return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)
-
-
-def _kept_in(
-    repository: Repository, task: Task, checkout: Path, inputs: Inputs, words: Sequence[str]
-) -> Sequence[str]:
-    if sandbox_kind(task) != "bwrap":
-        return words
-    readable = [Path(report.path) for report in inputs.reports.values()]
-    return isolated(words, task, repository, checkout, readable=readable)
 
 
 def _is_python(path: str) -> bool:

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from autohypothesis import system
+from autohypothesis import sandbox
 from autohypothesis.engine import strays
 
 OUT_LIMIT = 4 * 1024 * 1024
@@ -29,6 +29,10 @@ MARK = "AUTOHYPOTHESIS_ASKED"
 """What a program and all that it starts have in their environment: a word of this run's own."""
 _LOOK_S = 0.1
 _DRAIN_S = 2.0
+
+
+Bound = tuple[sandbox.Confinement, sandbox.Kind]
+"""What a program is granted, and what holds it."""
 
 
 class Ended(NamedTuple):
@@ -59,10 +63,12 @@ def run(
     out_limit: int = OUT_LIMIT,
     tail: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
+    confined: Bound | None = None,
 ) -> Ended:
     """Run a program to its end, or to `timeout_s`, or until `cancelled`.
 
     Args:
+        confined: the sandbox that it runs in; None: none.
         words: a program from the PATH or a file seen from `cwd`, and its arguments. No shell.
         capture: without it the program prints where this process prints.
         tail: keep the end of what it says, however much that is, and let it go on.
@@ -73,7 +79,7 @@ def run(
     mark, pipe = uuid.uuid4().hex, subprocess.PIPE if capture else None
     began = time.monotonic()
     process = subprocess.Popen(
-        system.dying_with_parent([found(words[0], cwd), *words[1:]]),
+        sandbox.launched([found(words[0], cwd), *words[1:]], confined),
         cwd=cwd, env={**environment, MARK: mark}, start_new_session=True,
         stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
     )  # fmt: skip

@@ -33,6 +33,8 @@ class CappedLog:
         self.path = path
         self.total = 0
         self.dropped = 0
+        self.is_ours = True
+        """Whether the file at `path` is the one that was written, when it was closed."""
         self._head_left = limit // 2
         self._tail_limit = limit - limit // 2
         self._head = _create(path)
@@ -72,8 +74,18 @@ class CappedLog:
                 if self.dropped:
                     _write_all(self._head, b"\n[... %d bytes dropped ...]\n" % self.dropped)
                 _write_all(self._head, tail)
+            self.is_ours = self._at_path()
         finally:
             self.discard()
+
+    def _at_path(self) -> bool:
+        """Whether nobody put another file, or more or less into it, while it was written."""
+        ours = os.fstat(self._head)
+        try:
+            there = os.lstat(self.path)
+        except OSError:
+            return False
+        return there.st_ino == ours.st_ino and ours.st_size == os.lseek(self._head, 0, os.SEEK_CUR)
 
     def discard(self) -> None:
         """Give up the tail and every descriptor: what is in the head stays."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autohypothesis import system
 from autohypothesis.engine import guard, shim
-from autohypothesis.engine.collect import LOCAL_LIMIT, collect
+from autohypothesis.engine.collect import LOCAL_LIMIT, collect, is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.errors import AutohypothesisError, LaunchError, RecordError
 from autohypothesis.records.files import read_json
@@ -22,6 +22,8 @@ def uncollected(layout: Layout) -> Iterator[str]:
         run = layout.run(folder.name) if ID.fullmatch(folder.name) else None
         if run and run.run_spec.exists() and not run.result.exists():
             yield folder.name
+        elif run and run.home.exists() and not is_collected(run):
+            yield folder.name  # a result that the run wrote itself
 
 
 def is_over(run: RunPaths) -> bool:

@@ -32,7 +32,8 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _POLL_S = 0.05
 WAIT = "wait"
 """The last word of the command line of a shim that begins when it reads `GO`."""
-GO = b"go\n"
+GO = b"go "
+"""Before the seal of the run and a line end."""
 
 
 class ShimHandle(NamedTuple):
@@ -91,11 +92,13 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
 
     if launch.run.shim.exists():
         raise LaunchError(f"run folder {launch.run_dir} was used before", hint="take a new id")
+    seal = os.urandom(16).hex()
+    launch = launch._replace(seal=sealed(seal))
     write_atomic(launch.run.launch, launch.to_json(), durable=False)  # for this shim alone
     process = process or warm(launch.run, launch.experiment_id)
     began = system.process_start(process.pid)
     try:
-        process.stdin.write(GO)
+        process.stdin.write(GO + seal.encode() + b"\n")
         process.stdin.close()
     except OSError as error:
         raise LaunchError(
@@ -105,6 +108,13 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
     _detach(process)
     claim_folder(launch.run_dir, launch.experiment_id, process.pid)
     return ShimHandle(process.pid, began or 0.0, launch.run_dir, launch.experiment_id)
+
+
+def sealed(word: str) -> str:
+    """The SHA-256 of a seal, by which the record of a shim is told from one that a run wrote."""
+    import hashlib
+
+    return hashlib.sha256(word.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @contextlib.contextmanager

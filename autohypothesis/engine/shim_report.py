@@ -53,6 +53,8 @@ def build_report(run: ShimRun) -> dict[str, Any]:
         "summaries_seen": run.reader.summaries if run.reader else 0,
         "samples": run.reader.samples() if run.reader else [],
         "strays_killed": ended.strays_killed if ended else 0,
+        "tampered": run.tampered,
+        "seal": run.seal,
     }
 
 

@@ -17,6 +17,7 @@ from autohypothesis import system
 from autohypothesis.engine import shim_files
 from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import Held, LeaseFile
+from autohypothesis.engine.record_watch import RecordWatch
 from autohypothesis.engine.shim_signals import Interrupts
 from autohypothesis.engine.shim_spawn import Child, spawn
 from autohypothesis.errors import AutohypothesisError, LaunchError
@@ -39,12 +40,13 @@ _SCORE_LOG_BYTES = 1 << 20
 def main(argv: list[str]) -> int:
     """The process: 0 once exit.json is written, 1 if there is nothing to write it for."""
     system.set_process_name(f"ah:{argv[2]}" if len(argv) > 2 else "ah-shim")
-    if argv[3:] == ["wait"] and not _told_to_go(argv[1]):
+    seal = _told_to_go(argv[1]) if argv[3:] == ["wait"] else ""
+    if seal is None:
         return 0
     try:
         with open(argv[1], "rb") as file:
             launch = Launch.from_json(file.read())
-        run = ShimRun(launch)
+        run = ShimRun(launch, seal)
         shim_files.claim_folder(launch.run_dir, launch.experiment_id, os.getpid())
         run.run()
     except Exception:
@@ -55,10 +57,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _told_to_go(launch_path: str) -> bool:
-    """Wait for the word of whoever started this; from then on print to shim.log."""
-    if os.read(0, 16) != b"go\n":
-        return False
+def _told_to_go(launch_path: str) -> str | None:
+    """Wait for the starter's word, and return the seal that comes with it; None without a word.
+
+    From then on print to shim.log.
+    """
+    word, _, seal = os.read(0, 256).partition(b" ")
+    if word != b"go" or not seal.endswith(b"\n"):
+        return None
     nothing = os.open(os.devnull, os.O_RDONLY)
     log = os.open(
         RunPaths(Path(launch_path).parent).shim_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
@@ -67,7 +73,7 @@ def _told_to_go(launch_path: str) -> bool:
         os.dup2(fd, number)
     os.close(nothing)
     os.close(log)
-    return True
+    return seal.strip().decode("ascii", "replace")
 
 
 def _print_traceback() -> None:
@@ -85,8 +91,11 @@ def _remove_empty_log(launch: Launch) -> None:
 class ShimRun:
     """One experiment. `run` always leaves exit.json, unless the disk takes nothing at all."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, seal: str = "") -> None:
         self.launch = launch
+        self.seal = seal
+        self.watch: RecordWatch | None = None
+        self.tampered: list[str] = []
         self.started_at = shim_files.utc_now()
         self.lease: Held | None = None
         self.reserve: shim_files.Reserve | None = None
@@ -135,6 +144,7 @@ class ShimRun:
         if self.interrupts.cancelled:
             return
         self.started_at = shim_files.utc_now()
+        self.watch = RecordWatch(launch)
         child = self._spawn(launch.command, launch.cwd, launch.env)
         self.ended = self._tend_training(child)
         self.cpu_seconds = self.meter.cpu_seconds() if self.meter else 0.0
@@ -190,7 +200,9 @@ class ShimRun:
         self.meter = self._new_meter()
         cpu = self.meter.cpu_seconds
         clock = cpu if launch.clock == "cpu" else time.monotonic
-        self.clock = ClockWatch(str(launch.run.clock), launch.clock, launch.budget_seconds, clock)
+        self.clock = ClockWatch(
+            str(launch.run.clock_in_out), launch.clock, launch.budget_seconds, clock
+        )
         self.log = CappedLog(str(launch.run.log), launch.log_limit_bytes)
         self.reader = StreamReader(launch.metric)
         tender = Tender(
@@ -253,6 +265,8 @@ class ShimRun:
         memory: dict[str, float | None] = {"peak_rss_mb": self._peak_rss_mb()}
         if self.device is not None:
             memory["peak_vram_mb"] = self.device.peak_mb
+        if self.watch is not None:
+            self.watch.event_expected()
         shim_files.append_event(
             self.launch,
             event_type,
@@ -263,6 +277,8 @@ class ShimRun:
             progress={"progress_pct": None if share is None else round(100 * share, 2)},
             memory=memory,
         )
+        if self.watch is not None:
+            self.watch.event_written()
 
     def _peak_rss_mb(self) -> float | None:
         return round(self.meter.peak_bytes / (1 << 20), 1) if self.meter else None
@@ -303,6 +319,8 @@ class ShimRun:
         self._close_device()
         if self.clock is not None:
             self.clock.close()
+        if self.watch is not None:
+            self.tampered = self.watch.findings(log_is_ours=self.log is None or self.log.is_ours)
         if self.lease is not None:
             self.lease.release()
         report = build_report(self)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 from autohypothesis import system
+from autohypothesis.records.layout import RunPaths
 
 RUN_VARIABLE = "AUTOHYPOTHESIS_RUN_DIR"
 _SLACK_S = 1.0  # the wall clock may have been set meanwhile
@@ -24,7 +26,12 @@ def find_strays(run_dir: str, not_before: float) -> dict[int, float]:
 
     Pid to start time. Only processes of this user are seen, unless it is root.
     """
-    return _find(f"{RUN_VARIABLE}={run_dir}", not_before)
+    return _find(_mark_of(run_dir), not_before)
+
+
+def _mark_of(run_dir: str) -> str:
+    """What is in the environment of all processes of a run."""
+    return f"{RUN_VARIABLE}={RunPaths(Path(run_dir)).out}"
 
 
 def _find(assignment: str, not_before: float) -> dict[int, float]:
@@ -43,7 +50,7 @@ def end_strays(run_dir: str, not_before: float) -> list[int]:
 
     Call it when the shim is dead: while it lives, its processes are no strays.
     """
-    return end_marked(f"{RUN_VARIABLE}={run_dir}", not_before)
+    return end_marked(_mark_of(run_dir), not_before)
 
 
 def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:

@@ -50,6 +50,7 @@ Words = Annotated[
     BeforeValidator(_words, json_schema_input_type=str | list[str]),
     Field(min_length=1),
 ]
+Isolation = Literal["strict", "writes", "none"]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -251,11 +252,14 @@ class TaskFile(Section):
     inputs: tuple[Input, ...] = ()
     mutation: Mutation = Mutation()
     mutator: Mutator = Mutator()
-    sandbox: Literal["auto", "none"] | None = None
-    """auto: mutator and run see the rest of the disk read-only, a /tmp and a home of their own,
-    where bubblewrap works. None: auto where there is a mutator program, or a hub, else none."""
-    network: bool = False
-    """Whether there is a network inside of the sandbox."""
+    isolation: Isolation | None = None
+    """How the programs of a task are kept from the rest of the machine. strict: they read nothing
+    but programs, their checkout and their data. writes: they read the disk, but for keys and
+    research/. Both write to their checkout, their `out/`, a home and a /tmp of their own. None:
+    strict where weights are scored by an evaluator, else writes."""
+    network: bool | None = None
+    """Whether there is a network inside of the sandbox. None: under `writes`, for a task without a
+    mutator program, in a repository that shares with nobody."""
     run: Run = Run()
     scorer: Scorer = Scorer()
     objective: Objective = Objective()
@@ -263,6 +267,15 @@ class TaskFile(Section):
     policy: Policy = Policy()
     budget: SearchBudget = SearchBudget()
     knobs: dict[str, Knob] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_spelling(cls, data: Any) -> Any:
+        """Files of the first release say `sandbox: auto` or `sandbox: none`."""
+        if not isinstance(data, dict) or data.get("sandbox", "auto") not in (None, "auto", "none"):
+            return data
+        rest = {name: value for name, value in data.items() if name != "sandbox"}
+        return {"isolation": "none", **rest} if data.get("sandbox") == "none" else rest
 
 
 class Task(TaskFile):
@@ -285,11 +298,11 @@ class Task(TaskFile):
         return patterns.matches(path, self.protected)
 
     @property
-    def is_isolated(self) -> bool:
-        """Whether its programs run in a sandbox where there can be one."""
-        if self.sandbox is None:
-            return self.mutator.command is not None
-        return self.sandbox == "auto"
+    def isolation_level(self) -> Isolation:
+        """`isolation`, or what it is where the file does not say."""
+        if self.isolation is not None:
+            return self.isolation
+        return "strict" if self.scorer.type == "model" else "writes"
 
     def artifacts_in(self, paths: Iterable[str]) -> list[str]:
         return [path for path in paths if self.is_artifact(path)]

@@ -17,6 +17,8 @@ from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
 
+PRISTINE = "pristine"
+"""The folder of all pristine evaluators, one folder each."""
 PLAIN, PROGRAM = "100644", "100755"
 _ATTEMPTS = 4
 
@@ -121,7 +123,7 @@ def pristine(repository: Repository, commit: str, path: str, beside: Iterable[st
     files = {name: one for name, one in wanted.items() if one.mode in (PLAIN, PROGRAM)}
     named = "".join(f"{name}\0{one.mode}\0{one.blob}\0" for name, one in files.items())
     digest = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()
-    folder = repository.common_dir / "autohypothesis" / "pristine" / digest
+    folder = repository.common_dir / "autohypothesis" / PRISTINE / digest
     for _ in range(_ATTEMPTS):
         if _holds_exactly(folder, files):
             return folder / path

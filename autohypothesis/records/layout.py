@@ -55,8 +55,18 @@ class RunPaths(NamedTuple):
         return self.folder / "events.jsonl"
 
     @property
+    def out(self) -> Path:
+        """The one folder of a bundle that the run itself may write to."""
+        return self.folder / "out"
+
+    @property
     def clock(self) -> Path:
+        """What the budget's clock wrote, taken from `out` when the run has ended."""
         return self.folder / "clock.jsonl"
+
+    @property
+    def clock_in_out(self) -> Path:
+        return self.out / "clock.jsonl"
 
     @property
     def log(self) -> Path:
@@ -72,7 +82,12 @@ class RunPaths(NamedTuple):
 
     @property
     def weights(self) -> Path:
+        """The weights; a link to those in `out` until the run is collected."""
         return self.folder / "weights.pt"
+
+    @property
+    def weights_in_out(self) -> Path:
+        return self.out / "weights.pt"
 
     @property
     def launch(self) -> Path:

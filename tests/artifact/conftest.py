@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from autohypothesis import sandbox
 from autohypothesis.commands import task as command
 from autohypothesis.engine.iteration import Unwatched
 from autohypothesis.engine.lab import Lab
@@ -150,11 +149,3 @@ def letters(tmp_path: Path, own_locks: Path) -> Letters:
     return task
 
 
-@pytest.fixture(params=["bwrap", "hashes"])
-def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A machine with bubblewrap, and one without, in this process."""
-    if request.param == "hashes":
-        monkeypatch.setattr(sandbox, "can_isolate", lambda: False)
-    elif not sandbox.can_isolate():
-        pytest.skip("bwrap is missing or may not run")
-    return str(request.param)

@@ -21,7 +21,6 @@ import pytest
 from autohypothesis.errors import LockError, ToolError, UsageError
 from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.fleet.toolbuilder import builder, tools
-from autohypothesis.fleet.toolbuilder import process as tool_process
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
 from autohypothesis.fleet.toolbuilder.checks import Limits
@@ -91,14 +90,6 @@ def until(condition: Callable[[], Any]) -> None:
 # ── checks ──────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(params=["sandbox", "no sandbox"])
-def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "no sandbox":
-        monkeypatch.setattr(tool_process, "has_sandbox", lambda: False)
-    elif not tool_process.has_sandbox():
-        pytest.skip("bubblewrap does not work here")
-
-
 WRITES = {
     "in its self-test": "if words.self_test: (words.research / 'x').write_text('x')",
     "when it is called": "if words.json: (words.research / 'x').write_text('x')",
@@ -125,7 +116,7 @@ WRITES = {
 
 @pytest.mark.parametrize("then", WRITES.values(), ids=WRITES.keys())
 def test_a_tool_that_writes_to_research_is_not_published(
-    layout: Layout, then: str, either: None
+    layout: Layout, then: str, held_by: str
 ) -> None:
     before = sorted(layout.root.rglob("*"))
     with pytest.raises(ToolError, match="changes the research"):
@@ -135,9 +126,9 @@ def test_a_tool_that_writes_to_research_is_not_published(
     assert status(layout, "answer") is None
 
 
-def test_a_program_that_a_tool_starts_cannot_write_either(layout: Layout) -> None:
-    if not tool_process.has_sandbox():
-        pytest.skip("bubblewrap does not work here")
+def test_a_program_that_a_tool_starts_cannot_write_either(layout: Layout, held_by: str) -> None:
+    if held_by == "none":
+        pytest.skip("only a sandbox holds what is not Python")
     shell = "import subprocess; subprocess.run(['touch', str(words.research / 'x')], check=True)"
     with pytest.raises(ToolError, match="exit code"):
         publish(layout, source=script(then=shell))
@@ -300,8 +291,8 @@ def test_the_figure_of_a_tool_that_fails_is_an_error(layout: Layout) -> None:
 
 
 NO_SANDBOX = """
-from autohypothesis.fleet.toolbuilder import process as tool_process
-tool_process.has_sandbox = lambda: False
+from autohypothesis import sandbox
+sandbox.best_kind = lambda **_: "none"
 """
 CALL = """
 import sys

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from autohypothesis.sandbox import has_sandbox
+from autohypothesis import sandbox
 
 from .conftest import Agent, Hub, Start
 
@@ -97,7 +97,7 @@ class Terminal:
         own_tmp = ["--bind", str(self.folder / "tmp"), "/tmp"]
         own_tmp += ["--bind", str(self.folder), str(self.folder)]
         own_tmp += ["--ro-bind", str(PROTOCOL), str(PROTOCOL)]  # a clone may lie in /tmp
-        apart = ["bwrap", "--dev-bind", "/", "/", *own_tmp, "--"] if has_sandbox() else []
+        apart = ["bwrap", "--dev-bind", "/", "/", *own_tmp, "--"] if sandbox.works("bwrap") else []
         own = {"HOME": str(self.folder / "home"), "PATH": f"{PROTOCOL}:{os.environ['PATH']}"}
         return subprocess.run(
             [*apart, "bash", "-eo", "pipefail", "-c", lines], cwd=self.repository,
@@ -131,7 +131,7 @@ class Terminal:
 @pytest.fixture
 def alone() -> Iterator[None]:
     """The lines name two files in /tmp; without a /tmp of one's own there is one such test."""
-    if has_sandbox():
+    if sandbox.works("bwrap"):
         yield
         return
     with FileLock("/tmp/autohypothesis-protocol.lock", timeout=600):

@@ -47,15 +47,16 @@ class Run:
         return value
 
     def text(self, name: str) -> str:
-        path = self.dir / name
-        return path.read_text(errors="replace") if path.exists() else ""
+        """What the shim, or the training in its own folder, has written there."""
+        places = (self.dir / name, self.dir / "out" / name)
+        return "".join(p.read_text(errors="replace") for p in places if p.exists())
 
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text("events.jsonl").splitlines()]
 
     def go(self) -> None:
         """Let a `gated` training end."""
-        (self.dir / "go").touch()
+        (self.dir / "out" / "go").touch()
 
     def wait_for(self, name: str, timeout: float = HANGS_S) -> str:
         """The content of a file that the training writes when it is ready."""
@@ -84,17 +85,18 @@ def make_launch(tmp_path: Path) -> Callable[..., Launch]:
         count += 1
         name = f"t-{os.getpid()}-{time.monotonic_ns()}-{count}"
         run_dir = tmp_path / name
-        run_dir.mkdir()
+        out = run_dir / "out"
+        out.mkdir(parents=True)
         env = {
             "AUTOHYPOTHESIS_EXPERIMENT_ID": name,
-            "AUTOHYPOTHESIS_RUN_DIR": str(run_dir),
+            "AUTOHYPOTHESIS_RUN_DIR": str(out),
             "PATH": os.environ["PATH"],
         }
         env.update(changes.pop("extra_env", {}))
         values: dict[str, Any] = {
             "experiment_id": name,
             "run_dir": str(run_dir),
-            "cwd": str(run_dir),
+            "cwd": str(out),
             "command": (sys.executable, "-S", str(TRAININGS / f"{script}.py"), *args),
             "env": env,
             "deadline_seconds": 120.0,

@@ -13,16 +13,16 @@ import pytest
 
 from autohypothesis.engine import failures
 from autohypothesis.engine.launch import Launch
-from autohypothesis.sandbox import has_sandbox, sandbox_command
+from autohypothesis import sandbox
+from tests.conftest import small_disk
 
-pytestmark = pytest.mark.skipif(not has_sandbox(), reason="bwrap is missing or may not run")
+pytestmark = pytest.mark.skipif(not sandbox.works("bwrap"), reason="bwrap is missing or may not run")
 
 DRIVER = """
 import json, sys
 from pathlib import Path
 from autohypothesis.engine import shim
 from autohypothesis.engine.launch import Launch
-from autohypothesis.sandbox import has_sandbox, sandbox_command
 launch = Launch.from_json(sys.stdin.buffer.read())
 if len(sys.argv) > 1:
     (launch.run.folder / "ballast").write_bytes(b"x" * int(sys.argv[1]))
@@ -33,9 +33,7 @@ print(json.dumps([status, json.loads(end.read_text()) if end.exists() else None]
 
 
 def _run_on_small_disk(launch: Launch, *args: str, size: int = 2 << 20) -> tuple[str, Any]:
-    command = sandbox_command(
-        [sys.executable, "-c", DRIVER, *args], tmpfs=launch.run_dir, tmpfs_bytes=size
-    )
+    command = small_disk([sys.executable, "-c", DRIVER, *args], launch.run_dir, size)
     done = subprocess.run(
         command,
         input=launch.to_json(),

@@ -37,7 +37,7 @@ def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
     }  # fmt: skip
     left = {path.name for path in run.dir.iterdir()}
     assert left == {
-        "launch.json", "shim.json", "exit.json", "events.jsonl", "clock.jsonl", "run.log",
+        "launch.json", "shim.json", "exit.json", "events.jsonl", "out", "run.log",
     }  # fmt: skip
 
 

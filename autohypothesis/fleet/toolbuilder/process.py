@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from autohypothesis import sandbox
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
 from autohypothesis.errors import ToolError
 from autohypothesis.fleet.toolbuilder import guard as tool_guard
-from autohypothesis.sandbox import has_sandbox, sandbox_command
 
 
 class Script(NamedTuple):
@@ -45,15 +45,28 @@ def run_script(
     """
     folders = [str(path) for path in read_only if path.exists()]
     guard = (sys.executable, tool_guard.__file__, script.sha256, os.pathsep.join(folders))
-    words = [*guard, str(script.path), *arguments]
     return run_words(
-        sandbox_command(words, read_only=folders) if has_sandbox() else words,
+        [*guard, str(script.path), *arguments],
         timeout_s=timeout_s,
+        confined=_confined(script, [Path(folder).absolute() for folder in folders], cwd.absolute()),
         cwd=cwd,
         environment=_environment(),
         capture=capture,
         cancelled=cancelled,
     )
+
+
+def _confined(script: Script, read_only: Sequence[Path], cwd: Path) -> program.Bound:
+    """It reads the disk but for keys and git, and writes to the folder that it is called in."""
+    gits = [folder / ".git" for one in read_only for folder in (one, one.parent)]
+    inside = any(cwd == one or one in cwd.parents for one in read_only)
+    granted = sandbox.Confinement(
+        read=(Path("/"), script.path, Path(tool_guard.__file__), *read_only, cwd),
+        write=() if inside else (cwd,),
+        hidden=(*sandbox.existing(gits), *sandbox.secret_places()),
+        protected=tuple(one for one in read_only if cwd in one.parents),
+    )
+    return granted, sandbox.best_kind()
 
 
 def run_words(
@@ -65,6 +78,7 @@ def run_words(
     stdin: bytes = b"",
     capture: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
+    confined: program.Bound | None = None,
 ) -> program.Ended:
     """Run a command. It survives neither this call nor this process.
 
@@ -74,7 +88,7 @@ def run_words(
     try:
         ended = program.run(
             words, cwd=cwd, environment=environment, timeout_s=timeout_s,
-            stdin=stdin, capture=capture, cancelled=cancelled,
+            stdin=stdin, capture=capture, cancelled=cancelled, confined=confined,
         )  # fmt: skip
     except OSError as error:
         raise ToolError(

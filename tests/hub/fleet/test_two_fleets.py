@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.devices import lanes
-from autohypothesis.sandbox import can_isolate
+from autohypothesis import sandbox
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
 from tests.hub.conftest import Hub, Start
@@ -36,7 +36,7 @@ print("peak_vram_mb: 1")
 '''
 HANG_S = 300.0
 needs_bwrap = pytest.mark.skipif(
-    not can_isolate(), reason="without bubblewrap nobody tries what others wrote by itself"
+    not sandbox.works("bwrap"), reason="these hold for the best sandbox there is"
 )
 
 
