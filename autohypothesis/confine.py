@@ -135,7 +135,7 @@ def _landlock(policy: dict[str, Any]) -> None:
     for path in policy["use"]:
         _allow(ruleset, path, (READ_FILE | WRITE_FILE | READ_DIR | TRUNCATE | IOCTL_DEV) & every)
     for path in policy["fill"]:
-        _allow(ruleset, path, (READ_FILE | WRITE_FILE) & every)
+        _allow(ruleset, path, (READ_FILE | WRITE_FILE | TRUNCATE) & every)
     if _libc.syscall(RESTRICT_SELF, ruleset, ctypes.c_uint(0)) != 0:
         raise OSError(ctypes.get_errno(), "landlock_restrict_self")
     os.close(ruleset)

@@ -70,6 +70,9 @@ SYSTEM_SECRETS = (
     "/var/lib/private", "/var/backups", "/var/mail", "/var/spool", "/var/log", "/boot",
 )  # fmt: skip
 
+PRIVATE_BYTES = 1 << 30
+"""Of a /tmp in memory, for programs that are given no folder for it."""
+
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts")
 _GPUS = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri", "/dev/kfd", "/dev/infiniband")
 _PROBE_TIMEOUT_S = 20.0
@@ -193,9 +196,11 @@ def _bwrap(granted: Confinement) -> list[str]:
     words += [] if granted.network else ["--unshare-net"]
     hidden = {os.path.realpath(path) for path in _unseen(granted)}
     mounts = [(to, ["--ro-bind-try", to, to]) for to in _not_yet_seen(granted, hidden)]
+    empty = ["/"] if Path("/") not in granted.read else []
     for real in hidden:
         if os.path.isdir(real):
-            mounts.append((real, ["--tmpfs", real]))
+            mounts.append((real, ["--size", str(PRIVATE_BYTES), "--tmpfs", real]))
+            empty += [] if real == "/tmp" else [real]
         elif os.path.exists(real):
             mounts.append((real, ["--ro-bind", os.devnull, real]))
     for path in granted.write:
@@ -210,7 +215,8 @@ def _bwrap(granted: Confinement) -> list[str]:
     words += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc"]
     for node in _gpu_nodes() if granted.gpus else ():
         words += ["--dev-bind-try", node, node]
-    return words
+    # What stands for a hidden folder is memory: nothing is to be filled into it.
+    return words + [word for real in sorted(empty) for word in ("--remount-ro", real)]
 
 
 def _unseen(granted: Confinement) -> list[Path]:

@@ -59,7 +59,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
                 hint=f"see `python orchestrator.py show {experiment_id}`",
             )
         spec = RunSpec.model_validate(read_json(run.run_spec))
-        local = read_json(run.local, LOCAL_LIMIT)
+        local = _local(run)
         killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
         odd = _take_out(run)
         result = judge(repository, spec, run, local, killed, odd)
@@ -164,14 +164,10 @@ def judge(
     """
     document = _exit_document(run)
     record = ExitRecord.model_validate(document) if document else None
-    checkout = Path(str(local["checkout"]))
-    before = guard.Before.model_validate(local["before"])
-    gone = _lost(repository, checkout, before.commit)
-    touched = [] if gone else guard.inspect(repository, checkout, before)
-    touched += [] if gone else guard.planted(spec.task, checkout, before)
+    checkout, gone, touched = _looked_at(repository, spec, local)
     touched = [*_forged(run, document), *odd, *touched]
     unconfined = _is_unconfined(spec, run)
-    score = _score(spec, run, record, None if gone else checkout)
+    score = _score(spec, run, record, checkout)
     tail = log_tail(run)
     failure = gone or _failure(document, tail, score, touched, spec)
     evidence = {
@@ -203,6 +199,35 @@ def judge(
         evidence=evidence,
         metrics=_metrics(spec, score, record, failure),
     )
+
+
+def _local(run: RunPaths) -> dict[str, Any]:
+    """local.json; empty where the run destroyed it, which the shim has seen.
+
+    Raises:
+        RecordError, FileNotFoundError: it is damaged or gone, and the run did not do it.
+    """
+    try:
+        local = read_json(run.local, LOCAL_LIMIT)
+        return local if isinstance(local, dict) else {}
+    except (FileNotFoundError, RecordError):
+        if (_exit_document(run) or {}).get("tampered"):
+            return {}
+        raise
+
+
+def _looked_at(
+    repository: Repository, spec: RunSpec, local: Mapping[str, Any]
+) -> tuple[Path | None, Failure | None, list[str]]:
+    """The checkout of a run, or why it is gone; and what was changed in it."""
+    if "before" not in local:
+        return None, None, ["local.json of its record"]
+    checkout = Path(str(local["checkout"]))
+    before = guard.Before.model_validate(local["before"])
+    if gone := _lost(repository, checkout, before.commit):
+        return None, gone, []
+    touched = guard.inspect(repository, checkout, before)
+    return checkout, None, touched + guard.planted(spec.task, checkout, before)
 
 
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:

@@ -139,7 +139,9 @@ class Surroundings:
         gpus: bool | None = None,
     ) -> Confinement:
         everything = self.task.isolation_level == "writes"
-        base = (Path("/"),) if everything else self._programs_and_data()
+        # Home and repository by name, in case that one of them lies in /tmp, which is not shown.
+        disk = (Path("/"), Path(os.path.expanduser("~")), self.repository.root)
+        base = disk if everything else self._programs_and_data()
         return Confinement(
             read=(*base, *sandbox.existing(read)),
             write=write,

@@ -1,0 +1,394 @@
+"""What a run can reach from inside: with bubblewrap, with Landlock alone, and with neither.
+
+Each attack is a training script that tries something, prints what came of it, and a number.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from autohypothesis import sandbox
+from autohypothesis.engine import iteration, settle
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.iteration import Request
+from autohypothesis.engine.lab import Lab
+from autohypothesis.records.layout import RunPaths
+from autohypothesis.system import user_config_folder
+from schema import Metadata, Result
+from tests.conftest import run_git
+
+TRIES = """
+import json, os, pathlib, signal, socket, sys, time
+out = pathlib.Path(os.environ["AUTOHYPOTHESIS_RUN_DIR"])
+came = {}
+def attempt(name, do):
+    try:
+        came[name] = repr(do())
+    except BaseException as error:
+        came[name] = type(error).__name__
+"""
+ENDS = '\nprint("came:", came)\nprint("val_bpb: 1.0\\npeak_vram_mb: 0")\n'
+
+
+class Ran(NamedTuple):
+    """A run of an attack, and what it says came of it."""
+
+    result: Result
+    run: RunPaths
+    came: dict[str, str]
+
+    @property
+    def metadata(self) -> Metadata:
+        return Metadata.model_validate_json(self.run.metadata.read_bytes())
+
+
+def attack(root: Path, code: str, *, task: str = "", tag: str = "t", **words: Any) -> Ran:
+    """Run `code` as the training of the repository at `root`."""
+    (root / "train.py").write_text(TRIES + code + ENDS)
+    if task:
+        (root / "task.yaml").write_text(task)
+    run_git(root, "add", "-A")
+    run_git(root, "commit", "-qm", "an attack", "--allow-empty")
+    lab = Lab.open(root).with_tag(tag, **words)
+    finished = iteration.run(lab, Request(Change.none()))
+    run = lab.layout.run(finished.experiment_id)
+    log = run.log.read_text(errors="replace") if run.log.exists() else ""
+    said = [line for line in log.splitlines() if line.startswith("came: ")]
+    return Ran(
+        finished.result,
+        run,
+        ast.literal_eval(said[0].removeprefix("came: ") or "{}") if said else {},
+    )
+
+
+def writes(place: str) -> str:
+    """Code that writes to `place`, an expression, by every way there is."""
+    return f"""
+target = {place}
+def write():
+    with open(target, "w") as file:
+        file.write('{{"status": "completed", "metric_value": 0.0271828, "attested": true}}')
+attempt("remove", lambda: os.remove(target))
+attempt("write", write)
+attempt("append", lambda: open(target, "a").write("x"))
+attempt("link", lambda: os.link(out / "mine", target) if (out / "mine").write_text("x") else 0)
+attempt("symlink", lambda: os.symlink("/dev/null", target))
+attempt("replace", lambda: os.replace(out / "mine", target))
+attempt("move the folder", lambda: os.rename(out.parent, str(out.parent) + "-gone"))
+"""
+
+
+OWN = {
+    "result.json, by an absolute path": "str(out.parent / 'result.json')",
+    "result.json, by ..": "os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/../result.json'",
+    "result.json, relative": "os.path.relpath(out.parent / 'result.json')",
+    "result.json, by /proc": "f'/proc/self/root{out.parent}/result.json'",
+    "exit.json": "str(out.parent / 'exit.json')",
+    "metadata.json": "str(out.parent / 'metadata.json')",
+    "launch.json": "str(out.parent / 'launch.json')",
+    "config.json": "str(out.parent / 'config.json')",
+    "local.json": "str(out.parent / 'local.json')",
+    "run.log": "str(out.parent / 'run.log')",
+    "events.jsonl": "str(out.parent / 'events.jsonl')",
+    "its plan": "str(out.parents[2] / 'plans' / f'{out.parent.name}.json')",
+}
+
+
+@pytest.mark.parametrize("place", OWN.values(), ids=OWN.keys())
+def test_a_run_that_writes_its_own_record_gets_nothing_by_it(
+    foreign: Path, held_by: str, place: str
+) -> None:
+    ran = attack(foreign, writes(place).replace('attempt("move the folder"', '0 and attempt("x"'))
+    if held_by == "none":
+        assert ran.result.failure_kind == "invalid", ran.result
+        assert "of its record" in ran.result.failure_detail
+    else:
+        assert (ran.result.status, ran.result.metric_value) == ("completed", 1.0)
+        assert not {way for way, what in ran.came.items() if what[:1].isdigit() or what == "None"}
+    written = json.loads(ran.run.result.read_bytes())
+    assert written["metric_value"] != 0.0271828 and not written["attested"]
+    assert "0.0271828" not in ran.run.exit.read_text()
+
+
+def test_a_record_that_a_run_made_is_set_aside_and_decided_as_a_crash(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: "none")
+    code = 'attempt("write", lambda: (out.parent / "result.json").write_text("{}"))'
+    ran = attack(foreign, code)
+    assert "result.json of its record, which it made" in ran.result.failure_detail
+    assert (ran.run.out / "from-the-record-result.json").read_text() == "{}"
+    decided = settle.settle(Lab.open(foreign), [ran.run.folder.name], decided_by="loop")
+    assert [one.decision_status for one in decided] == ["crash"]
+
+
+def test_a_run_that_kills_its_shim_and_writes_the_end_itself_is_invalid(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a sandbox: the record of the shim is told by the word that it alone knows."""
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: "none")
+    code = """
+exit = {"experiment_id": out.parent.name, "status": "exited", "exit_code": 0, "seal": "guessed",
+        "ended_at": "2026-01-01T00:00:00Z", "metrics": {"val_bpb": 0.0271828}, "summaries_seen": 1}
+attempt("end", lambda: (out.parent / "exit.json").write_text(json.dumps(exit)))
+(out.parent / "run.log").write_text("came: {}\\n")
+attempt("kill", lambda: os.kill(os.getppid(), signal.SIGKILL))
+time.sleep(30)
+"""
+    ran = attack(foreign, code)
+    assert ran.result.failure_kind == "invalid"
+    assert "exit.json of its record" in ran.result.failure_detail
+    assert ran.result.metric_value is None
+
+
+ELSEWHERE = {
+    "a decision": "out.parents[2] / 'decisions.jsonl'",
+    "the result of another run": "out.parents[1] / 'baseline-first-1' / 'result.json'",
+    "a new run": "out.parents[1] / 'h-t-0001-1'",
+    "a hypothesis": "out.parents[2] / 'hypotheses' / 'pending' / 'x.json'",
+    "the manifest": "out.parents[2] / 'fleet' / 'manifest.json'",
+    "a ref": "out.parents[3] / '.git' / 'refs' / 'heads' / 'autoresearch' / 't'",
+    "the settings of git": "out.parents[3] / '.git' / 'config'",
+    "the pristine evaluator": "out.parents[3] / '.git' / 'autohypothesis' / 'pristine' / 'x'",
+    "the user's file": "out.parents[3] / 'train.py'",
+    "the user's home": "pathlib.Path(os.environ['USERS_HOME']) / '.bashrc'",
+    "the Python that trains": "pathlib.Path(os.__file__).parent / 'planted.py'",
+}
+
+
+@pytest.mark.parametrize("place", ELSEWHERE.values(), ids=ELSEWHERE.keys())
+def test_a_run_in_a_sandbox_changes_nothing_but_what_is_its_own(
+    foreign: Path, held_by: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if held_by == "none":
+        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+    home = tmp_path / "users home"
+    home.mkdir()
+    (home / ".bashrc").write_text("mine\n")
+    monkeypatch.setenv("HOME", str(home))
+    first = attack(foreign, "", tag="first")
+    lab = Lab.open(foreign)
+    settle.settle(lab, [first.run.folder.name], decided_by="loop")
+    code = writes(place).replace("os.environ['USERS_HOME']", repr(str(home)))
+    before = _contents(foreign, home)
+    ran = attack(foreign, code)
+    assert ran.result.status == "completed", ran.result
+    assert not [way for way, what in ran.came.items() if what[:1].isdigit() or what == "None"]
+    after = _contents(foreign, home)
+    changed = {name for name in before if before[name] != after.get(name)}
+    assert changed <= {"train.py", ".git/index", ".git/COMMIT_EDITMSG", ".git/logs/HEAD",
+                       ".git/refs/heads/main", ".git/logs/refs/heads/main",
+                       "research/fleet/manifest.json"}  # fmt: skip
+
+
+def _contents(*roots: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for root in roots
+        for path in root.rglob("*")
+        if path.is_file() and "live" not in path.parts and "locks" not in path.parts
+        and "worktrees" not in path.parts
+    }  # fmt: skip
+
+
+def test_no_key_and_no_record_can_be_read_from_a_run(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if held_by == "none":
+        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+    home = tmp_path / "home"
+    for name in (".ssh/id_ed25519", ".netrc", ".config/autohypothesis/hubs/x.json", ".claude.json"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("a secret")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("AUTOHYPOTHESIS_HUB_KEY", "a secret")
+    monkeypatch.setenv("WANDB_API_KEY", "a secret")
+    assert user_config_folder().is_relative_to(home)
+    first = attack(foreign, "", tag="first").run
+    places = [home / ".ssh/id_ed25519", home / ".netrc", home / ".claude.json",
+              home / ".config/autohypothesis/hubs/x.json", first.result, first.log,
+              foreign / ".git" / "HEAD", foreign / ".git" / "config"]  # fmt: skip
+    code = f"""
+for place in {[str(place) for place in places]!r}:
+    attempt(place, lambda: open(place).read())
+    attempt("by a link " + place, lambda: (os.symlink(place, out / "l"), open(out / "l").read()))
+    (out / "l").unlink(missing_ok=True)
+attempt("environment", lambda: [v for v in os.environ.values() if "secret" in v])
+attempt("that of the shim", lambda: open(f"/proc/{{os.getppid()}}/environ").read())
+attempt("the memory of the shim", lambda: open(f"/proc/{{os.getppid()}}/mem", "rb").read(1))
+"""
+    came = attack(foreign, code).came
+    assert came.pop("environment") == "[]"
+    if held_by == "bwrap":  # the parent there is bubblewrap's own process, with the same variables
+        assert "secret" not in came.pop("that of the shim")
+    assert set(came.values()) <= {"FileNotFoundError", "PermissionError", "ProcessLookupError"}
+
+
+def test_a_run_in_a_sandbox_reaches_no_process_outside_of_it(foreign: Path, held_by: str) -> None:
+    if held_by == "none":
+        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+    code = f"""
+attempt("the test", lambda: os.kill({os.getpid()}, 0))
+attempt("its parent", lambda: os.kill(os.getppid(), 0) if os.getppid() > 1 else 1 / 0)
+"""
+    came = attack(foreign, code).came
+    refused = {"PermissionError", "ProcessLookupError", "ZeroDivisionError"}
+    if held_by == "bwrap":  # its parent is the first process of its own space
+        came.pop("its parent")
+    assert set(came.values()) <= refused, came
+
+
+STRICT = """
+id: strict
+artifacts: [train.py]
+isolation: strict
+run: {command: [python, train.py], device: cpu, budget: {seconds: 20}}
+"""
+
+
+def test_under_strict_a_run_sees_its_checkout_and_nothing_of_the_user(
+    foreign: Path, held_by: str, tmp_path: Path
+) -> None:
+    if held_by == "none":
+        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+    (tmp_path / "elsewhere.txt").write_text("the user's")
+    (foreign / "untracked.txt").write_text("the user's")
+    code = f"""
+attempt("beside", lambda: open({str(tmp_path / "elsewhere.txt")!r}).read())
+attempt("untracked", lambda: open({str(foreign / "untracked.txt")!r}).read())
+attempt("the user's train.py", lambda: open({str(foreign / "train.py")!r}).read())
+attempt("passwords", lambda: open("/etc/shadow").read())
+attempt("its own data.txt", lambda: open("data.txt").read())
+attempt("a connection", lambda: socket.create_connection(("127.0.0.1", {listening().getsockname()[1]}), 5))
+"""
+    ran = attack(foreign, code, task=STRICT)
+    assert ran.came.pop("its own data.txt") == "'data\\n'"
+    assert set(ran.came.values()) <= {
+        "FileNotFoundError", "PermissionError", "OSError", "ConnectionRefusedError",
+    }, ran.came  # fmt: skip
+    assert ran.metadata.runtime.isolation == "strict"
+
+
+def listening() -> socket.socket:
+    server = socket.create_server(("127.0.0.1", 0))
+    LISTENING.append(server)
+    return server
+
+
+LISTENING: list[socket.socket] = []
+
+
+def test_what_an_honest_run_needs_is_there(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """CUDA names its threads, loaders share memory, libraries make temporary files and caches."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code = """
+import multiprocessing, tempfile, threading, subprocess
+attempt("thread name", lambda: [open(f"/proc/self/task/{t}/comm", "w").write("x")
+                                for t in os.listdir("/proc/self/task")] and "fine")
+attempt("lock", lambda: multiprocessing.Lock() and "fine")
+attempt("pool", lambda: multiprocessing.Pool(2).map(abs, [-1, 1]))
+attempt("temporary", lambda: len(tempfile.mkdtemp()) and "fine")
+attempt("socket in it", lambda: socket.socket(socket.AF_UNIX).bind(tempfile.mktemp()) or "fine")
+attempt("home", lambda: (pathlib.Path.home() / ".cache" / "new").mkdir(parents=True) or "fine")
+attempt("out", lambda: (out / "checkpoint").write_text("x") and "fine")
+attempt("null", lambda: open("/dev/null", "w").write("x") and "fine")
+attempt("random", lambda: len(open("/dev/urandom", "rb").read(4)) and "fine")
+attempt("child", lambda: subprocess.run([sys.executable, "-c", "print(1)"], check=True,
+                                        capture_output=True).stdout)
+attempt("cores", lambda: "processor" in open("/proc/cpuinfo").read() and "fine")
+"""
+    came = attack(foreign, code).came
+    assert came.pop("pool") == "[1, 1]" and came.pop("child") == "b'1\\n'"
+    assert set(came.values()) == {"'fine'"}, came
+
+
+def test_shared_memory_of_others_is_not_there(foreign: Path, held_by: str) -> None:
+    if held_by != "bwrap":
+        pytest.skip("only bubblewrap makes a /dev/shm of its own")
+    name = Path(f"/dev/shm/of-a-test-{os.getpid()}")
+    name.write_text("x")
+    try:
+        came = attack(foreign, 'attempt("shm", lambda: os.listdir("/dev/shm"))').came
+    finally:
+        name.unlink()
+    assert came == {"shm": "[]"}
+
+
+def test_a_script_finds_its_caches_and_cannot_change_them(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a script without a task file nothing says where its data is: it may be at home."""
+    home = tmp_path / "home"
+    data = home / ".cache" / "autoresearch" / "tokens"
+    data.parent.mkdir(parents=True)
+    data.write_text("tokens")
+    (home / ".netrc").write_text("secret")
+    monkeypatch.setenv("HOME", str(home))
+    code = """
+home = pathlib.Path.home()
+attempt("read", lambda: (home / ".cache/autoresearch/tokens").read_text())
+attempt("new", lambda: (home / ".cache/other").mkdir() or "fine")
+attempt("change", lambda: (home / ".cache/autoresearch/tokens").write_text("x"))
+attempt("key", lambda: (home / ".netrc").read_text())
+"""
+    ran = attack(foreign, code)
+    came = ran.came
+    assert (came["read"], came["new"]) == ("'tokens'", "'fine'")
+    if held_by == "none":
+        assert ran.metadata.runtime.home == "kept"
+        return
+    assert came["change"] in ("PermissionError", "OSError") and came["key"] == "FileNotFoundError"
+    assert data.read_text() == "tokens" and not (home / ".cache" / "other").exists()
+    assert ran.metadata.runtime.home == "links"
+
+
+def test_the_record_says_which_sandbox_a_run_had(foreign: Path, held_by: str) -> None:
+    ran = attack(foreign, "")
+    runtime = ran.metadata.runtime
+    assert (runtime.sandbox, runtime.isolation) == (held_by, "writes")
+    run_without = attack(foreign, "", task=STRICT.replace("strict", "none"), tag="none")
+    assert run_without.metadata.runtime.sandbox == "none"
+
+
+def test_nothing_of_a_run_is_left_in_the_temporary_folder(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "tmp"
+    own.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(own))
+    ran = attack(foreign, "import tempfile; tempfile.mkstemp()")
+    assert ran.result.status == "completed"
+    assert [path.name for path in own.iterdir() if path.name.startswith("ah-")] == []
+
+
+@pytest.mark.parametrize("kind", ["bwrap", "landlock"])
+def test_a_confined_program_has_no_privileges(kind: sandbox.Kind, tmp_path: Path) -> None:
+    if not sandbox.works(kind):
+        pytest.skip(f"{kind} does not work here")
+    granted = sandbox.Confinement(read=sandbox.system_folders(), temporary=tmp_path)
+    words = sandbox.confined(["/bin/cat", "/proc/self/status"], granted, kind)
+    said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
+    facts = dict(line.split(":\t") for line in said.splitlines() if ":\t" in line)
+    assert facts["NoNewPrivs"] == "1" and facts["Seccomp"] == "2"
+    assert int(facts["CapEff"], 16) in (0, 2)  # at most the right to pass by modes
+
+
+def test_a_program_that_cannot_be_confined_is_not_started() -> None:
+    from autohypothesis import confine
+
+    policy = {"confine": True, "landlock": True, "read": ["/"]}  # and no more: a broken policy
+    words = [sys.executable, "-I", "-S", confine.__file__, json.dumps(policy), "/bin/echo", "ran"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "ran" not in done.stdout
