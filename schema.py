@@ -518,6 +518,8 @@ class Row(Tolerant):
     platform_key: str = ""
     profile: str = ""
     attested: bool = False
+    sandbox: str = ""
+    """What held the run: bwrap, landlock or none; empty for runs that the engine did not make."""
     metric_name: str = "val_bpb"
     metric_value: Number = None
     direction: Direction = "minimize"

@@ -94,6 +94,7 @@ class Confinement:
         read: files and folders that it may read.
         write: folders that it may change.
         hidden: files and folders inside of `read` that it does not see.
+        held_out: files inside of `read` that it sees, with their size, and cannot read.
         fixed: files inside of `write` that stay as they are; without bubblewrap the caller looks.
         protected: folders inside of `write` that stay as they are; with Landlock alone nothing new
             can then be made in the folders around them.
@@ -105,6 +106,7 @@ class Confinement:
     read: tuple[Path, ...]
     write: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] = ()
     fixed: tuple[Path, ...] = ()
     protected: tuple[Path, ...] = ()
     temporary: Path | None = None
@@ -165,7 +167,11 @@ def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
         "drop_capabilities": alone,
         "close_sockets": alone and not granted.network,
         "read": sorted({name for path in granted.read for name in _names_of(path)}),
-        "hidden": sorted(n for p in _unseen(granted) for n in _names_of(p)) if alone else [],
+        "hidden": sorted(
+            name
+            for path in (*granted.held_out, *(_unseen(granted) if alone else ()))
+            for name in _names_of(path)
+        ),
         "listed": ["/"] if everything else [],
         "protected": sorted(name for path in granted.protected for name in _names_of(path)),
         "write": [*(name for path in write for name in _names_of(path)), *temporary, "/dev/shm"],
@@ -203,6 +209,7 @@ def _bwrap(granted: Confinement) -> list[str]:
             empty += [] if real == "/tmp" else [real]
         elif os.path.exists(real):
             mounts.append((real, ["--ro-bind", os.devnull, real]))
+    mounts += [(str(path), _covered(path, granted, n)) for n, path in enumerate(granted.held_out)]
     for path in granted.write:
         mounts += [(to, ["--bind", str(path), to]) for to in _names_of(path)]
     for path in (*granted.fixed, *granted.protected):
@@ -217,6 +224,23 @@ def _bwrap(granted: Confinement) -> list[str]:
         words += ["--dev-bind-try", node, node]
     # What stands for a hidden folder is memory: nothing is to be filled into it.
     return words + [word for real in sorted(empty) for word in ("--remount-ro", real)]
+
+
+def _covered(path: Path, granted: Confinement, number: int) -> list[str]:
+    """Cover what is held out with a blank, where Landlock inside cannot: without it, and below
+    /tmp, which is granted as a whole. A file keeps its size, by which programs check their data.
+    """
+    real = os.path.realpath(path)
+    if confine.landlock_abi() and not real.startswith("/tmp/"):
+        return []
+    if os.path.isdir(real):
+        return ["--tmpfs", real]
+    if granted.temporary is None:
+        return ["--ro-bind", os.devnull, real]
+    blank = granted.temporary / f".held-out-{number}"
+    with open(blank, "wb") as file:
+        file.truncate(os.stat(real).st_size)
+    return ["--ro-bind", str(blank), real]
 
 
 def _unseen(granted: Confinement) -> list[Path]:

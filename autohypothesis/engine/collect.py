@@ -11,16 +11,17 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import guard, shim, strays
+from autohypothesis.engine import compile_cache, guard, shim, strays
 from autohypothesis.engine.executor import RunSpec, identity_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.scorer import Score, scorer_for
 from autohypothesis.errors import LaunchError, RecordError
-from autohypothesis.records import bundles, locks
+from autohypothesis.records import bundles, ids, locks
 from autohypothesis.records.files import (
     read_bytes,
     read_json,
@@ -68,8 +69,17 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         content = to_json(result, indent=2) + "\n"
         write_atomic(run.local, to_json({**local, JUDGED: _hash(content.encode())}), durable=False)
         write_atomic(run.result, content)
+        if result.status == "completed" and spec.hypothesis_id == ids.baseline_id(spec.tag):
+            _keep_cache(repository, run)
         _clean_up(run, local)
         return result
+
+
+def _keep_cache(repository: Repository, run: RunPaths) -> None:
+    with suppress(FileNotFoundError, RecordError, ValueError):
+        metadata = Metadata.model_validate(read_json(run.metadata))
+        seed = compile_cache.seed_folder(repository.common_dir, metadata.runtime.platform_key)
+        compile_cache.keep(run.home, seed)
 
 
 def is_collected(run: RunPaths) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autohypothesis import sandbox
@@ -27,12 +27,12 @@ _LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "SSL_C
 """Variables of the environment that name folders a program needs."""
 _REAL_FOLDERS = (".cache", ".config", ".local", ".local/share")
 """Folders of a home that are made anew in the run's own, since new entries belong in them."""
-_COMPILED = (".triton", ".nv", ".cache/torch_extensions", ".cache/torchinductor", ".cache/uv")
-"""Caches of compilers: code that was compiled for one run is never run by another."""
+_NOT_LINKED = (".triton", ".nv", ".cache/torch_extensions", ".cache/uv", ".cache/compiled")
+"""Caches that a run has to write to, and that hold code: see compile_cache.py."""
 _MOST_LINKS = 4_000
 _OUTSIDE = (
     "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "GPG_AGENT_INFO",
-    "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "UV_CACHE_DIR", "XDG_CACHE_HOME",
+    "UV_CACHE_DIR", "XDG_CACHE_HOME",
     "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
 )  # fmt: skip
 """Variables that name folders and sockets which are not there in a sandbox."""
@@ -66,7 +66,7 @@ class Surroundings:
     def training(self, checkout: Path, run: RunPaths, temporary: Path) -> Confinement:
         """The training of a run: no validation data, nothing of the repository but its commit."""
         write = (checkout, run.out, run.home)
-        return self._of_run(write, temporary, hidden=self._held_out())
+        return replace(self._of_run(write, temporary), held_out=self._held_out())
 
     def scoring(
         self, checkout: Path, run: RunPaths, temporary: Path, evaluator: Path | None
@@ -79,7 +79,8 @@ class Surroundings:
     def preflight(self, checkout: Path, evaluator: Path | None) -> Confinement:
         """The test of a candidate before it runs."""
         read = (checkout, *_folder_of(evaluator))
-        return self._of_run((), None, read=read, hidden=self._held_out(), gpus=False)
+        granted = self._of_run((), None, read=read, gpus=False)
+        return replace(granted, held_out=self._held_out())
 
     def mutator(self, checkout: Path) -> Confinement:
         """The program that makes a change: it writes to its checkout alone.
@@ -92,10 +93,7 @@ class Surroundings:
         common = self.repository.common_dir
         shown = tuple(path for path in confinement.hidden if path != common)
         hidden = (*shown, *sandbox.existing((common / "config", common / "autohypothesis")))
-        return Confinement(
-            read=(*confinement.read, common), write=confinement.write, hidden=hidden,
-            fixed=confinement.fixed, network=self._network(),
-        )  # fmt: skip
+        return replace(confinement, read=(*confinement.read, common), hidden=hidden)
 
     def locate(self) -> Confinement:
         """The program that says where data is: it reads, and writes nothing."""
@@ -134,18 +132,17 @@ class Surroundings:
         temporary: Path | None,
         *,
         read: tuple[Path, ...] = (),
-        hidden: tuple[Path, ...] = (),
         fixed: tuple[Path, ...] = (),
         gpus: bool | None = None,
     ) -> Confinement:
         everything = self.task.isolation_level == "writes"
         # Home and repository by name, in case that one of them lies in /tmp, which is not shown.
         disk = (Path("/"), Path(os.path.expanduser("~")), self.repository.root)
-        base = disk if everything else self._programs_and_data()
+        base = disk if everything else self._programs()
         return Confinement(
-            read=(*base, *sandbox.existing(read)),
+            read=(*base, *sandbox.existing((*self._data(), *read))),
             write=write,
-            hidden=(*self._hidden(), *hidden),
+            hidden=self._hidden(),
             fixed=fixed,
             temporary=temporary,
             network=self._network(),
@@ -169,14 +166,16 @@ class Surroundings:
             for name in report.held_out
         )
 
-    def _programs_and_data(self) -> tuple[Path, ...]:
-        data = [Path(report.path) for report in self.inputs.reports.values()]
+    def _data(self) -> list[Path]:
+        return [Path(report.path) for report in self.inputs.reports.values()]
+
+    def _programs(self) -> tuple[Path, ...]:
         named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")
                  if os.path.isabs(one)]  # fmt: skip
         pythons: set[Path] = {self.repository.root / ".venv"}
         if self.python is not None:
             pythons |= {*sandbox.python_folders(Path(self.python)), *self._editable(self.python)}
-        return (*sandbox.system_folders(), *sandbox.existing([*data, *named, *sorted(pythons)]))
+        return (*sandbox.system_folders(), *sandbox.existing([*named, *sorted(pythons)]))
 
     def _editable(self, python: str) -> list[Path]:
         """Folders that a `.pth` file adds to the import path: packages that are worked on.
@@ -206,7 +205,7 @@ def link_home(run: RunPaths) -> None:
     looks for it, and cannot be changed. Keys and the caches of compilers are left out.
     """
     user = Path(os.path.expanduser("~"))
-    unseen = {*sandbox.secret_places(), *(user / name for name in _COMPILED)}
+    unseen = {*sandbox.secret_places(), *(user / name for name in _NOT_LINKED)}
     made = 0
     for name in ("", *_REAL_FOLDERS):
         there, here = user / name, run.home / name

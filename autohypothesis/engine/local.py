@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis import system
-from autohypothesis.engine import devices, guard, shim
+from autohypothesis.engine import compile_cache, devices, guard, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
 from autohypothesis.engine.environment import child_environment
@@ -191,7 +191,12 @@ class LocalExecutor:
         bundles.write_config(run, spec.config)
         hashed = task_hash(spec.task, guard.protected_blobs(spec.task, entries))
         torch = version_of("torch", before.distributions)
-        bundles.write_metadata(run, _metadata(place, hashed, torch))
+        metadata = _metadata(place, hashed, torch)
+        bundles.write_metadata(run, metadata)
+        if place.home != "kept":
+            key = metadata.runtime.platform_key
+            seed = compile_cache.seed_folder(self.repository.common_dir, key)
+            compile_cache.begin(run.home, seed)
 
     def _environment(self, place: Place) -> dict[str, str]:
         spec = place.spec
@@ -207,6 +212,7 @@ class LocalExecutor:
             extra={
                 **place.inputs.environment,
                 **place.command.environment,
+                **({} if place.home == "kept" else compile_cache.variables(place.run.home)),
                 **spec.task.run.env,
             },
         )

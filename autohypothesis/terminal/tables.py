@@ -12,6 +12,8 @@ from rich.text import Text
 from autohypothesis.terminal.style import STATUS_STYLE, number
 
 RUN_AGAIN = ("confirmed", "refuted")
+UNCONFINED = ("none", "hashes")
+"""Ways to run that kept the run from nothing; the second is that of the first release."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -53,12 +55,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 def shown_status(row: Mapping[str, Any]) -> str:
     """The decision, with the failure kind where a run failed: what a person looks for first.
 
-    And with what became of a win that was run again.
+    And with what became of a win that was run again, and whether a keep had no sandbox.
     """
     status = str(row.get("status") or row.get("execution_status") or "")
     confirmation = row.get("confirmation")
     word = row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")
-    return f"{status} ({word})" if word else status
+    words = [word, "no sandbox" if status == "keep" and row.get("sandbox") in UNCONFINED else ""]
+    said = ", ".join(filter(None, words))
+    return f"{status} ({said})" if said else status
 
 
 def settings_table(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:

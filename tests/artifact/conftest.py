@@ -147,5 +147,3 @@ def letters(tmp_path: Path, own_locks: Path) -> Letters:
     task = Letters(root)
     task.write()
     return task
-
-

@@ -262,13 +262,14 @@ def test_under_strict_a_run_sees_its_checkout_and_nothing_of_the_user(
         pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
     (tmp_path / "elsewhere.txt").write_text("the user's")
     (foreign / "untracked.txt").write_text("the user's")
+    port = listening().getsockname()[1]
     code = f"""
 attempt("beside", lambda: open({str(tmp_path / "elsewhere.txt")!r}).read())
 attempt("untracked", lambda: open({str(foreign / "untracked.txt")!r}).read())
 attempt("the user's train.py", lambda: open({str(foreign / "train.py")!r}).read())
 attempt("passwords", lambda: open("/etc/shadow").read())
 attempt("its own data.txt", lambda: open("data.txt").read())
-attempt("a connection", lambda: socket.create_connection(("127.0.0.1", {listening().getsockname()[1]}), 5))
+attempt("a connection", lambda: socket.create_connection(("127.0.0.1", {port}), 5))
 """
     ran = attack(foreign, code, task=STRICT)
     assert ran.came.pop("its own data.txt") == "'data\\n'"
@@ -392,3 +393,26 @@ def test_a_program_that_cannot_be_confined_is_not_started() -> None:
     words = [sys.executable, "-I", "-S", confine.__file__, json.dumps(policy), "/bin/echo", "ran"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "ran" not in done.stdout
+
+
+def test_a_run_begins_with_the_compiled_code_of_the_baseline_and_leaves_none(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    task = STRICT.replace("id: strict", "id: compiled")
+    code = """
+cache = pathlib.Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+cache.mkdir(parents=True, exist_ok=True)
+attempt("there", lambda: sorted(path.name for path in cache.iterdir()))
+(cache / os.environ["SEED"]).write_text("compiled")
+"""
+    first = attack(foreign, code, task=task)
+    assert first.came == {"there": "[]"}
+    lab = Lab.open(foreign)
+    settle.settle(lab, [first.run.folder.name], decided_by="loop")
+    for seed in (7, 8):
+        request = Request(Change.none(), seed=seed, replicates=first.run.folder.name)
+        finished = iteration.run(lab, request)
+        log = lab.layout.run(finished.experiment_id).log.read_text()
+        assert "came: {'there': \"['42']\"}" in log, log

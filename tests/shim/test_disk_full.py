@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from autohypothesis import sandbox
 from autohypothesis.engine import failures
 from autohypothesis.engine.launch import Launch
-from autohypothesis import sandbox
 from tests.conftest import small_disk
 
-pytestmark = pytest.mark.skipif(not sandbox.works("bwrap"), reason="bwrap is missing or may not run")
+pytestmark = pytest.mark.skipif(
+    not sandbox.works("bwrap"), reason="bwrap is missing or may not run"
+)
 
 DRIVER = """
 import json, sys

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.devices import lanes
 from autohypothesis import sandbox
+from autohypothesis.engine.devices import lanes
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
 from tests.hub.conftest import Hub, Start
