@@ -276,6 +276,11 @@ class Runtime(Tolerant):
     clock: Clock | None = None
     torch_version: str = ""
     sandbox: str = ""
+    included: dict[str, str] = {}
+    """Untracked file or folder that the checkout had -> hash of what was copied, or how it was
+    linked."""
+    checkout_lacks: list[str] = []
+    """The largest untracked files and folders that the checkout did not have, with their sizes."""
     home: Literal["own", "kept", ""] = ""
     """Whether the training saw a home folder of its own or the user's."""
 
