@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,41 +141,46 @@ def _bytes(size: int) -> str:
 # ── telling people ──────────────────────────────────────────────────────────────────────────
 
 
-def notice(found: Lacking) -> str:
-    """What to tell a person, with the line to add; empty when there is nothing to say."""
+def problem(found: Lacking) -> str:
+    """What a person should know; empty when there is nothing to say."""
     said = []
     if found.largest:
         more = f" and {found.others} more" if found.others else ""
-        lines = " ".join(f"'/{_pattern(one.path)}'" for one in found.largest)
-        said.append(
-            f"a run does not have {', '.join(map(str, found.largest))}{more}: git does not track"
-            f" them; if it needs one, add its line: printf '%s\\n' {lines} >> .worktreeinclude"
-        )
+        names = ", ".join(map(str, found.largest))
+        said.append(f"a run does not have {names}{more}, which git does not track")
     if found.filters:
         said.append(
-            f"a run has the files of git's filter {', '.join(found.filters)} as they are stored:"
-            " no program of the repository runs for a checkout, except git-lfs"
+            f"a run has the files of the git filter {', '.join(found.filters)} as they are stored,"
+            " since no program but git-lfs runs for its checkout"
         )
     return "; ".join(said)
 
 
+def remedy(found: Lacking) -> str:
+    """The command that brings all of it into every run; empty when there is none."""
+    lines = " ".join(f"'/{_pattern(one.path)}'" for one in found.largest)
+    return f"printf '%s\\n' {lines} >> .worktreeinclude" if lines else ""
+
+
 def _pattern(path: str) -> str:
-    """`path` as a line of .worktreeinclude."""
+    """`path` as a line of .worktreeinclude, in single quotes of a shell."""
     return "".join(f"\\{one}" if one in "*?[\\" else one for one in path).replace("'", "'\\''")
 
 
-def to_tell(repository: Repository, task: Task, tag: str) -> str:
-    """`notice`, once for each search and again when other files are concerned; else empty."""
-    found = look(repository, task)
-    path = Layout(repository.root).checkout_lacks
-    names: Sequence[str] = [*(included.shown(one.path) for one in found.largest), *found.filters]
-    said = {"tag": tag, "names": sorted(names)}
-    try:
-        if read_json(path) == said:
-            return ""
-    except (FileNotFoundError, RecordError):
-        pass
-    words = notice(found)
+@contextmanager
+def telling(repository: Repository, task: Task, tag: str) -> Iterator[str]:
+    """What to tell a person before a run: once for each search, and when other files are concerned.
+
+    It counts as told when the block ends without an error.
+    """
+    found, path = look(repository, task), Layout(repository.root).checkout_lacks
+    names = sorted([*(included.shown(one.path) for one in found.largest), *found.filters])
+    said = {"tag": tag, "names": names}
+    known: object = None
+    with suppress(FileNotFoundError, RecordError):
+        known = read_json(path)
+    words = "" if known == said else problem(found)
+    hint = remedy(found)
+    yield f"{words}; if it needs one, add its line: {hint}" if words and hint else words
     if words:
         write_json(path, said, durable=False)
-    return words

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -34,14 +35,12 @@ _CONVERSIONS = (
 )
 """The settings that decide what a checked-out file looks like."""
 _TRUST = (
-    "core.trustCtime=true", "core.checkStat=default", "core.fileMode=true",
-    "core.ignoreStat=false", "core.sparseCheckout=false", "core.safecrlf=false",
+    "\ttrustctime = true", "\tcheckstat = default", "\tfilemode = true",
+    "\tignorestat = false", "\tsparsecheckout = false",
 )  # fmt: skip
 """Whatever the user set: a file counts as unchanged only if its change time and inode say so."""
-_READ_TREE = " ".join([*(f"-c {one}" for one in _TRUST), "read-tree --reset -u"])
-_CHECKOUT_INDEX = " ".join([*(f"-c {one}" for one in _TRUST), "checkout-index --stdin -z"])
 _LFS = (
-    '\turl = ""', "\tskipdownloaderrors = true",
+    "[lfs]", '\turl = ""', "\tskipdownloaderrors = true",
     '[filter "lfs"]', "\tprocess = git-lfs filter-process", "\trequired = false",
 )  # fmt: skip
 """git-lfs without a server: what is not on this disk stays a pointer."""
@@ -168,7 +167,7 @@ def fill(part: Part, place: Path, index: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     index.parent.mkdir(parents=True, exist_ok=True)
     index.with_name(index.name + ".lock").unlink(missing_ok=True)
-    _run(part, _READ_TREE, part.commit, index=index, place=place)
+    _run(part, "read-tree --reset -u", part.commit, index=index, place=place)
 
 
 def pointers(part: Part, place: Path, index: Path) -> list[str]:
@@ -233,7 +232,7 @@ def _differing(part: Part, place: Path, paths: Collection[str]) -> list[str]:
         fresh.mkdir()
         _run(part, "read-tree", part.commit, index=index, place=fresh)
         listed = b"".join(os.fsencode(path) + b"\0" for path in paths)
-        _run(part, _CHECKOUT_INDEX, index=index, place=fresh, stdin=listed)
+        _run(part, "checkout-index --stdin -z", index=index, place=fresh, stdin=listed)
         return [path for path in paths if digest(place / path) != digest(fresh / path)]
 
 
@@ -291,14 +290,19 @@ def _run(
 def _own_folder(part: Part) -> Path:
     """A git folder without objects whose configuration is ours; made or mended as needed."""
     folder = part.source / _OWN / "export"
-    lfs = dict(_conversions(part.source)).get("lfs.storage", "lfs")
-    lines = [*_core(part), "[lfs]", f"\tstorage = {_quoted(str(part.source / lfs))}", *_LFS, ""]
+    lines = [*_core(part), *(_lfs(part) if shutil.which("git-lfs") else []), ""]
     _keep(folder / "config", os.fsencode("\n".join(lines)))
     _keep(folder / "HEAD", b"ref: refs/heads/none\n")
     (folder / "refs").mkdir(exist_ok=True)
     attributes = part.source / "info" / "attributes"
     _keep(folder / "info" / "attributes", attributes.read_bytes() if attributes.is_file() else b"")
     return folder
+
+
+def _lfs(part: Part) -> list[str]:
+    """git-lfs as the one filter; without the program its files stay pointers."""
+    storage = dict(_conversions(part.source)).get("lfs.storage", "lfs")
+    return [*_LFS, "[lfs]", f"\tstorage = {_quoted(str(part.source / storage))}"]
 
 
 def _keep(path: Path, content: bytes) -> None:
@@ -315,6 +319,7 @@ def _core(part: Part) -> list[str]:
     found = [one for one in _conversions(part.source) if one[0].startswith("core.")]
     lines = ["[core]", f"\trepositoryformatversion = {int(is_long)}", "\tbare = false"]
     lines += [f"\t{name.removeprefix('core.')} = {_quoted(value)}" for name, value in found]
+    lines += _TRUST
     return [*lines, *(["[extensions]", "\tobjectformat = sha256"] if is_long else [])]
 
 

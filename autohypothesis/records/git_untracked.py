@@ -23,12 +23,21 @@ def untracked(root: Path, *, leave_out: Collection[str], patterns: Sequence[str]
     tops = sorted(set(os.listdir(root)) - {".git", *leave_out})
     if not tops:
         return []
-    words = "--literal-pathspecs ls-files -z --others --directory --no-empty-directory"
+    words = "--literal-pathspecs ls-files -z --others --directory"
     with tempfile.NamedTemporaryFile(prefix="autohypothesis-patterns-") as file:
-        args = ["--", *tops]
+        args = ["--no-empty-directory", "--", *tops]
         if patterns:
             file.write(os.fsencode("\n".join([*patterns, ""])))
             file.flush()
-            args = ["--ignored", f"--exclude-from={file.name}", *args]
+            args = ["--ignored", f"--exclude-from={file.name}", "--", *tops]
         answer = call(words, args, root, {}, stdin=b"", timeout=TIMEOUT_S, accept=(0,))
-    return answer.records
+    return _outermost(answer.records)
+
+
+def _outermost(listed: Sequence[str]) -> list[str]:
+    """`listed` without what is inside of a folder that is listed itself."""
+    found: list[str] = []
+    for path in sorted(listed):
+        if not (found and found[-1].endswith("/") and path.startswith(found[-1])):
+            found.append(path)
+    return found
