@@ -279,6 +279,11 @@ class Runtime(Tolerant):
     """What held the run: bwrap (bubblewrap, with Landlock inside), landlock alone, or none."""
     isolation: str = ""
     """What the task asked for: strict, writes or none."""
+    included: dict[str, str] = {}
+    """Untracked file or folder that the checkout had -> hash of what was copied, or how it was
+    linked."""
+    checkout_lacks: list[str] = []
+    """The largest untracked files and folders that the checkout did not have, with their sizes."""
     home: Literal["own", "links", "kept", ""] = ""
     """Whether the training saw a home folder of its own, one with links to the user's, or that."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,25 @@ def err() -> Console:
                 os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
     return Steady(stderr=True, highlight=False)
+
+
+@contextmanager
+def telling_what_runs_lack(lab: Lab) -> Iterator[None]:
+    """Say which of the user's files a run will not have, where that is news; then the block.
+
+    Raises:
+        GitError: a submodule is not on this disk.
+    """
+    from autohypothesis.engine.lacking import telling
+    from autohypothesis.records.git_export import parts
+    from autohypothesis.records.tables import harmless_lines
+
+    parts(lab.repository, lab.repository.head())
+    with telling(lab.repository, lab.task, lab.tag or lab.usual_tag()) as words:
+        if words:
+            shown = " ".join(harmless_lines(words))
+            err().print(f"note: {shown}", markup=False, soft_wrap=True)
+        yield
 
 
 def complete_experiment(incomplete: str) -> list[str]:

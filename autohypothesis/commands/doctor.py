@@ -18,6 +18,7 @@ from autohypothesis.commands.common import err, out, print_json, repository_path
 from autohypothesis.errors import FleetError
 
 if TYPE_CHECKING:
+    from autohypothesis.engine.lab import Lab
     from autohypothesis.fleet.roster.devices import Found
     from autohypothesis.fleet.roster.hardware import Machine
 
@@ -247,6 +248,7 @@ def _repository(path: Path) -> Iterator[Check]:
     root = lab.layout.root
     yield Check("repository", "ok", str(root))
     yield Check("task", "ok", f"{lab.task.id}: {', '.join(lab.task.artifacts)}")
+    yield from _checkout(lab)
     try:
         inputs = locate_inputs(lab.task, root, root, os.environ)
         for name, report in inputs.reports.items():
@@ -256,6 +258,28 @@ def _repository(path: Path) -> Iterator[Check]:
             yield Check("device for it", "ok", f"{len(found)} x {found[0].name}")
     except (LaunchError, LeaseError) as error:
         yield Check("data", "missing", error.problem, error.hint)
+
+
+def _checkout(lab: Lab) -> Iterator[Check]:
+    """What of the user's folder the runs do not have."""
+    from autohypothesis.engine.lacking import look, problem, remedy
+    from autohypothesis.errors import GitError
+    from autohypothesis.records.git_export import parts
+    from autohypothesis.records.tables import harmless_lines
+
+    try:
+        parts(lab.repository, lab.repository.head())
+        found = look(lab.repository, lab.task)
+    except GitError as error:
+        yield Check("checkout", "missing", error.problem, error.hint)
+        return
+    if words := problem(found):
+        hint = remedy(found)
+        told = f"if a run needs one, add its line: {hint}" if hint else ""
+        safe = (" ".join(harmless_lines(text)) for text in (words, told))
+        yield Check("checkout", "warning", *safe)
+    else:
+        yield Check("checkout", "ok", "a run has all files of this folder")
 
 
 CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import err, laboratory, out, print_json, repository_path
+from autohypothesis.commands.common import (
+    err,
+    laboratory,
+    out,
+    print_json,
+    repository_path,
+    telling_what_runs_lack,
+)
 
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
@@ -87,7 +94,9 @@ def up(
     manifest = muster.the_fleet(layout)
     muster.refuse_a_second(layout)
     _check_words(layout, manifest, proposer or [], mix, tool_command)
-    missing = muster.without_device(manifest)
+    lab = laboratory(context, repo)
+    with telling_what_runs_lack(lab):
+        missing = muster.without_device(manifest)
     for name, reason in missing.items():
         err().print(f"{name} does not train: {reason}", markup=False, soft_wrap=True)
     if detach:
@@ -95,7 +104,7 @@ def up(
                  "--tool-command": tool_command}  # fmt: skip
         _detached(layout, given, proposer or [])
         return
-    until = in_hours(least(hours, laboratory(context, repo).task.budget.hours))
+    until = in_hours(least(hours, lab.task.budget.hours))
     words = muster.observer_words(
         layout, manifest, more_runs=max_runs, until=until, proposers=proposer or [], mix=mix
     )

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.commands.common import err, laboratory, out, print_json, telling_what_runs_lack
 from autohypothesis.errors import FleetError, UsageError
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def init_fleet(
     wanted = roster.Wanted(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
-    fleet = roster.init_fleet(lab, wanted)
+    with telling_what_runs_lack(lab):
+        fleet = roster.init_fleet(lab, wanted)
     fleet.notes.extend(notes)
     _show(fleet, as_json)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Repo
-from autohypothesis.commands.common import err, laboratory
+from autohypothesis.commands.common import err, laboratory, telling_what_runs_lack
 from autohypothesis.commands.fleet import Mix, Proposers, in_hours, least
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ def run_loop(
             for note in notes:
                 _say(f"note: {note}")
             loop = _loop(lab, _proposers(lab, proposer or [], mix), most, description, hours)
-            outcome = _run(loop, stop)
+            with telling_what_runs_lack(lab):
+                outcome = _run(loop, stop)
             _finish(lab, stop)
             _summary(loop, outcome)
             loop.close(outcome)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import PublishedExitCodes, Repo, Tag
-from autohypothesis.commands.common import complete_experiment, err, laboratory, repository_path
+from autohypothesis.commands.common import (
+    complete_experiment,
+    err,
+    laboratory,
+    repository_path,
+    telling_what_runs_lack,
+)
 from autohypothesis.errors import AutohypothesisError, UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +116,8 @@ def _run(
     checkout = lab.repository.checkout_at(repository_path(context, repo))
     change = _change(lab, checkout, overrides, patch, baseline)
     request = iteration.Request(change, title=description, seed=seed)
-    finished = iteration.run(lab, request, watch=ProgressWatch())
+    with telling_what_runs_lack(lab):
+        finished = iteration.run(lab, request, watch=ProgressWatch())
     _print_line(lab, finished, log)
     _after(lab, finished, decide)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.commands.common import err, laboratory, out, print_json, telling_what_runs_lack
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def run(
     loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
     loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
     try:
-        decided = loop.run(iterations)
+        with telling_what_runs_lack(loop.lab):
+            decided = loop.run(iterations)
     finally:
         refresh(lab.layout)
         pack_when_due(lab.repository)

@@ -17,6 +17,7 @@ from typing import Any
 
 from autohypothesis.engine import compile_cache, guard, shim, strays
 from autohypothesis.engine.executor import RunSpec, identity_of
+from autohypothesis.engine.export import Export
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.scorer import Score, scorer_for
@@ -279,10 +280,10 @@ def _exit_document(run: RunPaths) -> dict[str, Any] | None:
 
 def _lost(repository: Repository, checkout: Path, commit: str) -> Failure | None:
     """The failure of a run whose checkout was deleted, or given to another run, before this."""
-    at = repository.read_ref("HEAD", checkout) if (checkout / ".git").is_file() else None
+    at = Export.at(repository, checkout).holds()
     if at == commit:
         return None
-    now_at = f"it stands on {at[:12]}, the run was of {commit[:12]}" if at else str(checkout)
+    now_at = f"it holds {at[:12]}, the run was of {commit[:12]}" if at else str(checkout)
     return Failure("infra", f"its checkout is gone: {now_at}")
 
 

@@ -17,11 +17,13 @@ from pydantic import BaseModel
 from autohypothesis.engine.distributions import differences, installed
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError
+from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
+from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.records.git_facts import Entry, FileChange
 from schema import nearest
 
-LINK, SUBMODULE = "120000", "160000"
+LINK = "120000"
 _KINDS = {LINK: "a symbolic link", SUBMODULE: "a submodule"}
 MAX_NAMED = 8
 
@@ -106,20 +108,30 @@ class Before(BaseModel):
     distributions: dict[str, int]
     """Metadata folder of each installed distribution -> when its list of files was written."""
     site_folders: list[str]
+    copies: dict[str, str] = {}
+    """Path -> SHA-256 of files that were copied from the user's checkout."""
 
 
 def look(
-    checkout: Path, commit: str, entries: Mapping[str, Entry], site_folders: Iterable[Path]
+    checkout: Path,
+    commit: str,
+    entries: Mapping[str, Entry],
+    site_folders: Iterable[Path],
+    copies: Mapping[str, str] | None = None,
 ) -> Before:
-    """Note the state of a fresh checkout of `commit`, whose files are `entries`."""
+    """Note the state of a fresh checkout of `commit`, whose files are `entries` and `copies`."""
     files = {}
-    for path, entry in entries.items():
+    for path in (*entries, *(copies or {})):
         stamp = _stamp(checkout / path)
-        if stamp is not None and entry.mode != SUBMODULE:
+        if stamp is not None and not (path in entries and entries[path].mode == SUBMODULE):
             files[path] = stamp
     folders = [str(folder) for folder in site_folders]
     return Before(
-        commit=commit, files=files, distributions=installed(folders), site_folders=folders
+        commit=commit,
+        files=files,
+        distributions=installed(folders),
+        site_folders=folders,
+        copies=dict(copies or {}),
     )
 
 
@@ -139,7 +151,7 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
                 problems.append(problem)
             else:
                 rewritten.append(path)
-    problems += _contents(repository, checkout, before.commit, rewritten)
+    problems += _contents(repository, checkout, before, rewritten)
     changed = differences(before.distributions, installed(before.site_folders))
     return _at_most(problems) + _at_most(changed)
 
@@ -196,13 +208,17 @@ def _replaced(checkout: Path, path: str, before: Stamp, now: Stamp | None) -> st
 
 
 def _contents(
-    repository: Repository, checkout: Path, commit: str, paths: Sequence[str]
+    repository: Repository, checkout: Path, before: Before, paths: Sequence[str]
 ) -> list[str]:
-    if not paths:
-        return []
-    expected = repository.entries(commit, paths)
-    found = repository.hash_files(checkout, paths)
-    return [f"{path} was changed" for path in paths if found[path] != expected[path].blob]
+    """Which of `paths` have another content than a checkout of the commit gave them."""
+    committed = [path for path in paths if path not in before.copies]
+    changed = git_export.changed(repository, before.commit, checkout, committed)
+    changed += [
+        path
+        for path, digest in before.copies.items()
+        if path in paths and git_export.digest(checkout / path) != digest
+    ]
+    return [f"{path} was changed" for path in sorted(changed)]
 
 
 def _kind(mode: int) -> str:

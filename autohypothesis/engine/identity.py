@@ -43,9 +43,17 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
     said = task.model_dump(mode="json", include=set(_COMPARED))
     del said["objective"]["target"]  # says when to stop
     del said["run"]["device"]  # its name is in the platform's key
+    for name in ("include", "git"):  # a task that does without is what it always was
+        if not said["run"][name]:
+            del said["run"][name]
     return canonical_hash(
         {**said, "artifacts": sorted(task.artifacts), "protected": dict(protected)}
     )
+
+
+def data_hash_with(data_hash: str, included: Mapping[str, str]) -> str:
+    """The hash of the located data, and of the files that a checkout has beside its commit."""
+    return canonical_hash([data_hash, dict(included)]) if included else data_hash
 
 
 def platform_key(

@@ -50,6 +50,7 @@ class Surroundings:
     Attributes:
         kind: of sandbox; "none" grants everything, since nothing is there to deny it.
         python: the interpreter that trains, where it is known.
+        linked: files and folders of the user that the checkout has links to.
     """
 
     repository: Repository
@@ -57,6 +58,7 @@ class Surroundings:
     kind: Kind
     inputs: Inputs = field(default_factory=Inputs)
     python: str | None = None
+    linked: tuple[Path, ...] = ()
     gpus: bool = False
 
     @property
@@ -99,17 +101,15 @@ class Surroundings:
         """The program that says where data is: it reads, and writes nothing."""
         return Confinement(read=(Path("/"),), hidden=self._hidden(), network=True)
 
-    def environment(
-        self, environment: Mapping[str, str], checkout: Path, temporary: Path | None
-    ) -> dict[str, str]:
-        """Return `environment` as it is in the sandbox: a /tmp of its own, no service of the
-        session, and no repository above the checkout."""
+    def environment(self, environment: Mapping[str, str], temporary: Path | None) -> dict[str, str]:
+        """Return `environment` as it is in the sandbox: a /tmp of its own, and no service of the
+        session."""
         if self.kind == "none":
             return dict(environment)
         inside = {name: value for name, value in environment.items() if name not in _OUTSIDE}
         private = self.kind == "bwrap" or temporary is None
         inside["TMPDIR"] = "/tmp" if private else str(temporary)
-        return {**inside, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+        return inside
 
     def bound(self, confinement: Confinement) -> program.Bound:
         """Return `confinement` for `program.run`."""
@@ -167,7 +167,7 @@ class Surroundings:
         )
 
     def _data(self) -> list[Path]:
-        return [Path(report.path) for report in self.inputs.reports.values()]
+        return [*(Path(report.path) for report in self.inputs.reports.values()), *self.linked]
 
     def _programs(self) -> tuple[Path, ...]:
         named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")

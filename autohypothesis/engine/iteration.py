@@ -275,7 +275,7 @@ def _title(change: Change) -> str:
 def _inputs(lab: Lab, workspace: Workspace, base: str) -> Inputs:
     if not lab.task.inputs:
         return Inputs()
-    checkout = workspace.checkout(base)
+    checkout = workspace.export.checkout(base, lab.task).path
     return locate_inputs(lab.task, checkout, lab.repository.root, os.environ)
 
 

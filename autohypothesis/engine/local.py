@@ -1,4 +1,4 @@
-"""The executor of this machine: a worktree, a leased device, and a shim."""
+"""The executor of this machine: a checkout, a leased device, and a shim."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
 from autohypothesis.engine.environment import child_environment
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
-from autohypothesis.engine.identity import platform_key, task_hash
+from autohypothesis.engine.export import Checkout, Export
+from autohypothesis.engine.identity import data_hash_with, platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
+from autohypothesis.engine.lacking import lacking
 from autohypothesis.engine.launch import Device, Launch, deadline
 from autohypothesis.engine.run_command import TrainingCommand, training_command
 from autohypothesis.engine.scorer import ScoringPlace, scorer_for
@@ -43,7 +45,7 @@ class Place:
 
     spec: RunSpec
     run: RunPaths
-    checkout: Path
+    files: Checkout
     device: Device
     inputs: Inputs
     budget: Budget
@@ -53,6 +55,10 @@ class Place:
     temporary: Path
     """A folder of its own in the system's temporary folder, where paths are short enough for
     sockets; removed when the run is collected."""
+
+    @property
+    def checkout(self) -> Path:
+        return self.files.path
 
     @property
     def home(self) -> Literal["own", "links", "kept"]:
@@ -77,15 +83,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class LocalExecutor:
-    """Runs experiments of one repository, each in the worktree of its worker."""
+    """Runs experiments of one repository, each in the export of its worker."""
 
     repository: Repository
     layout: Layout
-    branch: str | None = None
-    """That the worktree is on, for people to look at; None: detached."""
 
     def submit(self, spec: RunSpec) -> Handle:
-        """See `Executor.submit`. The worker's worktree must be free."""
+        """See `Executor.submit`. The worker's export must be free."""
         warm = shim.warm(self.layout.run(spec.experiment_id), spec.experiment_id)
         try:
             return self._submit(spec, warm)
@@ -95,13 +99,12 @@ class LocalExecutor:
     def _submit(self, spec: RunSpec, warm: Any) -> Handle:
         """`submit`, with a shim that gets ready meanwhile."""
         root, handle = self.repository.root, Handle(spec.experiment_id)
-        workspace = workspace_of(self.repository, spec.worker_id, spec.tag, self.branch)
-        checkout = workspace.checkout(spec.commit)
-        inputs = locate_inputs(spec.task, checkout, root, os.environ)
+        files = Export(self.repository, spec.worker_id).checkout(spec.commit, spec.task)
+        inputs = locate_inputs(spec.task, files.path, root, os.environ)
         command = training_command(spec.task, root, os.environ)
         entries = self.repository.entries(spec.commit)
         sites = site_folders(command.python) if command.python else ()
-        before = guard.look(checkout, spec.commit, entries, sites)
+        before = guard.look(files.path, spec.commit, files.files, sites, files.copies)
         evaluator = evaluator_of(self.repository, spec.commit, spec.task)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
@@ -110,14 +113,14 @@ class LocalExecutor:
             place = Place(
                 spec=spec,
                 run=self.layout.run(spec.experiment_id),
-                checkout=checkout,
+                files=files,
                 device=device,
                 inputs=inputs,
                 budget=inputs.budget(spec.task),
                 command=command,
                 evaluator=evaluator,
                 around=Surroundings(
-                    self.repository, spec.task, kind, inputs, command.python, gpus=on_gpu
+                    self.repository, spec.task, kind, inputs, command.python, files.linked, on_gpu
                 ),
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )
@@ -191,7 +194,8 @@ class LocalExecutor:
         bundles.write_config(run, spec.config)
         hashed = task_hash(spec.task, guard.protected_blobs(spec.task, entries))
         torch = version_of("torch", before.distributions)
-        metadata = _metadata(place, hashed, torch)
+        lacks = lacking(self.repository, spec.task).lines()
+        metadata = _metadata(place, hashed, torch, lacks)
         bundles.write_metadata(run, metadata)
         if place.home != "kept":
             key = metadata.runtime.platform_key
@@ -216,7 +220,7 @@ class LocalExecutor:
                 **spec.task.run.env,
             },
         )
-        return place.around.environment(environment, place.checkout, place.temporary)
+        return place.around.environment(environment, place.temporary)
 
     def _launch(self, place: Place) -> Launch:
         spec, inputs = place.spec, place.inputs
@@ -314,8 +318,9 @@ def workspace_of(
     return Workspace.named(repository, worker, branch=branch, fleet=tag, worker=worker)
 
 
-def _metadata(place: Place, hashed: str, torch: str) -> Metadata:
+def _metadata(place: Place, hashed: str, torch: str, lacks: list[str]) -> Metadata:
     spec, inputs = place.spec, place.inputs
+    data_hash = data_hash_with(inputs.data_hash, place.files.included)
     return Metadata(
         recorded_at=now(),
         run=identity_of(spec, devices.name_of(place.device)),
@@ -330,19 +335,21 @@ def _metadata(place: Place, hashed: str, torch: str) -> Metadata:
             platform_key=platform_key(
                 device_name=place.device.name,
                 profile_hash=inputs.profile_hash,
-                data_hash=inputs.data_hash,
+                data_hash=data_hash,
                 task_hash=hashed,
                 budget_seconds=place.budget.seconds,
                 clock=place.budget.clock,
             ),
             profile=inputs.profile,
-            data_hash=inputs.data_hash,
+            data_hash=data_hash,
             task_hash=hashed,
             budget_seconds=place.budget.seconds,
             clock=place.budget.clock,
             torch_version=torch,
             sandbox=place.around.kind,
             isolation=spec.task.isolation_level,
+            included=dict(place.files.included),
+            checkout_lacks=lacks,
             home=place.home,
         ),
     )

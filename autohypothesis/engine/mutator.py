@@ -116,7 +116,7 @@ class Mutator:
             return program.run(
                 words,
                 cwd=checkout,
-                environment=around.environment(environment, checkout, None),
+                environment=around.environment(environment, None),
                 confined=around.bound(around.mutator(checkout)),
                 timeout_s=self.task.mutator.timeout_seconds,
                 stdin=document.encode() + b"\n",

@@ -110,7 +110,7 @@ def run_preflight(
         ended = program.run(
             words,
             cwd=checkout / task.run.cwd,
-            environment=around.environment(environment, checkout, None) if around else environment,
+            environment=around.environment(environment, None) if around else environment,
             confined=around.bound(around.preflight(checkout, evaluator)) if around else None,
             timeout_s=timeout_s,
             out_limit=TAIL,

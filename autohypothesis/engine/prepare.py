@@ -51,7 +51,8 @@ def prepare(
     The ref is set before the preflight, so that a refused diff stays in git as well.
 
     Args:
-        workspace: where the task's preflight and an implementer work; without it neither runs.
+        workspace: where an implementer works, and the task's preflight, in its export; without
+            it neither runs.
         inputs: located inputs, for the preflight.
 
     Raises:
@@ -163,13 +164,14 @@ def _with_settings(
     evaluated: Mapping[str, Any] | None = None
     parameters: int | None = None
     if task.run.preflight is not None and workspace is not None:
+        files = workspace.export.checkout(commit, task)
         verdict = run_preflight(
             task,
-            workspace.checkout(commit),
+            files.path,
             repository.root,
             evaluator=evaluator_of(repository, commit, task),
             inputs=inputs.environment,
-            around=Surroundings(repository, task, sandbox_kind(task), inputs),
+            around=Surroundings(repository, task, sandbox_kind(task), inputs, linked=files.linked),
         )
         evaluated, parameters = verdict.constants, verdict.num_params
     return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)

@@ -22,7 +22,7 @@ def uncollected(layout: Layout) -> Iterator[str]:
         run = layout.run(folder.name) if ID.fullmatch(folder.name) else None
         if run and run.run_spec.exists() and not run.result.exists():
             yield folder.name
-        elif run and run.home.exists() and not is_collected(run):
+        elif run and (run.home.exists() or run.out.exists()) and not is_collected(run):
             yield folder.name  # a result that the run wrote itself
 
 

@@ -125,6 +125,12 @@ class Run(Section):
     """A file in the checkout that holds the summary, for a script that does not print it."""
     device: Literal["cpu", "cuda"] | None = None
     """None: what an input reports, else a GPU where there is one."""
+    git: bool = False
+    """Whether the checkout is a repository of its own with one commit, for a script that asks git
+    for a version."""
+    include: tuple[Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")], ...] = ()
+    """Untracked files that a run needs, in the syntax of .gitignore, from the repository's top; as
+    in .worktreeinclude."""
 
 
 class Parse(Section):

@@ -1,4 +1,4 @@
-"""Where candidates run: worktrees that are reused, and protected files as they were committed."""
+"""Where candidates are made: worktrees that are reused; and protected files as committed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from autohypothesis.engine.export import Export
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
 from autohypothesis.records.git import SALVAGE, Repository
@@ -61,6 +62,16 @@ class Workspace:
                 self.repository.worktree_remove(self.path)
         self._make(commit)
         return self.path
+
+    def ensure(self, commit: str) -> None:
+        """Make the worktree at `commit`, unless it is there."""
+        if not self._exists():
+            self._make(commit)
+
+    @property
+    def export(self) -> Export:
+        """Where what is prepared here is looked at and tried: a checkout that is no worktree."""
+        return Export(self.repository, self.path.name)
 
     def salvage(self, name: str) -> str | None:
         """Keep what differs from the worktree's commit as `refs/fleet/salvage/<name>`.

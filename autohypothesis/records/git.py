@@ -263,13 +263,6 @@ class Repository:
                 )
             return self._run("write-tree", index=index).text
 
-    def hash_files(self, worktree: Path, paths: Sequence[str]) -> dict[str, str]:
-        """Path -> the blob that git would store for the file that is there now."""
-        if not paths:
-            return {}
-        hashes = self._run("hash-object --", *paths, cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
-        return dict(zip(paths, hashes.text.splitlines(), strict=True))
-
     def snapshot_tree(
         self, also: Iterable[str] = (), worktree: Path | None = None, *, untracked: bool = False
     ) -> str:

@@ -154,6 +154,19 @@ class Layout(NamedTuple):
         return self.worktrees / checked_id(name)
 
     @property
+    def exports(self) -> Path:
+        """Where runs have their files: a folder each, without a repository."""
+        return self.worktrees / ".runs"
+
+    def export(self, name: str) -> Path:
+        return self.exports / checked_id(name)
+
+    @property
+    def worktree_include(self) -> Path:
+        """Patterns of untracked files that runs need, as several tools read them."""
+        return self.root / ".worktreeinclude"
+
+    @property
     def program(self) -> Path:
         """The human's charter: goal, directions, constraints."""
         return self.root / "program.md"
@@ -178,6 +191,17 @@ class Layout(NamedTuple):
             "/research/*",
             "!/research/README.md",
         )
+
+    @property
+    def made_folders(self) -> tuple[str, ...]:
+        """Names in the root below which everything is ours."""
+        return (self.worktrees.name, self.research.name)
+
+    @property
+    def made_files(self) -> tuple[str, ...]:
+        """Files outside of those folders, relative to the root."""
+        made = (self.ledger, self.results_tsv, self.progress_png, self.task_results)
+        return tuple(str(path.relative_to(self.root)) for path in made)
 
     # ── research/ ─────────────────────────────────────────────────────────────────────────
 
@@ -207,6 +231,11 @@ class Layout(NamedTuple):
     def brief_edits(self) -> Path:
         """Versions of the brief that somebody else wrote, kept as they were."""
         return self.research / "brief-edits"
+
+    @property
+    def checkout_lacks(self) -> Path:
+        """What people were told last about files that runs do not have."""
+        return self.research / ".checkout_lacks.json"
 
     @property
     def knowledge_base(self) -> Path:

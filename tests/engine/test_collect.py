@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from autohypothesis.engine import iteration, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.export import Export
 from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.scorer import ModelScorer
 from autohypothesis.engine.task import Task
+from autohypothesis.records import git_export
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths
 from schema import ExitRecord, Result, now
@@ -52,18 +55,24 @@ def change_exit(lab: Lab, spec: RunSpec, **values: Any) -> None:
     write_json(path, {**read_json(path), **values})
 
 
-@pytest.mark.parametrize("lost", ["folder", "link", "commit"])
-def test_a_run_whose_checkout_is_gone_is_infrastructure_not_invalid(lab: Lab, lost: str) -> None:
+@pytest.mark.parametrize("lost", ["folder", "link", "commit", "half"])
+def test_a_run_whose_checkout_is_gone_is_infrastructure_not_invalid(
+    lab: Lab, lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     spec = ended(lab)
-    checkout = lab.layout.worktree(spec.worker_id)
+    export = Export(lab.repository, spec.worker_id)
     if lost == "folder":
-        shutil.rmtree(checkout)
+        shutil.rmtree(export.path)
     elif lost == "link":
-        (checkout / ".git").unlink()
+        export.path.rename(tmp_path / "elsewhere")
+        export.path.symlink_to(tmp_path / "elsewhere")
     else:
         head = lab.repository.head()
         tree = lab.repository.tree_with(head, {"train.py": b"OTHER = 1\n"})
-        lab.repository.checkout(checkout, lab.repository.commit_tree(tree, [head], "other\n"))
+        if lost == "half":
+            monkeypatch.setattr(git_export, "fill", lambda *_: 1 / 0)
+        with suppress(ZeroDivisionError):
+            export.checkout(lab.repository.commit_tree(tree, [head], "other\n"), lab.task)
     result = collected(lab, spec)
     assert result.failure_kind == "infra", result.failure_detail
     assert "its checkout is gone" in result.failure_detail
@@ -72,7 +81,7 @@ def test_a_run_whose_checkout_is_gone_is_infrastructure_not_invalid(lab: Lab, lo
 
 def test_a_file_that_the_training_changed_is_still_invalid(lab: Lab) -> None:
     spec = ended(lab)
-    (lab.layout.worktree(spec.worker_id) / "data.txt").write_text("other\n")
+    (lab.layout.export(spec.worker_id) / "data.txt").write_text("other\n")
     assert collected(lab, spec).failure_kind == "invalid"
 
 

@@ -23,10 +23,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from autohypothesis.engine.export import Export
 from autohypothesis.engine.lease import Held, LeaseFile, lane_lock_path
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.git import Repository
 from autohypothesis.records.ledger import read_ledger
 from schema import Decision, Proposal
 from tests.fleet.world import (
@@ -280,9 +282,9 @@ class FleetRules(RuleBasedStateMachine):
             assert launch is not None
             assert launch.lease is not None
             assert LeaseFile(launch.lease.path, launch.lease.name).holder() is not None
-            link = (Path(launch.cwd) / ".git").read_text().removeprefix("gitdir: ").strip()
-            at = Path(link) / "HEAD"
-            assert at.read_text().strip() == launch.commit, f"{one.experiment_id} lost its checkout"
+            export = Export(Repository(self.layout.root), Path(launch.cwd).name)
+            assert export.path == Path(launch.cwd)
+            assert export.holds() == launch.commit, f"{one.experiment_id} lost its checkout"
 
     def what_was_decided_stays_decided(self, decisions: list[Decision]) -> None:
         ids = [one.experiment_id for one in decisions]

@@ -96,7 +96,8 @@ def users_of(layout: Layout, worker: str, worktree: Path) -> str:
             return holder
     if worker in recovery.busy_workers(layout):
         return "an experiment that is not collected yet"
-    pid = next(_inside(worktree), None)
+    places = (worktree, layout.export(worktree.name))
+    pid = next((pid for place in places for pid in _inside(place)), None)
     return f"pid {pid}, whose current directory it is" if pid is not None else ""
 
 

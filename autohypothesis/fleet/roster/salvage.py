@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from autohypothesis.engine.export import Export
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.live.presence import users_of
@@ -94,8 +95,24 @@ class _Past:
                 step = self._remove_worktree(name, found)
                 left += [step] if step.done == "left" else []
                 yield step
+            if not name_is_taken:
+                yield from self._remove_export(name)
         if not left:
             yield from self._remove_branch()
+
+    def _remove_export(self, name: str) -> Iterator[Step]:
+        """Where its runs had their files: those are in their commits, so nothing is kept."""
+        export = Export(self.lab.repository, name)
+        if not export.path.is_dir():
+            return
+        user = users_of(self.lab.layout, self.worker, export.path)
+        if user:
+            yield Step(f"files of runs {export.path}", "left", f"they are used by {user}")
+        elif self.dry_run:
+            yield Step(f"files of runs {export.path}", "would be removed")
+        else:
+            export.remove()
+            yield Step(f"files of runs {export.path}", "removed")
 
     def _worktree(self, name: str) -> Worktree | None:
         """The one of that name, if this very worker's."""

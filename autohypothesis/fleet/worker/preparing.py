@@ -13,7 +13,8 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.lab import Lab
-from autohypothesis.errors import ChangeError, PreflightError
+from autohypothesis.engine.local import workspace_of
+from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import steering
 from autohypothesis.fleet.live.hindrance import kind_of
 from autohypothesis.fleet.worker.sharing import Sharing
@@ -21,6 +22,17 @@ from autohypothesis.records.git import Repository
 from schema import Hypothesis, Setting, Steering, Worker
 
 SEE = "see program.md and research/steering.md"
+
+
+def make_worktree(lab: Lab, worker: Worker) -> None:
+    """The worktree of a worker with a branch, for people and agents, unless it is there.
+
+    Runs have checkouts of their own, so that none is made is no reason not to work.
+    """
+    if worker.branch:
+        place = workspace_of(lab.repository, worker.worker_id, lab.active(), worker.branch)
+        with suppress(AutohypothesisError):
+            place.ensure(lab.reference())
 
 
 class Preparation:

@@ -28,7 +28,7 @@ from autohypothesis.fleet.queue.takeover import Job
 from autohypothesis.fleet.sharing.claims import Claims as Rights
 from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.orders import Orders
-from autohypothesis.fleet.worker.preparing import SEE, Preparation
+from autohypothesis.fleet.worker.preparing import SEE, Preparation, make_worktree
 from autohypothesis.fleet.worker.sharing import Sharing
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
@@ -87,7 +87,8 @@ class Worker:
         self.executor: Executor
         self._hindrance: Callable[[], Hindrance | None]
         if executor is None:
-            self.executor = LocalExecutor(lab.repository, lab.layout, worker.branch or None)
+            self.executor = LocalExecutor(lab.repository, lab.layout)
+            make_worktree(lab, worker)
             self._hindrance = lambda: hindrance(worker)
         else:
             self.executor, self._hindrance = executor, lambda: None

@@ -1,0 +1,241 @@
+"""Untracked files that a task or `.worktreeinclude` brings into the checkout of a run.
+
+What is small is copied, so that no run changes the original. What is large is linked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from autohypothesis.engine.identity import canonical_hash
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import RecordError
+from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
+from autohypothesis.records.git import Repository
+from autohypothesis.records.git_untracked import untracked
+from autohypothesis.records.layout import Layout
+
+COPIED_BYTES = 16 << 20
+"""The largest file or folder that is copied."""
+COPIED_FILES = 2_000
+"""The most files of a folder that is copied."""
+COPIED_IN_ALL = 64 << 20
+LIMIT = 1 << 20
+"""Bytes of `.worktreeinclude`."""
+
+
+class Origin(NamedTuple):
+    """Where one file of the checkout comes from."""
+
+    source: str
+    stamp: tuple[int, ...]
+    """Of the original; empty for a link."""
+    target: str = ""
+    """What a link holds; empty for a copy."""
+
+
+class Copied(BaseModel):
+    """One copy: the original and the copy as they were, and the hash of both."""
+
+    source: tuple[int, ...]
+    copy_stamp: tuple[int, ...]
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Included:
+    """What a checkout has beside its commit."""
+
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """Path in the checkout -> where it comes from."""
+    entries: Mapping[str, str] = field(default_factory=dict)
+    """File or folder -> `linked ...`, or empty: it is copied."""
+
+
+def patterns_of(root: Path, task: Task) -> list[str]:
+    """Lines in the syntax of .gitignore: those of the repository, then those of the task."""
+    try:
+        text = read_bytes(Layout(root).worktree_include, LIMIT).decode("utf-8", "surrogateescape")
+    except FileNotFoundError:
+        text = ""
+    lines = [*text.splitlines(), *task.run.include]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def find(repository: Repository, task: Task, tracked: Collection[str]) -> Included:
+    """What the patterns match in the user's checkout, but for paths that the commit has itself."""
+    root = repository.root
+    patterns = patterns_of(root, task)
+    if not patterns:
+        return Included()
+    folders = {parent for path in tracked for parent in _parents(path)}
+    taken = folders | set(tracked)
+    origins: dict[str, Origin] = {}
+    entries: dict[str, str] = {}
+    left = COPIED_IN_ALL
+    for entry in untracked(root, leave_out=Layout(root).made_folders, patterns=patterns):
+        path = entry.rstrip("/")
+        if not taken.isdisjoint(_parents(path)) and not folders.issuperset(_parents(path)):
+            continue  # a file of the commit is where a folder would have to be
+        if path in tracked:
+            continue
+        size, files = _size(root / path, min(COPIED_BYTES, left), COPIED_FILES)
+        small = size <= min(COPIED_BYTES, left) and files <= COPIED_FILES
+        if (root / path).is_symlink() or (not small and path not in folders):
+            origins[path] = Origin(str(root / path), (), os.path.realpath(root / path))
+            entries[entry] = "linked folder" if entry.endswith("/") else f"linked, {size} bytes"
+            continue
+        left -= size
+        entries[entry] = ""
+        origins |= {at: one for at, one in _copies(root, path) if at not in taken}
+    return Included(origins, entries)
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _size(place: Path, most: int, most_files: int) -> tuple[int, int]:
+    """Bytes and files below `place`, counted until they are more than that."""
+    if place.is_symlink() or not place.is_dir():
+        return _length(place), 1
+    size = files = 0
+    for folder, inner, names in os.walk(place):
+        inner[:] = [name for name in inner if name != ".git"]
+        for name in names:
+            size, files = size + _length(Path(folder, name)), files + 1
+            if size > most or files > most_files:
+                return size, files
+    return size, files
+
+
+def _length(file: Path) -> int:
+    try:
+        found = file.lstat()
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
+def _copies(root: Path, path: str) -> Iterator[tuple[str, Origin]]:
+    """Each file of an entry; links inside stay, those that lead out of it are made absolute."""
+    top = root / path
+    if not top.is_dir():
+        if (origin := _copy(top)) is not None:
+            yield path, origin
+        return
+    for folder, inner, names in os.walk(top):
+        links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
+        inner[:] = sorted(set(inner) - {".git", *links})
+        for name in sorted([*names, *links]):
+            place = Path(folder, name)
+            inside = str(place.relative_to(root))
+            if place.is_symlink():
+                yield inside, Origin(str(place), (), _target(place, top))
+            elif (origin := _copy(place)) is not None:
+                yield inside, origin
+
+
+def _copy(place: Path) -> Origin | None:
+    stamp = stamp_of(place)
+    return Origin(str(place), stamp) if stamp and stat.S_ISREG(stamp[0]) else None
+
+
+def _target(link: Path, top: Path) -> str:
+    said, real = os.readlink(link), os.path.realpath(link)
+    stays = not os.path.isabs(said) and real.startswith(os.path.realpath(top) + os.sep)
+    return said if stays else real
+
+
+def stamp_of(place: Path) -> tuple[int, ...]:
+    """What `lstat` tells of a file; empty where there is none."""
+    try:
+        one = os.lstat(place)
+    except OSError:
+        return ()
+    return (one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
+
+
+def shown(path: str) -> str:
+    """A path for people and records: bytes that are no UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+class Copies:
+    """The included files of one export, and what is known of them from the last time."""
+
+    def __init__(self, place: Path, record: Path, wanted: Included) -> None:
+        self._place, self._record, self._wanted = place, record, wanted
+        self._known = self._read() if wanted.origins or record.exists() else {}
+
+    def unchanged(self) -> set[str]:
+        """Paths that are still what was put there, and whose originals are what they were."""
+        return {path for path, one in self._wanted.origins.items() if self._is_same(path, one)}
+
+    def _is_same(self, path: str, origin: Origin) -> bool:
+        place, known = self._place / path, self._known.get(path)
+        if origin.target:
+            return place.is_symlink() and os.readlink(place) == origin.target
+        return (
+            known is not None
+            and known.source == origin.stamp
+            and known.copy_stamp == stamp_of(place)
+        )
+
+    def put(self, there: Collection[str]) -> dict[str, str]:
+        """Make those that are not `there`; path -> SHA-256 of every copy."""
+        known = {path: one for path, one in self._known.items() if path in there}
+        for path, origin in self._wanted.origins.items():
+            if path not in there:
+                (self._place / path).parent.mkdir(parents=True, exist_ok=True)
+                if origin.target:
+                    os.symlink(origin.target, self._place / path)
+                else:
+                    known[path] = self._made(path, origin)
+        if known != self._known:
+            said = {path: one.model_dump() for path, one in known.items()}
+            write_atomic(self._record, to_json(said), durable=False)
+        self._known = known
+        return {path: one.sha256 for path, one in known.items()}
+
+    def _made(self, path: str, origin: Origin) -> Copied:
+        place, digest = self._place / path, hashlib.sha256()
+        with open(origin.source, "rb") as source, place.open("wb") as copy:
+            while chunk := source.read(1 << 20):
+                digest.update(chunk)
+                copy.write(chunk)
+        place.chmod(stat.S_IMODE(origin.stamp[0]) & 0o777 | 0o600)
+        os.utime(place, ns=(origin.stamp[2], origin.stamp[2]))
+        return Copied(source=origin.stamp, copy_stamp=stamp_of(place), sha256=digest.hexdigest())
+
+    def _read(self) -> dict[str, Copied]:
+        with suppress(FileNotFoundError, RecordError, ValidationError, AttributeError):
+            said = read_json(self._record)
+            return {path: Copied.model_validate(one) for path, one in said.items()}
+        return {}
+
+    def described(self, hashes: Mapping[str, str]) -> dict[str, str]:
+        """File or folder -> the hash of what was copied, or `linked ...`."""
+        return {
+            shown(entry): said or self._hash(entry.rstrip("/"), hashes)
+            for entry, said in self._wanted.entries.items()
+        }
+
+    @staticmethod
+    def _hash(path: str, hashes: Mapping[str, str]) -> str:
+        if path in hashes:
+            return hashes[path]
+        return canonical_hash(
+            {one: said for one, said in hashes.items() if one.startswith(f"{path}/")}
+        )

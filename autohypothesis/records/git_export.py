@@ -1,0 +1,349 @@
+"""The tree of a commit in a folder: no repository in it, and no program of the repository run.
+
+git fills the folder through an index and a git folder of our own. That folder has the
+repository's objects and its rules for line ends, and nothing else of its configuration: no hook,
+no filter, no remote. The one filter it knows is git-lfs, with objects that are on this disk.
+Folders and indexes lie in `.git/autohypothesis/`, where no run may write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from autohypothesis.errors import GitError
+from autohypothesis.records.files import write_atomic
+from autohypothesis.records.git import CHECKOUT_TIMEOUT_S, TIMEOUT_S, Repository
+from autohypothesis.records.git_call import call
+from autohypothesis.records.git_facts import Answer, Entry, parse_listing
+
+SUBMODULE = "160000"
+POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+_OWN = "autohypothesis"
+_CONVERSIONS = (
+    r"^(core\.(autocrlf|eol|symlinks|ignorecase|precomposeunicode|attributesfile)"
+    r"|lfs\.storage|filter\..*\.(smudge|process))$"
+)
+"""The settings that decide what a checked-out file looks like."""
+_TRUST = (
+    "\ttrustctime = true", "\tcheckstat = default", "\tfilemode = true",
+    "\tignorestat = false", "\tsparsecheckout = false",
+)  # fmt: skip
+"""Whatever the user set: a file counts as unchanged only if its change time and inode say so."""
+_LFS = (
+    "[lfs]", '\turl = ""', "\tskipdownloaderrors = true",
+    '[filter "lfs"]', "\tprocess = git-lfs filter-process", "\trequired = false",
+)  # fmt: skip
+"""git-lfs without a server: what is not on this disk stays a pointer."""
+_NO_CONFIGURATION = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_SYSTEM": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+}
+_FILTER = re.compile(rb"\bfilter=([^\s\"]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A tree and the git folder that has its objects: the repository's, or a submodule's."""
+
+    source: Path
+    commit: str
+    entries: Mapping[str, Entry]
+    prefix: str = ""
+    """Where it lies, with a slash at its end; empty for the repository itself."""
+
+    def files(self) -> dict[str, Entry]:
+        """Path -> entry, without submodules."""
+        return {
+            self.prefix + path: entry
+            for path, entry in self.entries.items()
+            if entry.mode != SUBMODULE
+        }
+
+
+# ── what a commit consists of ───────────────────────────────────────────────────────────────
+
+
+def parts(repository: Repository, commit: str) -> list[Part]:
+    """The tree of `commit`, then those of its submodules, and of theirs.
+
+    Raises:
+        GitError: a submodule was never fetched.
+    """
+    own = Part(repository.common_dir, commit, repository.entries(commit))
+    return [own, *_submodules(own, repository.root)]
+
+
+def _submodules(part: Part, checkout: Path) -> Iterator[Part]:
+    links = {path: one.blob for path, one in part.entries.items() if one.mode == SUBMODULE}
+    names = _submodule_names(part.source, part.commit) if links else {}
+    for path, commit in links.items():
+        source = _source_of(part, checkout, path, names.get(path), commit)
+        if source is None and path not in names:
+            continue  # no .gitmodules names it: git leaves its folder empty as well
+        if source is None:
+            place = part.prefix + path
+            raise GitError(
+                f"submodule {place} is not here at {commit[:12]}, which the commit names",
+                hint=f"run `git submodule update --init --recursive -- {place}`",
+            )
+        found = Part(source, commit, _entries(source, commit), f"{part.prefix}{path}/")
+        yield found
+        yield from _submodules(found, checkout)
+
+
+@lru_cache(maxsize=32)
+def _submodule_names(source: Path, commit: str) -> dict[str, str]:
+    """Path -> name, as the commit's .gitmodules has them."""
+    listed = ["--blob", f"{commit}:.gitmodules", "--get-regexp", r"^submodule\..*\.path$"]
+    answer = _ask(source, "config -z", *listed, accept=(0, 1, 128))
+    return {
+        path: key.removeprefix("submodule.").removesuffix(".path")
+        for key, _, path in (record.partition("\n") for record in answer.records)
+    }
+
+
+def _source_of(part: Part, checkout: Path, path: str, name: str | None, commit: str) -> Path | None:
+    """The git folder that has `commit` of the submodule at `path`; None where none has."""
+    candidates = []
+    if name and ".." not in name.split("/"):
+        candidates.append(part.source / "modules" / name)
+    inside = checkout / part.prefix / path / ".git"
+    if inside.is_dir():
+        candidates.append(inside)
+    elif inside.is_file():
+        with suppress(OSError):
+            said = inside.read_text("utf-8", "surrogateescape").removeprefix("gitdir:").strip()
+            candidates.append(Path(os.path.normpath(inside.parent / said)))
+    return next((one for one in candidates if _has(one, commit)), None)
+
+
+def _has(source: Path, commit: str) -> bool:
+    """Whether all that `commit` lists can be read, as far as its trees tell."""
+    try:
+        _entries(source, commit)
+        return True
+    except GitError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _entries(source: Path, commit: str) -> dict[str, Entry]:
+    return parse_listing(_ask(source, "ls-tree -r -z --full-tree", commit).records)
+
+
+def _ask(
+    source: Path, words: str, *args: str, stdin: bytes = b"", accept: tuple[int, ...] = (0,)
+) -> Answer:
+    """A question to the git folder `source`, wherever its checkout is."""
+    if not source.is_dir():
+        raise GitError(f"{source} is not there")
+    settings = {"GIT_DIR": str(source), "GIT_WORK_TREE": str(source)}
+    limit = CHECKOUT_TIMEOUT_S
+    return call(words, args, source, settings, stdin=stdin, timeout=limit, accept=accept)
+
+
+# ── filling a folder ────────────────────────────────────────────────────────────────────────
+
+
+def fill(part: Part, place: Path, index: Path) -> None:
+    """Make `place` hold the files of `part`, as a checkout does; what has not changed stays.
+
+    Files of other names stay too. The index has one user: a lock that is there is a killed git's.
+
+    Raises:
+        GitError: git cannot, for a damaged index too; the message has its words.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    index.parent.mkdir(parents=True, exist_ok=True)
+    index.with_name(index.name + ".lock").unlink(missing_ok=True)
+    _run(part, "read-tree --reset -u", part.commit, index=index, place=place)
+
+
+def pointers(part: Part, place: Path, index: Path) -> list[str]:
+    """Files of git-lfs whose contents are not on this disk; they are taken out of `place`.
+
+    So the next `fill` asks for them again.
+    """
+    if b"lfs" not in filters_named(part, place):
+        return []
+    listed = _run(part, "ls-files -z --", ":(attr:filter=lfs)", index=index, place=place)
+    missing = []
+    for path in listed.records:
+        file = place / path
+        with suppress(OSError):
+            if not file.is_symlink() and _first_bytes(file) == POINTER:
+                file.unlink()
+                missing.append(part.prefix + path)
+    return missing
+
+
+def _first_bytes(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(len(POINTER))
+
+
+def filters_named(part: Part, place: Path) -> set[bytes]:
+    """The filters that the attributes of a checkout, or of its repository, name."""
+    files = [place / path for path in part.entries if path.rpartition("/")[2] == ".gitattributes"]
+    named: set[bytes] = set()
+    for file in [*files, part.source / "info" / "attributes"]:
+        with suppress(OSError):
+            named |= set(_FILTER.findall(file.read_bytes()))
+    return named
+
+
+def filters_left_out(part: Part, place: Path) -> list[str]:
+    """Filters that the user's own checkout applies and an export does not."""
+    named = {one.decode("utf-8", "replace") for one in filters_named(part, place)} - {"lfs"}
+    if not named:
+        return []
+    keys = [key for key, value in _conversions(part.source) if key.startswith("filter.") and value]
+    return sorted({one for one in named if any(key.startswith(f"filter.{one}.") for key in keys)})
+
+
+def changed(
+    repository: Repository, commit: str, checkout: Path, paths: Collection[str]
+) -> list[str]:
+    """Which plain files of `commit`, of those at `paths`, are not as a checkout makes them."""
+    found = []
+    for part in parts(repository, commit) if paths else ():
+        own = part.files()
+        inside = [path.removeprefix(part.prefix) for path in paths if path in own]
+        found += [part.prefix + path for path in _differing(part, checkout / part.prefix, inside)]
+    return found
+
+
+def _differing(part: Part, place: Path, paths: Collection[str]) -> list[str]:
+    if not paths:
+        return []
+    with tempfile.TemporaryDirectory(prefix="autohypothesis-compare-") as folder:
+        fresh, index = Path(folder) / "tree", Path(folder) / "index"
+        fresh.mkdir()
+        _run(part, "read-tree", part.commit, index=index, place=fresh)
+        listed = b"".join(os.fsencode(path) + b"\0" for path in paths)
+        _run(part, "checkout-index --stdin -z", index=index, place=fresh, stdin=listed)
+        return [path for path in paths if digest(place / path) != digest(fresh / path)]
+
+
+def digest(path: Path) -> str:
+    """A hash of a plain file's content, or how it cannot be read."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return "no plain file"
+        found = hashlib.sha256()
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                found.update(chunk)
+        return found.hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def one_commit(part: Part, commit: str, tag: str, place: Path, index: Path) -> None:
+    """Make `place/.git` a repository of its own that holds `commit`, which has no parent.
+
+    It has all its objects, so it leads nowhere else. HEAD is at a branch, and `tag` is there.
+    """
+    folder = place / ".git"
+    for inner in ("objects/pack", "refs/heads"):
+        (folder / inner).mkdir(parents=True)
+    pack = str(folder / "objects" / "pack" / "pack")
+    wanted = f"{commit}\n".encode()
+    _ask(part.source, "pack-objects --quiet --revs", pack, stdin=wanted)
+    (folder / "refs" / "heads" / "main").write_text(f"{commit}\n")
+    (folder / "config").write_text("\n".join([*_core(part), ""]), "utf-8", "surrogateescape")
+    (folder / "index").write_bytes(index.read_bytes())
+    (folder / "HEAD").write_text("ref: refs/heads/main\n")
+    settings = {"GIT_DIR": str(folder), "GIT_COMMITTER_DATE": "@0 +0000", **_NO_CONFIGURATION}
+    tagging = ["--annotate", "--no-sign", "--message", tag, tag, commit]
+    call("tag", tagging, place, settings, stdin=b"", timeout=TIMEOUT_S, accept=(0,))
+
+
+# ── our own git folder ──────────────────────────────────────────────────────────────────────
+
+
+def _run(
+    part: Part, words: str, *args: str, index: Path, place: Path, stdin: bytes = b""
+) -> Answer:
+    settings = {
+        "GIT_DIR": str(_own_folder(part)),
+        "GIT_OBJECT_DIRECTORY": str(part.source / "objects"),
+        "GIT_INDEX_FILE": str(index),
+        "GIT_WORK_TREE": str(place),
+        **_NO_CONFIGURATION,
+    }
+    limit = CHECKOUT_TIMEOUT_S
+    return call(words, args, place, settings, stdin=stdin, timeout=limit, accept=(0,))
+
+
+def _own_folder(part: Part) -> Path:
+    """A git folder without objects whose configuration is ours; made or mended as needed."""
+    folder = part.source / _OWN / "export"
+    lines = [*_core(part), *(_lfs(part) if shutil.which("git-lfs") else []), ""]
+    _keep(folder / "config", os.fsencode("\n".join(lines)))
+    _keep(folder / "HEAD", b"ref: refs/heads/none\n")
+    (folder / "refs").mkdir(exist_ok=True)
+    attributes = part.source / "info" / "attributes"
+    _keep(folder / "info" / "attributes", attributes.read_bytes() if attributes.is_file() else b"")
+    return folder
+
+
+def _lfs(part: Part) -> list[str]:
+    """git-lfs as the one filter; without the program its files stay pointers."""
+    storage = dict(_conversions(part.source)).get("lfs.storage", "lfs")
+    return [*_LFS, "[lfs]", f"\tstorage = {_quoted(str(part.source / storage))}"]
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """See that a file has this content; the usual case is one read."""
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    write_atomic(path, content, durable=False)
+
+
+def _core(part: Part) -> list[str]:
+    """The lines of a configuration that say how files look, and how long an object's name is."""
+    is_long = len(part.commit) == 64
+    found = [one for one in _conversions(part.source) if one[0].startswith("core.")]
+    lines = ["[core]", f"\trepositoryformatversion = {int(is_long)}", "\tbare = false"]
+    lines += [f"\t{name.removeprefix('core.')} = {_quoted(value)}" for name, value in found]
+    lines += _TRUST
+    return [*lines, *(["[extensions]", "\tobjectformat = sha256"] if is_long else [])]
+
+
+def _quoted(value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _conversions(source: Path) -> tuple[tuple[str, str], ...]:
+    """The user's settings of `_CONVERSIONS`, asked for again when a configuration changes."""
+    home = Path(os.environ.get("GIT_CONFIG_GLOBAL") or Path.home() / ".gitconfig")
+    return _asked_conversions(source, _changed_at(source / "config"), _changed_at(home))
+
+
+@lru_cache(maxsize=32)
+def _asked_conversions(source: Path, *_: tuple[int, int]) -> tuple[tuple[str, str], ...]:
+    answer = _ask(source, "config -z --get-regexp", _CONVERSIONS, accept=(0, 1))
+    pairs = (record.partition("\n") for record in answer.records)
+    return tuple(sorted({key: value if given else "true" for key, given, value in pairs}.items()))
+
+
+def _changed_at(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size

@@ -1,0 +1,411 @@
+"""What a checkout has beside plain files: submodules, git-lfs, included files, a repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine import included
+from autohypothesis.engine.export import Checkout, Export
+from autohypothesis.engine.guard import inspect, look
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import GitError
+from autohypothesis.records.git import Repository
+
+Make = Callable[..., Repository]
+Git = Callable[..., str]
+
+
+def committed(repository: Repository, git: Git, message: str = "more") -> str:
+    git(repository.root, "add", "-A")
+    git(repository.root, "commit", "-q", "-m", message)
+    return repository.head()
+
+
+def with_run(task: Task, **values: object) -> Task:
+    return task.model_copy(update={"run": task.run.model_copy(update=values)})
+
+
+def checked_out(repository: Repository, task: Task) -> Checkout:
+    return Export(repository, "w").checkout(repository.head(), task)
+
+
+# ── submodules ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def nested(make: Make, git: Git) -> Repository:
+    """A repository with a submodule `lib/part`, which has one of its own, `deep`."""
+    deep, part, top = make({"d.txt": "deep\n"}, "deep"), make({"p.py": "P = 1\n"}, "part"), make()
+    add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add")
+    git(part.root, *add, str(deep.root), "deep")
+    git(part.root, "commit", "-q", "-m", "deep")
+    git(top.root, *add, str(part.root), "lib/part")
+    update = ("submodule", "--quiet", "update", "--init", "--recursive")
+    git(top.root, "-c", "protocol.file.allow=always", *update)
+    git(top.root, "commit", "-q", "-m", "part")
+    for one in (deep, part):  # nothing is fetched
+        shutil.rmtree(one.root)
+    return top
+
+
+def test_submodules_are_checked_out_at_their_commits(nested: Repository, task: Task) -> None:
+    made = checked_out(nested, task)
+    assert (made.path / "lib" / "part" / "p.py").read_text() == "P = 1\n"
+    assert (made.path / "lib" / "part" / "deep" / "d.txt").read_text() == "deep\n"
+    assert {"lib/part/p.py", "lib/part/deep/d.txt"} <= made.files.keys()
+    assert not list(made.path.rglob(".git"))
+
+
+def test_a_submodule_stands_at_the_commit_that_each_candidate_names(
+    nested: Repository, task: Task, git: Git
+) -> None:
+    before = nested.head()
+    inside = nested.root / "lib" / "part"
+    (inside / "p.py").write_text("P = 2\n")
+    (inside / "new.py").write_text("N = 1\n")
+    git(inside, "add", "-A")
+    git(inside, "commit", "-q", "-m", "two")
+    git(nested.root, "commit", "-q", "-a", "-m", "two")
+    export = Export(nested, "w")
+    place = export.checkout(nested.head(), task).path / "lib" / "part"
+    assert (place / "p.py").read_text() == "P = 2\n" and (place / "new.py").exists()
+    export.checkout(before, task)
+    assert (place / "p.py").read_text() == "P = 1\n" and not (place / "new.py").exists()
+    assert (place / "deep" / "d.txt").exists()
+
+
+def test_a_changed_file_of_a_submodule_is_seen_and_put_right(
+    nested: Repository, task: Task
+) -> None:
+    made = checked_out(nested, task)
+    before = look(made.path, nested.head(), made.files, [])
+    file = made.path / "lib" / "part" / "deep" / "d.txt"
+    was = file.stat()
+    file.write_text("DEEP\n")
+    os.utime(file, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert inspect(nested, made.path, before) == ["lib/part/deep/d.txt was changed"]
+    checked_out(nested, task)
+    assert file.read_text() == "deep\n"
+
+
+def test_a_submodule_that_was_never_fetched_is_refused_with_the_command(
+    nested: Repository, task: Task
+) -> None:
+    shutil.rmtree(nested.root / ".git" / "modules" / "lib" / "part")
+    shutil.rmtree(nested.root / "lib" / "part")
+    with pytest.raises(GitError, match="submodule lib/part is not here") as refused:
+        checked_out(nested, task)
+    assert "git submodule update --init --recursive -- lib/part" in str(refused.value)
+
+
+def test_a_filter_that_a_submodules_repository_configures_never_runs(
+    nested: Repository, task: Task, git: Git, tmp_path: Path
+) -> None:
+    modules = nested.root / ".git" / "modules" / "lib" / "part"
+    git(modules, "config", "--file", "config", "filter.evil.smudge", f"touch {tmp_path}/ran; cat")
+    (modules / "info" / "attributes").write_text("* filter=evil\n")
+    made = checked_out(nested, task)
+    assert (made.path / "lib" / "part" / "p.py").read_text() == "P = 1\n"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_link_to_a_commit_that_no_gitmodules_names_is_an_empty_folder(
+    repository: Repository, task: Task, git: Git
+) -> None:
+    listed = f"160000,{'1' * 40},odd"
+    git(repository.root, "update-index", "--add", "--cacheinfo", listed)
+    git(repository.root, "commit", "-q", "-m", "odd")
+    made = checked_out(repository, task)
+    assert list((made.path / "odd").iterdir()) == []
+
+
+# ── git-lfs ─────────────────────────────────────────────────────────────────────────────────
+
+needs_lfs = pytest.mark.skipif(shutil.which("git-lfs") is None, reason="git-lfs is not installed")
+
+
+@pytest.fixture
+def large(make: Make, git: Git) -> Repository:
+    repository = make(
+        {".gitattributes": "*.bin filter=lfs diff=lfs -text\n", "train.py": "A = 1\n"}
+    )
+    git(repository.root, "lfs", "install", "--local", "--skip-repo")
+    (repository.root / "w.bin").write_bytes(b"weights" * 1000)
+    committed(repository, git)
+    assert repository.show_file(repository.head(), "w.bin").startswith(b"version https://git-lfs")
+    return repository
+
+
+@needs_lfs
+def test_a_file_of_git_lfs_has_its_contents_and_is_not_written_again(
+    large: Repository, task: Task
+) -> None:
+    made = checked_out(large, task)
+    file = made.path / "w.bin"
+    assert file.read_bytes() == b"weights" * 1000
+    inode = file.stat().st_ino
+    head = large.head()
+    tree = large.tree_with(head, {"train.py": b"A = 2\n"})
+    Export(large, "w").checkout(large.commit_tree(tree, [head], "x\n"), task)
+    assert file.read_bytes() == b"weights" * 1000 and file.stat().st_ino == inode
+
+
+@needs_lfs
+def test_a_file_of_git_lfs_that_a_run_changed_is_named(large: Repository, task: Task) -> None:
+    made = checked_out(large, task)
+    before = look(made.path, large.head(), made.files, [])
+    (made.path / "w.bin").write_bytes(b"weights" * 1000)
+    assert inspect(large, made.path, before) == []
+    (made.path / "w.bin").write_bytes(b"WEIGHTS" * 1000)
+    assert inspect(large, made.path, before) == ["w.bin was changed"]
+
+
+@needs_lfs
+def test_a_file_of_git_lfs_that_is_not_here_is_refused_until_it_is(
+    large: Repository, task: Task, git: Git
+) -> None:
+    objects, aside = large.root / ".git" / "lfs" / "objects", large.root / ".git" / "lfs" / "aside"
+    objects.rename(aside)
+    git(large.root, "config", "lfs.url", "http://127.0.0.1:9/nowhere")
+    with pytest.raises(GitError, match=r"w\.bin: git-lfs has the contents") as refused:
+        checked_out(large, task)
+    assert "git lfs pull" in str(refused.value)
+    shutil.rmtree(objects, ignore_errors=True)
+    aside.rename(objects)
+    assert (checked_out(large, task).path / "w.bin").read_bytes() == b"weights" * 1000
+
+
+def test_without_git_lfs_a_pointer_is_refused(
+    make: Make, task: Task, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 7\n"
+    repository = make({".gitattributes": "*.bin filter=lfs -text\n", "w.bin": pointer})
+    (tmp_path / "bin").mkdir()
+    for name in ("git", "env", "sh"):
+        (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(GitError, match=r"w\.bin"):
+        checked_out(repository, task)
+
+
+# ── included files ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def with_data(make: Make) -> Repository:
+    """A repository that ignores `data/` and `*.env`, and has both."""
+    repository = make(
+        {"train.py": "A = 1\n", ".gitignore": "data/\n*.env\n", "lib/a.py": "A = 1\n"}
+    )
+    (repository.root / "data" / "deep").mkdir(parents=True)
+    (repository.root / "data" / "x.txt").write_text("0.5\n")
+    (repository.root / "data" / "deep" / "y.txt").write_text("1\n")
+    (repository.root / "lib" / "local.env").write_text("KEY=1\n")
+    (repository.root / "notes.txt").write_text("untracked\n")
+    return repository
+
+
+def include(repository: Repository, *lines: str) -> None:
+    (repository.root / ".worktreeinclude").write_text("\n".join(["# for runs", *lines, ""]))
+
+
+def names_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+TRACKED = {"train.py", ".gitignore", "lib/a.py"}
+
+
+def test_without_a_pattern_nothing_is_included(with_data: Repository, task: Task) -> None:
+    made = checked_out(with_data, task)
+    assert names_of(made.path) == TRACKED and made.included == {}
+
+
+@pytest.mark.parametrize("where", ["file", "task"])
+def test_small_files_that_patterns_match_are_copied(
+    with_data: Repository, task: Task, where: str
+) -> None:
+    lines = ("data/", "*.env", "/notes.*")
+    if where == "file":
+        include(with_data, *lines)
+    else:
+        task = with_run(task, include=lines)
+    made = checked_out(with_data, task)
+    copied = {"data/x.txt", "data/deep/y.txt", "lib/local.env", "notes.txt"}
+    assert names_of(made.path) == TRACKED | copied
+    assert made.copies.keys() == copied
+    assert made.included.keys() == {"data/", "lib/local.env", "notes.txt"}
+    assert not any(path.is_symlink() for path in made.path.rglob("*"))
+
+
+def test_a_pattern_may_take_back_what_another_includes(with_data: Repository, task: Task) -> None:
+    include(with_data, "/data/*", "!/data/deep")
+    assert names_of(checked_out(with_data, task).path) == {*TRACKED, "data/x.txt"}
+
+
+def test_a_copy_is_made_again_when_the_original_changed_and_kept_when_not(
+    with_data: Repository, task: Task
+) -> None:
+    include(with_data, "data/")
+    first = checked_out(with_data, task)
+    kept = (first.path / "data" / "deep" / "y.txt").stat().st_ino
+    (with_data.root / "data" / "x.txt").write_text("0.7\n")
+    second = checked_out(with_data, task)
+    assert (second.path / "data" / "x.txt").read_text() == "0.7\n"
+    assert (second.path / "data" / "deep" / "y.txt").stat().st_ino == kept
+    assert second.included != first.included
+    (with_data.root / "data" / "x.txt").unlink()
+    assert not (checked_out(with_data, task).path / "data" / "x.txt").exists()
+    (with_data.root / ".worktreeinclude").unlink()
+    assert names_of(checked_out(with_data, task).path) == TRACKED
+
+
+def test_what_a_run_does_to_a_copy_is_named_undone_and_never_reaches_the_original(
+    with_data: Repository, task: Task
+) -> None:
+    include(with_data, "data/")
+    made = checked_out(with_data, task)
+    before = look(made.path, with_data.head(), made.files, [], made.copies)
+    (made.path / "data" / "new.txt").write_text("a cache of its own\n")
+    (made.path / "data" / "x.txt").write_text("0.5\n")
+    assert inspect(with_data, made.path, before) == []
+    copy = made.path / "data" / "x.txt"
+    was = copy.stat()
+    copy.write_text("9.9\n")
+    os.utime(copy, ns=(was.st_atime_ns, was.st_mtime_ns))
+    assert inspect(with_data, made.path, before) == ["data/x.txt was changed"]
+    assert (with_data.root / "data" / "x.txt").read_text() == "0.5\n"
+    assert (checked_out(with_data, task).path / "data" / "x.txt").read_text() == "0.5\n"
+    assert not (made.path / "data" / "new.txt").exists()
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "many"])
+def test_what_is_large_is_linked(
+    with_data: Repository, task: Task, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(included, "COPIED_BYTES", 100)
+    monkeypatch.setattr(included, "COPIED_FILES", 5)
+    data = with_data.root / "data"
+    if what == "many":
+        for number in range(9):
+            (data / f"{number}.txt").write_text("")
+    else:
+        (data / "big.bin").write_bytes(b"x" * 200)
+    include(with_data, "/data/big.bin" if what == "file" else "data/")
+    for _ in range(2):
+        made = checked_out(with_data, task)
+        place = made.path / "data" / "big.bin" if what == "file" else made.path / "data"
+        assert place.is_symlink()
+        assert made.linked == (data / "big.bin" if what == "file" else data,)
+        ((said,),) = [list(made.included.values())]
+        assert said == ("linked, 200 bytes" if what == "file" else "linked folder")
+    place.unlink()
+    place.symlink_to("/etc")  # what a run may do to its own checkout
+    checked_out(with_data, task)
+    assert place.resolve() == made.linked[0]
+    (data / "big.bin").unlink(missing_ok=True)
+    for number in range(9):
+        (data / f"{number}.txt").unlink(missing_ok=True)
+    include(with_data, "data/")
+    place = checked_out(with_data, task).path / "data"
+    assert not place.is_symlink() and (place / "x.txt").read_text() == "0.5\n"
+    assert (data / "x.txt").exists()
+
+
+def test_links_among_the_users_files_lead_where_they_led(
+    with_data: Repository, task: Task, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "z.txt").write_text("far\n")
+    data = with_data.root / "data"
+    (data / "near").symlink_to("x.txt")
+    (data / "far").symlink_to("../../disk/z.txt")
+    (with_data.root / "corpus").symlink_to("../disk")
+    include(with_data, "data/", "corpus")
+    made = checked_out(with_data, task)
+    assert (made.path / "corpus" / "z.txt").read_text() == "far\n"
+    assert (made.path / "data" / "far").read_text() == "far\n"
+    assert os.readlink(made.path / "data" / "near") == "x.txt"
+
+
+def test_a_folder_that_the_commit_fills_too_keeps_the_commits_files(
+    with_data: Repository, task: Task, git: Git
+) -> None:
+    git(with_data.root, "add", "--force", "data/x.txt")
+    git(with_data.root, "commit", "-q", "-m", "one of them")
+    (with_data.root / "data" / "x.txt").write_text("edited\n")
+    include(with_data, "data/")
+    made = checked_out(with_data, task)
+    assert (made.path / "data" / "x.txt").read_text() == "0.5\n"
+    assert (made.path / "data" / "deep" / "y.txt").exists()
+
+
+def test_what_we_made_ourselves_is_never_included(with_data: Repository, task: Task) -> None:
+    include(with_data, "*")
+    (with_data.root / "research").mkdir()
+    (with_data.root / "research" / "x.json").write_text("{}")
+    for _ in range(2):
+        names = names_of(checked_out(with_data, task).path)
+        assert not any(name.startswith(("research", "worktrees")) for name in names)
+
+
+def test_a_pipe_among_the_files_is_left_out(with_data: Repository, task: Task) -> None:
+    os.mkfifo(with_data.root / "data" / "pipe")
+    include(with_data, "data/")
+    assert not os.path.lexists(checked_out(with_data, task).path / "data" / "pipe")
+
+
+# ── a repository of its own ─────────────────────────────────────────────────────────────────
+
+
+def test_a_script_that_asks_git_gets_a_repository_of_one_commit(
+    make: Make, task: Task, git: Git
+) -> None:
+    repository = make({"train.py": "A = 1\n", "lib/a.py": "B = 1\n"})
+    git(repository.root, "config", "alias.leak", "!touch leaked")
+    task = with_run(task, git=True)
+    made = checked_out(repository, task)
+    secret = repository.root.parent / "away"
+    shutil.move(repository.root / ".git", secret)  # it needs nothing of the repository
+    assert git(made.path, "status", "--porcelain") == ""
+    assert git(made.path, "describe", "--dirty") == "v0.0.0"
+    first = git(made.path, "rev-parse", "HEAD")
+    assert git(made.path, "log", "--format=%s|%at|%P") == "The checkout of a run|0|"
+    assert git(made.path, "ls-files").splitlines() == ["lib/a.py", "train.py"]
+    assert git(made.path, "show", "HEAD:train.py") == "A = 1"
+    assert git(made.path, "fsck", "--strict") == ""
+    assert "leak" not in (made.path / ".git" / "config").read_text()
+    (made.path / "train.py").write_text("A = 2\n")
+    git(made.path, "commit", "-q", "-a", "-m", "by the run")
+    shutil.move(secret, repository.root / ".git")
+    again = checked_out(repository, task)
+    assert git(again.path, "rev-parse", "HEAD") == first, "made anew, and the same for the same"
+    assert (again.path / "train.py").read_text() == "A = 1\n"
+    assert not os.path.lexists(checked_out(repository, with_run(task, git=False)).path / ".git")
+
+
+def test_another_tree_is_another_version(repository: Repository, task: Task, git: Git) -> None:
+    task, head = with_run(task, git=True), repository.head()
+    tree = repository.tree_with(head, {"train.py": b"A = 2\n"})
+    versions = set()
+    for commit in (head, repository.commit_tree(tree, [head], "x\n"), head):
+        path = Export(repository, "w").checkout(commit, task).path
+        versions.add(git(path, "rev-parse", "--short=12", "HEAD"))
+    assert len(versions) == 2
+
+
+def test_a_repository_of_one_commit_has_its_submodules_files_too(
+    nested: Repository, task: Task
+) -> None:
+    made = checked_out(nested, with_run(task, git=True))
+    answer = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=made.path, capture_output=True, text=True
+    )
+    assert (answer.returncode, answer.stdout) == (0, "")
+    assert (made.path / "lib" / "part" / "p.py").exists()

@@ -1,0 +1,377 @@
+"""The checkout of a run holds exactly its commit, and runs no program of the repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine.export import BARRIER, Export
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import GitError
+from autohypothesis.records import git_export
+from autohypothesis.records.git import Repository
+
+Make = Callable[..., Repository]
+Git = Callable[..., str]
+
+
+def commit_of(repository: Repository, **files: bytes) -> str:
+    head = repository.head()
+    named = {name.replace("_", "."): text for name, text in files.items()}
+    return repository.commit_tree(repository.tree_with(head, named), [head], "x\n")
+
+
+def committed(repository: Repository, git: Git) -> str:
+    """A commit of all that lies in the checkout."""
+    git(repository.root, "add", "-A")
+    git(repository.root, "commit", "-q", "-m", "more")
+    return repository.head()
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_checkout_holds_the_commit_and_no_repository(repository: Repository, task: Task) -> None:
+    made = Export(repository, "w").checkout(repository.head(), task)
+    assert made.path == repository.root / "worktrees" / ".runs" / "w"
+    assert {path.name for path in made.path.iterdir()} == {"train.py", "helper.py"}
+    assert set(made.files) == {"train.py", "helper.py"}
+    assert len(repository.worktrees()) == 1
+    assert repository._run("status --porcelain --untracked-files=all").out == b""
+
+
+def test_git_that_is_called_in_a_checkout_does_not_find_the_users_repository(
+    repository: Repository, task: Task
+) -> None:
+    made = Export(repository, "w").checkout(repository.head(), task)
+    for words in (["rev-parse", "HEAD"], ["describe", "--always"], ["reset", "--hard"]):
+        answer = subprocess.run(["git", *words], cwd=made.path, capture_output=True, text=True)
+        assert answer.returncode == 128 and "run.git" in answer.stderr, answer
+
+
+@pytest.mark.parametrize("where", ["config", "attributes", "tree"])
+@pytest.mark.parametrize("kind", ["smudge", "process"])
+def test_a_planted_filter_never_runs(
+    make: Make, task: Task, git: Git, tmp_path: Path, where: str, kind: str
+) -> None:
+    repository = make({"train.py": "A = 1\n", "data.txt": "1\n"})
+    ran = tmp_path / "ran"
+    git(repository.root, "config", f"filter.evil.{kind}", f"touch '{ran}'; cat")
+    git(repository.root, "config", "filter.evil.clean", f"touch '{ran}'; cat")
+    git(repository.root, "config", "filter.evil.required", "true")
+    export = Export(repository, "w")
+    made = export.checkout(repository.head(), task)
+    line = "* filter=evil\n"
+    if where == "config":
+        (tmp_path / "lines").write_text(line)
+        git(repository.root, "config", "core.attributesFile", str(tmp_path / "lines"))
+    elif where == "attributes":
+        (repository.root / ".git" / "info" / "attributes").write_text(line)
+    else:
+        (made.path / ".gitattributes").write_text(line)  # what a run left
+    head = commit_of(repository, train_py=b"A = 2\n")
+    (made.path / "data.txt").write_text("2\n")
+    assert git_export.changed(repository, repository.head(), made.path, ["data.txt"])
+    export.checkout(head, task)
+    assert tree_of(made.path) == {"train.py": b"A = 2\n", "data.txt": b"1\n"}
+    assert not ran.exists()
+
+
+def test_a_hook_of_the_repository_never_runs(repository: Repository, task: Task) -> None:
+    ran = repository.root.parent / "ran"
+    hook = repository.root / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch '{ran}'\n")
+    hook.chmod(0o755)
+    Export(repository, "w").checkout(repository.head(), task)
+    assert not ran.exists()
+
+
+def _junk(path: Path) -> None:
+    (path / "junk").mkdir()
+    (path / "junk" / "file").write_text("x")
+    (path / ".gitignore").write_text("ignored\n")
+    (path / "ignored").write_text("x")
+    (path / "empty" / "deep").mkdir(parents=True)
+
+
+def _locked(path: Path) -> None:
+    (path / "lib" / "inner").chmod(0)
+    (path / "lib").chmod(0o500)
+    (path / "train.py").chmod(0)
+    (path / "closed" / "deep").mkdir(parents=True)
+    (path / "closed" / "deep" / "file").write_text("x")
+    (path / "closed").chmod(0)
+
+
+def _kinds(path: Path) -> None:
+    (path / "train.py").unlink()
+    os.mkfifo(path / "train.py")
+    (path / "prepare.py").unlink()
+    (path / "prepare.py").mkdir()
+    (path / "prepare.py" / "x").write_text("x")
+    shutil.rmtree(path / "lib")
+    (path / "lib").write_text("x")
+
+
+def _same_looks(path: Path) -> None:
+    was = (path / "train.py").stat()
+    (path / "train.py").write_text("A = 9\n")
+    os.utime(path / "train.py", ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def _linked(path: Path) -> None:
+    elsewhere = path.parents[3] / "elsewhere"
+    shutil.copytree(path / "lib", elsewhere)
+    shutil.rmtree(path / "lib")
+    (path / "lib").symlink_to(elsewhere)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "junk": _junk,
+    "rights": _locked,
+    "kinds": _kinds,
+    "same size and time": _same_looks,
+    "a folder is a link": _linked,
+    "mode": lambda path: (path / "train.py").chmod(0o777),
+    "deleted": lambda path: shutil.rmtree(path),
+    "nested repository": lambda path: subprocess.run(
+        ["git", "init", "-q", str(path / "nested")], check=True
+    ),
+    "a repository in it": lambda path: subprocess.run(["git", "init", "-q", path], check=True),
+}
+
+
+@pytest.fixture
+def parted(make: Make) -> Repository:
+    return make(
+        {"train.py": "A = 1\n", "prepare.py": "B = 1\n", "lib/inner/a.py": "C = 1\n", "ü ": "D\n"}
+    )
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["the same commit", "another commit"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_a_run_did_to_its_checkout_is_gone_at_the_next(
+    parted: Repository, task: Task, damage: str, other: bool
+) -> None:
+    export, head = Export(parted, "w"), parted.head()
+    path = export.checkout(head, task).path
+    good = tree_of(path)
+    DAMAGE[damage](path)
+    if other:
+        head, good["train.py"] = commit_of(parted, train_py=b"A = 2\n"), b"A = 2\n"
+    export.checkout(head, task)
+    assert tree_of(path) == good
+    assert sorted(one.name for one in path.iterdir()) == ["lib", "prepare.py", "train.py", "ü "]
+    assert not (path / "lib").is_symlink()
+    assert (path / "train.py").stat().st_mode & 0o111 == 0
+    elsewhere = parted.root.parent / "elsewhere"
+    if damage == "a folder is a link":
+        assert (elsewhere / "inner" / "a.py").exists(), "links are not followed"
+
+
+def test_an_export_that_became_a_link_is_not_emptied_through_it(
+    parted: Repository, task: Task, tmp_path: Path
+) -> None:
+    export = Export(parted, "w")
+    path = export.checkout(parted.head(), task).path
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("mine\n")
+    shutil.rmtree(path)
+    path.symlink_to(mine)
+    assert export.holds() is None
+    export.checkout(parted.head(), task)
+    assert (mine / "thesis.txt").exists()
+    assert not path.is_symlink() and (path / "train.py").exists()
+
+
+def test_files_that_are_in_both_commits_are_not_written_again(
+    parted: Repository, task: Task
+) -> None:
+    export = Export(parted, "w")
+    path = export.checkout(parted.head(), task).path
+    before = (path / "prepare.py").stat()
+    export.checkout(commit_of(parted, train_py=b"A = 2\n"), task)
+    after = (path / "prepare.py").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert (path / "train.py").read_text() == "A = 2\n"
+
+
+def test_a_file_that_the_next_commit_lacks_is_deleted(parted: Repository, task: Task) -> None:
+    head = parted.head()
+    more = commit_of(parted, more_txt=b"1\n")
+    export = Export(parted, "w")
+    path = export.checkout(more, task).path
+    assert (path / "more.txt").exists()
+    export.checkout(head, task)
+    assert not (path / "more.txt").exists()
+    assert export.holds() == head
+
+
+@pytest.mark.parametrize(
+    "damage", ["no index", "index", "lock", "no state", "git folder", "no barrier"]
+)
+def test_what_is_known_of_an_export_may_be_damaged(
+    parted: Repository, task: Task, damage: str
+) -> None:
+    export = Export(parted, "w")
+    path = export.checkout(parted.head(), task).path
+    own = parted.common_dir / "autohypothesis"
+    state = own / "exports" / "w"
+    if damage == "no index":
+        (state / "index").unlink()
+    elif damage == "index":
+        (state / "index").write_bytes(b"DIRC damaged")
+    elif damage == "lock":
+        (state / "index.lock").write_bytes(b"")
+    elif damage == "no state":
+        shutil.rmtree(state)
+    elif damage == "git folder":
+        (own / "export" / "config").write_text('[filter "lfs"]\n process = exit 1\n')
+        (own / "export" / "HEAD").unlink()
+    else:
+        (path.parent / ".git").unlink()
+    (path / "prepare.py").write_text("B = 2\n")
+    export.checkout(commit_of(parted, train_py=b"A = 2\n"), task)
+    assert (path / "prepare.py").read_text() == "B = 1\n"
+    assert (path / "train.py").read_text() == "A = 2\n"
+    assert (path.parent / ".git").read_text() == BARRIER
+
+
+_CHECKOUT = """
+import sys
+from pathlib import Path
+from autohypothesis.engine.export import Export
+from autohypothesis.engine.task import foreign_task
+from autohypothesis.records.git import Repository
+repository = Repository(Path(sys.argv[1]))
+while True:
+    for commit in sys.argv[2:]:
+        Export(repository, "w").checkout(commit, foreign_task())
+        print(flush=True)
+"""
+
+
+def test_a_checkout_that_is_killed_at_any_moment_is_made_whole(make: Make, task: Task) -> None:
+    files = {f"d{n % 7}/f{n}.txt": f"{n}\n" * 9 for n in range(300)}
+    repository = make(files)
+    head = repository.head()
+    changed = dict.fromkeys(list(files)[::2], b"2\n") | {"new/x.txt": b"new\n"}
+    other = repository.commit_tree(repository.tree_with(head, changed), [head], "x\n")
+    for moment in range(6):
+        making = subprocess.Popen(
+            [sys.executable, "-c", _CHECKOUT, str(repository.root), other, head],
+            start_new_session=True, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+        assert making.stdout is not None
+        making.stdout.readline()
+        time.sleep(0.007 * moment)
+        os.killpg(making.pid, signal.SIGKILL)
+        making.wait()
+        making.stdout.close()
+        made = Export(repository, "w").checkout(head, task)
+        assert tree_of(made.path) == {path: text.encode() for path, text in files.items()}
+
+
+@pytest.mark.parametrize("in_the_way", ["file", "folder", "link"])
+def test_somebody_elses_files_in_the_place_of_the_exports_are_not_touched(
+    repository: Repository, task: Task, tmp_path: Path, in_the_way: str
+) -> None:
+    place = repository.root / "worktrees" / ".runs"
+    place.parent.mkdir()
+    if in_the_way == "file":
+        place.write_text("mine")
+    else:
+        mine = place if in_the_way == "folder" else tmp_path / "mine"
+        mine.mkdir()
+        (mine / "thesis.txt").write_text("mine")
+        if in_the_way == "link":
+            place.symlink_to(mine)
+    with pytest.raises(GitError, match="in the way"):
+        Export(repository, "w").checkout(repository.head(), task)
+    assert place.is_file() or (place / "thesis.txt").read_text() == "mine"
+
+
+# ── as git does it ──────────────────────────────────────────────────────────────────────────
+
+
+def test_line_ends_modes_and_links_are_as_in_a_checkout(make: Make, task: Task, git: Git) -> None:
+    repository = make(
+        {
+            ".gitattributes": "*.bat text eol=crlf\n*.id ident\n*.bin -text\n*.no export-ignore\n",
+            "a.bat": "one\ntwo\n", "a.txt": "one\n", "a.id": "$Id$\n", "a.bin": "x\r\n", "a.no": "",
+        }
+    )  # fmt: skip
+    root = repository.root
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o755)
+    (root / "link").symlink_to("a.txt")
+    (root / "away").symlink_to("/nowhere/at/all")
+    git(root, "config", "core.autocrlf", "true")
+    head = committed(repository, git)
+    plain = root.parent / "plain"
+    git(root, "worktree", "add", "-q", "--detach", str(plain), head)
+    path = Export(repository, "w").checkout(head, task).path
+    for name in sorted({one.name for one in plain.iterdir()} - {".git"}):
+        theirs, ours = plain / name, path / name
+        assert ours.lstat().st_mode == theirs.lstat().st_mode, name
+        if theirs.is_symlink():
+            assert os.readlink(ours) == os.readlink(theirs)
+        else:
+            assert ours.read_bytes() == theirs.read_bytes(), name
+    assert (path / "a.bat").read_bytes() == b"one\r\ntwo\r\n"
+    assert b"$Id: " in (path / "a.id").read_bytes()
+
+
+def test_a_change_of_the_line_ends_setting_reaches_the_next_checkout(
+    repository: Repository, task: Task, git: Git
+) -> None:
+    export = Export(repository, "w")
+    path = export.checkout(repository.head(), task).path
+    git(repository.root, "config", "core.autocrlf", "true")
+    export.checkout(commit_of(repository, train_py=b"A = 2\n"), task)
+    assert (path / "train.py").read_bytes() == b"A = 2\r\n"
+
+
+def test_a_sparse_checkout_of_the_users_does_not_thin_out_a_run(
+    parted: Repository, task: Task, git: Git
+) -> None:
+    git(parted.root, "sparse-checkout", "set", "--no-cone", "/train.py")
+    path = Export(parted, "w").checkout(parted.head(), task).path
+    assert (path / "lib" / "inner" / "a.py").exists()
+
+
+def test_a_repository_with_long_object_names_is_exported(
+    tmp_path: Path, task: Task, git: Git
+) -> None:
+    root = tmp_path / "long"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "main", "--object-format=sha256")
+    (root / "train.py").write_text("A = 1\n")
+    repository = Repository(root)
+    head = committed(repository, git)
+    assert len(head) == 64
+    assert tree_of(Export(repository, "w").checkout(head, task).path) == {"train.py": b"A = 1\n"}
+
+
+def test_a_name_that_is_not_utf8_is_exported(repository: Repository, task: Task, git: Git) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (repository.root / name).write_text("x\n")
+    head = committed(repository, git)
+    made = Export(repository, "w").checkout(head, task)
+    assert (made.path / name).read_text() == "x\n" and name in made.files

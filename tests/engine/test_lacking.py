@@ -1,0 +1,128 @@
+"""What people are told of files that a run will not have."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine import lacking
+from autohypothesis.engine.lacking import look, problem, remedy, telling
+from autohypothesis.engine.task import Task
+from autohypothesis.records.git import Repository
+
+Git = Callable[..., str]
+
+
+def put(root: Path, **sizes: int) -> None:
+    for name, size in sizes.items():
+        path = root / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+
+
+def test_the_largest_five_are_named_with_their_sizes(repository: Repository, task: Task) -> None:
+    (repository.root / ".gitignore").write_text("data/\n*.bin\n")
+    put(repository.root, data__a=3000, data__deep__b=1000, w_bin=5 << 20, n1=1, n2=2, n3=3, n4=4)
+    found = look(repository, task)
+    assert found.lines() == [
+        "w.bin (5.0 MB)", "data/ (3.9 KB)", ".gitignore (12 bytes)", "n4 (4 bytes)", "n3 (3 bytes)",
+        "and 2 more",
+    ]  # fmt: skip
+    assert "data/ (3.9 KB)" in problem(found)
+    assert "'/data/'" in remedy(found) and ">> .worktreeinclude" in remedy(found)
+
+
+def test_what_we_and_what_tools_make_is_not_named(repository: Repository, task: Task) -> None:
+    made = ("research/runs/a", "worktrees/.runs/w/x", "work/results.jsonl", "experiments.jsonl",
+            "results.tsv", "progress.png", "__pycache__/a.pyc", "b.pyc",
+            ".venv/bin/python", "env3/pyvenv.cfg", "node_modules/a", "run.log")  # fmt: skip
+    for name in made:
+        (repository.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository.root / name).write_text("x")
+    assert look(repository, task).lines() == []
+    assert problem(look(repository, task)) == "" == remedy(look(repository, task))
+    put(repository.root, work__mine=1)
+    assert look(repository, task).lines() == ["work/ (2 bytes)"]
+
+
+def test_an_artifact_that_is_not_committed_yet_is_not_named(
+    repository: Repository, task: Task, git: Git
+) -> None:
+    git(repository.root, "rm", "-q", "--cached", "train.py")
+    git(repository.root, "commit", "-q", "-m", "without it")
+    assert look(repository, task).lines() == []
+
+
+def test_the_line_that_is_proposed_includes_exactly_that_file(
+    repository: Repository, task: Task
+) -> None:
+    odd = ["it's.txt", "a b*.txt", "[x].txt", "#x", "!y", os.fsdecode(b"caf\xe9")]
+    for name in odd:
+        (repository.root / name).write_text("x\n")
+    assert len(look(repository, task).largest) == 5
+    for _ in range(2):
+        command = remedy(look(repository, task))
+        assert os.system(f"cd '{repository.root}' && {command}") == 0
+    assert look(repository, task).lines() == []
+
+
+def test_a_filter_that_is_not_applied_is_named(
+    repository: Repository, task: Task, git: Git
+) -> None:
+    (repository.root / ".gitattributes").write_text("*.key filter=crypt\n*.md filter=unknown\n")
+    git(repository.root, "add", "-A")
+    git(repository.root, "commit", "-q", "-m", "attributes")
+    assert look(repository, task).filters == ()
+    git(repository.root, "config", "filter.crypt.smudge", "cat")
+    assert look(repository, task).lines() == ["filter crypt is not applied"]
+    assert "git filter crypt" in problem(look(repository, task))
+
+
+def test_it_is_told_once_for_a_search_and_again_when_it_changes(
+    repository: Repository, task: Task
+) -> None:
+    put(repository.root, data__a=10)
+
+    def told(tag: str = "t") -> str:
+        with telling(repository, task, tag) as words:
+            return words
+
+    with pytest.raises(ZeroDivisionError), telling(repository, task, "t") as words:
+        assert "data/" in words
+        raise ZeroDivisionError
+    assert "data/ (10 bytes)" in told(), "what ended with an error may not have been seen"
+    assert told() == ""
+    put(repository.root, data__a=11)
+    assert told() == "", "a size alone is no news"
+    put(repository.root, more=1)
+    assert "more" in told()
+    assert "data/" in told("another")
+    (repository.root / ".worktreeinclude").write_text("data/\nmore\n")
+    assert told("another") == ""
+
+
+def test_a_large_tree_is_measured_for_a_moment_only(
+    repository: Repository, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(repository.root, **{f"data__{n}": 1 for n in range(50)})
+    monkeypatch.setattr(lacking, "LOOK_S", -1.0)
+    (found,) = look(repository, task).largest
+    assert found.is_more and "over" in str(found)
+
+
+def test_folders_that_git_does_not_track_are_not_listed_file_by_file(
+    repository: Repository, task: Task
+) -> None:
+    """A guard against a hang: reading 20,000 names through git takes longer than a look."""
+    for folder in range(20):
+        place = repository.root / "data" / str(folder)
+        place.mkdir(parents=True)
+        for number in range(100):
+            (place / str(number)).touch()
+    began = time.monotonic()
+    assert look(repository, task).lines() == ["data/ (0 bytes)"]
+    assert time.monotonic() - began < 30
