@@ -391,6 +391,31 @@ def _rename_noreplace(old: str, new: str) -> bool:
     raise OSError(number, os.strerror(number), old, None, new)
 
 
+def file_size_limit() -> int | None:
+    """Bytes that a file of this process may have (`ulimit -f`); None without a limit."""
+    import resource  # not on Windows, where this module still says what to do instead
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def room_advice(number: int | None) -> str:
+    """What a person does about a write that failed for want of room; empty for another error.
+
+    Args:
+        number: the `errno` of the write.
+    """
+    if number == errno.ENOSPC:
+        return "the disk is full: see `df -h`, and free some of it"
+    if number == errno.EDQUOT:
+        return "the disk quota of this user is used up: see `quota -s`, and delete or move files"
+    if number == errno.EFBIG:
+        limit = file_size_limit()
+        here = "" if limit is None else f", here {limit:,} bytes"
+        return f"files may not grow over the limit of `ulimit -f`{here}: `ulimit -f unlimited`"
+    return ""
+
+
 # What a process has used.
 
 

@@ -68,7 +68,9 @@ def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any
     elif result is None:
         error = "scoring printed no JSON object"
     return {
+        "status": ended.status,
         "exit_code": ended.exit_code,
+        "signal": ended.signal,
         "seconds": round(ended.wall_seconds, 3),
         "result": result,
         "error": error,

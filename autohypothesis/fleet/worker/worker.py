@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from autohypothesis.engine.executor import Executor, Handle, Waits
+from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.errors import AutohypothesisError, LeaseError, LockError, RecordError
@@ -52,7 +53,6 @@ LONGEST_PAUSE_S = 30.0
 TRIES = 3
 _FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
 """What a damaged file or a full disk comes to."""
-_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class Worker:
@@ -488,6 +488,4 @@ def _device_of(run: RunPaths) -> str:
 
 def _is_of_the_machine(error: Exception | None) -> bool:
     """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
-    return isinstance(error, (LockError, LeaseError, OSError)) or any(
-        words in str(error) for words in _FULL
-    )
+    return isinstance(error, (LockError, LeaseError, OSError)) or room_in(str(error)) != ""
