@@ -236,6 +236,26 @@ def process_start(pid: int) -> float | None:
         return None
 
 
+def process_state(pid: int) -> str:
+    """The state of a process as `ps` shows it: R, S, D, T (stopped), Z; empty if it is gone."""
+    if LINUX:
+        fields = _stat_fields(pid)
+        return fields[0].decode("ascii", "replace") if fields else ""
+    import psutil
+
+    try:
+        return "T" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else "S"
+    except psutil.Error:
+        return ""
+
+
+def suspended_seconds() -> float:
+    """How long this machine was suspended since it was started; 0 where the system does not say."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def start_to_epoch(start: float) -> float:
     """`process_start` in seconds since the epoch."""
     if not LINUX:

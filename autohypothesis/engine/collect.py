@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import guard, shim, strays
+from autohypothesis.engine import guard, process_limit, shim, strays
 from autohypothesis.engine.executor import RunSpec, identity_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.pump import read_tail
@@ -48,6 +48,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         spec = RunSpec.model_validate(read_json(run.run_spec))
         local = read_json(run.local, LOCAL_LIMIT)
         killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
+        process_limit.sweep()
         result = judge(repository, spec, run, local, killed)
         if not run.metadata.exists():
             bundles.write_metadata(run, _from_spec(spec))

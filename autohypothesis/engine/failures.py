@@ -230,6 +230,8 @@ def _disturbed(exit: Mapping[str, Any], contended: str | None) -> Failure | None
 def _ended_badly(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
     if exit.get("status") == "deadline":
         return Failure("timeout", f"not done after {exit.get('wall_seconds', 0):.0f} s")
+    if exit.get("status") == "processes":
+        return Failure("code_error", str(exit.get("error")))
     code = exit.get("exit_code")
     number = signal_of(code, exit.get("signal"))
     if number is None and code == 0:
@@ -279,6 +281,12 @@ def _crash_line(log_tail: str, otherwise: str) -> str:
 
 def _invalid(exit: Mapping[str, Any]) -> Failure | None:
     clock = exit.get("clock") or {}
+    asleep = _part(exit, "contention").get("asleep_seconds")
+    if clock.get("verdict") == "invalid" and asleep:
+        return Failure(
+            "infra",
+            f"the process that owns the run was stopped for {asleep:.0f} s: no clock agrees",
+        )
     if clock.get("verdict") == "invalid":
         return Failure("invalid", str(clock.get("reason") or "the clock does not add up"))
     kernel, budget = clock.get("kernel_s"), clock.get("budget_seconds")

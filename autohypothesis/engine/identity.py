@@ -43,6 +43,7 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
     said = task.model_dump(mode="json", include=set(_COMPARED))
     del said["objective"]["target"]  # says when to stop
     del said["run"]["device"]  # its name is in the platform's key
+    del said["run"]["max_processes"]  # ends a run, and changes no number
     return canonical_hash(
         {**said, "artifacts": sorted(task.artifacts), "protected": dict(protected)}
     )

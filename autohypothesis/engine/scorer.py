@@ -212,6 +212,8 @@ class ModelScorer:
         self, run: RunPaths, answer: Mapping[str, Any], result: Mapping[str, Any]
     ) -> FailureKind:
         """Whose fault a missing value is: the evaluator says so, or it failed itself."""
+        if answer.get("status") == "processes":
+            return "code_error"
         said = EVALUATOR_KINDS.get(str(result.get("kind")))
         verdict = answer.get("exit_code") == 0 or {"error", "kind"} <= result.keys()
         otherwise: FailureKind = "code_error" if verdict else "infra"

@@ -136,6 +136,8 @@ def _contention(run: ShimRun) -> dict[str, Any]:
         "slower_by": after / before - 1.0 if before and after else None,
         "involuntary_switches": run.ended.switches if run.ended else None,
         "foreign": run.device.foreign() if run.device else [],
+        "asleep_seconds": round(run.ended.asleep, 3) if run.ended else 0.0,
+        "suspended_seconds": round(system.suspended_seconds() - run.suspended, 3),
     }
 
 

@@ -31,6 +31,7 @@ from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.orders import Orders
 from autohypothesis.fleet.worker.preparing import SEE, Preparation
 from autohypothesis.fleet.worker.sharing import Sharing
+from autohypothesis.fleet.worker.standstill import Standstill
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import RunPaths
@@ -91,6 +92,7 @@ class Worker:
             self._hindrance = lambda: hindrance(worker)
         else:
             self.executor, self._hindrance = executor, lambda: None
+        self._standstill = Standstill(self.executor)
         self._device = worker.device or worker.worker_id
         self._found: deque[Job] = deque()
         """What a predecessor left, still to be followed or collected."""
@@ -402,6 +404,8 @@ class Worker:
             if job.hypothesis_id and not self.claims.holds(job.hypothesis_id):
                 self._cancel(job)  # somebody took it away
                 self.current = Job("", job.experiment_id, job.spec)
+            if (news := self._standstill.news(job.handle)) is not None:
+                self._say(self.pulse.state, news)
         elif time.monotonic() < self._collect_at:
             time.sleep(POLL_S)
         else:
