@@ -385,7 +385,7 @@ class ExitRecord(Tolerant):
     """`exit.json`, written by the shim when the training and its scoring have ended."""
 
     experiment_id: str
-    status: Literal["exited", "signalled", "deadline", "cancelled", "infra"]
+    status: Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
     exit_code: Whole = None
     signal: Whole = None
     started_at: Time | None = None

@@ -231,6 +231,26 @@ def process_start(pid: int) -> float | None:
         return None
 
 
+def process_state(pid: int) -> str:
+    """The state of a process as `ps` shows it: R, S, D, T (stopped), Z; empty if it is gone."""
+    if LINUX:
+        fields = _stat_fields(pid)
+        return fields[0].decode("ascii", "replace") if fields else ""
+    import psutil
+
+    try:
+        return "T" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else "S"
+    except psutil.Error:
+        return ""
+
+
+def suspended_seconds() -> float:
+    """How long this machine was suspended since it was started; 0 where the system does not say."""
+    if not hasattr(time, "CLOCK_BOOTTIME"):
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+
+
 def start_to_epoch(start: float) -> float:
     """`process_start` in seconds since the epoch."""
     if not LINUX:
@@ -384,6 +404,31 @@ def _rename_noreplace(old: str, new: str) -> bool:
     if number in (errno.ENOSYS, errno.EINVAL):
         return False
     raise OSError(number, os.strerror(number), old, None, new)
+
+
+def file_size_limit() -> int | None:
+    """Bytes that a file of this process may have (`ulimit -f`); None without a limit."""
+    import resource  # not on Windows, where this module still says what to do instead
+
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def room_advice(number: int | None) -> str:
+    """What a person does about a write that failed for want of room; empty for another error.
+
+    Args:
+        number: the `errno` of the write.
+    """
+    if number == errno.ENOSPC:
+        return "the disk is full: see `df -h`, and free some of it"
+    if number == errno.EDQUOT:
+        return "the disk quota of this user is used up: see `quota -s`, and delete or move files"
+    if number == errno.EFBIG:
+        limit = file_size_limit()
+        here = "" if limit is None else f", here {limit:,} bytes"
+        return f"files may not grow over the limit of `ulimit -f`{here}: `ulimit -f unlimited`"
+    return ""
 
 
 # What a process has used.

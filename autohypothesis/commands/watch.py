@@ -57,6 +57,9 @@ class ProgressWatch:
                 facts=facts(event.get("metrics") or {}),
             )
 
+    def notice(self, text: str) -> None:
+        self._progress.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def ended(self) -> None:
         self._progress.stop()
 

@@ -115,6 +115,14 @@ class Waits(Protocol):
 
 
 @runtime_checkable
+class Notices(Protocol):
+    """An executor that can say why a run does not go on."""
+
+    def notice(self, handle: Handle) -> str:
+        """What a person should do about a run that stands still; empty while all is well."""
+
+
+@runtime_checkable
 class Offers(Protocol):
     """An executor that knows beforehand whether there is a device to run on."""
 

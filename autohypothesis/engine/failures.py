@@ -1,8 +1,10 @@
-"""Why an experiment failed, from evidence. Pure."""
+"""Why an experiment failed, from evidence; only advice about limits looks at this process."""
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
 import signal
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from autohypothesis.engine.logs import printed_nonsense
+from autohypothesis.system import room_advice
 
 if TYPE_CHECKING:
     from schema import Result
@@ -35,7 +38,8 @@ _OOM = re.compile(
     r"|can't allocate memory|Cannot allocate memory|std::bad_alloc|^MemoryError\b).*$",
     re.MULTILINE,
 )
-_DISK = re.compile(r"^.*(?:No space left on device|Disk quota exceeded).*$", re.MULTILINE)
+_ROOM = {os.strerror(number): number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
+_NO_ROOM = re.compile(rf"^.*({'|'.join(map(re.escape, _ROOM))}).*$", re.MULTILINE)
 _DEVICE = re.compile(
     r"^.*(?:uncorrectable (?:NVLink|ECC) error|GPU is lost|fallen off the bus"
     r"|devices? (?:is|are|\(s\) is/are) busy or unavailable|no CUDA-capable device is detected"
@@ -48,7 +52,13 @@ _TRACEBACK = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s+File "([^"\n]+)", line (\d+)', re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)\b.*$")
 _LIBRARIES = ("/site-packages/", "/lib/python", "<frozen ")
-_CRASHES = {
+_LIMITS: dict[int, str] = {
+    signal.SIGXFSZ: f"a file grew too large; {room_advice(errno.EFBIG)}",
+    signal.SIGXCPU: "its CPU time is used up; see `ulimit -t`",
+}
+_BY_A_SHELL = 128
+"""What a shell, or bubblewrap, adds to the number of the signal that ended its command."""
+CRASHES = {
     signal.SIGSEGV,
     signal.SIGABRT,
     signal.SIGBUS,
@@ -57,6 +67,7 @@ _CRASHES = {
     signal.SIGTRAP,
     signal.SIGSYS,
 }
+"""Signals by which a program ends itself: its own doing, or that of the code it runs."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,57 @@ def is_nobodys_fault(detail: str) -> bool:
     return detail in (CANCELLED, NO_SHIM)
 
 
+def room_in(text: str) -> str:
+    """The last line that tells of a full disk, a quota or a limit on file sizes, with what to do.
+
+    Empty where none does.
+    """
+    lines = list(_NO_ROOM.finditer(text))
+    if not lines:
+        return ""
+    return f"{lines[-1][0].strip()[:160]}; {room_advice(_ROOM[lines[-1][1]])}"
+
+
+def signal_of(code: int | None, number: int | None = None) -> int | None:
+    """The signal that ended a process; None if it exited. A shell says it as 128 + signal.
+
+    Args:
+        code: its exit status; negative as `subprocess` says it.
+        number: the signal, where the kernel has told it.
+    """
+    if number is not None or code is None:
+        return number
+    told = -code if code < 0 else code - _BY_A_SHELL
+    return told if told in set(map(int, signal.Signals)) else None
+
+
+def why_unjudged(code: int | None, number: int | None, said: str) -> str:
+    """Why a task's own program could not judge, through no fault of the change; empty if it could.
+
+    Args:
+        code, number: how it ended, as of `signal_of`. What was ended by us is not to be asked here.
+        said: what it printed last.
+    """
+    if code == os.EX_TEMPFAIL:
+        return f"it exited {code} (EX_TEMPFAIL: try again later){_after(said)}"
+    ended_by = signal_of(code, number)
+    if ended_by is not None:
+        return f"it was killed with {_signal_name(ended_by)}{_after(_LIMITS.get(ended_by, ''))}"
+    return room_in(said)
+
+
+def _after(said: str) -> str:
+    last = said.strip().splitlines()[-1:]
+    return f": {last[0].strip()}" if last else ""
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _foreign(exit: Mapping[str, Any]) -> str | None:
     foreign = _part(exit, "contention").get("foreign")
     if not foreign:
@@ -150,7 +212,8 @@ def _mb(document: Mapping[str, Any], name: str) -> str:
 def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
     status, device = exit.get("status"), _part(exit, "device")
     if status == "infra":
-        return Failure("infra", str(exit.get("error") or "the shim failed"))
+        error = str(exit.get("error") or "the shim failed")
+        return Failure("infra", room_in(error) or error)
     if status == "cancelled":
         return Failure("infra", CANCELLED)
     if device.get("nvml_error") or device.get("lost"):
@@ -167,13 +230,17 @@ def _disturbed(exit: Mapping[str, Any], contended: str | None) -> Failure | None
 def _ended_badly(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
     if exit.get("status") == "deadline":
         return Failure("timeout", f"not done after {exit.get('wall_seconds', 0):.0f} s")
-    number, code = exit.get("signal"), exit.get("exit_code")
+    if exit.get("status") == "processes":
+        return Failure("code_error", str(exit.get("error")))
+    code = exit.get("exit_code")
+    number = signal_of(code, exit.get("signal"))
     if number is None and code == 0:
         return None
+    no_room = room_in(log_tail)
     return (
         _said(_OOM, log_tail, "oom")
         or (_signalled(exit, number) if number is not None else None)
-        or _said(_DISK, log_tail, "infra")
+        or (Failure("infra", no_room) if no_room else None)
         or _said(_DEVICE, log_tail, "infra")
         or _said(_FAIL, log_tail, "nan")
         or Failure("code_error", _crash_line(log_tail, f"exit code {code}"))
@@ -188,12 +255,11 @@ def _said(pattern: re.Pattern[str], log_tail: str, kind: FailureKind) -> Failure
 def _signalled(exit: Mapping[str, Any], number: int) -> Failure:
     if number == signal.SIGKILL and exit.get("oom_kills"):
         return Failure("oom", "killed by the kernel, which ran out of memory")
-    try:
-        name = signal.Signals(number).name
-    except ValueError:
-        name = f"signal {number}"
-    if number in _CRASHES:
+    name = _signal_name(number)
+    if number in CRASHES:
         return Failure("code_error", f"the training crashed with {name}")
+    if number in _LIMITS:
+        return Failure("infra", f"the training was ended with {name}: {_LIMITS[number]}")
     return Failure("infra", f"the training was killed from outside with {name}")
 
 
@@ -215,6 +281,12 @@ def _crash_line(log_tail: str, otherwise: str) -> str:
 
 def _invalid(exit: Mapping[str, Any]) -> Failure | None:
     clock = exit.get("clock") or {}
+    asleep = _part(exit, "contention").get("asleep_seconds")
+    if clock.get("verdict") == "invalid" and asleep:
+        return Failure(
+            "infra",
+            f"the process that owns the run was stopped for {asleep:.0f} s: no clock agrees",
+        )
     if clock.get("verdict") == "invalid":
         return Failure("invalid", str(clock.get("reason") or "the clock does not add up"))
     kernel, budget = clock.get("kernel_s"), clock.get("budget_seconds")

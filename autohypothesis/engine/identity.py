@@ -46,6 +46,7 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
     for name in ("include", "git"):  # a task that does without is what it always was
         if not said["run"][name]:
             del said["run"][name]
+    del said["run"]["max_processes"]  # ends a run, and changes no number
     return canonical_hash(
         {**said, "artifacts": sorted(task.artifacts), "protected": dict(protected)}
     )

@@ -21,6 +21,7 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import (
     Executor,
     Handle,
+    Notices,
     Offers,
     Resources,
     RunSpec,
@@ -47,6 +48,9 @@ run again to confirm it has the seeds that follow, see `further_seed`."""
 ANY_DEVICE = Resources()
 POLL_S = 0.2
 """Between two looks at a running experiment: whoever looks runs beside what is measured."""
+
+NOTICE_S = 1.0
+"""Between two looks whether a running experiment stands still."""
 
 
 def further_seed(first: int | None, number: int) -> int:
@@ -85,6 +89,9 @@ class Watch(Protocol):
     def tick(self, lab: Lab, experiment_id: str) -> None:
         """Called about every `POLL_S` seconds while it runs."""
 
+    def notice(self, text: str) -> None:
+        """Called when the run stands still, with what a person can do about that."""
+
     def ended(self) -> None: ...
 
 
@@ -94,6 +101,8 @@ class Unwatched:
     def preparing(self, title: str) -> None: ...
 
     def tick(self, lab: Lab, experiment_id: str) -> None: ...
+
+    def notice(self, text: str) -> None: ...
 
     def ended(self) -> None: ...
 
@@ -167,8 +176,15 @@ def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = N
     wait: Callable[[Handle, float], None] = (
         executor.wait if isinstance(executor, Waits) else lambda _, timeout: time.sleep(timeout)
     )
+    look_at, said = 0.0, False
     while executor.poll(handle) == "running":
         watch.tick(lab, handle.experiment_id)
+        if isinstance(executor, Notices) and time.monotonic() >= look_at:
+            look_at = time.monotonic() + NOTICE_S
+            text = executor.notice(handle)
+            if text and not said:
+                watch.notice(f"{handle.experiment_id}: {text}")
+            said = bool(text)
         wait(handle, POLL_S)
 
 

@@ -14,6 +14,8 @@ from autohypothesis.records.layout import RunPaths
 Clock = Literal["wall", "cpu"]
 
 FOREIGN_DEADLINE_S = 600.0
+_SLACK_S = 30.0
+_DEVICE_S = 20.0  # until NVML answers
 _DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}
 
 
@@ -88,6 +90,7 @@ class _Launch(NamedTuple):
     log_limit_bytes: int = 16 << 20
     heartbeat_s: float = 5.0
     memory_back_s: float = 15.0
+    max_processes: int = 512
     worker_id: str | None = None
     gpu_id: str | None = None
     commit: str | None = None
@@ -131,6 +134,15 @@ class Launch(_Launch):
     def run(self) -> RunPaths:
         """The files of the run folder."""
         return RunPaths(Path(self.run_dir))
+
+    @property
+    def overdue_after(self) -> tuple[float, float]:
+        """When those who wait end the shim, in seconds after its begin: first while it trains,
+        then while it scores. It keeps its own limits by then, unless it is stopped or hangs."""
+        device = self.memory_back_s + _DEVICE_S if self.device.kind == "cuda" else 0.0
+        training = self.deadline_seconds + self.stop_grace_s + device + _SLACK_S
+        scoring = self.score.timeout_s + self.stop_grace_s if self.score else 0.0
+        return training, training + scoring
 
     def to_json(self) -> bytes:
         parts = {

@@ -48,8 +48,8 @@ def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
     try:
         _make_folder(SHARED_FOLDER, 0o1777)
     except LeaseError as error:
-        runtime = environ.get("XDG_RUNTIME_DIR") or f"/tmp/autohypothesis-{os.getuid()}"
-        path = os.path.join(runtime, "autohypothesis-locks")
+        path = _own_folder(environ)
+        runtime = os.path.dirname(path)
         _make_folder(runtime, 0o700)
         _make_folder(path, 0o700)
         for folder in (runtime, path):
@@ -59,6 +59,12 @@ def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
                 ) from error
         return LockFolder(path, fallback=error.problem)
     return LockFolder(SHARED_FOLDER)
+
+
+def _own_folder(environ: Mapping[str, str]) -> str:
+    """Where this user's locks are when the shared folder cannot be used."""
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/tmp/autohypothesis-{os.getuid()}"
+    return os.path.join(runtime, "autohypothesis-locks")
 
 
 def _make_folder(path: str, mode: int) -> None:
@@ -196,6 +202,26 @@ class LeaseFile(NamedTuple):
             f"lock file {self.path} of {self.name} cannot be opened ({error.strerror})",
             hint="run `python orchestrator.py doctor`",
         )
+
+
+def experiments_of(repository: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """What runs for a repository now, as far as the lock files name it. Makes nothing."""
+    environ = os.environ if environ is None else environ
+    folders = [os.path.abspath(environ[LOCKS_VARIABLE])] if environ.get(LOCKS_VARIABLE) else []
+    folders = folders or [SHARED_FOLDER, _own_folder(environ)]
+    found = []
+    for path in (os.path.join(one, name) for one in folders for name in _names(one)):
+        note = LeaseFile(path, path).note() if path.endswith(".lock") else {}
+        if note.get("repository") == repository:
+            found.append(str(note.get("experiment_id")))
+    return found
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def describe(holder: Mapping[str, Any] | None) -> str:

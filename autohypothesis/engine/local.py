@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis import system
-from autohypothesis.engine import compile_cache, devices, guard, shim
+from autohypothesis.engine import compile_cache, devices, guard, overdue, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
 from autohypothesis.engine.environment import child_environment
@@ -133,7 +133,15 @@ class LocalExecutor:
         devices.first_free(offered(Resources(kind=task.run.device), inputs))
 
     def poll(self, handle: Handle) -> RunState:
-        return shim.status(str(self.layout.run(handle.experiment_id).folder))
+        """See `Executor.poll`. A shim that is past all its limits is ended first."""
+        run = self.layout.run(handle.experiment_id)
+        state = shim.status(str(run.folder))
+        ended = state == "running" and overdue.end(run)
+        return shim.status(str(run.folder)) if ended else state
+
+    def notice(self, handle: Handle) -> str:
+        """See `Notices.notice`."""
+        return overdue.stopped(self.layout.run(handle.experiment_id))
 
     def wait(self, handle: Handle, timeout: float) -> None:
         """See `Waits.wait`."""
@@ -250,6 +258,7 @@ class LocalExecutor:
             score=score,
             contention_kernel=place.device.kind == "cpu" and place.is_timed,
             metric=spec.task.objective.metric,
+            max_processes=spec.task.run.max_processes,
             worker_id=spec.worker_id,
             gpu_id=devices.name_of(place.device),
             commit=spec.commit,

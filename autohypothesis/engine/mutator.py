@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment
-from autohypothesis.engine.failures import FailureKind
+from autohypothesis.engine.failures import FailureKind, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.run_command import resolved
@@ -140,11 +140,10 @@ class Mutator:
             limit = self.task.mutator.timeout_seconds
             raise MutatorError(f"the mutator took longer than {limit:g} s", kind="timeout")
         if ended.exit_code:
-            said = ended.last_words()
-            full = "No space left on device" in said
+            if why := why_unjudged(ended.exit_code, None, ended.err or ended.out):
+                raise MutatorError(f"the mutator could not make a change: {why}", kind="infra")
             raise MutatorError(
-                f"the mutator exited {ended.exit_code}: {said}",
-                kind="infra" if full else "code_error",
+                f"the mutator exited {ended.exit_code}: {ended.last_words()}", kind="code_error"
             )
 
     # ── without a sandbox ─────────────────────────────────────────────────────────────────

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autohypothesis.engine import program
 from autohypothesis.engine.constants import parse, read_constants
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
+from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
 from autohypothesis.engine.isolation import Surroundings
 from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import ChangeError, PreflightError
+from autohypothesis.errors import ChangeError, PreflightError, UnjudgedError
 
 TIMEOUT_S = 120.0
+TRIES = 3
+"""How often a preflight is run that could not judge."""
+PAUSE_S = 0.5
+"""Before the second try; each later pause is longer by as much."""
 TAIL = 64 * 1024
 """Bytes of what the command printed that are looked at."""
 
@@ -93,6 +99,8 @@ def run_preflight(
 ) -> PreflightVerdict:
     """Run the task's preflight command in `checkout`, without any GPU.
 
+    A command that could not judge is run again, `TRIES` times in all.
+
     Args:
         evaluator: the pristine file that stands for `scorer.evaluator` in the command.
         inputs: variable -> path of each located input.
@@ -100,37 +108,54 @@ def run_preflight(
 
     Raises:
         PreflightError: the candidate is refused, or the command gave no verdict in time.
+        UnjudgedError: the command could not judge, each time.
     """
     words = [
         str(evaluator) if evaluator is not None and word == task.scorer.evaluator else word
         for word in resolved(task.run.preflight or (), root)
     ]
-    try:
-        environment = _environment(task, inputs)
-        ended = program.run(
-            words,
-            cwd=checkout / task.run.cwd,
-            environment=around.environment(environment, None) if around else environment,
-            confined=around.bound(around.preflight(checkout, evaluator)) if around else None,
-            timeout_s=timeout_s,
-            out_limit=TAIL,
-            tail=True,
-        )
-    except OSError as error:
-        raise PreflightError(
-            f"the preflight does not start: {error}", hint="correct run.preflight of the task"
-        ) from error
-    verdict = _verdict(ended.out)
+    see, environment = f"run `{' '.join(words)}` in {checkout}", _environment(task, inputs)
+    environment = around.environment(environment, None) if around else environment
+    confined = around.bound(around.preflight(checkout, evaluator)) if around else None
+    for attempt in range(TRIES):
+        time.sleep(PAUSE_S * attempt)
+        try:
+            ended = program.run(
+                words, cwd=checkout / task.run.cwd, environment=environment, confined=confined,
+                timeout_s=timeout_s, out_limit=TAIL, tail=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise PreflightError(
+                f"the preflight does not start: {error}", hint="correct run.preflight of the task"
+            ) from error
+        verdict = _verdict(ended.out)
+        why = _unjudged(ended) if verdict is None else ""
+        if not why:
+            return _judged(ended, verdict, timeout_s, see)
+    raise UnjudgedError(f"the preflight could not judge, {TRIES} times: {why}", hint=see)
+
+
+def _unjudged(ended: program.Ended) -> str:
+    """Why a preflight without a verdict says nothing about the candidate; empty if it does.
+
+    It may import the candidate, so one that crashes was crashed by it.
+    """
+    if not ended.exit_code or signal_of(ended.exit_code) in CRASHES:
+        return ""
+    return why_unjudged(ended.exit_code, None, ended.err or ended.out)
+
+
+def _judged(
+    ended: program.Ended, verdict: PreflightVerdict | None, timeout_s: float, see: str
+) -> PreflightVerdict:
+    """The verdict of a command that could judge; `see` is what shows a person why there is none."""
     if ended.exit_code is None:
         raise PreflightError(
             f"the preflight took over {timeout_s:.0f} s", hint="propose a smaller model"
         )
     if verdict is None:
         reason = ended.err.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]
-        raise PreflightError(
-            f"the preflight gave no verdict: {reason[0][:300]}",
-            hint=f"run `{' '.join(words)}` in {checkout}",
-        )
+        raise PreflightError(f"the preflight gave no verdict: {reason[0][:300]}", hint=see)
     if not verdict.ok:
         raise PreflightError(
             verdict.problem or "the preflight refused it", hint="propose something else"

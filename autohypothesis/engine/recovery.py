@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autohypothesis import system
-from autohypothesis.engine import guard, shim
+from autohypothesis.engine import guard, overdue, shim
 from autohypothesis.engine.collect import LOCAL_LIMIT, collect, is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.errors import AutohypothesisError, LaunchError, RecordError
@@ -27,10 +27,13 @@ def uncollected(layout: Layout) -> Iterator[str]:
 
 
 def is_over(run: RunPaths) -> bool:
-    """Whether nobody works on a run any more: no shim lives, and nobody is about to start one."""
+    """Whether nobody works on a run any more: no shim lives, and nobody is about to start one.
+
+    A shim that is past all its limits is ended.
+    """
     state = shim.status(str(run.folder))
     if state != "absent":
-        return state != "running"
+        return state != "running" or overdue.end(run)
     if _starter_lives(run):
         return False
     # Its starter was killed; a shim that it may have begun finds the folder taken and goes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from autohypothesis.engine.failures import FailureKind
+from autohypothesis.engine.failures import FailureKind, room_in
 from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.mutator import MutatorError
 from autohypothesis.errors import (
@@ -18,12 +18,11 @@ from autohypothesis.errors import (
     ConflictError,
     NothingNewError,
     PreflightError,
+    UnjudgedError,
 )
 from autohypothesis.records import bundles
 from autohypothesis.records.git import experiment_ref
 from schema import Metadata, Plan, Result, RunIdentity, Runtime, now
-
-_NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
 class RefusedError(ChangeError):
@@ -40,7 +39,7 @@ def kind_of(error: AutohypothesisError) -> FailureKind | None:
         return "nothing_new"
     if isinstance(error, MutatorError):
         return error.kind
-    if any(words in str(error) for words in _NO_ROOM):
+    if isinstance(error, UnjudgedError) or room_in(str(error)):
         return "infra"
     if isinstance(error, ChangeError):
         return "invalid"

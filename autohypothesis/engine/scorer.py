@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from autohypothesis.engine.failures import classify
+from autohypothesis.engine.failures import classify, why_unjudged
 from autohypothesis.engine.launch import ScoreCommand
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.pump import read_tail
@@ -135,6 +135,8 @@ class CommandScorer:
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
         answer, parse = record.score or {}, self.task.scorer.parse
         error = str(answer.get("error") or "")
+        if why := _unjudged(run, answer):
+            return Score(None, problem=f"the scorer could not judge: {why}", kind="infra")
         if answer.get("exit_code") != 0 or (error and parse.pattern is None):
             problem = f"the scorer failed: {error or 'it did not run'}"
             return Score(None, problem=problem, kind=self._kind_of(run, answer, error))
@@ -158,6 +160,8 @@ class CommandScorer:
         """A candidate may keep a scorer busy for ever, so its time is the candidate's doing."""
         if error.startswith(TIMED_OUT):
             return "timeout"
+        if answer.get("status") == "processes":
+            return "code_error"
         return _not_the_candidate(run, answer) or "no_metric"
 
     def _scored(self, text: object, metrics: Mapping[str, Any]) -> Score:
@@ -208,10 +212,23 @@ class ModelScorer:
         self, run: RunPaths, answer: Mapping[str, Any], result: Mapping[str, Any]
     ) -> FailureKind:
         """Whose fault a missing value is: the evaluator says so, or it failed itself."""
+        if answer.get("status") == "processes":
+            return "code_error"
         said = EVALUATOR_KINDS.get(str(result.get("kind")))
         verdict = answer.get("exit_code") == 0 or {"error", "kind"} <= result.keys()
         otherwise: FailureKind = "code_error" if verdict else "infra"
         return said or _not_the_candidate(run, answer) or otherwise
+
+
+def _unjudged(run: RunPaths, answer: Mapping[str, Any]) -> str:
+    """Why a scoring says nothing about the candidate: it asks for another try itself, a signal
+    that is not ours ended it, there was no room to write, or its shim could not watch it."""
+    if answer.get("status") == "infra":
+        return str(answer.get("error"))
+    if answer.get("status") not in ("exited", "signalled") or answer.get("exit_code") == 0:
+        return ""
+    said = read_tail(str(run.score_log), TAIL_BYTES)
+    return why_unjudged(answer.get("exit_code"), answer.get("signal"), said)
 
 
 def _not_the_candidate(run: RunPaths, answer: Mapping[str, Any]) -> FailureKind | None:

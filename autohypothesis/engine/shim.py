@@ -106,7 +106,7 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
             hint=f"see why: {sys.executable} -m {__name__}",
         ) from error
     _detach(process)
-    claim_folder(launch.run_dir, launch.experiment_id, process.pid)
+    claim_folder(launch.run_dir, launch.experiment_id, process.pid, launch.overdue_after)
     return ShimHandle(process.pid, began or 0.0, launch.run_dir, launch.experiment_id)
 
 
@@ -134,7 +134,7 @@ def _detach(process: Any) -> None:
 
 def attach(run_dir: str) -> ShimHandle | None:
     """The shim of a run folder, as it described itself; None if it never came so far."""
-    known = _identity(run_dir)
+    known = identity(run_dir)
     if not known:
         return None
     return ShimHandle(known["pid"], known["start"], run_dir, known["experiment_id"])
@@ -148,15 +148,15 @@ def status(run_dir: str) -> Status:
     """
     if RunPaths(Path(run_dir)).exit.exists():
         return "finished"
-    known = _identity(run_dir)
+    known = identity(run_dir)
     if known is None:
         return "absent"
     if known and known["host"] != system.host_id():
-        identity = shlex.quote(str(RunPaths(Path(run_dir)).shim))
+        file = shlex.quote(str(RunPaths(Path(run_dir)).shim))
         raise LaunchError(
             f"{run_dir} belongs to a shim on another machine ({known['hostname']})",
             hint="one fleet is one machine; is that one gone for good (a container made anew), then"
-            f" record the run as lost: `rm {identity}`, and `python orchestrator.py sync`",
+            f" record the run as lost: `rm {file}`, and `python orchestrator.py sync`",
         )
     same_boot = known.get("boot") == system.boot_id()
     if known and same_boot and system.is_alive(known["pid"], known["start"]):
@@ -193,8 +193,13 @@ def wait(handle: ShimHandle, timeout: float | None = None) -> Status:
 
 
 def cancel(handle: ShimHandle) -> bool:
-    """Ask the shim to end its training; False if it has gone already. Does not wait."""
-    return system.signal_process(handle.pid, handle.start, signal.SIGTERM)
+    """Ask the shim to end its training; False if it has gone already. Does not wait.
+
+    One that was stopped is resumed, else it would not hear it.
+    """
+    asked = system.signal_process(handle.pid, handle.start, signal.SIGTERM)
+    system.signal_process(handle.pid, handle.start, signal.SIGCONT)
+    return asked
 
 
 def _reap(pid: int) -> None:
@@ -205,7 +210,7 @@ def _reap(pid: int) -> None:
         return
 
 
-def _identity(run_dir: str) -> dict[str, Any] | None:
+def identity(run_dir: str) -> dict[str, Any] | None:
     """shim.json; None if there is none, empty if it cannot be read."""
     try:
         with open(RunPaths(Path(run_dir)).shim, "rb") as file:
@@ -217,6 +222,8 @@ def _identity(run_dir: str) -> dict[str, Any] | None:
             "hostname": str(known["hostname"]),
             "boot": str(known["boot"]),
             "experiment_id": str(known["experiment_id"]),
+            "began": float(known.get("began") or 0.0),
+            "overdue_after": [float(seconds) for seconds in known.get("overdue_after") or ()][:2],
         }
     except FileNotFoundError:
         return None

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,17 @@ def utc_now() -> str:
     return f"{whole}.{int(now % 1 * 1000):03d}+00:00"
 
 
-def claim_folder(run_dir: str, experiment_id: str, pid: int) -> None:
+def claim_folder(
+    run_dir: str, experiment_id: str, pid: int, overdue_after: Sequence[float] = ()
+) -> None:
     """Write shim.json for the shim with this pid: whole or not at all, and only if there is none.
 
     The shim and whoever starts it both do this, so that a kill of either leaves no moment in which
     a training runs that nobody knows of. Raises LaunchError if the folder is somebody else's, and
     OSError. Nothing is flushed to the disk: after a power cut there is no shim to find.
+
+    Args:
+        overdue_after: as of `Launch.overdue_after`.
     """
     known = {
         "pid": pid,
@@ -40,6 +45,8 @@ def claim_folder(run_dir: str, experiment_id: str, pid: int) -> None:
         "hostname": system.host_name(),
         "boot": system.boot_id(),
         "experiment_id": experiment_id,
+        "began": time.monotonic(),
+        "overdue_after": list(overdue_after),
     }
     path = RunPaths(Path(run_dir)).shim
     beside = f"{path}.{os.getpid()}"

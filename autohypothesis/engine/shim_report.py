@@ -70,7 +70,9 @@ def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any
     elif result is None:
         error = "scoring printed no JSON object"
     return {
+        "status": ended.status,
         "exit_code": ended.exit_code,
+        "signal": ended.signal,
         "seconds": round(ended.wall_seconds, 3),
         "result": result,
         "error": error,
@@ -136,6 +138,8 @@ def _contention(run: ShimRun) -> dict[str, Any]:
         "slower_by": after / before - 1.0 if before and after else None,
         "involuntary_switches": run.ended.switches if run.ended else None,
         "foreign": run.device.foreign() if run.device else [],
+        "asleep_seconds": round(run.ended.asleep, 3) if run.ended else 0.0,
+        "suspended_seconds": round(system.suspended_seconds() - run.suspended, 3),
     }
 
 

@@ -17,6 +17,7 @@ from autohypothesis import system
 from autohypothesis.engine import shim_files
 from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import Held, LeaseFile
+from autohypothesis.engine.process_limit import ProcessLimit
 from autohypothesis.engine.record_watch import RecordWatch
 from autohypothesis.engine.shim_signals import Interrupts
 from autohypothesis.engine.shim_spawn import Child, spawn
@@ -47,7 +48,9 @@ def main(argv: list[str]) -> int:
         with open(argv[1], "rb") as file:
             launch = Launch.from_json(file.read())
         run = ShimRun(launch, seal)
-        shim_files.claim_folder(launch.run_dir, launch.experiment_id, os.getpid())
+        shim_files.claim_folder(
+            launch.run_dir, launch.experiment_id, os.getpid(), launch.overdue_after
+        )
         run.run()
     except Exception:
         # The boundary of the process: shim.log is the one place left to say it.
@@ -113,6 +116,8 @@ class ShimRun:
         self.cpu_seconds = 0.0
         self.error: str | None = None
         self.oom_kills = system.oom_kills()
+        self.suspended = system.suspended_seconds()
+        self.limit = ProcessLimit(launch.max_processes, lambda: len(self._owned()))
         self._next_heartbeat = self._next_sample = self._next_device = 0.0
 
     def run(self) -> None:
@@ -145,6 +150,7 @@ class ShimRun:
             return
         self.started_at = shim_files.utc_now()
         self.watch = RecordWatch(launch)
+        self.limit.enter()
         child = self._spawn(launch.command, launch.cwd, launch.env)
         self.ended = self._tend_training(child)
         self.cpu_seconds = self.meter.cpu_seconds() if self.meter else 0.0
@@ -213,6 +219,7 @@ class ShimRun:
             self.interrupts,
             deadline_s=launch.deadline_seconds,
             grace_s=launch.stop_grace_s,
+            limit=self.limit,
             wakeups={self.clock.watch.fd: self._clock_written},
             tick=self._tick,
         )
@@ -304,6 +311,7 @@ class ShimRun:
             self.interrupts,
             deadline_s=spec.timeout_s,
             grace_s=self.launch.stop_grace_s,
+            limit=self.limit,
             wakeups={},
             tick=lambda: self._tick_between(time.monotonic()),
         ).tend()
@@ -316,6 +324,7 @@ class ShimRun:
         from autohypothesis.engine.shim_report import build_report
 
         self._end_leftovers()
+        self.limit.leave()
         self._close_device()
         if self.clock is not None:
             self.clock.close()
@@ -336,9 +345,8 @@ class ShimRun:
     def _end_leftovers(self) -> None:
         """After a fault of ours nobody has ended the tree; else there is none."""
         until = time.monotonic() + _LEFTOVERS_S
-        apart = self.nvml.pid if self.nvml is not None else 0
         while time.monotonic() < until:
-            left = [pid for pid in system.descendants(os.getpid()) if pid != apart]
+            left = self._owned()
             if not left:
                 return
             for pid in left:
@@ -346,6 +354,11 @@ class ShimRun:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, os.WNOHANG)
             time.sleep(0.01)
+
+    def _owned(self) -> list[int]:
+        """The training or scoring, with all that it has started."""
+        apart = self.nvml.pid if self.nvml is not None else 0
+        return [pid for pid in system.descendants(os.getpid()) if pid != apart]
 
     def _close_device(self) -> None:
         """See the device's memory back, some seconds at most, and stop asking NVML."""

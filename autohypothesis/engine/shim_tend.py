@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 from autohypothesis import system
 from autohypothesis.engine.meters import TreeMeter
+from autohypothesis.engine.process_limit import ProcessLimit
 from autohypothesis.engine.pump import CHUNK, CappedLog, StreamReader
 from autohypothesis.engine.shim_signals import Interrupts
 from autohypothesis.engine.shim_spawn import Child
@@ -27,7 +28,9 @@ STRAY_GRACE_S = 2.0
 KILL_S = 10.0
 _RSS_UNIT = 1024 if system.LINUX else 1
 
-EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra"]
+ASLEEP_S = 5.0
+"""A pause between two rounds of this length is no busy machine: somebody stopped the shim."""
+EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
 
 
 class Ended(NamedTuple):
@@ -39,6 +42,7 @@ class Ended(NamedTuple):
     wall_seconds: float
     strays_killed: int
     switches: int  # involuntary context switches: somebody else wanted the core
+    asleep: float  # seconds in which the shim itself was stopped
     error: str | None
 
 
@@ -56,6 +60,7 @@ class Tender:
         *,
         deadline_s: float,
         grace_s: float,
+        limit: ProcessLimit,
         wakeups: Mapping[int, Callable[[], None]],
         tick: Callable[[], None],
     ) -> None:
@@ -65,6 +70,7 @@ class Tender:
         self._meter = meter
         self._interrupts = interrupts
         self._grace = grace_s
+        self._limit = limit
         self._tick = tick
         self._started = child.started
         self._deadline = self._started + deadline_s
@@ -79,6 +85,11 @@ class Tender:
         self._kill_at = 0.0
         self._status: int | None = None
         self._switches = 0
+        self._looked = time.monotonic()
+        self._over = False
+        """The end of the child was seen."""
+        self._crowd = ""
+        self._asleep = 0.0
 
     def tend(self) -> Ended:
         while self._status is None:
@@ -86,6 +97,7 @@ class Tender:
             self._stop_if_due()
         wall = time.monotonic() - self._started
         self._guarded(self._tick)  # what it wrote last, before others add to its CPU time
+        self._look_at_crowd()
         strays = self._end_strays()
         self._drain()
         return self._ended(wall, strays)
@@ -104,6 +116,24 @@ class Tender:
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK_S
             self._guarded(self._tick)
+            self._look_at_crowd()
+        self._look_at_gap()
+
+    def _look_at_gap(self) -> None:
+        """Notice that this process was stopped: what happened at its deadline, nobody knows."""
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        gap, over, self._over = now - before, self._over, self._status is not None
+        if gap < ASLEEP_S or over:
+            return
+        self._asleep += gap
+        if now >= self._deadline:
+            self._fault = self._fault or (
+                f"the process that owns the run was stopped for {gap:.0f} s, past its deadline"
+            )
+
+    def _look_at_crowd(self) -> None:
+        self._crowd = self._crowd or self._limit.over()
 
     def _pump(self) -> None:
         """Move one chunk from the pipe to the log."""
@@ -151,6 +181,8 @@ class Tender:
                 self._stop("infra")
             elif self._interrupts.cancelled:
                 self._stop("cancelled")
+            elif self._crowd:
+                self._stop_crowd()
             elif now >= self._deadline and self._status is None:
                 self._stop("deadline")
         elif now >= self._kill_at and self._status is None:
@@ -162,6 +194,12 @@ class Tender:
         self._kill_at = time.monotonic() + self._grace
         if self._status is None:
             self._signal_tree(signal.SIGTERM)
+
+    def _stop_crowd(self) -> None:
+        """Without a last word: what is told to end forks on, so it is frozen and then killed."""
+        self._limit.forbid_more()
+        self._signal_tree(signal.SIGSTOP)
+        self._stopped, self._kill_at = "processes", time.monotonic()
 
     def _signal_tree(self, number: signal.Signals) -> int:
         """Signal every living descendant; how many there were."""
@@ -183,6 +221,8 @@ class Tender:
             self._wait_empty(LEAVE_S)
             told = self._signal_tree(signal.SIGTERM)
             self._wait_empty(min(self._grace, STRAY_GRACE_S) if told else 0.0)
+        if self._crowd and self._stopped is None:
+            self._stop_crowd()
         give_up = time.monotonic() + KILL_S
         killed = 0
         while self._meter.pids() and time.monotonic() < give_up:
@@ -196,6 +236,8 @@ class Tender:
         while self._meter.pids() and time.monotonic() < until:
             self._next_tick = min(self._next_tick, time.monotonic() + 0.01)
             self._round()
+            if self._crowd and self._stopped is None:
+                return
 
     def _drain(self) -> None:
         """Take what is left in the pipe: all its writers are dead."""
@@ -215,6 +257,7 @@ class Tender:
             status = "infra"
         elif self._stopped is not None:
             status = self._stopped
+        crowd = f"it ran {self._crowd}" if status == "processes" else None
         return Ended(
             status=status,
             exit_code=code if code >= 0 else None,
@@ -222,5 +265,6 @@ class Tender:
             wall_seconds=wall,
             strays_killed=strays,
             switches=self._switches,
-            error=self._fault,
+            asleep=self._asleep,
+            error=self._fault or crowd,
         )

@@ -121,6 +121,9 @@ class Run(Section):
     """Prints a JSON verdict about a candidate in seconds, without training it."""
     deadline_seconds: Seconds | None = None
     """None: start-up allowance + factor x budget + evaluation allowance."""
+    max_processes: Annotated[int, Field(ge=1)] = 512
+    """Processes that the run, or its scoring, may have at once, and four threads for each; more
+    end it. Data loaders and compilers start one for each core."""
     log: Inside | None = None
     """A file in the checkout that holds the summary, for a script that does not print it."""
     device: Literal["cpu", "cuda"] | None = None

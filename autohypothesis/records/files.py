@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.errors import RecordError
+from autohypothesis.system import room_advice
 
 JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
@@ -72,7 +73,8 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
             _flush_folder(path.parent)
     except OSError as error:
         raise RecordError(
-            f"cannot write {path}: {error.strerror or error}", hint="see `df -h` and `ls -ld`"
+            f"cannot write {path}: {error.strerror or error}",
+            hint=room_advice(error.errno) or "see `df -h` and `ls -ld`",
         ) from error
     finally:
         with suppress(OSError):

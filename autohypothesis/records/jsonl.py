@@ -8,6 +8,7 @@ piece costs itself and nothing else; a reader names it and goes on.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 
 from autohypothesis.errors import LockError, RecordError
 from autohypothesis.records.files import opened, parse_json, read_bytes, to_json
+from autohypothesis.system import file_size_limit, room_advice
 
 LINE_LIMIT = 1024 * 1024
 """Bytes of one record; a longer one is not a record."""
@@ -71,11 +73,15 @@ def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
         written = os.write(descriptor, line)
     except OSError as error:
         os.ftruncate(descriptor, size)
-        why = error.strerror
-        raise RecordError(f"cannot append to {path}: {why}", hint="see `df -h`") from error
+        hint = room_advice(error.errno) or "see `df -h`"
+        raise RecordError(f"cannot append to {path}: {error.strerror}", hint=hint) from error
     if written != len(line):
         os.ftruncate(descriptor, size)
-        raise RecordError(f"cannot append to {path}: the disk is full", hint="see `df -h`")
+        limit = file_size_limit()
+        number = errno.EFBIG if limit is not None and size + len(line) > limit else errno.ENOSPC
+        raise RecordError(
+            f"cannot append to {path}: {os.strerror(number)}", hint=room_advice(number)
+        )
 
 
 @contextmanager

@@ -68,9 +68,15 @@ def _left_out(facts: Facts, placement: Placement) -> bool:
     return (
         placement.status not in DECIDED
         or facts.replicates is not None
-        or (placement.status == "crash" and facts.failure_kind in NOT_EVIDENCE)
+        or _lost(facts, placement)
         or facts.failure_kind == "nothing_new"
     )
+
+
+def _lost(facts: Facts, placement: Placement | None) -> bool:
+    """Whether a run failed in a way that says nothing about its hypothesis."""
+    crashed = placement is not None and placement.status == "crash"
+    return crashed and facts.failure_kind in NOT_EVIDENCE
 
 
 def _tsv_line(facts: Facts, placement: Placement) -> str:
@@ -139,7 +145,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     """`aggregate/leaderboard.json` of one tag, without the time at which it was made."""
     mine = [entry for entry in folded.entries.values() if _tag_of(entry) == tag]
     decided = [e for e in mine if e.placement is not None and e.placement.status in DECIDED]
-    tried = [entry for entry in decided if not entry.facts.baseline]
+    tried = [e for e in decided if not e.facts.baseline and not _lost(e.facts, e.placement)]
     kept = sum(1 for entry in tried if entry.placement and entry.placement.status == "keep")
     best = best_entry(folded.entries, tag)
     return {

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.terminal.style import STATUS_STYLE, number
 
 RUN_AGAIN = ("confirmed", "refuted")
@@ -58,6 +59,8 @@ def shown_status(row: Mapping[str, Any]) -> str:
     And with what became of a win that was run again, and whether a keep had no sandbox.
     """
     status = str(row.get("status") or row.get("execution_status") or "")
+    if status == "crash" and row.get("failure_kind") in NOT_EVIDENCE:
+        status = "lost"
     confirmation = row.get("confirmation")
     word = row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")
     words = [word, "no sandbox" if status == "keep" and row.get("sandbox") in UNCONFINED else ""]

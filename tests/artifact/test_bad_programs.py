@@ -15,6 +15,10 @@ import time
 import pytest
 
 from autohypothesis import sandbox
+from autohypothesis.engine import preflight
+from autohypothesis.engine.preflight import TRIES
+from autohypothesis.fleet.artifact import loop
+from autohypothesis.fleet.artifact.loop import MOST_LOST
 from tests.artifact.conftest import MUTATE, SCORE, Letters, Ran
 from tests.conftest import ROOT, run_git, small_disk
 
@@ -247,6 +251,117 @@ def test_a_scorer_that(letters: Letters, code: str, came: tuple[str, str], words
     assert letters.state() == before
 
 
+LATER = "raise SystemExit(75)"
+KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+FULL = "raise SystemExit('OSError: [Errno 28] No space left on device')"
+TOO_LARGE = (
+    "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+    "open('large', 'w').write('x' * 9999)"
+)
+COULD_NOT = [
+    ("asks to be tried later", LATER, "it exited 75 (EX_TEMPFAIL: try again later)"),
+    ("is killed", KILLED, "it was killed with SIGKILL"),
+    ("finds the disk full", FULL, "the disk is full: see `df -h`"),
+    ("writes more than ulimit -f allows", TOO_LARGE, "limit of `ulimit -f`"),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [one[1:] for one in COULD_NOT], ids=[one[0] for one in COULD_NOT]
+)
+def test_a_scorer_could_not_judge_when_it(
+    letters: Letters, code: str, words: str, no_pause: None
+) -> None:
+    """Nothing is said about the candidate: no crash, no row, and the same change comes again."""
+    letters.write(mutate=EDIT, score=SCORE + f"if 'x' in text:\n    {code}\n")
+    before = letters.state()
+    ran = letters.once()
+    assert ran.code == 1 and "the scorer could not judge: " in ran.said and words in ran.said
+    assert f"{MOST_LOST} rounds in a row told nothing" in ran.said
+    assert len(ran.lines) == MOST_LOST
+    assert {(line["status"], line["reason"]) for line in ran.lines} == {("lost", "infra")}
+    assert len({line["candidate_hash"] for line in ran.lines}) == 1
+    assert letters.state() == before
+    assert letters("sync").returncode == 0
+    rows = (letters.root / "results.tsv").read_text().splitlines()
+    assert [row.split("\t")[3] for row in rows[1:]] == ["keep"]
+    board = json.loads((letters.root / "research/aggregate/leaderboard.json").read_text())
+    assert board["keep_rate"] is None
+
+
+def test_a_scorer_that_can_judge_the_third_time_is_believed_then(
+    letters: Letters, no_pause: None
+) -> None:
+    tries = letters.root.parent / "tries"
+    score = SCORE + (
+        f"if 'x' in text:\n    with open({str(tries)!r}, 'a') as tries:\n        tries.write('x')\n"
+        "        tries.tell() > 2 or exit(75)\n"
+    )
+    letters.write(mutate=EDIT, score=score, more="sandbox: none\n")
+    ran = letters.once()
+    assert (ran.code, [line["status"] for line in ran.lines]) == (0, ["lost", "lost", "keep"])
+    assert tries.read_text() == "xxx"
+
+
+def test_a_reference_that_cannot_be_judged_at_first_is_measured_again(
+    letters: Letters, no_pause: None
+) -> None:
+    tries = letters.root.parent / "tries"
+    letters.write(
+        mutate=EDIT,
+        score=f"with open({str(tries)!r}, 'a') as tries:\n    tries.write('x')\n"
+        f"    tries.tell() > 1 or exit(75)\n{SCORE}",
+        more="sandbox: none\n",
+    )
+    assert letters.once().only["status"] == "keep"
+    assert tries.read_text() == "xxx"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [one[1:] for one in COULD_NOT], ids=[one[0] for one in COULD_NOT]
+)
+def test_a_mutator_could_make_no_change_when_it(
+    letters: Letters, code: str, words: str, no_pause: None
+) -> None:
+    letters.write(mutate=EDIT + code + "\n")
+    before = letters.state()
+    ran = letters.once()
+    assert ran.code == 1 and words in ran.said
+    assert "the mutator could not make a change: " in ran.said
+    assert {(line["status"], line["reason"]) for line in ran.lines} == {("lost", "infra")}
+    assert letters.state() == before
+
+
+@pytest.mark.parametrize("judges", [True, False])
+def test_a_preflight_that_could_not_judge_is_run_again(
+    letters: Letters, no_pause: None, judges: bool
+) -> None:
+    tries = letters.root.parent / "tries"
+    (letters.folder / "check.py").write_text(
+        f"with open({str(tries)!r}, 'a') as tries:\n    tries.write('x')\n"
+        f"    tries.tell() % {TRIES if judges else 99} and exit(75)\nprint('{{\"ok\": true}}')\n"
+    )
+    letters.write(mutate=EDIT, more="sandbox: none\n")
+    task = letters.folder / "task.yaml"
+    task.write_text(task.read_text().replace(
+        "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
+    ))  # fmt: skip
+    run_git(letters.root, "commit", "-qam", "a preflight")
+    ran = letters.once()
+    if judges:
+        assert ran.only["status"] == "keep"
+        assert tries.read_text() == "x" * TRIES * 2  # the reference, and the change
+    else:
+        assert ran.code == 1 and f"the preflight could not judge, {TRIES} times" in ran.said
+        assert "EX_TEMPFAIL" in ran.said and not ran.lines
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "PAUSE_S", 0.0)
+    monkeypatch.setattr(preflight, "PAUSE_S", 0.0)
+
+
 def test_a_baseline_without_a_score_ends_the_loop_and_says_why(letters: Letters) -> None:
     letters.write(score="raise SystemExit('no rubric')")
     ran = letters.once(3)
@@ -347,7 +462,7 @@ def test_a_mutator_that_fills_the_disk_has_its_record(letters: Letters) -> None:
     )
     letters.write(mutate=code + MUTATE, more="isolation: none\n")
     ran = on_small_disk(letters)
-    assert ran.lines, ran.said
-    assert (ran.only["status"], ran.only["reason"]) == ("crash", "infra")
-    assert "No space left on device" in ran.only["detail"]
+    assert len(ran.lines) == MOST_LOST, ran.said
+    assert {(line["status"], line["reason"]) for line in ran.lines} == {("lost", "infra")}
+    assert all("No space left on device" in line["detail"] for line in ran.lines)
     assert " M " not in ran.said and " D " not in ran.said

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -18,7 +21,9 @@ from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.recovery import collect_ended
 from autohypothesis.engine.settle import settle_waiting
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
+from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.records.files import read_json
+from tests.conftest import run_git
 
 
 @pytest.fixture
@@ -65,6 +70,45 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
         iteration.run(lab, Request(Change.none()))
     assert plans(lab) == []
     assert not lab.layout.runs.exists() or not list(lab.layout.runs.iterdir())
+
+
+class Seen(iteration.Unwatched):
+    """Stops the shim of a run that trains, and keeps what is said about that."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.needs: list[str] = []
+        self.pid = 0
+
+    def tick(self, lab: Lab, experiment_id: str) -> None:
+        run = lab.layout.run(experiment_id)
+        if not self.pid and run.log.exists():
+            known = read_json(run.shim)
+            self.pid = known["pid"]
+            os.kill(self.pid, signal.SIGSTOP)
+            run.shim.write_text(json.dumps({**known, "overdue_after": [3.0, 3.0]}))
+
+    def notice(self, text: str) -> None:
+        self.said.append(text)
+        self.needs += [need.what for need in overview(self.lab.layout).needs]
+
+    lab: Lab
+
+
+def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
+    (foreign / "train.py").write_text(
+        "print('it began', flush=True)\nimport time\ntime.sleep(60)\n"
+    )
+    run_git(foreign, "commit", "-qam", "it takes a minute")
+    watch, lab = Seen(), Lab.open(foreign).with_tag("t")
+    watch.lab = lab
+    ended = iteration.run(lab, Request(Change.none()), watch=watch)
+    words = f"its owner process {watch.pid} is stopped (state T): `kill -CONT {watch.pid}`"
+    assert len(watch.said) == 1 and words in watch.said[0]
+    assert [need for need in watch.needs if words in need] == watch.needs, "status names it"
+    assert ended.result.failure_kind == "infra"
+    assert "was stopped (state T)" in ended.result.failure_detail
+    assert ended.result.metric_value is None
 
 
 @pytest.mark.parametrize("moment", ["before the shim", "after the shim"])

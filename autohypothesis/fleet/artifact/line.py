@@ -16,6 +16,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import read_json
+from autohypothesis.records.rows import NOT_EVIDENCE
 from schema import Decision
 
 
@@ -59,7 +60,7 @@ def line_of(lab: Lab, decision: Decision) -> dict[str, Any]:
         "task_id": lab.task.id,
         "iteration_id": decision.experiment_id,
         "tag": decision.tag,
-        "status": decision.decision_status,
+        "status": "lost" if decision.reason in NOT_EVIDENCE else decision.decision_status,
         "reason": decision.reason,
         "detail": decision.detail,
         "description": result.get("title") or "",

@@ -7,6 +7,7 @@ kill costs the round that was on its way, and what ran is collected and decided 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,6 +44,9 @@ from schema import Decision, finite
 
 MOST_LOST = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
+PAUSE_S = 0.25
+"""After a round that was lost; each further one doubles it."""
+LONGEST_PAUSE_S = 30.0
 
 
 @dataclass
@@ -104,14 +108,18 @@ class Loop:
             if not requests:
                 self.say("nothing is left to try")
                 return
-            done += len(requests)
-            lost = 0 if self._round(requests) else lost + 1
+            told, again = self._round(requests)
+            done += max(0, len(requests) - len(again))
+            lost = 0 if told else lost + 1
             if lost >= MOST_LOST:
                 why = self.decided[-1].detail if self.decided else self._refused
                 raise SettleError(
                     f"{lost} rounds in a row told nothing: {why}",
-                    hint="see `python orchestrator.py doctor`",
+                    hint="see `python orchestrator.py doctor`; run the task again when that is"
+                    " mended: it goes on where it was",
                 )
+            if again:
+                self._pause(max(lost, 1), again[-1])
 
     def _room(self) -> int:
         """How many changes fit into a round now: others may hold some of the devices."""
@@ -131,13 +139,17 @@ class Loop:
 
     # ── a round ───────────────────────────────────────────────────────────────────────────
 
-    def _round(self, requests: Sequence[Request]) -> int:
-        """Make the changes, run them side by side, decide; how many told anything."""
+    def _round(self, requests: Sequence[Request]) -> tuple[int, list[Decision]]:
+        """Make the changes, run them side by side, decide.
+
+        Returns how many decisions tell anything, and those about lost runs, which come again.
+        """
         before = len(self.decided)
         self.execute(self.make(requests))
         self.decide()
         self._confirm()
-        return sum(not is_lost(one) for one in self.decided[before:])
+        lost = [one for one in self.decided[before:] if is_lost(one)]
+        return len(self.decided) - before - len(lost), lost
 
     def make(self, requests: Sequence[Request], own: Lab | None = None) -> list[RunSpec]:
         """The candidates; what is refused has a bundle to decide. Programs work side by side.
@@ -182,17 +194,26 @@ class Loop:
         if self._is_measured(reference):
             return
         self.say(f"measuring {reference[:7]}, which every change is compared with")
-        before = len(self.decided)
-        spec = iteration.plan(self.lab, Request(Change.none()), self.workers[0], self.executor)
-        self.execute([spec])
-        self.decide()
-        own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
+        for lost in range(1, MOST_LOST + 1):
+            before = len(self.decided)
+            spec = iteration.plan(self.lab, Request(Change.none()), self.workers[0], self.executor)
+            self.execute([spec])
+            self.decide()
+            own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
+            if not own or not is_lost(own[0]) or lost == MOST_LOST:
+                break
+            self._pause(lost, own[0])
         if not own or own[0].metric_value is None:
             why = f"{own[0].reason}: {own[0].detail}" if own else "it is not decided"
             raise SettleError(
                 f"the artifacts as they are have no {self.lab.task.objective.metric}: {why}",
                 hint=f"see `python orchestrator.py show {spec.experiment_id}`",
             )
+
+    def _pause(self, lost: int, decision: Decision) -> None:
+        """Say why something is run again, and give what failed some time to come back."""
+        self.say(f"run again, {lost} of {MOST_LOST - 1}: {decision.detail}")
+        time.sleep(min(PAUSE_S * 2**lost, LONGEST_PAUSE_S))
 
     def _is_measured(self, commit: str) -> bool:
         """Whether there is a value of `commit` that runs of today's task compare with."""

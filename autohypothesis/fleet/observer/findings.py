@@ -18,6 +18,7 @@ from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
+from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.records.standings import Kept, best_of
 from schema import Decision, Finding, Hypothesis, KnowledgeBase, Setting, Steering, now
 
@@ -124,10 +125,11 @@ class Learnt:
     def _meta(self, decided: Sequence[Decision]) -> dict[str, Any]:
         changes = [one for one in decided if one.base_commit]
         kept = sum(one.decision_status == "keep" for one in changes)
+        counted = sum(one.reason not in NOT_EVIDENCE for one in changes)
         return {
             "experiments": len(decided),
             "changes_kept": kept,
-            "keep_rate": round(kept / len(changes), 4) if changes else None,
+            "keep_rate": round(kept / counted, 4) if counted else None,
             "reasons": dict(Counter(one.reason for one in changes).most_common(20)),
             "proposers": self._proposers(changes),
         }

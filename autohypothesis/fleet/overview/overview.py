@@ -67,6 +67,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
     best = look.best()
     board = look.board
     look.dead(roles, workers)
+    look.stopped()
     look.benched()
     look.refused()
     look.damaged()
@@ -258,6 +259,15 @@ class _Look:
                 doing = f" during {worker.experiment_id}" if worker.experiment_id else ""
                 said = f"worker {worker.worker_id} (pid {worker.pid}) died{doing}"
                 self.needs.append(Need(said, then))
+
+    def stopped(self) -> None:
+        """Runs that stand still because somebody stopped the process that owns them."""
+        from autohypothesis.engine import overdue
+        from autohypothesis.engine.lease import experiments_of
+
+        for name in experiments_of(str(self.layout.root)):
+            if ID.fullmatch(name) and (text := overdue.stopped(self.layout.run(name))):
+                self.needs.append(Need(f"{name} stands still: {text}"))
 
     def benched(self) -> None:
         for device, reason in benched(self.layout).items():

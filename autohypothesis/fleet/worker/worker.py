@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from autohypothesis.engine.executor import Executor, Handle, Waits
+from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.errors import AutohypothesisError, LeaseError, LockError, RecordError
@@ -30,6 +31,7 @@ from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.orders import Orders
 from autohypothesis.fleet.worker.preparing import SEE, Preparation, make_worktree
 from autohypothesis.fleet.worker.sharing import Sharing
+from autohypothesis.fleet.worker.standstill import Standstill
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import RunPaths
@@ -52,7 +54,6 @@ LONGEST_PAUSE_S = 30.0
 TRIES = 3
 _FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
 """What a damaged file or a full disk comes to."""
-_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class Worker:
@@ -92,6 +93,7 @@ class Worker:
             self._hindrance = lambda: hindrance(worker)
         else:
             self.executor, self._hindrance = executor, lambda: None
+        self._standstill = Standstill(self.executor)
         self._device = worker.device or worker.worker_id
         self._found: deque[Job] = deque()
         """What a predecessor left, still to be followed or collected."""
@@ -403,6 +405,8 @@ class Worker:
             if job.hypothesis_id and not self.claims.holds(job.hypothesis_id):
                 self._cancel(job)  # somebody took it away
                 self.current = Job("", job.experiment_id, job.spec)
+            if (news := self._standstill.news(job.handle)) is not None:
+                self._say(self.pulse.state, news)
         elif time.monotonic() < self._collect_at:
             time.sleep(POLL_S)
         else:
@@ -489,6 +493,4 @@ def _device_of(run: RunPaths) -> str:
 
 def _is_of_the_machine(error: Exception | None) -> bool:
     """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
-    return isinstance(error, (LockError, LeaseError, OSError)) or any(
-        words in str(error) for words in _FULL
-    )
+    return isinstance(error, (LockError, LeaseError, OSError)) or room_in(str(error)) != ""

@@ -1,0 +1,202 @@
+"""A fork bomb is one failed run: with a cgroup, and where the shim has to count."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis import system
+from autohypothesis.engine import failures, process_limit, strays
+from autohypothesis.engine.launch import Launch, ScoreCommand
+from autohypothesis.engine.process_limit import ProcessLimit
+from autohypothesis.errors import RecordError
+from autohypothesis.records import jsonl
+from autohypothesis.records.files import write_atomic
+from autohypothesis.sandbox import has_sandbox, sandbox_command
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import sys
+from autohypothesis.engine import shim
+from autohypothesis.engine.launch import Launch
+shim.wait(shim.start(Launch.from_json(sys.stdin.buffer.read())), 60)
+"""
+
+
+def can_make_groups() -> bool:
+    code = (
+        "from autohypothesis.engine.process_limit import ProcessLimit\n"
+        "limit = ProcessLimit(9, lambda: 0)\nlimit.enter()\n"
+        "print(bool(limit._group))\nlimit.leave()"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return said.stdout.strip() == "True"
+
+
+CGROUPS = can_make_groups()
+
+
+def groups() -> list[str]:
+    home = process_limit._own_group()
+    return [name for name in os.listdir(home) if name.startswith("autohypothesis-")] if home else []
+
+
+def counted(launch: Launch) -> Any:
+    """The run of a shim that may make no cgroup."""
+    command = sandbox_command([sys.executable, "-c", DRIVER], read_only=["/sys/fs/cgroup"])
+    subprocess.run(command, input=launch.to_json(), cwd=ROOT, timeout=120, check=True)
+    return json.loads(launch.run.exit.read_text())
+
+
+@pytest.mark.parametrize("manner", ["row", "tree"])
+@pytest.mark.parametrize("how", ["cgroup", "counting"])
+def test_a_fork_bomb_is_one_failed_run(
+    make_launch: Callable[..., Launch], start: Callable[..., Any], how: str, manner: str
+) -> None:
+    if not (CGROUPS if how == "cgroup" else has_sandbox()):
+        pytest.skip("no right to make a cgroup, or no bwrap to take it away")
+    if how == "cgroup":
+        beside = start("gated")
+        run = start("bomb", manner, "3000", max_processes=40)
+        end, run_dir = run.wait(), run.launch.run_dir
+        beside.go()
+        assert beside.wait()["exit_code"] == 0, "the bomb disturbed another run"
+    else:
+        launch = make_launch("bomb", manner, "3000", max_processes=40)
+        end, run_dir = counted(launch), launch.run_dir
+    assert end["status"] == "processes", end
+    failure = failures.classify(end, "", None)
+    assert failure is not None and failure.kind == "code_error"
+    assert "40 are allowed (run.max_processes)" in failure.detail
+    assert int(failure.detail.split()[2]) > 40
+    assert strays.find_strays(run_dir, 0) == {}
+
+
+@pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
+def test_threads_are_held_by_the_cgroup(start: Callable[..., Any]) -> None:
+    end = start("bomb", "threads", "200", max_processes=10).wait()
+    assert end["status"] == "processes"
+    assert "it ran 40 processes and threads at once, 10 processes with 4" in end["error"]
+
+
+def test_a_run_within_its_limit_is_left_alone(start: Callable[..., Any]) -> None:
+    end = start("family", "0.1", "0", "close", "wait", max_processes=2).wait()
+    assert (end["status"], end["exit_code"]) == ("exited", 0)
+
+
+def test_a_bomb_in_the_scoring_is_named(
+    start: Callable[..., Any], make_launch: Callable[..., Launch]
+) -> None:
+    bomb = make_launch("bomb", "row", "3000")
+    spec = ScoreCommand(bomb.command, bomb.cwd, bomb.env, 60.0)
+    end = start("quick", score=spec, max_processes=40).wait()
+    assert (end["status"], end["score"]["status"]) == ("exited", "processes")
+    assert "40 are allowed (run.max_processes)" in end["score"]["error"]
+
+
+@pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
+def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    run = start("gated")
+    run.wait_for("pid")
+    mine = f"autohypothesis-{run.handle.pid}-"
+    assert any(name.startswith(mine) for name in groups())
+    run.go()
+    run.wait()
+    killed = start("gated")
+    killed.wait_for("pid")
+    os.kill(killed.handle.pid, 9)
+    helpers.wait_until(lambda: not helpers.alive(int(killed.text("pid"))))
+    process_limit.sweep()
+    left = groups()
+    assert not any(name.startswith(mine) for name in left)
+    assert not any(name.startswith(f"autohypothesis-{killed.handle.pid}-") for name in left)
+
+
+def test_only_its_own_process_is_in_the_cgroup() -> None:
+    """Neither the process that asks for a limit later nor its parent is moved."""
+    before = Path("/proc/self/cgroup").read_text()
+    code = (
+        "import subprocess\nfrom autohypothesis.engine.process_limit import ProcessLimit\n"
+        "limit = ProcessLimit(9, lambda: 0)\nlimit.enter()\n"
+        "subprocess.run(['true'], check=True)\nlimit.leave()\n"
+        "print(open('/proc/self/cgroup').read(), end='')"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout == before == Path("/proc/self/cgroup").read_text()
+
+
+def test_the_own_group_is_found_below_the_root_of_a_mount() -> None:
+    assert process_limit._below("/a/b", "/") == "/a/b"
+    assert process_limit._below("/", "/") == ""
+    assert process_limit._below("/docker/x", "/docker/x") == ""
+    assert process_limit._below("/docker/x/y", "/docker/x") == "/y"
+    assert process_limit._below("/docker/xy", "/docker/x") is None
+
+
+def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_limit, "_own_group", lambda: "")
+    owned = 3
+    limit = ProcessLimit(3, lambda: owned)
+    limit.enter()
+    assert limit.over() == ""
+    owned = 4
+    assert limit.over() == "", "it was counted just now"
+    monkeypatch.setattr(process_limit, "COUNT_S", 0.0)
+    limit._next = 0.0
+    assert limit.over() == "4 processes at once, 3 are allowed (run.max_processes)"
+    limit.leave()
+
+
+# ── the size of files ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("manner", ["file", "talk"])
+def test_a_training_over_the_limit_of_file_sizes_is_told_so(
+    make_launch: Callable[..., Launch], manner: str
+) -> None:
+    """Its own file, or run.log, which the shim writes."""
+    launch = make_launch("fill", manner, log_limit_bytes=64 << 20)
+    script = f"ulimit -f 400; exec {sys.executable} -c '{DRIVER}'"
+    subprocess.run(["bash", "-c", script], input=launch.to_json(), cwd=ROOT, timeout=120)
+    end = json.loads(launch.run.exit.read_text())
+    log = launch.run.log.read_text(errors="replace")[-4096:] if launch.run.log.exists() else ""
+    failure = failures.classify(end, log, None)
+    assert failure is not None and failure.kind == "infra", (end, log)
+    assert "File too large" in failure.detail and "`ulimit -f unlimited`" in failure.detail
+
+
+def test_a_record_over_the_limit_of_file_sizes_names_the_limit(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        wrong = 2
+        try:
+            write_atomic(tmp_path / "large.json", "x" * 9999)
+        except RecordError as error:
+            wrong -= "`ulimit -f`, here 4,096 bytes" in error.hint
+        try:
+            jsonl.append(tmp_path / "large.jsonl", {"text": "x" * 9999})
+        except RecordError as error:
+            wrong -= "`ulimit -f`, here 4,096 bytes" in error.hint
+        os._exit(wrong)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not (tmp_path / "large.json").exists()
+    assert (tmp_path / "large.jsonl").read_bytes() == b""
+
+
+def test_what_a_full_disk_and_a_quota_are_told_apart_by() -> None:
+    import errno
+
+    assert "`df -h`" in system.room_advice(errno.ENOSPC)
+    assert "`quota -s`" in system.room_advice(errno.EDQUOT)
+    assert system.room_advice(errno.EACCES) == "" == system.room_advice(None)

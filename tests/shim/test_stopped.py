@@ -1,0 +1,130 @@
+"""A shim that somebody stopped: named, ended in time, and never believed past its deadline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autohypothesis import system
+from autohypothesis.engine import failures, overdue, shim, strays
+from autohypothesis.engine.launch import Launch, ScoreCommand
+from autohypothesis.engine.shim_tend import ASLEEP_S
+
+
+def make_overdue(run: Any, seconds: float) -> None:
+    """Let those who wait lose their patience after so long."""
+    path = run.dir / "shim.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({**known, "overdue_after": [seconds, seconds]}))
+
+
+def stop(run: Any, helpers: Any) -> None:
+    os.kill(run.handle.pid, signal.SIGSTOP)
+    helpers.wait_until(lambda: system.process_state(run.handle.pid) == "T")
+
+
+def test_a_shim_that_slept_past_the_deadline_is_not_believed(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    """The training ended meanwhile; nobody saw whether that was in time."""
+    run = start("gated", deadline_seconds=2.0)
+    run.wait_for("pid")
+    stop(run, helpers)
+    run.go()
+    helpers.wait_until(lambda: not helpers.alive(int(run.text("pid"))))
+    time.sleep(ASLEEP_S + 2.5)
+    os.kill(run.handle.pid, signal.SIGCONT)
+    end = run.wait()
+    assert end["status"] == "infra" and "past its deadline" in end["error"]
+    assert end["contention"]["asleep_seconds"] > ASLEEP_S
+    failure = failures.classify(end, "", 1.25)
+    assert failure is not None and failure.kind == "infra"
+
+
+def test_a_shim_that_slept_within_the_deadline_is_believed(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    run = start("gated")
+    run.wait_for("pid")
+    stop(run, helpers)
+    time.sleep(ASLEEP_S + 0.5)
+    os.kill(run.handle.pid, signal.SIGCONT)
+    run.go()
+    end = run.wait()
+    assert (end["status"], end["exit_code"]) == ("exited", 0)
+    assert end["contention"]["asleep_seconds"] > ASLEEP_S
+
+
+def test_a_clock_that_a_stopped_shim_could_not_check_is_no_fault_of_the_training() -> None:
+    end: dict[str, Any] = {
+        "status": "exited", "exit_code": 0, "signal": None,
+        "clock": {"verdict": "invalid", "reason": "the clock lies"},
+        "contention": {"asleep_seconds": 30.0},
+    }  # fmt: skip
+    failure = failures.classify(end, "", 1.0)
+    assert failure is not None and failure.kind == "infra" and "30 s" in failure.detail
+    failure = failures.classify({**end, "contention": {"asleep_seconds": 0.0}}, "", 1.0)
+    assert failure is not None and failure.kind == "invalid"
+
+
+def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
+    start: Callable[..., Any], helpers: Any
+) -> None:
+    run = start("family", "0", "60", "close", "wait")
+    helpers.wait_until(lambda: run.text("daemon") != "")
+    paths = run.launch.run
+    assert overdue.stopped(paths) == "" and not overdue.end(paths)
+    stop(run, helpers)
+    words, pid = overdue.stopped(paths), run.handle.pid
+    assert f"its owner process {pid} is stopped (state T): `kill -CONT {pid}` resumes it" in words
+    assert not overdue.end(paths), "it has time left"
+    make_overdue(run, 0.0)
+    assert overdue.end(paths)
+    assert shim.status(run.launch.run_dir) == "finished"
+    end = run.exit()
+    assert end["status"] == "infra" and f"{pid} was stopped (state T)" in end["error"]
+    failure = failures.classify(end, "", 1.0)
+    assert failure is not None and failure.kind == "infra"
+    assert not failures.is_nobodys_fault(failure.detail), "it would come back without end"
+    strays.end_strays(run.launch.run_dir, 0.0)
+    assert not helpers.alive(int(run.text("daemon")))
+    assert not overdue.end(paths)
+
+
+def test_a_run_that_scores_has_the_time_of_its_scorer_as_well(
+    make_launch: Callable[..., Launch],
+) -> None:
+    spec = ScoreCommand(("x",), "/", {}, 100.0)
+    launch = make_launch("quick", score=spec, deadline_seconds=10.0)
+    training, scoring = launch.overdue_after
+    assert 10.0 < training < 60.0
+    assert scoring == pytest.approx(training + 100.0 + launch.stop_grace_s)
+
+
+def test_a_stopped_shim_hears_a_cancel(start: Callable[..., Any], helpers: Any) -> None:
+    run = start("polite")
+    run.wait_for("pid")
+    stop(run, helpers)
+    assert shim.cancel(run.handle)
+    assert run.wait()["status"] == "cancelled"
+
+
+def test_an_older_identity_without_limits_is_waited_for(
+    start: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = start("gated")
+    run.wait_for("pid")
+    path = run.dir / "shim.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps({k: known[k] for k in known if k not in ("began", "overdue_after")}))
+    assert not overdue.end(run.launch.run)
+    assert shim.status(run.launch.run_dir) == "running"
+    run.go()
+    assert run.wait()["status"] == "exited"
