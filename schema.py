@@ -432,8 +432,9 @@ class Decision(Tolerant):
     discard: refuted when it was not."""
     reference_before: str | None = None
     reference_after: str | None = None
-    direction: Direction = "minimize"
-    """Of the metric: what "best" means here."""
+    metric_name: str = ""
+    direction: Direction | None = None
+    """Of the metric: what "best" means here. Records of older versions may not say it."""
     platform_key: str = ""
     lines_changed: Whole = None
     """Lines added minus lines removed."""
@@ -458,7 +459,9 @@ class Row(Tolerant):
     parent_commit: str | None = None
     timestamp: Time | None = None
     status: str = "planned"
-    """The decision where there is one, else the execution status, or `artifact_invalid`."""
+    """The decision where there is one, else the execution status. `artifact_invalid`: a file cannot
+    be used. `damaged`: the bundle says something else than what was decided, or is of another run.
+    """
     description: str = ""
     ordinal: int | None = None
     """Place in the sequence of decisions of its tag; null while undecided."""
@@ -526,6 +529,8 @@ class Leaderboard(Tolerant):
     decided_runs: int
     active_workers: int
     best_run: dict[str, Any] | None
+    baseline: Number = None
+    """Value of the first kept run of the unchanged script, on the platform of the best."""
     keep_rate: Number
     """Kept over decided, baselines not counted; null before the first decision."""
 

@@ -122,7 +122,7 @@ class _Sync:
             changed=self.folded.changed,
             tag=self.tag,
             problems=self.folded.problems,
-            hand_edits=tables.hand_edits(self.layout, self.folded.entries),
+            hand_edits=tables.hand_edits(self.folded.entries),
             written=self.written,
         )
 

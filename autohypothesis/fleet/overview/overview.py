@@ -20,7 +20,7 @@ from autohypothesis.fleet.live.bench import benched
 from autohypothesis.fleet.live.heartbeat import at_work
 from autohypothesis.fleet.live.presence import LOOP
 from autohypothesis.fleet.live.roles import lives
-from autohypothesis.fleet.overview.standing import Best, best_so_far
+from autohypothesis.fleet.overview.standing import best_so_far
 from autohypothesis.fleet.overview.views import (
     Awaiting,
     Need,
@@ -64,7 +64,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
     counts, waiting = look.queue(queue)
     roles = look.roles()
     workers = look.workers()
-    best = look.best()
+    best = best_so_far(look.board)
     board = look.board
     look.dead(roles, workers)
     look.benched()
@@ -120,10 +120,6 @@ class _Look:
         """The leaderboard, when it is of this tag."""
         board = self._document(self.layout.leaderboard)
         return board if not self.tag or board.get("tag") in (self.tag, None) else {}
-
-    def best(self) -> Best | None:
-        row = self.board.get("best_run")
-        return best_so_far(self.layout, self.tag, row) if isinstance(row, dict) else None
 
     def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[Waiting]]:
         """How many there are, by name alone, and the first that wait; only open ones are read."""
