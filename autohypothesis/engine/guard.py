@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from autohypothesis.engine.distributions import differences, installed
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError
+from autohypothesis.records.files import shown
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_facts import Entry, FileChange
 from schema import nearest
@@ -103,9 +104,14 @@ class Before(BaseModel):
 
     commit: str
     files: dict[str, Stamp]
+    """By the bytes of each path, read as Latin-1: JSON keeps no name that is not UTF-8."""
     distributions: dict[str, int]
     """Metadata folder of each installed distribution -> when its list of files was written."""
     site_folders: list[str]
+
+    def stamps(self) -> dict[str, Stamp]:
+        """`files` by their paths."""
+        return {os.fsdecode(name.encode("latin-1")): one for name, one in self.files.items()}
 
 
 def look(
@@ -116,7 +122,7 @@ def look(
     for path, entry in entries.items():
         stamp = _stamp(checkout / path)
         if stamp is not None and entry.mode != SUBMODULE:
-            files[path] = stamp
+            files[os.fsencode(path).decode("latin-1")] = stamp
     folders = [str(folder) for folder in site_folders]
     return Before(
         commit=commit, files=files, distributions=installed(folders), site_folders=folders
@@ -131,7 +137,7 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     """
     problems: list[str] = []
     rewritten: list[str] = []
-    for path, stamp in before.files.items():
+    for path, stamp in before.stamps().items():
         now = _stamp(checkout / path)
         if now != stamp:
             problem = _replaced(checkout, path, stamp, now)
@@ -150,14 +156,15 @@ def planted(task: Task, checkout: Path, before: Before) -> list[str]:
     Python looks beside a script before it looks anywhere else.
     """
     named = (os.path.normpath(os.path.join(task.run.cwd, w)) for w in task.scorer.command or ())
-    folders = {PurePosixPath(path).parent for path in named if path in before.files}
+    files = before.stamps()
+    folders = {PurePosixPath(path).parent for path in named if path in files}
     return _at_most(
         [
             f"{folder / name} was made beside the scorer, which could import it"
             for folder in sorted(folders)
             for name in sorted(_names_in(checkout / folder))
-            if str(folder / name) not in before.files and _is_importable(checkout / folder / name)
-            and not any(path.startswith(f"{folder / name}/") for path in before.files)
+            if str(folder / name) not in files and _is_importable(checkout / folder / name)
+            and not any(path.startswith(f"{folder / name}/") for path in files)
         ]
     )  # fmt: skip
 
@@ -217,7 +224,9 @@ def _kind(mode: int) -> str:
 
 def _at_most(problems: list[str]) -> list[str]:
     rest = len(problems) - MAX_NAMED
-    return problems[:MAX_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
+    return [shown(problem) for problem in problems[:MAX_NAMED]] + (
+        [f"and {rest} more"] if rest > 0 else []
+    )
 
 
 def _and_more(names: Sequence[str]) -> str:

@@ -22,7 +22,6 @@ from autohypothesis.engine.replicates import repeats_of
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
-from autohypothesis.records.layout import ID
 from schema import Confirmation, Decision, Metadata, Result, now
 
 HandMade = Literal["keep", "discard", "crash"]
@@ -443,7 +442,7 @@ def _waiting(lab: Lab, past: Settled) -> tuple[list[tuple[str, Metadata]], list[
     """
     found, refused = [], []
     for experiment_id in run_ids(lab.layout):
-        if not ID.fullmatch(experiment_id) or past.of(experiment_id) is not None:
+        if past.of(experiment_id) is not None:
             continue
         run = lab.layout.run(experiment_id)
         if not run.result.exists() or not run.metadata.exists():

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autohypothesis.errors import ConflictError, GitError, LockError
-from autohypothesis.records.files import remove_folder
+from autohypothesis.records.files import is_utf8, remove_folder, shown
 from autohypothesis.records.git_call import call
 from autohypothesis.records.git_facts import (
     Answer,
@@ -55,6 +55,22 @@ def experiment_ref(experiment_id: str) -> str:
     return EXPERIMENTS + experiment_id
 
 
+def refuse_path(path: Path | str) -> None:
+    """See that `path` can be written into JSON, and be one line of what git answers.
+
+    Raises:
+        GitError: it is not UTF-8, or has a line break.
+    """
+    name = str(path)
+    if is_utf8(name) and "\n" not in name:
+        return
+    what = "has a line break in it" if "\n" in name else "is not UTF-8"
+    raise GitError(
+        f"the path of the repository, '{shown(name)}', {what}",
+        hint="records could not name it; move the folder to another name, or clone it there",
+    )
+
+
 class Repository:
     """A repository by the root of its main checkout. Constructing one runs no git."""
 
@@ -74,20 +90,26 @@ class Repository:
         """
         here = cls(Path(path).absolute())
         if not here.root.is_dir():
-            raise GitError(f"{path} is not a folder", hint="name a repository with --repo PATH")
+            raise GitError(
+                f"{shown(path)} is not a folder", hint="name a repository with --repo PATH"
+            )
         where = here._run(
             "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel",
             accept=(0, 128),
         )
         if where.status:
             raise GitError(
-                f"{path} is not in a git checkout: {where.reason}",
+                f"{shown(path)} is not in a git checkout: {where.reason}",
                 hint="run `git init` there, or name another: --repo PATH",
             )
-        folder, common, top = where.text.splitlines()
+        lines = where.out.decode(*_BYTES).split("\n")[:-1]
+        refuse_path(here.root if len(lines) == 3 else "\n".join(lines[len(lines) // 3 * 2 :]))
+        folder, common, top = lines
         if folder == common:
+            refuse_path(top)
             return cls(Path(top))
         main = here.worktrees()[0].path
+        refuse_path(main)
         if not (main / ".git").exists():
             raise GitError(f"{main} is a bare repository", hint=f"clone it: git clone {main}")
         return cls(main)
@@ -96,6 +118,7 @@ class Repository:
     def create(cls, root: Path, message: str) -> Repository:
         """A new repository at `root`, with everything that lies there in its first commit."""
         repository = cls(Path(root).absolute())
+        refuse_path(repository.root)
         repository._run("init --quiet --initial-branch=main")
         repository._run("add --all")
         repository._run("commit --quiet --message", message)
@@ -227,11 +250,11 @@ class Repository:
             lines[path] = f"{mode} blob {blob}\t{path}"
         if any("/" in path for path in files):
             with self._index(base) as index:
-                listed = "".join(f"{line}\0" for line in lines.values()).encode()
+                listed = "".join(f"{line}\0" for line in lines.values()).encode(*_BYTES)
                 self._run("update-index -z --index-info", stdin=listed, index=index)
                 return self._run("write-tree", index=index).text
         top = {line.partition("\t")[2]: line for line in self._top(base)}
-        listed = "".join(f"{line}\0" for line in {**top, **lines}.values()).encode()
+        listed = "".join(f"{line}\0" for line in {**top, **lines}.values()).encode(*_BYTES)
         return self._run("mktree -z", stdin=listed).text
 
     def _top(self, commit: str) -> list[str]:
@@ -311,7 +334,7 @@ class Repository:
         moment = f"@{int(at.timestamp())} +0000" if at is not None else ""
         dated = {name: moment for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE") if moment}
         commit = self._run(
-            "commit-tree", tree, *named, "-F", "-", stdin=message.encode(), extra=dated
+            "commit-tree", tree, *named, "-F", "-", stdin=message.encode(*_BYTES), extra=dated
         ).text
         self._commits.get(commit, lambda: commit)
         if self._listings.has(tree):

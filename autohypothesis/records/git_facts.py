@@ -83,7 +83,7 @@ def parse_worktrees(text: str) -> list[Worktree]:
     """`worktree list --porcelain`: blocks of `key value` lines."""
     found = []
     for block in text.split("\n\n"):
-        facts = dict(line.partition(" ")[::2] for line in block.splitlines())
+        facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
         if "worktree" in facts:
             path = Path(facts["worktree"])
             found.append(

@@ -19,7 +19,7 @@ from autohypothesis.records import index as fold_index
 from autohypothesis.records import jsonl, scan
 from autohypothesis.records.agreement import Fault, disagreements
 from autohypothesis.records.bundles import decision_documents, reason_in
-from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.files import read_bytes, read_json, shown
 from autohypothesis.records.fold import (
     Facts,
     facts_of,
@@ -263,7 +263,7 @@ def _decisions(layout: Layout, problems: list[Problem]) -> tuple[list[Document],
 
 def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:
     short = path.removeprefix(f"{layout.root}/")
-    return Problem(path=short, reason=reason, experiment_id=experiment)
+    return Problem(path=shown(short), reason=shown(reason), experiment_id=experiment)
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────

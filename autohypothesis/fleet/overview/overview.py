@@ -33,7 +33,7 @@ from autohypothesis.fleet.overview.views import (
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.files import read_bytes, read_json, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
@@ -333,10 +333,10 @@ class _Look:
         return max(0.0, age)
 
     def _damage(self, path: Path, reason: str) -> None:
-        self.needs.append(Need(f"damaged: {self._short(path)}: {reason}", f"{RUN} sync"))
+        self.needs.append(Need(f"damaged: {self._short(path)}: {shown(reason)}", f"{RUN} sync"))
 
     def _short(self, path: Path) -> str:
-        return str(path).removeprefix(f"{self.layout.root}/")
+        return shown(str(path).removeprefix(f"{self.layout.root}/"))
 
 
 def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]) -> str:
