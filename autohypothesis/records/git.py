@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autohypothesis.errors import ConflictError, GitError, LockError
-from autohypothesis.records.files import is_utf8, remove_folder, shown
+from autohypothesis.records.files import remove_folder, shown
 from autohypothesis.records.git_call import call
 from autohypothesis.records.git_facts import (
     Answer,
@@ -30,7 +30,9 @@ from autohypothesis.records.git_facts import (
     Worktree,
     parse_changes,
     parse_listing,
+    parse_places,
     parse_worktrees,
+    refuse_path,
 )
 
 EXPERIMENTS = "refs/experiments/"
@@ -55,22 +57,6 @@ def experiment_ref(experiment_id: str) -> str:
     return EXPERIMENTS + experiment_id
 
 
-def refuse_path(path: Path | str) -> None:
-    """See that `path` can be written into JSON, and be one line of what git answers.
-
-    Raises:
-        GitError: it is not UTF-8, or has a line break.
-    """
-    name = str(path)
-    if is_utf8(name) and "\n" not in name:
-        return
-    what = "has a line break in it" if "\n" in name else "is not UTF-8"
-    raise GitError(
-        f"the path of the repository, '{shown(name)}', {what}",
-        hint="records could not name it; move the folder to another name, or clone it there",
-    )
-
-
 class Repository:
     """A repository by the root of its main checkout. Constructing one runs no git."""
 
@@ -90,9 +76,7 @@ class Repository:
         """
         here = cls(Path(path).absolute())
         if not here.root.is_dir():
-            raise GitError(
-                f"{shown(path)} is not a folder", hint="name a repository with --repo PATH"
-            )
+            raise GitError(f"{shown(path)} is not a folder", hint="name a repository: --repo PATH")
         where = here._run(
             "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel",
             accept=(0, 128),
@@ -102,14 +86,10 @@ class Repository:
                 f"{shown(path)} is not in a git checkout: {where.reason}",
                 hint="run `git init` there, or name another: --repo PATH",
             )
-        lines = where.out.decode(*_BYTES).split("\n")[:-1]
-        refuse_path(here.root if len(lines) == 3 else "\n".join(lines[len(lines) // 3 * 2 :]))
-        folder, common, top = lines
+        folder, common, top = parse_places(where)
         if folder == common:
-            refuse_path(top)
             return cls(Path(top))
-        main = here.worktrees()[0].path
-        refuse_path(main)
+        main = refuse_path(here.worktrees()[0].path)
         if not (main / ".git").exists():
             raise GitError(f"{main} is a bare repository", hint=f"clone it: git clone {main}")
         return cls(main)

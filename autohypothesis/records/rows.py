@@ -177,7 +177,7 @@ def _from_config(row: RowDocument, config: Document) -> None:
     for key in ("model_dim", "n_heads", "head_dim", "total_batch_size", "device_batch_size"):
         value = get(key)
         if value is not None:
-            row[key] = value if type(value) is int else whole(value)
+            row[key] = whole(value)
     for key in ("matrix_lr", "embedding_lr", "weight_decay", "warmdown_ratio"):
         row[key] = finite(get(key))
     if row["depth"] is None:

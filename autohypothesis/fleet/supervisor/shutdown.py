@@ -92,7 +92,7 @@ def _holder(name: str, layout: Layout) -> Iterator[Living]:
 def _process(document: Any, host: str) -> Process | None:
     try:
         return Process(int(document["pid"]), float(document["process_start"]), host)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
