@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from unicodedata import category
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -52,6 +53,11 @@ Clock = Literal["wall", "cpu"]
 
 MAX_NUMBER_LENGTH = 64
 """Characters; a longer string is not a measurement, and Python refuses it past 4,300 digits."""
+EARLIEST, LATEST = (
+    datetime(1970, 1, 1, tzinfo=timezone.utc),
+    datetime(9000, 1, 1, tzinfo=timezone.utc),
+)
+"""What lies outside is no time of an experiment, and differences with it may overflow."""
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────
@@ -73,13 +79,20 @@ def finite(value: object) -> float | None:
 
 
 def whole(value: object) -> int | None:
-    """`value` as an integer, or None when it is not one."""
+    """`value` as an integer of 64 bits, or None when it is not one."""
     number = finite(value)
-    return int(number) if number is not None and number == int(number) else None
+    if number is None or number != int(number):
+        return None
+    exact = value if isinstance(value, int) else int(number)
+    return exact if -(2**63) <= exact < 2**63 else None
 
 
 def utc(value: object) -> object:
-    """A time without a zone is read as UTC: older tools wrote it that way."""
+    """A time without a zone is read as UTC: older tools wrote it that way.
+
+    Raises:
+        ValueError: it is no time, or one before 1970 or after the year 8999.
+    """
     if isinstance(value, str):
         if len(value) > MAX_NUMBER_LENGTH:
             raise ValueError(f"a time of {len(value)} characters")
@@ -90,6 +103,8 @@ def utc(value: object) -> object:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             value = value.replace(tzinfo=timezone.utc)
+        if not EARLIEST <= value < LATEST:
+            raise ValueError(f"{value.isoformat()!r} is no time between 1970 and 8999")
         return value.astimezone(timezone.utc)
     return value
 
@@ -107,7 +122,10 @@ def rfc3339(moment: datetime) -> str:
 Number = Annotated[float | None, BeforeValidator(finite)]
 Whole = Annotated[int | None, BeforeValidator(whole)]
 Time = Annotated[
-    datetime, BeforeValidator(utc), PlainSerializer(rfc3339, return_type=str, when_used="json")
+    datetime,
+    BeforeValidator(utc),
+    AfterValidator(utc),  # what pydantic made of a number
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
 ]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
 Setting = bool | int | float | str | list[Any] | None
@@ -444,8 +462,9 @@ class Decision(Tolerant):
     discard: refuted when it was not."""
     reference_before: str | None = None
     reference_after: str | None = None
-    direction: Direction = "minimize"
-    """Of the metric: what "best" means here."""
+    metric_name: str = ""
+    direction: Direction | None = None
+    """Of the metric: what "best" means here. Records of older versions may not say it."""
     platform_key: str = ""
     lines_changed: Whole = None
     """Lines added minus lines removed."""
@@ -470,7 +489,9 @@ class Row(Tolerant):
     parent_commit: str | None = None
     timestamp: Time | None = None
     status: str = "planned"
-    """The decision where there is one, else the execution status, or `artifact_invalid`."""
+    """The decision where there is one, else the execution status. `artifact_invalid`: a file cannot
+    be used. `damaged`: the bundle says something else than what was decided, or is of another run.
+    """
     description: str = ""
     ordinal: int | None = None
     """Place in the sequence of decisions of its tag; null while undecided."""
@@ -540,6 +561,8 @@ class Leaderboard(Tolerant):
     decided_runs: int
     active_workers: int
     best_run: dict[str, Any] | None
+    baseline: Number = None
+    """Value of the first kept run of the unchanged script, on the platform of the best."""
     keep_rate: Number
     """Kept over decided, baselines not counted; null before the first decision."""
 

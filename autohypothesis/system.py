@@ -258,15 +258,28 @@ def start_to_epoch(start: float) -> float:
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start)
 
 
+_MOST_PID = 2**31 - 1
+
+
 def is_alive(pid: int, start: float) -> bool:
-    """Whether this very process lives: its pid may have been given to another one since."""
+    """Whether this very process lives: its pid may have been given to another one since.
+
+    Both may come from a damaged file: what can be no pid and no time is no process.
+    """
+    if not 0 < pid <= _MOST_PID:
+        return False
     now = process_start(pid)
-    return now is not None and abs(now - start) < 0.005
+    try:
+        return now is not None and abs(now - start) < 0.005
+    except OverflowError:  # an integer beyond every float
+        return False
 
 
 def signal_process(pid: int, start: float, number: int) -> bool:
     """Send a signal to the process with this pid and start time; False if it is gone."""
     try:
+        if not is_alive(pid, start):
+            return False
         if hasattr(os, "pidfd_open"):
             fd = os.pidfd_open(pid)
             try:
@@ -276,8 +289,6 @@ def signal_process(pid: int, start: float, number: int) -> bool:
             finally:
                 os.close(fd)
         else:
-            if not is_alive(pid, start):
-                return False
             os.kill(pid, number)
     except OSError:
         return False
@@ -288,7 +299,7 @@ def wait_for_end(pid: int, timeout_s: float) -> None:
     """Sleep until the process ends, `timeout_s` at most; without pidfd, for `timeout_s`."""
     try:
         fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
-    except OSError:
+    except (OSError, OverflowError):
         return
     if fd < 0:
         time.sleep(timeout_s)

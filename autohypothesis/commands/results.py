@@ -52,8 +52,10 @@ def show_results(
 def _layout(path: Path) -> Layout:
     """The folder itself where it holds a ledger or a table, else the repository around it."""
     from autohypothesis.records.git import Repository
+    from autohypothesis.records.git_facts import refuse_path
     from autohypothesis.records.layout import Layout
 
+    refuse_path(path.absolute())
     here = Layout(path.absolute())
     if here.ledger.is_file() or here.results_tsv.is_file():
         return here

@@ -67,7 +67,7 @@ def sync(
     if drawn:
         out().print(f"picture in {layout.progress_png}", soft_wrap=True, markup=False)
     for problem in report.problems:
-        err().print(f"left out: {problem.path}: {problem.reason}", soft_wrap=True, markup=False)
+        err().print(f"damaged: {problem.path}: {problem.reason}", soft_wrap=True, markup=False)
 
 
 def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, bool]:

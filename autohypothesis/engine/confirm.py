@@ -21,7 +21,6 @@ from autohypothesis.engine.iteration import Finished, Request, Unwatched, Watch
 from autohypothesis.engine.lab import Lab, is_running, run_ids
 from autohypothesis.engine.settle import settle, waits_for
 from autohypothesis.errors import AutohypothesisError, SettleError
-from autohypothesis.records.layout import ID
 from schema import Decision, Metadata
 
 POLL_S = 1.0
@@ -105,8 +104,8 @@ def _not_under_way(lab: Lab, awaits: UnconfirmedError) -> Iterator[Repeat]:
 
 def _running(lab: Lab) -> Iterator[tuple[str, int | None]]:
     for name in run_ids(lab.layout):
-        run = lab.layout.run(name) if ID.fullmatch(name) else None
-        if run is None or run.result.exists() or not run.metadata.exists():
+        run = lab.layout.run(name)
+        if run.result.exists() or not run.metadata.exists():
             continue
         with suppress(AutohypothesisError):
             metadata = read_model(Metadata, run.metadata)

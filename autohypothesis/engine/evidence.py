@@ -21,6 +21,7 @@ from autohypothesis.engine.replicates import pairs_of
 from autohypothesis.engine.task import Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import read_json
+from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.usual import canonical_value
 from schema import Metadata, Result, finite
@@ -51,7 +52,7 @@ def finished(lab: Lab, experiment_id: str) -> Case:
 
     Raises:
         SettleError: it is unfinished, unknown, or another tag's.
-        RecordError: one of its files is damaged; the message names the file.
+        RecordError: one of its files is damaged, or of another run; the message names the file.
     """
     run = lab.layout.run(experiment_id)
     if not run.result.exists():
@@ -67,6 +68,11 @@ def finished(lab: Lab, experiment_id: str) -> Case:
     if not run.metadata.exists():
         raise SettleError(f"{experiment_id} has no metadata.json: its tag and platform are unknown")
     metadata = read_model(Metadata, run.metadata)
+    if (named := metadata.run.experiment_id) and slug(named) != experiment_id:
+        raise RecordError(
+            f"{run.metadata} is of experiment {named!r}, not of {experiment_id}",
+            hint="a bundle keeps its name; move the run's folder away",
+        )
     if metadata.run.tag not in ("", lab.tag):
         raise SettleError(
             f"{experiment_id} belongs to tag {metadata.run.tag!r}, not to {lab.tag!r}",

@@ -18,6 +18,7 @@ from autohypothesis.engine.distributions import differences, installed
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError
 from autohypothesis.records import git_export
+from autohypothesis.records.files import shown
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.records.git_facts import Entry, FileChange
@@ -105,11 +106,28 @@ class Before(BaseModel):
 
     commit: str
     files: dict[str, Stamp]
+    """By the bytes of each path, read as Latin-1: JSON keeps no name that is not UTF-8."""
     distributions: dict[str, int]
     """Metadata folder of each installed distribution -> when its list of files was written."""
     site_folders: list[str]
     copies: dict[str, str] = {}
-    """Path -> SHA-256 of files that were copied from the user's checkout."""
+    """Of files that were copied from the user's checkout: the SHA-256, by path as in `files`."""
+
+    def stamps(self) -> dict[str, Stamp]:
+        """`files` by their paths."""
+        return {_path(name): stamp for name, stamp in self.files.items()}
+
+    def digests(self) -> dict[str, str]:
+        """`copies` by their paths."""
+        return {_path(name): digest for name, digest in self.copies.items()}
+
+
+def _latin(path: str) -> str:
+    return os.fsencode(path).decode("latin-1")
+
+
+def _path(latin: str) -> str:
+    return os.fsdecode(latin.encode("latin-1"))
 
 
 def look(
@@ -124,14 +142,14 @@ def look(
     for path in (*entries, *(copies or {})):
         stamp = _stamp(checkout / path)
         if stamp is not None and not (path in entries and entries[path].mode == SUBMODULE):
-            files[path] = stamp
+            files[_latin(path)] = stamp
     folders = [str(folder) for folder in site_folders]
     return Before(
         commit=commit,
         files=files,
         distributions=installed(folders),
         site_folders=folders,
-        copies=dict(copies or {}),
+        copies={_latin(path): digest for path, digest in (copies or {}).items()},
     )
 
 
@@ -143,7 +161,7 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     """
     problems: list[str] = []
     rewritten: list[str] = []
-    for path, stamp in before.files.items():
+    for path, stamp in before.stamps().items():
         now = _stamp(checkout / path)
         if now != stamp:
             problem = _replaced(checkout, path, stamp, now)
@@ -162,14 +180,15 @@ def planted(task: Task, checkout: Path, before: Before) -> list[str]:
     Python looks beside a script before it looks anywhere else.
     """
     named = (os.path.normpath(os.path.join(task.run.cwd, w)) for w in task.scorer.command or ())
-    folders = {PurePosixPath(path).parent for path in named if path in before.files}
+    files = before.stamps()
+    folders = {PurePosixPath(path).parent for path in named if path in files}
     return _at_most(
         [
             f"{folder / name} was made beside the scorer, which could import it"
             for folder in sorted(folders)
             for name in sorted(_names_in(checkout / folder))
-            if str(folder / name) not in before.files and _is_importable(checkout / folder / name)
-            and not any(path.startswith(f"{folder / name}/") for path in before.files)
+            if str(folder / name) not in files and _is_importable(checkout / folder / name)
+            and not any(path.startswith(f"{folder / name}/") for path in files)
         ]
     )  # fmt: skip
 
@@ -211,11 +230,12 @@ def _contents(
     repository: Repository, checkout: Path, before: Before, paths: Sequence[str]
 ) -> list[str]:
     """Which of `paths` have another content than a checkout of the commit gave them."""
-    committed = [path for path in paths if path not in before.copies]
+    copies = before.digests()
+    committed = [path for path in paths if path not in copies]
     changed = git_export.changed(repository, before.commit, checkout, committed)
     changed += [
         path
-        for path, digest in before.copies.items()
+        for path, digest in copies.items()
         if path in paths and git_export.digest(checkout / path) != digest
     ]
     return [f"{path} was changed" for path in sorted(changed)]
@@ -233,7 +253,9 @@ def _kind(mode: int) -> str:
 
 def _at_most(problems: list[str]) -> list[str]:
     rest = len(problems) - MAX_NAMED
-    return problems[:MAX_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
+    return [shown(problem) for problem in problems[:MAX_NAMED]] + (
+        [f"and {rest} more"] if rest > 0 else []
+    )
 
 
 def _and_more(names: Sequence[str]) -> str:

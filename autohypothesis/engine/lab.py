@@ -22,7 +22,7 @@ from autohypothesis.engine.task import Task, default_task, load_task
 from autohypothesis.errors import FleetError, RecordError, SettleError, UsageError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import Layout, checked_id
+from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.locks import held
 from autohypothesis.system import host_name
@@ -258,10 +258,11 @@ def shared_with(layout: Layout) -> str:
 
 
 def run_ids(layout: Layout) -> list[str]:
-    """Every experiment that has a run folder, by name."""
+    """Every experiment that has a run folder, by name; a folder whose name is no id has none."""
     if not layout.runs.is_dir():
         return []
-    return sorted(entry.name for entry in layout.runs.iterdir() if entry.is_dir())
+    folders = (entry for entry in layout.runs.iterdir() if ID.fullmatch(entry.name))
+    return sorted(entry.name for entry in folders if entry.is_dir())
 
 
 def is_running(layout: Layout, experiment_id: str) -> bool:

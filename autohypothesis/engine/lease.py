@@ -254,6 +254,6 @@ def _write_info(fd: int, info: Mapping[str, Any]) -> None:
 def _read_info(fd: int) -> dict[str, Any]:
     try:
         info = json.loads(os.pread(fd, _INFO_LIMIT, 0))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return info if isinstance(info, dict) else {}

@@ -44,7 +44,7 @@ def _starter_lives(run: RunPaths) -> bool:
     try:
         starter = read_json(run.local, LOCAL_LIMIT)["starter"]
         return system.is_alive(int(starter["pid"]), float(starter["start"]))
-    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError, OverflowError):
         return False
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 from autohypothesis.engine.confirmation import UnconfirmedError
@@ -21,7 +22,6 @@ from autohypothesis.engine.replicates import repeats_of
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
-from autohypothesis.records.layout import ID
 from schema import Confirmation, Decision, Metadata, Result, now
 
 HandMade = Literal["keep", "discard", "crash"]
@@ -254,6 +254,7 @@ def _settle_one(
     if before is not None and (said is None or before.decision_status == said.status):
         _stamp(lab, before)
         return None
+    case = _as_recorded(case, before, experiment_id)
     reference = past.reference or lab.reference()
     others = past.without(experiment_id)
     case = as_it_counts(others, case) if said is None else case
@@ -280,6 +281,32 @@ def _settle_one(
     _carry_out(lab, decision, reference)
     past.reference = str(decision.reference_after)
     return decision
+
+
+def _as_recorded(case: Case, before: Decision | None, experiment_id: str) -> Case:
+    """`case` with what was decided about it before, whatever its bundle says by now.
+
+    Raises:
+        SettleError: its result.json is the copy of a decision that nobody recorded.
+    """
+    if before is None:
+        if case.result.decision_id is not None:
+            raise SettleError(
+                f"result.json of {experiment_id} names the decision {case.result.decision_id!r},"
+                " and decisions.jsonl has none about it",
+                hint="move the run's folder away; to have it decided, take decision_id out of it",
+            )
+        return case
+    decided: dict[str, object] = {"metric_value": before.metric_value}
+    if before.metric_value is not None:
+        decided |= {"status": "completed", "failure_kind": None}
+    if before.commit:
+        decided |= {"commit": before.commit, "parent_commit": before.base_commit}
+    if before.direction:
+        decided["direction"] = before.direction
+    if before.metric_name:
+        decided["metric_name"] = before.metric_name
+    return replace(case, result=case.result.model_copy(update=decided))
 
 
 def _verdict(others: Settled, case: Case, evidence: Evidence) -> Verdict:
@@ -362,6 +389,7 @@ def _decision(
         lane=speed.lane,
         lane_kernel_ms=speed.kernel_ms,
         tokens_per_second=speed.tokens_per_second,
+        metric_name=evidence.metric,
         direction=evidence.direction,
         simplification=verdict.simplification,
         requeue=verdict.requeue,
@@ -414,7 +442,7 @@ def _waiting(lab: Lab, past: Settled) -> tuple[list[tuple[str, Metadata]], list[
     """
     found, refused = [], []
     for experiment_id in run_ids(lab.layout):
-        if not ID.fullmatch(experiment_id) or past.of(experiment_id) is not None:
+        if past.of(experiment_id) is not None:
             continue
         run = lab.layout.run(experiment_id)
         if not run.result.exists() or not run.metadata.exists():

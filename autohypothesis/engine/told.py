@@ -76,7 +76,9 @@ def _metrics(lab: Lab, measured: Decision) -> dict[str, Any]:
     except (FileNotFoundError, RecordError):
         return {}
     metrics = result.get("metrics") if isinstance(result, dict) else None
-    return {k: v for k, v in metrics.items() if v is not None} if isinstance(metrics, dict) else {}
+    metrics = metrics if isinstance(metrics, dict) else {}
+    decided = {measured.metric_name: measured.metric_value} if measured.metric_name else {}
+    return {k: v for k, v in {**metrics, **decided}.items() if v is not None}
 
 
 def _trials(lab: Lab, past: Settled) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,7 @@ from autohypothesis.records.files import (
     kind_of,
     read_bytes,
     read_json,
+    shown,
     sweep,
     to_json,
     write_atomic,
@@ -122,7 +123,7 @@ class _Sync:
             changed=self.folded.changed,
             tag=self.tag,
             problems=self.folded.problems,
-            hand_edits=tables.hand_edits(self.layout, self.folded.entries),
+            hand_edits=tables.hand_edits(self.folded.entries),
             written=self.written,
         )
 
@@ -178,7 +179,7 @@ class _Sync:
 
     def _complain(self, path: Path, reason: str) -> None:
         short = str(path).removeprefix(f"{self.layout.root}/")
-        self.folded.problems.append(Problem(path=short, reason=reason))
+        self.folded.problems.append(Problem(path=shown(short), reason=shown(reason)))
 
     # ── what is written ───────────────────────────────────────────────────────────────────
 

@@ -50,6 +50,30 @@ _MAY_OVERFLOW = re.compile(rb"[eE]\+?\d{3}|(?<!\d)\d{300}")
 _MAY_BE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+# ── names ───────────────────────────────────────────────────────────────────────────────────
+
+
+def shown(text: object) -> str:
+    r"""A path or a name for people and for JSON: bytes that are no UTF-8 as `\xfe`, line breaks and
+    other control characters escaped, all else as it is.
+
+    File names are bytes. Python keeps those that are no text as half surrogate pairs, which neither
+    JSON nor a terminal takes.
+    """
+    name = str(text)
+    if name.isprintable():
+        return name
+    readable = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in readable
+    )
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text, so that JSON can hold it."""
+    return name.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in name)
+
+
 # ── writing ─────────────────────────────────────────────────────────────────────────────────
 
 

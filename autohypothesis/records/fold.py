@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from autohypothesis.records.agreement import disagreements
 from autohypothesis.records.bundles import Bundle, once
+from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
     DECIDED,
     Placement,
@@ -37,8 +39,15 @@ class Facts(NamedTuple):
     platform_key: str
     metric_name: str
     metric_value: float | None
+    recorded_value: float | None
+    """`metric_value` of a result.json that says completed; null where metrics alone have one."""
+    voided_value: float | None
+    """What a run came to that was voided because somebody else disturbed it."""
     direction: str
     commit: str
+    parent_commit: str | None
+    seed: int | None
+    confirmation: str
     peak_vram_gb: float | None
     description: str
     execution_status: str
@@ -49,6 +58,8 @@ class Facts(NamedTuple):
     stamp: str
     """The decision that result.json carries, and the id of the record it was stamped from."""
     stamp_id: str | None
+    stranger: list[str] | None
+    """[file, id]: a file of the bundle that names another experiment."""
     volatile: bool
     """It runs: its state may change with no file changing."""
     damage: list[list[str]]
@@ -56,14 +67,22 @@ class Facts(NamedTuple):
 
 
 def facts_of(row: RowDocument, bundle: Bundle | None, damage: list[list[str]]) -> Facts:
+    """The facts of a row of `base_row`: what the bundle says, before anything was decided."""
     result = bundle.result if bundle else None
+    name = row["metric_name"]
+    completed = result is not None and result["status"] == "completed"
     return Facts(
         tag=row["tag"],
         platform_key=row["platform_key"],
-        metric_name=row["metric_name"],
+        metric_name=name,
         metric_value=row["metric_value"],
+        recorded_value=real(result["metric_value"], name) if result and completed else None,
+        voided_value=real(result["evidence"].get("voided_value"), name) if result else None,
         direction=row["direction"],
         commit=row["commit"],
+        parent_commit=row["parent_commit"],
+        seed=row["seed"],
+        confirmation=row["confirmation"],
         peak_vram_gb=row["peak_vram_gb"],
         description=row["description"],
         execution_status=row["execution_status"],
@@ -73,16 +92,28 @@ def facts_of(row: RowDocument, bundle: Bundle | None, damage: list[list[str]]) -
         baseline=is_baseline(row),
         stamp=result["decision_status"] if result else "",
         stamp_id=result["decision_id"] if result else None,
+        stranger=_stranger(bundle) if bundle else None,
         volatile=bool(bundle and bundle.shim_lives),
         damage=damage,
     )
 
 
+def _stranger(bundle: Bundle) -> list[str] | None:
+    """The first file of a bundle that names another experiment than its folder does."""
+    run = bundle.metadata["run"] if bundle.metadata else None
+    for file, document in (("metadata.json", run), ("exit.json", bundle.exit)):
+        name = document["experiment_id"] if document else ""
+        if name and slug(name) != bundle.experiment_id:
+            return [file, name]
+    return None
+
+
 def undecided_stamp(facts: Facts) -> str:
     """The decision to show where decisions.jsonl has none.
 
-    A stamp with the id of a record is a copy of one that is out of sight; a failed run that an
-    older tool called a crash is one. Any other stamp is somebody's wish, and decides nothing yet.
+    A stamp with the id of a record is a copy of one that cannot be read; where every record can,
+    such a bundle is damaged. A failed run that an older tool called a crash is one. Any other stamp
+    is somebody's wish, and decides nothing yet.
     """
     if facts.stamp_id is not None and facts.stamp in (*DECIDED, "replicate"):
         return facts.stamp
@@ -92,6 +123,17 @@ def undecided_stamp(facts: Facts) -> str:
 
 
 # ── places ──────────────────────────────────────────────────────────────────────────────────
+
+_FIXED = {
+    "commit": "commit",
+    "base_commit": "parent_commit",
+    "hypothesis_id": "hypothesis_id",
+    "seed": "seed",
+    "platform_key": "platform_key",
+    "metric_name": "metric_name",
+    "direction": "direction",
+}
+"""Of a decision -> of the row; what a record does not say is taken from the bundle."""
 
 
 @dataclass(slots=True)
@@ -140,27 +182,31 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
         elif first is not None:
             group.drop(experiment)
         reason = decision["detail"] or decision["reason"]
+        fixed = {
+            column: decision[name]
+            for name, column in _FIXED.items()
+            if decision[name] not in ("", None)
+        }
         places[experiment] = Placement(
-            ordinal, delta, status, confirmation, tag, reason, score, decision["commit"]
+            ordinal, delta, status, confirmation, tag, reason, score, decision["commit"], fixed
         )
     return places
 
 
 def _score(decision: Document, fact: Facts | None) -> float | None:
-    """What was decided on; a record without a score stands for what the bundle says."""
-    score: float | None = decision["metric_value"]
-    if score is not None and (score > 0 or (fact is not None and fact.metric_name != "val_bpb")):
-        return score
-    return fact.metric_value if fact is not None else None
+    """What was decided on. A bundle that has another value, or has one where none was decided, is
+    damaged; its value stands for nothing."""
+    named = fact.metric_name if fact is not None else "val_bpb"
+    return real(decision["metric_value"], decision["metric_name"] or named)
 
 
 def _group(groups: dict[tuple[str, str], _Kept], decision: Document, fact: Facts | None) -> _Kept:
     """The kept ones that the experiment is compared with: same tag, same platform."""
-    platform = (fact.platform_key if fact is not None else "") or decision["platform_key"]
+    platform = decision["platform_key"] or (fact.platform_key if fact is not None else "")
     key = decision["tag"], platform
     group = groups.get(key)
     if group is None:
-        direction = fact.direction if fact is not None else decision["direction"]
+        direction = decision["direction"] or (fact.direction if fact is not None else "")
         group = groups[key] = _Kept(-1 if direction == "maximize" else 1)
     return group
 
@@ -181,8 +227,13 @@ def fold(
     bundles: Iterable[Bundle],
     plans: Mapping[str, Plan | Mapping[str, Any]],
     decisions: Sequence[Decision | Mapping[str, Any]],
+    *,
+    complete: bool = True,
 ) -> list[Row]:
     """All rows, in the order of the ledger. The incremental fold must come to the same.
+
+    Args:
+        complete: no line of decisions.jsonl is damaged.
 
     Raises:
         ValueError: a plan or a decision is not one; bundles say themselves what they lack.
@@ -198,13 +249,15 @@ def fold(
         damage = [list(item) for item in bundle.damage] if bundle else []
         facts[key] = facts_of(rows[key], bundle, damage)
     places = place(settled, facts)
+    wrong = disagreements(settled, facts, complete=complete)
     for decision in settled:
         key = decision["experiment_id"]
         if key not in known and key not in written:
             rows[key] = gone_row(decision)
             facts[key] = facts_of(rows[key], None, [])
     for key, row in rows.items():
-        finish(row, places.get(key), undecided_stamp(facts[key]), in_words(facts[key].damage))
+        unusable, disagreeing = in_words(facts[key].damage), in_words(wrong.get(key, []))
+        finish(row, places.get(key), undecided_stamp(facts[key]), unusable, disagreeing)
     return [Row.model_validate(rows[key]) for key in in_order(rows, places, facts)]
 
 
@@ -220,7 +273,8 @@ def in_words(damage: list[list[str]]) -> list[str]:
 def gone_row(decision: Document) -> RowDocument:
     """The row of an experiment whose bundle and plan somebody removed: the decision remembers."""
     row = base_row(decision["experiment_id"], None, Planned())
-    value = real(decision["metric_value"], "val_bpb")
+    name = decision["metric_name"] or "val_bpb"
+    value = real(decision["metric_value"], name)
     row.update(
         commit=decision["commit"],
         parent_commit=decision["base_commit"],
@@ -229,9 +283,10 @@ def gone_row(decision: Document) -> RowDocument:
         hypothesis_id=decision["hypothesis_id"],
         description=decision["detail"],
         platform_key=decision["platform_key"],
-        direction=decision["direction"],
+        direction=decision["direction"] or "minimize",
+        metric_name=name,
         metric_value=value,
-        val_bpb=value,
+        val_bpb=value if name == "val_bpb" else None,
         tag=decision["tag"],
         notes=["its bundle and plan are gone; this is what decisions.jsonl remembers"],
     )

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autohypothesis.errors import ConflictError, GitError, LockError
-from autohypothesis.records.files import remove_folder
+from autohypothesis.records.files import remove_folder, shown
 from autohypothesis.records.git_call import call
 from autohypothesis.records.git_facts import (
     Answer,
@@ -30,7 +30,9 @@ from autohypothesis.records.git_facts import (
     Worktree,
     parse_changes,
     parse_listing,
+    parse_places,
     parse_worktrees,
+    refuse_path,
 )
 
 EXPERIMENTS = "refs/experiments/"
@@ -74,20 +76,20 @@ class Repository:
         """
         here = cls(Path(path).absolute())
         if not here.root.is_dir():
-            raise GitError(f"{path} is not a folder", hint="name a repository with --repo PATH")
+            raise GitError(f"{shown(path)} is not a folder", hint="name a repository: --repo PATH")
         where = here._run(
             "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel",
             accept=(0, 128),
         )
         if where.status:
             raise GitError(
-                f"{path} is not in a git checkout: {where.reason}",
+                f"{shown(path)} is not in a git checkout: {where.reason}",
                 hint="run `git init` there, or name another: --repo PATH",
             )
-        folder, common, top = where.text.splitlines()
+        folder, common, top = parse_places(where)
         if folder == common:
             return cls(Path(top))
-        main = here.worktrees()[0].path
+        main = refuse_path(here.worktrees()[0].path)
         if not (main / ".git").exists():
             raise GitError(f"{main} is a bare repository", hint=f"clone it: git clone {main}")
         return cls(main)
@@ -96,6 +98,7 @@ class Repository:
     def create(cls, root: Path, message: str) -> Repository:
         """A new repository at `root`, with everything that lies there in its first commit."""
         repository = cls(Path(root).absolute())
+        refuse_path(repository.root)
         repository._run("init --quiet --initial-branch=main")
         repository._run("add --all")
         repository._run("commit --quiet --message", message)
@@ -227,11 +230,11 @@ class Repository:
             lines[path] = f"{mode} blob {blob}\t{path}"
         if any("/" in path for path in files):
             with self._index(base) as index:
-                listed = "".join(f"{line}\0" for line in lines.values()).encode()
+                listed = "".join(f"{line}\0" for line in lines.values()).encode(*_BYTES)
                 self._run("update-index -z --index-info", stdin=listed, index=index)
                 return self._run("write-tree", index=index).text
         top = {line.partition("\t")[2]: line for line in self._top(base)}
-        listed = "".join(f"{line}\0" for line in {**top, **lines}.values()).encode()
+        listed = "".join(f"{line}\0" for line in {**top, **lines}.values()).encode(*_BYTES)
         return self._run("mktree -z", stdin=listed).text
 
     def _top(self, commit: str) -> list[str]:
@@ -304,7 +307,7 @@ class Repository:
         moment = f"@{int(at.timestamp())} +0000" if at is not None else ""
         dated = {name: moment for name in ("GIT_AUTHOR_DATE", "GIT_COMMITTER_DATE") if moment}
         commit = self._run(
-            "commit-tree", tree, *named, "-F", "-", stdin=message.encode(), extra=dated
+            "commit-tree", tree, *named, "-F", "-", stdin=message.encode(*_BYTES), extra=dated
         ).text
         self._commits.get(commit, lambda: commit)
         if self._listings.has(tree):

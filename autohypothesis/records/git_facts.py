@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from autohypothesis.errors import GitError
+from autohypothesis.records.files import is_utf8, shown
+
 T = TypeVar("T")
 
 
@@ -64,6 +67,34 @@ class Worktree:
     """None: not locked; "initializing": an `add` that is at work, or was killed."""
 
 
+def refuse_path(path: Path) -> Path:
+    """`path`, when it can be written into JSON, and is one line of what git answers.
+
+    Raises:
+        GitError: it is not UTF-8, or has a line break.
+    """
+    name = str(path)
+    if is_utf8(name) and "\n" not in name:
+        return path
+    what = "has a line break in it" if "\n" in name else "is not UTF-8"
+    raise GitError(
+        f"the path of the repository, '{shown(name)}', {what}",
+        hint="records could not name it; move the folder to another name, or clone it there",
+    )
+
+
+def parse_places(answer: Answer) -> tuple[str, str, str]:
+    """The three paths, a line each, that `rev-parse` said; the last is the top of a checkout.
+
+    Raises:
+        GitError: one of them is none that records could name.
+    """
+    lines = answer.out.decode("utf-8", "surrogateescape").split("\n")[:-1]
+    refuse_path(Path("\n".join(lines[len(lines) // 3 * 2 :])))
+    folder, common, top = lines
+    return folder, common, top
+
+
 def parse_changes(records: list[str]) -> list[FileChange]:
     """`--raw --numstat -z`: all raw records with their paths first, then all counts."""
     raw: dict[str, tuple[str, str, str]] = {}
@@ -83,7 +114,7 @@ def parse_worktrees(text: str) -> list[Worktree]:
     """`worktree list --porcelain`: blocks of `key value` lines."""
     found = []
     for block in text.split("\n\n"):
-        facts = dict(line.partition(" ")[::2] for line in block.splitlines())
+        facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
         if "worktree" in facts:
             path = Path(facts["worktree"])
             found.append(

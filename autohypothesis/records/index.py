@@ -19,6 +19,7 @@ from pydantic_core import from_json, to_json
 
 import schema
 from autohypothesis.errors import RecordError
+from autohypothesis.records.agreement import Fault
 from autohypothesis.records.files import read_bytes, write_atomic
 from autohypothesis.records.fold import Facts
 from autohypothesis.records.layout import Layout
@@ -37,6 +38,8 @@ class Entry(NamedTuple):
     """Of inode, time of modification and size of each of its files."""
     facts: Facts
     placement: Placement | None
+    wrong: list[Fault]
+    """What its bundle says that was not decided."""
     offset: int
     """Where its line lies in the ledger."""
     length: int
@@ -84,10 +87,14 @@ def save(layout: Layout, entries: Mapping[str, Entry], decisions: Stamp, last_ta
 
 
 def _entry(
-    signature: int, facts: list[object], placement: list[object] | None, *where: int
+    signature: int,
+    facts: list[object],
+    placement: list[object] | None,
+    wrong: list[Fault],
+    *where: int,
 ) -> Entry:
     placed = None if placement is None else Placement(*placement)  # type: ignore[arg-type]
-    return Entry(signature, Facts(*facts), placed, *where)  # type: ignore[arg-type]
+    return Entry(signature, Facts(*facts), placed, wrong, *where)  # type: ignore[arg-type]
 
 
 def _head(body: bytes) -> bytes:
@@ -98,7 +105,18 @@ def _head(body: bytes) -> bytes:
 def _code() -> int:
     """Of the modules that decide what a row looks like: other code, other rows."""
     folder, total = Path(__file__).parent, 0
-    names = ("bundles", "curve", "fold", "ids", "index", "ledger", "rows", "scan", "usual")
+    names = (
+        "agreement",
+        "bundles",
+        "curve",
+        "fold",
+        "ids",
+        "index",
+        "ledger",
+        "rows",
+        "scan",
+        "usual",
+    )
     for path in (Path(schema.__file__), *(folder / f"{name}.py" for name in names)):
         total = zlib.crc32(path.read_bytes(), total)
     return total

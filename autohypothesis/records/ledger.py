@@ -17,8 +17,9 @@ from pydantic_core import from_json, to_json
 from autohypothesis.errors import RecordError
 from autohypothesis.records import index as fold_index
 from autohypothesis.records import jsonl, scan
+from autohypothesis.records.agreement import Fault, disagreements
 from autohypothesis.records.bundles import decision_documents, reason_in
-from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.files import read_bytes, read_json, shown
 from autohypothesis.records.fold import (
     Facts,
     facts_of,
@@ -107,10 +108,13 @@ def _refold(layout: Layout, index: Index | None) -> Folded:
         known[key] = _Known(scan.LOOK_AGAIN, facts[key], row)
     order = in_order(known, judged.places, facts)
     old = _old_ledger(layout, index)
-    content, entries, changed = _assemble(order, known, judged.places, found, index, old)
+    content, entries, changed = _assemble(order, known, judged, found, index, old)
     for key, entry in entries.items():
         if entry.facts.damage:
             problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
+        if entry.wrong:
+            run = found[key].run
+            problems += [_problem(layout, f"{run}/{file}", why, key) for file, why in entry.wrong]
     return Folded(
         content,
         entries,
@@ -131,6 +135,8 @@ class _Judged(NamedTuple):
     """What decisions.jsonl says."""
 
     places: dict[str, Placement]
+    wrong: dict[str, list[Fault]]
+    """What bundles say that was not decided."""
     gone: dict[str, Document]
     """Decisions about experiments of which nothing else is left."""
     last_tag: str
@@ -144,8 +150,10 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
     decisions, readable = _decisions(layout, problems)
     gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in facts}
     last_tag = str(decisions[-1]["tag"]) if decisions else ""
-    whole = len(problems) == before and not gone
-    return _Judged(place(decisions, facts), gone, last_tag, there if whole else [], readable)
+    complete = len(problems) == before
+    wrong = disagreements(decisions, facts, complete=complete)
+    again = there if complete and not gone else []
+    return _Judged(place(decisions, facts), wrong, gone, last_tag, again, readable)
 
 
 def _places_as_before(
@@ -157,9 +165,12 @@ def _places_as_before(
     places = {key: entry.placement for key, entry in index.entries.items() if entry.placement}
     if not places.keys() <= known.keys():
         return None
-    if any(one.row is not None and key in places for key, one in known.items()):
+    new = [(key, one.facts) for key, one in known.items() if one.row is not None]
+    if any(key in places or facts.stamp_id or facts.stranger for key, facts in new):
         return None
-    return _Judged(places, {}, index.last_tag, index.decisions, readable=True)
+    unread = ((key, index.entries[key]) for key, one in known.items() if one.row is None)
+    wrong = {key: entry.wrong for key, entry in unread if entry.wrong}
+    return _Judged(places, wrong, {}, index.last_tag, index.decisions, readable=True)
 
 
 def _look(
@@ -192,7 +203,7 @@ def _read(where: scan.Found) -> _Known:
 def _assemble(
     order: Iterable[str],
     known: Mapping[str, _Known],
-    places: Mapping[str, Placement],
+    judged: _Judged,
     found: Mapping[str, scan.Found],
     index: Index | None,
     old: bytes,
@@ -206,8 +217,10 @@ def _assemble(
     before = index.entries if index else {}
     start = end = offset = changed = 0  # old[start:end] is the piece that still grows
     for key in order:
-        one, entry, placement = known[key], before.get(key), places.get(key)
-        if one.row is None and entry is not None and entry.placement == placement:
+        one, entry, placement = known[key], before.get(key), judged.places.get(key)
+        wrong = judged.wrong.get(key, [])
+        same = entry is not None and (entry.placement, entry.wrong) == (placement, wrong)
+        if one.row is None and entry is not None and same:
             if entry.offset != end:
                 pieces.append(old[start:end])
                 start = entry.offset
@@ -215,19 +228,20 @@ def _assemble(
             entries[key] = entry if entry.offset == offset else entry._replace(offset=offset)
         else:
             one = _read(found[key]) if one.row is None else one
-            line = _line(one, placement)
+            line = _line(one, placement, wrong)
             changed += entry is None or line != old[entry.offset : entry.offset + entry.length]
             pieces += (old[start:end], line)
             start = end = -1
-            entries[key] = Entry(one.signature, one.facts, placement, offset, len(line))
+            entries[key] = Entry(one.signature, one.facts, placement, wrong, offset, len(line))
         offset += entries[key].length
     pieces.append(old[start:end])
     return b"".join(pieces), entries, changed
 
 
-def _line(known: _Known, placement: Placement | None) -> bytes:
+def _line(known: _Known, placement: Placement | None, wrong: list[Fault]) -> bytes:
     row = known.row or {}
-    finish(row, placement, undecided_stamp(known.facts), in_words(known.facts.damage))
+    unusable = in_words(known.facts.damage)
+    finish(row, placement, undecided_stamp(known.facts), unusable, in_words(wrong))
     return to_json(row, inf_nan_mode="null") + b"\n"
 
 
@@ -249,7 +263,7 @@ def _decisions(layout: Layout, problems: list[Problem]) -> tuple[list[Document],
 
 def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:
     short = path.removeprefix(f"{layout.root}/")
-    return Problem(path=short, reason=reason, experiment_id=experiment)
+    return Problem(path=shown(short), reason=shown(reason), experiment_id=experiment)
 
 
 # ── reading ─────────────────────────────────────────────────────────────────────────────────

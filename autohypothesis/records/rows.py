@@ -46,6 +46,8 @@ class Placement(NamedTuple):
     reason: str
     metric_value: float | None
     commit: str
+    fixed: RowDocument
+    """Columns that the record fixes, whatever the bundle says by now."""
 
 
 def real(value: object, metric: str) -> float | None:
@@ -176,7 +178,7 @@ def _from_config(row: RowDocument, config: Document) -> None:
     for key in ("model_dim", "n_heads", "head_dim", "total_batch_size", "device_batch_size"):
         value = get(key)
         if value is not None:
-            row[key] = value if type(value) is int else whole(value)
+            row[key] = whole(value)
     for key in ("matrix_lr", "embedding_lr", "weight_decay", "warmdown_ratio"):
         row[key] = finite(get(key))
     if row["depth"] is None:
@@ -201,20 +203,38 @@ def _from_curve(row: RowDocument, bundle: Bundle, metadata: Document) -> None:
         row["train_bpb"] = seen.last
 
 
-def finish(row: RowDocument, placement: Placement | None, stamp: str, damage: list[str]) -> None:
-    """Adds what was decided, and what could not be read, to a row of `base_row`."""
+def finish(
+    row: RowDocument,
+    placement: Placement | None,
+    stamp: str,
+    unusable: list[str],
+    disagreeing: list[str],
+) -> None:
+    """Adds what was decided to a row of `base_row`; what was decided stands above the bundle.
+
+    Args:
+        stamp: the decision to show where decisions.jsonl has none.
+        unusable: files that could not be used, and why.
+        disagreeing: what the bundle says that was not decided.
+    """
     if placement is not None:
+        row.update(placement.fixed)
+        row["metric_value"] = placement.metric_value
+        if row["metric_name"] == "val_bpb":
+            row["val_bpb"] = placement.metric_value
         row["status"] = row["decision_status"] = placement.status
         row["ordinal"], row["delta"] = placement.ordinal, placement.delta
         row["confirmation"] = placement.confirmation
-        row["tag"] = row["tag"] or placement.tag
+        row["tag"] = placement.tag or row["tag"]
         row["outcome"] = row["outcome"] or placement.reason
     elif stamp:
         row["decision_status"] = stamp
         row["status"] = stamp if stamp in DECIDED else row["status"]
-    if damage:
+    if disagreeing:
+        row["status"] = "damaged"
+    if unusable:
         row["status"] = "artifact_invalid"
-        row["notes"] = [*row["notes"], *damage]
+    row["notes"] = [*row["notes"], *unusable, *disagreeing]
 
 
 def is_baseline(row: RowDocument) -> bool:

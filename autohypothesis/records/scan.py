@@ -20,6 +20,7 @@ from autohypothesis.records.bundles import (
     read_document,
     read_folder,
 )
+from autohypothesis.records.files import is_utf8
 from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import PAGE_LIMIT, Planned
@@ -34,6 +35,9 @@ LOOK_AGAIN = -1
 """A hash of integers is the same in every process, and never -1."""
 _PAGE_BYTES = 1024 * 1024
 _IS_ID = ID.fullmatch
+
+
+NOT_UTF8 = "has a name that is not UTF-8, and is left alone; give it another name"
 
 
 class Found(NamedTuple):
@@ -84,6 +88,9 @@ def _names(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, st
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
+                    continue
+                if not is_utf8(entry.name):
+                    damage.append(Damage(entry.path, NOT_UTF8))
                     continue
                 if folders and not entry.is_dir(follow_symlinks=False):
                     damage.append(Damage(entry.path, "is not the folder of a run"))

@@ -16,9 +16,16 @@ def of_tag(rows: Iterable[Row], tag: str | None) -> list[Row]:
 
 
 def kept(rows: Iterable[Row]) -> list[Row]:
-    """Rows that were kept and have a value: what can be a best."""
+    """Rows that were kept and have a value: what can be a best.
+
+    A row without a place shows a stamp whose record cannot be read: that ranks nothing.
+    """
     return [
-        row for row in rows if row.get("status") == "keep" and row.get("metric_value") is not None
+        row
+        for row in rows
+        if row.get("status") == "keep"
+        and row.get("metric_value") is not None
+        and row.get("ordinal") is not None
     ]
 
 

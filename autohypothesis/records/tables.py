@@ -9,11 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from autohypothesis.errors import RecordError
-from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.fold import Facts
 from autohypothesis.records.index import Entry
-from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Placement
 from autohypothesis.records.standings import Kept, best_of
@@ -24,15 +21,10 @@ DESCRIPTION_LIMIT = 300
 
 
 class HandEdit(NamedTuple):
-    """A `decision_status` in a result.json that no record of decisions.jsonl stands behind."""
+    """A `decision_status` that somebody wrote into the result.json of an undecided experiment."""
 
     experiment_id: str
     status: str
-    """What somebody wrote."""
-    decided: str | None
-    """What decisions.jsonl says, None where it says nothing."""
-    decision_id: str | None
-    """The record that the stamp names."""
 
 
 # ── results.tsv ─────────────────────────────────────────────────────────────────────────────
@@ -53,7 +45,8 @@ def all_ours(table: bytes, entries: Mapping[str, Entry]) -> bool:
     known = {"commit"}
     for entry in entries.values():
         placed = entry.placement.commit if entry.placement is not None else ""
-        known.add(harmless(entry.facts.commit or placed)[:7])
+        mine = (entry.facts.commit or placed, placed or entry.facts.commit)
+        known |= {harmless(commit)[:7] for commit in mine}
     lines = table.decode("utf-8", "replace").splitlines()
     return all(line.split("\t")[0] in known for line in lines if line.strip())
 
@@ -80,8 +73,8 @@ def _lost(facts: Facts, placement: Placement | None) -> bool:
 
 
 def _tsv_line(facts: Facts, placement: Placement) -> str:
-    commit = harmless(facts.commit or placement.commit)[:7]
-    value = facts.metric_value if facts.metric_value is not None else placement.metric_value
+    commit = harmless(placement.commit or facts.commit)[:7]
+    value = placement.metric_value
     memory = facts.peak_vram_gb or 0.0
     if placement.status == "crash" or value is None:
         value = memory = 0.0
@@ -129,16 +122,39 @@ def best_entry(entries: Mapping[str, Entry], tag: str) -> str | None:
     """The id of the best kept experiment of a tag."""
     return best_of(
         [
-            Kept(key, placed.ordinal, facts.platform_key, facts.direction, facts.metric_value)
+            Kept(key, placed.ordinal, *_compared(entry, placed), placed.metric_value)
             for key, entry in entries.items()
             if (placed := entry.placement) is not None
             and placed.tag == tag
             and placed.status == "keep"
             and placed.confirmation != "refuted"
-            and (facts := entry.facts).metric_value is not None
-            and not facts.damage
+            and placed.metric_value is not None
+            and not entry.facts.damage
+            and not entry.wrong
         ]
     )
+
+
+def _compared(entry: Entry, placed: Placement) -> tuple[str, str]:
+    """Platform and direction as they were decided, else as the bundle has them."""
+    platform = placed.fixed.get("platform_key") or entry.facts.platform_key
+    return platform, placed.fixed.get("direction") or entry.facts.direction
+
+
+def _baseline_of(entries: Mapping[str, Entry], tag: str, best: str | None) -> float | None:
+    """The first kept run of the unchanged script, on the platform of the best."""
+    if best is None or (placed := entries[best].placement) is None:
+        return None
+    platform = _compared(entries[best], placed)[0]
+    kept = [
+        (other.ordinal, other.metric_value)
+        for entry in entries.values()
+        if (other := entry.placement) is not None
+        and (other.tag, other.status, entry.facts.baseline) == (tag, "keep", True)
+        and not (entry.facts.damage or entry.wrong)
+        and _compared(entry, other)[0] == platform
+    ]
+    return min(kept, default=(0, None))[1]
 
 
 def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]:
@@ -153,6 +169,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
         "decided_runs": len(decided),
         "active_workers": active_workers,
         "best_run": row_of(folded, best) if best is not None else None,
+        "baseline": _baseline_of(folded.entries, tag, best),
         "keep_rate": round(kept / len(tried), 4) if tried else None,
         "tag": tag,
     }
@@ -180,28 +197,14 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
 # ── hand-made decisions ─────────────────────────────────────────────────────────────────────
 
 
-def hand_edits(layout: Layout, entries: Mapping[str, Entry]) -> list[HandEdit]:
-    """Stamps that differ from the record they name, or name none and decide something new.
-
-    A stamp that agrees with its own record merely lags when that record was overruled since.
-    """
-    edits, doubtful = [], []
-    for key, entry in entries.items():
-        word, named = entry.facts.stamp, entry.facts.stamp_id
-        decided = entry.placement.status if entry.placement else None
-        if not word or word == decided:
-            continue
-        if named is not None:
-            doubtful.append(HandEdit(key, word, decided, named))
-        elif word in DECIDED and entry.facts.execution_status == "completed":
-            edits.append(HandEdit(key, word, decided, None))
-    return edits + (_not_as_named(layout, doubtful) if doubtful else [])
-
-
-def _not_as_named(layout: Layout, doubtful: list[HandEdit]) -> list[HandEdit]:
-    try:
-        decisions, _ = decision_documents(layout)
-    except RecordError:
-        return []  # the problem is reported; who agrees with what cannot be said
-    said = {decision["decision_id"]: decision["decision_status"] for decision in decisions}
-    return [edit for edit in doubtful if said.get(edit.decision_id, edit.status) != edit.status]
+def hand_edits(entries: Mapping[str, Entry]) -> list[HandEdit]:
+    """Stamps that name no record, on experiments that nobody has decided yet."""
+    return [
+        HandEdit(key, entry.facts.stamp)
+        for key, entry in entries.items()
+        if entry.placement is None
+        and entry.facts.stamp_id is None
+        and entry.facts.stamp in DECIDED
+        and entry.facts.execution_status == "completed"
+        and not entry.wrong
+    ]

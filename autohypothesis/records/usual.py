@@ -25,7 +25,7 @@ Document = dict[str, Any]
 """A document in canonical shape: every key of its model is there."""
 
 TIME = (
-    r"^\d{4}-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)"
+    r"^(?:19[7-9]\d|[2-8]\d{3})-(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)"
     r"|(?:0[13578]|1[02])-31)T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{3}Z$"
 )
 """A time as `schema.rfc3339` writes it; the 29th of February takes the long way."""

@@ -12,6 +12,7 @@ STATUS_STYLE = {
     "running": "blue",
     "failed": "red",
     "artifact_invalid": "magenta",
+    "damaged": "magenta",
 }
 
 STATE_STYLE = {"reproduced": "green", "claimed": "yellow", "refuted": "red"}

@@ -15,7 +15,8 @@ import pytest
 from autohypothesis.fleet.live.bench import bench
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.overview.views import Overview
-from autohypothesis.records.files import write_json
+from autohypothesis.fleet.sync import sync
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.terminal.fleet_table import status_page
@@ -174,18 +175,27 @@ def test_a_best_that_is_no_measurement_is_no_best(fleet: Any, page: Any, value: 
 
 
 def test_the_best_is_told_against_the_first_kept_baseline_of_its_platform(fleet: Any) -> None:
-    fleet.ran("baseline-nov20", "keep", 1.5)
-    fleet.board(metric_value=1.4)
-
+    baseline = fleet.ran("baseline-nov20", "keep", 1.5)
+    fleet.ran("h-nov20-0003", "keep", 1.4)
+    sync(fleet.layout)
     best = overview(fleet.layout).best
-
     assert best is not None
     assert best.baseline == 1.5
     assert best.improvement == pytest.approx(0.1)
+
     fleet.board(metric_value=1.4, platform_key="another device")
     best = overview(fleet.layout).best
     assert best is not None
     assert best.baseline is None
+
+    path = fleet.layout.run(baseline).result
+    write_json(path, {**read_json(path), "metric_value": 9.9})
+    sync(fleet.layout)
+    view = overview(fleet.layout)
+    assert view.best is not None
+    assert view.best.baseline is None, "an edited baseline is none to compare with"
+    edit = f"damaged: research/runs/{baseline}/result.json: says metric_value 9.9, and 1.5 was"
+    assert any(edit in need.what for need in view.needs)
 
 
 def test_another_tags_leaderboard_and_queue_are_not_shown(fleet: Any) -> None:

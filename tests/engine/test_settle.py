@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import pytest
@@ -20,7 +21,7 @@ from autohypothesis.engine.task import Objective, foreign_task
 from autohypothesis.engine.task_model import Constraint, Scorer
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records import bundles
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from schema import Metadata, Metrics, Result
@@ -234,6 +235,33 @@ def test_refused_hand_edits_do_not_read_the_decisions_once_each(
     assert [one.experiment_id for one in taken] == ["h-1"]
     assert len(refused) == 3
     assert len(reads) == 1
+
+
+def test_overruling_an_edited_result_rests_on_what_was_decided(search: Search, start: str) -> None:
+    commit = search.change(start, "A = 1\n")
+    before = search.decided("h-1", commit, start, 1.6)
+    run = search.lab.layout.run("h-1")
+    write_json(run.result, {**read_json(run.result), "metric_value": 0.1, "commit": "f" * 40})
+    overruled = search.by_hand("h-1", "crash" if before.decision_status != "crash" else "discard")
+    assert (overruled.metric_value, overruled.commit) == (1.6, commit)
+
+
+@pytest.mark.parametrize("with_id", [False, True])
+def test_a_copied_bundle_is_refused_by_name_and_the_others_are_decided(
+    search: Search, start: str, with_id: bool
+) -> None:
+    search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
+    runs = search.lab.layout.runs
+    shutil.copytree(runs / "h-1", runs / "h-2")
+    if with_id:
+        path = search.lab.layout.run("h-2").metadata
+        path.write_text(path.read_text().replace('"h-1"', '"h-2"'))
+    search.ended("h-3", search.change(start, "B = 1\n"), start, 1.7)
+    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    assert [one.experiment_id for one in decisions] == ["h-3"]
+    ((name, error),) = refused
+    assert name == "h-2"
+    assert ("names the decision" if with_id else "is of experiment 'h-1'") in str(error)
 
 
 # ── limits and disturbed runs ───────────────────────────────────────────────────────────────

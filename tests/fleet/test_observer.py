@@ -301,18 +301,21 @@ def test_a_settle_that_cannot_be_done_now_is_done_later(
     assert watched.status.problems == []
 
 
-def test_a_decision_stamped_into_a_result_is_taken_as_a_command(fleet_lab: Lab) -> None:
+def test_a_decision_edited_in_a_result_changes_nothing_and_is_named(fleet_lab: Lab) -> None:
     members(fleet_lab, "w0")
     hand = Hands(fleet_lab, "w0")
     watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     second = list(watched.chronicle.latest)[-1]
+    reference = fleet_lab.reference()
     path = fleet_lab.layout.run(second).result
     write_json(path, {**read_json(path), "decision_status": "discard"})
     watched.deciding._last_look = float("-inf")  # ten seconds later
     watched.turn()
-    assert watched.chronicle.latest[second].reason == "by_hand"
-    assert fleet_lab.reference() == watched.chronicle.latest["baseline-t-1"].commit
+    assert watched.chronicle.latest[second].decision_status == "keep"
+    assert fleet_lab.reference() == reference
+    (problem,) = read_json(fleet_lab.layout.problems)["problems"]
+    assert problem["reason"] == "says decision_status discard, and keep was decided"
 
 
 # ── noise ───────────────────────────────────────────────────────────────────────────────────

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_bundle, read_decisions
 from autohypothesis.records.curve import curve
 from autohypothesis.records.fold import fold
 from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.standings import best_kept
 from schema import Row
 
 
@@ -65,7 +67,7 @@ def test_only_one_platform_is_compared(lab: Any) -> None:
     metadata = json.loads((run / "metadata.json").read_text())
     metadata["runtime"]["platform_key"] = "another"
     lab.put(run / "metadata.json", metadata)
-    lab.decide("b-1", "keep", 1.2)
+    lab.decide("b-1", "keep", 1.2, platform_key="another")
     assert folded(lab)["b-1"].delta is None
 
 
@@ -136,12 +138,18 @@ def test_an_old_crash_at_zero(lab: Any) -> None:
     assert (row.status, row.decision_status, row.val_bpb) == ("crash", "crash", None)
 
 
-def test_a_stamp_is_a_copy_only_with_the_id_of_its_record(lab: Any) -> None:
+def test_a_stamp_is_shown_only_while_its_record_may_be_one_that_cannot_be_read(lab: Any) -> None:
     lab.bundle("a-1", 1.5, decision_status="keep", decision_id="d-77")
     lab.bundle("b-1", 1.5, decision_status="keep")
     rows = folded(lab)
-    assert (rows["a-1"].status, rows["a-1"].ordinal) == ("keep", None)
+    assert (rows["a-1"].status, rows["a-1"].decision_status) == ("damaged", "keep")
+    assert "'d-77', which decisions.jsonl lacks" in rows["a-1"].notes[0]
     assert (rows["b-1"].status, rows["b-1"].decision_status) == ("completed", "review_pending")
+    lab.layout.decisions.write_bytes(b"\xff\n")
+    sync(lab.layout)
+    rows = lab.rows()
+    assert (rows["a-1"]["status"], rows["a-1"]["ordinal"]) == ("keep", None)
+    assert best_kept(list(rows.values())) is None
 
 
 def test_planned_running_and_abandoned_runs(lab: Any) -> None:

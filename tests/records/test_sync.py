@@ -109,12 +109,17 @@ def test_hand_stamps_are_reported_and_lagging_copies_are_not(lab: Any) -> None:
     lab.bundle("unstamped-1", 1.2)
     lab.decide("same-1", "keep", 1.1)
     lab.bundle("same-1", 1.1, decision_status="keep")
-    edits = {edit.experiment_id: edit for edit in sync(lab.layout).hand_edits}
-    assert edits.keys() == {"differs-1", "wish-1"}
-    assert edits["differs-1"]._asdict() == {
-        "experiment_id": "differs-1", "status": "keep", "decided": "discard", "decision_id": named,
-    }  # fmt: skip
-    assert edits["wish-1"].decided is None
+    report = sync(lab.layout)
+    assert [edit._asdict() for edit in report.hand_edits] == [
+        {"experiment_id": "wish-1", "status": "keep"}
+    ]
+    assert [problem.model_dump() for problem in report.problems] == [
+        {
+            "path": "research/runs/differs-1/result.json",
+            "reason": "says decision_status keep, and discard was decided",
+            "experiment_id": "differs-1",
+        }
+    ]
     assert lab.rows()["wish-1"]["decision_status"] == "review_pending"
 
 

@@ -13,7 +13,7 @@ from autohypothesis.engine.lab import is_running
 from autohypothesis.errors import FleetError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.live.heartbeat import read_all
-from autohypothesis.records.layout import Layout
+from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.locks import held
 
 __all__ = ["held"]
@@ -52,7 +52,7 @@ def refuse_beside_fleet(layout: Layout) -> None:
     Raises:
         FleetError: a supervisor, an observer or a worker is at work, each with who plays it.
     """
-    names = ("supervisor", "observer", *_worker_locks(layout))
+    names = ("supervisor", "observer", *worker_locks(layout))
     if busy := [f"{name} ({holder})" for name in names if (holder := held(layout, name))]:
         raise FleetError(
             f"a fleet is at work in {layout.root}: {', '.join(busy[:4])}"
@@ -82,7 +82,7 @@ def refuse_another_machine(layout: Layout) -> None:
 def at_work(layout: Layout) -> list[str]:
     """Roles, workers and experiments of a fleet that live, each in a few words."""
     found = []
-    for name in (*(one for one in ROLES if one != LOOP), *_worker_locks(layout)):
+    for name in (*(one for one in ROLES if one != LOOP), *worker_locks(layout)):
         if holder := held(layout, name):
             found.append(f"{name} ({holder})")
     running = (name for name in recovery.uncollected(layout) if is_running(layout, name))
@@ -101,8 +101,10 @@ def users_of(layout: Layout, worker: str, worktree: Path) -> str:
     return f"pid {pid}, whose current directory it is" if pid is not None else ""
 
 
-def _worker_locks(layout: Layout) -> list[str]:
-    return sorted(path.stem for path in layout.locks.glob("worker-*.lock"))
+def worker_locks(layout: Layout) -> list[str]:
+    """Names of the workers' locks. What has no id for a name is none of ours."""
+    names = (path.stem for path in layout.locks.glob("worker-*.lock"))
+    return sorted(filter(ID.fullmatch, names))
 
 
 def _inside(folder: Path) -> Iterator[int]:

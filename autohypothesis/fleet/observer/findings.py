@@ -176,7 +176,7 @@ class Learnt:
     def _best(self) -> dict[str, Any] | None:
         kept = {
             one.experiment_id: Kept(
-                one.experiment_id, place, one.platform_key, one.direction, one.metric_value
+                one.experiment_id, place, one.platform_key, one.direction or "", one.metric_value
             )
             for place, one in enumerate(self.chronicle.latest.values())
             if one.decision_status == "keep"

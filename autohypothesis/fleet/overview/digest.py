@@ -75,7 +75,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         hours=round(hours, 4),
         decided=dict(Counter(str(one.decision["decision_status"]) for one in decided)),
         experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
-        kept=[_step(one) for one in decided if one.decision["decision_status"] == "keep"],
+        kept=[_step(one) for one in decided if _is_kept(one)],
         confirmed=_confirmed_as("confirmed", decided),
         provisional=_confirmed_as("provisional", decided),
         refuted=_confirmed_as("refuted", decided),
@@ -115,6 +115,11 @@ def _decided(
             latest.pop(name, None)
             latest[name] = _Decided(by_id[name], decision, at)
     return [one for one in latest.values() if since is None or one.at >= since]
+
+
+def _is_kept(one: _Decided) -> bool:
+    """Whether it was kept, and its bundle says nothing else: a damaged one is no step."""
+    return one.decision["decision_status"] == "keep" and one.row.get("status") != "damaged"
 
 
 def _step(one: _Decided) -> Step:

@@ -20,7 +20,7 @@ from autohypothesis.fleet.live.bench import benched
 from autohypothesis.fleet.live.heartbeat import at_work
 from autohypothesis.fleet.live.presence import LOOP
 from autohypothesis.fleet.live.roles import lives
-from autohypothesis.fleet.overview.standing import Best, best_so_far
+from autohypothesis.fleet.overview.standing import best_so_far
 from autohypothesis.fleet.overview.views import (
     Awaiting,
     Need,
@@ -33,7 +33,7 @@ from autohypothesis.fleet.overview.views import (
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.files import read_bytes, read_json, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
@@ -64,7 +64,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
     counts, waiting = look.queue(queue)
     roles = look.roles()
     workers = look.workers()
-    best = look.best()
+    best = best_so_far(look.board)
     board = look.board
     look.dead(roles, workers)
     look.stopped()
@@ -121,10 +121,6 @@ class _Look:
         """The leaderboard, when it is of this tag."""
         board = self._document(self.layout.leaderboard)
         return board if not self.tag or board.get("tag") in (self.tag, None) else {}
-
-    def best(self) -> Best | None:
-        row = self.board.get("best_run")
-        return best_so_far(self.layout, self.tag, row) if isinstance(row, dict) else None
 
     def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[Waiting]]:
         """How many there are, by name alone, and the first that wait; only open ones are read."""
@@ -347,10 +343,10 @@ class _Look:
         return max(0.0, age)
 
     def _damage(self, path: Path, reason: str) -> None:
-        self.needs.append(Need(f"damaged: {self._short(path)}: {reason}", f"{RUN} sync"))
+        self.needs.append(Need(f"damaged: {self._short(path)}: {shown(reason)}", f"{RUN} sync"))
 
     def _short(self, path: Path) -> str:
-        return str(path).removeprefix(f"{self.layout.root}/")
+        return shown(str(path).removeprefix(f"{self.layout.root}/"))
 
 
 def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]) -> str:

@@ -17,6 +17,7 @@ from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.records.standings import Kept, best_of
 
 Row = Mapping[str, Any]
+DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Trial:
     value: float | None
     memory_gb: float | None
     status: str
-    """keep, discard or crash."""
+    """keep, discard or crash; damaged where the bundle says something else than was decided."""
     description: str
     baseline: bool = False
     failure_kind: str | None = None
@@ -79,10 +80,13 @@ class Results:
     notes: Sequence[str] = ()
 
     def top(self, count: int, *, kept_only: bool = False) -> list[Trial]:
-        """The best measured ones, the best first; of equal ones the earlier first."""
+        """The best measured ones, the best first; of equal ones the earlier first.
+
+        What is damaged has no rank: it comes last.
+        """
         measured = [one for one in self.trials if one.value is not None]
         chosen = [one for one in measured if not kept_only or one.status == "keep"]
-        return sorted(chosen, key=_rank)[:count]
+        return sorted(chosen, key=lambda one: (one.status == DAMAGED, _rank(one)))[:count]
 
     def as_dict(self, count: int, *, kept_only: bool = False) -> dict[str, Any]:
         document = asdict(self)
@@ -108,6 +112,12 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[Span]) -> Re
         undecided=len(rows) - len(decided),
         crashes=Counter(one.failure_kind or "unknown" for one in trials if one.status == "crash"),
         spans=list(spans),
+        notes=[
+            f"{row['id']} is damaged, and not ranked: {note}"
+            for row in rows
+            if row.get("status") == DAMAGED
+            for note in row.get("notes") or []
+        ],
     )
 
 
@@ -132,14 +142,14 @@ def from_table(table: warm_start.WarmStart) -> Results:
 def _counts(row: Row) -> bool:
     return (
         row.get("ordinal") is not None
-        and row.get("status") in DECIDED
+        and row.get("status") in (*DECIDED, DAMAGED)
         and row.get("replicates") is None
         and not (row["status"] == "crash" and row.get("failure_kind") in NOT_EVIDENCE)
     )
 
 
 def _trial(row: Row) -> Trial:
-    crashed = row["status"] == "crash"
+    crashed = row.get("decision_status", row["status"]) == "crash"
     return Trial(
         experiment_id=str(row["id"]),
         commit=str(row.get("commit") or ""),
@@ -168,7 +178,7 @@ def _results(
     notes: Sequence[str] = (),
 ) -> Results:
     counts = Counter(one.status for one in trials)
-    tried = [one for one in trials if not one.baseline]
+    tried = [one for one in trials if not one.baseline and one.status != DAMAGED]
     keeps = _keeps(trials)
     best = _best(keeps)
     start = _start(keeps, best)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from autohypothesis.errors import RecordError
-from autohypothesis.records.files import parse_json, read_with_status
+from autohypothesis.records.files import parse_json, read_with_status, shown
 from autohypothesis.records.ids import MAX_LENGTH, baseline_id, experiment_stem, slug
 from autohypothesis.records.layout import ID, Layout, checked_id
 from schema import Hypothesis, HypothesisState, Problem
@@ -268,7 +268,7 @@ class QueueFiles:
             del self._read[path]
         root = f"{self.layout.root}/"
         return [
-            Problem(path=path.removeprefix(root), reason=wrong)
+            Problem(path=shown(path.removeprefix(root)), reason=shown(wrong))
             for path, (_, _, wrong) in sorted(self._read.items())
             if wrong
         ]

@@ -66,8 +66,8 @@ def living(layout: Layout) -> list[Living]:
         if heartbeat.at_work(beat) and beat.pid and beat.process_start is not None:
             process = Process(beat.pid, beat.process_start, beat.node_id or host_name())
             found.append(Living(presence.worker_lock(beat.worker_id), process))
-    for path in sorted(layout.locks.glob(f"{_WORKER}*.lock")):
-        found += _holder(path.stem, layout)
+    for name in presence.worker_locks(layout):
+        found += _holder(name, layout)
     once = {(one.process.pid, one.process.start): one for one in reversed(found)}
     return sorted(once.values(), key=lambda one: (one.stage, one.name))
 
@@ -92,7 +92,7 @@ def _holder(name: str, layout: Layout) -> Iterator[Living]:
 def _process(document: Any, host: str) -> Process | None:
     try:
         return Process(int(document["pid"]), float(document["process_start"]), host)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
