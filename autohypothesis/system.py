@@ -46,6 +46,13 @@ def require_supported() -> None:
 # What a process asks of the kernel for itself.
 
 
+def keep_others_out() -> None:
+    """Let no file or folder be made that every user can write, whatever the umask was."""
+    before = os.umask(0o022)
+    if before & 0o002:
+        os.umask(before)
+
+
 def _prctl(option: int, value: object) -> bool:
     return _libc is not None and _libc.prctl(option, value, 0, 0, 0) == 0
 

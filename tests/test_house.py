@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "errors": -1, "schema": 0, "system": 0, "sandbox": 0, "records": 1, "engine": 2,
+    "errors": -1, "plain": -1, "schema": 0, "system": 0, "sandbox": 0, "records": 1, "engine": 2,
     "fleet": 3, "proposers": 4, "agents": 4, "hub": 5, "terminal": 5, "commands": 6,
     "orchestrator": 7,
 }  # fmt: skip

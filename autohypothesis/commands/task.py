@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.commands.common import err, json_text, laboratory, out, print_json
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -221,5 +220,5 @@ def _show(line: dict[str, Any]) -> None:
 
 
 def _emit(line: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    sys.stdout.write(json_text(line) + "\n")
     sys.stdout.flush()

@@ -21,6 +21,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
+from autohypothesis.plain import plain
 from autohypothesis.records import index, tables
 from autohypothesis.records.files import (
     JSON_LIMIT,
@@ -299,7 +300,7 @@ class _Sync:
             open=waiting,
             problems=self.folded.problems[:LATEST],
         )
-        return page.encode("utf-8", "replace")
+        return plain(page).encode("utf-8", "replace")
 
     def _parquet(self) -> bytes:
         from autohypothesis.fleet.parquet import as_parquet

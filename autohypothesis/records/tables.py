@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
+from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.fold import Facts
 from autohypothesis.records.index import Entry
@@ -88,9 +87,7 @@ def harmless(text: str) -> str:
 
     A double quote makes readers of tables swallow the lines that follow, up to the next one.
     """
-    if not text.isascii() or not text.isprintable() or '"' in text:
-        text = "".join(_harmless_character(character) for character in text)
-    return " ".join(text.split())[:DESCRIPTION_LIMIT]
+    return plain_line(text).replace('"', "'")[:DESCRIPTION_LIMIT]
 
 
 def harmless_lines(text: str) -> list[str]:
@@ -99,21 +96,7 @@ def harmless_lines(text: str) -> list[str]:
     Blanks and quotes stay. Escapes, other control characters and marks that turn the direction of
     writing become blanks.
     """
-    return [
-        line if line.isascii() and line.isprintable() else "".join(map(_inert, line))
-        for line in re.split(r"\r\n|\n", text.expandtabs(4))
-    ]
-
-
-def _inert(character: str) -> str:
-    return character if character == '"' else _harmless_character(character)
-
-
-def _harmless_character(character: str) -> str:
-    if character == '"':
-        return "'"
-    category = unicodedata.category(character)
-    return " " if category[0] == "C" or category in ("Zl", "Zp") else character
+    return plain(text.replace("\r\n", "\n").expandtabs(4), " ").split("\n")
 
 
 # ── the best, and how it stands ─────────────────────────────────────────────────────────────
