@@ -137,6 +137,20 @@ def memory_mb() -> int | None:
         return None
 
 
+class Interrupts:
+    """Handles Ctrl-C as Python does, and remembers it.
+
+    A KeyboardInterrupt that is raised inside a callback of the interpreter (at an import, say) is
+    printed and dropped. `came` tells a handler that is installed later.
+    """
+
+    came = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 class FileWatch:
     """Wakes a select loop when a file is written (inotify); `fd` is -1 without inotify."""
 

@@ -5,6 +5,7 @@ Imports nothing heavy, since `--help` and completion run through here.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.core import TyperCommand
 
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.plain import plain
-from autohypothesis.system import keep_others_out
+from autohypothesis.system import Interrupts, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
 
 # Newer releases of typer carry their own copy of click; its exceptions are found from here.
@@ -125,6 +126,8 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     prefix = "autohypothesis" if program == "autohypothesis" else "python orchestrator.py"
     make_steady()
     keep_others_out()
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, Interrupts())
     try:
         code = app(standalone_mode=False)
     except ClickError as error:

@@ -123,6 +123,7 @@ def bring_up(
         layout,
         muster.crew(layout, manifest, observer, missing, tool_command=tool_command),
         final=muster.last_words(layout),
+        hurried=muster.last_words(layout, hurried=True),
         notes=[f"{name} does not train: {reason}" for name, reason in missing.items()],
     )
     _supervise(layout, supervisor)

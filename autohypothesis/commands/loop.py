@@ -132,17 +132,25 @@ def _run(loop: Loop, stop: Stop) -> Outcome:
 
 
 def _finish(lab: Lab, stop: Stop) -> None:
-    """Ledger, tables, picture and snapshot as they are at the end; at once, where that is asked."""
+    """Ledger, tables, picture and snapshot as they are at the end.
+
+    After a Ctrl-C without what takes seconds to make; the next `sync` makes it.
+    """
     from autohypothesis.commands.sync import keep, refresh
     from autohypothesis.engine.housekeeping import pack_when_due
     from autohypothesis.errors import AutohypothesisError
+    from autohypothesis.fleet.sync import sync as fold_and_write
 
     if stop.abandoned:
         return
     try:
-        refresh(lab.layout, everything=not stop.hard)
+        if stop.requested:
+            fold_and_write(lab.layout, light=True)
+        else:
+            refresh(lab.layout, everything=True)
         if not stop.hard:
-            keep(lab.repository, lab.layout, everything=True)
+            keep(lab.repository, lab.layout, everything=not stop.requested)
+        if not stop.requested:
             pack_when_due(lab.repository)
     except (AutohypothesisError, OSError) as error:
         _say(f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables")

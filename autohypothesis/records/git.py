@@ -200,6 +200,11 @@ class Repository:
         """What the main checkout's index holds."""
         return sorted(set(self._run("ls-files -z --full-name").records))
 
+    def tracks(self, path: Path) -> bool:
+        """Whether the index has the file at `path`; outside of a repository nothing has."""
+        answer = self._run("--literal-pathspecs ls-files -z --", str(path), accept=(0, 128))
+        return bool(answer.out) and not answer.status
+
     def is_dirty(self) -> bool:
         """Whether a tracked file of the main checkout differs from its commit."""
         return bool(self._run("status --porcelain -z --untracked-files=no").out)

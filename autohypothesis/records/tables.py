@@ -17,7 +17,8 @@ from autohypothesis.records.ledger import Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Placement
 from autohypothesis.records.standings import Kept, best_of
 
-HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
+HEADER = "\t".join(COLUMNS) + "\n"
 DESCRIPTION_LIMIT = 300
 """Characters; results.tsv is read in a terminal."""
 
@@ -47,14 +48,10 @@ def results_tsv(entries: Mapping[str, Entry], tag: str) -> str:
     return HEADER + "".join(lines)
 
 
-def all_ours(table: bytes, entries: Mapping[str, Entry]) -> bool:
-    """Whether every line of a results.tsv names a commit of ours: else somebody wrote into it."""
-    known = {"commit"}
-    for entry in entries.values():
-        placed = entry.placement.commit if entry.placement is not None else ""
-        known.add(harmless(entry.facts.commit or placed)[:7])
-    lines = table.decode("utf-8", "replace").splitlines()
-    return all(line.split("\t")[0] in known for line in lines if line.strip())
+def commits_of(entries: Mapping[str, Entry]) -> set[str]:
+    """The commits of all experiments, as results.tsv has them."""
+    placed = ((e.facts.commit, e.placement.commit if e.placement else "") for e in entries.values())
+    return {harmless(commit or decided)[:7] for commit, decided in placed}
 
 
 def _decided(entries: Iterable[Entry], tag: str) -> list[Entry]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.records.files import write_atomic
+from autohypothesis.records.outputs import PICTURE_MARK
 from autohypothesis.terminal.style import CRASH, DISCARD, KEEP, LINE
 
 LABEL_LENGTH = 34
@@ -42,7 +43,8 @@ def draw_progress(rows: Sequence[Mapping[str, Any]], path: Path, *, tag: str) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     picture = BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight")
+    mark = {"Software": PICTURE_MARK}
+    figure.savefig(picture, format="png", bbox_inches="tight", metadata=mark)
     plt.close(figure)
     write_atomic(path, picture.getvalue())
 
