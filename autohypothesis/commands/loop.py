@@ -63,6 +63,7 @@ def run_loop(
     Ctrl-C ends the training, records it and queues its idea again; twice waits for nothing. Exits
     with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`
     """  # fmt: skip
+    from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.solo.loop import alone
     from autohypothesis.system import set_process_name
@@ -71,7 +72,8 @@ def run_loop(
     with Stop() as stop:
         lab = laboratory(context, repo, task=task, tag=tag)
         _proposers(lab, proposer or [], mix)  # a wrong word is said before anything is begun
-        with alone(lab, tag) as (lab, notes):
+        begun = whole_or_nothing(lab.repository, lab.layout)
+        with begun, alone(lab, tag) as (lab, notes):
             for note in notes:
                 _say(f"note: {note}")
             loop = _loop(lab, _proposers(lab, proposer or [], mix), most, description, hours)

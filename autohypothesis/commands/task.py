@@ -60,16 +60,18 @@ def run(
     Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
     """
     from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.engine.housekeeping import pack_when_due
 
     lab = _opened(context, path, repo)
-    loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
-    loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
-    try:
-        decided = loop.run(iterations)
-    finally:
-        refresh(lab.layout)
-        pack_when_due(lab.repository)
+    with whole_or_nothing(lab.repository, lab.layout):
+        loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
+        loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
+        try:
+            decided = loop.run(iterations)
+        finally:
+            refresh(lab.layout)
+            pack_when_due(lab.repository)
     tried = [one for one in decided if one.base_commit is not None]
     _say(_summary(loop.lab, tried))
     if tried and all(one.decision_status == "crash" for one in tried):

@@ -225,11 +225,11 @@ class _Sync:
             lines = ledger_lines(read_bytes(path, LIMIT), self.folded.entries)
         except (FileNotFoundError, RecordError):
             return True  # what is no file is dealt with where files are put
-        if not lines.foreign:
-            self.taken += take_in(self.layout, self.tag, lines.by_hand[:MOST])
+        if not lines.foreign and len(lines.by_hand) <= MOST:
+            self.taken += take_in(self.layout, self.tag, lines.by_hand)
             return True
         if self.folded.entries:
-            self._set_aside(path, "has no line of an experiment here")
+            self._set_aside(path, f"has {len(lines.by_hand):,} lines of no experiment here")
             return True
         self._complain(path, "is not ours, and stays as it is")
         return False
@@ -249,7 +249,7 @@ class _Sync:
             return
         if theirs and not self.folded.entries:
             return  # nothing was run here, so nothing is to be added
-        if before is None and theirs:
+        if theirs and not before:
             self._table(self.layout.results_before, tables.HEADER + _joined(theirs))
         known = set(self._lines(self.layout.results_before) or ())
         new = [table_line(line) for line in theirs if line not in known]
@@ -260,13 +260,13 @@ class _Sync:
     def _is_table(self, path: Path) -> bool:
         """Whether there is room for our table at `path`, or one of the published format."""
         try:
-            first = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace").partition("\n")[0]
+            text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
         except FileNotFoundError:
             return True
         except RecordError as error:
             self._complain(path, reason_in(error, path))
             return False
-        fits = not first.strip() or first.strip() == tables.HEADER.strip()
+        fits = not text.strip() or text.partition("\n")[0].strip() == tables.HEADER.strip()
         if not fits:
             self._complain(path, f"is no table of ours, and stays; ours is {self._copy}")
         return fits

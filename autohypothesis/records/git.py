@@ -433,9 +433,13 @@ class Repository:
         self._run("merge --ff-only --quiet", commit, timeout=CHECKOUT_TIMEOUT_S)
         return name
 
+    @property
+    def exclude_file(self) -> Path:
+        return self.common_dir / "info" / "exclude"
+
     def exclude(self, patterns: Iterable[str]) -> None:
         """Have git ignore `patterns` here, through `.git/info/exclude`, each once."""
-        path = self.common_dir / "info" / "exclude"
+        path = self.exclude_file
         wanted = list(patterns)
         if not _missing(path, wanted):
             return
