@@ -82,10 +82,13 @@ def up(
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
     from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.outputs import refuse_foreign_ledger
 
     layout = _layout(context, repo)
     manifest = muster.the_fleet(layout)
     muster.refuse_a_second(layout)
+    refuse_foreign_ledger(Repository(layout.root), layout)
     _check_words(layout, manifest, proposer or [], mix, tool_command)
     missing = muster.without_device(manifest)
     for name, reason in missing.items():

@@ -132,14 +132,16 @@ def _replicate(
     """Every run that is missing, a published line each, and the decision."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
+    from autohypothesis.engine.beginning import whole_or_nothing
 
     lab = laboratory(context, repo, tag=tag)
     recovery.collect_ended(lab.repository, lab.layout)
-    try:
-        if not _decide(lab, experiment_id, lines=True):
-            err().print(f"{experiment_id} is decided already", soft_wrap=True)
-    finally:
-        refresh(lab.layout)
+    with whole_or_nothing(lab.repository, lab.layout):
+        try:
+            if not _decide(lab, experiment_id, lines=True):
+                err().print(f"{experiment_id} is decided already", soft_wrap=True)
+        finally:
+            refresh(lab.layout)
 
 
 def _change(

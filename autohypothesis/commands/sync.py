@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,7 +57,7 @@ def sync(
     from autohypothesis.engine import recovery
 
     recovery.collect_ended(repository, layout)
-    report, drawn = refresh(layout, everything=everything)
+    report, drawn = refresh(layout, everything=everything, names_taken=False)
     kept = keep(repository, layout, everything=everything) if snapshot else None
     if as_json:
         print_json({**report.as_dict(), "drawn": drawn is not None, "snapshot": kept})
@@ -73,20 +74,39 @@ def sync(
         err().print(f"left out: {problem.path}: {problem.reason}", soft_wrap=True, markup=False)
 
 
-def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, Path | None]:
+def refresh(
+    layout: Layout, *, everything: bool = False, names_taken: bool = True
+) -> tuple[SyncReport, Path | None]:
     """Sync, and draw the picture when it is older than a minute and something changed.
+
+    Says once where a table goes whose name is the user's, unless `names_taken` is off.
 
     Returns the report, and where the picture is if it was drawn.
     """
     from autohypothesis.fleet.sync import sync as fold_and_write
 
+    known = _problems(layout) if names_taken else []
     report = fold_and_write(layout, all=everything)
     if report.hand_edits:
         report = _take_edits(layout, report)
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
         drawn = draw(layout)
+    if names_taken:
+        news = [one for one in report.problems if "/" not in one.path]
+        for problem in (one for one in news if one.model_dump() not in known):
+            err().print(f"note: {problem.path} {problem.reason}", soft_wrap=True, markup=False)
     return report, drawn
+
+
+def _problems(layout: Layout) -> list[Any]:
+    """What the last sync complained of."""
+    from autohypothesis.errors import RecordError
+    from autohypothesis.records.files import read_json
+
+    with suppress(FileNotFoundError, RecordError, LookupError, TypeError):
+        return list(read_json(layout.problems)["problems"])
+    return []
 
 
 def _watch(

@@ -54,6 +54,27 @@ def refuse_foreign_lines(repository: Repository, layout: Layout) -> None:
     _refuse(repository, layout.task_results, _has_iterations, LIMIT)
 
 
+def is_strangers_worktree(repository: Repository, path: Path) -> bool:
+    """Whether what lies at `path` is the user's: no worktree that we made and locked."""
+    if not os.path.lexists(path):
+        return False
+    if path.is_symlink() or not path.is_dir():
+        return True
+    listed = repository.worktree_at(path)
+    if listed is None:
+        return any(path.iterdir()) and not _was_ours(repository, path)
+    reason = listed.lock_reason or ""
+    return not reason.startswith(("fleet=", "worker=", "pid=", "initializing"))
+
+
+def _was_ours(repository: Repository, path: Path) -> bool:
+    """Whether its `.git` leads into this repository, to an entry that is gone."""
+    inside = f"gitdir: {repository.common_dir / 'worktrees'}{os.sep}".encode()
+    with suppress(OSError, RecordError):
+        return read_bytes(path / ".git").startswith(inside)
+    return False
+
+
 class _Known:
     """Ids of experiments that left anything here."""
 
