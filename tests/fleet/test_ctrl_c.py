@@ -28,13 +28,14 @@ from schema import Proposal
 from schema import Worker as Entry
 from tests.conftest import ROOT
 
-SLOW_GIT = """#!/bin/sh
+SLOW_GIT = """#!{python} -S
 # Says that it runs, and is at work for a while; what it does then is git's.
-if [ -n "$GATE" ]; then
-    touch "$GATE.began"
-    while [ ! -e "$GATE" ]; do sleep 0.05; done
-fi
-exec {git} "$@"
+import os, sys, time
+gate = os.environ["GATE"]
+open(gate + ".began", "w").close()
+while not os.path.exists(gate):
+    time.sleep(0.05)
+os.execv("{git}", ["git", *sys.argv[1:]])
 """
 
 SLOW = """
@@ -56,7 +57,7 @@ def slow_git(tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "slow"
     folder.mkdir()
     program = folder / "git"
-    program.write_text(SLOW_GIT.format(git=shutil.which("git")))
+    program.write_text(SLOW_GIT.format(git=shutil.which("git"), python=sys.executable))
     program.chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "GATE": str(tmp_path / "gate")}
@@ -147,7 +148,8 @@ def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
     monkeypatch.setattr(iteration, "plan", plan)
     monkeypatch.setattr(worker, "PREPARATION_S", 0.2)
     jobs = Queue(fleet_lab.layout, "t")
-    name = jobs.propose(Proposal(title="an idea", config_overrides={"RATE": 0.2})).hypothesis_id
+    idea = Proposal(title="an idea", config_overrides={"RATE": 0.2})
+    name = jobs.add(idea, proposer="test").hypothesis_id
     jobs.dispatch(name, "cpu0")
     with Stop() as stop:
         entry = Entry(worker_id="cpu0", gpu_id="0", device="cpu-0", kind="cpu")
