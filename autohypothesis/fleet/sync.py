@@ -38,6 +38,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import LIMIT, Folded, manifest_tag, newest_tag, refold
 from autohypothesis.records.locks import hold
+from autohypothesis.records.scan import LOOK_AGAIN
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.system import process_start
 from schema import Problem, now, rfc3339
@@ -227,12 +228,29 @@ class _Sync:
             return True  # what is no file is dealt with where files are put
         if not lines.foreign and len(lines.by_hand) <= MOST:
             self.taken += take_in(self.layout, self.tag, lines.by_hand)
+            if edited := self._edited(lines.ours):
+                self._set_aside(
+                    path, f"had edited rows ({', '.join(edited[:4])}): rows are derived"
+                )
             return True
         if self.folded.entries:
             self._set_aside(path, f"has {len(lines.by_hand):,} lines of no experiment here")
             return True
         self._complain(path, "is not ours, and stays as it is")
         return False
+
+    def _edited(self, lines: Mapping[str, bytes]) -> list[str]:
+        """The experiments whose row differs from ours, although nothing about them is new."""
+        before = index.load(self.layout, of_any_ledger=True)
+        if before is None:
+            return []
+        found = []
+        for key, line in lines.items():
+            old, new = before.entries.get(key), self.folded.entries[key]
+            same = old is not None and old[:3] == new[:3] and new.signature != LOOK_AGAIN
+            if same and not new.facts.volatile and self.folded.line(key).strip() != line.strip():
+                found.append(key)
+        return found
 
     def _results(self) -> None:
         """results.tsv of the tag. Lines that we did not write stay in front of ours.

@@ -39,8 +39,8 @@ class LedgerLines(NamedTuple):
     """What lies in experiments.jsonl."""
 
     by_hand: list[HandLine]
-    ours: int
-    """Lines about experiments that are known here."""
+    ours: dict[str, bytes]
+    """The lines about experiments that are known here, by their ids."""
 
     @property
     def foreign(self) -> bool:
@@ -49,8 +49,9 @@ class LedgerLines(NamedTuple):
 
 
 def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
-    """The lines of a ledger that tell of no experiment in `known`, and how many others do."""
-    found, ours = [], 0
+    """The lines of a ledger, by whether they tell of an experiment in `known`."""
+    found: list[HandLine] = []
+    ours: dict[str, bytes] = {}
     for line in content.splitlines():
         if not line.strip():
             continue
@@ -60,7 +61,7 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
             value = None
         fields = value if isinstance(value, dict) else {}
         if isinstance(fields.get("id"), str) and fields["id"] in known:
-            ours += 1
+            ours[fields["id"]] = line
         else:
             text = line.decode("utf-8", "replace")
             found.append(HandLine("experiments.jsonl", text, fields))

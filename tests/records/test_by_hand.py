@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,31 @@ def test_so_many_lines_are_data_and_are_set_aside_whole(searched: Any) -> None:
     (aside,) = asides(searched.root)
     assert aside.read_text().count("\n") == MOST + 3
     assert searched.rows().keys() == {"baseline-nov20-1", "a-1"}
+
+
+def test_a_row_that_was_edited_is_derived_again_and_the_edit_is_kept(searched: Any) -> None:
+    time.sleep(0.15)
+    sync(searched.layout)
+    edited = searched.layout.ledger.read_text().replace("idea a-1", "what I think of it")
+    searched.layout.ledger.write_text(edited)
+    report = sync(searched.layout)
+    (aside,) = asides(searched.root)
+    assert aside.read_text() == edited
+    assert "idea a-1" in searched.layout.ledger.read_text()
+    assert any("a-1" in problem.reason for problem in report.problems)
+    assert sync(searched.layout).problems == []
+
+
+def test_a_ledger_that_only_lags_was_edited_by_nobody(searched: Any) -> None:
+    time.sleep(0.15)
+    sync(searched.layout)
+    lagging = searched.layout.ledger.read_bytes()
+    searched.decide("a-1", "discard", 1.4)
+    searched.whole("b-1", 1.3, "keep")
+    sync(searched.layout)
+    searched.layout.ledger.write_bytes(lagging)
+    sync(searched.layout, cold=True)
+    searched.layout.fold_index.unlink()
+    searched.layout.ledger.write_bytes(lagging)
+    sync(searched.layout)
+    assert searched.rows().keys() == {"baseline-nov20-1", "a-1", "b-1"}
