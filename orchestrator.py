@@ -6,7 +6,11 @@ nothing but the command line itself: each command imports what it needs when it 
 
 from __future__ import annotations
 
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is begun yet, so Ctrl-C just ends this
 
 try:
     import typer  # noqa: F401

@@ -47,6 +47,13 @@ def require_supported() -> None:
 # What a process asks of the kernel for itself.
 
 
+def keep_others_out() -> None:
+    """Let no file or folder be made that every user can write, whatever the umask was."""
+    before = os.umask(0o022)
+    if before & 0o002:
+        os.umask(before)
+
+
 def _prctl(option: int, value: object) -> bool:
     return _libc is not None and _libc.prctl(option, value, 0, 0, 0) == 0
 
@@ -110,6 +117,20 @@ def memory_mb() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
     except (OSError, ValueError):
         return None
+
+
+class Interrupts:
+    """Handles Ctrl-C as Python does, and remembers it.
+
+    A KeyboardInterrupt that is raised inside a callback of the interpreter (at an import, say) is
+    printed and dropped. `came` tells a handler that is installed later.
+    """
+
+    came = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 class FileWatch:

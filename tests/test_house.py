@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    "errors": -2, "confine": -2, "system": -1, "schema": 0, "sandbox": 0, "records": 1, "engine": 2,
+    "errors": -2, "confine": -2, "plain": -2, "system": -1, "schema": 0, "sandbox": 0, "records": 1,
+    "engine": 2,
     "fleet": 3, "proposers": 4, "agents": 4, "hub": 5, "terminal": 5, "commands": 6,
     "orchestrator": 7,
 }  # fmt: skip

@@ -5,6 +5,7 @@ Imports nothing heavy, since `--help` and completion run through here.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,9 @@ import typer
 from typer.core import TyperCommand
 
 from autohypothesis.errors import AutohypothesisError
+from autohypothesis.plain import plain
+from autohypothesis.system import Interrupts, keep_others_out
+from autohypothesis.terminal.streams import complaint, lost, make_steady
 
 # Newer releases of typer carry their own copy of click; its exceptions are found from here.
 ClickUsageError: Any = typer.BadParameter.__bases__[0]
@@ -54,6 +58,15 @@ PANELS = {
 """Every command, as `--help` groups them, in the order in which one meets them."""
 
 
+ONLY_SHOW = (
+    "show-results", "status", "digest", "runs", "show", "best", "schema", "hypotheses", "briefing",
+)  # fmt: skip
+"""What they print is all that they do: they fail when it cannot be written."""
+
+_command = [""]
+"""The one that was called."""
+
+
 class CommandGroup(Protocol):
     """A module of commands."""
 
@@ -84,6 +97,7 @@ def application(groups: Iterable[Any]) -> typer.Typer:
     @app.callback()
     def frame(context: typer.Context, repo: Repo = None) -> None:
         context.obj = repo
+        _command[0] = context.invoked_subcommand or ""
 
     for group in groups:
         group.register(app)
@@ -110,6 +124,10 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     """Run the command line and exit: 0, 1 when it failed, 2 when it was called wrongly."""
     program = Path(sys.argv[0]).name
     prefix = "autohypothesis" if program == "autohypothesis" else "python orchestrator.py"
+    make_steady()
+    keep_others_out()
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, Interrupts())
     try:
         code = app(standalone_mode=False)
     except ClickError as error:
@@ -118,10 +136,6 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         fail(error.problem, error.exit_code, hint=error.hint)
     except (KeyboardInterrupt, typer.Abort):
         fail("stopped by you", INTERRUPTED)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; leave without a second complaint at exit.
-        sys.stdout = None
-        sys.exit(0)
     except (OSError, ValueError) as error:
         # The process boundary: a full disk, a folder that may not be written, a damaged record.
         fail(
@@ -129,13 +143,18 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         )
     if code == INTERRUPTED:  # newer releases of typer answer with it, older ones raise
         fail("stopped by you", INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else 0)
+    code = code if isinstance(code, int) else 0
+    if missed := complaint(sys.stdout):
+        print(f"note: {missed}", file=sys.stderr)
+        code = code or int(_command[0] in ONLY_SHOW)
+    sys.exit(code)
 
 
 def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
     """One line on stderr: what is wrong, and what to run next."""
-    line = f"error: {problem.strip().rstrip('.')}"
-    print(f"{line}; {hint}" if hint else line, file=sys.stderr)
+    line = plain(f"error: {problem.strip().rstrip('.')}")
+    lost(sys.stdout)  # what was printed before comes first
+    print(f"{line}; {plain(hint)}" if hint else line, file=sys.stderr)
     sys.exit(code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from autohypothesis.terminal.streams import is_unicode
 
+if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
+    from autohypothesis.terminal.screen import Screen
+
+_ACTS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What JSON need not escape, and what acts on a terminal or is no character."""
 
 
 def repository_path(context: typer.Context, repo: Path | None) -> Path:
@@ -34,31 +38,33 @@ def laboratory(
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, nothing else."""
-    json.dump(value, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False, default=str)
-    sys.stdout.write("\n")
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
-def out() -> Console:
-    """Tables and text, on stdout. Named colours only: they follow the terminal's theme."""
-    from rich.console import Console
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """`value` as JSON that stdout can hold and a terminal can show; its values are exact."""
+    text = json.dumps(
+        value,
+        indent=indent,
+        ensure_ascii=not is_unicode(sys.stdout.encoding),
+        allow_nan=False,
+        default=str,
+    )
+    return _ACTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
-    return Console(highlight=False)
+
+def out() -> Screen:
+    """Tables and text, on stdout."""
+    from autohypothesis.terminal.screen import Screen
+
+    return Screen()
 
 
-def err() -> Console:
-    """Progress and remarks, on stderr, so that stdout can be piped.
+def err() -> Screen:
+    """Progress and remarks, on stderr, so that stdout can be piped."""
+    from autohypothesis.terminal.screen import Screen
 
-    Whoever read them may have gone: that ends nothing.
-    """
-    from rich.console import Console
-
-    class Steady(Console):
-        def on_broken_pipe(self) -> None:
-            self.quiet = True
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), sys.stderr.fileno())
-
-    return Steady(stderr=True, highlight=False)
+    return Screen(stderr=True)
 
 
 @contextmanager

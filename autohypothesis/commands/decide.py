@@ -61,14 +61,16 @@ def decide(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
+    from autohypothesis.engine.beginning import whole_or_nothing
 
     lab, no_task = _laboratory(context, repo, tag)
-    recovery.collect_ended(lab.repository, lab.layout)
     refused: list[Refused] = []
-    if experiment_id is None:
-        decisions, refused = _all(lab, no_task)
-    else:
-        decisions = _one(lab, no_task, experiment_id, status, reason)
+    with whole_or_nothing(lab.repository, lab.layout):
+        recovery.collect_ended(lab.repository, lab.layout)
+        if experiment_id is None:
+            decisions, refused = _all(lab, no_task)
+        else:
+            decisions = _one(lab, no_task, experiment_id, status, reason)
     refresh(lab.layout)
     if as_json:
         print_json([decision.model_dump(mode="json") for decision in decisions])

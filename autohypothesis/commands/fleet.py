@@ -89,10 +89,13 @@ def up(
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
     from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.outputs import refuse_foreign_ledger
 
     layout = _layout(context, repo)
     manifest = muster.the_fleet(layout)
     muster.refuse_a_second(layout)
+    refuse_foreign_ledger(Repository(layout.root), layout)
     _check_words(layout, manifest, proposer or [], mix, tool_command)
     lab = laboratory(context, repo)
     with telling_what_runs_lack(lab):
@@ -132,6 +135,7 @@ def bring_up(
         layout,
         muster.crew(layout, manifest, observer, missing, tool_command=tool_command),
         final=muster.last_words(layout),
+        hurried=muster.last_words(layout, hurried=True),
         notes=[f"{name} does not train: {reason}" for name, reason in missing.items()],
     )
     _supervise(layout, supervisor)

@@ -112,6 +112,7 @@ def init_fleet(
     Run again, it makes what is missing. Examples: `orchestrator.py init-fleet --gpus 0,1`,
     `orchestrator.py init-fleet --hub https://hub.example.org`
     """
+    from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.fleet.roster import roster
 
     lab = laboratory(context, repo, tag=tag)
@@ -120,7 +121,7 @@ def init_fleet(
     wanted = roster.Wanted(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
-    with telling_what_runs_lack(lab):
+    with whole_or_nothing(lab.repository, lab.layout), telling_what_runs_lack(lab):
         fleet = roster.init_fleet(lab, wanted)
     fleet.notes.extend(notes)
     _show(fleet, as_json)

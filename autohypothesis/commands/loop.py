@@ -63,6 +63,7 @@ def run_loop(
     Ctrl-C ends the training, records it and queues its idea again; twice waits for nothing. Exits
     with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`
     """  # fmt: skip
+    from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.solo.loop import alone
     from autohypothesis.system import set_process_name
@@ -71,7 +72,8 @@ def run_loop(
     with Stop() as stop:
         lab = laboratory(context, repo, task=task, tag=tag)
         _proposers(lab, proposer or [], mix)  # a wrong word is said before anything is begun
-        with alone(lab, tag) as (lab, notes):
+        begun = whole_or_nothing(lab.repository, lab.layout)
+        with begun, alone(lab, tag) as (lab, notes):
             for note in notes:
                 _say(f"note: {note}")
             loop = _loop(lab, _proposers(lab, proposer or [], mix), most, description, hours)
@@ -133,17 +135,25 @@ def _run(loop: Loop, stop: Stop) -> Outcome:
 
 
 def _finish(lab: Lab, stop: Stop) -> None:
-    """Ledger, tables, picture and snapshot as they are at the end; at once, where that is asked."""
+    """Ledger, tables, picture and snapshot as they are at the end.
+
+    After a Ctrl-C without what takes seconds to make; the next `sync` makes it.
+    """
     from autohypothesis.commands.sync import keep, refresh
     from autohypothesis.engine.housekeeping import pack_when_due
     from autohypothesis.errors import AutohypothesisError
+    from autohypothesis.fleet.sync import sync as fold_and_write
 
     if stop.abandoned:
         return
     try:
-        refresh(lab.layout, everything=not stop.hard)
+        if stop.requested:
+            fold_and_write(lab.layout, light=True)
+        else:
+            refresh(lab.layout, everything=True)
         if not stop.hard:
-            keep(lab.repository, lab.layout, everything=True)
+            keep(lab.repository, lab.layout, everything=not stop.requested)
+        if not stop.requested:
             pack_when_due(lab.repository)
     except (AutohypothesisError, OSError) as error:
         _say(f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from autohypothesis.commands.common import err
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.records.layout import Layout
 
@@ -56,7 +58,7 @@ class Lines:
         self._offset = self._size()
         self._problems: set[str] = set()
         self._told = False
-        self.console = err()
+        self.console: Console = err()
 
     def look(self) -> None:
         from autohypothesis.errors import AutohypothesisError

@@ -28,12 +28,15 @@ def record(
     Example: `python train.py > run.log 2>&1; orchestrator.py record run.log --desc "depth 3"`
     """
     from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.engine.handmade import record_log
 
-    lab = laboratory(context, repo, tag=tag).with_tag(tag)
-    if commit == "HEAD":  # of this checkout, which need not be the main one
-        commit = lab.repository.head_of(repository_path(context, repo))
-    experiment_id, result = record_log(lab, log, commit=commit, title=description)
+    lab = laboratory(context, repo, tag=tag)
+    with whole_or_nothing(lab.repository, lab.layout):
+        lab = lab.with_tag(tag)
+        if commit == "HEAD":  # of this checkout, which need not be the main one
+            commit = lab.repository.head_of(repository_path(context, repo))
+        experiment_id, result = record_log(lab, log, commit=commit, title=description)
     refresh(lab.layout)
     said = f"{experiment_id}: {result.status}, {result.outcome}"
     out().print(said, markup=False, soft_wrap=True)

@@ -109,15 +109,18 @@ def _run(
 ) -> None:
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine import iteration
+    from autohypothesis.engine.beginning import whole_or_nothing
 
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"--log {log}: there is no folder {log.absolute().parent}")
-    lab = laboratory(context, repo, task=task, tag=tag).with_tag(tag)
-    checkout = lab.repository.checkout_at(repository_path(context, repo))
-    change = _change(lab, checkout, overrides, patch, baseline)
-    request = iteration.Request(change, title=description, seed=seed)
-    with telling_what_runs_lack(lab):
-        finished = iteration.run(lab, request, watch=ProgressWatch())
+    lab = laboratory(context, repo, task=task, tag=tag)
+    with whole_or_nothing(lab.repository, lab.layout):
+        lab = lab.with_tag(tag)
+        checkout = lab.repository.checkout_at(repository_path(context, repo))
+        change = _change(lab, checkout, overrides, patch, baseline)
+        request = iteration.Request(change, title=description, seed=seed)
+        with telling_what_runs_lack(lab):
+            finished = iteration.run(lab, request, watch=ProgressWatch())
     _print_line(lab, finished, log)
     _after(lab, finished, decide)
 
@@ -136,14 +139,16 @@ def _replicate(
     """Every run that is missing, a published line each, and the decision."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
+    from autohypothesis.engine.beginning import whole_or_nothing
 
     lab = laboratory(context, repo, tag=tag)
     recovery.collect_ended(lab.repository, lab.layout)
-    try:
-        if not _decide(lab, experiment_id, lines=True):
-            err().print(f"{experiment_id} is decided already", soft_wrap=True)
-    finally:
-        refresh(lab.layout)
+    with whole_or_nothing(lab.repository, lab.layout):
+        try:
+            if not _decide(lab, experiment_id, lines=True):
+                err().print(f"{experiment_id} is decided already", soft_wrap=True)
+        finally:
+            refresh(lab.layout)
 
 
 def _change(

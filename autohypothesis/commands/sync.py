@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,31 +57,56 @@ def sync(
     from autohypothesis.engine import recovery
 
     recovery.collect_ended(repository, layout)
-    report, drawn = refresh(layout, everything=everything)
+    report, drawn = refresh(layout, everything=everything, names_taken=False)
     kept = keep(repository, layout, everything=everything) if snapshot else None
     if as_json:
-        print_json({**report.as_dict(), "drawn": drawn, "snapshot": kept})
+        print_json({**report.as_dict(), "drawn": drawn is not None, "snapshot": kept})
         return
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
     said = f"{report.rows} experiments in {layout.ledger}{news}"
     out().print(said, soft_wrap=True, markup=False)
+    if report.taken:
+        names = ", ".join(report.taken[:4]) + (" and more" if len(report.taken) > 4 else "")
+        err().print(f"taken in, written by hand: {names}", soft_wrap=True, markup=False)
     if drawn:
-        out().print(f"picture in {layout.progress_png}", soft_wrap=True, markup=False)
+        out().print(f"picture in {drawn}", soft_wrap=True, markup=False)
     for problem in report.problems:
         err().print(f"damaged: {problem.path}: {problem.reason}", soft_wrap=True, markup=False)
 
 
-def refresh(layout: Layout, *, everything: bool = False) -> tuple[SyncReport, bool]:
-    """Sync, and draw the picture when it is older than a minute and something changed."""
+def refresh(
+    layout: Layout, *, everything: bool = False, names_taken: bool = True
+) -> tuple[SyncReport, Path | None]:
+    """Sync, and draw the picture when it is older than a minute and something changed.
+
+    Says once where a table goes whose name is the user's, unless `names_taken` is off.
+
+    Returns the report, and where the picture is if it was drawn.
+    """
     from autohypothesis.fleet.sync import sync as fold_and_write
 
+    known = _problems(layout) if names_taken else []
     report = fold_and_write(layout, all=everything)
     if report.hand_edits:
         report = _take_edits(layout, report)
-    due = everything or _picture_is_due(layout)
-    if due and report.rows:
-        draw(layout)
-    return report, bool(due and report.rows)
+    drawn = None
+    if report.rows and (everything or _picture_is_due(layout)):
+        drawn = draw(layout)
+    if names_taken:
+        news = [one for one in report.problems if "/" not in one.path]
+        for problem in (one for one in news if one.model_dump() not in known):
+            err().print(f"note: {problem.path} {problem.reason}", soft_wrap=True, markup=False)
+    return report, drawn
+
+
+def _problems(layout: Layout) -> list[Any]:
+    """What the last sync complained of."""
+    from autohypothesis.errors import RecordError
+    from autohypothesis.records.files import read_json
+
+    with suppress(FileNotFoundError, RecordError, LookupError, TypeError):
+        return list(read_json(layout.problems)["problems"])
+    return []
 
 
 def _watch(
@@ -119,7 +145,8 @@ def keep(repository: Repository, layout: Layout, *, everything: bool = False) ->
 
 def _picture_is_due(layout: Layout) -> bool:
     """Whether it is older than a minute and than the ledger, whoever folded that."""
-    return _age(layout.progress_png) > max(PICTURE_AGE_S, _age(layout.ledger))
+    drawn = min(_age(layout.progress_png), _age(layout.aggregate_progress_png))
+    return drawn > max(PICTURE_AGE_S, _age(layout.ledger))
 
 
 def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:
@@ -136,14 +163,17 @@ def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:
     return fold_and_write(layout) if taken else report
 
 
-def draw(layout: Layout) -> None:
-    """progress.png of the active tag, from the ledger."""
+def draw(layout: Layout) -> Path:
+    """progress.png of the active tag, from the ledger; where it is."""
     from autohypothesis.records.ledger import active_tag, read_ledger
+    from autohypothesis.records.outputs import picture_place
     from autohypothesis.terminal.plots import draw_progress
 
     tag = active_tag(layout)
     rows = [row for row in read_ledger(layout) if row.get("tag") == tag]
-    draw_progress(rows, layout.progress_png, tag=tag or "no tag yet")
+    place = picture_place(layout)
+    draw_progress(rows, place, tag=tag or "no tag yet")
+    return place
 
 
 def _age(path: Path) -> float:

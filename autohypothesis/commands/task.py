@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, laboratory, out, print_json, telling_what_runs_lack
+from autohypothesis.commands.common import (
+    err,
+    json_text,
+    laboratory,
+    out,
+    print_json,
+    telling_what_runs_lack,
+)
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,17 +67,19 @@ def run(
     Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
     """
     from autohypothesis.commands.sync import refresh
+    from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.engine.housekeeping import pack_when_due
 
     lab = _opened(context, path, repo)
-    loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
-    loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
-    try:
-        with telling_what_runs_lack(loop.lab):
-            decided = loop.run(iterations)
-    finally:
-        refresh(lab.layout)
-        pack_when_due(lab.repository)
+    with whole_or_nothing(lab.repository, lab.layout):
+        loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
+        loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
+        try:
+            with telling_what_runs_lack(loop.lab):
+                decided = loop.run(iterations)
+        finally:
+            refresh(lab.layout)
+            pack_when_due(lab.repository)
     tried = [one for one in decided if one.base_commit is not None]
     _say(_summary(loop.lab, tried))
     if tried and all(one.decision_status == "crash" for one in tried):
@@ -222,5 +230,5 @@ def _show(line: dict[str, Any]) -> None:
 
 
 def _emit(line: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+    sys.stdout.write(json_text(line) + "\n")
     sys.stdout.flush()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from autohypothesis.commands.common import err
+
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
 
@@ -18,10 +20,9 @@ class ProgressWatch:
     """
 
     def __init__(self, title: str = "") -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        console = Console(stderr=True)
+        console = err()
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.git_facts import FileChange
 
 MAX_TITLE = 100
@@ -91,11 +92,12 @@ def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) 
 
 
 def commit_message(title: str, experiment_id: str, hypothesis_id: str, rationale: str) -> str:
-    subject = " ".join(title.split())[:MAX_TITLE] or f"Experiment {experiment_id}"
+    subject = plain_line(title)[:MAX_TITLE].strip() or f"Experiment {experiment_id}"
     trailers = [f"Experiment: {experiment_id}"]
     if hypothesis_id:
         trailers.append(f"Hypothesis: {hypothesis_id}")
-    body = f"{rationale.strip()}\n\n" if rationale.strip() else ""
+    rationale = plain(rationale).strip()
+    body = f"{rationale}\n\n" if rationale else ""
     return f"{subject}\n\n{body}" + "\n".join(trailers) + "\n"
 
 

@@ -43,7 +43,12 @@ def _is_site(path: Path) -> bool:
 def _ask(python: str) -> list[str]:
     try:
         answer = subprocess.run(
-            [python, "-c", _WHERE], capture_output=True, timeout=TIMEOUT_S, check=True, cwd="/"
+            [python, "-c", _WHERE],
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=True,
+            cwd="/",
+            start_new_session=True,
         )
         return [str(folder) for folder in json.loads(answer.stdout)]
     except (OSError, ValueError, subprocess.SubprocessError) as error:

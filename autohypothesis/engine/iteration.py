@@ -40,6 +40,7 @@ from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.git import experiment_ref
+from autohypothesis.records.outputs import is_strangers_worktree
 from schema import Plan, PlannedHypothesis, Prediction, Result, now
 
 FIRST_SEED = 42
@@ -404,6 +405,9 @@ def free_worker(lab: Lab) -> Iterator[str]:
     """
     for number in count():
         name = f"solo-{number}"
+        places = (lab.layout.worktree(name), lab.layout.worktree(f"{name}-next"))
+        if any(is_strangers_worktree(lab.repository, path) for path in places):
+            continue
         with ExitStack() as stack:
             try:
                 stack.enter_context(

@@ -25,6 +25,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.locks import held
+from autohypothesis.records.outputs import refuse_foreign_ledger
 from autohypothesis.system import host_name
 from schema import Manifest, Terms, now
 
@@ -132,9 +133,11 @@ class Lab:
         Raises:
             UsageError: an experiment of another tag is running, somebody observes it, or `tag` is
                 a search of another task.
-            FleetError: somebody works on the branch of the reference.
+            FleetError: somebody works on the branch of the reference, or a file of the user's has
+                the name of the ledger.
         """
         wanted = checked_id(tag or self.usual_tag())
+        refuse_foreign_ledger(self.repository, self.layout)
         if self._task_of(wanted) not in ("", self.task.id):
             raise UsageError(
                 f"tag {wanted!r} is a search of task {self._task_of(wanted)!r}, not of"

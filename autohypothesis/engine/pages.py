@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autohypothesis.plain import plain, plain_line
 from schema import Plan
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ LONGEST_LINE = 200
 def plan_page(plan: Plan) -> str:
     """`plans/<experiment_id>.md`."""
     document = plan.model_dump(mode="json")
-    return _environment().get_template("plan.md.j2").render(plan=document).rstrip() + "\n"
+    page = _environment().get_template("plan.md.j2").render(plan=document)
+    return plain(page).rstrip() + "\n"
 
 
 @cache
@@ -38,8 +40,7 @@ def _environment() -> Environment:
 
 def one_line(text: object) -> str:
     """`text` without line breaks, control characters and table separators."""
-    words = "".join(c if c.isprintable() else " " for c in str(text)).split()
-    return " ".join(words).replace("|", "/")[:LONGEST_LINE]
+    return plain_line(str(text)).replace("|", "/")[:LONGEST_LINE]
 
 
 def quoted(text: str) -> str:

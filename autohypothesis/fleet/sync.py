@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,10 @@ from typing import Any
 from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
+from autohypothesis.plain import plain
 from autohypothesis.records import index, tables
+from autohypothesis.records.bundles import reason_in
+from autohypothesis.records.by_hand import MOST, ledger_lines, table_line, take_in
 from autohypothesis.records.files import (
     JSON_LIMIT,
     kind_of,
@@ -32,9 +35,11 @@ from autohypothesis.records.files import (
     to_json,
     write_atomic,
 )
+from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.ledger import Folded, manifest_tag, newest_tag, refold
+from autohypothesis.records.ledger import LIMIT, Folded, manifest_tag, newest_tag, refold
 from autohypothesis.records.locks import hold
+from autohypothesis.records.scan import LOOK_AGAIN
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.system import process_start
 from schema import Problem, now, rfc3339
@@ -57,6 +62,8 @@ class SyncReport:
     tag: str
     problems: list[Problem] = field(default_factory=list)
     hand_edits: list[HandEdit] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    """Experiments whose line somebody wrote by hand, new ones."""
     written: list[str] = field(default_factory=list)
     """Paths, from the root; files whose content was the same already are not among them."""
     seconds: float = 0.0
@@ -86,6 +93,10 @@ def sync(
     with hold(layout, "sync", doing="sync", timeout=LOCK_TIMEOUT_S):
         one = _Sync(layout, refold(layout, cold=cold))
         report = one.write(everything=all, light=light)
+        if taken := one.taken:  # their rows are in the next fold
+            one = _Sync(layout, refold(layout))
+            report = one.write(everything=all, light=light)
+            report.taken = taken
     one.write_aged()
     report.seconds = round(time.perf_counter() - started, 4)
     return report
@@ -99,6 +110,7 @@ class _Sync:
         self.folded = folded
         self.tag = self._active_tag()
         self.written: list[str] = []
+        self.taken: list[str] = []
         self.aged: list[tuple[Path, Callable[[], bytes]]] = []
         """What is to be made anew after the lock."""
         self.folded_at = 0
@@ -188,6 +200,8 @@ class _Sync:
         layout, content = self.layout, self.folded.content
         before = index.stamp(layout.aggregate_experiments)
         same = self.folded.same
+        if not self.folded.vouched and not self._take_ledger():
+            return
         if not same:
             self._put(layout.ledger, content)
         if not same or before != self.folded.aggregate or not before:
@@ -203,38 +217,116 @@ class _Sync:
             folded = self.folded
             index.save(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
 
-    def _results(self) -> None:
-        """results.tsv of the tag. One with lines of somebody else's is theirs, and stays.
+    def _take_ledger(self) -> bool:
+        """Takes in the lines that people wrote into the ledger; whether it may be written.
 
-        It lies there before we have run anything; once we have, it is set aside, and our own
-        takes its name.
+        Another file of that name stays until there is a ledger of ours; then it is set aside.
         """
-        path = self.layout.results_tsv
-        text = tables.results_tsv(self.folded.entries, self.tag)
-        if not self._is_ours(path):
-            if not self.folded.entries:
-                return
-            self._set_aside(path, "had lines that are not of this ledger")
-        self._table(path, text)
-
-    def _is_ours(self, path: Path) -> bool:
-        """What is no file is nobody's, and is dealt with where files are put."""
+        path = self.layout.ledger
         try:
-            return tables.all_ours(read_bytes(path, RESULTS_LIMIT), self.folded.entries)
+            lines = ledger_lines(read_bytes(path, LIMIT), self.folded.entries)
+        except (FileNotFoundError, RecordError):
+            return True  # what is no file is dealt with where files are put
+        if not lines.foreign and len(lines.by_hand) <= MOST:
+            self.taken += take_in(self.layout, self.tag, lines.by_hand)
+            if edited := self._edited(lines.ours):
+                self._set_aside(
+                    path, f"had edited rows ({', '.join(edited[:4])}): rows are derived"
+                )
+            return True
+        if self.folded.entries:
+            self._set_aside(path, f"has {len(lines.by_hand):,} lines of no experiment here")
+            return True
+        self._complain(path, "is not ours, and stays as it is")
+        return False
+
+    def _edited(self, lines: Mapping[str, bytes]) -> list[str]:
+        """The experiments whose row differs from ours, although nothing about them is new."""
+        before = index.load(self.layout, of_any_ledger=True)
+        if before is None:
+            return []
+        found = []
+        for key, line in lines.items():
+            old, new = before.entries.get(key), self.folded.entries[key]
+            same = old is not None and old[:3] == new[:3] and new.signature != LOOK_AGAIN
+            if same and not new.facts.volatile and self.folded.line(key).strip() != line.strip():
+                found.append(key)
+        return found
+
+    def _results(self) -> None:
+        """results.tsv of the tag. Lines that we did not write stay in front of ours.
+
+        A file of that name that is no such table, or that the repository tracks, stays as it is;
+        our lines alone are under research/ as well.
+        """
+        ours = tables.results_tsv(self.folded.entries, self.tag)
+        path, copy = self.layout.results_tsv, self.layout.aggregate_results_tsv
+        before = self._lines(copy)
+        theirs = self._their_lines(ours, before) if self._is_table(path) else None
+        self._table(copy, ours)
+        if theirs is None:
+            return
+        if theirs and not self.folded.entries:
+            return  # nothing was run here, so nothing is to be added
+        if theirs and not before:
+            self._table(self.layout.results_before, tables.HEADER + _joined(theirs))
+        known = set(self._lines(self.layout.results_before) or ())
+        new = [table_line(line) for line in theirs if line not in known]
+        self.taken += take_in(self.layout, self.tag, new[:MOST])
+        whole = tables.HEADER + _joined(theirs) + ours.removeprefix(tables.HEADER)
+        self._table(path, whole, unless=self._tracked)
+
+    def _is_table(self, path: Path) -> bool:
+        """Whether there is room for our table at `path`, or one of the published format."""
+        try:
+            text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
         except FileNotFoundError:
             return True
-        except RecordError:
-            return not path.is_file()
+        except RecordError as error:
+            self._complain(path, reason_in(error, path))
+            return False
+        fits = not text.strip() or text.partition("\n")[0].strip() == tables.HEADER.strip()
+        if not fits:
+            self._complain(path, f"is no table of ours, and stays; ours is {self._copy}")
+        return fits
 
-    def _table(self, path: Path, text: str) -> None:
-        """Writes what is new, so that a sync of nothing changes nothing."""
+    def _their_lines(self, ours: str, before: list[str] | None) -> list[str]:
+        """The lines of results.tsv that we did not write."""
+        mine = {*ours.split("\n"), *(before or ()), tables.HEADER.strip(), ""}
+        known = tables.commits_of(self.folded.entries) if before is None else set()
+        lines = self._lines(self.layout.results_tsv) or []
+        return [one for one in lines if one not in mine and one.split("\t")[0] not in known]
+
+    def _lines(self, path: Path) -> list[str] | None:
+        """The lines of a table, its header left out; None when there is none."""
+        try:
+            text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
+        except (FileNotFoundError, RecordError):
+            return None
+        return [line.rstrip("\r") for line in text.split("\n")[1:] if line.strip()]
+
+    def _tracked(self, path: Path) -> bool:
+        """Whether the repository has the file at `path`: then it stays."""
+        if tracked := Repository(self.layout.root).tracks(path):
+            self._complain(path, f"is tracked by the repository, and stays; ours is {self._copy}")
+        return tracked
+
+    @property
+    def _copy(self) -> str:
+        return str(self.layout.aggregate_results_tsv.relative_to(self.layout.root))
+
+    def _table(
+        self, path: Path, text: str, unless: Callable[[Path], bool] = lambda path: False
+    ) -> None:
+        """Writes what is new, so that a sync of nothing changes nothing; not what `unless` says."""
         content = text.encode("utf-8", "replace")
         try:
             if read_bytes(path, len(content)) == content:
                 return
         except (FileNotFoundError, RecordError):
             pass
-        self._put(path, content)
+        if not unless(path):
+            self._put(path, content)
 
     def _dated(self, path: Path, value: Mapping[str, Any]) -> None:
         """A document that says when it was made, which alone is no reason to make it again."""
@@ -300,12 +392,16 @@ class _Sync:
             open=waiting,
             problems=self.folded.problems[:LATEST],
         )
-        return page.encode("utf-8", "replace")
+        return plain(page).encode("utf-8", "replace")
 
     def _parquet(self) -> bytes:
         from autohypothesis.fleet.parquet import as_parquet
 
         return as_parquet(self.folded.content.splitlines())
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _written_at(path: Path) -> float:

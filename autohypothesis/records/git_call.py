@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.git_facts import Answer
@@ -52,6 +53,17 @@ def _without_callers_state(ours: Mapping[str, str]) -> list[str]:
     return ["env", *(word for name in foreign for word in ("-u", name))] if foreign else []
 
 
+def _git_python() -> Any:
+    """GitPython, which runs git when it is imported: a Ctrl-C waits until that is over."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git: our error, not an import's
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        import git
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return git
+
+
 def call(
     words: str,
     args: Sequence[str],
@@ -71,9 +83,7 @@ def call(
         GitError: git is missing, or the exit status is not in `accept`; then the message holds
             the command and git's own words.
     """
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git: our error, not an import's
-    import git
-
+    git = _git_python()
     extra = {**ENVIRONMENT, **settings}
     command = [*_without_callers_state(extra), "git", *OPTIONS, *words.split(), *args]
     with tempfile.TemporaryFile() as source:
@@ -90,6 +100,7 @@ def call(
                 with_exceptions=False,
                 stdout_as_string=False,
                 strip_newline_in_stdout=False,
+                start_new_session=True,  # Ctrl-C is for us: we end when our git has ended
             )
         except git.exc.GitCommandNotFound as error:
             raise GitError(

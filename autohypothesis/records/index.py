@@ -63,8 +63,11 @@ def stamp(path: Path) -> Stamp:
     return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size]
 
 
-def load(layout: Layout) -> Index | None:
-    """The index, if it is whole, of this code, and about the ledger that is there now."""
+def load(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
+    """The index, if it is whole, of this code, and about the ledger that is there now.
+
+    With `of_any_ledger` also if somebody else wrote the ledger since.
+    """
     try:
         there = stamp(layout.ledger)
         limit = (there[-1] if there else 0) + _ALLOWANCE
@@ -72,7 +75,7 @@ def load(layout: Layout) -> Index | None:
         if head != _head(body):
             return None
         *about, entries = from_json(body, cache_strings="none")
-        if not there or about[0] != there:
+        if not there or (about[0] != there and not of_any_ledger):
             return None
         return Index({key: _entry(*entry) for key, entry in entries.items()}, *about)
     except (FileNotFoundError, RecordError, ValueError, TypeError, AttributeError):

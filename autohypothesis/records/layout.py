@@ -187,7 +187,7 @@ class Layout(NamedTuple):
             "/results.tsv",
             "/progress.png",
             "/worktrees/",
-            "/work/",
+            "/work/results.jsonl",
             "/research/*",
             "!/research/README.md",
         )
@@ -355,6 +355,21 @@ class Layout(NamedTuple):
     @property
     def aggregate_parquet(self) -> Path:
         return self.aggregate / "experiments.parquet"
+
+    @property
+    def aggregate_results_tsv(self) -> Path:
+        """Our lines of results.tsv alone, wherever that name is somebody's."""
+        return self.aggregate / "results.tsv"
+
+    @property
+    def results_before(self) -> Path:
+        """The lines of the results.tsv that was there before our first."""
+        return self.aggregate / "results-before.tsv"
+
+    @property
+    def aggregate_progress_png(self) -> Path:
+        """The picture, where progress.png in the root is the user's."""
+        return self.aggregate / "progress.png"
 
     @property
     def leaderboard(self) -> Path:

@@ -63,6 +63,8 @@ class Folded:
     """Of the last decision."""
     decisions_stamp: Stamp = field(default_factory=list)
     decisions_readable: bool = True
+    vouched: bool = False
+    """Whether the ledger on the disk is as the last sync left it."""
     index_current: bool = False
     """Whether the index on the disk says all this already."""
     aggregate: Stamp = field(default_factory=list)
@@ -124,6 +126,7 @@ def _refold(layout: Layout, index: Index | None) -> Folded:
         last_tag=judged.last_tag,
         decisions_stamp=judged.stamp,
         decisions_readable=judged.readable,
+        vouched=index is not None,
         index_current=index is not None
         and index.entries == entries
         and index.decisions == judged.stamp,

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
+from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.fold import Facts
 from autohypothesis.records.index import Entry
 from autohypothesis.records.ledger import Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Placement
 from autohypothesis.records.standings import Kept, best_of
 
-HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
+HEADER = "\t".join(COLUMNS) + "\n"
 DESCRIPTION_LIMIT = 300
 """Characters; results.tsv is read in a terminal."""
 
@@ -40,15 +40,10 @@ def results_tsv(entries: Mapping[str, Entry], tag: str) -> str:
     return HEADER + "".join(lines)
 
 
-def all_ours(table: bytes, entries: Mapping[str, Entry]) -> bool:
-    """Whether every line of a results.tsv names a commit of ours: else somebody wrote into it."""
-    known = {"commit"}
-    for entry in entries.values():
-        placed = entry.placement.commit if entry.placement is not None else ""
-        mine = (entry.facts.commit or placed, placed or entry.facts.commit)
-        known |= {harmless(commit)[:7] for commit in mine}
-    lines = table.decode("utf-8", "replace").splitlines()
-    return all(line.split("\t")[0] in known for line in lines if line.strip())
+def commits_of(entries: Mapping[str, Entry]) -> set[str]:
+    """The commits of all experiments, as results.tsv has them."""
+    placed = ((e.facts.commit, e.placement.commit if e.placement else "") for e in entries.values())
+    return {harmless(one)[:7] for pair in placed for one in pair if one}
 
 
 def _decided(entries: Iterable[Entry], tag: str) -> list[Entry]:
@@ -87,9 +82,7 @@ def harmless(text: str) -> str:
 
     A double quote makes readers of tables swallow the lines that follow, up to the next one.
     """
-    if not text.isascii() or not text.isprintable() or '"' in text:
-        text = "".join(_harmless_character(character) for character in text)
-    return " ".join(text.split())[:DESCRIPTION_LIMIT]
+    return plain_line(text).replace('"', "'")[:DESCRIPTION_LIMIT]
 
 
 def harmless_lines(text: str) -> list[str]:
@@ -98,21 +91,7 @@ def harmless_lines(text: str) -> list[str]:
     Blanks and quotes stay. Escapes, other control characters and marks that turn the direction of
     writing become blanks.
     """
-    return [
-        line if line.isascii() and line.isprintable() else "".join(map(_inert, line))
-        for line in re.split(r"\r\n|\n", text.expandtabs(4))
-    ]
-
-
-def _inert(character: str) -> str:
-    return character if character == '"' else _harmless_character(character)
-
-
-def _harmless_character(character: str) -> str:
-    if character == '"':
-        return "'"
-    category = unicodedata.category(character)
-    return " " if category[0] == "C" or category in ("Zl", "Zp") else character
+    return plain(text.replace("\r\n", "\n").expandtabs(4), " ").split("\n")
 
 
 # ── the best, and how it stands ─────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ from autohypothesis.terminal.tables import diff_text, settings_table, shown_stat
 def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
     """Print what `show` gathered: note, settings, diff, curve, tail of the log."""
     row = page["row"]
-    console.print(f"[bold]{escape(row['id'])}[/]  {shown_status(row)}")
+    console.print(f"[bold]{escape(row['id'])}[/]  {escape(shown_status(row))}")
     if row.get("description"):
         console.print(escape(row["description"]), style="italic")
     for name, text in _facts(row):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
@@ -38,6 +38,7 @@ from autohypothesis.terminal.fleet_table import (
     state_text,
     waiting_table,
 )
+from autohypothesis.terminal.screen import Screen
 from autohypothesis.terminal.style import number
 from autohypothesis.terminal.tables import sparkline
 from schema import now, rfc3339, utc
@@ -260,7 +261,7 @@ def _speed(worker: WorkerView) -> str:
     return " ".join(words)
 
 
-def watch(layout: Layout, console: Console, *, interval: float, iterations: int | None) -> None:
+def watch(layout: Layout, console: Screen, *, interval: float, iterations: int | None) -> None:
     """Draws a frame every `interval` seconds, `iterations` times or until it is interrupted.
 
     Off a terminal each frame is printed below the one before.
@@ -271,6 +272,8 @@ def watch(layout: Layout, console: Console, *, interval: float, iterations: int 
             if number_:
                 console.print()
             console.print(monitor.frame())
+            if not console.has_reader:
+                return
         return
     with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
         for _ in _counted(iterations, interval):

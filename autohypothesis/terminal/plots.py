@@ -7,7 +7,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from autohypothesis.plain import plain_line
 from autohypothesis.records.files import write_atomic
+from autohypothesis.records.outputs import PICTURE_MARK
 from autohypothesis.terminal.style import CRASH, DISCARD, KEEP, LINE
 
 LABEL_LENGTH = 34
@@ -42,7 +44,8 @@ def draw_progress(rows: Sequence[Mapping[str, Any]], path: Path, *, tag: str) ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     picture = BytesIO()
-    figure.savefig(picture, format="png", bbox_inches="tight")
+    mark = {"Software": PICTURE_MARK}
+    figure.savefig(picture, format="png", bbox_inches="tight", metadata=mark)
     plt.close(figure)
     write_atomic(path, picture.getvalue())
 
@@ -88,11 +91,11 @@ def _drawn_as(row: Mapping[str, Any]) -> str:
 
 
 def _label(axes: Any, row: Mapping[str, Any]) -> None:
-    text = str(row.get("description") or row["id"])
+    text = plain_line(str(row.get("description") or row["id"]))
     short = text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
     axes.annotate(
         short, (row["ordinal"], row["metric_value"]), xytext=(6, 7), textcoords="offset points",
-        fontsize=8, rotation=22, color="#333333",
+        fontsize=8, rotation=22, color="#333333", parse_math=False,
     )  # fmt: skip
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -120,25 +122,84 @@ def asides(root: Path) -> list[str]:
     return [path.read_text() for path in root.glob("results.tsv.set-aside-*")]
 
 
-def test_a_table_that_was_there_stays_until_there_is_one_of_ours(lab: Any) -> None:
+def test_a_table_that_was_there_is_the_beginning_of_ours(lab: Any) -> None:
     lab.layout.results_tsv.write_text(THEIRS)
     sync(lab.layout)
     assert lab.layout.results_tsv.read_text() == THEIRS
     lab.whole("baseline-nov20-1", 1.5, "keep")
-    report = sync(lab.layout)
-    assert asides(lab.root) == [THEIRS]
-    assert "1.500000" in lab.layout.results_tsv.read_text()
-    assert any("set-aside" in problem.reason for problem in report.problems)
-    assert "set-aside" in lab.layout.problems.read_text()
+    for _ in range(3):
+        report = sync(lab.layout)
+        head, ours = lab.layout.results_tsv.read_text().split(THEIRS)
+        assert head == "" and ours.count("\n") == 1 and "\t1.500000\t" in ours
+    assert report.rows == 1 and report.problems == [], "it is history, and no row of a search here"
+    assert asides(lab.root) == []
 
 
-def test_a_line_that_somebody_added_is_not_lost(searched: Any) -> None:
+def test_a_line_of_the_same_commit_as_ours_is_kept_beside_it(lab: Any) -> None:
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    commit = json.loads(lab.layout.run("baseline-nov20-1").result.read_text())["commit"][:7]
+    theirs = f"{commit}\t1.400000\t9.0\tkeep\tthe same on my machine\n"
+    sync(lab.layout)
+    with lab.layout.results_tsv.open("a") as file:
+        file.write(theirs)
+    sync(lab.layout)
+    assert theirs in lab.layout.results_tsv.read_text()
+    assert lab.layout.results_tsv.read_text().count(commit) == 2
+
+
+def test_a_line_that_somebody_added_stays_and_is_a_row_of_its_own(searched: Any) -> None:
+    line = "9999999\t1.0\t2.0\tkeep\tby hand\n"
     with searched.layout.results_tsv.open("a") as file:
-        file.write("9999999\t1.0\t1.0\tkeep\tby hand\n")
-    written = searched.layout.results_tsv.read_text()
-    sync(searched.layout)
-    assert asides(searched.root) == [written]
-    assert "by hand" not in searched.layout.results_tsv.read_text()
+        file.write(line)
+    report = sync(searched.layout)
+    assert len(report.taken) == 1 and asides(searched.root) == []
+    for _ in range(2):
+        assert searched.layout.results_tsv.read_text().count(line) == 1
+        lines = map(json.loads, searched.layout.ledger.read_bytes().splitlines())
+        (row,) = [row for row in lines if row["id"] == report.taken[0]]
+        assert (row["val_bpb"], row["peak_vram_gb"], row["commit"]) == (1.0, 2.0, "9999999")
+        assert row["description"] == "by hand" and "as keep" in row["outcome"]
+        assert row["ordinal"] is None and not row["attested"] and row["tag"] == "nov20"
+        assert sync(searched.layout).taken == []
+
+
+@pytest.mark.parametrize("content", ["my own notes\n", "a\tb\n1\t2\n", "\n\nnotes"])
+def test_another_file_of_that_name_stays_and_ours_lies_elsewhere(lab: Any, content: str) -> None:
+    lab.layout.results_tsv.write_text(content)
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    report = sync(lab.layout)
+    assert lab.layout.results_tsv.read_text() == content
+    assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
+    (problem,) = report.problems
+    assert problem.path == "results.tsv" and "research/aggregate/results.tsv" in problem.reason
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_what_is_no_file_stays_as_well(lab: Any, kind: str, tmp_path: Path) -> None:
+    path, target = lab.layout.results_tsv, tmp_path / "target.tsv"
+    target.write_text(THEIRS)
+    {"link": lambda: path.symlink_to(target), "folder": path.mkdir,
+     "pipe": lambda: os.mkfifo(path)}[kind]()  # fmt: skip
+    before = path.lstat().st_ino
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    report = sync(lab.layout)
+    assert path.lstat().st_ino == before and target.read_text() == THEIRS
+    assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
+    assert [problem.path for problem in report.problems] == ["results.tsv"]
+
+
+def test_a_table_that_the_repository_tracks_is_not_written(
+    lab: Any, git: Callable[..., str], own_locks: Path
+) -> None:
+    git(lab.root, "init", "-q", "-b", "main")
+    lab.layout.results_tsv.write_text(THEIRS)
+    git(lab.root, "add", "results.tsv")
+    git(lab.root, "commit", "-qm", "a table")
+    lab.whole("baseline-nov20-1", 1.5, "keep")
+    report = sync(lab.layout)
+    assert git(lab.root, "status", "--porcelain", "--untracked-files=no") == ""
+    assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
+    assert any("tracked" in problem.reason for problem in report.problems)
 
 
 def test_our_own_table_is_never_set_aside(searched: Any) -> None:

@@ -16,14 +16,20 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import read_json
+from autohypothesis.records.outputs import refuse_foreign_lines
 from autohypothesis.records.rows import NOT_EVIDENCE
 from schema import Decision
 
 
 class Lines:
-    """The file of one tag's iterations."""
+    """The file of one tag's iterations.
+
+    Raises:
+        FleetError: a file of the user's has its name.
+    """
 
     def __init__(self, lab: Lab) -> None:
+        refuse_foreign_lines(lab.repository, lab.layout)
         self._lab = lab
         self._path = lab.layout.task_results
         news = jsonl.read_new(self._path, 0)

@@ -15,6 +15,7 @@ from autohypothesis.engine.pages import one_line
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from autohypothesis.fleet.queue.warm_start import carried
+from autohypothesis.plain import plain
 from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
@@ -171,7 +172,7 @@ class Learnt:
             knobs=self._knobs(changes),
             proposers=self._proposers(changes),
         )
-        return text.rstrip() + "\n"
+        return plain(text).rstrip() + "\n"
 
     def _best(self) -> dict[str, Any] | None:
         kept = {

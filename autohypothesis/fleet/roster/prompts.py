@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import RecordError
+from autohypothesis.plain import plain
 from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import harmless
@@ -163,7 +164,7 @@ def _requests(layout: Layout) -> dict[str, Any]:
 
 def _page(name: str, facts: Mapping[str, Any]) -> bytes:
     text = _environment().get_template(f"{name}.md.j2").render(facts).rstrip() + "\n"
-    content = text.encode("utf-8", "replace")
+    content = plain(text).encode("utf-8", "replace")
     if len(content) <= LIMIT:
         return content
     cut = content[: LIMIT - 200].decode("utf-8", "ignore").rpartition("\n")[0]

@@ -31,6 +31,7 @@ from autohypothesis.fleet.roster.roster import begin_alone
 from autohypothesis.fleet.solo.companion import Companion, entry
 from autohypothesis.fleet.solo.session import Session, write
 from autohypothesis.fleet.supervisor import launching, muster
+from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
 from autohypothesis.records.locks import hold
 from schema import now, rfc3339
 
@@ -232,12 +233,15 @@ class _Turns:
 
 
 def _end(process: Popen[bytes] | None) -> None:
-    """Ends what draws; it is made again at the end, and by the next."""
+    """Ends what draws; it is made again at the end, and by the next.
+
+    It is niced, so on a busy machine it may take minutes to leave by itself.
+    """
     if process is None:
         return
     process.terminate()
     try:
-        process.wait(PATIENCE_S)
+        process.wait(KEEPER_S)
     except TimeoutExpired:
         process.kill()
         process.wait()

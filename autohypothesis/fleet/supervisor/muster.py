@@ -133,9 +133,9 @@ def keeper(layout: Layout) -> Role:
     return Role("sync", (*program(layout), *watch), 3, reports=False, nice=WATCH_NICE)
 
 
-def last_words(layout: Layout) -> tuple[str, ...]:
-    """What folds and keeps everything once all have left."""
-    return (*program(layout), "sync", "--all", "--snapshot")
+def last_words(layout: Layout, *, hurried: bool = False) -> tuple[str, ...]:
+    """What folds and keeps everything once all have left; `hurried` leaves out old pictures."""
+    return (*program(layout), "sync", *(() if hurried else ("--all",)), "--snapshot")
 
 
 def refuse_a_second(layout: Layout) -> None:

@@ -34,6 +34,10 @@ LOOK_S = 0.2
 LOCK_S = 2.0
 OBSERVER_FAILED = 3
 """Exit code of an observer that found that nothing can be searched."""
+KEEPER_S = 3.0
+"""For a niced role to leave; then it is killed, as what it makes can be made again."""
+LAST_SYNC_S = 8.0
+"""For the last sync after a Ctrl-C; the next `up` or `sync` makes what is missing."""
 ORPHANS_S = 20.0
 """How long the children of a killed supervisor may take to notice; then they are killed."""
 
@@ -92,6 +96,8 @@ class Supervisor:
     roles: Sequence[Role]
     final: Sequence[str] = ()
     """What to run once everything has ended: the last sync and snapshot."""
+    hurried: Sequence[str] = ()
+    """The same for somebody who waits: without what takes long to draw."""
     tick: Callable[[], None] = lambda: None
     """Called about every `LOOK_S`, for whoever shows how it goes."""
     pace: Pace = field(default_factory=Pace)
@@ -205,7 +211,10 @@ class Supervisor:
             if not stop.hard:
                 self._report("stopping", f"asks {_names(staged)} to stop")
                 self._signal(staged, signal.SIGTERM)
-                self._wait(staged, lambda: stop.hard, self.pace.patience)
+                slow = [child for child in staged if child.role.nice]
+                quick = [child for child in staged if not child.role.nice]
+                self._wait(quick, lambda: stop.hard, self.pace.patience)
+                self._wait(slow, lambda: stop.hard, min(KEEPER_S, self.pace.patience))
             self._signal(self.children if stop.hard else staged, signal.SIGKILL)
             self._wait(staged, lambda: False, self.pace.patience)
             if any(child.role.worker for child in staged) and not stop.abandoned:
@@ -213,9 +222,11 @@ class Supervisor:
                 shutdown.cancel_runs(self.layout, workers, 0.0 if stop.hard else shutdown.SHIM_S)
         if self.final and not stop.hard:
             self._report("stopping", "the last sync")
-            last = Child(Role("sync", tuple(self.final), 9, nice=10))
+            words = self.hurried if stop.requested and self.hurried else self.final
+            last = Child(Role("sync", tuple(words), 9))
             self._start(last)
-            self._wait([last], lambda: stop.hard, self.pace.patience)
+            seconds = LAST_SYNC_S if stop.requested else self.pace.patience
+            self._wait([last], lambda: stop.hard, seconds)
             self._signal([last], signal.SIGKILL)
 
     def _signal(self, children: Iterable[Child], number: int) -> None:

@@ -10,6 +10,7 @@ under its id, the run in its folder. So a worker may be killed at any instant.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -42,6 +43,8 @@ POLL_S = 0.2
 """Between two looks; the end of a training wakes at once."""
 LOOK_S = 1.0
 """Between two looks at the device, the bench and the steering."""
+PREPARATION_S = 5.0
+"""How long a worker that leaves waits for a change that is being prepared."""
 LOCK_S = 5.0
 """How long a successor waits for its predecessor to be gone."""
 SETTLE_IN_S = 0.3
@@ -103,6 +106,7 @@ class Worker:
         self._behind_since: float | None = None
         self._looked = False
         self._failures = self._uncollected = 0
+        self._leave_by = math.inf
         self._tries: Counter[str] = Counter()
 
     def run(self, stop: Stopping) -> None:
@@ -461,6 +465,7 @@ class Worker:
         if self.current is not None and not stop.abandoned:
             self._cancel(self.current)
         self._uncollected = 0
+        self._leave_by = time.monotonic() + PREPARATION_S
         while not stop.abandoned and not stop.hard and self._is_leaving():
             self.pulse.tick()
         until = time.monotonic() + LOOK_S
@@ -481,7 +486,9 @@ class Worker:
             if self.executor.poll(self.current.handle) != "running":
                 self._end(self.current, go_on=False)
             return self.current is None or self._uncollected < TRIES
-        return self.next is not None and not self.next.join(POLL_S)
+        if self.next is None or time.monotonic() > self._leave_by:
+            return False  # what is still being prepared is given back by the next worker
+        return not self.next.join(POLL_S)
 
 
 def _device_of(run: RunPaths) -> str:

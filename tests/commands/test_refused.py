@@ -1,0 +1,160 @@
+"""A command that is refused leaves the repository as it was: no folder, no ref, no line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.locks import hold
+from tests.conftest import Cli
+
+Git = Callable[..., str]
+
+TASK = """id: t
+artifacts: [a.txt]
+protected: [m.py, s.py]
+run: {device: cpu}
+mutator: {type: command, command: [python, t/m.py]}
+scorer: {type: command, command: [python, t/s.py]}
+objective: {metric: acc, direction: maximize}
+"""
+
+
+def state(root: Path, git: Git) -> dict[str, object]:
+    """All that a user could see: files, refs, worktrees, what git ignores."""
+    files = {}
+    for folder, _, names in os.walk(root):
+        if ".git" not in Path(folder).relative_to(root).parts:
+            files[folder] = sorted(names)
+    return {
+        "files": files,
+        "refs": git(root, "for-each-ref"),
+        "worktrees": git(root, "worktree", "list", "--porcelain"),
+        "exclude": (root / ".git" / "info" / "exclude").read_bytes(),
+        "status": git(root, "status", "--porcelain", "--ignored"),
+    }
+
+
+def dirty(root: Path) -> None:
+    (root / "data.txt").write_text("more\n")
+    (root / "train.py").write_text("RATE = 0.2\n")
+
+
+def broken(root: Path) -> None:
+    with (root / "train.py").open("a") as file:
+        file.write("def (\n")
+
+
+def foreign_ledger(root: Path) -> None:
+    (root / "experiments.jsonl").write_text('{"mine": 1}\n')
+
+
+def foreign_lines(root: Path) -> None:
+    (root / "work").mkdir()
+    (root / "work" / "results.jsonl").write_text("mine\n")
+
+
+def foreign_worktrees(root: Path) -> None:
+    (root / "worktrees").write_text("mine\n")
+
+
+def foreign_worker(root: Path) -> None:
+    (root / "worktrees" / "cpu0").mkdir(parents=True)
+    (root / "worktrees" / "cpu0" / "mine").write_text("mine\n")
+
+
+def bad_patch(root: Path) -> None:
+    (root / "bad.diff").write_text("nonsense\n")
+
+
+def nothing(root: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("before", "words"),
+    [
+        (dirty, ("run-experiment",)),
+        (broken, ("run-experiment",)),
+        (nothing, ("run-experiment", "--set", "NOPE=3")),
+        (nothing, ("run-experiment", "--set", "RATE=abc")),
+        (bad_patch, ("run-experiment", "--patch", "bad.diff")),
+        (nothing, ("run-experiment", "--baseline", "--tag", "No Tag")),
+        (nothing, ("run-experiment", "--replicate", "h-t-0001-1")),
+        (foreign_ledger, ("run-experiment", "--baseline")),
+        (foreign_ledger, ("run-loop", "--max", "1")),
+        (foreign_ledger, ("init-fleet", "--cpu-workers", "1")),
+        (foreign_ledger, ("task", "run", "t")),
+        (foreign_worktrees, ("run-experiment", "--baseline")),
+        (foreign_worker, ("init-fleet", "--cpu-workers", "1")),
+        (nothing, ("init-fleet", "--cpu-workers", "1", "--from", "nosuch")),
+        (nothing, ("init-fleet", "--cpu-workers", "1", "--proposer", "nonsense")),
+        (foreign_lines, ("task", "run", "t")),
+        (nothing, ("task", "run", "t", "--parallel", "99")),
+        (nothing, ("record", "nolog")),
+        (nothing, ("decide", "nosuch-1")),
+        (nothing, ("up",)),
+        (nothing, ("propose", "--set", "RATE=1", "--title", "x")),
+    ],
+)
+def test_nothing_is_left_of_it(
+    foreign: Path, cli: Cli, git: Git, before: Callable[[Path], None], words: tuple[str, ...]
+) -> None:
+    (foreign / "t").mkdir()
+    (foreign / "t" / "task.yaml").write_text(TASK)
+    for name in ("a.txt", "m.py", "s.py"):
+        (foreign / "t" / name).write_text("\n")
+    git(foreign, "add", "-A")
+    git(foreign, "commit", "-qm", "a task")
+    before(foreign)
+    there = state(foreign, git)
+    answer = cli(*words)
+    assert answer.returncode != 0 and answer.stderr.startswith("error: ")
+    assert "Traceback" not in answer.stderr
+    assert state(foreign, git) == there
+
+
+def test_in_a_search_the_active_tag_and_its_runs_stay(foreign: Path, cli: Cli, git: Git) -> None:
+    assert cli("run-experiment", "--baseline", "--tag", "t", "--settle").returncode == 0
+    manifest = Layout(foreign).manifest.read_bytes()
+    refs = git(foreign, "for-each-ref")
+    dirty(foreign)
+    assert cli("run-experiment", "--tag", "other").returncode == 1
+    assert Layout(foreign).manifest.read_bytes() == manifest
+    assert git(foreign, "for-each-ref") == refs
+
+
+def test_what_another_process_does_there_meanwhile_is_left_alone(
+    foreign: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autohypothesis.engine import iteration
+
+    layout, real = Layout(foreign), iteration.plan
+
+    def plan(*args: object, **options: object) -> object:
+        layout.inbox.mkdir(parents=True)
+        (layout.inbox / "idea.json").write_text("{}")
+        return real(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(iteration, "plan", plan)
+    broken(foreign)
+    assert cli("run-experiment").returncode == 1
+    assert (layout.inbox / "idea.json").exists() and layout.manifest.exists()
+
+
+def test_while_another_holds_a_lock_there_nothing_is_taken_back(foreign: Path, cli: Cli) -> None:
+    layout = Layout(foreign)
+    layout.locks.mkdir(parents=True)
+    for path in (layout.locks, layout.research):
+        path.rmdir()
+    from autohypothesis.engine import beginning
+
+    with hold(layout, "settle", doing="a test"):
+        assert not beginning._nothing_happened(layout)
+    assert beginning._nothing_happened(layout)
+    (layout.research / "README.md").write_text("a page\n")
+    assert beginning._nothing_happened(layout)

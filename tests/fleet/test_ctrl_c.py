@@ -1,0 +1,199 @@
+"""Ctrl-C, as a terminal sends it to all processes of the group: each way in which it was lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.engine import iteration
+from autohypothesis.engine.lab import Lab
+from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.solo.loop import _end
+from autohypothesis.fleet.supervisor.launching import Role
+from autohypothesis.fleet.supervisor.supervisor import KEEPER_S, Supervisor
+from autohypothesis.fleet.worker import worker
+from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.records.layout import Layout
+from autohypothesis.system import Interrupts
+from schema import Proposal
+from schema import Worker as Entry
+from tests.conftest import ROOT
+
+SLOW_GIT = """#!{python} -S
+# Says that it runs, and is at work for a while; what it does then is git's.
+import os, sys, time
+gate = os.environ["GATE"]
+open(gate + ".began", "w").close()
+while not os.path.exists(gate):
+    time.sleep(0.05)
+os.execv("{git}", ["git", *sys.argv[1:]])
+"""
+
+SLOW = """
+import sys
+from pathlib import Path
+from autohypothesis.fleet.live.stop import Stop
+from autohypothesis.records.git import Repository
+
+with Stop() as stop:
+    print(Repository(Path(sys.argv[1])).head(), stop.requested)
+"""
+
+
+@pytest.fixture
+def slow_git(tmp_path: Path) -> dict[str, str]:
+    """An environment in which git waits for a gate, in this group's process."""
+    import shutil
+
+    folder = tmp_path / "slow"
+    folder.mkdir()
+    program = folder / "git"
+    program.write_text(SLOW_GIT.format(git=shutil.which("git"), python=sys.executable))
+    program.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "GATE": str(tmp_path / "gate")}
+
+
+@pytest.fixture
+def at_the_end() -> Iterator[list[subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_git_that_is_at_work_ends_its_work(
+    fleet_root: Path,
+    slow_git: dict[str, str],
+    until: Callable[..., None],
+    at_the_end: list[subprocess.Popen[str]],
+) -> None:
+    """At the import of GitPython, which runs git, and at a call of ours."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(fleet_root)], env=slow_git, cwd=ROOT,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    at_the_end.append(process)
+    gate = Path(slow_git["GATE"])
+    until(lambda: Path(f"{gate}.began").exists())
+    for _ in range(20):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.02)
+    gate.touch()
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in said, said
+    head, requested = out.split()
+    assert len(head) == 40 and requested == "True"
+
+
+def test_what_the_interpreter_dropped_while_it_started_is_heard_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(SUPERVISOR, raising=False)
+    former = signal.signal(signal.SIGINT, Interrupts())
+    try:
+        with Stop() as stop:
+            assert not stop.requested
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass  # as an import does, in a callback of which nobody sees the error
+        with Stop() as stop:
+            assert stop.requested and not stop.hard
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("words", [("run-loop",), ("up",), ("runs",)])
+def test_a_command_that_only_starts_ends_without_a_traceback(
+    fleet_root: Path, words: tuple[str, ...], delay: float,
+    at_the_end: list[subprocess.Popen[str]],
+) -> None:  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "orchestrator.py"), *words], cwd=fleet_root,
+        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    at_the_end.append(process)
+    time.sleep(0.05 + delay)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    if delay:  # else the interpreter itself may not have begun
+        assert "Traceback" not in said, said
+
+
+def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
+    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    preparing, over = threading.Event(), threading.Event()
+
+    def plan(*words: object, **options: object) -> object:
+        preparing.set()
+        over.wait(300)
+        raise OSError("it took too long")
+
+    monkeypatch.setattr(iteration, "plan", plan)
+    monkeypatch.setattr(worker, "PREPARATION_S", 0.2)
+    jobs = Queue(fleet_lab.layout, "t")
+    idea = Proposal(title="an idea", config_overrides={"RATE": 0.2})
+    name = jobs.add(idea, proposer="test").hypothesis_id
+    jobs.dispatch(name, "cpu0")
+    with Stop() as stop:
+        entry = Entry(worker_id="cpu0", gpu_id="0", device="cpu-0", kind="cpu")
+        made = Worker(fleet_lab, entry)
+        thread = threading.Thread(target=made.run, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            assert preparing.wait(60)
+            stop.request("SIGINT")
+            thread.join(60)
+            assert not thread.is_alive(), "it waits for what it prepares"
+        finally:
+            over.set()
+
+
+DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+NOTES = "open({path!r}, 'a').write('began\\n')\ntime.sleep(600)\n"
+
+
+def deaf(path: Path) -> tuple[str, ...]:
+    """What a niced process is on a busy machine: it does not come to hear that it should end."""
+    return (sys.executable, "-c", DEAF + NOTES.format(path=str(path)))
+
+
+def test_a_loop_does_not_wait_for_who_draws(tmp_path: Path, until: Callable[..., None]) -> None:
+    note = tmp_path / "note"
+    process = subprocess.Popen(deaf(note), start_new_session=True)
+    until(note.exists)
+    _end(process)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_supervisor_does_not_wait_for_who_draws_and_ends_the_last_sync_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+) -> None:
+    from autohypothesis.fleet.supervisor import supervisor as module
+
+    monkeypatch.setattr(module, "LAST_SYNC_S", 0.5)
+    drawing, last, hurried = tmp_path / "drawing", tmp_path / "last", tmp_path / "hurried"
+    role = Role("sync", deaf(drawing), 3, reports=False, nice=10)
+    made = Supervisor(Layout(tmp_path), [role], final=deaf(last), hurried=deaf(hurried))
+    with Stop() as stop:
+        made.tick = lambda: drawing.exists() and stop.request("SIGINT")  # type: ignore[func-returns-value,assignment]
+        assert made.run(stop) == "stopped"
+    assert hurried.exists() or not last.exists(), "somebody waits, so it is the short one"
+    assert not last.exists()
+    assert made.pace.patience > 10 * KEEPER_S, "else this would show nothing"
