@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from autohypothesis.errors import UnsupportedSystemError
 
@@ -201,6 +202,19 @@ def host_id() -> str:
 def host_name() -> str:
     """What people call this machine."""
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+def user_config_folder() -> Path:
+    """The folder of this user's settings and keys, absolute; it need not exist.
+
+    `$AUTOHYPOTHESIS_CONFIG`, else `$XDG_CONFIG_HOME/autohypothesis`, else
+    `~/.config/autohypothesis`. A relative `$XDG_CONFIG_HOME` is ignored, as its standard asks.
+    """
+    if own := os.environ.get("AUTOHYPOTHESIS_CONFIG"):
+        return Path(os.path.abspath(os.path.expanduser(own)))
+    xdg = os.environ.get("XDG_CONFIG_HOME", "")
+    base = xdg if os.path.isabs(xdg) else os.path.expanduser("~/.config")
+    return Path(os.path.abspath(base)) / "autohypothesis"
 
 
 def boot_id() -> str:
