@@ -47,7 +47,7 @@ def join(
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
-    """Register with a hub, once. The key stays in this repository's `.git`, for its owner only.
+    """Register with a hub, once. The key stays in `~/.config/autohypothesis`, for its owner only.
 
     `~/.agenthub_creds` is written too, for the protocol's shell lines. Where registration is
     closed, whoever runs the hub gives you a key.
@@ -189,7 +189,8 @@ def _meant(repository: Repository, commit: str | None, tag: str | None) -> str:
 def _given(key_file: str) -> tuple[str | None, SecretStr]:
     """Agent, where it is said, and key; the content of the file is never shown."""
     from autohypothesis.errors import UsageError
-    from autohypothesis.hub.client.credentials import FILE_LIMIT, read_key
+    from autohypothesis.hub.client.credentials import read_key
+    from autohypothesis.records.secrets import FILE_LIMIT
 
     try:
         if key_file == "-":
