@@ -90,6 +90,8 @@ def utc(value: object) -> object:
     if isinstance(value, datetime):
         if value.tzinfo is None:
             value = value.replace(tzinfo=timezone.utc)
+        if not 1900 <= value.year < 9000:  # later arithmetic stays inside of what a time can hold
+            raise ValueError(f"{value} is no time of our days: the year is below 1900 or over 8999")
         return value.astimezone(timezone.utc)
     return value
 

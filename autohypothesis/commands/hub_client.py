@@ -160,7 +160,14 @@ def connect(context: typer.Context, repo: Path | None) -> TypedHub:
         if repo or context.find_root().obj:
             raise
         common = None
-    return TypedHub.of(credentials.find(common))
+    hub = TypedHub.of(credentials.find(common))
+
+    def name_left_out() -> None:
+        for problem in hub.left_out:
+            err().print(f"left out: {problem}", markup=False, soft_wrap=True)
+
+    context.call_on_close(name_left_out)
+    return hub
 
 
 def own_repository(context: typer.Context, repo: Path | None) -> Repository:

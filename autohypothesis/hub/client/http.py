@@ -25,6 +25,7 @@ from autohypothesis.errors import HubError
 from autohypothesis.hub.client.address import LOOPBACK, checked_server, is_loopback
 from autohypothesis.hub.client.refusals import PassingError, refusal, unreached
 from autohypothesis.records.files import parse_json
+from autohypothesis.records.secrets import refuse_secrets, texts_in
 from autohypothesis.records.tables import harmless
 
 TOTAL_S = 300.0
@@ -97,7 +98,11 @@ class Wire:
         """The JSON that POST answers. A post said twice stands there twice, so it is said once.
 
         What a hub takes for the same when it comes again may be said `twice`.
+
+        Raises:
+            SecretError: a text of it holds a secret; nothing was sent.
         """
+        refuse_secrets(f"what goes to {self.server}{path}", texts_in(value))
         body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json"}
         try:
@@ -208,7 +213,7 @@ class Wire:
         """An answer as it arrives. Nothing is read of one that promises more than `limit`."""
         deadline = time.monotonic() + TOTAL_S
         promised = response.headers.get("Content-Length", "")
-        if promised.isdigit() and int(promised[:20]) > limit:
+        if promised.isascii() and promised.isdigit() and int(promised[:20]) > limit:
             raise self.wrong(path, f"with more than {limit:,} bytes")
         # One receive at a time: a plain read waits for a whole piece, however long it drips.
         while part := response.raw.read1(_CHUNK, decode_content=False):
