@@ -26,13 +26,6 @@ _here = threading.local()
 """`exchange`: the one that this thread works for."""
 
 
-class TooSlowError(OSError):
-    """The time of an exchange is up."""
-
-    arrived = False
-    """Whether there was a connection, so that the request may have been taken."""
-
-
 class Exchange(Generic[T]):
     """One call of `work`, which gets a session for one request."""
 
@@ -40,6 +33,8 @@ class Exchange(Generic[T]):
         self._work = work
         self._answer: Future[T] = Future()
         self._connections: list[socket.socket] = []
+        self.arrived = True
+        """Whether the request may have been taken; False while there is no connection yet."""
         self._over = False
         self._turn = threading.Lock()
 
@@ -47,7 +42,7 @@ class Exchange(Generic[T]):
         """What `work` returns or raises.
 
         Raises:
-            TooSlowError: it has not ended in `seconds`.
+            TimeoutError: it has not ended in `seconds`.
         """
         threading.Thread(target=self._run, name="hub request", daemon=True).start()
         try:
@@ -55,11 +50,8 @@ class Exchange(Generic[T]):
             if self._answer.done():
                 return self._answer.result()
         finally:
-            arrived = bool(self._connections)
             self._cut()
-        error = TooSlowError(f"timed out after {seconds:g} s")
-        error.arrived = arrived
-        raise error
+        raise TimeoutError(f"timed out after {seconds:g} s")
 
     def _run(self) -> None:
         _here.exchange = self
@@ -73,14 +65,14 @@ class Exchange(Generic[T]):
 
     def connected(self, connect: Callable[[], socket.socket]) -> socket.socket:
         """A new connection, which is cut when the time is up; none is made after that."""
-        if self._over:
-            raise TooSlowError("given up")
+        self.arrived = False
         made = connect()
         with self._turn:
             if self._over:
                 made.close()
-                raise TooSlowError("given up")
+                raise TimeoutError("given up")
             self._connections.append(made.dup())  # TLS takes `made` itself away
+            self.arrived = True
         return made
 
     def _cut(self) -> None:

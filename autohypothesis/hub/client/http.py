@@ -176,10 +176,13 @@ class Wire:
                     raise self._refusal(path, response)
                 return Answer(response.status_code, self._body(path, response, limit))
 
+        exchange = Exchange(work)
         try:
-            return Exchange(work).within(self._total_s)
+            return exchange.within(self._total_s)
         except (requests.RequestException, HTTPError, OSError) as error:
-            raise unreached(self.server, path, error) from None
+            failed = unreached(self.server, path, error)
+            failed.arrived = failed.arrived and exchange.arrived
+            raise failed from None
 
     @property
     def _total_s(self) -> float:

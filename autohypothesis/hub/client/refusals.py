@@ -7,7 +7,6 @@ import json
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from autohypothesis.errors import HubError
-from autohypothesis.hub.client.exchange import TooSlowError
 from autohypothesis.records.files import parse_json
 from autohypothesis.records.tables import harmless
 
@@ -76,9 +75,6 @@ def unreached(server: str, path: str, error: Exception) -> PassingError:
         f"{server}{path} cannot be reached: {_why(error)}",
         hint=f"see whether it runs: curl -s {server}/api/health",
     )
-    if isinstance(error, TooSlowError):
-        found.arrived = error.arrived
-        return found
     reason = getattr(error.args[0], "reason", None) if error.args else None
     never = (NewConnectionError, ConnectTimeoutError)
     found.arrived = not isinstance(reason, never)
