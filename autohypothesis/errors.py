@@ -114,5 +114,9 @@ class UndeliverableError(DeliveryError):
     """It was refused for good: to try again would change nothing."""
 
 
+class SecretError(AutohypothesisError):
+    """What would leave this machine holds a secret; the message names it, and never shows it."""
+
+
 class UnsupportedSystemError(AutohypothesisError):
     """This operating system lacks what the engine stands on."""

@@ -47,7 +47,7 @@ def join(
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
-    """Register with a hub, once. The key stays in this repository's `.git`, for its owner only.
+    """Register with a hub, once. The key stays in `~/.config/autohypothesis`, for its owner only.
 
     `~/.agenthub_creds` is written too, for the protocol's shell lines. Where registration is
     closed, whoever runs the hub gives you a key.
@@ -160,7 +160,14 @@ def connect(context: typer.Context, repo: Path | None) -> TypedHub:
         if repo or context.find_root().obj:
             raise
         common = None
-    return TypedHub.of(credentials.find(common))
+    hub = TypedHub.of(credentials.find(common))
+
+    def name_left_out() -> None:
+        for problem in hub.left_out:
+            err().print(f"left out: {problem}", markup=False, soft_wrap=True)
+
+    context.call_on_close(name_left_out)
+    return hub
 
 
 def own_repository(context: typer.Context, repo: Path | None) -> Repository:
@@ -189,7 +196,8 @@ def _meant(repository: Repository, commit: str | None, tag: str | None) -> str:
 def _given(key_file: str) -> tuple[str | None, SecretStr]:
     """Agent, where it is said, and key; the content of the file is never shown."""
     from autohypothesis.errors import UsageError
-    from autohypothesis.hub.client.credentials import FILE_LIMIT, read_key
+    from autohypothesis.hub.client.credentials import read_key
+    from autohypothesis.records.secrets import FILE_LIMIT
 
     try:
         if key_file == "-":

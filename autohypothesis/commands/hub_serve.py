@@ -72,6 +72,9 @@ def serve(
         int, typer.Option("--results", min=1, help="An hour, for each agent; tasks and bests too.")
     ] = 600,
     claims: Annotated[int, typer.Option("--claims", min=1, help="An hour, for each agent.")] = 1200,
+    connections: Annotated[
+        int, typer.Option("--connections", min=1, help="At once, for each address but proxies.")
+    ] = 64,
     bundle_mb: Annotated[
         int, typer.Option("--bundle-mb", min=1, max=2000, help="The largest push.")
     ] = 50,
@@ -94,7 +97,9 @@ def serve(
             registrations=registrations, pushes=pushes, posts=posts, diffs=diffs,
             page_diffs=page_diffs, results=results, claims=claims,
         ),
-        limits=Limits(bundle_bytes=bundle_mb * MB, channels=channels),
+        limits=Limits(
+            bundle_bytes=bundle_mb * MB, channels=channels, connections=connections,
+        ),
     )  # fmt: skip
     run(settings, lambda line: print(line, file=sys.stderr, flush=True))
 

@@ -147,7 +147,7 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
     from autohypothesis.hub.fleet.agreement import agree
 
     server, common, notes = checked_server(url), lab.repository.common_dir, list[str]()
-    if credentials.read(credentials.own_file(common)) is None:
+    if credentials.own(common) is None:
         joined = join(server, None, None, common, replace=False)
         notes = [f"joined {server} as {joined.credentials.agent}", *joined.notes]
     found = credentials.of_server(common, server)

@@ -7,10 +7,8 @@ after a kill asks first whether that try arrived, and tells it again only where 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,9 +16,8 @@ from pydantic import ValidationError
 
 from autohypothesis.errors import DeliveryError, RecordError, UndeliverableError
 from autohypothesis.records import locks
-from autohypothesis.records.files import read_json, sweep, write_json
+from autohypothesis.records.files import read_json, sweep, to_json, write_json, write_new
 from autohypothesis.records.layout import Layout
-from autohypothesis.system import rename_exclusive
 from schema import OutboxEntry, now
 
 PENDING, SENT, REFUSED = "pending", "sent", "refused"
@@ -77,17 +74,7 @@ class DiskOutbox:
         if self.knows(kind, name):
             return False
         entry = OutboxEntry(kind=kind, name=name, payload=dict(payload), number=time.time_ns())
-        path = self._path(PENDING, entry)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-        write_json(beside, entry)
-        try:
-            rename_exclusive(beside, path)
-        except FileExistsError:
-            return False
-        finally:
-            with suppress(FileNotFoundError):
-                beside.unlink()
-        return True
+        return write_new(self._path(PENDING, entry), to_json(entry, indent=2) + "\n")
 
     def knows(self, kind: str, name: str) -> bool:
         paths = (self.layout.outbox_entry(one, kind, name) for one in (SENT, REFUSED, PENDING))

@@ -9,10 +9,12 @@ from typing import Any
 from autohypothesis.engine.identity import short_device_name
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.sharing.telling import TOLD
+from autohypothesis.hub.client.wire import LARGEST
 from autohypothesis.hub.line import Mark, ResultLine
+from autohypothesis.records.tables import harmless
 from schema import finite
 
-DESCRIPTION, REASON = 2_000, 200
+DESCRIPTION, REASON, METRIC, PLATFORM = 2_000, 200, 80, 63
 """Characters that a hub takes."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARKS: dict[str, Mark] = {"discard": "DISCARD", "crash": "CRASH"}
@@ -32,18 +34,18 @@ def result_line(row: Mapping[str, Any]) -> ResultLine:
         )
     mark = _MARKS.get(status, "")
     failed = status == "crash"
-    said = str(row.get("description") or name)
+    said = harmless(str(row.get("description") or name))
     if row.get("replicates"):
         said = f"{said} [seed {row.get('seed')}, repeats {row['replicates']}]"
     return ResultLine(
         commit=str(row["commit"])[:7],
-        platform=short_device_name(str(row.get("gpu_name") or "")),
+        platform=short_device_name(str(row.get("gpu_name") or ""))[:PLATFORM],
         value=None if failed else row.get("metric_value"),
         memory_gb=None if failed else row.get("peak_vram_gb"),
         description=said,
         mark=mark,
         reason=_reason(row) if mark else "",
-        metric=str(row.get("metric_name") or "val_bpb"),
+        metric=str(row.get("metric_name") or "val_bpb")[:METRIC],
     )
 
 
@@ -64,9 +66,9 @@ def told(row: Mapping[str, Any]) -> dict[str, Any]:
         "value": None if line.mark == "CRASH" else finite(row.get("metric_value")),
         "status": str(row["status"]),
         "confirmation": str(row.get("confirmation") or "none"),
-        "seed": row.get("seed"),
+        "seed": _integer(row.get("seed")),
         "budget_seconds": finite(row.get("budget_seconds")),
-        "steps": row.get("num_steps"),
+        "steps": _integer(row.get("num_steps")),
         "memory_gb": line.memory_gb,
         "log_hash": _hash(row.get("log_hash")),
         "tree": str(row.get("tree") or ""),
@@ -79,6 +81,11 @@ def told(row: Mapping[str, Any]) -> dict[str, Any]:
 def _hash(value: object) -> str:
     """What is no SHA-256 is not told: the key of a run by hand, say, compares with nothing."""
     return value if isinstance(value, str) and _SHA256.fullmatch(value) else ""
+
+
+def _integer(value: object) -> int | None:
+    """As a hub can store it: 64 bits hold it, or it is not told."""
+    return value if isinstance(value, int) and abs(value) <= LARGEST else None
 
 
 def _reason(row: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.errors import RecordError
-from autohypothesis.system import room_advice
+from autohypothesis.system import rename_exclusive, room_advice
 
 JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
@@ -103,6 +103,20 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+
+
+def write_new(path: Path, data: bytes | str, *, mode: int = 0o644) -> bool:
+    """As `write_atomic`, but never over anything: False where something is at `path` already."""
+    beside = path.with_name(f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    write_atomic(beside, data, mode=mode)
+    try:
+        rename_exclusive(beside, path)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            beside.unlink()
+    return True
 
 
 def _write_whole(path: Path, content: bytes, durable: bool, mode: int) -> None:

@@ -28,6 +28,9 @@ MOST_COMMITS = 50_000
 INTAKE_S = 60.0
 """How long git may work on somebody else's pack."""
 
+_PIECE = 8 << 20
+_OVERLAP = 64 << 10
+"""Bytes; what is looked for in a file is shorter."""
 _VERSIONS = {b"# v2 git bundle": 2, b"# v3 git bundle": 3}
 _NAMED = re.compile(r"(-?)([0-9a-f]{40}|[0-9a-f]{64})(?: (.{0,1000}))?")
 _CAREFUL = "-c core.bigFileThreshold=1m"
@@ -79,6 +82,41 @@ def create(repository: Repository, commit: str, known: str | None, target: IO[by
         output=target,
     )
     target.flush()
+
+
+def contents(repository: Repository, commit: str, known: str | None) -> Iterator[tuple[str, bytes]]:
+    """All that `create` would send: what it is, for people, and what is in it, piece by piece."""
+    listed = _ask(repository, "rev-list --objects", *_range(commit, known)).splitlines()
+    paths = dict(line.partition(" ")[::2] for line in listed)
+    with tempfile.TemporaryFile() as objects:
+        call(
+            "cat-file --batch",
+            (),
+            repository.root,
+            {},
+            stdin="".join(f"{name}\n" for name in paths).encode(),
+            timeout=CHECKOUT_TIMEOUT_S,
+            accept=(0,),
+            output=objects,
+        )
+        objects.seek(0)
+        while head := objects.readline():
+            name, kind, size = head.decode("ascii").split()
+            what = f"the message of commit {name[:7]}"
+            if kind != "commit":
+                what = f"{'a name in ' if kind == 'tree' else ''}{paths[name] or 'the root folder'}"
+            for piece in _pieces(objects, int(size)):
+                yield what, piece
+            objects.read(1)
+
+
+def _pieces(source: IO[bytes], left: int) -> Iterator[bytes]:
+    """The next `left` bytes; each piece begins with the end of the one before it."""
+    end = b""
+    while left > 0 and (piece := source.read(min(left, _PIECE))):
+        left -= len(piece)
+        yield end + piece
+        end = piece[-_OVERLAP:]
 
 
 def _range(commit: str, known: str | None) -> list[str]:

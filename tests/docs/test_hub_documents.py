@@ -397,8 +397,9 @@ def test_a_push_over_tls_through_the_recipe_for_nginx(
     behind_nginx: list[str], tmp_path: Path
 ) -> None:
     way = behind_nginx
+    register = (*way, "-X", "POST", "-H", "Content-Type: application/json")
     name, clone = "https://hub.example.org", Clone(tmp_path / "clone")
-    answer = curl(*way, "-X", "POST", "-d", '{"id":"ada"}', f"{name}/api/register")
+    answer = curl(*register, "-d", '{"id":"ada"}', f"{name}/api/register")
     ada = Agent(name, "ada", answer.json["api_key"])
     clone.root.mkdir()
     clone.git("init", "-q", "-b", "main")
@@ -409,7 +410,7 @@ def test_a_push_over_tls_through_the_recipe_for_nginx(
     assert len(ada(f"/api/git/fetch/{head}", *way).body) > 3 << 20
     outside = ("-H", "X-Forwarded-For: 203.0.113.7")
     for number in range(11):
-        words = (*way, *outside, "-X", "POST", "-d", f'{{"id":"a{number}"}}')
+        words = (*register, *outside, "-d", f'{{"id":"a{number}"}}')
         answer = curl(*words, f"{name}/api/register")
     assert answer.status == 429 and "address 203.0.113.7" in answer.error
 

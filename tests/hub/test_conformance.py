@@ -41,24 +41,27 @@ def unique(clone: Clone, message: str = "start") -> str:
     return clone.commit(message, salt=secrets.token_hex(8))
 
 
+AS_JSON = ("-X", "POST", "-H", "Content-Type: application/json")
+
+
 # ── who gets in ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_name_is_given_once(url: str) -> None:
     agent = register(url)
-    again = curl("-X", "POST", "-d", f'{{"id":"{agent.name}"}}', f"{url}/api/register")
+    again = curl(*AS_JSON, "-d", f'{{"id":"{agent.name}"}}', f"{url}/api/register")
     assert again.status == 409 and again.error
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "ü", "a" * 64, "a\\n"])
 def test_a_wrong_name_is_refused(url: str, name: str) -> None:
-    answer = curl("-X", "POST", "-d", f'{{"id":"{name}"}}', f"{url}/api/register")
+    answer = curl(*AS_JSON, "-d", f'{{"id":"{name}"}}', f"{url}/api/register")
     assert answer.status == 400 and answer.error
 
 
 @pytest.mark.parametrize("body", ["", "no", "[]", "null", '"a"', "{}", '{"id":1}', "{" * 2000])
 def test_a_body_that_is_no_object_is_refused(url: str, body: str) -> None:
-    answer = curl("-X", "POST", "--data-binary", body, f"{url}/api/register")
+    answer = curl(*AS_JSON, "--data-binary", body, f"{url}/api/register")
     assert answer.status == 400 and answer.error
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from .conftest import ADMIN_KEY, ROOT, Agent, Clone, Hub, Start, curl
 
+AS_JSON = ("-X", "POST", "-H", "Content-Type: application/json")
 MakeClone = Callable[..., Clone]
 
 
@@ -81,7 +82,7 @@ def test_the_operator_gives_keys_while_the_hub_serves(hub: Hub) -> None:
 
 
 def test_closed_registration_says_how_to_get_in(hub: Hub) -> None:
-    answer = curl("-X", "POST", "-d", '{"id":"ada"}', f"{hub.url}/api/register")
+    answer = curl(*AS_JSON, "-d", '{"id":"ada"}', f"{hub.url}/api/register")
     assert answer.status == 403 and "hub admin create" in answer.error
 
 
@@ -93,7 +94,7 @@ def test_attempts_count_and_are_remembered_over_a_restart(start: Start, clone: M
         assert agent.send("/api/git/push", "no bundle").status == 400
         assert agent.send("/api/channels/none/posts", {}).status == 404
         assert agent("/api/git/diff/abcd/abcd").status == 404
-        assert curl("-X", "POST", "-d", "{}", f"{hub.url}/api/register").status == 400
+        assert curl(*AS_JSON, "-d", "{}", f"{hub.url}/api/register").status == 400
     hub.end()
     agent.hub = other.hub = hub.start().url
     mine = clone()
@@ -102,7 +103,7 @@ def test_attempts_count_and_are_remembered_over_a_restart(start: Start, clone: M
         agent.push(mine.bundle()),
         agent.send("/api/channels/none/posts", {"content": "x"}),
         agent("/api/git/diff/abcd/abcd"),
-        curl("-X", "POST", "-d", '{"id":"eve"}', f"{hub.url}/api/register"),
+        curl(*AS_JSON, "-d", '{"id":"eve"}', f"{hub.url}/api/register"),
     ):
         assert answer.status == 429 and answer.error
         assert 0 < int(answer.headers["retry-after"]) <= 3600
@@ -111,7 +112,7 @@ def test_attempts_count_and_are_remembered_over_a_restart(start: Start, clone: M
 
 def test_only_a_named_proxy_says_who_asks_and_plain_http_is_warned_about(start: Start) -> None:
     options = ("--open-registration", "--registrations", "1")
-    words = ("-X", "POST", "-d", "{}", "-H")
+    words = (*AS_JSON, "-d", "{}", "-H")
     plain, behind = start(*options), start(*options, "--proxy", "127.0.0.1", "--host", "0.0.0.0")
     forwarded = [f"X-Forwarded-For: 9.9.9.9, 10.0.0.{number}" for number in range(3)]
     asked = [curl(*words, one, f"{plain.url}/api/register").status for one in forwarded]

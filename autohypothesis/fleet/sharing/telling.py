@@ -22,9 +22,11 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.claims import tree_of_commit
 from autohypothesis.fleet.sharing.foreign import result_of
 from autohypothesis.fleet.sharing.lineage import BEGINNING, Lineage
+from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import opened, read_json
 from autohypothesis.records.layout import RunPaths
-from schema import Metadata, Runtime, utc
+from autohypothesis.records.tables import harmless
+from schema import Metadata, Plan, Runtime, utc
 
 PUSH, RESULT, LINE = "push", "result", "line"
 REFUTED, REFUTED_LINE = "refuted", "refuted-line"
@@ -51,6 +53,8 @@ class Telling:
         self.lineage = Lineage(lab)
         self._told: dict[str, bool] = {}
         """Experiment -> whether it stood when it was looked at last."""
+        self._reasons: dict[str, str] = {}
+        """Experiment -> why it was decided as it was, in a word."""
         self.problems: list[str] = []
         """What could not be told, a line each."""
 
@@ -64,6 +68,9 @@ class Telling:
         """
         new = [row for row in rows if self._is_new(row)]
         new.sort(key=lambda row: row.get("ordinal") or 0)
+        if new:
+            decisions, _ = read_decisions(self.lab.layout)
+            self._reasons = {one.experiment_id: harmless(one.reason) for one in decisions}
         told = 0
         for row in new:
             if told >= AT_ONCE:
@@ -93,7 +100,8 @@ class Telling:
     def _tell(self, row: Mapping[str, Any]) -> None:
         name = row["id"]
         runtime = self._runtime(self.lab.layout.run(name))
-        said = {key: row.get(key) for key in COPIED}
+        about = self._about(row)
+        said = {**{key: row.get(key) for key in COPIED}, **about}
         said |= {"task_hash": runtime.task_hash, "budget_seconds": runtime.budget_seconds}
         theirs = self._theirs(row)
         if theirs is not None:
@@ -101,7 +109,7 @@ class Telling:
             if row["status"] == "keep":
                 self.lineage.adopt(row["commit"], theirs[1])
         elif row["status"] == "keep":
-            said["commit"] = self._show(row)
+            said["commit"] = self._show(row, about["description"])
             self.outbox.put(PUSH, name, {"commit": said["commit"]})
         else:  # the baseline again, or a keep that was taken back
             said["commit"] = self.lineage.shown(row["commit"]) or row["commit"]
@@ -113,14 +121,30 @@ class Telling:
             self.outbox.put(REFUTED, name, said)
             self.outbox.put(REFUTED_LINE, name, said)
 
-    def _show(self, row: Mapping[str, Any]) -> str:
+    def _about(self, row: Mapping[str, Any]) -> dict[str, str]:
+        """What is said of an experiment in words: bounded, on one line, from its plan and from
+        the decision about it. What its run printed or wrote is not told."""
+        plan, name = self._plan(row["id"]), row["id"]
+        title = plan.hypothesis.title if plan is not None else ""
+        return {
+            "description": harmless(title or str(row.get("description") or name)),
+            "outcome": self._reasons.get(name, ""),
+        }
+
+    def _plan(self, name: str) -> Plan | None:
+        """None for what was recorded by hand."""
+        with suppress(FileNotFoundError, RecordError, ValidationError):
+            return Plan.model_validate(read_json(self.lab.layout.plan(name)))
+        return None
+
+    def _show(self, row: Mapping[str, Any], description: str) -> str:
         """The commit of a keep as others get it."""
         base = row.get("parent_commit")
         if base is None:
             return self.lineage.baseline(row["commit"])
         value, name = row.get("metric_value"), row.get("metric_name")
         message = (
-            f"{row.get('description') or row['id']}\n\n{name}: {value}\n"
+            f"{description}\n\n{name}: {value}\n"
             f"Confirmation: {row.get('confirmation')}\nExperiment: {row['id']}\n"
         )
         return self.lineage.keep(row["commit"], str(base), message, _moment(row))
@@ -129,7 +153,9 @@ class Telling:
         """The result of somebody else that this run repeats, and its commit."""
         if row.get("replicates"):
             return None
-        found = self.queue.read(str(row.get("hypothesis_id") or "x"))
+        plan = self._plan(row["id"])
+        known = plan.hypothesis.hypothesis_id if plan is not None else row.get("hypothesis_id")
+        found = self.queue.read(str(known or "x"))
         if found is None or not found[1].artifacts_from:
             return None
         number = result_of(found[1])

@@ -39,6 +39,8 @@ SWAPS = 3
 FOR_GOOD = (400, 404, 409, 413, 422)
 """Refusals of the thing itself. Any other is one of us, now: a key, a limit, a hub in trouble."""
 _PAGE = 200
+_NEWEST = 20
+"""Posts that are asked for to see the newest: the very newest may be a bad record."""
 _MOST_PAGES = 50
 
 
@@ -65,7 +67,7 @@ class HubCourier:
         """For a post the number of the newest one there: what has a higher one may be ours."""
         if entry.kind not in SAID:
             return None
-        newest = _asked(lambda: next(self._posts(self._channel(entry), 1), None))
+        newest = _asked(lambda: next(self._posts(self._channel(entry), _NEWEST), None))
         return newest.id if newest is not None else 0
 
     def found(self, entry: OutboxEntry) -> str | None:
@@ -130,9 +132,9 @@ class HubCourier:
                 found = self._hub.posts(channel, at_once, page * at_once)
             except NotThereError:
                 return
-            yield from found
-            if len(found) < at_once:
+            if not found:  # fewer than asked for may be a page with bad records
                 return
+            yield from found
 
     def _channel(self, entry: OutboxEntry) -> str:
         return RESULTS if entry.kind in LINES else str(entry.payload.get("channel") or "")

@@ -1,16 +1,21 @@
 """Who we are to a hub: read from three places, and written so that nobody else reads it.
 
-The repository's own come first, in its `.git`, where nothing is ever committed; then the file that
-$AGENTHUB_CONFIG names; then `~/.agenthub/config.json`. All have the keys of the `ah` client. A file
-that is there and cannot be used is an error, never a reason to be somebody else.
+The repository's own come first, in the user's configuration folder, under an id that the
+repository keeps in its `.git`: so a moved repository stays who it is, a clone is nobody yet, and no
+key lies where a run may look. Then comes the file that $AGENTHUB_CONFIG names, then
+`~/.agenthub/config.json`. All have the keys of the `ah` client. A file that is there and cannot be
+used is an error, never a reason to be somebody else.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -18,16 +23,21 @@ from pydantic import SecretStr
 from autohypothesis.errors import HubError, RecordError, UsageError
 from autohypothesis.hub.client.address import checked_server
 from autohypothesis.hub.client.wire import AGENT
-from autohypothesis.records.files import parse_json, read_bytes, to_json, write_atomic
+from autohypothesis.records.files import parse_json, read_bytes, to_json, write_new
+from autohypothesis.records.secrets import (
+    FILE_LIMIT,
+    home_file,
+    hub_keys_folder,
+    shell_assignments,
+)
+from autohypothesis.system import rename_exclusive
 
-FILE_LIMIT = 64 * 1024
 PRIVATE = 0o600
 KEY = re.compile(r"[\x21-\x7e]{1,512}")
 """A key: it travels in a header, so it is printable and has no blanks."""
 
-_LINE = re.compile(
-    r"""\s*(?:export\s+)?(HUB_KEY|AGENT_ID)=(?:"((?:[^"\\]|\\.)*)"|'([^']*)'|([^\s"'\\$`;&|<>()]*))\s*"""
-)
+_ID = re.compile(r"[0-9a-f]{32}")
+_ID_LIMIT = 64
 _JOIN = "join one: python orchestrator.py hub join URL --name NAME"
 
 
@@ -42,14 +52,30 @@ class Credentials:
     """The file that it was read from."""
 
 
+def own(common_dir: Path) -> Credentials | None:
+    """Those of a repository by its `.git`, which all its worktrees share; None where it has none.
+
+    Raises:
+        HubError: the file cannot be used, or a key in `.git` cannot be moved out of it.
+    """
+    _move_out(common_dir)
+    known = _read_id(_id_file(common_dir))
+    return None if known is None else read(_own_file(known))
+
+
 def own_file(common_dir: Path) -> Path:
-    """Of a repository by its `.git`, which all its worktrees share."""
-    return common_dir / "autohypothesis" / "hub.json"
+    """Where those of a repository belong; it is given an id if it has none yet.
 
-
-def shell_file() -> Path:
-    """What the protocol's shell lines look for."""
-    return Path.home() / ".agenthub_creds"
+    Raises:
+        HubError: the id cannot be written, or is none.
+    """
+    path = _id_file(common_dir)
+    try:
+        if _read_id(path) is None:
+            write_new(path, os.urandom(16).hex() + "\n")
+        return _own_file(_read_id(path) or "")
+    except (RecordError, OSError) as error:
+        raise HubError(f"{path} cannot be written: {error}", hint=f"see `ls -ld {path}`") from None
 
 
 def find(common_dir: Path | None) -> Credentials:
@@ -58,15 +84,15 @@ def find(common_dir: Path | None) -> Credentials:
     Raises:
         HubError: there are none, or the file that counts cannot be used.
     """
+    if common_dir is not None and (found := own(common_dir)) is not None:
+        return found
     named = os.environ.get("AGENTHUB_CONFIG")
-    places = [own_file(common_dir)] if common_dir is not None else []
-    places += [Path(named).expanduser()] if named else []
-    places += [Path.home() / ".agenthub" / "config.json"]
-    for place in places:
+    places = [Path(named).expanduser()] if named else []
+    for place in [*places, home_file(".agenthub") / "config.json"]:
         found = read(place)
         if found is not None:
             return found
-        if named and place == Path(named).expanduser():
+        if place in places:
             raise HubError(f"$AGENTHUB_CONFIG names {place}, which is not there", hint=_JOIN)
     raise HubError("no hub is joined here", hint=_JOIN)
 
@@ -110,13 +136,39 @@ def read(path: Path) -> Credentials | None:
 
 
 def write(path: Path, credentials: Credentials) -> None:
-    """For us and for the `ah` client."""
-    value = {
-        "server_url": credentials.server,
-        "api_key": credentials.key.get_secret_value(),
-        "agent_id": credentials.agent,
-    }
-    write_atomic(path, to_json(value, indent=2) + "\n", mode=PRIVATE)
+    """For us and for the `ah` client; what was at `path` stays beside it."""
+    while not write_new(path, _as_json(credentials), mode=PRIVATE):
+        keep_aside(path)
+
+
+def leave_git(common_dir: Path) -> None:
+    """As `own` does it, but a file in `.git` that is no credentials stays aside there."""
+    try:
+        _move_out(common_dir)
+    except HubError:
+        keep_aside(_in_git(common_dir))
+
+
+def make_private(folder: Path) -> None:
+    """Make `folder`, for its owner only; folders on the way to it are made like that too.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for place in (*reversed(folder.parents), folder):
+        with suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+    if stat.S_IMODE(folder.stat().st_mode) & 0o077:
+        folder.chmod(0o700)
+
+
+def keep_aside(path: Path) -> None:
+    """Move what is at `path` beside it, never over anything: it can be got back."""
+    for aside in _asides(path):
+        with suppress(FileExistsError):
+            with suppress(FileNotFoundError):
+                rename_exclusive(path, aside)
+            return
 
 
 # ── the protocol's shell lines ──────────────────────────────────────────────────────────────
@@ -130,11 +182,7 @@ def shell_lines(agent: str, key: SecretStr) -> str:
 
 def parse_shell_lines(text: str) -> tuple[str, SecretStr] | None:
     """Agent and key of such a file, read and never sourced; None where it holds no such lines."""
-    found: dict[str, str] = {}
-    for line in text.splitlines():
-        if match := _LINE.fullmatch(line):
-            quoted = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else None
-            found[match[1]] = next(v for v in (quoted, match[3], match[4], "") if v is not None)
+    found = shell_assignments(text)
     if not (AGENT.fullmatch(found.get("AGENT_ID", "")) and KEY.fullmatch(found.get("HUB_KEY", ""))):
         return None
     return found["AGENT_ID"], SecretStr(found["HUB_KEY"])
@@ -177,6 +225,89 @@ def checked_key(key: str) -> SecretStr:
             hint="ask whoever runs the hub for one",
         )
     return SecretStr(key)
+
+
+def _own_file(repository_id: str) -> Path:
+    return hub_keys_folder() / f"{repository_id}.json"
+
+
+def _in_git(common_dir: Path) -> Path:
+    """Where earlier versions kept them: in sight of runs that see the repository."""
+    return common_dir / "autohypothesis" / "hub.json"
+
+
+def _id_file(common_dir: Path) -> Path:
+    return common_dir / "autohypothesis" / "repository-id"
+
+
+def _read_id(path: Path) -> str | None:
+    """None where a repository has none yet."""
+    try:
+        known = read_bytes(path, _ID_LIMIT).decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return None
+    except RecordError as error:
+        raise HubError(
+            f"{path} cannot be used: {error.problem}", hint=f"move it away and {_JOIN}"
+        ) from None
+    if not _ID.fullmatch(known):
+        raise HubError(f"{path} holds no id of a repository", hint=f"move it away and {_JOIN}")
+    return known
+
+
+def _move_out(common_dir: Path) -> None:
+    """Take keys of an earlier version out of `.git`. A kill or another process costs nothing.
+
+    Raises:
+        HubError: the file that counted is no credentials, or cannot be moved.
+    """
+    counted = _in_git(common_dir)
+    if (found := read(counted)) is not None:
+        path = own_file(common_dir)
+        _move(counted, found, chain([path], _asides(path)))
+    replaced = next(_asides(counted))
+    with suppress(HubError):  # no credentials: no key of ours
+        if (found := read(replaced)) is not None:
+            _move(replaced, found, _asides(own_file(common_dir)))
+
+
+def _move(old: Path, found: Credentials, places: Iterable[Path]) -> None:
+    """Write what `old` holds to the first free one of `places`, then remove `old`."""
+    try:
+        make_private(hub_keys_folder())
+        for place in places:
+            if write_new(place, _as_json(found), mode=PRIVATE) or _holds(place, found):
+                break
+        old.unlink(missing_ok=True)
+    except (RecordError, OSError) as error:
+        raise HubError(
+            f"the key in {old} cannot be moved to {hub_keys_folder()}, where no run can read it:"
+            f" {error}",
+            hint="name another folder: export AUTOHYPOTHESIS_CONFIG=FOLDER",
+        ) from None
+
+
+def _holds(path: Path, wanted: Credentials) -> bool:
+    try:
+        found = read(path)
+    except HubError:
+        return False
+    return found is not None and replace(found, source="") == replace(wanted, source="")
+
+
+def _asides(path: Path) -> Iterator[Path]:
+    yield path.with_name(f"{path.name}.before")
+    for number in count(2):
+        yield path.with_name(f"{path.name}.before-{number}")
+
+
+def _as_json(credentials: Credentials) -> str:
+    value = {
+        "server_url": credentials.server,
+        "api_key": credentials.key.get_secret_value(),
+        "agent_id": credentials.agent,
+    }
+    return to_json(value, indent=2) + "\n"
 
 
 def _content(path: Path) -> bytes:

@@ -23,12 +23,14 @@ from urllib3.exceptions import HTTPError
 from autohypothesis import __version__
 from autohypothesis.errors import HubError
 from autohypothesis.hub.client.address import LOOPBACK, checked_server, is_loopback
+from autohypothesis.hub.client.exchange import Exchange
 from autohypothesis.hub.client.refusals import PassingError, refusal, unreached
 from autohypothesis.records.files import parse_json
+from autohypothesis.records.secrets import refuse_secrets, texts_in
 from autohypothesis.records.tables import harmless
 
 TOTAL_S = 300.0
-"""How long one answer may take altogether, however steadily it drips."""
+"""How long one request and its answer may take altogether, however steadily they drip."""
 JSON_LIMIT = 16 * 1024 * 1024
 """Bytes of a list; five hundred of the longest posts have as many."""
 SAID_LIMIT = 64 * 1024
@@ -45,10 +47,12 @@ class Patience(NamedTuple):
     """For it to say the next thing."""
     pauses: tuple[float, ...] = (0.2, 1.0)
     """Before each further try."""
+    total: float | None = None
+    """For one try, from the name of the hub to the last byte; None: `TOTAL_S`."""
 
 
 PATIENT = Patience()
-HURRIED = Patience(connect=1.0, read=3.0, pauses=())
+HURRIED = Patience(connect=1.0, read=3.0, pauses=(), total=3.0)
 """For what is of no use later."""
 
 
@@ -68,11 +72,6 @@ class Wire:
         self.server = checked_server(server)
         self._key = key
         self._patience = patience or PATIENT
-        self._session = requests.Session()
-        self._session.headers.update(
-            {"Accept-Encoding": "identity", "User-Agent": f"autohypothesis/{__version__}"}
-        )
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 
     def ask(
         self, path: str, params: Mapping[str, str | int] | None = None, *, or_404: bool = False
@@ -97,7 +96,11 @@ class Wire:
         """The JSON that POST answers. A post said twice stands there twice, so it is said once.
 
         What a hub takes for the same when it comes again may be said `twice`.
+
+        Raises:
+            SecretError: a text of it holds a secret; nothing was sent.
         """
+        refuse_secrets(f"what goes to {self.server}{path}", texts_in(value))
         body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
         headers = {"Content-Type": "application/json"}
         try:
@@ -165,20 +168,34 @@ class Wire:
         limit: int = JSON_LIMIT,
         **how: Any,
     ) -> Answer:
-        try:
-            with closing(self._open(method, path, **how)) as response:
+        # A connection of its own for each request: a hub may hang up on an idle one just when it
+        # is used again, and then nobody knows whether a post arrived.
+        def work(session: requests.Session) -> Answer:
+            with closing(self._open(session, method, path, **how)) as response:
                 if response.status_code not in accept:
                     raise self._refusal(path, response)
                 return Answer(response.status_code, self._body(path, response, limit))
-        except (requests.RequestException, HTTPError, OSError) as error:
-            raise unreached(self.server, path, error) from None
-        finally:
-            # A connection of its own for each request: a hub may hang up on an idle one just when
-            # it is used again, and then nobody knows whether a post arrived.
-            self._session.close()
 
-    def _open(self, method: str, path: str, **how: Any) -> requests.Response:
-        return self._session.request(
+        exchange = Exchange(work)
+        try:
+            return exchange.within(self._total_s)
+        except (requests.RequestException, HTTPError, OSError) as error:
+            failed = unreached(self.server, path, error)
+            failed.arrived = failed.arrived and exchange.arrived
+            raise failed from None
+
+    @property
+    def _total_s(self) -> float:
+        return TOTAL_S if self._patience.total is None else self._patience.total
+
+    def _open(
+        self, session: requests.Session, method: str, path: str, **how: Any
+    ) -> requests.Response:
+        session.headers.update(
+            {"Accept-Encoding": "identity", "User-Agent": f"autohypothesis/{__version__}"}
+        )
+        session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return session.request(
             method,
             self.server + path,
             auth=_Bearer(self._key),
@@ -193,7 +210,7 @@ class Wire:
         """All of an answer.
 
         Raises:
-            HubError: it is longer than `limit` bytes, compressed, or takes too long.
+            HubError: it is longer than `limit` bytes, or compressed.
         """
         if response.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
             raise self.wrong(path, "in a compression that nobody asked for")
@@ -206,15 +223,12 @@ class Wire:
 
     def _parts(self, path: str, response: requests.Response, limit: int) -> Iterator[bytes]:
         """An answer as it arrives. Nothing is read of one that promises more than `limit`."""
-        deadline = time.monotonic() + TOTAL_S
         promised = response.headers.get("Content-Length", "")
-        if promised.isdigit() and int(promised[:20]) > limit:
+        if promised.isascii() and promised.isdigit() and int(promised[:20]) > limit:
             raise self.wrong(path, f"with more than {limit:,} bytes")
         # One receive at a time: a plain read waits for a whole piece, however long it drips.
         while part := response.raw.read1(_CHUNK, decode_content=False):
             yield part
-            if time.monotonic() > deadline:
-                raise self.wrong(path, f"for {TOTAL_S:.0f} s and had not ended")
 
     # ── what went wrong ───────────────────────────────────────────────────────────────────
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
-from autohypothesis.errors import UsageError
+from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.http import Patience, Wire
 from autohypothesis.hub.client.refusals import NotThereError, TakenError
@@ -26,10 +26,12 @@ from autohypothesis.hub.client.wire import (
 from autohypothesis.records.tables import harmless
 
 T = TypeVar("T")
+R = TypeVar("R", bound=BaseModel)
 H = TypeVar("H", bound="Hub")
 
 DIFF_LIMIT = 16 * 1024 * 1024
 """Bytes of a diff that are taken."""
+_LEFT_OUT = 20
 PROTOCOL_CHANNELS = {
     "results": "experiment results",
     "discussion": "ideas, observations and questions",
@@ -44,6 +46,8 @@ class Hub:
         self, server: str, key: SecretStr | None = None, patience: Patience | None = None
     ) -> None:
         self._wire = Wire(server, key, patience)
+        self.left_out: list[str] = []
+        """What was wrong with records of lists that were left out, the last few."""
 
     @classmethod
     def of(cls: type[H], credentials: Credentials, patience: Patience | None = None) -> H:
@@ -62,7 +66,7 @@ class Hub:
         """The newest first."""
         who = {"agent": agent} if agent else {}
         where: dict[str, str | int] = {**who, "limit": limit, "offset": offset}
-        return self._asked("/api/git/commits", list[Commit], where)
+        return self._listed("/api/git/commits", Commit, where)
 
     def commit(self, commit: str) -> Commit:
         return self._asked(f"/api/git/commits/{checked_hash(commit)}", Commit)
@@ -74,14 +78,14 @@ class Hub:
         return found is not None and self._shaped(path, found, Commit).hash == commit
 
     def children(self, commit: str) -> list[Commit]:
-        return self._asked(f"/api/git/commits/{checked_hash(commit)}/children", list[Commit])
+        return self._listed(f"/api/git/commits/{checked_hash(commit)}/children", Commit)
 
     def lineage(self, commit: str) -> list[Commit]:
         """Itself first, to the root."""
-        return self._asked(f"/api/git/commits/{checked_hash(commit)}/lineage", list[Commit])
+        return self._listed(f"/api/git/commits/{checked_hash(commit)}/lineage", Commit)
 
     def leaves(self) -> list[Commit]:
-        return self._asked("/api/git/leaves", list[Commit])
+        return self._listed("/api/git/leaves", Commit)
 
     def diff(self, base: str, other: str) -> str:
         path = f"/api/git/diff/{checked_hash(base)}/{checked_hash(other)}"
@@ -99,7 +103,7 @@ class Hub:
     # ── channels and posts ────────────────────────────────────────────────────────────────
 
     def channels(self) -> list[Channel]:
-        return self._asked("/api/channels", list[Channel])
+        return self._listed("/api/channels", Channel)
 
     def create_channel(self, name: str, description: str = "") -> Channel:
         value = {"name": checked_channel(name), "description": description}
@@ -108,14 +112,14 @@ class Hub:
     def posts(self, channel: str, limit: int = 50, offset: int = 0) -> list[Post]:
         """The newest first, replies among them."""
         path = f"/api/channels/{quote(checked_channel(channel))}/posts"
-        return self._asked(path, list[Post], {"limit": limit, "offset": offset})
+        return self._listed(path, Post, {"limit": limit, "offset": offset})
 
     def get_post(self, post: int) -> Post:
         return self._asked(f"/api/posts/{post}", Post)
 
     def replies(self, post: int) -> list[Post]:
         """The oldest first."""
-        return self._asked(f"/api/posts/{post}/replies", list[Post])
+        return self._listed(f"/api/posts/{post}/replies", Post)
 
     def post(self, channel: str, content: str, parent: int | None = None) -> Post:
         """Say something. A channel of the protocol is made where there is none yet."""
@@ -152,6 +156,26 @@ class Hub:
     def _asked(self, path: str, shape: type[T], params: Mapping[str, str | int] | None = None) -> T:
         return self._shaped(path, self._wire.ask(path, params), shape)
 
+    def _listed(
+        self, path: str, shape: type[R], params: Mapping[str, str | int] | None = None
+    ) -> list[R]:
+        """A list without its bad records: each costs itself alone.
+
+        Raises:
+            HubError: it is no list, or none of its records is good.
+        """
+        good: list[R] = []
+        bad: list[HubError] = []
+        for place, record in enumerate(self._asked(path, list[object], params)):
+            try:
+                good.append(shape.model_validate(record))
+            except ValidationError as error:
+                bad.append(self._misshapen(path, error, str(place)))
+        if bad and not good:
+            raise bad[0]
+        self.left_out = [*self.left_out, *(error.problem for error in bad)][-_LEFT_OUT:]
+        return good
+
     def _told(self, path: str, value: Mapping[str, Any], shape: type[T]) -> T:
         return self._shaped(path, self._wire.tell(path, value), shape)
 
@@ -159,10 +183,13 @@ class Hub:
         try:
             return TypeAdapter(shape).validate_python(value)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = harmless(".".join(str(part) for part in first["loc"]))
-            why = f"{where}: {first['msg']}" if where else first["msg"]
-            raise self._wire.wrong(path, f"with the wrong shape: {why}") from None
+            raise self._misshapen(path, error) from None
+
+    def _misshapen(self, path: str, error: ValidationError, *place: str) -> HubError:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = harmless(".".join([*place, *map(str, first["loc"])]))
+        why = f"{where}: {first['msg']}" if where else first["msg"]
+        return self._wire.wrong(path, f"with the wrong shape: {why}")
 
 
 def checked_hash(commit: str) -> str:

@@ -16,15 +16,18 @@ from autohypothesis.hub.client.credentials import (
     Credentials,
     checked_agent,
     checked_key,
+    keep_aside,
+    leave_git,
+    make_private,
+    own,
     own_file,
-    read,
     read_shell_file,
-    shell_file,
     shell_lines,
     write,
 )
 from autohypothesis.hub.client.hub import Hub
-from autohypothesis.records.files import write_atomic
+from autohypothesis.records.files import write_new
+from autohypothesis.records.secrets import shell_file
 from autohypothesis.system import host_name
 
 
@@ -45,12 +48,14 @@ def join(
             `replace` that.
     """
     server = checked_server(server)
-    path = own_file(common_dir)
-    before = None if replace else read(path)
+    if replace:
+        leave_git(common_dir)
+    before = None if replace else own(common_dir)
     if before is not None:
-        _refuse_other(path, before, server, agent, key)
+        _refuse_other(before, server, agent, key)
         Hub.of(before).channels()  # raises, where the key is no longer good
         return Joined(before, False, _shell(before, replace=False))
+    path = own_file(common_dir)
     _refuse_unwritable(path.parent)
     name = checked_agent(agent or default_name())
     if key is None:
@@ -59,7 +64,6 @@ def join(
     else:
         found = Credentials(server, name, key, str(path))
         Hub.of(found).channels()
-    _keep_old(path)
     write(path, found)
     notes = _shell(found, replace=replace)
     if is_readable_on_the_way(server):
@@ -73,13 +77,14 @@ def default_name() -> str:
 
 
 def _refuse_other(
-    path: Path, before: Credentials, server: str, agent: str | None, key: SecretStr | None
+    before: Credentials, server: str, agent: str | None, key: SecretStr | None
 ) -> None:
     """A key is shown once: the one that is here is not thrown away for a slip of the hand."""
     same = before.server == server and agent in (None, before.agent)
     if not same or (key is not None and key != before.key):
         raise HubError(
-            f"this repository has joined {before.server} as {before.agent} already ({path})",
+            f"this repository has joined {before.server} as {before.agent} already"
+            f" ({before.source})",
             hint="to be another one, add --replace; the old file stays beside the new one",
         )
 
@@ -87,12 +92,15 @@ def _refuse_other(
 def _refuse_unwritable(folder: Path) -> None:
     """Seen before a name is registered: its key is told once only."""
     try:
-        folder.mkdir(exist_ok=True)
+        make_private(folder)
         writable = os.access(folder, os.W_OK | os.X_OK)
     except OSError:
         writable = False
     if not writable:
-        raise HubError(f"{folder} cannot be written", hint=f"see `ls -ld {folder}`")
+        raise HubError(
+            f"{folder} cannot be written, and keys are kept there",
+            hint="name another folder: export AUTOHYPOTHESIS_CONFIG=FOLDER",
+        )
 
 
 def _shell(found: Credentials, *, replace: bool) -> list[str]:
@@ -105,14 +113,8 @@ def _shell(found: Credentials, *, replace: bool) -> list[str]:
         who = f"agent {there[0]}'s" if there else "something else"
         return [f"{path} holds {who} and stays as it is; --replace writes this one there"]
     try:
-        _keep_old(path)
-        write_atomic(path, shell_lines(found.agent, found.key), mode=PRIVATE)
+        while not write_new(path, shell_lines(found.agent, found.key), mode=PRIVATE):
+            keep_aside(path)
     except (RecordError, OSError) as error:
         return [f"{path} could not be written: {error}"]
     return [f"{path} is written, for the protocol's shell lines"]
-
-
-def _keep_old(path: Path) -> None:
-    """Whoever's key it is, it can be got back."""
-    if os.path.lexists(path):
-        os.replace(path, path.with_name(f"{path.name}.before"))

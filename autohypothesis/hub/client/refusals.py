@@ -34,6 +34,7 @@ _KINDS: dict[int, type[HubError]] = {
     504: PassingError,
 }
 _WHY = (
+    ("timed out after", "its answer took too long, and had not ended"),
     ("timed out", "it took too long"),
     ("Connection refused", "nothing listens there"),
     ("resolve", "the name is not known"),

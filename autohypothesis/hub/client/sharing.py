@@ -10,6 +10,7 @@ from autohypothesis.hub.client.hub import Hub, first_known
 from autohypothesis.hub.client.wire import BUNDLE_LIMIT, Commit
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
+from autohypothesis.records.secrets import refuse_secrets
 
 FETCHED = "refs/hub/"
 """Other people's commits, by their full hash."""
@@ -37,6 +38,7 @@ def push(hub: Hub, repository: Repository, commit: str) -> Sent:
 
     Raises:
         HubError: the hub refuses, or the bundle is larger than any hub takes.
+        SecretError: a message, a file or a name in it holds a secret; nothing was sent.
     """
     line = git_bundle.first_parents(repository, commit)
     at = first_known(hub, line)
@@ -52,6 +54,8 @@ def push(hub: Hub, repository: Repository, commit: str) -> Sent:
                 f" {BUNDLE_LIMIT:,}",
                 hint="begin with a commit without history: git checkout --orphan NAME",
             )
+        held = git_bundle.contents(repository, commit, known)
+        refuse_secrets(f"the push of {commit[:12]}", held)
         hashes = hub.push(bundle)
     return Sent(commit, git_bundle.count_new(repository, commit, known), known, size, hashes)
 

@@ -54,7 +54,7 @@ class TypedHub(Hub):
 
     def tasks(self) -> list[Task]:
         """By name."""
-        return self._asked("/api/tasks", list[Task])
+        return self._listed("/api/tasks", Task)
 
     def tell_result(self, result: Mapping[str, Any]) -> Result:
         """A result with the contract's keys; told again, it stands there once.
@@ -85,7 +85,7 @@ class TypedHub(Hub):
             "commit": checked_hash(commit) if commit else "", "verifies": verifies or 0,
         }  # fmt: skip
         params = {**_given(wanted), "limit": limit, "offset": offset}
-        return self._asked(_RESULTS, list[Result], params)
+        return self._listed(_RESULTS, Result, params)
 
     def result(self, number: int) -> VerifiedResult:
         return self._asked(f"{_RESULTS}/{number}", VerifiedResult)
@@ -101,7 +101,7 @@ class TypedHub(Hub):
         """Board after board, `limit` of each; within one, the best first."""
         wanted = {"platform": platform, "platform_key": platform_key, "task_hash": task_hash}
         params = {**_given(wanted), "limit": limit}
-        return self._asked("/api/leaderboard", list[RankedResult], params)
+        return self._listed("/api/leaderboard", RankedResult, params)
 
     # ── claims ────────────────────────────────────────────────────────────────────────────
 
@@ -135,14 +135,14 @@ class TypedHub(Hub):
         """Those that hold now, the newest first."""
         wanted = {"platform_key": platform_key, "task_hash": task_hash, "agent": agent}
         params = {**_given(wanted), "limit": limit, "offset": offset}
-        return self._asked(_CLAIMS, list[Claim], params)
+        return self._listed(_CLAIMS, Claim, params)
 
     # ── the best ──────────────────────────────────────────────────────────────────────────
 
     def best(self, *, platform_key: str = "", task_hash: str = "") -> list[Best]:
         """Of each platform and task."""
         wanted = {"platform_key": platform_key, "task_hash": task_hash}
-        return self._asked("/api/best", list[Best], _given(wanted))
+        return self._listed("/api/best", Best, _given(wanted))
 
     def swap_best(self, result: int, expected: int | None) -> Best:
         """Make a result the best, if the best is `expected`. Said once.

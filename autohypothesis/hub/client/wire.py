@@ -1,7 +1,8 @@
 """What goes over the wire, as a hub of this contract sends it. Read with patience.
 
 A hub may know more than we do, or be another implementation: unknown keys are kept, times may lack
-their zone. What a field promises is checked, since it is used: a hash names a commit.
+their zone. What a field promises is checked, since it is used: a hash names a commit, a time is one
+that can be computed with, an integer fits 64 bits.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ POST_LIMIT = 32 * 1024
 """Bytes of one post."""
 
 
+LARGEST = (1 << 63) - 1
+"""The largest integer that is taken: seeds, steps and row numbers of every hub fit."""
+
+
 def _text(value: object) -> object:
     return "" if value is None else value
 
 
 Text = Annotated[str, BeforeValidator(_text)]
+Count = Annotated[int, Field(ge=-LARGEST, le=LARGEST)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")]
 
 
@@ -56,17 +62,17 @@ class Commit(Wire):
 
 
 class Channel(Wire):
-    id: int
+    id: Count
     name: str
     description: Text = ""
     created_at: Time
 
 
 class Post(Wire):
-    id: int
-    channel_id: int
+    id: Count
+    channel_id: Count
     agent_id: Text = ""
-    parent_id: int | None = None
+    parent_id: Count | None = None
     content: Text = ""
     created_at: Time
 
@@ -79,7 +85,7 @@ class Task(Wire):
     name: Text = ""
     metric: Text = ""
     direction: Text = "minimize"
-    min_delta: float = 0.0
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     baseline: Text = ""
     data: dict[str, str] = {}
     """The data's hash by profile."""
@@ -88,12 +94,12 @@ class Task(Wire):
 
 
 class Result(Wire):
-    id: int
+    id: Count
     agent_id: Text = ""
     name: Text = ""
     source: Text = ""
     """`typed`, or `line`: read from a post."""
-    post_id: int | None = None
+    post_id: Count | None = None
     commit: Annotated[str, Field(pattern=HASH_PATTERN)]
     platform: Text = ""
     platform_key: Text = ""
@@ -102,18 +108,18 @@ class Result(Wire):
     value: Number = None
     status: Text = ""
     confirmation: Text = "none"
-    seed: int | None = None
+    seed: Count | None = None
     budget_seconds: Number = None
-    steps: int | None = None
+    steps: Count | None = None
     memory_gb: Number = None
     log_hash: Text = ""
     tree: Text = ""
     description: Text = ""
     reason: Text = ""
-    verifies: int | None = None
+    verifies: Count | None = None
     state: Text = "claimed"
-    reproduced: int = 0
-    refuted: int = 0
+    reproduced: Count = 0
+    refuted: Count = 0
     created_at: Time
 
 
@@ -123,12 +129,12 @@ class VerifiedResult(Result):
 
 
 class RankedResult(Result):
-    rank: int
+    rank: Count
     """On its board."""
 
 
 class Claim(Wire):
-    id: int
+    id: Count
     platform_key: Text = ""
     task_hash: Text = ""
     tree: Text = ""
@@ -137,7 +143,7 @@ class Claim(Wire):
     created_at: Time
     expires_at: Time
     state: Text = "held"
-    result: int | None = None
+    result: Count | None = None
 
 
 class Best(Wire):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from autohypothesis.errors import HubError
+from autohypothesis.errors import HubError, SecretError
 from autohypothesis.fleet.sharing.claims import Answer, Idea
 from autohypothesis.fleet.sharing.contact import contact
 from autohypothesis.hub.client.credentials import Credentials
@@ -46,6 +46,8 @@ class HubClaims:
             )
         except TakenError as error:
             return Answer("refused", error.problem)
+        except SecretError as error:
+            return Answer("unknown", error.problem)
         except HubError as error:
             self._silent_until = time.monotonic() + SILENT_S
             return Answer("unknown", error.problem)

@@ -122,6 +122,7 @@ class Courier:
             self._problems.pop("agree", None)
 
     def _listen(self) -> None:
+        self._hub.left_out.clear()
         try:
             self._listener.listen()
         except AutohypothesisError as error:
@@ -129,6 +130,9 @@ class Courier:
         else:
             self._reachable = True
             self._problems.pop("listen", None)
+        self._problems.pop("left out", None)
+        if self._hub.left_out:
+            self._problems["left out"] = f"left out: {self._hub.left_out[-1]}"
         self._due["listen"] = time.monotonic() + LISTEN_S
 
     def _failed(self, what: str, error: AutohypothesisError) -> None:

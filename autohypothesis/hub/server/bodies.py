@@ -31,6 +31,20 @@ async def into_file(request: Request, target: IO[bytes], limits: Limits) -> None
         target.write(piece)
 
 
+def require_json(request: Request) -> None:
+    """For routes without a key: a page in somebody's browser can send any other type unasked.
+
+    Raises:
+        RefusedError: 415.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise RefusedError(
+            415, f"the body has to be of type application/json, not {kind[:80] or 'unnamed'!r}",
+            hint="send `Content-Type: application/json`",
+        )  # fmt: skip
+
+
 async def json_object(request: Request, limits: Limits) -> dict[str, Any]:
     """A body that is one JSON object.
 

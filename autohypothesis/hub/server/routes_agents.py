@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from autohypothesis.hub.server import agents, shapes
-from autohypothesis.hub.server.bodies import json_object
+from autohypothesis.hub.server.bodies import json_object, require_json
 from autohypothesis.hub.server.hub import Admin, address_of, of
 from autohypothesis.hub.server.refusals import RefusedError
 from autohypothesis.hub.server.shapes import json_body, problems
@@ -23,7 +23,7 @@ _ROLE = {"type": "string", "enum": list(agents.ROLES)}
     "/api/register",
     status_code=201,
     response_model=shapes.Key,
-    responses=problems(400, 403, 408, 409, 413, 429),
+    responses=problems(400, 403, 408, 409, 413, 415, 429),
     openapi_extra=json_body(("id",), id=_ID),
 )
 async def register(request: Request) -> Any:
@@ -35,6 +35,7 @@ async def register(request: Request) -> Any:
             "registration is closed on this hub",
             hint="ask its operator for a key: `orchestrator.py hub admin create NAME --data DIR`",
         )
+    require_json(request)
     most = hub.settings.hourly.registrations
     await run_in_threadpool(hub.count, "registration", None, address_of(request), most)
     body = await json_object(request, hub.settings.limits)

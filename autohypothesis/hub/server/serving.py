@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -14,8 +15,9 @@ from autohypothesis.errors import LockError, UsageError
 from autohypothesis.hub.server.frame import loopback
 from autohypothesis.hub.server.settings import Home, Settings
 
-_KEPT_ALIVE_S = 30
 _GRACE_S = 10
+_QUEUE = 1024
+"""Connections that wait to be accepted."""
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
@@ -28,24 +30,42 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     import uvicorn
 
     from autohypothesis.hub.server.app import application
+    from autohypothesis.hub.server.connections import Crowd, HeldConnection, backlog
     from autohypothesis.hub.server.hub import Hub
+    from autohypothesis.hub.server.logbook import keep_log
 
     os.umask(0o077)
     home = Home.make(settings.data)
     with _alone(home), _listening(settings) as sock:
+        logbook = keep_log(home.log)
         hub = Hub.open(settings)
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+
+        class Held(HeldConnection):
+            crowd = Crowd(settings.limits, settings.proxies)
+
         config = uvicorn.Config(
-            application(hub), http="h11", loop="asyncio", proxy_headers=False, access_log=False,
-            server_header=False, log_level="warning", timeout_keep_alive=_KEPT_ALIVE_S,
+            application(hub), http=Held, ws="none", loop="asyncio", proxy_headers=False,
+            access_log=False, server_header=False, log_config=None, log_level="warning",
+            timeout_keep_alive=math.ceil(settings.limits.idle_seconds), backlog=backlog(),
             timeout_graceful_shutdown=_GRACE_S, lifespan="on",
         )  # fmt: skip
 
         class Server(uvicorn.Server):
+            async def on_tick(self, counter: int) -> bool:
+                Held.crowd.sweep()
+                logbook.turn()
+                return await super().on_tick(counter)
+
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
+                sock.listen(_QUEUE)  # in the kernel, where a connection costs no descriptor
                 _announce(settings, f"{home.root} on http://{shown}:{port}", say)
+
+            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().shutdown(sockets)
+                logbook.say_counts()  # the signal that ended it is raised again after this
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         Server(config).run(sockets=[sock])

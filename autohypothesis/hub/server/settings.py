@@ -47,6 +47,15 @@ class Limits:
     silence_seconds: float = 30.0
     """Between two pieces of a body."""
 
+    connections: int = 64
+    """Per address."""
+    header_seconds: float = 10.0
+    """From the beginning of a request to the end of its headers."""
+    idle_seconds: float = 30.0
+    """Between two requests of one connection."""
+    stall_seconds: float = 60.0
+    """For a peer to read on in an answer."""
+
     header_bytes: int = 64 << 10
     heads: int = 200
     prerequisites: int = 200
@@ -123,6 +132,10 @@ class Home:
     def passing(self) -> Path:
         """Answers on their way out."""
         return self.root / "passing"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "hub.log"
 
     @property
     def lock(self) -> Path:

@@ -215,6 +215,7 @@ _STATUSES = {
     408: "The body came too slowly.",
     409: "It exists, or is another than was said.",
     413: "Too large.",
+    415: "Not of type application/json.",
     421: "Not under this host name.",
     429: "Too many attempts in an hour; Retry-After says how long to wait.",
     503: "Busy; try again.",

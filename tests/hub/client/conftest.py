@@ -22,7 +22,14 @@ def home(tmp_path: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     folder = tmp_path / "home"
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
-    for name in ("AGENTHUB_CONFIG", "HUB_KEY", "http_proxy", "HTTP_PROXY"):
+    for name in (
+        "AGENTHUB_CONFIG",
+        "AUTOHYPOTHESIS_CONFIG",
+        "XDG_CONFIG_HOME",
+        "HUB_KEY",
+        "http_proxy",
+        "HTTP_PROXY",
+    ):
         monkeypatch.delenv(name, raising=False)
     return folder
 

@@ -14,7 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from autohypothesis.errors import HubError
-from autohypothesis.hub.client import sharing
+from autohypothesis.hub.client import credentials, sharing
 from autohypothesis.hub.client.hub import Hub, first_known
 from autohypothesis.hub.client.refusals import TakenError
 from autohypothesis.hub.client.wire import Commit
@@ -58,7 +58,7 @@ def test_two_agents_share_commits_and_words(
     assert inside("hub", "join", served, "--name", "ada").returncode == 0
     joined = said("join", served, "--name", "grace", cwd=grace)
     assert isinstance(joined, dict) and joined["registered"] is True
-    assert joined["file"] == str(grace / ".git" / "autohypothesis" / "hub.json")
+    assert joined["file"] == str(credentials.own_file(grace / ".git"))
 
     sent = inside("hub", "push")
     assert "2 new commits" in sent.stdout and "with all its history" in sent.stdout

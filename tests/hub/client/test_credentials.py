@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -74,7 +76,7 @@ def test_a_named_file_that_is_gone_makes_nobody_else_of_us(
 def test_a_damaged_file_is_named_and_not_shown(content: str, home: Path, common: Path) -> None:
     path = credentials.own_file(common)
     _config(home / ".agenthub" / "config.json", "users")
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     path.write_text(content)
     with pytest.raises(HubError) as caught:
         credentials.find(common)
@@ -146,7 +148,7 @@ def test_another_agents_key_is_not_thrown_away(
     join(stand_in.url, "alan", None, other, replace=True)
     own = credentials.own_file(other)
     assert credentials.find(other).agent == "alan"
-    kept = json.loads(own.with_name("hub.json.before").read_text())
+    kept = json.loads(own.with_name(f"{own.name}.before").read_text())
     assert kept["agent_id"] == "grace"
     assert (home / ".agenthub_creds.before").read_text() == before
 
@@ -183,6 +185,102 @@ def test_a_folder_that_cannot_be_written_costs_no_name(
     with pytest.raises(HubError, match="cannot be"):
         join(stand_in.url, "ada", None, common, replace=False)
     assert stand_in.keys == {}
+
+
+def test_the_key_is_kept_outside_of_the_repository_in_a_folder_for_its_owner_only(
+    stand_in: StandIn, home: Path, common: Path
+) -> None:
+    before = os.umask(0)
+    try:
+        join(stand_in.url, "ada", None, common, replace=False)
+    finally:
+        os.umask(before)
+    own = credentials.own_file(common)
+    assert own.parent == home / ".config" / "autohypothesis" / "hubs"
+    assert {_mode(own.parent), _mode(own.parent.parent), _mode(home / ".config")} == {0o700}
+    inside = [path.read_text() for path in common.rglob("*") if path.is_file()]
+    assert not any("key-of-ada-0" in text for text in inside)
+
+
+def test_a_folder_that_others_could_read_is_closed(
+    stand_in: StandIn, home: Path, common: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOHYPOTHESIS_CONFIG", str(home / "settings"))
+    (home / "settings" / "hubs").mkdir(parents=True, mode=0o755)
+    join(stand_in.url, "ada", None, common, replace=False)
+    assert credentials.own_file(common).parent == home / "settings" / "hubs"
+    assert _mode(home / "settings" / "hubs") == 0o700
+
+
+def test_a_moved_repository_stays_who_it_is_and_another_one_is_nobody(
+    stand_in: StandIn, home: Path, common: Path
+) -> None:
+    join(stand_in.url, "ada", None, common, replace=False)
+    moved = common.parent.rename(common.parent.with_name("moved"))
+    assert credentials.find(moved / ".git").agent == "ada"
+    common.mkdir(parents=True)
+    assert credentials.own(common) is None
+
+
+@pytest.mark.parametrize("already", ["", "same", "other", "foreign"])
+def test_keys_of_an_earlier_version_leave_the_repository(
+    already: str, home: Path, common: Path
+) -> None:
+    """Also after a kill in between, and beside a newer one or something of the user's."""
+    old = _config(common / "autohypothesis" / "hub.json", "earlier")
+    older = _config(common / "autohypothesis" / "hub.json.before", "earliest")
+    own = credentials.own_file(common)
+    if already == "foreign":
+        own.parent.mkdir(parents=True)
+        own.write_text("the user's own notes")
+        with pytest.raises(HubError, match=re.escape(str(own))):
+            credentials.find(common)
+        assert own.read_text() == "the user's own notes"
+    elif already:
+        _config(own, {"same": "earlier", "other": "newer"}[already])
+    if already != "foreign":
+        agent = "newer" if already == "other" else "earlier"
+        assert credentials.find(common).agent == credentials.find(common).agent == agent
+    assert not old.exists() and not older.exists()
+    kept = [
+        read for path in own.parent.iterdir() if path != own and (read := credentials.read(path))
+    ]
+    others = {"earliest"} | ({"earlier"} if already in ("other", "foreign") else set())
+    assert {found.agent for found in kept} == others
+    assert all(_mode(Path(found.source)) == 0o600 for found in kept)
+
+
+def test_many_processes_move_a_key_out_at_once_and_all_find_it(home: Path, common: Path) -> None:
+    old = _config(common / "autohypothesis" / "hub.json", "ada")
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: credentials.find(common).agent, range(64)))
+    assert set(found) == {"ada"} and not old.exists()
+    assert os.listdir(credentials.own_file(common).parent) == [credentials.own_file(common).name]
+
+
+def test_a_key_that_cannot_be_moved_out_is_named_and_stays(home: Path, common: Path) -> None:
+    old = _config(common / "autohypothesis" / "hub.json", "ada")
+    (home / ".config").write_text("a file in the folder's place")
+    with pytest.raises(HubError, match=r"cannot be moved .* export AUTOHYPOTHESIS_CONFIG"):
+        credentials.find(common)
+    assert credentials.read(old) is not None
+
+
+def test_a_damaged_id_is_named(home: Path, common: Path) -> None:
+    path = common / "autohypothesis" / "repository-id"
+    path.parent.mkdir()
+    path.write_text("../../elsewhere")
+    with pytest.raises(HubError, match=r"repository-id holds no id"):
+        credentials.find(common)
+
+
+def test_replacing_twice_loses_no_key(stand_in: StandIn, home: Path, common: Path) -> None:
+    for name in ("ada", "bob", "grace"):
+        join(stand_in.url, name, None, common, replace=True)
+    folder, own = credentials.own_file(common).parent, credentials.own_file(common)
+    kept = {found.agent for path in folder.iterdir() if (found := credentials.read(path))}
+    assert kept == {"ada", "bob", "grace"} and credentials.find(common).agent == "grace"
+    assert len(list(home.glob(".agenthub_creds*"))) == 3 and own.exists()
 
 
 def test_credentials_show_no_key() -> None:

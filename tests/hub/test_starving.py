@@ -1,0 +1,277 @@
+"""Whoever reaches a hub, and has no key, keeps nobody out: silence, drips, floods, forms."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.hub.server import logbook
+from autohypothesis.hub.server.logbook import Logbook, keep_log
+
+from .conftest import ROOT, Hub, Start, curl
+
+HANG_S = 60.0
+IMPATIENT = """
+import sys
+from pathlib import Path
+from autohypothesis.hub.server.serving import serve
+from autohypothesis.hub.server.settings import Limits, Settings
+limits = Limits(connections=int(sys.argv[2]), header_seconds=0.5, idle_seconds=0.5,
+                stall_seconds=0.5)
+serve(Settings(Path(sys.argv[1]), port=0, limits=limits, proxies=tuple(sys.argv[3:])),
+      lambda line: print(line, file=sys.stderr, flush=True))
+"""
+
+
+@dataclass
+class Served:
+    """A hub with short patience."""
+
+    data: Path
+    port: int
+
+    def connect(self, source: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection(
+            ("127.0.0.1", self.port), timeout=HANG_S, source_address=(source, 0)
+        )
+
+    def says(self, source: str = "127.0.0.1") -> bytes:
+        """The status line of a plain question; empty where the connection is closed instead."""
+        with self.connect(source) as asking:
+            try:
+                asking.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                return asking.recv(4096).partition(b"\r\n")[0]
+            except ConnectionError:
+                return b""
+
+
+Impatient = Callable[..., Served]
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Impatient]:
+    with ExitStack() as stack:
+
+        def start(*words: str) -> Served:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", IMPATIENT, str(tmp_path / "data"), *words],
+                    cwd=ROOT,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            return Served(tmp_path / "data", int(line.split(";")[0].rpartition(":")[2]))
+
+        yield start
+
+
+def ended(connection: socket.socket) -> bool:
+    """Waits for the other side to hang up; a hub that never does fails at `HANG_S`."""
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+@contextmanager
+def descriptors(most: int) -> Iterator[None]:
+    """What is started meanwhile has so many."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_silent_connections_beyond_all_descriptors_keep_nobody_out(start: Start) -> None:
+    with descriptors(256):
+        hub = start("--open-registration")
+    port = int(hub.url.rpartition(":")[2])
+    with ExitStack() as stack:
+        for number in range(400):
+            source = f"127.0.0.{number % 8 + 1}"
+            made = socket.create_connection(
+                ("127.0.0.1", port), timeout=HANG_S, source_address=(source, 0)
+            )
+            stack.enter_context(made)
+            if number % 50 == 0:
+                assert curl(f"{hub.url}/api/health").status == 200
+        for _ in range(3):
+            assert curl(f"{hub.url}/api/health").status == 200
+        assert len(list(Path(f"/proc/{hub.pid}/fd").iterdir())) < 256
+    assert (hub.data / "hub.log").stat().st_size < 20_000
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /api/health HT", b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nX: ",
+     b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+     b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /ap",
+     b"POST /api/register HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n{"],
+    ids=["nothing", "a line", "headers", "a request", "two", "a refused body"],
+)  # fmt: skip
+def test_a_connection_that_keeps_still_is_ended(impatient: Impatient, sent: bytes) -> None:
+    with impatient("64").connect() as connection:
+        connection.sendall(sent)
+        assert ended(connection)
+
+
+def test_a_connection_that_drips_is_ended(impatient: Impatient) -> None:
+    """Each byte comes long before any silence could be noticed."""
+    served = impatient("64")
+    for begin in (b"GET / HTTP/1.1\r\nX: ", b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        with served.connect() as connection:
+            connection.sendall(begin)
+            with pytest.raises(ConnectionError):
+                for _ in range(int(HANG_S / 0.05)):
+                    connection.sendall(b"x")
+                    time.sleep(0.05)
+
+
+def test_a_peer_that_does_not_read_its_answers_is_ended(impatient: Impatient) -> None:
+    served = impatient("64")
+    with served.connect() as connection:
+        ask = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+        with pytest.raises(ConnectionError):
+            for _ in range(int(HANG_S / 0.01)):
+                connection.sendall(ask)
+                time.sleep(0.01)
+        assert served.says() == b"HTTP/1.1 200 OK"
+
+
+BUSY = (
+    b"POST /api/git/push HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer x\r\n"
+    b"Content-Length: 1000000\r\n\r\n"
+)
+
+
+def test_an_address_has_its_share_and_others_theirs(start: Start) -> None:
+    hub = start("--connections", "2")
+    agent = hub.agent("ada")
+    served = Served(hub.data, int(hub.url.rpartition(":")[2]))
+    begun = BUSY.replace(b"Bearer x", f"Bearer {agent.key}".encode())
+    with served.connect() as one, served.connect() as two:
+        for connection in (one, two):
+            connection.sendall(begun + b"x" * 100)
+        while len(list((hub.data / "incoming").iterdir())) < 2:  # both are at a request
+            time.sleep(0.02)
+        assert served.says() == b""
+        assert served.says("127.0.0.2") == b"HTTP/1.1 200 OK"
+    while served.says() == b"":
+        time.sleep(0.02)
+
+
+def test_a_proxy_stands_for_many(impatient: Impatient) -> None:
+    served = impatient("2", "127.0.0.1")
+    with ExitStack() as stack:
+        some = [stack.enter_context(served.connect()) for _ in range(8)]
+        for connection in some:
+            connection.sendall(b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert {connection.recv(15) for connection in some} == {b"HTTP/1.1 200 OK"}
+
+
+# ── what a form can send ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain",
+     "text/plain; application/json", ""],
+)  # fmt: skip
+def test_what_a_foreign_page_can_send_registers_nobody_and_costs_no_attempt(
+    start: Start, kind: str
+) -> None:
+    hub = start("--open-registration", "--registrations", "1")
+    words = ("-X", "POST", "-d", '{"id":"eve"}', f"{hub.url}/api/register")
+    for _ in range(3):
+        answer = curl("-H", f"Content-Type:{kind and ' '}{kind}", *words)
+        assert answer.status == 415 and "Content-Type: application/json" in answer.error
+    answer = curl("-H", "Content-Type: Application/JSON; charset=utf-8", *words)
+    assert answer.status == 201
+
+
+# ── the log ─────────────────────────────────────────────────────────────────────────────────
+
+
+class Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def logger_of(book: Logbook) -> logging.Logger:
+    found = logging.Logger("hub under test")
+    found.addHandler(book)
+    return found
+
+
+def test_a_message_that_repeats_itself_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Kept()
+    book = Logbook([kept])
+    log = logger_of(book)
+    for number in range(1000):
+        log.warning("%s has too many", number)
+    log.error("something else")
+    assert len(kept.lines) == logbook.MOST + 1 and kept.lines[-1] == "something else"
+    monkeypatch.setattr(logbook, "WINDOW_S", 0.0)
+    book.say_counts()
+    assert (
+        kept.lines[-1] == f"{1000 - logbook.MOST} more like this: hub under test: %s has too many"
+    )
+    log.warning("%s has too many", 7)
+    assert kept.lines[-1] == "7 has too many", "a new window begins anew"
+
+
+def test_messages_that_all_differ_are_bounded_too() -> None:
+    kept = Kept()
+    log = logger_of(Logbook([kept]))
+    for number in range(10_000):
+        log.warning(f"message {number}")
+    assert len(kept.lines) == logbook.KINDS + logbook.MOST
+
+
+def test_the_file_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logbook, "FILE_BYTES", 10_000)
+    monkeypatch.setattr(logbook, "MOST", 10**6)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    keep_log(tmp_path / "hub.log")
+    for number in range(2_000):
+        logging.getLogger("autohypothesis.hub").warning("message %d, %s", number, "x" * 50_000)
+    files = list(tmp_path.iterdir())
+    assert len(files) == logbook.FILES
+    assert max(file.stat().st_size for file in files) <= max(10_000, logbook.LINE_LIMIT + 100)
+
+
+def test_a_hub_keeps_its_log_in_its_folder_for_its_owner_only(start: Start) -> None:
+    hub: Hub = start()
+    port = int(hub.url.rpartition(":")[2])
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
+            connection.sendall(b"\x00 no HTTP\r\n\r\n")
+            assert ended(connection)
+    hub.end()
+    text = (hub.data / "hub.log").read_text()
+    assert text.count("Invalid HTTP request received.") == logbook.MOST + 1
+    assert f"{20 - logbook.MOST} more like this" in text
+    assert (hub.data / "hub.log").stat().st_mode & 0o077 == 0
