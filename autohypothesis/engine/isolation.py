@@ -24,6 +24,11 @@ def sandbox_kind(task: Task) -> SandboxKind:
     return "bwrap" if sandbox.can_isolate() else "hashes"
 
 
+def holds_foreign_code(task: Task) -> bool:
+    """Whether a run of `task` is kept from the user's files, so that a stranger's code may run."""
+    return sandbox_kind(task) == "bwrap"
+
+
 def isolated(
     words: Sequence[str],
     task: Task,
