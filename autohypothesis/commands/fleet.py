@@ -283,7 +283,7 @@ def observer(
     """
     from datetime import timezone
 
-    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.isolation import holds_foreign_code
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Limits, Observer
     from autohypothesis.fleet.supervisor import muster
@@ -299,7 +299,7 @@ def observer(
         manifest = muster.the_fleet(lab.layout)
         mix = manifest.mix if mix is None else mix
         proposers = configured(proposer or manifest.proposers, mix=mix, root=lab.layout.root)
-        allowed = lab.task.isolation_level == "none" or sandbox_kind(lab.task) != "none"
+        allowed = lab.task.isolation_level == "none" or holds_foreign_code(lab.task)
         if manifest.hub and allowed:
             proposers.insert(0, Others(lab.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None

@@ -62,27 +62,36 @@ def verify(
         typer.Argument(metavar="[RESULT]...", help="Numbers; default: what is only claimed."),
     ] = None,
     most: Annotated[int, typer.Option("--limit", min=1, max=200, help="At most N.")] = 5,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Also where no sandbox holds it: with all your rights.")
+    ] = False,
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
     """Have idle workers run what others claim, and tell the hub whether it can be reproduced.
 
-    The best ranked come first; they wait in the queue until no other idea does.
+    The best ranked come first; they wait in the queue until no other idea does. What others wrote
+    runs in the sandbox; where there is none, nothing is queued without `--trust`.
 
     Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
     """
-    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.isolation import holds_foreign_code
+    from autohypothesis.errors import UsageError
     from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.hub.fleet.verifying import verify as queue_runs
 
     found, lab = _credentials(context, repo), laboratory(context, repo)
+    if not trust and not holds_foreign_code(lab.task):
+        raise UsageError(
+            "what others wrote would run here outside of a sandbox, with all your rights",
+            hint="see `python orchestrator.py doctor`, and leave `isolation: none` out of the task; or read the"
+            " commits first (hub fetch HASH, git show) and add --trust",
+        )
     wanted = results or []
     rows = queue_runs(TypedHub.of(found), found.agent, lab, wanted, max(most, len(wanted)))
     if as_json:
         print_json([row._asdict() for row in rows])
         return
-    if any(row.hypothesis_id for row in rows) and sandbox_kind(lab.task) != "bwrap":
-        err().print("note: they run outside of a sandbox, with your rights", markup=False)
     for row in rows:
         what = row.hypothesis_id or f"not queued, {row.reason}"
         line = f"{row.result}  {row.agent}  {row.description}: {what}"

@@ -135,7 +135,7 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
     Raises:
         HubError: it searches something else, or lets nobody in.
     """
-    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.isolation import holds_foreign_code
 
     if url == "none":
         return "", []
@@ -155,7 +155,7 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
         agree(TypedHub.of(found), lab)
     except PassingError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
-    if lab.task.isolation_level != "none" and sandbox_kind(lab.task) == "none":
+    if lab.task.isolation_level != "none" and not holds_foreign_code(lab.task):
         notes.append(
             "no sandbox works here, so what others wrote is not tried by itself: it would run with"
             " your rights (`isolation: none` in the task allows it; `doctor` says what is missing)"

@@ -43,6 +43,11 @@ def sandbox_kind(task: Task, *, gpus: bool = False) -> Kind:
     return "none" if task.isolation_level == "none" else sandbox.best_kind(gpus=gpus)
 
 
+def holds_foreign_code(task: Task) -> bool:
+    """Whether a run of `task` is kept from the user's files, so that a stranger's code may run."""
+    return sandbox_kind(task) != "none"
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """One repository and task, as its programs see them.

@@ -27,7 +27,7 @@ Known = Mapping[bytes, str]
 """What is looked for -> what it is, for people."""
 
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:API)?(?:KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?|PAT)(?:_|$)",
+    r"(?:KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PWD|PASSPHRASE|CREDENTIALS?|(?:^|_)PAT)(?:_|$)",
     re.I,
 )
 _PLAIN_WORD = re.compile(r"[a-z]{0,15}|[0-9.]{0,15}")

@@ -209,6 +209,36 @@ def test_what_was_told_is_not_told_again_after_research_was_deleted_and_restored
     assert box.pending() == []
 
 
+def test_what_is_said_comes_from_plan_and_decision_and_not_from_what_a_run_wrote(
+    decided: Lab,
+) -> None:
+    forged = {"description": "forged " * 10_000, "outcome": "forged", "hypothesis_id": "forged",
+              "rationale": "forged"}  # fmt: skip
+    rows = [{**row, **forged} for row in read_ledger(decided.layout)]
+    queue = Queue(decided.layout, "t")
+    Telling(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    told = entries(decided)
+    assert "forged" not in str(told)
+    said = {one["description"] for name, one in told.items() if name.startswith("result.")}
+    assert {"RATE 2.0", "MODE crash"} <= said
+    reasons = {one["outcome"] for name, one in told.items() if name.startswith("result.")}
+    assert {"baseline", "improved", "worse"} <= reasons
+    assert all(len(reason.split()) == 1 for reason in reasons)
+    for name, one in told.items():
+        if name.startswith("push."):
+            assert "forged" not in git(decided.layout.root, "log", "--format=%B", one["commit"])
+
+
+def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Lab) -> None:
+    (row, *_) = read_ledger(decided.layout)
+    decided.layout.plan(row["id"]).unlink()
+    Telling(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout)).turn(
+        [{**row, "description": "a\nb\x1b[2J " + "long " * 1_000}]
+    )
+    said = entries(decided)[f"result.{row['id']}"]["description"]
+    assert said.startswith("a b [2J long") and len(said) <= 300 and said.isprintable()
+
+
 def test_a_later_refutation_is_told_once(decided: Lab) -> None:
     rows, queue = read_ledger(decided.layout), Queue(decided.layout, "t")
     Telling(decided, queue, DiskOutbox(decided.layout)).turn(rows)

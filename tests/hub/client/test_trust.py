@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -17,6 +20,7 @@ from autohypothesis.hub.client import http
 from autohypothesis.hub.client.address import checked_server
 from autohypothesis.hub.client.hub import Hub
 from autohypothesis.hub.client.refusals import PassingError
+from autohypothesis.hub.client.typed import TypedHub
 from tests.hub.client.stand_in import Handler, StandIn, serving
 
 KEY = "key-of-ada-0"
@@ -35,6 +39,15 @@ def _drip(handler: Handler) -> None:
     with suppress(OSError):
         for _ in range(40):
             handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+
+def _drip_headers(handler: Handler) -> None:
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+    with suppress(OSError):
+        for _ in range(40):
+            handler.wfile.write(b"x")
             handler.wfile.flush()
             time.sleep(0.05)
 
@@ -70,6 +83,7 @@ BAD: dict[str, tuple[Callable[[Handler], object], str]] = {
     "huge": (lambda h: h.say(200, b"[", Content_Length=str(1 << 70)), "more than 16,777,216 bytes"),
     "endless": (_endless, "more than 16,777,216 bytes"),
     "dripping": (_drip, "had not ended"),
+    "dripping headers": (_drip_headers, "had not ended"),
     "torn": (_torn, "hung up"),
     "silent": (lambda h: time.sleep(0.8), "took too long"),
     "gone": (lambda h: h.connection.close(), "hung up"),
@@ -79,7 +93,7 @@ BAD: dict[str, tuple[Callable[[Handler], object], str]] = {
     "escapes": (lambda h: h.say(400, b'{"error":"\\u001b[31mred\\nline"}'), "400: [31mred line"),
     "wait": (lambda h: h.say(429, b'{"error":"slow down"}', Retry_After="7"), "slow down"),
 }  # fmt: skip
-SLOW = ("dripping", "silent")
+SLOW = ("dripping", "dripping headers", "silent")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -100,6 +114,119 @@ def test_a_bad_answer_is_one_clear_line(
     assert caught.value.hint
     assert len(said.splitlines()) == 1 and said.isprintable()
     assert KEY not in said + repr(caught.value.__dict__)
+
+
+@pytest.mark.parametrize("part", ["status", "headers", "body"])
+def test_a_hub_that_drips_without_end_is_left_and_its_connection_cut(
+    part: str, stand_in: StandIn
+) -> None:
+    """It drips until it is hung up on: a client that waits for its end never returns."""
+    begin = {"status": b"HTTP/1.1 ", "headers": b"HTTP/1.1 200 OK\r\nX: ",
+             "body": b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n"}[part]  # fmt: skip
+    cut = threading.Event()
+
+    def drip(handler: Handler) -> bool:
+        handler.wfile.write(begin)
+        try:
+            while True:
+                handler.wfile.write(b"1")
+                handler.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            cut.set()
+        return True
+
+    stand_in.behave = drip
+    patience = http.HURRIED._replace(total=1.0)
+    with pytest.raises(PassingError, match="too long, and had not ended") as caught:
+        Hub(stand_in.url, SecretStr(KEY), patience).commits()
+    assert caught.value.arrived
+    assert cut.wait(60), "the connection stayed open"
+
+
+def test_a_name_server_that_is_slow_holds_nobody(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    asked = socket.getaddrinfo
+
+    def slow(host: Any, *words: Any, **more: Any) -> Any:
+        answered.wait()
+        return asked("127.0.0.1", *words, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    try:
+        with pytest.raises(PassingError, match="too long") as caught:
+            Hub("http://hub.example", None, http.HURRIED._replace(total=0.5)).commits()
+    finally:
+        answered.set()
+    assert not caught.value.arrived
+
+
+# ── single bad values ───────────────────────────────────────────────────────────────────────
+
+
+GOOD_COMMIT = {"hash": "a" * 40, "message": "fine", "created_at": "2026-05-04T03:02:01Z"}
+GOOD_POST = {"id": 1, "channel_id": 1, "content": "fine", "created_at": "2026-05-04T03:02:01Z"}
+GOOD_RESULT = {"id": 1, "commit": "a" * 40, "created_at": "2026-05-04T03:02:01Z"}
+GOOD_TASK = {"task_hash": "t", "created_at": "2026-05-04T03:02:01Z"}
+HUGE = "9" * 3_000
+LISTS: dict[str, tuple[dict[str, Any], Callable[[TypedHub], list[Any]], dict[str, list[str]]]] = {
+    "commits": (GOOD_COMMIT, lambda hub: hub.commits(), {}),
+    "posts": (
+        GOOD_POST, lambda hub: hub.posts("results"),
+        {"id": ["null", HUGE, "1e999", '"x"'], "parent_id": [HUGE, "1.5"]},
+    ),
+    "results": (
+        GOOD_RESULT, lambda hub: hub.results(),
+        {"id": ["null", HUGE], "seed": ["18446744073709551616", HUGE, "-" + HUGE, "1e300"],
+         "steps": [HUGE], "reproduced": ["null", "1e999"]},
+    ),
+    "tasks": (GOOD_TASK, lambda hub: hub.tasks(), {"min_delta": ["null", "1e999", "-1"]}),
+}  # fmt: skip
+TIMES = [
+    "0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00", "10000-01-01T00:00:00Z",
+    "+010000-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "2026-13-45T99:00:00Z", "", "x" * 10_000,
+]  # fmt: skip
+BAD_VALUES = [
+    (kind, name, value)
+    for kind, (_, _, fields) in LISTS.items()
+    for name, values in {"created_at": [*map(json.dumps, TIMES), "null", HUGE], **fields}.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), BAD_VALUES)
+def test_one_bad_value_costs_its_own_record(
+    kind: str, name: str, value: str, stand_in: StandIn
+) -> None:
+    good, ask, _ = LISTS[kind]
+    bad = json.dumps({**good, name: "BAD"}).replace('"BAD"', value)
+    body = f"[{json.dumps(good)}, {bad}, {json.dumps(good)}]".encode()
+    stand_in.behave = lambda handler: handler.say(200, body) is None
+    hub = TypedHub(stand_in.url, SecretStr(KEY))
+    assert len(ask(hub)) == 2
+    (said,) = hub.left_out
+    assert f"1.{name}" in said and said.isprintable() and len(said) < 1_000
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "null", '"x"', HUGE])
+def test_a_number_that_is_none_is_no_number_and_the_result_stays(
+    value: str, stand_in: StandIn
+) -> None:
+    one = json.dumps({**GOOD_RESULT, "value": "BAD"}).replace('"BAD"', value)
+    stand_in.behave = lambda handler: handler.say(200, f"[{one}]".encode()) is None
+    assert TypedHub(stand_in.url, SecretStr(KEY)).results()[0].value is None
+
+
+def test_a_length_in_strange_digits_is_no_length(hub: Hub, stand_in: StandIn) -> None:
+    def answer(handler: Handler) -> bool:
+        handler.wfile.write("HTTP/1.1 200 OK\r\nContent-Length: ²\r\n\r\n[]".encode("latin-1"))
+        return True
+
+    stand_in.behave = answer
+    with suppress(HubError):
+        assert hub.commits() == []
 
 
 def test_a_hub_that_is_down_is_named(home: Path) -> None:

@@ -7,30 +7,36 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
+from autohypothesis import sandbox
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.outbox import PENDING, REFUSED, SENT, DiskOutbox
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.sharing import foreign
 from autohypothesis.fleet.sharing.claims import Idea
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.fleet.sharing.telling import Telling
 from autohypothesis.fleet.sync import sync
+from autohypothesis.hub.client import credentials
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.typed import TypedHub
 from autohypothesis.hub.fleet.agreement import agree, refuse_other_terms, terms_of
 from autohypothesis.hub.fleet.claims import HubClaims
 from autohypothesis.hub.fleet.courier import Courier
 from autohypothesis.hub.fleet.verifying import verify
+from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
+from tests.conftest import called
 from tests.conftest import run_git as git
 from tests.fleet.conftest import fleet_lab as fleet_lab
 from tests.fleet.conftest import fleet_root as fleet_root
@@ -100,7 +106,7 @@ def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
 ) -> None:
     ada = TypedHub.of(member(hub))
     terms = terms_of(fleet_lab)
-    from dataclasses import asdict, replace
+    from dataclasses import asdict
 
     ada.register_task(**asdict(replace(terms, profile="cpu", data_hash="1" * 12)))
     with pytest.raises(HubError, match=r"profile 'cpu'.* is 1{12} .* 2{12} here"):
@@ -136,12 +142,12 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
     hub: Hub, decided: Lab, tmp_path: Path
 ) -> None:
     """It has forgotten all that was told since; the next keep brings its history along."""
-    credentials = member(hub)
+    ada = member(hub)
     hub.end()
     shutil.copytree(hub.data, tmp_path / "backup")
     hub.start()
     tell(decided)
-    assert Courier(decided, credentials).once().sent == 6
+    assert Courier(decided, ada).once().sent == 6
     hub.end()
     shutil.rmtree(hub.data)
     (tmp_path / "backup").rename(hub.data)
@@ -150,7 +156,7 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
     turns(watched, lambda: watched.chronicle.counted() >= 3, Hands(decided, "w0"))
     watched.last_turn()
     tell(decided)
-    done = Courier(decided, credentials).once()
+    done = Courier(decided, ada).once()
     assert (done.sent, done.refused, done.left) == (3, 0, 0)
     reader = hub.agent("reader")
     posts = reader.get("/api/channels/results/posts")
@@ -173,6 +179,28 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
     assert status is not None and "task 'train' is fffffff" in status.problems[0]
     assert left(decided, REFUSED) == [] and len(left(decided, PENDING)) == 6
     assert hub.agent("reader").get("/api/channels") == []
+
+
+def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
+    hub: Hub, decided: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_S3cretS3cretS3cret"
+    kept = next(row for row in read_ledger(decided.layout) if row["description"] == "RATE 2.0")
+    plan = decided.layout.plan(kept["id"])
+    plan.write_text(plan.read_text().replace("RATE 2.0", f"RATE {secret}"))
+    monkeypatch.setenv("HF_TOKEN", secret)
+    tell(decided)
+    done = Courier(decided, member(hub)).once()
+    assert (done.sent, done.refused, done.left, done.error) == (3, 3, 0, "")
+    for kind in ("push", "result", "line"):
+        path = decided.layout.outbox_entry(REFUSED, kind, kept["id"])
+        said = read_json(path)["last_error"]
+        assert "holds the value of $HF_TOKEN" in said and secret not in said
+    reader = hub.agent("reader")
+    shown = [
+        reader.get(f"/api/{path}") for path in ("results", "git/commits", "channels/results/posts")
+    ]
+    assert [len(one) for one in shown] == [1, 1, 1] and secret not in str(shown)
 
 
 def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: Lab) -> None:
@@ -269,6 +297,44 @@ def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(silent: str, fleet_l
     assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
 
 
+def test_a_hub_that_drips_its_headers_holds_no_worker(fleet_lab: Lab) -> None:
+    """It drips until it is left: a worker that waits for its end never comes back."""
+    reachable(fleet_lab)
+    left = threading.Event()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8)
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                try:
+                    while True:
+                        connection.sendall(b"x")
+                        time.sleep(0.05)
+                except OSError:
+                    left.set()
+
+        threading.Thread(target=drip, daemon=True).start()
+        server = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        claims = HubClaims(Credentials(server, "ada", SecretStr("k")), fleet_lab.layout)
+        answer = claims.claim(IDEA)
+        assert answer.said == "unknown" and "too long" in answer.reason
+        assert left.wait(60)
+
+
+def test_a_title_with_a_secret_asks_nobody_and_the_next_idea_is_asked_for(
+    hub: Hub, fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_S3cretS3cretS3cret")
+    reachable(fleet_lab)
+    claims = HubClaims(member(hub), fleet_lab.layout)
+    answer = claims.claim(replace(IDEA, title="hf_S3cretS3cretS3cret"))
+    assert answer.said == "unknown" and "title holds the value of $HF_TOKEN" in answer.reason
+    assert "has just not answered" not in claims.claim(IDEA).reason
+
+
 def test_without_a_courier_nobody_is_asked(silent: str, fleet_lab: Lab) -> None:
     claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_lab.layout)
     assert claims.claim(IDEA) == claims.claim(IDEA)
@@ -303,7 +369,8 @@ def test_verify_before_anything_ran_says_what_to_run(hub: Hub, fleet_lab: Lab) -
         verify(TypedHub.of(member(hub)), "ada", fleet_lab, [], 5)
 
 
-def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Lab, tmp_path: Path) -> None:
+def claimed(hub: Hub, decided: Lab) -> tuple[int, str]:
+    """Result and commit of bob, who says that he is better."""
     root = decided.layout.root
     bob = TypedHub.of(member(hub, "bob"))
     git(root, "checkout", "-q", "--orphan", "theirs")
@@ -322,11 +389,34 @@ def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Lab, tmp_pa
         {"name": "1", "commit": commit, "platform": "CPU", "platform_key": key, "value": 1.0,
          "task_hash": terms.task_hash, "metric": "val_bpb", "status": "keep"}
     )  # fmt: skip
+    return told.id, commit
+
+
+def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Lab) -> None:
+    told, commit = claimed(hub, decided)
     ada = TypedHub.of(member(hub))
     (row,) = verify(ada, "ada", decided, [], 5)
-    assert row.result == told.id and row.hypothesis_id
+    assert row.result == told and row.hypothesis_id
     found = Queue(decided.layout, "t").read(row.hypothesis_id)
     assert found is not None and found[1].artifacts_from == commit and found[1].priority < 0
     assert verify(ada, "ada", decided, [], 5) == []
-    (again,) = verify(ada, "ada", decided, [told.id], 5)
+    (again,) = verify(ada, "ada", decided, [told], 5)
     assert again.reason == f"it is {row.hypothesis_id} here"
+
+
+def test_without_a_sandbox_nothing_is_queued_unless_it_is_trusted(
+    hub: Hub, decided: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told, _ = claimed(hub, decided)
+    monkeypatch.setenv("AUTOHYPOTHESIS_CONFIG", str(tmp_path / "settings"))
+    root = decided.layout.root
+    credentials.make_private(tmp_path / "settings" / "hubs")
+    credentials.write(credentials.own_file(root / ".git"), member(hub))
+    monkeypatch.setattr(sandbox, "can_isolate", lambda: False)
+    queue = Queue(decided.layout, "t")
+    for more in ([], [str(told)]):
+        answer = called("hub", "verify", *more, cwd=root)
+        assert answer.returncode == 2 and "outside of a sandbox" in answer.stderr
+        assert "--trust" in answer.stderr and foreign.source_of(told) not in queue.sources()
+    answer = called("hub", "verify", "--trust", cwd=root)
+    assert answer.returncode == 0 and foreign.source_of(told) in queue.sources()

@@ -1,0 +1,115 @@
+"""No secret of this user's goes to a hub: not in a post, and in no part of a push."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autohypothesis.errors import SecretError
+from autohypothesis.hub.client import sharing
+from autohypothesis.hub.client.hub import Hub
+from autohypothesis.records import git_bundle
+from autohypothesis.records.git import Repository
+from tests.conftest import run_git as git
+from tests.hub.client.stand_in import StandIn
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SECRET = "hf_S3cretS3cretS3cret"
+
+
+@pytest.fixture(autouse=True)
+def token(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("post", "discussion", f"look: {SECRET}"), ("reply", "1", SECRET),
+     ("channels", "--create", "ideas", "--description", SECRET)],
+    ids=["post", "reply", "channel"],
+)  # fmt: skip
+def test_words_with_a_secret_are_not_sent(
+    words: tuple[str, ...], inside: Run, stand_in: StandIn
+) -> None:
+    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    assert inside("hub", "post", "discussion", "hello").returncode == 0
+    posted = list(stand_in.posts)
+    answer = inside("hub", *words)
+    assert answer.returncode == 1 and "holds the value of $HF_TOKEN" in answer.stderr
+    assert SECRET not in answer.stderr + answer.stdout
+    assert stand_in.posts == posted and len(stand_in.channels) == 1
+
+
+def test_the_own_hub_key_is_not_sent_either(inside: Run, stand_in: StandIn) -> None:
+    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    answer = inside("hub", "post", "discussion", f"my key is {next(iter(stand_in.keys))}")
+    assert answer.returncode == 1 and "holds the hub key in " in answer.stderr
+    assert stand_in.posts == []
+
+
+def _message(root: Path) -> None:
+    git(root, "commit", "-q", "--allow-empty", "-m", f"subject\n\n{SECRET}")
+
+
+def _file(root: Path) -> None:
+    (root / "train.py").write_text(f"# {SECRET}\n")
+    git(root, "commit", "-q", "-am", "train")
+
+
+def _undone(root: Path) -> None:
+    """It is in no file of the last commit, and the hub would have it all the same."""
+    _file(root)
+    (root / "train.py").write_text("# nothing\n")
+    git(root, "commit", "-q", "-am", "undone")
+
+
+def _name(root: Path) -> None:
+    (root / "inner").mkdir()
+    (root / "inner" / f"{SECRET}.txt").write_text("x")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "name")
+
+
+def _binary(root: Path) -> None:
+    """Beyond the first piece, and across the border of two."""
+    before = b"\0\xff" * ((git_bundle._PIECE - 8) // 2)
+    (root / "data.bin").write_bytes(before + SECRET.encode() + b"\0" * 100)
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "binary")
+
+
+WHERE = {
+    _message: "the message of commit", _file: "train.py", _undone: "train.py",
+    _name: "a name in inner", _binary: "data.bin",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", WHERE)
+def test_a_push_with_a_secret_is_not_sent(
+    make: Callable[[Path], None], hub: Hub, stand_in: StandIn, foreign: Path
+) -> None:
+    repository = Repository(foreign)
+    assert sharing.push(hub, repository, repository.head()).commits == 1
+    make(foreign)
+    head = git(foreign, "rev-parse", "HEAD")
+    with pytest.raises(SecretError, match=f"{WHERE[make]}.* holds the value of ") as caught:
+        sharing.push(hub, Repository(foreign), head)
+    assert SECRET not in str(caught.value)
+    assert len(stand_in.bundles) == 1
+
+
+def test_what_the_hub_has_already_is_not_searched_again(
+    hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _file(foreign)
+    monkeypatch.delenv("HF_TOKEN")
+    sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    (foreign / "more.txt").write_text("fine\n")
+    git(foreign, "add", "-A")
+    git(foreign, "commit", "-q", "-m", "more")
+    sent = sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
+    assert sent.commits == 1
