@@ -164,25 +164,25 @@ def _with_settings(
     evaluated: Mapping[str, Any] | None = None
     parameters: int | None = None
     if task.run.preflight is not None and workspace is not None:
-        export = workspace.export
+        made = workspace.export.checkout(commit, task)
+        readable = [*(Path(one.path) for one in inputs.reports.values()), *made.linked]
         verdict = run_preflight(
             task,
-            export.checkout(commit, task).path,
+            made.path,
             repository.root,
             evaluator=evaluator_of(repository, commit, task),
             inputs=inputs.environment,
-            kept_in=lambda words: _kept_in(repository, task, export.path, inputs, words),
+            kept_in=lambda words: _kept_in(repository, task, made.path, readable, words),
         )
         evaluated, parameters = verdict.constants, verdict.num_params
     return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)
 
 
 def _kept_in(
-    repository: Repository, task: Task, checkout: Path, inputs: Inputs, words: Sequence[str]
+    repository: Repository, task: Task, checkout: Path, readable: list[Path], words: Sequence[str]
 ) -> Sequence[str]:
     if sandbox_kind(task) != "bwrap":
         return words
-    readable = [Path(report.path) for report in inputs.reports.values()]
     return isolated(words, task, repository, checkout, readable=readable)
 
 
