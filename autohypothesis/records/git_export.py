@@ -133,8 +133,8 @@ def _source_of(part: Part, checkout: Path, path: str, name: str | None, commit: 
 def _has(source: Path, commit: str) -> bool:
     """Whether all that `commit` lists can be read, as far as its trees tell."""
     try:
-        _entries(source, commit)
-        return True
+        _entries(source, commit)  # remembered, also of a folder that is gone since
+        return source.is_dir()
     except GitError:
         return False
 
