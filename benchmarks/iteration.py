@@ -2,7 +2,7 @@
 
     python -m benchmarks.iteration [--quick] [--json]
 
-A repository of 200 files, a reused worktree, a log scorer, and a script that prints its result and
+A repository of 200 files, a reused checkout, a log scorer, and a script that prints its result and
 ends. Each iteration is a change through prepare, execute, collect, settle and sync. The yardstick
 in the same run is what nobody can do without: git's own commit and checkout, and starting the
 script once.

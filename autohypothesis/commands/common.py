@@ -72,13 +72,13 @@ def telling_what_runs_lack(lab: Lab) -> Iterator[None]:
     """Say which of the user's files a run will not have, where that is news; then the block.
 
     Raises:
-        GitError: a submodule is not on this disk.
+        GitError: a submodule, or contents of git-lfs, are not on this disk.
     """
     from autohypothesis.engine.lacking import telling
-    from autohypothesis.records.git_export import parts
+    from autohypothesis.records.git_export import refuse_missing
     from autohypothesis.records.tables import harmless_lines
 
-    parts(lab.repository, lab.repository.head())
+    refuse_missing(lab.repository, lab.repository.head())
     with telling(lab.repository, lab.task, lab.tag or lab.usual_tag()) as words:
         if words:
             shown = " ".join(harmless_lines(words))

@@ -264,11 +264,11 @@ def _checkout(lab: Lab) -> Iterator[Check]:
     """What of the user's folder the runs do not have."""
     from autohypothesis.engine.lacking import look, problem, remedy
     from autohypothesis.errors import GitError
-    from autohypothesis.records.git_export import parts
+    from autohypothesis.records.git_export import refuse_missing
     from autohypothesis.records.tables import harmless_lines
 
     try:
-        parts(lab.repository, lab.repository.head())
+        refuse_missing(lab.repository, lab.repository.head())
         found = look(lab.repository, lab.task)
     except GitError as error:
         yield Check("checkout", "missing", error.problem, error.hint)

@@ -31,7 +31,6 @@ BARRIER = "gitdir: this-checkout-has-no-repository--see-run.git-in-docs/tasks.md
 user's own repository around it."""
 VERSION_TAG = "v0.0.0"
 MESSAGE = "The checkout of a run\n"
-MAX_NAMED = 5
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -139,13 +138,7 @@ class Export:
             for part in parts
             for path in git_export.pointers(part, self.path / part.prefix, self._index(part))
         ]
-        if missing:
-            more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
-            raise GitError(
-                f"{', '.join(missing[:MAX_NAMED])}{more}: git-lfs has the contents, and they are"
-                " not on this disk",
-                hint=f"install git-lfs, then run `git lfs pull` in {self.repository.root}",
-            )
+        git_export.refuse_pointers(missing, self.repository.root)
 
     def _add_repository(self, part: Part) -> None:
         """A repository of one commit in the folder, which is the same for the same tree."""

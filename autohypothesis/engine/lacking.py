@@ -63,14 +63,15 @@ class Lacking(NamedTuple):
         return [*map(str, self.largest), *more, *left_out]
 
 
-_known: dict[tuple[str, str], tuple[float, Lacking]] = {}
+_known: dict[tuple[str, ...], tuple[float, Lacking]] = {}
 
 
-def lacking(repository: Repository, task: Task) -> Lacking:
-    """See above; asked anew once a minute at most."""
-    key = (str(repository.root), task.model_dump_json(include={"artifacts", "run"}))
+def lacking(repository: Repository, task: Task, *, anew: bool = False) -> Lacking:
+    """See above; asked once a minute at most, unless it is to be asked `anew`."""
+    root = repository.root
+    key = (str(root), *task.artifacts, "", *included.patterns_of(root, task))
     asked = _known.get(key)
-    if asked is None or time.monotonic() - asked[0] > FRESH_S:
+    if anew or asked is None or time.monotonic() - asked[0] > FRESH_S:
         asked = _known[key] = (time.monotonic(), look(repository, task))
     return asked[1]
 
@@ -173,7 +174,7 @@ def telling(repository: Repository, task: Task, tag: str) -> Iterator[str]:
 
     It counts as told when the block ends without an error.
     """
-    found, path = look(repository, task), Layout(repository.root).checkout_lacks
+    found, path = lacking(repository, task, anew=True), Layout(repository.root).checkout_lacks
     names = sorted([*(included.shown(one.path) for one in found.largest), *found.filters])
     said = {"tag": tag, "names": names}
     known: object = None

@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +28,9 @@ from autohypothesis.records.git_facts import Answer, Entry, parse_listing
 
 SUBMODULE = "160000"
 POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+MAX_NAMED = 5
 _OWN = "autohypothesis"
+_LFS_FILES = ":(attr:filter=lfs)"
 _CONVERSIONS = (
     r"^(core\.(autocrlf|eol|symlinks|ignorecase|precomposeunicode|attributesfile)"
     r"|lfs\.storage|filter\..*\.(smudge|process))$"
@@ -131,8 +133,8 @@ def _source_of(part: Part, checkout: Path, path: str, name: str | None, commit: 
 def _has(source: Path, commit: str) -> bool:
     """Whether all that `commit` lists can be read, as far as its trees tell."""
     try:
-        _entries(source, commit)
-        return True
+        _entries(source, commit)  # remembered, also of a folder that is gone since
+        return source.is_dir()
     except GitError:
         return False
 
@@ -177,7 +179,7 @@ def pointers(part: Part, place: Path, index: Path) -> list[str]:
     """
     if b"lfs" not in filters_named(part, place):
         return []
-    listed = _run(part, "ls-files -z --", ":(attr:filter=lfs)", index=index, place=place)
+    listed = _run(part, "ls-files -z --", _LFS_FILES, index=index, place=place)
     missing = []
     for path in listed.records:
         file = place / path
@@ -186,6 +188,65 @@ def pointers(part: Part, place: Path, index: Path) -> list[str]:
                 file.unlink()
                 missing.append(part.prefix + path)
     return missing
+
+
+def refuse_missing(repository: Repository, commit: str) -> None:
+    """See that a checkout of `commit` can be made, before anything is begun.
+
+    Raises:
+        GitError: a submodule, or contents of git-lfs, are not on this disk.
+    """
+    absent = [
+        part.prefix + path
+        for part in parts(repository, commit)
+        if b"lfs" in filters_named(part, repository.root / part.prefix)
+        for path in _absent(part)
+    ]
+    refuse_pointers(absent, repository.root)
+
+
+def refuse_pointers(missing: Sequence[str], root: Path) -> None:
+    """Raise the error about files of git-lfs whose contents are `missing`, if any are."""
+    if not missing:
+        return
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    raise GitError(
+        f"{', '.join(missing[:MAX_NAMED])}{more}: the contents are kept by git-lfs, and are not on"
+        " this disk",
+        hint=f"run `git lfs pull` in {root}"
+        if shutil.which("git-lfs")
+        else f"install git-lfs, then run `git lfs pull` in {root}",
+    )
+
+
+def _absent(part: Part) -> list[str]:
+    """Files of git-lfs in a commit whose contents are not here, found without a checkout."""
+    with tempfile.TemporaryDirectory(prefix="autohypothesis-lfs-") as folder:
+        index = Path(folder) / "index"
+        _run(part, "read-tree", part.commit, index=index, place=Path(folder))
+        listed = _run(part, "ls-files -z --", _LFS_FILES, index=index, place=Path(folder)).records
+    paths = [path for path in listed if part.entries[path].mode != SUBMODULE]
+    asked = "".join(f"{part.entries[path].blob}\n" for path in paths).encode()
+    out = _ask(part.source, "cat-file --batch", stdin=asked).out
+    return [path for path in paths if not _is_here(part, part.entries[path].blob, out)]
+
+
+def _is_here(part: Part, blob: str, answers: bytes) -> bool:
+    """Whether a blob is no pointer, or its contents are in the store of git-lfs."""
+    found = re.search(
+        rb"^%s blob \d+\n%s(?:ext-.*\n)*oid sha256:([0-9a-f]{64})\n" % (blob.encode(), POINTER),
+        answers,
+        re.MULTILINE,
+    )
+    if found is None:
+        return True
+    name = found[1].decode()
+    inside = _lfs_storage(part) / "objects" / name[:2] / name[2:4] / name
+    return shutil.which("git-lfs") is not None and inside.is_file()
+
+
+def _lfs_storage(part: Part) -> Path:
+    return part.source / dict(_conversions(part.source)).get("lfs.storage", "lfs")
 
 
 def _first_bytes(file: Path) -> bytes:
@@ -301,8 +362,7 @@ def _own_folder(part: Part) -> Path:
 
 def _lfs(part: Part) -> list[str]:
     """git-lfs as the one filter; without the program its files stay pointers."""
-    storage = dict(_conversions(part.source)).get("lfs.storage", "lfs")
-    return [*_LFS, "[lfs]", f"\tstorage = {_quoted(str(part.source / storage))}"]
+    return [*_LFS, "[lfs]", f"\tstorage = {_quoted(str(_lfs_storage(part)))}"]
 
 
 def _keep(path: Path, content: bytes) -> None:

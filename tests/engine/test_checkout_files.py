@@ -15,6 +15,7 @@ from autohypothesis.engine.export import Checkout, Export
 from autohypothesis.engine.guard import inspect, look
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
+from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
 
 Make = Callable[..., Repository]
@@ -99,6 +100,8 @@ def test_a_submodule_that_was_never_fetched_is_refused_with_the_command(
 ) -> None:
     shutil.rmtree(nested.root / ".git" / "modules" / "lib" / "part")
     shutil.rmtree(nested.root / "lib" / "part")
+    with pytest.raises(GitError, match="submodule lib/part"):
+        git_export.refuse_missing(nested, nested.head())
     with pytest.raises(GitError, match="submodule lib/part is not here") as refused:
         checked_out(nested, task)
     assert "git submodule update --init --recursive -- lib/part" in str(refused.value)
@@ -173,11 +176,14 @@ def test_a_file_of_git_lfs_that_is_not_here_is_refused_until_it_is(
     objects, aside = large.root / ".git" / "lfs" / "objects", large.root / ".git" / "lfs" / "aside"
     objects.rename(aside)
     git(large.root, "config", "lfs.url", "http://127.0.0.1:9/nowhere")
-    with pytest.raises(GitError, match=r"w\.bin: git-lfs has the contents") as refused:
+    with pytest.raises(GitError, match=r"w\.bin: the contents are kept by git-lfs") as refused:
         checked_out(large, task)
     assert "git lfs pull" in str(refused.value)
+    with pytest.raises(GitError, match=r"w\.bin: the contents"):
+        git_export.refuse_missing(large, large.head())
     shutil.rmtree(objects, ignore_errors=True)
     aside.rename(objects)
+    git_export.refuse_missing(large, large.head())
     assert (checked_out(large, task).path / "w.bin").read_bytes() == b"weights" * 1000
 
 
@@ -190,8 +196,10 @@ def test_without_git_lfs_a_pointer_is_refused(
     for name in ("git", "env", "sh"):
         (tmp_path / "bin" / name).symlink_to(str(shutil.which(name)))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(GitError, match=r"w\.bin"):
-        checked_out(repository, task)
+    for ask in (lambda: checked_out(repository, task),
+                lambda: git_export.refuse_missing(repository, repository.head())):  # fmt: skip
+        with pytest.raises(GitError, match=r"w\.bin.*install git-lfs"):
+            ask()
 
 
 # ── included files ──────────────────────────────────────────────────────────────────────────

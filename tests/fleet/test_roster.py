@@ -17,6 +17,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.export import Export
 from autohypothesis.engine.iteration import Request, plan, run
 from autohypothesis.engine.lab import Lab, todays_tag
 from autohypothesis.engine.settle import settle
@@ -642,6 +643,29 @@ def test_prune_takes_the_side_worktree_of_a_worker_that_left(fleet_root: Path) -
     prune(lab)
     left = sorted(path.name for path in (fleet_root / "worktrees").iterdir())
     assert left == ["cpu0", "cpu0-next"]
+
+
+def test_prune_takes_the_files_of_the_runs_of_a_worker_that_left(fleet_root: Path) -> None:
+    init(fleet_root, 2)
+    lab = Lab.open(fleet_root)
+    exports = {
+        name: Export(lab.repository, name) for name in ("cpu0", "cpu0-next", "cpu1", "cpu1-next")
+    }
+    for export in exports.values():
+        export.checkout(lab.reference(), lab.task)
+    init(fleet_root, 1)
+    said = [step.what for step in prune(lab, dry_run=True)]
+    assert f"files of runs {exports['cpu1-next'].path}" in said
+    shell = subprocess.Popen(["sleep", "60"], cwd=exports["cpu1"].path)
+    try:
+        steps = prune(lab)
+    finally:
+        shell.kill()
+        shell.wait()
+    assert any(str(shell.pid) in step.detail for step in steps)
+    prune(lab)
+    assert {name for name, one in exports.items() if one.path.exists()} == {"cpu0", "cpu0-next"}
+    assert exports["cpu1"].holds() is None and exports["cpu0"].holds() == lab.reference()
 
 
 def test_prune_leaves_what_is_used_and_what_is_active(fleet_root: Path, git: Git) -> None:

@@ -1,0 +1,142 @@
+"""What the commands say of files that a run does not have, and what they record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from autohypothesis.records.layout import Layout
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+Git = Callable[..., str]
+READS = """import os
+found = [name for name in ("data/x", "part/p.txt") if os.path.exists(name)]
+print("val_bpb:", 1.0 + len(found))
+print("peak_vram_mb: 0")
+"""
+
+
+def commit(root: Path, git: Git) -> None:
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "-m", "more")
+
+
+def with_data(root: Path, git: Git) -> None:
+    (root / "train.py").write_text(READS)
+    (root / ".gitignore").write_text("data\n")
+    (root / "data").mkdir()
+    (root / "data" / "x").write_text("0.5\n")
+    commit(root, git)
+
+
+def runtime(root: Path) -> list[dict[str, object]]:
+    files = sorted(Layout(root).runs.glob("*/metadata.json"), key=lambda one: one.stat().st_mtime)
+    return [json.loads(one.read_text())["runtime"] for one in files]
+
+
+def test_what_a_run_lacks_is_said_once_and_recorded(cli: Cli, foreign: Path, git: Git) -> None:
+    with_data(foreign, git)
+    first = cli("run-experiment", "--baseline")
+    assert first.stdout.startswith("1.000000\t")
+    assert "a run does not have data/ (4 bytes)" in first.stderr
+    assert "'/data/' >> .worktreeinclude" in first.stderr
+    assert "data/" not in cli("run-experiment", "--baseline").stderr
+    assert runtime(foreign)[0]["checkout_lacks"] == ["data/ (4 bytes)"]
+
+
+def test_the_line_that_is_said_brings_the_files_and_is_another_platform(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    with_data(foreign, git)
+    cli("run-experiment", "--baseline")
+    (foreign / ".worktreeinclude").write_text("/data/\n")
+    second = cli("run-experiment", "--baseline")
+    assert second.stdout.startswith("2.000000\t"), second.stderr
+    before, after = runtime(foreign)
+    assert after["included"].keys() == {"data/"}  # type: ignore[attr-defined]
+    assert "data/ (4 bytes)" not in str(after["checkout_lacks"])
+    assert before["platform_key"] != after["platform_key"]
+    assert before["task_hash"] == after["task_hash"]
+
+
+def test_doctor_names_what_a_run_lacks(cli: Cli, foreign: Path, git: Git) -> None:
+    with_data(foreign, git)
+    (check,) = [
+        one for one in json.loads(cli("doctor", "--json").stdout)["checks"]
+        if one["name"] == "checkout"
+    ]  # fmt: skip
+    assert check["verdict"] == "warning" and "data/ (4 bytes)" in check["detail"]
+    assert ".worktreeinclude" in check["hint"]
+
+
+def test_a_fleet_and_a_loop_say_it_too(cli: Cli, foreign: Path, git: Git) -> None:
+    with_data(foreign, git)
+    assert "data/ (4 bytes)" in cli("init-fleet", "--cpu-workers", "1", "--tag", "t").stderr
+    assert "data/" not in cli("run-loop", "--max", "1", "--tag", "t").stderr
+    assert "data/ (4 bytes)" in cli("run-loop", "--max", "1", "--tag", "u").stderr
+
+
+def test_a_submodule_that_is_not_here_stops_a_search_before_it_begins(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    part = foreign.parent / "part"
+    part.mkdir()
+    git(part, "init", "-q")
+    (part / "p.txt").write_text("x\n")
+    commit(part, git)
+    git(foreign, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(part))
+    (foreign / "train.py").write_text(READS)
+    commit(foreign, git)
+    assert cli("run-experiment", "--baseline").stdout.startswith("2.000000\t")
+    shutil.rmtree(foreign / ".git" / "modules")
+    shutil.rmtree(foreign / "part")
+    for words in (["run-experiment", "--baseline"], ["run-loop", "--max", "1"], ["init-fleet"]):
+        answer = cli(*words)
+        assert answer.returncode == 1
+        assert "git submodule update --init --recursive -- part" in answer.stderr
+    assert len(runtime(foreign)) == 1
+
+
+def test_a_script_that_asks_git_for_its_version_has_one_where_the_task_says_so(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
+    (foreign / "train.py").write_text(
+        "import subprocess\n"
+        "words = ['git', 'describe', '--dirty']\n"
+        "said = subprocess.run(words, capture_output=True, text=True).stdout.strip()\n"
+        "print('val_bpb:', {'v0.0.0': 1.0, '': 2.0}[said])\nprint('peak_vram_mb: 0')\n"
+    )
+    git(foreign, "tag", "-a", "-m", "mine", "v9")
+    (foreign / "task.yaml").write_text("id: t\nartifacts: [train.py]\n")
+    commit(foreign, git)
+    assert cli("run-experiment", "--baseline").stdout.startswith("2.000000\t")
+    (foreign / "task.yaml").write_text("id: t\nartifacts: [train.py]\nrun: {git: true}\n")
+    commit(foreign, git)
+    answer = cli("run-experiment", "--baseline", "--tag", "again")
+    assert answer.stdout.startswith("1.000000\t"), answer.stderr
+
+
+def test_a_filter_that_was_planted_never_runs_in_a_whole_loop(
+    cli: Cli, foreign: Path, git: Git, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    cli("run-experiment", "--baseline", "--settle")
+    git(foreign, "config", "filter.evil.smudge", f"echo >> '{ran}'; cat")
+    (foreign / ".git" / "info" / "attributes").write_text("* filter=evil\n")
+    for _ in range(2):
+        assert cli("run-experiment", "--set", "RATE=0.2").returncode == 0
+    assert cli("run-loop", "--max", "2", "--tag", "t").returncode == 0
+    assert not ran.exists()
+
+
+def test_a_run_leaves_the_worktree_of_its_worker_alone(cli: Cli, foreign: Path, git: Git) -> None:
+    assert cli("init-fleet", "--cpu-workers", "1", "--tag", "t").returncode == 0
+    place = foreign / "worktrees" / "cpu0"
+    (place / "train.py").write_text("# half an idea\n")
+    assert cli("up", "--max-runs", "1").returncode == 0
+    assert (place / "train.py").read_text() == "# half an idea\n"
+    assert git(place, "branch", "--show-current") == "autoresearch/t-cpu0"
+    assert (foreign / "worktrees" / ".runs" / "cpu0" / "train.py").exists()
