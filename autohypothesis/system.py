@@ -30,8 +30,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _IN_MODIFY = 0x2
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
-_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-_PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _libc = ctypes.CDLL(None, use_errno=True) if LINUX else None
 
 
@@ -164,7 +163,8 @@ class FileWatch:
 # Which machine, which process.
 
 
-def _read(path: str) -> bytes:
+def read(path: str) -> bytes:
+    """The content of a file of the kernel's, whose size it does not tell."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
@@ -177,7 +177,7 @@ def _read(path: str) -> bytes:
 
 def _read_word(path: str) -> str:
     try:
-        return _read(path).decode().strip()
+        return read(path).decode().strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -185,7 +185,7 @@ def _read_word(path: str) -> str:
 def cpu_model() -> str:
     """What the processor is called; the architecture where the system does not say."""
     try:
-        for line in _read("/proc/cpuinfo").decode("utf-8", "replace").splitlines():
+        for line in read("/proc/cpuinfo").decode("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()
@@ -224,10 +224,10 @@ def boot_id() -> str:
     return _read_word("/proc/sys/kernel/random/boot_id")
 
 
-def _stat_fields(pid: int) -> list[bytes] | None:
+def stat_fields(pid: int) -> list[bytes] | None:
     """Fields 3 and up of /proc/PID/stat (state first), or None if there is no such process."""
     try:
-        raw = _read(f"/proc/{pid}/stat")
+        raw = read(f"/proc/{pid}/stat")
     except OSError:
         return None
     return raw[raw.rindex(b")") + 2 :].split() if b")" in raw else None
@@ -239,10 +239,10 @@ def process_start(pid: int) -> float | None:
     Seconds since boot on Linux, since the epoch elsewhere: compare it, do not show it.
     """
     if LINUX:
-        fields = _stat_fields(pid)
+        fields = stat_fields(pid)
         if fields is None or fields[0] in (b"Z", b"X"):
             return None
-        return int(fields[19]) / _TICKS
+        return int(fields[19]) / TICKS
     import psutil
 
     try:
@@ -255,7 +255,7 @@ def process_start(pid: int) -> float | None:
 def process_state(pid: int) -> str:
     """The state of a process as `ps` shows it: R, S, D, T (stopped), Z; empty if it is gone."""
     if LINUX:
-        fields = _stat_fields(pid)
+        fields = stat_fields(pid)
         return fields[0].decode("ascii", "replace") if fields else ""
     import psutil
 
@@ -376,7 +376,7 @@ def _children(pid: int) -> list[int]:
     found: list[int] = []
     for thread in threads:
         try:
-            found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
+            found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
         except OSError:
             if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
                 return _by_ppid(pid)  # a kernel without CONFIG_PROC_CHILDREN
@@ -388,7 +388,7 @@ def _by_ppid(parent: int) -> list[int]:
     return [
         pid
         for pid in all_pids()
-        if (fields := _stat_fields(pid)) is not None and fields[1] == wanted
+        if (fields := stat_fields(pid)) is not None and fields[1] == wanted
     ]
 
 
@@ -396,7 +396,7 @@ def environment_has(pid: int, assignment: str) -> bool:
     """Whether `NAME=value` is in the environment the process was started with; False if unknown."""
     if LINUX:
         try:
-            return assignment.encode() in _read(f"/proc/{pid}/environ").split(b"\0")
+            return assignment.encode() in read(f"/proc/{pid}/environ").split(b"\0")
         except OSError:
             return False
     import psutil
@@ -461,56 +461,3 @@ def room_advice(number: int | None) -> str:
         here = "" if limit is None else f", here {limit:,} bytes"
         return f"files may not grow over the limit of `ulimit -f`{here}: `ulimit -f unlimited`"
     return ""
-
-
-# What a process has used.
-
-
-def own_cpu_seconds(pid: int) -> float:
-    """CPU time of one process, all threads, without its children; 0.0 if it is gone.
-
-    Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
-    """
-    if LINUX:
-        try:
-            return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
-        except OSError:
-            fields = _stat_fields(pid)
-            return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
-    import psutil
-
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(times.user + times.system)
-
-
-def reaped_cpu_seconds(pid: int) -> float:
-    """CPU time of the children that this process has waited for (ticks); 0.0 if unknown."""
-    fields = _stat_fields(pid) if LINUX else None
-    return (int(fields[13]) + int(fields[14])) / _TICKS if fields else 0.0
-
-
-def resident_bytes(pid: int) -> int:
-    """Resident memory of one process; 0 if it is gone. Pages shared in a tree count twice."""
-    if LINUX:
-        try:
-            return int(_read(f"/proc/{pid}/statm").split()[1]) * _PAGE
-        except (OSError, IndexError):
-            return 0
-    import psutil
-
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
-
-
-def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer has struck on this machine; 0 if unknown."""
-    try:
-        words = _read("/proc/vmstat").split()
-        return int(words[words.index(b"oom_kill") + 1])
-    except (OSError, ValueError, IndexError):
-        return 0

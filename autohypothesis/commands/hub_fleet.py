@@ -84,8 +84,8 @@ def verify(
     if not trust and not holds_foreign_code(lab.task):
         raise UsageError(
             "what others wrote would run here outside of a sandbox, with all your rights",
-            hint="see `python orchestrator.py doctor`, and leave `isolation: none` out of the task; or read the"
-            " commits first (hub fetch HASH, git show) and add --trust",
+            hint="see `python orchestrator.py doctor`, and leave `isolation: none` out of the task;"
+            " or read the commits first (hub fetch HASH, git show) and add --trust",
         )
     wanted = results or []
     rows = queue_runs(TypedHub.of(found), found.agent, lab, wanted, max(most, len(wanted)))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from autohypothesis import system
+from autohypothesis.engine import usage
 
 _KERNEL_ROUNDS = 12
 _KERNEL_STEPS = 4_000  # about a third of a millisecond
@@ -38,7 +39,7 @@ class TreeMeter:
     def sample(self) -> None:
         """Look at memory and CPU time now."""
         pids = self.pids()
-        self.peak_bytes = max(self.peak_bytes, sum(map(system.resident_bytes, pids)))
+        self.peak_bytes = max(self.peak_bytes, sum(map(usage.resident_bytes, pids)))
         self._cpu(pids)
 
     def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
@@ -51,9 +52,9 @@ class TreeMeter:
         return self._cpu(self.pids())
 
     def _cpu(self, pids: Sequence[int]) -> float:
-        own = {pid: system.own_cpu_seconds(pid) for pid in pids}
+        own = {pid: usage.own_cpu_seconds(pid) for pid in pids}
         self._seen.update(own)
-        waited = sum(map(system.reaped_cpu_seconds, pids))
+        waited = sum(map(usage.reaped_cpu_seconds, pids))
         accounted = self.reaped_seconds + sum(own.values()) + waited
         self._largest = max(self._largest, accounted, sum(self._seen.values()))
         return self._largest

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
+from autohypothesis.engine import usage
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.pump import read_tail
 from autohypothesis.engine.shim_files import utc_now
@@ -43,7 +44,7 @@ def build_report(run: ShimRun) -> dict[str, Any]:
         "contention": _contention(run),
         "energy_joules": device.energy_joules() if device else None,
         "utilisation": device.utilisation() if device else None,
-        "oom_kills": system.oom_kills() - run.oom_kills,
+        "oom_kills": usage.oom_kills() - run.oom_kills,
         "log": {
             "bytes": run.log.total if run.log else 0,
             "dropped": run.log.dropped if run.log else 0,

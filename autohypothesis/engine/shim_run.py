@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
-from autohypothesis.engine import shim_files
+from autohypothesis.engine import shim_files, usage
 from autohypothesis.engine.launch import Launch
 from autohypothesis.engine.lease import Held, LeaseFile
 from autohypothesis.engine.process_limit import ProcessLimit
@@ -115,7 +115,7 @@ class ShimRun:
         self.score: dict[str, Any] | None = None
         self.cpu_seconds = 0.0
         self.error: str | None = None
-        self.oom_kills = system.oom_kills()
+        self.oom_kills = usage.oom_kills()
         self.suspended = system.suspended_seconds()
         self.limit = ProcessLimit(launch.max_processes, lambda: len(self._owned()))
         self._next_heartbeat = self._next_sample = self._next_device = 0.0

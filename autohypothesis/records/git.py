@@ -28,6 +28,7 @@ from autohypothesis.records.git_facts import (
     FileChange,
     Recent,
     Worktree,
+    missing_lines,
     parse_changes,
     parse_listing,
     parse_places,
@@ -437,11 +438,11 @@ class Repository:
         """Have git ignore `patterns` here, through `.git/info/exclude`, each once."""
         path = self.exclude_file
         wanted = list(patterns)
-        if not _missing(path, wanted):
+        if not missing_lines(path, wanted):
             return
         with self.lock():
             path.parent.mkdir(exist_ok=True)
-            lines = _missing(path, wanted)
+            lines = missing_lines(path, wanted)
             torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
             with path.open("a", encoding="utf-8") as file:
                 file.write("\n" * torn + "".join(f"{line}\n" for line in lines))
@@ -495,8 +496,3 @@ class Repository:
         settings = {**({"GIT_INDEX_FILE": str(index)} if index else {}), **(extra or {})}
         place = cwd or self.root
         return call(words, args, place, settings, stdin=stdin, timeout=timeout, accept=accept)
-
-
-def _missing(path: Path, patterns: Iterable[str]) -> list[str]:
-    there = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
-    return [pattern for pattern in patterns if pattern not in there]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -152,3 +152,9 @@ class Recent(Generic[T]):
                 self._known.pop(next(iter(self._known)))
             self._known[name] = answer
         return self._known[name]
+
+
+def missing_lines(path: Path, patterns: Iterable[str]) -> list[str]:
+    """Those of `patterns` that the file at `path` has no line for."""
+    there = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    return [pattern for pattern in patterns if pattern not in there]

@@ -43,18 +43,15 @@ POLL_S = 0.2
 """Between two looks; the end of a training wakes at once."""
 LOOK_S = 1.0
 """Between two looks at the device, the bench and the steering."""
-PREPARATION_S = 5.0
-"""How long a worker that leaves waits for a change that is being prepared."""
+PREPARATION_S = 5.0  # for what is being prepared, when a worker leaves
 LOCK_S = 5.0
 """How long a successor waits for its predecessor to be gone."""
 SETTLE_IN_S = 0.3
 """A training that has just begun is left alone for so long: its lane is being timed."""
 HELD_S = 60.0
 """After so long behind a device that a stranger holds, its hypotheses go to other workers."""
-FRESH_S = 5.0
-"""Between two looks whether what is prepared still stands on the reference."""
-LONGEST_PAUSE_S = 30.0
-TRIES = 3
+FRESH_S = 5.0  # between two looks whether what is prepared still stands on the reference
+LONGEST_PAUSE_S, TRIES = 30.0, 3
 _FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
 """What a damaged file or a full disk comes to."""
 
