@@ -191,6 +191,10 @@ def _summary(loop: Loop, outcome: Outcome) -> None:
 
 def _word(decision: Decision) -> str:
     """What became of it; the baseline is kept as it is, which is no find."""
+    from autohypothesis.records.rows import NOT_EVIDENCE
+
+    if decision.reason in NOT_EVIDENCE:
+        return "lost"
     is_baseline = decision.decision_status == "keep" and not decision.base_commit
     return "baseline" if is_baseline else WORDS[decision.decision_status]
 

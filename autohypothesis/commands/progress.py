@@ -85,6 +85,7 @@ class Lines:
             self.look()
 
     def _look_for_problems(self) -> None:
+        from autohypothesis.engine.overdue import standing_still
         from autohypothesis.fleet.live.presence import ROLES
         from autohypothesis.fleet.live.roles import lives, read_role
 
@@ -93,14 +94,16 @@ class Lines:
             if status is None or status.state in _HAVE_SAID or not lives(status):
                 continue
             for problem in status.problems:
-                self._say_once(name, problem)
+                self._say_once(f"{name}: {problem}")
+        for line in standing_still(self._layout):
+            self._say_once(line)
 
-    def _say_once(self, name: str, problem: str) -> None:
+    def _say_once(self, problem: str) -> None:
         """A problem that counts seconds or tries is the same one all the while."""
         known = _NUMBER.sub("#", problem)
         if known not in self._problems and len(self._problems) < 1000:
             self._problems.add(known)
-            self._say(f"{name}: {problem}")
+            self._say(problem)
 
     def _size(self) -> int:
         try:
@@ -114,12 +117,14 @@ class Lines:
 
 def line_of(decision: dict[str, Any]) -> str:
     """`keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
+    from autohypothesis.records.rows import NOT_EVIDENCE
     from autohypothesis.records.tables import harmless
 
+    lost = decision.get("reason") in NOT_EVIDENCE
     value = decision.get("metric_value")
     number = f"{value:.6f}" if isinstance(value, (int, float)) else "-"
     words = [
-        f"{decision.get('decision_status', '?')!s:<9}",
+        f"{'lost' if lost else decision.get('decision_status', '?')!s:<9}",
         str(decision.get("experiment_id", "?")),
         number,
         str(decision.get("reason", "")),

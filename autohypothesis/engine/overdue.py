@@ -15,10 +15,11 @@ from typing import Any
 
 from autohypothesis import system
 from autohypothesis.engine import shim
+from autohypothesis.engine.lease import experiments_of
 from autohypothesis.engine.shim_files import utc_now
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import write_json
-from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.layout import ID, Layout, RunPaths
 
 STOPPED = ("T", "t")
 """States of a process that was stopped, by a signal or by a debugger."""
@@ -33,10 +34,16 @@ def stopped(run: RunPaths) -> str:
     if not known or state not in STOPPED:
         return ""
     pid, left = known["pid"], _left(run, known)
-    then = "" if left is None else f", and is ended in {max(left, 0.0):.0f} s otherwise"
+    then = "" if left is None else f"; else it is ended in {max(left, 0.0):.0f} s"
     return (
         f"its owner process {pid} is stopped (state {state}): `kill -CONT {pid}` resumes it{then}"
     )
+
+
+def standing_still(layout: Layout) -> list[str]:
+    """The runs of a repository whose shim is stopped, a line each, as far as a lock names them."""
+    names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
+    return [f"{name} stands still: {text}" for name in names if (text := stopped(layout.run(name)))]
 
 
 def end(run: RunPaths) -> bool:

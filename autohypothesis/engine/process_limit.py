@@ -23,16 +23,14 @@ _PREFIX = "autohypothesis-"
 
 
 class ProcessLimit:
-    """The limit on what this process starts.
+    """The limit on what this process starts: `enter`, `hold` it to a number, ask, `leave`.
 
-    Args:
-        most: processes at once.
-        count: how many there are now, without this one.
+    To enter takes the kernel some 15 ms, so a shim does it before anybody waits for it.
     """
 
-    def __init__(self, most: int, count: Callable[[], int]) -> None:
-        self.most = most
-        self._count = count
+    def __init__(self) -> None:
+        self.most = 0
+        self._count: Callable[[], int] = int
         self._home = self._group = ""
         self._offered = False
         self._next = 0.0
@@ -48,10 +46,23 @@ class ProcessLimit:
             os.mkdir(group)
             self._home, self._group = home, group
             self._offer_pids()
-            _write(f"{group}/pids.max", str(TASKS_EACH * self.most))
             _write(f"{group}/cgroup.procs", "0")
         except OSError:
             self.leave()
+
+    def hold(self, most: int, count: Callable[[], int]) -> None:
+        """Let the limit hold from now on.
+
+        Args:
+            most: processes at once.
+            count: how many there are now, without this one.
+        """
+        self.most, self._count = most, count
+        if self._group:
+            try:
+                _write(f"{self._group}/pids.max", str(TASKS_EACH * most))
+            except OSError:
+                self.leave()
 
     def over(self) -> str:
         """How many processes there are, in words, when that is too many; else empty.

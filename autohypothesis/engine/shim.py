@@ -30,6 +30,7 @@ Status = Literal["running", "finished", "dead", "absent"]
 # The shim's own environment can be read by the training, so it holds no more than it needs.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _POLL_S = 0.05
+_DISMISSED_S = 10.0
 WAIT = "wait"
 """The last word of the command line of a shim that begins when it reads `GO`."""
 GO = b"go "
@@ -48,7 +49,7 @@ class ShimHandle(NamedTuple):
 def warm(run: RunPaths, experiment_id: str) -> Any:
     """A shim process that has not begun: it imports what it needs, and waits for `start`.
 
-    For who has other things to do before the launch is known. It touches nothing, and goes when
+    For who has other things to do before the launch is known. It touches no file, and goes when
     its standard input ends, so with its starter at the latest.
     """
     import subprocess
@@ -75,9 +76,15 @@ def warm(run: RunPaths, experiment_id: str) -> Any:
 
 def dismiss(process: Any) -> None:
     """End a warm shim that is not needed; one that was started is left alone."""
+    import subprocess
+
     if process.stdin is not None and not process.stdin.closed:
         process.stdin.close()
-        process.wait()
+        try:
+            process.wait(_DISMISSED_S)
+        except subprocess.TimeoutExpired:  # somebody stopped it
+            process.kill()
+            process.wait()
 
 
 def start(launch: Launch, process: Any = None) -> ShimHandle:

@@ -41,13 +41,16 @@ _SCORE_LOG_BYTES = 1 << 20
 def main(argv: list[str]) -> int:
     """The process: 0 once exit.json is written, 1 if there is nothing to write it for."""
     system.set_process_name(f"ah:{argv[2]}" if len(argv) > 2 else "ah-shim")
+    limit = ProcessLimit()
+    limit.enter()
     seal = _told_to_go(argv[1]) if argv[3:] == ["wait"] else ""
     if seal is None:
+        limit.leave()
         return 0
     try:
         with open(argv[1], "rb") as file:
             launch = Launch.from_json(file.read())
-        run = ShimRun(launch, seal)
+        run = ShimRun(launch, limit, seal)
         shim_files.claim_folder(
             launch.run_dir, launch.experiment_id, os.getpid(), launch.overdue_after
         )
@@ -55,6 +58,7 @@ def main(argv: list[str]) -> int:
     except Exception:
         # The boundary of the process: shim.log is the one place left to say it.
         _print_traceback()
+        limit.leave()
         return 1
     _remove_empty_log(launch)
     return 0
@@ -94,7 +98,7 @@ def _remove_empty_log(launch: Launch) -> None:
 class ShimRun:
     """One experiment. `run` always leaves exit.json, unless the disk takes nothing at all."""
 
-    def __init__(self, launch: Launch, seal: str = "") -> None:
+    def __init__(self, launch: Launch, limit: ProcessLimit, seal: str = "") -> None:
         self.launch = launch
         self.seal = seal
         self.watch: RecordWatch | None = None
@@ -117,7 +121,7 @@ class ShimRun:
         self.error: str | None = None
         self.oom_kills = usage.oom_kills()
         self.suspended = system.suspended_seconds()
-        self.limit = ProcessLimit(launch.max_processes, lambda: len(self._owned()))
+        self.limit = limit
         self._next_heartbeat = self._next_sample = self._next_device = 0.0
 
     def run(self) -> None:
@@ -150,7 +154,7 @@ class ShimRun:
             return
         self.started_at = shim_files.utc_now()
         self.watch = RecordWatch(launch)
-        self.limit.enter()
+        self.limit.hold(self.launch.max_processes, lambda: len(self._owned()))
         child = self._spawn(launch.command, launch.cwd, launch.env)
         self.ended = self._tend_training(child)
         self.cpu_seconds = self.meter.cpu_seconds() if self.meter else 0.0

@@ -30,6 +30,8 @@ _RSS_UNIT = 1024 if system.LINUX else 1
 
 ASLEEP_S = 5.0
 """A pause between two rounds of this length is no busy machine: somebody stopped the shim."""
+LATE_S = 1.0
+"""A pause of this length, with the deadline in it, hides whether the child ended in time."""
 EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
 
 
@@ -124,12 +126,12 @@ class Tender:
         now, before = time.monotonic(), self._looked
         self._looked = now
         gap, over, self._over = now - before, self._over, self._status is not None
-        if gap < ASLEEP_S or over:
+        if over:
             return
-        self._asleep += gap
-        if now >= self._deadline:
+        self._asleep += gap if gap >= ASLEEP_S else 0.0
+        if gap >= LATE_S and before < self._deadline <= now:
             self._fault = self._fault or (
-                f"the process that owns the run was stopped for {gap:.0f} s, past its deadline"
+                f"the process that owns the run was stopped for {gap:.1f} s, past its deadline"
             )
 
     def _look_at_crowd(self) -> None:

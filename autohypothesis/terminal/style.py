@@ -6,6 +6,7 @@ STATUS_STYLE = {
     "keep": "green",
     "discard": "bright_black",
     "crash": "red",
+    "lost": "yellow",
     "replicate": "cyan",
     "review_pending": "yellow",
     "planned": "blue",

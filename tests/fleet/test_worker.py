@@ -33,6 +33,7 @@ from autohypothesis.fleet.supervisor.snapshot import snapshot
 from autohypothesis.fleet.worker import claims, worker
 from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
 from schema import Heartbeat, Proposal, Result, now
 from schema import Worker as Entry
@@ -337,6 +338,26 @@ def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(
     held.give_back(first)
     held.give_back(second)
     assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
+
+
+def test_a_stopped_shim_is_named_by_the_worker_until_it_goes_on_or_is_ended(
+    fleet_lab: Lab, jobs: Queue, until: Until
+) -> None:
+    (name,) = propose(jobs, overrides=long())
+    with working(fleet_lab):
+        until(lambda: trains(fleet_lab, f"{name}-1"))
+        run = fleet_lab.layout.run(f"{name}-1")
+        known = read_json(run.shim)
+        os.kill(known["pid"], signal.SIGSTOP)
+        until(lambda: f"`kill -CONT {known['pid']}` resumes it" in seen(fleet_lab).notes)
+        assert seen(fleet_lab).state == "training"
+        os.kill(known["pid"], signal.SIGCONT)
+        until(lambda: seen(fleet_lab).notes == "")
+        os.kill(known["pid"], signal.SIGSTOP)
+        write_json(run.shim, {**known, "overdue_after": [1.0, 1.0]})
+        until(lambda: is_done(jobs, name))
+    result = result_of(fleet_lab, f"{name}-1")
+    assert result.failure_kind == "infra" and "was stopped (state T)" in result.failure_detail
 
 
 # ── leaving ─────────────────────────────────────────────────────────────────────────────────

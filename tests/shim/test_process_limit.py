@@ -34,7 +34,7 @@ shim.wait(shim.start(Launch.from_json(sys.stdin.buffer.read())), 60)
 def can_make_groups() -> bool:
     code = (
         "from autohypothesis.engine.process_limit import ProcessLimit\n"
-        "limit = ProcessLimit(9, lambda: 0)\nlimit.enter()\n"
+        "limit = ProcessLimit()\nlimit.enter()\nlimit.hold(9, lambda: 0)\n"
         "print(bool(limit._group))\nlimit.leave()"
     )
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -127,7 +127,7 @@ def test_only_its_own_process_is_in_the_cgroup() -> None:
     before = Path("/proc/self/cgroup").read_text()
     code = (
         "import subprocess\nfrom autohypothesis.engine.process_limit import ProcessLimit\n"
-        "limit = ProcessLimit(9, lambda: 0)\nlimit.enter()\n"
+        "limit = ProcessLimit()\nlimit.enter()\nlimit.hold(9, lambda: 0)\n"
         "subprocess.run(['true'], check=True)\nlimit.leave()\n"
         "print(open('/proc/self/cgroup').read(), end='')"
     )
@@ -146,8 +146,9 @@ def test_the_own_group_is_found_below_the_root_of_a_mount() -> None:
 def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_limit, "_own_group", lambda: "")
     owned = 3
-    limit = ProcessLimit(3, lambda: owned)
+    limit = ProcessLimit()
     limit.enter()
+    limit.hold(3, lambda: owned)
     assert limit.over() == ""
     owned = 4
     assert limit.over() == "", "it was counted just now"

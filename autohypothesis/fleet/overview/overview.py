@@ -258,12 +258,9 @@ class _Look:
 
     def stopped(self) -> None:
         """Runs that stand still because somebody stopped the process that owns them."""
-        from autohypothesis.engine import overdue
-        from autohypothesis.engine.lease import experiments_of
+        from autohypothesis.engine.overdue import standing_still
 
-        for name in experiments_of(str(self.layout.root)):
-            if ID.fullmatch(name) and (text := overdue.stopped(self.layout.run(name))):
-                self.needs.append(Need(f"{name} stands still: {text}"))
+        self.needs += [Need(line) for line in standing_still(self.layout)]
 
     def benched(self) -> None:
         for device, reason in benched(self.layout).items():
