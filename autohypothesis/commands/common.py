@@ -33,7 +33,22 @@ def laboratory(
     """The repository, its task and its active tag, opened."""
     from autohypothesis.engine.lab import Lab
 
-    return Lab.open(repository_path(context, repo), task=task, tag=tag)
+    lab = Lab.open(repository_path(context, repo), task=task, tag=tag)
+    _take_keys_out(lab.repository.common_dir)
+    return lab
+
+
+def _take_keys_out(common_dir: Path) -> None:
+    """A hub key of an earlier version leaves `.git` before any run; what hinders that is said."""
+    if not os.path.lexists(common_dir / "autohypothesis" / "hub.json"):
+        return
+    from autohypothesis.errors import HubError
+    from autohypothesis.hub.client import credentials
+
+    try:
+        credentials.own(common_dir)
+    except HubError as error:
+        err().print(f"warning: {error}", markup=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

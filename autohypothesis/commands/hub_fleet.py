@@ -50,6 +50,11 @@ def deliver(
     else:
         said = f"{done.sent} told, {done.refused} refused, {done.left} wait"
         out().print(said, markup=False)
+    if done.refused:
+        from autohypothesis.fleet.outbox import REFUSED
+
+        aside = lab.layout.outbox_state(REFUSED)
+        err().print(f"why they were refused: {aside}", markup=False, soft_wrap=True)
     if done.error:
         err().print(done.error, markup=False, soft_wrap=True)
         raise typer.Exit(1)

@@ -96,7 +96,12 @@ def find_secret(text: str | bytes, known: Known | None = None) -> str | None:
     for form, name in (known_secrets() if known is None else known).items():
         if any(form in view for view in views):
             return name
-    return "a key of a hub (ahk_…)" if _HUB_KEY.search(raw) else None
+    return "a key of a hub (ahk_…)" if has_hub_key(raw) else None
+
+
+def has_hub_key(text: bytes) -> bool:
+    """Whether something in `text` has the shape of a key that our hub gives out."""
+    return _HUB_KEY.search(text) is not None
 
 
 def refuse_secrets(what: str, texts: Iterable[tuple[str, str | bytes]]) -> None:

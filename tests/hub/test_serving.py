@@ -218,3 +218,23 @@ def test_a_full_disk_refuses_and_leaves_nothing(
         mine.git("reset", "-q", "--hard", small)
     mine.commit("small again")
     assert agent.push(mine.bundle()).status == 201
+
+
+def test_a_key_of_any_agent_is_not_taken_in_whatever_it_is_sent_as(start: Start) -> None:
+    """An agent with curl has no client that would stop it; what is stored everybody reads."""
+    hub = start()
+    mallory, victim = hub.agent("mallory"), hub.agent("victim")
+    mallory.send("/api/channels", {"name": "keys"})
+    told = {"name": "1", "commit": "abcd", "platform": "CPU", "metric": "m", "status": "keep",
+            "value": 1.0}  # fmt: skip
+    for path, value in (
+        ("/api/channels/keys/posts", {"content": f"look: {victim.key}"}),
+        ("/api/channels/keys/posts", {"content": f"look: {mallory.key}"}),
+        ("/api/results", {**told, "description": victim.key}),
+        ("/api/channels", {"name": "more", "description": victim.key}),
+    ):
+        answer = mallory.send(path, value)
+        assert answer.status == 400 and "holds a key of a hub" in answer.error
+        assert victim.key not in answer.error
+    assert mallory.get("/api/channels/keys/posts") == []
+    assert mallory.send("/api/channels/keys/posts", {"content": "ahk_ is a prefix"}).status == 201

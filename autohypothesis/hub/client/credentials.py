@@ -142,11 +142,16 @@ def write(path: Path, credentials: Credentials) -> None:
 
 
 def leave_git(common_dir: Path) -> None:
-    """As `own` does it, but a file in `.git` that is no credentials stays aside there."""
+    """Move keys out of `.git` as `own` does; what is no credentials is set aside there.
+
+    Raises:
+        HubError: a key cannot be moved.
+    """
     try:
-        _move_out(common_dir)
+        read(_in_git(common_dir))
     except HubError:
         keep_aside(_in_git(common_dir))
+    _move_out(common_dir)
 
 
 def make_private(folder: Path) -> None:

@@ -14,7 +14,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, HubError, LockError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.live.stop import Stopping
-from autohypothesis.fleet.outbox import PENDING, DiskOutbox, Round, pause_s
+from autohypothesis.fleet.outbox import PENDING, REFUSED, DiskOutbox, Round, pause_s
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.hub.client.courier import HubCourier
 from autohypothesis.hub.client.credentials import Credentials
@@ -103,6 +103,9 @@ class Courier:
         self._failures = self._failures + 1 if done.error and not done.sent else 0
         self._due["deliver"] = time.monotonic() + (pause_s(self._failures) if done.error else 0.0)
         self._problems.pop("deliver", None)
+        if done.refused:
+            aside = self.lab.layout.outbox_state(REFUSED)
+            self._problems["refused"] = f"{self._counts['refused']} were refused: see {aside}"
         if done.error:
             self._problems["deliver"] = f"{done.left} wait to be told: {done.error}"
             self._due["listen"] = min(self._due["listen"], self._due["deliver"])

@@ -14,6 +14,7 @@ from autohypothesis.engine.task_errors import problems_of
 from autohypothesis.hub.server.refusals import RefusedError, bad
 from autohypothesis.hub.server.settings import Limits
 from autohypothesis.records.files import parse_json
+from autohypothesis.records.secrets import has_hub_key
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -58,6 +59,11 @@ async def json_object(request: Request, limits: Limits) -> dict[str, Any]:
         raise bad(f"the body {error}") from error
     if not isinstance(value, dict):
         raise bad("the body is not a JSON object")
+    if has_hub_key(content):  # everybody could read it here, and act in its owner's name
+        raise bad(
+            "the body holds a key of a hub, so nothing was stored",
+            hint="take it out, and have the operator rotate it: `hub admin rotate NAME`",
+        )
     return value
 
 

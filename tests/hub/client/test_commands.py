@@ -257,3 +257,20 @@ def test_help_does_not_wait_for_the_network_libraries() -> None:
         env=os.environ,
     )  # fmt: skip
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_key_that_an_earlier_version_left_in_git_is_taken_out_before_a_run(
+    inside: Run, stand_in: StandIn, foreign: Path, home: Path
+) -> None:
+    assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
+    own, old = credentials.own_file(foreign / ".git"), foreign / ".git" / "autohypothesis"
+    own.rename(old / "hub.json")
+    assert inside("run-experiment", "--baseline").returncode == 0
+    assert own.exists() and not (old / "hub.json").exists()
+    assert inside("hub", "log").returncode == 0
+    own.rename(old / "hub.json")
+    own.parent.chmod(0o700)
+    own.parent.rmdir()
+    own.parent.write_text("a file in the folder's place")
+    answer = inside("run-experiment", "--desc", "again", "--baseline")
+    assert "warning: the key in" in answer.stderr and (old / "hub.json").exists()

@@ -196,6 +196,12 @@ def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
         path = decided.layout.outbox_entry(REFUSED, kind, kept["id"])
         said = read_json(path)["last_error"]
         assert "holds the value of $HF_TOKEN" in said and secret not in said
+    courier = Courier(decided, member(hub, "bob"))
+    for path in decided.layout.outbox_state(REFUSED).glob("*.json"):
+        path.rename(decided.layout.outbox_state(PENDING) / path.name)
+    courier.turn()
+    status = roles.read_role(decided.layout, COURIER)
+    assert status is not None and "3 were refused: see " in " ".join(status.problems)
     reader = hub.agent("reader")
     shown = [
         reader.get(f"/api/{path}") for path in ("results", "git/commits", "channels/results/posts")
