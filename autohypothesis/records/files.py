@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.errors import RecordError
+from autohypothesis.errors import RecordError, UnwritableError
 
 JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
@@ -84,7 +84,7 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
     what can be made again.
 
     Raises:
-        RecordError: naming the path and the system's reason; `path` is as it was before.
+        UnwritableError: naming the path and the system's reason; `path` is as it was before.
     """
     content = data.encode("utf-8", "replace") if isinstance(data, str) else data
     temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
@@ -95,12 +95,26 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
-        raise RecordError(
+        raise UnwritableError(
             f"cannot write {path}: {error.strerror or error}", hint="see `df -h` and `ls -ld`"
         ) from error
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+
+
+def require_writable(*folders: Path) -> None:
+    """See that nothing stops at a read-only folder halfway; one that is absent will be made.
+
+    Raises:
+        UnwritableError: naming the first folder that may not be written.
+    """
+    for folder in folders:
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UnwritableError(
+                f"{folder} cannot be written, so nothing was begun",
+                hint=f"see `ls -ld {folder}` and `df -h`",
+            )
 
 
 def _write_whole(path: Path, content: bytes, durable: bool, mode: int) -> None:

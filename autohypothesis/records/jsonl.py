@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autohypothesis.errors import LockError, RecordError
+from autohypothesis.errors import LockError, RecordError, UnwritableError
 from autohypothesis.records.files import opened, parse_json, read_bytes, to_json
 
 LINE_LIMIT = 1024 * 1024
@@ -72,10 +72,10 @@ def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
     except OSError as error:
         os.ftruncate(descriptor, size)
         why = error.strerror
-        raise RecordError(f"cannot append to {path}: {why}", hint="see `df -h`") from error
+        raise UnwritableError(f"cannot append to {path}: {why}", hint="see `df -h`") from error
     if written != len(line):
         os.ftruncate(descriptor, size)
-        raise RecordError(f"cannot append to {path}: the disk is full", hint="see `df -h`")
+        raise UnwritableError(f"cannot append to {path}: the disk is full", hint="see `df -h`")
 
 
 @contextmanager

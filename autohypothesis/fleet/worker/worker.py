@@ -18,7 +18,13 @@ from contextlib import suppress
 from autohypothesis.engine.executor import Executor, Handle, Waits
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.errors import AutohypothesisError, LeaseError, LockError, RecordError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    LeaseError,
+    LockError,
+    RecordError,
+    UnwritableError,
+)
 from autohypothesis.fleet.live import bench
 from autohypothesis.fleet.live.heartbeat import Pulse
 from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
@@ -488,6 +494,6 @@ def _device_of(run: RunPaths) -> str:
 
 def _is_of_the_machine(error: Exception | None) -> bool:
     """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
-    return isinstance(error, (LockError, LeaseError, OSError)) or any(
+    return isinstance(error, (LockError, UnwritableError, LeaseError, OSError)) or any(
         words in str(error) for words in _FULL
     )
