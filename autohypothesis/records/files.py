@@ -279,8 +279,10 @@ def read_with_status(path: Path | str, limit: int = JSON_LIMIT) -> tuple[bytes, 
         os.close(descriptor)
 
 
-def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
+def read_json(path: Path | str, limit: int = JSON_LIMIT, *, exact: bool = False) -> Any:
     """The JSON document at `path`; NaN, infinities and 1e999 are read as None.
+
+    With `exact`, which is for what people and agents write, they are refused.
 
     Raises:
         FileNotFoundError: when nothing is there.
@@ -288,13 +290,13 @@ def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
     """
     content = read_bytes(path, limit)
     try:
-        return parse_json(content)
+        return parse_json(content, exact=exact)
     except ValueError as error:
         raise RecordError(f"{path} {error}", hint=_MOVE_AWAY) from None
 
 
-def parse_json(content: bytes) -> Any:
-    """`content` as JSON.
+def parse_json(content: bytes, *, exact: bool = False) -> Any:
+    """`content` as JSON; what is no finite number is None, or with `exact` refused.
 
     Raises:
         ValueError: in words that follow the name of the file: "is empty", "is not UTF-8, ...".
@@ -309,8 +311,8 @@ def parse_json(content: bytes) -> Any:
     try:
         value = json.loads(
             text,
-            parse_constant=_nothing,
-            parse_float=_finite if careful else None,
+            parse_constant=_refused if exact else _nothing,
+            parse_float=(_exactly if exact else _finite) if careful else None,
             parse_int=_bounded if careful else None,
         )
         if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
@@ -320,13 +322,24 @@ def parse_json(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"is not JSON: {error.msg} at {where}") from None
-    except ValueError:
-        raise ValueError(f"holds an integer of more than {MAX_DIGITS:,} digits") from None
+    except ValueError as error:
+        raise ValueError(f"holds {error}") from None
     return _without_surrogates(value) if _MAY_BE_SURROGATE.search(content) else value
 
 
 def _nothing(_: str) -> None:
     return None
+
+
+def _refused(word: str) -> None:
+    raise ValueError(f"{word}, which is no finite number")
+
+
+def _exactly(digits: str) -> float:
+    number = _finite(digits)
+    if number is None:
+        raise ValueError(f"{digits[:20]}, which is no finite number")
+    return number
 
 
 def _finite(digits: str) -> float | None:
@@ -337,7 +350,7 @@ def _finite(digits: str) -> float | None:
 def _bounded(digits: str) -> int:
     """Reading an integer takes time with the square of its length."""
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"an integer of {len(digits):,} digits")
+        raise ValueError(f"an integer of more than {MAX_DIGITS:,} digits")
     return int(digits)
 
 
