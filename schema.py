@@ -53,6 +53,8 @@ Clock = Literal["wall", "cpu"]
 
 MAX_NUMBER_LENGTH = 64
 """Characters; a longer string is not a measurement, and Python refuses it past 4,300 digits."""
+MAX_SEED = 2**63 - 1
+"""A signed integer of 64 bits, as torch and NumPy take it."""
 EARLIEST, LATEST = (
     datetime(1970, 1, 1, tzinfo=timezone.utc),
     datetime(9000, 1, 1, tzinfo=timezone.utc),
@@ -194,7 +196,7 @@ class Proposal(Strict):
     """The id under which somebody else knows it, before it was made a file name."""
     replicates: Identifier | None = None
     """The first experiment of the group that this one repeats."""
-    seed: Whole = None
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
     """None: the first seed, so that it meets the reference's equal."""
 
     @model_validator(mode="after")

@@ -31,6 +31,10 @@ class RecordError(AutohypothesisError):
     """A file under research/ is damaged, too large, or not what its name promises."""
 
 
+class UnwritableError(RecordError):
+    """A file or folder cannot be written: it is read-only, or the disk is full."""
+
+
 class LockError(AutohypothesisError):
     """Somebody else holds the lock; the message names the holder."""
 

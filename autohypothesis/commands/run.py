@@ -51,7 +51,10 @@ def run_experiment(
         bool, typer.Option("--baseline", help="Run the reference as it stands.")
     ] = False,
     description: Annotated[str, typer.Option("--desc", help="What is tried, in a few words.")] = "",
-    seed: Annotated[int | None, typer.Option("--seed", help="Default: the task's first.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Default: the task's first."),
+    ] = None,
     task: Annotated[Path | None, typer.Option("--task", help="A task file.")] = None,
     tag: Tag = None,
     settle: Annotated[

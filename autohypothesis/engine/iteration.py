@@ -39,6 +39,7 @@ from autohypothesis.engine.told import told, tried_before
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
 from autohypothesis.records import ids, locks
+from autohypothesis.records.files import require_writable
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.outputs import is_strangers_worktree
 from schema import Plan, PlannedHypothesis, Prediction, Result, now
@@ -118,7 +119,10 @@ def run(
     Raises:
         ChangeError, PreflightError: the change is refused; nothing was run.
         LeaseError: every device is held.
+        UnwritableError: the run could not be recorded; nothing was begun.
     """
+    layout = lab.layout
+    require_writable(layout.research, layout.plans, layout.runs, layout.locks)
     watch = watch or Unwatched()
     executor = executor or LocalExecutor(lab.repository, lab.layout)
     recovery.collect_ended(lab.repository, lab.layout)

@@ -88,7 +88,7 @@ def _may_live(run: RunPaths) -> bool:
 def collect_ended(repository: Repository, layout: Layout) -> list[str]:
     """Collect every experiment that ended without anybody there; their ids.
 
-    One that cannot be collected (its folder is damaged) stays for the fold to name.
+    One that cannot be collected (its folder is damaged, or read-only) stays for the fold to name.
     """
     collected = []
     for experiment_id in uncollected(layout):
@@ -96,6 +96,6 @@ def collect_ended(repository: Repository, layout: Layout) -> list[str]:
             if is_over(layout.run(experiment_id)):
                 collect(repository, layout, experiment_id)
                 collected.append(experiment_id)
-        except (AutohypothesisError, ValueError, KeyError, TypeError):
+        except (AutohypothesisError, OSError, ValueError, KeyError, TypeError):
             continue
     return collected

@@ -22,6 +22,7 @@ from autohypothesis.engine.replicates import repeats_of
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
+from autohypothesis.records.files import require_writable
 from schema import Confirmation, Decision, Metadata, Result, now
 
 HandMade = Literal["keep", "discard", "crash"]
@@ -224,7 +225,12 @@ def _hand_made(status: str) -> HandMade:
 
 
 def repair(lab: Lab) -> Settled:
-    """Finish what a killed settle began: the move of the reference, then the stamp; the past."""
+    """Finish what a killed settle began: the move of the reference, then the stamp; the past.
+
+    Raises:
+        UnwritableError: a decision could not be recorded as a whole.
+    """
+    require_writable(lab.layout.research, lab.layout.runs)
     past = Settled.of_tag(lab.layout, lab.tag)
     past.reference = reference = lab.reference()
     dangling = past.dangling_move(reference)

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.errors import RecordError
+from autohypothesis.errors import RecordError, UnwritableError
 from autohypothesis.system import rename_exclusive, room_advice
 
 JSON_LIMIT = 4 * 1024 * 1024
@@ -85,7 +85,7 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
     what can be made again.
 
     Raises:
-        RecordError: naming the path and the system's reason; `path` is as it was before.
+        UnwritableError: naming the path and the system's reason; `path` is as it was before.
     """
     content = data.encode("utf-8", "replace") if isinstance(data, str) else data
     temporary = path.parent / f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp"
@@ -96,7 +96,7 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
-        raise RecordError(
+        raise UnwritableError(
             f"cannot write {path}: {error.strerror or error}",
             hint=room_advice(error.errno) or "see `df -h` and `ls -ld`",
         ) from error
@@ -117,6 +117,20 @@ def write_new(path: Path, data: bytes | str, *, mode: int = 0o644) -> bool:
         with suppress(FileNotFoundError):
             beside.unlink()
     return True
+
+
+def require_writable(*folders: Path) -> None:
+    """See that nothing stops at a read-only folder halfway; one that is absent will be made.
+
+    Raises:
+        UnwritableError: naming the first folder that may not be written.
+    """
+    for folder in folders:
+        if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+            raise UnwritableError(
+                f"{folder} cannot be written, so nothing was begun",
+                hint=f"see `ls -ld {folder}` and `df -h`",
+            )
 
 
 def _write_whole(path: Path, content: bytes, durable: bool, mode: int) -> None:
@@ -281,8 +295,10 @@ def read_with_status(path: Path | str, limit: int = JSON_LIMIT) -> tuple[bytes, 
         os.close(descriptor)
 
 
-def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
+def read_json(path: Path | str, limit: int = JSON_LIMIT, *, exact: bool = False) -> Any:
     """The JSON document at `path`; NaN, infinities and 1e999 are read as None.
+
+    With `exact`, which is for what people and agents write, they are refused.
 
     Raises:
         FileNotFoundError: when nothing is there.
@@ -290,13 +306,13 @@ def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
     """
     content = read_bytes(path, limit)
     try:
-        return parse_json(content)
+        return parse_json(content, exact=exact)
     except ValueError as error:
         raise RecordError(f"{path} {error}", hint=_MOVE_AWAY) from None
 
 
-def parse_json(content: bytes) -> Any:
-    """`content` as JSON.
+def parse_json(content: bytes, *, exact: bool = False) -> Any:
+    """`content` as JSON; what is no finite number is None, or with `exact` refused.
 
     Raises:
         ValueError: in words that follow the name of the file: "is empty", "is not UTF-8, ...".
@@ -311,8 +327,8 @@ def parse_json(content: bytes) -> Any:
     try:
         value = json.loads(
             text,
-            parse_constant=_nothing,
-            parse_float=_finite if careful else None,
+            parse_constant=_refused if exact else _nothing,
+            parse_float=(_exactly if exact else _finite) if careful else None,
             parse_int=_bounded if careful else None,
         )
         if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
@@ -322,13 +338,24 @@ def parse_json(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"is not JSON: {error.msg} at {where}") from None
-    except ValueError:
-        raise ValueError(f"holds an integer of more than {MAX_DIGITS:,} digits") from None
+    except ValueError as error:
+        raise ValueError(f"holds {error}") from None
     return _without_surrogates(value) if _MAY_BE_SURROGATE.search(content) else value
 
 
 def _nothing(_: str) -> None:
     return None
+
+
+def _refused(word: str) -> None:
+    raise ValueError(f"{word}, which is no finite number")
+
+
+def _exactly(digits: str) -> float:
+    number = _finite(digits)
+    if number is None:
+        raise ValueError(f"{digits[:20]}, which is no finite number")
+    return number
 
 
 def _finite(digits: str) -> float | None:
@@ -339,7 +366,7 @@ def _finite(digits: str) -> float | None:
 def _bounded(digits: str) -> int:
     """Reading an integer takes time with the square of its length."""
     if len(digits) > MAX_DIGITS:
-        raise ValueError(f"an integer of {len(digits):,} digits")
+        raise ValueError(f"an integer of more than {MAX_DIGITS:,} digits")
     return int(digits)
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autohypothesis.errors import LockError, RecordError
+from autohypothesis.errors import LockError, RecordError, UnwritableError
 from autohypothesis.records.files import opened, parse_json, read_bytes, to_json
 from autohypothesis.system import file_size_limit, room_advice
 
@@ -74,12 +74,12 @@ def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
     except OSError as error:
         os.ftruncate(descriptor, size)
         hint = room_advice(error.errno) or "see `df -h`"
-        raise RecordError(f"cannot append to {path}: {error.strerror}", hint=hint) from error
+        raise UnwritableError(f"cannot append to {path}: {error.strerror}", hint=hint) from error
     if written != len(line):
         os.ftruncate(descriptor, size)
         limit = file_size_limit()
         number = errno.EFBIG if limit is not None and size + len(line) > limit else errno.ENOSPC
-        raise RecordError(
+        raise UnwritableError(
             f"cannot append to {path}: {os.strerror(number)}", hint=room_advice(number)
         )
 

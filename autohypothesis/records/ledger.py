@@ -282,6 +282,11 @@ def read_ledger(layout: Layout) -> list[dict[str, Any]]:
         content = read_bytes(layout.ledger, LIMIT)
     except FileNotFoundError:
         return []
+    return parse_ledger(content)
+
+
+def parse_ledger(content: bytes) -> list[dict[str, Any]]:
+    """The rows in the lines of a ledger; what is no row is left out."""
     rows = []
     for line in content.splitlines():
         try:

@@ -14,7 +14,12 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from autohypothesis.errors import AutohypothesisError, LockError, RecordError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    LockError,
+    RecordError,
+    UnwritableError,
+)
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
@@ -41,6 +46,7 @@ def hold(
 
     Raises:
         LockError: somebody else has held it for `timeout` seconds; the message names the holder.
+        UnwritableError: research/ is read-only, or the disk is full.
     """
     path = layout.lock(name)
     lock = FileLock(path, timeout=timeout, mode=0o644, poll_interval=0.02, thread_local=False)
@@ -50,9 +56,9 @@ def hold(
     except Timeout:
         raise _held(layout, name, doing, timeout) from None
     except OSError as error:
-        raise LockError(
+        raise UnwritableError(
             f"lock {path} cannot be taken for {doing}: {error.strerror or error}",
-            hint=f"see `ls -ld {path}`",
+            hint=f"see `ls -ld {path}` and `df -h`",
         ) from error
     try:
         _write_down(layout, name, doing)

@@ -94,7 +94,7 @@ class _Inbox:
     def _read(self, path: Path, name: str) -> list[Any] | None:
         """The proposals in a file, unread; None when it is still written, or was refused."""
         try:
-            value = read_json(path)
+            value = read_json(path, exact=True)
         except FileNotFoundError:
             return None
         except RecordError as error:

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from autohypothesis import errors
 from autohypothesis.engine.executor import Executor, Handle, Waits
 from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.lab import Lab
@@ -497,4 +498,5 @@ def _device_of(run: RunPaths) -> str:
 
 def _is_of_the_machine(error: Exception | None) -> bool:
     """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
-    return isinstance(error, (LockError, LeaseError, OSError)) or room_in(str(error)) != ""
+    known = (LockError, errors.UnwritableError, LeaseError, OSError)
+    return isinstance(error, known) or room_in(str(error)) != ""
