@@ -228,13 +228,16 @@ class _Sync:
             return True  # what is no file is dealt with where files are put
         if not lines.foreign and len(lines.by_hand) <= MOST:
             self.taken += take_in(self.layout, self.tag, lines.by_hand)
-            if edited := self._edited(lines.ours):
+            if lines.damaged:
+                self._set_aside(path, f"had {lines.damaged:,} lines that are no rows")
+            elif edited := self._edited(lines.ours):
                 self._set_aside(
                     path, f"had edited rows ({', '.join(edited[:4])}): rows are derived"
                 )
             return True
         if self.folded.entries:
-            self._set_aside(path, f"has {len(lines.by_hand):,} lines of no experiment here")
+            count = len(lines.by_hand) + lines.damaged + lines.gone
+            self._set_aside(path, f"had {count:,} lines of no experiment here")
             return True
         self._complain(path, "is not ours, and stays as it is")
         return False
@@ -261,7 +264,7 @@ class _Sync:
         ours = tables.results_tsv(self.folded.entries, self.tag)
         path, copy = self.layout.results_tsv, self.layout.aggregate_results_tsv
         before = self._lines(copy)
-        theirs = self._their_lines(ours, before) if self._is_table(path) else None
+        theirs = self._their_lines(ours, before) if self._is_free(path, not before) else None
         self._table(copy, ours)
         if theirs is None:
             return
@@ -275,25 +278,37 @@ class _Sync:
         whole = tables.HEADER + _joined(theirs) + ours.removeprefix(tables.HEADER)
         self._table(path, whole, unless=self._tracked)
 
-    def _is_table(self, path: Path) -> bool:
-        """Whether there is room for our table at `path`, or one of the published format."""
+    def _is_free(self, path: Path, first: bool) -> bool:
+        """Whether there is room for our table at `path`, or one of the published format.
+
+        Something else that was there before our first stays; an empty `results_before` says so.
+        What has taken the place of ours since is set aside.
+        """
         try:
             text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
+            if not text.strip() or text.partition("\n")[0].strip() == tables.HEADER.strip():
+                return True
+            wrong = "is no table of ours"
         except FileNotFoundError:
             return True
         except RecordError as error:
-            self._complain(path, reason_in(error, path))
+            wrong = reason_in(error, path)
+        taken = self.layout.results_before
+        if first and not taken.exists():
+            self._table(taken, "")
+        if first or (taken.exists() and not taken.stat().st_size):
+            self._complain(path, f"{wrong}, and stays; ours is {self._copy}")
             return False
-        fits = not text.strip() or text.partition("\n")[0].strip() == tables.HEADER.strip()
-        if not fits:
-            self._complain(path, f"is no table of ours, and stays; ours is {self._copy}")
-        return fits
+        self._set_aside(path, wrong)
+        return True
 
     def _their_lines(self, ours: str, before: list[str] | None) -> list[str]:
         """The lines of results.tsv that we did not write."""
         mine = {*ours.split("\n"), *(before or ()), tables.HEADER.strip(), ""}
         known = tables.commits_of(self.folded.entries) if before is None else set()
         lines = self._lines(self.layout.results_tsv) or []
+        if lines and any(line.startswith(lines[-1]) for line in mine):
+            lines.pop()  # ours, or torn
         return [one for one in lines if one not in mine and one.split("\t")[0] not in known]
 
     def _lines(self, path: Path) -> list[str] | None:
