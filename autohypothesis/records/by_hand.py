@@ -15,7 +15,7 @@ from autohypothesis.plain import plain
 from autohypothesis.records import bundles
 from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.layout import ID, Layout
-from autohypothesis.records.rows import MB_PER_GB, real
+from autohypothesis.records.rows import DECIDED, MB_PER_GB, real
 from autohypothesis.records.tables import COLUMNS, harmless
 from schema import Metrics, Plan, PlannedHypothesis, Result, Row, finite, now
 
@@ -78,10 +78,12 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
     return LedgerLines(found, ours, damaged, gone)
 
 
-def table_line(text: str) -> HandLine:
-    """A line of a results.tsv of the published format."""
-    cells = dict(zip(COLUMNS, text.split("\t"), strict=False))
-    return HandLine("results.tsv", text, {**cells, "peak_vram_gb": cells.get("memory_gb")})
+def table_lines(texts: Iterable[str]) -> Iterator[HandLine]:
+    """Lines of a results.tsv, those of the published format."""
+    for text in texts:
+        cells = dict(zip(COLUMNS, text.split("\t"), strict=False))
+        if len(text) < 4_000 and cells.get("status") in DECIDED:
+            yield HandLine("results.tsv", text, {**cells, "peak_vram_gb": cells["memory_gb"]})
 
 
 def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:

@@ -435,8 +435,7 @@ class Repository:
     def exclude(self, patterns: Iterable[str]) -> None:
         """Have git ignore `patterns` here, through `.git/info/exclude`, each once."""
         path = self.common_dir / "info" / "exclude"
-        wanted = list(patterns)
-        if not _missing(path, wanted):
+        if not _missing(path, wanted := list(patterns)):
             return
         with self.lock():
             path.parent.mkdir(exist_ok=True)

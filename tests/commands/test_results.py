@@ -190,7 +190,8 @@ def test_a_repository_with_a_table_of_another_loop_keeps_it(cli: Cli, foreign: P
     said = json.loads(cli("show-results", "--json").stdout)
     assert said["source"] == "experiments.jsonl" and said["experiments"] == 1
     assert (foreign / "results.tsv").read_text() == OTHER, "it is another table, and stays"
-    assert "baseline" in Layout(foreign).aggregate_results_tsv.read_text()
+    ours = foreign / "research" / "aggregate" / "results.tsv"
+    assert "baseline" in ours.read_text()
 
 
 def test_a_table_that_is_none_is_an_error_that_names_it(cli: Cli, tmp_path: Path) -> None:
