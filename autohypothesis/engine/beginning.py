@@ -56,11 +56,15 @@ def _look(repository: Repository, layout: Layout) -> _Before:
     return _Before(
         fresh=fresh,
         manifest=_read(layout.manifest),
-        exclude=_read(repository.exclude_file),
+        exclude=_read(_exclude_file(repository)),
         refs=repository.refs("refs/" if fresh else _TAGS),
         worktrees={one.path for one in repository.worktrees()} if fresh else set(),
         names={path for path in _names(layout) if os.path.lexists(path)},
     )
+
+
+def _exclude_file(repository: Repository) -> Path:
+    return repository.common_dir / "info" / "exclude"
 
 
 def _names(layout: Layout) -> tuple[Path, ...]:
@@ -105,7 +109,7 @@ def _take_back(repository: Repository, layout: Layout, before: _Before) -> None:
     for path, empty in ((layout.ledger, b""), (layout.results_tsv, HEADER.encode())):
         if path in made and _read(path) == empty:
             path.unlink()
-    _restore(repository.exclude_file, before.exclude)
+    _restore(_exclude_file(repository), before.exclude)
 
 
 def _take_back_tag(repository: Repository, layout: Layout, before: _Before) -> None:

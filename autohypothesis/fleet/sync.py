@@ -24,7 +24,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.plain import plain
 from autohypothesis.records import index, tables
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.by_hand import MOST, ledger_lines, table_line, take_in
+from autohypothesis.records.by_hand import MOST, ledger_lines, table_lines, take_in
 from autohypothesis.records.files import (
     JSON_LIMIT,
     kind_of,
@@ -48,6 +48,8 @@ REFRESH_S = 60.0
 """Parquet and fleet brief older than this are made anew when something changed."""
 LOCK_TIMEOUT_S = 120.0
 RESULTS_LIMIT = 64 * 1024 * 1024
+ASIDE = ".set-aside-"
+"""In the name of what was moved away, before the time."""
 LATEST = 12
 """Rows in each list of the fleet brief."""
 
@@ -121,6 +123,7 @@ class _Sync:
         for folder in (self.layout.root, self.layout.aggregate):
             sweep(folder)
         self._write_ledger()
+        self._name_asides()
         if self.folded.decisions_readable:
             self._results()
         board = tables.leaderboard(self.folded, self.tag, self._active_workers())
@@ -227,34 +230,35 @@ class _Sync:
             lines = ledger_lines(read_bytes(path, LIMIT), self.folded.entries)
         except (FileNotFoundError, RecordError):
             return True  # what is no file is dealt with where files are put
+        if lines.foreign and not self.folded.entries and not lines.gone:
+            self._complain(path, "is not ours, and stays as it is")
+            return False
         if not lines.foreign and len(lines.by_hand) <= MOST:
             self.taken += take_in(self.layout, self.tag, lines.by_hand)
-            if edited := self._edited(lines.ours):
-                self._set_aside(
-                    path, f"had edited rows ({', '.join(edited[:4])}): rows are derived"
-                )
-            return True
-        if self.folded.entries:
-            self._set_aside(path, f"has {len(lines.by_hand):,} lines of no experiment here")
-            return True
-        self._complain(path, "is not ours, and stays as it is")
-        return False
+            if not lines.damaged and not self._is_edited(lines.ours):
+                return True
+        os.rename(path, path.with_name(f"{path.name}{ASIDE}{time.time_ns()}"))
+        return True
 
-    def _edited(self, lines: Mapping[str, bytes]) -> list[str]:
-        """The experiments whose row differs from ours, although nothing about them is new."""
+    def _name_asides(self) -> None:
+        """Names the ledgers that were set aside, as long as they lie there."""
+        name = self.layout.ledger.name + ASIDE
+        for aside in sorted(one for one in os.listdir(self.layout.root) if one.startswith(name)):
+            said = "was set-aside: it held what is not ours; take from it what you need"
+            self._complain(self.layout.root / aside, f"{said}, and delete it")
+
+    def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
+        """Whether a row differs from ours, although nothing about its experiment is new."""
         before = index.load(self.layout, of_any_ledger=True)
-        if before is None:
-            return []
-        found = []
-        for key, line in lines.items():
-            old, new = before.entries.get(key), self.folded.entries[key]
+        for key, line in lines.items() if before else ():
+            old, new = before.entries.get(key) if before else None, self.folded.entries[key]
             same = old is not None and old[:3] == new[:3] and new.signature != LOOK_AGAIN
             if same and not new.facts.volatile and self.folded.line(key).strip() != line.strip():
-                found.append(key)
-        return found
+                return True
+        return False
 
     def _results(self) -> None:
-        """results.tsv of the tag. Lines that we did not write stay in front of ours.
+        """results.tsv of the tag. Lines that were there before stand first, added ones last.
 
         A file of that name that is no such table, or that the repository tracks, stays as it is;
         our lines alone are under research/ as well.
@@ -262,7 +266,7 @@ class _Sync:
         ours = tables.results_tsv(self.folded.entries, self.tag)
         path, copy = self.layout.results_tsv, self.layout.aggregate_results_tsv
         before = self._lines(copy)
-        theirs = self._their_lines(ours, before) if self._is_table(path) else None
+        theirs = self._their_lines(ours, before) if self._is_free(path, not before) else None
         self._table(copy, ours)
         if theirs is None:
             return
@@ -271,30 +275,44 @@ class _Sync:
         if theirs and not before:
             self._table(self.layout.results_before, tables.HEADER + _joined(theirs))
         known = set(self._lines(self.layout.results_before) or ())
-        new = [table_line(line) for line in theirs if line not in known]
-        self.taken += take_in(self.layout, self.tag, new[:MOST])
-        whole = tables.HEADER + _joined(theirs) + ours.removeprefix(tables.HEADER)
+        first, added = (
+            [line for line in theirs if (line in known) is old] for old in (True, False)
+        )
+        self.taken += take_in(self.layout, self.tag, table_lines(added[:MOST]))
+        whole = tables.HEADER + _joined(first) + ours.removeprefix(tables.HEADER) + _joined(added)
         self._table(path, whole, unless=self._tracked)
 
-    def _is_table(self, path: Path) -> bool:
-        """Whether there is room for our table at `path`, or one of the published format."""
+    def _is_free(self, path: Path, first: bool) -> bool:
+        """Whether there is room for our table at `path`, or one of the published format.
+
+        Something else that was there before our first stays; an empty `results_before` says so.
+        What has taken the place of ours since is set aside.
+        """
         try:
             text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
+            if not text.strip() or text.partition("\n")[0].strip() == tables.HEADER.strip():
+                return True
+            wrong = "is no table of ours"
         except FileNotFoundError:
             return True
         except RecordError as error:
-            self._complain(path, reason_in(error, path))
+            wrong = reason_in(error, path)
+        taken = self.layout.results_before
+        if first and not taken.exists():
+            self._table(taken, "")
+        if first or (taken.exists() and not taken.stat().st_size):
+            self._complain(path, f"{wrong}, and stays; ours is {self._copy}")
             return False
-        fits = not text.strip() or text.partition("\n")[0].strip() == tables.HEADER.strip()
-        if not fits:
-            self._complain(path, f"is no table of ours, and stays; ours is {self._copy}")
-        return fits
+        self._set_aside(path, wrong)
+        return True
 
     def _their_lines(self, ours: str, before: list[str] | None) -> list[str]:
         """The lines of results.tsv that we did not write."""
         mine = {*ours.split("\n"), *(before or ()), tables.HEADER.strip(), ""}
         known = tables.commits_of(self.folded.entries) if before is None else set()
         lines = self._lines(self.layout.results_tsv) or []
+        if lines and any(line.startswith(lines[-1]) for line in mine):
+            lines.pop()  # ours, or torn
         return [one for one in lines if one not in mine and one.split("\t")[0] not in known]
 
     def _lines(self, path: Path) -> list[str] | None:
@@ -367,7 +385,7 @@ class _Sync:
             self._set_aside(path, f"was {kind_of(mode)}")
 
     def _set_aside(self, path: Path, why: str) -> None:
-        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
+        aside = path.with_name(f"{path.name}{ASIDE}{time.time_ns()}")
         os.rename(path, aside)
         self._complain(path, f"{why}; it is {aside.name} now")
 

@@ -15,14 +15,17 @@ from autohypothesis.plain import plain
 from autohypothesis.records import bundles
 from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.layout import ID, Layout
-from autohypothesis.records.rows import MB_PER_GB, real
+from autohypothesis.records.rows import DECIDED, MB_PER_GB, real
 from autohypothesis.records.tables import COLUMNS, harmless
-from schema import Metrics, Plan, PlannedHypothesis, Result, finite, now
+from schema import Metrics, Plan, PlannedHypothesis, Result, Row, finite, now
 
 WORKER = "by-hand"
 FAILED = ("crash", "failed", "artifact_invalid")
 MOST = 2_000
 """Lines that are taken in at once; a longer table is somebody's data, no note of a run."""
+
+
+_ROW = set(Row.model_fields)
 
 
 class HandLine(NamedTuple):
@@ -32,7 +35,7 @@ class HandLine(NamedTuple):
     """The name of its file."""
     text: str
     fields: Mapping[str, Any]
-    """By the names of a row; empty where the line cannot be read."""
+    """By the names of a row."""
 
 
 class LedgerLines(NamedTuple):
@@ -41,17 +44,22 @@ class LedgerLines(NamedTuple):
     by_hand: list[HandLine]
     ours: dict[str, bytes]
     """The lines about experiments that are known here, by their ids."""
+    damaged: int = 0
+    """Lines that are no JSON objects."""
+    gone: int = 0
+    """Rows as we write them, of experiments that are not known any more."""
 
     @property
     def foreign(self) -> bool:
         """Whether it is another file than ours, which has our name."""
-        return bool(self.by_hand) and not self.ours
+        return bool(self.by_hand or self.damaged or self.gone) and not self.ours
 
 
 def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
     """The lines of a ledger, by whether they tell of an experiment in `known`."""
     found: list[HandLine] = []
     ours: dict[str, bytes] = {}
+    damaged = gone = 0
     for line in content.splitlines():
         if not line.strip():
             continue
@@ -59,19 +67,23 @@ def ledger_lines(content: bytes, known: Container[str]) -> LedgerLines:
             value = from_json(line)
         except ValueError:
             value = None
-        fields = value if isinstance(value, dict) else {}
-        if isinstance(fields.get("id"), str) and fields["id"] in known:
-            ours[fields["id"]] = line
+        if not isinstance(value, dict):
+            damaged += 1
+        elif isinstance(value.get("id"), str) and value["id"] in known:
+            ours[value["id"]] = line
+        elif value.keys() >= _ROW:
+            gone += 1
         else:
-            text = line.decode("utf-8", "replace")
-            found.append(HandLine("experiments.jsonl", text, fields))
-    return LedgerLines(found, ours)
+            found.append(HandLine("experiments.jsonl", line.decode("utf-8", "replace"), value))
+    return LedgerLines(found, ours, damaged, gone)
 
 
-def table_line(text: str) -> HandLine:
-    """A line of a results.tsv of the published format."""
-    cells = dict(zip(COLUMNS, text.split("\t"), strict=False))
-    return HandLine("results.tsv", text, {**cells, "peak_vram_gb": cells.get("memory_gb")})
+def table_lines(texts: Iterable[str]) -> Iterator[HandLine]:
+    """Lines of a results.tsv, those of the published format."""
+    for text in texts:
+        cells = dict(zip(COLUMNS, text.split("\t"), strict=False))
+        if len(text) < 4_000 and cells.get("status") in DECIDED:
+            yield HandLine("results.tsv", text, {**cells, "peak_vram_gb": cells["memory_gb"]})
 
 
 def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:

@@ -206,8 +206,7 @@ class Repository:
 
     def tracks(self, path: Path) -> bool:
         """Whether the index has the file at `path`; outside of a repository nothing has."""
-        answer = self._run("--literal-pathspecs ls-files -z --", str(path), accept=(0, 128))
-        return bool(answer.out) and not answer.status
+        return bool(self._run("--literal-pathspecs ls-files --", str(path), accept=(0, 128)).out)
 
     def is_dirty(self) -> bool:
         """Whether a tracked file of the main checkout differs from its commit."""
@@ -430,15 +429,10 @@ class Repository:
         self._run("merge --ff-only --quiet", commit, timeout=CHECKOUT_TIMEOUT_S)
         return name
 
-    @property
-    def exclude_file(self) -> Path:
-        return self.common_dir / "info" / "exclude"
-
     def exclude(self, patterns: Iterable[str]) -> None:
         """Have git ignore `patterns` here, through `.git/info/exclude`, each once."""
-        path = self.exclude_file
-        wanted = list(patterns)
-        if not missing_lines(path, wanted):
+        path = self.common_dir / "info" / "exclude"
+        if not missing_lines(path, wanted := list(patterns)):
             return
         with self.lock():
             path.parent.mkdir(exist_ok=True)

@@ -189,8 +189,9 @@ def test_a_repository_with_a_table_of_another_loop_keeps_it(cli: Cli, foreign: P
     assert cli("run-experiment", "--baseline", "--settle").returncode == 0
     said = json.loads(cli("show-results", "--json").stdout)
     assert said["source"] == "experiments.jsonl" and said["experiments"] == 1
-    (aside,) = foreign.glob("results.tsv.set-aside-*")
-    assert aside.read_text() == OTHER
+    assert (foreign / "results.tsv").read_text() == OTHER, "it is another table, and stays"
+    ours = foreign / "research" / "aggregate" / "results.tsv"
+    assert "baseline" in ours.read_text()
 
 
 def test_a_table_that_is_none_is_an_error_that_names_it(cli: Cli, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def test_a_row_that_was_added_is_a_row_with_its_id_and_never_the_best(searched: 
 
 @pytest.mark.parametrize(
     "line",
-    ['{"mine": 1}', "no JSON at all", "[1, 2]", '{"id": "../../x", "val_bpb": 1}', '{"id": 7}',
+    ['{"mine": 1}',   '{"id": "../../x", "val_bpb": 1}', '{"id": 7}',
      '{"id": "b-1", "val_bpb": "NaN", "timestamp": "0001-01-01T00:00:00+01:00"}',
      '{"val_bpb": 1e999, "peak_vram_gb": "much", "metric_name": 3, "tag": "No Tag", "status": []}',
      '{"description": "\\u001b[2Jgone\\u0000", "val_bpb": 1.0}'],
@@ -101,8 +102,27 @@ def test_a_row_that_was_edited_is_derived_again_and_the_edit_is_kept(searched: A
     (aside,) = asides(searched.root)
     assert aside.read_text() == edited
     assert "idea a-1" in searched.layout.ledger.read_text()
-    assert any("a-1" in problem.reason for problem in report.problems)
+    assert [problem.path for problem in report.problems] == [aside.name]
+    assert sync(searched.layout).problems == report.problems, "as long as it lies there"
+    aside.unlink()
     assert sync(searched.layout).problems == []
+
+
+@pytest.mark.parametrize("line", ["no JSON at all", "[1, 2]", '{"id": "torn'])
+def test_what_is_no_row_is_damage_and_kept_aside(searched: Any, line: str) -> None:
+    assert appended(searched, line).taken == []
+    (aside,) = asides(searched.root)
+    assert aside.read_text().endswith(line + "\n")
+    assert searched.rows().keys() == {"baseline-nov20-1", "a-1"}
+
+
+def test_the_row_of_a_run_that_was_removed_is_not_taken_for_a_persons(searched: Any) -> None:
+    shutil.rmtree(searched.layout.run("a-1").folder)
+    shutil.rmtree(searched.layout.plans)
+    searched.layout.decisions.unlink()
+    searched.layout.fold_index.unlink()
+    assert sync(searched.layout).taken == []
+    assert searched.rows().keys() == {"baseline-nov20-1"}
 
 
 def test_a_ledger_that_only_lags_was_edited_by_nobody(searched: Any) -> None:
