@@ -45,8 +45,10 @@ class Checkout:
     """Path -> SHA-256 of every file that was copied from the user's checkout."""
     included: Mapping[str, str] = field(default_factory=dict)
     """File or folder -> the hash of what was copied, or how it is linked."""
+    links: tuple[str, ...] = ()
+    """Paths that lead to files of the user's."""
     linked: tuple[Path, ...] = ()
-    """The originals that links lead to."""
+    """What they lead to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,15 @@ class Export:
         if task.run.git:
             self._add_repository(parts[0])
         write_atomic(self._state / "commit", f"{commit}\n", durable=False)
-        origins = wanted.origins.values()
-        linked = tuple(Path(os.path.realpath(one.source)) for one in origins if one.target)
-        return Checkout(self.path, files, hashes, copies.described(hashes), linked)
+        links = {path: one.source for path, one in wanted.origins.items() if one.target}
+        return Checkout(
+            path=self.path,
+            files=files,
+            copies=hashes,
+            included=copies.described(hashes),
+            links=tuple(links),
+            linked=tuple(Path(os.path.realpath(source)) for source in links.values()),
+        )
 
     def remove(self) -> None:
         """Delete the folder and all that is known of it."""
@@ -159,6 +167,7 @@ class Export:
             raise _in_the_way(room)
         self.repository.exclude(Layout(self.repository.root).made_on_use)
         try:
+            self._state.mkdir(parents=True, exist_ok=True)  # first: it says whose the room is
             room.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise GitError(f"{room} cannot be made: {error.strerror or error}") from error

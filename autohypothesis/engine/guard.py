@@ -136,10 +136,14 @@ def look(
     entries: Mapping[str, Entry],
     site_folders: Iterable[Path],
     copies: Mapping[str, str] | None = None,
+    links: Iterable[str] = (),
 ) -> Before:
-    """Note the state of a fresh checkout of `commit`, whose files are `entries` and `copies`."""
+    """Note the state of a fresh checkout of `commit`, whose files are `entries`.
+
+    Beside them are `copies` (path -> SHA-256) of the user's files, and `links` to such.
+    """
     files = {}
-    for path in (*entries, *(copies or {})):
+    for path in (*entries, *(copies or {}), *links):
         stamp = _stamp(checkout / path)
         if stamp is not None and not (path in entries and entries[path].mode == SUBMODULE):
             files[_latin(path)] = stamp

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import RecordError
+from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_untracked import untracked
@@ -29,6 +29,8 @@ COPIED_BYTES = 16 << 20
 COPIED_FILES = 2_000
 """The most files of a folder that is copied."""
 COPIED_IN_ALL = 64 << 20
+MAX_NAMED = 100
+"""The most files and folders that a record names."""
 LIMIT = 1 << 20
 """Bytes of `.worktreeinclude`."""
 
@@ -84,19 +86,18 @@ def find(repository: Repository, task: Task, tracked: Collection[str]) -> Includ
     left = COPIED_IN_ALL
     for entry in untracked(root, leave_out=Layout(root).made_folders, patterns=patterns):
         path = entry.rstrip("/")
-        if not taken.isdisjoint(_parents(path)) and not folders.issuperset(_parents(path)):
-            continue  # a file of the commit is where a folder would have to be
-        if path in tracked:
-            continue
+        if path in tracked or any(parent in tracked for parent in _parents(path)):
+            continue  # there is a file of the commit
         size, files = _size(root / path, min(COPIED_BYTES, left), COPIED_FILES)
         small = size <= min(COPIED_BYTES, left) and files <= COPIED_FILES
         if (root / path).is_symlink() or (not small and path not in folders):
             origins[path] = Origin(str(root / path), (), os.path.realpath(root / path))
             entries[entry] = "linked folder" if entry.endswith("/") else f"linked, {size} bytes"
             continue
-        left -= size
-        entries[entry] = ""
-        origins |= {at: one for at, one in _copies(root, path) if at not in taken}
+        left -= size if small else 0
+        entries[entry] = "" if small else "linked file by file"
+        files_of = _copies(root, path, small)
+        origins |= {at: one for at, one in files_of if at not in taken}
     return Included(origins, entries)
 
 
@@ -128,28 +129,33 @@ def _length(file: Path) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def _copies(root: Path, path: str) -> Iterator[tuple[str, Origin]]:
-    """Each file of an entry; links inside stay, those that lead out of it are made absolute."""
+def _copies(root: Path, path: str, small: bool) -> Iterator[tuple[str, Origin]]:
+    """Each file of an entry, linked where it is not `small`.
+
+    Links inside stay; those that lead out of it are made absolute.
+    """
     top = root / path
     if not top.is_dir():
-        if (origin := _copy(top)) is not None:
+        if (origin := _file(top, small)) is not None:
             yield path, origin
         return
     for folder, inner, names in os.walk(top):
         links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
         inner[:] = sorted(set(inner) - {".git", *links})
-        for name in sorted([*names, *links]):
+        for name in sorted({*names, *links} - {".git"}):
             place = Path(folder, name)
             inside = str(place.relative_to(root))
             if place.is_symlink():
                 yield inside, Origin(str(place), (), _target(place, top))
-            elif (origin := _copy(place)) is not None:
+            elif (origin := _file(place, small)) is not None:
                 yield inside, origin
 
 
-def _copy(place: Path) -> Origin | None:
+def _file(place: Path, small: bool) -> Origin | None:
     stamp = stamp_of(place)
-    return Origin(str(place), stamp) if stamp and stat.S_ISREG(stamp[0]) else None
+    if not stamp or not stat.S_ISREG(stamp[0]):
+        return None
+    return Origin(str(place), stamp) if small else Origin(str(place), (), str(place))
 
 
 def _target(link: Path, top: Path) -> str:
@@ -199,25 +205,34 @@ class Copies:
         for path, origin in self._wanted.origins.items():
             if path not in there:
                 (self._place / path).parent.mkdir(parents=True, exist_ok=True)
-                if origin.target:
-                    os.symlink(origin.target, self._place / path)
-                else:
-                    known[path] = self._made(path, origin)
+                try:
+                    self._make(path, origin, known)
+                except FileNotFoundError:
+                    continue  # it was deleted meanwhile
+                except OSError as error:
+                    raise LaunchError(
+                        f"{origin.source} cannot be brought into a checkout: {error.strerror}",
+                        hint="see .worktreeinclude, and run.include of the task",
+                    ) from error
         if known != self._known:
             said = {path: one.model_dump() for path, one in known.items()}
             write_atomic(self._record, to_json(said), durable=False)
         self._known = known
         return {path: one.sha256 for path, one in known.items()}
 
-    def _made(self, path: str, origin: Origin) -> Copied:
+    def _make(self, path: str, origin: Origin, known: dict[str, Copied]) -> None:
         place, digest = self._place / path, hashlib.sha256()
+        if origin.target:
+            os.symlink(origin.target, place)
+            return
         with open(origin.source, "rb") as source, place.open("wb") as copy:
             while chunk := source.read(1 << 20):
                 digest.update(chunk)
                 copy.write(chunk)
         place.chmod(stat.S_IMODE(origin.stamp[0]) & 0o777 | 0o600)
         os.utime(place, ns=(origin.stamp[2], origin.stamp[2]))
-        return Copied(source=origin.stamp, copy_stamp=stamp_of(place), sha256=digest.hexdigest())
+        stamp, content = stamp_of(place), digest.hexdigest()
+        known[path] = Copied(source=origin.stamp, copy_stamp=stamp, sha256=content)
 
     def _read(self) -> dict[str, Copied]:
         with suppress(FileNotFoundError, RecordError, ValidationError, AttributeError):
@@ -227,10 +242,13 @@ class Copies:
 
     def described(self, hashes: Mapping[str, str]) -> dict[str, str]:
         """File or folder -> the hash of what was copied, or `linked ...`."""
-        return {
+        found = {
             shown(entry): said or self._hash(entry.rstrip("/"), hashes)
             for entry, said in self._wanted.entries.items()
         }
+        if len(found) <= MAX_NAMED:
+            return found
+        return {f"{len(found)} files and folders": canonical_hash(found)}
 
     @staticmethod
     def _hash(path: str, hashes: Mapping[str, str]) -> str:

@@ -104,7 +104,7 @@ class LocalExecutor:
         command = training_command(spec.task, root, os.environ)
         entries = self.repository.entries(spec.commit)
         sites = site_folders(command.python) if command.python else ()
-        before = guard.look(files.path, spec.commit, files.files, sites, files.copies)
+        before = guard.look(files.path, spec.commit, files.files, sites, files.copies, files.links)
         evaluator = evaluator_of(self.repository, spec.commit, spec.task)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))

@@ -390,8 +390,13 @@ def _quoted(value: str) -> str:
 
 def _conversions(source: Path) -> tuple[tuple[str, str], ...]:
     """The user's settings of `_CONVERSIONS`, asked for again when a configuration changes."""
-    home = Path(os.environ.get("GIT_CONFIG_GLOBAL") or Path.home() / ".gitconfig")
-    return _asked_conversions(source, _changed_at(source / "config"), _changed_at(home))
+    home = Path.home()
+    files = (
+        source / "config",
+        Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig"),
+        Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git" / "config",
+    )
+    return _asked_conversions(source, *map(_changed_at, files))
 
 
 @lru_cache(maxsize=32)

@@ -12,9 +12,9 @@ import pytest
 
 from autohypothesis.engine import included
 from autohypothesis.engine.export import Checkout, Export
-from autohypothesis.engine.guard import inspect, look
+from autohypothesis.engine.guard import inspect, look, planted
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import GitError
+from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
 
@@ -361,6 +361,50 @@ def test_what_we_made_ourselves_is_never_included(with_data: Repository, task: T
     for _ in range(2):
         names = names_of(checked_out(with_data, task).path)
         assert not any(name.startswith(("research", "worktrees")) for name in names)
+
+
+def test_an_included_file_in_a_new_folder_beside_tracked_ones_is_there(
+    with_data: Repository, task: Task
+) -> None:
+    cache = with_data.root / "lib" / "cache"
+    cache.mkdir()
+    (cache / "z.npy").write_text("z\n")
+    (cache / "other").write_text("o\n")
+    include(with_data, "/lib/cache/z.npy")
+    assert names_of(checked_out(with_data, task).path) == {*TRACKED, "lib/cache/z.npy"}
+
+
+def test_a_link_to_a_users_file_is_no_planted_module_and_no_run_may_turn_it(
+    with_data: Repository, task: Task
+) -> None:
+    (with_data.root.parent / "kit.py").write_text("K = 1\n")
+    (with_data.root / "kit.py").symlink_to("../kit.py")
+    include(with_data, "kit.py")
+    made = checked_out(with_data, task)
+    before = look(made.path, with_data.head(), made.files, [], made.copies, made.links)
+    scored = {"scorer": {"type": "command", "command": ["python", "train.py"]}}
+    judged = Task.model_validate({"id": "t", "artifacts": ["a.txt"], **scored})
+    assert planted(judged, made.path, before) == []
+    assert inspect(with_data, made.path, before) == []
+    (made.path / "kit.py").unlink()
+    (made.path / "kit.py").symlink_to("/etc/hostname")
+    assert inspect(with_data, made.path, before) == ["the symbolic link kit.py was replaced"]
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    with_data: Repository, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    include(with_data, "data/")
+    secret, opened = with_data.root / "data" / "x.txt", open
+
+    def refused(file: object, *words: object) -> object:
+        if str(file) == str(secret):
+            raise PermissionError(13, "Permission denied")
+        return opened(file, *words)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(LaunchError, match=r"x\.txt cannot be brought .* Permission denied"):
+        checked_out(with_data, task)
 
 
 def test_a_pipe_among_the_files_is_left_out(with_data: Repository, task: Task) -> None:
