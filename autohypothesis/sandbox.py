@@ -55,7 +55,7 @@ SECRETS = (
     ".config/wandb", ".config/huggingface", ".config/autohypothesis", ".config/kaggle", ".kaggle",
     ".huggingface", ".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".wandb",
     ".comet.config", ".neptune", ".modal.toml", ".runpod", ".vast_api_key", ".config/vastai",
-    ".agenthub", ".agenthub_creds", ".claude", ".claude.json", ".config/claude", ".anthropic",
+    ".agenthub", ".claude", ".claude.json", ".config/claude", ".anthropic",
     ".codex", ".gemini", ".config/opencode", ".local/share/opencode", ".openai", ".config/openai",
     ".aider.conf.yml", ".continue", ".cursor", ".env", ".envrc", ".secrets", ".bash_history",
     ".zsh_history", ".python_history", ".node_repl_history", ".psql_history", ".mysql_history",
@@ -298,6 +298,9 @@ def secret_places() -> tuple[Path, ...]:
     homes = {os.path.expanduser("~"), *glob.glob("/home/*"), "/root"}
     named = [os.path.join(home, name) for home in sorted(homes) for name in SECRETS]
     named += [*SYSTEM_SECRETS, str(user_config_folder())]
+    named += glob.glob(os.path.expanduser("~/.agenthub_creds*"))  # with the ones before it
+    if elsewhere := os.environ.get("AGENTHUB_CONFIG"):
+        named.append(os.path.abspath(os.path.expanduser(elsewhere)))
     return tuple(Path(one) for one in named if os.path.lexists(one))
 
 

@@ -56,8 +56,8 @@ def shell_file() -> Path:
     return home_file(".agenthub_creds")
 
 
-def secret_places() -> list[Path]:
-    """Every file and folder that holds a key of this user's, for a sandbox to hide; those there."""
+def _key_places() -> list[Path]:
+    """Every file and folder that holds a hub key of this user's; `sandbox` hides them from runs."""
     named = os.environ.get("AGENTHUB_CONFIG")
     places = [user_config_folder(), home_file(".agenthub")]
     places += [Path(os.path.abspath(os.path.expanduser(named)))] if named else []
@@ -136,7 +136,7 @@ def texts_in(value: object, where: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _of_files() -> Iterator[tuple[str, str]]:
-    places = [hub_keys_folder(), *(one for one in secret_places() if one != user_config_folder())]
+    places = [hub_keys_folder(), *(one for one in _key_places() if one != user_config_folder())]
     for place in places:
         for path in sorted(place.iterdir()) if place.is_dir() else [place]:
             if path.is_file() and (key := _key_in(path)):
