@@ -43,9 +43,13 @@ def trim(lab: Lab, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDG
 
 
 def _needed(lab: Lab, rows: list[Mapping[str, Any]]) -> set[str]:
-    """Runs of the reference as it stands, and the best."""
+    """Runs of the reference as it stands, the best, and what is damaged: it may be mended."""
     reference, best = lab.reference(), best_kept(rows)
-    needed = {str(row["id"]) for row in rows if row.get("commit") == reference}
+    needed = {
+        str(row["id"])
+        for row in rows
+        if row.get("commit") == reference or row.get("status") == "damaged"
+    }
     return needed | ({str(best["id"])} if best else set())
 
 
