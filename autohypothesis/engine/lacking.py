@@ -88,7 +88,7 @@ def look(repository: Repository, task: Task) -> Lacking:
     absent = [
         _measured(root, path, deadline)
         for path in sorted(listed)
-        if not _is_ours(root, path) and not task.is_artifact(path)
+        if not (_is_ours(root, path) or task.is_artifact(path) or path == task.source)
     ]
     absent.sort(key=lambda one: -one.size)
     head = repository.head()
