@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis import sandbox
 from autohypothesis.errors import SecretError
 from autohypothesis.records import secrets
 from autohypothesis.records.secrets import find_secret, refuse_secrets, texts_in
@@ -95,7 +96,7 @@ def test_hub_keys_are_found_wherever_the_user_keeps_them(
     assert find_secret("older-key-1") == f"the hub key in {home / '.agenthub_creds.before'}"
     kept = {folder.parent, home / ".agenthub", places["named"], home / ".agenthub_creds",
             home / ".agenthub_creds.before"}  # fmt: skip
-    assert set(secrets.secret_places()) == kept
+    assert kept <= set(sandbox.secret_places())  # no run sees one of them
 
 
 def test_what_looks_like_a_hub_key_is_one_whosesoever_it_is() -> None:
