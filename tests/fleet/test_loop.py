@@ -133,7 +133,8 @@ def test_a_baseline_and_five_decided_rows_and_the_users_checkout_as_it_was(place
     assert set(heads) == {
         f"refs/heads/{one}" for one in ("main", "my-own-branch", "autoresearch/t")
     }
-    assert "detached" in git(root, "worktree", "list")
+    assert len(git(root, "worktree", "list").splitlines()) == 1, "its runs need none"
+    assert (place.layout.export("solo") / "train.py").is_file()
     assert place.layout.progress_png.exists()
     assert len(read_ledger(place.layout)) >= 6
     kept = git(root, "show", f"{ledger_ref('t')}:experiments.jsonl")

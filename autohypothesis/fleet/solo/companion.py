@@ -20,7 +20,7 @@ STEADY_S = 60.0
 
 
 def entry(lab: Lab) -> Entry:
-    """The one worker: on whichever device is free, in a detached worktree."""
+    """The one worker: on whichever device is free; its worktree is made when a change needs one."""
     place = lab.layout.worktree(SOLO)
     return Entry(worker_id=SOLO, gpu_id="any", worktree_path=str(place))
 
