@@ -369,7 +369,10 @@ def works(kind: Kind, *, gpus: bool = False) -> bool:
         granted = Confinement(read=system_folders(), temporary=Path(folder), gpus=gpus)
         try:
             done = subprocess.run(
-                confined(words, granted, kind), capture_output=True, timeout=_PROBE_TIMEOUT_S
+                confined(words, granted, kind),
+                capture_output=True,
+                timeout=_PROBE_TIMEOUT_S,
+                start_new_session=True,  # a Ctrl-C must not say that none works
             )
         except (OSError, subprocess.TimeoutExpired):
             return False

@@ -88,6 +88,7 @@ def serve(
     """
     from autohypothesis.hub.server.serving import serve as run
     from autohypothesis.hub.server.settings import MB, Hourly, Limits, Settings
+    from autohypothesis.plain import plain
 
     settings = Settings(
         data=data, host=host, port=port, open_registration=open_registration,
@@ -101,7 +102,7 @@ def serve(
             bundle_bytes=bundle_mb * MB, channels=channels, connections=connections,
         ),
     )  # fmt: skip
-    run(settings, lambda line: print(line, file=sys.stderr, flush=True))
+    run(settings, lambda line: print(plain(line), file=sys.stderr, flush=True))
 
 
 def _admin_key(path: Path | None) -> str:

@@ -122,7 +122,8 @@ def _take_out(run: RunPaths) -> list[str]:
 
     A link could stand for a file that is none of the run's.
     """
-    odd = []
+    odd = [f"{name} in its out/, as if that were its record" for name in (run.result.name,
+           run.exit.name) if os.path.lexists(run.out / name)]  # fmt: skip
     for there, here in ((run.weights_in_out, run.weights), (run.clock_in_out, run.clock)):
         try:
             status = os.lstat(there)

@@ -159,7 +159,7 @@ def _located(
     except OSError as error:
         raise LaunchError(f"`{said}` does not start: {error}", hint=hint) from error
     if ended.exit_code is None:
-        raise LaunchError(f"`{said}` took over {TIMEOUT_S:.0f} s", hint=hint)
+        raise LaunchError(f"`{said}` {ended.limit(TIMEOUT_S)}", hint=hint)
     if ended.exit_code:
         words = ended.err.strip().splitlines()
         reason = words[-1][:300] if words else f"exit code {ended.exit_code}"

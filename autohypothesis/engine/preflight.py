@@ -151,7 +151,7 @@ def _judged(
     """The verdict of a command that could judge; `see` is what shows a person why there is none."""
     if ended.exit_code is None:
         raise PreflightError(
-            f"the preflight took over {timeout_s:.0f} s", hint="propose a smaller model"
+            f"the preflight {ended.limit(timeout_s)}", hint="propose a smaller model"
         )
     if verdict is None:
         reason = ended.err.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]

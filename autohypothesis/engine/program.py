@@ -27,7 +27,10 @@ ERR_LIMIT = 64 * 1024
 """Bytes at the end of standard error that are kept."""
 MARK = "AUTOHYPOTHESIS_ASKED"
 """What a program and all that it starts have in their environment: a word of this run's own."""
+MOST_PROCESSES = 512
+"""That a program may have at once, as many as a run: `run.max_processes` is for that alone."""
 _LOOK_S = 0.1
+_COUNT_S = 0.5
 _DRAIN_S = 2.0
 
 
@@ -39,12 +42,21 @@ class Ended(NamedTuple):
     """How a program ended, and what it printed."""
 
     exit_code: int | None
-    """None: it was ended, for its time, for all that it said, or because it was called off."""
+    """None: it was ended, for its time, for all that it said, for all that it started, or because
+    it was called off."""
     out: str
     err: str
     seconds: float
     overflow: bool = False
     """It said more than it may; `out` is what came first."""
+    processes: int = 0
+    """How many it had at once, where that was too many."""
+
+    def limit(self, timeout_s: float) -> str:
+        """Which limit a program without an exit code went over, after "the program"."""
+        if self.processes:
+            return f"had {self.processes} processes at once, {MOST_PROCESSES} are allowed"
+        return f"took over {timeout_s:g} s"
 
     def last_words(self) -> str:
         """The last line that it printed, for an error message."""
@@ -90,14 +102,18 @@ def run(
         )
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
-        exit_code = _wait(process, began + timeout_s, lambda: out.overflow or cancelled())
+        crowd = _Crowd(f"{MARK}={mark}")
+        exit_code = _wait(
+            process, began + timeout_s, lambda: out.overflow or cancelled() or crowd.is_too_large()
+        )
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         strays.end_marked(f"{MARK}={mark}")
     said, complained, seconds = out.text(), err.text(), time.monotonic() - began
-    return Ended(None if out.overflow else exit_code, said, complained, seconds, out.overflow)
+    code = None if out.overflow else exit_code
+    return Ended(code, said, complained, seconds, out.overflow, crowd.count)
 
 
 def found(word: str, cwd: Path) -> str:
@@ -124,6 +140,21 @@ def _wait(
 def _tell(stream: IO[bytes], content: bytes) -> None:
     with suppress(OSError, ValueError), stream:  # a program need not read what it is told
         stream.write(content)
+
+
+class _Crowd:
+    """Counts the processes of a program now and then; `count` is 0 until there are too many."""
+
+    def __init__(self, assignment: str) -> None:
+        self.count = 0
+        self._assignment, self._next = assignment, time.monotonic() + _COUNT_S
+
+    def is_too_large(self) -> bool:
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _COUNT_S
+            count = strays.count_marked(self._assignment)
+            self.count = count if count > MOST_PROCESSES else 0
+        return self.count > 0
 
 
 class _Kept:

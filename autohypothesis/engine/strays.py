@@ -53,6 +53,11 @@ def end_strays(run_dir: str, not_before: float) -> list[int]:
     return end_marked(_mark_of(run_dir), not_before)
 
 
+def count_marked(assignment: str) -> int:
+    """How many processes were born with `NAME=value` in their environment, and live."""
+    return len(_find(assignment, 0.0))
+
+
 def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:
     """The same for all that were born with `NAME=value` in their environment."""
     killed: set[int] = set()
