@@ -12,9 +12,17 @@ from autohypothesis.engine.candidate import config_of
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
+from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import workspace_of
-from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    ChangeError,
+    LeaseError,
+    LockError,
+    PreflightError,
+    UnwritableError,
+)
 from autohypothesis.fleet.live import steering
 from autohypothesis.fleet.live.hindrance import kind_of
 from autohypothesis.fleet.worker.sharing import Sharing
@@ -33,6 +41,12 @@ def make_worktree(lab: Lab, worker: Worker) -> None:
         place = workspace_of(lab.repository, worker.worker_id, lab.active(), worker.branch)
         with suppress(AutohypothesisError):
             place.ensure(lab.reference())
+
+
+def is_of_the_machine(error: Exception | None) -> bool:
+    """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
+    known = (LockError, UnwritableError, LeaseError, OSError)
+    return isinstance(error, known) or room_in(str(error)) != ""
 
 
 class Preparation:

@@ -16,12 +16,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from autohypothesis import errors
 from autohypothesis.engine.executor import Executor, Handle, Waits
-from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
-from autohypothesis.errors import AutohypothesisError, LeaseError, LockError, RecordError
+from autohypothesis.errors import AutohypothesisError, LeaseError, RecordError
 from autohypothesis.fleet.live import bench
 from autohypothesis.fleet.live.heartbeat import Pulse
 from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
@@ -31,7 +29,7 @@ from autohypothesis.fleet.queue.takeover import Job
 from autohypothesis.fleet.sharing.claims import Claims as Rights
 from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.orders import Orders
-from autohypothesis.fleet.worker.preparing import SEE, Preparation, make_worktree
+from autohypothesis.fleet.worker.preparing import SEE, Preparation, is_of_the_machine, make_worktree
 from autohypothesis.fleet.worker.sharing import Sharing
 from autohypothesis.fleet.worker.standstill import Standstill
 from autohypothesis.records import locks
@@ -215,7 +213,7 @@ class Worker:
         if prepared.refusal:
             self.claims.finish(name, "abandoned", prepared.refusal)
             return
-        self._tries[name] += not _is_of_the_machine(prepared.error)
+        self._tries[name] += not is_of_the_machine(prepared.error)
         if self._tries[name] >= TRIES:
             why = f"it cannot be prepared, and was tried {TRIES} times: {prepared.error!r}"
             self.claims.finish(name, "abandoned", why)
@@ -494,9 +492,3 @@ def _device_of(run: RunPaths) -> str:
     with suppress(FileNotFoundError, RecordError, LookupError, TypeError):
         return str(read_json(run.metadata)["run"]["gpu_id"])
     return ""
-
-
-def _is_of_the_machine(error: Exception | None) -> bool:
-    """Whether a failed preparation says nothing of its hypothesis: a lock, a lease, a full disk."""
-    known = (LockError, errors.UnwritableError, LeaseError, OSError)
-    return isinstance(error, known) or room_in(str(error)) != ""
