@@ -98,7 +98,8 @@ class Confinement:
         fixed: files inside of `write` that stay as they are; without bubblewrap the caller looks.
         protected: folders inside of `write` that stay as they are; with Landlock alone nothing new
             can then be made in the folders around them.
-        temporary: a private folder that becomes its /tmp; None: one in memory.
+        temporary: a private folder that becomes its /tmp; None: one in memory, or none where
+            only Landlock holds.
         network: whether it may open connections; without, it has a loopback of its own at most.
         gpus: whether it sees the GPUs of the machine.
     """
@@ -160,7 +161,7 @@ def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
     write = [*granted.write, *([granted.temporary] if granted.temporary else [])]
     use = [f"/dev/{name}" for name in _DEVICES] + (_gpu_nodes() if granted.gpus else [])
     everything = Path("/") in granted.read
-    temporary = ["/tmp"] if not alone or granted.temporary is None else []
+    temporary = [] if alone else ["/tmp"]  # there it is the program's own
     return {
         "confine": True,
         "landlock": confine.landlock_abi() > 0,

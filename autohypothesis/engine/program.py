@@ -10,11 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -88,6 +90,37 @@ def run(
     Raises:
         OSError: there is no such program, or it may not be run.
     """
+    with _own_temporary(confined, environment) as (confined, environment):
+        return _run(
+            words, cwd, environment, timeout_s, stdin, capture, out_limit, tail, cancelled, confined
+        )
+
+
+@contextmanager
+def _own_temporary(
+    confined: Bound | None, environment: Mapping[str, str]
+) -> Iterator[tuple[Bound | None, Mapping[str, str]]]:
+    """A folder for temporary files where only Landlock holds, which can make no /tmp."""
+    if confined is None or confined[1] != "landlock" or confined[0].temporary is not None:
+        yield confined, environment
+        return
+    with tempfile.TemporaryDirectory(prefix="ah-", ignore_cleanup_errors=True) as name:
+        granted = replace(confined[0], temporary=Path(name))
+        yield (granted, confined[1]), {**environment, "TMPDIR": name}
+
+
+def _run(
+    words: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    stdin: bytes,
+    capture: bool,
+    out_limit: int,
+    tail: bool,
+    cancelled: Callable[[], bool],
+    confined: Bound | None,
+) -> Ended:
     mark, pipe = uuid.uuid4().hex, subprocess.PIPE if capture else None
     began = time.monotonic()
     process = subprocess.Popen(

@@ -11,11 +11,12 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from autohypothesis import sandbox
-from autohypothesis.engine import preflight
+from autohypothesis import sandbox, system
+from autohypothesis.engine import preflight, program
 from autohypothesis.engine.preflight import TRIES
 from autohypothesis.fleet.artifact import loop
 from autohypothesis.fleet.artifact.loop import MOST_LOST
@@ -162,10 +163,12 @@ def test_a_mutator_that_deletes_the_users_files_is_undone(letters: Letters, held
     assert ran.only["status"] == "crash"
     assert letters.state() == before
     assert (root / "README.md").read_text() == "edited by its owner, and not committed\n"
-    said = (
-        "Read-only" if held_by == "bwrap" else "changed README.md, tasks/letters/score.py of your"
-    )
-    assert said in ran.only["detail"]
+    said = {
+        "bwrap": "Read-only file system",
+        "landlock": "Permission denied",
+        "none": "changed README.md, tasks/letters/score.py of your",
+    }
+    assert said[held_by] in ran.only["detail"]
 
 
 def test_an_edit_of_the_user_while_a_mutator_works_stays(
@@ -200,6 +203,51 @@ def test_a_preflight_runs_in_the_sandbox_too(letters: Letters) -> None:
     run_git(letters.root, "commit", "-qm", "a preflight")
     assert letters.once().only["exit_codes"]["scorer"] == 0
     assert not marker.exists()
+
+
+BOMB = """
+import os, time
+for _ in range(60):
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(20)
+        os._exit(0)
+time.sleep(20)
+"""
+
+
+@pytest.mark.parametrize("where", ["mutator", "preflight"])
+def test_a_program_that_forks_without_end_is_ended_with_all_of_it(
+    letters: Letters, held_by: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A preflight imports the candidate, so it is the first to run what a candidate does."""
+    monkeypatch.setattr(program, "MOST_PROCESSES", 20)
+    letters.write(mutate=BOMB if where == "mutator" else EDIT)
+    if where == "preflight":
+        honest = "print('{\"ok\": true}')"
+        (letters.folder / "check.py").write_text(
+            "text = open('tasks/letters/text.txt').read()\n"
+            f"exec({BOMB!r} if 'xx' in text else {honest!r})\n"
+        )
+        task = letters.folder / "task.yaml"
+        task.write_text(task.read_text().replace(
+            "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
+        ))  # fmt: skip
+        run_git(letters.root, "add", "-A")
+        run_git(letters.root, "commit", "-qm", "a preflight")
+    began = time.monotonic()
+    line = letters.once().only
+    assert (line["status"], line["reason"]) == ("crash", "code_error"), line
+    assert f"the {where} had" in line["detail"] and "20 are allowed" in line["detail"]
+    assert time.monotonic() - began < 60
+    assert not [pid for pid in system.all_pids() if _says(pid, "time.sleep(20)")]
+
+
+def _says(pid: int, words: str) -> bool:
+    try:
+        return words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def test_a_mutator_that_replaces_the_link_to_git_runs_nothing_of_its_own(
