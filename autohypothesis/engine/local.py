@@ -285,7 +285,7 @@ class LocalExecutor:
         if place.around.kind == "none":
             return words
         try:
-            return place.around.command(words, granted, place.checkout)
+            return place.around.command(words, granted, place.checkout / place.spec.task.run.cwd)
         except FileNotFoundError as error:
             raise LaunchError(str(error), hint="check run.command and scorer.command") from error
 
