@@ -130,7 +130,7 @@ def _landlock(policy: dict[str, Any]) -> None:
         _allow(ruleset, path, _READ & every)
     for path in policy["listed"]:
         _allow(ruleset, path, READ_DIR)
-    for path in visible(policy["write"], policy["protected"]):
+    for path in (*visible(policy["write"], policy["protected"]), *policy["private"]):
         _allow(ruleset, path, every)
     for path in policy["use"]:
         _allow(ruleset, path, (READ_FILE | WRITE_FILE | READ_DIR | TRUNCATE | IOCTL_DEV) & every)

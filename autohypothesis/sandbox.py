@@ -158,10 +158,10 @@ def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
     Inside of bubblewrap what is hidden is not there, and network and processes are apart already.
     """
     alone = kind == "landlock"
-    write = [*granted.write, *([granted.temporary] if granted.temporary else [])]
     use = [f"/dev/{name}" for name in _DEVICES] + (_gpu_nodes() if granted.gpus else [])
     everything = Path("/") in granted.read
-    temporary = [] if alone else ["/tmp"]  # there it is the program's own
+    private = [granted.temporary] if granted.temporary else []
+    temporary = [name for path in private for name in _names_of(path)] if alone else ["/tmp"]
     return {
         "confine": True,
         "landlock": confine.landlock_abi() > 0,
@@ -175,7 +175,8 @@ def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
         ),
         "listed": ["/"] if everything else [],
         "protected": sorted(name for path in granted.protected for name in _names_of(path)),
-        "write": [*(name for path in write for name in _names_of(path)), *temporary, "/dev/shm"],
+        "write": [name for path in granted.write for name in _names_of(path)],
+        "private": [*temporary, "/dev/shm"],
         "use": use,
         "fill": ["/proc" if not alone or _proc_is_guarded() else "/proc/self"],
     }

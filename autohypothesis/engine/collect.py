@@ -313,7 +313,7 @@ def _failure(
         return Failure("invalid", f"the training changed {', '.join(touched)}")
     if elsewhere := _other_device(document or {}):
         return Failure("invalid", elsewhere)
-    if score.kind is not None and (failure is None or failure.kind == "no_metric"):
+    if score.kind is not None and (failure is None or failure.kind in ("no_metric", "nan")):
         return Failure(score.kind, score.problem)
     return failure
 

@@ -100,13 +100,19 @@ def run(
 def _own_temporary(
     confined: Bound | None, environment: Mapping[str, str]
 ) -> Iterator[tuple[Bound | None, Mapping[str, str]]]:
-    """A folder for temporary files where only Landlock holds, which can make no /tmp."""
-    if confined is None or confined[1] != "landlock" or confined[0].temporary is not None:
+    """A folder for the temporary files of a program in a sandbox; bubblewrap makes it its /tmp."""
+    if (
+        confined is None
+        or confined[1] == "none"
+        or confined[0].temporary is not None
+        or Path("/tmp") in confined[0].read
+    ):
         yield confined, environment
         return
     with tempfile.TemporaryDirectory(prefix="ah-", ignore_cleanup_errors=True) as name:
         granted = replace(confined[0], temporary=Path(name))
-        yield (granted, confined[1]), {**environment, "TMPDIR": name}
+        place = "/tmp" if confined[1] == "bwrap" else name
+        yield (granted, confined[1]), {**environment, "TMPDIR": place}
 
 
 def _run(

@@ -196,7 +196,7 @@ def _contents(*roots: Path) -> dict[str, bytes]:
         for root in roots
         for path in root.rglob("*")
         if path.is_file() and "live" not in path.parts and "locks" not in path.parts
-        and "worktrees" not in path.parts
+        and not {"worktrees", "exports"} & set(path.parts)
     }  # fmt: skip
 
 

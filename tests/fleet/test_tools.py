@@ -12,12 +12,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
+from autohypothesis import sandbox, system
 from autohypothesis.errors import LockError, ToolError, UsageError
 from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.fleet.toolbuilder import builder, tools
@@ -157,7 +159,10 @@ def test_our_dependencies_may_be_imported_by_the_names_that_they_have(layout: La
     assert publish(layout, source=script(first=lazy)).status == "published"
 
 
-def test_one_whose_help_hangs_is_refused_within_the_limit(layout: Layout, tmp_path: Path) -> None:
+def test_one_whose_help_hangs_is_refused_within_the_limit(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: "none")  # it leaves a note outside
     note = tmp_path / "pid"
     hangs = f"open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     began = time.monotonic()
@@ -255,7 +260,7 @@ def test_one_that_is_only_requested_or_discarded_is_not_run(layout: Layout) -> N
         tools.run(layout, "anwser")
 
 
-def test_a_published_tool_cannot_write_to_research_later(layout: Layout, either: None) -> None:
+def test_a_published_tool_cannot_write_to_research_later(layout: Layout, held_by: str) -> None:
     """It behaved while it was looked at."""
     trick = "if words.fail == 5: (words.research / 'x').write_text('x')"
     publish(layout, source=script(then=trick))
@@ -263,7 +268,7 @@ def test_a_published_tool_cannot_write_to_research_later(layout: Layout, either:
     assert not (layout.research / "x").exists()
 
 
-def test_a_tool_may_have_a_research_folder_of_its_own(layout: Layout, either: None) -> None:
+def test_a_tool_may_have_a_research_folder_of_its_own(layout: Layout, held_by: str) -> None:
     """Its names are not mistaken for ours when it is run in the repository's root."""
     own = """
         with tempfile.TemporaryDirectory() as folder:
@@ -303,19 +308,28 @@ tools.run(Layout(Path(sys.argv[1])), "answer", sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("sandbox", ["sandbox", "no sandbox"])
-def test_calls_are_counted_across_a_kill(layout: Layout, tmp_path: Path, sandbox: str) -> None:
-    note = tmp_path / "pid"
-    tells = f"if words.sleep: open({str(note)!r}, 'w').write(str(os.getpid()))"
-    publish(layout, source=script(then=tells))
+def sleeping(mark: str) -> list[int]:
+    """Processes that were told to sleep for `mark` seconds."""
+    found = []
+    for pid in system.all_pids():
+        with suppress(OSError):
+            if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("held", ["sandbox", "no sandbox"])
+def test_calls_are_counted_across_a_kill(layout: Layout, held: str) -> None:
+    mark = f"6{os.getpid()}"
+    publish(layout)
     tools.run(layout, "answer")
-    code = CALL if sandbox == "sandbox" else NO_SANDBOX + CALL
-    words = [sys.executable, "-c", code, str(layout.root), "--sleep", "600"]
+    code = CALL if held == "sandbox" else NO_SANDBOX + CALL
+    words = [sys.executable, "-c", code, str(layout.root), "--sleep", mark]
     caller = subprocess.Popen(words, cwd=ROOT)
-    until(lambda: note.exists() and note.read_text())
+    until(lambda: len(sleeping(mark)) > 1)  # the caller, and the script with what holds it
     caller.send_signal(signal.SIGKILL)
     caller.wait()
-    until(lambda: not Path(f"/proc/{note.read_text()}").exists())
+    until(lambda: not sleeping(mark))
     with layout.tool_calls.open("ab") as file:
         file.write(b'{"time":"2026-11-20T12:00:00Z","tool_')  # killed while it wrote its line
     tools.run(layout, "answer", ["--fail", "2"])

@@ -26,6 +26,7 @@ from pathlib import Path
 from autohypothesis.engine import shim
 from autohypothesis.engine.launch import Launch
 launch = Launch.from_json(sys.stdin.buffer.read())
+launch.run.out.mkdir()
 if len(sys.argv) > 1:
     (launch.run.folder / "ballast").write_bytes(b"x" * int(sys.argv[1]))
 status = shim.wait(shim.start(launch), 30)

@@ -148,14 +148,31 @@ def own_run(run_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_dir, tmp_path / "run"))
 
 
-def test_the_official_score_is_the_printed_one(cache: Path, run_dir: Path) -> None:
+OWN_SCORE = """
+import json, sys, torch
+import prepare, train
+model = train.build_model(json.load(open(sys.argv[1] + "/config.json")))
+model.load_state_dict(torch.load(sys.argv[1] + "/weights.pt", weights_only=True))
+print("val_bpb:", prepare.evaluate_bpb(model))
+"""
+
+
+def test_the_official_score_is_the_one_that_train_py_prints_when_nobody_else_scores(
+    cache: Path, run_dir: Path
+) -> None:
     arguments = ("--score", run_dir, "--train", ROOT / "train.py")
     result = script("prepare.py", *arguments, AUTORESEARCH_CACHE=cache)
     assert result.returncode == 0, result.stderr
     found = last_json(result)
-    printed = float((run_dir / "run.log").read_text().split("val_bpb:")[1].split()[0])
+    (run_dir / "own_score.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{OWN_SCORE}"
+    )
+    own = script(run_dir / "own_score.py", run_dir, AUTORESEARCH_CACHE=cache)
+    assert own.returncode == 0, own.stderr
+    printed = float(own.stdout.split("val_bpb:")[1])
     assert found["val_bpb"] == pytest.approx(printed, abs=1e-5)
     assert found["peeking"] < 1e-3
+    assert "val_bpb:          nan" in (run_dir / "run.log").read_text()  # who trains sees no score
     assert {"tokens", "bytes", "documents", "seconds", "data_hash"} <= found.keys()
 
 

@@ -418,7 +418,7 @@ def test_without_a_sandbox_nothing_is_queued_unless_it_is_trusted(
     root = decided.layout.root
     credentials.make_private(tmp_path / "settings" / "hubs")
     credentials.write(credentials.own_file(root / ".git"), member(hub))
-    monkeypatch.setattr(sandbox, "can_isolate", lambda: False)
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: "none")
     queue = Queue(decided.layout, "t")
     for more in ([], [str(told)]):
         answer = called("hub", "verify", *more, cwd=root)
