@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import platform
+import select
 import signal
 import struct
 import sys
@@ -45,6 +46,8 @@ def main(argv: list[str]) -> NoReturn:
     try:
         if policy.get("parent"):
             die_with(int(policy["parent"]))
+        if policy.get("alive"):
+            die_without(int(policy["alive"]))
         if policy.get("confine"):
             confine(policy)
     except OSError as error:
@@ -65,6 +68,19 @@ def die_with(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:
         os._exit(FAILED)
+
+
+def die_without(pipe: int) -> None:
+    """End now if nobody holds the other end of `pipe` any more; close it else.
+
+    Inside of bubblewrap nobody sees the parent. It may have ended before bubblewrap asked the
+    kernel to be ended with it.
+    """
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    if poll.poll(0):
+        os._exit(FAILED)
+    os.close(pipe)
 
 
 def confine(policy: dict[str, Any]) -> None:

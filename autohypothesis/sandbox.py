@@ -116,33 +116,39 @@ class Confinement:
 
 
 def confined(
-    words: Sequence[str], confinement: Confinement, kind: Kind, *, parent: int = 0
+    words: Sequence[str], confinement: Confinement, kind: Kind, *, parent: int = 0, alive: int = 0
 ) -> list[str]:
     """Return the command that runs `words` under `confinement`; `words` itself where kind is none.
 
     Args:
         words: an absolute path of a program, and its arguments.
         parent: a process that the program does not outlive, where the caller cannot see to it.
+        alive: for the same a pipe, inherited by the program, whose other end the parent holds.
     """
     if kind == "none":
         return list(words)
     granted = replace(confinement, read=(*confinement.read, *_programs(words[0])))
     policy = _policy(granted, kind)
     if kind == "landlock":
-        return [*_launcher({**policy, "parent": parent}), *words]
-    inside = [*_launcher(policy), *words] if confine.landlock_abi() else list(words)
+        return [*_launcher({**policy, "parent": parent, "alive": alive}), *words]
+    launcher = _launcher({**policy, "alive": alive})
+    inside = [*launcher, *words] if confine.landlock_abi() else list(words)
     return [*_bwrap(granted), "--", *inside]  # bwrap itself dies with its parent
 
 
-def launched(words: Sequence[str], bound: tuple[Confinement, Kind] | None = None) -> list[str]:
+def launched(
+    words: Sequence[str], bound: tuple[Confinement, Kind] | None = None, alive: int = 0
+) -> list[str]:
     """Return the command that runs `words`, in a sandbox or not, until the thread that starts it
-    ends.
+    ends. `alive` is a pipe as `confined` takes it.
 
     By way of a launcher, because nothing may be set between fork and exec where there are threads.
     """
     if bound is not None and bound[1] != "none":
-        return confined(words, *bound, parent=os.getpid())
-    return [*_launcher({"parent": os.getpid()}), *words] if LINUX else list(words)
+        return confined(words, *bound, parent=os.getpid(), alive=alive)
+    if not LINUX:
+        return list(words)
+    return [*_launcher({"parent": os.getpid(), "alive": alive}), *words]
 
 
 def _launcher(policy: dict[str, Any]) -> list[str]:

@@ -129,11 +129,18 @@ def _run(
 ) -> Ended:
     mark, pipe = uuid.uuid4().hex, subprocess.PIPE if capture else None
     began = time.monotonic()
-    process = subprocess.Popen(
-        sandbox.launched([found(words[0], cwd), *words[1:]], confined),
-        cwd=cwd, env={**environment, MARK: mark}, start_new_session=True,
-        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
-    )  # fmt: skip
+    alive, ours = os.pipe()
+    try:
+        process = subprocess.Popen(
+            sandbox.launched([found(words[0], cwd), *words[1:]], confined, alive),
+            cwd=cwd, env={**environment, MARK: mark}, start_new_session=True, pass_fds=(alive,),
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+        )  # fmt: skip
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(alive)
     try:
         out, err = (
             _Kept(process.stdout, out_limit, tail=tail),
@@ -146,6 +153,7 @@ def _run(
             process, began + timeout_s, lambda: out.overflow or cancelled() or crowd.is_too_large()
         )
     finally:
+        os.close(ours)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
