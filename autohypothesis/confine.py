@@ -94,7 +94,7 @@ def confine(policy: dict[str, Any]) -> None:
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if policy.get("landlock"):
         _landlock(policy)
-    _seccomp(closed=bool(policy.get("close_sockets")))
+    _seccomp(sockets=not policy.get("close_sockets"), shared=not policy.get("close_shared"))
 
 
 def landlock_abi() -> int:
@@ -206,9 +206,10 @@ def _without(path: str, secret: set[str]) -> Iterator[str]:
 # ── seccomp ─────────────────────────────────────────────────────────────────────────────────
 
 _ARCHITECTURES = {
-    # machine: audit number, socket, (keyrings), (System V memory, queues, semaphores, io_uring)
-    "x86_64": (0xC000003E, 41, (248, 249, 250), (29, 30, 64, 65, 68, 69, 70, 425)),
-    "aarch64": (0xC00000B7, 198, (217, 218, 219), (194, 196, 190, 193, 186, 188, 189, 425)),
+    # machine: audit number, socket, prlimit64, (keyrings),
+    # (System V memory, semaphores and queues, io_uring)
+    "x86_64": (0xC000003E, 41, 302, (248, 249, 250), (29, 30, 64, 65, 68, 69, 70, 425)),
+    "aarch64": (0xC00000B7, 198, 261, (217, 218, 219), (194, 196, 190, 193, 186, 188, 189, 425)),
 }
 _X32 = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
@@ -217,16 +218,17 @@ _EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 _AF_UNIX, _AF_NETLINK = 1, 16
 
 
-def _seccomp(*, closed: bool) -> None:
-    """Refuse keyrings; with `closed` also sockets of every kind but local ones, and System V IPC.
+def _seccomp(*, sockets: bool, shared: bool) -> None:
+    """Refuse keyrings and limits of other processes; and where it is not granted, sockets of every
+    kind but local ones, and what is shared with all processes of a user.
 
     On other architectures nothing is refused here, and `docs/trust.md` says what that leaves open.
     """
     known = _ARCHITECTURES.get(platform.machine())
     if known is None:
         return
-    audit, socket, keyrings, shared = known
-    refused = keyrings + (shared if closed else ())
+    audit, socket, prlimit, keyrings, common = known
+    refused = keyrings + (() if shared else common)
     code = [
         (_LOAD, 0, 0, 4),  # the architecture of the call
         (_EQUAL, 1, 0, audit),
@@ -237,7 +239,14 @@ def _seccomp(*, closed: bool) -> None:
         code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
     for number in refused:
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ERRNO | _EPERM)]
-    if closed:
+    code += [
+        (_EQUAL, 0, 3, prlimit),
+        (_LOAD, 0, 0, 16),  # its first argument: the process, 0 for this one
+        (_EQUAL, 1, 0, 0),
+        (_RETURN, 0, 0, _ERRNO | _EPERM),
+        (_LOAD, 0, 0, 0),
+    ]
+    if not sockets:
         code += [
             (_EQUAL, 0, 4, socket),
             (_LOAD, 0, 0, 16),  # its first argument: the family of the socket

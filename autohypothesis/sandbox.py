@@ -59,9 +59,20 @@ SECRETS = (
     ".codex", ".gemini", ".config/opencode", ".local/share/opencode", ".openai", ".config/openai",
     ".aider.conf.yml", ".continue", ".cursor", ".env", ".envrc", ".secrets", ".bash_history",
     ".zsh_history", ".python_history", ".node_repl_history", ".psql_history", ".mysql_history",
-    ".lesshst", ".viminfo", ".wget-hsts", ".config/systemd", ".local/state",
+    ".lesshst", ".viminfo", ".wget-hsts", ".config/systemd", ".local/state", ".gitconfig",
+    ".config/git", ".bashrc", ".bash_profile", ".bash_login", ".profile", ".zshrc", ".zshenv",
+    ".zprofile", ".config/fish", ".local/share/fish", ".pam_environment", ".config/environment.d",
+    ".config/containers", ".config/pypoetry", ".config/pip", ".pip", ".config/doctl",
+    ".config/configstore", ".config/goose", ".config/Code", ".vscode-server", ".config/Cursor",
+    ".config/BraveSoftware", ".config/microsoft-edge", ".local/share/uv/credentials",
+    ".local/share/jupyter/runtime", ".jupyter", ".s3cfg", ".oci", ".databrickscfg", ".lambda_cloud",
+    ".sky", ".m2/settings.xml", ".gradle/gradle.properties", ".streamlit", ".ipython",
+    ".config/hf", ".config/cohere", ".config/replicate", ".config/heroku", ".config/stripe",
+    ".snowflake", ".dbt", ".cloudflared", ".config/ngrok", ".ngrok2", ".fly", ".config/flyctl",
+    ".step", ".putty", ".rhosts", ".authinfo", ".authinfo.gpg", ".config/gh-copilot",
+    ".config/github-copilot", ".local/share/TabNine",
 )  # fmt: skip
-"""Below every home folder: keys, tokens, and what people typed."""
+"""Below every home folder: keys, tokens, what people typed, and what their shells are told."""
 SYSTEM_SECRETS = (
     "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers",
     "/etc/sudoers.d", "/etc/ssh", "/etc/ssl/private", "/etc/pki/tls/private", "/etc/kubernetes",
@@ -73,7 +84,9 @@ SYSTEM_SECRETS = (
 PRIVATE_BYTES = 1 << 30
 """Of a /tmp in memory, for programs that are given no folder for it."""
 
-_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_TERMINALS = ("tty", "ptmx", "pts")
+"""In bubblewrap a program's own; with Landlock alone they would be the user's."""
 _GPUS = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri", "/dev/kfd", "/dev/infiniband")
 _PROBE_TIMEOUT_S = 20.0
 _CUDA_STARTS = """
@@ -164,7 +177,8 @@ def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
     Inside of bubblewrap what is hidden is not there, and network and processes are apart already.
     """
     alone = kind == "landlock"
-    use = [f"/dev/{name}" for name in _DEVICES] + (_gpu_nodes() if granted.gpus else [])
+    use = [f"/dev/{name}" for name in (*_DEVICES, *(() if alone else _TERMINALS))]
+    use += _gpu_nodes() if granted.gpus else []
     everything = Path("/") in granted.read
     private = [granted.temporary] if granted.temporary else []
     temporary = [name for path in private for name in _names_of(path)] if alone else ["/tmp"]
@@ -173,10 +187,11 @@ def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
         "landlock": confine.landlock_abi() > 0,
         "drop_capabilities": alone,
         "close_sockets": alone and not granted.network,
+        "close_shared": alone,
         "read": sorted({name for path in granted.read for name in _names_of(path)}),
         "hidden": sorted(
             name
-            for path in (*granted.held_out, *(_unseen(granted) if alone else ()))
+            for path in (*granted.held_out, *granted.hidden, *(_unseen(granted) if alone else ()))
             for name in _names_of(path)
         ),
         "listed": ["/"] if everything else [],
@@ -228,10 +243,23 @@ def _bwrap(granted: Confinement) -> list[str]:
     for _, mount in sorted(mounts, key=lambda one: one[0].rstrip("/").count("/")):
         words += mount
     words += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc"]
+    for name in _kernel_settings():
+        words += ["--ro-bind", name, name]
     for node in _gpu_nodes() if granted.gpus else ():
         words += ["--dev-bind-try", node, node]
     # What stands for a hidden folder is memory: nothing is to be filled into it.
     return words + [word for real in sorted(empty) for word in ("--remount-ro", real)]
+
+
+def _kernel_settings() -> list[str]:
+    """What can be written below /proc beside processes: root could change the machine there."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() or entry.is_symlink():
+            continue
+        if entry.is_dir() or entry.stat().st_mode & 0o222:
+            found.append(entry.path)
+    return sorted(found)
 
 
 def _covered(path: Path, granted: Confinement, number: int) -> list[str]:
@@ -302,14 +330,18 @@ def system_folders() -> tuple[Path, ...]:
 
 
 def secret_places() -> tuple[Path, ...]:
-    """Where keys, tokens and passwords lie on this machine, as far as their places are known."""
-    homes = {os.path.expanduser("~"), *glob.glob("/home/*"), "/root"}
+    """Where keys, tokens and passwords lie on this machine, as far as their places are known.
+
+    Places where nothing lies yet are among them: a key may be made while a run lasts.
+    """
+    homes = {home for home in (os.path.expanduser("~"), *glob.glob("/home/*"), "/root")
+             if os.path.isdir(home)}  # fmt: skip
     named = [os.path.join(home, name) for home in sorted(homes) for name in SECRETS]
     named += [*SYSTEM_SECRETS, str(user_config_folder())]
     named += glob.glob(os.path.expanduser("~/.agenthub_creds*"))  # with the ones before it
     if elsewhere := os.environ.get("AGENTHUB_CONFIG"):
         named.append(os.path.abspath(os.path.expanduser(elsewhere)))
-    return tuple(Path(one) for one in named if os.path.lexists(one))
+    return tuple(Path(one) for one in named)
 
 
 def python_folders(python: Path) -> set[Path]:

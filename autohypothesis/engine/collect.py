@@ -110,6 +110,7 @@ def _hash(content: bytes) -> str:
 def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
     """Delete what nobody needs once a run has its result: its home, its /tmp, the evidence."""
     remove_folder(run.home)
+    remove_folder(run.scoring_home)
     temporary = Path(str(local.get("temporary") or ""))
     if temporary.parent == Path(tempfile.gettempdir()) and temporary.name.startswith("ah-"):
         remove_folder(temporary)
@@ -313,7 +314,8 @@ def _failure(
         return Failure("invalid", f"the training changed {', '.join(touched)}")
     if elsewhere := _other_device(document or {}):
         return Failure("invalid", elsewhere)
-    if score.kind is not None and (failure is None or failure.kind in ("no_metric", "nan")):
+    printed = failure is not None and failure.kind == "nan" and score.kind != "no_metric"
+    if score.kind is not None and (failure is None or failure.kind == "no_metric" or printed):
         return Failure(score.kind, score.problem)
     return failure
 

@@ -2,12 +2,15 @@
 
 A cache is code. So each run has its own, in its home, which goes with it; it begins as a copy of
 the one that the baseline left, since that ran the user's own script and nothing that was proposed.
+Only plain files are copied, and no link is followed: a run may leave anything in its home.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,12 +23,15 @@ VARIABLES = {
     "TORCH_EXTENSIONS_DIR": "extensions",
 }
 """Variable -> its folder below the cache of a run."""
+_PARTS = (".cache", "compiled")
 MOST_BYTES = 1 << 30
 MOST_FILES = 20_000
+MOST_LEVELS = 16
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def cache_of(home: Path) -> Path:
-    return home / ".cache" / "compiled"
+    return home.joinpath(*_PARTS)
 
 
 def variables(home: Path) -> dict[str, str]:
@@ -42,30 +48,61 @@ def begin(home: Path, seed: Path) -> None:
     """Copy the baseline's cache into the home of a run, where there is one."""
     if seed.is_dir():
         with suppress(OSError, shutil.Error):  # a compiler then does the work again
-            shutil.copytree(seed, cache_of(home), symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(seed, cache_of(home), dirs_exist_ok=True)
 
 
 def keep(home: Path, seed: Path) -> None:
     """Keep the cache that a baseline left, unless there is one already, or it is too large."""
-    cache = cache_of(home)
-    if seed.exists() or not cache.is_dir() or not _is_small(cache):
+    if seed.exists():
         return
     beside = seed.with_name(f"{seed.name}.{os.getpid()}")
     try:
-        seed.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(cache, beside, symlinks=True)
-        os.rename(beside, seed)
-    except (OSError, shutil.Error):
-        remove_folder(beside)
+        folder = os.open(home, _READ | os.O_DIRECTORY)
+        for part in _PARTS:
+            inner = os.open(part, _READ | os.O_DIRECTORY, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+    except OSError:
+        return
+    try:
+        if _copied(folder, beside):
+            os.rename(beside, seed)
+    except OSError:
+        pass
+    finally:
+        os.close(folder)
+        if beside.exists():
+            remove_folder(beside)
 
 
-def _is_small(folder: Path) -> bool:
+def _copied(folder: int, target: Path) -> bool:
+    """Copy the plain files below an open folder; False where they are none, or too many."""
     files = size = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with suppress(OSError):
-                size += os.lstat(os.path.join(place, name)).st_size
+    for path, file in _plain_files(folder):
+        with os.fdopen(file, "rb") as source:
+            size += os.fstat(source.fileno()).st_size
             files += 1
-        if size > MOST_BYTES or files > MOST_FILES:
-            return False
+            if size > MOST_BYTES or files > MOST_FILES:
+                return False
+            place = target / path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with place.open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+            place.chmod(0o755 if os.fstat(source.fileno()).st_mode & 0o100 else 0o644)
     return files > 0
+
+
+def _plain_files(folder: int, prefix: str = "", level: int = 0) -> Iterator[tuple[str, int]]:
+    """The path and an open descriptor of each plain file below a folder; links are passed by."""
+    for name in sorted(os.listdir(folder)):
+        try:
+            file = os.open(name, _READ, dir_fd=folder)
+        except OSError:
+            continue
+        mode = os.fstat(file).st_mode
+        if stat.S_ISREG(mode):
+            yield prefix + name, file
+            continue
+        if stat.S_ISDIR(mode) and level < MOST_LEVELS:
+            yield from _plain_files(file, f"{prefix}{name}/", level + 1)
+        os.close(file)

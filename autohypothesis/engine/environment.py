@@ -37,6 +37,21 @@ def program_environment(parent: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "CUDA_VISIBLE_DEVICES": ""}
 
 
+def scoring_environment(training: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Return the environment of what scores a run: its own home and no bytecode of the run's.
+
+    A training may have left a `usercustomize` in its home, or compiled Python beside a source.
+    """
+    temporary = {"TMPDIR": str(home)} if training.get("TMPDIR", "/tmp") != "/tmp" else {}
+    return {
+        **training,
+        **temporary,
+        "HOME": str(home),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONPYCACHEPREFIX": str(home / "compiled"),
+    }
+
+
 def child_environment(
     parent: Mapping[str, str],
     *,

@@ -179,13 +179,16 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
 
 
 def planted(task: Task, checkout: Path, before: Before) -> list[str]:
-    """What a run left beside a scoring program, where that would import it; in words.
+    """What a run left where a scoring program would import it; in words.
 
-    Python looks beside a script before it looks anywhere else.
+    Python looks beside a script, or in the folder that it is started in, before it looks anywhere
+    else, and in a package beside what belongs to it.
     """
-    named = (os.path.normpath(os.path.join(task.run.cwd, w)) for w in task.scorer.command or ())
+    if task.scorer.command is None:
+        return []
     files = before.stamps()
-    folders = {PurePosixPath(path).parent for path in named if path in files}
+    folders = {PurePosixPath(path).parent for path in files if path.endswith(".py")}
+    folders.add(PurePosixPath(os.path.normpath(task.run.cwd)))
     return _at_most(
         [
             f"{folder / name} was made beside the scorer, which could import it"

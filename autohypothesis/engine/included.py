@@ -5,6 +5,7 @@ What is small is copied, so that no run changes the original. What is large is l
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -204,8 +205,8 @@ class Copies:
         known = {path: one for path, one in self._known.items() if path in there}
         for path, origin in self._wanted.origins.items():
             if path not in there:
-                (self._place / path).parent.mkdir(parents=True, exist_ok=True)
                 try:
+                    self._make_room(path)
                     self._make(path, origin, known)
                 except FileNotFoundError:
                     continue  # it was deleted meanwhile
@@ -219,6 +220,12 @@ class Copies:
             write_atomic(self._record, to_json(said), durable=False)
         self._known = known
         return {path: one.sha256 for path, one in known.items()}
+
+    def _make_room(self, path: str) -> None:
+        """Make the folder of a copy; never through a link that the commit has on the way."""
+        if any((self._place / parent).is_symlink() for parent in Path(path).parents):
+            raise OSError(errno.ELOOP, "the commit has a link on the way there")
+        (self._place / path).parent.mkdir(parents=True, exist_ok=True)
 
     def _make(self, path: str, origin: Origin, known: dict[str, Copied]) -> None:
         place, digest = self._place / path, hashlib.sha256()

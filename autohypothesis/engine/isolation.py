@@ -19,14 +19,16 @@ from autohypothesis.engine.distributions import site_folders
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import PRISTINE
+from autohypothesis.errors import LaunchError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.sandbox import Confinement, Kind
 
 _LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "SSL_CERT_DIR")
 """Variables of the environment that name folders a program needs."""
-_REAL_FOLDERS = (".cache", ".config", ".local", ".local/share")
-"""Folders of a home that are made anew in the run's own, since new entries belong in them."""
+_LEVELS = 3
+"""Of the hidden folders of a home that are made anew in the run's own: programs add to them, as
+libraries do to `.cache/huggingface/hub`."""
 _NOT_LINKED = (".triton", ".nv", ".cache/torch_extensions", ".cache/uv", ".cache/compiled")
 """Caches that a run has to write to, and that hold code: see compile_cache.py."""
 _MOST_LINKS = 4_000
@@ -75,13 +77,13 @@ class Surroundings:
         write = (checkout, run.out, run.home)
         return replace(self._of_run(write, temporary), held_out=self._held_out())
 
-    def scoring(
-        self, checkout: Path, run: RunPaths, temporary: Path, evaluator: Path | None
-    ) -> Confinement:
+    def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> Confinement:
         """What scores a run: it reads the weights and all data, and changes neither."""
-        write = (run.home,) if self.task.scorer.type == "model" else (checkout, run.out, run.home)
+        write: tuple[Path, ...] = (run.scoring_home,)
+        if self.task.scorer.type == "command":
+            write = (checkout, run.out, run.scoring_home)
         read = (checkout, run.config, run.weights, run.out, *_folder_of(evaluator))
-        return self._of_run(write, temporary, read=read)
+        return self._of_run(write, run.scoring_home, read=read)
 
     def preflight(self, checkout: Path, evaluator: Path | None) -> Confinement:
         """The test of a candidate before it runs."""
@@ -161,7 +163,8 @@ class Surroundings:
         return self.task.isolation_level == "writes" and self.task.mutator.command is None
 
     def _hidden(self) -> tuple[Path, ...]:
-        ours = (self.layout.research, self.repository.common_dir)
+        root = self.repository.root
+        ours = (self.layout.research, self.repository.common_dir, *root.glob(".env*"))
         return (*sandbox.existing(ours), *sandbox.secret_places())
 
     def _held_out(self) -> tuple[Path, ...]:
@@ -172,7 +175,22 @@ class Surroundings:
         )
 
     def _data(self) -> list[Path]:
-        return [*(Path(report.path) for report in self.inputs.reports.values()), *self.linked]
+        """Where the data is; a program that a candidate may have changed says so.
+
+        Raises:
+            LaunchError: it would show what no run may see.
+        """
+        data = [Path(report.path) for report in self.inputs.reports.values()]
+        hidden = set(self._hidden())
+        whole = [Path(os.path.realpath(one)) for one in (self.repository.root, Path.home())]
+        for path in {Path(os.path.realpath(one)) for one in data}:
+            inside = hidden & {path, *path.parents}
+            if inside or any(path in (one, *one.parents) for one in whole):
+                raise LaunchError(
+                    f"the data is said to lie in {path}, which no run may see",
+                    hint="see inputs.locate of the task: it has to name a folder of data alone",
+                )
+        return [*data, *self.linked]
 
     def _programs(self) -> tuple[Path, ...]:
         named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")
@@ -211,13 +229,25 @@ def link_home(run: RunPaths) -> None:
     """
     user = Path(os.path.expanduser("~"))
     unseen = {*sandbox.secret_places(), *(user / name for name in _NOT_LINKED)}
-    made = 0
-    for name in ("", *_REAL_FOLDERS):
-        there, here = user / name, run.home / name
-        here.mkdir(exist_ok=True)
-        for child in sorted(there.iterdir()) if there.is_dir() else ():
-            is_real = str(Path(name, child.name)) in _REAL_FOLDERS
-            if is_real or child in unseen or made >= _MOST_LINKS:
+    folders, made = [(user, run.home, 0)], 0
+    for there, here, level in folders:  # it grows
+        try:
+            children = sorted(there.iterdir())
+        except OSError:
+            continue
+        for child in children:
+            if child in unseen or child.name.endswith((".lock", ".locks")) or made >= _MOST_LINKS:
                 continue
-            (here / child.name).symlink_to(child)
             made += 1
+            own = here / child.name
+            if level < _LEVELS and _is_of_programs(child, user):
+                own.mkdir()
+                folders.append((child, own, level + 1))
+            else:
+                own.symlink_to(child)
+
+
+def _is_of_programs(path: Path, user: Path) -> bool:
+    """Whether a folder of the user's home is one in which programs keep their own things."""
+    hidden = path.relative_to(user).parts[0].startswith(".")
+    return hidden and path.is_dir() and not path.is_symlink()

@@ -14,7 +14,7 @@ from autohypothesis import system
 from autohypothesis.engine import compile_cache, devices, guard, overdue, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.distributions import site_folders, version_of
-from autohypothesis.engine.environment import child_environment
+from autohypothesis.engine.environment import child_environment, scoring_environment
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
 from autohypothesis.engine.export import Checkout, Export
 from autohypothesis.engine.identity import data_hash_with, platform_key, task_hash
@@ -187,6 +187,7 @@ class LocalExecutor:
             run.weights.symlink_to(run.weights_in_out.relative_to(run.folder))
         if place.home != "kept":
             run.home.mkdir()
+        run.scoring_home.mkdir()
         if place.home == "links":
             link_home(run)
         local = {
@@ -238,9 +239,11 @@ class LocalExecutor:
         )
         environment = self._environment(place)
         around, evaluator = place.around, place.evaluator
-        score = scorer_for(spec.task).command(self._scoring(place, environment))
+        score = scorer_for(spec.task).command(
+            self._scoring(place, scoring_environment(environment, place.run.scoring_home))
+        )
         if score is not None:
-            granted = around.scoring(place.checkout, place.run, place.temporary, evaluator)
+            granted = around.scoring(place.checkout, place.run, evaluator)
             score = score._replace(command=self._confined(place, score.command, granted))
         training = around.training(place.checkout, place.run, place.temporary)
         return Launch(

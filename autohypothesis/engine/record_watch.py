@@ -66,7 +66,16 @@ class RecordWatch:
     def _kept_files(self) -> Iterator[str]:
         """What lies in the run folder and is not written while the run lasts."""
         run = self._run
-        written = {run.out, run.home, run.events, run.log, run.score_log, run.shim_log, run.reserve}
+        written = {
+            run.out,
+            run.home,
+            run.scoring_home,
+            run.events,
+            run.log,
+            run.score_log,
+            run.shim_log,
+            run.reserve,
+        }
         names = {path.name for path in written}
         logs = tuple(f"{path.name}.tail" for path in (run.log, run.score_log))
         with contextlib.suppress(OSError):

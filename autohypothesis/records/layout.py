@@ -117,6 +117,11 @@ class RunPaths(NamedTuple):
         return self.folder / "local.json"
 
     @property
+    def scoring_home(self) -> Path:
+        """HOME of what scores a run: nothing of the training's is in it."""
+        return self.folder / "scoring"
+
+    @property
     def home(self) -> Path:
         """HOME of a training whose inputs are all named in its task."""
         return self.folder / "home"
