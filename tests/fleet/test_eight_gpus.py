@@ -22,6 +22,7 @@ import pytest
 from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
+from autohypothesis.system import host_id
 from schema import Proposal, Worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +57,12 @@ class Machine:
         stand_in.mkdir()
         shutil.copy(Path(__file__).parent / "stand_in_gpus" / "pynvml.py", stand_in)
         self.env = {**os.environ, "PYTHONPATH": str(stand_in)}
+        # With Landlock alone a training knows itself by the pid that NVML would tell.
+        config = stand_in / "config"
+        config.mkdir()
+        note = {"host": host_id(), "most": "landlock", "reason": "a test"}
+        (config / "sandbox.json").write_text(json.dumps(note))
+        self.env["AUTOHYPOTHESIS_CONFIG"] = str(config)
         self.env.pop("CUDA_VISIBLE_DEVICES", None)
         self.workers: list[subprocess.Popen[bytes]] = []
 
@@ -242,10 +249,10 @@ def test_a_device_that_vanishes_is_evidence_against_it_alone(
     machine.init("--gpus", "3,4")
     lost = machine.dispatch("gpu3", held=True)
     machine.work("gpu3", "gpu4")
-    until(lambda: (machine.run_of(lost) / "begun").exists(), seconds=240)
+    until(lambda: (machine.run_of(lost) / "out" / "begun").exists(), seconds=240)
     machine.say(g3={"lost": True})
     time.sleep(1.5)  # it is looked at once a second
-    (machine.run_of(lost) / "go").touch()
+    (machine.run_of(lost) / "out" / "go").touch()
     until(lambda: (machine.run_of(lost) / "result.json").exists(), seconds=240)
     assert machine.document(lost, "result.json")["failure_kind"] == "infra"
     other, waits = machine.dispatch("gpu4"), machine.dispatch("gpu3")
@@ -262,13 +269,13 @@ def test_a_stranger_who_computes_beside_a_training_is_written_down(
     machine.init("--gpus", "6")
     one = machine.dispatch("gpu6", held=True)
     machine.work("gpu6")
-    until(lambda: (machine.run_of(one) / "begun").exists(), seconds=240)
-    ours = int((machine.run_of(one) / "begun").read_text())
+    until(lambda: (machine.run_of(one) / "out" / "begun").exists(), seconds=240)
+    ours = int((machine.run_of(one) / "out" / "begun").read_text())
     both = [[ours, 2_000], [4711, 30_000]]
     machine.say(g6={"processes": both, "used_mb": 32_500})
     time.sleep(4.0)  # it is looked at once a second, and has to be seen twice
     machine.say()  # and leaves, so that nobody waits for the memory to come back
-    (machine.run_of(one) / "go").touch()
+    (machine.run_of(one) / "out" / "go").touch()
     until(lambda: one in machine.queue.done_ids(), seconds=240)
     (foreign,) = machine.document(one, "exit.json")["contention"]["foreign"]
     assert (foreign["pid"], foreign["grown_mb"]) == (4711, 30_000.0)

@@ -382,9 +382,9 @@ def test_down_cancels_collects_and_gives_back_what_was_prepared(
 
 
 def test_an_abandoned_worker_leaves_its_training_to_its_successor(
-    fleet_lab: Lab, jobs: Queue, until: Until, tmp_path: Path
+    fleet_lab: Lab, jobs: Queue, until: Until
 ) -> None:
-    gate = tmp_path / "go"
+    gate = fleet_lab.layout.root / "go"
     first, second = propose(jobs, 2, overrides={"GATE": str(gate)})
     running = Running(Worker(fleet_lab, ENTRY))
     until(lambda: trains(fleet_lab, f"{first}-1"))
