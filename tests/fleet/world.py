@@ -120,6 +120,7 @@ class Shim:
     asked_to_end: bool = False
     closed: bool = False
     returncode: int | None = None
+    seal: str = ""
 
     @property
     def stdin(self) -> Shim:
@@ -141,6 +142,7 @@ class Shim:
     def write(self, word: bytes) -> None:
         """The word of its starter. A slow one needs a while to begin."""
         assert word.startswith(shim.GO)
+        self.seal = word.removeprefix(shim.GO).decode().strip()
         self.world.strike("go")
         self.told = True
         if not self.slow:
@@ -200,7 +202,8 @@ class Shim:
         assert self.launch is not None
         with self.world.as_process(self.pid):
             self._release()
-            shim_files.write_exit(self.launch, {**_report(self.launch), **more})
+            report = {**_report(self.launch), "seal": self.seal, **more}
+            shim_files.write_exit(self.launch, report)
         self.die()
 
     def die(self) -> None:
