@@ -21,6 +21,7 @@ from autohypothesis.engine import iteration, settle
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab
+from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.system import user_config_folder
 from schema import Metadata, Result
@@ -416,3 +417,161 @@ attempt("there", lambda: sorted(path.name for path in cache.iterdir()))
         finished = iteration.run(lab, request)
         log = lab.layout.run(finished.experiment_id).log.read_text()
         assert "came: {'there': \"['42']\"}" in log, log
+
+
+KERNEL = """
+import ctypes, glob, resource
+libc = ctypes.CDLL(None, use_errno=True)
+attempt("settings of the kernel", lambda: open("/proc/sys/kernel/core_pattern", "r+"))
+attempt("terminals", lambda: [os.open(t, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+                              for t in TERMINALS])
+attempt("limits of another", lambda: resource.prlimit(ANOTHER, resource.RLIMIT_CORE, (0, 0)))
+attempt("limits of its own", lambda: resource.prlimit(0, resource.RLIMIT_CORE, (0, 0)) and "fine")
+attempt("shared memory", lambda: libc.shmget(0, 4096, 0o1666) if libc.shmget(0, 4096, 0o1600) < 0
+        else "made")
+attempt("keyrings", lambda: libc.syscall(250, 0, -3, 0) < 0 and "refused")
+"""
+
+
+def test_nothing_of_the_machine_can_be_changed_through_the_kernel(
+    foreign: Path, held_by: str
+) -> None:
+    if held_by == "none":
+        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+    ours, theirs = os.openpty()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        code = KERNEL.replace("TERMINALS", repr([os.ttyname(theirs)]))
+        came = attack(foreign, code.replace("ANOTHER", str(sleeper.pid))).came
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        os.close(ours)
+        os.close(theirs)
+    assert came.pop("limits of its own") == "'fine'"
+    assert came.pop("keyrings") == "'refused'"
+    if came.pop("shared memory") == "'made'":
+        assert held_by == "bwrap"  # in a space of its own, which ends with it
+    refused = {"PermissionError", "OSError", "FileNotFoundError", "ProcessLookupError"}
+    assert set(came.values()) <= refused, came
+
+
+def test_folders_too_deep_for_any_path_are_removed_after_a_run(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    code = """
+def deep(place):
+    os.chdir(place)
+    for _ in range(2500):
+        os.mkdir("d")
+        os.chdir("d")
+for place in (os.environ["HOME"], os.environ.get("TMPDIR", "/nowhere"), os.getcwd()):
+    attempt(place, lambda: deep(place))
+"""
+    task = STRICT.replace("id: strict", "id: deep")
+    first = attack(foreign, code, task=task)
+    assert first.result.status == "completed", first.result
+    assert not first.run.home.exists()
+    again = attack(foreign, "", task=task, tag="again")
+    assert again.result.status == "completed", again.result
+
+
+def test_a_link_in_place_of_a_compiled_cache_shows_nothing_to_later_runs(
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "id_rsa").write_text("a secret")
+    monkeypatch.setenv("HOME", str(home))
+    code = f"""
+import shutil
+own = pathlib.Path(os.environ["HOME"]) / ".cache"
+shutil.rmtree(own, ignore_errors=True)
+own.mkdir()
+attempt("link", lambda: os.symlink({str(home / ".ssh")!r}, own / "compiled") or "made")
+"""
+    ran = attack(foreign, code, task=STRICT.replace("id: strict", "id: linked"))
+    assert ran.came == {"link": "'made'"}
+    kept = foreign / ".git" / "autohypothesis" / "compiled"
+    assert not [path for path in kept.rglob("*") if path.is_file()]
+
+
+SCORED = """
+id: scored
+root: repository
+artifacts: [train.py]
+protected: [score.py, rubric.py]
+run: {command: [python, train.py], device: cpu, budget: {seconds: 20}}
+scorer: {type: command, command: COMMAND}
+objective: {metric: loss}
+"""
+PLANTS = {
+    "bytecode of what the scorer imports": (
+        "[python, score.py]",
+        """
+import importlib._bootstrap_external as b, marshal
+source = os.stat("rubric.py")
+code = compile("VALUE = -99.0", "rubric.py", "exec")
+os.makedirs("__pycache__", exist_ok=True)
+data = b._code_to_timestamp_pyc(code, int(source.st_mtime), source.st_size)
+name = f"__pycache__/rubric.{sys.implementation.cache_tag}.pyc"
+attempt("plant", lambda: open(name, "wb").write(data))
+""",
+    ),
+    "a module of the user's site": (
+        "[python, score.py]",
+        """
+import site
+place = pathlib.Path(os.environ["HOME"], ".local", "lib",
+                     f"python3.{sys.version_info[1]}", "site-packages")
+place.mkdir(parents=True)
+attempt("plant", lambda: (place / "usercustomize.py").write_text("import builtins\\n"
+        "print('{\\"score\\": -99.0}')\\nimport os; os._exit(0)\\n"))
+""",
+    ),
+    "a module where the scorer starts": (
+        "[python, -m, score]",
+        """
+attempt("plant", lambda: open("json.py", "w").write(
+        "def dumps(value): return '{\\"score\\": -99.0}'\\n"))
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "code"), PLANTS.values(), ids=PLANTS.keys())
+def test_what_a_training_plants_for_its_scorer_changes_no_score(
+    foreign: Path, held_by: str, command: str, code: str, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (foreign / "rubric.py").write_text("VALUE = 2.0\n")
+    (foreign / "score.py").write_text(
+        "import json\nimport rubric\nprint(json.dumps({'score': rubric.VALUE}))\n"
+    )
+    ran = attack(foreign, code, task=SCORED.replace("COMMAND", command))
+    assert ran.came.get("plant", "").isdigit(), ran.came
+    assert ran.result.metric_value == 2.0 or ran.result.failure_kind == "invalid", ran.result
+
+
+@pytest.mark.parametrize("place", ["HOME/.ssh", "ROOT/.git", "ROOT/research", "ROOT", "/"])
+def test_data_is_never_said_to_lie_where_no_run_may_see(
+    foreign: Path, held_by: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The program that locates it may import what a candidate wrote."""
+    if held_by == "none":
+        pytest.skip("without a sandbox a run sees everything")
+    (tmp_path / "home" / ".ssh").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    said = place.replace("HOME", str(tmp_path / "home")).replace("ROOT", str(foreign))
+    (foreign / "locate.py").write_text(f"import json\nprint(json.dumps({{'path': {said!r}}}))\n")
+    task = STRICT.replace(
+        "isolation: strict",
+        "isolation: strict\ninputs: [{env: DATA, locate: [python, locate.py]}]",
+    )
+    (foreign / "research").mkdir(exist_ok=True)
+    with pytest.raises(LaunchError, match="which no run may see"):
+        attack(foreign, "", task=task)
