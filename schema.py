@@ -548,6 +548,8 @@ class Row(Tolerant):
     attested: bool = False
     sandbox: str = ""
     """What held the run: bwrap, landlock or none; empty for runs that the engine did not make."""
+    checkout_lacks: list[str] = []
+    """The largest untracked files and folders that its checkout did not have."""
     metric_name: str = "val_bpb"
     metric_value: Number = None
     direction: Direction = "minimize"
