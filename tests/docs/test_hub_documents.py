@@ -114,7 +114,8 @@ def session(lines: str, cwd: Path, environment: dict[str, str]) -> str:
 # ── docs/hub.md ─────────────────────────────────────────────────────────────────────────────
 
 ASKED_IN_THE_END = """
-key=$(python -c "import json; print(json.load(open('.git/autohypothesis/hub.json.before'))['api_key'])")
+before=$(ls "$HOME"/.config/autohypothesis/hubs/*.before)
+key=$(python -c "import json, sys; print(json.load(open(sys.argv[1]))['api_key'])" "$before")
 number=0
 for port in 8000 8002; do
     ask() { curl -s "http://127.0.0.1:$port/api/$1" -H "Authorization: Bearer $key" -o "../$2$number"; }
