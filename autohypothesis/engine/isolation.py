@@ -26,12 +26,16 @@ from autohypothesis.sandbox import Confinement, Kind
 
 _LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "SSL_CERT_DIR")
 """Variables of the environment that name folders a program needs."""
-_LEVELS = 3
-"""Of the hidden folders of a home that are made anew in the run's own: programs add to them, as
-libraries do to `.cache/huggingface/hub`."""
+_REAL_FOLDERS = (
+    ".cache", ".cache/huggingface", ".cache/huggingface/hub", ".cache/huggingface/datasets",
+    ".cache/torch", ".cache/torch/hub", ".cache/matplotlib", ".config", ".config/matplotlib",
+    ".keras", ".keras/datasets", ".local", ".local/share",
+)  # fmt: skip
+"""Folders of a home that are made anew in the run's own, each after the one around it: programs
+and libraries add to them."""
 _NOT_LINKED = (".triton", ".nv", ".cache/torch_extensions", ".cache/uv", ".cache/compiled")
 """Caches that a run has to write to, and that hold code: see compile_cache.py."""
-_MOST_LINKS = 4_000
+_MOST_LINKS = 400
 _OUTSIDE = (
     "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "GPG_AGENT_INFO",
     "UV_CACHE_DIR", "XDG_CACHE_HOME",
@@ -229,25 +233,14 @@ def link_home(run: RunPaths) -> None:
     """
     user = Path(os.path.expanduser("~"))
     unseen = {*sandbox.secret_places(), *(user / name for name in _NOT_LINKED)}
-    folders, made = [(user, run.home, 0)], 0
-    for there, here, level in folders:  # it grows
-        try:
-            children = sorted(there.iterdir())
-        except OSError:
-            continue
-        for child in children:
-            if child in unseen or child.name.endswith((".lock", ".locks")) or made >= _MOST_LINKS:
+    made = 0
+    for name in ("", *_REAL_FOLDERS):
+        there, here = user / name, run.home / name
+        here.mkdir(exist_ok=True)
+        for child in sorted(there.iterdir()) if there.is_dir() else ():
+            is_real = str(Path(name, child.name)) in _REAL_FOLDERS
+            is_lock = child.name.endswith((".lock", ".locks"))
+            if is_real or is_lock or child in unseen or made >= _MOST_LINKS:
                 continue
+            (here / child.name).symlink_to(child)
             made += 1
-            own = here / child.name
-            if level < _LEVELS and _is_of_programs(child, user):
-                own.mkdir()
-                folders.append((child, own, level + 1))
-            else:
-                own.symlink_to(child)
-
-
-def _is_of_programs(path: Path, user: Path) -> bool:
-    """Whether a folder of the user's home is one in which programs keep their own things."""
-    hidden = path.relative_to(user).parts[0].startswith(".")
-    return hidden and path.is_dir() and not path.is_symlink()
