@@ -81,9 +81,6 @@ SYSTEM_SECRETS = (
     "/var/lib/private", "/var/backups", "/var/mail", "/var/spool", "/var/log", "/boot",
 )  # fmt: skip
 
-PRIVATE_BYTES = 1 << 30
-"""Of a /tmp in memory, for programs that are given no folder for it."""
-
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _TERMINALS = ("tty", "ptmx", "pts")
 """In bubblewrap a program's own; with Landlock alone they would be the user's."""
@@ -111,8 +108,7 @@ class Confinement:
         fixed: files inside of `write` that stay as they are; without bubblewrap the caller looks.
         protected: folders inside of `write` that stay as they are; with Landlock alone nothing new
             can then be made in the folders around them.
-        temporary: a private folder that becomes its /tmp; None: one in memory, or none where
-            only Landlock holds.
+        temporary: a private folder for its temporary files: its /tmp in bubblewrap; None: none.
         network: whether it may open connections; without, it has a loopback of its own at most.
         gpus: whether it sees the GPUs of the machine.
     """
@@ -174,30 +170,26 @@ def _launcher(policy: dict[str, Any]) -> list[str]:
 def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
     """The document that confine.py reads.
 
-    Inside of bubblewrap what is hidden is not there, and network and processes are apart already.
+    bubblewrap keeps network and processes apart; Landlock inside of it hides again what is hidden.
     """
     alone = kind == "landlock"
     use = [f"/dev/{name}" for name in (*_DEVICES, *(() if alone else _TERMINALS))]
     use += _gpu_nodes() if granted.gpus else []
     everything = Path("/") in granted.read
-    private = [granted.temporary] if granted.temporary else []
-    temporary = [name for path in private for name in _names_of(path)] if alone else ["/tmp"]
+    temporary = all_names([granted.temporary] if granted.temporary else []) if alone else {"/tmp"}
+    hidden = {*granted.held_out, *(_unseen(granted) if alone else granted.hidden)}
     return {
         "confine": True,
         "landlock": confine.landlock_abi() > 0,
         "drop_capabilities": alone,
         "close_sockets": alone and not granted.network,
         "close_shared": alone,
-        "read": sorted({name for path in granted.read for name in _names_of(path)}),
-        "hidden": sorted(
-            name
-            for path in (*granted.held_out, *granted.hidden, *(_unseen(granted) if alone else ()))
-            for name in _names_of(path)
-        ),
+        "read": sorted(all_names(granted.read)),
+        "hidden": sorted(all_names(hidden)),
         "listed": ["/"] if everything else [],
-        "protected": sorted(name for path in granted.protected for name in _names_of(path)),
-        "write": [name for path in granted.write for name in _names_of(path)],
-        "private": [*temporary, "/dev/shm"],
+        "protected": sorted(all_names(granted.protected)),
+        "write": sorted(all_names(granted.write)),
+        "private": [*sorted(temporary), "/dev/shm"],
         "use": use,
         "fill": ["/proc" if not alone or _proc_is_guarded() else "/proc/self"],
     }
@@ -223,20 +215,20 @@ def _bwrap(granted: Confinement) -> list[str]:
     words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     words += ["--cap-drop", "ALL"]
     words += [] if granted.network else ["--unshare-net"]
-    hidden = {os.path.realpath(path) for path in _unseen(granted)}
+    hidden = _real_names(_unseen(granted))
     mounts = [(to, ["--ro-bind-try", to, to]) for to in _not_yet_seen(granted, hidden)]
     empty = ["/"] if Path("/") not in granted.read else []
     for real in hidden:
         if os.path.isdir(real):
-            mounts.append((real, ["--size", str(PRIVATE_BYTES), "--tmpfs", real]))
-            empty += [] if real == "/tmp" else [real]
+            mounts.append((real, ["--tmpfs", real]))
+            empty += [] if real == "/tmp" and granted.temporary is not None else [real]
         elif os.path.exists(real):
             mounts.append((real, ["--ro-bind", os.devnull, real]))
     mounts += [(str(path), _covered(path, granted, n)) for n, path in enumerate(granted.held_out)]
     for path in granted.write:
-        mounts += [(to, ["--bind", str(path), to]) for to in _names_of(path)]
+        mounts += [(to, ["--bind", str(path), to]) for to in all_names([path])]
     for path in (*granted.fixed, *granted.protected):
-        mounts += [(to, ["--ro-bind-try", str(path), to]) for to in _names_of(path)]
+        mounts += [(to, ["--ro-bind-try", str(path), to]) for to in all_names([path])]
     if granted.temporary is not None:
         mounts.append(("/tmp", ["--bind", str(granted.temporary), "/tmp"]))
     # The sort is stable: of two mounts at one place the later one, that grants more, is on top.
@@ -290,8 +282,8 @@ def _not_yet_seen(granted: Confinement, hidden: set[str]) -> list[str]:
 
     bubblewrap cannot make a mount point below a folder that is read-only.
     """
-    names = {name for path in granted.read for name in _names_of(path)} - {"/proc"}
-    opened = names | {name for path in granted.write for name in _names_of(path)}
+    names = all_names(granted.read) - {"/proc"}
+    opened = names | all_names(granted.write)
     found = []
     for name in sorted(names):
         around = (str(parent) for parent in Path(name).parents)
@@ -317,10 +309,24 @@ def _gpu_nodes() -> list[str]:
 # ── paths ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _names_of(path: Path | str) -> list[str]:
-    """A path as it is said and as it really is, where links lead there."""
-    said = os.path.abspath(path)
-    return list(dict.fromkeys((said, os.path.realpath(said))))
+def all_names(paths: Iterable[Path]) -> set[str]:
+    """Return every path as it is said and as it really is, where links lead there."""
+    said = [os.path.abspath(path) for path in paths]
+    return {*said, *_real_names(said)}
+
+
+def _real_names(paths: Iterable[Path | str]) -> set[str]:
+    """The paths without links. What a path lies in is resolved once for all that lie there: there
+    are hundreds of secrets, in few folders, and each program that starts waits for this."""
+    folders: dict[str, str] = {}
+    found = set()
+    for path in paths:
+        folder, name = os.path.split(os.path.abspath(path))
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        real = os.path.join(folders[folder], name)
+        found.add(os.path.realpath(real) if os.path.islink(real) else real)
+    return found
 
 
 def system_folders() -> tuple[Path, ...]:
@@ -446,6 +452,6 @@ def note_limit(most: Kind | None, reason: str = "") -> None:
     best_kind.cache_clear()
 
 
-def existing(paths: Iterable[Path | None]) -> tuple[Path, ...]:
-    """Those of `paths` that are there."""
-    return tuple(path for path in paths if path is not None and os.path.lexists(path))
+def existing(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Return those of `paths` that are there."""
+    return tuple(path for path in paths if os.path.lexists(path))

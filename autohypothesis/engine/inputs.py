@@ -7,7 +7,6 @@ one: it knows the data, its profile and the hashes that make two machines compar
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,15 +14,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autohypothesis import sandbox
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED
 from autohypothesis.engine.identity import canonical_hash
+from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_model import Budget, Input
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records.files import read_json
+from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from schema import Manifest
 
@@ -61,6 +61,18 @@ class Inputs:
     @property
     def environment(self) -> dict[str, str]:
         return {name: report.path for name, report in self.reports.items()}
+
+    @property
+    def data(self) -> tuple[Path, ...]:
+        """Where they lie."""
+        return tuple(Path(report.path) for report in self.reports.values())
+
+    @property
+    def held_out(self) -> tuple[Path, ...]:
+        """Files and folders of them that the scorer reads and no training may."""
+        return tuple(
+            Path(report.path) / name for report in self.reports.values() for name in report.held_out
+        )
 
     @property
     def profile(self) -> str:
@@ -147,6 +159,8 @@ def _located(
     task: Task, wanted: Input, checkout: Path, root: Path, environment: Mapping[str, str]
 ) -> InputReport:
     said = " ".join(wanted.locate)
+    # Beside the program, in the checkout, lies the candidate, which it may import.
+    around = Surroundings(Repository(root), task, sandbox_kind(task))
     hint = f"run `{said}` in {checkout}"
     try:
         ended = program.run(
@@ -154,7 +168,7 @@ def _located(
             cwd=checkout / task.run.cwd,
             environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
             timeout_s=TIMEOUT_S,
-            confined=_confined(task, root),
+            confined=around.bound(around.locate()),
         )
     except OSError as error:
         raise LaunchError(f"`{said}` does not start: {error}", hint=hint) from error
@@ -165,19 +179,6 @@ def _located(
         reason = words[-1][:300] if words else f"exit code {ended.exit_code}"
         raise LaunchError(f"the data cannot be located: {reason}", hint=hint)
     return _report(ended.out, said, hint)
-
-
-def _confined(task: Task, root: Path) -> program.Bound:
-    """It reads what it likes but for keys and records, and writes nothing: it says where data is.
-
-    Beside it in the checkout lies the candidate, which it may import.
-    """
-    hidden = sandbox.existing((Layout(root).research, root / ".git"))
-    read = (Path("/"), *(Path(one) for one in {"/tmp", tempfile.gettempdir()}))
-    granted = sandbox.Confinement(
-        read=read, hidden=(*hidden, *sandbox.secret_places()), network=True
-    )
-    return granted, "none" if task.isolation_level == "none" else sandbox.best_kind()
 
 
 def _report(out: str, said: str, hint: str) -> InputReport:

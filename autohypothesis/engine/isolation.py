@@ -9,14 +9,14 @@ text; under `writes` it reads the whole disk but for those. docs/trust.md lists 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autohypothesis import sandbox
 from autohypothesis.engine import program
 from autohypothesis.engine.distributions import site_folders
-from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import PRISTINE
 from autohypothesis.errors import LaunchError
@@ -38,8 +38,7 @@ _NOT_LINKED = (".triton", ".nv", ".cache/torch_extensions", ".cache/uv", ".cache
 _MOST_LINKS = 400
 _OUTSIDE = (
     "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "GPG_AGENT_INFO",
-    "UV_CACHE_DIR", "XDG_CACHE_HOME",
-    "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
+    "UV_CACHE_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_STATE_HOME",
 )  # fmt: skip
 """Variables that name folders and sockets which are not there in a sandbox."""
 
@@ -60,6 +59,8 @@ class Surroundings:
 
     Attributes:
         kind: of sandbox; "none" grants everything, since nothing is there to deny it.
+        data: where the inputs of the task lie.
+        held_out: what of it no training may read.
         python: the interpreter that trains, where it is known.
         linked: files and folders of the user that the checkout has links to.
     """
@@ -67,7 +68,8 @@ class Surroundings:
     repository: Repository
     task: Task
     kind: Kind
-    inputs: Inputs = field(default_factory=Inputs)
+    data: tuple[Path, ...] = ()
+    held_out: tuple[Path, ...] = ()
     python: str | None = None
     linked: tuple[Path, ...] = ()
     gpus: bool = False
@@ -79,7 +81,7 @@ class Surroundings:
     def training(self, checkout: Path, run: RunPaths, temporary: Path) -> Confinement:
         """The training of a run: no validation data, nothing of the repository but its commit."""
         write = (checkout, run.out, run.home)
-        return replace(self._of_run(write, temporary), held_out=self._held_out())
+        return replace(self._of_run(write, temporary), held_out=sandbox.existing(self.held_out))
 
     def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> Confinement:
         """What scores a run: it reads the weights and all data, and changes neither."""
@@ -93,7 +95,7 @@ class Surroundings:
         """The test of a candidate before it runs."""
         read = (checkout, *_folder_of(evaluator))
         granted = self._of_run((), None, read=read, gpus=False)
-        return replace(granted, held_out=self._held_out())
+        return replace(granted, held_out=sandbox.existing(self.held_out))
 
     def mutator(self, checkout: Path) -> Confinement:
         """The program that makes a change: it writes to its checkout alone.
@@ -109,17 +111,19 @@ class Surroundings:
         return replace(confinement, read=(*confinement.read, common), hidden=hidden)
 
     def locate(self) -> Confinement:
-        """The program that says where data is: it reads, and writes nothing."""
-        return Confinement(read=(Path("/"),), hidden=self._hidden(), network=True)
+        """The program that says where data is: it writes nothing, and reads all but keys and
+        records, /tmp too, since data may lie there."""
+        temporary = (Path(one) for one in ("/tmp", tempfile.gettempdir()))
+        return Confinement(read=(Path("/"), *temporary), hidden=self._hidden(), network=True)
 
     def environment(self, environment: Mapping[str, str], temporary: Path | None) -> dict[str, str]:
-        """Return `environment` as it is in the sandbox: a /tmp of its own, and no service of the
-        session."""
+        """Return `environment` as it is in the sandbox: with `temporary` for its temporary files,
+        and without the services of the session. `program.run` sees to it where that is None."""
         if self.kind == "none":
             return dict(environment)
         inside = {name: value for name, value in environment.items() if name not in _OUTSIDE}
-        private = self.kind == "bwrap" or temporary is None
-        inside["TMPDIR"] = "/tmp" if private else str(temporary)
+        if temporary is not None:
+            inside["TMPDIR"] = "/tmp" if self.kind == "bwrap" else str(temporary)
         return inside
 
     def bound(self, confinement: Confinement) -> program.Bound:
@@ -149,11 +153,11 @@ class Surroundings:
         everything = self.task.isolation_level == "writes"
         # Home and repository by name, in case that one of them lies in /tmp, which is not shown.
         disk = (Path("/"), Path(os.path.expanduser("~")), self.repository.root)
-        base = disk if everything else self._programs()
+        base, hidden = disk if everything else self._programs(), self._hidden()
         return Confinement(
-            read=(*base, *sandbox.existing((*self._data(), *read))),
+            read=(*base, *sandbox.existing((*self._shown_data(hidden), *read))),
             write=write,
-            hidden=self._hidden(),
+            hidden=hidden,
             fixed=fixed,
             temporary=temporary,
             network=self._network(),
@@ -171,30 +175,22 @@ class Surroundings:
         ours = (self.layout.research, self.repository.common_dir, *root.glob(".env*"))
         return (*sandbox.existing(ours), *sandbox.secret_places())
 
-    def _held_out(self) -> tuple[Path, ...]:
-        return sandbox.existing(
-            Path(report.path) / name
-            for report in self.inputs.reports.values()
-            for name in report.held_out
-        )
-
-    def _data(self) -> list[Path]:
+    def _shown_data(self, hidden: tuple[Path, ...]) -> tuple[Path, ...]:
         """Where the data is; a program that a candidate may have changed says so.
 
         Raises:
             LaunchError: it would show what no run may see.
         """
-        data = [Path(report.path) for report in self.inputs.reports.values()]
-        hidden = set(self._hidden())
+        secret = sandbox.all_names(hidden)
         whole = [Path(os.path.realpath(one)) for one in (self.repository.root, Path.home())]
-        for path in {Path(os.path.realpath(one)) for one in data}:
-            inside = hidden & {path, *path.parents}
+        for path in {Path(os.path.realpath(one)) for one in self.data}:
+            inside = secret & {str(path), *map(str, path.parents)}
             if inside or any(path in (one, *one.parents) for one in whole):
                 raise LaunchError(
                     f"the data is said to lie in {path}, which no run may see",
                     hint="see inputs.locate of the task: it has to name a folder of data alone",
                 )
-        return [*data, *self.linked]
+        return (*self.data, *self.linked)
 
     def _programs(self) -> tuple[Path, ...]:
         named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")

@@ -120,7 +120,14 @@ class LocalExecutor:
                 command=command,
                 evaluator=evaluator,
                 around=Surroundings(
-                    self.repository, spec.task, kind, inputs, command.python, files.linked, on_gpu
+                    self.repository,
+                    spec.task,
+                    kind,
+                    data=inputs.data,
+                    held_out=inputs.held_out,
+                    python=command.python,
+                    linked=files.linked,
+                    gpus=on_gpu,
                 ),
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )

@@ -171,7 +171,14 @@ def _with_settings(
             repository.root,
             evaluator=evaluator_of(repository, commit, task),
             inputs=inputs.environment,
-            around=Surroundings(repository, task, sandbox_kind(task), inputs, linked=files.linked),
+            around=Surroundings(
+                repository,
+                task,
+                sandbox_kind(task),
+                data=inputs.data,
+                held_out=inputs.held_out,
+                linked=files.linked,
+            ),
         )
         evaluated, parameters = verdict.constants, verdict.num_params
     return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)

@@ -19,6 +19,11 @@ from autohypothesis.errors import LaunchError, TaskError
 from autohypothesis.records.git import Repository
 
 
+@pytest.fixture(autouse=True)
+def _a_repository(tmp_path: Path, git: Callable[..., str]) -> None:
+    git(tmp_path, "init", "--quiet")
+
+
 def with_input(task: Task, code: str, env: str = "DATA") -> Task:
     located = Input(env=env, locate=("python", "-c", code))
     return task.model_copy(update={"inputs": (*task.inputs, located)})
