@@ -280,6 +280,10 @@ class RunIdentity(Tolerant):
         return data
 
 
+NO_SANDBOX = ("none", "hashes")
+"""Values of `sandbox` that kept a run from nothing; the second is that of the first release."""
+
+
 class Runtime(Tolerant):
     commit: str = ""
     parent_commit: str | None = None
@@ -306,6 +310,11 @@ class Runtime(Tolerant):
     """The largest untracked files and folders that the checkout did not have, with their sizes."""
     home: Literal["own", "links", "kept", ""] = ""
     """Whether the training saw a home folder of its own, one with links to the user's, or that."""
+
+    @property
+    def is_unconfined(self) -> bool:
+        """Whether the task asked for a strict sandbox, and the run had none."""
+        return self.isolation == "strict" and self.sandbox in ("", *NO_SANDBOX)
 
 
 class Metrics(Tolerant):

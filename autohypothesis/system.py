@@ -118,7 +118,7 @@ def memory_mb() -> int | None:
         return None
 
 
-class Interrupts:
+class CtrlC:
     """Handles Ctrl-C as Python does, and remembers it.
 
     A KeyboardInterrupt that is raised inside a callback of the interpreter (at an import, say) is

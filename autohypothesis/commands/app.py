@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.plain import plain
-from autohypothesis.system import Interrupts, keep_others_out
+from autohypothesis.system import CtrlC, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
 
 # Newer releases of typer carry their own copy of click; its exceptions are found from here.
@@ -127,7 +127,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
     make_steady()
     keep_others_out()
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
-        signal.signal(signal.SIGINT, Interrupts())
+        signal.signal(signal.SIGINT, CtrlC())
     try:
         code = app(standalone_mode=False)
     except ClickError as error:

@@ -91,13 +91,13 @@ def telling_what_runs_lack(lab: Lab) -> Iterator[None]:
         GitError: a submodule, or contents of git-lfs, are not on this disk.
     """
     from autohypothesis.engine.lacking import telling
+    from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
-    from autohypothesis.records.tables import harmless_lines
 
     refuse_missing(lab.repository, lab.repository.head())
     with telling(lab.repository, lab.task, lab.tag or lab.usual_tag()) as words:
         if words:
-            shown = " ".join(harmless_lines(words))
+            shown = plain_line(words)
             err().print(f"note: {shown}", markup=False, soft_wrap=True)
         yield
 

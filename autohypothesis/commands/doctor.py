@@ -264,8 +264,8 @@ def _checkout(lab: Lab) -> Iterator[Check]:
     """What of the user's folder the runs do not have."""
     from autohypothesis.engine.lacking import look, problem, remedy
     from autohypothesis.errors import GitError
+    from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
-    from autohypothesis.records.tables import harmless_lines
 
     try:
         refuse_missing(lab.repository, lab.repository.head())
@@ -276,7 +276,7 @@ def _checkout(lab: Lab) -> Iterator[Check]:
     if words := problem(found):
         hint = remedy(found)
         told = f"if a run needs one, add its line: {hint}" if hint else ""
-        safe = (" ".join(harmless_lines(text)) for text in (words, told))
+        safe = (plain_line(text) for text in (words, told))
         yield Check("checkout", "warning", *safe)
     else:
         yield Check("checkout", "ok", "a run has all files of this folder")

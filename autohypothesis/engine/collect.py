@@ -39,8 +39,6 @@ LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
 JUDGED = "judged"
 """In local.json: the SHA-256 of the result that is about to be written."""
-UNCONFINED = "unconfined"
-"""In the evidence of a result: the run had no sandbox although its task asks for one."""
 EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
 
 
@@ -52,7 +50,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
     """
     run = layout.run(experiment_id)
     with locks.hold(layout, "collect", doing=f"collecting {experiment_id}"):
-        if run.result.exists() and is_collected(run):
+        if is_collected(run):
+            _clean_up(run, _local(run) if run.local.exists() else {})
             return Result.model_validate(read_json(run.result))
         state = shim.status(str(run.folder))
         if state == "running":
@@ -97,10 +96,7 @@ def is_collected(run: RunPaths) -> bool:
         return run.result.exists() and not run.local.exists()
     if not isinstance(local, dict) or "before" not in local:
         return True
-    if local.get(JUDGED) != _hash(content):
-        return False
-    _clean_up(run, local)
-    return True
+    return bool(local.get(JUDGED) == _hash(content))
 
 
 def _hash(content: bytes) -> str:
@@ -109,6 +105,8 @@ def _hash(content: bytes) -> str:
 
 def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
     """Delete what nobody needs once a run has its result: its home, its /tmp, the evidence."""
+    if "before" not in local:
+        return
     remove_folder(run.home)
     remove_folder(run.scoring_home)
     temporary = Path(str(local.get("temporary") or ""))
@@ -191,8 +189,6 @@ def judge(
         "touched": touched,
         "strays_found": killed,
     }
-    if unconfined:
-        evidence[UNCONFINED] = True
     if spec.mutation is not None:
         evidence["mutation"] = spec.mutation
     if failure is not None and failure.kind == "contended":
@@ -247,13 +243,10 @@ def _looked_at(
 
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     """Whether the task asks for a strict sandbox and the run had none: nobody vouches for it."""
-    if spec.task.isolation_level != "strict":
-        return False
     try:
-        metadata = Metadata.model_validate(read_json(run.metadata))
+        return Metadata.model_validate(read_json(run.metadata)).runtime.is_unconfined
     except (FileNotFoundError, RecordError, ValueError):
-        return True
-    return metadata.runtime.sandbox in ("", "none", "hashes")
+        return spec.task.isolation_level == "strict"
 
 
 def _from_spec(spec: RunSpec) -> Metadata:

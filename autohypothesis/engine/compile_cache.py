@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 from autohypothesis.records.files import remove_folder
@@ -57,20 +57,14 @@ def keep(home: Path, seed: Path) -> None:
         return
     beside = seed.with_name(f"{seed.name}.{os.getpid()}")
     try:
-        folder = os.open(home, _READ | os.O_DIRECTORY)
-        for part in _PARTS:
-            inner = os.open(part, _READ | os.O_DIRECTORY, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-    except OSError:
-        return
-    try:
-        if _copied(folder, beside):
-            os.rename(beside, seed)
-    except OSError:
-        pass
+        with ExitStack() as opened, suppress(OSError):
+            folder: int | None = None
+            for part in (str(home), *_PARTS):
+                folder = os.open(part, _READ | os.O_DIRECTORY, dir_fd=folder)
+                opened.callback(os.close, folder)
+            if folder is not None and _copied(folder, beside):
+                os.rename(beside, seed)
     finally:
-        os.close(folder)
         if beside.exists():
             remove_folder(beside)
 
@@ -78,22 +72,26 @@ def keep(home: Path, seed: Path) -> None:
 def _copied(folder: int, target: Path) -> bool:
     """Copy the plain files below an open folder; False where they are none, or too many."""
     files = size = 0
-    for path, file in _plain_files(folder):
-        with os.fdopen(file, "rb") as source:
-            size += os.fstat(source.fileno()).st_size
-            files += 1
-            if size > MOST_BYTES or files > MOST_FILES:
-                return False
-            place = target / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with place.open("wb") as copy:
-                shutil.copyfileobj(source, copy)
-            place.chmod(0o755 if os.fstat(source.fileno()).st_mode & 0o100 else 0o644)
+    with closing(_plain_files(folder)) as found:
+        for path, file in found:
+            with os.fdopen(file, "rb") as source:
+                size += os.fstat(source.fileno()).st_size
+                files += 1
+                if size > MOST_BYTES or files > MOST_FILES:
+                    return False
+                place = target / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with place.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
+                place.chmod(0o755 if os.fstat(source.fileno()).st_mode & 0o100 else 0o644)
     return files > 0
 
 
-def _plain_files(folder: int, prefix: str = "", level: int = 0) -> Iterator[tuple[str, int]]:
-    """The path and an open descriptor of each plain file below a folder; links are passed by."""
+def _plain_files(
+    folder: int, prefix: str = "", level: int = 0
+) -> Generator[tuple[str, int], None, None]:
+    """The path and a descriptor of each plain file below a folder, for the caller to close; links
+    are passed by."""
     for name in sorted(os.listdir(folder)):
         try:
             file = os.open(name, _READ, dir_fd=folder)
@@ -103,6 +101,8 @@ def _plain_files(folder: int, prefix: str = "", level: int = 0) -> Iterator[tupl
         if stat.S_ISREG(mode):
             yield prefix + name, file
             continue
-        if stat.S_ISDIR(mode) and level < MOST_LEVELS:
-            yield from _plain_files(file, f"{prefix}{name}/", level + 1)
-        os.close(file)
+        try:
+            if stat.S_ISDIR(mode) and level < MOST_LEVELS:
+                yield from _plain_files(file, f"{prefix}{name}/", level + 1)
+        finally:
+            os.close(file)

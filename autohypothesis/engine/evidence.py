@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from autohypothesis.engine import contention
-from autohypothesis.engine.collect import UNCONFINED, is_collected
+from autohypothesis.engine.collect import is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.engine.identity import BY_HAND
@@ -143,7 +143,7 @@ def gather(
         is_baseline=first,
         is_replicate=repeated or result.parent_commit is None,
         unattested=task.scorer.type == "model"
-        and not (result.attested or result.evidence.get(UNCONFINED)),
+        and not (result.attested or metadata.runtime.is_unconfined),
         by_hand=key.startswith(BY_HAND),
         seed=seed,
         other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import LaunchError, RecordError
-from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
+from autohypothesis.records.files import read_bytes, read_json, shown, to_json, write_atomic
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_untracked import untracked
 from autohypothesis.records.layout import Layout
@@ -172,11 +172,6 @@ def stamp_of(place: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return (one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
-
-
-def shown(path: str) -> str:
-    """A path for people and records: bytes that are no UTF-8 as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class Copies:

@@ -17,7 +17,7 @@ from autohypothesis.engine import included, patterns
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records import git_export
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import read_json, shown, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_untracked import untracked
 from autohypothesis.records.layout import Layout
@@ -25,8 +25,8 @@ from autohypothesis.records.layout import Layout
 LARGEST = 5
 LOOK_S = 1.0
 """Longest that sizes are added up."""
-FRESH_S = 60.0
-"""How long an answer holds for the process that asked."""
+FRESH_S = 900.0
+"""How long an answer holds for the process that asked: only a note in a record depends on it."""
 MADE_ANEW = (
     "**/__pycache__", "**/*.pyc", "**/.venv", "**/venv", "**/node_modules", "**/.pytest_cache",
     "**/.mypy_cache", "**/.ruff_cache", "**/.hypothesis", "**/.ipynb_checkpoints", "**/*.egg-info",
@@ -45,7 +45,7 @@ class Absent(NamedTuple):
     """It is larger: its measuring was cut short."""
 
     def __str__(self) -> str:
-        return f"{included.shown(self.path)} ({'over ' if self.is_more else ''}{_bytes(self.size)})"
+        return f"{shown(self.path)} ({'over ' if self.is_more else ''}{_bytes(self.size)})"
 
 
 class Lacking(NamedTuple):
@@ -67,7 +67,7 @@ _known: dict[tuple[str, ...], tuple[float, Lacking]] = {}
 
 
 def lacking(repository: Repository, task: Task, *, anew: bool = False) -> Lacking:
-    """See above; asked once a minute at most, unless it is to be asked `anew`."""
+    """See above; looked up every `FRESH_S` at most, unless it is to be looked up `anew`."""
     root = repository.root
     key = (str(root), *task.artifacts, "", *included.patterns_of(root, task))
     asked = _known.get(key)
@@ -175,7 +175,7 @@ def telling(repository: Repository, task: Task, tag: str) -> Iterator[str]:
     It counts as told when the block ends without an error.
     """
     found, path = lacking(repository, task, anew=True), Layout(repository.root).checkout_lacks
-    names = sorted([*(included.shown(one.path) for one in found.largest), *found.filters])
+    names = sorted([*(shown(one.path) for one in found.largest), *found.filters])
     said = {"tag": tag, "names": names}
     known: object = None
     with suppress(FileNotFoundError, RecordError):

@@ -138,7 +138,7 @@ class Mutator:
             if self.cancelled():
                 raise AutohypothesisError("the mutator was called off")
             limit = self.task.mutator.timeout_seconds
-            if ended.processes:
+            if ended.crowd:
                 raise MutatorError(f"the mutator {ended.limit(limit)}", kind="code_error")
             raise MutatorError(f"the mutator took longer than {limit:g} s", kind="timeout")
         if ended.exit_code:

@@ -58,6 +58,7 @@ class ProcessLimit:
             count: how many there are now, without this one.
         """
         self.most, self._count = most, count
+        self._next = time.monotonic() + COUNT_S
         if self._group:
             try:
                 _write(f"{self._group}/pids.max", str(TASKS_EACH * most))
@@ -76,11 +77,11 @@ class ProcessLimit:
         self._next = time.monotonic() + COUNT_S
         count = self._count()
         if count > self.most:
-            return f"{count} processes at once, {self.most} are allowed (run.max_processes)"
+            return f"{count} processes at once, {self.most} are allowed"
         if refused:
             return (
                 f"{TASKS_EACH * self.most} processes and threads at once, {self.most} processes"
-                f" with {TASKS_EACH} threads each are allowed (run.max_processes)"
+                f" with {TASKS_EACH} threads each are allowed"
             )
         return ""
 

@@ -22,6 +22,7 @@ from typing import IO, NamedTuple
 
 from autohypothesis import sandbox
 from autohypothesis.engine import strays
+from autohypothesis.engine.process_limit import ProcessLimit
 
 OUT_LIMIT = 4 * 1024 * 1024
 """Bytes of an answer; `--json` of a helper script over 10,000 experiments has a tenth."""
@@ -32,7 +33,6 @@ MARK = "AUTOHYPOTHESIS_ASKED"
 MOST_PROCESSES = 512
 """That a program may have at once, as many as a run: `run.max_processes` is for that alone."""
 _LOOK_S = 0.1
-_COUNT_S = 0.5
 _DRAIN_S = 2.0
 
 
@@ -51,13 +51,13 @@ class Ended(NamedTuple):
     seconds: float
     overflow: bool = False
     """It said more than it may; `out` is what came first."""
-    processes: int = 0
-    """How many it had at once, where that was too many."""
+    crowd: str = ""
+    """How many processes it had at once, where that was too many."""
 
     def limit(self, timeout_s: float) -> str:
         """Which limit a program without an exit code went over, after "the program"."""
-        if self.processes:
-            return f"had {self.processes} processes at once, {MOST_PROCESSES} are allowed"
+        if self.crowd:
+            return f"had {self.crowd}"
         return f"took over {timeout_s:g} s"
 
     def last_words(self) -> str:
@@ -90,10 +90,26 @@ def run(
     Raises:
         OSError: there is no such program, or it may not be run.
     """
-    with _own_temporary(confined, environment) as (confined, environment):
-        return _run(
-            words, cwd, environment, timeout_s, stdin, capture, out_limit, tail, cancelled, confined
-        )
+    mark, began, crowd = uuid.uuid4().hex, time.monotonic(), ""
+    limit = ProcessLimit()
+    with (
+        _own_temporary(confined, {**environment, MARK: mark}) as (bound, inside),
+        _process(words, cwd, inside, bound, told=bool(stdin), capture=capture) as process,
+    ):
+        out = _Kept(process.stdout, out_limit, tail=tail)
+        err = _Kept(process.stderr, ERR_LIMIT, tail=True)
+        if process.stdin is not None:
+            threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
+        limit.hold(MOST_PROCESSES, lambda: strays.count_marked(f"{MARK}={mark}"))
+
+        def is_enough() -> bool:
+            nonlocal crowd
+            crowd = limit.over()
+            return bool(crowd) or out.overflow or cancelled()
+
+        exit_code = _wait(process, began + timeout_s, is_enough)
+    code = None if out.overflow else exit_code
+    return Ended(code, out.text(), err.text(), time.monotonic() - began, out.overflow, crowd)
 
 
 @contextmanager
@@ -115,26 +131,24 @@ def _own_temporary(
         yield (granted, confined[1]), {**environment, "TMPDIR": place}
 
 
-def _run(
+@contextmanager
+def _process(
     words: Sequence[str],
     cwd: Path,
     environment: Mapping[str, str],
-    timeout_s: float,
-    stdin: bytes,
-    capture: bool,
-    out_limit: int,
-    tail: bool,
-    cancelled: Callable[[], bool],
     confined: Bound | None,
-) -> Ended:
-    mark, pipe = uuid.uuid4().hex, subprocess.PIPE if capture else None
-    began = time.monotonic()
+    *,
+    told: bool,
+    capture: bool,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A program with `MARK` in its environment; with the block it ends, and all that it started."""
+    pipe = subprocess.PIPE if capture else None
     alive, ours = os.pipe()
     try:
         process = subprocess.Popen(
             sandbox.launched([found(words[0], cwd), *words[1:]], confined, alive),
-            cwd=cwd, env={**environment, MARK: mark}, start_new_session=True, pass_fds=(alive,),
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+            cwd=cwd, env=environment, start_new_session=True, pass_fds=(alive,),
+            stdin=subprocess.PIPE if told else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
         )  # fmt: skip
     except BaseException:
         os.close(ours)
@@ -142,25 +156,13 @@ def _run(
     finally:
         os.close(alive)
     try:
-        out, err = (
-            _Kept(process.stdout, out_limit, tail=tail),
-            _Kept(process.stderr, ERR_LIMIT, tail=True),
-        )
-        if process.stdin is not None:
-            threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
-        crowd = _Crowd(f"{MARK}={mark}")
-        exit_code = _wait(
-            process, began + timeout_s, lambda: out.overflow or cancelled() or crowd.is_too_large()
-        )
+        yield process
     finally:
         os.close(ours)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        strays.end_marked(f"{MARK}={mark}")
-    said, complained, seconds = out.text(), err.text(), time.monotonic() - began
-    code = None if out.overflow else exit_code
-    return Ended(code, said, complained, seconds, out.overflow, crowd.count)
+        strays.end_marked(f"{MARK}={environment[MARK]}")
 
 
 def found(word: str, cwd: Path) -> str:
@@ -187,21 +189,6 @@ def _wait(
 def _tell(stream: IO[bytes], content: bytes) -> None:
     with suppress(OSError, ValueError), stream:  # a program need not read what it is told
         stream.write(content)
-
-
-class _Crowd:
-    """Counts the processes of a program now and then; `count` is 0 until there are too many."""
-
-    def __init__(self, assignment: str) -> None:
-        self.count = 0
-        self._assignment, self._next = assignment, time.monotonic() + _COUNT_S
-
-    def is_too_large(self) -> bool:
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _COUNT_S
-            count = strays.count_marked(self._assignment)
-            self.count = count if count > MOST_PROCESSES else 0
-        return self.count > 0
 
 
 class _Kept:

@@ -32,7 +32,7 @@ class RecordWatch:
 
     def __init__(self, launch: Launch) -> None:
         self._run, self._others = launch.run, launch.watched
-        self._before = {path: _stamp(path) for path in (*self._kept_files(), *self._others)}
+        self._before = {path: self._stamp(path) for path in (*self._kept_files(), *self._others)}
         self._events: tuple[int, int] | None = None
         self._events_changed = False
 
@@ -54,7 +54,7 @@ class RecordWatch:
         found = [] if log_is_ours else ["run.log of its record"]
         found += ["events.jsonl of its record"] if self._events_changed else []
         for path, before in self._before.items():
-            if _stamp(path) != before:
+            if self._stamp(path) != before:
                 found.append(f"{os.path.basename(path)} of its record")
         for path in self._kept_files():
             if path not in self._before:
@@ -84,6 +84,15 @@ class RecordWatch:
                 if name not in names and not name.startswith((*logs, f"{run.shim.name}.")):
                     yield str(run.folder / name)
 
+    def _stamp(self, path: str) -> FileStamp | None:
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return None
+        # shim.json is linked into place, and its other name is removed while the run begins.
+        changed = 0 if path == str(self._run.shim) else found.st_ctime_ns
+        return FileStamp(found.st_ino, found.st_size, found.st_mtime_ns, changed, found.st_mode)
+
     def _set_aside(self, path: str) -> None:
         with contextlib.suppress(OSError):
             os.makedirs(self._run.out, exist_ok=True)
@@ -94,14 +103,3 @@ class RecordWatch:
             status = os.lstat(self._run.events)
             return status.st_ino, status.st_size
         return 0, 0
-
-
-def _stamp(path: str) -> FileStamp | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    # shim.json is linked into place, and its other name is removed while the run begins.
-    linked = os.path.basename(path) == "shim.json"
-    changed = 0 if linked else found.st_ctime_ns
-    return FileStamp(found.st_ino, found.st_size, found.st_mtime_ns, changed, found.st_mode)

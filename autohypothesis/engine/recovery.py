@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from autohypothesis import system
 from autohypothesis.engine import guard, overdue, shim
-from autohypothesis.engine.collect import LOCAL_LIMIT, collect, is_collected
+from autohypothesis.engine.collect import LOCAL_LIMIT, collect
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.errors import AutohypothesisError, LaunchError, RecordError
 from autohypothesis.records.files import read_json
@@ -20,10 +20,11 @@ def uncollected(layout: Layout) -> Iterator[str]:
         return
     for folder in sorted(layout.runs.iterdir()):
         run = layout.run(folder.name) if ID.fullmatch(folder.name) else None
-        if run and run.run_spec.exists() and not run.result.exists():
+        if run is None or not run.run_spec.exists():
+            continue
+        # To collect ends with deleting its homes; a result beside them may be the run's own.
+        if not run.result.exists() or run.scoring_home.exists() or run.home.exists():
             yield folder.name
-        elif run and (run.home.exists() or run.out.exists()) and not is_collected(run):
-            yield folder.name  # a result that the run wrote itself
 
 
 def is_over(run: RunPaths) -> bool:

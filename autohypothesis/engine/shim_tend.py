@@ -135,7 +135,8 @@ class Tender:
             )
 
     def _look_at_crowd(self) -> None:
-        self._crowd = self._crowd or self._limit.over()
+        if not self._crowd and (crowd := self._limit.over()):
+            self._crowd = f"{crowd} (run.max_processes)"
 
     def _pump(self) -> None:
         """Move one chunk from the pipe to the log."""

@@ -11,10 +11,9 @@ from rich.text import Text
 
 from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.terminal.style import STATUS_STYLE, number
+from schema import NO_SANDBOX
 
 RUN_AGAIN = ("confirmed", "refuted")
-UNCONFINED = ("none", "hashes")
-"""Ways to run that kept the run from nothing; the second is that of the first release."""
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -63,7 +62,7 @@ def shown_status(row: Mapping[str, Any]) -> str:
         status = "lost"
     confirmation = row.get("confirmation")
     word = row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")
-    words = [word, "no sandbox" if status == "keep" and row.get("sandbox") in UNCONFINED else ""]
+    words = [word, "no sandbox" if status == "keep" and row.get("sandbox") in NO_SANDBOX else ""]
     said = ", ".join(filter(None, words))
     return f"{status} ({said})" if said else status
 

@@ -23,7 +23,7 @@ from autohypothesis.fleet.supervisor.supervisor import KEEPER_S, Supervisor
 from autohypothesis.fleet.worker import worker
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.layout import Layout
-from autohypothesis.system import Interrupts
+from autohypothesis.system import CtrlC
 from schema import Proposal
 from schema import Worker as Entry
 from tests.conftest import ROOT
@@ -101,7 +101,7 @@ def test_what_the_interpreter_dropped_while_it_started_is_heard_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(SUPERVISOR, raising=False)
-    former = signal.signal(signal.SIGINT, Interrupts())
+    former = signal.signal(signal.SIGINT, CtrlC())
     try:
         with Stop() as stop:
             assert not stop.requested

@@ -155,7 +155,7 @@ def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -
     assert limit.over() == "", "it was counted just now"
     monkeypatch.setattr(process_limit, "COUNT_S", 0.0)
     limit._next = 0.0
-    assert limit.over() == "4 processes at once, 3 are allowed (run.max_processes)"
+    assert limit.over() == "4 processes at once, 3 are allowed"
     limit.leave()
 
 

@@ -17,7 +17,7 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from autohypothesis.records.processes import Process
-from autohypothesis.system import Interrupts, host_name, is_alive
+from autohypothesis.system import CtrlC, host_name, is_alive
 
 SUPERVISOR = "AUTOHYPOTHESIS_SUPERVISOR"
 """Environment of a role that a supervisor started: `<pid>:<start>` of that supervisor."""
@@ -67,7 +67,7 @@ class Stop:
             return  # started under nohup
         self._former[number] = former
         signal.signal(number, self._handle)
-        if isinstance(former, Interrupts) and former.came:
+        if isinstance(former, CtrlC) and former.came:
             self._handle(number, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
