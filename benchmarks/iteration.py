@@ -1,11 +1,13 @@
-"""Overhead of one iteration in process: everything but the preflight, the training, the scoring.
+"""Overhead of one iteration in process: everything but the preflight, the training, the scoring;
+and what the sandbox adds to each of these three.
 
     python -m benchmarks.iteration [--quick] [--json]
 
 A repository of 200 files, a reused checkout, a log scorer, and a script that prints its result and
 ends. Each iteration is a change through prepare, execute, collect, settle and sync. The yardstick
 in the same run is what nobody can do without: git's own commit and checkout, and starting the
-script once.
+script once. What the sandbox adds to a program is the difference between /bin/true in it and
+outside; the shim counts it as time of the training, so it is not in the overhead.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import iteration, program
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.settle import settle
@@ -51,6 +54,7 @@ def main() -> None:
     for step, milliseconds in report["steps_ms"].items():
         print(f"  {step:<10} {milliseconds:7.1f} ms")
     print(f"  {'overhead':<10} {report['overhead_ms']:7.1f} ms   (goal: under {GOAL_MS:.0f})")
+    print(f"  {'sandbox':<10} {report['sandbox_ms']:7.1f} ms   each program ({report['sandbox']})")
     print(f"  {'yardstick':<10} {report['yardstick_ms']:7.1f} ms   git commit, checkout, one start")
     print(f"  {'ratio':<10} {report['ratio']:7.2f}")
 
@@ -64,11 +68,16 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
     steps = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
     overhead = statistics.median(sum(row.values()) for row in rows)
     yardstick = statistics.median(bare(root, number) for number in range(iterations + 2))
+    around = Surroundings(lab.repository, lab.task, sandbox_kind(lab.task))
+    confined = statistics.median(started(around, inside=True) for _ in range(iterations))
+    free = statistics.median(started(around, inside=False) for _ in range(iterations))
     return {
         "files": FILES,
         "iterations": iterations,
         "steps_ms": {name: round(value, 1) for name, value in steps.items()},
         "overhead_ms": round(overhead, 1),
+        "sandbox": around.kind,
+        "sandbox_ms": round(confined - free, 1),
         "yardstick_ms": round(yardstick, 1),
         "ratio": round(overhead / yardstick, 2),
         "goal_ms": GOAL_MS,
@@ -123,6 +132,17 @@ def bare(root: Path, number: int) -> float:
             (sys.executable, "train.py"),
         ):
             subprocess.run(words, cwd=root, check=True, stdout=subprocess.DEVNULL)
+
+    return timed(work)[1]
+
+
+def started(around: Surroundings, *, inside: bool) -> float:
+    """Milliseconds of a program that does nothing, in the sandbox of a preflight or in none."""
+    root = around.layout.root
+
+    def work() -> None:
+        bound = around.bound(around.preflight(root, None)) if inside else None
+        program.run(["/bin/true"], cwd=root, environment=os.environ, timeout_s=60, confined=bound)
 
     return timed(work)[1]
 

@@ -136,9 +136,16 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
         HubError: it searches something else, or lets nobody in.
     """
     from autohypothesis.engine.isolation import holds_foreign_code
+    from autohypothesis.engine.lab import shared_with
 
     if url == "none":
-        return "", []
+        regained = lab.task.isolation_level == "writes" and lab.task.mutator.command is None
+        if not (regained and shared_with(lab.layout)):
+            return "", []
+        return "", [
+            "what was adopted from others stays, and has the network from now on, unless the task"
+            " says `network: false`"
+        ]
     from autohypothesis.hub.client import credentials
     from autohypothesis.hub.client.address import checked_server
     from autohypothesis.hub.client.joining import join

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from autohypothesis.records.rows import real
+from autohypothesis.records.rows import Facts, real
 from autohypothesis.records.usual import Document
 from schema import FAILURE_KINDS
-
-if TYPE_CHECKING:
-    from autohypothesis.records.fold import Facts
 
 Fault = list[str]
 """[file of the bundle, reason]: a list, as the index keeps it."""

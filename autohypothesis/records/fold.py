@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -20,6 +20,7 @@ from autohypothesis.records.bundles import Bundle, once
 from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
     DECIDED,
+    Facts,
     Placement,
     Planned,
     RowDocument,
@@ -30,40 +31,6 @@ from autohypothesis.records.rows import (
 )
 from autohypothesis.records.usual import Document, canonical_value
 from schema import Decision, Plan, Row
-
-
-class Facts(NamedTuple):
-    """What the other rows, the tables and the next fold need to know about one experiment."""
-
-    tag: str
-    platform_key: str
-    metric_name: str
-    metric_value: float | None
-    recorded_value: float | None
-    """`metric_value` of a result.json that says completed; null where metrics alone have one."""
-    voided_value: float | None
-    """What a run came to that was voided because somebody else disturbed it."""
-    direction: str
-    commit: str
-    parent_commit: str | None
-    seed: int | None
-    confirmation: str
-    peak_vram_gb: float | None
-    description: str
-    execution_status: str
-    failure_kind: str | None
-    replicates: str | None
-    timestamp: str
-    baseline: bool
-    stamp: str
-    """The decision that result.json carries, and the id of the record it was stamped from."""
-    stamp_id: str | None
-    stranger: list[str] | None
-    """[file, id]: a file of the bundle that names another experiment."""
-    volatile: bool
-    """It runs: its state may change with no file changing."""
-    damage: list[list[str]]
-    """[path, reason] of each file that could not be used."""
 
 
 def facts_of(row: RowDocument, bundle: Bundle | None, damage: list[list[str]]) -> Facts:

@@ -21,9 +21,8 @@ import schema
 from autohypothesis.errors import RecordError
 from autohypothesis.records.agreement import Fault
 from autohypothesis.records.files import read_bytes, write_atomic
-from autohypothesis.records.fold import Facts
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.rows import Placement
+from autohypothesis.records.rows import Facts, Placement
 
 _ALLOWANCE = 1024 * 1024
 """Bytes; beyond them an index is never larger than the ledger that it is about."""

@@ -21,7 +21,6 @@ from autohypothesis.records.agreement import Fault, disagreements
 from autohypothesis.records.bundles import decision_documents, reason_in
 from autohypothesis.records.files import read_bytes, read_json, shown
 from autohypothesis.records.fold import (
-    Facts,
     facts_of,
     gone_row,
     in_order,
@@ -31,7 +30,7 @@ from autohypothesis.records.fold import (
 )
 from autohypothesis.records.index import Entry, Index, Stamp, stamp
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.rows import Placement, RowDocument, base_row, finish
+from autohypothesis.records.rows import Facts, Placement, RowDocument, base_row, finish
 from autohypothesis.records.usual import Document
 from schema import Problem
 

@@ -35,6 +35,40 @@ class Planned(NamedTuple):
     page: str | None = None
 
 
+class Facts(NamedTuple):
+    """What the other rows, the tables and the next fold need to know about one experiment."""
+
+    tag: str
+    platform_key: str
+    metric_name: str
+    metric_value: float | None
+    recorded_value: float | None
+    """`metric_value` of a result.json that says completed; null where metrics alone have one."""
+    voided_value: float | None
+    """What a run came to that was voided because somebody else disturbed it."""
+    direction: str
+    commit: str
+    parent_commit: str | None
+    seed: int | None
+    confirmation: str
+    peak_vram_gb: float | None
+    description: str
+    execution_status: str
+    failure_kind: str | None
+    replicates: str | None
+    timestamp: str
+    baseline: bool
+    stamp: str
+    """The decision that result.json carries, and the id of the record it was stamped from."""
+    stamp_id: str | None
+    stranger: list[str] | None
+    """[file, id]: a file of the bundle that names another experiment."""
+    volatile: bool
+    """It runs: its state may change with no file changing."""
+    damage: list[list[str]]
+    """[path, reason] of each file that could not be used."""
+
+
 class Placement(NamedTuple):
     """What the sequence of decisions says about one experiment."""
 

@@ -186,6 +186,16 @@ def test_an_edit_of_the_user_while_a_mutator_works_stays(
     assert run_git(letters.root, "show", f"{ref}:README.md") == "A repository."
 
 
+def with_preflight(letters: Letters) -> None:
+    """Have the task run check.py before each candidate."""
+    task = letters.folder / "task.yaml"
+    task.write_text(task.read_text().replace(
+        "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
+    ))  # fmt: skip
+    run_git(letters.root, "add", "-A")
+    run_git(letters.root, "commit", "-qm", "a preflight")
+
+
 def test_a_preflight_runs_in_the_sandbox_too(letters: Letters) -> None:
     if sandbox.best_kind() == "none":
         pytest.skip("no sandbox works here")
@@ -195,12 +205,7 @@ def test_a_preflight_runs_in_the_sandbox_too(letters: Letters) -> None:
         f"try:\n    open({str(marker)!r}, 'w')\nexcept OSError:\n    pass\n"
         "print('{\"ok\": true}')\n"
     )
-    task = letters.folder / "task.yaml"
-    task.write_text(task.read_text().replace(
-        "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
-    ))  # fmt: skip
-    run_git(letters.root, "add", "-A")
-    run_git(letters.root, "commit", "-qm", "a preflight")
+    with_preflight(letters)
     assert letters.once().only["exit_codes"]["scorer"] == 0
     assert not marker.exists()
 
@@ -229,12 +234,7 @@ def test_a_program_that_forks_without_end_is_ended_with_all_of_it(
             "text = open('tasks/letters/text.txt').read()\n"
             f"exec({BOMB!r} if 'xx' in text else {honest!r})\n"
         )
-        task = letters.folder / "task.yaml"
-        task.write_text(task.read_text().replace(
-            "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
-        ))  # fmt: skip
-        run_git(letters.root, "add", "-A")
-        run_git(letters.root, "commit", "-qm", "a preflight")
+        with_preflight(letters)
     began = time.monotonic()
     line = letters.once().only
     assert (line["status"], line["reason"]) == ("crash", "code_error"), line

@@ -113,7 +113,8 @@ def test_nothing_is_left_of_it(
     before(foreign)
     there = state(foreign, git)
     answer = cli(*words)
-    assert answer.returncode != 0 and "error: " in answer.stderr
+    assert answer.returncode != 0
+    assert answer.stderr.splitlines()[-1].startswith("error: "), answer.stderr
     assert "Traceback" not in answer.stderr
     assert state(foreign, git) == there
 

@@ -11,8 +11,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -25,7 +29,7 @@ from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.system import user_config_folder
 from schema import Metadata, Result
-from tests.conftest import run_git
+from tests.conftest import ROOT, run_git
 
 TRIES = """
 import json, os, pathlib, signal, socket, sys, time
@@ -52,14 +56,23 @@ class Ran(NamedTuple):
         return Metadata.model_validate_json(self.run.metadata.read_bytes())
 
 
-def attack(root: Path, code: str, *, task: str = "", tag: str = "t", **words: Any) -> Ran:
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's home."""
+    folder = tmp_path / "users home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def attack(root: Path, code: str, *, task: str = "", tag: str = "t") -> Ran:
     """Run `code` as the training of the repository at `root`."""
     (root / "train.py").write_text(TRIES + code + ENDS)
     if task:
         (root / "task.yaml").write_text(task)
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "an attack", "--allow-empty")
-    lab = Lab.open(root).with_tag(tag, **words)
+    lab = Lab.open(root).with_tag(tag)
     finished = iteration.run(lab, Request(Change.none()))
     run = lab.layout.run(finished.experiment_id)
     log = run.log.read_text(errors="replace") if run.log.exists() else ""
@@ -168,14 +181,11 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("place", ELSEWHERE.values(), ids=ELSEWHERE.keys())
 def test_a_run_in_a_sandbox_changes_nothing_but_what_is_its_own(
-    foreign: Path, held_by: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, place: str, home: Path
 ) -> None:
     if held_by == "none":
         pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
-    home = tmp_path / "users home"
-    home.mkdir()
     (home / ".bashrc").write_text("mine\n")
-    monkeypatch.setenv("HOME", str(home))
     first = attack(foreign, "", tag="first")
     lab = Lab.open(foreign)
     settle.settle(lab, [first.run.folder.name], decided_by="loop")
@@ -202,15 +212,13 @@ def _contents(*roots: Path) -> dict[str, bytes]:
 
 
 def test_no_key_and_no_record_can_be_read_from_a_run(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     if held_by == "none":
         pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
-    home = tmp_path / "home"
     for name in (".ssh/id_ed25519", ".netrc", ".config/autohypothesis/hubs/x.json", ".claude.json"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("a secret")
-    monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("AUTOHYPOTHESIS_HUB_KEY", "a secret")
     monkeypatch.setenv("WANDB_API_KEY", "a secret")
     assert user_config_folder().is_relative_to(home)
@@ -232,6 +240,47 @@ attempt("the memory of the shim", lambda: open(f"/proc/{{os.getppid()}}/mem", "r
     if held_by == "bwrap":  # the parent there is bubblewrap's own process, with the same variables
         assert "secret" not in came.pop("that of the shim")
     assert set(came.values()) <= {"FileNotFoundError", "PermissionError", "ProcessLookupError"}
+
+
+@pytest.fixture
+def home_outside_of_tmp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The user's home where homes are: not below the /tmp that bubblewrap replaces."""
+    with tempfile.TemporaryDirectory(prefix=".home-", dir=ROOT) as name:
+        monkeypatch.setenv("HOME", name)
+        yield Path(name)
+
+
+def test_a_key_that_is_made_while_a_run_lasts_is_not_seen_by_it(
+    foreign: Path, held_by: str, home_outside_of_tmp: Path
+) -> None:
+    home = home_outside_of_tmp
+    if held_by == "none" or (held_by == "bwrap" and home.is_relative_to("/tmp")):
+        pytest.skip("this is possible then, and docs/trust.md says so")
+    places = [home / ".netrc", home / ".kube" / "config", home / ".config" / "gh" / "hosts.yml"]
+    (home / ".config").mkdir()
+
+    def make_keys() -> None:
+        runs = foreign / "research" / "runs"
+        deadline = time.monotonic() + 60
+        while not (waits := list(runs.glob("*/out/waits"))) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for place in places:
+            place.parent.mkdir(exist_ok=True)
+            place.write_text("a secret")
+        waits[0].with_name("made").touch()
+
+    code = f"""
+(out / "waits").touch()
+while not (out / "made").exists():
+    time.sleep(0.01)
+for place in {[str(place) for place in places]!r}:
+    attempt(place, lambda: open(place).read())
+"""
+    with ThreadPoolExecutor() as beside:
+        made = beside.submit(make_keys)
+        came = attack(foreign, code).came
+        made.result()
+    assert len(came) == 3 and set(came.values()) <= {"FileNotFoundError", "PermissionError"}
 
 
 def test_a_run_in_a_sandbox_reaches_no_process_outside_of_it(foreign: Path, held_by: str) -> None:
@@ -263,16 +312,17 @@ def test_under_strict_a_run_sees_its_checkout_and_nothing_of_the_user(
         pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
     (tmp_path / "elsewhere.txt").write_text("the user's")
     (foreign / "untracked.txt").write_text("the user's")
-    port = listening().getsockname()[1]
     code = f"""
 attempt("beside", lambda: open({str(tmp_path / "elsewhere.txt")!r}).read())
 attempt("untracked", lambda: open({str(foreign / "untracked.txt")!r}).read())
 attempt("the user's train.py", lambda: open({str(foreign / "train.py")!r}).read())
 attempt("passwords", lambda: open("/etc/shadow").read())
 attempt("its own data.txt", lambda: open("data.txt").read())
-attempt("a connection", lambda: socket.create_connection(("127.0.0.1", {port}), 5))
+attempt("a connection", lambda: socket.create_connection(("127.0.0.1", PORT), 5))
 """
-    ran = attack(foreign, code, task=STRICT)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = code.replace("PORT", str(server.getsockname()[1]))
+        ran = attack(foreign, code, task=STRICT)
     assert ran.came.pop("its own data.txt") == "'data\\n'"
     assert set(ran.came.values()) <= {
         "FileNotFoundError", "PermissionError", "OSError", "ConnectionRefusedError",
@@ -280,21 +330,8 @@ attempt("a connection", lambda: socket.create_connection(("127.0.0.1", {port}), 
     assert ran.metadata.runtime.isolation == "strict"
 
 
-def listening() -> socket.socket:
-    server = socket.create_server(("127.0.0.1", 0))
-    LISTENING.append(server)
-    return server
-
-
-LISTENING: list[socket.socket] = []
-
-
-def test_what_an_honest_run_needs_is_there(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_an_honest_run_needs_is_there(foreign: Path, held_by: str, home: Path) -> None:
     """CUDA names its threads, loaders share memory, libraries make temporary files and caches."""
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     code = """
 import multiprocessing, tempfile, threading, subprocess
 attempt("thread name", lambda: [open(f"/proc/self/task/{t}/comm", "w").write("x")
@@ -329,15 +366,13 @@ def test_shared_memory_of_others_is_not_there(foreign: Path, held_by: str) -> No
 
 
 def test_a_script_finds_its_caches_and_cannot_change_them(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, home: Path
 ) -> None:
     """Of a script without a task file nothing says where its data is: it may be at home."""
-    home = tmp_path / "home"
     data = home / ".cache" / "autoresearch" / "tokens"
     data.parent.mkdir(parents=True)
     data.write_text("tokens")
     (home / ".netrc").write_text("secret")
-    monkeypatch.setenv("HOME", str(home))
     code = """
 home = pathlib.Path.home()
 attempt("read", lambda: (home / ".cache/autoresearch/tokens").read_text())
@@ -397,10 +432,8 @@ def test_a_program_that_cannot_be_confined_is_not_started() -> None:
 
 
 def test_a_run_begins_with_the_compiled_code_of_the_baseline_and_leaves_none(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, home: Path
 ) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     task = STRICT.replace("id: strict", "id: compiled")
     code = """
 cache = pathlib.Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
@@ -457,10 +490,8 @@ def test_nothing_of_the_machine_can_be_changed_through_the_kernel(
 
 
 def test_folders_too_deep_for_any_path_are_removed_after_a_run(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, home: Path
 ) -> None:
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     code = """
 def deep(place):
     os.chdir(place)
@@ -479,12 +510,10 @@ for place in (os.environ["HOME"], os.environ.get("TMPDIR", "/nowhere"), os.getcw
 
 
 def test_a_link_in_place_of_a_compiled_cache_shows_nothing_to_later_runs(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, home: Path
 ) -> None:
-    home = tmp_path / "home"
-    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh").mkdir()
     (home / ".ssh" / "id_rsa").write_text("a secret")
-    monkeypatch.setenv("HOME", str(home))
     code = f"""
 import shutil
 own = pathlib.Path(os.environ["HOME"]) / ".cache"
@@ -509,6 +538,7 @@ objective: {metric: loss}
 """
 PLANTS = {
     "bytecode of what the scorer imports": (
+        2.0,
         "[python, score.py]",
         """
 import importlib._bootstrap_external as b, marshal
@@ -521,6 +551,7 @@ attempt("plant", lambda: open(name, "wb").write(data))
 """,
     ),
     "a module of the user's site": (
+        2.0,
         "[python, score.py]",
         """
 import site
@@ -532,6 +563,7 @@ attempt("plant", lambda: (place / "usercustomize.py").write_text("import builtin
 """,
     ),
     "a module where the scorer starts": (
+        None,  # a new file in the checkout is seen
         "[python, -m, score]",
         """
 attempt("plant", lambda: open("json.py", "w").write(
@@ -541,32 +573,29 @@ attempt("plant", lambda: open("json.py", "w").write(
 }
 
 
-@pytest.mark.parametrize(("command", "code"), PLANTS.values(), ids=PLANTS.keys())
+@pytest.mark.parametrize(("value", "command", "code"), PLANTS.values(), ids=PLANTS.keys())
 def test_what_a_training_plants_for_its_scorer_changes_no_score(
-    foreign: Path, held_by: str, command: str, code: str, monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    foreign: Path, held_by: str, value: float | None, command: str, code: str, home: Path
 ) -> None:  # fmt: skip
-    (tmp_path / "home").mkdir()
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (foreign / "rubric.py").write_text("VALUE = 2.0\n")
     (foreign / "score.py").write_text(
         "import json\nimport rubric\nprint(json.dumps({'score': rubric.VALUE}))\n"
     )
     ran = attack(foreign, code, task=SCORED.replace("COMMAND", command))
     assert ran.came.get("plant", "").isdigit(), ran.came
-    assert ran.result.metric_value == 2.0 or ran.result.failure_kind == "invalid", ran.result
+    assert ran.result.metric_value == value, ran.result
+    assert ran.result.failure_kind == (None if value else "invalid"), ran.result
 
 
 @pytest.mark.parametrize("place", ["HOME/.ssh", "ROOT/.git", "ROOT/research", "ROOT", "/"])
 def test_data_is_never_said_to_lie_where_no_run_may_see(
-    foreign: Path, held_by: str, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    foreign: Path, held_by: str, place: str, home: Path
 ) -> None:
     """The program that locates it may import what a candidate wrote."""
     if held_by == "none":
         pytest.skip("without a sandbox a run sees everything")
-    (tmp_path / "home" / ".ssh").mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    said = place.replace("HOME", str(tmp_path / "home")).replace("ROOT", str(foreign))
+    (home / ".ssh").mkdir()
+    said = place.replace("HOME", str(home)).replace("ROOT", str(foreign))
     (foreign / "locate.py").write_text(f"import json\nprint(json.dumps({{'path': {said!r}}}))\n")
     task = STRICT.replace(
         "isolation: strict",
