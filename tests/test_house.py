@@ -20,7 +20,7 @@ FLOORS = {
 }  # fmt: skip
 MODULES = [*sorted((ROOT / "autohypothesis").rglob("*.py")), ROOT / "orchestrator.py"]
 HEAVY = (
-    "schema", "git", "pydantic", "torch", "numpy", "matplotlib", "psutil", "yaml", "pyarrow",
+    "schema", "pydantic", "torch", "numpy", "matplotlib", "psutil", "yaml", "pyarrow",
     "fastapi", "uvicorn", "sqlalchemy",
 )  # fmt: skip
 

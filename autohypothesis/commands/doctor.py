@@ -153,7 +153,7 @@ def _libraries() -> Iterator[Check]:
         if problem
         else Check("torch", "ok", metadata.version("torch"))
     )
-    for name in ("pydantic", "GitPython", "pyarrow", "optuna", "tiktoken", "rustbpe"):
+    for name in ("pydantic", "pyarrow", "optuna", "tiktoken", "rustbpe"):
         try:
             yield Check(name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:

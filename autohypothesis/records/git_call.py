@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.git_facts import Answer
@@ -38,30 +39,7 @@ ENVIRONMENT = {
 }
 _INHERITED = {"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH"}
 """Which configuration and which git: the user's choice. All else is one caller's state."""
-
-
-def _without_callers_state(ours: Mapping[str, str]) -> list[str]:
-    """`env -u NAME ...` where it is needed: GitPython hands git all of our environment."""
-    foreign = sorted(
-        name
-        for name in os.environ
-        if name.startswith("GIT_")
-        and not name.startswith("GIT_PYTHON_")
-        and name not in _INHERITED
-        and name not in ours
-    )
-    return ["env", *(word for name in foreign for word in ("-u", name))] if foreign else []
-
-
-def _git_python() -> Any:
-    """GitPython, which runs git when it is imported: a Ctrl-C waits until that is over."""
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # no git: our error, not an import's
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        import git
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return git
+_TO_TIDY_UP_S = 5.0
 
 
 def call(
@@ -77,37 +55,61 @@ def call(
 ) -> Answer:
     """Run `git WORDS ARGS` in `place`; `words` is split at blanks, `args` never are.
 
-    With `output`, what git prints goes there piece by piece, and is not in the answer.
+    With `output`, a file, what git prints goes there and is not in the answer. `timeout` is in
+    seconds; git is ended then, and when this call is interrupted.
 
     Raises:
-        GitError: git is missing, or the exit status is not in `accept`; then the message holds
-            the command and git's own words.
+        GitError: git or `place` is missing, or the exit status is not in `accept`; then the
+            message holds the command and git's own words.
     """
-    git = _git_python()
-    extra = {**ENVIRONMENT, **settings}
-    command = [*_without_callers_state(extra), "git", *OPTIONS, *words.split(), *args]
-    with tempfile.TemporaryFile() as source:
-        source.write(stdin)
-        source.seek(0)
-        try:
-            status, out, said = git.Git(str(place)).execute(
-                command,
-                istream=source,
-                output_stream=output,
-                env=extra,
-                kill_after_timeout=timeout,
-                with_extended_output=True,
-                with_exceptions=False,
-                stdout_as_string=False,
-                strip_newline_in_stdout=False,
-                start_new_session=True,  # Ctrl-C is for us: we end when our git has ended
-            )
-        except git.exc.GitCommandNotFound as error:
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name in _INHERITED
+    }
+    if output is not None:
+        output.flush()
+    try:
+        process = subprocess.Popen(
+            ["git", *OPTIONS, *words.split(), *args],
+            cwd=place,
+            env={**inherited, **ENVIRONMENT, **settings},
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if output is None else output,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for us: we end git
+        )
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename == "git":
             raise GitError(
                 "git is not in PATH, so nothing can be searched", hint="install git 2.34+"
             ) from error
-    answer = Answer(int(status), bytes(out), str(said))
+        raise GitError(f"git cannot be started in {place}: {error.strerror or error}") from error
+    try:
+        out, said = process.communicate(stdin or None, timeout)
+    except subprocess.TimeoutExpired:
+        _end_group(process)
+        answer = Answer(process.returncode, b"", f"it was ended after {timeout:g} s")
+    except BaseException:
+        _end_group(process)
+        raise
+    else:
+        answer = Answer(process.returncode, out or b"", said.decode("utf-8", "replace"))
     if answer.status not in accept:
         shown = " ".join([words, *args])[:200]
         raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
     return answer
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ask git and what it started to end, so that lock files are removed; kill what does not."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_TO_TIDY_UP_S)
+            break
+    for stream in (process.stdin, process.stdout, process.stderr):
+        with suppress(OSError):
+            if stream:
+                stream.close()

@@ -23,7 +23,7 @@ from autohypothesis.fleet.supervisor.supervisor import KEEPER_S, Supervisor
 from autohypothesis.fleet.worker import worker
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.layout import Layout
-from autohypothesis.system import CtrlC
+from autohypothesis.system import CtrlC, process_start
 from schema import Proposal
 from schema import Worker as Entry
 from tests.conftest import ROOT
@@ -32,7 +32,8 @@ SLOW_GIT = """#!{python} -S
 # Says that it runs, and is at work for a while; what it does then is git's.
 import os, sys, time
 gate = os.environ["GATE"]
-open(gate + ".began", "w").close()
+with open(gate + ".began", "w") as file:
+    file.write(str(os.getpid()))
 while not os.path.exists(gate):
     time.sleep(0.05)
 os.execv("{git}", ["git", *sys.argv[1:]])
@@ -46,6 +47,20 @@ from autohypothesis.records.git import Repository
 
 with Stop() as stop:
     print(Repository(Path(sys.argv[1])).head(), stop.requested)
+"""
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+from autohypothesis.records.git import Repository
+from autohypothesis.system import CtrlC
+
+signal.signal(signal.SIGINT, CtrlC())
+try:
+    Repository(Path(sys.argv[1])).head()
+except KeyboardInterrupt:
+    print("interrupted")
 """
 
 
@@ -79,7 +94,6 @@ def test_git_that_is_at_work_ends_its_work(
     until: Callable[..., None],
     at_the_end: list[subprocess.Popen[str]],
 ) -> None:
-    """At the import of GitPython, which runs git, and at a call of ours."""
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, str(fleet_root)], env=slow_git, cwd=ROOT,
         start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -95,6 +109,25 @@ def test_git_that_is_at_work_ends_its_work(
     assert process.returncode == 0 and "Traceback" not in said, said
     head, requested = out.split()
     assert len(head) == 40 and requested == "True"
+
+
+def test_a_git_that_never_answers_keeps_no_interrupted_command_alive(
+    fleet_root: Path,
+    slow_git: dict[str, str],
+    until: Callable[..., None],
+    at_the_end: list[subprocess.Popen[str]],
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(fleet_root)], env=slow_git, cwd=ROOT,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    at_the_end.append(process)
+    began = Path(f"{slow_git['GATE']}.began")
+    until(lambda: began.exists() and began.read_text())
+    os.killpg(process.pid, signal.SIGINT)
+    out, said = process.communicate(timeout=20)
+    assert out == "interrupted\n" and not said
+    assert process_start(int(began.read_text())) is None
 
 
 def test_what_the_interpreter_dropped_while_it_started_is_heard_later(
