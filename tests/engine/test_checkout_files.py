@@ -293,6 +293,25 @@ def test_what_a_run_does_to_a_copy_is_named_undone_and_never_reaches_the_origina
     assert not (made.path / "data" / "new.txt").exists()
 
 
+def test_a_copy_below_a_link_of_the_commit_is_refused_and_nothing_is_written_there(
+    with_data: Repository, task: Task, git: Git, tmp_path: Path
+) -> None:
+    """The user has a folder where the commit that is tried has a link."""
+    data, outside, before = with_data.root / "data", tmp_path / "outside", with_data.head()
+    outside.mkdir()
+    shutil.move(data, tmp_path / "data")
+    data.mkdir()
+    (data / "deep").symlink_to(outside)
+    git(with_data.root, "add", "--force", "data/deep")
+    commit = committed(with_data, git)
+    git(with_data.root, "checkout", "-q", before)
+    shutil.move(tmp_path / "data", data)
+    include(with_data, "data/")
+    with pytest.raises(LaunchError, match="the commit has a link on the way there"):
+        Export(with_data, "w").checkout(commit, task)
+    assert list(outside.iterdir()) == []
+
+
 @pytest.mark.parametrize("what", ["file", "folder", "many"])
 def test_what_is_large_is_linked(
     with_data: Repository, task: Task, monkeypatch: pytest.MonkeyPatch, what: str

@@ -426,3 +426,17 @@ def test_without_a_sandbox_nothing_is_queued_unless_it_is_trusted(
         assert "--trust" in answer.stderr and foreign.source_of(told) not in queue.sources()
     answer = called("hub", "verify", "--trust", cwd=root)
     assert answer.returncode == 0 and foreign.source_of(told) in queue.sources()
+
+
+def test_who_shares_no_longer_is_told_that_adopted_code_has_the_network(
+    start: Start, fleet_root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AUTOHYPOTHESIS_CONFIG", str(tmp_path / "settings"))
+    hub = start("--open-registration")
+    words = ("init-fleet", "--tag", "t", "--cpu-workers", "1", "--hub")
+    joined, left, again = (
+        called(*words, where, cwd=fleet_root) for where in (hub.url, "none", "none")
+    )
+    assert (joined.returncode, left.returncode, again.returncode) == (0, 0, 0), joined.stderr
+    news = "what was adopted from others stays, and has the network from now on"
+    assert [news in one.stderr for one in (joined, left, again)] == [False, True, False]
