@@ -1,6 +1,6 @@
 # make demo   install, then a whole fleet on two cores of this machine (needs no GPU)
 # make test   install, then the test suite; SLOW=1 adds what takes minutes
-# make lint   ruff and mypy --strict
+# make lint   ruff, mypy --strict, and which module may import which
 # make bench  every benchmark, the quick way; FULL=1 for the figures in docs/benchmarks.md
 #
 # TORCH_INDEX=URL installs torch from that package index (a CUDA or ROCm build, say).
@@ -42,6 +42,7 @@ lint: dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/lint-imports
 
 bench: dev
 	for name in $(basename $(notdir $(filter-out benchmarks/__init__.py benchmarks/_%,$(wildcard benchmarks/*.py)))); do \
