@@ -89,7 +89,7 @@ def call(
         out, said = process.communicate(stdin or None, timeout)
     except subprocess.TimeoutExpired:
         _end_group(process)
-        answer = Answer(process.returncode, b"", f"it was ended after {timeout:g} s")
+        answer = Answer(process.returncode, b"", f"it did not complete in {timeout:g} s")
     except BaseException:
         _end_group(process)
         raise

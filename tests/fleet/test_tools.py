@@ -154,7 +154,7 @@ def test_an_import_that_nobody_can_read_is_refused(layout: Layout) -> None:
 
 
 def test_our_dependencies_may_be_imported_by_the_names_that_they_have(layout: Layout) -> None:
-    names = "import yaml, git, pynvml, numpy, matplotlib, optuna, torch, tomllib, requests"
+    names = "import yaml, markdown_it, pynvml, numpy, matplotlib, optuna, torch, tomllib, requests"
     lazy = f"def never():\n    {names}\n"
     assert publish(layout, source=script(first=lazy)).status == "published"
 

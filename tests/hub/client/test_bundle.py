@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import subprocess
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -28,9 +28,10 @@ def _commit(root: Path, text: str) -> str:
 
 
 def _bundle(root: Path, commit: str, known: str | None = None) -> bytes:
-    target = io.BytesIO()
-    git_bundle.create(Repository(root), commit, known, target)
-    return target.getvalue()
+    with tempfile.TemporaryFile() as target:
+        git_bundle.create(Repository(root), commit, known, target)
+        target.seek(0)
+        return target.read()
 
 
 @pytest.fixture
