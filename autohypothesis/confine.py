@@ -1,8 +1,9 @@
-"""Confine this process, then become a command; a program, not a module of the package.
+"""Confine this process, then become a command.
 
-    python -I -S confine.py POLICY COMMAND [ARG...]
+    python -I -S -c "..." FOLDER POLICY COMMAND [ARG...]
 
-POLICY is JSON, see `Policy` in sandbox.py. What is set here holds for the command and for all that
+The words of `-c` are in sandbox.py, and import this file from FOLDER; POLICY is the JSON that
+`_policy` makes there. What is set here holds for the command and for all that
 it ever starts, and cannot be taken back: no new privileges, no capability but the one that root
 needs to write to folders of other users, Landlock for files, TCP, signals and abstract sockets,
 seccomp for the system calls that Landlock does not see. Standard library only, since it starts in
@@ -14,13 +15,14 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import platform
 import select
 import signal
 import struct
-import sys
-from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # the module that has it costs 2 ms
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any, NoReturn
 
 FAILED = 125
 
@@ -224,7 +226,7 @@ def _seccomp(*, sockets: bool, shared: bool) -> None:
 
     On other architectures nothing is refused here, and `docs/trust.md` says what that leaves open.
     """
-    known = _ARCHITECTURES.get(platform.machine())
+    known = _ARCHITECTURES.get(os.uname().machine)
     if known is None:
         return
     audit, socket, prlimit, keyrings, common = known
@@ -263,7 +265,3 @@ def _install(program: bytes) -> None:
     pointer = ctypes.cast(held, ctypes.c_void_p).value
     filter_of = ctypes.create_string_buffer(struct.pack("@HP", len(program) // 8, pointer))
     _prctl(_PR_SET_SECCOMP, 2, ctypes.byref(filter_of))
-
-
-if __name__ == "__main__":
-    main(sys.argv)

@@ -10,7 +10,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -423,10 +422,8 @@ def test_a_confined_program_has_no_privileges(kind: sandbox.Kind, tmp_path: Path
 
 
 def test_a_program_that_cannot_be_confined_is_not_started() -> None:
-    from autohypothesis import confine
-
     policy = {"confine": True, "landlock": True, "read": ["/"]}  # and no more: a broken policy
-    words = [sys.executable, "-I", "-S", confine.__file__, json.dumps(policy), "/bin/echo", "ran"]
+    words = [*sandbox._launcher(policy), "/bin/echo", "ran"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "ran" not in done.stdout
 
