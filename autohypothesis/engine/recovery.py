@@ -15,16 +15,24 @@ from autohypothesis.records.layout import ID, Layout, RunPaths
 
 
 def uncollected(layout: Layout) -> Iterator[str]:
-    """Experiments of ours that were begun and have no result yet."""
+    """Return the experiments that `is_to_be_collected` holds for."""
     if not layout.runs.is_dir():
         return
     for folder in sorted(layout.runs.iterdir()):
-        run = layout.run(folder.name) if ID.fullmatch(folder.name) else None
-        if run is None or not run.run_spec.exists():
-            continue
-        # To collect ends with deleting its homes; a result beside them may be the run's own.
-        if not run.result.exists() or run.scoring_home.exists() or run.home.exists():
+        if ID.fullmatch(folder.name) and is_to_be_collected(layout.run(folder.name)):
             yield folder.name
+
+
+def is_to_be_collected(run: RunPaths) -> bool:
+    """Return whether a run that was begun has no result, or one that may be its own.
+
+    `collect` deletes the homes of a run last: a result beside them was written by the run, or by
+    a process that was killed before it had cleaned up.
+    """
+    homes = (run.scoring_home, run.home)
+    return run.run_spec.exists() and (
+        not run.result.exists() or any(home.exists() for home in homes)
+    )
 
 
 def is_over(run: RunPaths) -> bool:

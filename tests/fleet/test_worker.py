@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import devices, iteration, recovery, shim, strays
+from autohypothesis.engine import collect, devices, iteration, recovery, shim, strays
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.lab import Lab, reference_ref
@@ -513,6 +513,23 @@ def test_a_recorded_run_is_not_run_again_after_its_claim_was_copied(
         until(lambda: is_done(jobs, name))
     assert runs_of(lab, name) == [f"{name}-1"]
     assert jobs.done()[0].closed == "completed"
+
+
+def test_the_successor_of_a_worker_that_was_killed_while_it_cleaned_up_does_that(
+    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, spec = claimed(fleet_lab, jobs)
+    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    handle = executor.submit(spec)
+    until(lambda: executor.poll(handle) != "running")
+    with monkeypatch.context() as killed:
+        killed.setattr(collect, "_clean_up", lambda run, local: None)
+        executor.collect(handle)
+    assert list(recovery.uncollected(fleet_lab.layout)) == [f"{name}-1"]
+    with working(fleet_lab):
+        until(lambda: is_done(jobs, name))
+    assert list(recovery.uncollected(fleet_lab.layout)) == []
+    assert runs_of(fleet_lab, name) == [f"{name}-1"]
 
 
 def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(

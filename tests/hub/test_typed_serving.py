@@ -224,7 +224,7 @@ def test_a_kill_between_result_and_answer_tells_it_once(start: Start) -> None:
 
 @pytest.mark.slow
 def test_kills_at_any_moment_leave_one_holder_of_every_key(start: Start) -> None:
-    hub = start("--claims", "100000", "--results", "100000")
+    hub = start("--claims", "100000", "--results", "100000", "--connections", "400")
     agents = [hub.agent(f"agent-{number}") for number in range(4)]
     here = world(agents[0])
     for turn in range(6):

@@ -74,7 +74,7 @@ def found(
         return Job(name, ""), "never_begun"
     run = layout.run(experiment_id)
     job = Job(name, experiment_id, spec_of(run))
-    if run.result.exists():
+    if run.result.exists() and not recovery.is_to_be_collected(run):
         return job, "recorded"
     if not run.run_spec.exists():
         return job, "never_begun"
