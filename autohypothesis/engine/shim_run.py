@@ -328,7 +328,7 @@ class ShimRun:
         from autohypothesis.engine.shim_report import build_report
 
         self._end_leftovers()
-        self.limit.leave()
+        self.limit.end()
         self._close_device()
         if self.clock is not None:
             self.clock.close()

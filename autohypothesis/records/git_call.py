@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -62,19 +63,45 @@ def call(
         GitError: git or `place` is missing, or the exit status is not in `accept`; then the
             message holds the command and git's own words.
     """
+    if output is not None:
+        output.flush()
+    with tempfile.TemporaryFile() as source:  # whole, should this process be killed meanwhile
+        source.write(stdin)
+        source.seek(0)
+        process = _start([*words.split(), *args], place, settings, source, output)
+        try:
+            out, words_of_git = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            _end_group(process)
+            out, words_of_git = b"", f"it did not complete in {timeout:g} s".encode()
+        except BaseException:
+            _end_group(process)
+            raise
+    answer = Answer(process.returncode, out or b"", words_of_git.decode("utf-8", "replace"))
+    if answer.status not in accept:
+        shown = " ".join([words, *args])[:200]
+        raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
+    return answer
+
+
+def _start(
+    words: list[str],
+    place: Path,
+    settings: Mapping[str, str],
+    source: IO[bytes],
+    output: IO[bytes] | None,
+) -> subprocess.Popen[bytes]:
     inherited = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("GIT_") or name in _INHERITED
     }
-    if output is not None:
-        output.flush()
     try:
-        process = subprocess.Popen(
-            ["git", *OPTIONS, *words.split(), *args],
+        return subprocess.Popen(
+            ["git", *OPTIONS, *words],
             cwd=place,
             env={**inherited, **ENVIRONMENT, **settings},
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdin=source,
             stdout=subprocess.PIPE if output is None else output,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for us: we end git
@@ -85,20 +112,6 @@ def call(
                 "git is not in PATH, so nothing can be searched", hint="install git 2.34+"
             ) from error
         raise GitError(f"git cannot be started in {place}: {error.strerror or error}") from error
-    try:
-        out, said = process.communicate(stdin or None, timeout)
-    except subprocess.TimeoutExpired:
-        _end_group(process)
-        answer = Answer(process.returncode, b"", f"it did not complete in {timeout:g} s")
-    except BaseException:
-        _end_group(process)
-        raise
-    else:
-        answer = Answer(process.returncode, out or b"", said.decode("utf-8", "replace"))
-    if answer.status not in accept:
-        shown = " ".join([words, *args])[:200]
-        raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
-    return answer
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

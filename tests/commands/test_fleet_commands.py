@@ -396,8 +396,9 @@ def test_fifty_kills_lose_nothing_and_double_nothing(place: Place) -> None:
     if shutdown.supervisor(place.layout) is None:
         assert place("up", "--detach").returncode == 0
     decided = place.layout.decisions.stat().st_size if place.layout.decisions.exists() else 0
+    # A role that was killed again and again is started after a pause of up to a minute.
     until(lambda: place.layout.decisions.exists()
-          and place.layout.decisions.stat().st_size > decided)  # fmt: skip
+          and place.layout.decisions.stat().st_size > decided, seconds=300.0)  # fmt: skip
     assert place("down").returncode == 0
     _each_ended_once(place.layout)
     assert not shutdown.living(place.layout) and not place.leases()
