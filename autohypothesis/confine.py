@@ -3,11 +3,11 @@
     python -I -S -c "..." FOLDER POLICY COMMAND [ARG...]
 
 The words of `-c` are in sandbox.py, and import this file from FOLDER; POLICY is the JSON that
-`_policy` makes there. What is set here holds for the command and for all that
-it ever starts, and cannot be taken back: no new privileges, no capability but the one that root
-needs to write to folders of other users, Landlock for files, TCP, signals and abstract sockets,
-seccomp for the system calls that Landlock does not see. Standard library only, since it starts in
-the way of every run. Exits with `FAILED` and one line on stderr where it cannot keep its word.
+`_policy` makes there. What is set here holds for the command and for all that it ever starts, and
+cannot be taken back: no new privileges, no capability but the one that root needs to write to
+folders of other users, Landlock for files, TCP, signals and abstract sockets, seccomp for the
+system calls that Landlock does not see. Standard library only, since it starts in the way of every
+run. Exits with `FAILED` and one line on stderr where it cannot keep its word.
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
     from autohypothesis.engine.lab import shared_with
 
     if url == "none":
-        regained = lab.task.isolation_level == "writes" and lab.task.mutator.command is None
-        if not (regained and shared_with(lab.layout)):
+        alone = lab.task.model_copy(update={"network": None})
+        if not (shared_with(lab.layout) and alone.has_network):
             return "", []
         return "", [
             "what was adopted from others stays, and has the network from now on, unless the task"

@@ -160,15 +160,9 @@ class Surroundings:
             hidden=hidden,
             fixed=fixed,
             temporary=temporary,
-            network=self._network(),
+            network=self.task.has_network,
             gpus=self.gpus if gpus is None else gpus,
         )
-
-    def _network(self) -> bool:
-        """As the task says; else a script that is nobody's but the user's keeps the network."""
-        if self.task.network is not None:
-            return self.task.network
-        return self.task.isolation_level == "writes" and self.task.mutator.command is None
 
     def _hidden(self) -> tuple[Path, ...]:
         root = self.repository.root

@@ -134,7 +134,7 @@ class ProcessLimit:
 
 
 def sweep(home: str = "") -> None:
-    """Remove the cgroups of shims that were killed."""
+    """Remove the cgroups of shims that have ended."""
     home = home or _own_group()
     with suppress(OSError):
         for name in os.listdir(home) if home else ():

@@ -15,7 +15,7 @@ from autohypothesis.records.layout import ID, Layout, RunPaths
 
 
 def uncollected(layout: Layout) -> Iterator[str]:
-    """Return the experiments that `is_to_be_collected` holds for."""
+    """Yield the experiments that `is_to_be_collected` holds for."""
     if not layout.runs.is_dir():
         return
     for folder in sorted(layout.runs.iterdir()):

@@ -307,6 +307,13 @@ class Task(TaskFile):
         return patterns.matches(path, self.protected)
 
     @property
+    def has_network(self) -> bool:
+        """Return `network`; without it, whether the scripts are the user's own under `writes`."""
+        if self.network is not None:
+            return self.network
+        return self.isolation_level == "writes" and self.mutator.command is None
+
+    @property
     def isolation_level(self) -> Isolation:
         """`isolation`, or what it is where the file does not say."""
         if self.isolation is not None:

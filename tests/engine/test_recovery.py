@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import guard, iteration, recovery
+from autohypothesis.engine import guard, iteration, process_limit, recovery
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths
 
 
@@ -92,3 +92,11 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
     assert len(collected) == 2
     for experiment_id in collected:
         assert '"completed"' in lab.layout.run(experiment_id).result.read_text()
+
+
+def test_no_cgroup_is_left_of_a_run_that_was_collected(lab: Lab) -> None:
+    """The shim ends in its cgroup; the process that collects the run removes it."""
+    finished = iteration.run(lab, Request(Change.none()))
+    shim = read_json(lab.layout.run(finished.experiment_id).shim)
+    home = process_limit._own_group()
+    assert not (home and list(Path(home).glob(f"autohypothesis-{shim['pid']}-*")))

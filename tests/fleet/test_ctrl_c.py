@@ -88,23 +88,36 @@ def at_the_end() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
-def test_git_that_is_at_work_ends_its_work(
+@pytest.fixture
+def while_git_works(
     fleet_root: Path,
     slow_git: dict[str, str],
     until: Callable[..., None],
     at_the_end: list[subprocess.Popen[str]],
+) -> Callable[[str], tuple[subprocess.Popen[str], int]]:
+    """Runs code that calls the slow git; answers with its process and git's pid."""
+
+    def begin(code: str) -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(fleet_root)], env=slow_git, cwd=ROOT,
+            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        at_the_end.append(process)
+        began = Path(f"{slow_git['GATE']}.began")
+        until(lambda: began.exists() and began.read_text())
+        return process, int(began.read_text())
+
+    return begin
+
+
+def test_git_that_is_at_work_ends_its_work(
+    while_git_works: Callable[[str], tuple[subprocess.Popen[str], int]], slow_git: dict[str, str]
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(fleet_root)], env=slow_git, cwd=ROOT,
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    at_the_end.append(process)
-    gate = Path(slow_git["GATE"])
-    until(lambda: Path(f"{gate}.began").exists())
+    process, _ = while_git_works(SLOW)
     for _ in range(20):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.02)
-    gate.touch()
+    Path(slow_git["GATE"]).touch()
     out, said = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in said, said
     head, requested = out.split()
@@ -112,22 +125,13 @@ def test_git_that_is_at_work_ends_its_work(
 
 
 def test_a_git_that_never_answers_keeps_no_interrupted_command_alive(
-    fleet_root: Path,
-    slow_git: dict[str, str],
-    until: Callable[..., None],
-    at_the_end: list[subprocess.Popen[str]],
+    while_git_works: Callable[[str], tuple[subprocess.Popen[str], int]],
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, str(fleet_root)], env=slow_git, cwd=ROOT,
-        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    at_the_end.append(process)
-    began = Path(f"{slow_git['GATE']}.began")
-    until(lambda: began.exists() and began.read_text())
+    process, git = while_git_works(INTERRUPTED)
     os.killpg(process.pid, signal.SIGINT)
     out, said = process.communicate(timeout=20)
     assert out == "interrupted\n" and not said
-    assert process_start(int(began.read_text())) is None
+    assert process_start(git) is None
 
 
 def test_what_the_interpreter_dropped_while_it_started_is_heard_later(
