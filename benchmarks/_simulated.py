@@ -19,8 +19,17 @@ from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_atomic, write_json
 from autohypothesis.records.layout import Layout
-from schema import Manifest, Metadata, Metrics, Result, RunIdentity, Runtime, now, rfc3339
-from schema import Worker as Entry
+from autohypothesis.schema import (
+    Manifest,
+    Metadata,
+    Metrics,
+    Result,
+    RunIdentity,
+    Runtime,
+    now,
+    rfc3339,
+)
+from autohypothesis.schema import Worker as Entry
 
 
 @dataclass

@@ -37,9 +37,9 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Hypothesis, Proposal
+from autohypothesis.schema import Worker as Entry
 from benchmarks import _simulated, fold
-from schema import Hypothesis, Proposal
-from schema import Worker as Entry
 
 GOAL_SHARE = 0.9
 GOAL_GAP_S = 0.5

@@ -24,7 +24,7 @@ from autohypothesis.errors import TaskError
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
     from autohypothesis.engine.settle import Refused
-    from schema import Decision
+    from autohypothesis.schema import Decision
 
 EXIT_REFUSED = 1
 

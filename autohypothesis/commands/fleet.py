@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.supervisor.supervisor import Outcome, Supervisor
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
-    from schema import Manifest
+    from autohypothesis.schema import Manifest
 
 ROLE_LOCK_S = 10.0
 """The observer of a supervisor that was killed may still be leaving."""
@@ -396,7 +396,7 @@ def least(one: float | None, other: float | None) -> float | None:
 
 
 def in_hours(hours: float | None) -> datetime | None:
-    from schema import now
+    from autohypothesis.schema import now
 
     return now() + timedelta(hours=hours) if hours is not None else None
 

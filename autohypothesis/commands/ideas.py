@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
     from autohypothesis.fleet.queue.states import Place, Queue
     from autohypothesis.records.layout import Layout
-    from schema import Hypothesis, Proposal
+    from autohypothesis.schema import Hypothesis, Proposal
 
 
 class State(str, Enum):
@@ -183,7 +183,7 @@ def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any
     from pydantic import ValidationError
 
     from autohypothesis.fleet.queue.files import summary
-    from schema import Proposal
+    from autohypothesis.schema import Proposal
 
     try:
         return Proposal(title=title, rationale=rationale, priority=priority, **change)
@@ -313,8 +313,8 @@ def _print_brief(layout: Layout, document: Any) -> None:
     from pydantic import ValidationError
 
     from autohypothesis.fleet.queue.files import summary
+    from autohypothesis.schema import Brief
     from autohypothesis.terminal.queue_table import print_brief
-    from schema import Brief
 
     try:
         brief = Brief.model_validate(document)

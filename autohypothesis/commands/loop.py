@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.proposing import Proposer
     from autohypothesis.fleet.solo.loop import Loop, Outcome
-    from schema import Decision
+    from autohypothesis.schema import Decision
 
 INBOX = "inbox"
 WORDS = {"keep": "kept", "discard": "discarded", "crash": "crashed", "replicate": "repeated"}

@@ -69,7 +69,7 @@ def _results(layout: Layout, tag: str | None) -> Results:
     from autohypothesis.fleet.queue import warm_start
     from autohypothesis.records.ledger import read_ledger
     from autohypothesis.records.standings import of_tag
-    from schema import now
+    from autohypothesis.schema import now
 
     # A ledger without the bundles it was folded from is somebody's copy: it is read, never folded.
     rows = ledger_rows(layout) if layout.research.is_dir() else read_ledger(layout)

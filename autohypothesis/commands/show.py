@@ -170,7 +170,7 @@ def schema(
     """
     from autohypothesis.engine.task import task_schema
     from autohypothesis.errors import UsageError
-    from schema import FILES, nearest
+    from autohypothesis.schema import FILES, nearest
 
     models = {model.__name__: model for model in FILES.values()}
     if name is None:

@@ -98,7 +98,7 @@ def _plain(view: Any) -> Any:
     from datetime import datetime
 
     from autohypothesis.records.files import to_json
-    from schema import rfc3339
+    from autohypothesis.schema import rfc3339
 
     def times(value: Any) -> Any:
         if isinstance(value, datetime):

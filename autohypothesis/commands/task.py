@@ -23,7 +23,7 @@ from autohypothesis.errors import UsageError
 if TYPE_CHECKING:
     from autohypothesis.engine.lab import Lab
     from autohypothesis.fleet.artifact.loop import Loop
-    from schema import Decision
+    from autohypothesis.schema import Decision
 
 task = typer.Typer(
     help="Improve artifacts that a task file names: prompts, skills, settings, small code.",

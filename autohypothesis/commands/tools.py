@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from autohypothesis.records.layout import Layout
-    from schema import Tool
+    from autohypothesis.schema import Tool
 
 # Words behind the tool's name are its own, options included.
 ITS_OWN_WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}

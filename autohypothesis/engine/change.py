@@ -11,7 +11,7 @@ from autohypothesis.engine.constants import set_constants, settable_names
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError
 from autohypothesis.records.git import Repository
-from schema import PlannedHypothesis, Proposal, Setting
+from autohypothesis.schema import PlannedHypothesis, Proposal, Setting
 
 ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree", "commit"]
 

@@ -32,7 +32,7 @@ from autohypothesis.records.files import (
 )
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from schema import ExitRecord, Metadata, Metrics, Result, Runtime, finite, now
+from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, Runtime, finite, now
 
 TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20

@@ -21,7 +21,7 @@ from autohypothesis.engine.iteration import Finished, Request, Unwatched, Watch
 from autohypothesis.engine.lab import Lab, is_running, run_ids
 from autohypothesis.engine.settle import settle, waits_for
 from autohypothesis.errors import AutohypothesisError, SettleError
-from schema import Decision, Metadata
+from autohypothesis.schema import Decision, Metadata
 
 POLL_S = 1.0
 """Between two looks while somebody else makes the runs that are missing."""

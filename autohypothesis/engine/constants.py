@@ -16,7 +16,7 @@ from typing import Any
 
 from autohypothesis.engine.literals import NotLiteralError, literal, refuse_other_kind, render, same
 from autohypothesis.errors import ChangeError
-from schema import Setting, nearest
+from autohypothesis.schema import Setting, nearest
 
 _BOM = b"\xef\xbb\xbf"
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from autohypothesis.engine.past import Settled
-from schema import Decision, Metadata, Result, finite
+from autohypothesis.schema import Decision, Metadata, Result, finite
 
 MOST_VOIDED = 2
 ALLOWED = 0.10

@@ -24,7 +24,7 @@ from autohypothesis.records.files import read_json
 from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.usual import canonical_value
-from schema import Metadata, Result, finite
+from autohypothesis.schema import Metadata, Result, finite
 
 Model = TypeVar("Model", bound=BaseModel)
 

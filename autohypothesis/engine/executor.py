@@ -14,8 +14,8 @@ from pydantic import Field
 
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
+from autohypothesis.schema import Result, RunIdentity, Strict
 from autohypothesis.system import host_name
-from schema import Result, RunIdentity, Strict
 
 RunState = Literal["running", "finished", "dead", "absent"]
 

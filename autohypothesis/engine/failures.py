@@ -15,7 +15,7 @@ from autohypothesis.engine.logs import printed_nonsense
 from autohypothesis.system import room_advice
 
 if TYPE_CHECKING:
-    from schema import Result
+    from autohypothesis.schema import Result
 
 FailureKind = Literal[
     "oom",

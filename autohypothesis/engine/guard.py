@@ -22,7 +22,7 @@ from autohypothesis.records.files import shown
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.records.git_facts import Entry, FileChange
-from schema import nearest
+from autohypothesis.schema import nearest
 
 LINK = "120000"
 _KINDS = {LINK: "a symbolic link", SUBMODULE: "a submodule"}

@@ -18,8 +18,7 @@ from autohypothesis.records import bundles, ids
 from autohypothesis.records.files import read_bytes, write_atomic
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.system import host_name
-from schema import (
+from autohypothesis.schema import (
     Metadata,
     Metrics,
     Plan,
@@ -30,6 +29,7 @@ from schema import (
     finite,
     now,
 )
+from autohypothesis.system import host_name
 
 LOG_LIMIT = 256 << 20
 TAIL = 4_096

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from autohypothesis.engine.task import Task
+from autohypothesis.schema import Clock
 from autohypothesis.system import cpu_model
-from schema import Clock
 
 _COMPARED = ("run", "scorer", "objective", "constraints")
 """Sections that change what a number means. Policy, knobs and the budget of a whole search only

@@ -25,7 +25,7 @@ from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import Manifest
+from autohypothesis.schema import Manifest
 
 TIMEOUT_S = 60.0
 START_ALLOWANCE_S = 60.0

@@ -42,7 +42,7 @@ from autohypothesis.records import ids, locks
 from autohypothesis.records.files import require_writable
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.outputs import is_strangers_worktree
-from schema import Plan, PlannedHypothesis, Prediction, Result, now
+from autohypothesis.schema import Plan, PlannedHypothesis, Prediction, Result, now
 
 FIRST_SEED = 42
 """Every first run of a hypothesis has this seed, so that it meets the reference's equal. What is

@@ -26,8 +26,8 @@ from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.locks import held
 from autohypothesis.records.outputs import refuse_foreign_ledger
+from autohypothesis.schema import Manifest, Terms, now
 from autohypothesis.system import host_name
-from schema import Manifest, Terms, now
 
 
 def reference_branch(tag: str) -> str:

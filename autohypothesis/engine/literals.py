@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autohypothesis.errors import ChangeError
-from schema import Setting
+from autohypothesis.schema import Setting
 
 MAX_TEXT = 4_000
 MAX_BITS = 200

@@ -33,7 +33,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.sandbox import Confinement
-from schema import Metadata, Result, Runtime, now
+from autohypothesis.schema import Metadata, Result, Runtime, now
 
 LAST_STEPS_S = 10.0
 """How long a shim that has written exit.json may take to let go of its lease."""

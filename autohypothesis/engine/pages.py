@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autohypothesis.plain import plain, plain_line
-from schema import Plan
+from autohypothesis.schema import Plan
 
 if TYPE_CHECKING:
     from jinja2 import Environment

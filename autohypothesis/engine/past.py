@@ -12,7 +12,7 @@ from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.errors import SettleError
 from autohypothesis.records import bundles
 from autohypothesis.records.layout import Layout
-from schema import Decision
+from autohypothesis.schema import Decision
 
 
 class Settled:

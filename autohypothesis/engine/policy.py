@@ -21,7 +21,7 @@ from autohypothesis.engine.confirmation import (
     weighed,
 )
 from autohypothesis.errors import SettleError
-from schema import Confirmation, Direction, FailureKind
+from autohypothesis.schema import Confirmation, Direction, FailureKind
 
 _EXACT = 1e-12
 """Differences of measured numbers are this far from what they are on paper."""

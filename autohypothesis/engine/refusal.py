@@ -22,7 +22,7 @@ from autohypothesis.errors import (
 )
 from autohypothesis.records import bundles
 from autohypothesis.records.git import experiment_ref
-from schema import Metadata, Plan, Result, RunIdentity, Runtime, now
+from autohypothesis.schema import Metadata, Plan, Result, RunIdentity, Runtime, now
 
 
 class RefusedError(ChangeError):

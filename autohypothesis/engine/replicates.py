@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from autohypothesis.engine.confirmation import Missing, Pair, Repeat
 from autohypothesis.engine.iteration import further_seed
 from autohypothesis.engine.past import Settled
-from schema import Decision, Metadata
+from autohypothesis.schema import Decision, Metadata
 
 MOST_PASSED_OVER = 3
 """Seeds at which a base may fail before it is too shaky to confirm anything with."""

@@ -25,7 +25,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
 from autohypothesis.records.layout import RunPaths
-from schema import ExitRecord, FailureKind, finite
+from autohypothesis.schema import ExitRecord, FailureKind, finite
 
 LOG_LIMIT = 64 << 20
 """Bytes of a log that a number is looked for in; the shim caps run.log far below."""

@@ -23,7 +23,7 @@ from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import require_writable
-from schema import Confirmation, Decision, Metadata, Result, now
+from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
 
 HandMade = Literal["keep", "discard", "crash"]
 

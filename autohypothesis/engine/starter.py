@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import schema
+from autohypothesis import schema
 from autohypothesis.errors import UsageError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -24,7 +24,7 @@ OWN_IGNORED = (".venv/", "__pycache__/", "/.cache/", "/run.log")
 
 def source_folder() -> Path:
     """Where the training pair lies: the clone that this code runs from."""
-    return Path(schema.__file__).resolve().parent
+    return Path(schema.__file__).resolve().parents[1]
 
 
 def make_repository(root: Path) -> bool:

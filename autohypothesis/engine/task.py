@@ -32,7 +32,7 @@ from autohypothesis.engine.task_model import (
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import nearest
+from autohypothesis.schema import nearest
 
 __all__ = [
     "Budget",

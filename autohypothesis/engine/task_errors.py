@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autohypothesis.errors import TaskError
-from schema import nearest
+from autohypothesis.schema import nearest
 
 MAX_BYTES = 256 * 1024
 Location = tuple[str | int, ...]

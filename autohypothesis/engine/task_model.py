@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from autohypothesis.engine import patterns
-from schema import Clock, Direction, Setting
+from autohypothesis.schema import Clock, Direction, Setting
 
 DEFAULT_BUDGET_S = 300.0
 

@@ -9,7 +9,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes, read_json
-from schema import Decision
+from autohypothesis.schema import Decision
 
 MAX_TRIALS = 20
 MAX_DIFF = 8_000

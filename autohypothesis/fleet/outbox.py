@@ -18,7 +18,7 @@ from autohypothesis.errors import DeliveryError, RecordError, UndeliverableError
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json, sweep, to_json, write_json, write_new
 from autohypothesis.records.layout import Layout
-from schema import OutboxEntry, now
+from autohypothesis.schema import OutboxEntry, now
 
 PENDING, SENT, REFUSED = "pending", "sent", "refused"
 MOST_TRIES = 20

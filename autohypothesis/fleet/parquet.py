@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic_core import from_json
 
-from schema import Row
+from autohypothesis.schema import Row
 
 
 def as_parquet(lines: Sequence[bytes]) -> bytes:

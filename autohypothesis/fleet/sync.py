@@ -41,8 +41,8 @@ from autohypothesis.records.ledger import LIMIT, Folded, manifest_tag, newest_ta
 from autohypothesis.records.locks import hold
 from autohypothesis.records.scan import LOOK_AGAIN
 from autohypothesis.records.tables import HandEdit
+from autohypothesis.schema import Problem, now, rfc3339
 from autohypothesis.system import process_start
-from schema import Problem, now, rfc3339
 
 REFRESH_S = 60.0
 """Parquet and fleet brief older than this are made anew when something changed."""

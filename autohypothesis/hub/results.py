@@ -12,7 +12,7 @@ from autohypothesis.fleet.sharing.telling import TOLD
 from autohypothesis.hub.client.wire import LARGEST
 from autohypothesis.hub.line import Mark, ResultLine
 from autohypothesis.records.tables import harmless
-from schema import finite
+from autohypothesis.schema import finite
 
 DESCRIPTION, REASON, METRIC, PLATFORM = 2_000, 200, 80, 63
 """Characters that a hub takes."""

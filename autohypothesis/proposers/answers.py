@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 MAX_SHOWN = 2_000
 """Characters of a bad line that are given back."""

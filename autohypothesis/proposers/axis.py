@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autohypothesis.engine.task import Knob
-from schema import Setting
+from autohypothesis.schema import Setting
 
 Key = tuple[object, ...]
 

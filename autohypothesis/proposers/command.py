@@ -20,7 +20,7 @@ from autohypothesis.errors import ProposerError, UsageError
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.proposers.answers import Bad, read_answer
 from autohypothesis.proposers.document import document_of
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 TIMEOUT_S = 600.0
 MAX_OUT = 1_000_000

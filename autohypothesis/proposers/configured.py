@@ -10,7 +10,7 @@ from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.inbox import Inbox
 from autohypothesis.proposers.search import Search
-from schema import nearest
+from autohypothesis.schema import nearest
 
 KNOWN = ("search", "command", "inbox")
 PREFIX = "command:"

@@ -10,7 +10,7 @@ from typing import Any
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.proposers.history import best_and_latest
 from autohypothesis.proposers.knobs import knobs_of
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 MAX_TRIALS = 100
 BEST = 25

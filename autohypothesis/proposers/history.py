@@ -10,7 +10,7 @@ from statistics import fmean
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.proposers.axis import MISSING, Axis, Key, canonical, settings_key
 from autohypothesis.proposers.knobs import computed_in
-from schema import Direction, Hypothesis, Setting
+from autohypothesis.schema import Direction, Hypothesis, Setting
 
 PLATEAU = 2
 """Moves a knob that lose in a row before moves of several knobs at once are worth a run."""

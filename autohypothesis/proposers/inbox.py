@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from autohypothesis.fleet.proposing import Situation
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 
 class Inbox:

@@ -19,7 +19,7 @@ from autohypothesis.fleet.proposing import Trial
 from autohypothesis.proposers.axis import Axis, Key, canonical, number
 from autohypothesis.proposers.history import History, best_and_latest
 from autohypothesis.proposers.moves import in_order
-from schema import Setting
+from autohypothesis.schema import Setting
 
 if TYPE_CHECKING:
     import optuna

@@ -20,7 +20,7 @@ from autohypothesis.engine.task import Knob
 from autohypothesis.errors import ChangeError
 from autohypothesis.fleet.live.steering import narrowed
 from autohypothesis.fleet.proposing import Situation
-from schema import Setting
+from autohypothesis.schema import Setting
 
 REACH = 4.0
 """A discovered number may be divided and multiplied by so much."""

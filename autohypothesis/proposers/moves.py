@@ -14,7 +14,7 @@ from typing import Literal
 
 from autohypothesis.proposers.axis import Axis, Step, canonical
 from autohypothesis.proposers.history import Effect, History
-from schema import Setting
+from autohypothesis.schema import Setting
 
 Kind = Literal["size", "batch", "rate", "other"]
 KINDS: tuple[Kind, ...] = ("size", "batch", "rate")

@@ -12,7 +12,7 @@ from autohypothesis.fleet.proposing import Situation
 from autohypothesis.fleet.sharing import foreign
 from autohypothesis.fleet.sharing.contact import Feed
 from autohypothesis.records.layout import Layout
-from schema import OthersResult, Proposal
+from autohypothesis.schema import OthersResult, Proposal
 
 
 class Others:

@@ -11,7 +11,7 @@ from autohypothesis.proposers.axis import Axis, Key
 from autohypothesis.proposers.history import History
 from autohypothesis.proposers.knobs import knobs_of
 from autohypothesis.proposers.moves import Move, moves
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 FIRST = -0.1
 """Priority of the best idea: what a person writes without a priority (0) goes before it."""

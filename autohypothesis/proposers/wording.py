@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autohypothesis.proposers.history import Effect, History
 from autohypothesis.proposers.moves import Move
-from schema import Prediction, Proposal, Setting
+from autohypothesis.schema import Prediction, Proposal, Setting
 
 SHOWN = 6
 """Earlier trials of a knob that a reason mentions."""

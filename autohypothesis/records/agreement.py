@@ -13,7 +13,7 @@ from typing import Any
 
 from autohypothesis.records.rows import Facts, real
 from autohypothesis.records.usual import Document
-from schema import FAILURE_KINDS
+from autohypothesis.schema import FAILURE_KINDS
 
 Fault = list[str]
 """[file of the bundle, reason]: a list, as the index keeps it."""

@@ -19,8 +19,8 @@ from autohypothesis.records.files import JSON_LIMIT, read_with_status, write_jso
 from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.records.usual import Document, canonical, plain_object
+from autohypothesis.schema import Decision, ExitRecord, Metadata, Result
 from autohypothesis.system import boot_id, is_alive
-from schema import Decision, ExitRecord, Metadata, Result
 
 Signature = tuple[int, int, int]
 """Inode, time of modification in nanoseconds, size: what changes when a file does."""

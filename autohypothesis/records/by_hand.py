@@ -17,7 +17,7 @@ from autohypothesis.records.files import write_atomic, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import DECIDED, MB_PER_GB, real
 from autohypothesis.records.tables import COLUMNS, harmless
-from schema import Metrics, Plan, PlannedHypothesis, Result, Row, finite, now
+from autohypothesis.schema import Metrics, Plan, PlannedHypothesis, Result, Row, finite, now
 
 WORKER = "by-hand"
 FAILED = ("crash", "failed", "artifact_invalid")

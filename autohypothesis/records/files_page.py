@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic import BaseModel
 
-import schema
+from autohypothesis import schema
 
 PAGE = "docs/files.md"
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", datetime: "time",
@@ -61,7 +61,7 @@ def page() -> str:
 
 
 def _parts() -> list[type[BaseModel]]:
-    """Models that others are made of, in the order of schema.py."""
+    """Models that others are made of, in the order of autohypothesis/schema.py."""
     inside: set[type[BaseModel]] = set()
     waiting = list(schema.FILES.values())
     while waiting:
@@ -129,6 +129,6 @@ def _spelled(kind: Any, metadata: tuple[Any, ...] = ()) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(schema.__file__).parent / PAGE
+    target = Path(schema.__file__).resolve().parents[1] / PAGE
     target.write_text(page())
     sys.stdout.write(f"{target}\n")

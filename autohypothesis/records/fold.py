@@ -30,7 +30,7 @@ from autohypothesis.records.rows import (
     real,
 )
 from autohypothesis.records.usual import Document, canonical_value
-from schema import Decision, Plan, Row
+from autohypothesis.schema import Decision, Plan, Row
 
 
 def facts_of(row: RowDocument, bundle: Bundle | None, damage: list[list[str]]) -> Facts:

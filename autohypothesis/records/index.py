@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pydantic_core import from_json, to_json
 
-import schema
+from autohypothesis import schema
 from autohypothesis.errors import RecordError
 from autohypothesis.records.agreement import Fault
 from autohypothesis.records.files import read_bytes, write_atomic

@@ -32,7 +32,7 @@ from autohypothesis.records.index import Entry, Index, Stamp, stamp
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.rows import Facts, Placement, RowDocument, base_row, finish
 from autohypothesis.records.usual import Document
-from schema import Problem
+from autohypothesis.schema import Problem
 
 LIMIT = 512 * 1024 * 1024
 """Bytes of a ledger: some 200,000 rows."""

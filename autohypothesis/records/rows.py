@@ -13,7 +13,7 @@ from autohypothesis.records.curve import curve
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import ID
 from autohypothesis.records.usual import Document
-from schema import Row, finite, whole
+from autohypothesis.schema import Row, finite, whole
 
 RowDocument = dict[str, Any]
 

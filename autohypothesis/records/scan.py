@@ -24,7 +24,7 @@ from autohypothesis.records.files import is_utf8
 from autohypothesis.records.ids import slug
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import PAGE_LIMIT, Planned
-from schema import Plan
+from autohypothesis.schema import Plan
 
 _FILES = tuple(name for name, _ in MODELS)
 _RESULT_INODE = 3 * _FILES.index("result.json")

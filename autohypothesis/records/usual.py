@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, SchemaValidator, core_schema, from_json
 
-import schema
+from autohypothesis import schema
 from autohypothesis.records.files import parse_json
 
 Document = dict[str, Any]

@@ -22,6 +22,7 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.rows import real
+from autohypothesis.schema import now, rfc3339, utc
 from autohypothesis.terminal.fleet_table import (
     DEVICE,
     QUIET,
@@ -41,7 +42,6 @@ from autohypothesis.terminal.fleet_table import (
 from autohypothesis.terminal.screen import Screen
 from autohypothesis.terminal.style import number
 from autohypothesis.terminal.tables import sparkline
-from schema import now, rfc3339, utc
 
 NEEDS = 5
 WAITING = 3

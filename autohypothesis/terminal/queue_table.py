@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.fleet.queue.states import Place
+from autohypothesis.schema import Brief, Finding, Hypothesis
 from autohypothesis.terminal.fleet_table import one_line, titled
 from autohypothesis.terminal.style import number
-from schema import Brief, Finding, Hypothesis
 
 STATE_STYLE = {"running": "green", "dispatched": "blue", "pending": "", "done": "bright_black"}
 CLOSED_STYLE = {"completed": "green", "abandoned": "magenta"}

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.records.rows import NOT_EVIDENCE
+from autohypothesis.schema import NO_SANDBOX
 from autohypothesis.terminal.style import STATUS_STYLE, number
-from schema import NO_SANDBOX
 
 RUN_AGAIN = ("confirmed", "refuted")
 SPARKS = "▁▂▃▄▅▆▇█"

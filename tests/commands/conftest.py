@@ -20,7 +20,7 @@ from autohypothesis.records.files import write_json as write_durably
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
-from schema import (
+from autohypothesis.schema import (
     Decision,
     ExitRecord,
     Heartbeat,

@@ -12,7 +12,7 @@ import pytest
 from autohypothesis.commands.decide import print_decision
 from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.records.layout import Layout
-from schema import Decision, now
+from autohypothesis.schema import Decision, now
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -12,8 +12,8 @@ from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import append_decision
 from autohypothesis.records.files import read_json, write_json
+from autohypothesis.schema import Decision, now
 from autohypothesis.terminal.digest import digest_page
-from schema import Decision, now
 
 
 @pytest.fixture

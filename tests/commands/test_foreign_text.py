@@ -19,8 +19,8 @@ from rich.text import Text
 from autohypothesis.engine.candidate import commit_message
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.plain import plain, plain_line
+from autohypothesis.schema import Plan
 from autohypothesis.terminal.screen import Screen
-from schema import Plan
 from tests.conftest import Cli
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2Jgone\x00\x9b31m\u202eevil\u2066\u2028line\x7f"

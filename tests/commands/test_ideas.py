@@ -12,7 +12,7 @@ from autohypothesis.commands.ideas import complete_hypothesis, complete_worker
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
-from schema import BestResult, Brief, Finding, Proposal, QueueEntry, now
+from autohypothesis.schema import BestResult, Brief, Finding, Proposal, QueueEntry, now
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from autohypothesis.records.jsonl import append
+from autohypothesis.schema import Decision, Proposal, now
 from autohypothesis.terminal.fleet_table import amount, diff_size, duration, one_line
 from autohypothesis.terminal.live import Keeps, Monitor
-from schema import Decision, Proposal, now
 
 ORCHESTRATOR = Path(__file__).resolve().parents[2] / "orchestrator.py"
 

@@ -14,8 +14,8 @@ import pytest
 
 from autohypothesis.fleet.overview.results import Results, from_rows, from_table
 from autohypothesis.fleet.queue import warm_start
+from autohypothesis.schema import Row
 from autohypothesis.terminal.results import results_page
-from schema import Row
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "example"

@@ -19,8 +19,8 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
+from autohypothesis.schema import Proposal, now
 from autohypothesis.terminal.fleet_table import status_page
-from schema import Proposal, now
 
 DAMAGE: dict[str, bytes] = {
     "half written": b'{"worker_id": "cpu0", "state": "trai',

@@ -27,7 +27,7 @@ import typer
 from autohypothesis.engine.lab import todays_tag
 from autohypothesis.engine.task import load_task
 from autohypothesis.fleet.live import steering
-from schema import Steering
+from autohypothesis.schema import Steering
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -11,7 +11,16 @@ from autohypothesis.engine.settle import settle, settle_by_hand
 from autohypothesis.engine.task import Task
 from autohypothesis.records import bundles
 from autohypothesis.records.files import write_json
-from schema import Decision, FailureKind, Metadata, Metrics, Result, RunIdentity, Runtime, now
+from autohypothesis.schema import (
+    Decision,
+    FailureKind,
+    Metadata,
+    Metrics,
+    Result,
+    RunIdentity,
+    Runtime,
+    now,
+)
 
 PLATFORM = "one cpu"
 

@@ -24,7 +24,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.records import git_export
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths
-from schema import ExitRecord, Result, now
+from autohypothesis.schema import ExitRecord, Result, now
 
 
 @pytest.fixture

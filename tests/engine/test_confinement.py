@@ -26,8 +26,8 @@ from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
+from autohypothesis.schema import Metadata, Result
 from autohypothesis.system import user_config_folder
-from schema import Metadata, Result
 from tests.conftest import ROOT, run_git
 
 TRIES = """

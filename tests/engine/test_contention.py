@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from autohypothesis.engine.contention import MOST_VOIDED, judged, lane_speed, restored, void
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.past import Settled
-from schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
+from autohypothesis.schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
 
 
 def metadata(hypothesis: str = "h-t-0009", lane: str = "cpu-0", diff: str = "mine") -> Metadata:

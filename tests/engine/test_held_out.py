@@ -13,7 +13,7 @@ from autohypothesis.engine import iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.lab import Lab
-from schema import Result
+from autohypothesis.schema import Result
 from tests.conftest import run_git
 
 TASK = """

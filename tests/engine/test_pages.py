@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autohypothesis.engine.pages import plan_page
-from schema import Plan, PlannedHypothesis, now
+from autohypothesis.schema import Plan, PlannedHypothesis, now
 
 
 def page(**changes: object) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autohypothesis.engine.policy import Evidence, Measured, decide
 from autohypothesis.errors import SettleError
-from schema import FAILURE_KINDS
+from autohypothesis.schema import FAILURE_KINDS
 
 BASE = Evidence(value=1.50, reference_value=1.55, min_delta=0.02, lines_changed=3)
 

@@ -22,7 +22,7 @@ from autohypothesis.engine.task_model import Mutation, Scorer
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError
 from autohypothesis.records.git import Repository, experiment_ref
-from schema import Hypothesis
+from autohypothesis.schema import Hypothesis
 
 Make = Callable[..., Repository]
 Git = Callable[..., str]

@@ -13,7 +13,7 @@ from autohypothesis.engine.task_model import Constraint, Policy
 from autohypothesis.errors import SettleError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import FailureKind
+from autohypothesis.schema import FailureKind
 from tests.engine.searching import PLATFORM, Search
 
 CAREFUL = foreign_task().model_copy(

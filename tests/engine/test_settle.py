@@ -24,7 +24,7 @@ from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import Metadata, Metrics, Result
+from autohypothesis.schema import Metadata, Metrics, Result
 from tests.engine.searching import PLATFORM, Search
 
 

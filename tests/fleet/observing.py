@@ -21,7 +21,7 @@ from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.processes import Process
-from schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now
+from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now
 
 PAUSE_S = 0.02
 """Between two turns of which nothing came: who waits for a proposer keeps no core busy."""

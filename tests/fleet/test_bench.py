@@ -9,7 +9,7 @@ import pytest
 from autohypothesis.fleet.live.bench import BENCH_FOR, bench, benched, clear, judge
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
-from schema import Result, now, rfc3339
+from autohypothesis.schema import Result, now, rfc3339
 
 GPU = "GPU-0000"
 

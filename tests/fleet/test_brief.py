@@ -16,7 +16,16 @@ from autohypothesis.fleet.queue.brief import publish, take_edits
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import write_json
-from schema import Brief, Plan, PlannedHypothesis, Proposal, Row, Steering, Worker, now
+from autohypothesis.schema import (
+    Brief,
+    Plan,
+    PlannedHypothesis,
+    Proposal,
+    Row,
+    Steering,
+    Worker,
+    now,
+)
 
 Json = dict[str, Any]
 

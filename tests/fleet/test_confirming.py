@@ -22,7 +22,7 @@ from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
-from schema import Brief, Hypothesis, Metadata, Result
+from autohypothesis.schema import Brief, Hypothesis, Metadata, Result
 from tests.conftest import run_git as git
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm

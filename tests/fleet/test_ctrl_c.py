@@ -23,9 +23,9 @@ from autohypothesis.fleet.supervisor.supervisor import KEEPER_S, Supervisor
 from autohypothesis.fleet.worker import worker
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Proposal
+from autohypothesis.schema import Worker as Entry
 from autohypothesis.system import CtrlC, process_start
-from schema import Proposal
-from schema import Worker as Entry
 from tests.conftest import ROOT
 
 SLOW_GIT = """#!{python} -S

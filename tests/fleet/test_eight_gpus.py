@@ -22,8 +22,8 @@ import pytest
 from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Proposal, Worker
 from autohypothesis.system import host_id
-from schema import Proposal, Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 UUID = [f"GPU-{n}{n}{n}{n}aaaa-0000-4000-8000-00000000000{n}" for n in range(8)]

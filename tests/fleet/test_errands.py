@@ -12,7 +12,7 @@ from autohypothesis.fleet.observer import errands
 from autohypothesis.fleet.observer.errands import TRIES, Errands
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
 from autohypothesis.fleet.toolbuilder import tools
-from schema import Tool
+from autohypothesis.schema import Tool
 
 
 class Asked:

@@ -30,7 +30,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.git import Repository
 from autohypothesis.records.ledger import read_ledger
-from schema import Decision, Proposal
+from autohypothesis.schema import Decision, Proposal
 from tests.fleet.world import (
     OPS,
     RARE,

@@ -14,7 +14,7 @@ from autohypothesis.fleet.live.heartbeat import Pulse, at_work, beat, read, read
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
-from schema import Heartbeat, Worker, now
+from autohypothesis.schema import Heartbeat, Worker, now
 
 
 def own(worker: str = "w0", **changes: object) -> Heartbeat:

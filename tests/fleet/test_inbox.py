@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from autohypothesis.fleet.queue.inbox import take_inbox
 from autohypothesis.fleet.queue.states import Queue
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 
 def put(queue: Queue, name: str, content: object, *, old: bool = True) -> Path:

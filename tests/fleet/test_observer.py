@@ -32,7 +32,7 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from schema import (
+from autohypothesis.schema import (
     Brief,
     Hypothesis,
     KnowledgeBase,
@@ -65,7 +65,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.observer.observer import Limits, Observer
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 class Ideas:
     name = "ideas"

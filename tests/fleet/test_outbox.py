@@ -19,7 +19,7 @@ from autohypothesis.fleet import outbox as outbox_module
 from autohypothesis.fleet.outbox import DiskOutbox, pause_s
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
-from schema import OutboxEntry
+from autohypothesis.schema import OutboxEntry
 
 COURIER = '''
 import os, signal, sys

@@ -8,8 +8,8 @@ from autohypothesis.errors import FleetError
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.live.presence import refuse_another_machine
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Heartbeat, now
 from autohypothesis.system import host_name
-from schema import Heartbeat, now
 
 
 def beat(layout: Layout, node: str, state: str) -> None:

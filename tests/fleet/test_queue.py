@@ -18,7 +18,7 @@ from autohypothesis import system
 from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.records.layout import Layout
-from schema import Hypothesis, Proposal
+from autohypothesis.schema import Hypothesis, Proposal
 
 
 def propose(queue: Queue, title: str = "idea", **more: object) -> str:
@@ -351,7 +351,7 @@ from autohypothesis import system
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
-from schema import Proposal
+from autohypothesis.schema import Proposal
 if sys.argv[3] == "link":
     system._rename_noreplace = lambda old, new: False
 queue, chance = Queue(Layout(Path(sys.argv[1])), "t"), random.Random(int(sys.argv[2]))

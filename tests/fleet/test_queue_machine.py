@@ -33,7 +33,7 @@ from autohypothesis.fleet.queue import states as queue_module
 from autohypothesis.fleet.queue.files import DONE, PENDING
 from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.records.layout import Layout
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 WORKERS = ("cpu0", "cpu1", "cpu2")
 OBSERVER = "observer"

@@ -12,7 +12,7 @@ import pytest
 from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.observer.refill import LONGEST_PAUSE_S, Answer, Refill
 from autohypothesis.fleet.proposing import Situation
-from schema import Brief, Proposal, Steering, now
+from autohypothesis.schema import Brief, Proposal, Steering, now
 from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 

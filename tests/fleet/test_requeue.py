@@ -18,7 +18,7 @@ from autohypothesis.fleet.queue import orphans
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from schema import Hypothesis, Manifest, Proposal, Result
+from autohypothesis.schema import Hypothesis, Manifest, Proposal, Result
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 

@@ -37,7 +37,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
 from autohypothesis.records.files import write_json
 from autohypothesis.records.git import SALVAGE
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 ROOT = Path(__file__).resolve().parents[2]
 Git = Callable[..., str]

@@ -29,7 +29,7 @@ from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.proposers.others import Others
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
-from schema import Brief, HubFeed, OthersResult, OutboxEntry, Plan, Proposal, now
+from autohypothesis.schema import Brief, HubFeed, OthersResult, OutboxEntry, Plan, Proposal, now
 from tests.conftest import run_git as git
 from tests.fleet.conftest import SCRIPT
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns

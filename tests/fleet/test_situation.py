@@ -15,7 +15,7 @@ from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
-from schema import Decision, Proposal, now
+from autohypothesis.schema import Decision, Proposal, now
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 

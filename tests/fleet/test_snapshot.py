@@ -27,7 +27,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records import git_keep
 from autohypothesis.records.files import opened, write_json
 from autohypothesis.records.layout import Layout
-from schema import Hypothesis
+from autohypothesis.schema import Hypothesis
 
 Git = Callable[..., str]
 TAG = "t"

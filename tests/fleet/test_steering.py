@@ -22,7 +22,7 @@ from autohypothesis.fleet.live.steering import (
 )
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
-from schema import Steering
+from autohypothesis.schema import Steering
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 

@@ -22,8 +22,8 @@ from autohypothesis.fleet.supervisor.launching import Role, log_tail
 from autohypothesis.fleet.supervisor.supervisor import Child, Pace, Supervisor
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
+from autohypothesis.schema import Manifest, now
 from autohypothesis.system import is_alive, process_start
-from schema import Manifest, now
 
 PACE = "Pace(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
 
@@ -36,7 +36,7 @@ from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.processes import Process
-from schema import Heartbeat, now
+from autohypothesis.schema import Heartbeat, now
 
 root, name, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 layout = Layout(root)

@@ -28,7 +28,7 @@ from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from
 from autohypothesis.fleet.toolbuilder.checks import Limits
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
-from schema import Tool
+from autohypothesis.schema import Tool
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0

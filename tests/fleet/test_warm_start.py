@@ -12,7 +12,7 @@ from autohypothesis.fleet.queue import warm_start
 from autohypothesis.fleet.queue.warm_start import carried, read, record
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
-from schema import KnowledgeBase
+from autohypothesis.schema import KnowledgeBase
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 

@@ -35,8 +35,8 @@ from autohypothesis.fleet.worker.claims import Claims
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
-from schema import Heartbeat, Proposal, Result, now
-from schema import Worker as Entry
+from autohypothesis.schema import Heartbeat, Proposal, Result, now
+from autohypothesis.schema import Worker as Entry
 
 NAME = "w0"
 LANE = devices.name_of(devices.lanes()[0])
@@ -50,7 +50,7 @@ from pathlib import Path
 from autohypothesis.engine.lab import Lab
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.worker.worker import Worker
-from schema import Worker as Entry
+from autohypothesis.schema import Worker as Entry
 entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")
 with Stop() as stop:
     Worker(Lab.open(Path(sys.argv[1])), entry).run(stop)

@@ -29,8 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 
-import schema
-from autohypothesis import system
+from autohypothesis import schema, system
 from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import devices, settle, shim, shim_files, workspace
 from autohypothesis.engine.launch import Launch

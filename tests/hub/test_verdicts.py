@@ -18,7 +18,7 @@ from autohypothesis.hub.server.verdicts import (
     standing,
     verdict,
 )
-from schema import Direction
+from autohypothesis.schema import Direction
 
 OTHERS = ("bob", "eve", "dan", "ida")
 values = st.floats(min_value=-1e6, max_value=1e6)

@@ -14,7 +14,7 @@ import yaml
 from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.proposing import Proposer, Situation, Trial
 from autohypothesis.proposers import joint
-from schema import Brief, Hypothesis, Proposal, Setting, Steering, now
+from autohypothesis.schema import Brief, Hypothesis, Proposal, Setting, Steering, now
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE: dict[str, Setting] = {

@@ -16,7 +16,7 @@ from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.configured import configured
 from autohypothesis.proposers.inbox import Inbox
 from autohypothesis.proposers.search import Search
-from schema import Proposal, Steering
+from autohypothesis.schema import Proposal, Steering
 
 SCRIPT = """
 import json, sys

@@ -7,7 +7,7 @@ from typing import Any
 
 from autohypothesis.proposers.knobs import computed_in, discovered, knobs_of
 from autohypothesis.proposers.search import Search
-from schema import Steering
+from autohypothesis.schema import Steering
 
 SCRIPT = """
 import os

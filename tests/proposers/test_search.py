@@ -18,7 +18,7 @@ from autohypothesis.proposers import joint
 from autohypothesis.proposers.axis import Axis, canonical, settings_key
 from autohypothesis.proposers.knobs import knobs_of
 from autohypothesis.proposers.search import Search
-from schema import Proposal, Setting, Steering
+from autohypothesis.schema import Proposal, Setting, Steering
 
 MakeLab = Callable[..., Any]
 

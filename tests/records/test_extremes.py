@@ -20,7 +20,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import parse_json, to_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.usual import canonical
-from schema import EARLIEST, FILES, LATEST, now, rfc3339, utc, whole
+from autohypothesis.schema import EARLIEST, FILES, LATEST, now, rfc3339, utc, whole
 
 EXTREMES = (
     '"0001-01-01T00:00:00+01:00"', '"9999-12-31T23:59:59-14:00"', '"10000-01-01T00:00:00Z"',

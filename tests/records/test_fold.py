@@ -15,7 +15,7 @@ from autohypothesis.records.curve import curve
 from autohypothesis.records.fold import fold
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.standings import best_kept
-from schema import Row
+from autohypothesis.schema import Row
 
 
 def folded(lab: Any) -> dict[str, Row]:

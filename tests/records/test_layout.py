@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import schema
+from autohypothesis import schema
 from autohypothesis.errors import UsageError
 from autohypothesis.records.files_page import PAGE, page
 from autohypothesis.records.layout import Layout, RunPaths, checked_id
 
-ROOT = Path(schema.__file__).parent
+ROOT = Path(schema.__file__).resolve().parents[1]
 
 
 def code_paths() -> set[str]:

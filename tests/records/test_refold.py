@@ -17,7 +17,7 @@ from autohypothesis.records.fold import fold
 from autohypothesis.records.index import load
 from autohypothesis.records.ledger import read_ledger, refold
 from autohypothesis.records.scan import find, read
-from schema import Row
+from autohypothesis.schema import Row
 
 NAMES = [f"h-nov20-{n:04d}-1" for n in range(6)]
 STEPS = [

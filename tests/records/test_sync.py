@@ -19,7 +19,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import HEADER, harmless
-from schema import Leaderboard, Problem, Row
+from autohypothesis.schema import Leaderboard, Problem, Row
 
 
 def test_everything_is_written_and_fits_its_model(lab: Any) -> None:

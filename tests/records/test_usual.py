@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from autohypothesis.records.files import to_json
 from autohypothesis.records.usual import _usual, canonical, canonical_value
-from schema import Decision, ExitRecord, Metadata, Plan, Result
+from autohypothesis.schema import Decision, ExitRecord, Metadata, Plan, Result
 
 MODELS: list[type[BaseModel]] = [Decision, ExitRecord, Metadata, Plan, Result]
 TIMES = [

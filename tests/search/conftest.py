@@ -14,7 +14,7 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
 from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.starter import make_repository
-from schema import Result
+from autohypothesis.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from autohypothesis.engine.starter import make_repository
 from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
-from schema import Result
+from autohypothesis.schema import Result
 
 Try = Callable[..., tuple[str, Result]]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.lab import Lab
-from schema import Result
+from autohypothesis.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 Try = Callable[..., tuple[str, Result]]

@@ -8,7 +8,7 @@ from autohypothesis.engine.lab import Lab, reference_ref, refuse_checked_out
 from autohypothesis.engine.settle import repair
 from autohypothesis.errors import GitError
 from autohypothesis.records import locks
-from schema import Decision
+from autohypothesis.schema import Decision
 
 MAX_NAMED = 4
 

@@ -18,7 +18,7 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.files import read_json
 from autohypothesis.records.outputs import refuse_foreign_lines
 from autohypothesis.records.rows import NOT_EVIDENCE
-from schema import Decision
+from autohypothesis.schema import Decision
 
 
 class Lines:

@@ -40,7 +40,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
-from schema import Decision, finite
+from autohypothesis.schema import Decision, finite
 
 MOST_LOST = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""

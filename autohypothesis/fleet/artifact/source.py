@@ -19,7 +19,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_bytes
-from schema import Brief, Decision, Hypothesis, now
+from autohypothesis.schema import Brief, Decision, Hypothesis, now
 
 ASKED = 3
 """How often a proposer is asked when nothing that it said could be used."""

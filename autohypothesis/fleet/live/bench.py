@@ -18,7 +18,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from schema import Result, Time, Tolerant, now
+from autohypothesis.schema import Result, Time, Tolerant, now
 
 BENCH_FOR = timedelta(minutes=10)
 IN_A_ROW = 2

@@ -20,7 +20,7 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.processes import Process
-from schema import Heartbeat, Worker, WorkerState, now
+from autohypothesis.schema import Heartbeat, Worker, WorkerState, now
 
 BEAT_S = 1.0
 LIMIT = 64 * 1024

@@ -7,7 +7,7 @@ from typing import Literal
 
 from autohypothesis.engine import devices
 from autohypothesis.errors import LeaseError
-from schema import Worker
+from autohypothesis.schema import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
+from autohypothesis.schema import RoleStatus, now
 from autohypothesis.system import host_name
-from schema import RoleStatus, now
 
 LIMIT = 256 * 1024
 """Bytes of a role's file."""

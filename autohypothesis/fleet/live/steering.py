@@ -25,7 +25,7 @@ from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import read_bytes
 from autohypothesis.records.layout import Layout
-from schema import Setting, Steering, finite, nearest
+from autohypothesis.schema import Setting, Steering, finite, nearest
 
 LIMIT = 1024 * 1024
 """Bytes of a page that a person wrote."""

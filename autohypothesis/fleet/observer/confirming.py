@@ -17,7 +17,7 @@ from autohypothesis.fleet.observer.handout import ON
 from autohypothesis.fleet.observer.opening import REPEAT_PRIORITY
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Place, Queue
-from schema import Hypothesis, Proposal
+from autohypothesis.schema import Hypothesis, Proposal
 
 MARK = "confirm-"
 NEEDLESS = "nothing waits for it any more"

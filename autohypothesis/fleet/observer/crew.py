@@ -12,7 +12,7 @@ from autohypothesis.fleet.live import bench, heartbeat
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
-from schema import Heartbeat, Manifest, Worker
+from autohypothesis.schema import Heartbeat, Manifest, Worker
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.weights import trim
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger
-from schema import Decision, Plan
+from autohypothesis.schema import Decision, Plan
 
 SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""

@@ -9,7 +9,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.fleet.observer.tried import Library
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
-from schema import now
+from autohypothesis.schema import now
 
 ALL_RUN = "all that were to be run are run"
 

@@ -21,7 +21,15 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.records.standings import Kept, best_of
-from schema import Decision, Finding, Hypothesis, KnowledgeBase, Setting, Steering, now
+from autohypothesis.schema import (
+    Decision,
+    Finding,
+    Hypothesis,
+    KnowledgeBase,
+    Setting,
+    Steering,
+    now,
+)
 
 MOST_FINDINGS = 40
 MOST_REGIONS = 40

@@ -9,7 +9,7 @@ from autohypothesis.errors import QueueError
 from autohypothesis.fleet.observer.crew import Crew
 from autohypothesis.fleet.observer.requeue import Returns
 from autohypothesis.fleet.queue.states import Queue
-from schema import Hypothesis
+from autohypothesis.schema import Hypothesis
 
 FOR = "@"
 """A source id of the observer's own that ends in `@<worker>` is for that worker alone."""

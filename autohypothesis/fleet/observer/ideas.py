@@ -13,7 +13,7 @@ from autohypothesis.fleet.observer.vetting import Vetting, needs_somebody
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.ids import baseline_id
-from schema import Brief, Hypothesis, Proposal, Steering, now
+from autohypothesis.schema import Brief, Hypothesis, Proposal, Steering, now
 
 RECENT = 200
 """Closed hypotheses that a proposer is told of."""

@@ -35,7 +35,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import signature_of
-from schema import RoleStatus, Steering, Worker, now
+from autohypothesis.schema import RoleStatus, Steering, Worker, now
 
 __all__ = ["Limits", "Observer"]
 

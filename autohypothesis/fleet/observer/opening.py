@@ -18,7 +18,7 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
-from schema import Metadata, Proposal, Result, Setting
+from autohypothesis.schema import Metadata, Proposal, Result, Setting
 
 MOST_REPEATS = 2
 REPEAT_PRIORITY = 900.0

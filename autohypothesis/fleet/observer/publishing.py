@@ -20,7 +20,7 @@ from autohypothesis.fleet.roster.roster import read_manifest
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import best_kept, of_tag
-from schema import Brief, Others, Steering
+from autohypothesis.schema import Brief, Others, Steering
 
 BRIEF_S = 1.0
 SUMMARY_S = 1.0

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.proposing import Proposer, Situation, Stoppable
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 300.0

@@ -20,7 +20,7 @@ from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
 from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
-from schema import Hypothesis, Metadata, Result
+from autohypothesis.schema import Hypothesis, Metadata, Result
 
 MOST_DEVICE_FAILURES = 3
 """Of one hypothesis: with that many devices lost under it, it is the hypothesis."""

@@ -9,7 +9,7 @@ from autohypothesis.fleet.live.steering import narrowed
 from autohypothesis.fleet.observer.tried import Library, Reference, Run
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
-from schema import Brief, Hypothesis, Setting, Steering
+from autohypothesis.schema import Brief, Hypothesis, Setting, Steering
 
 
 def situation(

@@ -15,7 +15,7 @@ from autohypothesis.fleet.outbox import DiskOutbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.contact import Contact, Feed, contact, quoted
 from autohypothesis.fleet.sharing.telling import Telling
-from schema import Others
+from autohypothesis.schema import Others
 
 LOOK_S = 2.0
 

@@ -16,7 +16,7 @@ from autohypothesis.fleet.observer.vetting import Vetting
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.ledger import active_tag
-from schema import Proposal
+from autohypothesis.schema import Proposal
 
 BY_HAND = "person"
 """The proposer of what nobody else proposed."""

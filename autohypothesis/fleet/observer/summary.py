@@ -8,7 +8,7 @@ from typing import Any
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
-from schema import Heartbeat, LiveSummary, now
+from autohypothesis.schema import Heartbeat, LiveSummary, now
 
 BEST = ("id", "commit", "metric_name", "metric_value", "val_bpb", "peak_vram_gb", "description")
 """Of the best row; the rest is in the leaderboard."""

@@ -21,7 +21,7 @@ from autohypothesis.engine.literals import same
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.records.files import read_json
-from schema import Metadata, Plan, PlannedHypothesis, Proposal, Setting
+from autohypothesis.schema import Metadata, Plan, PlannedHypothesis, Proposal, Setting
 
 Settings = Mapping[str, Setting]
 

@@ -9,7 +9,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.fleet.live.steering import violation
 from autohypothesis.fleet.observer.tried import Library, Reference, Run, Tried, key_of
 from autohypothesis.fleet.queue.chronicle import Chronicle
-from schema import Hypothesis, Proposal, Steering, nearest
+from autohypothesis.schema import Hypothesis, Proposal, Steering, nearest
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.records.standings import of_tag
-from schema import finite, now
+from autohypothesis.schema import finite, now
 
 Row = dict[str, Any]
 

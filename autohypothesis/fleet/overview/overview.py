@@ -36,7 +36,7 @@ from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import read_bytes, read_json, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
-from schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
+from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
 
 ROLES = ("supervisor", "observer", "tool-builder")
 """Of a fleet; a loop plays the observer itself, and needs neither of the others."""

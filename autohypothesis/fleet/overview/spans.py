@@ -10,7 +10,7 @@ from typing import Any
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import ID, Layout
-from schema import finite, utc
+from autohypothesis.schema import finite, utc
 
 Span = tuple[str, datetime, datetime]
 """Worker, start and end of one experiment on its device."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autohypothesis.fleet.overview.standing import Best
-from schema import now
+from autohypothesis.schema import now
 
 
 @dataclass(frozen=True, slots=True)

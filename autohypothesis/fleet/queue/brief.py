@@ -36,8 +36,8 @@ from autohypothesis.records.files import (
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.standings import of_tag
+from autohypothesis.schema import Brief, Others, Setting, Steering, Strict, now
 from autohypothesis.system import rename_exclusive
-from schema import Brief, Others, Setting, Steering, Strict, now
 
 WRITING_S = 2.0
 """A brief that is no JSON and changed more recently may still be being written."""

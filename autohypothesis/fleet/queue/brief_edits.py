@@ -22,7 +22,7 @@ from autohypothesis.fleet.queue.states import Closed, Queue
 from autohypothesis.records.files import read_json, to_json
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.tables import harmless
-from schema import Brief, Hypothesis, Manifest, Proposal, QueueEntry, nearest
+from autohypothesis.schema import Brief, Hypothesis, Manifest, Proposal, QueueEntry, nearest
 
 MOST_REFUSED = 20
 """Lines about one edit; the rest are counted."""

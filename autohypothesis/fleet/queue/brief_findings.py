@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, cast
 
 from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
-from schema import Finding, finite
+from autohypothesis.schema import Finding, finite
 
 MOST_KEEPS = 20
 MOST_CRASHES = 8

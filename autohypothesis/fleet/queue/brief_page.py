@@ -14,7 +14,7 @@ from autohypothesis.fleet.queue.brief_findings import findings
 from autohypothesis.fleet.queue.files import Place, best_first
 from autohypothesis.records.files import to_json
 from autohypothesis.records.standings import best_kept
-from schema import (
+from autohypothesis.schema import (
     BestResult,
     Brief,
     Finding,

@@ -15,7 +15,7 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.bundles import ABSENT, Signature, signature_of
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import ID, Layout
-from schema import Decision
+from autohypothesis.schema import Decision
 
 SETTLING_NS = 100_000_000
 """A folder changed this recently may change again within one tick of the file system's clock."""

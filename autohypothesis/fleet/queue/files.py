@@ -20,7 +20,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.records.files import parse_json, read_with_status, shown
 from autohypothesis.records.ids import MAX_LENGTH, baseline_id, experiment_stem, slug
 from autohypothesis.records.layout import ID, Layout, checked_id
-from schema import Hypothesis, HypothesisState, Problem
+from autohypothesis.schema import Hypothesis, HypothesisState, Problem
 
 OPEN: tuple[HypothesisState, ...] = ("pending", "dispatched", "running")
 SHARED: tuple[HypothesisState, ...] = ("dispatched", "running")

@@ -23,8 +23,8 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import JSON_LIMIT, read_json, sweep, write_atomic, write_json
 from autohypothesis.records.locks import hold
+from autohypothesis.schema import Hypothesis, Proposal
 from autohypothesis.system import rename_exclusive
-from schema import Hypothesis, Proposal
 
 WRITING_S = 2.0
 """A file that is no JSON and changed more recently may still be being written."""

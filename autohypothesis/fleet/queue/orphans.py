@@ -11,7 +11,7 @@ from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, LaunchError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.takeover import Job, experiment_of, outcome_of
-from schema import Hypothesis
+from autohypothesis.schema import Hypothesis
 
 FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
 """What a damaged file or a full disk comes to."""

@@ -31,8 +31,8 @@ from autohypothesis.records.files import sweep, write_json
 from autohypothesis.records.ids import allocate_hypothesis, baseline_id
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.locks import hold
+from autohypothesis.schema import Hypothesis, HypothesisState, Problem, Proposal
 from autohypothesis.system import rename_exclusive
-from schema import Hypothesis, HypothesisState, Problem, Proposal
 
 __all__ = ["Place", "Queue"]
 

@@ -20,7 +20,7 @@ from autohypothesis.fleet.queue.files import newest_attempt
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout, RunPaths
-from schema import Hypothesis, Result
+from autohypothesis.schema import Hypothesis, Result
 
 Stands = Literal["never_begun", "running", "ended", "recorded", "damaged"]
 

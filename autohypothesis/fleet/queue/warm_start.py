@@ -21,7 +21,7 @@ from autohypothesis.records.files import read_bytes, read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import harmless
-from schema import Finding, KnowledgeBase, finite, now
+from autohypothesis.schema import Finding, KnowledgeBase, finite, now
 
 LIMIT = 16 * 1024 * 1024
 KEPT, CRASHED, DISCARDED = 12, 8, 8

@@ -13,7 +13,7 @@ from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import first_baseline, of_tag
-from schema import Decision
+from autohypothesis.schema import Decision
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from autohypothesis.plain import plain
 from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import harmless
-from schema import Hypothesis, Manifest, Registry, Tool
+from autohypothesis.schema import Hypothesis, Manifest, Registry, Tool
 
 if TYPE_CHECKING:
     from jinja2 import Environment

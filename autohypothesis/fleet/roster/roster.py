@@ -35,7 +35,7 @@ from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
 from autohypothesis.records.standings import best_kept, of_tag
-from schema import Manifest, Worker
+from autohypothesis.schema import Manifest, Worker
 
 DEFAULT_PROPOSERS = ("search",)
 _PROPOSER = re.compile(r"search|inbox|command:.*\S.*")

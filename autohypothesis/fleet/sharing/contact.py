@@ -11,8 +11,8 @@ from autohypothesis.fleet.live import roles
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
-from schema import HubFeed, OthersCommit, OthersPost, OthersResult
-from schema import Others as Quoted
+from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult
+from autohypothesis.schema import Others as Quoted
 
 COURIER = "courier"
 _FEED_LIMIT = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from schema import OthersResult, Proposal
+from autohypothesis.schema import OthersResult, Proposal
 
 PROPOSER = "hub"
 _SOURCE = re.compile(r"hub-result-([0-9]{1,18})")

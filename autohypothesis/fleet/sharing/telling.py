@@ -26,7 +26,7 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import opened, read_json
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.tables import harmless
-from schema import Metadata, Plan, Runtime, utc
+from autohypothesis.schema import Metadata, Plan, Runtime, utc
 
 PUSH, RESULT, LINE = "push", "result", "line"
 REFUTED, REFUTED_LINE = "refuted", "refuted-line"

@@ -11,7 +11,7 @@ from autohypothesis.fleet.live.presence import SOLO
 from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.git import Repository
-from schema import Worker as Entry
+from autohypothesis.schema import Worker as Entry
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0

@@ -33,7 +33,7 @@ from autohypothesis.fleet.solo.session import Session, write
 from autohypothesis.fleet.supervisor import launching, muster
 from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
 from autohypothesis.records.locks import hold
-from schema import now, rfc3339
+from autohypothesis.schema import now, rfc3339
 
 Outcome = Literal["finished", "stopped", "failed"]
 

@@ -16,7 +16,7 @@ from autohypothesis.fleet.live.presence import LOOP
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import harmless
-from schema import Decision, Identifier, RoleStatus, Time, Tolerant, now
+from autohypothesis.schema import Decision, Identifier, RoleStatus, Time, Tolerant, now
 
 OVER = ("finished", "failed")
 """States of a loop that has nothing left to do."""

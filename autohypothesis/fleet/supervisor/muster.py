@@ -19,8 +19,8 @@ from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.fleet.supervisor.launching import Role, log_tail, spawn
 from autohypothesis.fleet.supervisor.supervisor import NAME
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Manifest, rfc3339
 from autohypothesis.system import process_start
-from schema import Manifest, rfc3339
 
 SYNC_S = 60
 """Between two pictures and snapshots."""

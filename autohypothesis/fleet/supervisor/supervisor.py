@@ -24,8 +24,8 @@ from autohypothesis.fleet.supervisor import shutdown
 from autohypothesis.fleet.supervisor.launching import Role, how, how_it_ended, start
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
+from autohypothesis.schema import now
 from autohypothesis.system import process_start, signal_process, wait_for_end
-from schema import now
 
 Outcome = Literal["finished", "stopped", "failed"]
 

@@ -34,7 +34,7 @@ from autohypothesis.fleet.toolbuilder.tools import (
 from autohypothesis.records import locks
 from autohypothesis.records.files import to_json
 from autohypothesis.records.layout import Layout
-from schema import Tool, now
+from autohypothesis.schema import Tool, now
 
 ATTEMPTS = 3
 COMMAND_S = 600.0

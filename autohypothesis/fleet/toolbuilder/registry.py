@@ -32,8 +32,8 @@ from autohypothesis.records.files import (
     write_json,
 )
 from autohypothesis.records.layout import ID, Layout
+from autohypothesis.schema import Registry, Strict, Tool, now
 from autohypothesis.system import rename_exclusive
-from schema import Registry, Strict, Tool, now
 
 SCRIPT_LIMIT = 256 * 1024
 """Bytes of a script."""

@@ -27,7 +27,7 @@ from autohypothesis.fleet.toolbuilder.registry import RUNNABLE, SCRIPT_LIMIT, Ed
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.files import parse_json, read_bytes, write_atomic
 from autohypothesis.records.layout import Layout, checked_id
-from schema import Registry, Tool, nearest, now, rfc3339
+from autohypothesis.schema import Registry, Tool, nearest, now, rfc3339
 
 RUN_S = 300.0
 """Seconds that a call of a script may take."""

@@ -17,7 +17,7 @@ from autohypothesis.engine import iteration
 from autohypothesis.engine.lab import Lab
 from autohypothesis.errors import AutohypothesisError, LockError, QueueError, RecordError
 from autohypothesis.fleet.queue.states import Closed, Queue
-from schema import Hypothesis
+from autohypothesis.schema import Hypothesis
 
 RETRY_S = 2.0
 

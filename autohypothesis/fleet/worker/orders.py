@@ -9,7 +9,7 @@ from __future__ import annotations
 from autohypothesis.fleet.live import roles, steering
 from autohypothesis.records.bundles import ABSENT, Signature, signature_of
 from autohypothesis.records.layout import Layout
-from schema import RoleStatus
+from autohypothesis.schema import RoleStatus
 
 
 class Orders:

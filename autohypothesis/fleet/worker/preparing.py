@@ -27,7 +27,7 @@ from autohypothesis.fleet.live import steering
 from autohypothesis.fleet.live.hindrance import kind_of
 from autohypothesis.fleet.worker.sharing import Sharing
 from autohypothesis.records.git import Repository
-from schema import Hypothesis, Setting, Steering, Worker
+from autohypothesis.schema import Hypothesis, Setting, Steering, Worker
 
 SEE = "see program.md and research/steering.md"
 

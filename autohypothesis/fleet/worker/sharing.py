@@ -15,7 +15,7 @@ from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.claims import Answer, Claims, Idea, tree_of_commit
 from autohypothesis.records.files import read_json, write_json
-from schema import Hypothesis, Metadata, Plan, Runtime
+from autohypothesis.schema import Hypothesis, Metadata, Plan, Runtime
 
 LEASE_RUNS = 6
 """A right is asked for so many budgets: the run before it, its own, and what it takes to tell."""

@@ -35,8 +35,8 @@ from autohypothesis.fleet.worker.standstill import Standstill
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import RunPaths
-from schema import Result, WorkerState
-from schema import Worker as Entry
+from autohypothesis.schema import Result, WorkerState
+from autohypothesis.schema import Worker as Entry
 
 POLL_S = 0.2
 """Between two looks; the end of a training wakes at once."""

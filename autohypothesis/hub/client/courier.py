@@ -24,7 +24,7 @@ from autohypothesis.hub.client.typed import TypedHub
 from autohypothesis.hub.client.wire import Post
 from autohypothesis.hub.results import result_line, told
 from autohypothesis.records.git import Repository
-from schema import OutboxEntry
+from autohypothesis.schema import OutboxEntry
 
 T = TypeVar("T")
 

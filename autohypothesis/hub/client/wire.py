@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from schema import Number, Time
+from autohypothesis.schema import Number, Time
 
 AGENT = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
 CHANNEL = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")

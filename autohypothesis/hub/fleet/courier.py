@@ -23,7 +23,7 @@ from autohypothesis.hub.client.typed import TypedHub
 from autohypothesis.hub.fleet.agreement import agree
 from autohypothesis.hub.fleet.listening import Listener
 from autohypothesis.records import locks
-from schema import now
+from autohypothesis.schema import now
 
 LISTEN_S = 5.0
 """Between two looks at what others do."""

@@ -13,7 +13,7 @@ from autohypothesis.hub.client.wire import Result
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import write_json
 from autohypothesis.records.ledger import read_ledger
-from schema import HubFeed, OthersCommit, OthersPost, OthersResult, now
+from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult, now
 
 BOARD, RESULTS, FRONTIER, DISCUSSION = 20, 40, 20, 20
 """How many of each are kept."""

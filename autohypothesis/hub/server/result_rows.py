@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Row, or_
 
 from autohypothesis.hub.server.database import results
 from autohypothesis.hub.server.verdicts import STATES, UNTRIED, ranked, score
-from schema import Direction
+from autohypothesis.schema import Direction
 
 _HIDDEN = ("verdict", "ranked", "score")
 SHOWN = tuple(column for column in results.c if column.name not in _HIDDEN)

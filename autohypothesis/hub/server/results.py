@@ -15,7 +15,7 @@ from autohypothesis.hub.server.refusals import RefusedError, bad, missing
 from autohypothesis.hub.server.result_rows import SHOWN, derived, shown
 from autohypothesis.hub.server.shapes import ToldResult
 from autohypothesis.hub.server.verdicts import STATES, Verdict
-from schema import Direction
+from autohypothesis.schema import Direction
 
 Row = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from autohypothesis.hub.server.verdicts import State
-from schema import Confirmation, Direction, Strict
+from autohypothesis.schema import Confirmation, Direction, Strict
 
 LARGEST = (1 << 63) - 1
 """The largest number that the database holds."""

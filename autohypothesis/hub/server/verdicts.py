@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from schema import Direction
+from autohypothesis.schema import Direction
 
 State = Literal["reproduced", "claimed", "refuted"]
 Verdict = Literal["reproduced", "refuted"]

@@ -1,0 +1,906 @@
+"""The contract: every file that a fleet reads or writes, as pydantic models.
+
+Two kinds of models. `Strict` ones are what people and agents write: an unknown key is an error
+that names the nearest known one. `Tolerant` ones are what runs left behind, old tools included:
+strings that hold numbers are read as numbers, unknown keys are kept, and what is not a finite
+number is `null`, never 0.0. Both publish the same names: see docs/files.md, generated from here.
+
+Times are UTC, RFC 3339. Memory is in MiB (`_mb`) or GiB (`_gb`), as published; `val_bpb` is bits
+per UTF-8 byte of the validation text; durations are seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime, timezone
+from difflib import get_close_matches
+from typing import Annotated, Any, ClassVar, Literal, get_args
+from unicodedata import category
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+# ── words ───────────────────────────────────────────────────────────────────────────────────
+
+ExecutionStatus = Literal["planned", "running", "completed", "failed"]
+DecisionStatus = Literal["review_pending", "keep", "discard", "crash", "replicate"]
+Confirmation = Literal["none", "provisional", "confirmed", "refuted"]
+HypothesisState = Literal["pending", "dispatched", "running", "done"]
+FailureKind = Literal[
+    "oom",
+    "nan",
+    "timeout",
+    "code_error",
+    "no_metric",
+    "invalid",
+    "nothing_new",
+    "contended",
+    "infra",
+]
+EventType = Literal["run_started", "heartbeat", "run_completed", "run_failed"]
+WorkerState = Literal["idle", "preparing", "training", "scoring", "reporting", "benched", "stopped"]
+ToolStatus = Literal["requested", "published", "adopted", "discarded"]
+QueueStatus = Literal["pending", "dispatched", "completed", "abandoned"]
+Direction = Literal["minimize", "maximize"]
+Clock = Literal["wall", "cpu"]
+
+MAX_NUMBER_LENGTH = 64
+"""Characters; a longer string is not a measurement, and Python refuses it past 4,300 digits."""
+MAX_SEED = 2**63 - 1
+"""A signed integer of 64 bits, as torch and NumPy take it."""
+EARLIEST, LATEST = (
+    datetime(1970, 1, 1, tzinfo=timezone.utc),
+    datetime(9000, 1, 1, tzinfo=timezone.utc),
+)
+"""What lies outside is no time of an experiment, and differences with it may overflow."""
+
+
+# ── values ──────────────────────────────────────────────────────────────────────────────────
+
+
+def finite(value: object) -> float | None:
+    """`value` as a finite float, or None: NaN, infinities, text and truth values are no numbers."""
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        if len(value) > MAX_NUMBER_LENGTH:
+            return None
+        value = value.strip().replace(",", "").removesuffix("%")
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def whole(value: object) -> int | None:
+    """`value` as an integer of 64 bits, or None when it is not one."""
+    number = finite(value)
+    if number is None or number != int(number):
+        return None
+    exact = value if isinstance(value, int) else int(number)
+    return exact if -(2**63) <= exact < 2**63 else None
+
+
+def utc(value: object) -> object:
+    """A time without a zone is read as UTC: older tools wrote it that way.
+
+    Raises:
+        ValueError: it is no time, or one before 1970 or after the year 8999.
+    """
+    if isinstance(value, str):
+        if len(value) > MAX_NUMBER_LENGTH:
+            raise ValueError(f"a time of {len(value)} characters")
+        try:
+            value = datetime.fromisoformat(value.strip().replace("Z", "+00:00"))
+        except ValueError as error:
+            raise ValueError(f"{value!r} is not an RFC 3339 time") from error
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            value = value.replace(tzinfo=timezone.utc)
+        if not EARLIEST <= value < LATEST:
+            raise ValueError(f"{value.isoformat()!r} is no time between 1970 and 8999")
+        return value.astimezone(timezone.utc)
+    return value
+
+
+def now() -> datetime:
+    """The current time in UTC, to the millisecond that the files hold."""
+    moment = datetime.now(timezone.utc)
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Number = Annotated[float | None, BeforeValidator(finite)]
+Whole = Annotated[int | None, BeforeValidator(whole)]
+Time = Annotated[
+    datetime,
+    BeforeValidator(utc),
+    AfterValidator(utc),  # what pydantic made of a number
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
+]
+Identifier = Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+Setting = bool | int | float | str | list[Any] | None
+"""A literal that a top-level constant can hold."""
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """` (did you mean X?)`, or nothing when no known name is near."""
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class Strict(BaseModel):
+    """Written by people and agents: an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest_key(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            known = [str(field.alias or name) for name, field in cls.model_fields.items()]
+            for key in data:
+                if key not in known:
+                    raise ValueError(f"unknown key {key!r}{nearest(str(key), known)}")
+        return data
+
+
+class Tolerant(BaseModel):
+    """Left behind by runs, ours and older ones: unknown keys are kept."""
+
+    model_config = ConfigDict(extra="allow", validate_by_name=True, validate_by_alias=True)
+
+
+# ── hypotheses and plans ────────────────────────────────────────────────────────────────────
+
+
+class Prediction(Strict):
+    """What a proposer expects, registered before the run."""
+
+    delta: Number = None
+    """Expected change of the metric, candidate minus reference, in the metric's unit."""
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+def without_controls(value: object) -> object:
+    """A text as git and a terminal can take it: of the control characters, lines and tabs stay."""
+    if not isinstance(value, str):
+        return value
+    return "".join(sign for sign in value if sign in "\n\t" or category(sign) != "Cc")
+
+
+class Proposal(Strict):
+    """`research/inbox/*.json`: an idea, a reason, and one change; what a proposer answers with."""
+
+    title: Annotated[str, Field(min_length=1, max_length=200), BeforeValidator(without_controls)]
+    rationale: Annotated[str, Field(max_length=4_000), BeforeValidator(without_controls)] = ""
+    config_overrides: dict[str, Setting] = {}
+    patch: str | None = None
+    instructions: str | None = None
+    artifacts_from: Annotated[str, Field(pattern=r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")] | None = None
+    """A commit whose artifacts are taken as they are: somebody else's candidate, to be tried."""
+    prediction: Prediction | None = None
+    priority: Number = 0.0
+    source_id: str = ""
+    """The id under which somebody else knows it, before it was made a file name."""
+    replicates: Identifier | None = None
+    """The first experiment of the group that this one repeats."""
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
+    """None: the first seed, so that it meets the reference's equal."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_change(self) -> Proposal:
+        kinds = [self.config_overrides, self.patch, self.instructions, self.artifacts_from]
+        if sum(map(bool, kinds)) > 1:
+            raise ValueError(
+                "config_overrides, patch, instructions and artifacts_from: a hypothesis has one"
+                " kind of change"
+            )
+        return self
+
+
+class Hypothesis(Proposal):
+    """`research/hypotheses/<state>/<id>.json`: a proposal that was taken into the queue."""
+
+    hypothesis_id: Identifier
+    tag: Identifier
+    created_at: Time = Field(default_factory=now)
+    proposer: str = ""
+    closed: Literal["completed", "abandoned"] | None = None
+    """How it ended, once it is done: with a run to decide, or without."""
+    outcome: str = ""
+    tried: Annotated[int, Field(ge=0)] = 0
+    """Number of its newest experiment when it was last queued again; a later one is this try's."""
+    claimed: bool | None = None
+    """Whether a hub gave this fleet the right to try it; false: it could not be asked."""
+
+
+class PlannedHypothesis(Tolerant):
+    hypothesis_id: str
+    title: str = ""
+    rationale: str = ""
+    config_overrides: dict[str, Any] = {}
+    patch: str | None = None
+    instructions: str | None = None
+    artifacts_from: str | None = None
+    prediction: Prediction | None = None
+
+
+class Plan(Tolerant):
+    """`research/plans/<experiment_id>.json`, written in the step that allocates the id."""
+
+    experiment_id: str
+    created_at: Time
+    based_on_commit: str
+    worker_id: str = ""
+    tag: str = ""
+    seed: Whole = None
+    replicates: str | None = None
+    node_id: str = ""
+    claimed: bool | None = None
+    """As the hypothesis has it; null where there is no hub, and of what nobody claims: a baseline,
+    a replicate, a try of somebody else's commit."""
+    hypothesis: PlannedHypothesis
+
+
+# ── bundles ─────────────────────────────────────────────────────────────────────────────────
+
+
+class RunIdentity(Tolerant):
+    experiment_id: str = ""
+    worker_id: str = ""
+    gpu_id: str = ""
+    hypothesis_id: str = ""
+    rationale: str = ""
+    title: str = ""
+    tag: str = ""
+    seed: Whole = None
+    replicates: str | None = None
+    node_id: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ids_are_text(cls, data: Any) -> Any:
+        """Older tools wrote `gpu_id: 0`."""
+        if isinstance(data, dict):
+            for key in ("gpu_id", "worker_id", "hypothesis_id", "experiment_id"):
+                if isinstance(data.get(key), int):
+                    data = {**data, key: str(data[key])}
+        return data
+
+
+NO_SANDBOX = ("none", "hashes")
+"""Values of `sandbox` that kept a run from nothing; the second is that of the first release."""
+
+
+class Runtime(Tolerant):
+    commit: str = ""
+    parent_commit: str | None = None
+    gpu_name: str = ""
+    diff_stat: str = ""
+    diff_hash: str = ""
+    lines_added: Whole = None
+    lines_removed: Whole = None
+    platform_key: str = ""
+    profile: str = ""
+    data_hash: str = ""
+    task_hash: str = ""
+    budget_seconds: Number = None
+    clock: Clock | None = None
+    torch_version: str = ""
+    sandbox: str = ""
+    """What held the run: bwrap (bubblewrap, with Landlock inside), landlock alone, or none."""
+    isolation: str = ""
+    """What the task asked for: strict, writes or none."""
+    included: dict[str, str] = {}
+    """Untracked file or folder that the checkout had -> hash of what was copied, or how it was
+    linked."""
+    checkout_lacks: list[str] = []
+    """The largest untracked files and folders that the checkout did not have, with their sizes."""
+    home: Literal["own", "links", "kept", ""] = ""
+    """Whether the training saw a home folder of its own, one with links to the user's, or that."""
+
+    @property
+    def is_unconfined(self) -> bool:
+        """Whether the task asked for a strict sandbox, and the run had none."""
+        return self.isolation == "strict" and self.sandbox in ("", *NO_SANDBOX)
+
+
+class Metrics(Tolerant):
+    """What a run printed, and what the official scorer found."""
+
+    val_bpb: Number = None
+    """The official score when there is one, else the printed value."""
+    printed_val_bpb: Number = None
+    score_difference: Number = None
+    """Official minus printed."""
+    peak_vram_mb: Number = None
+    training_seconds: Number = None
+    total_seconds: Number = None
+    mfu_percent: Number = None
+    total_tokens_M: Number = None  # noqa: N815  published name
+    num_steps: Whole = None
+    num_params_M: Number = None  # noqa: N815  published name
+    depth: Whole = None
+    train_bpb: Number = None
+    tokens_per_second: Number = None
+    cpu_seconds: Number = None
+    energy_joules: Number = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_units(cls, data: Any) -> Any:
+        """Older bundles give the peak in GB; their crashes are 0.0, which is no measurement."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if data.get("peak_vram_mb") is None and finite(data.get("peak_vram_gb")) is not None:
+            data["peak_vram_mb"] = finite(data["peak_vram_gb"]) * 1024  # type: ignore[operator]
+        bpb = finite(data.get("val_bpb"))
+        if bpb is not None and bpb <= 0:
+            data["val_bpb"] = None
+        return data
+
+
+class Metadata(Tolerant):
+    """`research/runs/<id>/metadata.json`: who ran what, on which commit and machine."""
+
+    recorded_at: Time
+    run: RunIdentity = RunIdentity()
+    runtime: Runtime = Runtime()
+    metrics: Metrics = Metrics()
+
+
+class Result(Tolerant):
+    """`research/runs/<id>/result.json`: what came of it, with the latest decision stamped in."""
+
+    status: ExecutionStatus
+    decision_status: DecisionStatus = "review_pending"
+    decision_id: str | None = None
+    """The record in decisions.jsonl that `decision_status` was stamped from."""
+    recorded_at: Time
+    commit: str = ""
+    parent_commit: str | None = None
+    title: str = ""
+    analysis: str = ""
+    outcome: str = ""
+    failure_kind: FailureKind | None = None
+    failure_detail: str = ""
+    log_tail: str = ""
+    attested: bool = False
+    confirmation: Confirmation = "none"
+    metric_name: str = "val_bpb"
+    metric_value: Number = None
+    direction: Direction = "minimize"
+    evidence: dict[str, Any] = {}
+    """What the decision rests on beside the number: clock, contention, scorer, guard."""
+    metrics: Metrics = Metrics()
+
+
+class Event(Tolerant):
+    """One line of `events.jsonl`."""
+
+    event_type: EventType
+    recorded_at: Time
+    worker_id: str = ""
+    gpu_id: str = ""
+    commit: str = ""
+
+
+class ClockCheck(Tolerant):
+    """The training's clock against the kernel's."""
+
+    claimed_s: Number = None
+    kernel_s: Number = None
+    drift: Number = None
+    """Kernel over claimed, minus one."""
+    early_draw: bool = False
+    verdict: str = ""
+    reason: str = ""
+
+
+class ExitRecord(Tolerant):
+    """`exit.json`, written by the shim when the training and its scoring have ended."""
+
+    experiment_id: str
+    status: Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
+    exit_code: Whole = None
+    signal: Whole = None
+    started_at: Time | None = None
+    ended_at: Time
+    wall_seconds: Number = None
+    cpu_seconds: Number = None
+    peak_rss_mb: Number = None
+    peak_vram_mb: Number = None
+    device: dict[str, Any] = {}
+    clock: ClockCheck = ClockCheck()
+    contention: dict[str, Any] = {}
+    energy_joules: Number = None
+    log: dict[str, Any] = {}
+    score: dict[str, Any] | None = None
+    metrics: dict[str, Any] = {}
+    summaries_seen: int = 0
+    samples: list[list[float | None]] = []
+    """Up to 200 rows of [share of the budget, loss, bpb, tokens per second]."""
+    strays_killed: list[int] | int = 0
+    tampered: list[str] = []
+    """What the run did to its own record, in words; any of it makes the run invalid."""
+    seal: str = ""
+    """The word that only this run's shim was told; launch.json has its SHA-256."""
+    error: str | None = None
+
+
+# ── decisions ───────────────────────────────────────────────────────────────────────────────
+
+
+class Decision(Tolerant):
+    """One line of `research/decisions.jsonl`, the truth about what was decided and when."""
+
+    decision_id: str
+    recorded_at: Time
+    tag: str
+    experiment_id: str
+    hypothesis_id: str = ""
+    commit: str = ""
+    base_commit: str | None = None
+    decision_status: Literal["keep", "discard", "crash", "replicate"]
+    reason: str = ""
+    """One word: improved, simpler, baseline, replicate, worse, within_noise, not_confirmed,
+    stale_base, constraint, unattested, a failure kind, or by_hand."""
+    detail: str = ""
+    seed: Whole = None
+    """Of the run: values compare at one seed only."""
+    metric_value: Number = None
+    reference_value: Number = None
+    improvement: Number = None
+    """Against the reference, positive is better whatever the direction. Of a win that was run again
+    at further seeds, the mean over all pairs."""
+    delta: Number = None
+    """Metric minus that of the best kept before it on the same platform."""
+    confirmation: Confirmation = "none"
+    """Of a keep: provisional on one seed, confirmed when it was met again at further ones. Of a
+    discard: refuted when it was not."""
+    reference_before: str | None = None
+    reference_after: str | None = None
+    metric_name: str = ""
+    direction: Direction | None = None
+    """Of the metric: what "best" means here. Records of older versions may not say it."""
+    platform_key: str = ""
+    lines_changed: Whole = None
+    """Lines added minus lines removed."""
+    diff_hash: str = ""
+    lane: str = ""
+    """The device, as `gpu_id` has it; what follows is how fast it was, and known of CPU lanes."""
+    lane_kernel_ms: Number = None
+    tokens_per_second: Number = None
+    simplification: bool = False
+    requeue: bool = False
+    decided_by: str = ""
+
+
+# ── the ledger ──────────────────────────────────────────────────────────────────────────────
+
+
+class Row(Tolerant):
+    """One line of `experiments.jsonl`: an experiment, everything that is known about it."""
+
+    id: str
+    commit: str = ""
+    parent_commit: str | None = None
+    timestamp: Time | None = None
+    status: str = "planned"
+    """The decision where there is one, else the execution status. `artifact_invalid`: a file cannot
+    be used. `damaged`: the bundle says something else than what was decided, or is of another run.
+    """
+    description: str = ""
+    ordinal: int | None = None
+    """Place in the sequence of decisions of its tag; null while undecided."""
+    execution_status: ExecutionStatus = "planned"
+    decision_status: DecisionStatus = "review_pending"
+    val_bpb: Number = None
+    delta: Number = None
+    num_steps: Whole = None
+    training_seconds: Number = None
+    total_seconds: Number = None
+    mfu_percent: Number = None
+    total_tokens_M: Number = None  # noqa: N815  published name
+    peak_vram_gb: Number = None
+    num_params_M: Number = None  # noqa: N815  published name
+    depth: Whole = None
+    train_bpb: Number = None
+    bpb_at_checkpoints: dict[str, float] = {}
+    """Training bpb at 25, 50, 75 and 100 % of the budget."""
+    still_improving: bool | None = None
+    improvement_rate: Number = None
+    """bpb per minute of budget over the last quarter, positive is improving."""
+    tokens_per_second: Number = None
+    diff_stat: str = ""
+    diff_hash: str = ""
+    decision_markdown_path: str = ""
+    decision_markdown: str = ""
+    gpu_name: str = ""
+    model_dim: Whole = None
+    n_heads: Whole = None
+    head_dim: Whole = None
+    window_pattern: str | None = None
+    total_batch_size: Whole = None
+    device_batch_size: Whole = None
+    matrix_lr: Number = None
+    embedding_lr: Number = None
+    weight_decay: Number = None
+    warmdown_ratio: Number = None
+    adam_betas: list[float] | None = None
+    worker_id: str = ""
+    gpu_id: str = ""
+    hypothesis_id: str = ""
+    rationale: str = ""
+    outcome: str = ""
+    notes: list[str] = []
+    tag: str = ""
+    seed: Whole = None
+    replicates: str | None = None
+    confirmation: Confirmation = "none"
+    failure_kind: FailureKind | None = None
+    platform_key: str = ""
+    profile: str = ""
+    attested: bool = False
+    sandbox: str = ""
+    """What held the run: bwrap, landlock or none; empty for runs that the engine did not make."""
+    checkout_lacks: list[str] = []
+    """The largest untracked files and folders that its checkout did not have."""
+    metric_name: str = "val_bpb"
+    metric_value: Number = None
+    direction: Direction = "minimize"
+    node_id: str = ""
+    claimed: bool | None = None
+
+
+class Leaderboard(Tolerant):
+    """`research/aggregate/leaderboard.json`."""
+
+    generated_at: Time
+    total_runs: int
+    decided_runs: int
+    active_workers: int
+    best_run: dict[str, Any] | None
+    baseline: Number = None
+    """Value of the first kept run of the unchanged script, on the platform of the best."""
+    keep_rate: Number
+    """Kept over decided, baselines not counted; null before the first decision."""
+
+
+class Problem(Strict):
+    """Something under research/ that the fold could not use, and went on without."""
+
+    path: str
+    reason: str
+    experiment_id: str | None = None
+
+
+# ── the fleet ───────────────────────────────────────────────────────────────────────────────
+
+
+class Worker(Tolerant):
+    worker_id: str
+    gpu_id: str
+    """As the user named it: an index of NVML, or the core of a CPU lane."""
+    device: str = ""
+    """What is leased: the UUID of a GPU, or `cpu-<core>`."""
+    kind: Literal["cpu", "cuda"] | None = None
+    branch: str = ""
+    worktree_path: str = ""
+    prompt_path: str = ""
+    current_run_id: str | None = None
+    current_hypothesis_id: str | None = None
+    current_title: str | None = None
+
+
+class Terms(Tolerant):
+    """What a search was begun with, and goes on with when somebody goes back to it."""
+
+    task: str = ""
+    """Id of the task that is searched: a tag has one. Older manifests do not say."""
+    task_file: str = ""
+    """Its file, from the root; empty for the repository's default one."""
+    inputs: dict[str, str] = {}
+    """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
+    proposers: list[str] = []
+    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
+    mix: Number = None
+    """Share of joint moves among the search's proposals; null: after a plateau."""
+    tool_command: str = ""
+    """The program that is asked for helper scripts no catalogue has; empty: a person is."""
+
+
+class Manifest(Terms):
+    """`research/fleet/manifest.json`: the one active tag, and who works on it."""
+
+    tag: Identifier
+    created_at: Time
+    repository_root: str
+    shared_research_dir: str
+    observer_prompt_path: str = ""
+    tool_builder_prompt_path: str = ""
+    workers: list[Worker] = []
+    hub: str = ""
+    """Where results are shared; empty: nowhere."""
+    earlier: dict[str, Terms] = {}
+    """The terms of the tags before, for whoever goes back to one."""
+
+
+class Heartbeat(Tolerant):
+    """`research/live/workers/<worker_id>.json`."""
+
+    worker_id: str
+    node_id: str = ""
+    gpu_id: str = ""
+    run_id: str | None = None
+    state: WorkerState = "idle"
+    updated_at: Time
+    pid: Whole = None
+    process_start: Number = None
+    """With the pid, the identity of the process: a reused pid is another one."""
+    started_at: Time | None = None
+    since: Time | None = None
+    """When it entered its state."""
+    busy_seconds: Number = None
+    """How long its device has trained or scored for it since `started_at`."""
+    commit: str = ""
+    hypothesis_id: str | None = None
+    next_hypothesis_id: str | None = None
+    """The one that is prepared while this one trains."""
+    title: str | None = None
+    diff_stat: str = ""
+    notes: str = ""
+    metrics: dict[str, Any] = {}
+    progress: dict[str, Any] = {}
+    paths: dict[str, str] = {}
+
+
+class RoleStatus(Tolerant):
+    """`research/live/<role>.json`: the observer, the tool-builder, the supervisor, a loop."""
+
+    role: str
+    node_id: str = ""
+    pid: Whole = None
+    process_start: Number = None
+    state: str = ""
+    """One word: starting, working, waiting, finished, failed, stopped."""
+    started_at: Time | None = None
+    updated_at: Time
+    last_action: str = ""
+    last_action_at: Time | None = None
+    problems: list[str] = []
+    """What needs a person, one line each."""
+    details: dict[str, Any] = {}
+
+
+class Steering(Strict):
+    """The fenced block of `research/steering.md` or `program.md`: it binds every proposer."""
+
+    frozen: list[str] = []
+    """Constants that may not change."""
+    ranges: dict[str, tuple[float, float]] = {}
+    """Constant -> lowest and highest value."""
+    memory_limit_mb: Number = None
+    """A run with a higher peak is discarded."""
+    directions: list[str] = []
+    """What to try, in words; they go into every brief."""
+    stop: bool = False
+    """Let what runs end, and start nothing new."""
+
+
+class OutboxEntry(Tolerant):
+    """`research/outbox/<state>/<kind>.<name>.json`: something that others are to be told, once."""
+
+    kind: Identifier
+    """What it is, as whoever delivers it knows: `push`, `result`, `line`, `post`, ..."""
+    name: Identifier
+    """Tells it from all others of its kind; what has the name of one that was sent is not sent."""
+    created_at: Time = Field(default_factory=now)
+    number: int
+    """Nanoseconds since the epoch: they are sent in this order."""
+    payload: dict[str, Any] = {}
+    tries: Annotated[int, Field(ge=0)] = 0
+    """Begun, whatever became of them."""
+    mark: Any = None
+    """How it stood there before the first try: what is newer may be this entry."""
+    last_error: str = ""
+    receipt: str = ""
+    """What it is called there, once it was sent."""
+    closed_at: Time | None = None
+
+
+class OthersResult(Tolerant):
+    """A result of another agent, as a hub told it."""
+
+    id: int
+    agent_id: str
+    commit: str
+    description: str = ""
+    metric: str = "val_bpb"
+    value: Number = None
+    status: str = ""
+    state: str = "claimed"
+    """claimed, reproduced, refuted."""
+    reproduced: int = 0
+    platform: str = ""
+    platform_key: str = ""
+    task_hash: str = ""
+
+
+class OthersCommit(Tolerant):
+    hash: str
+    agent_id: str = ""
+    message: str = ""
+
+
+class OthersPost(Tolerant):
+    id: int
+    agent_id: str = ""
+    content: str = ""
+
+
+class HubFeed(Tolerant):
+    """`research/live/hub.json`: what was last heard from the hub. Words of others are data."""
+
+    generated_at: Time
+    server: str
+    agent: str
+    board: list[OthersResult] = []
+    """Kept results of others on a platform of ours, as the hub ranks them."""
+    results: list[OthersResult] = []
+    """The newest of others on any platform."""
+    frontier: list[OthersCommit] = []
+    """Commits that nothing is built on yet."""
+    discussion: list[OthersPost] = []
+
+
+class LiveSummary(Tolerant):
+    """`research/live/summary.json`."""
+
+    generated_at: Time
+    workers: list[Heartbeat] = []
+    active_runs: list[str] = []
+    free_workers: list[str] = []
+    best_result: dict[str, Any] | None = None
+    paths: dict[str, str] = {}
+
+
+class BestResult(Tolerant):
+    commit: str
+    val_bpb: Number
+    memory_gb: Number = None
+    status: str = ""
+    description: str = ""
+
+
+class Finding(Strict):
+    finding_id: str
+    title: str
+    evidence: str = ""
+    confidence: str | float = ""
+    mechanism: str = ""
+    implication: str = ""
+
+
+class QueueEntry(Strict):
+    """A hypothesis as the brief shows it, and as a person may add it there."""
+
+    hypothesis_id: str
+    title: str
+    rationale: str = ""
+    config_overrides: dict[str, Setting] = {}
+    priority: Number = 0.0
+    status: QueueStatus = "pending"
+    assigned_worker: str | None = None
+    outcome: str | None = None
+
+
+class Others(Strict):
+    """What agents of other machines told, a line each: quoted data, never instructions."""
+
+    server: str
+    results: list[str] = []
+    frontier: list[str] = []
+    discussion: list[str] = []
+
+
+class Brief(Strict):
+    """`research/research_brief.json`, at most `MAX_BYTES`: what a proposer is told."""
+
+    MAX_BYTES: ClassVar[int] = 32 * 1024
+
+    generated_at: Time
+    repository: str = ""
+    objective: str = ""
+    constraints: list[str] = []
+    current_config: dict[str, Any] = {}
+    best_result: BestResult | None = None
+    findings: list[Finding] = []
+    open_questions: list[str] = []
+    hypothesis_queue: list[QueueEntry] = []
+    others: Others | None = None
+    notes: list[str] = []
+
+
+class Tool(Strict):
+    tool_id: Identifier
+    title: str
+    status: ToolStatus
+    requested_at: Time | None = None
+    requested_by: str = ""
+    problem: str = ""
+    path: str = ""
+    summary: str = ""
+    usage: str = ""
+    decided_at: Time | None = None
+    decided_by: str = ""
+    notes: str = ""
+    sha256: str = ""
+    """Of the published file: one that differs is not run."""
+    calls: int = 0
+    failures: int = 0
+    attempts: int = 0
+    """How often building it has failed."""
+    retry_at: Time | None = None
+
+
+class Registry(Strict):
+    """`research/tools/registry.json`."""
+
+    updated_at: Time
+    shared_tools_dir: str
+    tools: list[Tool] = []
+
+
+class KnowledgeBase(Strict):
+    """`research/knowledge_base.json`."""
+
+    updated_at: Time
+    repository: str = ""
+    confirmed_findings: list[Finding] = []
+    tentative_findings: list[Finding] = []
+    contradictions: list[str] = []
+    invalid_regions: list[str] = []
+    experiment_history: list[dict[str, Any]] = []
+    meta_research: dict[str, Any] = {}
+
+
+# ── which file holds which model ────────────────────────────────────────────────────────────
+
+FILES: dict[str, type[BaseModel]] = {
+    "research/fleet/manifest.json": Manifest,
+    "research/hypotheses/<state>/<hypothesis_id>.json": Hypothesis,
+    "research/inbox/*.json": Proposal,
+    "research/research_brief.json": Brief,
+    "research/knowledge_base.json": KnowledgeBase,
+    "research/decisions.jsonl (a line)": Decision,
+    "research/plans/<experiment_id>.json": Plan,
+    "research/runs/<experiment_id>/metadata.json": Metadata,
+    "research/runs/<experiment_id>/result.json": Result,
+    "research/runs/<experiment_id>/exit.json": ExitRecord,
+    "research/runs/<experiment_id>/events.jsonl (a line)": Event,
+    "research/live/workers/<worker_id>.json": Heartbeat,
+    "research/live/summary.json": LiveSummary,
+    "research/live/<role>.json": RoleStatus,
+    "research/steering.md (its fenced block)": Steering,
+    "research/aggregate/leaderboard.json": Leaderboard,
+    "research/aggregate/problems.json (an entry)": Problem,
+    "research/tools/registry.json": Registry,
+    "research/outbox/<state>/<kind>.<name>.json": OutboxEntry,
+    "experiments.jsonl (a line)": Row,
+}
+
+FAILURE_KINDS: tuple[str, ...] = get_args(FailureKind)
