@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autohypothesis.engine.executor import Handle, RunSpec, RunState
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_atomic, write_json
@@ -127,9 +127,11 @@ def main() -> None:
     with Stop() as stop:
         threads = []
         for name in names:
-            lab = Lab.open(root)
+            project = Project.open(root)
             entry = Entry(worker_id=name, gpu_id=name, device=f"sim-{name}")
-            worker = Worker(lab, entry, executor=Sleeping(lab.layout, f"sim-{name}", seconds))
+            worker = Worker(
+                project, entry, executor=Sleeping(project.layout, f"sim-{name}", seconds)
+            )
             threads.append(threading.Thread(target=worker.run, args=(stop,)))
         for thread in threads:
             thread.start()

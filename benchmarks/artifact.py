@@ -24,7 +24,7 @@ from autohypothesis.commands.task import loop_of
 from autohypothesis.engine import iteration
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.isolation import sandbox_kind
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.artifact.loop import Loop
 from autohypothesis.records.git import Repository
 from benchmarks.iteration import FILES, bare, fill, timed
@@ -70,8 +70,8 @@ def main() -> None:
 def measure(root: Path, iterations: int) -> dict[str, Any]:
     """Medians in milliseconds; the first two iterations warm caches and are left out."""
     make_repository(root)
-    lab = Lab.open(root, task=root / "bench" / "task.yaml").with_tag("bench")
-    made = loop_of(lab, 1, 0)
+    project = Project.open(root, task=root / "bench" / "task.yaml").with_tag("bench")
+    made = loop_of(project, 1, 0)
     loop = Timed(**{one.name: getattr(made, one.name) for one in fields(Loop)})
     loop.emit = loop.watched
     loop.say, loop.watch = lambda text: None, iteration.Unwatched()
@@ -84,7 +84,7 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
     return {
         "files": FILES,
         "iterations": iterations,
-        "sandbox": sandbox_kind(lab.task),
+        "sandbox": sandbox_kind(project.task),
         "steps_ms": {name: round(value, 1) for name, value in steps.items()},
         "overhead_ms": round(overhead, 1),
         "programs_ms": round(theirs, 1),
@@ -104,7 +104,9 @@ class Timed(Loop):
         self.rows = []
         self._row: dict[str, float] = {}
 
-    def make(self, requests: Sequence[iteration.Request], own: Lab | None = None) -> list[RunSpec]:
+    def make(
+        self, requests: Sequence[iteration.Request], own: Project | None = None
+    ) -> list[RunSpec]:
         specs: list[RunSpec]
         specs, self._row["make"] = timed(lambda: super(Timed, self).make(requests, own))
         return specs

@@ -28,7 +28,7 @@ from typing import Any
 
 from autohypothesis.engine import devices, iteration
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.proposing import Situation
@@ -90,26 +90,26 @@ def idea(number: int) -> Proposal:
     return Proposal(title=f"rate {-number}", config_overrides={"RATE": -float(number)})
 
 
-def make_lab(root: Path, seconds: float) -> Lab:
+def make_project(root: Path, seconds: float) -> Project:
     root.mkdir(parents=True)
     (root / "train.py").write_text(SCRIPT.format(seconds=seconds))
     Repository.create(root, "start")
-    return Lab.open(root).with_tag("bench")
+    return Project.open(root).with_tag("bench")
 
 
 def fleet(root: Path, lanes: int, runs: int, seconds: float) -> dict[str, Any]:
     """Observer and workers until there were `runs` experiments per lane."""
-    lab = make_lab(root, seconds)
+    project = make_project(root, seconds)
     names = [devices.name_of(lane) for lane in devices.lanes()[:lanes]]
     entries = [
         Entry(worker_id=f"cpu{n}", gpu_id=str(n), device=name, kind="cpu")
         for n, name in enumerate(names)
     ]
-    _simulated.enlist(lab.layout, entries)
+    _simulated.enlist(project.layout, entries)
     workers = [orchestrator("--repo", str(root), "worker", one.worker_id) for one in entries]
     with ended_with(workers):
         observe(root, runs * lanes, seconds)
-    return {"lanes": lanes, **shares(spans(lab.layout))}
+    return {"lanes": lanes, **shares(spans(project.layout))}
 
 
 def observe(root: Path, runs: int, thought: float) -> None:
@@ -123,23 +123,23 @@ def _observe(root: Path, runs: int, thought: float) -> None:
     from autohypothesis.fleet.observer.observer import Limits, Observer
 
     with Stop() as stop:
-        lab = Lab.open(root)
-        Observer(lab, [Thinker(thought)], limits=Limits(max_experiments=runs)).run(stop)
+        project = Project.open(root)
+        Observer(project, [Thinker(thought)], limits=Limits(max_experiments=runs)).run(stop)
 
 
 def sequential(root: Path, runs: int, seconds: float) -> dict[str, Any]:
     """Think, run, decide, fold; then again."""
-    lab = make_lab(root, seconds)
+    project = make_project(root, seconds)
     thinker = Thinker(seconds)
     for number in range(runs):
         change = Change.none()
         if number:
             time.sleep(thinker.seconds)
             change = Change.from_overrides(idea(number).config_overrides)
-        finished = iteration.run(lab, iteration.Request(change))
-        settle(lab, [finished.experiment_id], decided_by="benchmark")
-        sync(lab.layout)
-    return shares(spans(lab.layout))
+        finished = iteration.run(project, iteration.Request(change))
+        settle(project, [finished.experiment_id], decided_by="benchmark")
+        sync(project.layout)
+    return shares(spans(project.layout))
 
 
 def spans(layout: Layout) -> dict[str, list[tuple[float, float, float]]]:
@@ -249,10 +249,10 @@ def claims(root: Path, count: int) -> dict[str, Any]:
 
 def many(root: Path, count: int, runs: int, seconds: float) -> dict[str, Any]:
     """`count` simulated devices under a real observer: what scheduling costs."""
-    lab = make_lab(root, seconds)
+    project = make_project(root, seconds)
     names = [f"sim{n}" for n in range(count)]
     entries = [Entry(worker_id=name, gpu_id=name, device=f"sim-{name}") for name in names]
-    _simulated.enlist(lab.layout, entries)
+    _simulated.enlist(project.layout, entries)
     parts = [names[n : n + PER_PROCESS] for n in range(0, count, PER_PROCESS)]
     words = [sys.executable, "-m", "benchmarks._simulated", str(root), str(seconds)]
     processes = [subprocess.Popen([*words, *part], stdout=subprocess.PIPE) for part in parts]
@@ -261,7 +261,9 @@ def many(root: Path, count: int, runs: int, seconds: float) -> dict[str, Any]:
             assert process.stdout is not None
             process.stdout.readline()
         observe(root, runs * count, 0.0)
-    found = {name: spans for name, spans in _simulated.times(lab.layout).items() if len(spans) > 1}
+    found = {
+        name: spans for name, spans in _simulated.times(project.layout).items() if len(spans) > 1
+    }
     return {"devices": count, "seconds": seconds, **overhead(list(found.values()), seconds)}
 
 
@@ -288,8 +290,8 @@ def overhead(devices: list[list[SPAN]], seconds: float) -> dict[str, Any]:
 
 def status(root: Path, count: int) -> dict[str, Any]:
     """What `status` costs at `count` experiments: the function, and the command in a process."""
-    lab = make_lab(root, 0.0)
-    layout = lab.layout
+    project = make_project(root, 0.0)
+    layout = project.layout
     for number in range(count):
         fold.write_bundle(layout, number)
         name = f"h-bench-{number:04d}"

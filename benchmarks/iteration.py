@@ -27,8 +27,8 @@ from typing import Any
 from autohypothesis.engine import iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.isolation import sandbox_kind
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
@@ -65,24 +65,26 @@ def main() -> None:
 
 def measure(folder: Path, iterations: int) -> dict[str, Any]:
     """Medians in milliseconds; the first two iterations warm caches and are left out."""
-    lab, open_lab = laboratory(folder / "repository"), laboratory(folder / "open")
-    open_lab = replace(open_lab, task=open_lab.task.model_copy(update={"isolation": "none"}))
+    project, open_project = laboratory(folder / "repository"), laboratory(folder / "open")
+    open_project = replace(
+        open_project, task=open_project.task.model_copy(update={"isolation": "none"})
+    )
     rows, free = [], []
     for number in range(iterations + 2):
-        rows.append(one(lab, number))
-        free.append(sum(one(open_lab, number).values()))
+        rows.append(one(project, number))
+        free.append(sum(one(open_project, number).values()))
     totals = [sum(row.values()) for row in rows][2:]
     steps = {name: statistics.median(row[name] for row in rows[2:]) for name in rows[0]}
     overhead = statistics.median(sum(row.values()) - row[TRAINING] for row in rows[2:])
     numbers = range(iterations + 2)
-    yardstick = statistics.median(bare(lab.layout.root, number) for number in numbers)
+    yardstick = statistics.median(bare(project.layout.root, number) for number in numbers)
     return {
         "files": FILES,
         "iterations": iterations,
         "steps_ms": {name: round(value, 1) for name, value in steps.items()},
         "overhead_ms": round(overhead, 1),
         "whole_ms": round(statistics.median(totals), 1),
-        "sandbox": sandbox_kind(lab.task),
+        "sandbox": sandbox_kind(project.task),
         "sandbox_ms": round(statistics.median(totals) - statistics.median(free[2:]), 1),
         "yardstick_ms": round(yardstick, 1),
         "ratio": round(overhead / yardstick, 2),
@@ -91,9 +93,9 @@ def measure(folder: Path, iterations: int) -> dict[str, Any]:
     }
 
 
-def laboratory(root: Path) -> Lab:
+def laboratory(root: Path) -> Project:
     make_repository(root)
-    return Lab.open(root).with_tag("bench")
+    return Project.open(root).with_tag("bench")
 
 
 def make_repository(root: Path) -> None:
@@ -111,18 +113,18 @@ def fill(root: Path) -> None:
         path.write_text(f"{number}\n" * 40)
 
 
-def one(lab: Lab, number: int) -> dict[str, float]:
+def one(project: Project, number: int) -> dict[str, float]:
     """Milliseconds of each step of one iteration."""
-    executor = LocalExecutor(lab.repository, lab.layout)
+    executor = LocalExecutor(project.repository, project.layout)
     change = Change.none() if number == 0 else Change.from_overrides({"RATE": 1.0 + number})
-    with iteration.free_worker(lab) as worker:
-        spec, planned = timed(lambda: iteration.plan(lab, iteration.Request(change), worker))
+    with iteration.free_worker(project) as worker:
+        spec, planned = timed(lambda: iteration.plan(project, iteration.Request(change), worker))
         handle, submitted = timed(lambda: executor.submit(spec))
-        _, waited = timed(lambda: iteration.follow(lab, executor, handle))
+        _, waited = timed(lambda: iteration.follow(project, executor, handle))
         _, collected = timed(lambda: executor.collect(handle))
-    training = float(read_json(lab.layout.run(spec.experiment_id).exit)["wall_seconds"]) * 1e3
-    _, settled = timed(lambda: settle(lab, [spec.experiment_id], decided_by="benchmark"))
-    _, synced = timed(lambda: sync(lab.layout))
+    training = float(read_json(project.layout.run(spec.experiment_id).exit)["wall_seconds"]) * 1e3
+    _, settled = timed(lambda: settle(project, [spec.experiment_id], decided_by="benchmark"))
+    _, synced = timed(lambda: sync(project.layout))
     return {
         "prepare": planned,
         "submit": submitted,

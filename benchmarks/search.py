@@ -24,8 +24,8 @@ from typing import Any
 
 from autohypothesis.engine.executor import Handle, RunSpec
 from autohypothesis.engine.iteration import follow
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import best_kept, first_baseline, of_tag
@@ -62,13 +62,13 @@ def one_try(root: Path, *, quick: bool) -> dict[str, Any]:
         check=True, cwd=root.parent, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     seconds = time.monotonic() - started
-    lab = Lab.open(root)
-    rows = of_tag(read_ledger(lab.layout), lab.tag)
+    project = Project.open(root)
+    rows = of_tag(read_ledger(project.layout), project.tag)
     baseline, best = first_baseline(rows), best_kept(rows)
     report = {"seconds": round(seconds, 1), "experiments": len(rows), "won": False}
     if baseline is None or best is None or best["commit"] == baseline["commit"]:
         return {**report, "best": None}
-    values = side_by_side(lab, {"baseline": str(baseline["id"]), "best": str(best["id"])})
+    values = side_by_side(project, {"baseline": str(baseline["id"]), "best": str(best["id"])})
     means = {name: statistics.fmean(found) for name, found in values.items()}
     return {
         **report,
@@ -80,13 +80,13 @@ def one_try(root: Path, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def side_by_side(lab: Lab, experiments: dict[str, str]) -> dict[str, list[float]]:
+def side_by_side(project: Project, experiments: dict[str, str]) -> dict[str, list[float]]:
     """Official scores of each experiment's commit on each fresh seed, all of a seed at once."""
     found: dict[str, list[float]] = {name: [] for name in experiments}
     with ThreadPoolExecutor(len(experiments)) as pool:
         for seed in SEEDS:
             runs = {
-                name: pool.submit(again, lab, name, original, seed)
+                name: pool.submit(again, project, name, original, seed)
                 for name, original in experiments.items()
             }
             for name, run in runs.items():
@@ -94,11 +94,11 @@ def side_by_side(lab: Lab, experiments: dict[str, str]) -> dict[str, list[float]
     return found
 
 
-def again(lab: Lab, name: str, original: str, seed: int) -> float:
+def again(project: Project, name: str, original: str, seed: int) -> float:
     """The score of one more run of an experiment's commit; the search itself never sees it."""
-    spec = RunSpec.model_validate(read_json(lab.layout.run(original).run_spec))
+    spec = RunSpec.model_validate(read_json(project.layout.run(original).run_spec))
     identity = f"again-{name}-{seed}"
-    executor = LocalExecutor(lab.repository, lab.layout)
+    executor = LocalExecutor(project.repository, project.layout)
     executor.submit(
         spec.model_copy(
             update={
@@ -110,10 +110,10 @@ def again(lab: Lab, name: str, original: str, seed: int) -> float:
             }
         )
     )
-    follow(lab, executor, Handle(identity))
+    follow(project, executor, Handle(identity))
     value = executor.collect(Handle(identity)).metric_value
     if value is None:
-        raise SystemExit(f"{identity} failed: see {lab.layout.run(identity).log}")
+        raise SystemExit(f"{identity} failed: see {project.layout.run(identity).log}")
     return value
 
 

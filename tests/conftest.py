@@ -1,4 +1,4 @@
-"""What several rooms' tests need: a repository that shares no file with ours, and its lab."""
+"""What several rooms' tests need: a repository that shares no file with ours, and its project."""
 
 from __future__ import annotations
 

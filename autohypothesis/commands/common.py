@@ -1,4 +1,4 @@
-"""What most commands need: the laboratory they work in, JSON on stdout, a console on stderr."""
+"""What most commands need: the project they work in, JSON on stdout, a console on stderr."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import typer
 from autohypothesis.terminal.streams import is_unicode
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.terminal.screen import Screen
 
 _ACTS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -30,13 +30,13 @@ def repository_path(context: typer.Context, repo: Path | None) -> Path:
 
 def laboratory(
     context: typer.Context, repo: Path | None, *, task: Path | None = None, tag: str | None = None
-) -> Lab:
+) -> Project:
     """The repository, its task and its active tag, opened."""
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
 
-    lab = Lab.open(repository_path(context, repo), task=task, tag=tag)
-    _take_keys_out(lab.repository.common_dir)
-    return lab
+    project = Project.open(repository_path(context, repo), task=task, tag=tag)
+    _take_keys_out(project.repository.common_dir)
+    return project
 
 
 def _take_keys_out(common_dir: Path) -> None:
@@ -84,7 +84,7 @@ def err() -> Screen:
 
 
 @contextmanager
-def telling_what_runs_lack(lab: Lab) -> Iterator[None]:
+def telling_what_runs_lack(project: Project) -> Iterator[None]:
     """Say which of the user's files a run will not have, where that is news; then the block.
 
     Raises:
@@ -94,8 +94,8 @@ def telling_what_runs_lack(lab: Lab) -> Iterator[None]:
     from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
 
-    refuse_missing(lab.repository, lab.repository.head())
-    with telling(lab.repository, lab.task, lab.tag or lab.usual_tag()) as words:
+    refuse_missing(project.repository, project.repository.head())
+    with telling(project.repository, project.task, project.tag or project.usual_tag()) as words:
         if words:
             shown = plain_line(words)
             err().print(f"note: {shown}", markup=False, soft_wrap=True)

@@ -22,7 +22,7 @@ from autohypothesis.commands.common import (
 from autohypothesis.errors import TaskError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.engine.settle import Refused
     from autohypothesis.schema import Decision
 
@@ -63,15 +63,15 @@ def decide(
     from autohypothesis.engine import recovery
     from autohypothesis.engine.beginning import whole_or_nothing
 
-    lab, no_task = _laboratory(context, repo, tag)
+    project, no_task = _laboratory(context, repo, tag)
     refused: list[Refused] = []
-    with whole_or_nothing(lab.repository, lab.layout):
-        recovery.collect_ended(lab.repository, lab.layout)
+    with whole_or_nothing(project.repository, project.layout):
+        recovery.collect_ended(project.repository, project.layout)
         if experiment_id is None:
-            decisions, refused = _all(lab, no_task)
+            decisions, refused = _all(project, no_task)
         else:
-            decisions = _one(lab, no_task, experiment_id, status, reason)
-    refresh(lab.layout)
+            decisions = _one(project, no_task, experiment_id, status, reason)
+    refresh(project.layout)
     if as_json:
         print_json([decision.model_dump(mode="json") for decision in decisions])
     for decision in () if as_json else decisions:
@@ -83,12 +83,12 @@ def decide(
 
 def _laboratory(
     context: typer.Context, repo: Path | None, tag: str | None
-) -> tuple[Lab, TaskError | None]:
-    """The laboratory, and what is wrong with its task today.
+) -> tuple[Project, TaskError | None]:
+    """The project, and what is wrong with its task today.
 
     A run is decided by the task that it was made with, so the task of today is seldom needed.
     """
-    from autohypothesis.engine.lab import Lab, active_tag
+    from autohypothesis.engine.project import Project, active_tag
     from autohypothesis.engine.task import foreign_task
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout, checked_id
@@ -99,34 +99,38 @@ def _laboratory(
         repository = Repository.find(repository_path(context, repo))
         layout = Layout(repository.root)
         active = checked_id(tag) if tag else active_tag(layout)
-        return Lab(repository, layout, foreign_task(), active), error
+        return Project(repository, layout, foreign_task(), active), error
 
 
-def _check_task(lab: Lab, no_task: TaskError | None, experiment_id: str) -> None:
+def _check_task(project: Project, no_task: TaskError | None, experiment_id: str) -> None:
     """A run that nobody submitted has no task of its own, and needs the one of today."""
-    if no_task is not None and not lab.layout.run(experiment_id).run_spec.exists():
+    if no_task is not None and not project.layout.run(experiment_id).run_spec.exists():
         raise no_task
 
 
-def _all(lab: Lab, no_task: TaskError | None) -> tuple[list[Decision], list[Refused]]:
+def _all(project: Project, no_task: TaskError | None) -> tuple[list[Decision], list[Refused]]:
     from autohypothesis.engine.settle import settle_waiting
 
     def may(experiment_id: str) -> None:
-        _check_task(lab, no_task, experiment_id)
+        _check_task(project, no_task, experiment_id)
 
-    return settle_waiting(lab, decided_by="policy", may=may)
+    return settle_waiting(project, decided_by="policy", may=may)
 
 
 def _one(
-    lab: Lab, no_task: TaskError | None, experiment_id: str, status: Status | None, reason: str
+    project: Project,
+    no_task: TaskError | None,
+    experiment_id: str,
+    status: Status | None,
+    reason: str,
 ) -> list[Decision]:
     from autohypothesis.engine.settle import settle, settle_by_hand
 
-    _check_task(lab, no_task, experiment_id)
+    _check_task(project, no_task, experiment_id)
     if status is None:
-        return settle(lab, [experiment_id], decided_by="policy")
+        return settle(project, [experiment_id], decided_by="policy")
     who = getpass.getuser()
-    return [settle_by_hand(lab, experiment_id, status.value, reason=reason, decided_by=who)]
+    return [settle_by_hand(project, experiment_id, status.value, reason=reason, decided_by=who)]
 
 
 def _report(refused: Sequence[Refused]) -> None:

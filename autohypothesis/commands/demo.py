@@ -13,7 +13,7 @@ import typer
 from autohypothesis.commands.common import err, out
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
 
 LANES = 2
 RUNS = 12
@@ -42,8 +42,8 @@ def demo(
     """
     from autohypothesis.commands.fleet import bring_up
     from autohypothesis.engine.devices import lanes as all_lanes
-    from autohypothesis.engine.lab import Lab
     from autohypothesis.engine.preparing import Wanted, run_prepare
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.supervisor import muster
 
@@ -53,17 +53,17 @@ def demo(
     cache = root / ".cache"
     # In a cache of the demo's own: what other searches on this machine use stays as it is.
     run_prepare(root, Wanted(profile=profile, cache=cache))
-    lab = Lab.open(root)
-    muster.refuse_a_second(lab.layout)
-    lab = lab.with_tag(_next_tag(lab), inputs=_located(lab, cache))
+    project = Project.open(root)
+    muster.refuse_a_second(project.layout)
+    project = project.with_tag(_next_tag(project), inputs=_located(project, cache))
     workers = min(lanes, len(all_lanes()))
-    fleet = roster.init_fleet(lab, roster.Wanted(tag=lab.tag, cpu_workers=workers))
+    fleet = roster.init_fleet(project, roster.Wanted(tag=project.tag, cpu_workers=workers))
     manifest = fleet.manifest
     names = ", ".join(worker.worker_id for worker in manifest.workers)
-    err().print(f"search {lab.tag}: baseline and {runs - 1} more on {names}", style="bold")
-    words = muster.observer_words(lab.layout, manifest, more_runs=runs)
-    bring_up(lab.layout, manifest, words, {})
-    _finish(lab, time.monotonic() - started)
+    err().print(f"search {project.tag}: baseline and {runs - 1} more on {names}", style="bold")
+    words = muster.observer_words(project.layout, manifest, more_runs=runs)
+    bring_up(project.layout, manifest, words, {})
+    _finish(project, time.monotonic() - started)
 
 
 def _make_repository(root: Path) -> None:
@@ -74,45 +74,45 @@ def _make_repository(root: Path) -> None:
         err().print(f"made {root}", markup=False)
 
 
-def _located(lab: Lab, cache: Path) -> dict[str, str]:
+def _located(project: Project, cache: Path) -> dict[str, str]:
     """Variable -> folder of what was just prepared."""
     from autohypothesis.engine.inputs import locate_inputs
 
-    lab.repository.exclude([f"/{cache.name}/"])
-    root = lab.layout.root
+    project.repository.exclude([f"/{cache.name}/"])
+    root = project.layout.root
     environment = {**os.environ, "AUTORESEARCH_CACHE": str(cache)}
     environment.pop("AUTOHYPOTHESIS_DATA", None)
-    return locate_inputs(lab.task, root, root, environment, pins={}).environment
+    return locate_inputs(project.task, root, root, environment, pins={}).environment
 
 
-def _next_tag(lab: Lab) -> str:
+def _next_tag(project: Project) -> str:
     """`demo`, then `demo-2` and so on: each demo is a search of its own from the same start."""
     from itertools import count
 
-    from autohypothesis.engine.lab import reference_ref
+    from autohypothesis.engine.project import reference_ref
 
     names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
-    return next(name for name in names if lab.repository.read_ref(reference_ref(name)) is None)
+    return next(name for name in names if project.repository.read_ref(reference_ref(name)) is None)
 
 
-def _finish(lab: Lab, seconds: float) -> None:
+def _finish(project: Project, seconds: float) -> None:
     """The table, the picture, and what to try next."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.records.ledger import read_ledger
     from autohypothesis.records.standings import best_kept, of_tag
     from autohypothesis.terminal.tables import runs_table
 
-    refresh(lab.layout, everything=True)
-    rows = of_tag(read_ledger(lab.layout), lab.tag)
+    refresh(project.layout, everything=True)
+    rows = of_tag(read_ledger(project.layout), project.tag)
     best = best_kept(rows)
     console = out()
     console.print()
-    console.print(runs_table(rows, title=f"{lab.tag}, {seconds:.0f} s"))
-    console.print(f"\nledger   {lab.layout.ledger}", soft_wrap=True, markup=False)
-    console.print(f"picture  {lab.layout.progress_png}\n", soft_wrap=True, markup=False)
+    console.print(runs_table(rows, title=f"{project.tag}, {seconds:.0f} s"))
+    console.print(f"\nledger   {project.layout.ledger}", soft_wrap=True, markup=False)
+    console.print(f"picture  {project.layout.progress_png}\n", soft_wrap=True, markup=False)
     program = f"{_short(Path(sys.executable))} orchestrator.py"
     console.print("Next:", style="bold")
-    where = f"--repo {_short(lab.layout.root)}"
+    where = f"--repo {_short(project.layout.root)}"
     shown = best["id"] if best else rows[-1]["id"]
     for command in (f"digest {where}", f"best --diff {where}", f"show {shown} {where}"):
         console.print(f"  {program} {command}", soft_wrap=True, markup=False)

@@ -18,7 +18,7 @@ from autohypothesis.commands.common import err, out, print_json, repository_path
 from autohypothesis.errors import FleetError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster.devices import Found
     from autohypothesis.fleet.roster.hardware import Machine
 
@@ -237,20 +237,20 @@ def _repository(path: Path) -> Iterator[Check]:
 
     from autohypothesis.engine.devices import devices
     from autohypothesis.engine.inputs import locate_inputs
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.errors import AutohypothesisError, LaunchError, LeaseError
 
     try:
-        lab = Lab.open(path)
+        project = Project.open(path)
     except AutohypothesisError as error:
         yield Check("repository", "missing", error.problem, error.hint)
         return
-    root = lab.layout.root
+    root = project.layout.root
     yield Check("repository", "ok", str(root))
-    yield Check("task", "ok", f"{lab.task.id}: {', '.join(lab.task.artifacts)}")
-    yield from _checkout(lab)
+    yield Check("task", "ok", f"{project.task.id}: {', '.join(project.task.artifacts)}")
+    yield from _checkout(project)
     try:
-        inputs = locate_inputs(lab.task, root, root, os.environ)
+        inputs = locate_inputs(project.task, root, root, os.environ)
         for name, report in inputs.reports.items():
             yield Check("data", "ok", f"profile {report.profile or '–'}, {name}={report.path}")
         if inputs.device:
@@ -260,7 +260,7 @@ def _repository(path: Path) -> Iterator[Check]:
         yield Check("data", "missing", error.problem, error.hint)
 
 
-def _checkout(lab: Lab) -> Iterator[Check]:
+def _checkout(project: Project) -> Iterator[Check]:
     """What of the user's folder the runs do not have."""
     from autohypothesis.engine.lacking import look, problem, remedy
     from autohypothesis.errors import GitError
@@ -268,8 +268,8 @@ def _checkout(lab: Lab) -> Iterator[Check]:
     from autohypothesis.records.git_export import refuse_missing
 
     try:
-        refuse_missing(lab.repository, lab.repository.head())
-        found = look(lab.repository, lab.task)
+        refuse_missing(project.repository, project.repository.head())
+        found = look(project.repository, project.task)
     except GitError as error:
         yield Check("checkout", "missing", error.problem, error.hint)
         return

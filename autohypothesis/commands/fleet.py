@@ -19,7 +19,7 @@ from autohypothesis.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.sharing.claims import Claims
     from autohypothesis.fleet.supervisor.supervisor import Outcome, Supervisor
     from autohypothesis.records.git import Repository
@@ -97,8 +97,8 @@ def up(
     muster.refuse_a_second(layout)
     refuse_foreign_ledger(Repository(layout.root), layout)
     _check_words(layout, manifest, proposer or [], mix, tool_command)
-    lab = laboratory(context, repo)
-    with telling_what_runs_lack(lab):
+    project = laboratory(context, repo)
+    with telling_what_runs_lack(project):
         missing = muster.without_device(manifest)
     for name, reason in missing.items():
         err().print(f"{name} does not train: {reason}", markup=False, soft_wrap=True)
@@ -107,7 +107,7 @@ def up(
                  "--tool-command": tool_command}  # fmt: skip
         _detached(layout, given, proposer or [])
         return
-    until = in_hours(least(hours, lab.task.budget.hours))
+    until = in_hours(least(hours, project.task.budget.hours))
     words = muster.observer_words(
         layout, manifest, more_runs=max_runs, until=until, proposers=proposer or [], mix=mix
     )
@@ -295,17 +295,19 @@ def observer(
 
     set_process_name("ah:observer")
     with Stop() as stop:
-        lab = laboratory(context, repo)
-        manifest = muster.the_fleet(lab.layout)
+        project = laboratory(context, repo)
+        manifest = muster.the_fleet(project.layout)
         mix = manifest.mix if mix is None else mix
-        proposers = configured(proposer or manifest.proposers, mix=mix, root=lab.layout.root)
-        allowed = lab.task.isolation_level == "none" or holds_foreign_code(lab.task)
+        proposers = configured(proposer or manifest.proposers, mix=mix, root=project.layout.root)
+        allowed = project.task.isolation_level == "none" or holds_foreign_code(project.task)
         if manifest.hub and allowed:
-            proposers.insert(0, Others(lab.layout))
+            proposers.insert(0, Others(project.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None
         limits = Limits(max_experiments=max_experiments, until=end)
-        with hold(lab.layout, "observer", doing="observing", timeout=ROLE_LOCK_S):
-            made = Observer(lab, proposers, limits=limits, say=print, sharing=bool(manifest.hub))
+        with hold(project.layout, "observer", doing="observing", timeout=ROLE_LOCK_S):
+            made = Observer(
+                project, proposers, limits=limits, say=print, sharing=bool(manifest.hub)
+            )
             outcome = made.run(stop)
     if outcome == "failed":
         raise typer.Exit(OBSERVER_FAILED)
@@ -328,13 +330,13 @@ def worker(
 
     set_process_name(f"ah:worker-{worker_id}")
     with Stop() as stop:
-        lab = laboratory(context, repo)
-        manifest = muster.the_fleet(lab.layout)
+        project = laboratory(context, repo)
+        manifest = muster.the_fleet(project.layout)
         entry = worker_named(manifest, worker_id)
-        Worker(lab, entry, rights=_rights(lab, manifest)).run(stop)
+        Worker(project, entry, rights=_rights(project, manifest)).run(stop)
 
 
-def _rights(lab: Lab, manifest: Manifest) -> Claims | None:
+def _rights(project: Project, manifest: Manifest) -> Claims | None:
     """Who says what other fleets try already; nobody, where nothing is shared.
 
     A worker trains whatever is wrong with the way to the hub: the courier says what that is.
@@ -348,10 +350,10 @@ def _rights(lab: Lab, manifest: Manifest) -> Claims | None:
     from autohypothesis.hub.fleet.claims import HubClaims
 
     try:
-        found = credentials.of_server(lab.repository.common_dir, manifest.hub)
+        found = credentials.of_server(project.repository.common_dir, manifest.hub)
     except HubError:
         return NoClaims()
-    return HubClaims(found, lab.layout)
+    return HubClaims(found, project.layout)
 
 
 def tool_builder(

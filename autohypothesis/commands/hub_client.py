@@ -81,16 +81,16 @@ def join(
 
 def _refuse_other_search(context: typer.Context, repo: Path | None, found: Credentials) -> None:
     """What is searched here has to be what is searched there, or nothing can be compared."""
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.errors import TaskError
     from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.hub.fleet.agreement import refuse_other_terms, terms_of
 
     try:
-        lab = Lab.of_search(repository_path(context, repo))
+        project = Project.of_search(repository_path(context, repo))
     except TaskError:
         return  # an agent without a search of its own reads and writes all the same
-    refuse_other_terms(TypedHub.of(found), terms_of(lab))
+    refuse_other_terms(TypedHub.of(found), terms_of(project))
 
 
 def push(
@@ -179,7 +179,7 @@ def own_repository(context: typer.Context, repo: Path | None) -> Repository:
 def _meant(repository: Repository, commit: str | None, tag: str | None) -> str:
     """The commit of a revision or an experiment, else of a tag's reference, else HEAD."""
     from autohypothesis.commands.show import meant_tag
-    from autohypothesis.engine.lab import reference_ref
+    from autohypothesis.engine.project import reference_ref
     from autohypothesis.errors import UsageError
     from autohypothesis.records.git import experiment_ref
     from autohypothesis.records.layout import Layout

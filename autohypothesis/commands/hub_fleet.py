@@ -34,8 +34,8 @@ def deliver(
     """
     from autohypothesis.hub.fleet.courier import Courier
 
-    lab = laboratory(context, repo)
-    courier = Courier(lab, _credentials(context, repo))
+    project = laboratory(context, repo)
+    courier = Courier(project, _credentials(context, repo))
     if watch:
         from autohypothesis.fleet.live.stop import Stop
         from autohypothesis.system import set_process_name
@@ -53,7 +53,7 @@ def deliver(
     if done.refused:
         from autohypothesis.fleet.outbox import REFUSED
 
-        aside = lab.layout.outbox_state(REFUSED)
+        aside = project.layout.outbox_state(REFUSED)
         err().print(f"why they were refused: {aside}", markup=False, soft_wrap=True)
     if done.error:
         err().print(done.error, markup=False, soft_wrap=True)
@@ -85,15 +85,15 @@ def verify(
     from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.hub.fleet.verifying import verify as queue_runs
 
-    found, lab = _credentials(context, repo), laboratory(context, repo)
-    if not trust and not holds_foreign_code(lab.task):
+    found, project = _credentials(context, repo), laboratory(context, repo)
+    if not trust and not holds_foreign_code(project.task):
         raise UsageError(
             "what others wrote would run here outside of a sandbox, with all your rights",
             hint="see `python orchestrator.py doctor`, and leave `isolation: none` out of the task;"
             " or read the commits first (hub fetch HASH, git show) and add --trust",
         )
     wanted = results or []
-    rows = queue_runs(TypedHub.of(found), found.agent, lab, wanted, max(most, len(wanted)))
+    rows = queue_runs(TypedHub.of(found), found.agent, project, wanted, max(most, len(wanted)))
     if as_json:
         print_json([row._asdict() for row in rows])
         return

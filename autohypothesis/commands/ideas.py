@@ -20,7 +20,7 @@ from autohypothesis.commands.common import (
 from autohypothesis.errors import ChangeError, RecordError, UsageError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.queue.states import Place, Queue
     from autohypothesis.records.layout import Layout
     from autohypothesis.schema import Hypothesis, Proposal
@@ -93,29 +93,29 @@ def propose(
     Prints its id. Examples: `orchestrator.py propose --set MATRIX_LR=0.03 --rationale "..."`,
     `orchestrator.py propose --diff --title "squared ReLU"`
     """
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.observer.suggestion import check_worker, suggest
     from autohypothesis.fleet.queue.states import Queue
 
-    lab = Lab.of_search(repository_path(context, repo))
-    queue = Queue(lab.layout, lab.active())
+    project = Project.of_search(repository_path(context, repo))
+    queue = Queue(project.layout, project.active())
     if worker is not None:
-        check_worker(lab, _workers(lab.layout), worker)
-    checkout = lab.repository.checkout_at(repository_path(context, repo))
-    change = _change(lab, checkout, set_ or [], patch, diff, instructions)
+        check_worker(project, _workers(project.layout), worker)
+    checkout = project.repository.checkout_at(repository_path(context, repo))
+    change = _change(project, checkout, set_ or [], patch, diff, instructions)
     proposal = _proposal(title or _title(change), rationale, priority, change)
-    identity = suggest(lab, queue, proposal)
+    identity = suggest(project, queue, proposal)
     if worker is not None:
         queue.dispatch(identity, worker)
     if as_json:
         print_json(_document(queue, identity))
         return
     out().print(identity, markup=False)
-    _remark(lab, proposal, worker)
+    _remark(project, proposal, worker)
 
 
 def _change(
-    lab: Lab,
+    project: Project,
     checkout: Path,
     overrides: list[str],
     patch: Path | None,
@@ -137,22 +137,24 @@ def _change(
     if patch is not None:
         return {"patch": _as_text(_read_patch(patch), str(patch))}
     if diff:
-        return {"patch": _as_text(_working_tree(lab, checkout), "the change in the working tree")}
+        return {
+            "patch": _as_text(_working_tree(project, checkout), "the change in the working tree")
+        }
     return {"instructions": instructions}
 
 
-def _working_tree(lab: Lab, checkout: Path) -> str:
+def _working_tree(project: Project, checkout: Path) -> str:
     """What differs from the reference in `checkout`, as a patch."""
     from autohypothesis.engine.working_tree import working_tree
 
-    reference = lab.reference()
-    change = working_tree(lab.repository, lab.task, reference, checkout)
+    reference = project.reference()
+    change = working_tree(project.repository, project.task, reference, checkout)
     if change.kind == "none":
         raise ChangeError(
             f"{checkout} is equal to the reference {reference[:7]}",
-            hint=f"change one of {', '.join(lab.task.artifacts)} first",
+            hint=f"change one of {', '.join(project.task.artifacts)} first",
         )
-    return lab.repository.diff(reference, change.tree)
+    return project.repository.diff(reference, change.tree)
 
 
 def _as_text(patch: str, source: str) -> str:
@@ -193,11 +195,11 @@ def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any
         ) from None
 
 
-def _remark(lab: Lab, proposal: Proposal, worker: str | None) -> None:
+def _remark(project: Project, proposal: Proposal, worker: str | None) -> None:
     """On stderr: stdout has the id, for whoever pipes it."""
     where = f"given to {worker}" if worker else "waits in the queue"
     err().print(f"{where}; watch it: python orchestrator.py hypotheses", soft_wrap=True)
-    if proposal.instructions and lab.task.mutator.command is None:
+    if proposal.instructions and project.task.mutator.command is None:
         said = "these are words: somebody has to turn them into a change, and propose that"
         err().print(said, style="yellow", markup=False, soft_wrap=True)
 
@@ -218,9 +220,9 @@ def dispatch(
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.layout import checked_id
 
-    lab = laboratory(context, repo)
-    check_worker(lab, _workers(lab.layout), worker)
-    Queue(lab.layout, lab.active()).dispatch(checked_id(hypothesis_id), worker)
+    project = laboratory(context, repo)
+    check_worker(project, _workers(project.layout), worker)
+    Queue(project.layout, project.active()).dispatch(checked_id(hypothesis_id), worker)
     out().print(f"{hypothesis_id} waits for {worker} now", markup=False)
 
 

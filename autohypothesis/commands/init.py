@@ -15,7 +15,7 @@ from autohypothesis.commands.common import err, laboratory, out, print_json, tel
 from autohypothesis.errors import FleetError, UsageError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster.roster import Fleet
 
 
@@ -115,20 +115,20 @@ def init_fleet(
     from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.fleet.roster import roster
 
-    lab = laboratory(context, repo, tag=tag)
-    server, notes = _hub(lab, hub) if hub is not None else (None, [])
+    project = laboratory(context, repo, tag=tag)
+    server, notes = _hub(project, hub) if hub is not None else (None, [])
     words = tuple(proposer or ())
     wanted = roster.Wanted(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
-    with whole_or_nothing(lab.repository, lab.layout), telling_what_runs_lack(lab):
-        fleet = roster.init_fleet(lab, wanted)
+    with whole_or_nothing(project.repository, project.layout), telling_what_runs_lack(project):
+        fleet = roster.init_fleet(project, wanted)
     fleet.notes.extend(notes)
     _show(fleet, as_json)
 
 
-def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
-    """The hub's address once this lab is an agent there, and what to know about it.
+def _hub(project: Project, url: str) -> tuple[str, list[str]]:
+    """The hub's address once this project is an agent there, and what to know about it.
 
     A hub that does not answer is no reason to wait: the courier agrees with it later.
 
@@ -136,11 +136,11 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
         HubError: it searches something else, or lets nobody in.
     """
     from autohypothesis.engine.isolation import holds_foreign_code
-    from autohypothesis.engine.lab import shared_with
+    from autohypothesis.engine.project import shared_with
 
     if url == "none":
-        alone = lab.task.model_copy(update={"network": None})
-        if not (shared_with(lab.layout) and alone.has_network):
+        alone = project.task.model_copy(update={"network": None})
+        if not (shared_with(project.layout) and alone.has_network):
             return "", []
         return "", [
             "what was adopted from others stays, and has the network from now on, unless the task"
@@ -153,16 +153,16 @@ def _hub(lab: Lab, url: str) -> tuple[str, list[str]]:
     from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.hub.fleet.agreement import agree
 
-    server, common, notes = checked_server(url), lab.repository.common_dir, list[str]()
+    server, common, notes = checked_server(url), project.repository.common_dir, list[str]()
     if credentials.own(common) is None:
         joined = join(server, None, None, common, replace=False)
         notes = [f"joined {server} as {joined.credentials.agent}", *joined.notes]
     found = credentials.of_server(common, server)
     try:
-        agree(TypedHub.of(found), lab)
+        agree(TypedHub.of(found), project)
     except PassingError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
-    if lab.task.isolation_level != "none" and not holds_foreign_code(lab.task):
+    if project.task.isolation_level != "none" and not holds_foreign_code(project.task):
         notes.append(
             "no sandbox works here, so what others wrote is not tried by itself: it would run with"
             " your rights (`isolation: none` in the task allows it; `doctor` says what is missing)"
@@ -216,54 +216,54 @@ def bootstrap(
     from autohypothesis.fleet.roster.devices import choose
 
     wanted = roster.Wanted(tag, gpus, cpu_workers, create_worktrees)
-    lab = laboratory(context, repo, tag=tag)
+    project = laboratory(context, repo, tag=tag)
     table = warm.read(warm_start) if warm_start is not None else None
     choice = choose(gpus, cpu_workers)
-    _check_machine(lab)
-    _prepare(lab)
-    lab = roster.begin(lab, wanted)
+    _check_machine(project)
+    _prepare(project)
+    project = roster.begin(project, wanted)
     device = next((one.device for one in choice.chosen if one.device), "")
     if device:
-        _baseline(lab, device)
+        _baseline(project, device)
     else:
         err().print("note: no device to run the baseline on; the fleet runs it first", markup=False)
     if table is not None:
-        new = warm.record(lab.layout, table)
+        new = warm.record(project.layout, table)
         err().print(f"warm start: {new} new findings from {table.path}", markup=False)
         for problem in table.problems:
             err().print(f"note: {table.path}: {problem}", soft_wrap=True, markup=False)
-    _show(roster.init_fleet(lab, wanted), as_json)
+    _show(roster.init_fleet(project, wanted), as_json)
 
 
-def _check_machine(lab: Lab) -> None:
+def _check_machine(project: Project) -> None:
     """The doctor's checks; data that is missing is made in the next step."""
     from autohypothesis.commands.doctor import CHECKS, require
 
-    checks = [check for ask in CHECKS for check in ask(lab.layout.root)]
+    checks = [check for ask in CHECKS for check in ask(project.layout.root)]
     require([check for check in checks if check.name != "data"])
 
 
-def _prepare(lab: Lab) -> None:
+def _prepare(project: Project) -> None:
     """Run prepare.py where an input of the task cannot be located."""
     from autohypothesis.engine.preparing import find_inputs, makes_inputs, run_prepare
     from autohypothesis.errors import LaunchError
 
-    found = find_inputs(lab.task, lab.layout.root)
+    found = find_inputs(project.task, project.layout.root)
     if isinstance(found, LaunchError):
-        if not makes_inputs(lab.task):
+        if not makes_inputs(project.task):
             raise found
         err().print(f"{found.problem}: preparing it", soft_wrap=True, markup=False)
-        run_prepare(lab.layout.root)
+        run_prepare(project.layout.root)
 
 
-def _baseline(lab: Lab, device: str) -> None:
+def _baseline(project: Project, device: str) -> None:
     """The reference as it stands, run once on a device of the fleet, and decided."""
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.fleet.roster.baseline import has_baseline, run_baseline
 
-    if has_baseline(lab):
+    if has_baseline(project):
         return
-    finished, decisions = run_baseline(lab, device, ProgressWatch("baseline"))
+    finished, decisions = run_baseline(project, device, ProgressWatch("baseline"))
     for decision in decisions:
         err().print(f"baseline: {decision.decision_status}: {decision.reason}", markup=False)
     if (result := finished.result).failure_kind is not None:

@@ -13,7 +13,7 @@ from autohypothesis.commands.common import err, laboratory, telling_what_runs_la
 from autohypothesis.commands.fleet import Mix, Proposers, in_hours, least
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.proposing import Proposer
     from autohypothesis.fleet.solo.loop import Loop, Outcome
@@ -70,58 +70,60 @@ def run_loop(
 
     set_process_name("ah:loop")
     with Stop() as stop:
-        lab = laboratory(context, repo, task=task, tag=tag)
-        _proposers(lab, proposer or [], mix)  # a wrong word is said before anything is begun
-        begun = whole_or_nothing(lab.repository, lab.layout)
-        with begun, alone(lab, tag) as (lab, notes):
+        project = laboratory(context, repo, task=task, tag=tag)
+        _proposers(project, proposer or [], mix)  # a wrong word is said before anything is begun
+        begun = whole_or_nothing(project.repository, project.layout)
+        with begun, alone(project, tag) as (project, notes):
             for note in notes:
                 _say(f"note: {note}")
-            loop = _loop(lab, _proposers(lab, proposer or [], mix), most, description, hours)
-            with telling_what_runs_lack(lab):
+            loop = _loop(
+                project, _proposers(project, proposer or [], mix), most, description, hours
+            )
+            with telling_what_runs_lack(project):
                 outcome = _run(loop, stop)
-            _finish(lab, stop)
+            _finish(project, stop)
             _summary(loop, outcome)
             loop.close(outcome)
     if outcome == "failed":
         raise typer.Exit(1)
 
 
-def _proposers(lab: Lab, words: list[str], mix: float | None) -> list[Proposer]:
+def _proposers(project: Project, words: list[str], mix: float | None) -> list[Proposer]:
     """Those that were named, else those that the search was begun with, else `search`."""
     from autohypothesis.fleet.roster.roster import read_manifest
     from autohypothesis.proposers.configured import configured
 
-    manifest = read_manifest(lab.layout)
-    known = manifest if manifest is not None and manifest.tag == lab.tag else None
+    manifest = read_manifest(project.layout)
+    known = manifest if manifest is not None and manifest.tag == project.tag else None
     share = known.mix if mix is None and known is not None else mix
     return configured(
-        words or (known.proposers if known is not None else []), mix=share, root=lab.layout.root
+        words or (known.proposers if known is not None else []), mix=share, root=project.layout.root
     )
 
 
 def _loop(
-    lab: Lab, proposers: list[Proposer], most: int, description: str, hours: float | None
+    project: Project, proposers: list[Proposer], most: int, description: str, hours: float | None
 ) -> Loop:
     from autohypothesis.fleet.queue.chronicle import Chronicle
     from autohypothesis.fleet.solo.loop import Loop
     from autohypothesis.fleet.solo.session import named, open_session
 
-    chronicle = Chronicle(lab.layout, lab.active())
+    chronicle = Chronicle(project.layout, project.active())
     chronicle.refresh()
     session, goes_on = open_session(
-        lab.layout, chronicle, name=named(description), most=most or None
+        project.layout, chronicle, name=named(description), most=most or None
     )
     so_far = session.how_far(chronicle)
     if goes_on:
         _say(f"goes on with the session begun at {session.begun:%Y-%m-%d %H:%M} UTC: {so_far}")
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
-        _say(f"begins {total} of {session.tag} in {lab.layout.root}")
+        _say(f"begins {total} of {session.tag} in {project.layout.root}")
     return Loop(
-        lab,
+        project,
         proposers,
         session,
-        until=in_hours(least(hours, lab.task.budget.hours)),
+        until=in_hours(least(hours, project.task.budget.hours)),
         waits=any(one.name == INBOX for one in proposers),
     )
 
@@ -129,12 +131,12 @@ def _loop(
 def _run(loop: Loop, stop: Stop) -> Outcome:
     from autohypothesis.commands.progress import shown
 
-    with shown(loop.lab.layout, stop) as tick:
+    with shown(loop.project.layout, stop) as tick:
         loop.tick = tick
         return loop.run(stop)
 
 
-def _finish(lab: Lab, stop: Stop) -> None:
+def _finish(project: Project, stop: Stop) -> None:
     """Ledger, tables, picture and snapshot as they are at the end.
 
     After a Ctrl-C without what takes seconds to make; the next `sync` makes it.
@@ -148,13 +150,13 @@ def _finish(lab: Lab, stop: Stop) -> None:
         return
     try:
         if stop.requested:
-            fold_and_write(lab.layout, light=True)
+            fold_and_write(project.layout, light=True)
         else:
-            refresh(lab.layout, everything=True)
+            refresh(project.layout, everything=True)
         if not stop.hard:
-            keep(lab.repository, lab.layout, everything=not stop.requested)
+            keep(project.repository, project.layout, everything=not stop.requested)
         if not stop.requested:
-            pack_when_due(lab.repository)
+            pack_when_due(project.repository)
     except (AutohypothesisError, OSError) as error:
         _say(f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables")
 
@@ -168,7 +170,7 @@ def _summary(loop: Loop, outcome: Outcome) -> None:
     from autohypothesis.terminal.fleet_table import better, one_line
     from autohypothesis.terminal.style import number
 
-    layout, session = loop.lab.layout, loop.session
+    layout, session = loop.project.layout, loop.session
     if outcome == "failed":
         err().print(loop.ended, style="red", markup=False, soft_wrap=True)
     chronicle = Chronicle(layout, session.tag)

@@ -31,13 +31,13 @@ def record(
     from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.engine.handmade import record_log
 
-    lab = laboratory(context, repo, tag=tag)
-    with whole_or_nothing(lab.repository, lab.layout):
-        lab = lab.with_tag(tag)
+    project = laboratory(context, repo, tag=tag)
+    with whole_or_nothing(project.repository, project.layout):
+        project = project.with_tag(tag)
         if commit == "HEAD":  # of this checkout, which need not be the main one
-            commit = lab.repository.head_of(repository_path(context, repo))
-        experiment_id, result = record_log(lab, log, commit=commit, title=description)
-    refresh(lab.layout)
+            commit = project.repository.head_of(repository_path(context, repo))
+        experiment_id, result = record_log(project, log, commit=commit, title=description)
+    refresh(project.layout)
     said = f"{experiment_id}: {result.status}, {result.outcome}"
     out().print(said, markup=False, soft_wrap=True)
     err().print(f"decide it: python orchestrator.py decide {experiment_id}", soft_wrap=True)

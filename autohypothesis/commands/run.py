@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from autohypothesis.engine.change import Change
     from autohypothesis.engine.confirmation import Repeat, UnconfirmedError
     from autohypothesis.engine.iteration import Finished
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
 
 EXIT_CRASH, EXIT_DEADLINE = 1, 2
 
@@ -116,16 +116,16 @@ def _run(
 
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"--log {log}: there is no folder {log.absolute().parent}")
-    lab = laboratory(context, repo, task=task, tag=tag)
-    with whole_or_nothing(lab.repository, lab.layout):
-        lab = lab.with_tag(tag)
-        checkout = lab.repository.checkout_at(repository_path(context, repo))
-        change = _change(lab, checkout, overrides, patch, baseline)
+    project = laboratory(context, repo, task=task, tag=tag)
+    with whole_or_nothing(project.repository, project.layout):
+        project = project.with_tag(tag)
+        checkout = project.repository.checkout_at(repository_path(context, repo))
+        change = _change(project, checkout, overrides, patch, baseline)
         request = iteration.Request(change, title=description, seed=seed)
-        with telling_what_runs_lack(lab):
-            finished = iteration.run(lab, request, watch=ProgressWatch())
-    _print_line(lab, finished, log)
-    _after(lab, finished, decide)
+        with telling_what_runs_lack(project):
+            finished = iteration.run(project, request, watch=ProgressWatch())
+    _print_line(project, finished, log)
+    _after(project, finished, decide)
 
 
 def _refuse_beside_replicate(given: list[str]) -> None:
@@ -144,18 +144,18 @@ def _replicate(
     from autohypothesis.engine import recovery
     from autohypothesis.engine.beginning import whole_or_nothing
 
-    lab = laboratory(context, repo, tag=tag)
-    recovery.collect_ended(lab.repository, lab.layout)
-    with whole_or_nothing(lab.repository, lab.layout):
+    project = laboratory(context, repo, tag=tag)
+    recovery.collect_ended(project.repository, project.layout)
+    with whole_or_nothing(project.repository, project.layout):
         try:
-            if not _decide(lab, experiment_id, lines=True):
+            if not _decide(project, experiment_id, lines=True):
                 err().print(f"{experiment_id} is decided already", soft_wrap=True)
         finally:
-            refresh(lab.layout)
+            refresh(project.layout)
 
 
 def _change(
-    lab: Lab, checkout: Path, overrides: list[str], patch: Path | None, baseline: bool
+    project: Project, checkout: Path, overrides: list[str], patch: Path | None, baseline: bool
 ) -> Change:
     """The one change that was asked for; with none, what is in the working tree."""
     from autohypothesis.engine.change import Change
@@ -174,7 +174,7 @@ def _change(
         return Change.from_patch(_read_patch(patch))
     if baseline:
         return Change.none()
-    return working_tree(lab.repository, lab.task, lab.reference(), checkout)
+    return working_tree(project.repository, project.task, project.reference(), checkout)
 
 
 def _setting(word: str) -> tuple[str, Any]:
@@ -195,9 +195,9 @@ def _read_patch(path: Path) -> str:
         raise UsageError(f"patch {path} cannot be read: {error.strerror}") from error
 
 
-def _print_line(lab: Lab, finished: Finished, log: Path | None) -> None:
+def _print_line(project: Project, finished: Finished, log: Path | None) -> None:
     """The published line on stdout, before anything else can go wrong."""
-    result, run = finished.result, lab.layout.run(finished.experiment_id)
+    result, run = finished.result, project.layout.run(finished.experiment_id)
     path = run.log
     if log is not None and run.log.exists():
         shutil.copyfile(run.log, log)
@@ -211,7 +211,7 @@ def _print_line(lab: Lab, finished: Finished, log: Path | None) -> None:
     print("\t".join(fields), flush=True)
 
 
-def _after(lab: Lab, finished: Finished, decide: bool) -> None:
+def _after(project: Project, finished: Finished, decide: bool) -> None:
     """The ledger, the decision where one was asked for, and the published exit code."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.housekeeping import pack_when_due
@@ -219,10 +219,10 @@ def _after(lab: Lab, finished: Finished, decide: bool) -> None:
     result, identity = finished.result, finished.experiment_id
     try:
         if decide:
-            _decide(lab, identity)
+            _decide(project, identity)
     finally:  # the run is in the ledger also when it cannot be decided
-        refresh(lab.layout)
-    pack_when_due(lab.repository)
+        refresh(project.layout)
+    pack_when_due(project.repository)
     if result.failure_kind is not None:
         said = f"{result.failure_kind}: {result.failure_detail}"
         err().print(said, style="red", markup=False, soft_wrap=True)
@@ -231,7 +231,7 @@ def _after(lab: Lab, finished: Finished, decide: bool) -> None:
         err().print(f"decide it: python orchestrator.py decide {identity}", soft_wrap=True)
 
 
-def _decide(lab: Lab, experiment_id: str, *, lines: bool = False) -> int:
+def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int:
     """Decides, after the runs that confirm a win; how many decisions it took.
 
     With `lines` each of these runs prints its line on stdout, else it is a remark.
@@ -241,14 +241,14 @@ def _decide(lab: Lab, experiment_id: str, *, lines: bool = False) -> int:
 
     def ran(repeat: Repeat, made: Finished, waits: UnconfirmedError) -> None:
         if lines:
-            _print_line(lab, made, None)
+            _print_line(project, made, None)
         result, done = made.result, waits.wanted - len(waits.missing) + 1
         came = result.failure_kind or f"{result.metric_name} {_field(result.metric_value, 6)}"
         said = f"{made.experiment_id}, {repeat.title}: {came} ({done} of {waits.wanted} runs)"
         err().print(said, markup=False, soft_wrap=True)
 
     decisions = confirm(
-        lab, experiment_id, decided_by="run-experiment", watch=ProgressWatch, ran=ran
+        project, experiment_id, decided_by="run-experiment", watch=ProgressWatch, ran=ran
     )
     for decision in decisions:
         if decision.decision_status != "replicate":

@@ -14,8 +14,8 @@ from autohypothesis.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.inputs import Inputs
-    from autohypothesis.engine.lab import Lab
     from autohypothesis.engine.preparing import Wanted
+    from autohypothesis.engine.project import Project
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +53,8 @@ def setup(
     What is there already stays, and prepare.py is never edited. Installs nothing: what is missing
     is named with its command. Example: `orchestrator.py setup --seq-len 128`
     """  # fmt: skip
-    from autohypothesis.engine.lab import Lab
     from autohypothesis.engine.preparing import Wanted
+    from autohypothesis.engine.project import Project
 
     given = repo or context.find_root().obj
     if folder is not None and given is not None and folder.absolute() != given.absolute():
@@ -62,10 +62,10 @@ def setup(
     wanted = Wanted(profile, seq_len, source)
     if skip_data and wanted.words:
         raise UsageError(f"--skip-data leaves nothing for {', '.join(wanted.words[::2])}")
-    lab = Lab.open(folder or repository_path(context, repo))
-    _check_environment(lab.layout.root)
+    project = Project.open(folder or repository_path(context, repo))
+    _check_environment(project.layout.root)
     if not skip_data:
-        _prepare(lab, wanted)
+        _prepare(project, wanted)
     _say("next: python orchestrator.py run-loop --max 20")
 
 
@@ -82,7 +82,7 @@ def _check_environment(root: Path) -> None:
     out().print("environment: in order", markup=False)
 
 
-def _prepare(lab: Lab, wanted: Wanted) -> None:
+def _prepare(project: Project, wanted: Wanted) -> None:
     """Data and tokenizer by the repository's own prepare.py, unless it has nothing to do."""
     from autohypothesis.engine.preparing import (
         SCRIPT,
@@ -92,7 +92,7 @@ def _prepare(lab: Lab, wanted: Wanted) -> None:
         takes,
     )
 
-    root, task = lab.layout.root, lab.task
+    root, task = project.layout.root, project.task
     script = root / SCRIPT
     found = find_inputs(task, root, pins={})
     due = isinstance(found, LaunchError) or (script.is_file() and not makes_inputs(task))
@@ -103,10 +103,10 @@ def _prepare(lab: Lab, wanted: Wanted) -> None:
         found = find_inputs(task, root, pins={})
     if isinstance(found, LaunchError):
         raise found
-    _report(lab, found)
+    _report(project, found)
 
 
-def _report(lab: Lab, found: Inputs) -> None:
+def _report(project: Project, found: Inputs) -> None:
     from autohypothesis.engine.inputs import pinned_inputs
 
     for name, report in found.reports.items():
@@ -114,9 +114,11 @@ def _report(lab: Lab, found: Inputs) -> None:
         out().print(f"data: {known}{name}={report.path}", soft_wrap=True, markup=False)
     if not found.reports:
         out().print("data: the task names none", markup=False)
-    pinned = pinned_inputs(lab.layout.root)
+    pinned = pinned_inputs(project.layout.root)
     if any(pinned.get(name, path) != path for name, path in found.environment.items()):
-        _say(f"note: search {lab.tag} keeps the data that it began with; a new --tag takes this")
+        _say(
+            f"note: search {project.tag} keeps the data that it began with; a new --tag takes this"
+        )
 
 
 def new(

@@ -199,7 +199,7 @@ def _opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layo
 
 
 def _active(layout: Layout) -> str | None:
-    from autohypothesis.engine.lab import active_tag
+    from autohypothesis.engine.project import active_tag
 
     return active_tag(layout)
 
@@ -212,7 +212,7 @@ def meant_tag(layout: Layout, tag: str | None) -> str | None:
 
 
 def _reference(repository: Repository, tag: str | None) -> str:
-    from autohypothesis.engine.lab import reference_ref
+    from autohypothesis.engine.project import reference_ref
     from autohypothesis.errors import SettleError
 
     commit = repository.read_ref(reference_ref(tag)) if tag else None

@@ -151,13 +151,13 @@ def _picture_is_due(layout: Layout) -> bool:
 
 def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:
     """Decisions stamped into result.json become decisions; then the ledger shows them."""
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.engine.settle import take_hand_edits
     from autohypothesis.fleet.sync import sync as fold_and_write
 
-    lab = Lab.open(layout.root)
+    project = Project.open(layout.root)
     edits = [(edit.experiment_id, edit.status) for edit in report.hand_edits]
-    taken, refused = take_hand_edits(lab, edits)
+    taken, refused = take_hand_edits(project, edits)
     for line in refused:
         err().print(f"edit refused: {line}", soft_wrap=True, markup=False)
     return fold_and_write(layout) if taken else report

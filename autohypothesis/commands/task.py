@@ -21,7 +21,7 @@ from autohypothesis.commands.common import (
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
     from autohypothesis.fleet.artifact.loop import Loop
     from autohypothesis.schema import Decision
 
@@ -70,18 +70,18 @@ def run(
     from autohypothesis.engine.beginning import whole_or_nothing
     from autohypothesis.engine.housekeeping import pack_when_due
 
-    lab = _opened(context, path, repo)
-    with whole_or_nothing(lab.repository, lab.layout):
-        loop = loop_of(lab.with_tag(tag or lab.task.id), parallel, seed)
+    project = _opened(context, path, repo)
+    with whole_or_nothing(project.repository, project.layout):
+        loop = loop_of(project.with_tag(tag or project.task.id), parallel, seed)
         loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
         try:
-            with telling_what_runs_lack(loop.lab):
+            with telling_what_runs_lack(loop.project):
                 decided = loop.run(iterations)
         finally:
-            refresh(lab.layout)
-            pack_when_due(lab.repository)
+            refresh(project.layout)
+            pack_when_due(project.repository)
     tried = [one for one in decided if one.base_commit is not None]
-    _say(_summary(loop.lab, tried))
+    _say(_summary(loop.project, tried))
     if tried and all(one.decision_status == "crash" for one in tried):
         raise typer.Exit(1)
 
@@ -96,10 +96,10 @@ def check(context: typer.Context, path: TaskPath, repo: Repo = None, as_json: Js
     from autohypothesis.engine.isolation import sandbox_kind
     from autohypothesis.engine.programs import programs_of
 
-    lab = _opened(context, path, repo)
-    found = lab.task
-    files = lab.repository.tracked_files()
-    programs = programs_of(found, lab.repository.root, files)
+    project = _opened(context, path, repo)
+    found = project.task
+    files = project.repository.tracked_files()
+    programs = programs_of(found, project.repository.root, files)
     report = {
         "id": found.id,
         "file": found.source or str(path),
@@ -145,18 +145,18 @@ SANDBOXES = {
 }
 
 
-def _summary(lab: Lab, tried: Sequence[Decision]) -> str:
+def _summary(project: Project, tried: Sequence[Decision]) -> str:
     """What came of one call, in a line."""
     kept = [one for one in tried if one.decision_status == "keep"]
-    said = f"{lab.active()}: {len(kept)} of {len(tried)} changes kept"
+    said = f"{project.active()}: {len(kept)} of {len(tried)} changes kept"
     if kept:
-        metric = lab.task.objective.metric
+        metric = project.task.objective.metric
         said += f", {metric} {kept[0].reference_value:g} -> {kept[-1].metric_value:g}"
-    return f"{said}; a line for each in {lab.layout.task_results}"
+    return f"{said}; a line for each in {project.layout.task_results}"
 
 
-def _opened(context: typer.Context, path: Path, repo: Path | None) -> Lab:
-    """The laboratory of a task: the repository that its file is in, unless another is named."""
+def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
+    """The project of a task: the repository that its file is in, unless another is named."""
     file = path / "task.yaml" if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"there is no task file at {file}", hint="name one: task run PATH")
@@ -165,7 +165,7 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Lab:
     return laboratory(context, repo, task=file)
 
 
-def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
+def loop_of(project: Project, parallel: int, seed: int) -> Loop:
     """The loop of one task, not begun."""
     from autohypothesis.commands.fleet import in_hours
     from autohypothesis.commands.watch import ProgressWatch
@@ -176,22 +176,25 @@ def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
     from autohypothesis.fleet.queue.chronicle import Chronicle
     from autohypothesis.fleet.queue.states import Queue
 
-    if lab.task.run.device != "cuda" and parallel > len(lanes()):
+    if project.task.run.device != "cuda" and parallel > len(lanes()):
         raise UsageError(
             f"--parallel {parallel}: this machine has {len(lanes())} CPU lanes",
             hint="see `python orchestrator.py doctor`",
         )
-    chronicle, queue = Chronicle(lab.layout, lab.active()), Queue(lab.layout, lab.active())
+    chronicle, queue = (
+        Chronicle(project.layout, project.active()),
+        Queue(project.layout, project.active()),
+    )
     return Loop(
-        lab=lab,
-        source=_source(lab, chronicle, queue, seed),
+        project=project,
+        source=_source(project, chronicle, queue, seed),
         chronicle=chronicle,
         ending=Ending(
-            Limits(until=in_hours(lab.task.budget.hours)),
-            lab.task,
+            Limits(until=in_hours(project.task.budget.hours)),
+            project.task,
             queue,
             chronicle,
-            Library(lab, chronicle),
+            Library(project, chronicle),
         ),
         parallel=parallel,
         say=_say,
@@ -199,14 +202,14 @@ def loop_of(lab: Lab, parallel: int, seed: int) -> Loop:
     )
 
 
-def _source(lab: Lab, chronicle: Any, queue: Any, seed: int) -> Any:
+def _source(project: Project, chronicle: Any, queue: Any, seed: int) -> Any:
     from autohypothesis.fleet.artifact.source import Program, Queued
     from autohypothesis.proposers.search import Search
 
-    kind = lab.task.mutator.type
+    kind = project.task.mutator.type
     if kind == "command":
-        return Program(lab, chronicle, seed)
-    return Queued(lab, chronicle, queue, Search() if kind == "overrides" else None)
+        return Program(project, chronicle, seed)
+    return Queued(project, chronicle, queue, Search() if kind == "overrides" else None)
 
 
 def _say(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autohypothesis.commands.common import err
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
 
 REFRESH_S = 0.2
 
@@ -44,11 +44,11 @@ class ProgressWatch:
         self._progress.start()
         self._progress.update(self._bar, description=f"{self._title}: preparing")
 
-    def tick(self, lab: Lab, experiment_id: str) -> None:
+    def tick(self, project: Project, experiment_id: str) -> None:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + REFRESH_S
-        event = self._latest(lab, experiment_id)
+        event = self._latest(project, experiment_id)
         if event is not None:
             percent = (event.get("progress") or {}).get("progress_pct")
             self._progress.update(
@@ -64,10 +64,10 @@ class ProgressWatch:
     def ended(self) -> None:
         self._progress.stop()
 
-    def _latest(self, lab: Lab, experiment_id: str) -> dict[str, Any] | None:
+    def _latest(self, project: Project, experiment_id: str) -> dict[str, Any] | None:
         from autohypothesis.records.jsonl import read_new
 
-        news = read_new(lab.layout.run(experiment_id).events, self._offset)
+        news = read_new(project.layout.run(experiment_id).events, self._offset)
         self._offset = news.offset
         return news.records[-1] if news.records else None
 

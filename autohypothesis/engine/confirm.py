@@ -18,7 +18,7 @@ from autohypothesis.engine.confirmation import Repeat, UnconfirmedError
 from autohypothesis.engine.evidence import finished, read_model
 from autohypothesis.engine.executor import Executor
 from autohypothesis.engine.iteration import Finished, Request, Unwatched, Watch
-from autohypothesis.engine.lab import Lab, is_running, run_ids
+from autohypothesis.engine.project import Project, is_running, run_ids
 from autohypothesis.engine.settle import settle, waits_for
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.schema import Decision, Metadata
@@ -30,7 +30,7 @@ Ran = Callable[[Repeat, Finished, UnconfirmedError], None]
 
 
 def confirm(
-    lab: Lab,
+    project: Project,
     experiment_id: str,
     *,
     decided_by: str,
@@ -51,25 +51,25 @@ def confirm(
         SettleError: it cannot be decided; or a run was made on another platform and says nothing.
         ChangeError, PreflightError, LeaseError: a run cannot be made.
     """
-    own = replace(lab, task=finished(lab, experiment_id).task)
+    own = replace(project, task=finished(project, experiment_id).task)
     decisions: list[Decision] = []
     while True:
         try:
-            return [*decisions, *settle(lab, [experiment_id], decided_by=decided_by)]
+            return [*decisions, *settle(project, [experiment_id], decided_by=decided_by)]
         except UnconfirmedError as waits:
             awaits = waits
-        repeat = next(_not_under_way(lab, awaits), None)
+        repeat = next(_not_under_way(project, awaits), None)
         if repeat is None:
             time.sleep(POLL_S)
-            recovery.collect_ended(lab.repository, lab.layout)
+            recovery.collect_ended(project.repository, project.layout)
             continue
         made = iteration.run(own, request_of(repeat), watch=watch(), executor=executor)
         ran(repeat, made, awaits)
-        _check(lab, experiment_id, repeat, made)
-        decisions += settle(lab, [made.experiment_id], decided_by=decided_by)
+        _check(project, experiment_id, repeat, made)
+        decisions += settle(project, [made.experiment_id], decided_by=decided_by)
 
 
-def missing(lab: Lab, experiment_id: str) -> list[Request]:
+def missing(project: Project, experiment_id: str) -> list[Request]:
     """What is to be run before an experiment can be decided, for who runs several at a time.
 
     Nothing is decided or run here. What runs now is left out; what has ended counts once it is
@@ -78,8 +78,8 @@ def missing(lab: Lab, experiment_id: str) -> list[Request]:
     Raises:
         SettleError: it cannot be decided, whatever is run.
     """
-    awaits = waits_for(lab, experiment_id)
-    return [] if awaits is None else [request_of(one) for one in _not_under_way(lab, awaits)]
+    awaits = waits_for(project, experiment_id)
+    return [] if awaits is None else [request_of(one) for one in _not_under_way(project, awaits)]
 
 
 def request_of(repeat: Repeat) -> Request:
@@ -94,28 +94,28 @@ def request_of(repeat: Repeat) -> Request:
     )
 
 
-def _not_under_way(lab: Lab, awaits: UnconfirmedError) -> Iterator[Repeat]:
+def _not_under_way(project: Project, awaits: UnconfirmedError) -> Iterator[Repeat]:
     """Missing runs that nobody, a fleet beside this process say, makes at this moment."""
-    running = set(_running(lab)) if awaits.repeats else set()
+    running = set(_running(project)) if awaits.repeats else set()
     for repeat in awaits.repeats:
         if (repeat.commit, repeat.seed) not in running:
             yield repeat
 
 
-def _running(lab: Lab) -> Iterator[tuple[str, int | None]]:
-    for name in run_ids(lab.layout):
-        run = lab.layout.run(name)
+def _running(project: Project) -> Iterator[tuple[str, int | None]]:
+    for name in run_ids(project.layout):
+        run = project.layout.run(name)
         if run.result.exists() or not run.metadata.exists():
             continue
         with suppress(AutohypothesisError):
             metadata = read_model(Metadata, run.metadata)
-            if metadata.run.replicates and is_running(lab.layout, name):
+            if metadata.run.replicates and is_running(project.layout, name):
                 yield metadata.runtime.commit, metadata.run.seed
 
 
-def _check(lab: Lab, experiment_id: str, repeat: Repeat, made: Finished) -> None:
+def _check(project: Project, experiment_id: str, repeat: Repeat, made: Finished) -> None:
     """A run that is no pair of anything would be made again and again."""
-    metadata = read_model(Metadata, lab.layout.run(made.experiment_id).metadata)
+    metadata = read_model(Metadata, project.layout.run(made.experiment_id).metadata)
     key, commit = metadata.runtime.platform_key, made.result.commit
     if key and (key, commit) != (repeat.platform_key, repeat.commit):
         raise SettleError(

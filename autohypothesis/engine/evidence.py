@@ -14,9 +14,9 @@ from autohypothesis.engine.collect import is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.engine.identity import BY_HAND
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.replicates import pairs_of
 from autohypothesis.engine.task import Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
@@ -47,14 +47,14 @@ class Case:
         return self.result.parent_commit or self.result.commit
 
 
-def finished(lab: Lab, experiment_id: str) -> Case:
+def finished(project: Project, experiment_id: str) -> Case:
     """The experiment to decide.
 
     Raises:
         SettleError: it is unfinished, unknown, or another tag's.
         RecordError: one of its files is damaged, or of another run; the message names the file.
     """
-    run = lab.layout.run(experiment_id)
+    run = project.layout.run(experiment_id)
     if not run.result.exists():
         raise SettleError(
             f"{experiment_id} has no result yet",
@@ -73,13 +73,13 @@ def finished(lab: Lab, experiment_id: str) -> Case:
             f"{run.metadata} is of experiment {named!r}, not of {experiment_id}",
             hint="a bundle keeps its name; move the run's folder away",
         )
-    if metadata.run.tag not in ("", lab.tag):
+    if metadata.run.tag not in ("", project.tag):
         raise SettleError(
-            f"{experiment_id} belongs to tag {metadata.run.tag!r}, not to {lab.tag!r}",
+            f"{experiment_id} belongs to tag {metadata.run.tag!r}, not to {project.tag!r}",
             hint=f"run `python orchestrator.py decide {experiment_id} --tag {metadata.run.tag}`",
         )
     result, submitted = read_model(Result, run.result), run.run_spec.exists()
-    return Case(result, metadata, _task_of(lab, run), submitted=submitted)
+    return Case(result, metadata, _task_of(project, run), submitted=submitted)
 
 
 def as_it_counts(past: Settled, case: Case) -> Case:
@@ -104,9 +104,9 @@ def read_model(model: type[Model], path: Path) -> Model:
         ) from None
 
 
-def _task_of(lab: Lab, run: RunPaths) -> Task:
+def _task_of(project: Project, run: RunPaths) -> Task:
     """The task of the run itself; the one of today for a run that nobody submitted."""
-    return read_model(RunSpec, run.run_spec).task if run.run_spec.exists() else lab.task
+    return read_model(RunSpec, run.run_spec).task if run.run_spec.exists() else project.task
 
 
 def gather(

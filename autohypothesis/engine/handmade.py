@@ -11,8 +11,8 @@ from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.failures import classify
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.identity import BY_HAND
-from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.logs import parse_summary
+from autohypothesis.engine.project import Project, node_id
 from autohypothesis.errors import ChangeError, UsageError
 from autohypothesis.records import bundles, ids
 from autohypothesis.records.files import read_bytes, write_atomic
@@ -36,7 +36,7 @@ TAIL = 4_096
 WORKER = "by-hand"
 
 
-def record_log(lab: Lab, log: Path, *, commit: str, title: str) -> tuple[str, Result]:
+def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple[str, Result]:
     """A bundle of the run that printed `log`, as a change of `commit` against the reference.
 
     Its platform is unknown, so it is compared with other hand-made runs only.
@@ -51,53 +51,55 @@ def record_log(lab: Lab, log: Path, *, commit: str, title: str) -> tuple[str, Re
             f"there is no log at {log}", hint="make one: python train.py > run.log 2>&1"
         )
     text = read_bytes(log.resolve(), LOG_LIMIT).decode("utf-8", "replace")
-    sha, base = lab.repository.resolve(commit), lab.reference()
-    _check(lab, sha, base)
-    title = title or f"by hand: {lab.repository.subject(sha)}"
-    hypothesis_id = ids.allocate_hypothesis(lab.layout, lab.active())
+    sha, base = project.repository.resolve(commit), project.reference()
+    _check(project, sha, base)
+    title = title or f"by hand: {project.repository.subject(sha)}"
+    hypothesis_id = ids.allocate_hypothesis(project.layout, project.active())
     experiment_id = ids.allocate_experiment(
-        lab.layout,
+        project.layout,
         hypothesis_id,
-        lab.repository.experiments(),
-        plan=lambda given: _plan(lab, given, hypothesis_id, base, title),
+        project.repository.experiments(),
+        plan=lambda given: _plan(project, given, hypothesis_id, base, title),
     )
-    lab.repository.compare_and_swap(experiment_ref(experiment_id), sha, None)
-    run = lab.layout.run(experiment_id)
+    project.repository.compare_and_swap(experiment_ref(experiment_id), sha, None)
+    run = project.layout.run(experiment_id)
     run.folder.mkdir(parents=True)
     shutil.copyfile(log, run.log)
     parent = base if sha != base else None
-    _write_head(lab, run, experiment_id, hypothesis_id, sha, parent, title)
-    result = _result(lab, text, sha, parent, title)
+    _write_head(project, run, experiment_id, hypothesis_id, sha, parent, title)
+    result = _result(project, text, sha, parent, title)
     bundles.write_result(run, result)
     return experiment_id, result
 
 
-def _check(lab: Lab, commit: str, base: str) -> None:
+def _check(project: Project, commit: str, base: str) -> None:
     """A keep of it would become the reference: it is held to what every candidate is held to."""
     if commit == base:
         return
-    if not lab.repository.is_ancestor(base, commit):
+    if not project.repository.is_ancestor(base, commit):
         raise ChangeError(
             f"{commit[:12]} is not built on the reference {base[:12]}",
             hint=f"make its change on that one: git rebase {base[:12]}",
         )
-    check_candidate(lab.repository, lab.task, commit, lab.repository.changes(base, commit))
+    check_candidate(
+        project.repository, project.task, commit, project.repository.changes(base, commit)
+    )
 
 
-def _plan(lab: Lab, experiment_id: str, hypothesis_id: str, base: str, title: str) -> Plan:
+def _plan(project: Project, experiment_id: str, hypothesis_id: str, base: str, title: str) -> Plan:
     return Plan(
         experiment_id=experiment_id,
         created_at=now(),
         based_on_commit=base,
         worker_id=WORKER,
-        tag=lab.active(),
+        tag=project.active(),
         node_id=node_id(),
         hypothesis=PlannedHypothesis(hypothesis_id=hypothesis_id, title=title),
     )
 
 
 def _write_head(
-    lab: Lab,
+    project: Project,
     run: RunPaths,
     experiment_id: str,
     hypothesis_id: str,
@@ -106,11 +108,11 @@ def _write_head(
     title: str,
 ) -> None:
     """Settings, change and metadata: what the commit says about the run."""
-    repository = lab.repository
+    repository = project.repository
     changes = repository.changes(parent, commit) if parent else []
     diff = repository.diff(parent, commit) if parent else ""
     literals: dict[str, Any] = {}
-    for path in lab.task.artifacts_in(repository.entries(commit)):
+    for path in project.task.artifacts_in(repository.entries(commit)):
         if path.endswith(".py"):
             try:
                 literals |= read_constants(repository.show_file(commit, path))
@@ -133,15 +135,15 @@ def _write_head(
         worker_id=WORKER,
         hypothesis_id=hypothesis_id,
         title=title,
-        tag=lab.active(),
+        tag=project.active(),
         node_id=host_name(),
     )
     bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
 
 
-def _result(lab: Lab, text: str, commit: str, parent: str | None, title: str) -> Result:
+def _result(project: Project, text: str, commit: str, parent: str | None, title: str) -> Result:
     """What the log says: completed with a finite metric, else failed for the reason it shows."""
-    objective = lab.task.objective
+    objective = project.task.objective
     summary = parse_summary(text + "\n", objective.metric)
     value = finite(summary.metrics.get(objective.metric))
     ended = {"status": "exited", "exit_code": 0 if value is not None else 1}

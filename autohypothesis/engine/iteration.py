@@ -28,12 +28,12 @@ from autohypothesis.engine.executor import (
     Waits,
 )
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.local import LocalExecutor, workspace_of
 from autohypothesis.engine.mutator import Mutator
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.prepare import prepare
+from autohypothesis.engine.project import Project, node_id
 from autohypothesis.engine.refusal import record_refusal
 from autohypothesis.engine.told import told, tried_before
 from autohypothesis.engine.workspace import Workspace
@@ -88,7 +88,7 @@ class Watch(Protocol):
 
     def preparing(self, title: str) -> None: ...
 
-    def tick(self, lab: Lab, experiment_id: str) -> None:
+    def tick(self, project: Project, experiment_id: str) -> None:
         """Called about every `POLL_S` seconds while it runs."""
 
     def notice(self, text: str) -> None:
@@ -102,7 +102,7 @@ class Unwatched:
 
     def preparing(self, title: str) -> None: ...
 
-    def tick(self, lab: Lab, experiment_id: str) -> None: ...
+    def tick(self, project: Project, experiment_id: str) -> None: ...
 
     def notice(self, text: str) -> None: ...
 
@@ -110,7 +110,11 @@ class Unwatched:
 
 
 def run(
-    lab: Lab, request: Request, *, watch: Watch | None = None, executor: Executor | None = None
+    project: Project,
+    request: Request,
+    *,
+    watch: Watch | None = None,
+    executor: Executor | None = None,
 ) -> Finished:
     """Prepare `request` on the reference, execute it, and collect its bundle.
 
@@ -121,22 +125,22 @@ def run(
         LeaseError: every device is held.
         UnwritableError: the run could not be recorded; nothing was begun.
     """
-    layout = lab.layout
+    layout = project.layout
     require_writable(layout.research, layout.plans, layout.runs, layout.locks)
     watch = watch or Unwatched()
-    executor = executor or LocalExecutor(lab.repository, lab.layout)
-    recovery.collect_ended(lab.repository, lab.layout)
-    with free_worker(lab) as worker:
+    executor = executor or LocalExecutor(project.repository, project.layout)
+    recovery.collect_ended(project.repository, project.layout)
+    with free_worker(project) as worker:
         try:
             watch.preparing(request.title)
-            spec = plan(lab, request, worker, executor)
-            return execute(lab, executor, [spec], watch)[0]
+            spec = plan(project, request, worker, executor)
+            return execute(project, executor, [spec], watch)[0]
         finally:
             watch.ended()
 
 
 def execute(
-    lab: Lab, executor: Executor, specs: Sequence[RunSpec], watch: Watch | None = None
+    project: Project, executor: Executor, specs: Sequence[RunSpec], watch: Watch | None = None
 ) -> list[Finished]:
     """Run candidates side by side, each on a device of its own, and collect them in their order.
 
@@ -150,32 +154,34 @@ def execute(
         for spec in specs:
             executor.submit(spec)
         for handle in handles:
-            follow(lab, executor, handle, watch)
+            follow(project, executor, handle, watch)
     except BaseException:
         for handle in handles:
-            _call_off(lab, executor, handle)
+            _call_off(project, executor, handle)
         raise
     return [Finished(handle.experiment_id, executor.collect(handle)) for handle in handles]
 
 
-def _call_off(lab: Lab, executor: Executor, handle: Handle) -> None:
-    if not lab.layout.run(handle.experiment_id).run_spec.exists():
-        forget(lab, handle.experiment_id)
+def _call_off(project: Project, executor: Executor, handle: Handle) -> None:
+    if not project.layout.run(handle.experiment_id).run_spec.exists():
+        forget(project, handle.experiment_id)
         return
     with suppress(AutohypothesisError):
         executor.cancel(handle)
-        follow(lab, executor, handle)
+        follow(project, executor, handle)
         executor.collect(handle)
 
 
-def forget(lab: Lab, experiment_id: str) -> None:
+def forget(project: Project, experiment_id: str) -> None:
     """Take back the plan of an experiment that was never begun; its id stays taken."""
-    shutil.rmtree(lab.layout.run(experiment_id).folder, ignore_errors=True)
-    lab.layout.plan_page(experiment_id).unlink(missing_ok=True)
-    lab.layout.plan(experiment_id).unlink(missing_ok=True)
+    shutil.rmtree(project.layout.run(experiment_id).folder, ignore_errors=True)
+    project.layout.plan_page(experiment_id).unlink(missing_ok=True)
+    project.layout.plan(experiment_id).unlink(missing_ok=True)
 
 
-def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = None) -> None:
+def follow(
+    project: Project, executor: Executor, handle: Handle, watch: Watch | None = None
+) -> None:
     """Wait until an experiment has ended."""
     watch = watch or Unwatched()
     wait: Callable[[Handle, float], None] = (
@@ -183,7 +189,7 @@ def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = N
     )
     look_at, said = 0.0, False
     while executor.poll(handle) == "running":
-        watch.tick(lab, handle.experiment_id)
+        watch.tick(project, handle.experiment_id)
         if isinstance(executor, Notices) and time.monotonic() >= look_at:
             look_at = time.monotonic() + NOTICE_S
             text = executor.notice(handle)
@@ -194,7 +200,7 @@ def follow(lab: Lab, executor: Executor, handle: Handle, watch: Watch | None = N
 
 
 def plan(
-    lab: Lab,
+    project: Project,
     request: Request,
     worker: str,
     executor: Executor | None = None,
@@ -219,57 +225,57 @@ def plan(
         ChangeError, PreflightError: the change is refused; RefusedError when that is recorded.
         LeaseError: every device is held.
     """
-    base = _base(lab, request)
-    side = workspace_of(lab.repository, workspace or worker, lab.active())
-    inputs = _inputs(lab, side, base)
+    base = _base(project, request)
+    side = workspace_of(project.repository, workspace or worker, project.active())
+    inputs = _inputs(project, side, base)
     if isinstance(executor, Offers):
-        executor.offer(lab.task, inputs)
+        executor.offer(project.task, inputs)
     is_baseline = request.change.kind == "none" and request.replicates is None
-    request = _complete(lab, request, is_baseline)
+    request = _complete(project, request, is_baseline)
     experiment_id = ids.allocate_experiment(
-        lab.layout,
+        project.layout,
         str(request.hypothesis_id),
-        lab.repository.experiments_before,
-        plan=lambda given: _plan(lab, request, worker, base, given),
-        page=lambda given: plan_page(_plan(lab, request, worker, base, given)),
+        project.repository.experiments_before,
+        plan=lambda given: _plan(project, request, worker, base, given),
+        page=lambda given: plan_page(_plan(project, request, worker, base, given)),
     )
-    mutator = _mutator(lab, request, base, experiment_id, cancelled)
+    mutator = _mutator(project, request, base, experiment_id, cancelled)
     try:
-        candidate = _candidate(lab, request, side, base, experiment_id, inputs, mutator)
+        candidate = _candidate(project, request, side, base, experiment_id, inputs, mutator)
         _refuse_what_was_tried(candidate, mutator)
     except BaseException as error:
         if record_refused and isinstance(error, AutohypothesisError):
             made = mutator.made.to_json() if mutator else {}
-            planned = _plan(lab, request, worker, base, experiment_id)
-            if refused := record_refusal(lab, planned, error, made):
+            planned = _plan(project, request, worker, base, experiment_id)
+            if refused := record_refusal(project, planned, error, made):
                 raise refused from error
-        forget(lab, experiment_id)
+        forget(project, experiment_id)
         raise
-    spec = _spec(lab, request, worker, candidate, resources)
+    spec = _spec(project, request, worker, candidate, resources)
     return spec.model_copy(update={"mutation": mutator.made.to_json()}) if mutator else spec
 
 
-def _base(lab: Lab, request: Request) -> str:
+def _base(project: Project, request: Request) -> str:
     """The reference; for a repeat the commit that it repeats, wherever the reference is by now."""
     if request.replicates is not None and request.change.kind == "none":
-        repeated = lab.repository.read_ref(experiment_ref(request.replicates))
+        repeated = project.repository.read_ref(experiment_ref(request.replicates))
         if repeated is not None:
             return repeated
-        if not lab.layout.plan(request.replicates).exists():
+        if not project.layout.plan(request.replicates).exists():
             raise ChangeError(
                 f"there is no experiment {request.replicates!r} to repeat",
                 hint="run `python orchestrator.py runs` for the ids there are",
             )
-    return lab.reference()
+    return project.reference()
 
 
-def _complete(lab: Lab, request: Request, is_baseline: bool) -> Request:
+def _complete(project: Project, request: Request, is_baseline: bool) -> Request:
     """`request` with an id, a title and a seed."""
     hypothesis_id = request.hypothesis_id
     if hypothesis_id is None and is_baseline and request.replicates is None:
-        hypothesis_id = ids.baseline_id(lab.active())
+        hypothesis_id = ids.baseline_id(project.active())
     elif hypothesis_id is None:
-        hypothesis_id = ids.allocate_hypothesis(lab.layout, lab.active())
+        hypothesis_id = ids.allocate_hypothesis(project.layout, project.active())
     return replace(
         request,
         hypothesis_id=hypothesis_id,
@@ -293,15 +299,15 @@ def _title(change: Change) -> str:
     return words.get(change.kind) or "".join(said)[:100]
 
 
-def _inputs(lab: Lab, workspace: Workspace, base: str) -> Inputs:
-    if not lab.task.inputs:
+def _inputs(project: Project, workspace: Workspace, base: str) -> Inputs:
+    if not project.task.inputs:
         return Inputs()
-    checkout = workspace.export.checkout(base, lab.task).path
-    return locate_inputs(lab.task, checkout, lab.repository.root, os.environ)
+    checkout = workspace.export.checkout(base, project.task).path
+    return locate_inputs(project.task, checkout, project.repository.root, os.environ)
 
 
 def _candidate(
-    lab: Lab,
+    project: Project,
     request: Request,
     workspace: Workspace,
     base: str,
@@ -310,8 +316,8 @@ def _candidate(
     mutator: Mutator | None,
 ) -> Candidate:
     return prepare(
-        lab.repository,
-        lab.task,
+        project.repository,
+        project.task,
         base,
         request.change,
         experiment_id,
@@ -325,17 +331,22 @@ def _candidate(
 
 
 def _mutator(
-    lab: Lab, request: Request, base: str, experiment_id: str, cancelled: Callable[[], bool]
+    project: Project, request: Request, base: str, experiment_id: str, cancelled: Callable[[], bool]
 ) -> Mutator | None:
     """The task's program, for a change that somebody has to make."""
-    if request.change.kind != "instructions" or lab.task.mutator.command is None:
+    if request.change.kind != "instructions" or project.task.mutator.command is None:
         return None
-    past = Settled.of_tag(lab.layout, lab.tag)
+    past = Settled.of_tag(project.layout, project.tag)
     seed = request.mutation_seed
     if seed is None:
         seed = int.from_bytes(sha256(experiment_id.encode()).digest()[:4], "big")
     return Mutator(
-        lab.repository, lab.task, seed, told(lab, past, experiment_id, base, seed), past, cancelled
+        project.repository,
+        project.task,
+        seed,
+        told(project, past, experiment_id, base, seed),
+        past,
+        cancelled,
     )
 
 
@@ -349,14 +360,14 @@ def _refuse_what_was_tried(candidate: Candidate, mutator: Mutator | None) -> Non
         )
 
 
-def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str) -> Plan:
+def _plan(project: Project, request: Request, worker: str, base: str, experiment_id: str) -> Plan:
     change = request.change
     return Plan(
         experiment_id=experiment_id,
         created_at=now(),
         based_on_commit=base,
         worker_id=worker,
-        tag=lab.active(),
+        tag=project.active(),
         seed=request.seed,
         replicates=request.replicates,
         node_id=node_id(),
@@ -374,18 +385,18 @@ def _plan(lab: Lab, request: Request, worker: str, base: str, experiment_id: str
 
 
 def _spec(
-    lab: Lab, request: Request, worker: str, candidate: Candidate, resources: Resources
+    project: Project, request: Request, worker: str, candidate: Candidate, resources: Resources
 ) -> RunSpec:
     if resources.kind is None:
-        resources = resources.model_copy(update={"kind": lab.task.run.device})
+        resources = resources.model_copy(update={"kind": project.task.run.device})
     return RunSpec(
         resources=resources,
         experiment_id=candidate.experiment_id,
-        task=lab.task,
+        task=project.task,
         commit=candidate.commit,
         parent_commit=candidate.parent_commit,
         seed=int(request.seed or 0),
-        tag=lab.active(),
+        tag=project.active(),
         hypothesis_id=str(request.hypothesis_id),
         worker_id=worker,
         title=candidate.title,
@@ -401,7 +412,7 @@ def _spec(
 
 
 @contextmanager
-def free_worker(lab: Lab) -> Iterator[str]:
+def free_worker(project: Project) -> Iterator[str]:
     """A worker's name whose worktree nobody uses: `solo-0`, `solo-1` and so on.
 
     The lock is this process's; a run that outlived its starter still uses its worktree. Only who
@@ -409,16 +420,16 @@ def free_worker(lab: Lab) -> Iterator[str]:
     """
     for number in count():
         name = f"solo-{number}"
-        places = (lab.layout.worktree(name), lab.layout.worktree(f"{name}-next"))
-        if any(is_strangers_worktree(lab.repository, path) for path in places):
+        places = (project.layout.worktree(name), project.layout.worktree(f"{name}-next"))
+        if any(is_strangers_worktree(project.repository, path) for path in places):
             continue
         with ExitStack() as stack:
             try:
                 stack.enter_context(
-                    locks.hold(lab.layout, f"worktree-{name}", doing="an experiment", timeout=0)
+                    locks.hold(project.layout, f"worktree-{name}", doing="an experiment", timeout=0)
                 )
             except LockError:
                 continue
-            if name not in recovery.busy_workers(lab.layout):
+            if name not in recovery.busy_workers(project.layout):
                 yield name
                 return

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from autohypothesis.engine.failures import FailureKind, room_in
-from autohypothesis.engine.lab import Lab, node_id
 from autohypothesis.engine.mutator import MutatorError
+from autohypothesis.engine.project import Project, node_id
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
@@ -47,7 +47,7 @@ def kind_of(error: AutohypothesisError) -> FailureKind | None:
 
 
 def record_refusal(
-    lab: Lab, plan: Plan, error: AutohypothesisError, mutation: Mapping[str, Any]
+    project: Project, plan: Plan, error: AutohypothesisError, mutation: Mapping[str, Any]
 ) -> RefusedError | None:
     """Write the bundle of a plan that came to nothing; None if the error does not speak of it.
 
@@ -57,9 +57,9 @@ def record_refusal(
     kind = kind_of(error)
     if kind is None:
         return None
-    run, base = lab.layout.run(plan.experiment_id), plan.based_on_commit
-    commit = lab.repository.read_ref(experiment_ref(plan.experiment_id)) or base
-    objective, hypothesis = lab.task.objective, plan.hypothesis
+    run, base = project.layout.run(plan.experiment_id), plan.based_on_commit
+    commit = project.repository.read_ref(experiment_ref(plan.experiment_id)) or base
+    objective, hypothesis = project.task.objective, plan.hypothesis
     title = hypothesis.title or str(mutation.get("note") or "")
     run.folder.mkdir(parents=True, exist_ok=True)
     identity = RunIdentity(

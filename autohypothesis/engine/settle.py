@@ -15,9 +15,9 @@ from typing import Literal, NamedTuple, get_args
 from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.contention import lane_speed, restored, void
 from autohypothesis.engine.evidence import Case, as_it_counts, finished, gather, read_model
-from autohypothesis.engine.lab import Lab, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Verdict, better_by, decide
+from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.replicates import repeats_of
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, SettleError
@@ -42,7 +42,7 @@ class ByHand(NamedTuple):
     reason: str
 
 
-def settle(lab: Lab, experiment_ids: Iterable[str], *, decided_by: str) -> list[Decision]:
+def settle(project: Project, experiment_ids: Iterable[str], *, decided_by: str) -> list[Decision]:
     """Decide each experiment that is not decided yet, in the order given.
 
     One that waits for its replicates has those decided first which have ended.
@@ -54,34 +54,36 @@ def settle(lab: Lab, experiment_ids: Iterable[str], *, decided_by: str) -> list[
         RecordError: a file of its bundle is damaged.
         LockError: somebody else is settling and does not finish.
     """
-    with locks.hold(lab.layout, "settle", doing="deciding experiments"):
-        past = repair(lab)
+    with locks.hold(project.layout, "settle", doing="deciding experiments"):
+        past = repair(project)
         decisions: list[Decision] = []
         for experiment_id in experiment_ids:
-            decisions += _settle_asked(lab, past, experiment_id, decided_by)
+            decisions += _settle_asked(project, past, experiment_id, decided_by)
         return decisions
 
 
-def _settle_asked(lab: Lab, past: Settled, experiment_id: str, decided_by: str) -> list[Decision]:
+def _settle_asked(
+    project: Project, past: Settled, experiment_id: str, decided_by: str
+) -> list[Decision]:
     """One experiment, and before it the ended replicates that it waits for."""
     try:
-        decision = _settle_one(lab, past, experiment_id, decided_by, None)
+        decision = _settle_one(project, past, experiment_id, decided_by, None)
         return [] if decision is None else [decision]
     except UnconfirmedError as awaits:
         wanted = {(one.commit, one.seed) for one in awaits.repeats}
         ended = [
             name
-            for name, metadata in _waiting(lab, past)[0]
+            for name, metadata in _waiting(project, past)[0]
             if metadata.run.replicates and (metadata.runtime.commit, metadata.run.seed) in wanted
         ]
-        decisions, _ = _settle_each(lab, past, ended, decided_by)
+        decisions, _ = _settle_each(project, past, ended, decided_by)
         if not decisions:
             raise
-    return [*decisions, *_settle_asked(lab, past, experiment_id, decided_by)]
+    return [*decisions, *_settle_asked(project, past, experiment_id, decided_by)]
 
 
 def settle_waiting(
-    lab: Lab,
+    project: Project,
     *,
     decided_by: str,
     may: Callable[[str], None] = lambda experiment_id: None,
@@ -100,33 +102,33 @@ def settle_waiting(
     Raises:
         LockError: somebody else is settling and does not finish.
     """
-    with locks.hold(lab.layout, "settle", doing="deciding experiments"):
-        past = repair(lab)
-        waiting, damaged = _waiting(lab, past)
+    with locks.hold(project.layout, "settle", doing="deciding experiments"):
+        past = repair(project)
+        waiting, damaged = _waiting(project, past)
         names = order([name for name, _ in waiting])
-        decisions, refused = _settle_each(lab, past, names, decided_by, may, limits)
+        decisions, refused = _settle_each(project, past, names, decided_by, may, limits)
         taken: list[Decision] = decisions
         while taken:  # a replicate ends after the win that waits for it, and may be the last one
             names = [one.experiment_id for one in refused if _awaits(one)]
-            taken, again = _settle_each(lab, past, names, decided_by, may, limits)
+            taken, again = _settle_each(project, past, names, decided_by, may, limits)
             decisions = [*decisions, *taken]
             refused = [*(one for one in refused if not _awaits(one)), *again]
     return decisions, [*damaged, *refused]
 
 
-def waits_for(lab: Lab, experiment_id: str) -> UnconfirmedError | None:
+def waits_for(project: Project, experiment_id: str) -> UnconfirmedError | None:
     """What an experiment waits for, with what is decided by now; nothing is decided here.
 
     Raises:
         SettleError: it is unfinished, or there is nothing to compare it with.
         RecordError: a file of its bundle is damaged.
     """
-    past = Settled.of_tag(lab.layout, lab.tag)
+    past = Settled.of_tag(project.layout, project.tag)
     if past.of(experiment_id) is not None:
         return None
-    case = as_it_counts(past, finished(lab, experiment_id))
+    case = as_it_counts(past, finished(project, experiment_id))
     try:
-        _verdict(past, case, gather(past, case, lab.reference()))
+        _verdict(past, case, gather(past, case, project.reference()))
     except UnconfirmedError as awaits:
         return awaits
     return None
@@ -137,7 +139,7 @@ def _awaits(one: Refused) -> bool:
 
 
 def _settle_each(
-    lab: Lab,
+    project: Project,
     past: Settled,
     names: Iterable[str],
     decided_by: str,
@@ -149,7 +151,7 @@ def _settle_each(
     for experiment_id in names:
         try:
             may(experiment_id)
-            decision = _settle_one(lab, past, experiment_id, decided_by, None, limits)
+            decision = _settle_one(project, past, experiment_id, decided_by, None, limits)
         except AutohypothesisError as error:
             refused.append(Refused(experiment_id, error))
             continue
@@ -171,7 +173,7 @@ def _poisoned(experiment_id: str, error: Exception) -> SettleError:
 
 
 def settle_by_hand(
-    lab: Lab, experiment_id: str, status: HandMade, *, reason: str, decided_by: str
+    project: Project, experiment_id: str, status: HandMade, *, reason: str, decided_by: str
 ) -> Decision:
     """Record a person's decision, which may differ from the policy's and replace an earlier one.
 
@@ -181,21 +183,23 @@ def settle_by_hand(
         SettleError: unfinished; or a keep of something without a metric, or on another base; or
             a later keep was built on the one to overrule.
     """
-    with locks.hold(lab.layout, "settle", doing=f"deciding {experiment_id} by hand"):
-        past = repair(lab)
-        return _by_hand(lab, past, experiment_id, ByHand(status, reason), decided_by)
+    with locks.hold(project.layout, "settle", doing=f"deciding {experiment_id} by hand"):
+        past = repair(project)
+        return _by_hand(project, past, experiment_id, ByHand(status, reason), decided_by)
 
 
 def _by_hand(
-    lab: Lab, past: Settled, experiment_id: str, said: ByHand, decided_by: str
+    project: Project, past: Settled, experiment_id: str, said: ByHand, decided_by: str
 ) -> Decision:
-    decision = _settle_one(lab, past, experiment_id, decided_by, said)
+    decision = _settle_one(project, past, experiment_id, decided_by, said)
     if decision is None:
         raise SettleError(f"{experiment_id} is decided as {said.status!r} already")
     return decision
 
 
-def take_hand_edits(lab: Lab, edits: Iterable[tuple[str, str]]) -> tuple[list[Decision], list[str]]:
+def take_hand_edits(
+    project: Project, edits: Iterable[tuple[str, str]]
+) -> tuple[list[Decision], list[str]]:
     """Decisions that somebody stamped into result.json, as older protocols ask.
 
     Returns what was recorded, and a line for each edit that was refused. A refused edit comes
@@ -204,12 +208,12 @@ def take_hand_edits(lab: Lab, edits: Iterable[tuple[str, str]]) -> tuple[list[De
     taken: list[Decision] = []
     refused: list[str] = []
     try:
-        with locks.hold(lab.layout, "settle", doing="taking decisions from result.json"):
-            past = repair(lab)
+        with locks.hold(project.layout, "settle", doing="taking decisions from result.json"):
+            past = repair(project)
             for experiment_id, status in edits:
                 try:
                     said = ByHand(_hand_made(status), "stamped into result.json")
-                    taken.append(_by_hand(lab, past, experiment_id, said, "result.json"))
+                    taken.append(_by_hand(project, past, experiment_id, said, "result.json"))
                 except AutohypothesisError as error:
                     refused.append(f"{experiment_id} as {status!r}: {error}")
     except AutohypothesisError as error:
@@ -224,30 +228,30 @@ def _hand_made(status: str) -> HandMade:
     raise SettleError(f"a person decides {', '.join(get_args(HandMade))}, not {status!r}")
 
 
-def repair(lab: Lab) -> Settled:
+def repair(project: Project) -> Settled:
     """Finish what a killed settle began: the move of the reference, then the stamp; the past.
 
     Raises:
         UnwritableError: a decision could not be recorded as a whole.
     """
-    require_writable(lab.layout.research, lab.layout.runs)
-    past = Settled.of_tag(lab.layout, lab.tag)
-    past.reference = reference = lab.reference()
+    require_writable(project.layout.research, project.layout.runs)
+    past = Settled.of_tag(project.layout, project.tag)
+    past.reference = reference = project.reference()
     dangling = past.dangling_move(reference)
     if dangling is not None:
-        refuse_checked_out(lab.repository, lab.active())
+        refuse_checked_out(project.repository, project.active())
         past.reference = ""
-        lab.repository.compare_and_swap(
-            reference_ref(lab.active()), str(dangling.reference_after), reference
+        project.repository.compare_and_swap(
+            reference_ref(project.active()), str(dangling.reference_after), reference
         )
     if past.decisions:
         with suppress(AutohypothesisError):  # one damaged bundle is not in the others' way
-            _stamp(lab, past.decisions[-1])
+            _stamp(project, past.decisions[-1])
     return past
 
 
 def _settle_one(
-    lab: Lab,
+    project: Project,
     past: Settled,
     experiment_id: str,
     decided_by: str,
@@ -255,13 +259,13 @@ def _settle_one(
     limits: Mapping[str, Constraint] | None = None,
 ) -> Decision | None:
     """Decide one experiment and add it to `past`; None when it is decided so already."""
-    case = finished(lab, experiment_id)
+    case = finished(project, experiment_id)
     before = past.of(experiment_id)
     if before is not None and (said is None or before.decision_status == said.status):
-        _stamp(lab, before)
+        _stamp(project, before)
         return None
     case = _as_recorded(case, before, experiment_id)
-    reference = past.reference or lab.reference()
+    reference = past.reference or project.reference()
     others = past.without(experiment_id)
     case = as_it_counts(others, case) if said is None else case
     evidence = gather(others, case, reference, limits)
@@ -270,7 +274,7 @@ def _settle_one(
         if said is None
         else _verdict_by_hand(experiment_id, evidence, said)
     )
-    decision = _decision(lab, others, case, verdict, evidence).model_copy(
+    decision = _decision(project, others, case, verdict, evidence).model_copy(
         update={
             "decision_id": f"d-{len(past.decisions) + 1:06d}-{experiment_id}",
             "experiment_id": experiment_id,
@@ -280,11 +284,11 @@ def _settle_one(
         }
     )
     if decision.reference_after != reference:
-        refuse_checked_out(lab.repository, lab.active())
-    bundles.append_decision(lab.layout, decision)
+        refuse_checked_out(project.repository, project.active())
+    bundles.append_decision(project.layout, decision)
     past.add(decision)
     past.reference = ""
-    _carry_out(lab, decision, reference)
+    _carry_out(project, decision, reference)
     past.reference = str(decision.reference_after)
     return decision
 
@@ -324,14 +328,14 @@ def _verdict(others: Settled, case: Case, evidence: Evidence) -> Verdict:
         raise awaits.of(case.metadata.run.experiment_id, repeats) from None
 
 
-def _carry_out(lab: Lab, decision: Decision, reference: str) -> None:
+def _carry_out(project: Project, decision: Decision, reference: str) -> None:
     """What follows from a record; a kill in between is mended by `repair`."""
     if decision.reference_after != reference:
-        _move(lab, decision, reference)
-    _stamp(lab, decision)
+        _move(project, decision, reference)
+    _stamp(project, decision)
     if decision.decision_status in ("discard", "crash"):
         # Nobody builds on it, and its commit and seed make the weights again.
-        lab.layout.run(decision.experiment_id).weights.unlink(missing_ok=True)
+        project.layout.run(decision.experiment_id).weights.unlink(missing_ok=True)
 
 
 def _reference_after(
@@ -367,7 +371,7 @@ def _verdict_by_hand(experiment_id: str, evidence: Evidence, said: ByHand) -> Ve
 
 
 def _decision(
-    lab: Lab, others: Settled, case: Case, verdict: Verdict, evidence: Evidence
+    project: Project, others: Settled, case: Case, verdict: Verdict, evidence: Evidence
 ) -> Decision:
     """The record, but for its place among the others and what becomes of the reference."""
     result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
@@ -375,7 +379,7 @@ def _decision(
     return Decision(
         decision_id="",
         recorded_at=now(),
-        tag=lab.active(),
+        tag=project.active(),
         experiment_id=run.experiment_id,
         hypothesis_id=run.hypothesis_id,
         commit=result.commit,
@@ -402,23 +406,23 @@ def _decision(
     )
 
 
-def _move(lab: Lab, decision: Decision, reference: str) -> None:
+def _move(project: Project, decision: Decision, reference: str) -> None:
     """Move the reference to where a decision leads.
 
     Raises:
         SettleError: somebody moved it meanwhile, past this module; the decision stays recorded.
     """
-    ref = reference_ref(lab.active())
-    if not lab.repository.compare_and_swap(ref, str(decision.reference_after), reference):
+    ref = reference_ref(project.active())
+    if not project.repository.compare_and_swap(ref, str(decision.reference_after), reference):
         raise SettleError(
             f"{ref} was moved by somebody else while {decision.experiment_id} was decided",
             hint=f"see where it is: git log -1 {ref}",
         )
 
 
-def _stamp(lab: Lab, decision: Decision) -> None:
+def _stamp(project: Project, decision: Decision) -> None:
     """Copy a decision into its result.json; the copy names the record it was made from."""
-    run = lab.layout.run(decision.experiment_id)
+    run = project.layout.run(decision.experiment_id)
     if not run.result.exists():
         return
     result = read_model(Result, run.result)
@@ -441,16 +445,16 @@ def _stamp(lab: Lab, decision: Decision) -> None:
     bundles.write_result(run, stamped)
 
 
-def _waiting(lab: Lab, past: Settled) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
+def _waiting(project: Project, past: Settled) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
     """Experiments of the active tag that have a result and no decision, oldest first.
 
     A folder whose name is no id is none of ours; one whose metadata is damaged may be.
     """
     found, refused = [], []
-    for experiment_id in run_ids(lab.layout):
+    for experiment_id in run_ids(project.layout):
         if past.of(experiment_id) is not None:
             continue
-        run = lab.layout.run(experiment_id)
+        run = project.layout.run(experiment_id)
         if not run.result.exists() or not run.metadata.exists():
             continue
         try:
@@ -458,6 +462,6 @@ def _waiting(lab: Lab, past: Settled) -> tuple[list[tuple[str, Metadata]], list[
         except AutohypothesisError as error:
             refused.append(Refused(experiment_id, error))
             continue
-        if metadata.run.tag == lab.tag:
+        if metadata.run.tag == project.tag:
             found.append((experiment_id, metadata))
     return sorted(found, key=lambda one: (one[1].recorded_at, one[0])), refused

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes, read_json
 from autohypothesis.schema import Decision
@@ -16,15 +16,17 @@ MAX_DIFF = 8_000
 """Bytes of one diff: a program may be a language model, whose context is bounded."""
 
 
-def told(lab: Lab, past: Settled, experiment_id: str, base: str, seed: int) -> dict[str, Any]:
+def told(
+    project: Project, past: Settled, experiment_id: str, base: str, seed: int
+) -> dict[str, Any]:
     """The document for one run of the mutator, see docs/tasks.md; `instructions` come with it."""
-    objective = lab.task.objective
+    objective = project.task.objective
     measured = _measured(past, base)
     return {
-        "task_id": lab.task.id,
+        "task_id": project.task.id,
         "iteration_id": experiment_id,
         "seed": seed,
-        "artifacts": lab.task.artifacts_in(lab.repository.entries(base)),
+        "artifacts": project.task.artifacts_in(project.repository.entries(base)),
         "objective": {
             "metric": objective.metric,
             "direction": objective.direction,
@@ -33,9 +35,9 @@ def told(lab: Lab, past: Settled, experiment_id: str, base: str, seed: int) -> d
         "reference": {
             "commit": base,
             "score": measured.metric_value if measured else None,
-            "metrics": _metrics(lab, measured) if measured else {},
+            "metrics": _metrics(project, measured) if measured else {},
         },
-        "trials": list(_trials(lab, past)),
+        "trials": list(_trials(project, past)),
     }
 
 
@@ -70,9 +72,9 @@ def _measured(past: Settled, commit: str) -> Decision | None:
     )
 
 
-def _metrics(lab: Lab, measured: Decision) -> dict[str, Any]:
+def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
     try:
-        result = read_json(lab.layout.run(measured.experiment_id).result)
+        result = read_json(project.layout.run(measured.experiment_id).result)
     except (FileNotFoundError, RecordError):
         return {}
     metrics = result.get("metrics") if isinstance(result, dict) else None
@@ -81,9 +83,9 @@ def _metrics(lab: Lab, measured: Decision) -> dict[str, Any]:
     return {k: v for k, v in {**metrics, **decided}.items() if v is not None}
 
 
-def _trials(lab: Lab, past: Settled) -> Iterator[dict[str, Any]]:
+def _trials(project: Project, past: Settled) -> Iterator[dict[str, Any]]:
     for one in [one for one in past.decisions if one.base_commit is not None][-MAX_TRIALS:]:
-        run = lab.layout.run(one.experiment_id)
+        run = project.layout.run(one.experiment_id)
         try:
             title = str(read_json(run.result).get("title") or "")
         except (FileNotFoundError, RecordError, AttributeError):

@@ -11,23 +11,25 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.records.standings import best_kept, of_tag
 
 DISK_BUDGET_BYTES = 20 << 30
 """Of all weights together; under it, a group that is being repeated keeps its own as well."""
 
 
-def trim(lab: Lab, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDGET_BYTES) -> int:
+def trim(
+    project: Project, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDGET_BYTES
+) -> int:
     """Remove weights that nobody needs; the bytes that were freed.
 
     Args:
         rows: of the ledger, all tags; another tag's weights are left alone.
     """
-    own = list(of_tag(rows, lab.active()))
-    needed = _needed(lab, own)
+    own = list(of_tag(rows, project.active()))
+    needed = _needed(project, own)
     repeated = {str(row["replicates"]) for row in own if row.get("replicates")}
-    sizes = {name: size for name in _decided(own) if (size := _size(lab, name))}
+    sizes = {name: size for name in _decided(own) if (size := _size(project, name))}
     held = sum(size for name, size in sizes.items() if name in needed)
     freed = 0
     for name, size in sizes.items():
@@ -37,14 +39,14 @@ def trim(lab: Lab, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDG
             held += size
             continue
         with suppress(FileNotFoundError):  # another turn was faster
-            lab.layout.run(name).weights.unlink()
+            project.layout.run(name).weights.unlink()
             freed += size
     return freed
 
 
-def _needed(lab: Lab, rows: list[Mapping[str, Any]]) -> set[str]:
+def _needed(project: Project, rows: list[Mapping[str, Any]]) -> set[str]:
     """Runs of the reference as it stands, the best, and what is damaged: it may be mended."""
-    reference, best = lab.reference(), best_kept(rows)
+    reference, best = project.reference(), best_kept(rows)
     needed = {
         str(row["id"])
         for row in rows
@@ -57,8 +59,8 @@ def _decided(rows: list[Mapping[str, Any]]) -> list[str]:
     return [str(row["id"]) for row in rows if row.get("ordinal") is not None]
 
 
-def _size(lab: Lab, experiment_id: str) -> int:
+def _size(project: Project, experiment_id: str) -> int:
     try:
-        return lab.layout.run(experiment_id).weights.stat().st_size
+        return project.layout.run(experiment_id).weights.stat().st_size
     except OSError:
         return 0

@@ -14,7 +14,7 @@ import pytest
 
 from autohypothesis.commands import task as command
 from autohypothesis.engine.iteration import Unwatched
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from tests.conftest import ROOT, Answer, called, run_git
 
@@ -105,10 +105,10 @@ class Letters:
 
     def once(self, iterations: int = 1) -> Ran:
         """The same in this process, where starting costs nothing."""
-        lab = Lab.open(self.root, task=self.folder / "task.yaml")
+        project = Project.open(self.root, task=self.folder / "task.yaml")
         lines: list[dict[str, Any]] = []
         said: list[str] = []
-        loop = command.loop_of(lab.with_tag("letters"), 1, 0)
+        loop = command.loop_of(project.with_tag("letters"), 1, 0)
         loop.emit, loop.say, loop.watch = lines.append, said.append, Unwatched()
         try:
             loop.run(iterations)

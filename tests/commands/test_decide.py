@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.commands.decide import print_decision
-from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Decision, now
 
@@ -26,7 +26,7 @@ def run(cli: Cli, *words: str) -> str:
 
 
 def reference(foreign: Path) -> str:
-    return Lab.open(foreign).reference()
+    return Project.open(foreign).reference()
 
 
 def test_a_better_run_moves_the_reference_and_a_worse_one_does_not(cli: Cli, foreign: Path) -> None:
@@ -126,9 +126,9 @@ def test_a_settle_that_was_killed_before_the_reference_moved_is_finished(
     start = reference(foreign)
     run(cli, "--set", "RATE=0.2")
     kept = reference(foreign)
-    lab = Lab.open(foreign)
+    project = Project.open(foreign)
     # What a kill between the record and the move leaves behind.
-    assert lab.repository.compare_and_swap(reference_ref(lab.active()), start, kept)
+    assert project.repository.compare_and_swap(reference_ref(project.active()), start, kept)
     assert cli("decide").returncode == 0
     assert reference(foreign) == kept
 

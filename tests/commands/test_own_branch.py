@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.lab import todays_tag
+from autohypothesis.engine.project import todays_tag
 from tests.conftest import Cli
 
 Git = Callable[..., str]

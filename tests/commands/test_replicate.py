@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import contention
-from autohypothesis.engine.lab import Lab, run_ids
+from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.records.layout import Layout
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -79,12 +79,12 @@ def of_status(cli: Cli, status: str) -> list[dict[str, Any]]:
 
 
 def test_a_real_win_is_run_again_and_kept_as_confirmed(cli: Cli, careful: Path) -> None:
-    before = Lab.open(careful).reference()
+    before = Project.open(careful).reference()
     answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("1.300000\t") and answer.stdout.count("\n") == 1
     assert "(4 of 4 runs)" in answer.stderr and "keep: improved, 3 pairs" in answer.stderr
-    assert Lab.open(careful).reference() != before
+    assert Project.open(careful).reference() != before
     kept = of_status(cli, "keep")[-1]
     assert kept["confirmation"] == "confirmed"
     repeats = of_status(cli, "replicate")
@@ -99,11 +99,11 @@ def test_a_real_win_is_run_again_and_kept_as_confirmed(cli: Cli, careful: Path) 
 
 def test_a_lucky_seed_is_not_kept(cli: Cli, careful: Path) -> None:
     """The seed change that others keep as an improvement."""
-    before = Lab.open(careful).reference()
+    before = Project.open(careful).reference()
     answer = cli("run-experiment", "--settle", "--set", "LUCK=0.9")
     assert answer.returncode == 0, answer.stderr
     assert "discard: not_confirmed" in answer.stderr
-    assert Lab.open(careful).reference() == before
+    assert Project.open(careful).reference() == before
     assert of_status(cli, "discard")[-1]["confirmation"] == "refuted"
     assert "discard (refuted)" in cli("runs").stdout
     digest = cli("digest")

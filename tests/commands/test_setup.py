@@ -194,10 +194,10 @@ def test_what_is_prepared_is_found_again(with_data: Path, cli: Cli) -> None:
 
 
 def test_a_search_that_has_begun_keeps_its_data_and_it_is_said(with_data: Path, cli: Cli) -> None:
-    from autohypothesis.engine.lab import Lab
+    from autohypothesis.engine.project import Project
 
     assert cli("setup", "--profile", "test", cwd=with_data).returncode == 0
-    Lab.open(with_data).with_tag("first")
+    Project.open(with_data).with_tag("first")
     answer = cli(*SHORTER, cwd=with_data)
     assert answer.returncode == 0 and "search first keeps the data" in answer.stderr
 

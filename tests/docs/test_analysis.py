@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync
 
@@ -94,18 +94,18 @@ def test_a_table_of_another_loop(notebook: Notebook, tmp_path: Path) -> None:
 
 
 def test_a_fresh_search_with_a_prediction_and_a_crash(notebook: Notebook, foreign: Path) -> None:
-    lab = Lab.open(foreign).with_tag("t")
+    project = Project.open(foreign).with_tag("t")
     changes = [Change.none(), Change.from_overrides({"RATE": 0.3}),
                Change.from_overrides({"MODE": "crash"})]  # fmt: skip
     for number, change in enumerate(changes):
-        finished = run(lab, Request(change, title=f"RATE {number}" if number else "baseline"))
-        settle(lab, [finished.experiment_id], decided_by="test")
+        finished = run(project, Request(change, title=f"RATE {number}" if number else "baseline"))
+        settle(project, [finished.experiment_id], decided_by="test")
         if number == 1:
-            plan = lab.layout.plan(finished.experiment_id)
+            plan = project.layout.plan(finished.experiment_id)
             document = json.loads(plan.read_text())
             document["hypothesis"]["prediction"] = {"delta": -0.05}
             plan.write_text(json.dumps(document))
-    sync(lab.layout)
+    sync(project.layout)
     said, pictures = notebook(foreign)
     assert said["statuses"] == ["keep", "keep", "crash"] and pictures == 4
     assert said["gains"][1] == pytest.approx(0.04)

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import typer
 
-from autohypothesis.engine.lab import todays_tag
+from autohypothesis.engine.project import todays_tag
 from autohypothesis.engine.task import load_task
 from autohypothesis.fleet.live import steering
 from autohypothesis.schema import Steering

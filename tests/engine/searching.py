@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.past import Settled
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle, settle_by_hand
 from autohypothesis.engine.task import Task
 from autohypothesis.records import bundles
@@ -27,13 +27,13 @@ PLATFORM = "one cpu"
 
 @dataclass(frozen=True)
 class Search:
-    """A lab, and the task that its experiments are submitted with; None: nobody submitted them."""
+    """A project, and the task that its experiments are made with; None: nobody submitted them."""
 
-    lab: Lab
+    project: Project
     task: Task | None = None
 
     def change(self, base: str, text: str) -> str:
-        repository = self.lab.repository
+        repository = self.project.repository
         tree = repository.tree_with(base, {"train.py": text.encode()})
         return repository.commit_tree(tree, [base], text)
 
@@ -53,7 +53,7 @@ class Search:
         memory: float | None = None,
     ) -> str:
         """A finished, undecided experiment; with `of`, a repeat of that one."""
-        run, tag = self.lab.layout.run(name), self.lab.active()
+        run, tag = self.project.layout.run(name), self.project.active()
         run.folder.mkdir(parents=True)
         identity = RunIdentity(
             experiment_id=name, hypothesis_id=f"of-{name}", tag=tag, seed=seed, replicates=of
@@ -83,10 +83,10 @@ class Search:
         return self.settled(self.ended(name, commit, parent, value, seed=seed))
 
     def settled(self, name: str) -> Decision:
-        return settle(self.lab, [name], decided_by="test")[-1]
+        return settle(self.project, [name], decided_by="test")[-1]
 
     def by_hand(self, name: str, status: str) -> Decision:
-        return settle_by_hand(self.lab, name, status, reason="", decided_by="me")  # type: ignore[arg-type]
+        return settle_by_hand(self.project, name, status, reason="", decided_by="me")  # type: ignore[arg-type]
 
     def past(self) -> Settled:
-        return Settled.of_tag(self.lab.layout, self.lab.tag)
+        return Settled.of_tag(self.project.layout, self.project.tag)

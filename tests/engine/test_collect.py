@@ -17,8 +17,8 @@ from autohypothesis.engine.collect import collect
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.export import Export
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.scorer import ModelScorer
 from autohypothesis.engine.task import Task
 from autohypothesis.records import git_export
@@ -28,87 +28,89 @@ from autohypothesis.schema import ExitRecord, Result, now
 
 
 @pytest.fixture
-def lab(foreign: Path) -> Lab:
-    return Lab.open(foreign).with_tag("t")
+def project(foreign: Path) -> Project:
+    return Project.open(foreign).with_tag("t")
 
 
-def ended(lab: Lab, **task: Any) -> RunSpec:
+def ended(project: Project, **task: Any) -> RunSpec:
     """A run that has ended and that nobody has collected."""
-    executor = LocalExecutor(lab.repository, lab.layout)
-    with iteration.free_worker(lab) as worker:
-        spec = iteration.plan(lab, Request(Change.none()), worker)
+    executor = LocalExecutor(project.repository, project.layout)
+    with iteration.free_worker(project) as worker:
+        spec = iteration.plan(project, Request(Change.none()), worker)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
         handle = executor.submit(spec)
-        iteration.follow(lab, executor, handle)
-        shim_handle = shim.attach(str(lab.layout.run(spec.experiment_id).folder))
+        iteration.follow(project, executor, handle)
+        shim_handle = shim.attach(str(project.layout.run(spec.experiment_id).folder))
         assert shim_handle is not None
         shim.wait(shim_handle, 10)
     return spec
 
 
-def collected(lab: Lab, spec: RunSpec) -> Result:
-    return collect(lab.repository, lab.layout, spec.experiment_id)
+def collected(project: Project, spec: RunSpec) -> Result:
+    return collect(project.repository, project.layout, spec.experiment_id)
 
 
-def change_exit(lab: Lab, spec: RunSpec, **values: Any) -> None:
-    path = lab.layout.run(spec.experiment_id).exit
+def change_exit(project: Project, spec: RunSpec, **values: Any) -> None:
+    path = project.layout.run(spec.experiment_id).exit
     write_json(path, {**read_json(path), **values})
 
 
 @pytest.mark.parametrize("lost", ["folder", "link", "commit", "half"])
 def test_a_run_whose_checkout_is_gone_is_infrastructure_not_invalid(
-    lab: Lab, lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    project: Project, lost: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spec = ended(lab)
-    export = Export(lab.repository, spec.worker_id)
+    spec = ended(project)
+    export = Export(project.repository, spec.worker_id)
     if lost == "folder":
         shutil.rmtree(export.path)
     elif lost == "link":
         export.path.rename(tmp_path / "elsewhere")
         export.path.symlink_to(tmp_path / "elsewhere")
     else:
-        head = lab.repository.head()
-        tree = lab.repository.tree_with(head, {"train.py": b"OTHER = 1\n"})
+        head = project.repository.head()
+        tree = project.repository.tree_with(head, {"train.py": b"OTHER = 1\n"})
         if lost == "half":
             monkeypatch.setattr(git_export, "fill", lambda *_: 1 / 0)
         with suppress(ZeroDivisionError):
-            export.checkout(lab.repository.commit_tree(tree, [head], "other\n"), lab.task)
-    result = collected(lab, spec)
+            export.checkout(project.repository.commit_tree(tree, [head], "other\n"), project.task)
+    result = collected(project, spec)
     assert result.failure_kind == "infra", result.failure_detail
     assert "its checkout is gone" in result.failure_detail
     assert result.metric_value is None
 
 
-def test_a_file_that_the_training_changed_is_still_invalid(lab: Lab) -> None:
-    spec = ended(lab)
-    (lab.layout.export(spec.worker_id) / "data.txt").write_text("other\n")
-    assert collected(lab, spec).failure_kind == "invalid"
+def test_a_file_that_the_training_changed_is_still_invalid(project: Project) -> None:
+    spec = ended(project)
+    (project.layout.export(spec.worker_id) / "data.txt").write_text("other\n")
+    assert collected(project, spec).failure_kind == "invalid"
 
 
-def test_a_printed_memory_does_not_pass_a_hard_limit(lab: Lab) -> None:
+def test_a_printed_memory_does_not_pass_a_hard_limit(project: Project) -> None:
     limits = Task.model_validate(
         {"id": "x", "artifacts": ["train.py"], "constraints": {"peak_vram_mb": {"hard": 5}}}
     ).constraints
-    spec = ended(lab, constraints=limits)
-    change_exit(lab, spec, peak_rss_mb=321.0)
-    metrics = collected(lab, spec).metrics.model_dump()
+    spec = ended(project, constraints=limits)
+    change_exit(project, spec, peak_rss_mb=321.0)
+    metrics = collected(project, spec).metrics.model_dump()
     assert (metrics["peak_vram_mb"], metrics["printed_peak_vram_mb"]) == (321.0, 12.5)
     assert metrics["peak_rss_mb"] == 321.0
 
 
-def test_on_a_gpu_the_measured_memory_stands_and_the_printed_one_beside_it(lab: Lab) -> None:
-    spec = ended(lab)
+def test_on_a_gpu_the_measured_memory_stands_and_the_printed_one_beside_it(
+    project: Project,
+) -> None:
+    spec = ended(project)
     device = {"kind": "cuda", "uuid": "GPU-a", "name": "H"}
-    change_exit(lab, spec, peak_rss_mb=321.0, peak_vram_mb=900.0, device=device)
-    metrics = collected(lab, spec).metrics.model_dump()
+    change_exit(project, spec, peak_rss_mb=321.0, peak_vram_mb=900.0, device=device)
+    metrics = collected(project, spec).metrics.model_dump()
     assert (metrics["peak_vram_mb"], metrics["printed_peak_vram_mb"]) == (900.0, 12.5)
     assert metrics["peak_rss_mb"] == 321.0
 
 
-def test_a_foreign_script_on_a_cpu_keeps_its_printed_memory(lab: Lab) -> None:
-    spec = ended(lab)
-    change_exit(lab, spec, peak_rss_mb=321.0)
-    metrics = collected(lab, spec).metrics.model_dump()
+def test_a_foreign_script_on_a_cpu_keeps_its_printed_memory(project: Project) -> None:
+    spec = ended(project)
+    change_exit(project, spec, peak_rss_mb=321.0)
+    metrics = collected(project, spec).metrics.model_dump()
     assert (metrics["peak_vram_mb"], metrics["peak_rss_mb"]) == (12.5, 321.0)
 
 
@@ -117,28 +119,30 @@ def test_a_foreign_script_on_a_cpu_keeps_its_printed_memory(lab: Lab) -> None:
     [("GPU-bbb", "invalid"), ("GPU-AAA", None), (None, None), ("cpu", "invalid")],
 )
 def test_a_training_on_another_gpu_than_the_leased_one_is_invalid(
-    lab: Lab, said: str | None, kind: str | None
+    project: Project, said: str | None, kind: str | None
 ) -> None:
-    spec = ended(lab)
-    metrics = read_json(lab.layout.run(spec.experiment_id).exit)["metrics"]
+    spec = ended(project)
+    metrics = read_json(project.layout.run(spec.experiment_id).exit)["metrics"]
     if said is not None:
         metrics["device_uuid"] = said
     device = {"kind": "cuda", "uuid": "GPU-aaa", "name": "H"}
-    change_exit(lab, spec, metrics=metrics, device=device)
-    result = collected(lab, spec)
+    change_exit(project, spec, metrics=metrics, device=device)
+    result = collected(project, spec)
     assert result.failure_kind == kind, result.failure_detail
     if kind:
         assert "GPU-aaa" in result.failure_detail
         assert str(said) in result.failure_detail
 
 
-def test_a_repository_of_many_files_can_be_collected_and_its_bundle_stays_small(lab: Lab) -> None:
-    spec = ended(lab)
-    path = lab.layout.run(spec.experiment_id).local
+def test_a_repository_of_many_files_can_be_collected_and_its_bundle_stays_small(
+    project: Project,
+) -> None:
+    spec = ended(project)
+    path = project.layout.run(spec.experiment_id).local
     local = read_json(path)
     # As large as forty thousand tracked files make it; whitespace stands for them.
     path.write_text(json.dumps(local) + " " * (6 << 20))
-    assert collected(lab, spec).status == "completed"
+    assert collected(project, spec).status == "completed"
     assert path.stat().st_size < 2_000
     left = read_json(path)
     assert left["checkout"] == local["checkout"]

@@ -23,7 +23,7 @@ from autohypothesis import sandbox
 from autohypothesis.engine import iteration, settle
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import Metadata, Result
@@ -71,9 +71,9 @@ def attack(root: Path, code: str, *, task: str = "", tag: str = "t") -> Ran:
         (root / "task.yaml").write_text(task)
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "an attack", "--allow-empty")
-    lab = Lab.open(root).with_tag(tag)
-    finished = iteration.run(lab, Request(Change.none()))
-    run = lab.layout.run(finished.experiment_id)
+    project = Project.open(root).with_tag(tag)
+    finished = iteration.run(project, Request(Change.none()))
+    run = project.layout.run(finished.experiment_id)
     log = run.log.read_text(errors="replace") if run.log.exists() else ""
     said = [line for line in log.splitlines() if line.startswith("came: ")]
     return Ran(
@@ -140,7 +140,7 @@ def test_a_record_that_a_run_made_is_set_aside_and_decided_as_a_crash(
     ran = attack(foreign, code)
     assert "result.json of its record, which it made" in ran.result.failure_detail
     assert (ran.run.out / "from-the-record-result.json").read_text() == "{}"
-    decided = settle.settle(Lab.open(foreign), [ran.run.folder.name], decided_by="loop")
+    decided = settle.settle(Project.open(foreign), [ran.run.folder.name], decided_by="loop")
     assert [one.decision_status for one in decided] == ["crash"]
 
 
@@ -186,8 +186,8 @@ def test_a_run_in_a_sandbox_changes_nothing_but_what_is_its_own(
         pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
     (home / ".bashrc").write_text("mine\n")
     first = attack(foreign, "", tag="first")
-    lab = Lab.open(foreign)
-    settle.settle(lab, [first.run.folder.name], decided_by="loop")
+    project = Project.open(foreign)
+    settle.settle(project, [first.run.folder.name], decided_by="loop")
     code = writes(place).replace("os.environ['USERS_HOME']", repr(str(home)))
     before = _contents(foreign, home)
     ran = attack(foreign, code)
@@ -440,12 +440,12 @@ attempt("there", lambda: sorted(path.name for path in cache.iterdir()))
 """
     first = attack(foreign, code, task=task)
     assert first.came == {"there": "[]"}
-    lab = Lab.open(foreign)
-    settle.settle(lab, [first.run.folder.name], decided_by="loop")
+    project = Project.open(foreign)
+    settle.settle(project, [first.run.folder.name], decided_by="loop")
     for seed in (7, 8):
         request = Request(Change.none(), seed=seed, replicates=first.run.folder.name)
-        finished = iteration.run(lab, request)
-        log = lab.layout.run(finished.experiment_id).log.read_text()
+        finished = iteration.run(project, request)
+        log = project.layout.run(finished.experiment_id).log.read_text()
         assert "came: {'there': \"['42']\"}" in log, log
 
 

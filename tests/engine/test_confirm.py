@@ -13,8 +13,8 @@ from autohypothesis.engine import confirm, contention, iteration, local
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab, run_ids
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.engine.settle import settle
 from autohypothesis.engine.task_model import Policy
 from autohypothesis.errors import SettleError
@@ -27,65 +27,71 @@ def calm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lab(foreign: Path, git: Callable[..., str]) -> Lab:
+def project(foreign: Path, git: Callable[..., str]) -> Project:
     """One further pair confirms a win; a run takes half a second. The baseline is decided."""
     script = foreign / "train.py"
     script.write_text(script.read_text().replace("SLEEP = 0.0", "SLEEP = 0.5"))
     git(foreign, "commit", "-qam", "slower")
-    opened = Lab.open(foreign).with_tag("t")
+    opened = Project.open(foreign).with_tag("t")
     task = opened.task.model_copy(update={"policy": Policy(replicates=1)})
-    lab = replace(opened, task=task)
-    settle(lab, [iteration.run(lab, Request(Change.none())).experiment_id], decided_by="test")
-    return lab
+    project = replace(opened, task=task)
+    settle(
+        project, [iteration.run(project, Request(Change.none())).experiment_id], decided_by="test"
+    )
+    return project
 
 
 @pytest.fixture
-def win(lab: Lab) -> str:
+def win(project: Project) -> str:
     change = Change.from_overrides({"RATE": 0.2})
-    return iteration.run(lab, Request(change)).experiment_id
+    return iteration.run(project, Request(change)).experiment_id
 
 
-def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(lab: Lab, win: str) -> None:
-    of_change, of_base = confirm.missing(lab, win)
+def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
+    project: Project, win: str
+) -> None:
+    of_change, of_base = confirm.missing(project, win)
     assert (of_change.replicates, of_base.replicates) == (win, "baseline-t-1")
-    executor = LocalExecutor(lab.repository, lab.layout)
-    handle: Handle = executor.submit(iteration.plan(lab, of_change, "solo-9"))
-    assert confirm.missing(lab, win) == [of_base]
-    follower = Thread(target=_collect, args=(lab, executor, handle))
+    executor = LocalExecutor(project.repository, project.layout)
+    handle: Handle = executor.submit(iteration.plan(project, of_change, "solo-9"))
+    assert confirm.missing(project, win) == [of_base]
+    follower = Thread(target=_collect, args=(project, executor, handle))
     follower.start()
-    (*_, decision) = confirm.confirm(lab, win, decided_by="test")
+    (*_, decision) = confirm.confirm(project, win, decided_by="test")
     follower.join()
     assert decision.confirmation == "confirmed"
-    assert confirm.missing(lab, win) == []
-    assert len(run_ids(lab.layout)) == 4
+    assert confirm.missing(project, win) == []
+    assert len(run_ids(project.layout)) == 4
 
 
-def _collect(lab: Lab, executor: LocalExecutor, handle: Handle) -> None:
-    iteration.follow(lab, executor, handle)
+def _collect(project: Project, executor: LocalExecutor, handle: Handle) -> None:
+    iteration.follow(project, executor, handle)
     executor.collect(handle)
 
 
-def test_a_replicate_is_no_baseline_by_its_name(lab: Lab, win: str) -> None:
-    made = iteration.run(lab, confirm.missing(lab, win)[0])
+def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:
+    made = iteration.run(project, confirm.missing(project, win)[0])
     assert made.experiment_id.startswith("h-t-")
-    assert confirm.confirm(lab, win, decided_by="test")[-1].confirmation == "confirmed"
+    assert confirm.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
 
 
 def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
-    lab: Lab, win: str, monkeypatch: pytest.MonkeyPatch
+    project: Project, win: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "platform_key", lambda **_: "another card")
     with pytest.raises(SettleError, match="ran on another platform") as refused:
-        confirm.confirm(lab, win, decided_by="test")
+        confirm.confirm(project, win, decided_by="test")
     assert f"decide {win} keep" in refused.value.hint
 
 
-def test_a_change_of_the_task_since_does_not_change_what_confirms_it(lab: Lab, win: str) -> None:
-    script = lab.layout.root / "task.yaml"
+def test_a_change_of_the_task_since_does_not_change_what_confirms_it(
+    project: Project, win: str
+) -> None:
+    script = project.layout.root / "task.yaml"
     script.write_text(
         "id: other\nartifacts: [train.py]\nrun: {command: [python, train.py]}\n"
         "objective: {metric: val_bpb, min_delta: 0.5}\n"
     )
-    today = Lab.open(lab.layout.root)
+    today = Project.open(project.layout.root)
     assert today.task.objective.min_delta == 0.5
     assert confirm.confirm(today, win, decided_by="test")[-1].confirmation == "confirmed"

@@ -12,7 +12,7 @@ from autohypothesis import confine, sandbox
 from autohypothesis.engine import iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.schema import Result
 from tests.conftest import run_git
 
@@ -70,9 +70,9 @@ def run(root: Path, data: Path, level: str) -> tuple[Result, str]:
     (root / "train.py").write_text(TRAIN)
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "data")
-    lab = Lab.open(root).with_tag("t")
-    finished = iteration.run(lab, Request(Change.none()))
-    return finished.result, lab.layout.run(finished.experiment_id).log.read_text().strip()
+    project = Project.open(root).with_tag("t")
+    finished = iteration.run(project, Request(Change.none()))
+    return finished.result, project.layout.run(finished.experiment_id).log.read_text().strip()
 
 
 @pytest.mark.parametrize("level", ["strict", "writes"])

@@ -18,9 +18,9 @@ from autohypothesis.commands.progress import Lines
 from autohypothesis.engine import devices, iteration, local, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.recovery import collect_ended
 from autohypothesis.engine.settle import settle_waiting
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
@@ -31,17 +31,16 @@ from tests.conftest import run_git
 
 
 @pytest.fixture
-def lab(foreign: Path) -> Lab:
-    return Lab.open(foreign).with_tag("t")
+def project(foreign: Path) -> Project:
+    return Project.open(foreign).with_tag("t")
 
 
-def plans(lab: Lab) -> list[str]:
-    return sorted(path.name for path in lab.layout.plans.glob("*")) if lab.layout.plans.exists() \
-        else []  # fmt: skip
+def plans(project: Project) -> list[str]:
+    return sorted(path.name for path in project.layout.plans.glob("*"))
 
 
 def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(iteration, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
     held = []
@@ -49,17 +48,17 @@ def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
         lease = devices.lease_of(lane)
         held.append(LeaseFile(lease.path, lease.name).acquire({"experiment_id": "other-1"}))
     with pytest.raises(LeaseError, match="other-1"):
-        iteration.run(lab, Request(Change.none()))
+        iteration.run(project, Request(Change.none()))
     for one in held:
         one.release()
-    assert plans(lab) == []
-    assert not lab.layout.runs.exists()
+    assert plans(project) == []
+    assert not project.layout.runs.exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), LeaseError("taken"), OSError("full")])
 @pytest.mark.parametrize("where", ["prepare", "choose", "bundle"])
 def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -71,9 +70,9 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
     else:
         monkeypatch.setattr(local, "to_json", fail)
     with pytest.raises(type(error)):
-        iteration.run(lab, Request(Change.none()))
-    assert plans(lab) == []
-    assert not lab.layout.runs.exists() or not list(lab.layout.runs.iterdir())
+        iteration.run(project, Request(Change.none()))
+    assert plans(project) == []
+    assert not project.layout.runs.exists() or not list(project.layout.runs.iterdir())
 
 
 class Seen(iteration.Unwatched):
@@ -84,8 +83,8 @@ class Seen(iteration.Unwatched):
         self.needs: list[str] = []
         self.pid = 0
 
-    def tick(self, lab: Lab, experiment_id: str) -> None:
-        run = lab.layout.run(experiment_id)
+    def tick(self, project: Project, experiment_id: str) -> None:
+        run = project.layout.run(experiment_id)
         if not self.pid and run.log.exists():
             known = read_json(run.shim)
             self.pid = known["pid"]
@@ -94,14 +93,14 @@ class Seen(iteration.Unwatched):
 
     def notice(self, text: str) -> None:
         self.said.append(text)
-        self.needs += [need.what for need in overview(self.lab.layout).needs]
-        lines = Lines(self.lab.layout, Stop())
+        self.needs += [need.what for need in overview(self.project.layout).needs]
+        lines = Lines(self.project.layout, Stop())
         lines.console = Console(file=StringIO(), width=1000)
         lines.look()
         lines.look()
         self.needs += lines.console.file.getvalue().splitlines()
 
-    lab: Lab
+    project: Project
 
 
 def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
@@ -109,9 +108,9 @@ def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
         "print('it began', flush=True)\nimport time\ntime.sleep(60)\n"
     )
     run_git(foreign, "commit", "-qam", "it takes a minute")
-    watch, lab = Seen(), Lab.open(foreign).with_tag("t")
-    watch.lab = lab
-    ended = iteration.run(lab, Request(Change.none()), watch=watch)
+    watch, project = Seen(), Project.open(foreign).with_tag("t")
+    watch.project = project
+    ended = iteration.run(project, Request(Change.none()), watch=watch)
     words = f"its owner process {watch.pid} is stopped (state T): `kill -CONT {watch.pid}`"
     assert len(watch.said) == 1 and words in watch.said[0]
     assert [words in need for need in watch.needs] == [True, True], "status and the loop name it"
@@ -122,7 +121,7 @@ def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
 
 @pytest.mark.parametrize("moment", ["before the shim", "after the shim"])
 def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, moment: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     start = shim.start
 
@@ -133,8 +132,8 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 
     monkeypatch.setattr(shim, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        iteration.run(lab, Request(Change.from_overrides({"SLEEP": 60.0})))
-    (folder,) = lab.layout.runs.iterdir()
+        iteration.run(project, Request(Change.from_overrides({"SLEEP": 60.0})))
+    (folder,) = project.layout.runs.iterdir()
     result = read_json(folder / "result.json")
     assert (result["status"], result["failure_kind"]) == ("failed", "infra")
     assert shim.status(str(folder)) != "running"
@@ -144,21 +143,21 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 
 
 def test_a_shim_that_cannot_be_started_is_recorded_at_once(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(launch: Any, warm: Any) -> None:
         raise LaunchError("no more processes")
 
     monkeypatch.setattr(shim, "start", refuse)
     with pytest.raises(LaunchError, match="no more processes"):
-        iteration.run(lab, Request(Change.none()))
-    (folder,) = lab.layout.runs.iterdir()
+        iteration.run(project, Request(Change.none()))
+    (folder,) = project.layout.runs.iterdir()
     assert read_json(folder / "result.json")["failure_kind"] == "infra"
 
 
 @pytest.mark.skipif(len(devices.lanes()) < 2, reason="one core has one lane")
 def test_two_at_the_same_instant_do_not_choose_the_same_lane(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = shim.start
 
@@ -171,7 +170,7 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
     go = threading.Barrier(2)
 
     def one(rate: float) -> None:
-        own = Lab.open(lab.layout.root)
+        own = Project.open(project.layout.root)
         go.wait()
         change = Change.from_overrides({"RATE": rate, "SLEEP": 1.5})
         finished.append(iteration.run(own, Request(change)))
@@ -183,21 +182,22 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
         thread.join(60)
     assert [one.result.failure_detail for one in finished] == ["", ""]
     used = {
-        read_json(lab.layout.run(one.experiment_id).metadata)["run"]["gpu_id"] for one in finished
+        read_json(project.layout.run(one.experiment_id).metadata)["run"]["gpu_id"]
+        for one in finished
     }
     assert len(used) == 2
 
 
 def test_a_chooser_that_is_stuck_does_not_stop_the_others(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "CHOOSING_S", 0.1)
     with devices.choosing("stuck-1"):
-        assert iteration.run(lab, Request(Change.none())).result.status == "completed"
+        assert iteration.run(project, Request(Change.none())).result.status == "completed"
 
 
 def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It looks rarely, and is woken by the end: here it would look once an hour."""
     asked: list[str] = []
@@ -210,36 +210,38 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
     assert iteration.POLL_S >= 0.2
     monkeypatch.setattr(iteration, "POLL_S", 3600.0)
     monkeypatch.setattr(LocalExecutor, "poll", counted)
-    executor = LocalExecutor(lab.repository, lab.layout)
-    with iteration.free_worker(lab) as worker:
+    executor = LocalExecutor(project.repository, project.layout)
+    with iteration.free_worker(project) as worker:
         change = Change.from_overrides({"SLEEP": 1.0})
-        spec = iteration.plan(lab, Request(change), worker)
+        spec = iteration.plan(project, Request(change), worker)
         handle = executor.submit(spec)
         asked.clear()
-        iteration.follow(lab, executor, handle)
-        exit_at = lab.layout.run(spec.experiment_id).exit.stat().st_mtime
+        iteration.follow(project, executor, handle)
+        exit_at = project.layout.run(spec.experiment_id).exit.stat().st_mtime
         assert time.time() - exit_at < 30, "its end was noticed late"
         assert asked[-1] == "finished" and len(asked) <= 2, asked
         executor.collect(handle)
 
 
-def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(lab: Lab) -> None:
-    first = iteration.run(lab, Request(Change.none()))
-    later = iteration.run(lab, Request(Change.from_overrides({"RATE": 0.2})))
-    reference = reference_ref(lab.active())
-    assert lab.repository.compare_and_swap(reference, later.result.commit, first.result.commit)
-    again = iteration.run(lab, Request(Change.none(), replicates=first.experiment_id))
+def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(
+    project: Project,
+) -> None:
+    first = iteration.run(project, Request(Change.none()))
+    later = iteration.run(project, Request(Change.from_overrides({"RATE": 0.2})))
+    reference = reference_ref(project.active())
+    assert project.repository.compare_and_swap(reference, later.result.commit, first.result.commit)
+    again = iteration.run(project, Request(Change.none(), replicates=first.experiment_id))
     assert again.result.commit == first.result.commit
 
 
-def test_a_repeat_of_nothing_is_refused_by_name(lab: Lab) -> None:
+def test_a_repeat_of_nothing_is_refused_by_name(project: Project) -> None:
     with pytest.raises(ChangeError, match="no experiment 'h-nothing-1' to repeat"):
-        iteration.run(lab, Request(Change.none(), replicates="h-nothing-1"))
-    assert plans(lab) == []
+        iteration.run(project, Request(Change.none(), replicates="h-nothing-1"))
+    assert plans(project) == []
 
 
 def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_decided(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -248,8 +250,8 @@ def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_deci
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
         patches.setattr(iteration, "follow", lambda *_: None)
         patches.setattr("autohypothesis.engine.local.LocalExecutor.collect", killed)
-        iteration.run(lab, Request(Change.none()))
+        iteration.run(project, Request(Change.none()))
     monkeypatch.undo()
-    collect_ended(lab.repository, lab.layout)
-    (decision,), refused = settle_waiting(lab, decided_by="test")
+    collect_ended(project.repository, project.layout)
+    (decision,), refused = settle_waiting(project, decided_by="test")
     assert (decision.reason, decision.requeue, refused) == ("infra", True, [])

@@ -12,24 +12,24 @@ from autohypothesis.engine import guard, iteration, process_limit, recovery
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths
 
 
 @pytest.fixture
-def lab(foreign: Path) -> Lab:
-    return Lab.open(foreign).with_tag("t")
+def project(foreign: Path) -> Project:
+    return Project.open(foreign).with_tag("t")
 
 
-def begun(lab: Lab) -> RunPaths:
+def begun(project: Project) -> RunPaths:
     """What is there before a shim starts."""
     spec = RunSpec(
-        experiment_id="h-t-0001-1", task=lab.task, commit=lab.reference(), seed=1, tag="t",
+        experiment_id="h-t-0001-1", task=project.task, commit=project.reference(), seed=1, tag="t",
         worker_id="solo-0",
     )  # fmt: skip
-    run = lab.layout.run(spec.experiment_id)
+    run = project.layout.run(spec.experiment_id)
     before = guard.Before(commit=spec.commit, files={}, distributions={}, site_folders=[])
     write_json(run.local, {"checkout": "/a", "before": before.model_dump(mode="json")})
     write_json(run.run_spec, spec)
@@ -37,42 +37,42 @@ def begun(lab: Lab) -> RunPaths:
 
 
 @pytest.mark.parametrize("damage", ["torn", "gone", "stranger"])
-def test_a_run_that_can_never_be_collected_keeps_no_worktree(lab: Lab, damage: str) -> None:
-    run = begun(lab)
+def test_a_run_that_can_never_be_collected_keeps_no_worktree(project: Project, damage: str) -> None:
+    run = begun(project)
     if damage == "torn":
         run.local.write_bytes(run.local.read_bytes()[:40])
     elif damage == "gone":
         run.local.unlink()
     else:
         write_json(run.local, {"checkout": "/a", "before": "yesterday"})
-    assert recovery.busy_workers(lab.layout) == set()
+    assert recovery.busy_workers(project.layout) == set()
     own = {"pid": os.getpid(), "start": system.process_start(os.getpid()), "hostname": "here",
            "host": system.host_id(), "boot": system.boot_id(), "experiment_id": "x"}  # fmt: skip
     write_json(run.shim, own)
-    assert recovery.busy_workers(lab.layout) == {"solo-0"}, "its shim lives"
+    assert recovery.busy_workers(project.layout) == {"solo-0"}, "its shim lives"
     write_json(run.shim, {**own, "host": "another"})
-    assert recovery.busy_workers(lab.layout) == {"solo-0"}, "nobody here can tell"
+    assert recovery.busy_workers(project.layout) == {"solo-0"}, "nobody here can tell"
 
 
 @pytest.mark.parametrize("state", ["absent", "dead", "finished"])
 def test_an_uncollected_run_keeps_its_worktree_whatever_became_of_its_shim(
-    lab: Lab, state: str
+    project: Project, state: str
 ) -> None:
-    run = begun(lab)
+    run = begun(project)
     if state != "absent":
         write_json(run.shim, {"pid": 0})
     if state == "finished":
         write_json(run.exit, {"status": "exited"})
-    assert recovery.busy_workers(lab.layout) == {"solo-0"}
-    with iteration.free_worker(lab) as worker:
+    assert recovery.busy_workers(project.layout) == {"solo-0"}
+    with iteration.free_worker(project) as worker:
         assert worker == "solo-1"
     write_json(run.result, {"status": "failed"})
-    with iteration.free_worker(lab) as worker:
+    with iteration.free_worker(project) as worker:
         assert worker == "solo-0"
 
 
 def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise AutohypothesisError("not now")
@@ -81,22 +81,22 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
         patch.setattr(iteration.LocalExecutor, "collect", refuse)
         patch.setattr(recovery, "collect", refuse)
         with pytest.raises(AutohypothesisError, match="not now"):
-            iteration.run(lab, Request(Change.none()))
+            iteration.run(project, Request(Change.none()))
         patch.setattr(iteration.LocalExecutor, "collect", lambda *_: None)
         second = iteration.Request(Change.from_overrides({"RATE": 0.2}))
         with pytest.raises(AutohypothesisError, match="not now"):
             patch.setattr(iteration.LocalExecutor, "collect", refuse)
-            iteration.run(lab, second)
-    assert recovery.busy_workers(lab.layout) == {"solo-0", "solo-1"}
-    collected = recovery.collect_ended(lab.repository, lab.layout)
+            iteration.run(project, second)
+    assert recovery.busy_workers(project.layout) == {"solo-0", "solo-1"}
+    collected = recovery.collect_ended(project.repository, project.layout)
     assert len(collected) == 2
     for experiment_id in collected:
-        assert '"completed"' in lab.layout.run(experiment_id).result.read_text()
+        assert '"completed"' in project.layout.run(experiment_id).result.read_text()
 
 
-def test_no_cgroup_is_left_of_a_run_that_was_collected(lab: Lab) -> None:
+def test_no_cgroup_is_left_of_a_run_that_was_collected(project: Project) -> None:
     """The shim ends in its cgroup; the process that collects the run removes it."""
-    finished = iteration.run(lab, Request(Change.none()))
-    shim = read_json(lab.layout.run(finished.experiment_id).shim)
+    finished = iteration.run(project, Request(Change.none()))
+    shim = read_json(project.layout.run(finished.experiment_id).shim)
     home = process_limit._own_group()
     assert not (home and list(Path(home).glob(f"autohypothesis-{shim['pid']}-*")))

@@ -6,7 +6,7 @@ import pytest
 
 from autohypothesis.engine import confirm
 from autohypothesis.engine.confirmation import UnconfirmedError
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle, settle_waiting, waits_for
 from autohypothesis.engine.task import Objective, foreign_task
 from autohypothesis.engine.task_model import Constraint, Policy
@@ -25,13 +25,15 @@ CAREFUL = foreign_task().model_copy(
 @pytest.fixture
 def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Search:
     monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", f"{tmp_path}/locks")
-    return Search(Lab(repository, Layout(repository.root), CAREFUL, None).with_tag("t"), CAREFUL)
+    return Search(
+        Project(repository, Layout(repository.root), CAREFUL, None).with_tag("t"), CAREFUL
+    )
 
 
 @pytest.fixture
 def start(search: Search) -> str:
     """The first reference, with a baseline of 1.5."""
-    commit = search.lab.reference()
+    commit = search.project.reference()
     search.decided("baseline-t-1", commit, None, 1.5)
     return commit
 
@@ -45,7 +47,7 @@ def win(search: Search, start: str) -> str:
 
 
 def missing(search: Search, name: str) -> list[tuple[str | None, int | None]]:
-    return [(one.replicates, one.seed) for one in confirm.missing(search.lab, name)]
+    return [(one.replicates, one.seed) for one in confirm.missing(search.project, name)]
 
 
 def pair(search: Search, start: str, win: str, seed: int, value: float, base: float) -> None:
@@ -59,14 +61,14 @@ def pair(search: Search, start: str, win: str, seed: int, value: float, base: fl
 
 def test_a_win_moves_nothing_before_it_was_run_again(search: Search, win: str, start: str) -> None:
     with pytest.raises(UnconfirmedError) as waits:
-        settle(search.lab, ["h-1"], decided_by="test")
+        settle(search.project, ["h-1"], decided_by="test")
     assert "run-experiment --replicate h-1" in waits.value.hint
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
     assert search.past().of("h-1") is None
     assert missing(search, "h-1") == [
         ("h-1", 43), ("baseline-t-1", 43), ("h-1", 44), ("baseline-t-1", 44),
     ]  # fmt: skip
-    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    decisions, refused = settle_waiting(search.project, decided_by="test")
     assert decisions == []
     assert [(one.experiment_id, type(one.error)) for one in refused] == [("h-1", UnconfirmedError)]
 
@@ -76,21 +78,21 @@ def test_pairs_that_have_ended_are_decided_before_the_win_that_waits_for_them(
 ) -> None:
     pair(search, start, win, 43, 1.42, 1.5)
     pair(search, start, win, 44, 1.41, 1.5)
-    *replicates, decision = settle(search.lab, ["h-1"], decided_by="test")
+    *replicates, decision = settle(search.project, ["h-1"], decided_by="test")
     assert {one.decision_status for one in replicates} == {"replicate"}
     assert (decision.decision_status, decision.confirmation) == ("keep", "confirmed")
     assert decision.improvement == pytest.approx((0.1 + 0.08 + 0.09) / 3)
     assert "3 pairs" in decision.detail
-    assert search.lab.reference() == win
+    assert search.project.reference() == win
 
 
 def test_one_settle_of_everything_is_enough(search: Search, win: str, start: str) -> None:
     pair(search, start, win, 43, 1.42, 1.5)
     pair(search, start, win, 44, 1.41, 1.5)
-    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    decisions, refused = settle_waiting(search.project, decided_by="test")
     assert refused == []
     assert decisions[-1].experiment_id == "h-1"
-    assert search.lab.reference() == win
+    assert search.project.reference() == win
 
 
 def test_a_lucky_seed_is_not_kept(search: Search, win: str, start: str) -> None:
@@ -99,7 +101,7 @@ def test_a_lucky_seed_is_not_kept(search: Search, win: str, start: str) -> None:
     decision = search.settled("h-1")
     assert (decision.decision_status, decision.reason) == ("discard", "not_confirmed")
     assert decision.confirmation == "refuted"
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
 
 
 def test_a_base_that_was_run_for_another_change_is_not_run_again(
@@ -145,7 +147,7 @@ def test_a_replicate_is_taken_for_nothing_else(search: Search, win: str, start: 
     assert [one.experiment_id for one in past.keeps(PLATFORM)] == ["baseline-t-1"]
     search.ended("h-2", search.change(start, "B = 1\n"), start, 1.6)
     assert search.settled("h-2").reference_value == 1.5
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
 
 
 @pytest.mark.parametrize("changes", [{"platform": "another cpu"}, {"seed": 99}])
@@ -173,7 +175,7 @@ def test_a_run_that_was_lost_is_run_again_under_its_own_hypothesis(
 ) -> None:
     search.ended("again-43", win, None, None, seed=43, of="h-1", kind=kind)
     assert search.settled("again-43").requeue
-    again = confirm.missing(search.lab, "h-1")[0]
+    again = confirm.missing(search.project, "h-1")[0]
     assert (again.replicates, again.seed) == ("h-1", 43)
     assert again.hypothesis_id == "of-again-43"
 
@@ -200,12 +202,12 @@ def test_a_seed_at_which_the_base_fails_is_passed_over(
         search.ended(name, start, None, None, seed=seed, of="baseline-t-1", kind="nan")
         search.settled(name)
     with pytest.raises(SettleError, match="its base fails at too many seeds"):
-        confirm.missing(search.lab, "h-1")
+        confirm.missing(search.project, "h-1")
 
 
 def test_a_win_that_the_engine_did_not_run_stays_provisional(search: Search, start: str) -> None:
     """It cannot be run again in the way that somebody ran it."""
-    by_hand = Search(search.lab)
+    by_hand = Search(search.project)
     assert by_hand.decided("h-1", search.change(start, "A = 1\n"), start, 1.4).confirmation == (
         "provisional"
     )
@@ -221,7 +223,7 @@ def test_nothing_more_is_run_once_the_reference_has_moved(
     other = search.change(start, "B = 1\n")
     search.ended("h-2", other, start, 1.3)
     search.by_hand("h-2", "keep")
-    assert waits_for(search.lab, "h-1") is None
+    assert waits_for(search.project, "h-1") is None
     decision = search.settled("h-1")
     assert (decision.reason, decision.requeue) == ("stale_base", True)
     assert missing(search, "h-1") == []
@@ -232,7 +234,7 @@ def test_a_person_need_not_wait_for_replicates(
     search: Search, win: str, start: str, status: str, moved: bool
 ) -> None:
     assert search.by_hand("h-1", status).reason == "by_hand"
-    assert search.lab.reference() == (win if moved else start)
+    assert search.project.reference() == (win if moved else start)
 
 
 def test_two_wins_on_one_base_do_not_both_become_the_reference(
@@ -244,8 +246,8 @@ def test_two_wins_on_one_base_do_not_both_become_the_reference(
     pair(search, start, win, 44, 1.41, 1.5)
     for seed in (43, 44):
         search.ended(f"more-{seed}", other, None, 1.4, seed=seed, of="h-2")
-    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    decisions, refused = settle_waiting(search.project, decided_by="test")
     assert refused == []
     reasons = {one.experiment_id: one.reason for one in decisions}
     assert (reasons["h-1"], reasons["h-2"]) == ("improved", "stale_base")
-    assert search.lab.reference() == win
+    assert search.project.reference() == win

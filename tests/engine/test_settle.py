@@ -9,8 +9,8 @@ import pytest
 
 from autohypothesis.engine import settle as settling
 from autohypothesis.engine.evidence import Case
-from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.past import Settled
+from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.settle import (
     repair,
     settle,
@@ -31,13 +31,13 @@ from tests.engine.searching import PLATFORM, Search
 @pytest.fixture
 def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> Search:
     monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", f"{tmp_path}/locks")
-    return Search(Lab(repository, Layout(repository.root), foreign_task(), None).with_tag("t"))
+    return Search(Project(repository, Layout(repository.root), foreign_task(), None).with_tag("t"))
 
 
 @pytest.fixture
 def start(search: Search) -> str:
     """The first reference, with a baseline of 1.5."""
-    commit = search.lab.reference()
+    commit = search.project.reference()
     search.decided("baseline-t-1", commit, None, 1.5)
     return commit
 
@@ -48,12 +48,12 @@ def start(search: Search) -> str:
 def test_an_overruled_keep_gives_the_reference_back(search: Search, start: str) -> None:
     kept = search.change(start, "A = 1\n")
     assert search.decided("h-1", kept, start, 1.4).decision_status == "keep"
-    assert search.lab.reference() == kept
+    assert search.project.reference() == kept
     overruled = search.by_hand("h-1", "discard")
     assert (overruled.reference_before, overruled.reference_after) == (kept, start)
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
     assert search.by_hand("h-1", "keep").reference_after == kept
-    assert search.lab.reference() == kept
+    assert search.project.reference() == kept
 
 
 def test_an_overruled_keep_is_no_yardstick_any_more(search: Search, start: str) -> None:
@@ -79,18 +79,18 @@ def test_a_keep_that_another_was_built_on_is_not_pulled_away_under_it(
     with pytest.raises(SettleError, match="h-2") as refused:
         search.by_hand("h-1", "crash")
     assert "decide h-2 discard" in refused.value.hint
-    assert search.lab.reference() == second
+    assert search.project.reference() == second
     search.by_hand("h-2", "discard")
     search.by_hand("h-1", "discard")
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
 
 
 def test_repair_does_not_redo_the_move_of_an_overruled_keep(search: Search, start: str) -> None:
     kept = search.change(start, "A = 1\n")
     search.decided("h-1", kept, start, 1.4)
     search.by_hand("h-1", "discard")
-    repair(search.lab)
-    assert search.lab.reference() == start
+    repair(search.project)
+    assert search.project.reference() == start
 
 
 def test_an_overruling_that_was_killed_before_the_reference_went_back_is_finished(
@@ -99,14 +99,14 @@ def test_an_overruling_that_was_killed_before_the_reference_went_back_is_finishe
     kept = search.change(start, "A = 1\n")
     search.decided("h-1", kept, start, 1.4)
     search.by_hand("h-1", "discard")
-    assert search.lab.repository.compare_and_swap(reference_ref("t"), kept, start)
-    repair(search.lab)
-    assert search.lab.reference() == start
+    assert search.project.repository.compare_and_swap(reference_ref("t"), kept, start)
+    repair(search.project)
+    assert search.project.reference() == start
 
 
 def test_an_overruled_baseline_leaves_the_reference_where_it_is(search: Search, start: str) -> None:
     search.by_hand("baseline-t-1", "discard")
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
 
 
 # ── baselines ───────────────────────────────────────────────────────────────────────────────
@@ -122,11 +122,11 @@ def test_a_stale_baseline_does_not_take_the_reference_back(
     if by_hand:
         decision = search.by_hand("baseline-t-2", "keep")
     else:
-        (decision,) = settle(search.lab, ["baseline-t-2"], decided_by="test")
+        (decision,) = settle(search.project, ["baseline-t-2"], decided_by="test")
         assert decision.reason == "baseline"
     assert decision.decision_status == "keep"
     assert decision.reference_after == decision.reference_before == kept
-    assert search.lab.reference() == kept
+    assert search.project.reference() == kept
     past = search.past()
     assert past.value_of(start, "another cpu", 42) == 1.7
     assert past.anchor("another cpu", 42) is None
@@ -139,13 +139,13 @@ def test_a_lucky_seed_is_not_compared_with_another_one(search: Search, start: st
     change = search.change(start, "A = 1\n")
     search.ended("h-1", change, start, 1.45, seed=7)
     with pytest.raises(SettleError) as refused:
-        settle(search.lab, ["h-1"], decided_by="test")
+        settle(search.project, ["h-1"], decided_by="test")
     command = "python orchestrator.py run-experiment --baseline --seed 7 --settle"
     assert command in refused.value.hint
     replicate = search.decided("baseline-t-2", start, None, 1.4, seed=7)
     assert (replicate.decision_status, replicate.seed) == ("replicate", 7)
-    assert search.lab.reference() == start
-    (decision,) = settle(search.lab, ["h-1"], decided_by="test")
+    assert search.project.reference() == start
+    (decision,) = settle(search.project, ["h-1"], decided_by="test")
     assert (decision.reason, decision.reference_value) == ("worse", 1.4)
     same_seed = search.decided("h-2", search.change(start, "B = 1\n"), start, 1.45)
     assert (same_seed.reason, same_seed.reference_value) == ("improved", 1.5)
@@ -163,7 +163,7 @@ def test_a_person_may_decide_at_whatever_seed(search: Search, start: str) -> Non
 def test_a_run_is_not_decided_by_another_task_than_its_own(search: Search, start: str) -> None:
     coarse = foreign_task().model_copy(update={"objective": Objective(min_delta=0.5)})
     search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=coarse)
-    (decision,) = settle(search.lab, ["h-1"], decided_by="test")
+    (decision,) = settle(search.project, ["h-1"], decided_by="test")
     assert decision.reason == "within_noise"
 
 
@@ -172,10 +172,10 @@ def test_a_number_that_nobody_vouches_for_moves_no_reference(search: Search, sta
     task = foreign_task().model_copy(update={"scorer": scored})
     change = search.change(start, "A = 1\n")
     search.ended("h-1", change, start, 1.0, task=task, attested=False)
-    (decision,) = settle(search.lab, ["h-1"], decided_by="test")
+    (decision,) = settle(search.project, ["h-1"], decided_by="test")
     assert (decision.decision_status, decision.reason) == ("discard", "unattested")
     assert "run-experiment" in decision.detail
-    assert search.lab.reference() == start
+    assert search.project.reference() == start
     assert search.by_hand("h-1", "keep").reference_after == change
 
 
@@ -185,7 +185,7 @@ def test_a_number_that_nobody_vouches_for_moves_no_reference(search: Search, sta
 def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> None:
     for name in ("h-1", "h-2", "h-3", "h-4", "h-5"):
         search.ended(name, search.change(start, f"A = '{name}'\n"), start, 1.6)
-    runs = search.lab.layout.runs
+    runs = search.project.layout.runs
     (runs / "Not an id").mkdir()
     (runs / "Not an id" / "metadata.json").write_text("{}")
     (runs / "Not an id" / "result.json").write_text("{}")
@@ -193,7 +193,7 @@ def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> 
     (runs / "h-2" / "result.json").write_text('{"status": "fine"}')
     (runs / "h-3" / "result.json").write_text("[")
     search.ended("h-6", start, start, 1.6, platform="a cpu without a baseline")
-    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    decisions, refused = settle_waiting(search.project, decided_by="test")
     assert [decision.experiment_id for decision in decisions] == ["h-4", "h-5"]
     assert {one.experiment_id for one in refused} == {"h-1", "h-2", "h-3", "h-6"}
     why = {one.experiment_id: str(one.error) for one in refused}
@@ -208,16 +208,16 @@ def test_a_damaged_file_is_named_and_is_no_traceback(
     search: Search, start: str, file: str, content: str
 ) -> None:
     search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=foreign_task())
-    (search.lab.layout.run("h-1").folder / file).write_text(content)
+    (search.project.layout.run("h-1").folder / file).write_text(content)
     with pytest.raises(RecordError, match=file):
-        settle(search.lab, ["h-1"], decided_by="test")
+        settle(search.project, ["h-1"], decided_by="test")
 
 
 def test_a_damaged_result_of_the_last_decision_does_not_block_the_next(
     search: Search, start: str
 ) -> None:
     search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
-    search.lab.layout.run("h-1").result.write_text("{}")
+    search.project.layout.run("h-1").result.write_text("{}")
     assert search.decided("h-2", search.change(start, "B = 1\n"), start, 1.6).reason == "worse"
 
 
@@ -231,7 +231,7 @@ def test_refused_hand_edits_do_not_read_the_decisions_once_each(
         bundles, "read_decisions", lambda layout: (reads.append(1), real(layout))[1]
     )
     edits = [("h-1", "maybe"), ("h-9", "keep"), ("h-1", "keep"), ("h-1", "keep")]
-    taken, refused = take_hand_edits(search.lab, edits)
+    taken, refused = take_hand_edits(search.project, edits)
     assert [one.experiment_id for one in taken] == ["h-1"]
     assert len(refused) == 3
     assert len(reads) == 1
@@ -240,7 +240,7 @@ def test_refused_hand_edits_do_not_read_the_decisions_once_each(
 def test_overruling_an_edited_result_rests_on_what_was_decided(search: Search, start: str) -> None:
     commit = search.change(start, "A = 1\n")
     before = search.decided("h-1", commit, start, 1.6)
-    run = search.lab.layout.run("h-1")
+    run = search.project.layout.run("h-1")
     write_json(run.result, {**read_json(run.result), "metric_value": 0.1, "commit": "f" * 40})
     overruled = search.by_hand("h-1", "crash" if before.decision_status != "crash" else "discard")
     assert (overruled.metric_value, overruled.commit) == (1.6, commit)
@@ -251,13 +251,13 @@ def test_a_copied_bundle_is_refused_by_name_and_the_others_are_decided(
     search: Search, start: str, with_id: bool
 ) -> None:
     search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
-    runs = search.lab.layout.runs
+    runs = search.project.layout.runs
     shutil.copytree(runs / "h-1", runs / "h-2")
     if with_id:
-        path = search.lab.layout.run("h-2").metadata
+        path = search.project.layout.run("h-2").metadata
         path.write_text(path.read_text().replace('"h-1"', '"h-2"'))
     search.ended("h-3", search.change(start, "B = 1\n"), start, 1.7)
-    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    decisions, refused = settle_waiting(search.project, decided_by="test")
     assert [one.experiment_id for one in decisions] == ["h-3"]
     ((name, error),) = refused
     assert name == "h-2"
@@ -269,38 +269,38 @@ def test_a_copied_bundle_is_refused_by_name_and_the_others_are_decided(
 
 def test_a_limit_from_outside_the_task_binds_as_well(search: Search, start: str) -> None:
     name = search.ended("h-1", search.change(start, "A = 1\n"), start, 1.0)
-    run = search.lab.layout.run(name)
+    run = search.project.layout.run(name)
     result = Result.model_validate(read_json(run.result))
     hungry = result.model_copy(update={"metrics": Metrics(val_bpb=1.0, peak_vram_mb=900.0)})
     bundles.write_result(run, hungry)
     (decision,), _ = settle_waiting(
-        search.lab, decided_by="test", limits={"peak_vram_mb": Constraint(hard=800.0)}
+        search.project, decided_by="test", limits={"peak_vram_mb": Constraint(hard=800.0)}
     )
     assert (decision.decision_status, decision.reason) == ("discard", "constraint")
 
 
 def test_a_repeat_that_ends_first_is_not_the_baseline(search: Search) -> None:
-    commit = search.lab.reference()
+    commit = search.project.reference()
     search.ended("h-1", commit, None, 1.6)
-    metadata = Metadata.model_validate(read_json(search.lab.layout.run("h-1").metadata))
+    metadata = Metadata.model_validate(read_json(search.project.layout.run("h-1").metadata))
     repeat = metadata.run.model_copy(update={"replicates": "baseline-t-1"})
     bundles.write_metadata(
-        search.lab.layout.run("h-1"), metadata.model_copy(update={"run": repeat})
+        search.project.layout.run("h-1"), metadata.model_copy(update={"run": repeat})
     )
     search.ended("baseline-t-1", commit, None, 1.5)
-    first, second = settle(search.lab, ["h-1", "baseline-t-1"], decided_by="test")
+    first, second = settle(search.project, ["h-1", "baseline-t-1"], decided_by="test")
     assert (first.decision_status, second.reason) == ("replicate", "baseline")
 
 
 def test_a_voided_run_is_stamped_as_no_evidence_and_comes_back(search: Search, start: str) -> None:
     for number in range(4):
         name = search.ended(f"h-{number}", search.change(start, f"A = {number}\n"), start, 1.6)
-        run = search.lab.layout.run(name)
+        run = search.project.layout.run(name)
         result = Result.model_validate(read_json(run.result))
         slow = 3.0 if number == 3 else 1.0
         times = {"contention": {"kernel_before_ms": slow, "kernel_after_ms": slow}}
         bundles.write_result(run, result.model_copy(update={"evidence": times}))
-        (decision,) = settle(search.lab, [name], decided_by="test")
+        (decision,) = settle(search.project, [name], decided_by="test")
     assert (decision.decision_status, decision.reason, decision.requeue) == (
         "crash", "contended", True,
     )  # fmt: skip
@@ -321,7 +321,7 @@ def test_a_bundle_that_cannot_be_judged_is_refused_and_stands_in_nobodys_way(
         return real(past, case)
 
     monkeypatch.setattr(settling, "as_it_counts", poisoned)
-    decisions, refused = settle_waiting(search.lab, decided_by="test")
+    decisions, refused = settle_waiting(search.project, decided_by="test")
     assert [one.experiment_id for one in decisions] == ["h-2"]
     assert [one.experiment_id for one in refused] == ["h-1"]
     assert "AttributeError" in str(refused[0].error)

@@ -1,4 +1,4 @@
-"""What a fleet's tests share: a lab whose trainings take a moment, and processes to kill."""
+"""What a fleet's tests share: a project whose trainings take a moment, and processes to kill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 from tests.conftest import run_git as git
@@ -51,9 +51,9 @@ def fleet_root(tmp_path: Path, own_locks: Path) -> Path:
 
 
 @pytest.fixture
-def fleet_lab(fleet_root: Path) -> Lab:
-    """The lab of `fleet_root`, with tag `t` active and its reference made."""
-    return Lab.open(fleet_root).with_tag("t")
+def fleet_project(fleet_root: Path) -> Project:
+    """The project of `fleet_root`, with tag `t` active and its reference made."""
+    return Project.open(fleet_root).with_tag("t")
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pytest
 from autohypothesis.engine import contention, iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import heartbeat
 from autohypothesis.fleet.observer.ending import Limits
@@ -71,21 +71,21 @@ class Thinker:
         return self.answer
 
 
-def members(lab: Lab, *names: str, devices: Sequence[str] = ()) -> None:
+def members(project: Project, *names: str, devices: Sequence[str] = ()) -> None:
     """Puts workers into the manifest."""
-    manifest = Manifest.model_validate(read_json(lab.layout.manifest))
+    manifest = Manifest.model_validate(read_json(project.layout.manifest))
     manifest.workers = [
         Worker(worker_id=name, gpu_id=name, device=devices[i] if devices else f"dev-{name}")
         for i, name in enumerate(names)
     ]
-    write_json(lab.layout.manifest, manifest)
+    write_json(project.layout.manifest, manifest)
 
 
 @dataclass
 class Hands:
     """A worker of this process: it lives as long as the test, and works when it is told."""
 
-    lab: Lab
+    project: Project
     name: str
     spoil: Callable[[Hypothesis, str, Result], Result] | None = None
 
@@ -95,7 +95,7 @@ class Hands:
     def beat(self, state: str = "idle") -> None:
         own = Process.own()
         heartbeat.beat(
-            self.lab.layout,
+            self.project.layout,
             Heartbeat.model_validate(
                 {
                     "worker_id": self.name, "node_id": own.host, "pid": own.pid,
@@ -113,17 +113,17 @@ class Hands:
             Change.of(one), title=one.title, rationale=one.rationale,
             hypothesis_id=one.hypothesis_id, seed=one.seed, replicates=one.replicates,
         )  # fmt: skip
-        spec = iteration.plan(self.lab, request, self.name)
-        return LocalExecutor(self.lab.repository, self.lab.layout).submit(spec)
+        spec = iteration.plan(self.project, request, self.name)
+        return LocalExecutor(self.project.repository, self.project.layout).submit(spec)
 
     def end(self, observer: Observer, one: Hypothesis, handle: Handle) -> Result:
         """Waits for it, collects it, and moves the hypothesis on."""
-        executor = LocalExecutor(self.lab.repository, self.lab.layout)
-        iteration.follow(self.lab, executor, handle)
+        executor = LocalExecutor(self.project.repository, self.project.layout)
+        iteration.follow(self.project, executor, handle)
         result = executor.collect(handle)
         if self.spoil is not None:
             result = self.spoil(one, handle.experiment_id, result)
-            write_json(self.lab.layout.run(handle.experiment_id).result, result)
+            write_json(self.project.layout.run(handle.experiment_id).result, result)
         observer.queue.finish(one.hypothesis_id, self.name)
         return result
 
@@ -143,8 +143,10 @@ class Hands:
         return handle.experiment_id
 
 
-def observer(lab: Lab, *proposers: Proposer, most: int | None = None, **limits: object) -> Observer:
-    return Observer(lab, proposers, limits=Limits(max_experiments=most, **limits))  # type: ignore[arg-type]
+def observer(
+    project: Project, *proposers: Proposer, most: int | None = None, **limits: object
+) -> Observer:
+    return Observer(project, proposers, limits=Limits(max_experiments=most, **limits))  # type: ignore[arg-type]
 
 
 def turns(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle_by_hand
 from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.fleet.observer.confirming import NEEDLESS
@@ -49,13 +49,13 @@ policy: {replicates: 2}
 
 
 @pytest.fixture
-def careful(fleet_root: Path) -> Lab:
-    """A lab whose task wants two further pairs of every win."""
+def careful(fleet_root: Path) -> Project:
+    """A project whose task wants two further pairs of every win."""
     (fleet_root / "train.py").write_text(SCRIPT, encoding="utf-8")
     (fleet_root / "task.yaml").write_text(TASK, encoding="utf-8")
     git(fleet_root, "add", "-A")
     git(fleet_root, "commit", "-qm", "careful")
-    return Lab.open(fleet_root).with_tag("t")
+    return Project.open(fleet_root).with_tag("t")
 
 
 def awaiting(watched: Observer) -> bool:
@@ -72,10 +72,10 @@ def until_a_win_waits(watched: Observer, hand: Hands) -> None:
             hand.work(watched)
 
 
-def replicates(lab: Lab) -> list[Metadata]:
+def replicates(project: Project) -> list[Metadata]:
     """Every run again that was begun."""
     found = []
-    for run in sorted(lab.layout.runs.iterdir()):
+    for run in sorted(project.layout.runs.iterdir()):
         metadata = Metadata.model_validate(read_json(run / "metadata.json"))
         found += [metadata] if metadata.run.replicates else []
     return found
@@ -86,7 +86,7 @@ def queued(watched: Observer) -> list[tuple[str | None, int | None]]:
     return [(one.replicates, one.seed) for one in open_]
 
 
-def test_a_real_win_is_shared_by_idle_devices_and_kept_as_confirmed(careful: Lab) -> None:
+def test_a_real_win_is_shared_by_idle_devices_and_kept_as_confirmed(careful: Project) -> None:
     members(careful, "w0", "w1")
     hands = [Hands(careful, "w0"), Hands(careful, "w1")]
     watched = observer(careful, Listed([[idea(RATE=2.0)]]))
@@ -104,7 +104,7 @@ def test_a_real_win_is_shared_by_idle_devices_and_kept_as_confirmed(careful: Lab
     assert watched.status.problems == [] and not awaiting(watched)
 
 
-def test_a_lucky_seed_moves_no_reference(careful: Lab) -> None:
+def test_a_lucky_seed_moves_no_reference(careful: Project) -> None:
     members(careful, "w0")
     hand = Hands(careful, "w0")
     watched = observer(careful, Listed([[idea(LUCK=0.9)], [idea(LUCK=0.8)]]))
@@ -119,7 +119,7 @@ def _refuted(watched: Observer) -> list[str]:
     return [one.experiment_id for one in every if one.reason == "not_confirmed"]
 
 
-def test_status_and_brief_say_what_a_win_waits_for(careful: Lab) -> None:
+def test_status_and_brief_say_what_a_win_waits_for(careful: Project) -> None:
     members(careful, "w0")
     hand = Hands(careful, "w0")
     watched = observer(careful, Listed([[idea(RATE=2.0)]]))
@@ -135,11 +135,11 @@ def test_status_and_brief_say_what_a_win_waits_for(careful: Lab) -> None:
         watched.turn()
 
 
-def _brief(lab: Lab) -> Brief:
-    return Brief.model_validate(read_json(lab.layout.brief))
+def _brief(project: Project) -> Brief:
+    return Brief.model_validate(read_json(project.layout.brief))
 
 
-def test_replicates_come_before_new_ideas_and_are_queued_once(careful: Lab) -> None:
+def test_replicates_come_before_new_ideas_and_are_queued_once(careful: Project) -> None:
     members(careful, "w0")
     hand = Hands(careful, "w0")
     watched = observer(careful, Listed([[idea(RATE=2.0)], [idea(RATE=1.5), idea(RATE=1.6)]]))
@@ -161,7 +161,7 @@ def _waits(watched: Observer) -> str:
 
 
 def test_a_win_that_fails_at_a_further_seed_is_refuted_and_the_rest_is_taken_back(
-    careful: Lab,
+    careful: Project,
 ) -> None:
     members(careful, "w0")
     hand = Hands(careful, "w0")
@@ -172,7 +172,7 @@ def test_a_win_that_fails_at_a_further_seed_is_refuted_and_the_rest_is_taken_bac
     assert any(one.outcome == NEEDLESS for one in watched.queue.done())
 
 
-def test_nothing_is_run_for_a_win_that_a_person_decided(careful: Lab) -> None:
+def test_nothing_is_run_for_a_win_that_a_person_decided(careful: Project) -> None:
     """And what was taken back is queued again for the next win on the same base."""
     members(careful, "w0")
     hand = Hands(careful, "w0")
@@ -188,7 +188,7 @@ def test_nothing_is_run_for_a_win_that_a_person_decided(careful: Lab) -> None:
     assert watched.chronicle.decisions[-1].confirmation == "confirmed"
 
 
-def test_a_replicate_that_is_lost_is_run_again(careful: Lab) -> None:
+def test_a_replicate_that_is_lost_is_run_again(careful: Project) -> None:
     members(careful, "w0")
     lost: list[str] = []
 
@@ -209,7 +209,7 @@ def test_a_replicate_that_is_lost_is_run_again(careful: Lab) -> None:
     assert watched.chronicle.decisions[-1].confirmation == "confirmed"
 
 
-def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Lab) -> None:
+def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Project) -> None:
     members(careful, "w0", "w1")
     hands = [Hands(careful, "w0"), Hands(careful, "w1")]
     watched = observer(careful, Listed([[idea(RATE=2.0)]]))
@@ -225,7 +225,7 @@ def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Lab) -> None
     assert replace(handout, platforms={}).suits(one, "w1")
 
 
-def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Lab) -> None:
+def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Project) -> None:
     members(careful, "w0", "w1")
     hands = [Hands(careful, "w0"), Hands(careful, "w1")]
     watched = observer(careful, Listed([[idea(RATE=2.0)]]))
@@ -251,19 +251,19 @@ def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Lab)
 OBSERVE = """
 import sys
 from pathlib import Path
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Limits, Observer
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
 
-lab = Lab.open(Path(sys.argv[1]))
-with Stop() as stop, hold(lab.layout, "observer", doing="a test"):
-    Observer(lab, [], limits=Limits()).run(stop)
+project = Project.open(Path(sys.argv[1]))
+with Stop() as stop, hold(project.layout, "observer", doing="a test"):
+    Observer(project, [], limits=Limits()).run(stop)
 """
 
 
 def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_none(
-    careful: Lab, until: Callable[..., None]
+    careful: Project, until: Callable[..., None]
 ) -> None:
     """It is killed after each run that ended, at whatever it does then."""
     members(careful, "w0")

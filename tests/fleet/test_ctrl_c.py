@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import iteration
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.solo.loop import _end
@@ -173,7 +173,7 @@ def test_a_command_that_only_starts_ends_without_a_traceback(
 
 
 def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
-    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
     preparing, over = threading.Event(), threading.Event()
 
@@ -184,13 +184,13 @@ def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
 
     monkeypatch.setattr(iteration, "plan", plan)
     monkeypatch.setattr(worker, "PREPARATION_S", 0.2)
-    jobs = Queue(fleet_lab.layout, "t")
+    jobs = Queue(fleet_project.layout, "t")
     idea = Proposal(title="an idea", config_overrides={"RATE": 0.2})
     name = jobs.add(idea, proposer="test").hypothesis_id
     jobs.dispatch(name, "cpu0")
     with Stop() as stop:
         entry = Entry(worker_id="cpu0", gpu_id="0", device="cpu-0", kind="cpu")
-        made = Worker(fleet_lab, entry)
+        made = Worker(fleet_project, entry)
         thread = threading.Thread(target=made.run, args=(stop,), daemon=True)
         thread.start()
         try:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Proposal, Worker
@@ -158,7 +158,7 @@ def test_indices_become_uuids_and_stay_them(machine: Machine) -> None:
     assert [one.worker_id for one in workers] == [f"gpu{n}" for n in range(8)]
     assert [one.device for one in workers] == UUID
     assert {one.kind for one in workers} == {"cuda"}
-    assert len(Lab.open(machine.root).repository.worktrees()) == 9
+    assert len(Project.open(machine.root).repository.worktrees()) == 9
     again = machine.init("--gpus", "7,GPU-0000,1")
     assert [one["device"] for one in again["workers"]] == [UUID[0], UUID[1], UUID[7]]
 

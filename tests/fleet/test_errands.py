@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer import errands
 from autohypothesis.fleet.observer.errands import TRIES, Errands
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
@@ -18,10 +18,10 @@ from autohypothesis.schema import Tool
 class Asked:
     """Errands of a search whose runs are made up; every answer of the tool is counted."""
 
-    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.lab = lab
+    def __init__(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.project = project
         self.chronicle = SimpleNamespace(version=0, latest={})
-        self.errands = Errands(lab, self.chronicle)  # type: ignore[arg-type]
+        self.errands = Errands(project, self.chronicle)  # type: ignore[arg-type]
         self.calls = 0
         self.counted: int | None = None
         monkeypatch.setattr(tools, "figure", self._figure)
@@ -46,19 +46,19 @@ class Asked:
 
 
 @pytest.fixture
-def asked(fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(fleet_lab, monkeypatch)
+def asked(fleet_project: Project, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(fleet_project, monkeypatch)
 
 
-def publish(lab: Lab) -> None:
+def publish(project: Project) -> None:
     def put(found: Any) -> None:
         found.tools.append(Tool(tool_id="noise", title="noise", status="published"))
 
-    tool_registry.update(lab.layout, put, doing="a test")
+    tool_registry.update(project.layout, put, doing="a test")
 
 
 def test_the_noise_is_figured_again_only_when_something_was_repeated(asked: Asked) -> None:
-    publish(asked.lab)
+    publish(asked.project)
     asked.decided("a")
     asked.turns()
     assert asked.calls == 0
@@ -77,7 +77,7 @@ def test_the_noise_is_figured_again_only_when_something_was_repeated(asked: Aske
 
 
 def test_a_ledger_that_lags_is_waited_for_and_one_that_differs_not_for_ever(asked: Asked) -> None:
-    publish(asked.lab)
+    publish(asked.project)
     asked.counted = 0
     asked.decided("a")
     asked.decided("a")
@@ -91,12 +91,12 @@ def test_a_ledger_that_lags_is_waited_for_and_one_that_differs_not_for_ever(aske
 
 
 def test_a_tool_that_a_person_discarded_is_not_asked_for_again(asked: Asked) -> None:
-    publish(asked.lab)
-    tools.decide(asked.lab, "noise", "discarded", decided_by="ada")
+    publish(asked.project)
+    tools.decide(asked.project, "noise", "discarded", decided_by="ada")
     asked.decided("a")
     asked.decided("a")
-    for one in (asked.errands, Errands(asked.lab, asked.errands.chronicle)):
+    for one in (asked.errands, Errands(asked.project, asked.errands.chronicle)):
         asked.errands = one
         asked.turns()
-    (tool,) = tools.registry(asked.lab).tools
+    (tool,) = tools.registry(asked.project).tools
     assert (tool.status, asked.calls) == ("discarded", 0)

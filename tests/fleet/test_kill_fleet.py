@@ -20,9 +20,9 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lab import Lab, run_ids
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.past import Settled
+from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
@@ -89,9 +89,9 @@ def end(root: Path, supervisor: subprocess.Popen[bytes]) -> None:
     supervisor.wait(timeout=30)
 
 
-def check(lab: Lab) -> None:
+def check(project: Project) -> None:
     """Every hypothesis is in one state, none runs; the ledger is whole; the leases are free."""
-    queue, layout = Queue(lab.layout, lab.active()), lab.layout
+    queue, layout = Queue(project.layout, project.active()), project.layout
     places = Counter(
         path.stem
         for state in ("pending", "dispatched", "running", "done")
@@ -105,7 +105,7 @@ def check(lab: Lab) -> None:
     sync(layout)
     rows = {str(row["id"]): row for row in read_ledger(layout)}
     assert set(run_ids(layout)) <= rows.keys()
-    decisions = Settled.of_tag(layout, lab.tag).decisions
+    decisions = Settled.of_tag(layout, project.tag).decisions
     assert max(Counter(one.experiment_id for one in decisions).values()) == 1
     lasting = Counter(one.hypothesis_id for one in decisions if not one.requeue)
     assert lasting and max(lasting.values()) == 1, lasting
@@ -139,7 +139,7 @@ def torment(root: Path, log: Path, kills: int, seed: int) -> None:
         assert supervisor.wait(timeout=FINISH_S) == 0, log.read_text()
         left = processes(root)
         assert not left, left
-        check(Lab.open(root))
+        check(Project.open(root))
     finally:
         end(root, supervisor)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lab import Lab, is_running
 from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.project import Project, is_running
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.supervisor import shutdown
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
@@ -180,7 +180,7 @@ def test_a_loop_killed_at_any_moment_goes_on_to_one_baseline_and_five_decided_ro
     assert len(place.rows()) == 6, place.rows()
     assert sum(row[4] == "night: baseline" for row in place.rows()) == 1
     until(place.has_left)
-    check(Lab.open(place.root))
+    check(Project.open(place.root))
     git(place.root, "fsck", "--no-dangling")
 
 
@@ -316,7 +316,7 @@ def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
     assert place("run-loop", "--max", "1").returncode == 0
     assert place.counted() == 3
     until(place.has_left)
-    check(Lab.open(place.root))
+    check(Project.open(place.root))
 
 
 def test_of_two_loops_at_once_one_is_refused(place: Place) -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from autohypothesis.engine import iteration
 from autohypothesis.engine import settle as settling
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.roles import lives, read_role
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.opening import Opening
@@ -61,7 +61,7 @@ from tests.fleet.observing import calm as calm
 ROOT_MODULE = """
 import sys
 from pathlib import Path
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Limits, Observer
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
@@ -74,15 +74,15 @@ class Ideas:
         return [Proposal(title=f"RATE {n + i}", config_overrides={"RATE": 1.0 + (n + i) / 100})
                 for i in range(count)]
 
-lab = Lab.open(Path(sys.argv[1]))
-with Stop() as stop, hold(lab.layout, "observer", doing="a test"):
-    print(Observer(lab, [Ideas()], limits=Limits(max_experiments=int(sys.argv[2]))).run(stop))
+project = Project.open(Path(sys.argv[1]))
+with Stop() as stop, hold(project.layout, "observer", doing="a test"):
+    print(Observer(project, [Ideas()], limits=Limits(max_experiments=int(sys.argv[2]))).run(stop))
 """
 
 
-def started(lab: Lab, most: int) -> subprocess.Popen[str]:
+def started(project: Project, most: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", ROOT_MODULE, str(lab.layout.root), str(most)],
+        [sys.executable, "-c", ROOT_MODULE, str(project.layout.root), str(most)],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -90,22 +90,26 @@ def started(lab: Lab, most: int) -> subprocess.Popen[str]:
 # ── the ratchet ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)], [idea(RATE=1.5)]]))
+def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=1.5)]]))
     turns(watched, lambda: watched.chronicle.counted() >= 3, hand)
     first, second, third = watched.chronicle.latest.values()
     assert (first.hypothesis_id, first.reason) == ("baseline-t", "baseline")
     assert (second.decision_status, third.decision_status) == ("keep", "discard")
-    assert fleet_lab.reference() == second.commit
-    assert [row["status"] for row in read_ledger(fleet_lab.layout)] == ["keep", "keep", "discard"]
+    assert fleet_project.reference() == second.commit
+    assert [row["status"] for row in read_ledger(fleet_project.layout)] == [
+        "keep",
+        "keep",
+        "discard",
+    ]
 
 
-def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand, listed = Hands(fleet_lab, "w0"), Listed([[idea(RATE=2.0)]])
-    watched = observer(fleet_lab, listed)
+def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
+    watched = observer(fleet_project, listed)
     for _ in range(5):
         watched.turn()
     assert not listed.told
@@ -119,10 +123,12 @@ def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_lab: Lab) -> No
     hand.end(watched, one, handle)
 
 
-def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0", "w1", "w2", "w3")
-    hands = [Hands(fleet_lab, name) for name in ("w0", "w1", "w2", "w3")]
-    watched = observer(fleet_lab, Listed())
+def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
+    fleet_project: Project,
+) -> None:
+    members(fleet_project, "w0", "w1", "w2", "w3")
+    hands = [Hands(fleet_project, name) for name in ("w0", "w1", "w2", "w3")]
+    watched = observer(fleet_project, Listed())
     watched.turn()
     one = hands[0].claim(watched)
     assert one is not None
@@ -146,25 +152,25 @@ def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(fleet_la
 
 
 def test_a_failed_baseline_stops_the_search_with_the_log_and_the_setting_to_lower(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0")
-    script = fleet_lab.layout.root / "train.py"
+    members(fleet_project, "w0")
+    script = fleet_project.layout.root / "train.py"
     text = script.read_text().replace(
         'if MODE == "crash"', 'print("step 1", flush=True)\nDEVICE_BATCH_SIZE = 64\nif True'
     ).replace("ValueError", "MemoryError")  # fmt: skip
-    commit = fleet_lab.repository.commit_tree(
-        fleet_lab.repository.tree_with(fleet_lab.reference(), {"train.py": text.encode()}),
-        [fleet_lab.reference()], "too large",
+    commit = fleet_project.repository.commit_tree(
+        fleet_project.repository.tree_with(fleet_project.reference(), {"train.py": text.encode()}),
+        [fleet_project.reference()], "too large",
     )  # fmt: skip
-    fleet_lab.repository.compare_and_swap(
-        "refs/heads/autoresearch/t", commit, fleet_lab.reference()
+    fleet_project.repository.compare_and_swap(
+        "refs/heads/autoresearch/t", commit, fleet_project.reference()
     )
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]] * 9))
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]] * 9))
     turns(watched, lambda: watched.status.state == "failed", hand)
     assert not watched.turn()
-    said = read_role(fleet_lab.layout, "observer")
+    said = read_role(fleet_project.layout, "observer")
     assert said is not None and said.state == "failed"
     why, lower, again, *log = said.problems
     assert "baseline-t-1 failed: oom" in why
@@ -177,13 +183,13 @@ def test_a_failed_baseline_stops_the_search_with_the_log_and_the_setting_to_lowe
 
 
 def test_one_hypothesis_waits_for_each_living_worker_and_none_for_a_dead_one(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0", "w1", "gone", "benched")
-    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
-    Hands(fleet_lab, "gone").beat("stopped")
-    Hands(fleet_lab, "benched").beat("benched")
-    watched = observer(fleet_lab, Listed([[idea(RATE=1 + i / 10) for i in range(1, 9)]]))
+    members(fleet_project, "w0", "w1", "gone", "benched")
+    hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
+    Hands(fleet_project, "gone").beat("stopped")
+    Hands(fleet_project, "benched").beat("benched")
+    watched = observer(fleet_project, Listed([[idea(RATE=1 + i / 10) for i in range(1, 9)]]))
     turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
     turns(watched, lambda: len(watched.queue.dispatched()) == 2)
     for _ in range(5):
@@ -195,24 +201,24 @@ def test_one_hypothesis_waits_for_each_living_worker_and_none_for_a_dead_one(
 
 
 def test_words_that_nobody_implemented_are_not_handed_out_and_the_brief_says_so(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
     watched.queue.add(Proposal(title="words", instructions="use a GRU"), proposer="ada")
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     deadline = time.monotonic() + 120
-    while not any("implement" in note for note in _brief(fleet_lab).notes):
+    while not any("implement" in note for note in _brief(fleet_project).notes):
         assert time.monotonic() < deadline
         watched.turn()
     assert [one.title for one in watched.queue.pending()] == ["words"]
     assert hand.work(watched) is None
 
 
-def _brief(lab: Lab) -> Brief:
+def _brief(project: Project) -> Brief:
     try:
-        return Brief.model_validate(read_json(lab.layout.brief))
+        return Brief.model_validate(read_json(project.layout.brief))
     except FileNotFoundError:
         return Brief(generated_at=now())
 
@@ -220,33 +226,33 @@ def _brief(lab: Lab) -> Brief:
 # ── the end ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_search_never_begins_more_experiments_than_it_may(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0", "w1", "w2")
-    hands = [Hands(fleet_lab, name) for name in ("w0", "w1", "w2")]
+def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Project) -> None:
+    members(fleet_project, "w0", "w1", "w2")
+    hands = [Hands(fleet_project, name) for name in ("w0", "w1", "w2")]
     many = [[idea(RATE=1 + i / 100 + k) for i in range(9)] for k in range(1, 9)]
-    watched = observer(fleet_lab, Listed(many), most=4)
+    watched = observer(fleet_project, Listed(many), most=4)
     turns(watched, lambda: watched.status.state == "finished", *hands)
     assert watched.chronicle.counted() == 4
-    assert len(read_ledger(fleet_lab.layout)) == 4
+    assert len(read_ledger(fleet_project.layout)) == 4
     assert not watched.turn()
 
 
-def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)], [idea(RATE=3.0)]]))
+def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=3.0)]]))
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched())
-    late = observer(fleet_lab, until=now() - timedelta(seconds=1))
+    late = observer(fleet_project, until=now() - timedelta(seconds=1))
     assert not late.turn()
     assert late.status.state == "finished"
     assert late.queue.dispatched() == {} and late.queue.pending()
 
 
-def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]), most=2)
+def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched().get("w0"))
     one = hand.claim(watched)
@@ -261,10 +267,10 @@ def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_lab: Lab
 # ── thinking, failing, waiting ──────────────────────────────────────────────────────────────
 
 
-def test_a_thinking_proposer_does_not_stop_decisions(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand, thinker = Hands(fleet_lab, "w0"), Thinker()
-    watched = observer(fleet_lab, thinker)
+def test_a_thinking_proposer_does_not_stop_decisions(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand, thinker = Hands(fleet_project, "w0"), Thinker()
+    watched = observer(fleet_project, thinker)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     assert watched.refill.thinking == ["thinker"]
     watched.queue.add(idea(RATE=2.0), proposer="ada")
@@ -273,26 +279,26 @@ def test_a_thinking_proposer_does_not_stop_decisions(fleet_lab: Lab) -> None:
     thinker.done.set()
 
 
-def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand, broken = Hands(fleet_lab, "w0"), Broken()
-    watched = observer(fleet_lab, broken, Listed([[idea(RATE=2.0)]] * 3))
+def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand, broken = Hands(fleet_project, "w0"), Broken()
+    watched = observer(fleet_project, broken, Listed([[idea(RATE=2.0)]] * 3))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
-    said = read_role(fleet_lab.layout, "observer")
+    said = read_role(fleet_project.layout, "observer")
     assert said is not None and lives(said)
     assert any("command:broken failed: it has no key" in line for line in said.problems)
 
 
 def test_a_settle_that_cannot_be_done_now_is_done_later(
-    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
     impatient = partial(hold, timeout=0.05)
     monkeypatch.setattr(settling, "locks", SimpleNamespace(hold=impatient))
     turns(watched, lambda: watched.queue.done_ids(), hand)
-    with hold(fleet_lab.layout, "settle", doing="somebody decides"):
+    with hold(fleet_project.layout, "settle", doing="somebody decides"):
         for _ in range(3):
             assert watched.turn()
         assert not watched.chronicle.latest
@@ -301,20 +307,20 @@ def test_a_settle_that_cannot_be_done_now_is_done_later(
     assert watched.status.problems == []
 
 
-def test_a_decision_edited_in_a_result_changes_nothing_and_is_named(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+def test_a_decision_edited_in_a_result_changes_nothing_and_is_named(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     second = list(watched.chronicle.latest)[-1]
-    reference = fleet_lab.reference()
-    path = fleet_lab.layout.run(second).result
+    reference = fleet_project.reference()
+    path = fleet_project.layout.run(second).result
     write_json(path, {**read_json(path), "decision_status": "discard"})
     watched.deciding._last_look = float("-inf")  # ten seconds later
     watched.turn()
     assert watched.chronicle.latest[second].decision_status == "keep"
-    assert fleet_lab.reference() == reference
-    (problem,) = read_json(fleet_lab.layout.problems)["problems"]
+    assert fleet_project.reference() == reference
+    (problem,) = read_json(fleet_project.layout.problems)["problems"]
     assert problem["reason"] == "says decision_status discard, and keep was decided"
 
 
@@ -325,28 +331,28 @@ def _says(path: Path, words: str) -> bool:
     return path.exists() and words in path.read_text()
 
 
-def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_lab: Lab) -> None:
+def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_project: Project) -> None:
     """Asked for once; its figure is told to everybody when somebody has published it."""
-    members(fleet_lab, "w0", "w1")
-    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0", "w1")
+    hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
+    watched = observer(fleet_project)
     watched.turn()
     one = hands[0].claim(watched)
     assert one is not None
     handle = hands[0].begin(one)
     turns(watched, lambda: watched.queue.dispatched())
-    assert not tools.registry(fleet_lab).tools
+    assert not tools.registry(fleet_project).tools
     hands[1].work(watched)
     hands[0].end(watched, one, handle)
-    turns(watched, lambda: tools.registry(fleet_lab).tools)
-    (asked,) = tools.registry(fleet_lab).tools
+    turns(watched, lambda: tools.registry(fleet_project).tools)
+    (asked,) = tools.registry(fleet_project).tools
     assert (asked.tool_id, asked.status, asked.requested_by) == ("noise", "requested", "observer")
     source = Path(tools.__file__).parent / "catalogue" / "noise.py"
-    tools.publish(fleet_lab, "noise", source, decided_by="a test")
+    tools.publish(fleet_project, "noise", source, decided_by="a test")
     turns(watched, lambda: watched.errands.noise is not None)
     assert watched.errands.noise is not None
     figure = "sd of a pair 0 from 2 runs of 1 commit; rough: only 2 runs of 1 commit;"
-    for path in (fleet_lab.layout.brief, fleet_lab.layout.search_model):
+    for path in (fleet_project.layout.brief, fleet_project.layout.search_model):
         watched.publishing._due["learnt"] = 0.0
         turns(watched, partial(_says, path, figure))
     assert watched.status.problems == []
@@ -355,13 +361,15 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_lab: Lab) -
 # ── what it writes ──────────────────────────────────────────────────────────────────────────
 
 
-def test_what_the_observer_writes_is_what_the_schema_promises(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
+def test_what_the_observer_writes_is_what_the_schema_promises(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
     title = "a\n# forged heading | of a title"
-    watched = observer(fleet_lab, Listed([[idea(title, RATE=2.0)], [idea(MODE="crash")]]), most=3)
+    watched = observer(
+        fleet_project, Listed([[idea(title, RATE=2.0)], [idea(MODE="crash")]]), most=3
+    )
     turns(watched, lambda: watched.status.state == "finished", hand)
-    layout = fleet_lab.layout
+    layout = fleet_project.layout
     knowledge = KnowledgeBase.model_validate(read_json(layout.knowledge_base))
     assert [one["decision_status"] for one in knowledge.experiment_history] == [
         "keep", "keep", "crash",
@@ -374,84 +382,86 @@ def test_what_the_observer_writes_is_what_the_schema_promises(fleet_lab: Lab) ->
     summary = LiveSummary.model_validate(read_json(layout.live_summary))
     assert summary.free_workers == ["w0"]
     assert summary.best_result is not None and summary.best_result["metric_value"] == 1.3
-    assert _brief(fleet_lab).best_result is not None
+    assert _brief(fleet_project).best_result is not None
     said = read_role(layout, "observer")
     assert said is not None and said.details["kept"] == 1
     assert said.details["best"]["description"] == " ".join(title.split()) or title
 
 
 def test_a_turn_without_news_reads_no_bundle_and_writes_nothing(
-    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     for _ in range(3):
         watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
         watched.deciding._last_look = float("-inf")
         watched.turn()
-    before = _everything(fleet_lab)
+    before = _everything(fleet_project)
     watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
     monkeypatch.setattr("autohypothesis.fleet.observer.deciding.settle_waiting", None)
     for _ in range(10):
         watched.turn()
-    after = _everything(fleet_lab)
-    mine = fleet_lab.layout.role("observer")
+    after = _everything(fleet_project)
+    mine = fleet_project.layout.role("observer")
     assert {p for p in after if after[p] != before.get(p)} <= {str(mine)}
 
 
-def _everything(lab: Lab) -> dict[str, int]:
-    found = (path for path in lab.layout.research.rglob("*") if path.is_file())
+def _everything(project: Project) -> dict[str, int]:
+    found = (path for path in project.layout.research.rglob("*") if path.is_file())
     return {
         str(path): path.stat().st_mtime_ns
         for path in found
-        if path.parent != lab.layout.locks and "holder" not in path.name
+        if path.parent != project.layout.locks and "holder" not in path.name
     }
 
 
 # ── killed ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _decided(lab: Lab) -> int:
-    return len(read_decisions(lab.layout)[0])
+def _decided(project: Project) -> int:
+    return len(read_decisions(project.layout)[0])
 
 
 @pytest.mark.timeout(240)
-def test_a_killed_observer_loses_no_decision(fleet_lab: Lab) -> None:
+def test_a_killed_observer_loses_no_decision(fleet_project: Project) -> None:
     """kill -9 in the middle of turns, again and again; a successor goes on where it stopped.
 
     Each lives for a moment only, and for one decision at most where the machine is quick.
     """
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    beside = Observer(fleet_lab, [], limits=observer(fleet_lab).ending.limits)  # its queue only
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    beside = Observer(
+        fleet_project, [], limits=observer(fleet_project).ending.limits
+    )  # its queue only
     dice = random.Random(7)
     kills, most = 0, 7
-    process = started(fleet_lab, most)
+    process = started(fleet_project, most)
     deadline = time.monotonic() + 200
     try:
         while process.poll() is None:
             assert time.monotonic() < deadline
-            decided = _decided(fleet_lab)
+            decided = _decided(fleet_project)
             due = time.monotonic() + dice.uniform(0.4, 1.6)
             while process.poll() is None and time.monotonic() < due:
                 if not hand.work(beside):
                     time.sleep(PAUSE_S)
-                if _decided(fleet_lab) > decided:
+                if _decided(fleet_project) > decided:
                     time.sleep(dice.uniform(0.0, 0.1))
                     break
             if kills < 8 and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.communicate()
                 kills += 1
-                process = started(fleet_lab, most)
+                process = started(fleet_project, most)
         said, _ = process.communicate()
     finally:
         process.kill()
     assert said.strip() == "finished" and kills >= 3
-    queue = Queue(fleet_lab.layout, "t")
-    decisions, wrong = read_decisions(fleet_lab.layout)
+    queue = Queue(fleet_project.layout, "t")
+    decisions, wrong = read_decisions(fleet_project.layout)
     assert not wrong
     assert set(Counter(one.experiment_id for one in decisions).values()) == {1}
     # A busy machine disturbs a run now and then; that one came back, and is not counted.
@@ -462,40 +472,44 @@ def test_a_killed_observer_loses_no_decision(fleet_lab: Lab) -> None:
     assert completed == {name for name, one in latest.items() if not one.requeue}
     waiting = {one.hypothesis_id for one in queue.pending()}
     assert waiting >= {name for name, one in latest.items() if one.requeue}
-    rows = read_ledger(fleet_lab.layout)
+    rows = read_ledger(fleet_project.layout)
     ordinals = [row["ordinal"] for row in rows if row["ordinal"] is not None]
     assert ordinals == [*range(1, len(decisions) + 1)]
 
 
 def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
-    fleet_lab: Lab, until: Callable[..., None]
+    fleet_project: Project, until: Callable[..., None]
 ) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    queue = Queue(fleet_lab.layout, "t")
-    process = started(fleet_lab, 50)
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    queue = Queue(fleet_project.layout, "t")
+    process = started(fleet_project, 50)
     try:
         until(lambda: queue.dispatched("w0")["w0"])
-        beside = observer(fleet_lab)
+        beside = observer(fleet_project)
         assert hand.work(beside) == "baseline-t-1"
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (said.strip(), process.returncode) == ("stopped", 0)
-    assert [one.experiment_id for one in read_decisions(fleet_lab.layout)[0]] == ["baseline-t-1"]
-    assert read_ledger(fleet_lab.layout)[0]["status"] == "keep"
-    left = read_role(fleet_lab.layout, "observer")
+    assert [one.experiment_id for one in read_decisions(fleet_project.layout)[0]] == [
+        "baseline-t-1"
+    ]
+    assert read_ledger(fleet_project.layout)[0]["status"] == "keep"
+    left = read_role(fleet_project.layout, "observer")
     assert left is not None and left.state == "stopped" and not lives(left)
 
 
 # ── what must not stop it ───────────────────────────────────────────────────────────────────
 
 
-def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0", "w1")
-    hands, listed = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")], Listed()
-    watched = observer(fleet_lab, listed, most=9)
+def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(
+    fleet_project: Project,
+) -> None:
+    members(fleet_project, "w0", "w1")
+    hands, listed = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")], Listed()
+    watched = observer(fleet_project, listed, most=9)
     turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
     turns(watched, lambda: not watched.queue.open(), *hands)
     hands[1].beat("stopped")
@@ -510,44 +524,46 @@ def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(fleet_lab
     assert [one.source_id[-3:] for one in watched.queue.pending()] == ["@w1"] * 2
 
 
-def test_workers_are_told_when_the_search_is_over(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+def test_workers_are_told_when_the_search_is_over(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched().get("w0"))
-    assert _details(fleet_lab)["closing"] is False
+    assert _details(fleet_project)["closing"] is False
     one = hand.claim(watched)
-    late = observer(fleet_lab, until=now() - timedelta(seconds=1))
+    late = observer(fleet_project, until=now() - timedelta(seconds=1))
     assert one is not None and late.turn()
-    assert _details(fleet_lab)["closing"] is True
+    assert _details(fleet_project)["closing"] is True
     late.queue.release(one.hypothesis_id, "w0")  # as a worker does that has only prepared it
     assert not late.turn() and late.status.state == "finished"
 
 
-def _details(lab: Lab) -> dict[str, object]:
-    said = read_role(lab.layout, "observer")
+def _details(project: Project) -> dict[str, object]:
+    said = read_role(project.layout, "observer")
     assert said is not None
     return said.details
 
 
-def test_a_result_of_another_shape_stops_no_observer(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
+def test_a_result_of_another_shape_stops_no_observer(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
 
     def strange(one: Hypothesis, experiment_id: str, result: Result) -> Result:
         return result.model_copy(update={"evidence": {"contention": "x", "device": "y"}})
 
-    hand = Hands(fleet_lab, "w0", strange)
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    hand = Hands(fleet_project, "w0", strange)
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
 
 
 @pytest.mark.parametrize("left", [{}, {"checkout": "elsewhere"}, [], "x"])
-def test_a_run_whose_notes_are_damaged_stops_no_observer(fleet_lab: Lab, left: object) -> None:
+def test_a_run_whose_notes_are_damaged_stops_no_observer(
+    fleet_project: Project, left: object
+) -> None:
     """Its worker is gone for good, so the observer has to end its claim."""
-    members(fleet_lab, "w0", "old")
-    hand, old = Hands(fleet_lab, "w0"), Hands(fleet_lab, "old")
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0", "old")
+    hand, old = Hands(fleet_project, "w0"), Hands(fleet_project, "old")
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
     mine = watched.queue.add(idea(RATE=2.0), proposer="ada")
@@ -555,21 +571,23 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(fleet_lab: Lab, left: o
     one = old.claim(watched)
     assert one is not None
     handle = old.begin(one)
-    iteration.follow(fleet_lab, LocalExecutor(fleet_lab.repository, fleet_lab.layout), handle)
-    write_json(fleet_lab.layout.run(handle.experiment_id).local, left)
+    iteration.follow(
+        fleet_project, LocalExecutor(fleet_project.repository, fleet_project.layout), handle
+    )
+    write_json(fleet_project.layout.run(handle.experiment_id).local, left)
     old.beat("stopped")
-    members(fleet_lab, "w0")
+    members(fleet_project, "w0")
     watched.queue.add(idea(RATE=3.0), proposer="ada")
     watched.deciding._last_look = float("-inf")
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
 
 
 def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
-    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_lab, "w0")
-    Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0")
+    Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
 
     def damaged(*words: object) -> list[str]:
         raise KeyError("x")
@@ -584,14 +602,14 @@ def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
 
 
 def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
     """h-t-0001-2 was run on the commit of h-t-0002-1, and is read before it."""
-    base = fleet_lab.reference()
-    _begun(fleet_lab, "h-t-0001-2", commit="c2", parent="c1", RATE=2.0)
-    _begun(fleet_lab, "h-t-0002-1", commit="c1", parent=base, WIDTH=9)
-    _begun(fleet_lab, "h-t-0003-1", commit="c3", parent="c2", SLEEP=0.1)
-    watched = observer(fleet_lab)
+    base = fleet_project.reference()
+    _begun(fleet_project, "h-t-0001-2", commit="c2", parent="c1", RATE=2.0)
+    _begun(fleet_project, "h-t-0002-1", commit="c1", parent=base, WIDTH=9)
+    _begun(fleet_project, "h-t-0003-1", commit="c3", parent="c2", SLEEP=0.1)
+    watched = observer(fleet_project)
     watched.chronicle.refresh()
     watched.library.refresh()
     assert len(watched.library.runs) == 3
@@ -602,15 +620,15 @@ def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
     assert again is not None and again.experiment_id == "h-t-0003-1"
 
 
-def _begun(lab: Lab, name: str, *, commit: str, parent: str, **overrides: object) -> None:
+def _begun(project: Project, name: str, *, commit: str, parent: str, **overrides: object) -> None:
     """An experiment as far as its folder tells which change it is, on which commit."""
-    run, hypothesis = lab.layout.run(name), name.rpartition("-")[0]
+    run, hypothesis = project.layout.run(name), name.rpartition("-")[0]
     run.folder.mkdir(parents=True)
     planned = PlannedHypothesis(hypothesis_id=hypothesis, config_overrides=overrides)
     plan = Plan(
         experiment_id=name, created_at=now(), based_on_commit=parent, tag="t", hypothesis=planned
     )
-    write_json(lab.layout.plan(name), plan)
+    write_json(project.layout.plan(name), plan)
     runtime = Runtime(commit=commit, parent_commit=parent)
     write_json(run.metadata, Metadata(recorded_at=now(), runtime=runtime))
     settings = {"rate": 2.0, "width": 9, "sleep": 0.0}

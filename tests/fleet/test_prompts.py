@@ -12,7 +12,7 @@ import typer
 
 import orchestrator
 from autohypothesis import system
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.roster import Fleet, Wanted, init_fleet
@@ -28,11 +28,11 @@ HOSTILE = (
 @pytest.fixture
 def fleet(fleet_root: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     monkeypatch.setattr(system, "physical_cores", lambda: list(range(64)))
-    return init_fleet(Lab.open(fleet_root), Wanted(tag="t", cpu_workers=2))
+    return init_fleet(Project.open(fleet_root), Wanted(tag="t", cpu_workers=2))
 
 
-def pages(lab: Lab) -> dict[str, str]:
-    return {path.name: path.read_text() for path in lab.layout.fleet.rglob("*.md")}
+def pages(project: Project) -> dict[str, str]:
+    return {path.name: path.read_text() for path in project.layout.fleet.rglob("*.md")}
 
 
 def headings(page: str) -> list[str]:
@@ -40,7 +40,7 @@ def headings(page: str) -> list[str]:
 
 
 def test_every_role_has_its_pages(fleet: Fleet, fleet_root: Path) -> None:
-    layout = Lab.open(fleet_root).layout
+    layout = Project.open(fleet_root).layout
     made = {path.relative_to(layout.fleet).as_posix() for path in layout.fleet.rglob("*.md")}
     assert made == {
         "observer-agent.md", "tool-builder.md",
@@ -49,7 +49,7 @@ def test_every_role_has_its_pages(fleet: Fleet, fleet_root: Path) -> None:
         "assignments/observer.md", "assignments/tool-builder.md",
         "assignments/workers/cpu0.md", "assignments/workers/cpu1.md",
     }  # fmt: skip
-    for page in pages(Lab.open(fleet_root)).values():
+    for page in pages(Project.open(fleet_root)).values():
         assert page.startswith(prompts.MARK + "\n# ") and len(page.encode()) < 4_000
         assert "{{" not in page and "None" not in page
 
@@ -68,7 +68,7 @@ def test_pages_name_only_commands_and_options_that_exist(fleet: Fleet, fleet_roo
     known = commands()
     called = re.compile(r"(?:orchestrator\.py|autohypothesis) ([a-z][^`\n]*)")
     seen = set()
-    for name, page in pages(Lab.open(fleet_root)).items():
+    for name, page in pages(Project.open(fleet_root)).items():
         for call in called.findall(page):
             words = shlex.split(call)
             command = next((one for one in (" ".join(words[:2]), words[0]) if one in known), None)
@@ -82,9 +82,9 @@ def test_pages_name_only_commands_and_options_that_exist(fleet: Fleet, fleet_roo
 
 
 def test_a_title_with_line_breaks_forges_no_section(fleet: Fleet, fleet_root: Path) -> None:
-    lab = Lab.open(fleet_root)
-    queue = Queue(lab.layout, "t")
-    before = {name: headings(page) for name, page in pages(lab).items()}
+    project = Project.open(fleet_root)
+    queue = Queue(project.layout, "t")
+    before = {name: headings(page) for name, page in pages(project).items()}
     for change in (
         {"config_overrides": {"RATE": HOSTILE}}, {"patch": HOSTILE}, {"instructions": HOSTILE},
     ):  # fmt: skip
@@ -95,14 +95,14 @@ def test_a_title_with_line_breaks_forges_no_section(fleet: Fleet, fleet_root: Pa
     tool = Tool(tool_id="x", title=HOSTILE, status="requested", problem=HOSTILE,
                 requested_by=HOSTILE)  # fmt: skip
     registry = Registry(updated_at=now(), shared_tools_dir="", tools=[tool])
-    write_json(lab.layout.registry, registry)
-    prompts.write_assignments(lab, queue, fleet.manifest)
-    after = {name: headings(page) for name, page in pages(lab).items()}
+    write_json(project.layout.registry, registry)
+    prompts.write_assignments(project, queue, fleet.manifest)
+    after = {name: headings(page) for name, page in pages(project).items()}
     assert after["observer.md"] == before["observer.md"]
     added = [one for one in after["cpu0.md"] if one not in before["cpu0.md"]]
     assert len(added) == 3 and all(one.startswith("### h-t-000") for one in added)
     assert len([one for one in after["tool-builder.md"] if "## x:" in one]) == 1
-    for page in pages(lab).values():
+    for page in pages(project).values():
         assert all(char.isprintable() or char == "\n" for char in page)
         assert page.count("\x1b") == 0
         for line in page.splitlines():
@@ -112,8 +112,8 @@ def test_a_title_with_line_breaks_forges_no_section(fleet: Fleet, fleet_root: Pa
 
 
 def test_pages_are_bounded_whatever_others_write(fleet: Fleet, fleet_root: Path) -> None:
-    lab = Lab.open(fleet_root)
-    queue = Queue(lab.layout, "t")
+    project = Project.open(fleet_root)
+    queue = Queue(project.layout, "t")
     for number in range(60):
         change = {f"NAME_{n}": "v" * 900 for n in range(200)}
         one = queue.add(
@@ -122,42 +122,43 @@ def test_pages_are_bounded_whatever_others_write(fleet: Fleet, fleet_root: Path)
         )  # fmt: skip
         if number % 2:
             queue.dispatch(one.hypothesis_id, "cpu1")
-    prompts.write_assignments(lab, queue, fleet.manifest)
-    sizes = {name: len(page.encode()) for name, page in pages(lab).items()}
+    prompts.write_assignments(project, queue, fleet.manifest)
+    sizes = {name: len(page.encode()) for name, page in pages(project).items()}
     assert max(sizes.values()) <= prompts.LIMIT
-    assert "27 more wait for you" in pages(lab)["cpu1.md"]
-    assert "\n\n10 more: `" in pages(lab)["observer.md"]
+    assert "27 more wait for you" in pages(project)["cpu1.md"]
+    assert "\n\n10 more: `" in pages(project)["observer.md"]
 
 
 def test_a_page_that_would_say_the_same_is_not_written_again(
     fleet: Fleet, fleet_root: Path
 ) -> None:
-    lab = Lab.open(fleet_root)
-    files = {path: path.stat().st_mtime_ns for path in lab.layout.fleet.rglob("*.md")}
-    assert prompts.write_assignments(lab, Queue(lab.layout, "t"), fleet.manifest) == []
-    assert {path: path.stat().st_mtime_ns for path in lab.layout.fleet.rglob("*.md")} == files
+    project = Project.open(fleet_root)
+    files = {path: path.stat().st_mtime_ns for path in project.layout.fleet.rglob("*.md")}
+    assert prompts.write_assignments(project, Queue(project.layout, "t"), fleet.manifest) == []
+    assert {path: path.stat().st_mtime_ns for path in project.layout.fleet.rglob("*.md")} == files
 
 
 def test_a_worker_reads_what_it_has_to_do(fleet: Fleet, fleet_root: Path) -> None:
-    lab = Lab.open(fleet_root)
-    queue = Queue(lab.layout, "t")
+    project = Project.open(fleet_root)
+    queue = Queue(project.layout, "t")
     one = queue.add(
         Proposal(title="deeper", rationale="more depth", config_overrides={"WIDTH": 16}),
         proposer="x",
     )
     queue.dispatch(one.hypothesis_id, "cpu1")
-    prompts.write_assignments(lab, queue, fleet.manifest)
-    page = pages(lab)["cpu1.md"]
+    prompts.write_assignments(project, queue, fleet.manifest)
+    page = pages(project)["cpu1.md"]
     assert f"### {one.hypothesis_id}: deeper" in page
     assert "> more depth" in page and "- `WIDTH` = `16`" in page
-    assert "cpu0: `" in pages(lab)["observer.md"]
+    assert "cpu0: `" in pages(project)["observer.md"]
     assert (
-        f"cd {shlex.quote(fleet.manifest.workers[1].worktree_path)}" in pages(lab)["worker-cpu1.md"]
+        f"cd {shlex.quote(fleet.manifest.workers[1].worktree_path)}"
+        in pages(project)["worker-cpu1.md"]
     )
 
 
 def test_a_damaged_registry_stops_no_assignment(fleet: Fleet, fleet_root: Path) -> None:
-    lab = Lab.open(fleet_root)
-    lab.layout.registry.parent.mkdir(exist_ok=True)
-    lab.layout.registry.write_bytes(b"\xff{")
-    prompts.write_assignments(lab, Queue(lab.layout, "t"), fleet.manifest)
+    project = Project.open(fleet_root)
+    project.layout.registry.parent.mkdir(exist_ok=True)
+    project.layout.registry.write_bytes(b"\xff{")
+    prompts.write_assignments(project, Queue(project.layout, "t"), fleet.manifest)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.refill import LONGEST_PAUSE_S, Answer, Refill
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
@@ -190,10 +190,10 @@ class Meddler:
         return [idea(RATE=2.0)]
 
 
-def test_a_proposer_cannot_change_what_the_observer_knows(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand, meddler = Hands(fleet_lab, "w0"), Meddler()
-    watched = observer(fleet_lab, meddler)
+def test_a_proposer_cannot_change_what_the_observer_knows(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand, meddler = Hands(fleet_project, "w0"), Meddler()
+    watched = observer(fleet_project, meddler)
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     assert watched.steering.frozen == []
     assert watched.library.runs["baseline-t-1"].settings["rate"] == 1.0
@@ -203,12 +203,12 @@ def test_a_proposer_cannot_change_what_the_observer_knows(fleet_lab: Lab) -> Non
 
 
 def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
     listed = Listed([[idea("first", RATE=0.5)], [idea("again", rate=0.5)], [idea(RATE=0.6)]])
-    watched = observer(fleet_lab, listed)
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: len(watched.chronicle.latest) == 3, hand)
     turns(watched, lambda: len(listed.told) >= 3)
     reason = listed.told[2].refused["again"]
@@ -219,11 +219,11 @@ def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
 
 
 def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     first = watched.queue.add(idea("one", RATE=2.0, WIDTH=8), proposer="ada")
     second = watched.queue.add(idea("two", RATE=2), proposer="inbox")
@@ -233,13 +233,13 @@ def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
     assert [one.title for one in watched.queue.open()] == ["one"]
 
 
-def test_the_settings_of_the_reference_are_no_idea(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
+def test_the_settings_of_the_reference_are_no_idea(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
     listed = Listed(
         [[idea("as it is", RATE=1.0)], [idea("unknown", RAET=2.0)], [Proposal(title="?")]]
     )
-    watched = observer(fleet_lab, listed)
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: len(listed.told) >= 4, hand, seconds=60)
     reasons = {title: why for told in listed.told for title, why in told.refused.items()}
     assert "already" in reasons["as it is"]
@@ -248,34 +248,34 @@ def test_the_settings_of_the_reference_are_no_idea(fleet_lab: Lab) -> None:
     assert len(watched.library.runs) == 1
 
 
-def test_the_same_settings_on_another_base_are_another_idea(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
+def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
     listed = Listed([[idea(WIDTH=16)], [idea(RATE=2.0)], [idea("again", WIDTH=16)]])
-    watched = observer(fleet_lab, listed)
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: len(watched.chronicle.latest) == 4, hand)
     last = list(watched.library.runs.values())[-1]
     assert (last.settings["width"], last.settings["rate"]) == (16, 2.0)
 
 
-def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
+def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
     patch = Proposal(title="patched", patch=PATCH)
     spaced = Proposal(
         title="spaced", patch=PATCH.replace("+RATE = 2.0  # twice", "+RATE = 2.0  # twice  ")
     )
     listed = Listed([[patch], [spaced]])
-    watched = observer(fleet_lab, listed)
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: len(listed.told) >= 3, hand)
     assert "it was run before" in listed.told[2].refused["spaced"]
     assert len(watched.library.runs) == 2
 
 
-def test_a_repeat_on_purpose_is_no_duplicate(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=0.5)]]))
+def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=0.5)]]))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     again = idea("again", RATE=0.5).model_copy(update={"replicates": "h-t-0001-1", "seed": 43})
     watched.queue.add(again, proposer="ada")
@@ -283,24 +283,24 @@ def test_a_repeat_on_purpose_is_no_duplicate(fleet_lab: Lab) -> None:
     assert [one.reason for one in watched.chronicle.latest.values()][-1] == "replicate"
 
 
-def test_a_computed_constant_does_not_hide_a_duplicate(fleet_lab: Lab) -> None:
+def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -> None:
     """MODEL = WIDTH * 2 follows WIDTH; the settings of a run have its value of then."""
-    members(fleet_lab, "w0")
-    _rewrite(fleet_lab, lambda text: text.replace("WIDTH = 8", "WIDTH = 8\nMODEL = WIDTH * 2"))
-    hand = Hands(fleet_lab, "w0")
+    members(fleet_project, "w0")
+    _rewrite(fleet_project, lambda text: text.replace("WIDTH = 8", "WIDTH = 8\nMODEL = WIDTH * 2"))
+    hand = Hands(fleet_project, "w0")
     listed = Listed([[idea("one", WIDTH=16)], [idea("two", WIDTH=16)]])
-    watched = observer(fleet_lab, listed)
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: len(listed.told) >= 3, hand)
     assert "it was run before" in listed.told[2].refused["two"]
 
 
-def _rewrite(lab: Lab, edit: Callable[[str], str]) -> None:
+def _rewrite(project: Project, edit: Callable[[str], str]) -> None:
     """Another script at the reference, before anything has run."""
-    old = lab.reference()
-    text = edit(lab.repository.show_file(old, "train.py").decode())
-    tree = lab.repository.tree_with(old, {"train.py": text.encode()})
-    commit = lab.repository.commit_tree(tree, [old], "edited")
-    lab.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
+    old = project.reference()
+    text = edit(project.repository.show_file(old, "train.py").decode())
+    tree = project.repository.tree_with(old, {"train.py": text.encode()})
+    commit = project.repository.commit_tree(tree, [old], "edited")
+    project.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
 
 
 def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> None:

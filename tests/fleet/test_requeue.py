@@ -10,9 +10,9 @@ import pytest
 from autohypothesis.engine import iteration
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import CANCELLED, NO_SHIM
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.policy import MOST_LOST
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.queue import orphans
 from autohypothesis.records.files import read_json, write_json
@@ -48,11 +48,11 @@ class Spoiling:
 
 
 def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0")
-    hand, listed = Hands(fleet_lab, "w0", Spoiling(5)), Listed([[idea(RATE=2.0)]])
-    watched = observer(fleet_lab, listed, most=2)
+    members(fleet_project, "w0")
+    hand, listed = Hands(fleet_project, "w0", Spoiling(5)), Listed([[idea(RATE=2.0)]])
+    watched = observer(fleet_project, listed, most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
     assert all(trial.status != "crash" for told in listed.told for trial in told.trials)
     attempts = watched.chronicle.attempts("h-t-0001")
@@ -64,27 +64,30 @@ def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
     assert found is not None and (found[0].state, found[1].closed) == ("done", "completed")
 
 
-def test_three_device_failures_abandon_a_hypothesis(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0", Spoiling(9, device=True))
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+def test_three_device_failures_abandon_a_hypothesis(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", Spoiling(9, device=True))
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: len(watched.chronicle.attempts("h-t-0001")) == 3, hand)
     turns(watched, lambda: watched.queue.read("h-t-0001")[1].closed == "abandoned", hand)  # type: ignore[index]
     found = watched.queue.read("h-t-0001")
     assert found is not None and found[0].state == "done"
     assert "3 of its runs were lost with their device" in found[1].outcome
-    successor = observer(fleet_lab)
+    successor = observer(fleet_project)
     for _ in range(3):
         successor.turn()  # who comes after sees the same, and brings it back no more
         assert hand.work(successor) is None
     assert len(successor.chronicle.attempts("h-t-0001")) == 3
 
 
-def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0", "w1", devices=["d0", "d1"])
+def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_project: Project) -> None:
+    members(fleet_project, "w0", "w1", devices=["d0", "d1"])
     spoil = Spoiling(1, device=True)
-    hands = [Hands(fleet_lab, "w0", _on("d0", fleet_lab, spoil)), Hands(fleet_lab, "w1")]
-    watched = observer(fleet_lab)
+    hands = [
+        Hands(fleet_project, "w0", _on("d0", fleet_project, spoil)),
+        Hands(fleet_project, "w1"),
+    ]
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
     turns(watched, lambda: not watched.queue.open(), *hands)
     watched.queue.add(idea(RATE=2.0), proposer="ada")
@@ -97,11 +100,13 @@ def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_lab: Lab) 
     turns(watched, lambda: list(watched.queue.dispatched()) == ["w0"])
 
 
-def _on(device: str, lab: Lab, spoil: Spoiling) -> Callable[[Hypothesis, str, Result], Result]:
+def _on(
+    device: str, project: Project, spoil: Spoiling
+) -> Callable[[Hypothesis, str, Result], Result]:
     """As `spoil`, on a device of this name."""
 
     def spoiled(one: Hypothesis, experiment_id: str, result: Result) -> Result:
-        path = lab.layout.run(experiment_id).metadata
+        path = project.layout.run(experiment_id).metadata
         document = read_json(path)
         document["run"]["gpu_id"] = device
         write_json(path, document)
@@ -110,10 +115,10 @@ def _on(device: str, lab: Lab, spoil: Spoiling) -> Callable[[Hypothesis, str, Re
     return spoiled
 
 
-def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0", "w1")
-    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
-    watched = observer(fleet_lab)
+def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Project) -> None:
+    members(fleet_project, "w0", "w1")
+    hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
     turns(watched, lambda: not watched.queue.open(), *hands)
     for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
@@ -131,10 +136,10 @@ def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_lab: Lab) -
     assert last.hypothesis_id == stale[0].hypothesis_id and last.base_commit != stale[0].base_commit
 
 
-def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0", Spoiling(9))
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", Spoiling(9))
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: len(watched.chronicle.attempts("h-t-0001")) == 1, hand)
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
     watched.queue.abandon("h-t-0001", "not worth it")
@@ -145,11 +150,13 @@ def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_lab: Lab) ->
     assert found is not None and found[1].outcome == "not worth it"
 
 
-def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(fleet_lab: Lab) -> None:
+def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(
+    fleet_project: Project,
+) -> None:
     """The result is there, the hypothesis still in `running`: it is queued again once done."""
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0", Spoiling(1))
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", Spoiling(1))
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
     real = watched.queue.finish
@@ -163,11 +170,11 @@ def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(fleet_la
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
 
 
-def test_what_a_removed_worker_had_claimed_comes_back(fleet_lab: Lab) -> None:
+def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) -> None:
     """Another fleet on the same search: its manifest has other workers."""
-    members(fleet_lab, "w0", "old")
-    hand, old = Hands(fleet_lab, "w0"), Hands(fleet_lab, "old")
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0", "old")
+    hand, old = Hands(fleet_project, "w0"), Hands(fleet_project, "old")
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
     for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
@@ -178,8 +185,8 @@ def test_what_a_removed_worker_had_claimed_comes_back(fleet_lab: Lab) -> None:
     assert begun is not None and waiting is not None
     old.begin(begun)
     old.beat("stopped")
-    members(fleet_lab, "w0")
-    manifest = Manifest.model_validate(read_json(fleet_lab.layout.manifest))
+    members(fleet_project, "w0")
+    manifest = Manifest.model_validate(read_json(fleet_project.layout.manifest))
     assert [one.worker_id for one in manifest.workers] == ["w0"]
     watched.deciding._pause = 0.1
     turns(watched, lambda: watched.chronicle.counted() == 3, hand)
@@ -187,11 +194,11 @@ def test_what_a_removed_worker_had_claimed_comes_back(fleet_lab: Lab) -> None:
     assert {one.closed for one in watched.queue.done()} == {"completed"}
 
 
-def test_a_platform_without_a_reference_is_given_one(fleet_lab: Lab) -> None:
+def test_a_platform_without_a_reference_is_given_one(fleet_project: Project) -> None:
     """Two kinds of devices: what was measured on the one says nothing on the other."""
-    members(fleet_lab, "w0", "other")
-    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "other", _elsewhere(fleet_lab))]
-    watched = observer(fleet_lab)
+    members(fleet_project, "w0", "other")
+    hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "other", _elsewhere(fleet_project))]
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
     for one in watched.queue.open():
         watched.queue.abandon(one.hypothesis_id, "this test wants none")
@@ -204,9 +211,9 @@ def test_a_platform_without_a_reference_is_given_one(fleet_lab: Lab) -> None:
     assert watched.status.problems == []
 
 
-def _elsewhere(lab: Lab) -> Callable[[Hypothesis, str, Result], Result]:
+def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
     def moved(one: Hypothesis, experiment_id: str, result: Result) -> Result:
-        path = lab.layout.run(experiment_id).metadata
+        path = project.layout.run(experiment_id).metadata
         document = read_json(path)
         document["runtime"]["platform_key"] = "elsewhere"
         write_json(path, document)
@@ -220,15 +227,15 @@ def _elsewhere(lab: Lab) -> Callable[[Hypothesis, str, Result], Result]:
 ALARM = "import os, signal\nos.kill(os.getpid(), signal.SIGALRM)\n"
 
 
-def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_lab: Lab) -> None:
+def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_project: Project) -> None:
     """An alarm looks like a kill from outside: a few times it is believed, then it counts."""
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, most=2)
-    base = fleet_lab.reference()
-    text = fleet_lab.repository.show_file(base, "train.py").decode()
-    tree = fleet_lab.repository.tree_with(base, {"train.py": (text + ALARM).encode()})
-    patch = fleet_lab.repository.diff(base, tree)
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, most=2)
+    base = fleet_project.reference()
+    text = fleet_project.repository.show_file(base, "train.py").decode()
+    tree = fleet_project.repository.tree_with(base, {"train.py": (text + ALARM).encode()})
+    patch = fleet_project.repository.diff(base, tree)
     mine = watched.queue.add(Proposal(title="an alarm", patch=patch), proposer="ada")
     turns(watched, lambda: watched.status.state == "finished", hand)
     attempts = watched.chronicle.attempts(mine.hypothesis_id)
@@ -256,20 +263,22 @@ class Lost:
 
 
 @pytest.mark.parametrize("detail", [CANCELLED, NO_SHIM])
-def test_a_down_and_a_killed_shim_come_back_however_often(fleet_lab: Lab, detail: str) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0", Lost("h-t-0001", detail, MOST_LOST + 2))
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]), most=2)
+def test_a_down_and_a_killed_shim_come_back_however_often(
+    fleet_project: Project, detail: str
+) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", Lost("h-t-0001", detail, MOST_LOST + 2))
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
     assert len(watched.chronicle.attempts("h-t-0001")) == MOST_LOST + 3
     verdict = watched.chronicle.verdict("h-t-0001")
     assert verdict is not None and verdict.decision_status == "keep"
 
 
-def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0", Lost("baseline-t", "OSError: No space left on device"))
-    watched = observer(fleet_lab)
+def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", Lost("baseline-t", "OSError: No space left on device"))
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.status.state == "failed", hand)
     assert len(watched.chronicle.attempts("baseline-t")) == MOST_LOST + 1
     assert "No space left" in watched.status.problems[0]
@@ -280,15 +289,15 @@ def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_lab: Lab)
 
 @pytest.mark.parametrize("fault", ["killed", "full"])
 def test_a_requeueing_that_is_cut_off_is_taken_up_again(
-    fleet_lab: Lab,
+    fleet_project: Project,
     killed_at: Callable[..., bool],
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
 ) -> None:
     """Its file was rewritten, and not moved: it is done, and not closed."""
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0", Spoiling(1))
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", Spoiling(1))
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     carry_out = watched.returns.carry_out
     watched.returns.carry_out = list  # type: ignore[method-assign]
     turns(watched, lambda: watched.chronicle.verdict("h-t-0001"), hand)
@@ -303,7 +312,7 @@ def test_a_requeueing_that_is_cut_off_is_taken_up_again(
             assert "h-t-0001 stays where it is" in watched.returns.problems()[0]
     found = watched.queue.read("h-t-0001")
     assert found is not None and (found[0].state, found[1].closed) == ("done", None)
-    successor = observer(fleet_lab, most=2)
+    successor = observer(fleet_project, most=2)
     turns(successor, lambda: successor.chronicle.counted() == 2, hand)
     assert successor.chronicle.attempts("h-t-0001") == ["h-t-0001-1", "h-t-0001-2"]
     found = successor.queue.read("h-t-0001")
@@ -314,11 +323,11 @@ def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def strangers(lab: Lab, *rates: float) -> tuple[Observer, list[str]]:
+def strangers(project: Project, *rates: float) -> tuple[Observer, list[str]]:
     """Ideas that a worker had begun before it was taken out of the fleet; their runs have ended."""
-    members(lab, "w0", "old")
-    hand, old = Hands(lab, "w0"), Hands(lab, "old")
-    watched = observer(lab)
+    members(project, "w0", "old")
+    hand, old = Hands(project, "w0"), Hands(project, "old")
+    watched = observer(project)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
     names = []
@@ -327,10 +336,10 @@ def strangers(lab: Lab, *rates: float) -> tuple[Observer, list[str]]:
         watched.queue.dispatch(names[-1], "old")
         claimed = old.claim(watched)
         assert claimed is not None
-        executor = LocalExecutor(lab.repository, lab.layout)
-        iteration.follow(lab, executor, old.begin(claimed))
+        executor = LocalExecutor(project.repository, project.layout)
+        iteration.follow(project, executor, old.begin(claimed))
     old.beat("stopped")
-    members(lab, "w0")
+    members(project, "w0")
     return watched, names
 
 
@@ -340,22 +349,24 @@ def state_of(watched: Observer, name: str) -> str:
     return found[0].state
 
 
-def test_a_damaged_run_of_a_removed_worker_is_run_anew_and_stops_no_other(fleet_lab: Lab) -> None:
-    watched, (torn, whole) = strangers(fleet_lab, 2.0, 3.0)
-    fleet_lab.layout.run(f"{torn}-1").local.write_bytes(b'{"checkout": "/to')
-    hand = Hands(fleet_lab, "w0")
+def test_a_damaged_run_of_a_removed_worker_is_run_anew_and_stops_no_other(
+    fleet_project: Project,
+) -> None:
+    watched, (torn, whole) = strangers(fleet_project, 2.0, 3.0)
+    fleet_project.layout.run(f"{torn}-1").local.write_bytes(b'{"checkout": "/to')
+    hand = Hands(fleet_project, "w0")
     turns(watched, lambda: not watched.queue.open(), hand)
     watched.turn()
     assert {one.closed for one in watched.queue.done()} == {"completed"}
     assert watched.chronicle.attempts(torn) == [f"{torn}-1", f"{torn}-2"]
     assert watched.chronicle.attempts(whole) == [f"{whole}-1"]
-    assert fleet_lab.layout.run(f"{torn}-1").local.read_bytes() == b'{"checkout": "/to'
+    assert fleet_project.layout.run(f"{torn}-1").local.read_bytes() == b'{"checkout": "/to'
 
 
 def test_a_run_that_cannot_be_collected_now_stops_no_other_and_is_tried_again(
-    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watched, (first, second) = strangers(fleet_lab, 2.0, 3.0)
+    watched, (first, second) = strangers(fleet_project, 2.0, 3.0)
     real = collect
 
     def refusing(repository: Repository, layout: Layout, experiment_id: str) -> Result:
@@ -376,13 +387,13 @@ def test_a_run_that_cannot_be_collected_now_stops_no_other_and_is_tried_again(
 
 
 def test_a_removed_workers_run_on_another_machine_is_left_alone_and_run_anew(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    watched, (name,) = strangers(fleet_lab, 2.0)
-    run = fleet_lab.layout.run(f"{name}-1")
+    watched, (name,) = strangers(fleet_project, 2.0)
+    run = fleet_project.layout.run(f"{name}-1")
     run.exit.unlink()
     write_json(run.shim, {**read_json(run.shim), "host": "gone", "hostname": "rack-7"})
-    line = watched.returns.end_stranger(fleet_lab, name, "old")
+    line = watched.returns.end_stranger(fleet_project, name, "old")
     assert "rack-7" in line and f"rm '{run.shim}'" in line
     assert [one.hypothesis_id for one in watched.queue.pending()] == [name]
     assert run.run_spec.exists() and not run.result.exists()

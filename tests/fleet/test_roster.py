@@ -19,7 +19,7 @@ from autohypothesis import system
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.export import Export
 from autohypothesis.engine.iteration import Request, plan, run
-from autohypothesis.engine.lab import Lab, todays_tag
+from autohypothesis.engine.project import Project, todays_tag
 from autohypothesis.engine.settle import settle
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
@@ -45,9 +45,9 @@ INIT = (
     "import sys; from pathlib import Path\n"
     "from autohypothesis import system\n"
     "system.physical_cores = lambda: list(range(8))\n"
-    "from autohypothesis.engine.lab import Lab\n"
+    "from autohypothesis.engine.project import Project\n"
     "from autohypothesis.fleet.roster.roster import Wanted, init_fleet\n"
-    "init_fleet(Lab.open(Path(sys.argv[1])), Wanted(cpu_workers=int(sys.argv[2])))\n"
+    "init_fleet(Project.open(Path(sys.argv[1])), Wanted(cpu_workers=int(sys.argv[2])))\n"
 )
 
 
@@ -57,7 +57,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def init(root: Path, count: int = 2, **wanted: object) -> Fleet:
-    return init_fleet(Lab.open(root), Wanted(cpu_workers=count, **wanted))  # type: ignore[arg-type]
+    return init_fleet(Project.open(root), Wanted(cpu_workers=count, **wanted))  # type: ignore[arg-type]
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -71,7 +71,7 @@ def files_of(root: Path) -> dict[str, bytes]:
 
 def assert_whole(root: Path, git: Git, count: int = 2) -> None:
     """A fleet as it should be, by git's own word."""
-    manifest = read_manifest(Lab.open(root).layout)
+    manifest = read_manifest(Project.open(root).layout)
     assert manifest is not None
     assert [one.worker_id for one in manifest.workers] == [f"cpu{n}" for n in range(count)]
     for one in manifest.workers:
@@ -104,10 +104,10 @@ def test_init_alone_makes_everything(fleet_root: Path, git: Git) -> None:
 
 def test_again_it_changes_nothing(fleet_root: Path, git: Git) -> None:
     first = init(fleet_root, proposers=["inbox"], mix=0.5)
-    text = Lab.open(fleet_root).layout.manifest.read_bytes()
+    text = Project.open(fleet_root).layout.manifest.read_bytes()
     again = init(fleet_root)
     assert again.done == {"cpu0": "", "cpu1": ""} and again.manifest == first.manifest
-    assert Lab.open(fleet_root).layout.manifest.read_bytes() == text
+    assert Project.open(fleet_root).layout.manifest.read_bytes() == text
     assert again.manifest.proposers == ["inbox"] and again.manifest.mix == 0.5
 
 
@@ -117,7 +117,7 @@ def test_from_inside_a_worktree_it_is_the_main_repository(fleet_root: Path, git:
     again = init(inside)
     assert again.manifest == fleet.manifest
     assert not (inside / "research").exists() and not (inside / "worktrees").exists()
-    sync(Lab.open(inside).layout)
+    sync(Project.open(inside).layout)
     assert (fleet_root / "experiments.jsonl").exists() and not (inside / "research").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_worker_that_stages_and_resets_everything_deletes_no_shared_state(
     fleet_root: Path, git: Git
 ) -> None:
     fleet = init(fleet_root)
-    queue = Queue(Lab.open(fleet_root).layout, fleet.manifest.tag)
+    queue = Queue(Project.open(fleet_root).layout, fleet.manifest.tag)
     queue.add(Proposal(title="an idea"), proposer="test")
     for place in (Path(fleet.manifest.workers[0].worktree_path), fleet_root):
         git(place, "add", "-A")
@@ -143,7 +143,7 @@ def refused(root: Path, match: str, error: type[Exception] = FleetError, **wante
     with pytest.raises(error, match=match):
         init(root, **wanted)  # type: ignore[arg-type]
     assert files_of(root) == before
-    assert read_manifest(Lab.open(root).layout) is None
+    assert read_manifest(Project.open(root).layout) is None
 
 
 def test_a_repository_without_a_commit(tmp_path: Path, own_locks: Path, git: Git) -> None:
@@ -251,7 +251,7 @@ def test_a_tag_named_like_a_workers_branch_is_told_apart(fleet_root: Path) -> No
 
 
 def git_commit_on(root: Path, branch: str) -> None:
-    repository = Lab.open(root).repository
+    repository = Project.open(root).repository
     head = repository.head()
     commit = repository.commit_tree(repository.tree_of(head), [head], "x\n")
     old = repository.read_ref(f"refs/heads/{branch}")
@@ -277,7 +277,7 @@ def test_a_commit_that_is_not_there_is_named(fleet_root: Path) -> None:
 
 def test_a_damaged_manifest_is_not_overwritten(fleet_root: Path) -> None:
     init(fleet_root)
-    path = Lab.open(fleet_root).layout.manifest
+    path = Project.open(fleet_root).layout.manifest
     for damage in (b"", b"{", b'{"tag": "t"}', b"\xff"):
         path.write_bytes(damage)
         with pytest.raises(RecordError, match=r"manifest\.json"):
@@ -289,11 +289,11 @@ def test_a_damaged_manifest_is_not_overwritten(fleet_root: Path) -> None:
 
 
 def test_more_workers_join_and_fewer_stay(fleet_root: Path, git: Git) -> None:
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     init(fleet_root, 2)
     init(fleet_root, 3)
     assert_whole(fleet_root, git, 3)
-    queue = Queue(lab.layout, todays_tag())
+    queue = Queue(project.layout, todays_tag())
     ids = [queue.add(Proposal(title=str(n)), proposer="test").hypothesis_id for n in range(2)]
     for one in ids:
         queue.dispatch(one, "cpu2")
@@ -306,12 +306,12 @@ def test_more_workers_join_and_fewer_stay(fleet_root: Path, git: Git) -> None:
 
 def test_a_worker_that_leaves_hands_in_what_it_had_finished(fleet_root: Path) -> None:
     init(fleet_root, 2, tag="t")
-    lab = Lab.open(fleet_root)
-    queue = Queue(lab.layout, "t")
+    project = Project.open(fleet_root)
+    queue = Queue(project.layout, "t")
     one = queue.add(Proposal(title="x", config_overrides={"RATE": 1.1}), proposer="test")
     queue.dispatch(one.hypothesis_id, "cpu1")
     queue.claim("cpu1")
-    run(lab, Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
+    run(project, Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
     init(fleet_root, 1)
     assert queue.done_ids() == [one.hypothesis_id]
 
@@ -322,35 +322,35 @@ def test_a_worker_that_leaves_before_a_second_try_does_not_end_it_with_the_first
 ) -> None:
     """Of a hypothesis that was queued again the newest plan counts, begun or not."""
     init(fleet_root, 2, tag="t")
-    lab = Lab.open(fleet_root)
-    queue = Queue(lab.layout, "t")
+    project = Project.open(fleet_root)
+    queue = Queue(project.layout, "t")
     proposal = Proposal(title="x", config_overrides={"RATE": 1.1})
     name = queue.add(proposal, proposer="test").hypothesis_id
     request = Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=name)
     queue.dispatch(name, "cpu1")
     queue.claim("cpu1")
-    run(lab, request)
+    run(project, request)
     queue.finish(name, "cpu1")
     queue.requeue(name)
     queue.dispatch(name, "cpu1")
     queue.claim("cpu1")
-    plan(lab, request, "cpu1")
+    plan(project, request, "cpu1")
     if torn:
-        second = lab.layout.run(f"{name}-2")
+        second = project.layout.run(f"{name}-2")
         write_json(second.run_spec, {"worker_id": "cpu1"})
         second.local.write_bytes(b'{"checkout": "/to')
     init(fleet_root, 1)
     assert [one.hypothesis_id for one in queue.pending()] == [name]
-    assert lab.layout.plan(f"{name}-1").exists()
-    assert lab.layout.plan(f"{name}-2").exists() == torn
+    assert project.layout.plan(f"{name}-1").exists()
+    assert project.layout.plan(f"{name}-2").exists() == torn
 
 
 def test_while_somebody_is_at_work_other_workers_are_refused_by_name(
     fleet_root: Path, git: Git
 ) -> None:
     init(fleet_root, 2)
-    lab = Lab.open(fleet_root)
-    with locks.hold(lab.layout, "observer", doing="observing"):
+    project = Project.open(fleet_root)
+    with locks.hold(project.layout, "observer", doing="observing"):
         with pytest.raises(FleetError, match=rf"observer \(pid {os.getpid()}"):
             init(fleet_root, 3)
         with pytest.raises(FleetError, match="observer"):
@@ -358,20 +358,20 @@ def test_while_somebody_is_at_work_other_workers_are_refused_by_name(
         shutil.rmtree(fleet_root / "worktrees" / "cpu1")
         assert init(fleet_root, 2).done["cpu1"] == "made", "mending is always allowed"
     with (
-        locks.hold(lab.layout, "worker-cpu0", doing="working"),
+        locks.hold(project.layout, "worker-cpu0", doing="working"),
         pytest.raises(FleetError, match="worker-cpu0"),
     ):
         init(fleet_root, 1)
     init(fleet_root, 2, tag="another")
-    assert Lab.open(fleet_root).tag == "another"
+    assert Project.open(fleet_root).tag == "another"
 
 
 def test_a_worktree_that_is_used_is_left_alone(fleet_root: Path) -> None:
     fleet = init(fleet_root, 1)
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     place = Path(fleet.manifest.workers[0].worktree_path)
     (place / "train.py").unlink()
-    with locks.hold(lab.layout, "worker-cpu0", doing="working"):
+    with locks.hold(project.layout, "worker-cpu0", doing="working"):
         again = init(fleet_root, 1)
     assert again.done == {"cpu0": ""} and any("left alone" in note for note in again.notes)
     assert not (place / "train.py").exists()
@@ -393,14 +393,14 @@ def test_another_tag_keeps_what_lay_in_the_worktree(fleet_root: Path, git: Git) 
 
 def test_from_best_begins_where_the_last_search_ended(fleet_root: Path) -> None:
     init(fleet_root, 1, tag="one")
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
-        settle(lab, [run(lab, Request(change)).experiment_id], decided_by="test")
-    sync(lab.layout)
-    best = lab.reference()
-    assert best != lab.repository.head()
+        settle(project, [run(project, Request(change)).experiment_id], decided_by="test")
+    sync(project.layout)
+    best = project.reference()
+    assert best != project.repository.head()
     init(fleet_root, 1, tag="two", start="best")
-    assert Lab.open(fleet_root).reference() == best
+    assert Project.open(fleet_root).reference() == best
     with pytest.raises(UsageError, match="has begun"):
         init(fleet_root, 1, tag="two", start="HEAD")
 
@@ -409,13 +409,13 @@ def test_a_deleted_reference_comes_back_where_the_decisions_left_it(
     fleet_root: Path, git: Git
 ) -> None:
     init(fleet_root, 1, tag="t")
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
-        settle(lab, [run(lab, Request(change)).experiment_id], decided_by="test")
-    best = lab.reference()
+        settle(project, [run(project, Request(change)).experiment_id], decided_by="test")
+    best = project.reference()
     git(fleet_root, "branch", "-q", "-D", "autoresearch/t")
     assert any(best[:12] in note for note in init(fleet_root, 1).notes)
-    assert Lab.open(fleet_root).reference() == best
+    assert Project.open(fleet_root).reference() == best
 
 
 def test_going_back_to_a_tag_brings_back_what_its_fleet_was_told(fleet_root: Path) -> None:
@@ -439,7 +439,7 @@ def test_without_worktrees_only_records_are_made(fleet_root: Path) -> None:
 
 
 def test_a_page_that_a_person_wrote_is_put_aside(fleet_root: Path) -> None:
-    layout = Lab.open(fleet_root).layout
+    layout = Project.open(fleet_root).layout
     layout.observer_prompt.parent.mkdir(parents=True)
     layout.observer_prompt.write_text("my own words\n")
     fleet = init(fleet_root, 1)
@@ -559,11 +559,11 @@ def _locked(place: Path) -> bool:
 
 MAKE = (
     "import sys; from concurrent.futures import ThreadPoolExecutor; from pathlib import Path\n"
-    "from autohypothesis.engine.lab import Lab\n"
+    "from autohypothesis.engine.project import Project\n"
     "from autohypothesis.fleet.roster.worktrees import Worktrees\n"
-    "lab = Lab.open(Path(sys.argv[1])); trees = Worktrees(lab.repository, 't')\n"
+    "project = Project.open(Path(sys.argv[1])); trees = Worktrees(project.repository, 't')\n"
     "with ThreadPoolExecutor(16) as pool:\n"
-    "    made = list(pool.map(lambda n: trees.make(f'cpu{n}', lab.reference()),\n"
+    "    made = list(pool.map(lambda n: trees.make(f'cpu{n}', project.reference()),\n"
     "                         range(int(sys.argv[2]), 64, 4)))\n"
     "assert made == ['made'] * 16, made\n"
 )
@@ -571,18 +571,18 @@ MAKE = (
 
 @pytest.mark.slow
 def test_sixty_four_worktrees_at_once(fleet_root: Path, git: Git) -> None:
-    lab = Lab.open(fleet_root).with_tag("t")
+    project = Project.open(fleet_root).with_tag("t")
     several = [
         subprocess.Popen([sys.executable, "-c", MAKE, str(fleet_root), str(first)], cwd=ROOT)
         for first in range(4)
     ]
     assert [one.wait(240) for one in several] == [0, 0, 0, 0]
     names = {f"cpu{number}" for number in range(64)}
-    listed = {one.path.name: one.branch for one in lab.repository.worktrees()[1:]}
+    listed = {one.path.name: one.branch for one in project.repository.worktrees()[1:]}
     assert listed == {name: f"refs/heads/autoresearch/t-{name}" for name in names}
     heads = git(fleet_root, "for-each-ref", "--format=%(objectname)", "refs/heads/autoresearch")
-    assert heads.splitlines() == [lab.reference()] * 65
-    trees = Worktrees(lab.repository, "t")
+    assert heads.splitlines() == [project.reference()] * 65
+    trees = Worktrees(project.repository, "t")
     assert [trees.wrong_with(name) for name in names] == [""] * 64
 
 
@@ -593,7 +593,7 @@ def test_two_inits_at_once_are_one_fleet(fleet_root: Path, git: Git) -> None:
     ]
     assert [one.wait(120) for one in several] == [0, 0, 0]
     assert_whole(fleet_root, git, 3)
-    assert len(Lab.open(fleet_root).repository.worktrees()) == 4
+    assert len(Project.open(fleet_root).repository.worktrees()) == 4
 
 
 # ── prune ───────────────────────────────────────────────────────────────────────────────────
@@ -603,12 +603,12 @@ def test_prune_keeps_what_it_removes_and_says_so_before(fleet_root: Path, git: G
     init(fleet_root, 3, tag="one")
     (fleet_root / "worktrees" / "cpu2" / "idea.txt").write_text("an idea\n")
     init(fleet_root, 1, tag="two")
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     refs = git(fleet_root, "for-each-ref")
-    said = prune(lab, dry_run=True)
+    said = prune(project, dry_run=True)
     assert git(fleet_root, "for-each-ref") == refs
     assert {step.done for step in said} == {"would be removed"}
-    done = prune(lab)
+    done = prune(project)
     assert {step.what for step in done} == {step.what for step in said}
     assert {step.done for step in done} == {"removed"}
     assert_whole(fleet_root, git, 1)
@@ -616,8 +616,8 @@ def test_prune_keeps_what_it_removes_and_says_so_before(fleet_root: Path, git: G
     left = git(fleet_root, "for-each-ref", "--format=%(refname:short)", "refs/heads").splitlines()
     assert left == ["autoresearch/one", "autoresearch/two", "autoresearch/two-cpu0", "main"]
     assert git(fleet_root, "show", f"{SALVAGE}one-cpu2-1:idea.txt") == "an idea"
-    assert prune(lab) == []
-    assert lab.repository.read_ref(marker("one", "cpu1")) is None
+    assert prune(project) == []
+    assert project.repository.read_ref(marker("one", "cpu1")) is None
 
 
 def test_prune_keeps_commits_that_only_a_branch_has(fleet_root: Path, git: Git) -> None:
@@ -627,65 +627,66 @@ def test_prune_keeps_commits_that_only_a_branch_has(fleet_root: Path, git: Git) 
     git(place, "commit", "-q", "-a", "-m", "by hand")
     mine = git(place, "rev-parse", "HEAD")
     init(fleet_root, 1)
-    prune(Lab.open(fleet_root))
+    prune(Project.open(fleet_root))
     assert git(fleet_root, "rev-parse", f"{SALVAGE}{todays_tag()}-cpu1-1") == mine
 
 
 def test_prune_takes_the_side_worktree_of_a_worker_that_left(fleet_root: Path) -> None:
     init(fleet_root, 2)
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     for name in ("cpu0", "cpu1"):
         side = Workspace.named(
-            lab.repository, f"{name}-next", fleet=todays_tag(), worker=f"{name}-next"
+            project.repository, f"{name}-next", fleet=todays_tag(), worker=f"{name}-next"
         )
-        side.checkout(lab.reference())
+        side.checkout(project.reference())
     init(fleet_root, 1)
-    prune(lab)
+    prune(project)
     left = sorted(path.name for path in (fleet_root / "worktrees").iterdir())
     assert left == ["cpu0", "cpu0-next"]
 
 
 def test_prune_takes_the_files_of_the_runs_of_a_worker_that_left(fleet_root: Path) -> None:
     init(fleet_root, 2)
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     exports = {
-        name: Export(lab.repository, name) for name in ("cpu0", "cpu0-next", "cpu1", "cpu1-next")
+        name: Export(project.repository, name)
+        for name in ("cpu0", "cpu0-next", "cpu1", "cpu1-next")
     }
     for export in exports.values():
-        export.checkout(lab.reference(), lab.task)
+        export.checkout(project.reference(), project.task)
     init(fleet_root, 1)
-    said = [step.what for step in prune(lab, dry_run=True)]
+    said = [step.what for step in prune(project, dry_run=True)]
     assert f"files of runs {exports['cpu1-next'].path}" in said
     shell = subprocess.Popen(["sleep", "60"], cwd=exports["cpu1"].path)
     try:
-        steps = prune(lab)
+        steps = prune(project)
     finally:
         shell.kill()
         shell.wait()
     assert any(str(shell.pid) in step.detail for step in steps)
-    prune(lab)
+    prune(project)
     assert {name for name, one in exports.items() if one.path.exists()} == {"cpu0", "cpu0-next"}
-    assert exports["cpu1"].holds() is None and exports["cpu0"].holds() == lab.reference()
+    assert exports["cpu1"].holds() is None and exports["cpu0"].holds() == project.reference()
 
 
 def test_prune_leaves_what_is_used_and_what_is_active(fleet_root: Path, git: Git) -> None:
     init(fleet_root, 2)
     init(fleet_root, 1)
-    lab = Lab.open(fleet_root)
+    project = Project.open(fleet_root)
     place = fleet_root / "worktrees" / "cpu1"
-    with locks.hold(lab.layout, "worker-cpu1", doing="working"):
-        (step,) = prune(lab)
+    with locks.hold(project.layout, "worker-cpu1", doing="working"):
+        (step,) = prune(project)
     assert step.done == "left" and f"pid {os.getpid()}" in step.detail and place.is_dir()
     shell = subprocess.Popen(["sleep", "60"], cwd=place)
     try:
-        (step,) = prune(lab)
+        (step,) = prune(project)
         assert step.done == "left" and str(shell.pid) in step.detail and place.is_dir()
     finally:
         shell.kill()
         shell.wait()
     with pytest.raises(UsageError, match="'nope'"):
-        prune(lab, tag="nope")
-    assert [step.done for step in prune(lab, tag=todays_tag())] == ["removed", "removed"]
+        prune(project, tag="nope")
+    assert [step.done for step in prune(project, tag=todays_tag())] == ["removed", "removed"]
     assert_whole(fleet_root, git, 1)
 
 
@@ -738,12 +739,12 @@ def test_bootstrap_makes_everything_from_nothing(
     words = ["bootstrap", "--cpu-workers", "1", "--tag", "t", "--warm-start", str(table)]
     first = cli(*words)
     assert first.returncode == 0, first.stderr  # type: ignore[attr-defined]
-    lab = Lab.open(foreign)
-    manifest = read_manifest(lab.layout)
+    project = Project.open(foreign)
+    manifest = read_manifest(project.layout)
     assert manifest is not None and len(manifest.workers) == 1
     assert "baseline-t-1" in (foreign / "experiments.jsonl").read_text()
-    assert "deeper" in lab.layout.knowledge_base.read_text()
-    assert lab.reference() == lab.repository.head(), "a warm start moves no reference"
+    assert "deeper" in project.layout.knowledge_base.read_text()
+    assert project.reference() == project.repository.head(), "a warm start moves no reference"
     again = cli(*words)
     assert again.returncode == 0 and "0 new findings" in again.stderr  # type: ignore[attr-defined]
     assert "baseline-t-2" not in (foreign / "experiments.jsonl").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.observer import tried
 from autohypothesis.fleet.observer.tried import Library, Reference, key_of
@@ -31,12 +31,12 @@ def decision(experiment_id: str, **more: Any) -> Decision:
 
 
 def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
-    fleet_lab: Lab,
+    fleet_project: Project,
 ) -> None:
-    members(fleet_lab, "w0", "w1")
-    hands = [Hands(fleet_lab, "w0"), Hands(fleet_lab, "w1")]
+    members(fleet_project, "w0", "w1")
+    hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     listed = Listed([[idea(RATE=2.0)], [idea(MODE="crash")], []])
-    watched = observer(fleet_lab, listed)
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
     turns(watched, lambda: watched.chronicle.counted() >= 3, *hands)
     watched.queue.add(idea(RATE=5.0), proposer="ada")
@@ -66,19 +66,21 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     hand.end(watched, one, handle)
 
 
-def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
+def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
     knobs = {
         "RATE": Knob(type="float", low=0.1, high=9),
         "WIDTH": Knob(type="choice", choices=(8, 16)),
     }
-    lab = Lab(
-        fleet_lab.repository, fleet_lab.layout,
-        fleet_lab.task.model_copy(update={"knobs": knobs}), "t",
+    project = Project(
+        fleet_project.repository, fleet_project.layout,
+        fleet_project.task.model_copy(update={"knobs": knobs}), "t",
     )  # fmt: skip
-    lab.layout.steering.write_text("```steering\nfrozen: [WIDTH]\nranges: {RATE: [1, 2]}\n```\n")
-    hand, listed = Hands(lab, "w0"), Listed()
-    watched = observer(lab, listed)
+    project.layout.steering.write_text(
+        "```steering\nfrozen: [WIDTH]\nranges: {RATE: [1, 2]}\n```\n"
+    )
+    hand, listed = Hands(project, "w0"), Listed()
+    watched = observer(project, listed)
     turns(watched, lambda: listed.told, hand)
     assert {name: (knob.low, knob.high) for name, knob in listed.told[0].knobs.items()} == {
         "RATE": (1.0, 2.0)
@@ -87,11 +89,11 @@ def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_lab: Lab) -> N
 
 
 def test_a_run_is_read_once_however_often_a_proposer_asks(
-    fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_lab, "w0")
-    hand, listed = Hands(fleet_lab, "w0"), Listed([[idea(RATE=2.0)]])
-    watched = observer(fleet_lab, listed)
+    members(fleet_project, "w0")
+    hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
+    watched = observer(fleet_project, listed)
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     monkeypatch.setattr(tried, "read_json", None)
     before = len(listed.told)
@@ -100,12 +102,12 @@ def test_a_run_is_read_once_however_often_a_proposer_asks(
     assert len(listed.told[-1].trials) == 2
 
 
-def test_another_tags_runs_are_not_told(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab)
+def test_another_tags_runs_are_not_told(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
-    other = fleet_lab.with_tag("other")
+    other = fleet_project.with_tag("other")
     members(other, "w0")
     chronicle = Chronicle(other.layout, "other")
     library = Library(other, chronicle)
@@ -179,13 +181,13 @@ def test_only_what_settle_has_not_seen_as_it_is_now_is_fresh(layout: Layout) -> 
 # ── what is the same ────────────────────────────────────────────────────────────────────────
 
 
-def test_computed_constants_are_known(fleet_lab: Lab) -> None:
+def test_computed_constants_are_known(fleet_project: Project) -> None:
     text = b"A = 1\nB = A * 2\nSEED = 3\nC: int = max(A, 2)\nlow = A\nD = (1, 2)\n"
-    old = fleet_lab.reference()
-    tree = fleet_lab.repository.tree_with(old, {"train.py": text})
-    commit = fleet_lab.repository.commit_tree(tree, [old], "x")
-    library = Library(fleet_lab, Chronicle(fleet_lab.layout, "t"))
-    reference = Reference.of(fleet_lab, library, commit)
+    old = fleet_project.reference()
+    tree = fleet_project.repository.tree_with(old, {"train.py": text})
+    commit = fleet_project.repository.commit_tree(tree, [old], "x")
+    library = Library(fleet_project, Chronicle(fleet_project.layout, "t"))
+    reference = Reference.of(fleet_project, library, commit)
     assert reference.names == ("A", "B", "C", "D")
     assert reference.derived == {"b", "c"}
     assert reference.settings is None

@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.errors import FleetError, GitError
 from autohypothesis.fleet.supervisor import restore as restoring
@@ -34,20 +34,22 @@ TAG = "t"
 
 
 @pytest.fixture
-def lab(foreign: Path) -> Lab:
-    return Lab.open(foreign).with_tag(TAG)
+def project(foreign: Path) -> Project:
+    return Project.open(foreign).with_tag(TAG)
 
 
-def take(lab: Lab, *, everything: bool = False) -> str | None:
-    return snapshot(lab.repository, lab.layout, TAG, everything=everything)
+def take(project: Project, *, everything: bool = False) -> str | None:
+    return snapshot(project.repository, project.layout, TAG, everything=everything)
 
 
-def give_back(lab: Lab) -> int:
-    return restore(lab.repository, lab.layout, TAG).files
+def give_back(project: Project) -> int:
+    return restore(project.repository, project.layout, TAG).files
 
 
-def tree(lab: Lab, git: Git) -> list[str]:
-    return git(lab.layout.root, "ls-tree", "-r", "-z", "--name-only", ledger_ref(TAG)).split("\0")
+def tree(project: Project, git: Git) -> list[str]:
+    return git(project.layout.root, "ls-tree", "-r", "-z", "--name-only", ledger_ref(TAG)).split(
+        "\0"
+    )
 
 
 def bundle(layout: Layout, name: str, *, log: bytes = b"step\n") -> None:
@@ -73,82 +75,86 @@ def quiet(layout: Layout) -> None:
             os.utime(os.path.join(folder, name), (before, before), follow_symlinks=False)
 
 
-def test_a_cleaned_repository_gives_the_same_ledger_and_decisions(lab: Lab, git: Git) -> None:
+def test_a_cleaned_repository_gives_the_same_ledger_and_decisions(
+    project: Project, git: Git
+) -> None:
     for change in (Change.none(), Change.from_overrides({"RATE": 0.2})):
-        settle(lab, [run(lab, Request(change)).experiment_id], decided_by="test")
-    sync(lab.layout)
-    ledger, decisions = lab.layout.ledger.read_bytes(), lab.layout.decisions.read_bytes()
-    table, manifest = lab.layout.results_tsv.read_bytes(), lab.layout.manifest.read_bytes()
+        settle(project, [run(project, Request(change)).experiment_id], decided_by="test")
+    sync(project.layout)
+    ledger, decisions = project.layout.ledger.read_bytes(), project.layout.decisions.read_bytes()
+    table, manifest = project.layout.results_tsv.read_bytes(), project.layout.manifest.read_bytes()
     assert ledger.count(b"\n") == 2 and decisions.count(b"\n") == 2
-    assert take(lab)
-    git(lab.layout.root, "clean", "-xdff")
-    assert not lab.layout.research.exists()
+    assert take(project)
+    git(project.layout.root, "clean", "-xdff")
+    assert not project.layout.research.exists()
 
-    assert newest_tag(lab.repository) == TAG
-    restored = restore(lab.repository, lab.layout, TAG)
-    sync(lab.layout)
+    assert newest_tag(project.repository) == TAG
+    restored = restore(project.repository, project.layout, TAG)
+    sync(project.layout)
     assert restored.decisions == 2
-    assert lab.layout.ledger.read_bytes() == ledger
-    assert lab.layout.decisions.read_bytes() == decisions
-    assert lab.layout.results_tsv.read_bytes() == table
-    assert lab.layout.manifest.read_bytes() == manifest
-    again = Lab.open(lab.layout.root)
+    assert project.layout.ledger.read_bytes() == ledger
+    assert project.layout.decisions.read_bytes() == decisions
+    assert project.layout.results_tsv.read_bytes() == table
+    assert project.layout.manifest.read_bytes() == manifest
+    again = Project.open(project.layout.root)
     settle(again, [run(again, Request(Change.from_overrides({"RATE": 0.3}))).experiment_id],
            decided_by="test")  # fmt: skip
-    sync(lab.layout)
-    assert lab.layout.ledger.read_bytes().startswith(ledger)
+    sync(project.layout)
+    assert project.layout.ledger.read_bytes().startswith(ledger)
 
 
 def test_a_clone_has_the_reference_that_the_last_decision_left(
-    lab: Lab, git: Git, tmp_path: Path
+    project: Project, git: Git, tmp_path: Path
 ) -> None:
     for change in (Change.none(), Change.from_overrides({"RATE": 0.3})):
-        settle(lab, [run(lab, Request(change)).experiment_id], decided_by="test")
-    take(lab)
+        settle(project, [run(project, Request(change)).experiment_id], decided_by="test")
+    take(project)
     clone = tmp_path / "clone"
-    git(tmp_path, "clone", "-q", "--single-branch", str(lab.layout.root), str(clone))
+    git(tmp_path, "clone", "-q", "--single-branch", str(project.layout.root), str(clone))
     for refs in ("refs/autohypothesis/*", "refs/experiments/*"):
         git(clone, "fetch", "-q", "origin", f"{refs}:{refs}")
-    there = Lab.open(clone)
+    there = Project.open(clone)
     restore(there.repository, there.layout, TAG)
-    assert lab.reference() != lab.repository.head()
-    assert Lab.open(clone).reference() == lab.reference()
+    assert project.reference() != project.repository.head()
+    assert Project.open(clone).reference() == project.reference()
 
 
-def test_nothing_new_is_no_commit(lab: Lab) -> None:
-    bundle(lab.layout, "h-1")
-    first = take(lab)
-    assert first and take(lab) is None
-    quiet(lab.layout)
-    assert take(lab) is None
-    assert lab.repository.read_ref(ledger_ref(TAG)) == first
+def test_nothing_new_is_no_commit(project: Project) -> None:
+    bundle(project.layout, "h-1")
+    first = take(project)
+    assert first and take(project) is None
+    quiet(project.layout)
+    assert take(project) is None
+    assert project.repository.read_ref(ledger_ref(TAG)) == first
 
 
-def test_a_snapshot_follows_the_one_before(lab: Lab, git: Git) -> None:
-    bundle(lab.layout, "h-1")
-    first = take(lab)
-    bundle(lab.layout, "h-2")
-    second = take(lab)
-    assert git(lab.layout.root, "rev-parse", f"{second}^") == first
-    assert "research/runs/h-1/result.json" in tree(lab, git)
-    assert "research/runs/h-2/result.json" in tree(lab, git)
+def test_a_snapshot_follows_the_one_before(project: Project, git: Git) -> None:
+    bundle(project.layout, "h-1")
+    first = take(project)
+    bundle(project.layout, "h-2")
+    second = take(project)
+    assert git(project.layout.root, "rev-parse", f"{second}^") == first
+    assert "research/runs/h-1/result.json" in tree(project, git)
+    assert "research/runs/h-2/result.json" in tree(project, git)
 
 
-def test_logs_are_kept_as_their_end_and_weights_not_at_all(lab: Lab, git: Git) -> None:
+def test_logs_are_kept_as_their_end_and_weights_not_at_all(project: Project, git: Git) -> None:
     line = b"step 00001 | loss: 2.0\n"
-    bundle(lab.layout, "h-1", log=line * 10_000)
-    take(lab)
-    assert not any(path.endswith("weights.pt") for path in tree(lab, git))
-    kept = git(lab.layout.root, "show", f"{ledger_ref(TAG)}:research/runs/h-1/run.log")
+    bundle(project.layout, "h-1", log=line * 10_000)
+    take(project)
+    assert not any(path.endswith("weights.pt") for path in tree(project, git))
+    kept = git(project.layout.root, "show", f"{ledger_ref(TAG)}:research/runs/h-1/run.log")
     assert LOG_TAIL - len(line) <= len(kept) + 1 <= LOG_TAIL
     assert set(kept.splitlines()) == {line.decode().strip()}
 
 
-def test_a_settled_bundle_is_not_read_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle(lab.layout, "h-1")
-    quiet(lab.layout)
-    take(lab)
-    take(lab)
+def test_a_settled_bundle_is_not_read_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(project.layout, "h-1")
+    quiet(project.layout)
+    take(project)
+    take(project)
     seen: list[str] = []
 
     def looked(path: str) -> AbstractContextManager[tuple[int, os.stat_result]]:
@@ -156,27 +162,27 @@ def test_a_settled_bundle_is_not_read_again(lab: Lab, monkeypatch: pytest.Monkey
         return opened(path)
 
     monkeypatch.setattr(module, "opened", looked)
-    lab.layout.steering.write_text("go left\n")
-    assert take(lab)
-    assert str(lab.layout.steering) in seen
-    assert not [path for path in seen if str(lab.layout.runs) in path]
+    project.layout.steering.write_text("go left\n")
+    assert take(project)
+    assert str(project.layout.steering) in seen
+    assert not [path for path in seen if str(project.layout.runs) in path]
 
 
-def test_a_result_that_is_stamped_later_is_seen(lab: Lab, git: Git) -> None:
-    bundle(lab.layout, "h-1")
-    quiet(lab.layout)
-    take(lab)
-    write_json(lab.layout.run("h-1").result, {"status": "completed", "decision_status": "keep"})
-    assert take(lab)
-    kept = git(lab.layout.root, "show", f"{ledger_ref(TAG)}:research/runs/h-1/result.json")
+def test_a_result_that_is_stamped_later_is_seen(project: Project, git: Git) -> None:
+    bundle(project.layout, "h-1")
+    quiet(project.layout)
+    take(project)
+    write_json(project.layout.run("h-1").result, {"status": "completed", "decision_status": "keep"})
+    assert take(project)
+    kept = git(project.layout.root, "show", f"{ledger_ref(TAG)}:research/runs/h-1/result.json")
     assert "keep" in kept
 
 
 @pytest.mark.parametrize("damage", ["torn", "bytes", "link", "pipe", "folder", "locked"])
-def test_a_damaged_file_stops_no_snapshot(lab: Lab, git: Git, damage: str) -> None:
-    bundle(lab.layout, "h-1")
-    bundle(lab.layout, "h-2")
-    bad = lab.layout.run("h-1").result
+def test_a_damaged_file_stops_no_snapshot(project: Project, git: Git, damage: str) -> None:
+    bundle(project.layout, "h-1")
+    bundle(project.layout, "h-2")
+    bad = project.layout.run("h-1").result
     bad.unlink()
     match damage:
         case "torn":
@@ -192,167 +198,171 @@ def test_a_damaged_file_stops_no_snapshot(lab: Lab, git: Git, damage: str) -> No
         case "locked":
             bad.write_text("{}")
             bad.chmod(0)
-    assert take(lab)
-    assert "research/runs/h-2/result.json" in tree(lab, git)
+    assert take(project)
+    assert "research/runs/h-2/result.json" in tree(project, git)
 
 
-def test_a_cleaned_folder_is_not_forgotten_by_the_next_snapshot(lab: Lab, git: Git) -> None:
+def test_a_cleaned_folder_is_not_forgotten_by_the_next_snapshot(project: Project, git: Git) -> None:
     """Somebody cleans, and starts again before restoring."""
-    bundle(lab.layout, "h-1")
-    lab.layout.decisions.write_bytes(b'{"decision_id": "d1"}\n')
-    hypothesis(lab.layout, "h-9", "pending")
-    take(lab)
-    shutil.rmtree(lab.layout.research)
-    bundle(lab.layout, "h-2")
-    lab.layout.decisions.write_bytes(b'{"decision_id": "d2"}\n')
-    take(lab)
+    bundle(project.layout, "h-1")
+    project.layout.decisions.write_bytes(b'{"decision_id": "d1"}\n')
+    hypothesis(project.layout, "h-9", "pending")
+    take(project)
+    shutil.rmtree(project.layout.research)
+    bundle(project.layout, "h-2")
+    project.layout.decisions.write_bytes(b'{"decision_id": "d2"}\n')
+    take(project)
     assert {"research/runs/h-1/result.json", "research/runs/h-2/result.json",
-            "research/hypotheses/pending/h-9.json"} <= set(tree(lab, git))  # fmt: skip
-    give_back(lab)
-    assert lab.layout.decisions.read_bytes() == b'{"decision_id": "d1"}\n{"decision_id": "d2"}\n'
-    assert lab.layout.run("h-1").result.exists()
+            "research/hypotheses/pending/h-9.json"} <= set(tree(project, git))  # fmt: skip
+    give_back(project)
+    assert (
+        project.layout.decisions.read_bytes() == b'{"decision_id": "d1"}\n{"decision_id": "d2"}\n'
+    )
+    assert project.layout.run("h-1").result.exists()
 
 
-def test_a_hypothesis_comes_back_in_one_state(lab: Lab, git: Git) -> None:
-    path = hypothesis(lab.layout, "h-1", "pending")
-    take(lab)
-    done = lab.layout.hypothesis("h-1", "done")
+def test_a_hypothesis_comes_back_in_one_state(project: Project, git: Git) -> None:
+    path = hypothesis(project.layout, "h-1", "pending")
+    take(project)
+    done = project.layout.hypothesis("h-1", "done")
     done.parent.mkdir(parents=True)
     path.rename(done)
-    take(lab)
-    assert [p for p in tree(lab, git) if p.endswith("h-1.json")] == [
+    take(project)
+    assert [p for p in tree(project, git) if p.endswith("h-1.json")] == [
         "research/hypotheses/done/h-1.json"
     ]
-    shutil.rmtree(lab.layout.research)
-    hypothesis(lab.layout, "h-1", "running", "cpu0")
-    give_back(lab)
+    shutil.rmtree(project.layout.research)
+    hypothesis(project.layout, "h-1", "running", "cpu0")
+    give_back(project)
     assert not done.exists()
 
 
-def test_what_is_there_is_not_overwritten(lab: Lab) -> None:
-    bundle(lab.layout, "h-1")
-    lab.layout.steering.write_text("old\n")
-    lab.layout.decisions.write_bytes(b'{"decision_id": "d1"}\n')
-    take(lab)
-    lab.layout.steering.write_text("new\n")
-    with lab.layout.decisions.open("ab") as file:
+def test_what_is_there_is_not_overwritten(project: Project) -> None:
+    bundle(project.layout, "h-1")
+    project.layout.steering.write_text("old\n")
+    project.layout.decisions.write_bytes(b'{"decision_id": "d1"}\n')
+    take(project)
+    project.layout.steering.write_text("new\n")
+    with project.layout.decisions.open("ab") as file:
         file.write(b'{"decision_id": "d2"}\n')
-    lab.layout.run("h-1").config.unlink()
-    assert give_back(lab) == 1
-    assert lab.layout.steering.read_text() == "new\n"
-    assert lab.layout.decisions.read_bytes().count(b"\n") == 2
+    project.layout.run("h-1").config.unlink()
+    assert give_back(project) == 1
+    assert project.layout.steering.read_text() == "new\n"
+    assert project.layout.decisions.read_bytes().count(b"\n") == 2
 
 
-def test_filters_of_the_repository_change_no_byte(lab: Lab, git: Git) -> None:
-    (lab.layout.root / ".gitattributes").write_text("* text=auto eol=crlf\n*.md filter=shout\n")
-    git(lab.layout.root, "config", "filter.shout.clean", "tr a-z A-Z")
-    bundle(lab.layout, "h-1", log=b"one\r\ntwo\rthree\n")
-    lab.layout.steering.write_text("go left\n")
-    take(lab)
-    shutil.rmtree(lab.layout.research)
-    give_back(lab)
-    assert lab.layout.run("h-1").log.read_bytes() == b"one\r\ntwo\rthree\n"
-    assert lab.layout.steering.read_text() == "go left\n"
+def test_filters_of_the_repository_change_no_byte(project: Project, git: Git) -> None:
+    (project.layout.root / ".gitattributes").write_text("* text=auto eol=crlf\n*.md filter=shout\n")
+    git(project.layout.root, "config", "filter.shout.clean", "tr a-z A-Z")
+    bundle(project.layout, "h-1", log=b"one\r\ntwo\rthree\n")
+    project.layout.steering.write_text("go left\n")
+    take(project)
+    shutil.rmtree(project.layout.research)
+    give_back(project)
+    assert project.layout.run("h-1").log.read_bytes() == b"one\r\ntwo\rthree\n"
+    assert project.layout.steering.read_text() == "go left\n"
 
 
-def test_the_users_index_and_checkout_stay_as_they_are(lab: Lab, git: Git) -> None:
-    (lab.layout.root / "data.txt").write_text("staged\n")
-    git(lab.layout.root, "add", "data.txt")
-    before = git(lab.layout.root, "status", "--porcelain", "-uno"), lab.repository.head()
-    bundle(lab.layout, "h-1")
-    take(lab)
-    after = git(lab.layout.root, "status", "--porcelain", "-uno"), lab.repository.head()
+def test_the_users_index_and_checkout_stay_as_they_are(project: Project, git: Git) -> None:
+    (project.layout.root / "data.txt").write_text("staged\n")
+    git(project.layout.root, "add", "data.txt")
+    before = git(project.layout.root, "status", "--porcelain", "-uno"), project.repository.head()
+    bundle(project.layout, "h-1")
+    take(project)
+    after = git(project.layout.root, "status", "--porcelain", "-uno"), project.repository.head()
     assert after == before
 
 
-def test_a_moved_ref_is_not_overwritten(lab: Lab, git: Git) -> None:
-    bundle(lab.layout, "h-1")
-    first = take(lab)
-    other = git(lab.layout.root, "rev-parse", "HEAD")
-    git(lab.layout.root, "update-ref", ledger_ref(TAG), other)
+def test_a_moved_ref_is_not_overwritten(project: Project, git: Git) -> None:
+    bundle(project.layout, "h-1")
+    first = take(project)
+    other = git(project.layout.root, "rev-parse", "HEAD")
+    git(project.layout.root, "update-ref", ledger_ref(TAG), other)
     with pytest.raises(GitError):
-        git_keep.keep(lab.repository, ledger_ref(TAG), first, {"a": b"b"}, message="x")
-    assert git(lab.layout.root, "rev-parse", ledger_ref(TAG)) == other
+        git_keep.keep(project.repository, ledger_ref(TAG), first, {"a": b"b"}, message="x")
+    assert git(project.layout.root, "rev-parse", ledger_ref(TAG)) == other
 
 
-def test_a_lost_memory_costs_a_reading_and_no_commit(lab: Lab) -> None:
-    bundle(lab.layout, "h-1")
-    quiet(lab.layout)
-    take(lab)
-    shutil.rmtree(lab.repository.common_dir / "autohypothesis")
-    assert take(lab) is None
+def test_a_lost_memory_costs_a_reading_and_no_commit(project: Project) -> None:
+    bundle(project.layout, "h-1")
+    quiet(project.layout)
+    take(project)
+    shutil.rmtree(project.repository.common_dir / "autohypothesis")
+    assert take(project) is None
 
 
 @pytest.mark.parametrize("name", ['q"uote', "ba\\ck", "umlaut ü", "\udcff"])
-def test_strange_names_are_kept(lab: Lab, name: str) -> None:
-    folder = lab.layout.runs / name
+def test_strange_names_are_kept(project: Project, name: str) -> None:
+    folder = project.layout.runs / name
     folder.mkdir(parents=True)
     (folder / "result.json").write_text("{}")
     (folder / "config.json").write_text("{}")
-    take(lab)
-    shutil.rmtree(lab.layout.runs)
-    give_back(lab)
+    take(project)
+    shutil.rmtree(project.layout.runs)
+    give_back(project)
     assert (folder / "result.json").read_text() == "{}"
 
 
-def test_a_snapshot_from_elsewhere_leaves_the_repository_by_no_path(lab: Lab) -> None:
-    bundle(lab.layout, "h-1")
-    take(lab)
-    assert not restoring._may_be_put(lab.layout, "research/../../evil")
-    assert not (lab.layout.root.parent / "evil").exists()
+def test_a_snapshot_from_elsewhere_leaves_the_repository_by_no_path(project: Project) -> None:
+    bundle(project.layout, "h-1")
+    take(project)
+    assert not restoring._may_be_put(project.layout, "research/../../evil")
+    assert not (project.layout.root.parent / "evil").exists()
 
 
-def test_a_manifest_from_another_place_names_this_one(lab: Lab, tmp_path: Path, git: Git) -> None:
-    take(lab)
+def test_a_manifest_from_another_place_names_this_one(
+    project: Project, tmp_path: Path, git: Git
+) -> None:
+    take(project)
     clone = tmp_path / "clone"
-    git(tmp_path, "clone", "-q", str(lab.layout.root), str(clone))
+    git(tmp_path, "clone", "-q", str(project.layout.root), str(clone))
     git(clone, "fetch", "-q", "origin", "refs/autohypothesis/*:refs/autohypothesis/*")
-    there = Lab.open(clone)
+    there = Project.open(clone)
     restore(there.repository, there.layout, TAG)
     assert str(clone) in there.layout.manifest.read_text()
-    assert Lab.open(clone).tag == TAG
+    assert Project.open(clone).tag == TAG
 
 
-def test_no_snapshot_is_said_so(lab: Lab) -> None:
+def test_no_snapshot_is_said_so(project: Project) -> None:
     with pytest.raises(FleetError, match="no snapshot"):
-        newest_tag(lab.repository)
+        newest_tag(project.repository)
     with pytest.raises(FleetError, match="'other'"):
-        restore(lab.repository, lab.layout, "other")
+        restore(project.repository, project.layout, "other")
 
 
-def test_a_snapshot_beside_writers_holds_whole_records(lab: Lab, git: Git) -> None:
+def test_a_snapshot_beside_writers_holds_whole_records(project: Project, git: Git) -> None:
     over = threading.Event()
-    lab.layout.decisions.write_bytes(b'{"decision_id": "d0"}\n')
+    project.layout.decisions.write_bytes(b'{"decision_id": "d0"}\n')
 
     def write() -> None:
         number = 0
         while not over.is_set():
             number += 1
-            bundle(lab.layout, f"h-{number % 20}")
-            with lab.layout.decisions.open("ab", buffering=0) as file:
+            bundle(project.layout, f"h-{number % 20}")
+            with project.layout.decisions.open("ab", buffering=0) as file:
                 file.write(b'{"decision_id": "d%d"}\n' % number)
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
         for _ in range(10):
-            take(lab)
-            kept = git(lab.layout.root, "show", f"{ledger_ref(TAG)}:research/decisions.jsonl")
+            take(project)
+            kept = git(project.layout.root, "show", f"{ledger_ref(TAG)}:research/decisions.jsonl")
             assert all(line.endswith("}") for line in kept.splitlines())
     finally:
         over.set()
         writer.join()
-    take(lab)
-    shutil.copytree(lab.layout.research, lab.layout.root / "copy")
-    shutil.rmtree(lab.layout.research)
-    give_back(lab)
-    copy = lab.layout.root / "copy" / "decisions.jsonl"
-    assert lab.layout.decisions.read_bytes() == copy.read_bytes()
+    take(project)
+    shutil.copytree(project.layout.research, project.layout.root / "copy")
+    shutil.rmtree(project.layout.research)
+    give_back(project)
+    copy = project.layout.root / "copy" / "decisions.jsonl"
+    assert project.layout.decisions.read_bytes() == copy.read_bytes()
 
 
-def test_a_killed_snapshot_is_made_again(lab: Lab, git: Git) -> None:
+def test_a_killed_snapshot_is_made_again(project: Project, git: Git) -> None:
     for number in range(300):
-        bundle(lab.layout, f"h-{number}")
+        bundle(project.layout, f"h-{number}")
     code = (
         "import sys; from pathlib import Path\n"
         "from autohypothesis.fleet.supervisor.snapshot import snapshot\n"
@@ -363,13 +373,13 @@ def test_a_killed_snapshot_is_made_again(lab: Lab, git: Git) -> None:
     )
     for pause in (0.0, 0.05, 0.1, 0.2):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(lab.layout.root)], stdout=subprocess.PIPE
+            [sys.executable, "-c", code, str(project.layout.root)], stdout=subprocess.PIPE
         )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(pause)  # a moment to be killed at, not one to wait for
         process.kill()
         process.communicate()
-    take(lab)
-    assert len([path for path in tree(lab, git) if path.endswith("result.json")]) == 300
-    git(lab.layout.root, "fsck", "--no-dangling")
+    take(project)
+    assert len([path for path in tree(project, git) if path.endswith("result.json")]) == 300
+    git(project.layout.root, "fsck", "--no-dangling")

@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.live.steering import (
@@ -216,16 +216,16 @@ def test_a_memory_limit_reaches_the_decision() -> None:
 # ── in a search ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_frozen_constant_binds_every_proposer(fleet_lab: Lab) -> None:
+def test_a_frozen_constant_binds_every_proposer(fleet_project: Project) -> None:
     """A proposer, the inbox and a person's own hand: each is refused, and told why."""
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    write(fleet_lab.layout, "frozen: [WIDTH]\nranges: {RATE: [1, 3]}")
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    write(fleet_project.layout, "frozen: [WIDTH]\nranges: {RATE: [1, 3]}")
     listed = Listed([[idea(WIDTH=16), idea(RATE=2.0)]] * 2)
-    watched = observer(fleet_lab, listed)
-    fleet_lab.layout.inbox.mkdir(parents=True)
+    watched = observer(fleet_project, listed)
+    fleet_project.layout.inbox.mkdir(parents=True)
     write_json(
-        fleet_lab.layout.inbox / "mine.json",
+        fleet_project.layout.inbox / "mine.json",
         {"title": "inboxed", "config_overrides": {"WIDTH": 32}},
     )
     by_hand = watched.queue.add(idea("too high", RATE=9.0), proposer="ada")
@@ -239,50 +239,52 @@ def test_a_frozen_constant_binds_every_proposer(fleet_lab: Lab) -> None:
     assert "frozen" in listed.told[1].refused["WIDTH 16"]
 
 
-def test_a_new_range_refuses_what_was_waiting_already(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab)
+def test_a_new_range_refuses_what_was_waiting_already(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project)
     turns(watched, lambda: watched.chronicle.has_reference(), hand)
     for rate in (2.0, 3.0):
         watched.queue.add(idea(RATE=rate), proposer="ada")
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
     (waiting,) = watched.queue.pending()
-    write(fleet_lab.layout, "frozen: [RATE]")
+    write(fleet_project.layout, "frozen: [RATE]")
     watched.turn()
     assert watched.queue.pending() == []
     found = watched.queue.read(waiting.hypothesis_id)
     assert found is not None and "frozen" in found[1].outcome
 
 
-def test_a_run_over_the_memory_limit_is_discarded_although_it_is_better(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    write(fleet_lab.layout, "memory_limit_mb: 0.5")
-    hand = Hands(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+def test_a_run_over_the_memory_limit_is_discarded_although_it_is_better(
+    fleet_project: Project,
+) -> None:
+    members(fleet_project, "w0")
+    write(fleet_project.layout, "memory_limit_mb: 0.5")
+    hand = Hands(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     assert [one.reason for one in watched.chronicle.latest.values()] == ["baseline", "constraint"]
 
 
-def test_stop_in_the_steering_starts_nothing_new_until_it_is_lifted(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    hand = Hands(fleet_lab, "w0")
-    write(fleet_lab.layout, "stop: true")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
+def test_stop_in_the_steering_starts_nothing_new_until_it_is_lifted(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0")
+    write(fleet_project.layout, "stop: true")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     for _ in range(5):
         assert watched.turn() and hand.work(watched) is None
     assert watched.status.state == "waiting"
-    write(fleet_lab.layout, "stop: false")
+    write(fleet_project.layout, "stop: false")
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
 
 
-def test_a_slip_in_the_steering_is_a_problem_in_the_status(fleet_lab: Lab) -> None:
-    members(fleet_lab, "w0")
-    Hands(fleet_lab, "w0")
-    write(fleet_lab.layout, "frozn: [RATE]")
-    watched = observer(fleet_lab)
+def test_a_slip_in_the_steering_is_a_problem_in_the_status(fleet_project: Project) -> None:
+    members(fleet_project, "w0")
+    Hands(fleet_project, "w0")
+    write(fleet_project.layout, "frozn: [RATE]")
+    watched = observer(fleet_project)
     watched.turn()
-    (problem,) = read_json(fleet_lab.layout.role("observer"))["problems"]
+    (problem,) = read_json(fleet_project.layout.role("observer"))["problems"]
     assert problem.startswith("research/steering.md line 6: unknown key 'frozn'")
 
 

@@ -19,9 +19,9 @@ import pytest
 from autohypothesis.engine import collect, devices, iteration, recovery, shim, strays
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
-from autohypothesis.engine.lab import Lab, reference_ref
 from autohypothesis.engine.lease import LeaseFile
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
 from autohypothesis.fleet.live import bench, heartbeat, roles
 from autohypothesis.fleet.live.heartbeat import at_work, read
@@ -47,13 +47,13 @@ SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\
 PROCESS = f"""
 import sys
 from pathlib import Path
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.schema import Worker as Entry
 entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")
 with Stop() as stop:
-    Worker(Lab.open(Path(sys.argv[1])), entry).run(stop)
+    Worker(Project.open(Path(sys.argv[1])), entry).run(stop)
 """
 
 
@@ -96,8 +96,8 @@ class Running:
 
 
 @contextmanager
-def working(lab: Lab, entry: Entry = ENTRY, executor: object = None) -> Iterator[Running]:
-    running = Running(Worker(lab, entry, executor=executor))  # type: ignore[arg-type]
+def working(project: Project, entry: Entry = ENTRY, executor: object = None) -> Iterator[Running]:
+    running = Running(Worker(project, entry, executor=executor))  # type: ignore[arg-type]
     try:
         yield running
     finally:
@@ -105,8 +105,8 @@ def working(lab: Lab, entry: Entry = ENTRY, executor: object = None) -> Iterator
 
 
 @pytest.fixture
-def jobs(fleet_lab: Lab) -> Queue:
-    return Queue(fleet_lab.layout, "t")
+def jobs(fleet_project: Project) -> Queue:
+    return Queue(fleet_project.layout, "t")
 
 
 def propose(jobs: Queue, count: int = 1, *, worker: str = NAME, **change: object) -> list[str]:
@@ -125,170 +125,172 @@ def long() -> dict[str, float]:
     return {"SLEEP": 120.0}
 
 
-def runs_of(lab: Lab, name: str) -> list[str]:
-    folder = lab.layout.runs
+def runs_of(project: Project, name: str) -> list[str]:
+    folder = project.layout.runs
     every = os.listdir(folder) if folder.is_dir() else []
     return sorted(one for one in every if one.rpartition("-")[0] == name)
 
 
-def result_of(lab: Lab, experiment_id: str) -> Result:
-    return Result.model_validate(json.loads(lab.layout.run(experiment_id).result.read_text()))
+def result_of(project: Project, experiment_id: str) -> Result:
+    return Result.model_validate(json.loads(project.layout.run(experiment_id).result.read_text()))
 
 
-def seen(lab: Lab) -> Heartbeat:
+def seen(project: Project) -> Heartbeat:
     """Its heartbeat; an empty one before the first."""
-    return read(lab.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
+    return read(project.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
 
 
 def is_done(jobs: Queue, *names: str) -> bool:
     return set(names) <= set(jobs.done_ids())
 
 
-def is_running(lab: Lab, experiment_id: str) -> bool:
-    return shim.status(str(lab.layout.run(experiment_id).folder)) == "running"
+def is_running(project: Project, experiment_id: str) -> bool:
+    return shim.status(str(project.layout.run(experiment_id).folder)) == "running"
 
 
-def trains(lab: Lab, experiment_id: str) -> bool:
+def trains(project: Project, experiment_id: str) -> bool:
     """Whether its training has begun; until then its shim may still be timing the lane."""
-    return is_running(lab, experiment_id) and lab.layout.run(experiment_id).events.exists()
+    return is_running(project, experiment_id) and project.layout.run(experiment_id).events.exists()
 
 
-def nothing_is_left(lab: Lab) -> None:
+def nothing_is_left(project: Project) -> None:
     """No lease, no stray, no claim, no plan without a run."""
     lease = devices.lease_of(devices.lanes()[0])
     assert LeaseFile(lease.path, lease.name).holder() is None
-    for folder in lab.layout.runs.iterdir():
+    for folder in project.layout.runs.iterdir():
         assert strays.find_strays(str(folder), 0.0) == {}
-    plans = {path.stem for path in lab.layout.plans.glob("*.json")}
-    assert plans == set(os.listdir(lab.layout.runs))
+    plans = {path.stem for path in project.layout.plans.glob("*.json")}
+    assert plans == set(os.listdir(project.layout.runs))
 
 
 # ── the usual ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_everything_that_is_dispatched_runs_once_and_ends_once(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     names = propose(jobs, 4)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, *names))
     for hypothesis in jobs.done():
         assert hypothesis.closed == "completed", hypothesis.outcome
-        assert runs_of(fleet_lab, hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
-        result = result_of(fleet_lab, f"{hypothesis.hypothesis_id}-1")
+        assert runs_of(fleet_project, hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
+        result = result_of(fleet_project, f"{hypothesis.hypothesis_id}-1")
         assert result.status == "completed", result
-    assert seen(fleet_lab).state == "stopped" and not at_work(seen(fleet_lab))
-    assert (seen(fleet_lab).busy_seconds or 0) > 0
-    nothing_is_left(fleet_lab)
+    assert seen(fleet_project).state == "stopped" and not at_work(seen(fleet_project))
+    assert (seen(fleet_project).busy_seconds or 0) > 0
+    nothing_is_left(fleet_project)
 
 
 def test_the_next_candidate_is_ready_while_the_device_still_trains(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     """The gap between two experiments is short by construction, not by luck."""
     first, second = propose(jobs, 2, overrides=long())
     ref = experiment_ref(f"{second}-1")
-    with working(fleet_lab):
-        until(lambda: fleet_lab.repository.read_ref(ref))
-        assert is_running(fleet_lab, f"{first}-1"), "the first trains still"
-        assert fleet_lab.layout.plan(f"{second}-1").exists()
-        assert not fleet_lab.layout.run(f"{second}-1").folder.exists()
-        until(lambda: seen(fleet_lab).next_hypothesis_id == second)
-        assert seen(fleet_lab).hypothesis_id == first and seen(fleet_lab).state == "training"
+    with working(fleet_project):
+        until(lambda: fleet_project.repository.read_ref(ref))
+        assert is_running(fleet_project, f"{first}-1"), "the first trains still"
+        assert fleet_project.layout.plan(f"{second}-1").exists()
+        assert not fleet_project.layout.run(f"{second}-1").folder.exists()
+        until(lambda: seen(fleet_project).next_hypothesis_id == second)
+        assert (
+            seen(fleet_project).hypothesis_id == first and seen(fleet_project).state == "training"
+        )
 
 
 def test_what_was_prepared_on_an_older_reference_is_prepared_anew_while_there_is_time(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker's keep moved it; a stale candidate would have to be run once more."""
     monkeypatch.setattr(worker, "FRESH_S", 0.1)
     first, second = propose(jobs, 2, overrides=long())
-    lab, plan = fleet_lab, fleet_lab.layout.plan
-    with working(lab) as running:
-        until(lambda: lab.repository.read_ref(experiment_ref(f"{second}-1")))
+    project, plan = fleet_project, fleet_project.layout.plan
+    with working(project) as running:
+        until(lambda: project.repository.read_ref(experiment_ref(f"{second}-1")))
         assert plan(f"{second}-1").exists()
-        kept = lab.repository.tree_with(lab.reference(), {"train.py": SCRIPT_OF_ANOTHER})
-        commit = lab.repository.commit_tree(kept, [lab.reference()], "kept")
-        lab.repository.compare_and_swap(reference_ref("t"), commit, lab.reference())
+        kept = project.repository.tree_with(project.reference(), {"train.py": SCRIPT_OF_ANOTHER})
+        commit = project.repository.commit_tree(kept, [project.reference()], "kept")
+        project.repository.compare_and_swap(reference_ref("t"), commit, project.reference())
         running.worker._took = 1_000.0  # as long as the runs before took
         until(lambda: plan(f"{second}-2").exists())
         assert json.loads(plan(f"{second}-2").read_text())["based_on_commit"] == commit
         assert not plan(f"{second}-1").exists()
-        assert is_running(lab, f"{first}-1")
+        assert is_running(project, f"{first}-1")
 
 
 def test_a_refused_change_ends_without_a_run_and_says_why(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     unknown, nothing, good = (
         *propose(jobs, overrides={"NO_SUCH_CONSTANT": 1}),
         *propose(jobs, patch="--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-no\n+yes\n"),
         *propose(jobs),
     )
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, unknown, nothing, good))
     closed = {one.hypothesis_id: one for one in jobs.done()}
     assert closed[unknown].closed == closed[nothing].closed == "abandoned"
     assert "NO_SUCH_CONSTANT" in closed[unknown].outcome
     assert closed[good].closed == "completed"
-    assert runs_of(fleet_lab, unknown) == runs_of(fleet_lab, nothing) == []
-    nothing_is_left(fleet_lab)
+    assert runs_of(fleet_project, unknown) == runs_of(fleet_project, nothing) == []
+    nothing_is_left(fleet_project)
 
 
 def test_a_patch_cannot_touch_what_a_person_froze(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    fleet_lab.layout.steering.parent.mkdir(parents=True, exist_ok=True)
-    fleet_lab.layout.steering.write_text("```steering\nfrozen: [WIDTH]\n```\n")
-    base = fleet_lab.reference()
-    source = fleet_lab.repository.show_file(base, "train.py").decode()
-    tree = fleet_lab.repository.tree_with(
+    fleet_project.layout.steering.parent.mkdir(parents=True, exist_ok=True)
+    fleet_project.layout.steering.write_text("```steering\nfrozen: [WIDTH]\n```\n")
+    base = fleet_project.reference()
+    source = fleet_project.repository.show_file(base, "train.py").decode()
+    tree = fleet_project.repository.tree_with(
         base, {"train.py": source.replace("WIDTH = 8", "WIDTH = 9").encode()}
     )
-    (name,) = propose(jobs, patch=fleet_lab.repository.diff(base, tree))
-    with working(fleet_lab):
+    (name,) = propose(jobs, patch=fleet_project.repository.diff(base, tree))
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
     found = jobs.read(name)
     assert found is not None and found[1].closed == "abandoned" and "WIDTH" in found[1].outcome
-    assert not fleet_lab.layout.plan(f"{name}-1").exists()
+    assert not fleet_project.layout.plan(f"{name}-1").exists()
 
 
 def test_stop_in_the_steering_lets_the_run_end_and_starts_nothing_new(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     (name,) = propose(jobs)
-    fleet_lab.layout.steering.write_text("```steering\nstop: true\n```\n")
-    with working(fleet_lab):
-        until(lambda: "steering" in seen(fleet_lab).notes)
+    fleet_project.layout.steering.write_text("```steering\nstop: true\n```\n")
+    with working(fleet_project):
+        until(lambda: "steering" in seen(fleet_project).notes)
         assert jobs.dispatched(NAME)[NAME][0].hypothesis_id == name
-        fleet_lab.layout.steering.unlink()
+        fleet_project.layout.steering.unlink()
         until(lambda: is_done(jobs, name))
 
 
 def test_a_second_process_of_one_worker_is_refused_by_name(
-    fleet_lab: Lab, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "LOCK_S", 0.1)
-    with working(fleet_lab):
-        until(lambda: at_work(seen(fleet_lab)))
+    with working(fleet_project):
+        until(lambda: at_work(seen(fleet_project)))
         with pytest.raises(LockError, match=f"worker-{NAME}.*pid {os.getpid()}"):
-            Worker(fleet_lab, ENTRY).run(Asked())
+            Worker(fleet_project, ENTRY).run(Asked())
 
 
 def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, value: object, *, durable: bool = True) -> None:
         raise RecordError(f"cannot write {path}: No space left on device")
 
     names = propose(jobs, 2)
     monkeypatch.setattr(heartbeat, "write_json", full)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, *names))
 
 
 def test_a_result_that_cannot_be_written_now_is_written_later(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worktree keeps its evidence until then: the next experiment waits."""
     real, refused = LocalExecutor.collect, []
@@ -302,21 +304,23 @@ def test_a_result_that_cannot_be_written_now_is_written_later(
     monkeypatch.setattr(LocalExecutor, "collect", full)
     monkeypatch.setattr(worker, "LOOK_S", 0.05)
     first, second = propose(jobs, 2)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, first, second))
     assert refused == [f"{first}-1"] * 2
-    assert all(result_of(fleet_lab, f"{name}-1").status == "completed" for name in (first, second))
+    assert all(
+        result_of(fleet_project, f"{name}-1").status == "completed" for name in (first, second)
+    )
 
 
 def test_a_full_disk_at_a_release_loses_no_hypothesis(
-    fleet_lab: Lab, jobs: Queue, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(claims, "RETRY_S", 0.0)
     (name,) = propose(jobs)
-    held = Claims(fleet_lab, NAME)
+    held = Claims(fleet_project, NAME)
     assert held.take() is not None
     with monkeypatch.context() as patched:
         patched.setattr("autohypothesis.fleet.queue.states.rename_exclusive", full)
@@ -328,10 +332,10 @@ def test_a_full_disk_at_a_release_loses_no_hypothesis(
 
 
 def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(
-    fleet_lab: Lab, jobs: Queue
+    fleet_project: Project, jobs: Queue
 ) -> None:
     first, second = propose(jobs, 2)
-    held = Claims(fleet_lab, NAME)
+    held = Claims(fleet_project, NAME)
     for _ in range(2):
         held.take()
     jobs.requeue(first)
@@ -341,22 +345,22 @@ def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(
 
 
 def test_a_stopped_shim_is_named_by_the_worker_until_it_goes_on_or_is_ended(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     (name,) = propose(jobs, overrides=long())
-    with working(fleet_lab):
-        until(lambda: trains(fleet_lab, f"{name}-1"))
-        run = fleet_lab.layout.run(f"{name}-1")
+    with working(fleet_project):
+        until(lambda: trains(fleet_project, f"{name}-1"))
+        run = fleet_project.layout.run(f"{name}-1")
         known = read_json(run.shim)
         os.kill(known["pid"], signal.SIGSTOP)
-        until(lambda: f"`kill -CONT {known['pid']}` resumes it" in seen(fleet_lab).notes)
-        assert seen(fleet_lab).state == "training"
+        until(lambda: f"`kill -CONT {known['pid']}` resumes it" in seen(fleet_project).notes)
+        assert seen(fleet_project).state == "training"
         os.kill(known["pid"], signal.SIGCONT)
-        until(lambda: seen(fleet_lab).notes == "")
+        until(lambda: seen(fleet_project).notes == "")
         os.kill(known["pid"], signal.SIGSTOP)
         write_json(run.shim, {**known, "overdue_after": [1.0, 1.0]})
         until(lambda: is_done(jobs, name))
-    result = result_of(fleet_lab, f"{name}-1")
+    result = result_of(fleet_project, f"{name}-1")
     assert result.failure_kind == "infra" and "was stopped (state T)" in result.failure_detail
 
 
@@ -364,210 +368,213 @@ def test_a_stopped_shim_is_named_by_the_worker_until_it_goes_on_or_is_ended(
 
 
 def test_down_cancels_collects_and_gives_back_what_was_prepared(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     first, second = propose(jobs, 2, overrides=long())
-    with working(fleet_lab):
+    with working(fleet_project):
         until(
-            lambda: seen(fleet_lab).next_hypothesis_id == second and trains(fleet_lab, f"{first}-1")
+            lambda: (
+                seen(fleet_project).next_hypothesis_id == second
+                and trains(fleet_project, f"{first}-1")
+            )
         )
-        until(lambda: fleet_lab.layout.plan(f"{second}-1").exists())
+        until(lambda: fleet_project.layout.plan(f"{second}-1").exists())
     assert is_done(jobs, first)
-    result = result_of(fleet_lab, f"{first}-1")
+    result = result_of(fleet_project, f"{first}-1")
     assert (result.failure_kind, result.failure_detail) == ("infra", "cancelled")
     assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
     assert jobs.running(NAME)[NAME] == []
-    assert seen(fleet_lab).state == "stopped"
-    nothing_is_left(fleet_lab)
+    assert seen(fleet_project).state == "stopped"
+    nothing_is_left(fleet_project)
 
 
 def test_an_abandoned_worker_leaves_its_training_to_its_successor(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    gate = fleet_lab.layout.root / "go"
+    gate = fleet_project.layout.root / "go"
     first, second = propose(jobs, 2, overrides={"GATE": str(gate)})
-    running = Running(Worker(fleet_lab, ENTRY))
-    until(lambda: trains(fleet_lab, f"{first}-1"))
-    until(lambda: seen(fleet_lab).next_hypothesis_id == second)
+    running = Running(Worker(fleet_project, ENTRY))
+    until(lambda: trains(fleet_project, f"{first}-1"))
+    until(lambda: seen(fleet_project).next_hypothesis_id == second)
     running.end(abandoned=True)
-    assert is_running(fleet_lab, f"{first}-1")
+    assert is_running(fleet_project, f"{first}-1")
     assert [one.hypothesis_id for one in jobs.running(NAME)[NAME]] == [first]
     assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
-    assert not fleet_lab.layout.plan(f"{second}-1").exists(), "a plan that nobody begins"
-    with working(fleet_lab):
-        until(lambda: seen(fleet_lab).notes == "taken over")
-        assert seen(fleet_lab).run_id == f"{first}-1"
+    assert not fleet_project.layout.plan(f"{second}-1").exists(), "a plan that nobody begins"
+    with working(fleet_project):
+        until(lambda: seen(fleet_project).notes == "taken over")
+        assert seen(fleet_project).run_id == f"{first}-1"
         gate.touch()
         until(lambda: is_done(jobs, first, second))
-    assert runs_of(fleet_lab, first) == [f"{first}-1"], "it was not run again"
-    assert result_of(fleet_lab, f"{first}-1").status == "completed"
-    nothing_is_left(fleet_lab)
+    assert runs_of(fleet_project, first) == [f"{first}-1"], "it was not run again"
+    assert result_of(fleet_project, f"{first}-1").status == "completed"
+    nothing_is_left(fleet_project)
 
 
 # ── what a predecessor left ─────────────────────────────────────────────────────────────────
 
 
-def claimed(lab: Lab, jobs: Queue, **change: object) -> tuple[str, RunSpec]:
+def claimed(project: Project, jobs: Queue, **change: object) -> tuple[str, RunSpec]:
     """A hypothesis that a worker has claimed and planned, before it died."""
     (name,) = propose(jobs, **change)
     hypothesis = jobs.claim(NAME)
     assert hypothesis is not None and hypothesis.hypothesis_id == name
     request = iteration.Request(Change.of(hypothesis), hypothesis_id=name)
-    return name, iteration.plan(lab, request, NAME, resources=Resources(device=LANE))
+    return name, iteration.plan(project, request, NAME, resources=Resources(device=LANE))
 
 
 def test_a_claim_without_a_plan_is_run_by_the_successor(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     (name,) = propose(jobs)
     jobs.claim(NAME)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+    assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
 def test_a_plan_without_a_run_is_forgotten_and_its_id_is_not_given_again(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    name, _ = claimed(fleet_lab, jobs)
-    with working(fleet_lab):
+    name, _ = claimed(fleet_project, jobs)
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_lab, name) == [f"{name}-2"]
-    nothing_is_left(fleet_lab)
+    assert runs_of(fleet_project, name) == [f"{name}-2"]
+    nothing_is_left(fleet_project)
 
 
 def test_a_run_folder_that_was_hardly_begun_is_no_experiment(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    name, spec = claimed(fleet_lab, jobs)
-    run = fleet_lab.layout.run(spec.experiment_id)
+    name, spec = claimed(fleet_project, jobs)
+    run = fleet_project.layout.run(spec.experiment_id)
     run.folder.mkdir(parents=True)
     run.local.write_text("{}")
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_lab, name) == [f"{name}-2"]
+    assert runs_of(fleet_project, name) == [f"{name}-2"]
 
 
 def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the bundle, before the shim: one that comes late finds the folder taken."""
-    name, spec = claimed(fleet_lab, jobs)
+    name, spec = claimed(fleet_project, jobs)
     with monkeypatch.context() as patched:
         patched.setattr(LocalExecutor, "_start", lambda *words: None)
-        LocalExecutor(fleet_lab.repository, fleet_lab.layout).submit(spec)
-    with working(fleet_lab):
+        LocalExecutor(fleet_project.repository, fleet_project.layout).submit(spec)
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert result_of(fleet_lab, f"{name}-1").failure_kind == "infra"
-    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+    assert result_of(fleet_project, f"{name}-1").failure_kind == "infra"
+    assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
 def test_an_ended_run_that_nobody_collected_is_collected_once(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    name, spec = claimed(fleet_lab, jobs)
-    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    name, spec = claimed(fleet_project, jobs)
+    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
     handle = executor.submit(spec)
     until(lambda: executor.poll(handle) != "running")
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert result_of(fleet_lab, f"{name}-1").status == "completed"
-    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+    assert result_of(fleet_project, f"{name}-1").status == "completed"
+    assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
 def test_a_collected_run_that_was_not_reported_is_only_reported(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    name, spec = claimed(fleet_lab, jobs)
-    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    name, spec = claimed(fleet_project, jobs)
+    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
     handle = executor.submit(spec)
     until(lambda: executor.poll(handle) != "running")
     executor.collect(handle)
-    before = fleet_lab.layout.run(spec.experiment_id).result.read_bytes()
-    with working(fleet_lab):
+    before = fleet_project.layout.run(spec.experiment_id).result.read_bytes()
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert fleet_lab.layout.run(spec.experiment_id).result.read_bytes() == before
-    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+    assert fleet_project.layout.run(spec.experiment_id).result.read_bytes() == before
+    assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
 @pytest.mark.parametrize("how", ["copied", "restored"])
 def test_a_recorded_run_is_not_run_again_after_its_claim_was_copied(
-    fleet_lab: Lab, jobs: Queue, until: Until, how: str
+    fleet_project: Project, jobs: Queue, until: Until, how: str
 ) -> None:
     """A copy, or what a snapshot brings back, has none of the times that the claim had."""
-    lab = fleet_lab
-    name, spec = claimed(lab, jobs)
-    executor = LocalExecutor(lab.repository, lab.layout)
+    project = fleet_project
+    name, spec = claimed(project, jobs)
+    executor = LocalExecutor(project.repository, project.layout)
     handle = executor.submit(spec)
     until(lambda: executor.poll(handle) != "running")
     executor.collect(handle)
     if how == "copied":
-        claim = lab.layout.hypothesis(name, "running", NAME)
+        claim = project.layout.hypothesis(name, "running", NAME)
         claim.write_bytes(claim.read_bytes())
     else:
-        assert snapshot(lab.repository, lab.layout, "t", everything=True)
-        shutil.rmtree(lab.layout.research)
-        restore(lab.repository, lab.layout, "t")
+        assert snapshot(project.repository, project.layout, "t", everything=True)
+        shutil.rmtree(project.layout.research)
+        restore(project.repository, project.layout, "t")
         assert jobs.running(NAME)[NAME][0].hypothesis_id == name
-    with working(Lab.open(lab.layout.root)):
+    with working(Project.open(project.layout.root)):
         until(lambda: is_done(jobs, name))
-    assert runs_of(lab, name) == [f"{name}-1"]
+    assert runs_of(project, name) == [f"{name}-1"]
     assert jobs.done()[0].closed == "completed"
 
 
 def test_the_successor_of_a_worker_that_was_killed_while_it_cleaned_up_does_that(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, spec = claimed(fleet_lab, jobs)
-    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    name, spec = claimed(fleet_project, jobs)
+    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
     handle = executor.submit(spec)
     until(lambda: executor.poll(handle) != "running")
     with monkeypatch.context() as killed:
         killed.setattr(collect, "_clean_up", lambda run, local: None)
         executor.collect(handle)
-    assert list(recovery.uncollected(fleet_lab.layout)) == [f"{name}-1"]
-    with working(fleet_lab):
+    assert list(recovery.uncollected(fleet_project.layout)) == [f"{name}-1"]
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert list(recovery.uncollected(fleet_lab.layout)) == []
-    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+    assert list(recovery.uncollected(fleet_project.layout)) == []
+    assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
 def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     """A container was made anew in the middle of a training: nobody can look after it any more."""
-    name, spec = claimed(fleet_lab, jobs)
-    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    name, spec = claimed(fleet_project, jobs)
+    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
     handle = executor.submit(spec)
     until(lambda: executor.poll(handle) != "running")
-    run = fleet_lab.layout.run(spec.experiment_id)
+    run = fleet_project.layout.run(spec.experiment_id)
     run.exit.unlink()
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
     run.shim.write_text(json.dumps(identity))
     hypothesis = jobs.running(NAME)[NAME][0]
-    job, stands = takeover.found(fleet_lab.layout, executor, hypothesis, NAME)
+    job, stands = takeover.found(fleet_project.layout, executor, hypothesis, NAME)
     assert stands == "damaged"
     assert "rack-7" in job.problem and f"rm '{run.shim}'" in job.problem
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-        until(lambda: seen(fleet_lab).state == "idle" and "rack-7" in seen(fleet_lab).notes)
-    assert runs_of(fleet_lab, name) == [f"{name}-1", f"{name}-2"]
-    assert result_of(fleet_lab, f"{name}-2").status == "completed"
+        until(lambda: seen(fleet_project).state == "idle" and "rack-7" in seen(fleet_project).notes)
+    assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
+    assert result_of(fleet_project, f"{name}-2").status == "completed"
     assert not run.result.exists()
-    with working(fleet_lab):  # the claim is gone, and the run still lies there
-        until(lambda: at_work(seen(fleet_lab)) and seen(fleet_lab).state == "idle")
+    with working(fleet_project):  # the claim is gone, and the run still lies there
+        until(lambda: at_work(seen(fleet_project)) and seen(fleet_project).state == "idle")
     local = json.loads(run.local.read_text())
     run.local.write_text(json.dumps({**local, "starter": {"pid": 0, "start": 0.0}}))
     run.shim.unlink()  # as the hint says
-    assert recovery.collect_ended(fleet_lab.repository, fleet_lab.layout) == [f"{name}-1"]
-    assert result_of(fleet_lab, f"{name}-1").failure_kind == "infra"
+    assert recovery.collect_ended(fleet_project.repository, fleet_project.layout) == [f"{name}-1"]
+    assert result_of(fleet_project, f"{name}-1").failure_kind == "infra"
 
 
 def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_lives(
-    fleet_lab: Lab, jobs: Queue
+    fleet_project: Project, jobs: Queue
 ) -> None:
     first, _ = propose(jobs, 2)
-    held = Claims(fleet_lab, NAME)
+    held = Claims(fleet_project, NAME)
     assert held.take() is not None
     held.give_back(first, problem="it runs on rack-7")
     assert held.take() is not None
@@ -576,83 +583,89 @@ def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_l
 
 
 def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     """It was requeued, claimed again, and the worker was killed before the new plan."""
     (name,) = propose(jobs)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
     jobs.requeue(name)
     jobs.dispatch(name, NAME)
     jobs.claim(NAME)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_lab, name) == [f"{name}-1", f"{name}-2"]
+    assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
 
 
-def test_a_finish_that_was_cut_off_is_finished(fleet_lab: Lab, jobs: Queue, until: Until) -> None:
+def test_a_finish_that_was_cut_off_is_finished(
+    fleet_project: Project, jobs: Queue, until: Until
+) -> None:
     (name,) = propose(jobs)
     hypothesis = jobs.claim(NAME)
     assert hypothesis is not None
     closed = hypothesis.model_copy(update={"closed": "abandoned", "outcome": "no good"})
-    fleet_lab.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
-    with working(fleet_lab):
+    fleet_project.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
     found = jobs.read(name)
     assert found is not None and (found[1].closed, found[1].outcome) == ("abandoned", "no good")
-    assert runs_of(fleet_lab, name) == []
+    assert runs_of(fleet_project, name) == []
 
 
 def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    name, spec = claimed(fleet_lab, jobs)
-    executor = LocalExecutor(fleet_lab.repository, fleet_lab.layout)
+    name, spec = claimed(fleet_project, jobs)
+    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
     handle = executor.submit(spec)
     until(lambda: executor.poll(handle) != "running")
-    fleet_lab.layout.run(spec.experiment_id).local.write_bytes(b'{"checkout": "/to')
-    with working(fleet_lab):
+    fleet_project.layout.run(spec.experiment_id).local.write_bytes(b'{"checkout": "/to')
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_lab, name) == [f"{name}-1", f"{name}-2"]
-    assert result_of(fleet_lab, f"{name}-2").status == "completed"
+    assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
+    assert result_of(fleet_project, f"{name}-2").status == "completed"
 
 
-def test_only_the_newest_plan_of_a_claim_counts(fleet_lab: Lab, jobs: Queue) -> None:
-    name, spec = claimed(fleet_lab, jobs)
-    assert newest_experiment(fleet_lab.layout, name) == spec.experiment_id
+def test_only_the_newest_plan_of_a_claim_counts(fleet_project: Project, jobs: Queue) -> None:
+    name, spec = claimed(fleet_project, jobs)
+    assert newest_experiment(fleet_project.layout, name) == spec.experiment_id
     jobs.release(name, NAME)
     again = iteration.plan(
-        fleet_lab, iteration.Request(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name), NAME
+        fleet_project,
+        iteration.Request(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name),
+        NAME,
     )
-    assert newest_experiment(fleet_lab.layout, name) == again.experiment_id != spec.experiment_id
+    assert (
+        newest_experiment(fleet_project.layout, name) == again.experiment_id != spec.experiment_id
+    )
 
 
 def test_a_hypothesis_that_was_taken_away_is_not_collected_under_the_old_claim(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     (name,) = propose(jobs, overrides=long())
-    with working(fleet_lab):
-        until(lambda: trains(fleet_lab, f"{name}-1"))
+    with working(fleet_project):
+        until(lambda: trains(fleet_project, f"{name}-1"))
         jobs.requeue(name)
-        until(lambda: not is_running(fleet_lab, f"{name}-1"))
-        until(lambda: seen(fleet_lab).run_id is None)
-    assert not fleet_lab.layout.run(f"{name}-1").result.exists()
+        until(lambda: not is_running(fleet_project, f"{name}-1"))
+        until(lambda: seen(fleet_project).run_id is None)
+    assert not fleet_project.layout.run(f"{name}-1").result.exists()
     assert [one.hypothesis_id for one in jobs.pending()] == [name]
 
 
 def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     """Its worker was killed, and somebody requeued the hypothesis before the next worker came."""
-    name, spec = claimed(fleet_lab, jobs, overrides=long())
-    LocalExecutor(fleet_lab.repository, fleet_lab.layout).submit(spec)
-    until(lambda: trains(fleet_lab, spec.experiment_id))
+    name, spec = claimed(fleet_project, jobs, overrides=long())
+    LocalExecutor(fleet_project.repository, fleet_project.layout).submit(spec)
+    until(lambda: trains(fleet_project, spec.experiment_id))
     jobs.requeue(name)
     (other,) = propose(jobs)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, other))
-    assert not is_running(fleet_lab, spec.experiment_id)
-    assert not fleet_lab.layout.run(spec.experiment_id).result.exists()
+    assert not is_running(fleet_project, spec.experiment_id)
+    assert not fleet_project.layout.run(spec.experiment_id).result.exists()
 
 
 # ── the device ──────────────────────────────────────────────────────────────────────────────
@@ -670,78 +683,78 @@ def stranger() -> Iterator[None]:
 
 
 def test_a_device_that_a_stranger_holds_is_waited_for_by_name(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     names = propose(jobs, 3)
-    with stranger(), working(fleet_lab):
-        until(lambda: "/somebody/else" in seen(fleet_lab).notes)
-        assert seen(fleet_lab).state == "idle"
+    with stranger(), working(fleet_project):
+        until(lambda: "/somebody/else" in seen(fleet_project).notes)
+        assert seen(fleet_project).state == "idle"
         assert len(jobs.dispatched(NAME)[NAME]) == 3, "nothing is burnt"
-        assert not fleet_lab.layout.plans.exists()
-    with working(fleet_lab):
+        assert not fleet_project.layout.plans.exists()
+    with working(fleet_project):
         until(lambda: is_done(jobs, *names))
 
 
 def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "HELD_S", 0.5)
     monkeypatch.setattr(worker, "LOOK_S", 0.1)
     names = propose(jobs, 2)
-    with working(fleet_lab):
+    with working(fleet_project):
         with stranger():
             until(lambda: len(jobs.pending()) == 2)
-            until(lambda: seen(fleet_lab).state == "benched")
-        until(lambda: seen(fleet_lab).state == "idle")
+            until(lambda: seen(fleet_project).state == "benched")
+        until(lambda: seen(fleet_project).state == "idle")
         for name in names:
             jobs.dispatch(name, NAME)
         until(lambda: is_done(jobs, *names))
 
 
 def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is taken between the preparation and the start."""
     (name,) = propose(jobs)
     monkeypatch.setattr(worker, "hindrance", lambda _: None)
     monkeypatch.setattr(worker, "LOOK_S", 0.1)
-    with working(fleet_lab):
+    with working(fleet_project):
         with stranger():
-            until(lambda: "/somebody/else" in seen(fleet_lab).notes)
+            until(lambda: "/somebody/else" in seen(fleet_project).notes)
             assert not is_done(jobs, name)
         until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_lab, name) == [f"{name}-1"]
+    assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
 def test_a_worker_made_for_a_gpu_never_trains_without_it(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "gpus", lambda environ=None: ([], "no NVIDIA driver answers"))
     entry = ENTRY.model_copy(update={"device": "GPU-0000", "kind": "cuda"})
     (name,) = propose(jobs)
-    with working(fleet_lab, entry):
+    with working(fleet_project, entry):
         until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
-        until(lambda: seen(fleet_lab).state == "benched")
-        assert "no NVIDIA driver answers" in seen(fleet_lab).notes
-    assert list(bench.benched(fleet_lab.layout)) == ["GPU-0000"]
-    assert not fleet_lab.layout.plans.exists() and not fleet_lab.layout.runs.exists()
+        until(lambda: seen(fleet_project).state == "benched")
+        assert "no NVIDIA driver answers" in seen(fleet_project).notes
+    assert list(bench.benched(fleet_project.layout)) == ["GPU-0000"]
+    assert not fleet_project.layout.plans.exists() and not fleet_project.layout.runs.exists()
 
 
 def test_a_gpu_that_no_driver_ever_named_is_not_replaced_by_any_other(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     entry = ENTRY.model_copy(update={"device": "", "kind": "cuda", "gpu_id": "3"})
     (name,) = propose(jobs)
-    with working(fleet_lab, entry):
-        until(lambda: seen(fleet_lab).state == "benched")
+    with working(fleet_project, entry):
+        until(lambda: seen(fleet_project).state == "benched")
         until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
 
 
 class Lossy:
     """An executor whose device fails every time, and says so."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab, self.submitted = lab, []  # type: ignore[var-annotated]
+    def __init__(self, project: Project) -> None:
+        self.project, self.submitted = project, []  # type: ignore[var-annotated]
 
     def submit(self, spec: RunSpec) -> Handle:
         self.submitted.append(spec.experiment_id)
@@ -760,28 +773,28 @@ class Lossy:
 
 
 def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     names = propose(jobs, 4)
-    executor = Lossy(fleet_lab)
-    with working(fleet_lab, executor=executor):
-        until(lambda: seen(fleet_lab).state == "benched")
+    executor = Lossy(fleet_project)
+    with working(fleet_project, executor=executor):
+        until(lambda: seen(fleet_project).state == "benched")
         until(lambda: len(jobs.pending()) == 2)
-        assert "lost" in seen(fleet_lab).notes
+        assert "lost" in seen(fleet_project).notes
     assert len(executor.submitted) == 2
     assert len(jobs.done_ids()) == 2 and set(jobs.done_ids()) < set(names)
-    assert "lost" in bench.benched(fleet_lab.layout)[LANE]
+    assert "lost" in bench.benched(fleet_project.layout)[LANE]
 
 
 def test_a_benched_device_is_used_again_when_its_time_is_over(
-    fleet_lab: Lab, jobs: Queue, until: Until
+    fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    bench.bench(fleet_lab.layout, LANE, "it was lost")
+    bench.bench(fleet_project.layout, LANE, "it was lost")
     (name,) = propose(jobs)
-    with working(fleet_lab):
-        until(lambda: seen(fleet_lab).state == "benched" and jobs.pending())
-        bench.clear(fleet_lab.layout)
-        until(lambda: seen(fleet_lab).state == "idle")
+    with working(fleet_project):
+        until(lambda: seen(fleet_project).state == "benched" and jobs.pending())
+        bench.clear(fleet_project.layout)
+        until(lambda: seen(fleet_project).state == "idle")
         jobs.dispatch(name, NAME)
         until(lambda: is_done(jobs, name))
 
@@ -790,7 +803,12 @@ def test_a_benched_device_is_used_again_when_its_time_is_over(
 
 
 def kill_again_and_again(
-    lab: Lab, jobs: Queue, python: Callable[..., object], until: Until, times: int, seed: int
+    project: Project,
+    jobs: Queue,
+    python: Callable[..., object],
+    until: Until,
+    times: int,
+    seed: int,
 ) -> None:
     """Kill the worker `times` times while it works off a queue; then let one come to the end."""
     chance = random.Random(seed)
@@ -798,65 +816,65 @@ def kill_again_and_again(
     for _ in range(times):
         if is_done(jobs, *names):
             names += propose(jobs, 2, overrides={"SLEEP": 0.2})
-        process = python(PROCESS, lab.layout.root)
-        until(lambda process=process: (h := read(lab.layout, NAME)) and h.pid == process.pid)  # type: ignore
+        process = python(PROCESS, project.layout.root)
+        until(lambda process=process: (h := read(project.layout, NAME)) and h.pid == process.pid)  # type: ignore
         time.sleep(chance.uniform(0.0, 0.8))  # a random moment, not a wait
         process.kill()  # type: ignore[attr-defined]
         process.wait()  # type: ignore[attr-defined]
-    process = python(PROCESS, lab.layout.root)
+    process = python(PROCESS, project.layout.root)
     # Before it beats it has no handler: a signal would kill it when nothing was left to do.
-    until(lambda: (h := read(lab.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
+    until(lambda: (h := read(project.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
     until(lambda: is_done(jobs, *names), seconds=200)
     process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]
     assert process.wait(60) == 0  # type: ignore[attr-defined]
-    every_one_ended_once(lab, jobs, names)
+    every_one_ended_once(project, jobs, names)
 
 
-def every_one_ended_once(lab: Lab, jobs: Queue, names: list[str]) -> None:
+def every_one_ended_once(project: Project, jobs: Queue, names: list[str]) -> None:
     assert jobs.counts() == {"pending": 0, "dispatched": 0, "running": 0, "done": len(names)}
-    found = Counter(path.stem for path in lab.layout.hypotheses("done").parent.rglob("*.json"))
+    found = Counter(path.stem for path in project.layout.hypotheses("done").parent.rglob("*.json"))
     assert found == Counter(names)
     for hypothesis in jobs.done():
         assert hypothesis.closed == "completed", hypothesis
-        runs = runs_of(lab, hypothesis.hypothesis_id)
-        results = [result_of(lab, name) for name in runs]
+        runs = runs_of(project, hypothesis.hypothesis_id)
+        results = [result_of(project, name) for name in runs]
         # An experiment whose shim was forbidden by a successor is infra, and is not run again here:
         # the observer requeues it. At most one run per claim, and each has its result.
         assert len(runs) == 1, runs
         assert results[0].status == "completed" or results[0].failure_kind == "infra", results
-    assert list(recovery.uncollected(lab.layout)) == []
-    nothing_is_left(lab)
+    assert list(recovery.uncollected(project.layout)) == []
+    nothing_is_left(project)
 
 
 def test_a_worker_killed_at_any_moment_loses_and_doubles_nothing(
-    fleet_lab: Lab, jobs: Queue, python: Callable[..., object], until: Until
+    fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until
 ) -> None:
-    kill_again_and_again(fleet_lab, jobs, python, until, times=10, seed=1)
+    kill_again_and_again(fleet_project, jobs, python, until, times=10, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(2))
 def test_forty_kills_of_a_worker(
-    fleet_lab: Lab, jobs: Queue, python: Callable[..., object], until: Until, seed: int
+    fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until, seed: int
 ) -> None:
-    kill_again_and_again(fleet_lab, jobs, python, until, times=40, seed=100 + seed)
+    kill_again_and_again(fleet_project, jobs, python, until, times=40, seed=100 + seed)
 
 
 def test_a_worker_whose_supervisor_was_killed_leaves_its_training_alone(
-    fleet_lab: Lab, jobs: Queue, python: Callable[..., object], until: Until
+    fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until
 ) -> None:
     """SIGHUP says the same: leave at once, the shim goes on."""
     (name,) = propose(jobs, overrides=long())
-    process = python(PROCESS, fleet_lab.layout.root)
-    until(lambda: trains(fleet_lab, f"{name}-1"))
+    process = python(PROCESS, fleet_project.layout.root)
+    until(lambda: trains(fleet_project, f"{name}-1"))
     process.send_signal(signal.SIGHUP)  # type: ignore[attr-defined]
     assert process.wait(60) == 0  # type: ignore[attr-defined]
-    assert is_running(fleet_lab, f"{name}-1")
+    assert is_running(fleet_project, f"{name}-1")
     assert [one.hypothesis_id for one in jobs.running(NAME)[NAME]] == [name]
-    with working(fleet_lab):
-        until(lambda: seen(fleet_lab).run_id == f"{name}-1")
-    assert not is_running(fleet_lab, f"{name}-1") and is_done(jobs, name)
+    with working(fleet_project):
+        until(lambda: seen(fleet_project).run_id == f"{name}-1")
+    assert not is_running(fleet_project, f"{name}-1") and is_done(jobs, name)
 
 
 # ── what is said between preparing and beginning ────────────────────────────────────────────
@@ -885,55 +903,55 @@ class Gate:
 
 @contextmanager
 def one_trains_one_is_ready(
-    lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Gate, str, str]]:
     """The worker does not look around any more: what counts is the look before it begins."""
     first, second = propose(jobs, 2)
     gate = Gate()
-    with working(lab, executor=gate) as running:
+    with working(project, executor=gate) as running:
         until(lambda: gate.submitted == [f"{first}-1"])
         until(lambda: (ahead := running.worker.next) is not None and ahead.is_over)
         running.worker._look_at = float("inf")
         yield gate, first, second
 
 
-def says(lab: Lab, *, pid: int | None = None, **details: object) -> None:
+def says(project: Project, *, pid: int | None = None, **details: object) -> None:
     """What the observer publishes; this process plays it, or one that has ended."""
     status = roles.own("observer", state="working", details=details)
-    roles.report(lab.layout, status if pid is None else status.model_copy(update={"pid": pid}))
+    roles.report(project.layout, status if pid is None else status.model_copy(update={"pid": pid}))
 
 
 def test_what_was_prepared_is_not_begun_once_the_search_is_over(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with one_trains_one_is_ready(fleet_lab, jobs, until, monkeypatch) as (gate, first, second):
-        says(fleet_lab, closing=True)
+    with one_trains_one_is_ready(fleet_project, jobs, until, monkeypatch) as (gate, first, second):
+        says(fleet_project, closing=True)
         gate.opened.set()
         until(lambda: is_done(jobs, first))
         until(lambda: [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second])
-        until(lambda: seen(fleet_lab).notes == "the search is over")
+        until(lambda: seen(fleet_project).notes == "the search is over")
         assert gate.submitted == [f"{first}-1"]
-        assert not fleet_lab.layout.plan(f"{second}-1").exists()
-        says(fleet_lab, closing=False)  # a keep was overruled, say: there is more to do
+        assert not fleet_project.layout.plan(f"{second}-1").exists()
+        says(fleet_project, closing=False)  # a keep was overruled, say: there is more to do
         until(lambda: is_done(jobs, second))
 
 
 def test_the_word_of_an_observer_that_has_ended_ends_no_search(
-    fleet_lab: Lab, jobs: Queue, until: Until, python: Callable[..., object]
+    fleet_project: Project, jobs: Queue, until: Until, python: Callable[..., object]
 ) -> None:
     dead = python("pass")
     dead.wait()  # type: ignore[attr-defined]
-    says(fleet_lab, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
+    says(fleet_project, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
     (name,) = propose(jobs)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, name))
 
 
 def test_stop_in_the_steering_reaches_what_is_prepared_already(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with one_trains_one_is_ready(fleet_lab, jobs, until, monkeypatch) as (gate, first, second):
-        fleet_lab.layout.steering.write_text("```steering\nstop: true\n```\n")
+    with one_trains_one_is_ready(fleet_project, jobs, until, monkeypatch) as (gate, first, second):
+        fleet_project.layout.steering.write_text("```steering\nstop: true\n```\n")
         gate.opened.set()
         until(lambda: is_done(jobs, first))
         until(lambda: [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second])
@@ -941,42 +959,44 @@ def test_stop_in_the_steering_reaches_what_is_prepared_already(
 
 
 def test_what_a_person_freezes_is_not_begun_although_it_was_prepared_before(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with one_trains_one_is_ready(fleet_lab, jobs, until, monkeypatch) as (gate, first, second):
-        fleet_lab.layout.steering.write_text("```steering\nfrozen: [RATE]\n```\n")
+    with one_trains_one_is_ready(fleet_project, jobs, until, monkeypatch) as (gate, first, second):
+        fleet_project.layout.steering.write_text("```steering\nfrozen: [RATE]\n```\n")
         gate.opened.set()
         until(lambda: is_done(jobs, first, second))
         assert gate.submitted == [f"{first}-1"]
     found = jobs.read(second)
     assert found is not None and found[1].closed == "abandoned"
     assert "RATE is frozen" in found[1].outcome
-    assert not fleet_lab.layout.plan(f"{second}-1").exists()
+    assert not fleet_project.layout.plan(f"{second}-1").exists()
 
 
 def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = propose(jobs, 2)
     real, tried = iteration.plan, []
 
-    def refusing(lab: Lab, request: iteration.Request, *words: object, **more: object) -> RunSpec:
+    def refusing(
+        project: Project, request: iteration.Request, *words: object, **more: object
+    ) -> RunSpec:
         if request.hypothesis_id == bad:
             tried.append(bad)
             raise GitError("git commit-tree: a NUL byte in commit log message not allowed")
-        return real(lab, request, *words, **more)  # type: ignore[arg-type]
+        return real(project, request, *words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(iteration, "plan", refusing)
-    with working(fleet_lab):
+    with working(fleet_project):
         until(lambda: is_done(jobs, bad, good))
     found = jobs.read(bad)
     assert found is not None and found[1].closed == "abandoned" and "NUL" in found[1].outcome
     assert len(tried) == worker.TRIES
-    nothing_is_left(fleet_lab)
+    nothing_is_left(fleet_project)
 
 
 def test_a_full_disk_abandons_nothing(
-    fleet_lab: Lab, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (name,) = propose(jobs)
     real, left = iteration.plan, [None] * 4
@@ -989,7 +1009,7 @@ def test_a_full_disk_abandons_nothing(
 
     monkeypatch.setattr(iteration, "plan", full)
     monkeypatch.setattr(worker, "LONGEST_PAUSE_S", 0.05)
-    with working(fleet_lab):
+    with working(fleet_project):
         while not is_done(jobs, name):
             until(lambda: jobs.pending() or is_done(jobs, name))
             for passed_on in jobs.pending():

@@ -292,9 +292,9 @@ class Hands:
     def _run(self) -> None:
         self._wait()
         try:
-            lab = self.world.open_lab()
+            project = self.world.open_project()
             entry = next(one for one in self.world.entries if one.worker_id == self.name)
-            worker.Worker(lab, entry).run(self.stop)
+            worker.Worker(project, entry).run(self.stop)
         except Killed:
             pass
         except BaseException as error:
@@ -385,8 +385,8 @@ class World:
         self._patch_processes()
         self._patch_clocks()
         self._patch_steps()
-        self.lab = self.open_lab().with_tag("t")
-        self.layout = self.lab.layout
+        self.project = self.open_project().with_tag("t")
+        self.layout = self.project.layout
         self.entries = [
             schema.Worker(worker_id=name, gpu_id=f"{i}", device=f"cpu-{i}", kind="cpu")
             for i, name in enumerate(WORKERS)
@@ -397,10 +397,10 @@ class World:
         self.observer: observer.Observer | None = None
         self.observer_pid = 0
 
-    def open_lab(self) -> Any:
-        from autohypothesis.engine.lab import Lab
+    def open_project(self) -> Any:
+        from autohypothesis.engine.project import Project
 
-        return Lab.open(self.root)
+        return Project.open(self.root)
 
     def close(self) -> None:
         for one in self.hands.values():
@@ -613,7 +613,7 @@ class World:
             try:
                 if self.observer is None:
                     self.observer = observer.Observer(
-                        self.open_lab(), (), limits=Limits(), say=lambda line: None
+                        self.open_project(), (), limits=Limits(), say=lambda line: None
                     )
                 goes_on = self.observer.turn()
             except Killed:

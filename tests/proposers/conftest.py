@@ -42,7 +42,7 @@ def bowl(settings: Mapping[str, Setting]) -> float:
 
 
 @dataclass
-class Lab:
+class Project:
     """Runs what is proposed, at once, and keeps what is better."""
 
     metric: Callable[[Mapping[str, Setting]], float | None] = bowl
@@ -67,7 +67,7 @@ class Lab:
             refused=dict(self.refused),
         )  # fmt: skip
 
-    def baseline(self) -> Lab:
+    def baseline(self) -> Project:
         self.best = self.metric(self.reference)
         self.trials.append(
             Trial("baseline-test-1", "baseline-test", dict(self.reference), self.best, "keep")
@@ -115,9 +115,9 @@ class Lab:
 
 
 @pytest.fixture
-def lab() -> Callable[..., Lab]:
-    def make(**changes: Any) -> Lab:
-        return Lab(**changes)
+def project() -> Callable[..., Project]:
+    def make(**changes: Any) -> Project:
+        return Project(**changes)
 
     return make
 

@@ -44,8 +44,8 @@ Program = Callable[..., Command]
 
 
 @pytest.fixture
-def situation(lab: Callable[..., Any]) -> Any:
-    return lab().baseline().situation()
+def situation(project: Callable[..., Any]) -> Any:
+    return project().baseline().situation()
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -314,8 +314,8 @@ def test_a_bad_line_has_a_reason(line: str, reason: str) -> None:
     assert not good and reason in bad[0].reason
 
 
-def test_the_document_stays_small_whatever_the_history(lab: Callable[..., Any]) -> None:
-    place = lab(sources={"train.py": "x" * 150_000, "other.py": "y" * 150_000}).baseline()
+def test_the_document_stays_small_whatever_the_history(project: Callable[..., Any]) -> None:
+    place = project(sources={"train.py": "x" * 150_000, "other.py": "y" * 150_000}).baseline()
     place.trials *= 5_000
     place.refused = {f"title {n}": "why " * 1000 for n in range(1000)}
     told = document_of(place.situation(), 3)

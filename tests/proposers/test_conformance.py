@@ -46,30 +46,30 @@ def proposer(request: pytest.FixtureRequest, tmp_path: Path) -> Proposer:
     return PROPOSERS[request.param](tmp_path)
 
 
-MakeLab = Callable[..., Any]
+MakeProject = Callable[..., Any]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_no_more_than_asked_for(proposer: Proposer, lab: MakeLab, count: int) -> None:
-    answer = proposer.propose(lab().baseline().situation(), count)
+def test_no_more_than_asked_for(proposer: Proposer, project: MakeProject, count: int) -> None:
+    answer = proposer.propose(project().baseline().situation(), count)
     assert len(answer) <= count
     assert all(isinstance(one, Proposal) for one in answer)
 
 
-def test_an_answer_survives_its_file(proposer: Proposer, lab: MakeLab) -> None:
-    for one in proposer.propose(lab().baseline().situation(), 3):
+def test_an_answer_survives_its_file(proposer: Proposer, project: MakeProject) -> None:
+    for one in proposer.propose(project().baseline().situation(), 3):
         assert Proposal.model_validate_json(one.model_dump_json()) == one
         assert one.title == " ".join(one.title.split())
         assert one.config_overrides or one.patch or one.instructions
 
 
-def test_best_first(proposer: Proposer, lab: MakeLab) -> None:
-    priorities = [one.priority for one in proposer.propose(lab().baseline().situation(), 3)]
+def test_best_first(proposer: Proposer, project: MakeProject) -> None:
+    priorities = [one.priority for one in proposer.propose(project().baseline().situation(), 3)]
     assert priorities == sorted(priorities, reverse=True)
 
 
-def test_the_situation_is_left_alone(proposer: Proposer, lab: MakeLab) -> None:
-    situation = lab().baseline().situation()
+def test_the_situation_is_left_alone(proposer: Proposer, project: MakeProject) -> None:
+    situation = project().baseline().situation()
     before = deepcopy(situation)
     proposer.propose(situation, 3)
     assert situation == before
@@ -87,13 +87,13 @@ def test_the_situation_is_left_alone(proposer: Proposer, lab: MakeLab) -> None:
     ids=str,
 )
 def test_an_odd_situation_is_no_error(
-    proposer: Proposer, lab: MakeLab, changes: dict[str, Any]
+    proposer: Proposer, project: MakeProject, changes: dict[str, Any]
 ) -> None:
-    proposer.propose(lab(**changes).situation(), 2)
+    proposer.propose(project(**changes).situation(), 2)
 
 
-def test_it_can_be_asked_again(proposer: Proposer, lab: MakeLab) -> None:
-    situation = lab().baseline().situation()
+def test_it_can_be_asked_again(proposer: Proposer, project: MakeProject) -> None:
+    situation = project().baseline().situation()
     first = proposer.propose(situation, 2)
     assert list(proposer.propose(situation, 2)) == list(first)
 

@@ -61,9 +61,9 @@ def test_a_script_that_does_not_parse_has_no_knobs() -> None:
     assert not discovered({"train.py": "DEPTH = (\n"})
 
 
-def test_a_foreign_script_can_be_searched(lab: Callable[..., Any]) -> None:
+def test_a_foreign_script_can_be_searched(project: Callable[..., Any]) -> None:
     """RATE 0.1 with its optimum at 0.3, as somebody's script has it; there is no task file."""
-    place = lab(
+    place = project(
         knobs={}, sources={"train.py": 'RATE = 0.1\nSLEEP = 0.0\nMODE = "train"\n'},
         reference={"RATE": 0.1, "SLEEP": 0.0, "MODE": "train"},
         metric=lambda values: 1 + (float(values["RATE"]) - 0.3) ** 2, min_delta=0.001,
@@ -73,8 +73,8 @@ def test_a_foreign_script_can_be_searched(lab: Callable[..., Any]) -> None:
     assert abs(place.reference["RATE"] - 0.3) < 0.1
 
 
-def test_steering_has_the_last_word_on_any_knob(lab: Callable[..., Any]) -> None:
-    place = lab(
+def test_steering_has_the_last_word_on_any_knob(project: Callable[..., Any]) -> None:
+    place = project(
         knobs={}, sources={"train.py": SCRIPT},
         reference={"LEARNING_RATE": 3e-4, "N_LAYERS": 6, "USE_BIAS": True, "MOMENTUM": 0.9},
         steering=Steering(frozen=["use_bias"], ranges={"n_layers": (5.5, 7.5), "MOMENTUM": (2, 3)}),
@@ -84,8 +84,8 @@ def test_steering_has_the_last_word_on_any_knob(lab: Callable[..., Any]) -> None
     assert (knobs["N_LAYERS"].low, knobs["N_LAYERS"].high) == (6, 7)
 
 
-def test_a_knob_that_the_script_lost_is_no_knob(lab: Callable[..., Any]) -> None:
-    place = lab().baseline()
+def test_a_knob_that_the_script_lost_is_no_knob(project: Callable[..., Any]) -> None:
+    place = project().baseline()
     del place.reference["DEPTH"]
     assert "DEPTH" not in knobs_of(place.situation())
     assert Search().propose(place.situation(), 3)

@@ -20,32 +20,32 @@ from autohypothesis.proposers.knobs import knobs_of
 from autohypothesis.proposers.search import Search
 from autohypothesis.schema import Proposal, Setting, Steering
 
-MakeLab = Callable[..., Any]
+MakeProject = Callable[..., Any]
 
 
-def full(lab: Any, proposal: Proposal) -> tuple[object, ...]:
-    return settings_key(lab.settings(proposal), tuple(sorted(lab.reference)))
+def full(project: Any, proposal: Proposal) -> tuple[object, ...]:
+    return settings_key(project.settings(proposal), tuple(sorted(project.reference)))
 
 
-def seen(lab: Any) -> set[tuple[object, ...]]:
-    names = tuple(sorted(lab.reference))
-    keys = {settings_key(trial.settings, names) for trial in lab.trials}
-    tried = {trial.hypothesis_id for trial in lab.trials}
-    waiting = [*lab.open, *(one for one in lab.closed if one.hypothesis_id not in tried)]
-    return keys | {full(lab, one) for one in waiting} | {settings_key(lab.reference, names)}
+def seen(project: Any) -> set[tuple[object, ...]]:
+    names = tuple(sorted(project.reference))
+    keys = {settings_key(trial.settings, names) for trial in project.trials}
+    tried = {trial.hypothesis_id for trial in project.trials}
+    waiting = [*project.open, *(one for one in project.closed if one.hypothesis_id not in tried)]
+    return keys | {full(project, one) for one in waiting} | {settings_key(project.reference, names)}
 
 
-def check(lab: Any, answer: list[Proposal]) -> None:
+def check(project: Any, answer: list[Proposal]) -> None:
     """Inside every limit, and never again what is known already."""
-    knobs = knobs_of(lab.situation())
-    known = seen(lab)
+    knobs = knobs_of(project.situation())
+    known = seen(project)
     for proposal in answer:
-        assert full(lab, proposal) not in known, proposal.title
-        known.add(full(lab, proposal))
+        assert full(project, proposal) not in known, proposal.title
+        known.add(full(project, proposal))
         for name, value in proposal.config_overrides.items():
-            assert name not in lab.steering.frozen
+            assert name not in project.steering.frozen
             assert Axis(name, knobs[name]).allows(value), (name, value)
-            limits = lab.steering.ranges.get(name)
+            limits = project.steering.ranges.get(name)
             if limits and not isinstance(value, (str, list, bool)):
                 assert limits[0] <= value <= limits[1]
         assert proposal.prediction is not None and proposal.rationale
@@ -55,8 +55,8 @@ def check(lab: Any, answer: list[Proposal]) -> None:
 # ── the course of a search ──────────────────────────────────────────────────────────────────
 
 
-def test_a_laptop_search_finds_the_shallower_model_at_once(lab: MakeLab) -> None:
-    place = lab().baseline()
+def test_a_laptop_search_finds_the_shallower_model_at_once(project: MakeProject) -> None:
+    place = project().baseline()
     asked = place.search(Search(), 8)
     assert {"DEPTH": 2} in [proposal.config_overrides for proposal in asked]
     assert place.reference["DEPTH"] == 2
@@ -66,17 +66,17 @@ def test_a_laptop_search_finds_the_shallower_model_at_once(lab: MakeLab) -> None
     assert place.reference["TOTAL_BATCH_SIZE"] == 512 and place.reference["MATRIX_LR"] == 0.08
 
 
-def test_a_metric_that_grows_is_searched_upwards(lab: MakeLab) -> None:
+def test_a_metric_that_grows_is_searched_upwards(project: MakeProject) -> None:
     def hill(values: Mapping[str, Setting]) -> float:
         return 1 - (float(values["DEPTH"]) - 5) ** 2 / 100  # type: ignore[arg-type]
 
-    place = lab(metric=hill, maximize=True).baseline()
+    place = project(metric=hill, maximize=True).baseline()
     place.search(Search(), 30)
     assert place.reference["DEPTH"] == 5
 
 
-def test_one_idea_a_hypothesis_while_single_moves_pay(lab: MakeLab) -> None:
-    asked = lab().baseline().search(Search(), 25)
+def test_one_idea_a_hypothesis_while_single_moves_pay(project: MakeProject) -> None:
+    asked = project().baseline().search(Search(), 25)
     assert all(len(proposal.config_overrides) == 1 for proposal in asked)
     assert [next(iter(p.config_overrides)) for p in asked[:3]] == [
         "DEPTH",
@@ -85,8 +85,8 @@ def test_one_idea_a_hypothesis_while_single_moves_pay(lab: MakeLab) -> None:
     ]
 
 
-def test_an_improvement_is_followed_and_says_so(lab: MakeLab) -> None:
-    place = lab().baseline()
+def test_an_improvement_is_followed_and_says_so(project: MakeProject) -> None:
+    place = project().baseline()
     first, second = place.search(Search(), 2)
     assert first.title == "DEPTH 3 -> 2"
     assert second.title == "DEPTH 2 -> 1"
@@ -94,18 +94,18 @@ def test_an_improvement_is_followed_and_says_so(lab: MakeLab) -> None:
     assert second.prediction.delta == pytest.approx(-0.02)
 
 
-def test_the_way_back_comes_last(lab: MakeLab) -> None:
+def test_the_way_back_comes_last(project: MakeProject) -> None:
     """With a smaller batch three layers are a new setting, and still no promising one."""
-    place = lab().baseline()
+    place = project().baseline()
     place.search(Search(), 6)
     assert place.reference["DEPTH"] == 2 and place.reference["TOTAL_BATCH_SIZE"] == 512
     titles = [proposal.title for proposal in Search().propose(place.situation(), 20)]
     assert not {"DEPTH 2 -> 3", "DEPTH 2 -> 4", "TOTAL_BATCH_SIZE 512 -> 1024"} & set(titles)
 
 
-def test_a_direction_that_lost_is_not_followed(lab: MakeLab) -> None:
+def test_a_direction_that_lost_is_not_followed(project: MakeProject) -> None:
     """Neither further on nor in smaller steps, however many ideas are asked for."""
-    place = lab(metric=lambda v: 2 + abs(math.log2(v["MATRIX_LR"] / 0.04)) / 10).baseline()
+    place = project(metric=lambda v: 2 + abs(math.log2(v["MATRIX_LR"] / 0.04)) / 10).baseline()
     asked = place.search(Search(), 12)
     assert [
         p.config_overrides["MATRIX_LR"] for p in asked if "MATRIX_LR" in p.config_overrides
@@ -119,9 +119,9 @@ def test_a_direction_that_lost_is_not_followed(lab: MakeLab) -> None:
 
 
 def test_a_choice_that_crashed_is_in_no_joint_move(
-    lab: MakeLab, monkeypatch: pytest.MonkeyPatch
+    project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = lab(metric=lambda v: None if v["WINDOW_PATTERN"] == "SL" else 2.0).baseline()
+    place = project(metric=lambda v: None if v["WINDOW_PATTERN"] == "SL" else 2.0).baseline()
     place.search(Search(), 30)
     monkeypatch.setattr(joint, "PATIENCE_S", 0.0)  # by lot, which would take any
     answer = Search(mix=1.0).propose(place.situation(), 60)
@@ -129,23 +129,23 @@ def test_a_choice_that_crashed_is_in_no_joint_move(
     assert "SL" not in windows and "SSL" in windows
 
 
-def test_what_lies_beyond_a_crash_is_avoided(lab: MakeLab) -> None:
+def test_what_lies_beyond_a_crash_is_avoided(project: MakeProject) -> None:
     """Deep models crash; so would deeper ones, alone or with other changes."""
 
     def fragile(values: Mapping[str, Setting]) -> float | None:
         return None if float(values["DEPTH"]) >= 4 else 2.0  # type: ignore[arg-type]
 
-    place = lab(metric=fragile).baseline()
+    place = project(metric=fragile).baseline()
     asked = place.search(Search(), 70)
     deep = [p.title for p in asked if p.config_overrides.get("DEPTH", 0) >= 4]
     assert deep == ["DEPTH 3 -> 4"]
     assert any(len(p.config_overrides) > 1 for p in asked)
 
 
-def test_a_crash_of_the_machine_is_no_evidence(lab: MakeLab) -> None:
+def test_a_crash_of_the_machine_is_no_evidence(project: MakeProject) -> None:
     """Its hypothesis waits again, or was given up after the third time."""
     for again in (True, False):
-        place = lab(metric=lambda v: None if v["DEPTH"] == 2 else 2.0).baseline()
+        place = project(metric=lambda v: None if v["DEPTH"] == 2 else 2.0).baseline()
         first = Search().propose(place.situation(), 1)[0]
         place.run(first)
         hypothesis = place.closed.pop()
@@ -158,10 +158,10 @@ def test_a_crash_of_the_machine_is_no_evidence(lab: MakeLab) -> None:
         assert "DEPTH 3 -> 1" in titles  # the real crash of 2 would stand in its way
 
 
-def test_constants_that_follow_others_are_not_settings(lab: MakeLab) -> None:
+def test_constants_that_follow_others_are_not_settings(project: MakeProject) -> None:
     """MODEL_DIM changes with DEPTH: a move of one knob is one all the same, and is known again."""
     source = "DEPTH = 3\nASPECT_RATIO = 32\nMODEL_DIM = DEPTH * ASPECT_RATIO\n"
-    place = lab(sources={"train.py": source})
+    place = project(sources={"train.py": source})
     place.reference["MODEL_DIM"] = 96
     place.baseline()
     move = Search().propose(place.situation(), 1)[0]
@@ -172,20 +172,22 @@ def test_constants_that_follow_others_are_not_settings(lab: MakeLab) -> None:
     assert any("3 -> 2 +0.1" in proposal.rationale for proposal in answer)
 
 
-def test_a_list_that_spans_machines_is_walked_by_neighbours(lab: MakeLab) -> None:
-    place = lab(metric=lambda v: 2.0).baseline()
+def test_a_list_that_spans_machines_is_walked_by_neighbours(project: MakeProject) -> None:
+    place = project(metric=lambda v: 2.0).baseline()
     asked = place.search(Search(mix=0.3), 60)
     sizes = {p.config_overrides["TOTAL_BATCH_SIZE"] for p in asked
              if "TOTAL_BATCH_SIZE" in p.config_overrides}  # fmt: skip
     assert sizes == {512, 2048}
-    place = lab(metric=lambda v: 2.0)
+    place = project(metric=lambda v: 2.0)
     place.reference["TOTAL_BATCH_SIZE"] = 4096  # its upper neighbour is 16 times as large
     asked = place.baseline().search(Search(), 60)
     assert all(p.config_overrides.get("TOTAL_BATCH_SIZE", 0) < 65536 for p in asked)
 
 
-def test_a_change_that_was_refused_before_its_run_is_never_proposed_again(lab: MakeLab) -> None:
-    place = lab().baseline()
+def test_a_change_that_was_refused_before_its_run_is_never_proposed_again(
+    project: MakeProject,
+) -> None:
+    place = project().baseline()
     hypothesis = place.queue(Search().propose(place.situation(), 1)[0])
     place.open.remove(hypothesis)
     place.closed.append(hypothesis.model_copy(update={"closed": "abandoned"}))
@@ -193,8 +195,8 @@ def test_a_change_that_was_refused_before_its_run_is_never_proposed_again(lab: M
     assert hypothesis.title not in titles
 
 
-def test_open_hypotheses_are_counted(lab: MakeLab) -> None:
-    place = lab().baseline()
+def test_open_hypotheses_are_counted(project: MakeProject) -> None:
+    place = project().baseline()
     search = Search()
     for _ in range(60):
         answer = search.propose(place.situation(), 1)
@@ -203,8 +205,10 @@ def test_open_hypotheses_are_counted(lab: MakeLab) -> None:
     assert len({one.title for one in place.open}) == 60
 
 
-def test_both_ways_of_a_knob_may_be_under_way_but_not_two_steps_of_one(lab: MakeLab) -> None:
-    place = lab().baseline()
+def test_both_ways_of_a_knob_may_be_under_way_but_not_two_steps_of_one(
+    project: MakeProject,
+) -> None:
+    place = project().baseline()
     answer = Search().propose(place.situation(), 12)
     assert [p.title for p in answer[:4]] == [
         "DEPTH 3 -> 2", "TOTAL_BATCH_SIZE 1024 -> 512", "MATRIX_LR 0.04 -> 0.08",
@@ -214,8 +218,10 @@ def test_both_ways_of_a_knob_may_be_under_way_but_not_two_steps_of_one(lab: Make
     assert "DEPTH 3 -> 1" not in [p.title for p in answer]
 
 
-def test_what_the_observer_refuses_is_not_offered_until_the_reference_moves(lab: MakeLab) -> None:
-    place, search = lab().baseline(), Search()
+def test_what_the_observer_refuses_is_not_offered_until_the_reference_moves(
+    project: MakeProject,
+) -> None:
+    place, search = project().baseline(), Search()
     first = search.propose(place.situation(), 1)[0]
     place.refused = {first.title: "tried elsewhere"}
     second = search.propose(place.situation(), 1)[0]
@@ -224,22 +230,22 @@ def test_what_the_observer_refuses_is_not_offered_until_the_reference_moves(lab:
     assert len({first.title, second.title, third.title}) == 3
 
 
-def test_joint_moves_come_after_a_plateau_and_turn_a_few_knobs(lab: MakeLab) -> None:
-    place = lab(metric=lambda v: 2.0).baseline()
+def test_joint_moves_come_after_a_plateau_and_turn_a_few_knobs(project: MakeProject) -> None:
+    place = project(metric=lambda v: 2.0).baseline()
     asked = place.search(Search(), 60)
     sizes = [len(proposal.config_overrides) for proposal in asked]
     assert sizes[:28] == [1] * 28
     assert all(2 <= size <= 4 for size in sizes[28:]) and len(sizes) == 60
 
 
-def test_a_keep_ends_the_plateau(lab: MakeLab) -> None:
+def test_a_keep_ends_the_plateau(project: MakeProject) -> None:
     hidden = {"DEPTH": 2, "HEAD_DIM": 16}
 
     def trap(values: Mapping[str, Setting]) -> float:
         """Only both together help."""
         return 1.0 if all(values[name] == value for name, value in hidden.items()) else 2.0
 
-    place = lab(metric=trap).baseline()
+    place = project(metric=trap).baseline()
     asked = place.search(Search(), 120)
     assert place.best == 1.0
     won = next(n for n, trial in enumerate(place.trials[1:]) if trial.status == "keep")
@@ -247,29 +253,29 @@ def test_a_keep_ends_the_plateau(lab: MakeLab) -> None:
     assert len(asked[won + 1].config_overrides) == 1
 
 
-def test_a_mix_has_its_share_of_joint_moves_from_the_start(lab: MakeLab) -> None:
-    asked = lab().baseline().search(Search(mix=0.5), 20)
+def test_a_mix_has_its_share_of_joint_moves_from_the_start(project: MakeProject) -> None:
+    asked = project().baseline().search(Search(mix=0.5), 20)
     joint = sum(len(proposal.config_overrides) > 1 for proposal in asked)
     assert 5 <= joint <= 15
 
 
-def test_the_same_situation_gets_the_same_answer(lab: MakeLab) -> None:
-    place = lab(metric=lambda v: 2.0).baseline()
+def test_the_same_situation_gets_the_same_answer(project: MakeProject) -> None:
+    place = project(metric=lambda v: 2.0).baseline()
     place.search(Search(), 35)
     first = Search().propose(place.situation(), 3)
     assert [p.title for p in first] == [p.title for p in Search().propose(place.situation(), 3)]
     assert len(first[0].config_overrides) > 1
 
 
-def test_people_go_first(lab: MakeLab) -> None:
+def test_people_go_first(project: MakeProject) -> None:
     """A person who names no priority gets 0."""
-    answer = Search().propose(lab().baseline().situation(), 30)
+    answer = Search().propose(project().baseline().situation(), 30)
     priorities = [proposal.priority for proposal in answer]
     assert max(priorities) < 0 and priorities == sorted(priorities, reverse=True)
 
 
-def test_replicates_are_evidence_not_ideas(lab: MakeLab) -> None:
-    place = lab().baseline()
+def test_replicates_are_evidence_not_ideas(project: MakeProject) -> None:
+    place = project().baseline()
     for number in range(5):
         again = Trial(
             f"baseline-test-{number + 2}",
@@ -283,10 +289,10 @@ def test_replicates_are_evidence_not_ideas(lab: MakeLab) -> None:
     check(place, list(Search().propose(place.situation(), 10)))
 
 
-def test_a_thousand_trials_do_not_hold_up_a_fleet(lab: MakeLab) -> None:
+def test_a_thousand_trials_do_not_hold_up_a_fleet(project: MakeProject) -> None:
     import optuna  # noqa: F401  its import is paid once
 
-    place, random = lab().baseline(), Random(1)
+    place, random = project().baseline(), Random(1)
     for number in range(1000):
         values = {**place.reference, "MATRIX_LR": random.uniform(0.01, 0.16),
                   "EMBEDDING_LR": random.uniform(0.2, 2), "DEPTH": random.randint(1, 5),
@@ -304,12 +310,12 @@ def test_a_thousand_trials_do_not_hold_up_a_fleet(lab: MakeLab) -> None:
 # ── limits ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_steering_binds_the_search(lab: MakeLab) -> None:
+def test_steering_binds_the_search(project: MakeProject) -> None:
     steering = Steering(
         frozen=["DEPTH", "adam_betas"],
         ranges={"MATRIX_LR": (0.03, 0.05), "total_batch_size": (1024, 4096), "HEAD_DIM": (32, 32)},
     )
-    place = lab(steering=steering, metric=lambda v: 2.0).baseline()
+    place = project(steering=steering, metric=lambda v: 2.0).baseline()
     asked = place.search(Search(mix=0.5), 60)
     changed = {name for proposal in asked for name in proposal.config_overrides}
     assert not changed & {"DEPTH", "ADAM_BETAS", "HEAD_DIM"}
@@ -318,16 +324,16 @@ def test_steering_binds_the_search(lab: MakeLab) -> None:
         assert proposal.config_overrides.get("TOTAL_BATCH_SIZE", 1024) in (1024, 2048)
 
 
-def test_a_reference_outside_the_range_moves_into_it(lab: MakeLab) -> None:
-    place = lab(steering=Steering(ranges={"DEPTH": (1, 2), "MATRIX_LR": (0.1, 0.2)})).baseline()
+def test_a_reference_outside_the_range_moves_into_it(project: MakeProject) -> None:
+    place = project(steering=Steering(ranges={"DEPTH": (1, 2), "MATRIX_LR": (0.1, 0.2)})).baseline()
     first = Search().propose(place.situation(), 40)
     check(place, list(first))
     assert {"DEPTH": 2} in [proposal.config_overrides for proposal in first]
     assert {"MATRIX_LR": 0.1} in [proposal.config_overrides for proposal in first]
 
 
-def test_a_search_that_may_not_start_anything_proposes_nothing(lab: MakeLab) -> None:
-    assert not Search().propose(lab(steering=Steering(stop=True)).baseline().situation(), 3)
+def test_a_search_that_may_not_start_anything_proposes_nothing(project: MakeProject) -> None:
+    assert not Search().propose(project(steering=Steering(stop=True)).baseline().situation(), 3)
 
 
 NUMBERS = st.floats(min_value=1e-4, max_value=1e3, allow_nan=False)
@@ -370,10 +376,10 @@ def any_knobs(draw: st.DrawFn) -> dict[str, tuple[Knob, Setting]]:
     mix=st.sampled_from([None, 0.3, 1.0]),
 )
 def test_no_landscape_makes_it_leave_its_limits(
-    lab: MakeLab, made: dict[str, tuple[Knob, Setting]], random: Random, mix: float | None
+    project: MakeProject, made: dict[str, tuple[Knob, Setting]], random: Random, mix: float | None
 ) -> None:
     """Whatever comes back, crashes and refusals included: in bounds, new, one knob at a time."""
-    place = lab(
+    place = project(
         metric=lambda values: None if random.random() < 0.1 else random.uniform(1, 2),
         knobs={name: knob for name, (knob, _) in made.items()},
         reference={"OTHER": 1, **{name: value for name, (_, value) in made.items()}},

@@ -12,7 +12,7 @@ import pytest
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.starter import make_repository
 from autohypothesis.schema import Result
 
@@ -34,15 +34,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, cache: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+def project(
+    tmp_path: Path, cache: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch
+) -> Project:
     """A fresh research repository with a search begun in it."""
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(cache))
     make_repository(tmp_path / "research repository")
-    return Lab.open(tmp_path / "research repository").with_tag("t")
+    return Project.open(tmp_path / "research repository").with_tag("t")
 
 
 @pytest.fixture
-def attempt(lab: Lab) -> Try:
+def attempt(project: Project) -> Try:
     """Runs one change of train.py: overrides, or `old` text that becomes `new`."""
 
     def tried(
@@ -52,11 +54,11 @@ def attempt(lab: Lab) -> Try:
         if overrides:
             change = Change.from_overrides(overrides)  # type: ignore[arg-type]
         elif old:
-            source = lab.repository.show_file(lab.reference(), "train.py").decode()
+            source = project.repository.show_file(project.reference(), "train.py").decode()
             assert source.count(old) == 1, f"{source.count(old)} x {old!r} in train.py"
             edited = {"train.py": source.replace(old, new).encode()}
-            change = Change.from_tree(lab.repository.tree_with(lab.reference(), edited))
-        finished = run(lab, Request(change, seed=seed))
+            change = Change.from_tree(project.repository.tree_with(project.reference(), edited))
+        finished = run(project, Request(change, seed=seed))
         return finished.experiment_id, finished.result
 
     return tried

@@ -10,7 +10,7 @@ import pytest
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.engine.starter import make_repository
 from autohypothesis.errors import PreflightError
@@ -22,7 +22,7 @@ Try = Callable[..., tuple[str, Result]]
 
 
 @pytest.fixture(scope="module")
-def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Lab, str, Result]:
+def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Project, str, Result]:
     """A run of the training pair as it is, which several tests look at."""
     folder = tmp_path_factory.mktemp("usual")
     with pytest.MonkeyPatch.context() as patch:
@@ -31,27 +31,27 @@ def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Lab, s
         patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         make_repository(folder / "research repository")
-        lab = Lab.open(folder / "research repository").with_tag("t")
-        finished = run(lab, Request(Change.none()))
-    return lab, finished.experiment_id, finished.result
+        project = Project.open(folder / "research repository").with_tag("t")
+        finished = run(project, Request(Change.none()))
+    return project, finished.experiment_id, finished.result
 
 
 def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
-    usual: tuple[Lab, str, Result],
+    usual: tuple[Project, str, Result],
 ) -> None:
-    lab, identity, result = usual
+    project, identity, result = usual
     assert result.status == "completed", result.failure_detail
     assert result.attested
     assert result.metrics.printed_val_bpb is None  # the training never saw the text
     assert result.evidence["clock"]["verdict"] == "ok"
-    folder = lab.layout.run(identity)
+    folder = project.layout.run(identity)
     config = json.loads(folder.config.read_text())
     assert config["depth"] >= 1  # an expression over the profile, evaluated by the preflight
     assert config["adam_betas"] == [0.8, 0.95]
     assert folder.weights.stat().st_size > 1000
-    settle(lab, [identity], decided_by="test")
-    sync(lab.layout)
-    (row,) = read_ledger(lab.layout)
+    settle(project, [identity], decided_by="test")
+    sync(project.layout)
+    (row,) = read_ledger(project.layout)
     assert (row["status"], row["profile"], row["attested"]) == ("keep", "test", True)
     assert row["platform_key"]
     # Where one step takes more than a tenth of the budget, no sample is near enough to a quarter.
@@ -122,12 +122,12 @@ def test_weights_that_carry_code_are_not_loaded(attempt: Try) -> None:
     ],
 )
 def test_a_hopeless_change_is_refused_in_seconds_and_leaves_no_run(
-    lab: Lab, attempt: Try, name: str, value: object
+    project: Project, attempt: Try, name: str, value: object
 ) -> None:
     """tests/training/test_candidate.py has each of them in this process."""
     with pytest.raises(PreflightError, match=name):
         attempt(**{name: value})
-    assert not lab.layout.runs.exists()
+    assert not project.layout.runs.exists()
 
 
 @pytest.mark.slow  # tests/training/test_run.py has the training, test_run_experiment.py the rest
@@ -136,10 +136,10 @@ def test_a_loss_that_is_not_a_number_ends_at_once_as_nan(attempt: Try) -> None:
     assert result.failure_kind == "nan", result.failure_detail
 
 
-def seed_and_first_loss(lab: Lab, identity: str, result: Result) -> tuple[int, float]:
+def seed_and_first_loss(project: Project, identity: str, result: Result) -> tuple[int, float]:
     """Of the model as it was initialised: later losses depend on the clock."""
     assert result.status == "completed", result.failure_detail
-    folder = lab.layout.run(identity)
+    folder = project.layout.run(identity)
     recorded = json.loads(folder.metadata.read_text())["run"]["seed"]
     assert result.metrics.model_dump()["seed"] == recorded, "the training had another seed"
     loss = json.loads(folder.exit.read_text())["samples"][0][1]
@@ -148,14 +148,16 @@ def seed_and_first_loss(lab: Lab, identity: str, result: Result) -> tuple[int, f
 
 
 def test_another_seed_is_another_training(
-    lab: Lab, attempt: Try, usual: tuple[Lab, str, Result]
+    project: Project, attempt: Try, usual: tuple[Project, str, Result]
 ) -> None:
     first, loss = seed_and_first_loss(*usual)
-    other, other_loss = seed_and_first_loss(lab, *attempt(seed=7))
+    other, other_loss = seed_and_first_loss(project, *attempt(seed=7))
     assert (first, other) == (42, 7)
     assert loss != other_loss
 
 
 @pytest.mark.slow  # the test above is the same with another seed
-def test_a_seed_is_repeatable(lab: Lab, attempt: Try, usual: tuple[Lab, str, Result]) -> None:
-    assert seed_and_first_loss(lab, *attempt(seed=42)) == seed_and_first_loss(*usual)
+def test_a_seed_is_repeatable(
+    project: Project, attempt: Try, usual: tuple[Project, str, Result]
+) -> None:
+    assert seed_and_first_loss(project, *attempt(seed=42)) == seed_and_first_loss(*usual)

@@ -18,8 +18,8 @@ import pytest
 from autohypothesis import system
 from autohypothesis.engine import recovery, shim, strays
 from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
 
@@ -28,8 +28,8 @@ import sys
 from pathlib import Path
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
-from autohypothesis.engine.lab import Lab
-run(Lab.open(Path(sys.argv[1])), Request(Change.none()))
+from autohypothesis.engine.project import Project
+run(Project.open(Path(sys.argv[1])), Request(Change.none()))
 """
 ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("starter", "shim", "training")
@@ -37,16 +37,16 @@ LONGEST_S = 9.0
 """About as long as preparing, training and scoring take together, on a busy core."""
 
 
-def newest_run(lab: Lab, known: set[str]) -> str | None:
-    if not lab.layout.runs.is_dir():
+def newest_run(project: Project, known: set[str]) -> str | None:
+    if not project.layout.runs.is_dir():
         return None
-    new = {folder.name for folder in lab.layout.runs.iterdir()} - known
+    new = {folder.name for folder in project.layout.runs.iterdir()} - known
     return next(iter(new), None)
 
 
-def alive(lab: Lab, identity: str | None, victim: str) -> tuple[int, float] | None:
+def alive(project: Project, identity: str | None, victim: str) -> tuple[int, float] | None:
     """Pid and start time of the process to kill, if it is alive now."""
-    handle = shim.attach(str(lab.layout.run(identity).folder)) if identity else None
+    handle = shim.attach(str(project.layout.run(identity).folder)) if identity else None
     if handle is None:
         return None
     if victim == "shim":
@@ -56,7 +56,7 @@ def alive(lab: Lab, identity: str | None, victim: str) -> tuple[int, float] | No
 
 
 def kill_at(
-    lab: Lab, starter: subprocess.Popen[bytes], known: set[str], victim: str, pause: float
+    project: Project, starter: subprocess.Popen[bytes], known: set[str], victim: str, pause: float
 ) -> bool:
     """Kill the victim `pause` seconds from now, or at the next moment when there is one."""
     time.sleep(pause)
@@ -64,45 +64,45 @@ def kill_at(
         if victim == "starter":
             starter.kill()
             return starter.wait(timeout=60) == -signal.SIGKILL
-        found = alive(lab, newest_run(lab, known), victim)
+        found = alive(project, newest_run(project, known), victim)
         if found is not None and system.signal_process(*found, signal.SIGKILL):
             return True
         time.sleep(0.01)
     return False
 
 
-def kill_one(lab: Lab, victim: str, after: float) -> bool:
+def kill_one(project: Project, victim: str, after: float) -> bool:
     """One iteration with a kill in it; whether there was anything left to kill."""
-    runs = lab.layout.runs
+    runs = project.layout.runs
     known = {folder.name for folder in runs.iterdir()} if runs.is_dir() else set()
     starter = subprocess.Popen(
-        [sys.executable, "-c", STARTER, str(lab.layout.root)], cwd=ROOT,
+        [sys.executable, "-c", STARTER, str(project.layout.root)], cwd=ROOT,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    killed = kill_at(lab, starter, known, victim, after)
+    killed = kill_at(project, starter, known, victim, after)
     starter.wait(timeout=90)
-    identity = newest_run(lab, known)
+    identity = newest_run(project, known)
     if identity is None:
         return killed  # before it took an id
     until = time.monotonic() + 90
-    while not recovery.is_over(lab.layout.run(identity)) and time.monotonic() < until:
+    while not recovery.is_over(project.layout.run(identity)) and time.monotonic() < until:
         time.sleep(0.05)
-    recovery.collect_ended(lab.repository, lab.layout)
-    if lab.layout.run(identity).run_spec.exists():  # else it was killed before it was a run
-        check(lab, identity)
+    recovery.collect_ended(project.repository, project.layout)
+    if project.layout.run(identity).run_spec.exists():  # else it was killed before it was a run
+        check(project, identity)
     return killed
 
 
-def check(lab: Lab, identity: str) -> None:
+def check(project: Project, identity: str) -> None:
     """One result, no process, no lease."""
-    run = lab.layout.run(identity)
+    run = project.layout.run(identity)
     result = json.loads(run.result.read_text())
     assert result["status"] in ("completed", "failed")
     if result["status"] == "failed":
         assert result["failure_kind"] == "infra", result
         assert result["metric_value"] is None
     first = run.result.read_bytes()
-    recovery.collect_ended(lab.repository, lab.layout)
+    recovery.collect_ended(project.repository, project.layout)
     assert run.result.read_bytes() == first, "collected twice"
     assert strays.find_strays(str(run.folder), 0.0) == {}
     for lane in lanes():
@@ -110,29 +110,29 @@ def check(lab: Lab, identity: str) -> None:
         assert LeaseFile(lease.path, lease.name).holder() is None
 
 
-def kill_many(lab: Lab, rounds: int, seed: int = 0) -> int:
+def kill_many(project: Project, rounds: int, seed: int = 0) -> int:
     """Kill something `rounds` times, each victim in turn; how often anything was killed."""
     chance, killed = random.Random(seed), 0
     for number in range(rounds):
         # A moment at which everything was over already counts for nothing: draw another.
         for longest in (LONGEST_S, LONGEST_S / 2, LONGEST_S / 4, LONGEST_S / 8):
-            if kill_one(lab, VICTIMS[number % 3], chance.uniform(0.0, longest)):
+            if kill_one(project, VICTIMS[number % 3], chance.uniform(0.0, longest)):
                 killed += 1
                 break
-    report = sync(lab.layout)
-    rows = read_ledger(lab.layout)
+    report = sync(project.layout)
+    rows = read_ledger(project.layout)
     assert report.problems == []
     assert len({row["id"] for row in rows}) == len(rows)
     assert all(row["status"] in ("completed", "failed", "planned") for row in rows)
     return killed
 
 
-def test_a_kill_at_any_moment_leaves_one_result_and_nothing_running(lab: Lab) -> None:
-    assert kill_many(lab, 3) == 3
+def test_a_kill_at_any_moment_leaves_one_result_and_nothing_running(project: Project) -> None:
+    assert kill_many(project, 3) == 3
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("part", range(4))
-def test_a_hundred_kills(lab: Lab, part: int) -> None:
-    assert kill_many(lab, 25, seed=part) == 25
+def test_a_hundred_kills(project: Project, part: int) -> None:
+    assert kill_many(project, 25, seed=part) == 25

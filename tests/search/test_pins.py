@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ Try = Callable[..., tuple[str, Result]]
 
 
 def test_data_prepared_later_belongs_to_the_next_search(
-    lab: Lab, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: Try
+    project: Project, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: Try
 ) -> None:
     own = Path(shutil.copytree(cache, tmp_path / "cache"))
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(own))
@@ -28,16 +28,16 @@ def test_data_prepared_later_belongs_to_the_next_search(
         [sys.executable, "prepare.py", "--profile", "test", "--vocab-size", "300"],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL, env=dict(os.environ),
     )  # fmt: skip
-    pinned = json.loads(lab.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
+    pinned = json.loads(project.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
     assert Path(pinned).parent == cache
     identity, result = attempt()
     assert result.status == "completed", result.failure_detail
-    launch = json.loads(lab.layout.run(identity).launch.read_text())
+    launch = json.loads(project.layout.run(identity).launch.read_text())
     assert launch["env"]["AUTOHYPOTHESIS_DATA"] == pinned
-    later = Lab.open(lab.layout.root).with_tag("next")
+    later = Project.open(project.layout.root).with_tag("next")
     renewed = json.loads(later.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
     assert Path(renewed).parent == own
     assert renewed != pinned
-    Lab.open(lab.layout.root).with_tag(lab.tag)
-    back = json.loads(lab.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
+    Project.open(project.layout.root).with_tag(project.tag)
+    back = json.loads(project.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
     assert back == pinned

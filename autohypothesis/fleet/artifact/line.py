@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import read_json
@@ -28,10 +28,10 @@ class Lines:
         FleetError: a file of the user's has its name.
     """
 
-    def __init__(self, lab: Lab) -> None:
-        refuse_foreign_lines(lab.repository, lab.layout)
-        self._lab = lab
-        self._path = lab.layout.task_results
+    def __init__(self, project: Project) -> None:
+        refuse_foreign_lines(project.repository, project.layout)
+        self._project = project
+        self._path = project.layout.task_results
         news = jsonl.read_new(self._path, 0)
         self._written = {(one.get("tag"), one.get("iteration_id")) for one in news.records}
 
@@ -48,22 +48,22 @@ class Lines:
         Raises:
             RecordError: the disk is full.
         """
-        line = line_of(self._lab, decision)
+        line = line_of(self._project, decision)
         jsonl.append(self._path, line)
         self._written.add((decision.tag, decision.experiment_id))
         return line
 
 
-def line_of(lab: Lab, decision: Decision) -> dict[str, Any]:
+def line_of(project: Project, decision: Decision) -> dict[str, Any]:
     """What is known of one iteration; scores and times that there are none of are null."""
-    run = lab.layout.run(decision.experiment_id)
+    run = project.layout.run(decision.experiment_id)
     result, ended, metadata = map(_document, (run.result, run.exit, run.metadata))
     runtime = _part(metadata, "runtime")
     mutation = _part(result.get("evidence"), "mutation")
     score = _part(ended, "score")
-    changed = _changed(lab, decision)
+    changed = _changed(project, decision)
     return {
-        "task_id": lab.task.id,
+        "task_id": project.task.id,
         "iteration_id": decision.experiment_id,
         "tag": decision.tag,
         "status": "lost" if decision.reason in NOT_EVIDENCE else decision.decision_status,
@@ -72,8 +72,8 @@ def line_of(lab: Lab, decision: Decision) -> dict[str, Any]:
         "description": result.get("title") or "",
         "candidate_score": decision.metric_value,
         "baseline_score": decision.reference_value,
-        "baseline_hash": artifacts_hash(lab, str(decision.base_commit)),
-        "candidate_hash": artifacts_hash(lab, decision.commit),
+        "baseline_hash": artifacts_hash(project, str(decision.base_commit)),
+        "candidate_hash": artifacts_hash(project, decision.commit),
         "commit": decision.commit,
         "metrics": {k: v for k, v in _part(result, "metrics").items() if v is not None},
         "diff_summary": runtime.get("diff_stat") or "",
@@ -96,24 +96,24 @@ def line_of(lab: Lab, decision: Decision) -> dict[str, Any]:
     }
 
 
-def artifacts_hash(lab: Lab, commit: str) -> str:
+def artifacts_hash(project: Project, commit: str) -> str:
     """SHA-256 of the artifacts of a commit: their paths and contents, nothing else."""
     try:
-        entries = lab.repository.entries(commit)
+        entries = project.repository.entries(commit)
     except AutohypothesisError:
         return ""
     named = "".join(
-        f"{path}\0{entries[path].blob}\0" for path in sorted(lab.task.artifacts_in(entries))
+        f"{path}\0{entries[path].blob}\0" for path in sorted(project.task.artifacts_in(entries))
     )
     return hashlib.sha256(os.fsencode(named)).hexdigest()
 
 
-def _changed(lab: Lab, decision: Decision) -> dict[str, tuple[int, int]]:
+def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]:
     """Path -> lines added and removed, of the candidate against its base."""
     if not decision.base_commit or decision.base_commit == decision.commit:
         return {}
     try:
-        changes = lab.repository.changes(decision.base_commit, decision.commit)
+        changes = project.repository.changes(decision.base_commit, decision.commit)
     except (AutohypothesisError, RecordError):
         return {}
     return {one.path: (one.added or 0, one.removed or 0) for one in changes}

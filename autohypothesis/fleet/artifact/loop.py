@@ -24,9 +24,9 @@ from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.identity import task_hash
 from autohypothesis.engine.iteration import Request, Unwatched, Watch
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.policy import best_first
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.refusal import RefusedError
 from autohypothesis.engine.settle import settle_waiting
 from autohypothesis.errors import RecordError, SettleError, UsageError
@@ -58,7 +58,7 @@ class Loop:
         workers: whose worktrees it uses; a round has as many changes as there are.
     """
 
-    lab: Lab
+    project: Project
     source: Source
     chronicle: Chronicle
     ending: Ending
@@ -70,11 +70,11 @@ class Loop:
     decided: list[Decision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.executor: Executor = LocalExecutor(self.lab.repository, self.lab.layout)
-        self._lines = Lines(self.lab)
+        self.executor: Executor = LocalExecutor(self.project.repository, self.project.layout)
+        self._lines = Lines(self.project)
         self._unconfirmed: list[str] = []
         """Wins that wait for runs which confirm them, the best first."""
-        self._steering = SteeringFiles(self.lab.layout)
+        self._steering = SteeringFiles(self.project.layout)
         self._said: set[str] = set()
         self._refused = ""
         """Why something could not be decided, the last time."""
@@ -88,11 +88,11 @@ class Loop:
             LockError: another loop or a fleet decides here.
             SettleError: the baseline has no score, or round after round is lost.
         """
-        doing = f"task run {self.lab.task.id}"
-        with locks.hold(self.lab.layout, "observer", doing=doing, timeout=0.0):
+        doing = f"task run {self.project.task.id}"
+        with locks.hold(self.project.layout, "observer", doing=doing, timeout=0.0):
             self._collect_what_runs()
             with self._worktrees() as self.workers:
-                for remark in meet_user(self.lab):
+                for remark in meet_user(self.project):
                     self.say(remark)
                 self.decide()
                 self._confirm()
@@ -125,7 +125,7 @@ class Loop:
         """How many changes fit into a round now: others may hold some of the devices."""
         if self.parallel == 1:
             return 1
-        return max(1, min(self.parallel, devices.free(self.lab.task.run.device)))
+        return max(1, min(self.parallel, devices.free(self.project.task.run.device)))
 
     def _is_over(self) -> bool:
         return self._steering.combined().stop or self.ending.is_over()
@@ -134,7 +134,8 @@ class Loop:
     def _worktrees(self) -> Iterator[tuple[str, ...]]:
         with ExitStack() as stack:
             yield tuple(
-                stack.enter_context(iteration.free_worker(self.lab)) for _ in range(self.parallel)
+                stack.enter_context(iteration.free_worker(self.project))
+                for _ in range(self.parallel)
             )
 
     # ── a round ───────────────────────────────────────────────────────────────────────────
@@ -151,18 +152,18 @@ class Loop:
         lost = [one for one in self.decided[before:] if is_lost(one)]
         return len(self.decided) - before - len(lost), lost
 
-    def make(self, requests: Sequence[Request], own: Lab | None = None) -> list[RunSpec]:
+    def make(self, requests: Sequence[Request], own: Project | None = None) -> list[RunSpec]:
         """The candidates; what is refused has a bundle to decide. Programs work side by side.
 
         Args:
-            own: the lab with the task that they are made with; default: today's.
+            own: the project with the task that they are made with; default: today's.
         """
-        lab, called_off = own or self.lab, Event()
+        project, called_off = own or self.project, Event()
 
-        def make(request: Request, worker: str, lab: Lab) -> RunSpec | None:
+        def make(request: Request, worker: str, project: Project) -> RunSpec | None:
             with suppress(RefusedError):
                 return iteration.plan(
-                    lab, request, worker, self.executor, workspace=f"{worker}-next",
+                    project, request, worker, self.executor, workspace=f"{worker}-next",
                     record_refused=True, cancelled=called_off.is_set,
                 )  # fmt: skip
             return None
@@ -170,12 +171,14 @@ class Loop:
         several = f"{len(requests)} changes" if len(requests) > 1 else "a change"
         self.watch.preparing(requests[0].title or several)
         if len(requests) == 1:  # in this thread, which Ctrl-C reaches
-            made = [make(requests[0], self.workers[0], lab)]
+            made = [make(requests[0], self.workers[0], project)]
         else:
-            labs = [replace(lab, repository=Repository(lab.layout.root)) for _ in requests]
+            projects = [
+                replace(project, repository=Repository(project.layout.root)) for _ in requests
+            ]
             with ThreadPoolExecutor(len(requests)) as pool:
                 try:
-                    made = list(pool.map(make, requests, self.workers, labs))
+                    made = list(pool.map(make, requests, self.workers, projects))
                 except BaseException:
                     called_off.set()
                     raise
@@ -184,19 +187,21 @@ class Loop:
     def execute(self, specs: Sequence[RunSpec]) -> None:
         """Run candidates side by side, and collect them."""
         try:
-            iteration.execute(self.lab, self.executor, specs, self.watch)
+            iteration.execute(self.project, self.executor, specs, self.watch)
         finally:
             self.watch.ended()
 
     def _measure_reference(self) -> None:
         """Run the reference as it stands, unless that was done with this very task."""
-        reference = self.lab.reference()
+        reference = self.project.reference()
         if self._is_measured(reference):
             return
         self.say(f"measuring {reference[:7]}, which every change is compared with")
         for lost in range(1, MOST_LOST + 1):
             before = len(self.decided)
-            spec = iteration.plan(self.lab, Request(Change.none()), self.workers[0], self.executor)
+            spec = iteration.plan(
+                self.project, Request(Change.none()), self.workers[0], self.executor
+            )
             self.execute([spec])
             self.decide()
             own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
@@ -206,7 +211,7 @@ class Loop:
         if not own or own[0].metric_value is None:
             why = f"{own[0].reason}: {own[0].detail}" if own else "it is not decided"
             raise SettleError(
-                f"the artifacts as they are have no {self.lab.task.objective.metric}: {why}",
+                f"the artifacts as they are have no {self.project.task.objective.metric}: {why}",
                 hint=f"see `python orchestrator.py show {spec.experiment_id}`",
             )
 
@@ -217,15 +222,15 @@ class Loop:
 
     def _is_measured(self, commit: str) -> bool:
         """Whether there is a value of `commit` that runs of today's task compare with."""
-        entries = self.lab.repository.entries(commit)
-        wanted = task_hash(self.lab.task, protected_blobs(self.lab.task, entries))
+        entries = self.project.repository.entries(commit)
+        wanted = task_hash(self.project.task, protected_blobs(self.project.task, entries))
         for one in self.chronicle.latest.values():
             if one.commit != commit or one.metric_value is None:
                 continue
             if one.decision_status not in ("keep", "replicate"):
                 continue
             with suppress(FileNotFoundError, RecordError, KeyError, TypeError):
-                metadata = read_json(self.lab.layout.run(one.experiment_id).metadata)
+                metadata = read_json(self.project.layout.run(one.experiment_id).metadata)
                 if metadata["runtime"]["task_hash"] == wanted:
                     return True
         return False
@@ -236,7 +241,7 @@ class Loop:
         """Decide all that has ended, the best first; what was kept goes home, then it is said."""
         steering = self._steering.combined()
         decisions, refused = settle_waiting(
-            self.lab, decided_by="task run", limits=limits(steering), order=self._best_first
+            self.project, decided_by="task run", limits=limits(steering), order=self._best_first
         )
         self.chronicle.refresh()
         self.decided += decisions
@@ -249,12 +254,12 @@ class Loop:
                 self._refused = error.problem
                 self._once(f"not decided: {name}: {error.problem}")
         for decision in self._lines.missing(list(self.chronicle.latest.values())):
-            if remark := take_home(self.lab, decision):
+            if remark := take_home(self.project, decision):
                 self.say(remark)
             self.emit(self._lines.write(decision))
         self.source.tidy()
         if decisions:
-            sync(self.lab.layout, light=True)
+            sync(self.project.layout, light=True)
 
     def _once(self, remark: str) -> None:
         if remark not in self._said:
@@ -266,14 +271,16 @@ class Loop:
         in_vain = 0
         while self._unconfirmed and not self._steering.combined().stop:
             name = self._unconfirmed[0]
-            wanted = missing(self.lab, name)
+            wanted = missing(self.project, name)
             if not wanted:
                 return  # somebody else makes them
-            own = replace(self.lab, task=finished(self.lab, name).task)
+            own = replace(self.project, task=finished(self.project, name).task)
             for first in range(0, len(wanted), self.parallel):
                 self.execute(self.make(wanted[first : first + self.parallel], own))
             self.decide()
-            same = self._unconfirmed[:1] == [name] and len(missing(self.lab, name)) == len(wanted)
+            same = self._unconfirmed[:1] == [name] and len(missing(self.project, name)) == len(
+                wanted
+            )
             in_vain = in_vain + 1 if same else 0
             if in_vain >= MOST_LOST:
                 raise SettleError(
@@ -285,31 +292,31 @@ class Loop:
         values: dict[str, float | None] = dict.fromkeys(names)
         for name in names:
             with suppress(FileNotFoundError, RecordError, AttributeError):
-                result = read_json(self.lab.layout.run(name).result)
+                result = read_json(self.project.layout.run(name).result)
                 values[name] = finite(result.get("metric_value"))
-        return best_first(values, self.lab.task.objective.direction)
+        return best_first(values, self.project.task.objective.direction)
 
     # ── what a killed loop left ───────────────────────────────────────────────────────────
 
     def _collect_what_runs(self) -> None:
         """Wait for what still runs, collect it, and forget what was never begun."""
-        layout = self.lab.layout
+        layout = self.project.layout
         for name in recovery.uncollected(layout):
             handle = Handle(name)
             if self.executor.poll(handle) == "running":
                 self.say(f"waiting for {name}, which an earlier loop began")
-                iteration.follow(self.lab, self.executor, handle, self.watch)
+                iteration.follow(self.project, self.executor, handle, self.watch)
         self.watch.ended()
-        recovery.collect_ended(self.lab.repository, layout)
+        recovery.collect_ended(self.project.repository, layout)
         self.chronicle.refresh()
         for name in list(self.chronicle.undecided):
             if not layout.run(name).folder.is_dir() and self._is_orphan(name):
-                iteration.forget(self.lab, name)
+                iteration.forget(self.project, name)
 
     def _is_orphan(self, name: str) -> bool:
         """Whether nobody is about to begin what was planned under a name of this tag."""
         with suppress(FileNotFoundError, RecordError, KeyError, TypeError, UsageError):
-            plan = read_json(self.lab.layout.plan(name))
+            plan = read_json(self.project.layout.plan(name))
             worktree = f"worktree-{plan['worker_id']}"
-            return plan["tag"] == self.lab.tag and not locks.held(self.lab.layout, worktree)
+            return plan["tag"] == self.project.tag and not locks.held(self.project.layout, worktree)
         return False

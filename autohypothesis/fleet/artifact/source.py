@@ -8,7 +8,7 @@ from typing import Protocol
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.steering import SteeringFiles
 from autohypothesis.fleet.observer.situation import situation
@@ -41,8 +41,8 @@ class Source(Protocol):
 class Program:
     """The task's own program: each time it is asked it makes one change, whatever that is."""
 
-    def __init__(self, lab: Lab, chronicle: Chronicle, seed: int) -> None:
-        self._lab = lab
+    def __init__(self, project: Project, chronicle: Chronicle, seed: int) -> None:
+        self._project = project
         self._chronicle = chronicle
         self._seed = seed
 
@@ -63,13 +63,13 @@ class Program:
             name = decision.hypothesis_id
             if not decision.requeue or self._chronicle.verdict(name) is not decision:
                 continue
-            run = self._lab.layout.run(decision.experiment_id)
+            run = self._project.layout.run(decision.experiment_id)
             try:
                 diff = read_bytes(run.diff, DIFF_LIMIT).decode("utf-8", "surrogateescape")
             except (FileNotFoundError, RecordError):
                 continue  # it was lost before there was a change
             if diff:
-                title = self._lab.repository.subject(decision.commit)
+                title = self._project.repository.subject(decision.commit)
                 yield Request(Change.from_patch(diff), title=title, hypothesis_id=name)
 
 
@@ -77,14 +77,14 @@ class Queued:
     """Hypotheses of the queue, best first; a proposer fills it when it is empty."""
 
     def __init__(
-        self, lab: Lab, chronicle: Chronicle, queue: Queue, proposer: Proposer | None
+        self, project: Project, chronicle: Chronicle, queue: Queue, proposer: Proposer | None
     ) -> None:
-        self._lab = lab
+        self._project = project
         self._chronicle = chronicle
         self._queue = queue
         self._proposer = proposer
-        self._library = Library(lab, chronicle)
-        self._steering = SteeringFiles(lab.layout)
+        self._library = Library(project, chronicle)
+        self._steering = SteeringFiles(project.layout)
 
     def next(self, count: int) -> list[Request]:
         inbox.take_inbox(self._queue)
@@ -111,9 +111,9 @@ class Queued:
         """Whether anything of what it says is of use; it is vetted as in a fleet."""
         self._library.refresh()
         steering = self._steering.combined()
-        reference = Reference.of(self._lab, self._library, self._lab.reference())
+        reference = Reference.of(self._project, self._library, self._project.reference())
         told = situation(
-            self._lab, self._chronicle, self._library, reference, steering=steering,
+            self._project, self._chronicle, self._library, reference, steering=steering,
             waiting=self._queue.open(), closed=self._queue.done(),
             brief=Brief(generated_at=now()),
         )  # fmt: skip

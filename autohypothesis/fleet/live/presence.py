@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autohypothesis import system
 from autohypothesis.engine import recovery
-from autohypothesis.engine.lab import is_running
+from autohypothesis.engine.project import is_running
 from autohypothesis.errors import FleetError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.live.heartbeat import read_all

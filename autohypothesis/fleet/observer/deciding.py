@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from autohypothesis.engine import recovery
 from autohypothesis.engine.collect import collect
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle_waiting, take_hand_edits
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import AutohypothesisError, RecordError, SettleError
@@ -32,8 +32,8 @@ SHARE = 50
 class Deciding:
     """Decides for one search, turn after turn."""
 
-    def __init__(self, lab: Lab, chronicle: Chronicle) -> None:
-        self.lab = lab
+    def __init__(self, project: Project, chronicle: Chronicle) -> None:
+        self.project = project
         self.chronicle = chronicle
         self.refused: dict[str, AutohypothesisError] = {}
         """Experiment -> why it could not be decided, as of the last try."""
@@ -69,7 +69,7 @@ class Deciding:
         elif decisions or (self._dirty and now - self._last_sync >= SYNC_S):
             self._sync()
         if any(one.decision_status in ("keep", "replicate") for one in decisions):
-            trim(self.lab, read_ledger(self.lab.layout))
+            trim(self.project, read_ledger(self.project.layout))
         return decisions
 
     def waits(self) -> list[str]:
@@ -89,7 +89,7 @@ class Deciding:
         self._tried_at = self.chronicle.version
         seen = self.chronicle.results()
         decisions, refused = settle_waiting(
-            self.lab, decided_by="observer", may=self._may, limits=dict(limits)
+            self.project, decided_by="observer", may=self._may, limits=dict(limits)
         )
         self.chronicle.seen(seen)
         self.refused = {one.experiment_id: one.error for one in refused}
@@ -105,7 +105,7 @@ class Deciding:
         if self.chronicle.has_reference():
             return
         with suppress(FileNotFoundError, RecordError, ValueError):
-            plan = Plan.model_validate(read_json(self.lab.layout.plan(experiment_id)))
+            plan = Plan.model_validate(read_json(self.project.layout.plan(experiment_id)))
             self._refuse_early(plan)
 
     def _refuse_early(self, plan: Plan) -> None:
@@ -119,12 +119,12 @@ class Deciding:
         return set(self.chronicle.latest)
 
     def _sync(self) -> None:
-        report = sync(self.lab.layout, light=True)
+        report = sync(self.project.layout, light=True)
         if report.hand_edits:
             edits = [(one.experiment_id, one.status) for one in report.hand_edits]
-            taken, self.unheard = take_hand_edits(self.lab, edits)
+            taken, self.unheard = take_hand_edits(self.project, edits)
             if taken:
-                report = sync(self.lab.layout, light=True)
+                report = sync(self.project.layout, light=True)
         else:
             self.unheard = []
         self._dirty = False
@@ -133,18 +133,18 @@ class Deciding:
 
     def _collect_strangers(self) -> None:
         """Runs that ended with nobody there: begun by hand, their starter killed."""
-        layout = self.lab.layout
+        layout = self.project.layout
         for name in list(self.chronicle.undecided):
             run = layout.run(name)
             if not run.run_spec.exists() or run.result.exists():
                 continue
             with suppress(*FAULTS):
                 if not self._is_claimed(name) and recovery.is_over(run):
-                    collect(self.lab.repository, layout, name)
+                    collect(self.project.repository, layout, name)
 
     def _is_claimed(self, experiment_id: str) -> bool:
         """Whether a worker holds its hypothesis: then that worker collects it."""
-        layout = self.lab.layout
+        layout = self.project.layout
         plan = Plan.model_validate(read_json(layout.plan(experiment_id)))
         name, worker = plan.hypothesis.hypothesis_id, plan.worker_id
         return bool(worker) and layout.hypothesis(name, "running", worker).exists()

@@ -7,7 +7,7 @@ from collections import Counter
 from threading import Thread
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.toolbuilder import tools
@@ -26,8 +26,8 @@ REGISTRY_S = 2.0
 class Errands:
     """Looks after both; a turn never waits for either."""
 
-    def __init__(self, lab: Lab, chronicle: Chronicle) -> None:
-        self.lab = lab
+    def __init__(self, project: Project, chronicle: Chronicle) -> None:
+        self.project = project
         self.chronicle = chronicle
         self.noise: dict[str, Any] | None = None
         """What the tool answered last; None before it is published."""
@@ -53,14 +53,14 @@ class Errands:
         if (self._thread is not None and self._thread.is_alive()) or now < self._look:
             return
         self._look = now + REGISTRY_S
-        layout = self.lab.layout
+        layout = self.project.layout
         registry = (signature_of(str(layout.registry)), signature_of(str(layout.registry_state)))
         repeats = self._repeated()
         if (about := (repeats, registry[1])) != self._about:
             self._about, self._tries = about, 0
         wants = repeats not in (0, self._figure_of) and self._tries < TRIES and now >= self._due
         if wants and not self._asked:
-            tools.request(self.lab, NOISE, problem=PROBLEM, requested_by="observer")
+            tools.request(self.project, NOISE, problem=PROBLEM, requested_by="observer")
             self._asked = True
         if wants or registry != self._registry:
             self._registry = registry
@@ -87,12 +87,12 @@ class Errands:
     def _run(self, repeats: int) -> None:
         """Takes edits; with `repeats`, has the noise figured from so many runs."""
         try:
-            if refused := tools.take_registry_edits(self.lab):
+            if refused := tools.take_registry_edits(self.project):
                 self.notes = [*self.notes, *refused][-20:]
             if repeats and self._is_published():
                 self._tries += 1
                 self._due = time.monotonic() + FIGURE_S
-                self.noise = tools.figure(self.lab, NOISE)
+                self.noise = tools.figure(self.project, NOISE)
                 self.problem = ""
                 if self.noise.get("runs", repeats) == repeats:
                     self._figure_of = repeats
@@ -100,5 +100,5 @@ class Errands:
             self.problem = f"the tool {NOISE}: {error}"
 
     def _is_published(self) -> bool:
-        found = tools.registry(self.lab).tools
+        found = tools.registry(self.project).tools
         return any(one.tool_id == NOISE and one.status in ("published", "adopted") for one in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.refill import Answer, Refill
 from autohypothesis.fleet.observer.situation import situation
 from autohypothesis.fleet.observer.tried import Library, Reference
@@ -23,7 +23,7 @@ RECENT = 200
 class Ideas:
     """The way in of one search. The reference and the steering are set anew every turn."""
 
-    lab: Lab
+    project: Project
     queue: Queue
     chronicle: Chronicle
     library: Library
@@ -39,7 +39,7 @@ class Ideas:
         """Whether it was looked at, and can be run as it is."""
         if one.hypothesis_id == baseline_id(self.queue.tag):
             return True
-        return one.hypothesis_id in self._vetted and not needs_somebody(one, self.lab.task)
+        return one.hypothesis_id in self._vetted and not needs_somebody(one, self.project.task)
 
     def ask(self, count: int, *, hungry: bool, brief: Brief | None) -> None:
         """Has the proposers think, if any can; before the reference's settings are known, none."""
@@ -49,7 +49,7 @@ class Ideas:
         if not self.refill.wants(count, hungry=hungry):
             return
         told = situation(
-            self.lab,
+            self.project,
             self.chronicle,
             self.library,
             reference,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from autohypothesis.engine.confirmation import UnconfirmedError
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.live import steering as steerings
@@ -59,7 +59,7 @@ class Observer:
 
     def __init__(
         self,
-        lab: Lab,
+        project: Project,
         proposers: Sequence[Proposer],
         *,
         limits: Limits,
@@ -68,29 +68,29 @@ class Observer:
         command: str = "init-fleet",
         sharing: bool = False,
     ) -> None:
-        tag = lab.active()
-        self.lab = lab
-        self.queue = Queue(lab.layout, tag)
-        self.chronicle = Chronicle(lab.layout, tag)
-        self.library = Library(lab, self.chronicle)
-        self.deciding = Deciding(lab, self.chronicle)
-        self.returns = Returns(lab.layout, self.chronicle, self.queue)
-        self.opening = Opening(lab.layout, self.queue, self.chronicle, command)
+        tag = project.active()
+        self.project = project
+        self.queue = Queue(project.layout, tag)
+        self.chronicle = Chronicle(project.layout, tag)
+        self.library = Library(project, self.chronicle)
+        self.deciding = Deciding(project, self.chronicle)
+        self.returns = Returns(project.layout, self.chronicle, self.queue)
+        self.opening = Opening(project.layout, self.queue, self.chronicle, command)
         self.confirming = Confirming(self.queue, self.chronicle)
         self.refill = Refill(proposers)
-        self.errands = Errands(lab, self.chronicle)
-        self.publishing = Publishing(lab, self.queue, self.chronicle, self.library)
-        self.society = Society(lab, self.queue) if sharing else None
-        self.ideas = Ideas(lab, self.queue, self.chronicle, self.library, self.refill)
-        self.ending = Ending(limits, lab.task, self.queue, self.chronicle, self.library)
+        self.errands = Errands(project, self.chronicle)
+        self.publishing = Publishing(project, self.queue, self.chronicle, self.library)
+        self.society = Society(project, self.queue) if sharing else None
+        self.ideas = Ideas(project, self.queue, self.chronicle, self.library, self.refill)
+        self.ending = Ending(limits, project.task, self.queue, self.chronicle, self.library)
         self.crew = Crew()
         self.steering = Steering()
         self.reference: Reference | None = None
         self.status: RoleStatus = roles.own("observer", state="starting")
         self.ended = ""
         """Why the search is finished."""
-        self._steering = steerings.SteeringFiles(lab.layout)
-        self._crew = CrewWatch(lab.layout, tag, workers)
+        self._steering = steerings.SteeringFiles(project.layout)
+        self._crew = CrewWatch(project.layout, tag, workers)
         self._say = say
         self._stand: tuple[str, list[str]] = ("starting", [])
         self._closing = False
@@ -152,7 +152,7 @@ class Observer:
 
     def _sight(self) -> tuple[object, ...]:
         """What a glance shows: no file is read. What it misses is seen with the next full turn."""
-        layout = self.lab.layout
+        layout = self.project.layout
         files = (layout.plans, layout.runs, layout.decisions, layout.inbox, layout.brief)
         steering = (layout.program, layout.steering, layout.benched)
         paths = [*map(str, files), *map(str, steering), *self._queue_folders()]
@@ -160,9 +160,9 @@ class Observer:
 
     def _queue_folders(self) -> Iterator[str]:
         for state in ("pending", "done"):
-            yield str(self.lab.layout.hypotheses(state))
+            yield str(self.project.layout.hypotheses(state))
         for state in ("dispatched", "running"):
-            folder = str(self.lab.layout.hypotheses(state))
+            folder = str(self.project.layout.hypotheses(state))
             yield folder
             yield from (f"{folder}/{one.worker_id}" for one in self.crew.workers)
 
@@ -196,13 +196,13 @@ class Observer:
         self._look_at_reference()
 
     def _look_at_reference(self) -> None:
-        commit = self.lab.reference()
+        commit = self.project.reference()
         if (
             self.reference is None
             or self.reference.commit != commit
             or (self.reference.settings is None and self.library.of_commit(commit) is not None)
         ):
-            self.reference = Reference.of(self.lab, self.library, commit)
+            self.reference = Reference.of(self.project, self.library, commit)
         self.ideas.reference, self.ideas.steering = self.reference, self.steering
 
     def _take_in(self) -> None:
@@ -241,7 +241,7 @@ class Observer:
             if not self.crew.workers or worker in known or worker in at_work:
                 continue
             for one in claimed:
-                if line := self.returns.end_stranger(self.lab, one.hypothesis_id, worker):
+                if line := self.returns.end_stranger(self.project, one.hypothesis_id, worker):
                     self._did(line)
 
     # ── whether to go on ──────────────────────────────────────────────────────────────────
@@ -282,7 +282,7 @@ class Observer:
             and self.refill.is_exhausted
             and not self.ending.is_given_out()
             and not self._has_to_decide()
-            and all(needs_somebody(one, self.lab.task) for one in self.queue.pending())
+            and all(needs_somebody(one, self.project.task) for one in self.queue.pending())
         )
 
     def _why_no_idea(self) -> str:
@@ -337,7 +337,7 @@ class Observer:
         pending = [
             one
             for one in self.queue.pending()
-            if not needs_somebody(one, self.lab.task) and handout.has_taker(one)
+            if not needs_somebody(one, self.project.task) and handout.has_taker(one)
         ]
         hungry = [
             idle for idle in handout.idle() if not any(handout.suits(one, idle) for one in pending)
@@ -379,7 +379,7 @@ class Observer:
             f" it: {one['found']}"
             for one in awaiting(self.deciding.refused)
         ]
-        task, pending = self.lab.task, self.queue.pending()
+        task, pending = self.project.task, self.queue.pending()
         if needs := [one for one in pending if needs_somebody(one, task)]:
             names = ", ".join(one.hypothesis_id for one in needs[:5])
             notes.append(
@@ -445,7 +445,7 @@ class Observer:
         if status != before or age >= 2.0:
             self.status = status.model_copy(update={"updated_at": now()})
             try:
-                roles.report(self.lab.layout, self.status)
+                roles.report(self.project.layout, self.status)
             except FAULTS as error:
                 self._failed["report"] = _in_words(error)
 

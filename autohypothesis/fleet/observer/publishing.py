@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.crew import Crew
 from autohypothesis.fleet.observer.findings import Learnt
 from autohypothesis.fleet.observer.summary import write_summary
@@ -33,8 +33,10 @@ BEST = ("id", "commit", "description", "metric_name", "metric_value", "confirmat
 class Publishing:
     """Each of the four at its own pace, and only when it says something new."""
 
-    def __init__(self, lab: Lab, queue: Queue, chronicle: Chronicle, library: Library) -> None:
-        self.lab = lab
+    def __init__(
+        self, project: Project, queue: Queue, chronicle: Chronicle, library: Library
+    ) -> None:
+        self.project = project
         self.queue = queue
         self.chronicle = chronicle
         self.library = library
@@ -60,7 +62,7 @@ class Publishing:
         Raises:
             LockError, RecordError: it cannot be taken now.
         """
-        return briefs.take_edits(self.lab, self.queue)
+        return briefs.take_edits(self.project, self.queue)
 
     def turn(
         self,
@@ -87,7 +89,7 @@ class Publishing:
         if self._is_due("summary", all):
             started = time.monotonic()
             best = self.best_row
-            write_summary(self.lab.layout, crew.heartbeats, alive=crew.alive, best=best)
+            write_summary(self.project.layout, crew.heartbeats, alive=crew.alive, best=best)
             self._wait("summary", started, SUMMARY_S)
         if reference is not None and self._is_due("learnt", all):
             started = time.monotonic()
@@ -107,10 +109,10 @@ class Publishing:
         saying = (
             self._ledger, opened, self.counts, steering, dict(settings), noise, notes, others,
         )  # fmt: skip
-        if saying == self._said and self.lab.layout.brief.exists():
+        if saying == self._said and self.project.layout.brief.exists():
             return
         self.brief = briefs.publish(
-            self.lab,
+            self.project,
             self.queue,
             rows=self.rows,
             steering=steering,
@@ -120,8 +122,8 @@ class Publishing:
             others=others,
         )
         self._said = saying
-        if (manifest := read_manifest(self.lab.layout)) is not None:
-            write_assignments(self.lab, self.queue, manifest)
+        if (manifest := read_manifest(self.project.layout)) is not None:
+            write_assignments(self.project, self.queue, manifest)
 
     def _publish_learnt(
         self, reference: Reference, steering: Steering, noise: Mapping[str, Any] | None
@@ -131,9 +133,9 @@ class Publishing:
             return
         known = [*self.queue.open(), *self.queue.done()]
         Learnt(
-            layout=self.lab.layout,
-            tag=self.lab.active(),
-            metric=self.lab.task.objective.metric,
+            layout=self.project.layout,
+            tag=self.project.active(),
+            metric=self.project.task.objective.metric,
             chronicle=self.chronicle,
             library=self.library,
             reference=reference,
@@ -145,10 +147,12 @@ class Publishing:
 
     def _read_ledger(self) -> None:
         """The rows of the tag; read when the ledger was written."""
-        signature = signature_of(str(self.lab.layout.ledger))
+        signature = signature_of(str(self.project.layout.ledger))
         if signature == self._ledger:
             return
-        self.rows = [dict(row) for row in of_tag(read_ledger(self.lab.layout), self.lab.tag)]
+        self.rows = [
+            dict(row) for row in of_tag(read_ledger(self.project.layout), self.project.tag)
+        ]
         self.best_row = best_kept(self.rows)
         self._ledger = signature
 

@@ -13,7 +13,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from autohypothesis.engine.failures import is_device_evidence
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
@@ -72,12 +72,12 @@ class Returns:
             if (decision := self.chronicle.latest.get(experiment)) and is_lost(decision)
         )
 
-    def end_stranger(self, lab: Lab, hypothesis_id: str, worker: str) -> str:
+    def end_stranger(self, project: Project, hypothesis_id: str, worker: str) -> str:
         """Ends a claim of a worker that is gone for good; a line, or nothing while it runs on.
 
         One that cannot be ended now is tried again, and never stands in the way of the others.
         """
-        lines = self._attempt(hypothesis_id, partial(self._end, lab, hypothesis_id, worker))
+        lines = self._attempt(hypothesis_id, partial(self._end, project, hypothesis_id, worker))
         return "; ".join(lines)
 
     # ── how ───────────────────────────────────────────────────────────────────────────────
@@ -96,11 +96,11 @@ class Returns:
         self.queue.requeue(hypothesis_id)
         return f"{hypothesis_id} is queued again: {decision.reason if decision else ''}"
 
-    def _end(self, lab: Lab, hypothesis_id: str, worker: str) -> str:
+    def _end(self, project: Project, hypothesis_id: str, worker: str) -> str:
         found = self.queue.read(hypothesis_id)
         if found is None or found[0] != Place("running", worker):
             return ""
-        return end_claim(lab, self.queue, found[1], worker, self.chronicle.latest)
+        return end_claim(project, self.queue, found[1], worker, self.chronicle.latest)
 
     def _to_come_back(self) -> tuple[str, ...]:
         """Hypotheses whose latest experiment's decision sends them back."""

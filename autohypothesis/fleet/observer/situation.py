@@ -1,10 +1,10 @@
-"""What a proposer is told: made from the lab, the queue and every run so far; all of it copies."""
+"""What a proposer is told: made from the project, the queue and every run so far; all copies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.steering import narrowed
 from autohypothesis.fleet.observer.tried import Library, Reference, Run
 from autohypothesis.fleet.proposing import Situation, Trial
@@ -13,7 +13,7 @@ from autohypothesis.schema import Brief, Hypothesis, Setting, Steering
 
 
 def situation(
-    lab: Lab,
+    project: Project,
     chronicle: Chronicle,
     library: Library,
     reference: Reference,
@@ -28,17 +28,17 @@ def situation(
     Args:
         waiting: hypotheses that are not done.
     """
-    objective = lab.task.objective
+    objective = project.task.objective
     return Situation(
-        tag=lab.active(),
+        tag=project.active(),
         metric=objective.metric,
         direction=objective.direction,
         min_delta=objective.min_delta,
         reference=dict(reference.settings or {}),
         sources=dict(reference.sources),
-        knobs=narrowed(lab.task.knobs, steering),
+        knobs=narrowed(project.task.knobs, steering),
         steering=steering.model_copy(deep=True),
-        trials=tuple(_trials(lab, chronicle, library, reference)),
+        trials=tuple(_trials(project, chronicle, library, reference)),
         open=tuple(one.model_copy(deep=True) for one in waiting),
         closed=tuple(closed),
         brief=brief.model_copy(deep=True),
@@ -46,14 +46,14 @@ def situation(
 
 
 def _trials(
-    lab: Lab, chronicle: Chronicle, library: Library, reference: Reference
+    project: Project, chronicle: Chronicle, library: Library, reference: Reference
 ) -> Iterator[Trial]:
     spelled = {name.lower(): name for name in reference.names}
     for run in sorted(library.runs.values(), key=lambda one: (one.begun, one.experiment_id)):
         decision = chronicle.latest.get(run.experiment_id)
         if decision is not None and is_lost(decision):
             continue  # it says nothing, and its hypothesis is in the queue again
-        status, value = _outcome(lab, chronicle, run)
+        status, value = _outcome(project, chronicle, run)
         yield Trial(
             experiment_id=run.experiment_id,
             hypothesis_id=run.hypothesis_id,
@@ -70,10 +70,10 @@ def named(settings: Mapping[str, Setting], spelled: Mapping[str, str]) -> dict[s
     return {spelled.get(key, key.upper()): value for key, value in settings.items()}
 
 
-def _outcome(lab: Lab, chronicle: Chronicle, run: Run) -> tuple[str, float | None]:
+def _outcome(project: Project, chronicle: Chronicle, run: Run) -> tuple[str, float | None]:
     """Its decision and its value, where there are any."""
     decision = chronicle.latest.get(run.experiment_id)
     if decision is not None:
         return decision.decision_status, decision.metric_value
-    ended = lab.layout.run(run.experiment_id).result.exists()
+    ended = project.layout.run(run.experiment_id).result.exists()
     return "review_pending" if ended else "running", None

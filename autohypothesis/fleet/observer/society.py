@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.outbox import DiskOutbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.contact import Contact, Feed, contact, quoted
@@ -23,10 +23,10 @@ LOOK_S = 2.0
 class Society:
     """The others, as the observer of one search sees them."""
 
-    def __init__(self, lab: Lab, queue: Queue) -> None:
-        self._layout = lab.layout
-        self._telling = Telling(lab, queue, DiskOutbox(lab.layout))
-        self._feed = Feed(lab.layout)
+    def __init__(self, project: Project, queue: Queue) -> None:
+        self._layout = project.layout
+        self._telling = Telling(project, queue, DiskOutbox(project.layout))
+        self._feed = Feed(project.layout)
         self._rows: Sequence[Mapping[str, Any]] | None = None
         self._contact = Contact(False)
         self._look_at = 0.0

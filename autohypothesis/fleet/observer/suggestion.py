@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from autohypothesis.engine.change import Change, tree_of
 from autohypothesis.engine.guard import check_candidate
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import ChangeError, QueueError, UsageError
 from autohypothesis.fleet.live.steering import combined
 from autohypothesis.fleet.observer.tried import Library, Reference
@@ -22,7 +22,7 @@ BY_HAND = "person"
 """The proposer of what nobody else proposed."""
 
 
-def suggest(lab: Lab, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND) -> str:
+def suggest(project: Project, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND) -> str:
     """Puts `proposal` into the queue; its id.
 
     Raises:
@@ -31,14 +31,14 @@ def suggest(lab: Lab, queue: Queue, proposal: Proposal, *, proposer: str = BY_HA
             says what came of that.
         LockError: somebody else has held the queue for half a minute.
     """
-    commit = lab.reference()
-    _check_change(lab, commit, proposal)
-    chronicle = Chronicle(lab.layout, lab.active())
+    commit = project.reference()
+    _check_change(project, commit, proposal)
+    chronicle = Chronicle(project.layout, project.active())
     chronicle.refresh()
-    library = Library(lab, chronicle)
+    library = Library(project, chronicle)
     library.refresh()
-    reference = Reference.of(lab, library, commit)
-    vetting = Vetting(library, reference, chronicle, combined(lab.layout))
+    reference = Reference.of(project, library, commit)
+    vetting = Vetting(library, reference, chronicle, combined(project.layout))
     reason = vetting.reason(proposal, queue.open())
     if reason:
         raise QueueError(
@@ -48,7 +48,7 @@ def suggest(lab: Lab, queue: Queue, proposal: Proposal, *, proposer: str = BY_HA
     return queue.add(proposal, proposer=proposer).hypothesis_id
 
 
-def check_worker(lab: Lab, workers: list[str], worker: str) -> None:
+def check_worker(project: Project, workers: list[str], worker: str) -> None:
     """Refuses a worker that the manifest does not name.
 
     Raises:
@@ -56,7 +56,7 @@ def check_worker(lab: Lab, workers: list[str], worker: str) -> None:
     """
     if worker in workers:
         return
-    tag = lab.tag or active_tag(lab.layout)
+    tag = project.tag or active_tag(project.layout)
     raise UsageError(
         f"tag {tag!r} has no worker {worker!r}; it has {', '.join(workers) or 'none'}",
         hint="make one: python orchestrator.py init-fleet --help"
@@ -65,15 +65,15 @@ def check_worker(lab: Lab, workers: list[str], worker: str) -> None:
     )
 
 
-def _check_change(lab: Lab, commit: str, proposal: Proposal) -> None:
+def _check_change(project: Project, commit: str, proposal: Proposal) -> None:
     """That the change applies to the reference as it is now, and does something."""
     if proposal.instructions:
         return  # what comes of them is seen when they are implemented
-    tree = tree_of(lab.repository, lab.task, commit, Change.of(proposal))
-    changes = lab.repository.changes(commit, tree)
+    tree = tree_of(project.repository, project.task, commit, Change.of(proposal))
+    changes = project.repository.changes(commit, tree)
     if not changes:
         raise ChangeError(
             f"{proposal.title!r} changes nothing in the reference {commit[:7]}",
             hint="see what it is: python orchestrator.py best",
         )
-    check_candidate(lab.repository, lab.task, tree, changes)
+    check_candidate(project.repository, project.task, tree, changes)

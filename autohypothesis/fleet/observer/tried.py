@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from autohypothesis.engine.constants import computed_names, settable_names
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.literals import same
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.records.files import read_json
@@ -47,8 +47,8 @@ class Run:
 class Library:
     """Every experiment of one tag that was submitted; each bundle is read once."""
 
-    def __init__(self, lab: Lab, chronicle: Chronicle) -> None:
-        self.lab = lab
+    def __init__(self, project: Project, chronicle: Chronicle) -> None:
+        self.project = project
         self.chronicle = chronicle
         self.runs: dict[str, Run] = {}
         self.platforms: dict[str, str] = {}
@@ -89,17 +89,17 @@ class Library:
         return commit
 
     def _take(self, name: str) -> None:
-        run = self.lab.layout.run(name)
+        run = self.project.layout.run(name)
         if not run.metadata.exists():
             return  # planned, and not submitted yet
         try:
-            plan = Plan.model_validate(read_json(self.lab.layout.plan(name)))
+            plan = Plan.model_validate(read_json(self.project.layout.plan(name)))
             metadata = Metadata.model_validate(read_json(run.metadata))
             config = read_json(run.config)
         except (FileNotFoundError, RecordError, ValidationError):
             self._not_ours.add(name)
             return
-        if plan.tag != self.lab.tag or not isinstance(config, dict):
+        if plan.tag != self.project.tag or not isinstance(config, dict):
             self._not_ours.add(name)
             return
         idea = plan.hypothesis
@@ -139,9 +139,9 @@ class Reference:
     """Lower case: computed from other constants of the script."""
 
     @classmethod
-    def of(cls, lab: Lab, library: Library, commit: str) -> Reference:
+    def of(cls, project: Project, library: Library, commit: str) -> Reference:
         """The reference at `commit`, with what is known of its settings."""
-        sources = _sources(lab, commit)
+        sources = _sources(project, commit)
         names, derived = _constants(sources)
         run = library.of_commit(commit)
         if run is None:
@@ -159,9 +159,9 @@ class Reference:
         return settings
 
 
-def _sources(lab: Lab, commit: str) -> dict[str, str]:
-    repository = lab.repository
-    paths = lab.task.artifacts_in(repository.entries(commit))
+def _sources(project: Project, commit: str) -> dict[str, str]:
+    repository = project.repository
+    paths = project.task.artifacts_in(repository.entries(commit))
     found = {}
     for path in paths:
         try:

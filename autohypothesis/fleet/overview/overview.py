@@ -106,7 +106,7 @@ class _Look:
     # ── the search ────────────────────────────────────────────────────────────────────────
 
     def reference(self) -> str | None:
-        from autohypothesis.engine.lab import reference_ref
+        from autohypothesis.engine.project import reference_ref
         from autohypothesis.records.git import Repository
 
         if not self.tag:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.queue.brief_edits import Edits, entries
 from autohypothesis.fleet.queue.brief_page import Contents, noise_words
@@ -59,7 +59,7 @@ class State(Strict):
 
 
 def publish(
-    lab: Lab,
+    project: Project,
     queue: Queue,
     *,
     rows: Sequence[Mapping[str, Any]],
@@ -78,35 +78,35 @@ def publish(
         LockError: another process has published for half a minute.
         RecordError: the disk is full.
     """
-    refused = take_edits(lab, queue)
+    refused = take_edits(project, queue)
     brief = Contents(
-        repository=str(lab.layout.root),
-        task=lab.task,
+        repository=str(project.layout.root),
+        task=project.task,
         rows=of_tag(rows, queue.tag),
         steering=steering,
         settings=reference_settings,
         open=queue.placed(),
         done=queue.done(),
         notes=[*refused, *_noise(noise), *notes, *_problems(queue)],
-        carried=carried(lab.layout)[0],
+        carried=carried(project.layout)[0],
         others=others,
     ).brief()
-    with hold(lab.layout, "brief", doing="publishing the brief"):
-        return _Desk(lab.layout).put(brief)
+    with hold(project.layout, "brief", doing="publishing the brief"):
+        return _Desk(project.layout).put(brief)
 
 
-def take_edits(lab: Lab, queue: Queue) -> list[str]:
+def take_edits(project: Project, queue: Queue) -> list[str]:
     """Does what somebody wrote into the brief; answers with what could not be done, and why.
 
     Raises:
         LockError: another process has published for half a minute.
         RecordError: the disk is full.
     """
-    desk = _Desk(lab.layout)
+    desk = _Desk(project.layout)
     if not desk.may_hold_edits():
         return []
     refused: list[str] = []
-    with hold(lab.layout, "brief", doing="taking edits of the brief"):
+    with hold(project.layout, "brief", doing="taking edits of the brief"):
         refused += desk.collect()
         for path in desk.waiting():
             refused += desk.obey(path, queue)

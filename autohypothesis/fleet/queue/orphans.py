@@ -7,7 +7,7 @@ from typing import Literal
 
 from autohypothesis.engine import iteration, recovery
 from autohypothesis.engine.collect import collect
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, LaunchError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.takeover import Job, experiment_of, outcome_of
@@ -19,7 +19,7 @@ Fate = Literal["running", "ended", "never_begun", "lost"]
 
 
 def end_claim(
-    lab: Lab, queue: Queue, claimed: Hypothesis, worker: str, decided: Container[str]
+    project: Project, queue: Queue, claimed: Hypothesis, worker: str, decided: Container[str]
 ) -> str:
     """Finish or requeue what `worker` had claimed; a line, or nothing while its run lives on.
 
@@ -33,25 +33,25 @@ def end_claim(
         One of `FAULTS`: it cannot be done now; nothing is lost.
     """
     name = claimed.hypothesis_id
-    experiment_id = experiment_of(lab.layout, claimed)
+    experiment_id = experiment_of(project.layout, claimed)
     if experiment_id is None:
         queue.requeue(name)
         return f"{name} is queued again: {worker} is gone, and had not begun it"
-    fate, why = _fate(lab, experiment_id, decided)
+    fate, why = _fate(project, experiment_id, decided)
     if fate == "running":
         return ""
     if fate == "ended":
-        queue.finish(name, worker, outcome=outcome_of(lab.layout, Job(name, experiment_id)))
+        queue.finish(name, worker, outcome=outcome_of(project.layout, Job(name, experiment_id)))
         return f"{name} is done: {worker} is gone, and had run it"
     if fate == "never_begun":
-        iteration.forget(lab, experiment_id)
+        iteration.forget(project, experiment_id)
     queue.requeue(name)
     return f"{name} is queued again: {worker} is gone, and {why}"
 
 
-def _fate(lab: Lab, experiment_id: str, decided: Container[str]) -> tuple[Fate, str]:
+def _fate(project: Project, experiment_id: str, decided: Container[str]) -> tuple[Fate, str]:
     """What became of an experiment, collected if it has ended, and why it is lost if it is."""
-    run = lab.layout.run(experiment_id)
+    run = project.layout.run(experiment_id)
     if run.result.exists() or experiment_id in decided:
         return "ended", ""
     if not run.run_spec.exists():
@@ -63,5 +63,5 @@ def _fate(lab: Lab, experiment_id: str, decided: Container[str]) -> tuple[Fate, 
         return "lost", f"left {error}"
     if not recovery.is_readable(run) and not run.result.exists():
         return "lost", f"left {run.folder} damaged"
-    collect(lab.repository, lab.layout, experiment_id)
+    collect(project.repository, project.layout, experiment_id)
     return "ended", ""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.iteration import Finished, Request, Watch, run
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
@@ -27,20 +27,22 @@ class OnDevice(LocalExecutor):
         return LocalExecutor.submit(self, pinned)
 
 
-def has_baseline(lab: Lab) -> bool:
+def has_baseline(project: Project) -> bool:
     """Whether the search has something to compare with."""
-    sync(lab.layout)
-    return first_baseline(of_tag(read_ledger(lab.layout), lab.active())) is not None
+    sync(project.layout)
+    return first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None
 
 
-def run_baseline(lab: Lab, device: str, watch: Watch) -> tuple[Finished, list[Decision]]:
+def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Finished, list[Decision]]:
     """Run it, decide it, and bring the ledger up to date.
 
     Raises:
         LeaseError: the device is held.
     """
-    executor = OnDevice(lab.repository, lab.layout, device=device)
-    finished = run(lab, Request(Change.none(), title="baseline"), watch=watch, executor=executor)
-    decisions = list(settle(lab, [finished.experiment_id], decided_by="bootstrap"))
-    sync(lab.layout)
+    executor = OnDevice(project.repository, project.layout, device=device)
+    finished = run(
+        project, Request(Change.none(), title="baseline"), watch=watch, executor=executor
+    )
+    decisions = list(settle(project, [finished.experiment_id], decided_by="bootstrap"))
+    sync(project.layout)
     return finished, decisions

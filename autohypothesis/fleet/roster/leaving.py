@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import read_decisions
 
 
-def take_back(lab: Lab, queue: Queue, worker: str) -> int:
+def take_back(project: Project, queue: Queue, worker: str) -> int:
     """Withdraw what waits for `worker`, and close or requeue what it had claimed; how many.
 
     The worker is not at work. What it ran to its end is collected and counts; anything else was
@@ -23,15 +23,15 @@ def take_back(lab: Lab, queue: Queue, worker: str) -> int:
     claimed = queue.running(worker)[worker]
     if not claimed:
         return len(waiting)
-    decided, moved = _decided(lab), len(waiting)
+    decided, moved = _decided(project), len(waiting)
     for one in claimed:
         with suppress(*FAULTS):
-            moved += bool(end_claim(lab, queue, one, worker, decided))
+            moved += bool(end_claim(project, queue, one, worker, decided))
     return moved
 
 
-def _decided(lab: Lab) -> set[str]:
+def _decided(project: Project) -> set[str]:
     """Experiments with a decision, as far as those can be read."""
     with suppress(RecordError):
-        return {one.experiment_id for one in read_decisions(lab.layout)[0]}
+        return {one.experiment_id for one in read_decisions(project.layout)[0]}
     return set()

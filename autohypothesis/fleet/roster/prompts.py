@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.plain import plain
 from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
@@ -54,12 +54,12 @@ class Waiting(Protocol):
     def counts(self) -> dict[str, int]: ...
 
 
-def write_all(lab: Lab, manifest: Manifest, queue: Waiting | None = None) -> list[str]:
+def write_all(project: Project, manifest: Manifest, queue: Waiting | None = None) -> list[str]:
     """Every page of a fleet; remarks about files of somebody else's that were put aside."""
     from autohypothesis.fleet.queue.states import Queue
 
-    layout, notes = lab.layout, []
-    facts = _facts(lab, manifest)
+    layout, notes = project.layout, []
+    facts = _facts(project, manifest)
     pages = {
         layout.observer_prompt: _page("observer-agent", facts),
         layout.tool_builder_prompt: _page("tool-builder", facts),
@@ -71,20 +71,20 @@ def write_all(lab: Lab, manifest: Manifest, queue: Waiting | None = None) -> lis
         pages[layout.worker_prompt(worker.worker_id)] = _page("worker", {**facts, **own})
     for path, page in pages.items():
         notes += _put(path, page)
-    return notes + write_assignments(lab, queue or Queue(layout, manifest.tag), manifest)
+    return notes + write_assignments(project, queue or Queue(layout, manifest.tag), manifest)
 
 
-def write_assignments(lab: Lab, queue: Waiting, manifest: Manifest) -> list[str]:
+def write_assignments(project: Project, queue: Waiting, manifest: Manifest) -> list[str]:
     """What each role is to do now. A page that would say the same is not written again."""
-    facts = _facts(lab, manifest)
+    facts = _facts(project, manifest)
     waiting, running, pending = queue.dispatched(), queue.running(), queue.pending()
     pages = {
-        lab.layout.assignment("observer"): _page(
+        project.layout.assignment("observer"): _page(
             "assignment-observer",
             {**facts, **_observers(manifest, queue.counts(), pending, waiting, running)},
         ),
-        lab.layout.assignment("tool-builder"): _page(
-            "assignment-tool-builder", {**facts, **_requests(lab.layout)}
+        project.layout.assignment("tool-builder"): _page(
+            "assignment-tool-builder", {**facts, **_requests(project.layout)}
         ),
     }
     for worker in manifest.workers:
@@ -95,7 +95,7 @@ def write_assignments(lab: Lab, queue: Waiting, manifest: Manifest) -> list[str]
             "waiting": mine[:SHOWN],
             "more": len(mine[SHOWN:]),
         }
-        path = lab.layout.worker_assignment(worker.worker_id)
+        path = project.layout.worker_assignment(worker.worker_id)
         pages[path] = _page("assignment-worker", {**facts, **own})
     notes = []
     for path, page in pages.items():
@@ -106,8 +106,8 @@ def write_assignments(lab: Lab, queue: Waiting, manifest: Manifest) -> list[str]
 # ── what the pages are made of ──────────────────────────────────────────────────────────────
 
 
-def _facts(lab: Lab, manifest: Manifest) -> dict[str, Any]:
-    layout = lab.layout
+def _facts(project: Project, manifest: Manifest) -> dict[str, Any]:
+    layout = project.layout
     return {
         "mark": MARK,
         "tag": manifest.tag,
@@ -117,7 +117,7 @@ def _facts(lab: Lab, manifest: Manifest) -> dict[str, Any]:
         "charter": place(layout.program),
         "steering": place(layout.steering),
         "manifest": place(layout.manifest),
-        "artifacts": ", ".join(f"`{one_line(path)}`" for path in lab.task.artifacts[:LISTED]),
+        "artifacts": ", ".join(f"`{one_line(path)}`" for path in project.task.artifacts[:LISTED]),
         "workers": manifest.workers[:LISTED],
         "hidden_workers": len(manifest.workers[LISTED:]),
         "observer_protocol": place(layout.protocol("observer")),

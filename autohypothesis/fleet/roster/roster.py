@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from autohypothesis.engine.inputs import locate_inputs
-from autohypothesis.engine.lab import Lab, active_tag, new_tag, reference_ref
+from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
 from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
 from autohypothesis.fleet.live.presence import (
     at_work,
@@ -70,7 +70,7 @@ class Fleet:
     """Worker -> what was done to its worktree; empty where it was whole."""
 
 
-def init_fleet(lab: Lab, wanted: Wanted) -> Fleet:
+def init_fleet(project: Project, wanted: Wanted) -> Fleet:
     """Make the fleet of a tag, or mend it.
 
     Raises:
@@ -82,22 +82,22 @@ def init_fleet(lab: Lab, wanted: Wanted) -> Fleet:
     """
     choice = choose(wanted.gpus, wanted.cpu_workers)
     _check_words(wanted)
-    refuse_another_machine(lab.layout)
-    refuse_beside_loop(lab.layout)
-    lab.repository.head()
-    with hold(lab.layout, "fleet", doing="init-fleet"):
-        return _Roll(lab, wanted, choice).call()
+    refuse_another_machine(project.layout)
+    refuse_beside_loop(project.layout)
+    project.repository.head()
+    with hold(project.layout, "fleet", doing="init-fleet"):
+        return _Roll(project, wanted, choice).call()
 
 
-def begin(lab: Lab, wanted: Wanted) -> Lab:
+def begin(project: Project, wanted: Wanted) -> Project:
     """Start the tag alone, as `init_fleet` would; what runs before there are workers goes there."""
     choice = choose(wanted.gpus, wanted.cpu_workers)
-    refuse_beside_loop(lab.layout)
-    with hold(lab.layout, "fleet", doing="bootstrap"):
-        return _Roll(lab, wanted, choice).begin()
+    refuse_beside_loop(project.layout)
+    with hold(project.layout, "fleet", doing="bootstrap"):
+        return _Roll(project, wanted, choice).begin()
 
 
-def begin_alone(lab: Lab, tag: str, places: Sequence[str]) -> tuple[Lab, list[str]]:
+def begin_alone(project: Project, tag: str, places: Sequence[str]) -> tuple[Project, list[str]]:
     """Start the tag, or go on with it, for who works in detached worktrees; and what to know.
 
     The fleet that the tag may have stays as it is.
@@ -108,9 +108,9 @@ def begin_alone(lab: Lab, tag: str, places: Sequence[str]) -> tuple[Lab, list[st
     Raises:
         As `init_fleet`.
     """
-    lab.repository.head()
-    with hold(lab.layout, "fleet", doing="run-loop"):
-        roll = _Roll(lab, Wanted(tag), Choice(()))
+    project.repository.head()
+    with hold(project.layout, "fleet", doing="run-loop"):
+        roll = _Roll(project, Wanted(tag), Choice(()))
         roll.trees.refuse_places(places)
         return roll.begin(), roll.notes
 
@@ -148,17 +148,19 @@ def _check_words(wanted: Wanted) -> None:
 class _Roll:
     """One call of `init_fleet`, under its lock."""
 
-    def __init__(self, lab: Lab, wanted: Wanted, choice: Choice) -> None:
-        self.lab, self.wanted, self.chosen = lab, wanted, choice.chosen
-        self.repository, self.layout = lab.repository, lab.layout
+    def __init__(self, project: Project, wanted: Wanted, choice: Choice) -> None:
+        self.project, self.wanted, self.chosen = project, wanted, choice.chosen
+        self.repository, self.layout = project.repository, project.layout
         self.notes = list(choice.notes)
-        self.before = read_manifest(lab.layout)
-        self.tag = checked_id(wanted.tag or active_tag(lab.layout) or new_tag(lab.repository))
-        self.trees = Worktrees(lab.repository, self.tag)
-        self.is_new = lab.repository.read_ref(reference_ref(self.tag)) is None
+        self.before = read_manifest(project.layout)
+        self.tag = checked_id(
+            wanted.tag or active_tag(project.layout) or new_tag(project.repository)
+        )
+        self.trees = Worktrees(project.repository, self.tag)
+        self.is_new = project.repository.read_ref(reference_ref(self.tag)) is None
 
-    def begin(self) -> Lab:
-        """The lab on its tag, once nothing is in the way."""
+    def begin(self) -> Project:
+        """The project on its tag, once nothing is in the way."""
         self._refuse_while_at_work()
         self._refuse_a_strangers_tag()
         base = self._base()
@@ -166,15 +168,15 @@ class _Roll:
         if self.repository.read_ref(marker(self.tag)) is None:
             # First, since a branch without its marker would be a stranger's after a kill.
             self.repository.compare_and_swap(marker(self.tag), base, None)
-        self.lab = self.lab.with_tag(self.tag, base=base)
-        return self.lab
+        self.project = self.project.with_tag(self.tag, base=base)
+        return self.project
 
     def call(self) -> Fleet:
         self.begin()
         done = self._make_worktrees() if self.wanted.worktrees else {}
         manifest = self._manifest()
         self._release(manifest)
-        self.notes += prompts.write_all(self.lab, manifest)
+        self.notes += prompts.write_all(self.project, manifest)
         write_json(self.layout.manifest, manifest)
         self._remark(manifest)
         self._remark_return(manifest)
@@ -274,7 +276,7 @@ class _Roll:
     # ── workers ───────────────────────────────────────────────────────────────────────────
 
     def _make_worktrees(self) -> dict[str, str]:
-        reference, done = self.lab.reference(), {}
+        reference, done = self.project.reference(), {}
         for one in self.chosen:
             path = self.layout.worktree(one.worker_id)
             wrong = self.trees.wrong_with(one.worker_id)
@@ -324,7 +326,7 @@ class _Roll:
         gone = [one.worker_id for one in self.before.workers if one.worker_id not in stay]
         queue = Queue(self.layout, self.tag)
         for worker in gone:
-            moved = take_back(self.lab, queue, worker)
+            moved = take_back(self.project, queue, worker)
             held = f"; {moved} hypotheses of it wait again" if moved else ""
             self.notes.append(
                 f"{worker} is no worker any more{held}; `python orchestrator.py prune` removes"
@@ -347,7 +349,7 @@ class _Roll:
             self.notes.append("no worktrees were made; a worker makes its own when it starts")
         with suppress(LaunchError):
             root = self.layout.root
-            kind = locate_inputs(self.lab.task, root, root, os.environ).device
+            kind = locate_inputs(self.project.task, root, root, os.environ).device
             others = [one.worker_id for one in manifest.workers if kind and one.kind != kind]
             if others:
                 self.notes.append(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from autohypothesis.engine.export import Export
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.live.presence import users_of
 from autohypothesis.fleet.roster.roster import read_manifest
@@ -39,7 +39,7 @@ class Step:
     detail: str = ""
 
 
-def prune(lab: Lab, *, dry_run: bool = False, tag: str | None = None) -> list[Step]:
+def prune(project: Project, *, dry_run: bool = False, tag: str | None = None) -> list[Step]:
     """Remove worktrees and branches of workers that are in no active fleet.
 
     Args:
@@ -48,27 +48,27 @@ def prune(lab: Lab, *, dry_run: bool = False, tag: str | None = None) -> list[St
     Raises:
         UsageError: no fleet of `tag` left anything.
     """
-    with hold(lab.layout, "fleet", doing="prune"):
-        manifest = read_manifest(lab.layout)
+    with hold(project.layout, "fleet", doing="prune"):
+        manifest = read_manifest(project.layout)
         stays: set[tuple[str, str]] = set()
         if manifest is not None:
             stays = {(manifest.tag, one.worker_id) for one in manifest.workers}
-        past = [pair for pair in _made(lab) if tag in (None, pair[0])]
+        past = [pair for pair in _made(project) if tag in (None, pair[0])]
         if tag is not None and not past:
-            known = ", ".join(sorted({name for name, _ in _made(lab)})) or "none"
+            known = ", ".join(sorted({name for name, _ in _made(project)})) or "none"
             raise UsageError(f"no fleet of tag {tag!r} is known; there are {known}")
         busy = {worker for _, worker in stays}
         return [
             step
             for name, worker in past
             if (name, worker) not in stays
-            for step in _Past(lab, name, worker, dry_run).take_away(worker in busy)
+            for step in _Past(project, name, worker, dry_run).take_away(worker in busy)
         ]
 
 
-def _made(lab: Lab) -> list[tuple[str, str]]:
+def _made(project: Project) -> list[tuple[str, str]]:
     """Tag and worker of everything that a fleet made here."""
-    names = (ref.removeprefix(MARKERS) for ref in lab.repository.refs(MARKERS))
+    names = (ref.removeprefix(MARKERS) for ref in project.repository.refs(MARKERS))
     pairs = (tuple(name.split("/")) for name in names)
     return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2 and pair[1] != REFERENCE]
 
@@ -77,7 +77,7 @@ def _made(lab: Lab) -> list[tuple[str, str]]:
 class _Past:
     """What one worker of one tag left."""
 
-    lab: Lab
+    project: Project
     tag: str
     worker: str
     dry_run: bool
@@ -102,10 +102,10 @@ class _Past:
 
     def _remove_export(self, name: str) -> Iterator[Step]:
         """Where its runs had their files: those are in their commits, so nothing is kept."""
-        export = Export(self.lab.repository, name)
+        export = Export(self.project.repository, name)
         if not export.path.is_dir():
             return
-        user = users_of(self.lab.layout, self.worker, export.path)
+        user = users_of(self.project.layout, self.worker, export.path)
         if user:
             yield Step(f"files of runs {export.path}", "left", f"they are used by {user}")
         elif self.dry_run:
@@ -116,7 +116,7 @@ class _Past:
 
     def _worktree(self, name: str) -> Worktree | None:
         """The one of that name, if this very worker's."""
-        found = self.lab.repository.worktree_at(self.lab.layout.worktree(name))
+        found = self.project.repository.worktree_at(self.project.layout.worktree(name))
         if found is None:
             return None
         words = (found.lock_reason or "").split()
@@ -125,19 +125,19 @@ class _Past:
 
     def _remove_worktree(self, name: str, found: Worktree) -> Step:
         what = f"worktree {found.path}"
-        user = users_of(self.lab.layout, self.worker, found.path)
+        user = users_of(self.project.layout, self.worker, found.path)
         if user:
             return Step(what, "left", f"it is used by {user}")
         if self.dry_run:
             return Step(what, "would be removed", "after its changes were kept, if it has any")
-        trees = Worktrees(self.lab.repository, self.tag)
+        trees = Worktrees(self.project.repository, self.tag)
         workspace = trees.workspace(name)
-        kept = trees.rescue(workspace, found.head or self.lab.repository.head())
-        self.lab.repository.worktree_remove(found.path)
+        kept = trees.rescue(workspace, found.head or self.project.repository.head())
+        self.project.repository.worktree_remove(found.path)
         return Step(what, "removed", kept)
 
     def _remove_branch(self) -> Iterator[Step]:
-        repository, branch = self.lab.repository, worker_branch(self.tag, self.worker)
+        repository, branch = self.project.repository, worker_branch(self.tag, self.worker)
         commit = repository.read_ref(HEADS + branch)
         if commit is None:
             if not self.dry_run:
@@ -157,7 +157,7 @@ class _Past:
 
     def _keep_commit(self, commit: str) -> str:
         """Commits that nothing else holds: somebody worked on the branch by hand."""
-        repository = self.lab.repository
+        repository = self.project.repository
         held = [*repository.experiments().values(), *self._references()]
         if commit in held or any(repository.is_ancestor(commit, one) for one in self._references()):
             return f"it stood at {commit[:12]}"
@@ -167,7 +167,7 @@ class _Past:
 
     def _references(self) -> list[str]:
         """What stays: every search's reference, and where the main checkout stands."""
-        repository = self.lab.repository
-        made = {HEADS + worker_branch(tag, worker) for tag, worker in _made(self.lab)}
+        repository = self.project.repository
+        made = {HEADS + worker_branch(tag, worker) for tag, worker in _made(self.project)}
         heads = repository.refs(HEADS)
         return [repository.head(), *(one for ref, one in heads.items() if ref not in made)]

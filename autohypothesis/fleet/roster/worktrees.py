@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autohypothesis.engine.lab import reference_branch, refuse_checked_out
+from autohypothesis.engine.project import reference_branch, refuse_checked_out
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import FleetError, GitError
 from autohypothesis.records.git import SALVAGE, Repository

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.records.normal_form import tree_of
 
 
@@ -47,8 +47,8 @@ class NoClaims:
         return Answer("unknown", "there is no hub")
 
 
-def tree_of_commit(lab: Lab, commit: str) -> str:
+def tree_of_commit(project: Project, commit: str) -> str:
     """The artifacts of a commit by their normal form."""
-    repository = lab.repository
-    paths = lab.task.artifacts_in(repository.entries(commit))
+    repository = project.repository
+    paths = project.task.artifacts_in(repository.entries(commit))
     return tree_of({path: repository.show_file(commit, path) for path in paths})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.records.git_facts import Entry
 
 SHOWN = "refs/shown/"
@@ -22,14 +22,14 @@ _READ_BY_GIT = (".gitattributes", ".gitmodules", ".gitignore")
 
 
 class Lineage:
-    """What one lab shows of its commits."""
+    """What one project shows of its commits."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.lab = lab
+    def __init__(self, project: Project) -> None:
+        self.project = project
 
     def shown(self, commit: str) -> str | None:
         """What others know a commit of ours as; None where it was never shown."""
-        return self.lab.repository.read_ref(SHOWN + commit)
+        return self.project.repository.read_ref(SHOWN + commit)
 
     def baseline(self, commit: str) -> str:
         """The task's files at `commit`, as a commit without a parent."""
@@ -42,7 +42,7 @@ class Lineage:
         if (known := self.shown(commit)) is not None:
             return known
         parent = self.baseline(base)
-        repository = self.lab.repository
+        repository = self.project.repository
         files = {**repository.entries(parent), **self._artifacts(commit)}
         return self._remember(commit, self._commit(files, [parent], message, at))
 
@@ -52,23 +52,23 @@ class Lineage:
             self._remember(commit, theirs)
 
     def _remember(self, commit: str, shown: str) -> str:
-        self.lab.repository.compare_and_swap(SHOWN + commit, shown, None)
+        self.project.repository.compare_and_swap(SHOWN + commit, shown, None)
         return self.shown(commit) or shown
 
     def _commit(
         self, files: Mapping[str, Entry], parents: list[str], message: str, at: datetime
     ) -> str:
-        repository = self.lab.repository
+        repository = self.project.repository
         return repository.commit_tree(repository.tree_of_files(files), parents, message, at=at)
 
     def _about(self) -> str:
-        goal = self.lab.task.objective
-        return f"baseline of {self.lab.task.id}: {goal.direction} {goal.metric}\n"
+        goal = self.project.task.objective
+        return f"baseline of {self.project.task.id}: {goal.direction} {goal.metric}\n"
 
     def _files(self, commit: str) -> dict[str, Entry]:
         """Artifacts, and what the task says is protected; never all the rest of a repository."""
-        task = self.lab.task
-        every = self.lab.repository.entries(commit)
+        task = self.project.task
+        every = self.project.repository.entries(commit)
         named = task.protected is not None
         return {
             path: one
@@ -78,5 +78,5 @@ class Lineage:
         }
 
     def _artifacts(self, commit: str) -> dict[str, Entry]:
-        entries = self.lab.repository.entries(commit)
-        return {path: entries[path] for path in self.lab.task.artifacts_in(entries)}
+        entries = self.project.repository.entries(commit)
+        return {path: entries[path] for path in self.project.task.artifacts_in(entries)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.outbox import Outbox
 from autohypothesis.fleet.queue.states import Queue
@@ -46,11 +46,11 @@ _PIECE = 1 << 20
 class Telling:
     """Tells of one search, look after look at its rows."""
 
-    def __init__(self, lab: Lab, queue: Queue, outbox: Outbox) -> None:
-        self.lab = lab
+    def __init__(self, project: Project, queue: Queue, outbox: Outbox) -> None:
+        self.project = project
         self.queue = queue
         self.outbox = outbox
-        self.lineage = Lineage(lab)
+        self.lineage = Lineage(project)
         self._told: dict[str, bool] = {}
         """Experiment -> whether it stood when it was looked at last."""
         self._reasons: dict[str, str] = {}
@@ -69,7 +69,7 @@ class Telling:
         new = [row for row in rows if self._is_new(row)]
         new.sort(key=lambda row: row.get("ordinal") or 0)
         if new:
-            decisions, _ = read_decisions(self.lab.layout)
+            decisions, _ = read_decisions(self.project.layout)
             self._reasons = {one.experiment_id: harmless(one.reason) for one in decisions}
         told = 0
         for row in new:
@@ -99,7 +99,7 @@ class Telling:
 
     def _tell(self, row: Mapping[str, Any]) -> None:
         name = row["id"]
-        runtime = self._runtime(self.lab.layout.run(name))
+        runtime = self._runtime(self.project.layout.run(name))
         about = self._about(row)
         said = {**{key: row.get(key) for key in COPIED}, **about}
         said |= {"task_hash": runtime.task_hash, "budget_seconds": runtime.budget_seconds}
@@ -113,8 +113,8 @@ class Telling:
             self.outbox.put(PUSH, name, {"commit": said["commit"]})
         else:  # the baseline again, or a keep that was taken back
             said["commit"] = self.lineage.shown(row["commit"]) or row["commit"]
-        said["tree"] = tree_of_commit(self.lab, row["commit"])
-        said["log_hash"] = _hash_of(self.lab.layout.run(name))
+        said["tree"] = tree_of_commit(self.project, row["commit"])
+        said["log_hash"] = _hash_of(self.project.layout.run(name))
         self.outbox.put(RESULT, name, said)
         self.outbox.put(LINE, name, said)
         if _is_refuted(row) and said["commit"] != row["commit"]:
@@ -134,7 +134,7 @@ class Telling:
     def _plan(self, name: str) -> Plan | None:
         """None for what was recorded by hand."""
         with suppress(FileNotFoundError, RecordError, ValidationError):
-            return Plan.model_validate(read_json(self.lab.layout.plan(name)))
+            return Plan.model_validate(read_json(self.project.layout.plan(name)))
         return None
 
     def _show(self, row: Mapping[str, Any], description: str) -> str:

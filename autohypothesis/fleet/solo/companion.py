@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import SOLO
 from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.worker.worker import Worker
@@ -19,9 +19,9 @@ STEADY_S = 60.0
 """A worker that lived so long begins anew with the first pause."""
 
 
-def entry(lab: Lab) -> Entry:
+def entry(project: Project) -> Entry:
     """The one worker: on whichever device is free; its worktree is made when a change needs one."""
-    place = lab.layout.worktree(SOLO)
+    place = project.layout.worktree(SOLO)
     return Entry(worker_id=SOLO, gpu_id="any", worktree_path=str(place))
 
 
@@ -32,10 +32,10 @@ class Companion:
     on disk what the one before it left.
     """
 
-    def __init__(self, lab: Lab, stop: Stopping, *, label: str) -> None:
+    def __init__(self, project: Project, stop: Stopping, *, label: str) -> None:
         self.problem = ""
         """How the last worker failed; empty while it works."""
-        self._lab = lab
+        self._project = project
         self._label = label
         self._stop = stop
         self._left = threading.Event()
@@ -83,9 +83,9 @@ class Companion:
             began = time.monotonic()
             try:
                 # A repository object is one thread's.
-                lab = replace(self._lab, repository=Repository(self._lab.layout.root))
+                project = replace(self._project, repository=Repository(self._project.layout.root))
                 self.problem = ""
-                Worker(lab, entry(lab), label=self._label).run(self)
+                Worker(project, entry(project), label=self._label).run(self)
             except Exception as error:
                 # The boundary of the thread: whatever it was, the search goes on.
                 failures = 0 if time.monotonic() - began > STEADY_S else failures + 1

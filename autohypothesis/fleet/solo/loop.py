@@ -19,7 +19,7 @@ from typing import Literal, TextIO
 from autohypothesis.engine import local
 from autohypothesis.engine.executor import Resources
 from autohypothesis.engine.inputs import locate_inputs
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, FleetError, LockError
 from autohypothesis.fleet.live import bench, presence
 from autohypothesis.fleet.live.presence import LOOP, SOLO
@@ -50,8 +50,8 @@ __all__ = ["Loop", "Outcome", "alone"]
 
 
 @contextmanager
-def alone(lab: Lab, tag: str | None) -> Iterator[tuple[Lab, list[str]]]:
-    """The lab on its tag, begun or taken up again, and what a person should know of that.
+def alone(project: Project, tag: str | None) -> Iterator[tuple[Project, list[str]]]:
+    """The project on its tag, begun or taken up again, and what a person should know of that.
 
     Raises:
         FleetError: a loop or a fleet is at work here, or something of somebody else's is in the
@@ -59,43 +59,43 @@ def alone(lab: Lab, tag: str | None) -> Iterator[tuple[Lab, list[str]]]:
         LaunchError: the data cannot be located.
         LeaseError: there is no device of the kind that it needs.
     """
-    layout, wanted = lab.layout, tag or lab.usual_tag()
+    layout, wanted = project.layout, tag or project.usual_tag()
     presence.refuse_another_machine(layout)
     with ExitStack() as stack:
         presence.refuse_beside_loop(layout)
-        _take(stack, lab, LOOP, wanted, LOCK_S)
+        _take(stack, project, LOOP, wanted, LOCK_S)
         presence.refuse_beside_fleet(layout)
-        lab, notes = begin_alone(lab, wanted, PLACES)
-        _refuse_without_script(lab)
-        _refuse_without_device(lab)
-        _take(stack, lab, "observer", wanted, OBSERVER_S)
-        yield lab, notes
+        project, notes = begin_alone(project, wanted, PLACES)
+        _refuse_without_script(project)
+        _refuse_without_device(project)
+        _take(stack, project, "observer", wanted, OBSERVER_S)
+        yield project, notes
 
 
-def _take(stack: ExitStack, lab: Lab, name: str, tag: str, seconds: float) -> None:
+def _take(stack: ExitStack, project: Project, name: str, tag: str, seconds: float) -> None:
     doing = f"run-loop of {tag}"
     try:
-        stack.enter_context(hold(lab.layout, name, doing=doing, timeout=seconds))
+        stack.enter_context(hold(project.layout, name, doing=doing, timeout=seconds))
     except LockError:  # somebody was quicker; say who, as one who came later is told
-        presence.refuse_beside_loop(lab.layout)
-        presence.refuse_beside_fleet(lab.layout)
+        presence.refuse_beside_loop(project.layout)
+        presence.refuse_beside_fleet(project.layout)
         raise
 
 
-def _refuse_without_script(lab: Lab) -> None:
-    commit = lab.reference()
-    if not lab.task.artifacts_in(lab.repository.entries(commit)):
-        wanted = ", ".join(lab.task.artifacts)
+def _refuse_without_script(project: Project) -> None:
+    commit = project.reference()
+    if not project.task.artifacts_in(project.repository.entries(commit)):
+        wanted = ", ".join(project.task.artifacts)
         raise FleetError(
-            f"commit {commit[:12]}, which {lab.active()} begins at, has no {wanted}",
+            f"commit {commit[:12]}, which {project.active()} begins at, has no {wanted}",
             hint="commit it, and begin another search: python orchestrator.py run-loop --tag NAME",
         )
 
 
-def _refuse_without_device(lab: Lab) -> None:
+def _refuse_without_device(project: Project) -> None:
     """A device that somebody holds now may come free; one that is not there never comes."""
-    root = lab.layout.root
-    inputs = locate_inputs(lab.task, root, root, os.environ)
+    root = project.layout.root
+    inputs = locate_inputs(project.task, root, root, os.environ)
     local.offered(Resources(), inputs)
 
 
@@ -103,7 +103,7 @@ def _refuse_without_device(lab: Lab) -> None:
 class Loop:
     """One call of the loop, inside `alone`."""
 
-    lab: Lab
+    project: Project
     proposers: Sequence[Proposer]
     session: Session
     until: datetime | None = None
@@ -126,11 +126,11 @@ class Loop:
         What runs then is ended, recorded and queued again; after a SIGHUP it goes on by itself,
         and the next loop takes it over.
         """
-        layout = self.lab.layout
+        layout = self.project.layout
         with suppress(AutohypothesisError):
             bench.clear(layout)
         with launching.log_of(layout, LOOP).open("a", encoding="utf-8") as log:
-            companion = Companion(self.lab, stop, label=self.session.name)
+            companion = Companion(self.project, stop, label=self.session.name)
             observer = self._observer(log)
             beside = self._start_keeper()
             observer.turn()  # so that what a killed one left waits in its order again
@@ -151,14 +151,14 @@ class Loop:
 
         limits = Limits(max_experiments=self.session.limit, until=self.until, ideas=not self.waits)
         return Observer(
-            self.lab, self.proposers, limits=limits, say=say, workers=[entry(self.lab)],
+            self.project, self.proposers, limits=limits, say=say, workers=[entry(self.project)],
             command="run-loop",
         )  # fmt: skip
 
     def _start_keeper(self) -> Popen[bytes] | None:
         """A fleet's niced child, which draws and keeps; a loop does without where none starts."""
         with suppress(OSError):
-            return launching.start(self.lab.layout, muster.keeper(self.lab.layout))
+            return launching.start(self.project.layout, muster.keeper(self.project.layout))
         return None
 
     def _await(self, companion: Companion, stop: Stop) -> None:
@@ -184,7 +184,7 @@ class Loop:
         problems = [self.ended] if outcome == "failed" else []
         action = f"{self._how_far}; {self.ended}"[:500]
         with suppress(AutohypothesisError):
-            write(self.lab.layout, self.session, outcome, action,
+            write(self.project.layout, self.session, outcome, action,
                   problems=problems, started=self._started, durable=True)  # fmt: skip
 
     def look(self, observer: Observer, companion: Companion) -> None:
@@ -197,7 +197,7 @@ class Loop:
         if saying != self._said:
             problems = [companion.problem] if companion.problem else []
             with suppress(AutohypothesisError):  # a full disk costs the news
-                write(self.lab.layout, self.session, "working", saying[0],
+                write(self.project.layout, self.session, "working", saying[0],
                       problems=problems, started=self._started)  # fmt: skip
                 self._said = saying
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from autohypothesis.engine.lab import reference_ref
+from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError
 from autohypothesis.fleet.supervisor.snapshot import LEDGERS, ledger_ref
 from autohypothesis.records import git_keep

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autohypothesis.engine.environment import program_environment
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
@@ -73,7 +73,7 @@ class ToolBuilder:
 
     def __init__(
         self,
-        where: Lab | Layout,
+        where: Project | Layout,
         *,
         command: Sequence[str] | None = None,
         command_s: float = COMMAND_S,

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.program import Ended
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, LockError, RecordError, ToolError
 from autohypothesis.fleet.toolbuilder import guard as tool_guard
 from autohypothesis.fleet.toolbuilder import registry as tool_registry
@@ -37,20 +37,20 @@ TEXT_LIMIT = 4_000
 """Characters of a problem or a note."""
 
 
-def layout_of(where: Lab | Layout) -> Layout:
-    return where.layout if isinstance(where, Lab) else where
+def layout_of(where: Project | Layout) -> Layout:
+    return where.layout if isinstance(where, Project) else where
 
 
 # ── asking and publishing ───────────────────────────────────────────────────────────────────
 
 
-def registry(where: Lab | Layout) -> Registry:
+def registry(where: Project | Layout) -> Registry:
     """All tools, with their calls counted. Only reads."""
     return tool_registry.read(layout_of(where))
 
 
 def request(
-    where: Lab | Layout,
+    where: Project | Layout,
     tool_id: str,
     *,
     problem: str,
@@ -89,7 +89,7 @@ def request(
 
 
 def publish(
-    where: Lab | Layout,
+    where: Project | Layout,
     tool_id: str,
     source: Path | bytes,
     *,
@@ -131,7 +131,7 @@ def publish(
 
 
 def decide(
-    where: Lab | Layout,
+    where: Project | Layout,
     tool_id: str,
     status: Literal["adopted", "discarded"],
     *,
@@ -158,7 +158,7 @@ def decide(
     )
 
 
-def note_failure(where: Lab | Layout, tool_id: str, why: str, *, retry_in_s: float) -> None:
+def note_failure(where: Project | Layout, tool_id: str, why: str, *, retry_in_s: float) -> None:
     """Record that building a requested tool has failed, and when to try again."""
 
     def record(found: Registry) -> None:
@@ -219,7 +219,7 @@ def _known(found: Registry, tool_id: str) -> Tool:
 
 
 def run(
-    where: Lab | Layout,
+    where: Project | Layout,
     tool_id: str,
     arguments: Sequence[str] = (),
     *,
@@ -250,7 +250,11 @@ def run(
 
 
 def figure(
-    where: Lab | Layout, tool_id: str, arguments: Sequence[str] = (), *, timeout_s: float = RUN_S
+    where: Project | Layout,
+    tool_id: str,
+    arguments: Sequence[str] = (),
+    *,
+    timeout_s: float = RUN_S,
 ) -> dict[str, Any]:
     """What a published tool answers with `--json`.
 
@@ -303,7 +307,7 @@ def _changed(layout: Layout, tool_id: str) -> ToolError:
 # ── edits of registry.json ──────────────────────────────────────────────────────────────────
 
 
-def take_registry_edits(where: Lab | Layout, *, limits: Limits | None = None) -> list[str]:
+def take_registry_edits(where: Project | Layout, *, limits: Limits | None = None) -> list[str]:
     """Obey what somebody wrote into registry.json; answers with a line for each refusal.
 
     May take seconds where a script is to be published: its checks are made first. When somebody

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 from autohypothesis.engine import iteration
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, LockError, QueueError, RecordError
 from autohypothesis.fleet.queue.states import Closed, Queue
 from autohypothesis.schema import Hypothesis
@@ -25,10 +25,10 @@ RETRY_S = 2.0
 class Claims:
     """The hypotheses of one worker."""
 
-    def __init__(self, lab: Lab, worker: str) -> None:
-        self._lab = lab
+    def __init__(self, project: Project, worker: str) -> None:
+        self._project = project
         self._worker = worker
-        self._queue = Queue(lab.layout, lab.active())
+        self._queue = Queue(project.layout, project.active())
         self._steps: deque[Callable[[], None]] = deque()
         self._not_before = 0.0
         self._refused = ""
@@ -49,7 +49,7 @@ class Claims:
     def are_waiting(self) -> bool:
         """Whether there may be something to take; a listing, and no lock."""
         try:
-            with os.scandir(self._lab.layout.hypotheses("dispatched", self._worker)) as entries:
+            with os.scandir(self._project.layout.hypotheses("dispatched", self._worker)) as entries:
                 return any(entry.name.endswith(".json") for entry in entries)
         except OSError:
             return False
@@ -58,7 +58,9 @@ class Claims:
         """Whether a claim still stands: nobody took the hypothesis away meanwhile."""
         if not hypothesis_id:
             return False
-        return os.path.lexists(self._lab.layout.hypothesis(hypothesis_id, "running", self._worker))
+        return os.path.lexists(
+            self._project.layout.hypothesis(hypothesis_id, "running", self._worker)
+        )
 
     # ── steps ─────────────────────────────────────────────────────────────────────────────
 
@@ -83,7 +85,7 @@ class Claims:
             self._left_alone.append(problem)
         if experiment_id:
             with suppress(OSError):
-                iteration.forget(self._lab, experiment_id)
+                iteration.forget(self._project, experiment_id)
         self._soon(partial(self._queue.release, hypothesis_id, self._worker))
 
     def finish(self, hypothesis_id: str, closed: Closed, outcome: str) -> None:

@@ -13,8 +13,8 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.failures import room_in
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import workspace_of
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
@@ -32,15 +32,15 @@ from autohypothesis.schema import Hypothesis, Setting, Steering, Worker
 SEE = "see program.md and research/steering.md"
 
 
-def make_worktree(lab: Lab, worker: Worker) -> None:
+def make_worktree(project: Project, worker: Worker) -> None:
     """The worktree of a worker with a branch, for people and agents, unless it is there.
 
     Runs have checkouts of their own, so that none is made is no reason not to work.
     """
     if worker.branch:
-        place = workspace_of(lab.repository, worker.worker_id, lab.active(), worker.branch)
+        place = workspace_of(project.repository, worker.worker_id, project.active(), worker.branch)
         with suppress(AutohypothesisError):
-            place.ensure(lab.reference())
+            place.ensure(project.reference())
 
 
 def is_of_the_machine(error: Exception | None) -> bool:
@@ -58,7 +58,7 @@ class Preparation:
 
     def __init__(
         self,
-        lab: Lab,
+        project: Project,
         worker: Worker,
         hypothesis: Hypothesis,
         *,
@@ -75,7 +75,7 @@ class Preparation:
         self._rules = Steering()
         """What the candidate was held against."""
         # A repository object is one thread's.
-        self._lab = replace(lab, repository=Repository(lab.repository.root))
+        self._project = replace(project, repository=Repository(project.repository.root))
         self._thread = threading.Thread(target=self._run, name="preparing", daemon=True)
         self._thread.start()
 
@@ -102,7 +102,7 @@ class Preparation:
         Raises:
             GitError: a script of the candidate cannot be read.
         """
-        rules = steering.combined(self._lab.layout)
+        rules = steering.combined(self._project.layout)
         if self.spec is None or rules == self._rules:
             return ""
         problem = self._violation(self.spec, rules)
@@ -114,7 +114,7 @@ class Preparation:
         if self.spec is None:
             return
         with suppress(OSError):
-            iteration.forget(self._lab, self.spec.experiment_id)
+            iteration.forget(self._project, self.spec.experiment_id)
 
     def _run(self) -> None:
         began = time.monotonic()
@@ -137,18 +137,18 @@ class Preparation:
             prediction=wanted.prediction,
         )
         spec = iteration.plan(
-            self._lab,
+            self._project,
             request,
             worker.worker_id,
             workspace=f"{worker.worker_id}-next",
             resources=Resources(kind=kind_of(worker), device=worker.device or None),
         )
-        self._rules = steering.combined(self._lab.layout)
+        self._rules = steering.combined(self._project.layout)
         if problem := self._violation(spec, self._rules):
-            iteration.forget(self._lab, spec.experiment_id)
+            iteration.forget(self._project, spec.experiment_id)
             raise ChangeError(problem, hint=SEE)
         if self._sharing is not None:
-            self._sharing.claim(self._lab, wanted, spec)
+            self._sharing.claim(self._project, wanted, spec)
         return spec
 
     def _violation(self, spec: RunSpec, rules: Steering) -> str:
@@ -156,16 +156,16 @@ class Preparation:
         if spec.parent_commit is None or not (rules.frozen or rules.ranges):
             return ""
         before, after = (
-            _literals(self._lab, commit) for commit in (spec.parent_commit, spec.commit)
+            _literals(self._project, commit) for commit in (spec.parent_commit, spec.commit)
         )
         return steering.violation(rules, before, after)
 
 
-def _literals(lab: Lab, commit: str) -> dict[str, Setting]:
+def _literals(project: Project, commit: str) -> dict[str, Setting]:
     """The constants of the artifacts of `commit`, as far as they can be read without running it."""
-    repository = lab.repository
+    repository = project.repository
     settings: dict[str, Setting] = {}
-    for path in lab.task.artifacts_in(repository.entries(commit)):
+    for path in project.task.artifacts_in(repository.entries(commit)):
         if path.endswith(".py"):
             settings |= config_of(read_constants(repository.show_file(commit, path)), None)
     return settings

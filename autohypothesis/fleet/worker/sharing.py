@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from autohypothesis.engine import iteration
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.claims import Answer, Claims, Idea, tree_of_commit
@@ -30,7 +30,7 @@ class Sharing:
         self._worker = worker
         self._claims = claims
 
-    def claim(self, lab: Lab, hypothesis: Hypothesis, spec: RunSpec) -> None:
+    def claim(self, project: Project, hypothesis: Hypothesis, spec: RunSpec) -> None:
         """Get the right to run a candidate; a baseline, a repeat and a verification need none.
 
         Raises:
@@ -38,14 +38,14 @@ class Sharing:
         """
         if spec.parent_commit is None or spec.replicates or hypothesis.artifacts_from:
             return
-        answer = self._ask(lab, spec)
+        answer = self._ask(project, spec)
         if answer.said == "refused":
-            iteration.forget(lab, spec.experiment_id)
+            iteration.forget(project, spec.experiment_id)
             raise ChangeError(f"another fleet has it: {answer.reason}")
-        self._note(lab, hypothesis, spec, claimed=answer.said == "granted")
+        self._note(project, hypothesis, spec, claimed=answer.said == "granted")
 
-    def _ask(self, lab: Lab, spec: RunSpec) -> Answer:
-        last = self._last_run(lab)
+    def _ask(self, project: Project, spec: RunSpec) -> Answer:
+        last = self._last_run(project)
         if not last.platform_key or not last.task_hash:
             return Answer("unknown", "this worker has run nothing yet")
         seconds = LEASE_RUNS * (last.budget_seconds or 0.0)
@@ -53,40 +53,42 @@ class Sharing:
             Idea(
                 platform_key=last.platform_key,
                 task_hash=last.task_hash,
-                tree=tree_of_commit(lab, spec.commit),
+                tree=tree_of_commit(project, spec.commit),
                 title=spec.title,
                 lease_seconds=min(max(seconds, LEAST_LEASE_S), LONGEST_LEASE_S),
             )
         )
 
-    def _note(self, lab: Lab, hypothesis: Hypothesis, spec: RunSpec, *, claimed: bool) -> None:
+    def _note(
+        self, project: Project, hypothesis: Hypothesis, spec: RunSpec, *, claimed: bool
+    ) -> None:
         """In the plan, for the ledger, and in the queue, for who looks what to run first."""
-        path = lab.layout.plan(spec.experiment_id)
+        path = project.layout.plan(spec.experiment_id)
         with suppress(FileNotFoundError, AutohypothesisError, ValidationError):
             plan = Plan.model_validate(read_json(path))
             write_json(path, plan.model_copy(update={"claimed": claimed}))
         with suppress(AutohypothesisError):
-            Queue(lab.layout, lab.active()).note_claim(
+            Queue(project.layout, project.active()).note_claim(
                 hypothesis.hypothesis_id, self._worker, claimed
             )
 
-    def _last_run(self, lab: Lab) -> Runtime:
+    def _last_run(self, project: Project) -> Runtime:
         """Of this worker, the newest first; of another one of this search where it has none."""
         other = Runtime()
-        for run in self._newest(lab):
+        for run in self._newest(project):
             with suppress(FileNotFoundError, AutohypothesisError, ValidationError):
-                found = Metadata.model_validate(read_json(lab.layout.run(run).metadata))
-                if found.run.tag != lab.active() or not found.runtime.platform_key:
+                found = Metadata.model_validate(read_json(project.layout.run(run).metadata))
+                if found.run.tag != project.active() or not found.runtime.platform_key:
                     continue
                 if found.run.worker_id == self._worker:
                     return found.runtime
                 other = other if other.platform_key else found.runtime
         return other
 
-    def _newest(self, lab: Lab) -> Iterator[str]:
+    def _newest(self, project: Project) -> Iterator[str]:
         """Names of runs, the latest folder first; a few are enough to find one's own."""
         try:
-            with os.scandir(lab.layout.runs) as entries:
+            with os.scandir(project.layout.runs) as entries:
                 found = [(one.stat(follow_symlinks=False).st_mtime_ns, one.name) for one in entries]
         except OSError:
             return

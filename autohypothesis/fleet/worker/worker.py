@@ -17,8 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from autohypothesis.engine.executor import Executor, Handle, Waits
-from autohypothesis.engine.lab import Lab
 from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, LeaseError, RecordError
 from autohypothesis.fleet.live import bench
 from autohypothesis.fleet.live.heartbeat import Pulse
@@ -67,28 +67,28 @@ class Worker:
 
     def __init__(
         self,
-        lab: Lab,
+        project: Project,
         worker: Entry,
         *,
         executor: Executor | None = None,
         label: str = "",
         rights: Rights | None = None,
     ) -> None:
-        self.lab = lab
+        self.project = project
         self.sharing = Sharing(worker.worker_id, rights) if rights is not None else None
         self.label = label
         self.entry = worker
         self.name = worker.worker_id
-        self.pulse = Pulse(lab.layout, worker)
-        self.claims = Claims(lab, self.name)
-        self.orders = Orders(lab.layout)
+        self.pulse = Pulse(project.layout, worker)
+        self.claims = Claims(project, self.name)
+        self.orders = Orders(project.layout)
         self.current: Job | None = None
         self.next: Preparation | None = None
         self.executor: Executor
         self._hindrance: Callable[[], Hindrance | None]
         if executor is None:
-            self.executor = LocalExecutor(lab.repository, lab.layout)
-            make_worktree(lab, worker)
+            self.executor = LocalExecutor(project.repository, project.layout)
+            make_worktree(project, worker)
             self._hindrance = lambda: hindrance(worker)
         else:
             self.executor, self._hindrance = executor, lambda: None
@@ -115,7 +115,7 @@ class Worker:
             LockError: another process is this worker.
         """
         doing = f"worker {self.name}"
-        with locks.hold(self.lab.layout, f"worker-{self.name}", doing=doing, timeout=LOCK_S):
+        with locks.hold(self.project.layout, f"worker-{self.name}", doing=doing, timeout=LOCK_S):
             try:
                 self.pulse.begin()
                 self._recover()
@@ -155,7 +155,7 @@ class Worker:
 
     def _recover(self) -> None:
         """Every claim that the last worker left open: finished, followed or given back."""
-        layout, known = self.lab.layout, set()
+        layout, known = self.project.layout, set()
         for hypothesis in self.claims.claimed():
             name = hypothesis.hypothesis_id
             if hypothesis.closed is not None:
@@ -197,7 +197,7 @@ class Worker:
             self._claim_at = time.monotonic() + LOOK_S
             return
         self.next = Preparation(
-            self.lab, self.entry, hypothesis, label=self.label, sharing=self.sharing
+            self.project, self.entry, hypothesis, label=self.label, sharing=self.sharing
         )
         if self.current is None:
             self._say("preparing")
@@ -232,7 +232,7 @@ class Worker:
             return
         self._fresh_at = moment + FRESH_S
         with suppress(AutohypothesisError, OSError):
-            if self.lab.reference() != spec.parent_commit:
+            if self.project.reference() != spec.parent_commit:
                 self._put_back()
 
     def _put_back(self) -> bool:
@@ -272,7 +272,7 @@ class Worker:
         if time.monotonic() < self._look_at:
             return self._aside
         self._look_at = time.monotonic() + LOOK_S
-        reason = bench.benched(self.lab.layout).get(self._device, "")
+        reason = bench.benched(self.project.layout).get(self._device, "")
         if not reason and (halt := self.orders.against_beginning()):
             self._put_back()
             if self.current is None:
@@ -296,7 +296,7 @@ class Worker:
 
     def _bench(self, reason: str) -> str:
         with suppress(AutohypothesisError):
-            bench.bench(self.lab.layout, self._device, reason)
+            bench.bench(self.project.layout, self._device, reason)
         return reason
 
     def _sit_out(self, reason: str) -> None:
@@ -318,7 +318,7 @@ class Worker:
     def _speaks_against_device(self, result: Result) -> bool:
         """Whether this result benches the device."""
         with suppress(AutohypothesisError):
-            return bool(bench.judge(self.lab.layout, self._device, result))
+            return bool(bench.judge(self.project.layout, self._device, result))
         return False
 
     # ── execute ───────────────────────────────────────────────────────────────────────────
@@ -371,7 +371,7 @@ class Worker:
 
     def _undo(self, job: Job, why: str) -> None:
         """A run that left its record is ended and collected like any other; else it is none."""
-        if self.lab.layout.run(job.experiment_id).run_spec.exists():
+        if self.project.layout.run(job.experiment_id).run_spec.exists():
             self.next, self.current = None, job
             self._cancel(job)
             self._shows(job, why)
@@ -381,7 +381,7 @@ class Worker:
 
     def _shows(self, job: Job, notes: str = "") -> None:
         """Say what runs from now on."""
-        run, spec = self.lab.layout.run(job.experiment_id), job.spec
+        run, spec = self.project.layout.run(job.experiment_id), job.spec
         self.pulse.runs(
             {"run": str(run.folder), "log": str(run.log)},
             notes,
@@ -431,7 +431,7 @@ class Worker:
             try:
                 result = self.executor.collect(job.handle)
             except _FAULTS as error:
-                if takeover.is_readable(self.lab.layout.run(job.experiment_id)):
+                if takeover.is_readable(self.project.layout.run(job.experiment_id)):
                     self._collect_at = time.monotonic() + LOOK_S
                     self._uncollected += 1
                     self._say("reporting", f"{job.experiment_id} cannot be collected: {error}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from autohypothesis.engine import guard
 from autohypothesis.engine.identity import task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.lab import Lab, reference_ref
+from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import HubError, LaunchError
 from autohypothesis.fleet.sharing.lineage import Lineage
 from autohypothesis.hub.client.refusals import NotThereError, TakenError
@@ -17,7 +17,7 @@ from autohypothesis.hub.client.typed import TypedHub
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a lab searches, as a hub compares it."""
+    """What a project searches, as a hub compares it."""
 
     task_hash: str
     name: str
@@ -29,12 +29,12 @@ class Terms:
     """Empty where a task has no data of its own, or has none prepared yet."""
 
 
-def terms_of(lab: Lab) -> Terms:
+def terms_of(project: Project) -> Terms:
     """Those of the active search, else of HEAD. Data that is not prepared is left out."""
-    repository, task = lab.repository, lab.task
-    blobs = guard.protected_blobs(task, repository.entries(_start(lab)))
+    repository, task = project.repository, project.task
+    blobs = guard.protected_blobs(task, repository.entries(_start(project)))
     try:
-        inputs = locate_inputs(task, lab.layout.root, lab.layout.root, os.environ)
+        inputs = locate_inputs(task, project.layout.root, project.layout.root, os.environ)
     except LaunchError:
         inputs = Inputs()
     return Terms(
@@ -71,15 +71,15 @@ def refuse_other_terms(hub: TypedHub, terms: Terms) -> None:
             raise _differs(hub, what, there, terms.data_hash)
 
 
-def agree(hub: TypedHub, lab: Lab) -> Terms | None:
+def agree(hub: TypedHub, project: Project) -> Terms | None:
     """Tell the hub what is searched here; None where it has no typed routes.
 
     Raises:
         HubError: it knows a task of this name with other files, terms or data.
     """
-    terms = terms_of(lab)
+    terms = terms_of(project)
     try:
-        hub.register_task(**asdict(terms), baseline=Lineage(lab).baseline(_start(lab)))
+        hub.register_task(**asdict(terms), baseline=Lineage(project).baseline(_start(project)))
     except NotThereError:
         return None
     except TakenError as error:
@@ -91,10 +91,10 @@ def agree(hub: TypedHub, lab: Lab) -> Terms | None:
     return terms
 
 
-def _start(lab: Lab) -> str:
+def _start(project: Project) -> str:
     """Where the search stands, or would begin."""
-    begun = lab.repository.read_ref(reference_ref(lab.tag)) if lab.tag else None
-    return begun or lab.repository.head()
+    begun = project.repository.read_ref(reference_ref(project.tag)) if project.tag else None
+    return begun or project.repository.head()
 
 
 def _differs(hub: TypedHub, what: str, theirs: str, ours: str) -> HubError:

@@ -10,7 +10,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, HubError, LockError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.live.stop import Stopping
@@ -34,17 +34,17 @@ LOCK_S = 5.0
 
 
 class Courier:
-    """One lab's courier to one hub."""
+    """One project's courier to one hub."""
 
-    def __init__(self, lab: Lab, credentials: Credentials) -> None:
-        self.lab = lab
-        self.outbox = DiskOutbox(lab.layout)
+    def __init__(self, project: Project, credentials: Credentials) -> None:
+        self.project = project
+        self.outbox = DiskOutbox(project.layout)
         self._hub = TypedHub.of(credentials)
         self._agent = credentials.agent
         self._courier = HubCourier(
-            self._hub, credentials.agent, lab.repository, self.outbox.receipt
+            self._hub, credentials.agent, project.repository, self.outbox.receipt
         )
-        self._listener = Listener(self._hub, credentials.agent, lab)
+        self._listener = Listener(self._hub, credentials.agent, project)
         self._began: datetime = now()
         self._agreed = self._reachable = False
         self._due = {"agree": 0.0, "deliver": 0.0, "listen": 0.0, "report": 0.0}
@@ -59,7 +59,7 @@ class Courier:
         Raises:
             LockError: another courier is at work; the message names it.
         """
-        with locks.hold(self.lab.layout, COURIER, doing="speaking to the hub", timeout=LOCK_S):
+        with locks.hold(self.project.layout, COURIER, doing="speaking to the hub", timeout=LOCK_S):
             self._report("starting")
             while not stop.requested:
                 self.turn()
@@ -75,7 +75,7 @@ class Courier:
             HubError: it does not answer, or searches something else.
             LockError: another process is at it.
         """
-        agree(self._hub, self.lab)
+        agree(self._hub, self.project)
         return self.outbox.deliver(self._courier)
 
     def turn(self) -> None:
@@ -104,7 +104,7 @@ class Courier:
         self._due["deliver"] = time.monotonic() + (pause_s(self._failures) if done.error else 0.0)
         self._problems.pop("deliver", None)
         if done.refused:
-            aside = self.lab.layout.outbox_state(REFUSED)
+            aside = self.project.layout.outbox_state(REFUSED)
             self._problems["refused"] = f"{self._counts['refused']} were refused: see {aside}"
         if done.error:
             self._problems["deliver"] = f"{done.left} wait to be told: {done.error}"
@@ -113,7 +113,7 @@ class Courier:
 
     def _agree(self) -> None:
         try:
-            agree(self._hub, self.lab)
+            agree(self._hub, self.project)
         except PassingError as error:
             self._failed("agree", error)
             self._due["agree"] = time.monotonic() + pause_s(1)
@@ -144,7 +144,7 @@ class Courier:
             self._reachable = False
 
     def _waiting(self) -> int:
-        folder = self.lab.layout.outbox_state(PENDING)
+        folder = self.project.layout.outbox_state(PENDING)
         return sum(1 for _ in folder.glob("[!.]*.json")) if folder.is_dir() else 0
 
     # ── what it says ──────────────────────────────────────────────────────────────────────
@@ -167,7 +167,7 @@ class Courier:
             problems=[line[:500] for line in self._problems.values()],
         )  # fmt: skip
         try:
-            roles.report(self.lab.layout, status)
+            roles.report(self.project.layout, status)
         except (AutohypothesisError, OSError):
             return
         self._reported = saying

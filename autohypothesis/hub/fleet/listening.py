@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import GitError, HubError
 from autohypothesis.hub.client import sharing
 from autohypothesis.hub.client.refusals import NotThereError, PassingError
@@ -21,12 +21,12 @@ DISCUSSED = "discussion"
 
 
 class Listener:
-    """Hears one hub for one lab."""
+    """Hears one hub for one project."""
 
-    def __init__(self, hub: TypedHub, agent: str, lab: Lab) -> None:
+    def __init__(self, hub: TypedHub, agent: str, project: Project) -> None:
         self._hub = hub
         self._agent = agent
-        self._lab = lab
+        self._project = project
         self._bad: set[str] = set()
         """Commits that were told of and cannot be had."""
         self._ledger: Signature | None = None
@@ -51,7 +51,7 @@ class Listener:
             ],
             discussion=self._discussion(),
         )
-        write_json(self._lab.layout.hub_feed, feed, durable=False)
+        write_json(self._project.layout.hub_feed, feed, durable=False)
         return feed
 
     def _board(self) -> list[OthersResult]:
@@ -67,9 +67,9 @@ class Listener:
 
     def _platforms(self) -> set[str]:
         """On which something was run here; read again when the ledger was written."""
-        signature = signature_of(str(self._lab.layout.ledger))
+        signature = signature_of(str(self._project.layout.ledger))
         if signature != self._ledger:
-            rows = read_ledger(self._lab.layout)
+            rows = read_ledger(self._project.layout)
             self._keys = {str(row["platform_key"]) for row in rows if row.get("platform_key")}
             self._ledger = signature
         return self._keys
@@ -81,7 +81,7 @@ class Listener:
             if one.commit in self._bad:
                 continue
             try:
-                fetched = sharing.fetch(self._hub, self._lab.repository, one.commit)
+                fetched = sharing.fetch(self._hub, self._project.repository, one.commit)
             except PassingError:
                 raise
             except (HubError, GitError):  # never pushed, or no good

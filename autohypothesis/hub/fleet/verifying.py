@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, UsageError
 from autohypothesis.fleet.observer.suggestion import suggest
 from autohypothesis.fleet.queue.states import Queue
@@ -35,23 +35,25 @@ class Queued(NamedTuple):
     """Why it is not queued."""
 
 
-def verify(hub: TypedHub, agent: str, lab: Lab, wanted: Sequence[int], most: int) -> list[Queued]:
+def verify(
+    hub: TypedHub, agent: str, project: Project, wanted: Sequence[int], most: int
+) -> list[Queued]:
     """Queue runs of `wanted` results; without any, of those on our platforms that are only claimed.
 
     Raises:
         UsageError: nothing has run here yet, so no result can be compared.
         HubError: the hub does not answer, or has no such result.
     """
-    keys = sorted({str(row["platform_key"]) for row in read_ledger(lab.layout)} - {"", "None"})
+    keys = sorted({str(row["platform_key"]) for row in read_ledger(project.layout)} - {"", "None"})
     if not keys:
         raise UsageError(
             "nothing has run here yet, so it is not known which results can be compared",
             hint="run the baseline first: python orchestrator.py up",
         )
-    queue = Queue(lab.layout, lab.active())
+    queue = Queue(project.layout, project.active())
     known = queue.sources()
     chosen = [hub.result(number) for number in wanted] or _claimed(hub, agent, keys, known)
-    return [_queue(hub, agent, lab, queue, known, keys, one) for one in chosen[:most]]
+    return [_queue(hub, agent, project, queue, known, keys, one) for one in chosen[:most]]
 
 
 def _claimed(hub: TypedHub, agent: str, keys: Sequence[str], known: dict[str, str]) -> list[Result]:
@@ -69,7 +71,7 @@ def _claimed(hub: TypedHub, agent: str, keys: Sequence[str], known: dict[str, st
 def _queue(
     hub: TypedHub,
     agent: str,
-    lab: Lab,
+    project: Project,
     queue: Queue,
     known: dict[str, str],
     keys: Sequence[str],
@@ -79,10 +81,12 @@ def _queue(
     if reason := _why_not(one, agent, keys, known):
         return found._replace(reason=reason)
     try:
-        commit = sharing.fetch(hub, lab.repository, one.commit).commit.hash
+        commit = sharing.fetch(hub, project.repository, one.commit).commit.hash
         told = others(one).model_copy(update={"commit": commit})
         wish = foreign.proposal(told, priority=foreign.IDLE)
-        return found._replace(hypothesis_id=suggest(lab, queue, wish, proposer=foreign.PROPOSER))
+        return found._replace(
+            hypothesis_id=suggest(project, queue, wish, proposer=foreign.PROPOSER)
+        )
     except PassingError:
         raise
     except AutohypothesisError as error:

@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from autohypothesis import sandbox
-from autohypothesis.engine.lab import Lab
+from autohypothesis.engine.project import Project
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.live import roles
 from autohypothesis.fleet.outbox import PENDING, REFUSED, SENT, DiskOutbox
@@ -38,7 +38,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from tests.conftest import called
 from tests.conftest import run_git as git
-from tests.fleet.conftest import fleet_lab as fleet_lab
+from tests.fleet.conftest import fleet_project as fleet_project
 from tests.fleet.conftest import fleet_root as fleet_root
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
@@ -57,24 +57,24 @@ def member(hub: Hub, name: str = "ada") -> Credentials:
 
 
 @pytest.fixture
-def decided(fleet_lab: Lab) -> Lab:
+def decided(fleet_project: Project) -> Project:
     """A baseline and a keep."""
-    members(fleet_lab, "w0")
-    watched = observer(fleet_lab, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() >= 2, Hands(fleet_lab, "w0"))
+    members(fleet_project, "w0")
+    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
+    turns(watched, lambda: watched.chronicle.counted() >= 2, Hands(fleet_project, "w0"))
     watched.last_turn()
-    return fleet_lab
+    return fleet_project
 
 
-def tell(lab: Lab) -> None:
-    sync(lab.layout)
-    queue = Queue(lab.layout, "t")
-    telling = Telling(lab, queue, DiskOutbox(lab.layout))
-    assert telling.turn(read_ledger(lab.layout)) and telling.problems == []
+def tell(project: Project) -> None:
+    sync(project.layout)
+    queue = Queue(project.layout, "t")
+    telling = Telling(project, queue, DiskOutbox(project.layout))
+    assert telling.turn(read_ledger(project.layout)) and telling.problems == []
 
 
-def left(lab: Lab, state: str) -> list[str]:
-    folder = lab.layout.outbox_state(state)
+def left(project: Project, state: str) -> list[str]:
+    folder = project.layout.outbox_state(state)
     return sorted(path.stem for path in folder.glob("[!.]*.json"))
 
 
@@ -82,18 +82,18 @@ def left(lab: Lab, state: str) -> list[str]:
 
 
 def test_another_task_of_the_same_name_is_refused_by_both_hashes(
-    hub: Hub, fleet_lab: Lab, tmp_path: Path
+    hub: Hub, fleet_project: Project, tmp_path: Path
 ) -> None:
     ada, bob = TypedHub.of(member(hub)), TypedHub.of(member(hub, "bob"))
-    ours = agree(ada, fleet_lab)
+    ours = agree(ada, fleet_project)
     assert ours is not None
     other = tmp_path / "other"
-    shutil.copytree(fleet_lab.layout.root, other)
+    shutil.copytree(fleet_project.layout.root, other)
     (other / "data.py").write_text("MORE = 1\n")
     git(other, "add", "data.py")
     git(other, "commit", "-q", "-m", "another file that counts")
-    theirs = Lab.open(other)
-    theirs = Lab(theirs.repository, theirs.layout, theirs.task, None)
+    theirs = Project.open(other)
+    theirs = Project(theirs.repository, theirs.layout, theirs.task, None)
     for refuse in (lambda: refuse_other_terms(bob, terms_of(theirs)), lambda: agree(bob, theirs)):
         with pytest.raises(HubError) as refused:
             refuse()
@@ -102,10 +102,10 @@ def test_another_task_of_the_same_name_is_refused_by_both_hashes(
 
 
 def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
-    hub: Hub, fleet_lab: Lab
+    hub: Hub, fleet_project: Project
 ) -> None:
     ada = TypedHub.of(member(hub))
-    terms = terms_of(fleet_lab)
+    terms = terms_of(fleet_project)
     from dataclasses import asdict
 
     ada.register_task(**asdict(replace(terms, profile="cpu", data_hash="1" * 12)))
@@ -117,7 +117,7 @@ def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
 # ── telling ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: Lab) -> None:
+def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: Project) -> None:
     tell(decided)
     courier = Courier(decided, member(hub))
     done = courier.once()
@@ -139,7 +139,7 @@ def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: 
 
 
 def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
-    hub: Hub, decided: Lab, tmp_path: Path
+    hub: Hub, decided: Project, tmp_path: Path
 ) -> None:
     """It has forgotten all that was told since; the next keep brings its history along."""
     ada = member(hub)
@@ -166,7 +166,7 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
 
 
 def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says_why(
-    hub: Hub, decided: Lab
+    hub: Hub, decided: Project
 ) -> None:
     ada = member(hub)
     TypedHub.of(ada).register_task(
@@ -182,7 +182,7 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
 
 
 def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
-    hub: Hub, decided: Lab, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, decided: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = "hf_S3cretS3cretS3cret"
     kept = next(row for row in read_ledger(decided.layout) if row["description"] == "RATE 2.0")
@@ -209,7 +209,7 @@ def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
     assert [len(one) for one in shown] == [1, 1, 1] and secret not in str(shown)
 
 
-def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: Lab) -> None:
+def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: Project) -> None:
     courier, stop = Courier(decided, member(hub)), Asked()
     thread = threading.Thread(target=courier.run, args=(stop,))
     thread.start()
@@ -228,7 +228,7 @@ def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: 
 
 
 def test_a_courier_hears_others_and_fetches_what_can_be_tried(
-    hub: Hub, decided: Lab, tmp_path: Path
+    hub: Hub, decided: Project, tmp_path: Path
 ) -> None:
     bob = tmp_path / "bob"
     git(tmp_path, "clone", "-q", str(decided.layout.root), str(bob))
@@ -238,17 +238,17 @@ def test_a_courier_hears_others_and_fetches_what_can_be_tried(
     shutil.copytree(decided.layout.research, bob / "research")
     shutil.copy(decided.layout.ledger, bob / "experiments.jsonl")
     git(bob, "branch", "autoresearch/t", "origin/autoresearch/t")
-    lab = Lab.open(bob)
-    courier = Courier(lab, member(hub, "bob"))
+    project = Project.open(bob)
+    courier = Courier(project, member(hub, "bob"))
     courier.turn()
     from autohypothesis.fleet.sharing.contact import Feed
 
-    feed = Feed(lab.layout).heard()
+    feed = Feed(project.layout).heard()
     assert feed is not None and [one.agent_id for one in feed.board] == ["ada", "ada"]
     best = feed.board[0]
-    assert lab.repository.read_ref(f"refs/hub/{best.commit}") == best.commit
+    assert project.repository.read_ref(f"refs/hub/{best.commit}") == best.commit
     assert feed.frontier[0].hash == best.commit
-    status = roles.read_role(lab.layout, COURIER)
+    status = roles.read_role(project.layout, COURIER)
     assert status is not None and status.details["reachable"] is True
 
 
@@ -258,20 +258,20 @@ def test_a_courier_hears_others_and_fetches_what_can_be_tried(
 IDEA = Idea("a" * 64, "b" * 64, f"n1:{'c' * 40}", "an idea", 600.0)
 
 
-def reachable(lab: Lab) -> None:
+def reachable(project: Project) -> None:
     """A courier that says that the hub answers."""
-    roles.report(lab.layout, roles.own(COURIER, state="working", details={"reachable": True}))
+    roles.report(project.layout, roles.own(COURIER, state="working", details={"reachable": True}))
 
 
-def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_lab: Lab) -> None:
+def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) -> None:
     ada, bob = member(hub), member(hub, "bob")
     TypedHub.of(ada).register_task(
         task_hash="b" * 64, name="x", metric="val_bpb", direction="minimize", min_delta=0.1
     )
-    reachable(fleet_lab)
-    first = HubClaims(ada, fleet_lab.layout)
+    reachable(fleet_project)
+    first = HubClaims(ada, fleet_project.layout)
     assert first.claim(IDEA).said == "granted" == first.claim(IDEA).said
-    answer = HubClaims(bob, fleet_lab.layout).claim(IDEA)
+    answer = HubClaims(bob, fleet_project.layout).claim(IDEA)
     assert answer.said == "refused" and "ada" in answer.reason
 
 
@@ -284,9 +284,11 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(silent: str, fleet_lab: Lab) -> None:
-    reachable(fleet_lab)
-    claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_lab.layout)
+def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
+    silent: str, fleet_project: Project
+) -> None:
+    reachable(fleet_project)
+    claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_project.layout)
     began = time.monotonic()
     assert claims.claim(IDEA).said == "unknown"
     once = time.monotonic() - began
@@ -303,9 +305,9 @@ def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(silent: str, fleet_l
     assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
 
 
-def test_a_hub_that_drips_its_headers_holds_no_worker(fleet_lab: Lab) -> None:
+def test_a_hub_that_drips_its_headers_holds_no_worker(fleet_project: Project) -> None:
     """It drips until it is left: a worker that waits for its end never comes back."""
-    reachable(fleet_lab)
+    reachable(fleet_project)
     left = threading.Event()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -324,25 +326,25 @@ def test_a_hub_that_drips_its_headers_holds_no_worker(fleet_lab: Lab) -> None:
 
         threading.Thread(target=drip, daemon=True).start()
         server = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        claims = HubClaims(Credentials(server, "ada", SecretStr("k")), fleet_lab.layout)
+        claims = HubClaims(Credentials(server, "ada", SecretStr("k")), fleet_project.layout)
         answer = claims.claim(IDEA)
         assert answer.said == "unknown" and "too long" in answer.reason
         assert left.wait(60)
 
 
 def test_a_title_with_a_secret_asks_nobody_and_the_next_idea_is_asked_for(
-    hub: Hub, fleet_lab: Lab, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_S3cretS3cretS3cret")
-    reachable(fleet_lab)
-    claims = HubClaims(member(hub), fleet_lab.layout)
+    reachable(fleet_project)
+    claims = HubClaims(member(hub), fleet_project.layout)
     answer = claims.claim(replace(IDEA, title="hf_S3cretS3cretS3cret"))
     assert answer.said == "unknown" and "title holds the value of $HF_TOKEN" in answer.reason
     assert "has just not answered" not in claims.claim(IDEA).reason
 
 
-def test_without_a_courier_nobody_is_asked(silent: str, fleet_lab: Lab) -> None:
-    claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_lab.layout)
+def test_without_a_courier_nobody_is_asked(silent: str, fleet_project: Project) -> None:
+    claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_project.layout)
     assert claims.claim(IDEA) == claims.claim(IDEA)
     assert claims.claim(IDEA).reason == "no courier is at work"
 
@@ -350,7 +352,7 @@ def test_without_a_courier_nobody_is_asked(silent: str, fleet_lab: Lab) -> None:
 # ── verifying ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Lab) -> None:
+def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Project) -> None:
     ada, bob = TypedHub.of(member(hub)), TypedHub.of(member(hub, "bob"))
     tell(decided)
     courier = Courier(decided, Credentials(hub.url, "ada", ada._wire._key or SecretStr("")))
@@ -370,12 +372,12 @@ def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Lab) -> None:
     assert rows[2].reason == "it is our own"
 
 
-def test_verify_before_anything_ran_says_what_to_run(hub: Hub, fleet_lab: Lab) -> None:
+def test_verify_before_anything_ran_says_what_to_run(hub: Hub, fleet_project: Project) -> None:
     with pytest.raises(UsageError, match=r"orchestrator\.py up"):
-        verify(TypedHub.of(member(hub)), "ada", fleet_lab, [], 5)
+        verify(TypedHub.of(member(hub)), "ada", fleet_project, [], 5)
 
 
-def claimed(hub: Hub, decided: Lab) -> tuple[int, str]:
+def claimed(hub: Hub, decided: Project) -> tuple[int, str]:
     """Result and commit of bob, who says that he is better."""
     root = decided.layout.root
     bob = TypedHub.of(member(hub, "bob"))
@@ -398,7 +400,7 @@ def claimed(hub: Hub, decided: Lab) -> tuple[int, str]:
     return told.id, commit
 
 
-def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Lab) -> None:
+def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Project) -> None:
     told, commit = claimed(hub, decided)
     ada = TypedHub.of(member(hub))
     (row,) = verify(ada, "ada", decided, [], 5)
@@ -411,7 +413,7 @@ def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Lab) -> Non
 
 
 def test_without_a_sandbox_nothing_is_queued_unless_it_is_trusted(
-    hub: Hub, decided: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: Hub, decided: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     told, _ = claimed(hub, decided)
     monkeypatch.setenv("AUTOHYPOTHESIS_CONFIG", str(tmp_path / "settings"))

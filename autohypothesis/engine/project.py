@@ -73,7 +73,7 @@ def refuse_checked_out(repository: Repository, tag: str) -> None:
 
 
 @dataclass(frozen=True)
-class Lab:
+class Project:
     """One repository, one task, and the tag that is active, if there is one yet."""
 
     repository: Repository
@@ -82,8 +82,8 @@ class Lab:
     tag: str | None
 
     @classmethod
-    def open(cls, path: Path, *, task: Path | None = None, tag: str | None = None) -> Lab:
-        """The laboratory around `path`, which may be a subfolder or a worktree.
+    def open(cls, path: Path, *, task: Path | None = None, tag: str | None = None) -> Project:
+        """The project around `path`, which may be a subfolder or a worktree.
 
         Raises:
             GitError: not in a repository.
@@ -103,7 +103,7 @@ class Lab:
         return cls(repository, layout, chosen, active)
 
     @classmethod
-    def of_search(cls, path: Path) -> Lab:
+    def of_search(cls, path: Path) -> Project:
         """The same with the task of the active search, wherever its file is.
 
         Raises:
@@ -123,8 +123,8 @@ class Lab:
         *,
         base: str = "HEAD",
         inputs: Mapping[str, str] | None = None,
-    ) -> Lab:
-        """This laboratory on `tag` (default: the active one, else today's), started if need be.
+    ) -> Project:
+        """This project on `tag` (default: the active one, else today's), started if need be.
 
         Starting a tag makes its reference at `base`, pins its data, and makes it the active one;
         another tag's experiments stay as they are. `inputs` (variable -> folder) names the data,
