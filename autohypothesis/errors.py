@@ -124,3 +124,28 @@ class SecretError(AutohypothesisError):
 
 class UnsupportedSystemError(AutohypothesisError):
     """This operating system lacks what the engine stands on."""
+
+
+RECOVERABLE_ERRORS = (
+    AutohypothesisError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+)
+"""What costs the step in which it is raised, never the process: a damaged file, a full disk, or a
+fault of our own, which `describe` names as one."""
+
+
+def describe(error: BaseException) -> str:
+    """Return the words for a person; of a fault of our own also its type and the line it is in."""
+    if isinstance(error, (AutohypothesisError, OSError)):
+        return str(error)
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        place = f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return f"a fault of autohypothesis itself, please report it: {error!r}{place}"

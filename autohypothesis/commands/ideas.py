@@ -354,10 +354,8 @@ def _queue(layout: Layout, tag: str | None) -> Queue:
 
 def _workers(layout: Layout) -> list[str]:
     """Ids of the manifest's workers; none where it cannot be read."""
-    from autohypothesis.records.files import read_json
+    from autohypothesis.records.files import load_or_none
+    from autohypothesis.schema import Manifest
 
-    try:
-        workers = read_json(layout.manifest).get("workers", [])
-        return [str(one["worker_id"]) for one in workers]
-    except (FileNotFoundError, RecordError, AttributeError, KeyError, TypeError):
-        return []
+    manifest = load_or_none(Manifest, layout.manifest)
+    return [worker.worker_id for worker in manifest.workers] if manifest else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,12 +100,10 @@ def refresh(
 
 def _problems(layout: Layout) -> list[Any]:
     """What the last sync complained of."""
-    from autohypothesis.errors import RecordError
-    from autohypothesis.records.files import read_json
+    from autohypothesis.records.files import read_object
 
-    with suppress(FileNotFoundError, RecordError, LookupError, TypeError):
-        return list(read_json(layout.problems)["problems"])
-    return []
+    problems = read_object(layout.problems).get("problems")
+    return problems if isinstance(problems, list) else []
 
 
 def _watch(

@@ -24,8 +24,11 @@ from autohypothesis.engine.scorer import Score, scorer_for
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import bundles, ids, locks
 from autohypothesis.records.files import (
+    load,
+    load_or_none,
     read_bytes,
     read_json,
+    read_object,
     remove_folder,
     to_json,
     write_atomic,
@@ -52,14 +55,14 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
     with locks.hold(layout, "collect", doing=f"collecting {experiment_id}"):
         if is_collected(run):
             _clean_up(run, _local(run) if run.local.exists() else {})
-            return Result.model_validate(read_json(run.result))
+            return load(Result, run.result)
         state = shim.status(str(run.folder))
         if state == "running":
             raise LaunchError(
                 f"{experiment_id} is still running",
                 hint=f"see `python orchestrator.py show {experiment_id}`",
             )
-        spec = RunSpec.model_validate(read_json(run.run_spec))
+        spec = load(RunSpec, run.run_spec)
         local = _local(run)
         killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
         process_limit.sweep()
@@ -77,8 +80,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
 
 
 def _keep_cache(repository: Repository, run: RunPaths) -> None:
-    with suppress(FileNotFoundError, RecordError, ValueError):
-        metadata = Metadata.model_validate(read_json(run.metadata))
+    with suppress(FileNotFoundError, RecordError):
+        metadata = load(Metadata, run.metadata)
         seed = compile_cache.seed_folder(repository.common_dir, metadata.runtime.platform_key)
         compile_cache.keep(run.home, seed)
 
@@ -155,11 +158,7 @@ def _forged(run: RunPaths, document: Mapping[str, Any] | None) -> list[str]:
 
 def _seal_of(run: RunPaths) -> str:
     """The hash of the word that the shim was told; empty for a shim of an earlier version."""
-    try:
-        launch = read_json(run.launch)
-    except (FileNotFoundError, RecordError):
-        return ""
-    return str(launch.get("seal") or "") if isinstance(launch, dict) else ""
+    return str(read_object(run.launch).get("seal") or "")
 
 
 def judge(
@@ -243,10 +242,10 @@ def _looked_at(
 
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     """Whether the task asks for a strict sandbox and the run had none: nobody vouches for it."""
-    try:
-        return Metadata.model_validate(read_json(run.metadata)).runtime.is_unconfined
-    except (FileNotFoundError, RecordError, ValueError):
+    metadata = load_or_none(Metadata, run.metadata)
+    if metadata is None:
         return spec.task.isolation_level == "strict"
+    return metadata.runtime.is_unconfined
 
 
 def _from_spec(spec: RunSpec) -> Metadata:

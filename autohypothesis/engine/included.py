@@ -19,8 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import LaunchError, RecordError
-from autohypothesis.records.files import read_bytes, read_json, shown, to_json, write_atomic
+from autohypothesis.errors import LaunchError
+from autohypothesis.records.files import read_bytes, read_object, shown, to_json, write_atomic
 from autohypothesis.records.git import Repository
 from autohypothesis.records.git_untracked import untracked
 from autohypothesis.records.layout import Layout
@@ -237,9 +237,9 @@ class Copies:
         known[path] = Copied(source=origin.stamp, copy_stamp=stamp, sha256=content)
 
     def _read(self) -> dict[str, Copied]:
-        with suppress(FileNotFoundError, RecordError, ValidationError, AttributeError):
-            said = read_json(self._record)
-            return {path: Copied.model_validate(one) for path, one in said.items()}
+        with suppress(ValidationError):
+            recorded = read_object(self._record).items()
+            return {path: Copied.model_validate(copied) for path, copied in recorded}
         return {}
 
     def described(self, hashes: Mapping[str, str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_model import Budget, Input
 from autohypothesis.errors import LaunchError, RecordError
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Manifest
@@ -149,8 +149,8 @@ def pinned_inputs(root: Path) -> dict[str, str]:
     Data that is prepared since, for another profile say, belongs to the next search.
     """
     try:
-        manifest = Manifest.model_validate(read_json(Layout(root).manifest))
-    except (FileNotFoundError, RecordError, ValidationError):
+        manifest = load(Manifest, Layout(root).manifest)
+    except (FileNotFoundError, RecordError):
         return {}
     return manifest.inputs
 

@@ -14,13 +14,11 @@ from datetime import date
 from itertools import count
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.task import Task, default_task, load_task
 from autohypothesis.errors import FleetError, RecordError, SettleError, UsageError
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import load, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
@@ -111,8 +109,8 @@ class Project:
         """
         layout = Layout(Repository.find(path).root)
         try:
-            manifest = Manifest.model_validate(read_json(layout.manifest))
-        except (FileNotFoundError, RecordError, ValidationError):
+            manifest = load(Manifest, layout.manifest)
+        except (FileNotFoundError, RecordError):
             return cls.open(path)
         file = layout.root / manifest.task_file
         return cls.open(path, task=file if manifest.task_file and file.is_file() else None)
@@ -213,8 +211,8 @@ class Project:
     def _earlier(self) -> dict[str, Terms]:
         """The terms of each tag up to now."""
         try:
-            before = Manifest.model_validate(read_json(self.layout.manifest))
-        except (FileNotFoundError, RecordError, ValidationError):
+            before = load(Manifest, self.layout.manifest)
+        except (FileNotFoundError, RecordError):
             return {}
         terms = {name: getattr(before, name) for name in Terms.model_fields}
         return {**before.earlier, before.tag: Terms.model_validate(terms)}
@@ -255,8 +253,8 @@ def active_tag(layout: Layout) -> str | None:
 def shared_with(layout: Layout) -> str:
     """The hub that the fleet here shares with; empty where there is none."""
     try:
-        return Manifest.model_validate(read_json(layout.manifest)).hub
-    except (FileNotFoundError, RecordError, ValidationError):
+        return load(Manifest, layout.manifest).hub
+    except (FileNotFoundError, RecordError):
         return ""
 
 

@@ -8,8 +8,8 @@ from autohypothesis import system
 from autohypothesis.engine import guard, overdue, shim
 from autohypothesis.engine.collect import LOCAL_LIMIT, collect
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.errors import AutohypothesisError, LaunchError, RecordError
-from autohypothesis.records.files import read_json
+from autohypothesis.errors import RECOVERABLE_ERRORS, LaunchError, RecordError
+from autohypothesis.records.files import load, read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, RunPaths
 
@@ -60,7 +60,7 @@ def _starter_lives(run: RunPaths) -> bool:
 def is_readable(run: RunPaths) -> bool:
     """Whether a result can be made of a run that has ended: else no waiting helps."""
     try:
-        RunSpec.model_validate(read_json(run.run_spec))
+        load(RunSpec, run.run_spec)
         local = read_json(run.local, LOCAL_LIMIT)
         guard.Before.model_validate(local["before"])
         return bool(local["checkout"])
@@ -78,8 +78,8 @@ def busy_workers(layout: Layout) -> set[str]:
     for experiment_id in uncollected(layout):
         run = layout.run(experiment_id)
         try:
-            worker = str(read_json(run.run_spec)["worker_id"])
-        except (FileNotFoundError, RecordError, KeyError, TypeError):
+            worker = load(RunSpec, run.run_spec).worker_id
+        except (FileNotFoundError, RecordError):
             continue
         if _may_live(run) or is_readable(run):
             busy.add(worker)
@@ -105,6 +105,6 @@ def collect_ended(repository: Repository, layout: Layout) -> list[str]:
             if is_over(layout.run(experiment_id)):
                 collect(repository, layout, experiment_id)
                 collected.append(experiment_id)
-        except (AutohypothesisError, OSError, ValueError, KeyError, TypeError):
+        except RECOVERABLE_ERRORS:
             continue
     return collected

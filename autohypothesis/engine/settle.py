@@ -20,7 +20,7 @@ from autohypothesis.engine.policy import Evidence, Verdict, better_by, decide
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.replicates import repeats_of
 from autohypothesis.engine.task import Constraint
-from autohypothesis.errors import AutohypothesisError, SettleError
+from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import require_writable
 from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
@@ -155,21 +155,14 @@ def _settle_each(
         except AutohypothesisError as error:
             refused.append(Refused(experiment_id, error))
             continue
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            refused.append(Refused(experiment_id, _poisoned(experiment_id, error)))
+        except RECOVERABLE_ERRORS as error:
+            problem = f"{experiment_id} cannot be judged: {describe(error)}"
+            refused.append(Refused(experiment_id, SettleError(problem)))
             past.reference = ""  # wherever it stands by now
             continue
         if decision is not None:
             decisions.append(decision)
     return decisions, refused
-
-
-def _poisoned(experiment_id: str, error: Exception) -> SettleError:
-    """A bundle that reads well and cannot be judged all the same: not what its keys promise."""
-    return SettleError(
-        f"{experiment_id} cannot be judged: {error!r}",
-        hint="mend its result.json, or move the run's folder away",
-    )
 
 
 def settle_by_hand(

@@ -8,7 +8,7 @@ from typing import Any
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
-from autohypothesis.records.files import read_bytes, read_json
+from autohypothesis.records.files import read_bytes, read_object
 from autohypothesis.schema import Decision
 
 MAX_TRIALS = 20
@@ -73,11 +73,7 @@ def _measured(past: Settled, commit: str) -> Decision | None:
 
 
 def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
-    try:
-        result = read_json(project.layout.run(measured.experiment_id).result)
-    except (FileNotFoundError, RecordError):
-        return {}
-    metrics = result.get("metrics") if isinstance(result, dict) else None
+    metrics = read_object(project.layout.run(measured.experiment_id).result).get("metrics")
     metrics = metrics if isinstance(metrics, dict) else {}
     decided = {measured.metric_name: measured.metric_value} if measured.metric_name else {}
     return {k: v for k, v in {**metrics, **decided}.items() if v is not None}
@@ -86,10 +82,7 @@ def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
 def _trials(project: Project, past: Settled) -> Iterator[dict[str, Any]]:
     for one in [one for one in past.decisions if one.base_commit is not None][-MAX_TRIALS:]:
         run = project.layout.run(one.experiment_id)
-        try:
-            title = str(read_json(run.result).get("title") or "")
-        except (FileNotFoundError, RecordError, AttributeError):
-            title = ""
+        title = str(read_object(run.result).get("title") or "")
         try:
             diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
         except (FileNotFoundError, RecordError):

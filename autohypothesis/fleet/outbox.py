@@ -12,11 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from pydantic import ValidationError
-
 from autohypothesis.errors import DeliveryError, RecordError, UndeliverableError
 from autohypothesis.records import locks
-from autohypothesis.records.files import read_json, sweep, to_json, write_json, write_new
+from autohypothesis.records.files import load, load_or_none, sweep, to_json, write_json, write_new
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OutboxEntry, now
 
@@ -82,11 +80,8 @@ class DiskOutbox:
 
     def receipt(self, kind: str, name: str) -> str:
         """What an entry that was sent is called there; empty where none was."""
-        try:
-            found = read_json(self.layout.outbox_entry(SENT, kind, name))
-            return OutboxEntry.model_validate(found).receipt
-        except (FileNotFoundError, RecordError, ValidationError):
-            return ""
+        entry = load_or_none(OutboxEntry, self.layout.outbox_entry(SENT, kind, name))
+        return entry.receipt if entry else ""
 
     def pending(self) -> list[OutboxEntry]:
         """In the order in which they were put. What cannot be read is set aside."""
@@ -94,10 +89,10 @@ class DiskOutbox:
         folder = self.layout.outbox_state(PENDING)
         for path in sorted(folder.glob("[!.]*.json")):
             try:
-                found.append(OutboxEntry.model_validate(read_json(path)))
+                found.append(load(OutboxEntry, path))
             except FileNotFoundError:
                 continue
-            except (RecordError, ValidationError):
+            except RecordError:
                 aside = self.layout.outbox_state(REFUSED) / path.name
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(aside)
@@ -133,7 +128,7 @@ class DiskOutbox:
     def _delivered(self, courier: Courier, entry: OutboxEntry) -> str:
         """The receipt of this try or an earlier one."""
         if self._path(SENT, entry).exists():  # a kill came before it was taken out of the queue
-            return OutboxEntry.model_validate(read_json(self._path(SENT, entry))).receipt
+            return load(OutboxEntry, self._path(SENT, entry)).receipt
         if entry.tries:
             receipt = courier.found(entry)
             if receipt is not None:

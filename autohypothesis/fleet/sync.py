@@ -350,9 +350,10 @@ class _Sync:
         """A document that says when it was made, which alone is no reason to make it again."""
         try:
             before = from_json(read_bytes(path, JSON_LIMIT))
-            if {**before, "generated_at": None} == {**value, "generated_at": None}:
+            undated = {**before, "generated_at": None} if isinstance(before, dict) else None
+            if undated == {**value, "generated_at": None}:
                 return
-        except (FileNotFoundError, RecordError, ValueError, TypeError):
+        except (FileNotFoundError, RecordError, ValueError):
             pass
         self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
 

@@ -20,10 +20,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autohypothesis.errors import RecordError, UnwritableError
 from autohypothesis.system import rename_exclusive, room_advice
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    Model = TypeVar("Model", bound=BaseModel)
 
 JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
@@ -308,6 +313,62 @@ def read_json(path: Path | str, limit: int = JSON_LIMIT, *, exact: bool = False)
         return parse_json(content, exact=exact)
     except ValueError as error:
         raise RecordError(f"{path} {error}", hint=_MOVE_AWAY) from None
+
+
+def load(model: type[Model], path: Path, limit: int = JSON_LIMIT) -> Model:
+    """Read and validate the document at `path`.
+
+    Raises:
+        FileNotFoundError: when nothing is there.
+        RecordError: naming the path and what is wrong with it.
+    """
+    value = read_json(path, limit)
+    try:
+        return validated(model, value)
+    except ValueError as error:
+        raise RecordError(f"{path} {error}", hint="mend it, or move it away") from None
+
+
+def load_or_none(model: type[Model], path: Path, limit: int = JSON_LIMIT) -> Model | None:
+    """As `load`; None where the file is absent or damaged."""
+    try:
+        return load(model, path, limit)
+    except (FileNotFoundError, RecordError):
+        return None
+
+
+def read_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """Read the JSON object at `path`; empty where the file is absent, damaged, or no object."""
+    try:
+        value = read_json(path, limit)
+    except (FileNotFoundError, RecordError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def validated(model: type[Model], value: object) -> Model:
+    """`value` as a `model`.
+
+    Raises:
+        ValueError: in words that follow the name of the file.
+    """
+    if not isinstance(value, dict):
+        kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+        raise ValueError(f"holds {kinds.get(type(value), 'a number')}, no object")
+    try:
+        return model.model_validate(value)
+    except ValueError as error:
+        raise ValueError(_faults_in(error)) from None
+    except RecursionError:
+        raise ValueError("is nested too deep") from None
+
+
+def _faults_in(error: Any) -> str:
+    """The first three faults of a ValidationError, each with its place."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    parts = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in faults[:3]]
+    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    return "is not as it should be: " + "; ".join(parts) + more
 
 
 def parse_json(content: bytes, *, exact: bool = False) -> Any:

@@ -15,11 +15,11 @@ from datetime import datetime
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter
 from pydantic_core import CoreSchema, SchemaValidator, core_schema, from_json
 
 from autohypothesis import schema
-from autohypothesis.records.files import parse_json
+from autohypothesis.records.files import parse_json, validated
 
 Document = dict[str, Any]
 """A document in canonical shape: every key of its model is there."""
@@ -56,15 +56,8 @@ def canonical(model: type[BaseModel], content: bytes) -> Document:
 
 def canonical_value(model: type[BaseModel], value: object) -> Document:
     """As `canonical`, of a value that was parsed before."""
-    if not isinstance(value, dict):
-        raise ValueError(f"holds {_a_kind(value)}, no object")
-    try:
-        made = model.model_validate(value)
-        return {**_absent(model), **made.model_dump(mode="json")}
-    except ValidationError as error:
-        raise ValueError(_in_words(error)) from None
-    except RecursionError:
-        raise ValueError("is nested too deep") from None
+    made = validated(model, value)
+    return {**_absent(model), **made.model_dump(mode="json")}
 
 
 def plain_object(content: bytes) -> Document:
@@ -85,14 +78,6 @@ def plain_object(content: bytes) -> Document:
 def _a_kind(value: object) -> str:
     kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
     return kinds.get(type(value), "a number")
-
-
-def _in_words(error: ValidationError) -> str:
-    """The first three faults, each with its place; pydantic's own text runs over many lines."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    parts = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in faults[:3]]
-    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-    return "is not as it should be: " + "; ".join(parts) + more
 
 
 # ── from a model to a dictionary schema ─────────────────────────────────────────────────────

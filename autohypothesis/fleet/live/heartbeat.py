@@ -13,11 +13,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records import jsonl
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import load, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.processes import Process
 from autohypothesis.schema import Heartbeat, Worker, WorkerState, now
@@ -52,8 +50,8 @@ def read_all(layout: Layout) -> list[Heartbeat]:
 def read(layout: Layout, worker_id: str) -> Heartbeat | None:
     """The heartbeat of one worker; None when there is none that can be read."""
     try:
-        one = Heartbeat.model_validate(read_json(layout.heartbeat(worker_id), LIMIT))
-    except (FileNotFoundError, RecordError, ValidationError):
+        one = load(Heartbeat, layout.heartbeat(worker_id), LIMIT)
+    except (FileNotFoundError, RecordError):
         return None
     return one if one.worker_id == worker_id else None
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
-from autohypothesis.errors import RecordError
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import load_or_none, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
 from autohypothesis.schema import RoleStatus, now
@@ -43,10 +40,7 @@ def report(layout: Layout, status: RoleStatus, *, durable: bool = False) -> None
 
 def read_role(layout: Layout, name: str) -> RoleStatus | None:
     """What the role `name` last said; None when it never did, or its file is damaged."""
-    try:
-        return RoleStatus.model_validate(read_json(layout.role(name), LIMIT))
-    except (FileNotFoundError, RecordError, ValidationError):
-        return None
+    return load_or_none(RoleStatus, layout.role(name), LIMIT)
 
 
 def lives(status: RoleStatus) -> bool:

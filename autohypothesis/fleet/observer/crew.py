@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live import bench, heartbeat
 from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Heartbeat, Manifest, Worker
 
@@ -79,9 +77,9 @@ class CrewWatch:
             return self._manifest[1]
         before = self._manifest[1] if self._manifest is not None else ()
         try:
-            manifest = Manifest.model_validate(read_json(self.layout.manifest))
+            manifest = load(Manifest, self.layout.manifest)
             found = tuple(manifest.workers) if manifest.tag == self.tag else before
-        except (FileNotFoundError, RecordError, ValidationError):
+        except (FileNotFoundError, RecordError):
             found = before
         self._manifest = (signature, found)
         return found

@@ -11,11 +11,11 @@ from autohypothesis.engine.collect import collect
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle_waiting, take_hand_edits
 from autohypothesis.engine.task import Constraint
-from autohypothesis.errors import AutohypothesisError, RecordError, SettleError
+from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, RecordError, SettleError
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.weights import trim
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Decision, Plan
 
@@ -23,8 +23,6 @@ SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
 """Between two looks at everything: results that somebody stamped, runs that nobody collected."""
-FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What a damaged file comes to, and a full disk: nobody's search ends for them."""
 SHARE = 50
 """A look that takes a second is taken once in so many."""
 
@@ -104,8 +102,8 @@ class Deciding:
         """
         if self.chronicle.has_reference():
             return
-        with suppress(FileNotFoundError, RecordError, ValueError):
-            plan = Plan.model_validate(read_json(self.project.layout.plan(experiment_id)))
+        with suppress(FileNotFoundError, RecordError):
+            plan = load(Plan, self.project.layout.plan(experiment_id))
             self._refuse_early(plan)
 
     def _refuse_early(self, plan: Plan) -> None:
@@ -138,13 +136,13 @@ class Deciding:
             run = layout.run(name)
             if not run.run_spec.exists() or run.result.exists():
                 continue
-            with suppress(*FAULTS):
+            with suppress(*RECOVERABLE_ERRORS):
                 if not self._is_claimed(name) and recovery.is_over(run):
                     collect(self.project.repository, layout, name)
 
     def _is_claimed(self, experiment_id: str) -> bool:
         """Whether a worker holds its hypothesis: then that worker collects it."""
         layout = self.project.layout
-        plan = Plan.model_validate(read_json(layout.plan(experiment_id)))
+        plan = load(Plan, layout.plan(experiment_id))
         name, worker = plan.hypothesis.hypothesis_id, plan.worker_id
         return bool(worker) and layout.hypothesis(name, "running", worker).exists()

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError
+from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.live import steering as steerings
 from autohypothesis.fleet.live.stop import Stopping
 from autohypothesis.fleet.observer.confirming import Confirming, awaiting
 from autohypothesis.fleet.observer.crew import Crew, CrewWatch
-from autohypothesis.fleet.observer.deciding import FAULTS, Deciding
+from autohypothesis.fleet.observer.deciding import Deciding
 from autohypothesis.fleet.observer.ending import ALL_RUN, Ending, Limits
 from autohypothesis.fleet.observer.errands import Errands
 from autohypothesis.fleet.observer.handout import Handout
@@ -180,8 +180,8 @@ class Observer:
         try:
             step()
             self._failed.pop(name, None)
-        except FAULTS as error:
-            said = _in_words(error)
+        except RECOVERABLE_ERRORS as error:
+            said = describe(error)
             if self._failed.get(name) != said:
                 self._did(f"could not {name}: {said}")
             self._failed[name] = said
@@ -368,8 +368,8 @@ class Observer:
             )  # fmt: skip
             if self.society:
                 self.society.tell(self.publishing.rows)
-        except FAULTS as error:
-            self._failed["publish"] = _in_words(error)
+        except RECOVERABLE_ERRORS as error:
+            self._failed["publish"] = describe(error)
         self._report(state, [*problems, *self._problems()])
 
     def _notes_of_all(self) -> list[str]:
@@ -446,11 +446,5 @@ class Observer:
             self.status = status.model_copy(update={"updated_at": now()})
             try:
                 roles.report(self.project.layout, self.status)
-            except FAULTS as error:
-                self._failed["report"] = _in_words(error)
-
-
-def _in_words(error: Exception) -> str:
-    """What a person is told; an error that is none of ours is named by its kind as well."""
-    ours = isinstance(error, (AutohypothesisError, OSError, ValueError))
-    return str(error) if ours else repr(error)
+            except RECOVERABLE_ERRORS as error:
+                self._failed["report"] = describe(error)

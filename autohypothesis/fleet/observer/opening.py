@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.observer.handout import FOR
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Metadata, Proposal, Result, Setting
@@ -146,9 +144,9 @@ def _with_value(layout: Layout, experiment_id: str) -> Metadata | None:
     """Who ran it where, of an experiment that has a value."""
     run = layout.run(experiment_id)
     try:
-        result = Result.model_validate(read_json(run.result))
-        metadata = Metadata.model_validate(read_json(run.metadata))
-    except (FileNotFoundError, RecordError, ValidationError):
+        result = load(Result, run.result)
+        metadata = load(Metadata, run.metadata)
+    except (FileNotFoundError, RecordError):
         return None
     return metadata if result.status == "completed" and result.metric_value is not None else None
 
@@ -168,8 +166,8 @@ def explained(
 ) -> list[str]:
     """What a failed baseline tells a person, line by line."""
     try:
-        result = Result.model_validate(read_json(layout.run(experiment_id).result))
-    except (FileNotFoundError, RecordError, ValidationError):
+        result = load(Result, layout.run(experiment_id).result)
+    except (FileNotFoundError, RecordError):
         return [f"the baseline {experiment_id} failed, and its result cannot be read"]
     kind = result.failure_kind or "code_error"
     tail = [line.rstrip() for line in result.log_tail.splitlines() if line.strip()]

@@ -10,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from pydantic import ValidationError
-
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import QueueError, RecordError
+from autohypothesis.errors import RECOVERABLE_ERRORS, QueueError, RecordError, describe
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
-from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
+from autohypothesis.fleet.queue.orphans import end_claim
 from autohypothesis.fleet.queue.states import Place, Queue
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis, Metadata, Result
 
@@ -86,8 +84,8 @@ class Returns:
         """What a step says; of one that cannot be taken why, once."""
         try:
             line = step()
-        except FAULTS as error:
-            line = f"{hypothesis_id} stays where it is: {error}"
+        except RECOVERABLE_ERRORS as error:
+            line = f"{hypothesis_id} stays where it is: {describe(error)}"
             self._refused[hypothesis_id] = line
         return [line] if line and line != self._said.get(hypothesis_id) else []
 
@@ -142,10 +140,10 @@ class Returns:
 def _blamed(layout: Layout, experiment_id: str) -> str | None:
     run = layout.run(experiment_id)
     try:
-        result = Result.model_validate(read_json(run.result))
+        result = load(Result, run.result)
         if not is_device_evidence(result):
             return None
-        metadata = Metadata.model_validate(read_json(run.metadata))
+        metadata = load(Metadata, run.metadata)
         return metadata.run.gpu_id or metadata.runtime.gpu_name
-    except (FileNotFoundError, RecordError, ValidationError):
+    except (FileNotFoundError, RecordError):
         return None

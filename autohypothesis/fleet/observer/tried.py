@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from autohypothesis.engine.constants import computed_names, settable_names
 from autohypothesis.engine.literals import same
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.queue.chronicle import Chronicle
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load, read_json
 from autohypothesis.schema import Metadata, Plan, PlannedHypothesis, Proposal, Setting
 
 Settings = Mapping[str, Setting]
@@ -93,10 +91,10 @@ class Library:
         if not run.metadata.exists():
             return  # planned, and not submitted yet
         try:
-            plan = Plan.model_validate(read_json(self.project.layout.plan(name)))
-            metadata = Metadata.model_validate(read_json(run.metadata))
+            plan = load(Plan, self.project.layout.plan(name))
+            metadata = load(Metadata, run.metadata)
             config = read_json(run.config)
-        except (FileNotFoundError, RecordError, ValidationError):
+        except (FileNotFoundError, RecordError):
             self._not_ours.add(name)
             return
         if plan.tag != self.project.tag or not isinstance(config, dict):

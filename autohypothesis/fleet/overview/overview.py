@@ -8,12 +8,11 @@ dead or refused becomes a `Need`, and stops nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from autohypothesis.errors import AutohypothesisError, RecordError, UsageError
 from autohypothesis.fleet.live.bench import benched
@@ -33,7 +32,7 @@ from autohypothesis.fleet.overview.views import (
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import read_bytes, read_json, shown
+from autohypothesis.records.files import load, read_bytes, read_json, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
@@ -182,14 +181,9 @@ class _Look:
         return views
 
     def _manifest_workers(self) -> Iterable[Worker]:
-        with suppress(RecordError, FileNotFoundError):
-            document = read_json(self.layout.manifest)
-            try:
-                workers = Manifest.model_validate(document).workers
-            except ValidationError as error:
-                self._damage(self.layout.manifest, _first(error))
-                return
-            for worker in workers:
+        manifest = self._model(self.layout.manifest, Manifest)
+        if manifest is not None:
+            for worker in manifest.workers:
                 try:
                     self.layout.heartbeat(worker.worker_id)
                 except UsageError as error:
@@ -316,16 +310,13 @@ class _Look:
 
     def _model(self, path: Path, model: type[_Model], *, quiet: bool = False) -> _Model | None:
         try:
-            return model.model_validate(read_json(path, SMALL))
+            return load(model, path, SMALL)
         except FileNotFoundError:
             return None
         except RecordError as error:
-            reason = reason_in(error, path)
-        except ValidationError as error:
-            reason = _first(error)
-        if not quiet:
-            self._damage(path, reason)
-        return None
+            if not quiet:
+                self._damage(path, reason_in(error, path))
+            return None
 
     def _age(self, moment: datetime | None, whose: str) -> float | None:
         """Seconds since `moment`; None where it is unknown or cannot be."""
@@ -386,13 +377,6 @@ def _share(part: object, whole: float) -> float | None:
 def _count(value: object) -> int | None:
     number = finite(value)
     return None if number is None else int(number)
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, in a few words: pydantic says it on three lines."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else str(first["msg"])
 
 
 def _names(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
@@ -25,6 +25,7 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import (
+    load,
     parse_json,
     read_bytes,
     read_json,
@@ -140,8 +141,8 @@ class _Desk:
 
     def _state(self) -> State:
         """What is known of earlier versions; nothing, when that is damaged."""
-        with suppress(FileNotFoundError, RecordError, ValidationError):
-            return State.model_validate(read_json(self.layout.brief_state))
+        with suppress(FileNotFoundError, RecordError):
+            return load(State, self.layout.brief_state)
         return State()
 
     # ── out ───────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from autohypothesis.errors import QueueError, RecordError, UsageError
 from autohypothesis.fleet.queue.files import DONE, Place, summary
 from autohypothesis.fleet.queue.states import Closed, Queue
-from autohypothesis.records.files import read_json, to_json
+from autohypothesis.records.files import load, to_json
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Brief, Hypothesis, Manifest, Proposal, QueueEntry, nearest
@@ -209,8 +209,8 @@ class Edits:
         return checked_id(entry.assigned_worker)
 
     def _workers(self) -> list[str]:
-        with suppress(FileNotFoundError, RecordError, ValidationError):
-            manifest = Manifest.model_validate(read_json(self.layout.manifest))
+        with suppress(FileNotFoundError, RecordError):
+            manifest = load(Manifest, self.layout.manifest)
             return [worker.worker_id for worker in manifest.workers]
         return []
 

@@ -8,13 +8,11 @@ from typing import Literal
 from autohypothesis.engine import iteration, recovery
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, LaunchError
+from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.takeover import Job, experiment_of, outcome_of
 from autohypothesis.schema import Hypothesis
 
-FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
-"""What a damaged file or a full disk comes to."""
 Fate = Literal["running", "ended", "never_begun", "lost"]
 
 
@@ -30,7 +28,7 @@ def end_claim(
         decided: experiments that have a decision: their plans are never forgotten.
 
     Raises:
-        One of `FAULTS`: it cannot be done now; nothing is lost.
+        One of `RECOVERABLE_ERRORS`: it cannot be done now; nothing is lost.
     """
     name = claimed.hypothesis_id
     experiment_id = experiment_of(project.layout, claimed)

@@ -11,13 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pydantic import ValidationError
-
 from autohypothesis.engine import recovery
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.fleet.queue.files import newest_attempt
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import Hypothesis, Result
@@ -114,17 +112,14 @@ def others(layout: Layout, executor: Executor, worker: str, known: set[str]) -> 
 def outcome_of(layout: Layout, job: Job) -> str:
     """What the recorded run of `job` came to, in a line."""
     try:
-        return Result.model_validate(read_json(layout.run(job.experiment_id).result)).outcome
-    except (FileNotFoundError, RecordError, ValidationError):
+        return load(Result, layout.run(job.experiment_id).result).outcome
+    except (FileNotFoundError, RecordError):
         return ""
 
 
 def spec_of(run: RunPaths) -> RunSpec | None:
     """What was to be run; None where that is absent or damaged."""
-    try:
-        return RunSpec.model_validate(read_json(run.run_spec))
-    except (FileNotFoundError, RecordError, ValidationError):
-        return None
+    return load_or_none(RunSpec, run.run_spec)
 
 
 def is_readable(run: RunPaths) -> bool:

@@ -14,10 +14,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from autohypothesis.errors import RecordError, UsageError
-from autohypothesis.records.files import read_bytes, read_json, write_json
+from autohypothesis.records.files import load, read_bytes, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import harmless
@@ -223,11 +221,6 @@ def carried(layout: Layout) -> tuple[list[Finding], list[Any]]:
 
 def _knowledge(layout: Layout) -> KnowledgeBase:
     try:
-        return KnowledgeBase.model_validate(read_json(layout.knowledge_base))
+        return load(KnowledgeBase, layout.knowledge_base)
     except FileNotFoundError:
         return KnowledgeBase(updated_at=now(), repository=str(layout.root))
-    except ValidationError as error:
-        raise RecordError(
-            f"{layout.knowledge_base} is no knowledge base: {error.errors()[0]['msg']}",
-            hint="mend it, or move it away",
-        ) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import RecordError
-from autohypothesis.fleet.queue.orphans import FAULTS, end_claim
+from autohypothesis.errors import RECOVERABLE_ERRORS, RecordError
+from autohypothesis.fleet.queue.orphans import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import read_decisions
 
@@ -25,7 +25,7 @@ def take_back(project: Project, queue: Queue, worker: str) -> int:
         return len(waiting)
     decided, moved = _decided(project), len(waiting)
     for one in claimed:
-        with suppress(*FAULTS):
+        with suppress(*RECOVERABLE_ERRORS):
             moved += bool(end_claim(project, queue, one, worker, decided))
     return moved
 

@@ -16,12 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pydantic import ValidationError
-
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.plain import plain
-from autohypothesis.records.files import read_bytes, read_json, to_json, write_atomic
+from autohypothesis.records.files import load, read_bytes, to_json, write_atomic
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Hypothesis, Manifest, Registry, Tool
@@ -153,8 +151,8 @@ def _observers(
 
 def _requests(layout: Layout) -> dict[str, Any]:
     wanted: list[Tool] = []
-    with suppress(FileNotFoundError, RecordError, ValidationError):
-        tools = Registry.model_validate(read_json(layout.registry)).tools
+    with suppress(FileNotFoundError, RecordError):
+        tools = load(Registry, layout.registry).tools
         wanted = [tool for tool in tools if tool.status == "requested"]
     return {"requested": wanted[:SHOWN], "more": len(wanted[SHOWN:])}
 

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from pydantic import ValidationError
-
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
 from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
@@ -30,7 +28,7 @@ from autohypothesis.fleet.roster.leaving import take_back
 from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
 from autohypothesis.fleet.toolbuilder.builder import command_words
 from autohypothesis.records.bundles import decision_documents
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import load, write_json
 from autohypothesis.records.layout import Layout, checked_id
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
@@ -122,16 +120,9 @@ def read_manifest(layout: Layout) -> Manifest | None:
         RecordError: it is damaged.
     """
     try:
-        return Manifest.model_validate(read_json(layout.manifest))
+        return load(Manifest, layout.manifest)
     except FileNotFoundError:
         return None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RecordError(
-            f"{layout.manifest} is no manifest: {where}: {first['msg']}",
-            hint="move it away and run `python orchestrator.py init-fleet --tag NAME`",
-        ) from None
 
 
 def _check_words(wanted: Wanted) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live import roles
 from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult
 from autohypothesis.schema import Others as Quoted
@@ -50,11 +47,7 @@ class Feed:
         signature = signature_of(str(self._layout.hub_feed))
         if signature != self._seen:
             self._seen = signature
-            try:
-                found = read_json(self._layout.hub_feed, _FEED_LIMIT)
-                self._heard = HubFeed.model_validate(found)
-            except (FileNotFoundError, RecordError, ValidationError):
-                self._heard = None
+            self._heard = load_or_none(HubFeed, self._layout.hub_feed, _FEED_LIMIT)
         return self._heard
 
 

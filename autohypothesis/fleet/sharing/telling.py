@@ -13,8 +13,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-from pydantic import ValidationError
-
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.outbox import Outbox
@@ -23,7 +21,7 @@ from autohypothesis.fleet.sharing.claims import tree_of_commit
 from autohypothesis.fleet.sharing.foreign import result_of
 from autohypothesis.fleet.sharing.lineage import BEGINNING, Lineage
 from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.files import opened, read_json
+from autohypothesis.records.files import load, load_or_none, opened
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Metadata, Plan, Runtime, utc
@@ -133,9 +131,7 @@ class Telling:
 
     def _plan(self, name: str) -> Plan | None:
         """None for what was recorded by hand."""
-        with suppress(FileNotFoundError, RecordError, ValidationError):
-            return Plan.model_validate(read_json(self.project.layout.plan(name)))
-        return None
+        return load_or_none(Plan, self.project.layout.plan(name))
 
     def _show(self, row: Mapping[str, Any], description: str) -> str:
         """The commit of a keep as others get it."""
@@ -163,8 +159,8 @@ class Telling:
 
     def _runtime(self, run: RunPaths) -> Runtime:
         """Empty for what is older, or was made by hand."""
-        with suppress(FileNotFoundError, RecordError, ValidationError):
-            return Metadata.model_validate(read_json(run.metadata)).runtime
+        with suppress(FileNotFoundError, RecordError):
+            return load(Metadata, run.metadata).runtime
         return Runtime()
 
 

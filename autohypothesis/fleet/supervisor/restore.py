@@ -119,9 +119,9 @@ def _at_home(layout: Layout, place: Path, content: bytes) -> bytes:
         return content
     try:
         manifest = parse_json(content)
-        root = str(manifest["repository_root"])
-    except (ValueError, KeyError, TypeError):
+    except ValueError:
         return content
+    root = str(manifest.get("repository_root") or "") if isinstance(manifest, dict) else ""
     if not root or root == str(layout.root):
         return content
     return to_json(_moved(manifest, root, str(layout.root)), indent=2).encode()

@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from autohypothesis.engine import recovery, shim
-from autohypothesis.errors import AutohypothesisError, FleetError, RecordError
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.fleet.live import heartbeat, presence, roles
 from autohypothesis.records import locks
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
+from autohypothesis.schema import Manifest
 from autohypothesis.system import host_name, signal_process, wait_for_end
 
 SHIM_S = 60.0
@@ -147,11 +149,8 @@ def end_all(layout: Layout, seconds: float, said: Callable[[str], None]) -> list
 
 def roster(layout: Layout) -> set[str]:
     """The ids of the fleet's workers, as far as they can be read, and of a loop's."""
-    try:
-        document = read_json(layout.manifest)
-        return {presence.SOLO, *(str(one["worker_id"]) for one in document["workers"])}
-    except (FileNotFoundError, RecordError, KeyError, TypeError):
-        return {presence.SOLO}
+    manifest = load_or_none(Manifest, layout.manifest)
+    return {presence.SOLO, *(worker.worker_id for worker in (manifest.workers if manifest else ()))}
 
 
 def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> list[str]:
@@ -160,9 +159,9 @@ def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> lis
     for experiment_id in recovery.uncollected(layout):
         run = layout.run(experiment_id)
         try:
-            of = str(read_json(run.run_spec)["worker_id"])
-            handle = shim.attach(str(run.folder)) if of in workers else None
-        except (FileNotFoundError, AutohypothesisError, KeyError, TypeError):
+            spec = load(RunSpec, run.run_spec)
+            handle = shim.attach(str(run.folder)) if spec.worker_id in workers else None
+        except (FileNotFoundError, AutohypothesisError):
             continue
         if handle is not None and shim.cancel(handle):
             asked.append((experiment_id, handle))

@@ -24,6 +24,7 @@ from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import (
+    load_or_none,
     parse_json,
     read_bytes,
     read_json,
@@ -143,10 +144,7 @@ def damaged(layout: Layout) -> list[Path]:
 
 def _state(layout: Layout) -> State | None:
     """None when there is none, or none that can be used."""
-    try:
-        return State.model_validate(read_json(layout.registry_state))
-    except (FileNotFoundError, RecordError, ValidationError):
-        return None
+    return load_or_none(State, layout.registry_state)
 
 
 def _rebuilt(layout: Layout) -> Registry:

@@ -6,15 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from pydantic import ValidationError
-
 from autohypothesis.engine import iteration
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.claims import Answer, Claims, Idea, tree_of_commit
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.files import load, write_json
 from autohypothesis.schema import Hypothesis, Metadata, Plan, Runtime
 
 LEASE_RUNS = 6
@@ -64,8 +62,8 @@ class Sharing:
     ) -> None:
         """In the plan, for the ledger, and in the queue, for who looks what to run first."""
         path = project.layout.plan(spec.experiment_id)
-        with suppress(FileNotFoundError, AutohypothesisError, ValidationError):
-            plan = Plan.model_validate(read_json(path))
+        with suppress(FileNotFoundError, AutohypothesisError):
+            plan = load(Plan, path)
             write_json(path, plan.model_copy(update={"claimed": claimed}))
         with suppress(AutohypothesisError):
             Queue(project.layout, project.active()).note_claim(
@@ -76,8 +74,8 @@ class Sharing:
         """Of this worker, the newest first; of another one of this search where it has none."""
         other = Runtime()
         for run in self._newest(project):
-            with suppress(FileNotFoundError, AutohypothesisError, ValidationError):
-                found = Metadata.model_validate(read_json(project.layout.run(run).metadata))
+            with suppress(FileNotFoundError, AutohypothesisError):
+                found = load(Metadata, project.layout.run(run).metadata)
                 if found.run.tag != project.active() or not found.runtime.platform_key:
                     continue
                 if found.run.worker_id == self._worker:

@@ -19,7 +19,12 @@ from contextlib import suppress
 from autohypothesis.engine.executor import Executor, Handle, Waits
 from autohypothesis.engine.local import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, LeaseError, RecordError
+from autohypothesis.errors import (
+    RECOVERABLE_ERRORS,
+    AutohypothesisError,
+    LeaseError,
+    describe,
+)
 from autohypothesis.fleet.live import bench
 from autohypothesis.fleet.live.heartbeat import Pulse
 from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
@@ -33,9 +38,9 @@ from autohypothesis.fleet.worker.preparing import SEE, Preparation, is_of_the_ma
 from autohypothesis.fleet.worker.sharing import Sharing
 from autohypothesis.fleet.worker.standstill import Standstill
 from autohypothesis.records import locks
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.schema import Result, WorkerState
+from autohypothesis.schema import Metadata, Result, WorkerState
 from autohypothesis.schema import Worker as Entry
 
 POLL_S = 0.2
@@ -51,7 +56,6 @@ HELD_S = 60.0
 """After so long behind a device that a stranger holds, its hypotheses go to other workers."""
 FRESH_S = 5.0  # between two looks whether what is prepared still stands on the reference
 LONGEST_PAUSE_S, TRIES = 30.0, 3
-_FAULTS = (AutohypothesisError, OSError, ValueError, LookupError, TypeError, AttributeError)
 """What a damaged file or a full disk comes to."""
 
 
@@ -339,8 +343,8 @@ class Worker:
             self._look_at = 0.0
             self._stand_behind(error.problem)
             return False
-        except _FAULTS as error:
-            self._undo(job, f"{spec.experiment_id} could not be started: {error}")
+        except RECOVERABLE_ERRORS as error:
+            self._undo(job, f"{spec.experiment_id} could not be started: {describe(error)}")
             return False
         self.next, self.current = None, job
         self._failures, self._behind_since = 0, None
@@ -358,9 +362,11 @@ class Worker:
             return False
         try:
             forbidden = prepared.against_steering()
-        except _FAULTS as error:
+        except RECOVERABLE_ERRORS as error:
             self._put_back()
-            self._pause(f"{prepared.hypothesis.hypothesis_id} cannot be looked at: {error}")
+            self._pause(
+                f"{prepared.hypothesis.hypothesis_id} cannot be looked at: {describe(error)}"
+            )
             return False
         if forbidden:
             self.next = None
@@ -395,7 +401,7 @@ class Worker:
         )
 
     def _cancel(self, job: Job) -> None:
-        with suppress(*_FAULTS):
+        with suppress(*RECOVERABLE_ERRORS):
             self.executor.cancel(job.handle)
 
     def _follow(self, job: Job) -> None:
@@ -430,13 +436,15 @@ class Worker:
         if self.claims.holds(job.hypothesis_id):
             try:
                 result = self.executor.collect(job.handle)
-            except _FAULTS as error:
+            except RECOVERABLE_ERRORS as error:
                 if takeover.is_readable(self.project.layout.run(job.experiment_id)):
                     self._collect_at = time.monotonic() + LOOK_S
                     self._uncollected += 1
-                    self._say("reporting", f"{job.experiment_id} cannot be collected: {error}")
+                    self._say(
+                        "reporting", f"{job.experiment_id} cannot be collected: {describe(error)}"
+                    )
                     return  # a full disk, say; its worktree is needed until then
-                self._pause(f"{job.experiment_id} is damaged: {error}")
+                self._pause(f"{job.experiment_id} is damaged: {describe(error)}")
                 self.claims.give_back(job.hypothesis_id)
         self._took = time.monotonic() - self._began
         self.current = None
@@ -489,6 +497,5 @@ class Worker:
 
 def _device_of(run: RunPaths) -> str:
     """The device that a run was given, of a worker that takes whichever is free."""
-    with suppress(FileNotFoundError, RecordError, LookupError, TypeError):
-        return str(read_json(run.metadata)["run"]["gpu_id"])
-    return ""
+    metadata = load_or_none(Metadata, run.metadata)
+    return metadata.run.gpu_id if metadata else ""
