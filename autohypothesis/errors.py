@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from autohypothesis.installation import as_called
+
 
 class AutohypothesisError(Exception):
     """Anything this project refuses or could not do.
@@ -15,7 +17,7 @@ class AutohypothesisError(Exception):
     def __init__(self, problem: str, *, hint: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
-        self.hint = hint
+        self.hint = as_called(hint)
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.hint}" if self.hint else self.problem

@@ -113,7 +113,7 @@ def served(data: Path) -> Iterator[Served]:
         words += [f"--{limit}", PLENTY]
     environment = {**os.environ, "AUTOHYPOTHESIS_HUB_ADMIN_KEY": _OPERATOR}
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator", *words],
+        [sys.executable, "-m", "autohypothesis", *words],
         cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

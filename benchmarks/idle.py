@@ -193,7 +193,7 @@ def spread(gaps: list[float]) -> dict[str, Any]:
 
 
 def orchestrator(*words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "orchestrator", *words]
+    command = [sys.executable, "-m", "autohypothesis", *words]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 

@@ -119,8 +119,6 @@ def called(*words: str, cwd: Path, **env: str) -> Answer:
         patch.chdir(cwd)
         patch.setattr(sys, "argv", [str(ROOT / "orchestrator.py"), *words])
         patch.setattr(sys, "stdin", nothing)
-        # Else the command line would take pytest's name for its own in its hints.
-        patch.setattr(sys.modules["__main__"], "__package__", None, raising=False)
         for name, value in env.items():
             patch.setenv(name, value)
         try:

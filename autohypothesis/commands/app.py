@@ -5,6 +5,7 @@ Imports nothing heavy, since `--help` and completion run through here.
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from autohypothesis.errors import AutohypothesisError
+from autohypothesis.installation import IN_CLONE, as_called
 from autohypothesis.plain import plain
 from autohypothesis.system import CtrlC, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
@@ -115,6 +117,7 @@ def _arrange(app: typer.Typer) -> None:
 
     app.registered_commands.sort(key=lambda one: rank(one.name))
     for command in app.registered_commands:
+        command.help = as_called(command.help or inspect.getdoc(command.callback) or "")
         command.rich_help_panel = place.get(str(command.name), command.rich_help_panel)
     for group in app.registered_groups:
         group.rich_help_panel = place.get(str(group.name), group.rich_help_panel)
@@ -122,14 +125,14 @@ def _arrange(app: typer.Typer) -> None:
 
 def run_and_exit(app: typer.Typer) -> NoReturn:
     """Run the command line and exit: 0, 1 when it failed, 2 when it was called wrongly."""
-    program = Path(sys.argv[0]).name
-    prefix = "autohypothesis" if program == "autohypothesis" else "python orchestrator.py"
+    program = Path(sys.argv[0]).name.replace("__main__.py", "autohypothesis")
+    prefix = "autohypothesis" if program == "autohypothesis" else as_called(IN_CLONE)
     make_steady()
     keep_others_out()
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, CtrlC())
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name=program, standalone_mode=False)
     except ClickError as error:
         fail(error.format_message(), error.exit_code, hint=_usage_hint(error, prefix))
     except AutohypothesisError as error:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.common import err, out
+from autohypothesis.installation import is_clone
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -110,7 +111,8 @@ def _finish(project: Project, seconds: float) -> None:
     console.print(runs_table(rows, title=f"{project.tag}, {seconds:.0f} s"))
     console.print(f"\nledger   {project.layout.ledger}", soft_wrap=True, markup=False)
     console.print(f"picture  {project.layout.progress_png}\n", soft_wrap=True, markup=False)
-    program = f"{_short(Path(sys.executable))} orchestrator.py"
+    python = _short(Path(sys.executable))
+    program = f"{python} orchestrator.py" if is_clone() else "autohypothesis"
     console.print("Next:", style="bold")
     where = f"--repo {_short(project.layout.root)}"
     shown = best["id"] if best else rows[-1]["id"]

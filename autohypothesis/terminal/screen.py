@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.segment import Segment
 
+from autohypothesis.installation import as_called
 from autohypothesis.plain import plain
 from autohypothesis.terminal.streams import is_unicode, lost
 
@@ -21,6 +22,10 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        named = (as_called(item) if isinstance(item, str) else item for item in objects)
+        super().print(*named, **options)
 
     def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
         for text, style, control in super().render(*args, **options):

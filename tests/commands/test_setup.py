@@ -219,7 +219,7 @@ def test_an_environment_that_lacks_something_is_told_what(fresh: Path, program: 
 
 def test_a_clone_without_its_packages_says_how_to_get_them() -> None:
     answer = subprocess.run(
-        [sys.executable, "-I", "-S", str(ROOT / "orchestrator.py"), "setup"],
+        [sys.executable, "-E", "-S", str(ROOT / "orchestrator.py"), "setup"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert answer.returncode == 1 and "make venv" in answer.stderr

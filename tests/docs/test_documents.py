@@ -138,7 +138,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def known_commands() -> set[str | None]:
     """Commands and groups of commands, as the first word after `orchestrator.py`."""
-    from orchestrator import app
+    from autohypothesis.commands.main import app
 
     registered = (*app.registered_commands, *app.registered_groups)
     return {one.name for one in registered}
@@ -295,7 +295,7 @@ def words_of(page: Path) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_options_that_are_named_exist(page: Path) -> None:
-    from orchestrator import app
+    from autohypothesis.commands.main import app
 
     root: Any = typer.main.get_command(app)
     for words in words_of(page):
@@ -334,7 +334,7 @@ def test_hints_in_error_messages_name_commands_that_exist() -> None:
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
-    from orchestrator import app
+    from autohypothesis.commands.main import app
 
     for command in app.registered_commands:
         text = (command.callback.__doc__ or "") if command.callback else ""

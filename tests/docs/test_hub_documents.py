@@ -309,7 +309,7 @@ def strings(tree: ast.AST) -> list[str]:
 
 
 def test_the_limits_that_are_named_are_the_defaults() -> None:
-    from orchestrator import app
+    from autohypothesis.commands.main import app
 
     root: Any = typer.main.get_command(app)
     serve = root.commands["hub"].commands["serve"]

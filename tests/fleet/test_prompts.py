@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 
-import orchestrator
 from autohypothesis import system
+from autohypothesis.commands.main import app
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
@@ -57,7 +57,7 @@ def test_every_role_has_its_pages(fleet: Fleet, fleet_root: Path) -> None:
 def commands() -> dict[str, typing.Any]:
     """Every command there is, `tools list` as two words."""
     found: dict[str, typing.Any] = {}
-    for name, one in typer.main.get_command(orchestrator.app).commands.items():  # type: ignore[attr-defined]
+    for name, one in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
         found[name] = one
         for inner, two in getattr(one, "commands", {}).items():
             found[f"{name} {inner}"] = two

@@ -120,7 +120,7 @@ def test_each_fault_costs_points_of_its_criterion(
 
 
 def test_the_commands_are_those_of_the_command_line(skill: Programs) -> None:
-    from orchestrator import app
+    from autohypothesis.commands.main import app
 
     def names(app: Any, before: str = "") -> Iterator[str]:
         yield from (f"{before}{command.name}" for command in app.registered_commands)

@@ -31,6 +31,7 @@ from autohypothesis.fleet.overview.views import (
 )
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sharing.contact import COURIER
+from autohypothesis.installation import as_called
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import load, read_bytes, read_json, shown
 from autohypothesis.records.layout import ID, Layout
@@ -84,7 +85,7 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
         waiting=waiting,
         awaiting=look.awaiting,
         needs=look.needs,
-        next_command=_next_command(tag, roles, workers),
+        next_command=as_called(_next_command(tag, roles, workers)),
     )
 
 

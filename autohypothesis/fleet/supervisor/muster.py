@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Collection, Sequence
 from datetime import datetime
-from pathlib import Path
 from subprocess import Popen
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from autohypothesis.fleet.roster.roster import read_manifest
 from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.fleet.supervisor.launching import Role, log_tail, spawn
 from autohypothesis.fleet.supervisor.supervisor import NAME
+from autohypothesis.installation import program_script
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Manifest, rfc3339
 from autohypothesis.system import process_start
@@ -31,8 +31,7 @@ _LOOK_S = 0.05
 
 def program(layout: Layout) -> tuple[str, ...]:
     """How a command of ours is called by another process, from anywhere."""
-    script = Path(__file__).resolve().parents[3] / "orchestrator.py"
-    return (sys.executable, str(script), "--repo", str(layout.root))
+    return (sys.executable, str(program_script()), "--repo", str(layout.root))
 
 
 def the_fleet(layout: Layout) -> Manifest:
