@@ -796,7 +796,7 @@ class Finding(Strict):
 
 
 class QueueEntry(Strict):
-    """A hypothesis as the brief shows it, and as a person may add it there."""
+    """A hypothesis as the brief shows it."""
 
     hypothesis_id: str
     title: str

@@ -49,7 +49,7 @@ PANELS = {
         "show-results", "status", "monitor", "digest", "runs", "show", "best", "adopt", "sync",
         "schema",
     ),
-    "Ideas": ("propose", "hypotheses", "briefing", "dispatch"),
+    "Ideas": ("propose", "hypotheses", "briefing", "dispatch", "withdraw", "abandon"),
     "A fleet": (
         "bootstrap", "init-fleet", "up", "down", "observer", "worker", "tool-builder", "tools",
         "restore", "prune",

@@ -1,4 +1,4 @@
-"""`propose`, `dispatch`, `hypotheses`, `briefing`: the queue, for people and agents."""
+"""`propose`, `dispatch`, `withdraw`, `abandon`, `hypotheses`, `briefing`: the queue."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ WorkerOption = Annotated[
 def register(app: typer.Typer) -> None:
     app.command("propose")(propose)
     app.command("dispatch")(dispatch)
+    app.command("withdraw")(withdraw)
+    app.command("abandon")(abandon)
     app.command("hypotheses")(hypotheses)
     app.command("briefing")(briefing)
 
@@ -224,6 +226,41 @@ def dispatch(
     check_worker(project, _workers(project.layout), worker)
     Queue(project.layout, project.active()).dispatch(checked_id(hypothesis_id), worker)
     out().print(f"{hypothesis_id} waits for {worker} now", markup=False)
+
+
+def withdraw(
+    context: typer.Context,
+    hypothesis_id: Annotated[str, typer.Argument(help="One that was given to a worker.")],
+    repo: Repo = None,
+) -> None:
+    """Take a hypothesis back from the worker that it waits for: it is pending again.
+
+    Example: `orchestrator.py withdraw h-nov20-0007`
+    """
+    from autohypothesis.records.layout import checked_id
+
+    _queue(_layout(context, repo), None).withdraw(checked_id(hypothesis_id))
+    out().print(f"{hypothesis_id} is pending now", markup=False)
+
+
+def abandon(
+    context: typer.Context,
+    hypothesis_id: Annotated[
+        str, typer.Argument(help="One that waits.", autocompletion=complete_hypothesis)
+    ],
+    reason: Annotated[str, typer.Option("--reason", help="Why; proposers are told.")] = "",
+    repo: Repo = None,
+) -> None:
+    """Close a hypothesis that waits, without a run.
+
+    Example: `orchestrator.py abandon h-nov20-0007 --reason "needs a tokenizer we do not have"`
+    """
+    from autohypothesis.records.layout import checked_id
+    from autohypothesis.records.tables import harmless
+
+    queue = _queue(_layout(context, repo), None)
+    queue.abandon(checked_id(hypothesis_id), harmless(reason) or "abandoned by hand")
+    out().print(f"{hypothesis_id} is abandoned", markup=False)
 
 
 def hypotheses(

@@ -224,18 +224,24 @@ class Layout(NamedTuple):
 
     @property
     def brief_state(self) -> Path:
-        """What was published last, as it was written: a brief that differs is somebody's edit."""
-        return self.research / ".research_brief.json"
+        return self.written_copy(self.brief)
 
     @property
     def brief_before(self) -> Path:
-        """The version that was replaced last: whoever still had it open may write into it."""
-        return self.research / ".research_brief.before.json"
+        return self.replaced_version(self.brief)
 
     @property
-    def brief_edits(self) -> Path:
-        """Versions of the brief that somebody else wrote, kept as they were."""
-        return self.research / "brief-edits"
+    def conflicts(self) -> Path:
+        """Edits of derived files, which have no effect, each beside its `.reason`."""
+        return self.research / "conflicts"
+
+    def written_copy(self, path: Path) -> Path:
+        """Where the content that was written last to a derived file is kept."""
+        return path.with_name(f".{path.name}")
+
+    def replaced_version(self, path: Path) -> Path:
+        """The version of a derived file that was replaced last."""
+        return path.with_name(f".{path.stem}.before{path.suffix}")
 
     @property
     def checkout_lacks(self) -> Path:

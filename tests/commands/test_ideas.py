@@ -195,6 +195,18 @@ def test_a_hypothesis_is_given_to_one_worker_only(queue: Queue, cli: Any) -> Non
     assert [one.hypothesis_id for one in queue.dispatched("cpu0")["cpu0"]] == [name]
 
 
+def test_a_hypothesis_is_taken_back_and_abandoned(queue: Queue, cli: Any) -> None:
+    name = queue.add(Proposal(title="x", config_overrides={"RATE": 1}), proposer="x").hypothesis_id
+    queue.dispatch(name, "cpu0")
+
+    assert cli("withdraw", name).stdout == f"{name} is pending now\n"
+    refused(cli("withdraw", name), f"{name} is pending")
+    assert cli("abandon", name, "--reason", "no\nuse").stdout == f"{name} is abandoned\n"
+    (closed,) = queue.done()
+    assert (closed.closed, closed.outcome) == ("abandoned", "no use")
+    refused(cli("withdraw", "h-nov20-0999"), "h-nov20-0999", "hypotheses")
+
+
 # ── hypotheses ──────────────────────────────────────────────────────────────────────────────
 
 

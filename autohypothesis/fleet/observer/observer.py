@@ -208,8 +208,6 @@ class Observer:
     def _take_in(self) -> None:
         for one in inbox.take_inbox(self.queue):
             self._did(f"{one.hypothesis_id} came through the inbox")
-        for refused in self.publishing.take_edits():
-            self._note(refused)
 
     # ── decisions ─────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,6 @@ from autohypothesis.fleet.observer.findings import Learnt
 from autohypothesis.fleet.observer.summary import write_summary
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.queue import brief as briefs
-from autohypothesis.fleet.queue.brief_page import noise_words
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster.prompts import write_assignments
@@ -48,6 +47,7 @@ class Publishing:
         """Of the tag; another list whenever the ledger was written."""
         self._ledger: Signature | None = None
         self._said: Any = None
+        self._written: Signature | None = None
         self._due = {"brief": 0.0, "summary": 0.0, "learnt": 0.0}
         self._learnt_at: tuple[object, ...] = ()
 
@@ -55,14 +55,6 @@ class Publishing:
     def best(self) -> dict[str, Any] | None:
         """The best kept experiment, as the status shows it."""
         return {key: self.best_row.get(key) for key in BEST} if self.best_row else None
-
-    def take_edits(self) -> list[str]:
-        """What somebody wrote into the brief, taken as commands; a line for each that was refused.
-
-        Raises:
-            LockError, RecordError: it cannot be taken now.
-        """
-        return briefs.take_edits(self.project, self.queue)
 
     def turn(
         self,
@@ -109,7 +101,7 @@ class Publishing:
         saying = (
             self._ledger, opened, self.counts, steering, dict(settings), noise, notes, others,
         )  # fmt: skip
-        if saying == self._said and self.project.layout.brief.exists():
+        if saying == self._said and signature_of(str(self.project.layout.brief)) == self._written:
             return
         self.brief = briefs.publish(
             self.project,
@@ -122,6 +114,7 @@ class Publishing:
             others=others,
         )
         self._said = saying
+        self._written = signature_of(str(self.project.layout.brief))
         if (manifest := read_manifest(self.project.layout)) is not None:
             write_assignments(self.project, self.queue, manifest)
 
@@ -141,7 +134,7 @@ class Publishing:
             reference=reference,
             hypotheses={one.hypothesis_id: one for one in known},
             steering=steering,
-            noise=noise_words(noise or {}),
+            noise=briefs.noise_words(noise or {}),
         ).write()
         self._learnt_at = about
 

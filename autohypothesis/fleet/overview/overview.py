@@ -263,8 +263,11 @@ class _Look:
             self.needs.append(Need(said, f"{RUN} doctor"))
 
     def refused(self) -> None:
-        """Files of the inbox that were not taken."""
-        folder = self.layout.inbox_refused
+        """Files of the inbox that were not taken, and edits of files that are made from others."""
+        self._refused(self.layout.inbox_refused, "not taken")
+        self._refused(self.layout.conflicts, "not taken, delete it when you have read this")
+
+    def _refused(self, folder: Path, what: str) -> None:
         reasons = sorted(name for name in _names(folder) if name.endswith(".reason"))
         for name in reasons[:NAMED]:
             try:
@@ -272,7 +275,7 @@ class _Look:
             except (FileNotFoundError, RecordError):
                 text = ""
             file = folder / name.removesuffix(".reason")
-            self.needs.append(Need(f"not taken: {self._short(file)}: {text.strip()}"))
+            self.needs.append(Need(f"{what}: {self._short(file)}: {text.strip()}"))
         if len(reasons) > NAMED:
             rest = f"and {len(reasons) - NAMED} more in {self._short(folder)}"
             self.needs.append(Need(rest))

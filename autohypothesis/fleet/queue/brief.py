@@ -1,85 +1,84 @@
-"""`research_brief.json`: published for proposers and people, and taken back as what they wrote.
+"""`research_brief.json`: what a proposer is told, the most important first, cut to fit.
 
-What was published last is kept beside it, so an edit is seen by its content, and understood by what
-it changed. A version that is not ours is never overwritten: it is taken by rename, kept in
-`brief-edits/`, and turned into commands. Everything here runs under the lock `brief`.
+It is at most `Brief.MAX_BYTES` long, however long the search is. Others only read it: the ways in
+are the commands and `research/inbox/`, and an edit is moved to `research/conflicts/`.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from heapq import nlargest
+from itertools import chain
+from typing import Any, TypeVar, cast
 
-from pydantic import Field
+from pydantic import ValidationError
 
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import RecordError
-from autohypothesis.fleet.queue.brief_edits import Edits, entries
-from autohypothesis.fleet.queue.brief_page import Contents, noise_words
+from autohypothesis.engine.task import Task
+from autohypothesis.fleet.queue.files import Place, best_first
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.warm_start import carried
-from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import (
-    load,
-    parse_json,
-    read_bytes,
-    read_json,
-    sweep,
-    to_json,
-    write_atomic,
-    write_json,
-)
+from autohypothesis.records.derived import DerivedFile
+from autohypothesis.records.files import to_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.records.standings import of_tag
-from autohypothesis.schema import Brief, Others, Setting, Steering, Strict, now
-from autohypothesis.system import rename_exclusive
+from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
+from autohypothesis.records.standings import best_kept, of_tag
+from autohypothesis.schema import (
+    BestResult,
+    Brief,
+    Finding,
+    Hypothesis,
+    Others,
+    QueueEntry,
+    Setting,
+    Steering,
+    finite,
+    now,
+)
 
-WRITING_S = 2.0
-"""A brief that is no JSON and changed more recently may still be being written."""
-REMEMBERED = 4
-"""Published versions that an edit may be based on."""
-MOST_RETURNED = 500
-_TODO = ".todo.json"
+MOST_SETTINGS, MOST_CONSTRAINTS, MOST_NOTES, MOST_QUESTIONS = 5_000, 3_000, 4_000, 2_000
+"""Bytes of each section at most; `MAX_BYTES` is for all of them."""
+MOST_OPEN, MOST_FINDINGS, MOST_HEARD = 9_000, 7_500, 6_000
+MOST_KEEPS, MOST_CRASHES, MOST_DISCARDS = 20, 8, 20
+"""Findings of each kind."""
+LINE, RATIONALE, TITLE = 300, 240, 160
+"""Characters of a line (a note, a constraint, a direction), of a reason, of a finding's title."""
+REMEDY = (
+    "change the queue with `python orchestrator.py propose`, `dispatch`, `withdraw` and `abandon`,"
+    " or put a hypothesis into research/inbox/; directions go into research/steering.md"
+)
+_ENOUGH_DONE = 200
+_FRAME = 64
+"""Bytes around the outermost sections."""
 
-
-class State(Strict):
-    """`research/.research_brief.json`."""
-
-    marks: list[str] = Field(default_factory=list)
-    """SHA-256 of each content that the brief may have without anybody having edited it."""
-    shown: list[dict[str, Any]] = Field(default_factory=list)
-    """The versions published last, the newest first."""
-    returned: list[str] = Field(default_factory=list)
-    """Ids that were shown as closed once, and as open later; the newest first."""
+Item = TypeVar("Item")
+Row = Mapping[str, Any]
 
 
 def publish(
     project: Project,
     queue: Queue,
     *,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     steering: Steering,
     reference_settings: Mapping[str, Setting],
     notes: Sequence[str] = (),
     noise: Mapping[str, Any] | str | None = None,
     others: Others | None = None,
 ) -> Brief:
-    """Writes the brief, `Brief.MAX_BYTES` at most, unless it would say what it says already.
-
-    An edit that nobody has taken yet is taken first; one that arrives meanwhile stays for the next
-    time.
+    """Write the brief, unless only its date would change; return what is on disk then.
 
     Raises:
         LockError: another process has published for half a minute.
         RecordError: the disk is full.
     """
-    refused = take_edits(project, queue)
+    words = noise if isinstance(noise, str) else noise_words(noise or {})
+    problems = [f"{problem.path} {problem.reason}" for problem in queue.problems[:5]]
     brief = Contents(
         repository=str(project.layout.root),
         task=project.task,
@@ -88,189 +87,340 @@ def publish(
         settings=reference_settings,
         open=queue.placed(),
         done=queue.done(),
-        notes=[*refused, *_noise(noise), *notes, *_problems(queue)],
+        notes=[*([f"noise: {words}"] if words else []), *notes, *problems],
         carried=carried(project.layout)[0],
         others=others,
     ).brief()
     with hold(project.layout, "brief", doing="publishing the brief"):
-        return _Desk(project.layout).put(brief)
+        return _write(project.layout, brief)
 
 
-def take_edits(project: Project, queue: Queue) -> list[str]:
-    """Does what somebody wrote into the brief; answers with what could not be done, and why.
-
-    Raises:
-        LockError: another process has published for half a minute.
-        RecordError: the disk is full.
-    """
-    desk = _Desk(project.layout)
-    if not desk.may_hold_edits():
-        return []
-    refused: list[str] = []
-    with hold(project.layout, "brief", doing="taking edits of the brief"):
-        refused += desk.collect()
-        for path in desk.waiting():
-            refused += desk.obey(path, queue)
-    return refused
+def _write(layout: Layout, brief: Brief) -> Brief:
+    file = DerivedFile(layout, layout.brief, remedy=REMEDY)
+    content = to_json(brief, indent=2).encode("utf-8", "replace") + b"\n"
+    file.move_edits()
+    before = _parsed(file.content()) if layout.brief.exists() else None
+    if before is not None and _undated(before) == _undated(brief):
+        return before
+    file.write(content, durable=False)
+    return brief
 
 
-def _noise(noise: Mapping[str, Any] | str | None) -> list[str]:
-    said = noise if isinstance(noise, str) else noise_words(noise or {})
-    return [f"noise: {said}"] if said else []
+def _undated(brief: Brief) -> dict[str, Any]:
+    return brief.model_dump(mode="json", exclude={"generated_at"})
 
 
-def _problems(queue: Queue) -> list[str]:
-    return [f"{problem.path} {problem.reason}" for problem in queue.problems[:5]]
+def _parsed(content: bytes | None) -> Brief | None:
+    with suppress(ValidationError):
+        return Brief.model_validate_json(content or b"")
+    return None
 
 
-class _Desk:
-    """The brief's files. All but `may_hold_edits` want the lock."""
+@dataclass(frozen=True)
+class Contents:
+    """Everything that a brief may say."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.path = layout.brief
+    repository: str
+    task: Task
+    rows: Sequence[Row]
+    """Of one tag."""
+    steering: Steering
+    settings: Mapping[str, Setting]
+    open: Sequence[tuple[Place, Hypothesis]]
+    done: Sequence[Hypothesis]
+    notes: Sequence[str]
+    carried: Sequence[Finding] = ()
+    """Of searches before this one."""
+    others: Others | None = None
+    """News of fleets on other machines."""
 
-    def may_hold_edits(self) -> bool:
-        """Asked at every turn, so without a lock."""
-        marks = self._state().marks
-        changed = [_mark(path) not in (*marks, None) for path in self._ours()]
-        return any(changed) or bool(self.waiting())
-
-    def _ours(self) -> tuple[Path, Path]:
-        return self.path, self.layout.brief_before
-
-    def _state(self) -> State:
-        """What is known of earlier versions; nothing, when that is damaged."""
-        with suppress(FileNotFoundError, RecordError):
-            return load(State, self.layout.brief_state)
-        return State()
-
-    # ── out ───────────────────────────────────────────────────────────────────────────────
-
-    def put(self, brief: Brief) -> Brief:
-        state = self._state()
-        there = _mark(self.path)
-        if any(_mark(path) not in (*state.marks, None) for path in self._ours()):
-            return brief  # written since the edits were taken: that comes first
-        content = to_json(brief, indent=2).encode("utf-8", "replace") + b"\n"
-        said = parse_json(content)
-        if there is not None and state.shown and _undated(said) == _undated(state.shown[0]):
-            return Brief.model_validate(state.shown[0])
-        marks = [sha256(content).hexdigest(), *([there] if there else []), *state.marks]
-        shown = [said, *state.shown][:REMEMBERED]
-        sweep(self.layout.research)
-        returned = [*_returned(shown), *state.returned][:MOST_RETURNED]
-        new = State(marks=marks[:REMEMBERED], shown=shown, returned=returned)
-        write_json(self.layout.brief_state, new, durable=False)
-        self._replace(content, new.marks)
+    def brief(self) -> Brief:
+        """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
+        brief = Brief(
+            generated_at=now(),
+            repository=cut(self.repository, 1_000),
+            objective=_objective(self.task),
+            constraints=_fit(_constraints(self.task, self.steering), MOST_CONSTRAINTS),
+            current_config=_fitting(self.settings, MOST_SETTINGS),
+            best_result=_best(self.rows),
+            open_questions=_fit(_lines(self.steering.directions), MOST_QUESTIONS),
+            notes=_fit(_lines(self.notes), MOST_NOTES),
+        )
+        if self.others is not None:
+            brief.others = _heard(self.others)
+        waiting = (_open_entry(place, hypothesis) for place, hypothesis in self._open())
+        brief.hypothesis_queue = _fit(waiting, min(MOST_OPEN, _room_in(brief)))
+        known = findings(self.rows, self._change)
+        brief.findings = _fit(chain(known, self.carried), min(MOST_FINDINGS, _room_in(brief)))
+        newest = nlargest(_ENOUGH_DONE, self.done, key=lambda done: done.hypothesis_id)
+        brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
         return brief
 
-    def _replace(self, content: bytes, marks: Sequence[str]) -> None:
-        """Puts a new version in the place of one of `marks`, never in that of a newer edit.
+    def _open(self) -> list[tuple[Place, Hypothesis]]:
+        """Return the running, then the dispatched, then the pending ones; each best first."""
+        rank = {"running": 0, "dispatched": 1}
+        return sorted(
+            self.open,
+            key=lambda placed: (rank.get(placed[0].state, 2), *best_first(placed[1])),
+        )
 
-        The replaced file stays until the next time: who had it open may write into it still.
-        """
-        before = self.layout.brief_before
-        with suppress(FileNotFoundError):
-            os.rename(self.path, before)
-            if _mark(before) not in marks:
-                with suppress(FileExistsError):
-                    rename_exclusive(before, self.path)
-                return
-        new = before.with_name(f"{before.name}.new")
-        write_atomic(new, content, durable=False)
-        with suppress(FileExistsError):
-            rename_exclusive(new, self.path)
-        new.unlink(missing_ok=True)
+    @cached_property
+    def _by_id(self) -> dict[str, Hypothesis]:
+        every = (*self.done, *(hypothesis for _, hypothesis in self.open))
+        return {hypothesis.hypothesis_id: hypothesis for hypothesis in every}
 
-    # ── in ────────────────────────────────────────────────────────────────────────────────
-
-    def collect(self) -> list[str]:
-        """Takes each version that is not ours; what is torn is kept aside, and named."""
-        marks, refused = self._state().marks, []
-        for path in self._ours():
-            if _mark(path) not in (*marks, None):
-                refused += self._take(path)
-        return refused
-
-    def _take(self, path: Path) -> list[str]:
-        wrong = _what_is_wrong(path)
-        if wrong and _age_s(path) < WRITING_S:
-            return []
-        stem = f"{now():%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
-        suffix = ".damaged.json" if wrong else _TODO
-        kept = self.layout.brief_edits / f"{stem}{suffix}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.rename(path, kept)
-        except FileNotFoundError:
-            return []
-        if not wrong:
-            return []
-        where = kept.relative_to(self.layout.root)
-        return [f"research_brief.json {wrong}: it is {where} now, and the queue is as it was"]
-
-    def waiting(self) -> list[Path]:
-        """Taken, and not yet obeyed: of this look, and of one that was killed."""
-        return sorted(self.layout.brief_edits.glob(f"*{_TODO}"))
-
-    def obey(self, path: Path, queue: Queue) -> list[str]:
-        done = path.with_name(path.name.replace(_TODO, ".json"))
-        try:
-            said = read_json(path)
-        except (FileNotFoundError, RecordError) as error:
-            os.replace(path, path.with_name(path.name.replace(_TODO, ".damaged.json")))
-            return [f"an edit of research_brief.json could not be read: {error}"]
-        state = self._state()
-        refused = Edits(queue, self.layout, said, state.shown, state.returned).obey()
-        os.replace(path, done)
-        return refused
+    def _change(self, hypothesis_id: str) -> str:
+        hypothesis = self._by_id.get(hypothesis_id)
+        return "" if hypothesis is None else change_of(hypothesis)
 
 
-def _mark(path: Path) -> str | None:
-    """What tells versions apart; None when nothing is there."""
-    try:
-        return sha256(read_bytes(path)).hexdigest()
-    except FileNotFoundError:
+# ── sections ────────────────────────────────────────────────────────────────────────────────
+
+
+def _objective(task: Task) -> str:
+    goal = task.objective
+    text = f"{goal.direction} {goal.metric}"
+    if goal.min_delta:
+        text += f"; a difference under {goal.min_delta:g} is noise"
+    if goal.target is not None:
+        text += f"; {goal.target:g} is the goal"
+    return cut(text, LINE)
+
+
+def _constraints(task: Task, steering: Steering) -> list[str]:
+    """Return what binds a proposal, the steering first."""
+    limits = task.mutation
+    texts = [f"{name} is frozen" for name in steering.frozen]
+    ranges = sorted(steering.ranges.items())
+    texts += [f"{name} stays within {low:g} and {high:g}" for name, (low, high) in ranges]
+    if steering.memory_limit_mb is not None:
+        texts.append(f"a run with a peak over {steering.memory_limit_mb:g} MiB is discarded")
+    for name, limit in task.constraints.items():
+        if limit.hard is not None:
+            texts.append(f"{name} over {limit.hard:g} is a discard")
+        if limit.soft is not None:
+            texts.append(f"{name} over {limit.soft:g} is noted")
+    texts.append(f"only {', '.join(task.artifacts)} may change")
+    texts.append(f"a change has at most {limits.max_files} files and {limits.max_lines} lines")
+    texts.append("one idea in a hypothesis: config_overrides, or patch, or instructions")
+    return _lines(texts)
+
+
+def _heard(others: Others) -> Others:
+    """Return the news, each kind cut to a third of the room."""
+    room = MOST_HEARD // 3
+    return Others(
+        server=cut(others.server, LINE),
+        results=_fit(_lines(others.results), room),
+        frontier=_fit(_lines(others.frontier), room),
+        discussion=_fit(_lines(others.discussion), room),
+    )
+
+
+def _best(rows: Sequence[Row]) -> BestResult | None:
+    row = best_kept(rows)
+    if row is None:
         return None
-    except RecordError:
-        return "no file"
+    value = row.get("val_bpb")
+    return BestResult(
+        commit=cut(str(row.get("commit", "")), 64),
+        val_bpb=row.get("metric_value") if value is None else value,
+        memory_gb=row.get("peak_vram_gb"),
+        status=cut(str(row.get("status", "")), 64),
+        description=cut(str(row.get("description", "")), LINE),
+    )
 
 
-def _what_is_wrong(path: Path) -> str:
-    try:
-        value = parse_json(read_bytes(path))
-    except FileNotFoundError:
+def _entry(hypothesis: Hypothesis, rationale: int, **more: Any) -> QueueEntry:
+    return QueueEntry(
+        hypothesis_id=hypothesis.hypothesis_id,
+        title=cut(hypothesis.title, LINE),
+        rationale=cut(hypothesis.rationale, rationale),
+        config_overrides=_fitting(hypothesis.config_overrides, 500),
+        priority=hypothesis.priority,
+        **more,
+    )
+
+
+def _open_entry(place: Place, hypothesis: Hypothesis) -> QueueEntry:
+    """Return an open hypothesis; its status is `dispatched` while it runs, too."""
+    status = "pending" if place.state == "pending" else "dispatched"
+    return _entry(hypothesis, RATIONALE, status=status, assigned_worker=place.worker)
+
+
+def _closed_entry(hypothesis: Hypothesis) -> QueueEntry:
+    status, outcome = hypothesis.closed or "completed", cut(hypothesis.outcome, RATIONALE)
+    return _entry(hypothesis, RATIONALE // 2, status=status, outcome=outcome)
+
+
+def change_of(hypothesis: Hypothesis) -> str:
+    """Return the change of a hypothesis in a few words."""
+    if hypothesis.config_overrides:
+        overrides = (f"{name} = {value!r}" for name, value in hypothesis.config_overrides.items())
+        return cut(", ".join(overrides), RATIONALE)
+    if hypothesis.artifacts_from:
+        return f"the artifacts of {hypothesis.artifacts_from[:7]}"
+    if hypothesis.patch:
+        return "a patch"
+    return "written to instructions" if hypothesis.instructions else ""
+
+
+def noise_words(noise: Mapping[str, Any]) -> str:
+    """Return the figure that the tool `noise` answered, and then its note."""
+    if "sd_pair" in noise:
+        figure = _pair_words(noise)
+    else:  # a tool of a user that has the same name
+        figure = ", ".join(
+            f"{name} {_short(value)}"
+            for name, value in noise.items()
+            if name not in ("note", "tool") and isinstance(value, (int, float, str))
+        )
+    note = noise.get("note")
+    return "; ".join(part for part in (figure, note) if part and isinstance(part, str))
+
+
+def _pair_words(noise: Mapping[str, Any]) -> str:
+    spread = finite(noise.get("sd_pair"))
+    if spread is None:
         return ""
-    except RecordError as error:
-        return reason_in(error, path)
-    except ValueError as error:
-        return str(error)
-    return "" if isinstance(value, dict) else "holds no object"
+    counts = [f"{noise[key]} {word}{'s' * (noise[key] != 1)}"
+              for key, word in (("runs", "run"), ("groups", "commit")) if key in noise]  # fmt: skip
+    figure = f"sd of a pair {_short(spread)}"
+    return f"{figure} from {' of '.join(counts)}" if counts else figure
 
 
-def _age_s(path: Path) -> float:
-    try:
-        return abs(time.time() - os.lstat(path).st_mtime)
-    except FileNotFoundError:
-        return 0.0
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _returned(shown: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the last version but one showed as closed, and the last one shows as open."""
-    now, before = (_open_of(one) for one in (*shown, {}, {})[:2])
-    return [name for name, is_open in before.items() if not is_open and now.get(name)]
+# ── findings ────────────────────────────────────────────────────────────────────────────────
 
 
-def _open_of(brief: Mapping[str, Any]) -> dict[str, bool]:
-    """Id -> whether the brief shows it as open."""
-    said = entries(brief)
-    return {
-        str(one.get("hypothesis_id")): one.get("status") in ("pending", "dispatched")
-        for one in said
-        if isinstance(one, dict)
-    }
+def findings(rows: Sequence[Row], change_of: Callable[[str], str]) -> Iterator[Finding]:
+    """Yield what was kept, what fails and what led nowhere, the most important first.
+
+    Args:
+        change_of: returns the change of a hypothesis in words.
+    """
+    noted = _of_note(rows)
+    seeds = _seeds(rows, {str(row["id"]) for row in noted})
+    for row in noted:
+        change = change_of(str(row.get("hypothesis_id") or ""))
+        name = str(row["id"])
+        confirmation = str(row.get("confirmation") or "none")
+        yield Finding(
+            finding_id=f"f-{name}"[:63],
+            title=cut(str(row.get("description") or name), TITLE),
+            evidence=cut(_evidence(row, seeds.get(name, {})), RATIONALE),
+            confidence="one run" if confirmation == "none" else confirmation,
+            mechanism=cut(str(row.get("rationale") or ""), RATIONALE),
+            implication=cut(f"{_implication(row)}: {change}".rstrip(": "), RATIONALE),
+        )
 
 
-def _undated(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in said.items() if key != "generated_at"}
+def _of_note(rows: Sequence[Row]) -> list[Row]:
+    """Return keeps, newest first; the newest crash of each kind; discards far from the best."""
+    changes = [
+        row for row in rows if not row.get("replicates") and not is_baseline(cast(RowDocument, row))
+    ]
+    newest = sorted(changes, key=lambda row: row.get("ordinal") or 0, reverse=True)
+    by_status: dict[str, list[Row]] = defaultdict(list)
+    for row in newest:
+        by_status[str(row.get("status"))].append(row)
+    crashes: dict[str, Row] = {}
+    for row in by_status["crash"]:
+        kind = str(row.get("failure_kind") or "")
+        if kind not in NOT_EVIDENCE:
+            crashes.setdefault(kind, row)
+    half = MOST_DISCARDS // 2
+    recent, older = by_status["discard"][:half], by_status["discard"][half:]
+    older.sort(key=lambda row: abs(finite(row.get("delta")) or 0.0), reverse=True)
+    return [
+        *by_status["keep"][:MOST_KEEPS],
+        *list(crashes.values())[:MOST_CRASHES],
+        *recent,
+        *older[:half],
+    ]
+
+
+def _evidence(row: Row, seeds: Mapping[object, float]) -> str:
+    """Return metric, distance and number of seeds in words; of a failure, its kind."""
+    value, delta = finite(row.get("metric_value")), finite(row.get("delta"))
+    if value is None:
+        return f"{row['id']}: {row.get('failure_kind') or row.get('status')}"
+    text = f"{row['id']}: {row.get('metric_name') or 'metric'} {value:.6f}"
+    if delta is not None:
+        text += f", {delta:+.6f} against the best before it"
+    if len(seeds) < 2:
+        return f"{text}, 1 seed"
+    values = list(seeds.values())
+    mean, spread = sum(values) / len(values), max(values) - min(values)
+    return f"{text}, {len(values)} seeds: mean {mean:.6f}, spread {spread:.6f}"
+
+
+def _seeds(rows: Sequence[Row], wanted: Set[str]) -> dict[str, dict[object, float]]:
+    """Return first experiment of a group -> seed -> value."""
+    values: dict[str, dict[object, float]] = defaultdict(dict)
+    for row in rows:
+        first = row.get("replicates") or row["id"]
+        value = finite(row.get("metric_value")) if first in wanted else None
+        if value is not None:
+            values[str(first)][row.get("seed")] = value
+    return values
+
+
+def _implication(row: Row) -> str:
+    if row.get("confirmation") == "refuted":
+        return "refuted when it was run again"
+    status = row.get("status")
+    if status == "keep":
+        return "in the reference"
+    if status == "crash":
+        return f"fails ({row.get('failure_kind') or 'unknown'})"
+    return f"no gain ({row.get('outcome') or 'discarded'})"
+
+
+# ── sizes ───────────────────────────────────────────────────────────────────────────────────
+
+
+def cut(text: str, most: int) -> str:
+    """Return `text`, shortened to `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _lines(texts: Iterable[str]) -> list[str]:
+    return [cut(text, LINE) for text in texts]
+
+
+def _room_in(brief: Brief) -> int:
+    """Return how many bytes may be added to what `brief` takes on disk."""
+    size = len(to_json(brief, indent=2).encode("utf-8", "replace")) + 1
+    return Brief.MAX_BYTES - _FRAME - size
+
+
+def _fit(items: Iterable[Item], room: int) -> list[Item]:
+    """Return the first items that have room, in bytes, as elements of a list in a section."""
+    fitting: list[Item] = []
+    for item in items:
+        room -= _indented_size(item)
+        if room < 0:
+            break
+        fitting.append(item)
+    return fitting
+
+
+def _fitting(values: Mapping[str, Any], room: int) -> dict[str, Any]:
+    """Return the settings that have room, their texts cut; what is too large is left out."""
+    fitting: dict[str, Any] = {}
+    for name, value in values.items():
+        short = cut(value, LINE) if isinstance(value, str) else value
+        size = _indented_size({cut(name, 80): short})
+        if size <= room:
+            fitting[cut(name, 80)] = short
+            room -= size
+    return fitting
+
+
+def _indented_size(item: object) -> int:
+    text = to_json(item, indent=2).encode("utf-8", "replace")
+    return len(text) + 4 * (text.count(b"\n") + 1) + 2
