@@ -27,7 +27,7 @@ from typing import Any
 from autohypothesis.engine import iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.isolation import sandbox_kind
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync

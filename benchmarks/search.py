@@ -24,7 +24,7 @@ from typing import Any
 
 from autohypothesis.engine.executor import Handle, RunSpec
 from autohypothesis.engine.iteration import follow
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger

@@ -90,7 +90,7 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
     Raises:
         GitError: a submodule, or contents of git-lfs, are not on this disk.
     """
-    from autohypothesis.engine.lacking import telling
+    from autohypothesis.engine.untracked_files import telling
     from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
 

@@ -43,8 +43,8 @@ def demo(
     """
     from autohypothesis.commands.fleet import bring_up
     from autohypothesis.engine.devices import lanes as all_lanes
-    from autohypothesis.engine.preparing import Wanted, run_prepare
     from autohypothesis.engine.project import Project
+    from autohypothesis.engine.setup import Wanted, run_prepare
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.supervisor import muster
 
@@ -69,7 +69,7 @@ def demo(
 
 def _make_repository(root: Path) -> None:
     """A repository at `root` with our training pair in it; one that is there is used again."""
-    from autohypothesis.engine.starter import make_repository
+    from autohypothesis.engine.setup import make_repository
 
     if make_repository(root):
         err().print(f"made {root}", markup=False)

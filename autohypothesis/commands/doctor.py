@@ -130,7 +130,7 @@ def _tools() -> Iterator[Check]:
 def _sandbox(machine: Machine) -> Check:
     """The best sandbox in which torch works here; a lower one is a warning with its one fix."""
     from autohypothesis import confine
-    from autohypothesis.engine.sandbox_trial import trials
+    from autohypothesis.engine.isolation import trials
 
     bubblewrap, landlock = trials(gpus=bool(machine.gpus))
     if not bubblewrap.problem:
@@ -208,7 +208,7 @@ def _gpu(gpu: Found) -> Check:
 
 
 def _locks() -> Iterator[Check]:
-    from autohypothesis.engine.lease import lock_folder
+    from autohypothesis.engine.devices import lock_folder
     from autohypothesis.errors import LeaseError
 
     try:
@@ -262,7 +262,7 @@ def _repository(path: Path) -> Iterator[Check]:
 
 def _checkout(project: Project) -> Iterator[Check]:
     """What of the user's folder the runs do not have."""
-    from autohypothesis.engine.lacking import look, problem, remedy
+    from autohypothesis.engine.untracked_files import look, problem, remedy
     from autohypothesis.errors import GitError
     from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing

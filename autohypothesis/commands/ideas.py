@@ -147,7 +147,7 @@ def _change(
 
 def _working_tree(project: Project, checkout: Path) -> str:
     """What differs from the reference in `checkout`, as a patch."""
-    from autohypothesis.engine.working_tree import working_tree
+    from autohypothesis.engine.workspace import working_tree
 
     reference = project.reference()
     change = working_tree(project.repository, project.task, reference, checkout)

@@ -245,7 +245,7 @@ def _check_machine(project: Project) -> None:
 
 def _prepare(project: Project) -> None:
     """Run prepare.py where an input of the task cannot be located."""
-    from autohypothesis.engine.preparing import find_inputs, makes_inputs, run_prepare
+    from autohypothesis.engine.setup import find_inputs, makes_inputs, run_prepare
     from autohypothesis.errors import LaunchError
 
     found = find_inputs(project.task, project.layout.root)

@@ -142,7 +142,7 @@ def _finish(project: Project, stop: Stop) -> None:
     After a Ctrl-C without what takes seconds to make; the next `sync` makes it.
     """
     from autohypothesis.commands.sync import keep, refresh
-    from autohypothesis.engine.housekeeping import pack_when_due
+    from autohypothesis.engine.workspace import pack_when_due
     from autohypothesis.errors import AutohypothesisError
     from autohypothesis.fleet.sync import sync as fold_and_write
 

@@ -85,7 +85,7 @@ class Lines:
             self.look()
 
     def _look_for_problems(self) -> None:
-        from autohypothesis.engine.overdue import standing_still
+        from autohypothesis.engine.recovery import standing_still
         from autohypothesis.fleet.live.presence import ROLES
         from autohypothesis.fleet.live.roles import lives, read_role
 

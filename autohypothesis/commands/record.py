@@ -29,7 +29,7 @@ def record(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.beginning import whole_or_nothing
-    from autohypothesis.engine.handmade import record_log
+    from autohypothesis.engine.recorded_runs import record_log
 
     project = laboratory(context, repo, tag=tag)
     with whole_or_nothing(project.repository, project.layout):

@@ -159,7 +159,7 @@ def _change(
 ) -> Change:
     """The one change that was asked for; with none, what is in the working tree."""
     from autohypothesis.engine.change import Change
-    from autohypothesis.engine.working_tree import working_tree
+    from autohypothesis.engine.workspace import working_tree
 
     given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
     asked = [name for name, value in given.items() if value]
@@ -214,7 +214,7 @@ def _print_line(project: Project, finished: Finished, log: Path | None) -> None:
 def _after(project: Project, finished: Finished, decide: bool) -> None:
     """The ledger, the decision where one was asked for, and the published exit code."""
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine.housekeeping import pack_when_due
+    from autohypothesis.engine.workspace import pack_when_due
 
     result, identity = finished.result, finished.experiment_id
     try:

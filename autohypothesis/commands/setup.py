@@ -14,8 +14,8 @@ from autohypothesis.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.inputs import Inputs
-    from autohypothesis.engine.preparing import Wanted
     from autohypothesis.engine.project import Project
+    from autohypothesis.engine.setup import Wanted
 
 
 def register(app: typer.Typer) -> None:
@@ -53,8 +53,8 @@ def setup(
     What is there already stays, and prepare.py is never edited. Installs nothing: what is missing
     is named with its command. Example: `orchestrator.py setup --seq-len 128`
     """  # fmt: skip
-    from autohypothesis.engine.preparing import Wanted
     from autohypothesis.engine.project import Project
+    from autohypothesis.engine.setup import Wanted
 
     given = repo or context.find_root().obj
     if folder is not None and given is not None and folder.absolute() != given.absolute():
@@ -84,7 +84,7 @@ def _check_environment(root: Path) -> None:
 
 def _prepare(project: Project, wanted: Wanted) -> None:
     """Data and tokenizer by the repository's own prepare.py, unless it has nothing to do."""
-    from autohypothesis.engine.preparing import (
+    from autohypothesis.engine.setup import (
         SCRIPT,
         find_inputs,
         makes_inputs,
@@ -129,7 +129,7 @@ def new(
 
     Example: `orchestrator.py new ../my-search`
     """
-    from autohypothesis.engine.starter import make_repository
+    from autohypothesis.engine.setup import make_repository
     from autohypothesis.records.git import Repository
 
     root = Path(os.path.abspath(path))  # a name without `..`, as people read it

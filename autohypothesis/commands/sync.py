@@ -110,7 +110,7 @@ def _watch(
     repository: Repository, layout: Layout, seconds: float, everything: bool, snapshot: bool
 ) -> None:
     """Until asked to stop. What fails once, a full disk say, is said and tried again."""
-    from autohypothesis.engine.housekeeping import pack_when_due
+    from autohypothesis.engine.workspace import pack_when_due
     from autohypothesis.errors import AutohypothesisError
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.system import set_process_name

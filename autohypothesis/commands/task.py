@@ -68,7 +68,7 @@ def run(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.beginning import whole_or_nothing
-    from autohypothesis.engine.housekeeping import pack_when_due
+    from autohypothesis.engine.workspace import pack_when_due
 
     project = _opened(context, path, repo)
     with whole_or_nothing(project.repository, project.layout):
@@ -94,7 +94,7 @@ def check(context: typer.Context, path: TaskPath, repo: Repo = None, as_json: Js
     missing. Example: `orchestrator.py task check tasks/skill-quality/task.yaml`
     """
     from autohypothesis.engine.isolation import sandbox_kind
-    from autohypothesis.engine.programs import programs_of
+    from autohypothesis.engine.program import programs_of
 
     project = _opened(context, path, repo)
     found = project.task

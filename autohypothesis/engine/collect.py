@@ -15,12 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import compile_cache, guard, process_limit, shim, strays
+from autohypothesis.engine import guard, processes, shim
+from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
 from autohypothesis.engine.executor import RunSpec, identity_of
-from autohypothesis.engine.export import Export
 from autohypothesis.engine.failures import Failure, classify
-from autohypothesis.engine.pump import read_tail
-from autohypothesis.engine.scorer import Score, scorer_for
+from autohypothesis.engine.logs import read_tail
+from autohypothesis.engine.scoring import Score, scorer_for
+from autohypothesis.engine.workspace import Export
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import bundles, ids, locks
 from autohypothesis.records.files import (
@@ -64,8 +65,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
             )
         spec = load(RunSpec, run.run_spec)
         local = _local(run)
-        killed = strays.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
-        process_limit.sweep()
+        killed = processes.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
+        processes.sweep()
         odd = _take_out(run)
         result = judge(repository, spec, run, local, killed, odd)
         if not run.metadata.exists():
@@ -82,8 +83,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
 def _keep_cache(repository: Repository, run: RunPaths) -> None:
     with suppress(FileNotFoundError, RecordError):
         metadata = load(Metadata, run.metadata)
-        seed = compile_cache.seed_folder(repository.common_dir, metadata.runtime.platform_key)
-        compile_cache.keep(run.home, seed)
+        seed = compile_cache_folder(repository.common_dir, metadata.runtime.platform_key)
+        keep_compile_cache(run.home, seed)
 
 
 def is_collected(run: RunPaths) -> bool:

@@ -1,29 +1,265 @@
-"""What can be leased on this machine: GPUs by UUID, and CPU lanes, one physical core each.
+"""GPUs by UUID and CPU cores, and the exclusive right to one, for every fleet on this machine.
 
-An inherited `CUDA_VISIBLE_DEVICES` or affinity mask is a limit that somebody set: nothing outside
-it is offered. Indices are never used to pin, since NVML counts in PCI order and CUDA does not.
+An inherited `CUDA_VISIBLE_DEVICES` or affinity mask is a limit: nothing outside it is offered.
+Indices never pin a device, since NVML counts in PCI order and CUDA does not. One lock file stands
+for one device. A training inherits the descriptor that holds it; the right ends when the last copy
+is closed. Nothing here unlocks, and lock files are never removed: a removed one can be held twice.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from glob import glob
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine.launch import Device, Lease
-from autohypothesis.engine.lease import (
-    LeaseFile,
-    describe,
-    gpu_lock_path,
-    lane_lock_path,
-    lock_folder,
-)
+from autohypothesis.engine.shim import Device, Lease
 from autohypothesis.errors import LeaseError
+
+LOCKS_VARIABLE = "AUTOHYPOTHESIS_LOCKS"
+SHARED_FOLDER = "/run/lock/autohypothesis"
+_INFO_LIMIT = 4096
+_RETRY_S = 0.02
+
+
+class LockFolder(NamedTuple):
+    """Where the lock files are. `fallback` says why the machine-wide folder is not used: other
+    users' fleets are then not seen, which `doctor` reports."""
+
+    path: str
+    fallback: str | None = None
+
+
+def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
+    """The folder of lock files, made when missing.
+
+    `$AUTOHYPOTHESIS_LOCKS`, else /run/lock/autohypothesis, else a folder of this user.
+    Raises LeaseError if the named folder, or the last resort, cannot be used.
+    """
+    environ = os.environ if environ is None else environ
+    if named := environ.get(LOCKS_VARIABLE):
+        _make_folder(os.path.abspath(named), 0o1777)
+        return LockFolder(os.path.abspath(named))
+    try:
+        _make_folder(SHARED_FOLDER, 0o1777)
+    except LeaseError as error:
+        path = _own_folder(environ)
+        runtime = os.path.dirname(path)
+        _make_folder(runtime, 0o700)
+        _make_folder(path, 0o700)
+        for folder in (runtime, path):
+            if os.stat(folder).st_uid != os.getuid():
+                raise LeaseError(
+                    f"lock folder {folder} belongs to somebody else", hint=f"set {LOCKS_VARIABLE}"
+                ) from error
+        return LockFolder(path, fallback=error.problem)
+    return LockFolder(SHARED_FOLDER)
+
+
+def _own_folder(environ: Mapping[str, str]) -> str:
+    """Where this user's locks are when the shared folder cannot be used."""
+    runtime = environ.get("XDG_RUNTIME_DIR") or f"/tmp/autohypothesis-{os.getuid()}"
+    return os.path.join(runtime, "autohypothesis-locks")
+
+
+def _make_folder(path: str, mode: int) -> None:
+    try:
+        os.mkdir(path, mode)
+        os.chmod(path, mode)  # past the umask
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise LeaseError(
+            f"lock folder {path} cannot be made ({error.strerror})", hint=f"set {LOCKS_VARIABLE}"
+        ) from error
+    if not stat.S_ISDIR(os.lstat(path).st_mode) or not os.access(path, os.W_OK | os.X_OK):
+        raise LeaseError(
+            f"lock folder {path} is no folder that this user may write",
+            hint=f"set {LOCKS_VARIABLE}",
+        )
+
+
+def gpu_lock_path(folder: str, uuid: str) -> str:
+    """The lock file of a GPU, by the UUID that NVML and CUDA print."""
+    return os.path.join(folder, f"gpu-{_file_name(uuid)}.lock")
+
+
+def lane_lock_path(folder: str, core: int) -> str:
+    """The lock file of a CPU lane, by its (first) core."""
+    return os.path.join(folder, f"cpu-{core}.lock")
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]", "_", text)
+
+
+class Held(NamedTuple):
+    """A lease that this process holds on `fd`; pass the descriptor on to let a child hold it too.
+
+    There is no finaliser on purpose: forgetting this object keeps the lease.
+    """
+
+    path: str
+    fd: int
+
+    def release(self) -> None:
+        """Forget the holder's name and close this copy; inherited copies keep the lease."""
+        try:
+            os.ftruncate(self.fd, 0)
+        finally:
+            os.close(self.fd)
+
+
+class LeaseFile(NamedTuple):
+    """The lock file of one device; `name` is what messages call it."""
+
+    path: str
+    name: str
+
+    def try_acquire(self, holder: Mapping[str, Any], wait_s: float = 0.5) -> Held | None:
+        """Take the lease, or None if somebody else keeps it for `wait_s` seconds.
+
+        `holder` is written into the file, beside this process and its start time, for the loser's
+        message. Raises LeaseError if the file cannot be opened.
+        """
+        fd = self._open()
+        give_up = time.monotonic() + wait_s
+        while not _lock(fd, fcntl.LOCK_EX):
+            if time.monotonic() >= give_up:
+                os.close(fd)
+                return None
+            time.sleep(_RETRY_S)
+        pid = os.getpid()
+        _write_info(fd, {"pid": pid, "start": system.process_start(pid), **holder})
+        return Held(self.path, fd)
+
+    def acquire(self, holder: Mapping[str, Any], wait_s: float = 0.5) -> Held:
+        """Like `try_acquire`, but raises LeaseError that names the holder."""
+        held = self.try_acquire(holder, wait_s)
+        if held is None:
+            raise LeaseError(
+                f"{self.name} is leased by {describe(self.holder())} ({self.path})",
+                hint="run `python orchestrator.py runs` to see what is running",
+            )
+        return held
+
+    def note(self) -> dict[str, Any]:
+        """What the last holder wrote down; whether it still holds the lease only the lock says.
+
+        Takes no lock, so it is in nobody's way.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return {}
+        try:
+            return _read_info(fd)
+        finally:
+            os.close(fd)
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who holds the lease: None if nobody, an empty dict if it does not say.
+
+        Asks with a shared lock for an instant, which is why those who acquire try again.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unusable(error) from error
+        try:
+            return None if _lock(fd, fcntl.LOCK_SH) else _read_info(fd)
+        finally:
+            os.close(fd)
+
+    def _open(self) -> int:
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            while True:
+                # O_CREAT on another user's file in a sticky folder is refused even to root
+                # (fs.protected_regular), so it is used only when there is no file.
+                try:
+                    return os.open(self.path, flags)
+                except FileNotFoundError:
+                    pass
+                try:
+                    fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+                except FileExistsError:
+                    continue
+                os.fchmod(fd, 0o666)  # past the umask
+                return fd
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> LeaseError:
+        return LeaseError(
+            f"lock file {self.path} of {self.name} cannot be opened ({error.strerror})",
+            hint="run `python orchestrator.py doctor`",
+        )
+
+
+def experiments_of(repository: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """What runs for a repository now, as far as the lock files name it. Makes nothing."""
+    environ = os.environ if environ is None else environ
+    folders = [os.path.abspath(environ[LOCKS_VARIABLE])] if environ.get(LOCKS_VARIABLE) else []
+    folders = folders or [SHARED_FOLDER, _own_folder(environ)]
+    found = []
+    for path in (os.path.join(one, name) for one in folders for name in _lock_names(one)):
+        note = LeaseFile(path, path).note() if path.endswith(".lock") else {}
+        if note.get("repository") == repository:
+            found.append(str(note.get("experiment_id")))
+    return found
+
+
+def _lock_names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def describe(holder: Mapping[str, Any] | None) -> str:
+    """A holder in words, for messages."""
+    if not holder:
+        return "a process that left no name"
+    parts = [f"pid {holder.get('pid', '?')}"]
+    parts += [f"{key} {holder[key]}" for key in ("experiment_id", "repository") if holder.get(key)]
+    return ", ".join(parts)
+
+
+def _lock(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def _write_info(fd: int, info: Mapping[str, Any]) -> None:
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps(info).encode()[:_INFO_LIMIT], 0)
+    except OSError:
+        pass  # a full lock folder costs the holder its name in a message, not the lease
+
+
+def _read_info(fd: int) -> dict[str, Any]:
+    try:
+        info = json.loads(os.pread(fd, _INFO_LIMIT, 0))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return info if isinstance(info, dict) else {}
+
 
 MIB = 1 << 20
 HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
@@ -37,11 +273,10 @@ TAKEN_S = 5.0
 _LOOK_S = 0.004
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(NamedTuple):
     """One NVIDIA device as NVML sees it."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     uuid: str
     name: str
     memory_mb: float
@@ -134,6 +369,8 @@ def best_kind() -> Literal["cpu", "cuda"]:
     Raises:
         LeaseError: there is a GPU and NVML does not answer. Its work never falls back to the CPU.
     """
+    from glob import glob
+
     found, why_none = gpus()
     if not found and why_none != HIDDEN and (nodes := sorted(glob(NVIDIA_NODES))):
         raise LeaseError(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from autohypothesis.engine.distributions import differences, installed
+from autohypothesis.engine.environment import differences, installed
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError
 from autohypothesis.records import git_export

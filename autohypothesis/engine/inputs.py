@@ -15,10 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autohypothesis.engine import program
-from autohypothesis.engine.environment import INHERITED
+from autohypothesis.engine.environment import INHERITED, resolved
 from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
-from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_model import Budget, Input
 from autohypothesis.errors import LaunchError, RecordError

@@ -28,7 +28,7 @@ from autohypothesis.engine.executor import (
     Waits,
 )
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.local import LocalExecutor, workspace_of
+from autohypothesis.engine.local_executor import LocalExecutor, workspace_of
 from autohypothesis.engine.mutator import Mutator
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.past import Settled

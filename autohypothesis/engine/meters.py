@@ -1,63 +1,467 @@
-"""What a tree of processes uses, and how fast a lane is: numbers only, no judgement."""
+"""Measurements of a run from outside: its GPU, its clock, the speed of its core, its record."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
+import select
+import signal
+import stat
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine import usage
+from autohypothesis.engine.shim import Clock, Launch
+from autohypothesis.system import FileWatch
 
-_KERNEL_ROUNDS = 12
-_KERNEL_STEPS = 4_000  # about a third of a millisecond
+MIB = 1 << 20
+SILENCE_S = 30.0  # an answer takes a millisecond; after this the driver hangs
+GROWN_MB = 64.0  # a context alone is larger; smaller changes are nobody's training
+BACK_MB = 256.0  # what a driver may keep after a training has gone
+_LOST = {9, 15, 16, 999}  # driver not loaded, GPU is lost, reset required, unknown
+_THROTTLE = {
+    0x04: "sw_power_cap",
+    0x08: "hw_slowdown",
+    0x20: "sw_thermal",
+    0x40: "hw_thermal",
+    0x80: "hw_power_brake",
+}
+
+Sample = dict[str, Any]
 
 
-class TreeMeter:
-    """CPU time and memory of every descendant of this process, except those in `apart`.
+class NvmlMeter:
+    """The child that asks NVML about one device. `fd` is readable when an answer is there."""
 
-    The owner waits for all children and tells `reaped` what each has used. CPU time includes
-    children that a process hid from its own account (a daemon, or ignored SIGCHLD), as far as a
-    sample has seen them alive.
+    def __init__(self, uuid: str, close: Sequence[int] = ()) -> None:
+        """Start the child; `close` are descriptors that it must not hold, the lease first."""
+        asked, self._ask = os.pipe()
+        self.fd, answer = os.pipe()
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            for fd in (self._ask, self.fd, *close):
+                os.close(fd)
+            _serve(uuid, parent, asked, answer)
+        os.close(asked)
+        os.close(answer)
+        os.set_blocking(self.fd, False)
+        self._buffer = b""
+        self._asked_at: float | None = None
+
+    def request(self) -> None:
+        """Ask for a sample, unless an answer is still due."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            with contextlib.suppress(OSError):
+                os.write(self._ask, b"\n")
+
+    def take(self) -> Sample | None:
+        """The answer if it is there; a sample with `error` if it is overdue or the child died."""
+        if self._asked_at is None:
+            return None
+        try:
+            data = os.read(self.fd, 1 << 20)
+        except BlockingIOError:
+            if time.monotonic() - self._asked_at < SILENCE_S:
+                return None
+            return _failed(f"NVML has not answered for {SILENCE_S:g} s", lost=True)
+        if not data:
+            return _failed("the process that asks NVML ended", lost=False)
+        self._buffer += data
+        if b"\n" not in self._buffer:
+            return None
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        self._asked_at = None
+        sample: Sample = json.loads(line)
+        return sample
+
+    def wait(self, timeout_s: float) -> Sample:
+        """Ask and wait for the answer."""
+        self.request()
+        until = time.monotonic() + timeout_s
+        while (left := until - time.monotonic()) > 0:
+            select.select([self.fd], [], [], min(left, 0.5))
+            if (sample := self.take()) is not None:
+                return sample
+        return _failed(f"NVML has not answered for {timeout_s:g} s", lost=True)
+
+    def close(self) -> None:
+        """End the child without waiting for one that hangs in the driver."""
+        os.close(self._ask)
+        os.close(self.fd)
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
+        for _ in range(50):
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(self.pid, os.WNOHANG) == (0, 0):
+                    time.sleep(0.01)
+                    continue
+            return
+
+
+def _failed(problem: str, *, lost: bool) -> Sample:
+    return {"error": problem, "lost": lost}
+
+
+def _serve(uuid: str, parent: int, asked: int, answer: int) -> None:
+    """The child's side: one line of JSON for every byte asked. Never returns."""
+    try:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        system.die_with_parent(parent)
+        system.set_process_name("ah-nvml")
+        probe = _Probe(uuid)
+        while os.read(asked, 1):
+            os.write(answer, json.dumps(probe.sample()).encode() + b"\n")
+    except OSError:
+        pass  # the shim has gone
+    finally:
+        os._exit(0)
+
+
+class _Probe:
+    """One device through pynvml; a failure becomes a sample with `error`."""
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid
+        self._nvml: Any = None
+        self._handle: Any = None
+
+    def sample(self) -> Sample:
+        try:
+            if self._handle is None:
+                import pynvml
+
+                self._nvml = pynvml
+                pynvml.nvmlInit()
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            return self._read()
+        except Exception as error:
+            # The boundary to the driver: whatever it says is evidence about the device.
+            lost = getattr(error, "value", None) in _LOST
+            return _failed(f"{self._uuid}: {type(error).__name__}: {error}", lost=lost)
+
+    def _read(self) -> Sample:
+        nvml, handle = self._nvml, self._handle
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        rates = self._optional("nvmlDeviceGetUtilizationRates")
+        energy = self._optional("nvmlDeviceGetTotalEnergyConsumption")
+        power = self._optional("nvmlDeviceGetPowerUsage")
+        processes = self._optional("nvmlDeviceGetComputeRunningProcesses")
+        return {
+            "t": time.monotonic(),
+            "used_mb": memory.used / MIB,
+            "utilisation": None if rates is None else rates.gpu,
+            "energy_j": None if energy is None else energy / 1e3,
+            "power_w": None if power is None else power / 1e3,
+            "throttle": self._optional("nvmlDeviceGetCurrentClocksThrottleReasons"),
+            "processes": [[p.pid, (p.usedGpuMemory or 0) / MIB] for p in processes or ()],
+        }
+
+    def _optional(self, name: str) -> Any:
+        """A reading that not every device has; a lost device is still an error."""
+        try:
+            return getattr(self._nvml, name)(self._handle)
+        except self._nvml.NVMLError as error:
+            if getattr(error, "value", None) in _LOST:
+                raise
+            return None
+
+
+class DeviceRecord:
+    """What the samples of one lease add up to. The first is the state before the training."""
+
+    def __init__(self, baseline: Sample) -> None:
+        self.error: str | None = baseline.get("error")
+        self.lost: bool = bool(baseline.get("lost"))
+        self.peak_mb: float | None = None
+        self.not_back: dict[str, float] | None = None
+        self._first = self._last = baseline
+        self._before = dict(map(tuple, baseline.get("processes", ())))
+        self._grown: dict[int, list[float]] = {}
+        self._load: list[float] = []
+        self._joules = 0.0
+        self._throttled: dict[str, int] = {}
+        self._samples = 0
+        self._ours_seen = False
+
+    def take(self, sample: Sample, ours: Collection[int]) -> None:
+        """A sample during the lease; `ours` are all pids that the tree has had."""
+        if sample.get("error"):
+            self.error = self.error or sample["error"]
+            self.lost = self.lost or bool(sample["lost"])
+            return
+        self._samples += 1
+        self._add_up(sample)
+        processes: list[list[float]] = sample["processes"]
+        mine = [mb for pid, mb in processes if pid in ours]
+        self._ours_seen = self._ours_seen or bool(mine)
+        used = sum(mine) or sample["used_mb"] - self._first.get("used_mb", 0.0)
+        self.peak_mb = max(self.peak_mb or 0.0, used)
+        for pid, mb in processes:
+            grown = mb - self._before.get(pid, 0.0)
+            if pid not in ours and grown > GROWN_MB:
+                self._grown.setdefault(int(pid), []).append(grown)
+        self._last = sample
+
+    def _add_up(self, sample: Sample) -> None:
+        if sample["utilisation"] is not None:
+            self._load.append(sample["utilisation"])
+        if sample["power_w"] is not None and "t" in self._last:
+            self._joules += sample["power_w"] * (sample["t"] - self._last["t"])
+        for bit, name in _THROTTLE.items():
+            if (sample["throttle"] or 0) & bit:
+                self._throttled[name] = self._throttled.get(name, 0) + 1
+
+    def is_back(self, sample: Sample) -> bool:
+        """After the training: whether the device's memory is what it was before."""
+        if sample.get("error"):
+            self.take(sample, ())
+            return False
+        before, now = self._first.get("used_mb", 0.0), sample["used_mb"]
+        self.not_back = None if now - before <= BACK_MB else {"before_mb": before, "after_mb": now}
+        return self.not_back is None
+
+    def foreign(self) -> list[dict[str, float]]:
+        """Foreign compute: processes whose memory grew since the lease, in two samples or more.
+
+        In a container NVML may give pids of another namespace. If none of ours was ever seen, a
+        process that came after the lease may be ours, and only growth of an older one counts.
+        """
+        return [
+            {"pid": pid, "grown_mb": max(sizes)}
+            for pid, sizes in sorted(self._grown.items())
+            if len(sizes) >= 2 and (self._ours_seen or pid in self._before)
+        ]
+
+    def energy_joules(self) -> float | None:
+        """From the device's own counter, else the sum of power over time."""
+        first, last = self._first.get("energy_j"), self._last.get("energy_j")
+        if first is not None and last is not None:
+            return float(last - first)
+        return self._joules or None
+
+    def utilisation(self) -> float | None:
+        """Mean load in per cent."""
+        return sum(self._load) / len(self._load) if self._load else None
+
+    def throttled(self) -> dict[str, float]:
+        """The share of samples for each reason that slowed the device."""
+        return {name: count / self._samples for name, count in self._throttled.items()}
+
+
+DRIFT = 0.03  # of the kernel's time: the largest honest difference
+REAPED_TICK_S = 0.02  # the kernel's account of reaped children comes in ticks of 10 ms, read twice
+OVERRUN_FLOOR_S = 0.5  # a last step may end late by this, or by DRIFT of the budget
+_MAX_BYTES = 1 << 20
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class ClockVerdict(NamedTuple):
+    """What goes into exit.json under `clock`; seconds of the clock that the budget is in."""
+
+    clock: Clock
+    budget_seconds: float | None
+    claimed_s: float | None
+    kernel_s: float | None
+    drift: float | None  # kernel over claimed, minus one
+    allowed_s: float | None
+    early_draw: bool
+    verdict: str  # ok | invalid | absent | cut
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        return self._asdict()
+
+
+class _Mark(NamedTuple):
+    """A line of clock.jsonl, and what the kernel's clock said when it was seen."""
+
+    line: dict[str, Any]
+    kernel: float
+    lag: float  # seconds by which it may have been seen late
+
+
+class ClockWatch:
+    """Reads clock.jsonl as it grows. Call `poll` often, and at once when `watch.fd` is readable.
+
+    `kernel_now` gives the kernel's time on the budget's clock: CPU seconds of the whole tree, or
+    the monotonic clock.
     """
 
-    def __init__(self) -> None:
-        self.apart: set[int] = set()
-        self.peak_bytes = 0
-        self.reaped_seconds = 0.0
-        self._seen: dict[int, float] = {}
-        self._largest = 0.0
+    def __init__(
+        self,
+        path: str,
+        clock: Clock,
+        budget_seconds: float | None,
+        kernel_now: Callable[[], float],
+    ) -> None:
+        self.path = path
+        self._clock: Clock = clock
+        self._budget = budget_seconds
+        self._kernel_now = kernel_now
+        # Made here so that there is a file to watch before the training writes its first line.
+        # Not through a link that the training may have put there.
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, _MAKE, 0o644))
+        self.watch = FileWatch(path)
+        self._offset = 0
+        self._torn = b""
+        self._last_poll = time.monotonic()
+        self._start: _Mark | None = None
+        self._stop: _Mark | None = None
+        self._early_draw = False
 
-    def pids(self) -> list[int]:
-        return [pid for pid in system.descendants(os.getpid()) if pid not in self.apart]
+    def poll(self) -> None:
+        """Take in what was written since the last call."""
+        seen = time.monotonic()
+        size = self._size()
+        if size > self._offset:
+            kernel = self._kernel_now()
+            for line in self._new_lines(size):
+                self._take(line, kernel, seen)
+        self._last_poll = seen
 
-    @property
-    def ever(self) -> Collection[int]:
-        """Every pid that has been seen in the tree."""
-        return self._seen.keys()
+    def close(self) -> None:
+        self.watch.close()
 
-    def sample(self) -> None:
-        """Look at memory and CPU time now."""
-        pids = self.pids()
-        self.peak_bytes = max(self.peak_bytes, sum(map(usage.resident_bytes, pids)))
-        self._cpu(pids)
+    def _size(self) -> int:
+        try:
+            status = os.lstat(self.path)
+            return min(status.st_size, _MAX_BYTES) if stat.S_ISREG(status.st_mode) else 0
+        except OSError:
+            return 0
 
-    def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
-        """A child was waited for: its CPU time, with all it had waited for, and its peak."""
-        self.reaped_seconds += cpu_seconds
-        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+    def _new_lines(self, size: int) -> list[dict[str, Any]]:
+        try:
+            with open(os.open(self.path, _READ), "rb") as file:
+                file.seek(self._offset)
+                data = self._torn + file.read(size - self._offset)
+        except OSError:
+            return []
+        self._offset = size
+        *whole, self._torn = data.split(b"\n")
+        return [line for raw in whole if (line := _object(raw)) is not None]
 
-    def cpu_seconds(self) -> float:
-        """CPU time of the tree up to now, living and ended; it never goes back."""
-        return self._cpu(self.pids())
+    def _take(self, line: dict[str, Any], kernel: float, seen: float) -> None:
+        event = line.get("event")
+        claimed = _number(line.get("monotonic"))
+        # A line cannot have been there at the last poll, whatever time it claims.
+        longest = seen - self._last_poll
+        lag = longest if claimed is None else min(max(seen - claimed, 0.0), longest)
+        if event == "early_draw":
+            self._early_draw = True
+        elif event == "start" and self._start is None:
+            self._start = _Mark(line, kernel, lag)
+        elif event == "stop":
+            self._stop = _Mark(line, kernel, lag)
 
-    def _cpu(self, pids: Sequence[int]) -> float:
-        own = {pid: usage.own_cpu_seconds(pid) for pid in pids}
-        self._seen.update(own)
-        waited = sum(map(usage.reaped_cpu_seconds, pids))
-        accounted = self.reaped_seconds + sum(own.values()) + waited
-        self._largest = max(self._largest, accounted, sum(self._seen.values()))
-        return self._largest
+    def verdict(self, *, required: bool, cut: bool) -> ClockVerdict:
+        """Compare. `cut`: the training was ended, so a missing stop proves nothing."""
+        claimed, kernel, allowed = self._measured()
+        drift = None
+        if claimed is not None and kernel is not None:
+            drift = kernel / claimed - 1.0 if claimed > 0 else None
+        reason = self._complaint(claimed, kernel, allowed, required, cut)
+        name = "invalid" if reason else "ok"
+        if not reason and self._stop is None:
+            name = "absent" if self._start is None else "cut"
+        return ClockVerdict(
+            clock=self._clock,
+            budget_seconds=self._budget,
+            claimed_s=claimed,
+            kernel_s=kernel,
+            drift=drift,
+            allowed_s=allowed,
+            early_draw=self._early_draw,
+            verdict=name,
+            reason=reason,
+        )
+
+    def _measured(self) -> tuple[float | None, float | None, float | None]:
+        """Claimed seconds, the kernel's seconds, and how far apart they may honestly be."""
+        start, stop = self._start, self._stop
+        if start is None or stop is None:
+            return None, None, None
+        kernel = stop.kernel - start.kernel
+        allowed = DRIFT * kernel + start.lag + stop.lag + REAPED_TICK_S
+        return _claimed(self._clock, start.line, stop.line), kernel, allowed
+
+    def _complaint(
+        self,
+        claimed: float | None,
+        kernel: float | None,
+        allowed: float | None,
+        required: bool,
+        cut: bool,
+    ) -> str:
+        if self._early_draw:
+            return "tokens were drawn before the clock started"
+        if self._start is None:
+            if self._stop is not None:
+                return "the clock was stopped but never started"
+            return "the clock never started" if required and not cut else ""
+        if self._stop is None:
+            return "" if cut else "the clock was started but never stopped"
+        if claimed is None or kernel is None or allowed is None:
+            return "clock.jsonl does not say how long the training took"
+        if abs(claimed - kernel) > allowed:
+            return (
+                f"the training claims {claimed:.2f} s of {self._clock} time,"
+                f" the kernel counted {kernel:.2f} s"
+            )
+        return self._budget_complaint(kernel)
+
+    def _budget_complaint(self, kernel: float) -> str:
+        if self._budget is None or self._start is None:
+            return ""
+        stated = _number(self._start.line.get("budget_seconds"))
+        if stated is not None and not math.isclose(stated, self._budget, rel_tol=1e-6):
+            return f"the clock ran on a budget of {stated:g} s, not {self._budget:g} s"
+        if kernel - self._budget > max(DRIFT * self._budget, OVERRUN_FLOOR_S):
+            return f"the training took {kernel:.2f} s of a budget of {self._budget:g} s"
+        return ""
+
+
+def _claimed(clock: Clock, start: dict[str, Any], stop: dict[str, Any]) -> float | None:
+    """What the training says it took: `elapsed`, else the difference of its own clock."""
+    elapsed = _number(stop.get("elapsed"))
+    if elapsed is not None:
+        return elapsed
+    name = "cpu" if clock == "cpu" else "monotonic"
+    first, last = _number(start.get(name)), _number(stop.get(name))
+    return None if first is None or last is None else last - first
+
+
+def _object(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+_KERNEL_ROUNDS = 12
+
+
+_KERNEL_STEPS = 4_000  # about a third of a millisecond
 
 
 def time_kernel(cores: Sequence[int] | None, clock: str = "wall") -> float:
@@ -82,3 +486,94 @@ def _one_round(timer: Callable[[], float]) -> float:
     for _ in range(_KERNEL_STEPS):
         state = (state * 1_103_515_245 + 12_345) & 0x7FFFFFFF
     return timer() - start
+
+
+MOST_NAMED = 8
+
+
+class FileStamp(NamedTuple):
+    """What changes with a file: inode, size, times of change in nanoseconds, kind."""
+
+    inode: int
+    size: int
+    modified: int
+    changed: int
+    mode: int
+
+
+class RecordWatch:
+    """The files of one run folder and the records `launch.watched`, from before the run began."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._run, self._others = launch.run, launch.watched
+        self._before = {path: self._stamp(path) for path in (*self._kept_files(), *self._others)}
+        self._events: tuple[int, int] | None = None
+        self._events_changed = False
+
+    def event_expected(self) -> None:
+        """To be called before the shim appends to events.jsonl."""
+        if self._events is not None and self._events != self._events_now():
+            self._events_changed = True
+
+    def event_written(self) -> None:
+        """To be called after it has."""
+        self._events = self._events_now()
+
+    def findings(self, *, log_is_ours: bool) -> list[str]:
+        """Return what the run did to its record, in words that follow "the training changed".
+
+        Files that it made are moved to `out/`. To be called when all its processes have ended.
+        """
+        self.event_expected()
+        found = [] if log_is_ours else ["run.log of its record"]
+        found += ["events.jsonl of its record"] if self._events_changed else []
+        for path, before in self._before.items():
+            if self._stamp(path) != before:
+                found.append(f"{os.path.basename(path)} of its record")
+        for path in self._kept_files():
+            if path not in self._before:
+                found.append(f"{os.path.basename(path)} of its record, which it made")
+                self._set_aside(path)
+        rest = len(found) - MOST_NAMED
+        return found[:MOST_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
+
+    def _kept_files(self) -> Iterator[str]:
+        """What lies in the run folder and is not written while the run lasts."""
+        run = self._run
+        written = {
+            run.out,
+            run.home,
+            run.scoring_home,
+            run.events,
+            run.log,
+            run.score_log,
+            run.shim_log,
+            run.reserve,
+        }
+        names = {path.name for path in written}
+        logs = tuple(f"{path.name}.tail" for path in (run.log, run.score_log))
+        with contextlib.suppress(OSError):
+            for name in sorted(os.listdir(run.folder)):
+                # The starter writes shim.json.PID beside shim.json while the shim begins.
+                if name not in names and not name.startswith((*logs, f"{run.shim.name}.")):
+                    yield str(run.folder / name)
+
+    def _stamp(self, path: str) -> FileStamp | None:
+        try:
+            found = os.lstat(path)
+        except OSError:
+            return None
+        # shim.json is linked into place, and its other name is removed while the run begins.
+        changed = 0 if path == str(self._run.shim) else found.st_ctime_ns
+        return FileStamp(found.st_ino, found.st_size, found.st_mtime_ns, changed, found.st_mode)
+
+    def _set_aside(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            os.makedirs(self._run.out, exist_ok=True)
+            os.rename(path, self._run.out / f"from-the-record-{os.path.basename(path)}")
+
+    def _events_now(self) -> tuple[int, int]:
+        with contextlib.suppress(OSError):
+            status = os.lstat(self._run.events)
+            return status.st_ino, status.st_size
+        return 0, 0

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from autohypothesis.engine import program
-from autohypothesis.engine.environment import program_environment
+from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.failures import FailureKind, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.past import Settled
-from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.records.git import SALVAGE, Repository

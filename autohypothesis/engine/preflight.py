@@ -17,10 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autohypothesis.engine import program
 from autohypothesis.engine.constants import parse, read_constants
-from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
+from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
 from autohypothesis.engine.isolation import Surroundings
-from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError, PreflightError, UnjudgedError
 

@@ -7,6 +7,7 @@ ended with it. It dies with the thread that asked. Nothing of it survives an ans
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,15 +15,17 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from autohypothesis import sandbox
-from autohypothesis.engine import strays
-from autohypothesis.engine.process_limit import ProcessLimit
+from autohypothesis.engine import processes
+from autohypothesis.engine.environment import resolved
+from autohypothesis.engine.processes import ProcessLimit
+from autohypothesis.engine.task import Task
 
 OUT_LIMIT = 4 * 1024 * 1024
 """Bytes of an answer; `--json` of a helper script over 10,000 experiments has a tenth."""
@@ -100,7 +103,7 @@ def run(
         err = _Kept(process.stderr, ERR_LIMIT, tail=True)
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
-        limit.hold(MOST_PROCESSES, lambda: strays.count_marked(f"{MARK}={mark}"))
+        limit.hold(MOST_PROCESSES, lambda: processes.count_marked(f"{MARK}={mark}"))
 
         def is_enough() -> bool:
             nonlocal crowd
@@ -162,7 +165,7 @@ def _process(
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        strays.end_marked(f"{MARK}={environment[MARK]}")
+        processes.end_marked(f"{MARK}={environment[MARK]}")
 
 
 def found(word: str, cwd: Path) -> str:
@@ -213,3 +216,49 @@ class _Kept:
         """What was kept. What escaped may hold the stream open, so its end is not awaited."""
         self._reader.join(_DRAIN_S)
         return bytes(self._kept).decode("utf-8", "replace")
+
+
+SUFFIXES = (".py", ".sh", ".js", ".rb", ".pl")
+"""A word that ends like this is a script, which has to be there as well."""
+
+
+class Named(NamedTuple):
+    """One program of a task; `problem` says what is missing."""
+
+    role: str
+    command: str
+    problem: str = ""
+
+
+def programs_of(task: Task, root: Path, tracked: Collection[str]) -> list[Named]:
+    """Every program that the task names, in the order in which they run.
+
+    They run in a checkout of a commit, so a script has to be one of the `tracked` files.
+    """
+    named = (
+        ("mutator", task.mutator.command, root),
+        ("preflight", task.run.preflight, root / task.run.cwd),
+        ("run", task.run.command, root / task.run.cwd),
+        ("scorer", task.scorer.command, root / task.run.cwd),
+    )
+    return [
+        Named(role, shlex.join(words), "; ".join(_missing(words, root, cwd, tracked)))
+        for role, words, cwd in named
+        if words is not None
+    ]
+
+
+def _missing(
+    words: Sequence[str], root: Path, cwd: Path, tracked: Collection[str]
+) -> Iterator[str]:
+    try:
+        found(resolved(words, root)[0], cwd)
+    except FileNotFoundError as error:
+        yield str(error)
+    for word in words[1:]:
+        if not word.endswith(SUFFIXES) or Path(word).is_absolute():
+            continue
+        if not (cwd / word).is_file():
+            yield f"there is no script {word!r} in {cwd}"
+        elif os.path.relpath(cwd / word, root) not in tracked:
+            yield f"{word} is not committed, and is missing where it is run: git add {word}"

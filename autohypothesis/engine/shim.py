@@ -1,10 +1,9 @@
-"""The shim, seen from outside: start one, ask after it, wait for it, cancel it.
+"""The shim, seen from outside: what it is told, and how to start, find, await and cancel one.
 
-`python -m autohypothesis.engine.shim LAUNCH_JSON EXPERIMENT_ID [wait]` is the process itself. It
-holds the lease, starts the training and its scoring, and owns both from exec to exit; it survives
-whoever started it. What is known about it lies in the run folder: shim.json from before the
-training starts (who it is), exit.json at the end (what happened). Whether it lives is told by pid
-and start time, never by age.
+The shim is the process that holds the lease of one training and its scoring, and owns both from
+exec to exit; it survives its starter. `Launch` is what it reads. What is known about it lies in the
+run folder: shim.json from before the training starts (who it is), exit.json at the end (what
+happened). Whether it lives is told by pid and start time, never by age.
 """
 
 from __future__ import annotations
@@ -12,18 +11,245 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine.launch import Launch
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
+
+Clock = Literal["wall", "cpu"]
+
+FOREIGN_DEADLINE_S = 600.0
+_SLACK_S = 30.0
+_DEVICE_S = 20.0  # until NVML answers
+_DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}
+
+
+def deadline(
+    start_allowance: float,
+    budget: float | None,
+    clock: Clock,
+    evaluation_allowance: float,
+) -> float:
+    """Seconds of wall clock after which a training is ended.
+
+    A CPU budget may take four times its length on a busy machine. Without a budget, which means a
+    foreign script without a task file, it is 600 s whatever the allowances.
+    """
+    if budget is None:
+        return FOREIGN_DEADLINE_S
+    return start_allowance + _DEADLINE_FACTOR[clock] * budget + evaluation_allowance
+
+
+class Lease(NamedTuple):
+    """The lock file that stands for a device, and the name people know the device by."""
+
+    path: str
+    name: str
+    wait_s: float = 0.5  # a loser asks this long: the last holder may be closing, or be probed
+
+
+class Device(NamedTuple):
+    """Where the training runs. `cores` pins it, `uuid` is a GPU's NVML and CUDA name."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    uuid: str | None = None
+    name: str = "CPU"
+    cores: tuple[int, ...] | None = None
+
+
+class ScoreCommand(NamedTuple):
+    """Runs after a training that exited 0, under the same lease; the last JSON line it prints is
+    the score."""
+
+    command: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    timeout_s: float
+
+
+class _Launch(NamedTuple):
+    """The fields of `Launch`. Times in seconds, paths absolute.
+
+    `env` is the whole environment of the training. `clock_required` is for a task whose budget
+    clock is ours: no line in clock.jsonl is then evidence of `invalid`. `metric` is the name whose
+    lines are counted and read from the log. `watched` are records outside of the run folder that
+    nothing may change meanwhile. `seal` is the SHA-256 of the word that this shim alone is told,
+    and writes into exit.json.
+    """
+
+    experiment_id: str
+    run_dir: str
+    cwd: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    deadline_seconds: float
+    budget_seconds: float | None = None
+    clock: Clock = "wall"
+    clock_required: bool = False
+    stop_grace_s: float = 5.0
+    lease: Lease | None = None
+    device: Device = Device()
+    score: ScoreCommand | None = None
+    contention_kernel: bool = False
+    metric: str = "val_bpb"
+    log_limit_bytes: int = 16 << 20
+    heartbeat_s: float = 5.0
+    memory_back_s: float = 15.0
+    max_processes: int = 512
+    worker_id: str | None = None
+    gpu_id: str | None = None
+    commit: str | None = None
+    hypothesis_id: str | None = None
+    title: str | None = None
+    repository: str | None = None
+    watched: tuple[str, ...] = ()
+    seal: str = ""
+
+
+class Launch(_Launch):
+    """One experiment, as the shim runs it.
+
+    A named tuple like its parts, since a dataclass costs the shim a third of its start-up.
+    """
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # the checker knows the fields
+
+        def __new__(cls, *args: Any, **named: Any) -> Launch:
+            launch = super().__new__(cls, *args, **named)
+            launch._check()
+            return launch
+
+    def _check(self) -> None:
+        """Raises LaunchError for what cannot be run."""
+        for name in ("run_dir", "cwd"):
+            if not os.path.isabs(getattr(self, name)):
+                raise LaunchError(f"{name} {getattr(self, name)!r} is not an absolute path")
+        if not self.command:
+            raise LaunchError(f"{self.experiment_id} has an empty command")
+        if self.clock not in _DEADLINE_FACTOR:
+            raise LaunchError(f"clock {self.clock!r} is neither 'wall' nor 'cpu'")
+        if self.deadline_seconds <= 0:
+            raise LaunchError(f"deadline_seconds {self.deadline_seconds} is not positive")
+        if self.log_limit_bytes < 4096:
+            raise LaunchError(f"log_limit_bytes {self.log_limit_bytes} is under 4096")
+
+    @property
+    def run(self) -> RunPaths:
+        """The files of the run folder."""
+        return RunPaths(Path(self.run_dir))
+
+    @property
+    def overdue_after(self) -> tuple[float, float]:
+        """When those who wait end the shim, in seconds after its begin: first while it trains,
+        then while it scores. It keeps its own limits by then, unless it is stopped or hangs."""
+        device = self.memory_back_s + _DEVICE_S if self.device.kind == "cuda" else 0.0
+        training = self.deadline_seconds + self.stop_grace_s + device + _SLACK_S
+        scoring = self.score.timeout_s + self.stop_grace_s if self.score else 0.0
+        return training, training + scoring
+
+    def to_json(self) -> bytes:
+        parts = {
+            name: part._asdict()
+            for name, part in (
+                ("lease", self.lease),
+                ("device", self.device),
+                ("score", self.score),
+            )
+            if part is not None
+        }
+        return json.dumps({**self._asdict(), **parts}, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Launch:
+        """Raises LaunchError for anything but a whole launch file."""
+        try:
+            raw = json.loads(data)
+        except ValueError as error:
+            raise LaunchError(f"launch.json is not JSON: {error}") from error
+        values = _fields_of(cls, raw)
+        for name, part in (("lease", Lease), ("device", Device), ("score", ScoreCommand)):
+            if values.get(name) is not None:
+                values[name] = part(**_fields_of(part, values[name]))
+        return cls(**values)
+
+
+def _fields_of(cls: type[Any], raw: object) -> dict[str, Any]:
+    """`raw` as arguments of a named tuple: every key known, none missing, lists as tuples."""
+    if not isinstance(raw, dict):
+        raise LaunchError(f"{cls.__name__} in launch.json is not an object")
+    if unknown := sorted(raw.keys() - set(cls._fields)):
+        raise LaunchError(f"launch.json has unknown {cls.__name__} fields: {', '.join(unknown)}")
+    required = set(cls._fields) - cls._field_defaults.keys()
+    if missing := sorted(required - raw.keys()):
+        raise LaunchError(f"launch.json lacks {cls.__name__} fields: {', '.join(missing)}")
+    return {name: _frozen(value) for name, value in raw.items()}
+
+
+def _frozen(value: object) -> object:
+    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return tuple(value) if is_list else value  # type: ignore[arg-type]
+
+
+def utc_now() -> str:
+    """ISO time with zone, to the millisecond."""
+    now = time.time()
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    return f"{whole}.{int(now % 1 * 1000):03d}+00:00"
+
+
+def claim_folder(
+    run_dir: str, experiment_id: str, pid: int, overdue_after: Sequence[float] = ()
+) -> None:
+    """Write shim.json for the shim with this pid: whole or not at all, and only if there is none.
+
+    The shim and whoever starts it both do this, so that a kill of either leaves no moment in which
+    a training runs that nobody knows of. Raises LaunchError if the folder is somebody else's, and
+    OSError. Nothing is flushed to the disk: after a power cut there is no shim to find.
+
+    Args:
+        overdue_after: as of `Launch.overdue_after`.
+    """
+    known = {
+        "pid": pid,
+        "start": system.process_start(pid) if pid else None,
+        "host": system.host_id(),
+        "hostname": system.host_name(),
+        "boot": system.boot_id(),
+        "experiment_id": experiment_id,
+        "began": time.monotonic(),
+        "overdue_after": list(overdue_after),
+    }
+    path = RunPaths(Path(run_dir)).shim
+    beside = f"{path}.{os.getpid()}"
+    with open(beside, "wb") as file:
+        file.write(json.dumps(known).encode())
+    try:
+        os.link(beside, path)
+    except FileExistsError as error:
+        if not _is_claimed_by(str(path), pid):
+            raise LaunchError(
+                f"run folder {run_dir} was used before", hint="take a new experiment id"
+            ) from error
+    finally:
+        os.unlink(beside)
+
+
+def _is_claimed_by(path: str, pid: int) -> bool:
+    try:
+        with open(path, "rb") as file:
+            known = json.load(file)
+        return bool(known["pid"] == pid and known["start"] in (None, system.process_start(pid)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
 
 Status = Literal["running", "finished", "dead", "absent"]
 
@@ -31,6 +257,7 @@ Status = Literal["running", "finished", "dead", "absent"]
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _POLL_S = 0.05
 _DISMISSED_S = 10.0
+PROCESS = "autohypothesis.engine.shim_run"
 WAIT = "wait"
 """The last word of the command line of a shim that begins when it reads `GO`."""
 GO = b"go "
@@ -61,7 +288,7 @@ def warm(run: RunPaths, experiment_id: str) -> Any:
     folders = dict.fromkeys((root, *filter(os.path.isabs, (*named, *sys.path))))
     env["PYTHONPATH"] = os.pathsep.join(folders)
     # -S: what `site` does at start-up costs a tenth of the shim's own, and we name the folders.
-    command = [sys.executable, "-S", "-m", __name__, str(run.launch), experiment_id, WAIT]
+    command = [sys.executable, "-S", "-m", PROCESS, str(run.launch), experiment_id, WAIT]
     with _cancel_held_back():
         return subprocess.Popen(
             command,
@@ -94,7 +321,6 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
     folder was used before or the shim does not start, RecordError or OSError if the folder cannot
     be written.
     """
-    from autohypothesis.engine.shim_files import claim_folder
     from autohypothesis.records.files import write_atomic
 
     if launch.run.shim.exists():
@@ -110,7 +336,7 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
     except OSError as error:
         raise LaunchError(
             f"the shim of {launch.experiment_id} does not start",
-            hint=f"see why: {sys.executable} -m {__name__}",
+            hint=f"see why: {sys.executable} -m {PROCESS}",
         ) from error
     _detach(process)
     claim_folder(launch.run_dir, launch.experiment_id, process.pid, launch.overdue_after)
@@ -159,6 +385,8 @@ def status(run_dir: str) -> Status:
     if known is None:
         return "absent"
     if known and known["host"] != system.host_id():
+        import shlex
+
         file = shlex.quote(str(RunPaths(Path(run_dir)).shim))
         raise LaunchError(
             f"{run_dir} belongs to a shim on another machine ({known['hostname']})",
@@ -178,7 +406,6 @@ def forbid(run_dir: str) -> bool:
     For whoever finds "absent" and wants to judge: a shim that was forked but has not said so yet
     then finds the folder taken, and starts nothing.
     """
-    from autohypothesis.engine.shim_files import claim_folder
 
     try:
         claim_folder(run_dir, "", 0)
@@ -236,9 +463,3 @@ def identity(run_dir: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return {}
-
-
-if __name__ == "__main__":
-    from autohypothesis.engine.shim_run import main
-
-    sys.exit(main(sys.argv))

@@ -7,29 +7,30 @@ while the training does its own imports.
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
-from autohypothesis.engine import shim_files, usage
-from autohypothesis.engine.launch import Launch
-from autohypothesis.engine.lease import Held, LeaseFile
-from autohypothesis.engine.process_limit import ProcessLimit
-from autohypothesis.engine.record_watch import RecordWatch
-from autohypothesis.engine.shim_signals import Interrupts
-from autohypothesis.engine.shim_spawn import Child, spawn
-from autohypothesis.errors import AutohypothesisError, LaunchError
+from autohypothesis.engine import processes, shim
+from autohypothesis.engine.devices import Held, LeaseFile
+from autohypothesis.engine.meters import RecordWatch
+from autohypothesis.engine.process_monitor import Child, Interrupts, spawn
+from autohypothesis.engine.processes import ProcessLimit
+from autohypothesis.engine.shim import Launch, utc_now
+from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.clockcheck import ClockWatch
-    from autohypothesis.engine.meters import TreeMeter
-    from autohypothesis.engine.pump import CappedLog, StreamReader
-    from autohypothesis.engine.shim_nvml import DeviceRecord, NvmlMeter
-    from autohypothesis.engine.shim_tend import Ended
+    from autohypothesis.engine.logs import CappedLog, StreamReader
+    from autohypothesis.engine.meters import ClockWatch, DeviceRecord, NvmlMeter
+    from autohypothesis.engine.process_monitor import Ended
+    from autohypothesis.engine.processes import TreeMeter
 
 NVML_START_S = 20.0
 _DEVICE_EVERY_S = 1.0
@@ -51,9 +52,7 @@ def main(argv: list[str]) -> int:
         with open(argv[1], "rb") as file:
             launch = Launch.from_json(file.read())
         run = ShimRun(launch, limit, seal)
-        shim_files.claim_folder(
-            launch.run_dir, launch.experiment_id, os.getpid(), launch.overdue_after
-        )
+        shim.claim_folder(launch.run_dir, launch.experiment_id, os.getpid(), launch.overdue_after)
         run.run()
     except Exception:
         # The boundary of the process: shim.log is the one place left to say it.
@@ -103,9 +102,9 @@ class ShimRun:
         self.seal = seal
         self.watch: RecordWatch | None = None
         self.tampered: list[str] = []
-        self.started_at = shim_files.utc_now()
+        self.started_at = shim.utc_now()
         self.lease: Held | None = None
-        self.reserve: shim_files.Reserve | None = None
+        self.reserve: Reserve | None = None
         self.interrupts = Interrupts()
         self.nvml: NvmlMeter | None = None
         self.device: DeviceRecord | None = None
@@ -119,7 +118,7 @@ class ShimRun:
         self.score: dict[str, Any] | None = None
         self.cpu_seconds = 0.0
         self.error: str | None = None
-        self.oom_kills = usage.oom_kills()
+        self.oom_kills = processes.oom_kills()
         self.suspended = system.suspended_seconds()
         self.limit = limit
         self._next_heartbeat = self._next_sample = self._next_device = 0.0
@@ -145,18 +144,18 @@ class ShimRun:
 
     def _train(self) -> None:
         launch = self.launch
-        self.reserve = shim_files.Reserve(launch)
+        self.reserve = Reserve(launch)
         system.become_subreaper()
         self._take_lease()
         self._look_at_device()
         self._time_lane()
         if self.interrupts.cancelled:
             return
-        self.started_at = shim_files.utc_now()
+        self.started_at = shim.utc_now()
         self.watch = RecordWatch(launch)
         self.limit.hold(self.launch.max_processes, lambda: len(self._owned()))
         child = self._spawn(launch.command, launch.cwd, launch.env)
-        self.ended = self._tend_training(child)
+        self.ended = self._watch_training(child)
         self.cpu_seconds = self.meter.cpu_seconds() if self.meter else 0.0
         self._time_lane()
 
@@ -177,7 +176,7 @@ class ShimRun:
         device = self.launch.device
         if device.kind != "cuda":
             return
-        from autohypothesis.engine.shim_nvml import DeviceRecord, NvmlMeter
+        from autohypothesis.engine.meters import DeviceRecord, NvmlMeter
 
         kept = [holder.fd for holder in (self.lease, self.reserve) if holder is not None]
         self.nvml = NvmlMeter(device.uuid or "", close=kept)
@@ -200,11 +199,11 @@ class ShimRun:
         inherit = [self.lease.fd] if self.lease else []
         return spawn(command, cwd, env, cores=self.launch.device.cores, inherit=inherit)
 
-    def _tend_training(self, child: Child) -> Ended:
+    def _watch_training(self, child: Child) -> Ended:
         # Imported now: the training has started, and has its own imports to do.
-        from autohypothesis.engine.clockcheck import ClockWatch
-        from autohypothesis.engine.pump import CappedLog, StreamReader
-        from autohypothesis.engine.shim_tend import Tender
+        from autohypothesis.engine.logs import CappedLog, StreamReader
+        from autohypothesis.engine.meters import ClockWatch
+        from autohypothesis.engine.process_monitor import ProcessMonitor
 
         launch = self.launch
         self.meter = self._new_meter()
@@ -215,7 +214,7 @@ class ShimRun:
         )
         self.log = CappedLog(str(launch.run.log), launch.log_limit_bytes)
         self.reader = StreamReader(launch.metric)
-        tender = Tender(
+        monitor = ProcessMonitor(
             child,
             self.log,
             self.reader,
@@ -227,10 +226,10 @@ class ShimRun:
             wakeups={self.clock.watch.fd: self._clock_written},
             tick=self._tick,
         )
-        return tender.tend()
+        return monitor.watch()
 
     def _new_meter(self) -> TreeMeter:
-        from autohypothesis.engine.meters import TreeMeter
+        from autohypothesis.engine.processes import TreeMeter
 
         meter = TreeMeter()
         if self.nvml is not None:
@@ -278,7 +277,7 @@ class ShimRun:
             memory["peak_vram_mb"] = self.device.peak_mb
         if self.watch is not None:
             self.watch.event_expected()
-        shim_files.append_event(
+        append_event(
             self.launch,
             event_type,
             metrics={
@@ -301,13 +300,12 @@ class ShimRun:
         spec = self.launch.score
         if spec is None:
             return
-        from autohypothesis.engine.pump import CappedLog, StreamReader, read_tail
-        from autohypothesis.engine.shim_report import score_result
-        from autohypothesis.engine.shim_tend import Tender
+        from autohypothesis.engine.logs import CappedLog, StreamReader, read_tail
+        from autohypothesis.engine.process_monitor import ProcessMonitor
 
         child = self._spawn(spec.command, spec.cwd, spec.env)
         path = str(self.launch.run.score_log)
-        ended = Tender(
+        ended = ProcessMonitor(
             child,
             CappedLog(path, _SCORE_LOG_BYTES),
             StreamReader(self.launch.metric),
@@ -318,14 +316,13 @@ class ShimRun:
             limit=self.limit,
             wakeups={},
             tick=lambda: self._tick_between(time.monotonic()),
-        ).tend()
+        ).watch()
         self.score = score_result(ended, read_tail(path), spec.timeout_s)
 
     # The end.
 
     def _finish(self) -> None:
         """Give everything back, then say what happened; exit.json comes last."""
-        from autohypothesis.engine.shim_report import build_report
 
         self._end_leftovers()
         self.limit.end()
@@ -344,7 +341,7 @@ class ShimRun:
             self._event("run_completed" if done else "run_failed")
         except (AutohypothesisError, OSError):
             report["error"] = report["error"] or "the last event could not be written"
-        shim_files.write_exit(self.launch, report)
+        write_exit(self.launch, report)
 
     def _end_leftovers(self) -> None:
         """After a fault of ours nobody has ended the tree; else there is none."""
@@ -375,3 +372,210 @@ class ShimRun:
                 break
             time.sleep(0.1)
         self.nvml.close()
+
+
+_SUMMARY_WINDOW = 1 << 20
+
+
+def build_report(run: ShimRun) -> dict[str, Any]:
+    """Everything exit.json holds; figures that there are none of are null."""
+    from autohypothesis.engine.logs import parse_summary, read_tail
+
+    launch, ended = run.launch, run.ended
+    status, error = _status(run)
+    tail = read_tail(str(launch.run.log), _SUMMARY_WINDOW)
+    if ended is not None and ended.status == "exited":
+        tail += "\n"  # nothing cut its last line off
+    device = run.device
+    return {
+        "experiment_id": launch.experiment_id,
+        "status": status,
+        "exit_code": ended.exit_code if ended else None,
+        "signal": ended.signal if ended else None,
+        "error": error,
+        "started_at": run.started_at,
+        "ended_at": utc_now(),
+        "wall_seconds": round(ended.wall_seconds, 3) if ended else 0.0,
+        "cpu_seconds": round(run.cpu_seconds, 3),
+        "peak_rss_mb": round(run.meter.peak_bytes / (1 << 20), 1) if run.meter else None,
+        "peak_vram_mb": device.peak_mb if device else None,
+        "device": _device(run),
+        "clock": _clock(run),
+        "contention": _contention(run),
+        "energy_joules": device.energy_joules() if device else None,
+        "utilisation": device.utilisation() if device else None,
+        "oom_kills": processes.oom_kills() - run.oom_kills,
+        "log": {
+            "bytes": run.log.total if run.log else 0,
+            "dropped": run.log.dropped if run.log else 0,
+        },
+        "score": run.score,
+        "metrics": parse_summary(tail, launch.metric).metrics if ended else {},
+        "summaries_seen": run.reader.summaries if run.reader else 0,
+        "samples": run.reader.samples() if run.reader else [],
+        "strays_killed": ended.strays_killed if ended else 0,
+        "tampered": run.tampered,
+        "seal": run.seal,
+    }
+
+
+def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any]:
+    """The `score` of exit.json: exit code, seconds, and the result or why there is none."""
+    result, error = last_json_object(log_tail), None
+    if ended.status == "deadline":
+        error = f"scoring took longer than {timeout_s:g} s"
+    elif ended.status != "exited":
+        error = ended.error or f"scoring was ended ({ended.status}, signal {ended.signal})"
+    elif ended.exit_code:
+        error = f"scoring exited {ended.exit_code}: {_last_line(log_tail)}"
+    elif result is None:
+        error = "scoring printed no JSON object"
+    return {
+        "status": ended.status,
+        "exit_code": ended.exit_code,
+        "signal": ended.signal,
+        "seconds": round(ended.wall_seconds, 3),
+        "result": result,
+        "error": error,
+    }
+
+
+def last_json_object(text: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object."""
+    return next(json_objects(text, reversed), None)
+
+
+def json_objects(
+    text: str, order: Callable[[list[str]], Iterable[str]] = iter
+) -> Iterator[dict[str, Any]]:
+    """The lines that are JSON objects."""
+    for line in order(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def _status(run: ShimRun) -> tuple[str, str | None]:
+    ended = run.ended
+    if run.error is not None:
+        return "infra", run.error
+    if run.interrupts.cancelled and (ended is None or ended.status == "exited"):
+        return "cancelled", None  # before the training, or while it was scored
+    if ended is None:
+        return "infra", "nothing was run"
+    return ended.status, ended.error
+
+
+def _device(run: ShimRun) -> dict[str, Any]:
+    device, record = run.launch.device, run.device
+    return {
+        "kind": device.kind,
+        "uuid": device.uuid,
+        "name": device.name,
+        "cores": device.cores,
+        "nvml_error": record.error if record else None,
+        "lost": record.lost if record else False,
+        "memory_not_back": record.not_back if record else None,
+        "throttled": record.throttled() if record else {},
+    }
+
+
+def _clock(run: ShimRun) -> dict[str, Any]:
+    if run.clock is None or run.ended is None:
+        return {}
+    cut = run.ended.status != "exited" or run.ended.exit_code != 0
+    return run.clock.verdict(required=run.launch.clock_required, cut=cut).to_json()
+
+
+def _contention(run: ShimRun) -> dict[str, Any]:
+    before, after = run.kernel_before, run.kernel_after
+    return {
+        "kernel_before_ms": before,
+        "kernel_after_ms": after,
+        "slower_by": after / before - 1.0 if before and after else None,
+        "involuntary_switches": run.ended.switches if run.ended else None,
+        "foreign": run.device.foreign() if run.device else [],
+        "asleep_seconds": round(run.ended.asleep, 3) if run.ended else 0.0,
+        "suspended_seconds": round(system.suspended_seconds() - run.suspended, 3),
+    }
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no output"
+
+
+_RESERVE_BYTES = 64 << 10
+
+
+class Reserve:
+    """A few blocks of the disk, kept so that exit.json can be written when it is full.
+
+    They belong to a file that has no name any more: if the shim is killed they are free at once.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        """Raises OSError if the disk is full already; then nothing is kept."""
+        path = launch.run.reserve
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.unlink(path)
+        # Random bytes, because some file systems store zeros without blocks.
+        try:
+            if os.write(self.fd, os.urandom(_RESERVE_BYTES)) < _RESERVE_BYTES:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), launch.run_dir)
+        except OSError:
+            self.free()
+            raise
+
+    def free(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+
+def append_event(launch: Launch, event_type: str, **more: Any) -> None:
+    """One line in events.jsonl; none if somebody keeps the file locked.
+
+    Raises RecordError or OSError as the disk gives it.
+    """
+
+    from autohypothesis.records.jsonl import append
+
+    event = {
+        "event_type": event_type,
+        "recorded_at": utc_now(),
+        "experiment_id": launch.experiment_id,
+        "worker_id": launch.worker_id,
+        "gpu_id": launch.gpu_id,
+        "commit": launch.commit,
+        "hypothesis_id": launch.hypothesis_id,
+        "title": launch.title,
+        **more,
+    }
+    with contextlib.suppress(LockError):
+        append(launch.run.events, event)
+
+
+def write_exit(launch: Launch, report: Mapping[str, Any]) -> None:
+    """exit.json, atomically; without its curve if only that much fits.
+
+    Raises RecordError if not even that fits: the collector then finds a dead shim.
+    """
+
+    from autohypothesis.records.files import write_json
+
+    path = launch.run.exit
+    try:
+        write_json(path, report)
+    except AutohypothesisError:
+        write_json(path, {**report, "samples": []})
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main(sys.argv))

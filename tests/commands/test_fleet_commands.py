@@ -17,7 +17,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.commands import sync as commands
-from autohypothesis.engine import housekeeping
+from autohypothesis.engine import workspace
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.supervisor import shutdown
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
@@ -94,8 +94,7 @@ class Place:
 
     def leases(self) -> list[str]:
         """Lanes that are held."""
-        from autohypothesis.engine.devices import lanes, lease_of
-        from autohypothesis.engine.lease import LeaseFile
+        from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
 
         files = (LeaseFile(lease.path, lease.name) for lease in map(lease_of, lanes()))
         return [file.name for file in files if file.holder() is not None]
@@ -191,7 +190,7 @@ def test_a_watching_sync_packs_what_a_fleet_leaves_behind(
     def leave(*words: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(housekeeping, "LOOSE_REFS", 1)
+    monkeypatch.setattr(workspace, "LOOSE_REFS", 1)
     monkeypatch.setattr(system, "set_process_name", lambda name: None)
     monkeypatch.setattr(commands, "keep", leave)
     commands._watch(repository, place.layout, 60.0, False, True)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import included
-from autohypothesis.engine.export import Checkout, Export
+from autohypothesis.engine import untracked_files
 from autohypothesis.engine.guard import inspect, look, planted
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.workspace import Checkout, Export
 from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
@@ -316,8 +316,8 @@ def test_a_copy_below_a_link_of_the_commit_is_refused_and_nothing_is_written_the
 def test_what_is_large_is_linked(
     with_data: Repository, task: Task, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(included, "COPIED_BYTES", 100)
-    monkeypatch.setattr(included, "COPIED_FILES", 5)
+    monkeypatch.setattr(untracked_files, "COPIED_BYTES", 100)
+    monkeypatch.setattr(untracked_files, "COPIED_FILES", 5)
     data = with_data.root / "data"
     if what == "many":
         for number in range(9):

@@ -15,12 +15,12 @@ from autohypothesis.engine import iteration, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.export import Export
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.scorer import ModelScorer
+from autohypothesis.engine.scoring import ModelScorer
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.workspace import Export
 from autohypothesis.records import git_export
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths

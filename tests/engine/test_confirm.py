@@ -9,11 +9,11 @@ from threading import Thread
 
 import pytest
 
-from autohypothesis.engine import confirm, contention, iteration, local
+from autohypothesis.engine import confirm, contention, iteration, local_executor
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.engine.settle import settle
 from autohypothesis.engine.task_model import Policy
@@ -78,7 +78,7 @@ def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> N
 def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
     project: Project, win: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "platform_key", lambda **_: "another card")
+    monkeypatch.setattr(local_executor, "platform_key", lambda **_: "another card")
     with pytest.raises(SettleError, match="ran on another platform") as refused:
         confirm.confirm(project, win, decided_by="test")
     assert f"decide {win} keep" in refused.value.hint

@@ -10,7 +10,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import devices
-from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.errors import LeaseError
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.export import BARRIER, Export
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.workspace import BARRIER, Export
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
@@ -255,7 +255,7 @@ def test_what_is_known_of_an_export_may_be_damaged(
 _CHECKOUT = """
 import sys
 from pathlib import Path
-from autohypothesis.engine.export import Export
+from autohypothesis.engine.workspace import Export
 from autohypothesis.engine.task import foreign_task
 from autohypothesis.records.git import Repository
 repository = Repository(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.distributions import installed, site_folders
+from autohypothesis.engine.environment import installed, site_folders
 from autohypothesis.engine.guard import Before, inspect, look, protected_blobs
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_model import Scorer

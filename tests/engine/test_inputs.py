@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine.environment import training_command
 from autohypothesis.engine.identity import platform_key, short_device_name, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.run_command import training_command
 from autohypothesis.engine.task import Objective, Run, Task
 from autohypothesis.engine.task_model import Budget, Input, Knob, Policy, SearchBudget
 from autohypothesis.errors import LaunchError, TaskError

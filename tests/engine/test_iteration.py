@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from autohypothesis.commands.progress import Lines
-from autohypothesis.engine import devices, iteration, local, shim
+from autohypothesis.engine import devices, iteration, local_executor, shim
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.iteration import Request
-from autohypothesis.engine.lease import LeaseFile
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.recovery import collect_ended
 from autohypothesis.engine.settle import settle_waiting
@@ -66,9 +66,9 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
     if where == "prepare":
         monkeypatch.setattr(iteration, "prepare", fail)
     elif where == "choose":
-        monkeypatch.setattr(local.guard, "look", fail)
+        monkeypatch.setattr(local_executor.guard, "look", fail)
     else:
-        monkeypatch.setattr(local, "to_json", fail)
+        monkeypatch.setattr(local_executor, "to_json", fail)
     with pytest.raises(type(error)):
         iteration.run(project, Request(Change.none()))
     assert plans(project) == []
@@ -246,10 +246,10 @@ def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_deci
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(local.bundles, "write_metadata", killed)
+    monkeypatch.setattr(local_executor.bundles, "write_metadata", killed)
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
         patches.setattr(iteration, "follow", lambda *_: None)
-        patches.setattr("autohypothesis.engine.local.LocalExecutor.collect", killed)
+        patches.setattr("autohypothesis.engine.local_executor.LocalExecutor.collect", killed)
         iteration.run(project, Request(Change.none()))
     monkeypatch.undo()
     collect_ended(project.repository, project.layout)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import lacking
-from autohypothesis.engine.lacking import look, problem, remedy, telling
+from autohypothesis.engine import untracked_files
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.untracked_files import look, problem, remedy, telling
 from autohypothesis.records.git import Repository
 
 Git = Callable[..., str]
@@ -109,7 +109,7 @@ def test_a_large_tree_is_measured_for_a_moment_only(
     repository: Repository, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(repository.root, **{f"data__{n}": 1 for n in range(50)})
-    monkeypatch.setattr(lacking, "LOOK_S", -1.0)
+    monkeypatch.setattr(untracked_files, "LOOK_S", -1.0)
     (found,) = look(repository, task).largest
     assert found.is_more and "over" in str(found)
 

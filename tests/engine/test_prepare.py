@@ -13,10 +13,10 @@ import pytest
 
 from autohypothesis.engine.candidate import config_of, diff_hash
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.inputs import InputReport, Inputs
 from autohypothesis.engine.preflight import run_preflight
 from autohypothesis.engine.prepare import prepare
-from autohypothesis.engine.run_command import resolved
 from autohypothesis.engine.task import Run, Task
 from autohypothesis.engine.task_model import Mutation, Scorer
 from autohypothesis.engine.workspace import Workspace

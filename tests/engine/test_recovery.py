@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import guard, iteration, process_limit, recovery
+from autohypothesis.engine import guard, iteration, processes, recovery
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.iteration import Request
@@ -98,5 +98,5 @@ def test_no_cgroup_is_left_of_a_run_that_was_collected(project: Project) -> None
     """The shim ends in its cgroup; the process that collects the run removes it."""
     finished = iteration.run(project, Request(Change.none()))
     shim = read_json(project.layout.run(finished.experiment_id).shim)
-    home = process_limit._own_group()
+    home = processes._own_group()
     assert not (home and list(Path(home).glob(f"autohypothesis-{shim['pid']}-*")))

@@ -12,7 +12,7 @@ import pytest
 from autohypothesis.engine import contention, iteration
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import heartbeat

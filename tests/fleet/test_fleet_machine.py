@@ -23,8 +23,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from autohypothesis.engine.export import Export
-from autohypothesis.engine.lease import Held, LeaseFile, lane_lock_path
+from autohypothesis.engine.devices import Held, LeaseFile, lane_lock_path
+from autohypothesis.engine.workspace import Export
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_decisions

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.fleet.queue.states import Queue

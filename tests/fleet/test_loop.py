@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
 from autohypothesis.engine.project import Project, is_running
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.supervisor import shutdown

@@ -19,7 +19,7 @@ import pytest
 
 from autohypothesis.engine import iteration
 from autohypothesis.engine import settle as settling
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.roles import lives, read_role
 from autohypothesis.fleet.observer.observer import Observer

@@ -10,7 +10,7 @@ import pytest
 from autohypothesis.engine import iteration
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import CANCELLED, NO_SHIM
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.policy import MOST_LOST
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Observer

@@ -17,11 +17,10 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.export import Export
 from autohypothesis.engine.iteration import Request, plan, run
 from autohypothesis.engine.project import Project, todays_tag
 from autohypothesis.engine.settle import settle
-from autohypothesis.engine.workspace import Workspace
+from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import (
     AutohypothesisError,
     FleetError,

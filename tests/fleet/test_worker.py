@@ -16,11 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import collect, devices, iteration, recovery, shim, strays
+from autohypothesis.engine import collect, devices, iteration, processes, recovery, shim
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
-from autohypothesis.engine.lease import LeaseFile
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
 from autohypothesis.fleet.live import bench, heartbeat, roles
@@ -158,7 +158,7 @@ def nothing_is_left(project: Project) -> None:
     lease = devices.lease_of(devices.lanes()[0])
     assert LeaseFile(lease.path, lease.name).holder() is None
     for folder in project.layout.runs.iterdir():
-        assert strays.find_strays(str(folder), 0.0) == {}
+        assert processes.find_strays(str(folder), 0.0) == {}
     plans = {path.stem for path in project.layout.plans.glob("*.json")}
     assert plans == set(os.listdir(project.layout.runs))
 

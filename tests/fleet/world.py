@@ -31,9 +31,9 @@ import pytest
 
 from autohypothesis import schema, system
 from autohypothesis.engine import collect as collecting
-from autohypothesis.engine import devices, settle, shim, shim_files, workspace
-from autohypothesis.engine.launch import Launch
-from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine import devices, settle, shim, shim_run, workspace
+from autohypothesis.engine.devices import LeaseFile
+from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
 from autohypothesis.fleet import sync
 from autohypothesis.fleet.live import bench, heartbeat
@@ -162,7 +162,7 @@ class Shim:
             try:
                 self.launch = Launch.from_json(self.launch_path.read_bytes())
                 claim = (self.launch.run_dir, self.launch.experiment_id, self.pid)
-                shim_files.claim_folder(*claim)
+                shim.claim_folder(*claim)
             except (OSError, LaunchError):
                 return self.die()
             spec = self.launch.lease
@@ -202,7 +202,7 @@ class Shim:
         with self.world.as_process(self.pid):
             self._release()
             report = {**_report(self.launch), "seal": self.seal, **more}
-            shim_files.write_exit(self.launch, report)
+            shim_run.write_exit(self.launch, report)
         self.die()
 
     def die(self) -> None:
@@ -223,8 +223,8 @@ def _report(launch: Launch) -> dict[str, Any]:
         "exit_code": 0,
         "signal": None,
         "error": None,
-        "started_at": shim_files.utc_now(),
-        "ended_at": shim_files.utc_now(),
+        "started_at": shim.utc_now(),
+        "ended_at": shim.utc_now(),
         "wall_seconds": 1.0,
         "cpu_seconds": 1.0,
         "peak_rss_mb": 10.0,
@@ -561,7 +561,7 @@ class World:
         for owner, name, op in (
             (os, "replace", "replace"), (os, "link", "link"), (os, "unlink", "unlink"),
             (os, "mkdir", "mkdir"), (system, "_rename_noreplace", "rename"), (git, "call", "git"),
-            (shim_files, "claim_folder", "claim"), (settle, "_move", "move"),
+            (shim, "claim_folder", "claim"), (settle, "_move", "move"),
             (settle, "_stamp", "stamp"), (settle.bundles, "append_decision", "append"),
         ):  # fmt: skip
             self.patches.setattr(owner, name, self._stepping(op, getattr(owner, name)))

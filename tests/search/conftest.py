@@ -13,7 +13,7 @@ import pytest
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.starter import make_repository
+from autohypothesis.engine.setup import make_repository
 from autohypothesis.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.iteration import Request, run
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
-from autohypothesis.engine.starter import make_repository
+from autohypothesis.engine.setup import make_repository
 from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger

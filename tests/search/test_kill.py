@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import recovery, shim, strays
-from autohypothesis.engine.devices import lanes, lease_of
-from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine import processes, recovery, shim
+from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
@@ -51,7 +50,7 @@ def alive(project: Project, identity: str | None, victim: str) -> tuple[int, flo
         return None
     if victim == "shim":
         return (handle.pid, handle.start) if system.is_alive(handle.pid, handle.start) else None
-    found = strays.find_strays(handle.run_dir, 0.0)
+    found = processes.find_strays(handle.run_dir, 0.0)
     return next(iter(found.items()), None)
 
 
@@ -104,7 +103,7 @@ def check(project: Project, identity: str) -> None:
     first = run.result.read_bytes()
     recovery.collect_ended(project.repository, project.layout)
     assert run.result.read_bytes() == first, "collected twice"
-    assert strays.find_strays(str(run.folder), 0.0) == {}
+    assert processes.find_strays(str(run.folder), 0.0) == {}
     for lane in lanes():
         lease = lease_of(lane)
         assert LeaseFile(lease.path, lease.name).holder() is None

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import shim, strays
-from autohypothesis.engine.launch import Launch
+from autohypothesis.engine import processes, shim
+from autohypothesis.engine.shim import Launch
 
 TRAININGS = Path(__file__).parent / "trainings"
 HANGS_S = 60.0
@@ -123,7 +123,7 @@ def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
             if system.is_alive(run.handle.pid, run.handle.start):
                 os.kill(run.handle.pid, signal.SIGKILL)
         shim.wait(run.handle, 30)
-        strays.end_strays(run.launch.run_dir, 0.0)
+        processes.end_strays(run.launch.run_dir, 0.0)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import failures
-from autohypothesis.engine.clockcheck import ClockWatch
-from autohypothesis.engine.launch import Clock
+from autohypothesis.engine.meters import ClockWatch
+from autohypothesis.engine.shim import Clock
 
 BUDGET = 0.6
 

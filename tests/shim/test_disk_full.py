@@ -13,7 +13,7 @@ import pytest
 
 from autohypothesis import sandbox
 from autohypothesis.engine import failures
-from autohypothesis.engine.launch import Launch
+from autohypothesis.engine.shim import Launch
 from tests.conftest import small_disk
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,7 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from autohypothesis.engine import shim
-from autohypothesis.engine.launch import Launch
+from autohypothesis.engine.shim import Launch
 launch = Launch.from_json(sys.stdin.buffer.read())
 launch.run.out.mkdir()
 if len(sys.argv) > 1:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import shim, strays
+from autohypothesis.engine import processes, shim
 
 
 def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
@@ -48,7 +48,7 @@ def test_the_deadline_ends_a_training_that_ignores_sigterm_with_its_children(
     end = run.wait()
     assert end["status"] == "deadline" and end["signal"] == 9
     assert 1.6 < end["wall_seconds"] < 30  # it would go on for a minute
-    assert strays.find_strays(run.launch.run_dir, 0) == {}
+    assert processes.find_strays(run.launch.run_dir, 0) == {}
 
 
 def test_a_training_may_say_a_last_word_at_the_deadline(start: Callable[..., Any]) -> None:
@@ -96,7 +96,7 @@ def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_end(
 def test_processes_that_fork_while_they_are_killed_are_all_ended(start: Callable[..., Any]) -> None:
     run = start("storm", deadline_seconds=0.4, stop_grace_s=0.1)
     assert run.wait()["status"] == "deadline"
-    assert strays.find_strays(run.launch.run_dir, 0) == {}
+    assert processes.find_strays(run.launch.run_dir, 0) == {}
 
 
 def test_a_command_that_is_not_there_is_named(start: Callable[..., Any]) -> None:
@@ -129,7 +129,7 @@ def test_scoring_runs_as_the_second_child(
     result: object,
     error: str | None,
 ) -> None:
-    from autohypothesis.engine.launch import ScoreCommand
+    from autohypothesis.engine.shim import ScoreCommand
 
     model = make_launch("score", manner)
     spec = ScoreCommand(model.command, model.cwd, model.env, 0.4 if manner == "hang" else 60.0)
@@ -144,7 +144,7 @@ def test_scoring_runs_as_the_second_child(
 def test_a_failed_training_is_not_scored(
     start: Callable[..., Any], make_launch: Callable[..., Any]
 ) -> None:
-    from autohypothesis.engine.launch import ScoreCommand
+    from autohypothesis.engine.shim import ScoreCommand
 
     model = make_launch("score", "good")
     spec = ScoreCommand(model.command, model.cwd, model.env, 60.0)
@@ -154,8 +154,8 @@ def test_a_failed_training_is_not_scored(
 
 BROKEN = """
 import sys
-from autohypothesis.engine import shim_run, shim_tend
-from autohypothesis.engine.pump import StreamReader
+from autohypothesis.engine import shim_run, process_monitor
+from autohypothesis.engine.logs import StreamReader
 def fail(self, data): raise ZeroDivisionError("a fault of ours")
 StreamReader.feed = fail
 sys.exit(shim_run.main(sys.argv))
@@ -172,4 +172,4 @@ def test_a_fault_of_the_shim_ends_the_training_and_is_recorded(
     end = json.loads(launch.run.exit.read_text())
     assert end["status"] == "infra" and "ZeroDivisionError" in end["error"]
     assert b"a fault of ours" in done.stderr
-    assert strays.find_strays(launch.run_dir, 0) == {}
+    assert processes.find_strays(launch.run_dir, 0) == {}

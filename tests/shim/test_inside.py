@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.launch import Device, Lease
+from autohypothesis.engine.shim import Device, Lease
 
 
 def test_the_training_sees_only_what_it_was_given(
@@ -55,6 +55,6 @@ def test_the_shim_can_be_told_in_ps(start: Callable[..., Any]) -> None:
     run = start("steady", "5")
     run.wait_for("pid")
     words = Path(f"/proc/{run.handle.pid}/cmdline").read_bytes().split(b"\0")
-    assert b"autohypothesis.engine.shim" in words
+    assert b"autohypothesis.engine.shim_run" in words
     assert run.launch.experiment_id.encode() in words
     assert Path(f"/proc/{run.handle.pid}/comm").read_text().startswith("ah:t-")

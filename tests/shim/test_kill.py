@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import shim, strays
-from autohypothesis.engine.launch import Launch, Lease
-from autohypothesis.engine.lease import LeaseFile
+from autohypothesis.engine import processes, shim
+from autohypothesis.engine.devices import LeaseFile
+from autohypothesis.engine.shim import Launch, Lease
 
 ROUNDS = 20
 SLOW_ROUNDS = 100
@@ -35,7 +35,7 @@ def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: f
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     # Nobody has to end it: the kernel does, in its own time.
-    helpers.wait_until(lambda: not strays.find_strays(run.launch.run_dir, began))
+    helpers.wait_until(lambda: not processes.find_strays(run.launch.run_dir, began))
     helpers.wait_until(lambda: not helpers.alive(_pid(run)))
     held = LeaseFile(lease.path, lease.name).try_acquire({}, wait_s=60)
     assert held is not None, "the lease outlived the shim and its training"
@@ -65,8 +65,8 @@ def test_strays_of_a_killed_shim_are_found_by_run_folder_and_start_time(
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     assert helpers.alive(daemon)
-    assert strays.end_strays(run.launch.run_dir, time.time() + 3600) == []
-    assert daemon in strays.end_strays(run.launch.run_dir, began)
+    assert processes.end_strays(run.launch.run_dir, time.time() + 3600) == []
+    assert daemon in processes.end_strays(run.launch.run_dir, began)
     assert not helpers.alive(daemon)
 
 
@@ -91,7 +91,7 @@ STARTER = """
 import sys, time
 from pathlib import Path
 from autohypothesis.engine import shim
-from autohypothesis.engine.launch import Launch
+from autohypothesis.engine.shim import Launch
 launch = Launch.from_json(Path(sys.argv[1]).read_bytes())
 print("ready", flush=True)
 shim.start(launch)
@@ -165,6 +165,6 @@ def test_ending_strays_leaves_an_experiment_of_the_same_name_elsewhere_alone(
     theirs.wait_for("pid")
     os.kill(ours.handle.pid, signal.SIGKILL)
     assert shim.wait(ours.handle, 60) == "dead"
-    strays.end_strays(ours.launch.run_dir, began)
+    processes.end_strays(ours.launch.run_dir, began)
     assert helpers.alive(_pid(theirs))
     assert shim.status(theirs.launch.run_dir) == "running"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.launch import Device, Launch, Lease, ScoreCommand, deadline
+from autohypothesis.engine.shim import Device, Launch, Lease, ScoreCommand, deadline
 from autohypothesis.errors import LaunchError
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import lease
-from autohypothesis.engine.launch import Lease
-from autohypothesis.engine.lease import LeaseFile, lock_folder
+from autohypothesis.engine import devices
+from autohypothesis.engine.devices import LeaseFile, lock_folder
+from autohypothesis.engine.shim import Lease
 from autohypothesis.errors import LeaseError
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +92,7 @@ def test_asking_for_the_holder_never_makes_an_acquirer_fail(tmp_path: Path) -> N
             sys.executable,
             "-c",
             "import sys, time\n"
-            "from autohypothesis.engine.lease import LeaseFile\n"
+            "from autohypothesis.engine.devices import LeaseFile\n"
             "end = time.monotonic() + 1\n"
             "while time.monotonic() < end: LeaseFile(sys.argv[1], 'x').holder()",
             path,
@@ -109,8 +109,8 @@ def test_asking_for_the_holder_never_makes_an_acquirer_fail(tmp_path: Path) -> N
 def test_files_can_be_used_by_every_user_whatever_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
-        folder = lock_folder({lease.LOCKS_VARIABLE: str(tmp_path / "locks")})
-        path = lease.gpu_lock_path(folder.path, "GPU-1234/../x")
+        folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
+        path = devices.gpu_lock_path(folder.path, "GPU-1234/../x")
         LeaseFile(path, "GPU 0").acquire({}).release()
     finally:
         os.umask(before)
@@ -121,14 +121,14 @@ def test_files_can_be_used_by_every_user_whatever_the_umask(tmp_path: Path) -> N
 
 
 def test_the_shared_folder_is_the_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(lease, "SHARED_FOLDER", str(tmp_path / "shared"))
-    assert lock_folder({}) == lease.LockFolder(str(tmp_path / "shared"))
+    monkeypatch.setattr(devices, "SHARED_FOLDER", str(tmp_path / "shared"))
+    assert lock_folder({}) == devices.LockFolder(str(tmp_path / "shared"))
 
 
 def test_where_the_shared_folder_cannot_be_made_the_users_own_is_used_and_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lease, "SHARED_FOLDER", str(tmp_path / "missing" / "shared"))
+    monkeypatch.setattr(devices, "SHARED_FOLDER", str(tmp_path / "missing" / "shared"))
     folder = lock_folder({"XDG_RUNTIME_DIR": str(tmp_path)})
     assert folder.path == str(tmp_path / "autohypothesis-locks")
     assert folder.fallback is not None and "missing/shared" in folder.fallback
@@ -137,7 +137,7 @@ def test_where_the_shared_folder_cannot_be_made_the_users_own_is_used_and_said(
 def test_a_lock_folder_that_is_a_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("")
     with pytest.raises(LeaseError, match=r"locks is no folder"):
-        lock_folder({lease.LOCKS_VARIABLE: str(tmp_path / "locks")})
+        lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
 
 
 def test_a_link_is_never_followed_as_a_lock_file(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_a_damaged_holder_note_is_no_obstacle(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
 def test_another_users_lock_file_in_a_sticky_folder_can_be_leased(tmp_path: Path) -> None:
     """fs.protected_regular refuses O_CREAT there, even to root."""
-    folder = lock_folder({lease.LOCKS_VARIABLE: str(tmp_path / "locks")})
-    path = lease.lane_lock_path(folder.path, 0)
+    folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
+    path = devices.lane_lock_path(folder.path, 0)
     LeaseFile(path, "lane 0").acquire({}).release()
     os.chown(path, 65534, 65534)
     held = LeaseFile(path, "lane 0").acquire({})

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine.pump import CappedLog, StreamReader, read_tail
+from autohypothesis.engine.logs import CappedLog, StreamReader, read_tail
 
 
 def _peak_mb(pid: int) -> float:

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from autohypothesis import sandbox, system
-from autohypothesis.engine import failures, process_limit, strays
-from autohypothesis.engine.launch import Launch, ScoreCommand
-from autohypothesis.engine.process_limit import ProcessLimit
+from autohypothesis.engine import failures, processes
+from autohypothesis.engine.processes import ProcessLimit
+from autohypothesis.engine.shim import Launch, ScoreCommand
 from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import write_atomic
@@ -25,14 +25,14 @@ ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from autohypothesis.engine import shim
-from autohypothesis.engine.launch import Launch
+from autohypothesis.engine.shim import Launch
 shim.wait(shim.start(Launch.from_json(sys.stdin.buffer.read())), 60)
 """
 
 
 def can_make_groups() -> bool:
     code = (
-        "from autohypothesis.engine.process_limit import ProcessLimit\n"
+        "from autohypothesis.engine.processes import ProcessLimit\n"
         "limit = ProcessLimit()\nlimit.enter()\nlimit.hold(9, lambda: 0)\n"
         "print(bool(limit._group))\nlimit.leave()"
     )
@@ -44,7 +44,7 @@ CGROUPS = can_make_groups()
 
 
 def groups() -> list[str]:
-    home = process_limit._own_group()
+    home = processes._own_group()
     return [name for name in os.listdir(home) if name.startswith("autohypothesis-")] if home else []
 
 
@@ -78,7 +78,7 @@ def test_a_fork_bomb_is_one_failed_run(
     assert failure is not None and failure.kind == "code_error"
     assert "40 are allowed (run.max_processes)" in failure.detail
     assert int(failure.detail.split()[2]) > 40
-    assert strays.find_strays(run_dir, 0) == {}
+    assert processes.find_strays(run_dir, 0) == {}
 
 
 @pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
@@ -117,7 +117,7 @@ def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(
     killed.wait_for("pid")
     os.kill(killed.handle.pid, 9)
     helpers.wait_until(lambda: not helpers.alive(int(killed.text("pid"))))
-    process_limit.sweep()
+    processes.sweep()
     left = groups()
     assert not any(name.startswith(mine) for name in left)
     assert not any(name.startswith(f"autohypothesis-{killed.handle.pid}-") for name in left)
@@ -127,7 +127,7 @@ def test_only_its_own_process_is_in_the_cgroup() -> None:
     """Neither the process that asks for a limit later nor its parent is moved."""
     before = Path("/proc/self/cgroup").read_text()
     code = (
-        "import subprocess\nfrom autohypothesis.engine.process_limit import ProcessLimit\n"
+        "import subprocess\nfrom autohypothesis.engine.processes import ProcessLimit\n"
         "limit = ProcessLimit()\nlimit.enter()\nlimit.hold(9, lambda: 0)\n"
         "subprocess.run(['true'], check=True)\nlimit.leave()\n"
         "print(open('/proc/self/cgroup').read(), end='')"
@@ -137,15 +137,15 @@ def test_only_its_own_process_is_in_the_cgroup() -> None:
 
 
 def test_the_own_group_is_found_below_the_root_of_a_mount() -> None:
-    assert process_limit._below("/a/b", "/") == "/a/b"
-    assert process_limit._below("/", "/") == ""
-    assert process_limit._below("/docker/x", "/docker/x") == ""
-    assert process_limit._below("/docker/x/y", "/docker/x") == "/y"
-    assert process_limit._below("/docker/xy", "/docker/x") is None
+    assert processes._below("/a/b", "/") == "/a/b"
+    assert processes._below("/", "/") == ""
+    assert processes._below("/docker/x", "/docker/x") == ""
+    assert processes._below("/docker/x/y", "/docker/x") == "/y"
+    assert processes._below("/docker/xy", "/docker/x") is None
 
 
 def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_limit, "_own_group", lambda: "")
+    monkeypatch.setattr(processes, "_own_group", lambda: "")
     owned = 3
     limit = ProcessLimit()
     limit.enter()
@@ -153,7 +153,7 @@ def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -
     assert limit.over() == ""
     owned = 4
     assert limit.over() == "", "it was counted just now"
-    monkeypatch.setattr(process_limit, "COUNT_S", 0.0)
+    monkeypatch.setattr(processes, "COUNT_S", 0.0)
     limit._next = 0.0
     assert limit.over() == "4 processes at once, 3 are allowed"
     limit.leave()

@@ -15,7 +15,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import shim
-from autohypothesis.engine.launch import Launch
+from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import LaunchError
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_a_run_folder_is_used_once(start: Callable[..., Any]) -> None:
         shim.start(run.launch)
     # Not even by a shim that looked before the first one had begun.
     code = subprocess.run(
-        [sys.executable, "-m", "autohypothesis.engine.shim", str(run.launch.run.launch), "x"],
+        [sys.executable, "-m", "autohypothesis.engine.shim_run", str(run.launch.run.launch), "x"],
         cwd=ROOT,
         capture_output=True,
     )
@@ -96,7 +96,7 @@ def test_a_forbidden_folder_never_sees_a_training(
     assert shim.status(launch.run_dir) == "absent"
     assert shim.forbid(launch.run_dir) and shim.forbid(launch.run_dir)
     assert shim.status(launch.run_dir) == "dead"
-    command = [sys.executable, "-m", "autohypothesis.engine.shim", str(launch.run.launch)]
+    command = [sys.executable, "-m", "autohypothesis.engine.shim_run", str(launch.run.launch)]
     done = subprocess.run([*command, "x"], cwd=ROOT, capture_output=True)
     assert done.returncode == 1 and not launch.run.log.exists()
     run = start("quick")

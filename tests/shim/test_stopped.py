@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import failures, overdue, shim, strays
-from autohypothesis.engine.launch import Launch, ScoreCommand
-from autohypothesis.engine.shim_tend import ASLEEP_S
+from autohypothesis.engine import failures, processes, recovery, shim
+from autohypothesis.engine.process_monitor import ASLEEP_S
+from autohypothesis.engine.shim import Launch, ScoreCommand
 
 
 def make_overdue(run: Any, seconds: float) -> None:
@@ -81,22 +81,22 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     run = start("family", "0", "60", "close", "wait")
     helpers.wait_until(lambda: run.text("daemon") != "")
     paths = run.launch.run
-    assert overdue.stopped(paths) == "" and not overdue.end(paths)
+    assert recovery.stopped(paths) == "" and not recovery.end_overdue(paths)
     stop(run, helpers)
-    words, pid = overdue.stopped(paths), run.handle.pid
+    words, pid = recovery.stopped(paths), run.handle.pid
     assert f"its owner process {pid} is stopped (state T): `kill -CONT {pid}` resumes it" in words
-    assert not overdue.end(paths), "it has time left"
+    assert not recovery.end_overdue(paths), "it has time left"
     make_overdue(run, 0.0)
-    assert overdue.end(paths)
+    assert recovery.end_overdue(paths)
     assert shim.status(run.launch.run_dir) == "finished"
     end = run.exit()
     assert end["status"] == "infra" and f"{pid} was stopped (state T)" in end["error"]
     failure = failures.classify(end, "", 1.0)
     assert failure is not None and failure.kind == "infra"
     assert not failures.is_nobodys_fault(failure.detail), "it would come back without end"
-    strays.end_strays(run.launch.run_dir, 0.0)
+    processes.end_strays(run.launch.run_dir, 0.0)
     assert not helpers.alive(int(run.text("daemon")))
-    assert not overdue.end(paths)
+    assert not recovery.end_overdue(paths)
 
 
 def test_a_run_that_scores_has_the_time_of_its_scorer_as_well(
@@ -125,7 +125,7 @@ def test_an_older_identity_without_limits_is_waited_for(
     path = run.dir / "shim.json"
     known = json.loads(path.read_text())
     path.write_text(json.dumps({k: known[k] for k in known if k not in ("began", "overdue_after")}))
-    assert not overdue.end(run.launch.run)
+    assert not recovery.end_overdue(run.launch.run)
     assert shim.status(run.launch.run_dir) == "running"
     run.go()
     assert run.wait()["status"] == "exited"

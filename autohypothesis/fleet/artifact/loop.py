@@ -24,7 +24,7 @@ from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.identity import task_hash
 from autohypothesis.engine.iteration import Request, Unwatched, Watch
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.policy import best_first
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.refusal import RefusedError

@@ -253,7 +253,7 @@ class _Look:
 
     def stopped(self) -> None:
         """Runs that stand still because somebody stopped the process that owns them."""
-        from autohypothesis.engine.overdue import standing_still
+        from autohypothesis.engine.recovery import standing_still
 
         self.needs += [Need(line) for line in standing_still(self.layout)]
 

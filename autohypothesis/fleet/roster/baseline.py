@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.iteration import Finished, Request, Watch, run
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync

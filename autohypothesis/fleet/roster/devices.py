@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autohypothesis.engine import devices as engine
-from autohypothesis.engine import shim_nvml
+from autohypothesis.engine import meters
 from autohypothesis.engine.devices import MIB, Gpu
 from autohypothesis.errors import LeaseError, UsageError
 from autohypothesis.records.layout import checked_id
@@ -272,7 +272,7 @@ def _throttle(nvml: Any, handle: Any) -> list[str]:
         bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
     except nvml.NVMLError:
         return []
-    return [name for bit, name in shim_nvml._THROTTLE.items() if bits & bit]
+    return [name for bit, name in meters._THROTTLE.items() if bits & bit]
 
 
 def _text(value: str | bytes) -> str:

@@ -22,8 +22,7 @@ from autohypothesis import system
 from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
 from autohypothesis.engine.inputs import TIMEOUT_S
-from autohypothesis.engine.preparing import SCRIPT, takes
-from autohypothesis.engine.starter import source_folder
+from autohypothesis.engine.setup import SCRIPT, source_folder, takes
 from autohypothesis.errors import LaunchError, LeaseError
 from autohypothesis.fleet.roster.devices import Found, discover
 

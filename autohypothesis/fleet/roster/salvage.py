@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autohypothesis.engine.export import Export
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.workspace import Export
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.live.presence import users_of
 from autohypothesis.fleet.roster.roster import read_manifest

@@ -16,7 +16,7 @@ from datetime import datetime
 from subprocess import Popen, TimeoutExpired
 from typing import Literal, TextIO
 
-from autohypothesis.engine import local
+from autohypothesis.engine import local_executor
 from autohypothesis.engine.executor import Resources
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.project import Project
@@ -96,7 +96,7 @@ def _refuse_without_device(project: Project) -> None:
     """A device that somebody holds now may come free; one that is not there never comes."""
     root = project.layout.root
     inputs = locate_inputs(project.task, root, root, os.environ)
-    local.offered(Resources(), inputs)
+    local_executor.offered(Resources(), inputs)
 
 
 @dataclass

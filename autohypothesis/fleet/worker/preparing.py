@@ -13,7 +13,7 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.failures import room_in
-from autohypothesis.engine.local import workspace_of
+from autohypothesis.engine.local_executor import workspace_of
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
     AutohypothesisError,

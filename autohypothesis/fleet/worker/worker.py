@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from autohypothesis.engine.executor import Executor, Handle, Waits
-from autohypothesis.engine.local import LocalExecutor
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,

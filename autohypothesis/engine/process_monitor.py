@@ -1,7 +1,7 @@
-"""One child of the shim from exec to its end, with everything it leaves behind.
+"""One child of the shim from fork to its end, with everything it leaves behind.
 
 One thread and one loop: output, signals, the clock file and the limits are all looked at here.
-`tend` returns only when the child has been waited for and none of its descendants lives.
+`ProcessMonitor.watch` returns only when the child has been waited for and no descendant lives.
 """
 
 from __future__ import annotations
@@ -11,17 +11,134 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine.meters import TreeMeter
-from autohypothesis.engine.process_limit import ProcessLimit
-from autohypothesis.engine.pump import CHUNK, CappedLog, StreamReader
-from autohypothesis.engine.shim_signals import Interrupts
-from autohypothesis.engine.shim_spawn import Child
-from autohypothesis.errors import AutohypothesisError
+from autohypothesis.engine.processes import ProcessLimit, TreeMeter
+from autohypothesis.errors import AutohypothesisError, LaunchError
 
+if TYPE_CHECKING:
+    from autohypothesis.engine.logs import CappedLog, StreamReader
+
+
+class Interrupts:
+    """Signals to the shim as a readable descriptor; SIGTERM and SIGINT mean cancel."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.fd, write = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGINT, self._cancel)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Whoever started the shim has blocked it, so that a cancel cannot come too early.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def _cancel(self, number: int, frame: object) -> None:
+        self.cancelled = True
+
+    def drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.fd, 512):
+                pass
+
+
+_PIPE_BYTES = 1 << 20
+_KEPT = {signal.SIGKILL, signal.SIGSTOP}  # nobody can change these
+
+
+class Child(NamedTuple):
+    """A started child, and when (monotonic); `output` is the read end of its stdout and stderr,
+    not blocking."""
+
+    pid: int
+    started: float
+    output: int
+
+
+def spawn(
+    command: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    *,
+    cores: Sequence[int] | None,
+    inherit: Sequence[int] = (),
+) -> Child:
+    """Start `command` in a session of its own, with exactly `env`, and `inherit` kept open.
+
+    Raises LaunchError that names the command and the folder, if it cannot be executed.
+    """
+    output, child_output = os.pipe()
+    failure, child_failure = os.pipe()
+    parent = os.getpid()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        _become(command, cwd, env, cores, inherit, parent, child_output, child_failure)
+    os.close(child_output)
+    os.close(child_failure)
+    with os.fdopen(failure, "rb") as pipe:
+        problem = pipe.read().decode(errors="replace")  # ends at exec, or with the child
+    if problem:
+        os.waitpid(pid, 0)
+        os.close(output)
+        raise LaunchError(
+            f"cannot start {command[0]!r} in {cwd}: {problem}", hint="check run.command"
+        )
+    os.set_blocking(output, False)
+    _widen(output)
+    return Child(pid, started, output)
+
+
+def _become(
+    command: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    cores: Sequence[int] | None,
+    inherit: Sequence[int],
+    parent: int,
+    output: int,
+    failure: int,
+) -> None:
+    """The child's side. Never returns: whatever happens ends in exec or exit."""
+    try:
+        os.setsid()
+        system.die_with_parent(parent)
+        # What Python or a shell ignores, exec hands on; a training expects the defaults.
+        for number in signal.valid_signals() - _KEPT:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        system.set_affinity(cores)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for source, target in ((nothing, 0), (output, 1), (output, 2)):
+            os.dup2(source, target)
+        for fd in inherit:
+            os.set_inheritable(fd, True)
+        os.chdir(cwd)
+        os.execvpe(command[0], list(command), dict(env))
+    except BaseException as error:
+        # The boundary of the child process: the parent turns these words into an error.
+        words = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+        os.write(failure, words.encode(errors="replace"))
+    finally:
+        os._exit(127)
+
+
+def _widen(pipe: int) -> None:
+    """A wide pipe lets a talkative training write on while the shim does something else."""
+    try:
+        import fcntl
+
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined,unused-ignore]
+    except (AttributeError, OSError):
+        return  # not Linux, or over this user's pipe limit: the default of 64 KiB works
+
+
+CHUNK = 1 << 18
 TICK_S = 0.1
 LEAVE_S = 0.3  # helpers of a training that has ended may leave by themselves
 STRAY_GRACE_S = 2.0
@@ -48,7 +165,7 @@ class Ended(NamedTuple):
     error: str | None
 
 
-class Tender:
+class ProcessMonitor:
     """Looks after one child. `wakeups` are descriptors and what to call when they are readable;
     `tick` is called about ten times a second."""
 
@@ -93,7 +210,7 @@ class Tender:
         self._crowd = ""
         self._asleep = 0.0
 
-    def tend(self) -> Ended:
+    def watch(self) -> Ended:
         while self._status is None:
             self._round()
             self._stop_if_due()

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.failures import classify, why_unjudged
-from autohypothesis.engine.launch import ScoreCommand
-from autohypothesis.engine.logs import parse_summary
-from autohypothesis.engine.pump import read_tail
-from autohypothesis.engine.run_command import resolved
-from autohypothesis.engine.shim_report import json_objects
+from autohypothesis.engine.logs import parse_summary, read_tail
+from autohypothesis.engine.shim import ScoreCommand
+from autohypothesis.engine.shim_run import json_objects
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes

@@ -1,19 +1,122 @@
-"""How many processes a run may have at once: held by a cgroup where one can be made, else counted.
+"""Processes of a run: what they use, how many there may be, and how those that outlive it end.
 
-The cgroup is a child of the one that the shim was started in, so every limit of that one goes on to
-hold; only the shim and what it starts are ever in it. Without one (no right to make it, macOS) the
-shim counts what it owns. RLIMIT_NPROC is no way to do this: the kernel counts everything that the
-user runs against it, and exempts root.
+A cgroup limits their number where one can be made, below the one that the shim was started in, so
+that every limit of that one goes on to hold; else they are counted. RLIMIT_NPROC is no way to do
+this: the kernel counts everything that the user runs against it, and exempts root.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from autohypothesis import system
+from autohypothesis.records.layout import RunPaths
+from autohypothesis.system import LINUX
+
+_PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """CPU time of one process, all threads, without its children; 0.0 if it is gone.
+
+    Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
+    """
+    if LINUX:
+        try:
+            return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
+        except OSError:
+            fields = system.stat_fields(pid)
+            return (int(fields[11]) + int(fields[12])) / system.TICKS if fields else 0.0
+    import psutil
+
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system)
+
+
+def reaped_cpu_seconds(pid: int) -> float:
+    """CPU time of the children that this process has waited for (ticks); 0.0 if unknown."""
+    fields = system.stat_fields(pid) if LINUX else None
+    return (int(fields[13]) + int(fields[14])) / system.TICKS if fields else 0.0
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of one process; 0 if it is gone. Pages shared in a tree count twice."""
+    if LINUX:
+        try:
+            return int(system.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+        except (OSError, IndexError):
+            return 0
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def oom_kills() -> int:
+    """How often the kernel's out-of-memory killer has struck on this machine; 0 if unknown."""
+    try:
+        words = system.read("/proc/vmstat").split()
+        return int(words[words.index(b"oom_kill") + 1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+class TreeMeter:
+    """CPU time and memory of every descendant of this process, except those in `apart`.
+
+    The owner waits for all children and tells `reaped` what each has used. CPU time includes
+    children that a process hid from its own account (a daemon, or ignored SIGCHLD), as far as a
+    sample has seen them alive.
+    """
+
+    def __init__(self) -> None:
+        self.apart: set[int] = set()
+        self.peak_bytes = 0
+        self.reaped_seconds = 0.0
+        self._seen: dict[int, float] = {}
+        self._largest = 0.0
+
+    def pids(self) -> list[int]:
+        return [pid for pid in system.descendants(os.getpid()) if pid not in self.apart]
+
+    @property
+    def ever(self) -> Collection[int]:
+        """Every pid that has been seen in the tree."""
+        return self._seen.keys()
+
+    def sample(self) -> None:
+        """Look at memory and CPU time now."""
+        pids = self.pids()
+        self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, pids)))
+        self._cpu(pids)
+
+    def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
+        """A child was waited for: its CPU time, with all it had waited for, and its peak."""
+        self.reaped_seconds += cpu_seconds
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the tree up to now, living and ended; it never goes back."""
+        return self._cpu(self.pids())
+
+    def _cpu(self, pids: Sequence[int]) -> float:
+        own = {pid: own_cpu_seconds(pid) for pid in pids}
+        self._seen.update(own)
+        waited = sum(map(reaped_cpu_seconds, pids))
+        accounted = self.reaped_seconds + sum(own.values()) + waited
+        self._largest = max(self._largest, accounted, sum(self._seen.values()))
+        return self._largest
+
 
 TASKS_EACH = 4
 """The cgroup counts threads too: it holds so many tasks for each process that a run may have."""
@@ -185,3 +288,60 @@ def _write(path: str, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+RUN_VARIABLE = "AUTOHYPOTHESIS_RUN_DIR"
+_CLOCK_SLACK_S = 1.0  # the wall clock may have been set meanwhile
+_ROUNDS = 100
+_PAUSE_S = 0.02
+
+
+def find_strays(run_dir: str, not_before: float) -> dict[int, float]:
+    """Processes of an experiment, started at `not_before` (seconds since the epoch) or later.
+
+    Pid to start time. Only processes of this user are seen, unless it is root.
+    """
+    return _find_marked(_mark_of(run_dir), not_before)
+
+
+def _mark_of(run_dir: str) -> str:
+    """What is in the environment of all processes of a run."""
+    return f"{RUN_VARIABLE}={RunPaths(Path(run_dir)).out}"
+
+
+def _find_marked(assignment: str, not_before: float) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for pid in system.all_pids():
+        if pid == os.getpid() or not system.environment_has(pid, assignment):
+            continue
+        start = system.process_start(pid)
+        if start is not None and system.start_to_epoch(start) >= not_before - _CLOCK_SLACK_S:
+            found[pid] = start
+    return found
+
+
+def end_strays(run_dir: str, not_before: float) -> list[int]:
+    """SIGKILL every stray of an experiment until none is left; the pids that were killed.
+
+    Call it when the shim is dead: while it lives, its processes are no strays.
+    """
+    return end_marked(_mark_of(run_dir), not_before)
+
+
+def count_marked(assignment: str) -> int:
+    """How many processes were born with `NAME=value` in their environment, and live."""
+    return len(_find_marked(assignment, 0.0))
+
+
+def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:
+    """The same for all that were born with `NAME=value` in their environment."""
+    killed: set[int] = set()
+    for _ in range(_ROUNDS):
+        strays = _find_marked(assignment, not_before)
+        if not strays:
+            break
+        for pid, start in strays.items():
+            if system.signal_process(pid, start, signal.SIGKILL):
+                killed.add(pid)
+        time.sleep(_PAUSE_S)
+    return sorted(killed)

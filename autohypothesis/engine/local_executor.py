@@ -11,21 +11,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis import system
-from autohypothesis.engine import compile_cache, devices, guard, overdue, shim
+from autohypothesis.engine import devices, guard, recovery, shim
 from autohypothesis.engine.collect import collect
-from autohypothesis.engine.distributions import site_folders, version_of
-from autohypothesis.engine.environment import child_environment, scoring_environment
+from autohypothesis.engine.environment import (
+    TrainingCommand,
+    child_environment,
+    compile_cache_folder,
+    compile_cache_variables,
+    scoring_environment,
+    site_folders,
+    start_compile_cache,
+    training_command,
+    version_of,
+)
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
-from autohypothesis.engine.export import Checkout, Export
 from autohypothesis.engine.identity import data_hash_with, platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
-from autohypothesis.engine.lacking import lacking
-from autohypothesis.engine.launch import Device, Launch, deadline
-from autohypothesis.engine.run_command import TrainingCommand, training_command
-from autohypothesis.engine.scorer import ScoringPlace, scorer_for
+from autohypothesis.engine.scoring import ScoringPlace, scorer_for
+from autohypothesis.engine.shim import Device, Launch, deadline
 from autohypothesis.engine.task import Budget, Task
-from autohypothesis.engine.workspace import Workspace, evaluator_of
+from autohypothesis.engine.untracked_files import lacking
+from autohypothesis.engine.workspace import Checkout, Export, Workspace, evaluator_of
 from autohypothesis.errors import LaunchError, LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
@@ -143,12 +150,12 @@ class LocalExecutor:
         """See `Executor.poll`. A shim that is past all its limits is ended first."""
         run = self.layout.run(handle.experiment_id)
         state = shim.status(str(run.folder))
-        ended = state == "running" and overdue.end(run)
+        ended = state == "running" and recovery.end_overdue(run)
         return shim.status(str(run.folder)) if ended else state
 
     def notice(self, handle: Handle) -> str:
         """See `Notices.notice`."""
-        return overdue.stopped(self.layout.run(handle.experiment_id))
+        return recovery.stopped(self.layout.run(handle.experiment_id))
 
     def wait(self, handle: Handle, timeout: float) -> None:
         """See `Waits.wait`."""
@@ -215,8 +222,8 @@ class LocalExecutor:
         bundles.write_metadata(run, metadata)
         if place.home != "kept":
             key = metadata.runtime.platform_key
-            seed = compile_cache.seed_folder(self.repository.common_dir, key)
-            compile_cache.begin(run.home, seed)
+            seed = compile_cache_folder(self.repository.common_dir, key)
+            start_compile_cache(run.home, seed)
 
     def _environment(self, place: Place) -> dict[str, str]:
         spec = place.spec
@@ -232,7 +239,7 @@ class LocalExecutor:
             extra={
                 **place.inputs.environment,
                 **place.command.environment,
-                **({} if place.home == "kept" else compile_cache.variables(place.run.home)),
+                **({} if place.home == "kept" else compile_cache_variables(place.run.home)),
                 **spec.task.run.env,
             },
         )
