@@ -96,12 +96,12 @@ def _words(node: ast.expr) -> set[str]:
 
 STARTERS = {
     "shim.py": "the shim itself",
-    "shim_spawn.py": "the training and its scoring",
-    "shim_nvml.py": "the process that asks NVML, which may hang",
+    "process_monitor.py": "the training and its scoring",
+    "meters.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "git_limited.py": "git, under limits",
-    "distributions.py": "another Python, to ask where its packages are",
-    "preparing.py": "prepare.py, which makes the data",
+    "environment.py": "another Python, to ask where its packages are",
+    "setup.py": "prepare.py, which makes the data",
     "sandbox.py": "a small program in a sandbox, to see whether that works",
     "confine.py": "the program that it confines, which takes its place",
     "launching.py": "the processes of the fleet",
