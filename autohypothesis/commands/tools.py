@@ -1,10 +1,10 @@
-"""`tools`: helper scripts that are requested, published, listed and run."""
+"""`tools`: helper scripts are requested, published, adopted, discarded, listed and run."""
 
 from __future__ import annotations
 
 import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -42,6 +42,8 @@ def register(app: typer.Typer) -> None:
     )
     group.command("request")(request)
     group.command("publish")(publish)
+    group.command("adopt")(adopt)
+    group.command("discard")(discard)
     group.command("list")(list_tools)
     group.command("run", context_settings=ITS_OWN_WORDS)(run)
     app.add_typer(group, name="tools")
@@ -109,6 +111,34 @@ def publish(
             soft_wrap=True,
             markup=False,
         )
+
+
+Notes = Annotated[str, typer.Option("--notes", help="Why, for the record.")]
+
+
+def adopt(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Repo = None) -> None:
+    """Record that a published tool is in use.
+
+    Example: `orchestrator.py tools adopt noise --notes "min_delta rests on it"`
+    """
+    _decide(_layout(context, repo), tool_id, "adopted", notes)
+
+
+def discard(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Repo = None) -> None:
+    """Have a tool run no more; `tools request` or `tools publish` brings it back.
+
+    Example: `orchestrator.py tools discard my-noise`
+    """
+    _decide(_layout(context, repo), tool_id, "discarded", notes)
+
+
+def _decide(
+    layout: Layout, tool_id: str, status: Literal["adopted", "discarded"], notes: str
+) -> None:
+    from autohypothesis.fleet.toolbuilder import tools
+
+    tools.decide(layout, tool_id, status, decided_by=getpass.getuser(), notes=notes)
+    out().print(f"{tool_id} is {status}", markup=False)
 
 
 def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:

@@ -415,16 +415,6 @@ class Layout(NamedTuple):
         return self.research / "tools" / "calls.jsonl"
 
     @property
-    def registry_state(self) -> Path:
-        """Our own copy of the registry: registry.json shows it, and takes people's edits."""
-        return self.research / "tools" / ".registry.json"
-
-    @property
-    def registry_edits(self) -> Path:
-        """Versions of registry.json that somebody else wrote, kept as they were."""
-        return self.research / "tools" / "edits"
-
-    @property
     def outbox(self) -> Path:
         """What others are to be told: a folder each for pending, sent and refused."""
         return self.research / "outbox"

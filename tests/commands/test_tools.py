@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet.toolbuilder.builder import CATALOGUE, ToolBuilder
+from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
+from autohypothesis.fleet.toolbuilder.tools import CATALOGUE
 from autohypothesis.records.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,11 @@ def test_a_request_is_listed_built_and_run(cli: Cli, foreign: Path) -> None:
     (tool,) = json.loads(cli("tools", "list", "--json").stdout)["tools"]
     assert (tool["status"], tool["calls"], tool["failures"]) == ("published", 2, 0)
     assert "published already" in cli("tools", "request", "noise", "--problem", "again").stdout
+    assert cli("tools", "adopt", "noise").stdout == "noise is adopted\n"
+    assert cli("tools", "discard", "noise", "--notes", "not used").stdout == "noise is discarded\n"
+    (tool,) = json.loads(cli("tools", "list", "--json").stdout)["tools"]
+    assert (tool["status"], tool["notes"]) == ("discarded", "not used")
+    assert "is discarded, not published" in cli("tools", "run", "noise").stderr
 
 
 def test_words_behind_the_name_are_the_tools_own(cli: Cli, foreign: Path, published: Path) -> None:
@@ -115,7 +121,7 @@ def test_what_fails_a_check_is_refused_in_one_line(cli: Cli, tmp_path: Path) -> 
 
 
 def test_every_command_has_an_example(cli: Cli) -> None:
-    for name in ("request", "publish", "list", "run"):
+    for name in ("request", "publish", "adopt", "discard", "list", "run"):
         assert "Example" in cli("tools", name, "--help").stdout
 
 

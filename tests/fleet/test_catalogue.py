@@ -15,10 +15,13 @@ import pytest
 
 from autohypothesis.fleet.toolbuilder import checks as toolcheck
 from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.fleet.toolbuilder.builder import ALIASES, CATALOGUE
+from autohypothesis.fleet.toolbuilder.builder import ALIASES
+from autohypothesis.fleet.toolbuilder.tools import CATALOGUE
 from autohypothesis.records.layout import Layout
 
-NAMES = sorted(path.stem for path in CATALOGUE.glob("*.py") if path.stem != "__init__")
+NAMES = sorted(
+    path.stem for path in CATALOGUE.glob("*.py") if path.stem not in ("__init__", "reader")
+)
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -86,7 +89,9 @@ def test_every_shipped_script_can_be_asked_for() -> None:
 def test_a_shipped_script_passes_the_checks_of_everybody_else(name: str, tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.research.mkdir()
-    found = toolcheck.check(layout, name, (CATALOGUE / f"{name}.py").read_bytes())
+    found = toolcheck.check(
+        layout, name, tools.with_reader((CATALOGUE / f"{name}.py").read_bytes())
+    )
     assert found.usage.startswith(f"tools run {name} ")
     assert "--research" not in found.usage and "--json" in found.usage
 

@@ -341,14 +341,14 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_project: Pr
     assert one is not None
     handle = hands[0].begin(one)
     turns(watched, lambda: watched.queue.dispatched())
-    assert not tools.registry(fleet_project).tools
+    assert not tools.registry(fleet_project.layout).tools
     hands[1].work(watched)
     hands[0].end(watched, one, handle)
-    turns(watched, lambda: tools.registry(fleet_project).tools)
-    (asked,) = tools.registry(fleet_project).tools
+    turns(watched, lambda: tools.registry(fleet_project.layout).tools)
+    (asked,) = tools.registry(fleet_project.layout).tools
     assert (asked.tool_id, asked.status, asked.requested_by) == ("noise", "requested", "observer")
-    source = Path(tools.__file__).parent / "catalogue" / "noise.py"
-    tools.publish(fleet_project, "noise", source, decided_by="a test")
+    source = tools.CATALOGUE / "noise.py"
+    tools.publish(fleet_project.layout, "noise", source, decided_by="a test")
     turns(watched, lambda: watched.errands.noise is not None)
     assert watched.errands.noise is not None
     figure = "sd of a pair 0 from 2 runs of 1 commit; rough: only 2 runs of 1 commit;"

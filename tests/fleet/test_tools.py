@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,7 @@ import pytest
 from autohypothesis import system
 from autohypothesis.errors import LockError, ToolError, UsageError
 from autohypothesis.fleet.live.roles import read_role
-from autohypothesis.fleet.toolbuilder import builder, tools
-from autohypothesis.fleet.toolbuilder import registry as tool_registry
+from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
 from autohypothesis.fleet.toolbuilder.checks import Limits
 from autohypothesis.records import jsonl
@@ -78,7 +76,7 @@ def ask(layout: Layout, tool_id: str, problem: str = "why?") -> Tool:
 
 
 def status(layout: Layout, tool_id: str) -> str | None:
-    tool = tool_registry.find(tools.registry(layout), tool_id)
+    tool = tools.find(tools.registry(layout), tool_id)
     return tool.status if tool else None
 
 
@@ -395,55 +393,60 @@ def test_requests_that_were_answered_outlive_a_kill(layout: Layout) -> None:
         asker.wait()
         asker.stdout.close()
         answered += [line.strip() for line in heard if line.endswith("\n")]
-        json.loads(layout.registry_state.read_text())
-    assert tools.take_registry_edits(layout) == []
+        json.loads(layout.written_copy(layout.registry).read_text())
+    tools.refresh(layout)
+    assert not layout.conflicts.exists()
     found = {tool.tool_id for tool in tools.registry(layout).tools}
     assert found >= set(answered) and len(answered) >= 8
     assert {tool["tool_id"] for tool in json.loads(layout.registry.read_text())["tools"]} == found
 
 
-def test_an_edit_that_was_caught_in_a_replacement_is_an_edit(layout: Layout) -> None:
-    """Written in the moment before a process that replaced the file was killed."""
-    ask(layout, "other")
-    edit(layout, lambda page: page.append({"tool_id": "mine", "status": "requested"}))
-    layout.registry.rename(layout.registry.with_name(".registry.old"))
-    assert tools.take_registry_edits(layout) == []
-    assert (status(layout, "mine"), status(layout, "other")) == ("requested", "requested")
+def test_an_edit_of_the_registry_is_moved_aside_and_named(layout: Layout) -> None:
+    publish(layout)
+    mine = '{"tools": [{"tool_id": "mine", "status": "requested"}]}'
+    layout.registry.write_text(mine)
+    ask(layout, "later")
+    assert [tool.tool_id for tool in tools.registry(layout).tools] == ["answer", "later"]
+    layout.registry.write_text("")
+    ToolBuilder(layout).turn()
+    layout.registry.unlink()
+    ToolBuilder(layout).turn()
+    assert "later" in layout.registry.read_text()
+    reasons = sorted(layout.conflicts.glob("*.reason"))
+    assert len(reasons) == 2 and "tools request" in reasons[0].read_text()
+    kept = {path.with_suffix("").read_text() for path in reasons}
+    assert kept == {"", mine}
 
 
-def test_edits_and_requests_at_once_lose_none(layout: Layout) -> None:
-    """An editor that replaces the file whole, beside requests and whoever takes its edits."""
-    ask(layout, "first")
-    done = threading.Event()
+@pytest.mark.parametrize("content", [b"", b'{"tools": [{"tool', b"\xff\xfe", b"[1, 2", b'{"a": 1}'])
+def test_a_torn_registry_loses_no_published_tool(layout: Layout, content: bytes) -> None:
+    publish(layout)
+    layout.written_copy(layout.registry).write_bytes(content)
+    assert status(layout, "answer") == "published"
+    layout.registry.write_bytes(content)
+    assert status(layout, "answer") == "published"
+    ask(layout, "noise")
+    assert ToolBuilder(layout).turn()
+    assert status(layout, "noise") == status(layout, "answer") == "published"
+    assert tools.figure(layout, "answer") == {"answer": 42}
 
-    def taking() -> None:
-        while not done.is_set():
-            tools.take_registry_edits(layout)
 
-    def asking() -> None:
-        for number in range(30):
-            ask(layout, f"asked-{number}")
-
-    def editing() -> None:
-        for number in range(30):
-            try:
-                page = json.loads(layout.registry.read_text())
-            except FileNotFoundError:
-                page = {"tools": []}
-            page["tools"].append({"tool_id": f"edited-{number}", "status": "requested"})
-            beside = layout.registry.with_name("mine.tmp")
-            beside.write_text(json.dumps(page))
-            beside.replace(layout.registry)
-            until(lambda n=number: status(layout, f"edited-{n}"))
-
-    with ThreadPoolExecutor(3) as pool:
-        taker = pool.submit(taking)
-        for work in [pool.submit(asking), pool.submit(editing)]:
-            work.result()
-        done.set()
-        taker.result()
-    names = {f"{kind}-{n}" for kind in ("asked", "edited") for n in range(30)} | {"first"}
-    assert {tool.tool_id for tool in tools.registry(layout).tools} == names
+def test_a_second_request_changes_nothing_unless_a_person_makes_it(layout: Layout) -> None:
+    first = ask(layout, "noise", "first")
+    assert ask(layout, "noise", "second") == first
+    tools.note_failure(layout, first, "no idea", retry_in_s=600)
+    again = tools.request(layout, "noise", problem="better", requested_by="ada", by_person=True)
+    assert (again.problem, again.attempts, again.retry_at) == ("better", 0, None)
+    publish(layout, "noise")
+    assert ask(layout, "noise").status == "published"
+    tools.decide(layout, "noise", "adopted", decided_by="ada", notes="used for min_delta")
+    assert tools.figure(layout, "noise") == {"answer": 42}
+    tools.decide(layout, "noise", "discarded", decided_by="ada")
+    assert ask(layout, "noise").status == "discarded"
+    tools.request(layout, "noise", problem="after all", requested_by="ada", by_person=True)
+    assert status(layout, "noise") == "requested"
+    with pytest.raises(ToolError, match="only a published one is adopted"):
+        tools.decide(layout, "noise", "adopted", decided_by="ada")
 
 
 def test_two_builders_at_once_publish_everything(layout: Layout) -> None:
@@ -459,209 +462,6 @@ def test_two_builders_at_once_publish_everything(layout: Layout) -> None:
     assert [one.exit_code for one in ended] == [0] * 3, ended
 
 
-def age(path: Path) -> None:
-    os.utime(path, (1, 1))
-
-
-@pytest.mark.parametrize("content", [b"", b'{"tools": [{"tool', b"\xff\xfe", b"[1, 2", b'{"a": 1}'])
-def test_a_torn_registry_does_not_stop_the_builder(layout: Layout, content: bytes) -> None:
-    publish(layout)
-    for path in (layout.registry, layout.registry_state):
-        path.write_bytes(content)
-        age(path)
-    assert status(layout, "answer") == "published"
-    ask(layout, "noise")
-    builder = ToolBuilder(layout)
-    assert builder.turn()
-    assert status(layout, "noise") == status(layout, "answer") == "published"
-    assert tools.figure(layout, "answer") == {"answer": 42}
-    aside = tool_registry.damaged(layout)
-    assert [path.read_bytes() for path in aside] == [content] * 2
-    builder.turn()
-    said = read_role(layout, "tool-builder")
-    assert said is not None
-    assert all(any(str(path) in line for line in said.problems) for path in aside)
-
-
-def test_a_torn_copy_of_ours_alone_loses_nothing(layout: Layout) -> None:
-    publish(layout)
-    ask(layout, "later", "a problem")
-    layout.registry_state.write_bytes(b'{"registry": ')
-    assert tools.take_registry_edits(layout) == []
-    assert (status(layout, "answer"), status(layout, "later")) == ("published", "requested")
-    assert tools.registry(layout).tools[1].problem == "a problem"
-
-
-def test_a_registry_that_is_no_file_is_moved_away(layout: Layout) -> None:
-    publish(layout)
-    layout.registry.unlink()
-    layout.registry.mkdir()
-    age(layout.registry)
-    tools.take_registry_edits(layout)
-    assert json.loads(layout.registry.read_text())["tools"][0]["tool_id"] == "answer"
-
-
-def test_the_registry_is_back_after_somebody_removed_it(layout: Layout) -> None:
-    publish(layout)
-    layout.registry.unlink()
-    assert status(layout, "answer") == "published"
-    tools.take_registry_edits(layout)
-    assert layout.registry.exists()
-
-
-def test_asking_twice_is_asking_once(layout: Layout) -> None:
-    first = ask(layout, "answer", "first")
-    assert ask(layout, "answer", "second") == first
-    publish(layout)
-    assert ask(layout, "answer").status == "published"
-    tools.decide(layout, "answer", "discarded", decided_by="a test")
-    again = ask(layout, "answer", "third")
-    assert (again.status, again.problem) == ("discarded", "first")
-
-
-def test_a_tool_that_a_person_discarded_comes_back_for_a_person_only(layout: Layout) -> None:
-    publish(layout, "noise")
-    tools.decide(layout, "noise", "discarded", decided_by="ada")
-    assert ask(layout, "noise").status == "discarded"
-    tools.request(layout, "noise", problem="after all", requested_by="ada", by_person=True)
-    assert status(layout, "noise") == "requested"
-    tools.decide(layout, "noise", "discarded", decided_by="ada")
-    edit(layout, lambda page: page[0].update(status="requested"))
-    assert tools.take_registry_edits(layout) == []
-    assert status(layout, "noise") == "requested"
-
-
-# ── edits by hand ───────────────────────────────────────────────────────────────────────────
-
-
-def edit(layout: Layout, change: Callable[[list[dict[str, Any]]], None]) -> None:
-    """As a person or an agent does it: read, change, write over."""
-    try:
-        page = json.loads(layout.registry.read_text())
-    except FileNotFoundError:
-        page = {"updated_at": "2026-11-20T12:00:00Z", "shared_tools_dir": "x", "tools": []}
-    change(page["tools"])
-    layout.registry.parent.mkdir(parents=True, exist_ok=True)
-    layout.registry.write_text(json.dumps(page))
-
-
-def test_an_entry_that_somebody_adds_is_a_request(layout: Layout) -> None:
-    ask(layout, "other")
-    edit(layout, lambda page: page.append({"tool_id": "mine", "status": "requested", "title": "t"}))
-    assert tools.take_registry_edits(layout) == []
-    assert status(layout, "mine") == status(layout, "other") == "requested"
-    assert len(list(layout.registry_edits.glob("*.json"))) == 1  # kept as it was
-    assert tools.take_registry_edits(layout) == []
-    assert len(list(layout.registry_edits.glob("*.json"))) == 1
-
-
-def test_an_edit_is_not_overwritten_by_a_request_beside_it(layout: Layout) -> None:
-    ask(layout, "other")
-    edit(layout, lambda page: page.append({"tool_id": "mine", "status": "requested", "title": "t"}))
-    ask(layout, "third")
-    tools.take_registry_edits(layout)
-    assert [tool.tool_id for tool in tools.registry(layout).tools] == ["other", "third", "mine"]
-    assert "mine" in layout.registry.read_text()
-    assert "third" in layout.registry.read_text()
-
-
-def test_what_somebody_publishes_by_hand_is_checked_first(layout: Layout) -> None:
-    layout.published_tools.mkdir(parents=True)
-    layout.published_tool("mine").write_bytes(script())
-    (layout.root / "bad.py").write_bytes(script(first="import scipy"))
-
-    def both(page: list[dict[str, Any]]) -> None:
-        page.append(
-            {"tool_id": "mine", "status": "published", "path": "mine.py", "title": "My own"}
-        )
-        page.append({"tool_id": "bad", "status": "published", "path": "bad.py"})
-        page.append({"tool_id": "nowhere", "status": "published", "path": "nowhere.py"})
-        page.append({"tool_id": "pathless", "status": "adopted"})
-
-    edit(layout, both)
-    refused = tools.take_registry_edits(layout)
-    assert len(refused) == 3
-    assert "'scipy'" in refused[0] and "nowhere.py" in refused[1] and "'pathless'" in refused[2]
-    mine = tool_registry.find(tools.registry(layout), "mine")
-    assert mine is not None and (mine.status, mine.title) == ("published", "My own")
-    assert tools.figure(layout, "mine") == {"answer": 42}
-    assert status(layout, "bad") is None
-
-
-def test_adopting_and_discarding_by_hand_is_recorded(layout: Layout) -> None:
-    publish(layout, "one")
-    publish(layout, "two")
-
-    def decide(page: list[dict[str, Any]]) -> None:
-        page[0].update(status="adopted", decided_by="ada", notes="used for min_delta")
-        page[1].update(status="discarded")
-        page.append({"tool_id": "unknown", "status": "discarded"})
-
-    edit(layout, decide)
-    refused = tools.take_registry_edits(layout)
-    assert len(refused) == 1 and "'unknown'" in refused[0]
-    one, two = tools.registry(layout).tools
-    assert (one.status, one.decided_by, one.notes) == ("adopted", "ada", "used for min_delta")
-    assert two.status == "discarded"
-    assert tools.figure(layout, "one") == {"answer": 42}
-
-
-def test_a_bad_entry_does_not_stop_the_others(layout: Layout) -> None:
-    def several(page: list[Any]) -> None:
-        page += [{"tool_id": "../x", "status": "requested"}, "no entry", {"title": "no id"}]
-        page += [{"tool_id": "a", "status": "requested", "porblem": ""}, {"tool_id": 3}]
-        page += [{"tool_id": "good", "status": "requested"}]
-
-    edit(layout, several)
-    refused = tools.take_registry_edits(layout)
-    assert len(refused) == 3
-    assert any("did you mean 'problem'" in line for line in refused)
-    assert [tool.tool_id for tool in tools.registry(layout).tools] == ["good"]
-
-
-SHAPES: dict[str, dict[str, Any]] = {
-    "a NUL": {"path": "a\0b"},
-    "a long path": {"path": "a" * 5_000},
-    "a folder": {"path": "."},
-    "a NUL in its text": {"status": "requested", "problem": "a\0b", "sha256": "\0"},
-    "a lone surrogate": {"path": "\ud800"},
-}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_an_entry_of_any_shape_is_a_line_and_does_not_end_the_builder(
-    layout: Layout, shape: str
-) -> None:
-    ask(layout, "other")
-    entry = {"tool_id": "x", "status": "published", **SHAPES[shape]}
-    edit(layout, lambda page: page.append(entry))
-    ToolBuilder(layout).run(Stop(3))
-    assert not list(layout.registry_edits.glob("*.todo.json"))
-    said = read_role(layout, "tool-builder")
-    assert said is not None and said.state == "stopped"
-    assert status(layout, "x") == entry["status"] or any("'x'" in one for one in said.problems)
-
-
-@pytest.mark.parametrize("content", ['{"entries": 3, "removed": []}', '{"entries": ["x"]}', "[]"])
-def test_a_damaged_note_of_an_edit_is_a_line(layout: Layout, content: str) -> None:
-    ask(layout, "other")
-    note = layout.registry_edits / "20261120-000000-aaaaaa.todo.json"
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(content)
-    assert len(tools.take_registry_edits(layout)) == 1
-    assert not note.exists()
-
-
-def test_an_edit_that_fails_in_a_way_nobody_foresaw_is_not_tried_for_ever(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    edit(layout, lambda page: page.append({"tool_id": "mine", "status": "requested"}))
-    monkeypatch.setattr(tools, "_obey", lambda *words: [][1])
-    with pytest.raises(IndexError):
-        tools.take_registry_edits(layout)
-    assert tools.take_registry_edits(layout) == []
-
-
 def test_a_machine_that_cannot_check_is_a_failed_attempt(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -675,42 +475,6 @@ def test_a_machine_that_cannot_check_is_a_failed_attempt(
     (tool,) = tools.registry(layout).tools
     assert (tool.status, tool.attempts) == ("requested", ATTEMPTS)
     assert "No space left" in tool.notes
-
-
-def test_an_entry_that_is_left_out_stays(layout: Layout) -> None:
-    publish(layout)
-    edit(layout, lambda page: page.clear())
-    assert "left out" in tools.take_registry_edits(layout)[0]
-    assert status(layout, "answer") == "published"
-    assert "answer" in layout.registry.read_text()
-
-
-def test_a_file_that_is_still_being_written_is_left_alone(layout: Layout) -> None:
-    ask(layout, "other")
-    layout.registry.write_text('{"tools": [')
-    assert tools.take_registry_edits(layout) == []
-    assert layout.registry.read_text() == '{"tools": ['
-
-
-def test_an_edit_whose_taker_was_killed_is_obeyed_by_the_next(layout: Layout) -> None:
-    ask(layout, "other")
-    edit(layout, lambda page: page.append({"tool_id": "mine", "status": "requested"}))
-    assert tool_registry.take(layout)  # and killed here
-    assert status(layout, "mine") is None
-    assert tools.take_registry_edits(layout) == []
-    assert status(layout, "mine") == "requested"
-
-
-def test_a_version_that_is_older_than_ours_takes_nothing_back(layout: Layout) -> None:
-    """Somebody read it before a tool was published, and wrote it back with another entry."""
-    ask(layout, "answer")
-    old = layout.registry.read_text()
-    publish(layout)
-    page = json.loads(old)
-    page["tools"].append({"tool_id": "mine", "status": "requested"})
-    layout.registry.write_text(json.dumps(page))
-    tools.take_registry_edits(layout)
-    assert (status(layout, "answer"), status(layout, "mine")) == ("published", "requested")
 
 
 # ── the builder ─────────────────────────────────────────────────────────────────────────────
@@ -793,7 +557,7 @@ def test_a_failure_is_told_and_not_tried_again_at_once(layout: Layout, tmp_path:
     words = command(tmp_path, "sys.exit('told: ' + asked['last_failure'])")
     assert ToolBuilder(layout, command=words, back_off_s=600.0).turn()
     assert not ToolBuilder(layout, command=words, back_off_s=600.0).turn()
-    edit(layout, lambda page: page[0].update(problem="said better"))
+    tools.request(layout, "mine", problem="said better", requested_by="ada", by_person=True)
     assert ToolBuilder(layout, command=words).turn()  # a new problem is worth a new attempt
     assert tools.registry(layout).tools[0].problem == "said better"
 
@@ -828,7 +592,6 @@ def test_an_idle_builder_reads_nothing_and_hears_of_what_comes(
     publish(layout)
     for _ in range(50):
         jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
-    monkeypatch.setattr(builder, "NEWS_S", 0.0)
     idle = ToolBuilder(layout)
     assert not idle.turn() and not idle.turn()
     real, read = os.open, list[str]()
@@ -845,34 +608,9 @@ def test_an_idle_builder_reads_nothing_and_hears_of_what_comes(
     assert idle.turn() and status(layout, "noise") == "published"
 
 
-def test_a_call_costs_reading_that_call_and_no_other(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(layout)
-    for _ in range(100):
-        jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 1})
-    tools.registry(layout)
-    real, parsed = jsonl.parse, list[bytes]()
-
-    def noted(content: bytes) -> Any:
-        parsed.append(content)
-        return real(content)
-
-    monkeypatch.setattr(jsonl, "parse", noted)
-    jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
-    for _ in range(3):
-        (tool,) = tools.registry(layout).tools
-        assert (tool.calls, tool.failures) == (101, 100)
-    assert [one.count(b"\n") for one in parsed] == [1]
-    layout.tool_calls.unlink()  # another file counts from its start
-    jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
-    assert tools.registry(layout).tools[0].calls == 1
-
-
 def test_a_failed_attempt_is_made_again_when_it_is_due(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "NEWS_S", 0.0)
     ask(layout, "mine")
     idle = ToolBuilder(layout, command=command(tmp_path, "sys.exit(1)"), back_off_s=0.3)
     assert idle.turn() and not idle.turn()

@@ -1,4 +1,4 @@
-"""What the observer has done in the background: the noise figure, and edits of registry.json."""
+"""The noise figure, which the observer has a tool work out in the background."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ REGISTRY_S = 2.0
 
 
 class Errands:
-    """Looks after both; a turn never waits for either."""
+    """Asks for the tool, and calls it; a turn never waits for it."""
 
     def __init__(self, project: Project, chronicle: Chronicle) -> None:
         self.project = project
         self.chronicle = chronicle
         self.noise: dict[str, Any] | None = None
         """What the tool answered last; None before it is published."""
-        self.notes: list[str] = []
-        """Edits of registry.json that were refused."""
         self.problem = ""
         self._thread: Thread | None = None
         self._asked = False
@@ -41,7 +39,6 @@ class Errands:
         self._about: tuple[object, ...] = ()
         self._counted = (-1, 0)
         self._due = self._look = 0.0
-        self._registry: tuple[object, ...] = ()
 
     def turn(self) -> None:
         """Starts what is due, unless something is under way.
@@ -54,19 +51,15 @@ class Errands:
             return
         self._look = now + REGISTRY_S
         layout = self.project.layout
-        registry = (signature_of(str(layout.registry)), signature_of(str(layout.registry_state)))
         repeats = self._repeated()
-        if (about := (repeats, registry[1])) != self._about:
+        if (about := (repeats, signature_of(str(layout.registry)))) != self._about:
             self._about, self._tries = about, 0
         wants = repeats not in (0, self._figure_of) and self._tries < TRIES and now >= self._due
         if wants and not self._asked:
-            tools.request(self.project, NOISE, problem=PROBLEM, requested_by="observer")
+            tools.request(self.project.layout, NOISE, problem=PROBLEM, requested_by="observer")
             self._asked = True
-        if wants or registry != self._registry:
-            self._registry = registry
-            self._thread = Thread(
-                target=self._run, args=(repeats if wants else 0,), name="errands", daemon=True
-            )
+        if wants:
+            self._thread = Thread(target=self._run, args=(repeats,), name="errands", daemon=True)
             self._thread.start()
 
     def _repeated(self) -> int:
@@ -85,14 +78,12 @@ class Errands:
         return sum(count for count in counts.values() if count > 1)
 
     def _run(self, repeats: int) -> None:
-        """Takes edits; with `repeats`, has the noise figured from so many runs."""
+        """Have the noise worked out from `repeats` runs."""
         try:
-            if refused := tools.take_registry_edits(self.project):
-                self.notes = [*self.notes, *refused][-20:]
-            if repeats and self._is_published():
+            if self._is_published():
                 self._tries += 1
                 self._due = time.monotonic() + FIGURE_S
-                self.noise = tools.figure(self.project, NOISE)
+                self.noise = tools.figure(self.project.layout, NOISE)
                 self.problem = ""
                 if self.noise.get("runs", repeats) == repeats:
                     self._figure_of = repeats
@@ -100,5 +91,5 @@ class Errands:
             self.problem = f"the tool {NOISE}: {error}"
 
     def _is_published(self) -> bool:
-        found = tools.registry(self.project).tools
+        found = tools.registry(self.project.layout).tools
         return any(one.tool_id == NOISE and one.status in ("published", "adopted") for one in found)

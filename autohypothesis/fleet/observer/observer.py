@@ -371,7 +371,7 @@ class Observer:
         self._report(state, [*problems, *self._problems()])
 
     def _notes_of_all(self) -> list[str]:
-        notes = [*self._notes, *self.errands.notes, *self.deciding.unheard]
+        notes = [*self._notes, *self.deciding.unheard]
         notes += [
             f"{one['experiment_id']} awaits {one['missing']} of {one['wanted']} runs that confirm"
             f" it: {one['found']}"

@@ -214,7 +214,9 @@ class _Snapshot:
         for one in (layout.manifest, layout.brief, layout.knowledge_base, layout.search_model):
             yield Source(str(one))
         yield Source(str(layout.steering))
-        yield from (Source(str(one)) for one in (layout.registry, layout.registry_state))
+        yield from (
+            Source(str(one)) for one in (layout.registry, layout.written_copy(layout.registry))
+        )
         yield from (Source(path) for path in _files(layout.published_tools))
         yield from (Source(path) for path in _hypotheses(layout))
         yield from (Source(path) for path in _files(layout.plans))

@@ -1,4 +1,4 @@
-"""The tool-builder: takes what was asked for, has it built, and publishes what passes the checks.
+"""The tool-builder: builds requested helper scripts, and publishes those that pass the checks.
 
 A script comes from the shipped catalogue, else from the configured command, else from a person:
 then the request stays, and the status says what to run.
@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -18,38 +17,24 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autohypothesis.engine.environment import program_environment
-from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.live import roles
-from autohypothesis.fleet.toolbuilder import registry as tool_registry
+from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.checks import Limits, allowed_modules
-from autohypothesis.fleet.toolbuilder.process import run_words
-from autohypothesis.fleet.toolbuilder.tools import (
-    layout_of,
-    note_failure,
-    publish,
-    registry,
-    take_registry_edits,
-)
+from autohypothesis.fleet.toolbuilder.launch import run_command
 from autohypothesis.records import locks
+from autohypothesis.records.bundles import signature_of
 from autohypothesis.records.files import to_json
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Tool, now
+from autohypothesis.schema import Registry, Tool, now
 
 ATTEMPTS = 3
 COMMAND_S = 600.0
 BACK_OFF_S = 30.0
 """Before the second attempt; four times as long before the third."""
 LOOK_S = 1.0
-NEWS_S = 5.0
-"""After something changed, every look is a thorough one: an edit may still be being written."""
-THOROUGH_S = 30.0
-"""Between two thorough looks when nothing was seen to change."""
 ROLE = "tool-builder"
 LOCK_TIMEOUT_S = 2.0
-REMEMBERED = 20
-"""Refused edits that the status still names."""
-CATALOGUE = Path(__file__).parent / "catalogue"
 ALIASES = {
     "noise": {"noise", "spread", "repeatability", "variance", "min-delta", "min_delta"},
     "compare": {"compare", "comparison", "versus", "vs"},
@@ -60,7 +45,7 @@ _FENCE = re.compile(r"\A\s*```[a-z]*\n(.*?)\n```\s*\Z", re.DOTALL)
 
 
 class Stopping(Protocol):
-    """What the builder asks of `fleet.stop.Stop`."""
+    """The part of `fleet.live.stop.Stop` that the builder needs."""
 
     @property
     def requested(self) -> bool: ...
@@ -69,29 +54,26 @@ class Stopping(Protocol):
 
 
 class ToolBuilder:
-    """Works on one request a turn. Several may run: whoever publishes last has said the same."""
+    """Works on one request a turn. Two at once publish the same, so they do no harm."""
 
     def __init__(
         self,
-        where: Project | Layout,
+        layout: Layout,
         *,
-        command: Sequence[str] | None = None,
+        command: Sequence[str] = (),
         command_s: float = COMMAND_S,
         back_off_s: float = BACK_OFF_S,
         limits: Limits | None = None,
     ) -> None:
-        self._layout = layout_of(where)
-        self._command = list(command or ())
+        self._layout, self._command = layout, list(command)
         self._command_s, self._back_off_s, self._limits = command_s, back_off_s, limits
         self._stop: Stopping | None = None
-        self._started, self._refused = now(), list[str]()
-        self._action, self._said = "", dict[str, Any]()
-        self._sight: tuple[object, ...] = ()
-        self._changed = self._looked = float("-inf")
-        self._retries: list[datetime] = []
+        self._started, self._action, self._reported = now(), "", dict[str, Any]()
+        self._seen: tuple[object, ...] = ()
+        self._retry_at: datetime | None = None
 
     def run(self, stop: Stopping) -> None:
-        """Until asked to stop.
+        """Build scripts until asked to stop.
 
         Raises:
             LockError: another tool-builder is at work; the message names it.
@@ -104,8 +86,7 @@ class ToolBuilder:
             while not stop.requested:
                 try:
                     busy = self.turn()
-                except (AutohypothesisError, OSError, ValueError) as error:
-                    # A full disk, a lock that is held, an edit that nobody foresaw: later.
+                except (AutohypothesisError, OSError) as error:  # a full disk, a held lock: later
                     self._report("waiting", problem=str(error))
                     busy = False
                 if not busy:
@@ -113,35 +94,26 @@ class ToolBuilder:
             self._report("stopped")
 
     def turn(self) -> bool:
-        """Take edits, and work on one request that is due; whether there was one."""
-        if self._nothing_is_new():
+        """Work on one request that is due; return whether there was one.
+
+        No file is read while the registry stays as it is and no failed attempt is due again.
+        """
+        shown, calls = self._layout.registry, self._layout.tool_calls
+        paths = (shown, self._layout.written_copy(shown), calls)
+        seen = tuple(signature_of(str(path)) for path in paths)
+        if seen == self._seen and not (self._retry_at and self._retry_at <= now()):
             return False
-        self._refused += take_registry_edits(self._layout, limits=self._limits)
-        del self._refused[:-REMEMBERED]
-        tools = registry(self._layout).tools
-        due = [tool for tool in tools if self._is_due(tool)]
-        if not due:
-            self._retries = [one.retry_at for one in tools if one.retry_at is not None]
-            self._report("waiting", tools=tools)
-            self._looked = time.monotonic()
+        registry = tools.refresh(self._layout)
+        due = next(filter(self._is_due, registry.tools), None)
+        if due is None:
+            waiting = [tool.retry_at for tool in registry.tools if tool.retry_at]
+            self._seen, self._retry_at = seen, min(filter(_is_later, waiting), default=None)
+            self._report("waiting", registry=registry)
             return False
-        self._report("working", action=f"building {due[0].tool_id}")
-        self._build(due[0])
+        self._report("working", action=f"building {due.tool_id}")
+        self._build(due)
         self._report("waiting")
         return True
-
-    def _nothing_is_new(self) -> bool:
-        """Asked every second; no file is read for it."""
-        at, sight = time.monotonic(), tool_registry.sight(self._layout)
-        if sight != self._sight:
-            self._sight, self._changed = sight, at
-        retry = any(self._looked_before(one) for one in self._retries)
-        return not retry and at - self._changed > NEWS_S and at - self._looked < THOROUGH_S
-
-    def _looked_before(self, due: datetime) -> bool:
-        """Whether `due` has come since the last thorough look."""
-        since = (now() - due).total_seconds()
-        return 0 <= since < time.monotonic() - self._looked + LOOK_S
 
     # ── building ──────────────────────────────────────────────────────────────────────────
 
@@ -149,7 +121,7 @@ class ToolBuilder:
         return (
             tool.status == "requested"
             and tool.attempts < ATTEMPTS
-            and (tool.retry_at is None or tool.retry_at <= now())
+            and not (tool.retry_at and _is_later(tool.retry_at))
             and self._has_source(tool)
         )
 
@@ -163,21 +135,21 @@ class ToolBuilder:
                 content, origin = shipped.read_bytes(), f"from the catalogue: {shipped.stem}"
             else:
                 content, origin = self._ask(tool), f"built by {self._command[0]}"
-            publish(
+            tools.publish(
                 self._layout, tool.tool_id, content, decided_by=ROLE, notes=origin,
                 limits=self._limits, cancelled=self._asked_to_stop,
             )  # fmt: skip
-        except (ToolError, OSError, ValueError) as error:
+        except (ToolError, OSError) as error:
             why = error.problem if isinstance(error, ToolError) else str(error)
             if not self._asked_to_stop():
                 pause = self._back_off_s * 4**tool.attempts
-                note_failure(self._layout, tool.tool_id, why, retry_in_s=pause)
+                tools.note_failure(self._layout, tool, why, retry_in_s=pause)
                 self._action = f"{tool.tool_id} failed: {why}"
         else:
             self._action = f"published {tool.tool_id}, {origin}"
 
     def _ask(self, tool: Tool) -> bytes:
-        """What the configured command prints."""
+        """Return the script that the configured command prints."""
         asked = {
             "tool_id": tool.tool_id,
             "title": tool.title,
@@ -185,7 +157,7 @@ class ToolBuilder:
             "rules": rules(),
             "last_failure": tool.notes if tool.attempts else "",
         }
-        ended = run_words(
+        ended = run_command(
             self._command,
             stdin=to_json(asked).encode() + b"\n",
             timeout_s=self._command_s,
@@ -204,7 +176,7 @@ class ToolBuilder:
     def _asked_to_stop(self) -> bool:
         return self._stop is not None and self._stop.requested
 
-    # ── how it stands ─────────────────────────────────────────────────────────────────────
+    # ── the status ────────────────────────────────────────────────────────────────────────
 
     def _report(
         self,
@@ -212,35 +184,28 @@ class ToolBuilder:
         *,
         action: str = "",
         problem: str = "",
-        tools: Sequence[Tool] | None = None,
+        registry: Registry | None = None,
     ) -> None:
-        """Writes the status when it says something new; on a full disk, later."""
+        """Write the status when it changed; on a full disk, later."""
         self._action = action or self._action
-        tools = registry(self._layout).tools if tools is None else tools
-        said = {
+        found = (registry or tools.registry(self._layout)).tools
+        report = {
             "state": state,
             "last_action": self._action,
-            "problems": [*([problem] if problem else []), *self._problems(tools)],
+            "problems": [one for one in (problem, *map(self._for_a_person, found)) if one],
             "details": {
-                status: sum(tool.status == status for tool in tools)
+                status: sum(tool.status == status for tool in found)
                 for status in ("requested", "published", "adopted", "discarded")
             },
         }
-        if said != self._said:
-            status = roles.own(ROLE, started_at=self._started, last_action_at=now(), **said)
+        if report != self._reported:
+            status = roles.own(ROLE, started_at=self._started, last_action_at=now(), **report)
             with suppress(AutohypothesisError):
                 roles.report(self._layout, status)
-                self._said = said
-
-    def _problems(self, tools: Sequence[Tool]) -> list[str]:
-        damaged = [
-            f"{path} could not be read; the registry was made anew without it"
-            for path in tool_registry.damaged(self._layout)
-        ]
-        return [*damaged, *filter(None, map(self._for_a_person, tools)), *self._refused]
+                self._reported = report
 
     def _for_a_person(self, tool: Tool) -> str:
-        """What a person has to do about a request, if anything."""
+        """Return what a person has to do about a request; empty where that is nothing."""
         if tool.status != "requested":
             return ""
         hint = f"for a person: python orchestrator.py tools publish {tool.tool_id} PATH"
@@ -249,8 +214,12 @@ class ToolBuilder:
         return "" if self._has_source(tool) else f"tool {tool.tool_id!r} is requested, {hint}"
 
 
+def _is_later(time: datetime) -> bool:
+    return time > now()
+
+
 def command_words(command: str) -> list[str]:
-    """The words of the command that is asked for scripts; none when it is empty.
+    """Return the words of the command that is asked for scripts.
 
     Raises:
         UsageError: its quotes do not match.
@@ -265,17 +234,17 @@ def command_words(command: str) -> list[str]:
 
 
 def from_catalogue(tool: Tool) -> Path | None:
-    """The shipped script that a request means: by its id, else by the one word in its problem."""
-    for name in ALIASES:
-        if tool.tool_id == name or tool.tool_id in ALIASES[name]:
-            return CATALOGUE / f"{name}.py"
+    """Return the shipped script that a request means: by its id, else by a word of its problem."""
     words = set(re.findall(r"[a-z_-]+", f"{tool.title} {tool.problem}".lower()))
-    named = [name for name, aliases in ALIASES.items() if words & aliases]
-    return CATALOGUE / f"{named[0]}.py" if len(named) == 1 else None
+    for wanted in ({tool.tool_id}, words):
+        named = [name for name, aliases in ALIASES.items() if wanted & aliases]
+        if len(named) == 1:
+            return tools.CATALOGUE / f"{named[0]}.py"
+    return None
 
 
 def rules() -> str:
-    """What a script must keep to, in words for whoever writes one."""
+    """Return the rules for scripts, for the program that writes one."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(

@@ -1,8 +1,7 @@
-"""What a helper script must pass before it is published.
+"""The checks that a helper script passes before it is published.
 
-It parses, says in its docstring what it is for, imports the standard library and our dependencies
-only, explains itself with `--help`, passes its own `--self-test`, and writes nothing below the
-repository, neither in that nor when it is run on the research that there is.
+It parses, has a docstring, imports the standard library and our dependencies only, answers
+`--help`, passes its own `--self-test`, and writes nothing below the repository.
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +20,8 @@ from typing import NamedTuple
 import autohypothesis
 from autohypothesis.engine.program import Ended
 from autohypothesis.errors import ToolError
-from autohypothesis.fleet.toolbuilder import guard as tool_guard
-from autohypothesis.fleet.toolbuilder.process import Script, run_script
+from autohypothesis.fleet.toolbuilder import guard
+from autohypothesis.fleet.toolbuilder.launch import Script, run_script
 from autohypothesis.records.layout import Layout
 
 SUMMARY_LENGTH = 200
@@ -31,9 +29,8 @@ USAGE_LENGTH = 400
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Seconds that a script has for each of its trials."""
+class Limits(NamedTuple):
+    """Seconds that a script may take for each of its trials."""
 
     help_s: float = 10.0
     self_test_s: float = 60.0
@@ -41,7 +38,7 @@ class Limits:
 
 
 class Checked(NamedTuple):
-    """A script that passed."""
+    """The fields of a tool that follow from its script."""
 
     sha256: str
     summary: str
@@ -60,34 +57,32 @@ def check(
     """Put `source` through all checks, on a private copy.
 
     Raises:
-        ToolError: naming the check that it fails, and what it did.
+        ToolError: naming the failed check and what the script did.
     """
+    limits = limits or Limits()
     tree = _parsed(tool_id, source)
-    summary = _summary(tool_id, tree)
+    summary = (ast.get_docstring(tree) or "").strip().partition("\n")[0].strip()
+    if not summary:
+        raise _refused(tool_id, "has no docstring that says what it is for")
     _check_imports(tool_id, tree)
     digest = sha256(source).hexdigest()
     try:
         with tempfile.TemporaryDirectory(prefix="tool-") as folder:
             script = Script(Path(folder, f"{tool_id}.py"), digest)
             script.path.write_bytes(source)
-            usage = _tried(_Trial(layout, tool_id, script, cancelled), limits or Limits())
+            trial = _Trial(layout, tool_id, script, cancelled)
+            usage = _usage(tool_id, trial.passes("--help", limits.help_s).out)
+            trial.passes("--self-test", limits.self_test_s)
+            # A script that needs arguments may refuse this; it must only end, and change nothing.
+            trial.ends("--json", limits.trial_s)
     except OSError as error:
         raise ToolError(
             f"tool {tool_id!r} cannot be checked: {error}", hint="see `df -h` and `ulimit -a`"
         ) from error
-    return Checked(digest, summary, usage)
+    return Checked(digest, summary[:SUMMARY_LENGTH], usage)
 
 
-def _tried(trial: _Trial, given: Limits) -> str:
-    """Its usage, once it has passed."""
-    usage = _usage(trial.tool_id, trial.passes(["--help"], given.help_s).out)
-    trial.passes(["--self-test"], given.self_test_s)
-    # A script that needs arguments may refuse this; it must only end, and change nothing.
-    trial.ends(["--json"], given.trial_s)
-    return usage
-
-
-# ── what can be read from it ────────────────────────────────────────────────────────────────
+# ── by reading the script ───────────────────────────────────────────────────────────────────
 
 
 def _parsed(tool_id: str, source: bytes) -> ast.Module:
@@ -98,16 +93,9 @@ def _parsed(tool_id: str, source: bytes) -> ast.Module:
         raise _refused(tool_id, f"is no Python: {error}{where}") from None
 
 
-def _summary(tool_id: str, tree: ast.Module) -> str:
-    lines = (ast.get_docstring(tree) or "").strip().splitlines()
-    if not lines:
-        raise _refused(tool_id, "has no docstring that says what it is for")
-    return lines[0].strip()[:SUMMARY_LENGTH]
-
-
 def _check_imports(tool_id: str, tree: ast.Module) -> None:
     allowed = allowed_modules()
-    for name, line in _imported(tree):
+    for name, line in _imports(tree):
         if name.split(".")[0] not in allowed:
             what = f"imports {name!r}" if name else "imports a name that is only known when it runs"
             raise _refused(
@@ -117,8 +105,8 @@ def _check_imports(tool_id: str, tree: ast.Module) -> None:
             )
 
 
-def _imported(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """Module names with their lines; an empty name for one that cannot be read from the text."""
+def _imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield imported modules with their lines; an empty name for one that only a run shows."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -135,26 +123,23 @@ def _is_import(function: ast.expr) -> bool:
     return name in ("__import__", "import_module")
 
 
-@lru_cache(maxsize=1)
+@cache
 def allowed_modules() -> frozenset[str]:
-    """Modules of the standard library and of our direct dependencies, by their import names."""
-    names = set(sys.stdlib_module_names)
-    for distribution in _dependencies():
-        names |= _modules_of(distribution)
-    return frozenset(names)
+    """Return the import names of the standard library and of our direct dependencies."""
+    return frozenset(sys.stdlib_module_names).union(*map(_modules_of, _dependencies()))
 
 
 def _dependencies() -> set[str]:
-    """Names of the distributions that we depend on.
+    """Return the names of the distributions that we depend on.
 
     A checkout's pyproject.toml counts as well: an editable install keeps the metadata of its day.
     """
     try:
-        said = importlib.metadata.requires("autohypothesis") or []
+        required = importlib.metadata.requires("autohypothesis") or []
     except importlib.metadata.PackageNotFoundError:
-        said = []
-    found = (_NAME.match(one) for one in [*said, *_from_checkout()] if "extra ==" not in one)
-    return {name[0] for name in found if name}
+        required = []
+    required = [line for line in [*required, *_from_checkout()] if "extra ==" not in line]
+    return {name[0] for name in map(_NAME.match, required) if name}
 
 
 def _from_checkout() -> list[str]:
@@ -165,67 +150,63 @@ def _from_checkout() -> list[str]:
 
     project = tomllib.loads(page.read_text(encoding="utf-8")).get("project", {})
     ours = project.get("name") == "autohypothesis"
-    return [str(one) for one in project.get("dependencies", [])] if ours else []
+    return list(map(str, project.get("dependencies", []))) if ours else []
 
 
 def _modules_of(distribution: str) -> set[str]:
     try:
-        found = importlib.metadata.distribution(distribution)
+        metadata = importlib.metadata.distribution(distribution)
     except importlib.metadata.PackageNotFoundError:
         return set()
-    listed = found.read_text("top_level.txt")
-    if listed:
+    if listed := metadata.read_text("top_level.txt"):
         return set(listed.split())
-    parts = (Path(file) for file in found.files or [] if file.suffix == ".py")
+    parts = (Path(file) for file in metadata.files or [] if file.suffix == ".py")
     names = {path.parts[0].removesuffix(".py") for path in parts}
     return {name for name in names if name.isidentifier()}
 
 
-# ── what can be seen when it runs ───────────────────────────────────────────────────────────
+# ── by running the script ───────────────────────────────────────────────────────────────────
 
 
 class _Trial(NamedTuple):
-    """One script, run with different words in a repository that it may only read."""
+    """One script, run with different options in a repository that it may only read."""
 
     layout: Layout
     tool_id: str
     script: Script
     cancelled: Callable[[], bool]
 
-    def passes(self, words: list[str], limit_s: float) -> Ended:
-        ended = self.ends(words, limit_s)
+    def passes(self, option: str, limit_s: float) -> Ended:
+        ended = self.ends(option, limit_s)
         if ended.exit_code != 0:
             raise _refused(
                 self.tool_id,
-                f"answers {words[0]} with exit code {ended.exit_code}: {ended.last_words()}",
+                f"answers {option} with exit code {ended.exit_code}: {ended.last_words()}",
             )
         return ended
 
-    def ends(self, words: list[str], limit_s: float) -> Ended:
+    def ends(self, option: str, limit_s: float) -> Ended:
         ended = run_script(
             self.script,
-            ["--research", str(self.layout.research), *words],
+            ["--research", str(self.layout.research), option],
             read_only=[self.layout.root],
             timeout_s=limit_s,
             cwd=self.script.path.parent,
             cancelled=self.cancelled,
         )
-        if ended.exit_code == tool_guard.WROTE:
-            raise _refused(self.tool_id, f"changes the research with {words[0]}: {_write(ended)}")
+        if ended.exit_code == guard.WROTE:
+            marked = [line for line in ended.err.splitlines() if line.startswith("refused: ")]
+            what = marked[0].removeprefix("refused: ") if marked else ended.last_words()
+            raise _refused(self.tool_id, f"changes the research with {option}: {what}")
+        if ended.exit_code is None and self.cancelled():
+            raise ToolError(f"the checks of tool {self.tool_id!r} were stopped")
         if ended.exit_code is None:
-            if self.cancelled():
-                raise ToolError(f"the checks of tool {self.tool_id!r} were stopped")
-            raise _refused(self.tool_id, f"does not end {words[0]} within {limit_s:g} s")
+            raise _refused(self.tool_id, f"does not end {option} within {limit_s:g} s")
         return ended
 
 
-def _write(ended: Ended) -> str:
-    marked = [line for line in ended.err.splitlines() if line.startswith("refused: ")]
-    return marked[0].removeprefix("refused: ") if marked else ended.last_words()
-
-
 def _usage(tool_id: str, page: str) -> str:
-    """How it is called, from the first paragraph of its help."""
+    """Return how a script is called, from the first paragraph of its help."""
     first = page.strip().split("\n\n")[0].removeprefix("usage:")
     words = " ".join(first.split()).replace(f"{tool_id}.py", "", 1).replace("[-h]", "", 1)
     words = re.sub(r"\[?--research \S+\]?", "", words, count=1)

@@ -7,7 +7,6 @@ it; a difference of less than two standard deviations of a pair may be chance.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -15,7 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from autohypothesis.fleet.toolbuilder.catalogue.reader import (
+    Row,
+    completed,
+    main,
+    number,
+    read_document,
+    read_rows,
+    write_document,
+    write_rows,
+)
 
 METRICS = (
     "metric_value", "num_steps", "tokens_per_second", "training_seconds", "total_seconds",
@@ -26,45 +34,12 @@ CLEAR = 2.0
 """Standard deviations of a pair."""
 
 
-def read_rows(research: Path) -> list[Row]:
-    """The rows of the ledger beside research/; lines that are none are left out."""
-    rows = []
-    try:
-        text = research.resolve().with_name("experiments.jsonl").read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def settings(research: Path, run: str) -> dict[str, Any]:
-    """The flat settings of a run; none when its file is missing or damaged."""
-    try:
-        found = json.loads(research.joinpath("runs", run, "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def number(value: Any) -> float | None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good else None
-
-
 def sd_of_a_pair(rows: list[Row], platform: str) -> float | None:
     """sqrt(2) times the pooled spread of runs of one commit; None without a repeat."""
     groups: dict[str, list[float]] = {}
-    for row in rows:
-        value = number(row.get("metric_value"))
-        done = row.get("execution_status") == "completed" and row.get("platform_key") == platform
-        if done and value is not None and row.get("commit"):
-            groups.setdefault(str(row["commit"]), []).append(value)
+    for row in completed(rows):
+        if row.get("platform_key") == platform and row.get("commit"):
+            groups.setdefault(str(row["commit"]), []).append(float(row["metric_value"]))
     repeated = [group for group in groups.values() if len(group) > 1]
     if not repeated:
         return None
@@ -76,15 +51,15 @@ def compare(research: Path, names: list[str]) -> dict[str, Any]:
     """Everything that tells the two runs apart; the second is seen against the first.
 
     Raises:
-        LookupError: a run is not in the ledger.
+        SystemExit: a run is not in the ledger.
     """
     rows = read_rows(research)
     known = {str(row.get("id")): row for row in rows}
     missing = [name for name in names if name not in known]
     if missing:
-        raise LookupError(f"no run {missing[0]!r} in experiments.jsonl ({len(known)} runs)")
+        sys.exit(f"no run {missing[0]!r} in experiments.jsonl ({len(known)} runs)")
     first, second = (known[name] for name in names)
-    ours, theirs = (settings(research, name) for name in names)
+    ours, theirs = (read_document(research, "runs", name, "config.json") for name in names)
     differing = {
         key: [ours.get(key), theirs.get(key)]
         for key in sorted(ours.keys() | theirs.keys())
@@ -170,12 +145,9 @@ def self_test() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         research = Path(folder, "research")
-        rows = [row("a-1", 1.0, "a"), row("a-2", 1.2, "a"), row("b-1", 0.5, "b")]
+        write_rows(research, [row("a-1", 1.0, "a"), row("a-2", 1.2, "a"), row("b-1", 0.5, "b")])
         for name, depth in (("a-1", 2), ("b-1", 3)):
-            run = research.joinpath("runs", name)
-            run.mkdir(parents=True)
-            run.joinpath("config.json").write_text(json.dumps({"depth": depth, "lr": 0.1}))
-        Path(folder, "experiments.jsonl").write_text("\n".join(map(json.dumps, rows)))
+            write_document(research, name, "config.json", {"depth": depth, "lr": 0.1})
         found = compare(research, ["a-1", "b-1"])
         assert found["settings"] == {"depth": [2, 3]}, found
         # the variance of 1.0 and 1.2 is 0.02, that of a pair 0.04
@@ -184,36 +156,15 @@ def self_test() -> None:
         assert math.isclose(found["units_of_noise"], -2.5), found
         assert found["verdict"].startswith("better"), found
         assert compare(research, ["a-1", "a-2"])["verdict"].startswith("within noise")
-        try:
-            compare(research, ["a-1", "none"])
-        except LookupError:
-            pass
-        else:
-            raise AssertionError("an unknown run was found")
-    print("ok")
 
 
-def main() -> int | None:
-    about = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("run", nargs="*", metavar="RUN", help="two ids of experiments")
-    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
-    words = parser.parse_args()
-    if words.self_test:
-        self_test()
-        return None
+def figures(words: argparse.Namespace) -> dict[str, Any]:
     if len(words.run) != 2:
-        parser.error("name two runs")
-    try:
-        found = compare(words.research, words.run)
-    except LookupError as error:
-        print(error.args[0], file=sys.stderr)
-        return 1
-    print(json.dumps(found) if words.json else text(found))
-    return None
+        options.error("name two runs")
+    return compare(words.research, words.run)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument("run", nargs="*", metavar="RUN", help="two ids of experiments")
+    main(options, figures, text, self_test)

@@ -6,12 +6,17 @@ Reads the samples in exit.json: rows of [share of the budget, loss, bits per byt
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from autohypothesis.fleet.toolbuilder.catalogue.reader import (
+    main,
+    number,
+    read_document,
+    read_rows,
+    write_document,
+)
 
 Point = tuple[float, float]
 
@@ -28,40 +33,21 @@ COLOURS = (
 
 
 def curve(research: Path, run: str, column: str) -> list[Point]:
-    """Share of the budget and value, where both are finite; empty when there are no samples."""
-    try:
-        record = json.loads(research.joinpath("runs", run, "exit.json").read_text("utf-8"))
-        samples = record["samples"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    """Return share of the budget and value where both are finite; empty without samples."""
+    samples = read_document(research, "runs", run, "exit.json").get("samples")
     points = []
     for sample in samples if isinstance(samples, list) else []:
-        pair = [sample[0], sample[COLUMNS[column]]] if usable(sample, COLUMNS[column]) else []
-        if all(isinstance(x, (int, float)) and math.isfinite(x) for x in pair) and pair:
-            points.append((float(pair[0]), float(pair[1])))
+        if isinstance(sample, list) and len(sample) > COLUMNS[column]:
+            share, value = number(sample[0]), number(sample[COLUMNS[column]])
+            if share is not None and value is not None:
+                points.append((share, value))
     return sorted(points)
 
 
-def usable(sample: Any, column: int) -> bool:
-    return isinstance(sample, list) and len(sample) > column
-
-
 def latest(research: Path) -> list[str]:
-    """The last runs of the ledger that have a folder."""
-    ledger = research.resolve().with_name("experiments.jsonl")
-    names = []
-    try:
-        lines = ledger.read_text("utf-8", "replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and research.joinpath("runs", str(row.get("id"))).is_dir():
-            names.append(str(row["id"]))
-    return names[-LATEST:]
+    """Return the last runs of the ledger that have a folder."""
+    names = [str(row.get("id")) for row in read_rows(research)]
+    return [name for name in names if research.joinpath("runs", name).is_dir()][-LATEST:]
 
 
 def figures(points: list[Point]) -> dict[str, Any]:
@@ -93,9 +79,9 @@ def plot(curves: dict[str, list[Point]], unit: str) -> str:
             line = round((high - y) / (high - low) * (HEIGHT - 1)) if high > low else HEIGHT // 2
             field[line][round(max(0.0, x) / right * (WIDTH - 1))] = mark
     lines = [f"{unit}"]
-    for number, row in enumerate(field):
-        value = high - (high - low) * number / (HEIGHT - 1)
-        label = f"{value:10.4g}" if number % 5 == 0 else " " * 10
+    for place, row in enumerate(field):
+        value = high - (high - low) * place / (HEIGHT - 1)
+        label = f"{value:10.4g}" if place % 5 == 0 else " " * 10
         lines.append(f"{label} ┤{''.join(row).rstrip()}")
     lines.append(f"{'':11}└{'─' * WIDTH}")
     lines.append(f"{'':12}0 %{'share of the budget':^{WIDTH - 9}}{100 * right:.0f} %")
@@ -130,11 +116,9 @@ def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
 def self_test() -> None:
     with tempfile.TemporaryDirectory() as folder:
         research = Path(folder, "research")
-        run = research.joinpath("runs", "a-1")
-        run.mkdir(parents=True)
         samples = [[0.1, 4.0, 2.0, 9.0], [0.5, 3.0, None, 9.0], [0.6, None, 1.0, 9.0]]
         samples += [[1.0, 2.0, 1.0, 9.0]]
-        run.joinpath("exit.json").write_text(json.dumps({"samples": samples}))
+        write_document(research, "a-1", "exit.json", {"samples": samples})
         points = curve(research, "a-1", "loss")
         assert points == [(0.1, 4.0), (0.5, 3.0), (1.0, 2.0)], points
         found = figures(points)
@@ -146,35 +130,27 @@ def self_test() -> None:
         picture = Path(folder, "curves.png")
         draw({"a-1": points}, "loss", picture)
         assert picture.read_bytes().startswith(b"\x89PNG")
-    print("ok")
 
 
-def main() -> int | None:
-    about = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("run", nargs="*", metavar="RUN", help="ids; default: the latest runs")
-    parser.add_argument("--of", choices=sorted(COLUMNS), default="loss", help="default: loss")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="draw a picture as well")
-    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
-    words = parser.parse_args()
-    if words.self_test:
-        self_test()
-        return None
+def answer(words: argparse.Namespace) -> dict[str, Any]:
     if len(words.run) > len(MARKS):
-        parser.error(f"{len(words.run)} runs; {len(MARKS)} can be told apart")
+        options.error(f"{len(words.run)} runs; {len(MARKS)} can be told apart")
     names = words.run or latest(words.research)
     curves = {name: curve(words.research, name, words.of) for name in names}
     if words.out is not None:
         draw(curves, UNITS[words.of], words.out)
-    if words.json:
-        found = {name: figures(points) for name, points in curves.items()}
-        print(json.dumps({"tool": "curves", "of": words.of, "curves": found}))
-    else:
-        print(plot(curves, UNITS[words.of]))
-    return None
+    found = {name: figures(points) for name, points in curves.items()}
+    return {"tool": "curves", "of": words.of, "curves": found}
+
+
+def text(found: dict[str, Any]) -> str:
+    curves = {name: one["points"] for name, one in found["curves"].items()}
+    return plot(curves, UNITS[found["of"]])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument("run", nargs="*", metavar="RUN", help="ids; default: the latest runs")
+    options.add_argument("--of", choices=sorted(COLUMNS), default="loss", help="default: loss")
+    options.add_argument("--out", type=Path, metavar="PNG", help="draw a picture as well")
+    main(options, answer, text, self_test)

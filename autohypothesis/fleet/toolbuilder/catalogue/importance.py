@@ -13,14 +13,23 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import tempfile
 import warnings
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from autohypothesis.fleet.toolbuilder.catalogue.reader import (
+    Row,
+    completed,
+    main,
+    number,
+    read_document,
+    read_rows,
+    write_document,
+    write_rows,
+)
+
 Settings = dict[str, Any]
 Tried = tuple[Settings, float]
 
@@ -30,48 +39,15 @@ VALUES_LIMIT = 40
 """Values of one setting, all else equal, of which every pair is looked at."""
 
 
-def read_rows(research: Path) -> list[Row]:
-    """The rows of the ledger beside research/; lines that are none are left out."""
-    rows = []
-    try:
-        text = research.resolve().with_name("experiments.jsonl").read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def document(path: Path) -> dict[str, Any]:
-    """What is in a JSON file; nothing when it is missing or damaged."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def active_tag(research: Path, rows: list[Row]) -> str:
     """The manifest's, else that of the last row."""
-    tag = document(research.joinpath("fleet", "manifest.json")).get("tag")
+    tag = read_document(research, "fleet", "manifest.json").get("tag")
     return str(tag or (rows[-1].get("tag", "") if rows else ""))
 
 
 def measured(rows: list[Row], tag: str) -> list[Row]:
     """Completed runs of the tag with a value, on the platform of the last of them."""
-    runs = [
-        row
-        for row in rows
-        if row.get("tag") == tag
-        and row.get("execution_status") == "completed"
-        and isinstance(row.get("metric_value"), (int, float))
-        and math.isfinite(row["metric_value"])
-    ]
+    runs = [row for row in completed(rows) if row.get("tag") == tag]
     platform = runs[-1].get("platform_key", "") if runs else ""
     return [row for row in runs if row.get("platform_key", "") == platform]
 
@@ -84,7 +60,7 @@ def tried(research: Path, runs: list[Row]) -> list[Tried]:
     """Each different choice of settings once, with the mean of its runs."""
     groups: dict[str, tuple[Settings, list[float]]] = {}
     for run in runs:
-        settings = document(research.joinpath("runs", str(run["id"]), "config.json"))
+        settings = read_document(research, "runs", str(run["id"]), "config.json")
         if settings:
             _, values = groups.setdefault(key(settings), (settings, []))
             values.append(float(run["metric_value"]))
@@ -151,16 +127,12 @@ def ranks(values: list[float]) -> list[float]:
 def rank_correlation(found: list[Tried], name: str) -> float | None:
     """Spearman's, between a numeric setting and the metric; None for other settings."""
     values = [settings[name] for settings, _ in found]
-    if len(found) < 3 or not all(is_number(value) for value in values):
+    if len(found) < 3 or None in map(number, values):
         return None
     try:
         return statistics.correlation(ranks(values), ranks([value for _, value in found]))
     except statistics.StatisticsError:  # all values of the metric are equal
         return None
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float]:
@@ -195,7 +167,7 @@ def space(found: list[Tried], name: str) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     values = [settings[name] for settings, _ in found]
-    if all(is_number(value) for value in values):
+    if None not in map(number, values):
         return FloatDistribution(float(min(values)), float(max(values)))
     return CategoricalDistribution(sorted({key(value) for value in values}))
 
@@ -273,21 +245,19 @@ def shown(value: float | None, form: str) -> str:
 def self_test() -> None:
     with tempfile.TemporaryDirectory() as folder:
         research = Path(folder, "research")
-        lines: list[str] = []
+        rows: list[Row] = []
 
         def run(value: float, tag: str = "t", **settings: Any) -> None:
-            name = f"r-{len(lines)}"
-            path = research.joinpath("runs", name)
-            path.mkdir(parents=True)
-            path.joinpath("config.json").write_text(json.dumps(settings))
+            name = f"r-{len(rows)}"
+            write_document(research, name, "config.json", settings)
             row = {"id": name, "tag": tag, "execution_status": "completed", "platform_key": "p"}
-            lines.append(json.dumps({**row, "metric_value": value, "metric_name": "val_bpb"}))
+            rows.append({**row, "metric_value": value, "metric_name": "val_bpb"})
+            write_rows(research, rows)
 
         for depth in (1, 2, 3):
             for rate in (0.1, 0.2):
                 run(10.0 - 2 * depth + rate, depth=depth, rate=rate, word="same")
         run(99.0, tag="other", depth=9, rate=9, word="other")
-        Path(folder, "experiments.jsonl").write_text("\n".join(lines))
         found = importance(research, "t")
         depth, rate = found["settings"]
         assert (found["runs"], depth["name"], rate["name"]) == (6, "depth", "rate"), found
@@ -298,33 +268,12 @@ def self_test() -> None:
         assert (depth["best_change"]["from"], depth["best_change"]["to"]) == (1, 3), depth
         assert depth["rank_correlation"] < -0.9, depth
         run(5.0, depth=3, rate=0.2, word="same")  # a repeat is averaged, and is no pair
-        Path(folder, "experiments.jsonl").write_text("\n".join(lines))
         assert importance(research, "t")["different"] == 6
         assert importance(research, "t")["settings"][0]["pairs"] == 6
         assert importance(research, "none")["settings"] == []
-        for depth_too in range(4, 4 + ENOUGH):
-            run(10.0 - 2 * depth_too, depth=depth_too, rate=0.1, word="same")
-        Path(folder, "experiments.jsonl").write_text("\n".join(lines))
-        given = [one["share"] for one in importance(research, "t")["settings"]]
-        assert None in given or math.isclose(sum(given), 1.0, rel_tol=1e-6), given
-    print("ok")
-
-
-def main() -> int | None:
-    about = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--tag", help="the search; default: the active one")
-    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
-    words = parser.parse_args()
-    if words.self_test:
-        self_test()
-        return None
-    found = importance(words.research, words.tag)
-    print(json.dumps(found) if words.json else text(found))
-    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument("--tag", help="the search; default: the active one")
+    main(options, lambda words: importance(words.research, words.tag), text, self_test)

@@ -12,47 +12,22 @@ which is sqrt(2) times that of a single run.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from autohypothesis.fleet.toolbuilder.catalogue.reader import (
+    Row,
+    completed,
+    main,
+    read_rows,
+    write_rows,
+)
 
 FEW = 4
 """Degrees of freedom; below that a standard deviation may be wrong by half."""
-
-
-def read_rows(research: Path) -> list[Row]:
-    """The rows of the ledger beside research/; lines that are none are left out."""
-    rows = []
-    try:
-        text = research.resolve().with_name("experiments.jsonl").read_text("utf-8", "replace")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def measured(rows: list[Row]) -> list[Row]:
-    """Completed runs with a finite value."""
-    return [
-        row
-        for row in rows
-        if row.get("execution_status") == "completed"
-        and row.get("commit")
-        and isinstance(row.get("metric_value"), (int, float))
-        and math.isfinite(row["metric_value"])
-    ]
 
 
 def pooled(groups: list[list[float]]) -> dict[str, Any] | None:
@@ -87,8 +62,8 @@ def one_per_seed(rows: list[Row]) -> list[float]:
 
 
 def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
-    """The figures. `sd` is over all repeats of a commit, whatever their seeds."""
-    runs = measured(rows)
+    """Return the figures; `sd` is over all repeats of a commit, whatever their seeds."""
+    runs = [row for row in completed(rows) if row.get("commit")]
     if platform is None:
         platform = latest_platform(runs)
     runs = [run for run in runs if run.get("platform_key", "") == platform]
@@ -104,9 +79,7 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
         "sd": sd,
         "sd_pair": pair,
         "min_delta": None if pair is None else 2 * pair,
-        "runs": total["runs"] if total else 0,
-        "groups": total["groups"] if total else 0,
-        "degrees_of_freedom": total["degrees_of_freedom"] if total else 0,
+        **{key: total[key] if total else 0 for key in ("runs", "groups", "degrees_of_freedom")},
         "same_seed": pooled([values(group) for group in grouped(runs, "commit", "seed")]),
         "across_seeds": pooled([one_per_seed(group) for group in commits]),
         "enough": total is not None and total["degrees_of_freedom"] >= FEW,
@@ -161,10 +134,8 @@ def self_test() -> None:
     rows += [row("b", 4.0, 1), row("b", 5.0, 2), row("b", 6.0, 3), row("c", 7.0, 1)]
     with tempfile.TemporaryDirectory() as folder:
         research = Path(folder, "research")
-        research.mkdir()
         assert noise(read_rows(research))["sd"] is None
-        lines = [json.dumps(one) for one in rows]
-        Path(folder, "experiments.jsonl").write_text("\n".join([*lines, '{"torn']), "utf-8")
+        write_rows(research, rows)
         found = noise(read_rows(research))
     # a: 1 and 3, variance 2; b: 4, 5, 6, variance 1; pooled (1 * 2 + 2 * 1) / 3
     assert math.isclose(found["sd"], math.sqrt(4 / 3)), found
@@ -175,26 +146,11 @@ def self_test() -> None:
     assert math.isclose(found["across_seeds"]["sd"], 1.0), found
     assert not found["enough"]
     assert noise([*rows, row("z", 1.0, 1, "elsewhere")])["sd"] == found["sd"]
-    print("ok")
-
-
-def main() -> int | None:
-    about = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--research", type=Path, default=Path("research"), metavar="PATH")
-    parser.add_argument(
-        "--platform", metavar="KEY", help="platform key; default: the latest repeat's"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--self-test", action="store_true", help="compare with known answers")
-    words = parser.parse_args()
-    if words.self_test:
-        self_test()
-        return None
-    found = noise(read_rows(words.research), words.platform)
-    print(json.dumps(found) if words.json else text(found))
-    return None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    options = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    options.add_argument(
+        "--platform", metavar="KEY", help="platform key; default: the latest repeat's"
+    )
+    main(options, lambda words: noise(read_rows(words.research), words.platform), text, self_test)

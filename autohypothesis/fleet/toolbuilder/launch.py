@@ -1,8 +1,4 @@
-"""A helper script as a process: research/ is read-only to it, its time is limited, all of it ends.
-
-Also starts the command that builds scripts, under the same limits but without the sandbox: that is
-the user's own program.
-"""
+"""Runs a helper script: research/ is read-only to it, its time is limited, and all of it ends."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ from autohypothesis import sandbox
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
 from autohypothesis.errors import ToolError
-from autohypothesis.fleet.toolbuilder import guard as tool_guard
+from autohypothesis.fleet.toolbuilder import guard
 
 
 class Script(NamedTuple):
-    """A script file and the hash of what is to be run."""
+    """A script file and the SHA-256 of the content that may be run."""
 
     path: Path
     sha256: str
@@ -36,19 +32,22 @@ def run_script(
     capture: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> program.Ended:
-    """Run a helper script with this Python; `read_only` are the folders that it may not change.
+    """Run a helper script with this Python, behind the guard and in the sandbox.
 
-    Without `capture` it prints where this process prints.
+    Args:
+        read_only: folders that it may not change.
+        capture: without it the script prints where this process prints.
 
     Raises:
         ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
     """
-    folders = [str(path) for path in read_only if path.exists()]
-    guard = (sys.executable, tool_guard.__file__, script.sha256, os.pathsep.join(folders))
-    return run_words(
-        [*guard, str(script.path), *arguments],
+    folders = [path.absolute() for path in read_only if path.exists()]
+    protected = os.pathsep.join(map(str, folders))
+    words = [sys.executable, guard.__file__, script.sha256, protected, str(script.path)]
+    return run_command(
+        [*words, *arguments],
         timeout_s=timeout_s,
-        confined=_confined(script, [Path(folder).absolute() for folder in folders], cwd.absolute()),
+        confined=_confined(script, folders, cwd.absolute()),
         cwd=cwd,
         environment=_environment(),
         capture=capture,
@@ -57,19 +56,19 @@ def run_script(
 
 
 def _confined(script: Script, read_only: Sequence[Path], cwd: Path) -> program.Bound:
-    """It reads the disk but for keys and git, and writes to the folder that it is called in."""
-    gits = [folder / ".git" for one in read_only for folder in (one, one.parent)]
-    inside = any(cwd == one or one in cwd.parents for one in read_only)
+    """Grant reading the disk without keys and git, and writing to `cwd`."""
+    repositories = [folder / ".git" for one in read_only for folder in (one, one.parent)]
+    inside = any(cwd == folder or folder in cwd.parents for folder in read_only)
     granted = sandbox.Confinement(
-        read=(Path("/"), script.path, Path(tool_guard.__file__), *read_only, cwd),
+        read=(Path("/"), script.path, Path(guard.__file__), *read_only, cwd),
         write=() if inside else (cwd,),
-        hidden=(*sandbox.existing(gits), *sandbox.secret_places()),
-        protected=tuple(one for one in read_only if cwd in one.parents),
+        hidden=(*sandbox.existing(repositories), *sandbox.secret_places()),
+        protected=tuple(folder for folder in read_only if cwd in folder.parents),
     )
     return granted, sandbox.best_kind()
 
 
-def run_words(
+def run_command(
     words: Sequence[str],
     *,
     timeout_s: float,
@@ -80,7 +79,7 @@ def run_words(
     cancelled: Callable[[], bool] = lambda: False,
     confined: program.Bound | None = None,
 ) -> program.Ended:
-    """Run a command. It survives neither this call nor this process.
+    """Run a command, which survives neither this call nor this process.
 
     Raises:
         ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
@@ -100,7 +99,7 @@ def run_words(
 
 
 def _environment() -> dict[str, str]:
-    """The allow-list of trainings, and no GPU: a script must not disturb what trains."""
+    """Return the variables that trainings inherit, without a GPU, which trainings need."""
     inherited = {name: value for name, value in os.environ.items() if name in INHERITED}
     return {
         **inherited,
