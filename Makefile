@@ -22,7 +22,7 @@ dev: $(VENV)/installed-dev
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(SEES_TORCH) $(VENV)
 	$(BIN)/python -c '$(FITS)' 2>/dev/null || $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) --editable . --config-settings editable_mode=compat
+	$(PIP) --editable '.[hub]' --config-settings editable_mode=compat
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""How this project is installed: as a clone, or as a package; and what follows for names."""
+"""How this project is installed: as a clone or as a package, and with which extras."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 IN_CLONE = "python orchestrator.py"
 """The command line, as messages spell it; see `as_called`."""
+EXTRAS = dict.fromkeys(("fastapi", "markdown_it", "nh3", "sqlalchemy", "uvicorn"), "hub")
+"""Module -> the extra of this package that installs it."""
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -26,3 +28,9 @@ def as_called(text: str) -> str:
     if is_clone():
         return text
     return text.replace(IN_CLONE, "autohypothesis").replace("orchestrator.py", "autohypothesis")
+
+
+def missing_extra(module: str | None) -> str:
+    """Return the command that installs the extra with `module`; empty where no extra has it."""
+    extra = EXTRAS.get((module or "").partition(".")[0])
+    return f"pip install 'autohypothesis[{extra}]'" if extra else ""

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.installation import IN_CLONE, as_called
+from autohypothesis.installation import IN_CLONE, as_called, missing_extra
 from autohypothesis.plain import plain
 from autohypothesis.system import CtrlC, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
@@ -137,6 +137,11 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         fail(error.format_message(), error.exit_code, hint=_usage_hint(error, prefix))
     except AutohypothesisError as error:
         fail(error.problem, error.exit_code, hint=error.hint)
+    except ModuleNotFoundError as error:
+        if not (install := missing_extra(error.name)):
+            raise
+        problem = f"this command needs {error.name}, which {sys.prefix} does not have"
+        fail(problem, 1, hint=f"install it: {install}")
     except (KeyboardInterrupt, typer.Abort):
         fail("stopped by you", INTERRUPTED)
     except (OSError, ValueError) as error:

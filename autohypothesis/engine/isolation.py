@@ -64,7 +64,7 @@ class Surroundings:
         kind: of sandbox; "none" grants everything, since nothing is there to deny it.
         data: where the inputs of the task lie.
         held_out: what of it no training may read.
-        python: the interpreter that trains, where it is known.
+        python: the interpreter that trains; None: this one's libraries are shown.
         linked: files and folders of the user that the checkout has links to.
     """
 
@@ -192,9 +192,12 @@ class Surroundings:
     def _programs(self) -> tuple[Path, ...]:
         named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")
                  if os.path.isabs(one)]  # fmt: skip
-        pythons: set[Path] = {self.repository.root / ".venv"}
-        if self.python is not None:
-            pythons |= {*sandbox.python_folders(Path(self.python)), *self._editable(self.python)}
+        python = self.python or sys.executable
+        pythons = {
+            self.repository.root / ".venv",
+            *sandbox.python_folders(Path(python)),
+            *self._editable(python),
+        }
         return (*sandbox.system_folders(), *sandbox.existing([*named, *sorted(pythons)]))
 
     def _editable(self, python: str) -> list[Path]:

@@ -30,14 +30,16 @@ FILES = {
     "SKILL.md": "SKILL.md",
     "task.yaml": "tasks/pretrain/task.yaml",
 }
-"""What a search needs, and where it lies in this project; everything else is made on use."""
+"""What a search needs, and where it lies in `source_folder`; everything else is made on use."""
 OWN_IGNORED = (".venv/", "__pycache__/", "/.cache/", "/run.log")
 """What people make there by hand."""
 
 
 def source_folder() -> Path:
-    """Where the training pair lies: the clone that this code runs from."""
-    return Path(schema.__file__).resolve().parents[1]
+    """Return where the training pair lies: in the package as it was built, or in the clone."""
+    package = Path(schema.__file__).resolve().parent
+    built = package / "_files"
+    return built if built.is_dir() else package.parent
 
 
 def make_repository(root: Path) -> bool:
@@ -57,7 +59,7 @@ def make_repository(root: Path) -> bool:
     if missing:
         raise UsageError(
             f"this installation has no {', '.join(missing)}",
-            hint="work from a clone of the project",
+            hint="install it again, or work from a clone of the project",
         )
     root.mkdir(parents=True, exist_ok=True)
     for name, original in FILES.items():

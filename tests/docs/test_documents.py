@@ -45,7 +45,7 @@ STAND_INS = {
     "python orchestrator.py run-loop --max 20": "python orchestrator.py run-loop --max 2",
     # The reader's edit comes before the commit.
     'git commit -am "a much lower matrix rate"': f"{EDIT}; git commit -qam 'a lower rate'",
-    "uv sync": "true",
+    "uv sync --all-extras": "true",
     "make demo": "true",
     "make test": "true",
 }
