@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.commands.task import loop_of
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.project import Project
@@ -74,7 +74,7 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
     made = loop_of(project, 1, 0)
     loop = Timed(**{one.name: getattr(made, one.name) for one in fields(Loop)})
     loop.emit = loop.watched
-    loop.say, loop.watch = lambda text: None, iteration.Unwatched()
+    loop.say, loop.watch = lambda text: None, runner.Unwatched()
     loop.run(iterations + 2)
     rows = loop.rows[2:]
     steps = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
@@ -104,9 +104,7 @@ class Timed(Loop):
         self.rows = []
         self._row: dict[str, float] = {}
 
-    def make(
-        self, requests: Sequence[iteration.Request], own: Project | None = None
-    ) -> list[RunSpec]:
+    def make(self, requests: Sequence[runner.Request], own: Project | None = None) -> list[RunSpec]:
         specs: list[RunSpec]
         specs, self._row["make"] = timed(lambda: super(Timed, self).make(requests, own))
         return specs

@@ -26,10 +26,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import devices, iteration
+from autohypothesis.engine import devices, runner
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.fleet.queue.states import Queue
@@ -136,7 +136,7 @@ def sequential(root: Path, runs: int, seconds: float) -> dict[str, Any]:
         if number:
             time.sleep(thinker.seconds)
             change = Change.from_overrides(idea(number).config_overrides)
-        finished = iteration.run(project, iteration.Request(change))
+        finished = runner.run(project, runner.Request(change))
         settle(project, [finished.experiment_id], decided_by="benchmark")
         sync(project.layout)
     return shares(spans(project.layout))

@@ -24,12 +24,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
@@ -117,10 +117,10 @@ def one(project: Project, number: int) -> dict[str, float]:
     """Milliseconds of each step of one iteration."""
     executor = LocalExecutor(project.repository, project.layout)
     change = Change.none() if number == 0 else Change.from_overrides({"RATE": 1.0 + number})
-    with iteration.free_worker(project) as worker:
-        spec, planned = timed(lambda: iteration.plan(project, iteration.Request(change), worker))
+    with runner.free_worker(project) as worker:
+        spec, planned = timed(lambda: runner.plan(project, runner.Request(change), worker))
         handle, submitted = timed(lambda: executor.submit(spec))
-        _, waited = timed(lambda: iteration.follow(project, executor, handle))
+        _, waited = timed(lambda: runner.follow(project, executor, handle))
         _, collected = timed(lambda: executor.collect(handle))
     training = float(read_json(project.layout.run(spec.experiment_id).exit)["wall_seconds"]) * 1e3
     _, settled = timed(lambda: settle(project, [spec.experiment_id], decided_by="benchmark"))

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.executor import Handle, RunSpec
-from autohypothesis.engine.iteration import follow
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import follow
 from autohypothesis.records.files import read_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import best_kept, first_baseline, of_tag

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,8 +21,8 @@ from autohypothesis.commands.common import (
 from autohypothesis.errors import TaskError
 
 if TYPE_CHECKING:
+    from autohypothesis.engine.decide import Settlement
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.settle import Refused
     from autohypothesis.schema import Decision
 
 EXIT_REFUSED = 1
@@ -61,24 +60,28 @@ def decide(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine.project import whole_or_nothing
 
     project, no_task = _laboratory(context, repo, tag)
-    refused: list[Refused] = []
     with whole_or_nothing(project.repository, project.layout):
         recovery.collect_ended(project.repository, project.layout)
         if experiment_id is None:
-            decisions, refused = _all(project, no_task)
+            settlement = _all(project, no_task)
         else:
-            decisions = _one(project, no_task, experiment_id, status, reason)
+            settlement = _one(project, no_task, experiment_id, status, reason)
     refresh(project.layout)
+    decisions, undecided = settlement.decisions, settlement.undecided
     if as_json:
         print_json([decision.model_dump(mode="json") for decision in decisions])
     for decision in () if as_json else decisions:
         print_decision(decision)
-    if not decisions and not refused and not as_json:
+    if not decisions and not undecided and not as_json:
         err().print("nothing waits for a decision")
-    _report(refused)
+    for one in undecided:
+        said = f"not decided: {one.experiment_id}: {one.error}"
+        err().print(said, style="yellow", markup=False, soft_wrap=True)
+    if undecided:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def _laboratory(
@@ -89,7 +92,7 @@ def _laboratory(
     A run is decided by the task that it was made with, so the task of today is seldom needed.
     """
     from autohypothesis.engine.project import Project, active_tag
-    from autohypothesis.engine.task import foreign_task
+    from autohypothesis.engine.task_file import foreign_task
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout, checked_id
 
@@ -108,13 +111,13 @@ def _check_task(project: Project, no_task: TaskError | None, experiment_id: str)
         raise no_task
 
 
-def _all(project: Project, no_task: TaskError | None) -> tuple[list[Decision], list[Refused]]:
-    from autohypothesis.engine.settle import settle_waiting
+def _all(project: Project, no_task: TaskError | None) -> Settlement:
+    from autohypothesis.engine.decide import settle
 
     def may(experiment_id: str) -> None:
         _check_task(project, no_task, experiment_id)
 
-    return settle_waiting(project, decided_by="policy", may=may)
+    return settle(project, decided_by="policy", may=may)
 
 
 def _one(
@@ -123,23 +126,18 @@ def _one(
     experiment_id: str,
     status: Status | None,
     reason: str,
-) -> list[Decision]:
-    from autohypothesis.engine.settle import settle, settle_by_hand
+) -> Settlement:
+    """Decide one experiment; raises the error of one that cannot be decided."""
+    from autohypothesis.engine.decide import Settlement, settle, settle_by_hand
 
     _check_task(project, no_task, experiment_id)
     if status is None:
-        return settle(project, [experiment_id], decided_by="policy")
+        settlement = settle(project, [experiment_id], decided_by="policy")
+        settlement.decisions_or_raise()
+        return settlement
     who = getpass.getuser()
-    return [settle_by_hand(project, experiment_id, status.value, reason=reason, decided_by=who)]
-
-
-def _report(refused: Sequence[Refused]) -> None:
-    """What could not be decided, a line each; then the exit code says so."""
-    for experiment_id, error in refused:
-        said = f"not decided: {experiment_id}: {error}"
-        err().print(said, style="yellow", markup=False, soft_wrap=True)
-    if refused:
-        raise typer.Exit(EXIT_REFUSED)
+    decision = settle_by_hand(project, experiment_id, status.value, reason=reason, decided_by=who)
+    return Settlement([decision])
 
 
 def print_decision(decision: Decision) -> None:

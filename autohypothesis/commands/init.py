@@ -112,7 +112,7 @@ def init_fleet(
     Run again, it makes what is missing. Examples: `orchestrator.py init-fleet --gpus 0,1`,
     `orchestrator.py init-fleet --hub https://hub.example.org`
     """
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.roster import roster
 
     project = laboratory(context, repo, tag=tag)

@@ -63,7 +63,7 @@ def run_loop(
     Ctrl-C ends the training, records it and queues its idea again; twice waits for nothing. Exits
     with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`
     """  # fmt: skip
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.solo.loop import alone
     from autohypothesis.system import set_process_name

@@ -28,7 +28,7 @@ def record(
     Example: `python train.py > run.log 2>&1; orchestrator.py record run.log --desc "depth 3"`
     """
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.engine.recorded_runs import record_log
 
     project = laboratory(context, repo, tag=tag)

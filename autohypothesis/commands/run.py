@@ -21,9 +21,9 @@ from autohypothesis.errors import AutohypothesisError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.change import Change
-    from autohypothesis.engine.confirmation import Repeat, UnconfirmedError
-    from autohypothesis.engine.iteration import Finished
+    from autohypothesis.engine.decide import MissingRun, NeedsRuns
     from autohypothesis.engine.project import Project
+    from autohypothesis.engine.runner import Finished
 
 EXIT_CRASH, EXIT_DEADLINE = 1, 2
 
@@ -111,8 +111,8 @@ def _run(
     decide: bool,
 ) -> None:
     from autohypothesis.commands.watch import ProgressWatch
-    from autohypothesis.engine import iteration
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine import runner
+    from autohypothesis.engine.project import whole_or_nothing
 
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"--log {log}: there is no folder {log.absolute().parent}")
@@ -121,9 +121,9 @@ def _run(
         project = project.with_tag(tag)
         checkout = project.repository.checkout_at(repository_path(context, repo))
         change = _change(project, checkout, overrides, patch, baseline)
-        request = iteration.Request(change, title=description, seed=seed)
+        request = runner.Request(change, title=description, seed=seed)
         with telling_what_runs_lack(project):
-            finished = iteration.run(project, request, watch=ProgressWatch())
+            finished = runner.run(project, request, watch=ProgressWatch())
     _print_line(project, finished, log)
     _after(project, finished, decide)
 
@@ -142,7 +142,7 @@ def _replicate(
     """Every run that is missing, a published line each, and the decision."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine.project import whole_or_nothing
 
     project = laboratory(context, repo, tag=tag)
     recovery.collect_ended(project.repository, project.layout)
@@ -237,14 +237,14 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     With `lines` each of these runs prints its line on stdout, else it is a remark.
     """
     from autohypothesis.commands.watch import ProgressWatch
-    from autohypothesis.engine.confirm import confirm
+    from autohypothesis.engine.replication import confirm
 
-    def ran(repeat: Repeat, made: Finished, waits: UnconfirmedError) -> None:
+    def ran(run: MissingRun, made: Finished, win: NeedsRuns) -> None:
         if lines:
             _print_line(project, made, None)
-        result, done = made.result, waits.wanted - len(waits.missing) + 1
+        result, done = made.result, win.wanted - len(win.runs) + 1
         came = result.failure_kind or f"{result.metric_name} {_field(result.metric_value, 6)}"
-        said = f"{made.experiment_id}, {repeat.title}: {came} ({done} of {waits.wanted} runs)"
+        said = f"{made.experiment_id}, {run.request.title}: {came} ({done} of {win.wanted} runs)"
         err().print(said, markup=False, soft_wrap=True)
 
     decisions = confirm(

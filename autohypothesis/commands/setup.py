@@ -84,13 +84,7 @@ def _check_environment(root: Path) -> None:
 
 def _prepare(project: Project, wanted: Wanted) -> None:
     """Data and tokenizer by the repository's own prepare.py, unless it has nothing to do."""
-    from autohypothesis.engine.setup import (
-        SCRIPT,
-        find_inputs,
-        makes_inputs,
-        run_prepare,
-        takes,
-    )
+    from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare, takes
 
     root, task = project.layout.root, project.task
     script = root / SCRIPT

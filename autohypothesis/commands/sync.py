@@ -86,8 +86,8 @@ def refresh(
 
     known = _problems(layout) if names_taken else []
     report = fold_and_write(layout, all=everything)
-    if report.hand_edits:
-        report = _take_edits(layout, report)
+    for remark in _remarks(layout, report):
+        err().print(f"note: {remark}", soft_wrap=True, markup=False)
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
         drawn = draw(layout)
@@ -146,18 +146,12 @@ def _picture_is_due(layout: Layout) -> bool:
     return drawn > max(PICTURE_AGE_S, _age(layout.ledger))
 
 
-def _take_edits(layout: Layout, report: SyncReport) -> SyncReport:
-    """Decisions stamped into result.json become decisions; then the ledger shows them."""
-    from autohypothesis.engine.project import Project
-    from autohypothesis.engine.settle import take_hand_edits
-    from autohypothesis.fleet.sync import sync as fold_and_write
+def _remarks(layout: Layout, report: SyncReport) -> list[str]:
+    if not report.hand_edits:
+        return []
+    from autohypothesis.engine.decide import edits_in_results
 
-    project = Project.open(layout.root)
-    edits = [(edit.experiment_id, edit.status) for edit in report.hand_edits]
-    taken, refused = take_hand_edits(project, edits)
-    for line in refused:
-        err().print(f"edit refused: {line}", soft_wrap=True, markup=False)
-    return fold_and_write(layout) if taken else report
+    return edits_in_results(layout, report.hand_edits)
 
 
 def draw(layout: Layout) -> Path:

@@ -67,7 +67,7 @@ def run(
     Example: `orchestrator.py task run tasks/skill-quality/task.yaml --iterations 5`
     """
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine.beginning import whole_or_nothing
+    from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.engine.workspace import pack_when_due
 
     project = _opened(context, path, repo)

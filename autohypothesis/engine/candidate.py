@@ -1,14 +1,192 @@
-"""A candidate: one commit that is ready to run, and what is to be known about it."""
+"""The first third of an iteration: from a change to a commit that is worth running.
+
+Nothing here touches the user's checkout, and nothing trains. A change that cannot be applied,
+touches more than it may, changes nothing or is seen to be hopeless costs no run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from autohypothesis.engine.change import Change, Implementer, tree_of
+from autohypothesis.engine.guard import check_candidate, check_sources, run_preflight
+from autohypothesis.engine.inputs import Inputs
+from autohypothesis.engine.isolation import Surroundings, sandbox_kind
+from autohypothesis.engine.task import Task
+from autohypothesis.engine.workspace import Workspace, evaluator_of
+from autohypothesis.errors import AutohypothesisError, ChangeError, GitError, NothingNewError
 from autohypothesis.plain import plain, plain_line
+from autohypothesis.records.git import Repository, experiment_ref
 from autohypothesis.records.git_facts import FileChange
+
+
+def prepare(
+    repository: Repository,
+    task: Task,
+    base: str,
+    change: Change,
+    experiment_id: str,
+    *,
+    title: str = "",
+    rationale: str = "",
+    hypothesis_id: str = "",
+    workspace: Workspace | None = None,
+    inputs: Inputs | None = None,
+    implementer: Implementer | None = None,
+) -> Candidate:
+    """The commit of `change` on `base`, reachable as `refs/experiments/<experiment_id>`.
+
+    Without a change (a baseline, a replicate, a clean working tree) the commit is `base` itself.
+    The ref is set before the preflight, so that a refused diff stays in git as well.
+
+    Args:
+        workspace: where an implementer works, and the task's preflight, in its export; without
+            it neither runs.
+        inputs: located inputs, for the preflight.
+
+    Raises:
+        ChangeError: it does not apply, is not allowed, or changes nothing.
+        PreflightError: it applies, and can be seen to fail.
+    """
+    base = repository.resolve(base)
+    tree, note = _tree(repository, task, base, change, workspace, implementer)
+    changes = repository.changes(base, tree)
+    if not changes and change.kind not in ("none", "tree"):
+        raise NothingNewError(
+            f"the {_named(change)} change nothing in {base[:12]}", hint="propose something else"
+        )
+    check_candidate(repository, task, tree, changes)
+    title = title or note
+    message = commit_message(title, experiment_id, hypothesis_id, rationale)
+    commit = repository.commit_tree(tree, [base], message) if changes else base
+    _keep(repository, experiment_id, commit)
+    candidate = _described(repository, experiment_id, base, commit, changes, message, title)
+    return _with_settings(repository, task, candidate, workspace, inputs or Inputs())
+
+
+def _tree(
+    repository: Repository,
+    task: Task,
+    base: str,
+    change: Change,
+    workspace: Workspace | None,
+    implementer: Implementer | None,
+) -> tuple[str, str]:
+    """The tree of the change, and what its maker says it is.
+
+    Instructions are implemented in the workspace first, which is left as it was: what a program
+    wrote there may have filled the disk.
+    """
+    if change.kind != "instructions" or workspace is None or implementer is None:
+        return tree_of(repository, task, base, change), ""
+    checkout = workspace.checkout(base)
+    try:
+        note = implementer.implement(change.text, checkout)
+        return _left_in(repository, checkout), note
+    except AutohypothesisError:
+        with suppress(AutohypothesisError):
+            repository.clean(checkout)
+        with suppress(AutohypothesisError):
+            workspace.checkout(base)
+        raise
+
+
+def _left_in(repository: Repository, checkout: Path) -> str:
+    """The tree of what is in a checkout now.
+
+    Raises:
+        ChangeError: git does not take it: a pipe, a repository in it, a name that it refuses.
+    """
+    try:
+        return repository.snapshot_tree(worktree=checkout, untracked=True)
+    except GitError as error:
+        raise ChangeError(f"what was left in the checkout is no change: {error.problem}") from error
+
+
+def _keep(repository: Repository, experiment_id: str, commit: str) -> None:
+    """Make the commit reachable for good; an id is used once."""
+    ref = experiment_ref(experiment_id)
+    if not repository.compare_and_swap(ref, commit, None) and repository.read_ref(ref) != commit:
+        raise GitError(
+            f"{ref} exists and is another commit",
+            hint=f"see `python orchestrator.py show {experiment_id}`",
+        )
+
+
+def _described(
+    repository: Repository,
+    experiment_id: str,
+    base: str,
+    commit: str,
+    changes: Sequence[FileChange],
+    message: str,
+    title: str,
+) -> Candidate:
+    diff = repository.diff(base, commit) if changes else ""
+    return Candidate(
+        experiment_id=experiment_id,
+        commit=commit,
+        base=base,
+        diff=diff,
+        diff_stat=diff_stat(changes),
+        diff_hash=diff_hash(diff),
+        lines_added=sum(one.added or 0 for one in changes),
+        lines_removed=sum(one.removed or 0 for one in changes),
+        files=tuple(one.path for one in changes),
+        message=message,
+        title=title,
+    )
+
+
+def _with_settings(
+    repository: Repository,
+    task: Task,
+    candidate: Candidate,
+    workspace: Workspace | None,
+    inputs: Inputs,
+) -> Candidate:
+    """`candidate` with its settings, once neither its text nor its preflight speaks against it."""
+    commit = candidate.commit
+    scripts = [path for path in task.artifacts_in(repository.entries(commit)) if _is_python(path)]
+    sources = {path: repository.show_file(commit, path) for path in scripts}
+    literals = check_sources(sources, inputs.constants)
+    evaluated: Mapping[str, Any] | None = None
+    parameters: int | None = None
+    if task.run.preflight is not None and workspace is not None:
+        files = workspace.export.checkout(commit, task)
+        verdict = run_preflight(
+            task,
+            files.path,
+            repository.root,
+            evaluator=evaluator_of(repository, commit, task),
+            inputs=inputs.environment,
+            around=Surroundings(
+                repository,
+                task,
+                sandbox_kind(task),
+                data=inputs.data,
+                held_out=inputs.held_out,
+                linked=files.linked,
+            ),
+        )
+        evaluated, parameters = verdict.constants, verdict.num_params
+    return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)
+
+
+def _is_python(path: str) -> bool:
+    return path.endswith(".py")
+
+
+def _named(change: Change) -> str:
+    if change.kind == "overrides":
+        return f"overrides of {', '.join(change.overrides)}"
+    return {"patch": "lines of the patch"}.get(change.kind, change.kind)
+
 
 MAX_TITLE = 100
 

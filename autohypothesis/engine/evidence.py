@@ -4,42 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel
 
 from autohypothesis.engine import contention
 from autohypothesis.engine.collect import is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.failures import is_nobodys_fault
-from autohypothesis.engine.identity import BY_HAND
 from autohypothesis.engine.past import Settled
-from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured
+from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured, Pair
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.replicates import pairs_of
-from autohypothesis.engine.task import Constraint, Task
+from autohypothesis.engine.runner import further_seed
+from autohypothesis.engine.task import BY_HAND, Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load
 from autohypothesis.records.ids import slug
-from autohypothesis.records.layout import RunPaths
-from autohypothesis.records.usual import canonical_value
-from autohypothesis.schema import Metadata, Result, finite
+from autohypothesis.schema import Decision, Metadata, Result, finite
 
-Model = TypeVar("Model", bound=BaseModel)
+MOST_PASSED_OVER = 3
+"""Seeds at which a base may fail before it is too shaky to confirm anything with."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One finished experiment, and the task that it was made with."""
+    """One finished experiment, and the task that it was made with.
 
+    Attributes:
+        flag: a remark about a result that counts although something is wrong with it.
+        submitted: whether the engine ran it, so that it can run it again.
+    """
+
+    experiment_id: str
     result: Result
     metadata: Metadata
     task: Task
     flag: str = ""
-    """What is to be said about a result that counts although something is wrong with it."""
     submitted: bool = True
-    """Whether the engine ran it, so that it can run it again."""
 
     @property
     def base(self) -> str:
@@ -48,7 +46,7 @@ class Case:
 
 
 def finished(project: Project, experiment_id: str) -> Case:
-    """The experiment to decide.
+    """Read the experiment to decide.
 
     Raises:
         SettleError: it is unfinished, unknown, or another tag's.
@@ -60,14 +58,15 @@ def finished(project: Project, experiment_id: str) -> Case:
             f"{experiment_id} has no result yet",
             hint=f"see how it stands: python orchestrator.py show {experiment_id}",
         )
-    if run.run_spec.exists() and not is_collected(run):
+    submitted = run.run_spec.exists()
+    if submitted and not is_collected(run):
         raise SettleError(
             f"{experiment_id} is not collected yet, and {run.result} is not from its collector",
             hint="run `python orchestrator.py sync`, which collects what has ended",
         )
     if not run.metadata.exists():
         raise SettleError(f"{experiment_id} has no metadata.json: its tag and platform are unknown")
-    metadata = read_model(Metadata, run.metadata)
+    metadata = load(Metadata, run.metadata)
     if (named := metadata.run.experiment_id) and slug(named) != experiment_id:
         raise RecordError(
             f"{run.metadata} is of experiment {named!r}, not of {experiment_id}",
@@ -78,8 +77,9 @@ def finished(project: Project, experiment_id: str) -> Case:
             f"{experiment_id} belongs to tag {metadata.run.tag!r}, not to {project.tag!r}",
             hint=f"run `python orchestrator.py decide {experiment_id} --tag {metadata.run.tag}`",
         )
-    result, submitted = read_model(Result, run.result), run.run_spec.exists()
-    return Case(result, metadata, _task_of(project, run), submitted=submitted)
+    task = load(RunSpec, run.run_spec).task if submitted else project.task
+    result = load(Result, run.result)
+    return Case(experiment_id, result, metadata, task, submitted=submitted)
 
 
 def as_it_counts(past: Settled, case: Case) -> Case:
@@ -88,60 +88,66 @@ def as_it_counts(past: Settled, case: Case) -> Case:
     return replace(case, result=result, flag=flag)
 
 
-def read_model(model: type[Model], path: Path) -> Model:
-    """The document at `path`.
+def as_recorded(case: Case, before: Decision | None) -> Case:
+    """`case` with what was decided about it before, whatever its bundle says by now.
 
     Raises:
-        RecordError: naming the file and what is wrong with it.
+        SettleError: its result.json is the copy of a decision that was never recorded.
     """
-    value = read_json(path)
-    try:
-        canonical_value(model, value)  # for its words; the keys that it adds are not wanted
-        return model.model_validate(value)
-    except ValueError as error:
-        raise RecordError(
-            f"{path} {error}", hint="mend it, or move the run's folder away"
-        ) from None
-
-
-def _task_of(project: Project, run: RunPaths) -> Task:
-    """The task of the run itself; the one of today for a run that nobody submitted."""
-    return read_model(RunSpec, run.run_spec).task if run.run_spec.exists() else project.task
+    if before is None:
+        if case.result.decision_id is not None:
+            raise SettleError(
+                f"result.json of {case.experiment_id} names the decision"
+                f" {case.result.decision_id!r}, and decisions.jsonl has none about it",
+                hint="move the run's folder away; to have it decided, take decision_id out of it",
+            )
+        return case
+    decided: dict[str, object] = {"metric_value": before.metric_value}
+    if before.metric_value is not None:
+        decided |= {"status": "completed", "failure_kind": None}
+    if before.commit:
+        decided |= {"commit": before.commit, "parent_commit": before.base_commit}
+    if before.direction:
+        decided["direction"] = before.direction
+    if before.metric_name:
+        decided["metric_name"] = before.metric_name
+    return replace(case, result=case.result.model_copy(update=decided))
 
 
 def gather(
     past: Settled, case: Case, reference: str, limits: Mapping[str, Constraint] | None = None
 ) -> Evidence:
-    """Everything that the policy may look at; `past` is that of the other experiments.
+    """Collect everything that the policy may look at.
 
     Args:
+        past: the decisions about the other experiments.
         limits: upper limits beside the task's, the stricter of two counts.
     """
     result, metadata, task = case.result, case.metadata, case.task
     key, seed, base = metadata.runtime.platform_key, metadata.run.seed, case.base
-    failed = result.status == "failed"
+    failed, unchanged = result.status == "failed", result.parent_commit is None
     metrics = result.metrics.model_dump()
     repeated = bool(metadata.run.replicates)
-    kept = [one for one in past.runs_of(base, key) if one.decision_status == "keep"]
-    first = result.parent_commit is None and not repeated and not kept
+    kept = any(one.decision_status == "keep" for one in past.runs_of(base, key))
     # The engine cannot repeat what it did not run: its value stays provisional.
-    wanted = task.policy.replicates if result.parent_commit and case.submitted else 0
+    wanted = task.policy.replicates if not unchanged and case.submitted else 0
+    added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed
     return Evidence(
         value=None if failed else result.metric_value,
-        reference_value=_compared_with(past, case, base, reference),
+        reference_value=_compared_with(past, case, reference),
         direction=result.direction,
         min_delta=task.objective.min_delta,
         metric=result.metric_name,
         failure=(result.failure_kind or "code_error") if failed else None,
         failure_detail=result.failure_detail,
-        lines_changed=_lines(metadata),
+        lines_changed=None if added is None or removed is None else added - removed,
         constraints={
             name: Measured(finite(metrics.get(name)), limit.soft, limit.hard)
             for name, limit in _stricter(task.constraints, limits or {}).items()
         },
         base_is_reference=base == reference,
-        is_baseline=first,
-        is_replicate=repeated or result.parent_commit is None,
+        is_baseline=unchanged and not repeated and not kept,
+        is_replicate=repeated or unchanged,
         unattested=task.scorer.type == "model"
         and not (result.attested or metadata.runtime.is_unconfined),
         by_hand=key.startswith(BY_HAND),
@@ -152,8 +158,37 @@ def gather(
         comes_back=_comes_back(past, metadata.run.hypothesis_id, result),
         flag=case.flag,
         replicates=wanted,
-        pairs=pairs_of(past, result.commit, base, metadata, wanted),
+        pairs=tuple(_pairs(past, case, wanted)),
     )
+
+
+def _pairs(past: Settled, case: Case, wanted: int) -> list[Pair]:
+    """The pairs at the seeds after the first, complete or not.
+
+    They are derived from the decisions each time, so nothing is lost with the process that ordered
+    a run, and the runs of a base serve every change that was made to it. A seed at which the base
+    itself fails makes no pair, and is passed over; when that happens too often there are fewer.
+    """
+    key, first = case.metadata.runtime.platform_key, case.metadata.run.seed
+    pairs: list[Pair] = []
+    for number in range(1, wanted + MOST_PASSED_OVER + 1):
+        if len(pairs) == wanted:
+            break
+        seed = further_seed(first, number)
+        of_base = past.again_at(case.base, key, seed)
+        if of_base is None or of_base.metric_value is not None:
+            of_change = past.again_at(case.result.commit, key, seed)
+            pairs.append(_pair(seed, of_change, of_base.metric_value if of_base else None))
+    return pairs
+
+
+def _pair(seed: int, of_change: Decision | None, base_value: float | None) -> Pair:
+    if of_change is None:
+        return Pair(seed, base_value=base_value)
+    value = of_change.metric_value
+    if value is None or of_change.reason == "constraint":
+        return Pair(seed, value, base_value, of_change.reason, of_change.detail)
+    return Pair(seed, value, base_value)
 
 
 def _comes_back(past: Settled, hypothesis_id: str, result: Result) -> bool:
@@ -168,25 +203,25 @@ def _comes_back(past: Settled, hypothesis_id: str, result: Result) -> bool:
 def _stricter(
     own: Mapping[str, Constraint], more: Mapping[str, Constraint]
 ) -> dict[str, Constraint]:
-    def least(one: float | None, other: float | None) -> float | None:
-        return min((limit for limit in (one, other) if limit is not None), default=None)
+    def least(*limits: float | None) -> float | None:
+        return min((limit for limit in limits if limit is not None), default=None)
 
     merged = dict(own)
     for name, limit in more.items():
         there = merged.get(name)
         hard = least(there.hard if there else None, limit.hard)
-        soft = least(least(there.soft if there else None, limit.soft), hard)
+        soft = least(there.soft if there else None, limit.soft, hard)
         merged[name] = Constraint(soft=soft, hard=hard)
     return merged
 
 
-def _compared_with(past: Settled, case: Case, base: str, reference: str) -> float | None:
-    """The value of the run's own base at its seed, else that of the reference at its seed.
+def _compared_with(past: Settled, case: Case, reference: str) -> float | None:
+    """The value of the run's own base at its seed, else the reference's at its seed.
 
     A run of a commit as it stands is seen beside that commit's first run, whatever its seed.
     """
     key, seed = case.metadata.runtime.platform_key, case.metadata.run.seed
-    for commit in (base, reference):
+    for commit in (case.base, reference):
         value = past.value_of(commit, key, seed)
         if value is not None:
             return value
@@ -194,8 +229,3 @@ def _compared_with(past: Settled, case: Case, base: str, reference: str) -> floa
         if case.result.parent_commit is None and runs:
             return runs[0].metric_value
     return None
-
-
-def _lines(metadata: Metadata) -> int | None:
-    added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed
-    return None if added is None or removed is None else added - removed

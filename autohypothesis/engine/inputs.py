@@ -16,10 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, resolved
-from autohypothesis.engine.identity import canonical_hash
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
-from autohypothesis.engine.task import Task
-from autohypothesis.engine.task_model import Budget, Input
+from autohypothesis.engine.task import Budget, Input, Task, canonical_hash
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records.files import load
 from autohypothesis.records.git import Repository

@@ -25,12 +25,11 @@ from autohypothesis.engine.environment import (
     version_of,
 )
 from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
-from autohypothesis.engine.identity import data_hash_with, platform_key, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
 from autohypothesis.engine.scoring import ScoringPlace, scorer_for
 from autohypothesis.engine.shim import Device, Launch, deadline
-from autohypothesis.engine.task import Budget, Task
+from autohypothesis.engine.task import Budget, Task, data_hash_with, platform_key, task_hash
 from autohypothesis.engine.untracked_files import lacking
 from autohypothesis.engine.workspace import Checkout, Export, Workspace, evaluator_of
 from autohypothesis.errors import LaunchError, LeaseError

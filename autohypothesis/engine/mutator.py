@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,26 @@ from typing import Any, NamedTuple
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment, resolved
-from autohypothesis.engine.failures import FailureKind, why_unjudged
+from autohypothesis.engine.failures import FailureKind, room_in, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.past import Settled
+from autohypothesis.engine.project import Project, node_id
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import AutohypothesisError, ChangeError
-from autohypothesis.records.git import SALVAGE, Repository
+from autohypothesis.errors import (
+    AutohypothesisError,
+    ChangeError,
+    ConflictError,
+    NothingNewError,
+    PreflightError,
+    RecordError,
+    UnjudgedError,
+)
+from autohypothesis.records import bundles
+from autohypothesis.records.files import read_bytes, read_object
+from autohypothesis.records.git import SALVAGE, Repository, experiment_ref
 from autohypothesis.records.git_facts import FileChange
 from autohypothesis.sandbox import Kind
+from autohypothesis.schema import Decision, Metadata, Plan, Result, RunIdentity, Runtime, now
 
 TITLE_LIMIT = 200
 OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
@@ -200,3 +212,155 @@ def _same_file(path: Path, content: bytes) -> bool:
         return not path.is_symlink() and path.read_bytes() == content
     except OSError:
         return False
+
+
+MAX_TRIALS = 20
+MAX_DIFF = 8_000
+"""Bytes of one diff: a program may be a language model, whose context is bounded."""
+
+
+def told(
+    project: Project, past: Settled, experiment_id: str, base: str, seed: int
+) -> dict[str, Any]:
+    """The document for one run of the mutator, see docs/tasks.md; `instructions` come with it."""
+    objective = project.task.objective
+    measured = _measured(past, base)
+    return {
+        "task_id": project.task.id,
+        "iteration_id": experiment_id,
+        "seed": seed,
+        "artifacts": project.task.artifacts_in(project.repository.entries(base)),
+        "objective": {
+            "metric": objective.metric,
+            "direction": objective.direction,
+            "min_delta": objective.min_delta,
+        },
+        "reference": {
+            "commit": base,
+            "score": measured.metric_value if measured else None,
+            "metrics": _metrics(project, measured) if measured else {},
+        },
+        "trials": list(_trials(project, past)),
+    }
+
+
+def tried_before(past: Settled, base: str, diff_hash: str) -> Decision | None:
+    """The decision about the same change of the same base; one that is to be run again is none.
+
+    What was measured by another task, or on another platform than the base was last, says nothing.
+    """
+    measured = _measured(past, base)
+    keys = ("", measured.platform_key if measured is not None else "")
+    for one in past.decisions:
+        same = one.base_commit == base and one.diff_hash == diff_hash
+        if (
+            same
+            and one.platform_key in keys
+            and not one.requeue
+            and one.decision_status != "replicate"
+        ):
+            return one
+    return None
+
+
+def _measured(past: Settled, commit: str) -> Decision | None:
+    """The latest decision that says what a commit is worth."""
+    return next(
+        (
+            one
+            for one in reversed(past.decisions)
+            if one.commit == commit and one.decision_status == "keep"
+        ),
+        None,
+    )
+
+
+def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
+    metrics = read_object(project.layout.run(measured.experiment_id).result).get("metrics")
+    metrics = metrics if isinstance(metrics, dict) else {}
+    decided = {measured.metric_name: measured.metric_value} if measured.metric_name else {}
+    return {k: v for k, v in {**metrics, **decided}.items() if v is not None}
+
+
+def _trials(project: Project, past: Settled) -> Iterator[dict[str, Any]]:
+    for one in [one for one in past.decisions if one.base_commit is not None][-MAX_TRIALS:]:
+        run = project.layout.run(one.experiment_id)
+        title = str(read_object(run.result).get("title") or "")
+        try:
+            diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
+        except (FileNotFoundError, RecordError):
+            diff = ""
+        yield {
+            "experiment_id": one.experiment_id,
+            "status": one.decision_status,
+            "score": one.metric_value,
+            "reason": one.reason,
+            "description": title,
+            "diff": diff,
+        }
+
+
+class RefusedError(ChangeError):
+    """A change was refused, and has its record."""
+
+    def __init__(self, experiment_id: str, why: AutohypothesisError) -> None:
+        super().__init__(f"{experiment_id}: {why.problem}", hint=why.hint)
+        self.experiment_id = experiment_id
+
+
+def kind_of(error: AutohypothesisError) -> FailureKind | None:
+    """What a refusal stands for; None for an error that says nothing about the change."""
+    if isinstance(error, (NothingNewError, ConflictError)):
+        return "nothing_new"
+    if isinstance(error, MutatorError):
+        return error.kind
+    if isinstance(error, UnjudgedError) or room_in(str(error)):
+        return "infra"
+    if isinstance(error, ChangeError):
+        return "invalid"
+    return "code_error" if isinstance(error, PreflightError) else None
+
+
+def record_refusal(
+    project: Project, plan: Plan, error: AutohypothesisError, mutation: Mapping[str, Any]
+) -> RefusedError | None:
+    """Write the bundle of a plan that came to nothing; None if the error does not speak of it.
+
+    Raises:
+        RecordError: the disk is full.
+    """
+    kind = kind_of(error)
+    if kind is None:
+        return None
+    run, base = project.layout.run(plan.experiment_id), plan.based_on_commit
+    commit = project.repository.read_ref(experiment_ref(plan.experiment_id)) or base
+    objective, hypothesis = project.task.objective, plan.hypothesis
+    title = hypothesis.title or str(mutation.get("note") or "")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    identity = RunIdentity(
+        experiment_id=plan.experiment_id,
+        worker_id=plan.worker_id,
+        hypothesis_id=hypothesis.hypothesis_id,
+        rationale=hypothesis.rationale,
+        title=title,
+        tag=plan.tag,
+        seed=plan.seed,
+        node_id=node_id(),
+    )
+    runtime = Runtime(commit=commit, parent_commit=base, sandbox=str(mutation.get("sandbox") or ""))
+    bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
+    result = Result(
+        status="failed",
+        recorded_at=now(),
+        commit=commit,
+        parent_commit=base,
+        title=title,
+        outcome=f"{kind}: {error.problem}",
+        failure_kind=kind,
+        failure_detail=error.problem,
+        metric_name=objective.metric,
+        direction=objective.direction,
+        evidence={"mutation": dict(mutation)},
+    )
+    bundles.write_result(run, result)
+    return RefusedError(plan.experiment_id, error)

@@ -1,25 +1,23 @@
-"""The decision about one finished experiment: evidence in, verdict out, nothing else touched.
+"""The decision about one finished experiment: evidence in, verdict out. Pure.
 
-This is the ratchet. Better than the reference by at least `min_delta` is kept; an equal score from
-fewer lines is kept where the policy says so; all else is discarded. What failed through no fault
-of its own is no evidence, and goes back to the queue. Where the task asks for replicates, a better
-score is no decision before it was met again at further seeds (confirmation.py).
+Better than the reference by at least `min_delta` is kept; an equal score from fewer lines is kept
+where the task says so; all else is discarded. What failed through no fault of its own is no
+evidence, and goes back to the queue. Where the task asks for replicates, a better score is kept
+only after the change and its base were run again in pairs, each at a further seed.
+
+The first pair was looked at because it was good, so luck is in it for certain: it counts in the
+mean that is reported, and never outvotes the others. Those have to be better by `min_delta` on
+their own average; then the mean over all pairs is so as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from statistics import fmean, stdev
+from typing import Literal, NamedTuple
 
-from autohypothesis.engine.confirmation import (
-    Pair,
-    UnconfirmedError,
-    failed_of,
-    missing_of,
-    weighed,
-)
 from autohypothesis.errors import SettleError
 from autohypothesis.schema import Confirmation, Direction, FailureKind
 
@@ -40,26 +38,48 @@ class Measured:
     hard: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The change and its base, run again at one further seed; None: that run is missing.
+
+    Attributes:
+        failure: of the change's run, by its own fault: a failure kind, or `constraint`.
+    """
+
+    seed: int
+    value: float | None = None
+    base_value: float | None = None
+    failure: str = ""
+    failure_detail: str = ""
+
+
+class Missing(NamedTuple):
+    """A run that a pair lacks."""
+
+    side: Literal["change", "base"]
+    seed: int
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """What a decision rests on.
+    """Everything a decision rests on.
 
     Attributes:
         value: the official score; None when the experiment has none.
-        reference_value: that of the reference on the same platform, at the same seed.
+        reference_value: the reference's score on the same platform, at the same seed.
         lines_changed: added minus removed; None when unknown.
         base_is_reference: whether the change was made to what is the reference now.
-        unattested: whether nobody vouches for a score that an evaluator could have vouched for.
-        by_hand: whether somebody made the run by hand: only such runs are compared with it.
+        unattested: whether an evaluator could have vouched for the score, and did not.
+        by_hand: whether a person made the run: only such runs are compared with it.
         seed: of the run; scores compare at one seed only.
         other_seeds: whether the reference has a value on this platform, at whatever seed.
         last_improvement: the value of the last keep that was not a simplification, which a chain
             of simplifications is measured against; None: the reference is that keep.
         comes_back: whether a failure that says nothing about the change may be tried again.
-        flag: what is to be said about the value.
+        flag: a remark about the value, for the record.
         replicates: further pairs that a better score needs before it is kept.
-        pairs: those there are, complete or not; the first one, `value` against `reference_value`,
-            is not among them.
+        pairs: the further pairs, complete or not; the first one, `value` against
+            `reference_value`, is not among them.
     """
 
     value: float | None
@@ -85,6 +105,18 @@ class Evidence:
     replicates: int = 0
     pairs: tuple[Pair, ...] = ()
 
+    @property
+    def improvement(self) -> float | None:
+        """By how much the value beats the reference's; None when one of them is missing."""
+        if self.value is None or self.reference_value is None:
+            return None
+        return better_by(self.value, self.reference_value, self.direction)
+
+    @property
+    def least(self) -> float:
+        """A smaller difference is noise."""
+        return self.min_delta - _EXACT
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -99,27 +131,56 @@ class Verdict:
     confirmation: Confirmation = "none"
 
 
-def decide(evidence: Evidence) -> Verdict:
-    """The verdict of the ratchet.
+@dataclass(frozen=True)
+class Unconfirmed:
+    """A win on one seed, which is no decision before it was run again.
+
+    Attributes:
+        words: the comparison that makes it a win.
+        missing: the runs to make, the change's before its base's.
+        wanted: how many runs confirm it, those that were made included.
+    """
+
+    words: str
+    missing: tuple[Missing, ...]
+    wanted: int
+
+
+def verdict_of(evidence: Evidence) -> Verdict | Unconfirmed:
+    """Judge one experiment.
 
     Raises:
-        UnconfirmedError: it is a win, and runs are missing that would confirm it.
         SettleError: there is a score, and nothing on this platform, or at this seed, to compare
-            it with.
+            it with; or its base fails at too many seeds to confirm anything.
     """
     if evidence.failure is not None:
         return _failed(evidence, evidence.failure)
-    value = _usable(evidence)
-    if value is None:
-        return Verdict("crash", "no_metric", f"{evidence.metric} is {evidence.value!r}")
-    noted = [*_over(evidence, "soft"), *([evidence.flag] if evidence.flag else [])]
+    value = evidence.value
+    if value is None or not _is_score(evidence.metric, value):
+        return Verdict("crash", "no_metric", f"{evidence.metric} is {value!r}")
+    notes = [*_limits_exceeded(evidence, "soft"), *([evidence.flag] if evidence.flag else [])]
     if evidence.is_baseline:
-        return Verdict("keep", "baseline", _sentence([f"{evidence.metric} {value:.6g}", *noted]))
+        return Verdict("keep", "baseline", "; ".join([f"{evidence.metric} {value:.6g}", *notes]))
     if evidence.is_replicate:
-        return _replicate(evidence, value, noted)
-    if evidence.reference_value is None:
+        return _replicate(evidence, value, notes)
+    if evidence.improvement is None:
         raise _nothing_to_compare_with(evidence)
-    return _compared(evidence, value, evidence.reference_value, noted)
+    return _compared(evidence, value, evidence.improvement, notes)
+
+
+def best_first(values: Mapping[str, float | None], direction: Direction) -> list[str]:
+    """Sort names by value, the best first: the first keep takes the place that all of them were
+    made for. Names without a value come last; equals keep their order."""
+    sign = 1.0 if direction == "minimize" else -1.0
+    return sorted(
+        values,
+        key=lambda name: math.inf if (value := values[name]) is None else sign * value,
+    )
+
+
+def better_by(value: float, reference: float, direction: Direction) -> float:
+    """How much better `value` is: positive is better."""
+    return reference - value if direction == "minimize" else value - reference
 
 
 def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
@@ -128,8 +189,12 @@ def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
         return Verdict("discard", kind, evidence.failure_detail)
     if kind not in _NO_EVIDENCE or evidence.comes_back:
         return Verdict("crash", kind, evidence.failure_detail, requeue=kind in _NO_EVIDENCE)
-    said = ["lost too often to be tried again", evidence.failure_detail]
-    return Verdict("crash", kind, _sentence([words for words in said if words]))
+    words = ["lost too often to be tried again", evidence.failure_detail]
+    return Verdict("crash", kind, "; ".join(filter(None, words)))
+
+
+def _is_score(metric: str, value: float) -> bool:
+    return math.isfinite(value) and not (metric in _NEVER_NEGATIVE and value <= 0)
 
 
 def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
@@ -150,120 +215,113 @@ def _nothing_to_compare_with(evidence: Evidence) -> SettleError:
     )
 
 
-def _replicate(evidence: Evidence, value: float, noted: list[str]) -> Verdict:
+def _replicate(evidence: Evidence, value: float, notes: list[str]) -> Verdict:
     """A run again: it tells how much a value is worth, and decides nothing.
 
-    Its reason says what it is not good for: a pair of somebody's win, or within the limits.
+    Its reason says what it is not good for: a pair of a win, or within the limits.
     """
-    said, improvement = f"{evidence.metric} {value:.6g}", None
+    words = f"{evidence.metric} {value:.6g}"
     if evidence.reference_value is not None:
-        improvement = better_by(value, evidence.reference_value, evidence.direction)
-        said += f" against {evidence.reference_value:.6g}"
-    broken = _over(evidence, "hard")
+        words += f" against {evidence.reference_value:.6g}"
+    broken = _limits_exceeded(evidence, "hard")
     reason = "constraint" if broken else "unattested" if evidence.unattested else "replicate"
-    return Verdict("replicate", reason, _sentence([*broken, said, *noted]), improvement)
+    detail = "; ".join([*broken, words, *notes])
+    return Verdict("replicate", reason, detail, evidence.improvement)
 
 
-def _compared(evidence: Evidence, value: float, reference: float, noted: list[str]) -> Verdict:
-    improvement = better_by(value, reference, evidence.direction)
-    said = f"{evidence.metric} {value:.6g} against {reference:.6g}"
-    broken = _over(evidence, "hard")
-    if broken:
-        return Verdict("discard", "constraint", _sentence([*broken, said]), improvement)
-    improved = improvement > 0 and improvement >= evidence.min_delta - _EXACT
+def _compared(
+    evidence: Evidence, value: float, improvement: float, notes: list[str]
+) -> Verdict | Unconfirmed:
+    words = f"{evidence.metric} {value:.6g} against {evidence.reference_value:.6g}"
+
+    def discard(reason: str, *first: str, requeue: bool = False) -> Verdict:
+        detail = "; ".join([*first, words, *notes])
+        return Verdict("discard", reason, detail, improvement, simpler and requeue, requeue)
+
+    improved = improvement > 0 and improvement >= evidence.least
     simpler = not improved and _is_simplification(evidence, value, improvement)
+    if broken := _limits_exceeded(evidence, "hard"):
+        return Verdict("discard", "constraint", "; ".join([*broken, words]), improvement)
     if not improved and not simpler:
-        within = abs(improvement) < evidence.min_delta - _EXACT or improvement == 0
-        reason = "within_noise" if within else "worse"
-        return Verdict("discard", reason, _sentence([said, *noted]), improvement)
+        within = abs(improvement) < evidence.least or improvement == 0
+        return discard("within_noise" if within else "worse")
     if evidence.unattested:
-        detail = _sentence(["nobody vouches for it: run it with run-experiment", said, *noted])
-        return Verdict("discard", "unattested", detail, improvement)
+        return discard("unattested", "nobody vouches for it: run it with run-experiment")
     if not evidence.base_is_reference:
-        detail = _sentence(["the reference moved while it ran", said, *noted])
-        return Verdict("discard", "stale_base", detail, improvement, simpler, requeue=True)
+        return discard("stale_base", "the reference moved while it ran", requeue=True)
+    if improved and evidence.replicates:
+        return _confirmed(evidence, improvement, words, notes)
     if simpler:
-        # Nothing is said to be better here, so there is no luck to be found out by more runs; and
+        # Nothing is claimed to be better here, so there is no luck to be found out by more runs;
         # how far a chain of these may drift is limited by the last real improvement.
-        said = f"{-(evidence.lines_changed or 0)} fewer lines, {said}"
-    elif evidence.replicates:
-        return _again(evidence, improvement, said, noted)
+        words = f"{-(evidence.lines_changed or 0)} fewer lines, {words}"
+    reason, detail = "simpler" if simpler else "improved", "; ".join([words, *notes])
     return Verdict(
-        "keep",
-        "simpler" if simpler else "improved",
-        _sentence([said, *noted]),
-        improvement,
-        simplification=simpler,
-        confirmation="provisional",
+        "keep", reason, detail, improvement, simplification=simpler, confirmation="provisional"
     )
 
 
-def best_first(values: Mapping[str, float | None], direction: Direction) -> list[str]:
-    """Names in the order in which to decide what ran side by side: the first keep takes the place
-    that all of them were made for. What has no value comes last; of equals the one named first."""
-    sign = 1.0 if direction == "minimize" else -1.0
-    return sorted(
-        values,
-        key=lambda name: math.inf if (value := values[name]) is None else sign * value,
-    )
+def _confirmed(
+    evidence: Evidence, first: float, words: str, notes: list[str]
+) -> Verdict | Unconfirmed:
+    """A win is kept if it is met again at further seeds, and refuted otherwise.
 
-
-def _again(evidence: Evidence, improvement: float, said: str, noted: list[str]) -> Verdict:
-    """A win is kept if it is met again at further seeds, and refuted otherwise."""
-    failed = failed_of(evidence.pairs)
+    Args:
+        first: the improvement that makes it a win.
+    """
+    pairs = sorted(evidence.pairs, key=lambda pair: pair.seed)
+    failed = next((pair for pair in pairs if pair.failure), None)
     if failed is not None:
-        broken = failed.failure == "constraint"
         why = f"run again at seed {failed.seed}: {failed.failure}"
         why += f": {failed.failure_detail}" if failed.failure_detail else ""
-        reason = "constraint" if broken else "not_confirmed"
-        detail = _sentence([why, said, *noted])
-        return Verdict("discard", reason, detail, improvement, confirmation="refuted")
-    wanted, missing = evidence.replicates, missing_of(evidence.pairs)
-    if len(evidence.pairs) < wanted:
+        reason = "constraint" if failed.failure == "constraint" else "not_confirmed"
+        detail = "; ".join([why, words, *notes])
+        return Verdict("discard", reason, detail, first, confirmation="refuted")
+    if len(pairs) < evidence.replicates:
         raise SettleError(
-            f"its base fails at too many seeds to confirm it: {said}, on one seed",
+            f"its base fails at too many seeds to confirm it: {words}, on one seed",
             hint="decide it by hand: python orchestrator.py decide ID keep, or discard",
         )
-    if missing:
-        raise UnconfirmedError(said, missing, 2 * wanted)
+    if missing := _missing(pairs):
+        return Unconfirmed(words, tuple(missing), 2 * evidence.replicates)
     further = [
         better_by(pair.value, pair.base_value, evidence.direction)
-        for pair in evidence.pairs
+        for pair in pairs
         if pair.value is not None and pair.base_value is not None
     ]
-    found = weighed(improvement, further, evidence.min_delta - _EXACT)
-    detail = _sentence([found.words, said, *noted])
-    if found.holds:
-        return Verdict("keep", "improved", detail, found.mean, confirmation="confirmed")
-    return Verdict("discard", "not_confirmed", detail, found.mean, confirmation="refuted")
+    alone, every = fmean(further), [first, *further]
+    mean = fmean(every)
+    found = f"{len(every)} pairs: better by {mean:.6g} on average, spread {stdev(every):.2g}; "
+    detail = "; ".join([found + f"by {alone:.6g} without the first", words, *notes])
+    if alone > 0 and alone >= evidence.least:
+        return Verdict("keep", "improved", detail, mean, confirmation="confirmed")
+    return Verdict("discard", "not_confirmed", detail, mean, confirmation="refuted")
 
 
-def better_by(value: float, reference: float, direction: Direction) -> float:
-    """How much better `value` is: positive is better."""
-    return reference - value if direction == "minimize" else value - reference
-
-
-def _usable(evidence: Evidence) -> float | None:
-    """The score, when it can be one."""
-    value = evidence.value
-    if value is None or not math.isfinite(value):
-        return None
-    return None if evidence.metric in _NEVER_NEGATIVE and value <= 0 else value
+def _missing(pairs: Sequence[Pair]) -> list[Missing]:
+    """Pair by pair, the change first: if that fails, its base need not be run."""
+    missing = []
+    for pair in pairs:
+        if pair.value is None:
+            missing.append(Missing("change", pair.seed))
+        if pair.base_value is None:
+            missing.append(Missing("base", pair.seed))
+    return missing
 
 
 def _is_simplification(evidence: Evidence, value: float, improvement: float) -> bool:
     """An equal score from fewer lines, not drifted away from the last real improvement."""
     if evidence.keep != "simpler" or (evidence.lines_changed or 0) >= 0:
         return False
-    if abs(improvement) >= evidence.min_delta - _EXACT and improvement != 0:
+    if abs(improvement) >= evidence.least and improvement != 0:
         return False
     if evidence.last_improvement is None:
         return True
     drift = better_by(value, evidence.last_improvement, evidence.direction)
-    return drift > -evidence.min_delta + _EXACT or drift >= 0
+    return drift > -evidence.least or drift >= 0
 
 
-def _over(evidence: Evidence, which: Literal["soft", "hard"]) -> list[str]:
+def _limits_exceeded(evidence: Evidence, which: Literal["soft", "hard"]) -> list[str]:
     """The limits of one kind that are exceeded, or, for hard ones, were not measured."""
     words = []
     for name, measured in sorted(evidence.constraints.items()):
@@ -276,7 +334,3 @@ def _over(evidence: Evidence, which: Literal["soft", "hard"]) -> list[str]:
         elif measured.value > limit:
             words.append(f"{name} {measured.value:g} is over its {which} limit {limit:g}")
     return words
-
-
-def _sentence(parts: list[str]) -> str:
-    return "; ".join(parts)

@@ -10,9 +10,9 @@ from autohypothesis.engine.candidate import config_of, diff_hash, diff_stat
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.failures import classify
 from autohypothesis.engine.guard import check_candidate
-from autohypothesis.engine.identity import BY_HAND
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.project import Project, node_id
+from autohypothesis.engine.task import BY_HAND
 from autohypothesis.errors import ChangeError, UsageError
 from autohypothesis.records import bundles, ids
 from autohypothesis.records.files import read_bytes, write_atomic

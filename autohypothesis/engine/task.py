@@ -1,207 +1,469 @@
-"""Reading a task: from its file, or the one that a repository without a file stands for.
+"""A task: what may change, how it is run, how it is scored, what counts as better.
 
-Everything that is wrong with a file is reported at once, with lines and the nearest right names:
-keys and values first by the model, then patterns against the files that the repository has.
+`Task` is the one model for every front end. A file says it relative to its own folder; a loaded
+`Task` is resolved: its patterns are relative to the repository, and it is a value that can be
+sent elsewhere as JSON. task.py reads one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any
+from functools import lru_cache
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from autohypothesis.engine import patterns
-from autohypothesis.engine.task_errors import (
-    Problem,
-    TaskFileError,
-    problems_of,
-    read_task_file,
-)
-from autohypothesis.engine.task_model import (
-    Budget,
-    Constraint,
-    Knob,
-    Objective,
-    Run,
-    Task,
-    TaskFile,
-    task_schema,
-)
-from autohypothesis.errors import TaskError
-from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import Layout
-from autohypothesis.schema import nearest
+from autohypothesis.schema import Clock, Direction, Setting
+from autohypothesis.system import cpu_model
 
-__all__ = [
-    "Budget",
-    "Constraint",
-    "Knob",
-    "Objective",
-    "Run",
-    "Task",
-    "default_task",
-    "foreign_task",
-    "load_task",
-    "task_schema",
+DEFAULT_BUDGET_S = 300.0
+
+
+def _inside(path: str) -> str:
+    problem = pattern_problem(path)
+    if problem:
+        raise ValueError(f"{path!r} {problem}")
+    return path
+
+
+def _words(value: Any) -> Any:
+    """A command may be one line, split as a shell splits it; no shell ever runs it."""
+    if isinstance(value, str):
+        return shlex.split(value)
+    if isinstance(value, (list, tuple)):
+        return [str(word) if type(word) in (int, float) else word for word in value]
+    return value
+
+
+def _texts(value: Any) -> Any:
+    """Variables are text; YAML makes numbers of some."""
+    if isinstance(value, dict):
+        return {name: str(v) if type(v) in (int, float) else v for name, v in value.items()}
+    return value
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
+"""A path or pattern that cannot leave the repository."""
+Words = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_words, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
 ]
+Isolation = Literal["strict", "writes", "none"]
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Seconds = Annotated[float, Field(gt=0)]
 
-FOREIGN_DEADLINE_S = 600.0
-FOREIGN_MIN_DELTA = 0.001
-"""bpb; one seed of the published baseline differs from another by 0.0007 to 0.001."""
+
+class Section(BaseModel):
+    """A part of a task: unknown keys are errors, numbers are finite, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Task:
-    """The task in `path`, resolved against the files of the repository at `root`.
+class Input(Section):
+    """Data that the training needs, and the program that says where it is.
 
-    Raises:
-        TaskFileError: with every problem in the file, by line.
+    `locate` prints one JSON object; its `path` goes into the variable `env` (see inputs.py).
     """
-    data, marks = read_task_file(path)
-    files = list(repository_files)
-    source = _relative_to(path, root)
-    problems: list[Problem] = []
-    task: Task | None = None
-    try:
-        written = TaskFile.model_validate(data)
-        task = _resolved(written, source)
-        problems += _missing_names(task, files)
-    except ValidationError as error:
-        problems += problems_of(error, TaskFile)
-    problems += _pattern_problems(data, source, files)
-    if problems or task is None:
-        raise TaskFileError(path, problems, marks)
-    return task
+
+    env: VariableName
+    locate: Words
 
 
-def default_task(repository: Repository) -> Task:
-    """The task of a repository: its task.yaml, the shipped one, or the one that needs no file.
+class Mutation(Section):
+    """How large one change may be."""
 
-    Raises:
-        TaskError: its task file is wrong, or it has neither a task file nor a train.py.
+    max_files: Annotated[int, Field(ge=1)] = 10
+    max_lines: Annotated[int, Field(ge=1)] = 2_000
+    """Lines added plus lines removed."""
+    max_bytes: Annotated[int, Field(ge=1)] = 1_000_000
+    """Size of one changed file."""
+
+
+class Mutator(Section):
+    """Where changes come from, in `task run`.
+
+    overrides: a search over `knobs`. command: a program that has an idea and makes the edit.
+    implementer: a program that makes the edit which a hypothesis describes in `instructions`.
     """
-    layout = Layout(repository.root)
-    files = repository.tracked_files()
-    if layout.root_task.exists():
-        return load_task(layout.root_task, files, root=repository.root)
-    if layout.default_task.exists() and "prepare.py" in files and _is_our_pair(repository.root):
-        return load_task(layout.default_task, files, root=repository.root)
-    if "train.py" not in files and not (repository.root / "train.py").is_file():
-        raise TaskError(
-            f"{repository.root} has neither a task.yaml nor a train.py",
-            hint=f"write {layout.root_task}, or name another repository with --repo PATH",
-        )
-    return foreign_task()
+
+    type: Literal["command", "overrides", "implementer"] = "overrides"
+    command: Words | None = None
+    """Edits the artifacts in a checkout of the reference, see docs/tasks.md."""
+    timeout_seconds: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _command_has_words(self) -> Mutator:
+        if (self.type == "overrides") != (self.command is None):
+            raise ValueError(
+                "`command: ...` goes with `type: command` and `type: implementer`, and only there"
+            )
+        return self
 
 
-def _is_our_pair(root: Path) -> bool:
-    """Whether prepare.py answers what the shipped task asks of it.
+class Budget(Section):
+    """How long a training trains, and by which clock."""
 
-    Somebody else's search may have files of the same names, with other things in them.
-    """
-    try:
-        text = (root / "prepare.py").read_bytes()
-    except OSError:
-        return False
-    return all(option in text for option in (b"--locate", b"--preflight", b"--score"))
+    seconds: Seconds = DEFAULT_BUDGET_S
+    clock: Clock = "wall"
 
 
-def foreign_task() -> Task:
-    """A script that prints `val_bpb:`, about which nothing else is known."""
-    return Task(
-        id="train",
-        description="train.py as it is; every other tracked file stays as it is",
-        artifacts=("train.py",),
-        run=Run(deadline_seconds=FOREIGN_DEADLINE_S),
-        objective=Objective(min_delta=FOREIGN_MIN_DELTA),
+class Run(Section):
+    command: Words | None = None
+    """None: nothing where a program scores; else found as run_command.py says (uv, .venv, ...)."""
+    cwd: Inside = "."
+    """Relative to the repository."""
+    env: Annotated[dict[VariableName, str], BeforeValidator(_texts)] = {}
+    budget: Budget | None = None
+    """None: what an input reports, else 300 s of wall clock."""
+    preflight: Words | None = None
+    """Prints a JSON verdict about a candidate in seconds, without training it."""
+    deadline_seconds: Seconds | None = None
+    """None: start-up allowance + factor x budget + evaluation allowance."""
+    max_processes: Annotated[int, Field(ge=1)] = 512
+    """Processes that the run, or its scoring, may have at once, and four threads for each; more
+    end it. Data loaders and compilers start one for each core."""
+    log: Inside | None = None
+    """A file in the checkout that holds the summary, for a script that does not print it."""
+    device: Literal["cpu", "cuda"] | None = None
+    """None: what an input reports, else a GPU where there is one."""
+    git: bool = False
+    """Whether the checkout is a repository of its own with one commit, for a script that asks git
+    for a version."""
+    include: tuple[Annotated[str, Field(pattern=r"^[^\r\n\x00]+$")], ...] = ()
+    """Untracked files that a run needs, in the syntax of .gitignore, from the repository's top; as
+    in .worktreeinclude."""
+
+
+class Parse(Section):
+    """How a score is read from what the scorer printed."""
+
+    format: Literal["json", "regex"] = "json"
+    score_field: str = "score"
+    metrics_field: str = "metrics"
+    pattern: str | None = None
+    """For `regex`: its first group, or the group `score`, is the number."""
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> Parse:
+        if (self.format == "regex") != (self.pattern is not None):
+            raise ValueError("`format: regex` and `pattern: ...` go together")
+        if self.pattern is not None:
+            try:
+                groups = re.compile(self.pattern).groups
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no expression: {error}") from error
+            if not groups:
+                raise ValueError(f"pattern {self.pattern!r} has no group for the number")
+        return self
+
+
+class Scorer(Section):
+    """log: the script's own lines. command: a program. model: the evaluator, in a fresh process."""
+
+    type: Literal["log", "command", "model"] = "log"
+    command: Words | None = None
+    evaluator: Inside | None = None
+    """The protected file that scores a model; taken from the commit, by hash."""
+    parse: Parse = Parse()
+    timeout_seconds: Seconds = 600.0
+
+    @model_validator(mode="after")
+    def _has_what_its_type_needs(self) -> Scorer:
+        if self.type == "command" and self.command is None:
+            raise ValueError("`type: command` needs `command: ...`")
+        if self.type != "command" and self.command is not None:
+            raise ValueError(f"`command` is for `type: command`, this one is `type: {self.type}`")
+        if self.type == "model" and self.evaluator is None:
+            raise ValueError("`type: model` needs `evaluator: FILE`")
+        return self
+
+
+class Objective(Section):
+    metric: Annotated[str, Field(min_length=1)] = "val_bpb"
+    direction: Direction = "minimize"
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """The smallest difference that is not noise: at least twice the spread of a pair of seeds."""
+    target: float | None = None
+    """The search ends when the metric is this good."""
+
+
+class Constraint(Section):
+    """An upper limit on another metric. Over `soft` is noted, over `hard` is a discard."""
+
+    soft: float | None = None
+    hard: float | None = None
+
+    @model_validator(mode="after")
+    def _limits_are_in_order(self) -> Constraint:
+        if self.soft is None and self.hard is None:
+            raise ValueError("give `soft`, `hard` or both")
+        if self.soft is not None and self.hard is not None and self.soft > self.hard:
+            raise ValueError(f"soft {self.soft:g} is over hard {self.hard:g}")
+        return self
+
+
+class Policy(Section):
+    keep: Literal["improve", "simpler"] = "simpler"
+    """simpler: an equal score with fewer lines is kept too."""
+    replicates: Annotated[int, Field(ge=0)] = 0
+    """How often a win is run again before it is confirmed."""
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """End the search after so many decisions without a keep."""
+
+
+class SearchBudget(Section):
+    """Of the whole search, not of one training."""
+
+    runs: Annotated[int, Field(ge=1)] | None = None
+    hours: Annotated[float, Field(gt=0)] | None = None
+
+
+class Knob(Section):
+    """A constant that a search may turn, and how far."""
+
+    type: Literal["float", "int", "choice"] = "float"
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Setting, ...] | None = None
+
+    @model_validator(mode="after")
+    def _range_or_choices(self) -> Knob:
+        if self.type == "choice":
+            if not self.choices or self.low is not None or self.high is not None or self.log:
+                raise ValueError("`type: choice` takes `choices: [...]` and nothing else")
+            return self
+        if self.low is None or self.high is None or self.choices is not None:
+            raise ValueError(f"`type: {self.type}` takes `low` and `high`, and no `choices`")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not under high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"`log: true` needs a low over 0, not {self.low:g}")
+        if self.type == "int" and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError("`type: int` needs whole numbers for low and high")
+        return self
+
+
+class TaskFile(Section):
+    """What task.yaml may say."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
+    description: str = ""
+    root: Literal["task", "repository"] = "task"
+    """What `artifacts` and `protected` are relative to: the task file's folder, or the top."""
+    artifacts: Annotated[tuple[Inside, ...], Field(min_length=1)]
+    """What may change."""
+    protected: tuple[Inside, ...] | None = None
+    """What decides, by content, whether two experiments can be compared. None: every other
+    tracked file. Whatever is listed, nothing but artifacts may ever change."""
+    inputs: tuple[Input, ...] = ()
+    mutation: Mutation = Mutation()
+    mutator: Mutator = Mutator()
+    isolation: Isolation | None = None
+    """How the programs of a task are kept from the rest of the machine. strict: they read nothing
+    but programs, their checkout and their data. writes: they read the disk, but for keys and
+    research/. Both write to their checkout, their `out/`, a home and a /tmp of their own. None:
+    strict where weights are scored by an evaluator, else writes."""
+    network: bool | None = None
+    """Whether there is a network inside of the sandbox. None: under `writes`, for a task without a
+    mutator program, in a repository that shares with nobody."""
+    run: Run = Run()
+    scorer: Scorer = Scorer()
+    objective: Objective = Objective()
+    constraints: dict[str, Constraint] = {}
+    policy: Policy = Policy()
+    budget: SearchBudget = SearchBudget()
+    knobs: dict[str, Knob] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_spelling(cls, data: Any) -> Any:
+        """Files of the first release say `sandbox: auto` or `sandbox: none`."""
+        if not isinstance(data, dict) or data.get("sandbox", "auto") not in (None, "auto", "none"):
+            return data
+        rest = {name: value for name, value in data.items() if name != "sandbox"}
+        return {"isolation": "none", **rest} if data.get("sandbox") == "none" else rest
+
+
+class Task(TaskFile):
+    """A resolved task: patterns relative to the repository's top."""
+
+    root: Literal["task", "repository"] = "repository"
+    source: str = ""
+    """The task file, relative to the repository; empty for a built-in one or one outside."""
+
+    def is_artifact(self, path: str) -> bool:
+        """Whether a change may touch `path`. The task file itself never is one."""
+        return path != self.source and matches(path, self.artifacts)
+
+    def is_protected(self, path: str) -> bool:
+        """Whether the content of `path` is part of what makes experiments comparable."""
+        if path == self.source:
+            return False  # what it says is compared, not how it is written
+        if self.protected is None:
+            return not self.is_artifact(path)
+        return matches(path, self.protected)
+
+    @property
+    def has_network(self) -> bool:
+        """Return `network`; without it, whether the scripts are the user's own under `writes`."""
+        if self.network is not None:
+            return self.network
+        return self.isolation_level == "writes" and self.mutator.command is None
+
+    @property
+    def isolation_level(self) -> Isolation:
+        """`isolation`, or what it is where the file does not say."""
+        if self.isolation is not None:
+            return self.isolation
+        return "strict" if self.scorer.type == "model" else "writes"
+
+    def artifacts_in(self, paths: Iterable[str]) -> list[str]:
+        return [path for path in paths if self.is_artifact(path)]
+
+
+def task_schema() -> dict[str, Any]:
+    """JSON Schema of task.yaml, for editors."""
+    return TaskFile.model_json_schema(mode="validation")
+
+
+_PARTS = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[]+|\[")
+
+
+def pattern_problem(pattern: str) -> str | None:
+    """Why `pattern` cannot name files inside the repository; None when it can."""
+    if not pattern or pattern.strip() != pattern:
+        return "is empty, or begins or ends with a blank"
+    if pattern.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", pattern):
+        return "is absolute; write it relative to the repository or the task file"
+    if "\\" in pattern or "\0" in pattern or "\n" in pattern:
+        return "has a backslash or line break; folders are separated by '/'"
+    if ".." in pattern.split("/"):
+        return "leaves its folder through '..'"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(_regex(pattern) for pattern in patterns) or r"(?!)")
+
+
+def _regex(pattern: str) -> str:
+    """`pattern` as an expression for a whole path."""
+    cleaned = pattern.removeprefix("./").rstrip("/")
+    if cleaned == ".":
+        return ".*"
+    return "".join(_part(part) for part in _PARTS.findall(cleaned)) + "(?:/.*)?"
+
+
+def _part(part: str) -> str:
+    if part == "**/":
+        return "(?:.*/)?"
+    if part == "**":
+        return ".*"
+    if part == "*":
+        return "[^/]*"
+    if part == "?":
+        return "[^/]"
+    if part.startswith("[") and len(part) > 1:
+        inside = part[1:-1]
+        negated = inside.startswith("!")
+        return ("[^/" if negated else "[") + re.escape(inside[negated:]).replace(r"\-", "-") + "]"
+    return re.escape(part)
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    return _compiled(tuple(patterns)).fullmatch(path) is not None
+
+
+def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """The `paths` that one of `patterns` names, in their order."""
+    compiled = _compiled(tuple(patterns))
+    return [path for path in paths if compiled.fullmatch(path)]
+
+
+_COMPARED = ("run", "scorer", "objective", "constraints")
+"""Sections that change what a number means. Policy, knobs and the budget of a whole search only
+change what is tried next."""
+
+BY_HAND = "by-hand on "
+"""How the key of a run begins that somebody made by hand: it is compared with such runs only."""
+
+_SHORT = (
+    (r"\bH100\b", "H100"),
+    (r"\bH200\b", "H200"),
+    (r"\bA100\b", "A100"),
+    (r"\b4090\b", "4090"),
+    (r"\b3090\b", "3090"),
+    (r"\b3060\b", "3060"),
+    (r"\bM2 Ultra\b", "M2-Ultra"),
+)
+
+
+def canonical_hash(value: Any) -> str:
+    """SHA-256 of `value` as JSON with sorted keys and no blanks."""
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def task_hash(task: Task, protected: Mapping[str, str]) -> str:
+    """The resolved task with the contents of its protected files (`guard.protected_blobs`)."""
+    said = task.model_dump(mode="json", include=set(_COMPARED))
+    del said["objective"]["target"]  # says when to stop
+    del said["run"]["device"]  # its name is in the platform's key
+    for name in ("include", "git"):  # a task that does without is what it always was
+        if not said["run"][name]:
+            del said["run"][name]
+    del said["run"]["max_processes"]  # ends a run, and changes no number
+    return canonical_hash(
+        {**said, "artifacts": sorted(task.artifacts), "protected": dict(protected)}
     )
 
 
-def _relative_to(path: Path, root: Path) -> str:
-    """`path` as the repository names it; empty when it lies elsewhere."""
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return ""
+def data_hash_with(data_hash: str, included: Mapping[str, str]) -> str:
+    """The hash of the located data, and of the files that a checkout has beside its commit."""
+    return canonical_hash([data_hash, dict(included)]) if included else data_hash
 
 
-def _resolved(written: TaskFile, source: str) -> Task:
-    """`written` with its patterns relative to the repository."""
-    folder = PurePosixPath(source).parent
-    values = {name: getattr(written, name) for name in TaskFile.model_fields}
-    if written.root == "task" and source:
-        values["artifacts"] = tuple(_below(folder, one) for one in written.artifacts)
-        if written.protected is not None:
-            values["protected"] = tuple(_below(folder, one) for one in written.protected)
-    return Task(**{**values, "root": "repository", "source": source})
+def platform_key(
+    *,
+    device_name: str,
+    profile_hash: str,
+    data_hash: str,
+    task_hash: str,
+    budget_seconds: float,
+    clock: Clock,
+) -> str:
+    """Only experiments of one key are compared.
 
-
-def _below(folder: PurePosixPath, pattern: str) -> str:
-    return (folder / pattern.removeprefix("./")).as_posix()
-
-
-# ── patterns against files ──────────────────────────────────────────────────────────────────
-
-
-def _pattern_problems(data: Mapping[str, Any], source: str, files: list[str]) -> list[Problem]:
-    """What is wrong with `artifacts` and `protected`, also when other sections are wrong too."""
-    folder = PurePosixPath(source).parent
-    if data.get("root", "task") != "task" or not source:
-        folder = PurePosixPath(".")
-    named = {name: _patterns_in(data, name) for name in ("artifacts", "protected")}
-    protected = [_below(folder, pattern) for pattern in named["protected"].values()]
-    problems = []
-    for name, listed in named.items():
-        for index, pattern in listed.items():
-            found = patterns.matching(files, [_below(folder, pattern)])
-            if not found:
-                near = nearest(pattern, _names_from(folder, files))
-                problems.append(Problem((name, index), f"{pattern!r} matches no file{near}"))
-            elif name == "artifacts":
-                problems += _protected_among(found, protected, source, (name, index), pattern)
-    return problems
-
-
-def _patterns_in(data: Mapping[str, Any], name: str) -> dict[int, str]:
-    """The usable patterns of a list; the model reports the others."""
-    listed = data.get(name)
-    if not isinstance(listed, list):
-        return {}
-    usable = (item for item in enumerate(listed) if isinstance(item[1], str))
-    return {index: one for index, one in usable if patterns.problem_with(one) is None}
-
-
-def _protected_among(
-    found: list[str], protected: list[str], source: str, place: tuple[str, int], pattern: str
-) -> list[Problem]:
-    overlap = patterns.matching(found, protected)
-    if overlap:
-        return [Problem(place, f"{pattern!r} matches {overlap[0]!r}, which is protected")]
-    if found == [source]:
-        return [Problem(place, f"{pattern!r} matches the task file itself, which never changes")]
-    return []
-
-
-def _names_from(folder: PurePosixPath, files: list[str]) -> list[str]:
-    """File names as somebody who stands in `folder` would write them."""
-    prefix = "" if folder == PurePosixPath(".") else f"{folder.as_posix()}/"
-    return [name.removeprefix(prefix) for name in files if name.startswith(prefix)]
-
-
-def _missing_names(task: Task, files: list[str]) -> list[Problem]:
-    """Single files and folders that the task names and the repository lacks."""
-    problems = []
-    evaluator, cwd = task.scorer.evaluator, task.run.cwd.rstrip("/")
-    if evaluator is not None and evaluator not in files:
-        said = f"{evaluator!r} is no tracked file{nearest(evaluator, files)}"
-        problems.append(Problem(("scorer", "evaluator"), said))
-    elif evaluator is not None and task.is_artifact(evaluator):
-        said = f"{evaluator!r} is an artifact; what scores a change may not be changed by it"
-        problems.append(Problem(("scorer", "evaluator"), said))
-    folders = sorted(
-        {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
+    `device_name` is the driver's, not the short one: two boards of one short name differ in speed.
+    So do two processors, which are all called CPU: there the model counts.
+    """
+    return canonical_hash(
+        {
+            "device": f"CPU {cpu_model()}" if device_name == "CPU" else device_name,
+            "profile": profile_hash,
+            "data": data_hash,
+            "task": task_hash,
+            "budget": float(budget_seconds),
+            "clock": clock,
+        }
     )
-    if cwd not in folders:
-        problems.append(Problem(("run", "cwd"), f"{cwd!r} is no folder{nearest(cwd, folders)}"))
-    return problems
+
+
+def short_device_name(name: str) -> str:
+    """`NVIDIA H100 80GB HBM3` as people say it: H100. What nobody has a short name for: a slug."""
+    if name.strip().upper() == "CPU" or not name.strip():
+        return "CPU"
+    for pattern, short in _SHORT:
+        if re.search(pattern, name, re.IGNORECASE):
+            return short
+    words = re.sub(r"\b(?:NVIDIA|GeForce|AMD|Apple)\b", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-") or "device"

@@ -19,9 +19,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from autohypothesis.engine import patterns
-from autohypothesis.engine.identity import canonical_hash
-from autohypothesis.engine.task import Task
+from autohypothesis.engine.task import Task, canonical_hash, matches
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import (
@@ -350,7 +348,7 @@ def look(repository: Repository, task: Task) -> Lacking:
 
 def _is_ours(root: Path, path: str) -> bool:
     bare = path.rstrip("/")
-    if patterns.matches(bare, MADE_ANEW) or (root / bare / "pyvenv.cfg").is_file():
+    if matches(bare, MADE_ANEW) or (root / bare / "pyvenv.cfg").is_file():
         return True
     made = Layout(root).made_files
     if not path.endswith("/"):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from autohypothesis.engine.identity import short_device_name
+from autohypothesis.engine.task import short_device_name
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.sharing.telling import TOLD
 from autohypothesis.hub.client.wire import LARGEST

@@ -12,10 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 
-from autohypothesis.engine.constants import (
-    computed_names,
-    read_constants,
-)
+from autohypothesis.engine.constants import computed_names, read_constants
 from autohypothesis.engine.task import Knob
 from autohypothesis.errors import ChangeError
 from autohypothesis.fleet.live.steering import narrowed

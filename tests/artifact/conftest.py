@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from autohypothesis.commands import task as command
-from autohypothesis.engine.iteration import Unwatched
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Unwatched
 from autohypothesis.errors import AutohypothesisError
 from tests.conftest import ROOT, Answer, called, run_git
 

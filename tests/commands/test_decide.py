@@ -107,16 +107,20 @@ def test_a_crash_cannot_be_kept_by_hand(cli: Cli) -> None:
     assert "cannot be kept" in answer.stderr
 
 
-def test_a_stamp_in_result_json_is_taken_as_the_decision_it_means(cli: Cli, foreign: Path) -> None:
+def test_a_decision_written_into_result_json_decides_nothing_and_the_command_is_named(
+    cli: Cli, foreign: Path
+) -> None:
     run(cli)
     cli("run-experiment", "--set", "RATE=0.2")
     waiting = json.loads(cli("runs", "--json").stdout)[-1]["id"]
     path = Layout(foreign).run(waiting).result
     path.write_text(json.dumps({**json.loads(path.read_text()), "decision_status": "keep"}))
-    assert cli("sync").returncode == 0
-    row = json.loads(cli("runs", "--json").stdout)[-1]
-    assert (row["status"], row["ordinal"]) == ("keep", 2)
-    assert reference(foreign) == row["commit"]
+    before = reference(foreign)
+    answer = cli("sync")
+    assert answer.returncode == 0
+    assert f"decide {waiting} keep" in answer.stderr
+    assert json.loads(cli("runs", "--json").stdout)[-1]["ordinal"] is None
+    assert reference(foreign) == before
 
 
 def test_a_settle_that_was_killed_before_the_reference_moved_is_finished(

@@ -132,16 +132,16 @@ def test_in_a_search_the_active_tag_and_its_runs_stay(foreign: Path, cli: Cli, g
 def test_what_another_process_does_there_meanwhile_is_left_alone(
     foreign: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autohypothesis.engine import iteration
+    from autohypothesis.engine import runner
 
-    layout, real = Layout(foreign), iteration.plan
+    layout, real = Layout(foreign), runner.plan
 
     def plan(*args: object, **options: object) -> object:
         layout.inbox.mkdir(parents=True)
         (layout.inbox / "idea.json").write_text("{}")
         return real(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(iteration, "plan", plan)
+    monkeypatch.setattr(runner, "plan", plan)
     broken(foreign)
     assert cli("run-experiment").returncode == 1
     assert (layout.inbox / "idea.json").exists() and layout.manifest.exists()
@@ -152,10 +152,10 @@ def test_while_another_holds_a_lock_there_nothing_is_taken_back(foreign: Path, c
     layout.locks.mkdir(parents=True)
     for path in (layout.locks, layout.research):
         path.rmdir()
-    from autohypothesis.engine import beginning
+    from autohypothesis.engine.project import _nothing_happened
 
     with hold(layout, "settle", doing="a test"):
-        assert not beginning._nothing_happened(layout)
-    assert beginning._nothing_happened(layout)
+        assert not _nothing_happened(layout)
+    assert _nothing_happened(layout)
     (layout.research / "README.md").write_text("a page\n")
-    assert beginning._nothing_happened(layout)
+    assert _nothing_happened(layout)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from autohypothesis.engine.setup import FILES, make_repository
-from autohypothesis.engine.task import default_task
+from autohypothesis.engine.task_file import default_task
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from tests.conftest import Answer, Cli, called, run_git

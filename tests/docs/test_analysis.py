@@ -13,9 +13,9 @@ import pytest
 from nbclient import NotebookClient
 
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle
+from autohypothesis.engine.runner import Request, run
 from autohypothesis.fleet.sync import sync
 
 ROOT = Path(__file__).resolve().parents[2]

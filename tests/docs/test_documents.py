@@ -25,7 +25,7 @@ import pytest
 import typer
 
 from autohypothesis.engine.project import todays_tag
-from autohypothesis.engine.task import load_task
+from autohypothesis.engine.task_file import load_task
 from autohypothesis.fleet.live import steering
 from autohypothesis.schema import Steering
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.task import Task, foreign_task
+from autohypothesis.engine.task import Task
+from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.records.git import Repository
 
 TRAIN = '''"""A script to search."""

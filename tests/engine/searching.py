@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autohypothesis.engine.decide import settle, settle_by_hand
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle, settle_by_hand
 from autohypothesis.engine.task import Task
 from autohypothesis.records import bundles
 from autohypothesis.records.files import write_json
@@ -83,7 +83,7 @@ class Search:
         return self.settled(self.ended(name, commit, parent, value, seed=seed))
 
     def settled(self, name: str) -> Decision:
-        return settle(self.project, [name], decided_by="test")[-1]
+        return settle(self.project, [name], decided_by="test").decisions_or_raise()[-1]
 
     def by_hand(self, name: str, status: str) -> Decision:
         return settle_by_hand(self.project, name, status, reason="", decided_by="me")  # type: ignore[arg-type]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import collect as collecting
-from autohypothesis.engine import iteration, shim
+from autohypothesis.engine import runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Request
 from autohypothesis.engine.scoring import ModelScorer
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Export
@@ -35,11 +35,11 @@ def project(foreign: Path) -> Project:
 def ended(project: Project, **task: Any) -> RunSpec:
     """A run that has ended and that nobody has collected."""
     executor = LocalExecutor(project.repository, project.layout)
-    with iteration.free_worker(project) as worker:
-        spec = iteration.plan(project, Request(Change.none()), worker)
+    with runner.free_worker(project) as worker:
+        spec = runner.plan(project, Request(Change.none()), worker)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
         handle = executor.submit(spec)
-        iteration.follow(project, executor, handle)
+        runner.follow(project, executor, handle)
         shim_handle = shim.attach(str(project.layout.run(spec.experiment_id).folder))
         assert shim_handle is not None
         shim.wait(shim_handle, 10)

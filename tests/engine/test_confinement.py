@@ -20,10 +20,10 @@ from typing import NamedTuple
 import pytest
 
 from autohypothesis import sandbox
-from autohypothesis.engine import iteration, settle
+from autohypothesis.engine import decide, runner
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Request
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import Metadata, Result
@@ -72,7 +72,7 @@ def attack(root: Path, code: str, *, task: str = "", tag: str = "t") -> Ran:
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "an attack", "--allow-empty")
     project = Project.open(root).with_tag(tag)
-    finished = iteration.run(project, Request(Change.none()))
+    finished = runner.run(project, Request(Change.none()))
     run = project.layout.run(finished.experiment_id)
     log = run.log.read_text(errors="replace") if run.log.exists() else ""
     said = [line for line in log.splitlines() if line.startswith("came: ")]
@@ -140,7 +140,7 @@ def test_a_record_that_a_run_made_is_set_aside_and_decided_as_a_crash(
     ran = attack(foreign, code)
     assert "result.json of its record, which it made" in ran.result.failure_detail
     assert (ran.run.out / "from-the-record-result.json").read_text() == "{}"
-    decided = settle.settle(Project.open(foreign), [ran.run.folder.name], decided_by="loop")
+    decided = decide.settle(Project.open(foreign), [ran.run.folder.name], decided_by="loop")
     assert [one.decision_status for one in decided] == ["crash"]
 
 
@@ -187,7 +187,7 @@ def test_a_run_in_a_sandbox_changes_nothing_but_what_is_its_own(
     (home / ".bashrc").write_text("mine\n")
     first = attack(foreign, "", tag="first")
     project = Project.open(foreign)
-    settle.settle(project, [first.run.folder.name], decided_by="loop")
+    decide.settle(project, [first.run.folder.name], decided_by="loop")
     code = writes(place).replace("os.environ['USERS_HOME']", repr(str(home)))
     before = _contents(foreign, home)
     ran = attack(foreign, code)
@@ -441,10 +441,10 @@ attempt("there", lambda: sorted(path.name for path in cache.iterdir()))
     first = attack(foreign, code, task=task)
     assert first.came == {"there": "[]"}
     project = Project.open(foreign)
-    settle.settle(project, [first.run.folder.name], decided_by="loop")
+    decide.settle(project, [first.run.folder.name], decided_by="loop")
     for seed in (7, 8):
         request = Request(Change.none(), seed=seed, replicates=first.run.folder.name)
-        finished = iteration.run(project, request)
+        finished = runner.run(project, request)
         log = project.layout.run(finished.experiment_id).log.read_text()
         assert "came: {'there': \"['42']\"}" in log, log
 

@@ -9,14 +9,14 @@ from threading import Thread
 
 import pytest
 
-from autohypothesis.engine import confirm, contention, iteration, local_executor
+from autohypothesis.engine import contention, local_executor, replication, runner
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.decide import runs_needed, settle
 from autohypothesis.engine.executor import Handle
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, run_ids
-from autohypothesis.engine.settle import settle
-from autohypothesis.engine.task_model import Policy
+from autohypothesis.engine.runner import Request
+from autohypothesis.engine.task import Policy
 from autohypothesis.errors import SettleError
 
 
@@ -35,44 +35,44 @@ def project(foreign: Path, git: Callable[..., str]) -> Project:
     opened = Project.open(foreign).with_tag("t")
     task = opened.task.model_copy(update={"policy": Policy(replicates=1)})
     project = replace(opened, task=task)
-    settle(
-        project, [iteration.run(project, Request(Change.none())).experiment_id], decided_by="test"
-    )
+    settle(project, [runner.run(project, Request(Change.none())).experiment_id], decided_by="test")
     return project
 
 
 @pytest.fixture
 def win(project: Project) -> str:
     change = Change.from_overrides({"RATE": 0.2})
-    return iteration.run(project, Request(change)).experiment_id
+    return runner.run(project, Request(change)).experiment_id
 
 
 def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
     project: Project, win: str
 ) -> None:
-    of_change, of_base = confirm.missing(project, win)
+    needed = runs_needed(project, win)
+    assert needed
+    of_change, of_base = [run.request for run in needed.runs]
     assert (of_change.replicates, of_base.replicates) == (win, "baseline-t-1")
     executor = LocalExecutor(project.repository, project.layout)
-    handle: Handle = executor.submit(iteration.plan(project, of_change, "solo-9"))
-    assert confirm.missing(project, win) == [of_base]
+    handle: Handle = executor.submit(runner.plan(project, of_change, "solo-9"))
     follower = Thread(target=_collect, args=(project, executor, handle))
     follower.start()
-    (*_, decision) = confirm.confirm(project, win, decided_by="test")
+    (*_, decision) = replication.confirm(project, win, decided_by="test")
     follower.join()
     assert decision.confirmation == "confirmed"
-    assert confirm.missing(project, win) == []
+    assert runs_needed(project, win) is None
     assert len(run_ids(project.layout)) == 4
 
 
 def _collect(project: Project, executor: LocalExecutor, handle: Handle) -> None:
-    iteration.follow(project, executor, handle)
+    runner.follow(project, executor, handle)
     executor.collect(handle)
 
 
 def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:
-    made = iteration.run(project, confirm.missing(project, win)[0])
+    needed = runs_needed(project, win)
+    made = runner.run(project, needed.runs[0].request if needed else Request(Change.none()))
     assert made.experiment_id.startswith("h-t-")
-    assert confirm.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
+    assert replication.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
 
 
 def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
@@ -80,7 +80,7 @@ def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
 ) -> None:
     monkeypatch.setattr(local_executor, "platform_key", lambda **_: "another card")
     with pytest.raises(SettleError, match="ran on another platform") as refused:
-        confirm.confirm(project, win, decided_by="test")
+        replication.confirm(project, win, decided_by="test")
     assert f"decide {win} keep" in refused.value.hint
 
 
@@ -94,4 +94,4 @@ def test_a_change_of_the_task_since_does_not_change_what_confirms_it(
     )
     today = Project.open(project.layout.root)
     assert today.task.objective.min_delta == 0.5
-    assert confirm.confirm(today, win, decided_by="test")[-1].confirmation == "confirmed"
+    assert replication.confirm(today, win, decided_by="test")[-1].confirmation == "confirmed"

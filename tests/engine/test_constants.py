@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autohypothesis.engine.constants import read_constants, set_constants, settable_names
-from autohypothesis.engine.literals import same
+from autohypothesis.engine.constants import read_constants, same, set_constants, settable_names
 from autohypothesis.errors import ChangeError
 
 SOURCE = """# Größen – of the model

@@ -12,8 +12,7 @@ import pytest
 
 from autohypothesis.engine.environment import installed, site_folders
 from autohypothesis.engine.guard import Before, inspect, look, protected_blobs
-from autohypothesis.engine.task import Task
-from autohypothesis.engine.task_model import Scorer
+from autohypothesis.engine.task import Scorer, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, LaunchError
 from autohypothesis.records.git import Repository

@@ -11,10 +11,20 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.environment import training_command
-from autohypothesis.engine.identity import platform_key, short_device_name, task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.task import Objective, Run, Task
-from autohypothesis.engine.task_model import Budget, Input, Knob, Policy, SearchBudget
+from autohypothesis.engine.task import (
+    Budget,
+    Input,
+    Knob,
+    Objective,
+    Policy,
+    Run,
+    SearchBudget,
+    Task,
+    platform_key,
+    short_device_name,
+    task_hash,
+)
 from autohypothesis.errors import LaunchError, TaskError
 from autohypothesis.records.git import Repository
 

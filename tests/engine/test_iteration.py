@@ -15,14 +15,14 @@ import pytest
 from rich.console import Console
 
 from autohypothesis.commands.progress import Lines
-from autohypothesis.engine import devices, iteration, local_executor, shim
+from autohypothesis.engine import devices, local_executor, runner, shim
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.devices import LeaseFile
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.recovery import collect_ended
-from autohypothesis.engine.settle import settle_waiting
+from autohypothesis.engine.runner import Request
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.overview.overview import overview
@@ -42,13 +42,13 @@ def plans(project: Project) -> list[str]:
 def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(iteration, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
+    monkeypatch.setattr(runner, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
     held = []
     for lane in devices.lanes():
         lease = devices.lease_of(lane)
         held.append(LeaseFile(lease.path, lease.name).acquire({"experiment_id": "other-1"}))
     with pytest.raises(LeaseError, match="other-1"):
-        iteration.run(project, Request(Change.none()))
+        runner.run(project, Request(Change.none()))
     for one in held:
         one.release()
     assert plans(project) == []
@@ -64,18 +64,18 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
         raise error
 
     if where == "prepare":
-        monkeypatch.setattr(iteration, "prepare", fail)
+        monkeypatch.setattr(runner, "prepare", fail)
     elif where == "choose":
         monkeypatch.setattr(local_executor.guard, "look", fail)
     else:
         monkeypatch.setattr(local_executor, "to_json", fail)
     with pytest.raises(type(error)):
-        iteration.run(project, Request(Change.none()))
+        runner.run(project, Request(Change.none()))
     assert plans(project) == []
     assert not project.layout.runs.exists() or not list(project.layout.runs.iterdir())
 
 
-class Seen(iteration.Unwatched):
+class Seen(runner.Unwatched):
     """Stops the shim of a run that trains, and keeps what is said about that."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
     run_git(foreign, "commit", "-qam", "it takes a minute")
     watch, project = Seen(), Project.open(foreign).with_tag("t")
     watch.project = project
-    ended = iteration.run(project, Request(Change.none()), watch=watch)
+    ended = runner.run(project, Request(Change.none()), watch=watch)
     words = f"its owner process {watch.pid} is stopped (state T): `kill -CONT {watch.pid}`"
     assert len(watch.said) == 1 and words in watch.said[0]
     assert [words in need for need in watch.needs] == [True, True], "status and the loop name it"
@@ -132,7 +132,7 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 
     monkeypatch.setattr(shim, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        iteration.run(project, Request(Change.from_overrides({"SLEEP": 60.0})))
+        runner.run(project, Request(Change.from_overrides({"SLEEP": 60.0})))
     (folder,) = project.layout.runs.iterdir()
     result = read_json(folder / "result.json")
     assert (result["status"], result["failure_kind"]) == ("failed", "infra")
@@ -150,7 +150,7 @@ def test_a_shim_that_cannot_be_started_is_recorded_at_once(
 
     monkeypatch.setattr(shim, "start", refuse)
     with pytest.raises(LaunchError, match="no more processes"):
-        iteration.run(project, Request(Change.none()))
+        runner.run(project, Request(Change.none()))
     (folder,) = project.layout.runs.iterdir()
     assert read_json(folder / "result.json")["failure_kind"] == "infra"
 
@@ -166,14 +166,14 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
         return start(launch, warm)
 
     monkeypatch.setattr(shim, "start", slow)
-    finished: list[iteration.Finished] = []
+    finished: list[runner.Finished] = []
     go = threading.Barrier(2)
 
     def one(rate: float) -> None:
         own = Project.open(project.layout.root)
         go.wait()
         change = Change.from_overrides({"RATE": rate, "SLEEP": 1.5})
-        finished.append(iteration.run(own, Request(change)))
+        finished.append(runner.run(own, Request(change)))
 
     threads = [threading.Thread(target=one, args=(rate,)) for rate in (0.2, 0.25)]
     for thread in threads:
@@ -193,7 +193,7 @@ def test_a_chooser_that_is_stuck_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setattr(devices, "CHOOSING_S", 0.1)
     with devices.choosing("stuck-1"):
-        assert iteration.run(project, Request(Change.none())).result.status == "completed"
+        assert runner.run(project, Request(Change.none())).result.status == "completed"
 
 
 def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
@@ -207,16 +207,16 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
         asked.append(poll(self, handle))
         return asked[-1]
 
-    assert iteration.POLL_S >= 0.2
-    monkeypatch.setattr(iteration, "POLL_S", 3600.0)
+    assert runner.POLL_S >= 0.2
+    monkeypatch.setattr(runner, "POLL_S", 3600.0)
     monkeypatch.setattr(LocalExecutor, "poll", counted)
     executor = LocalExecutor(project.repository, project.layout)
-    with iteration.free_worker(project) as worker:
+    with runner.free_worker(project) as worker:
         change = Change.from_overrides({"SLEEP": 1.0})
-        spec = iteration.plan(project, Request(change), worker)
+        spec = runner.plan(project, Request(change), worker)
         handle = executor.submit(spec)
         asked.clear()
-        iteration.follow(project, executor, handle)
+        runner.follow(project, executor, handle)
         exit_at = project.layout.run(spec.experiment_id).exit.stat().st_mtime
         assert time.time() - exit_at < 30, "its end was noticed late"
         assert asked[-1] == "finished" and len(asked) <= 2, asked
@@ -226,17 +226,17 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
 def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(
     project: Project,
 ) -> None:
-    first = iteration.run(project, Request(Change.none()))
-    later = iteration.run(project, Request(Change.from_overrides({"RATE": 0.2})))
+    first = runner.run(project, Request(Change.none()))
+    later = runner.run(project, Request(Change.from_overrides({"RATE": 0.2})))
     reference = reference_ref(project.active())
     assert project.repository.compare_and_swap(reference, later.result.commit, first.result.commit)
-    again = iteration.run(project, Request(Change.none(), replicates=first.experiment_id))
+    again = runner.run(project, Request(Change.none(), replicates=first.experiment_id))
     assert again.result.commit == first.result.commit
 
 
 def test_a_repeat_of_nothing_is_refused_by_name(project: Project) -> None:
     with pytest.raises(ChangeError, match="no experiment 'h-nothing-1' to repeat"):
-        iteration.run(project, Request(Change.none(), replicates="h-nothing-1"))
+        runner.run(project, Request(Change.none(), replicates="h-nothing-1"))
     assert plans(project) == []
 
 
@@ -248,10 +248,11 @@ def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_deci
 
     monkeypatch.setattr(local_executor.bundles, "write_metadata", killed)
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
-        patches.setattr(iteration, "follow", lambda *_: None)
+        patches.setattr(runner, "follow", lambda *_: None)
         patches.setattr("autohypothesis.engine.local_executor.LocalExecutor.collect", killed)
-        iteration.run(project, Request(Change.none()))
+        runner.run(project, Request(Change.none()))
     monkeypatch.undo()
     collect_ended(project.repository, project.layout)
-    (decision,), refused = settle_waiting(project, decided_by="test")
-    assert (decision.reason, decision.requeue, refused) == ("infra", True, [])
+    settlement = settle(project, decided_by="test")
+    (decision,) = settlement.decisions
+    assert (decision.reason, decision.requeue, settlement.undecided) == ("infra", True, [])

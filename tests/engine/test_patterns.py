@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autohypothesis.engine.patterns import matches, problem_with
+from autohypothesis.engine.task import matches, pattern_problem
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_no_pattern_names_nothing() -> None:
     "pattern", ["", " a", "/a", "~/a", "a\\b", "../a", "a/../b", "a\nb", "c:/x"]
 )
 def test_a_pattern_stays_inside(pattern: str) -> None:
-    assert problem_with(pattern)
+    assert pattern_problem(pattern)
 
 
 @pytest.mark.parametrize("pattern", ["a..b", "...", ".hidden", "a b/ü.md", "~a/b"[1:]])
 def test_a_harmless_name_is_taken(pattern: str) -> None:
-    assert problem_with(pattern) is None
+    assert pattern_problem(pattern) is None

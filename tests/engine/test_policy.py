@@ -1,15 +1,25 @@
-"""Decisions that must never be taken: a keep without a number, a drift, a verdict without proof."""
+"""Decisions that must never be taken: a keep without a number, a drift, a lucky seed."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.engine.policy import Evidence, Measured, decide
+from autohypothesis.engine.policy import (
+    Evidence,
+    Measured,
+    Missing,
+    Pair,
+    Unconfirmed,
+    Verdict,
+    verdict_of,
+)
 from autohypothesis.errors import SettleError
 from autohypothesis.schema import FAILURE_KINDS
 
@@ -20,8 +30,14 @@ def at(**changes: object) -> Evidence:
     return dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
 
 
+def judged(evidence: Evidence) -> Verdict:
+    verdict = verdict_of(evidence)
+    assert isinstance(verdict, Verdict)
+    return verdict
+
+
 def test_better_by_min_delta_is_kept_provisionally() -> None:
-    verdict = decide(BASE)
+    verdict = judged(BASE)
     assert (verdict.decision_status, verdict.reason) == ("keep", "improved")
     assert verdict.confirmation == "provisional"
     assert verdict.improvement == pytest.approx(0.05)
@@ -39,7 +55,7 @@ def test_better_by_min_delta_is_kept_provisionally() -> None:
     ],
 )
 def test_the_line_between_noise_and_a_result(value: float, status: str, reason: str) -> None:
-    verdict = decide(at(value=value))
+    verdict = judged(at(value=value))
     assert (verdict.decision_status, verdict.reason) == (status, reason)
 
 
@@ -47,31 +63,31 @@ def test_the_line_between_noise_and_a_result(value: float, status: str, reason: 
 def test_without_a_real_number_nothing_is_kept(value: float | None) -> None:
     """The crash that was stamped `keep` at 0.0 is the best for ever."""
     for baseline in (False, True):
-        verdict = decide(at(value=value, is_baseline=baseline))
+        verdict = judged(at(value=value, is_baseline=baseline))
         assert (verdict.decision_status, verdict.reason) == ("crash", "no_metric")
 
 
 def test_another_metric_may_be_negative() -> None:
     evidence = at(value=-3.0, reference_value=-5.0, metric="log_likelihood", direction="maximize")
-    assert decide(evidence).decision_status == "keep"
+    assert judged(evidence).decision_status == "keep"
 
 
 def test_a_change_that_is_nothing_new_is_discarded_without_a_run() -> None:
-    verdict = decide(at(failure="nothing_new", failure_detail="tried as h-1-1", value=None))
+    verdict = judged(at(failure="nothing_new", failure_detail="tried as h-1-1", value=None))
     assert (verdict.decision_status, verdict.reason) == ("discard", "nothing_new")
     assert verdict.detail == "tried as h-1-1" and not verdict.requeue
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FAILURE_KINDS if kind != "nothing_new"])
 def test_a_failure_is_a_crash_of_its_kind_whatever_the_number(kind: str) -> None:
-    verdict = decide(at(failure=kind, failure_detail="why", value=0.1))
+    verdict = judged(at(failure=kind, failure_detail="why", value=0.1))
     assert (verdict.decision_status, verdict.reason, verdict.detail) == ("crash", kind, "why")
     assert verdict.requeue is (kind in ("infra", "contended"))
     assert verdict.improvement is None
 
 
 def test_an_equal_score_from_fewer_lines_is_kept() -> None:
-    verdict = decide(at(value=1.56, lines_changed=-4))
+    verdict = judged(at(value=1.56, lines_changed=-4))
     assert (verdict.decision_status, verdict.reason) == ("keep", "simpler")
     assert verdict.simplification
     assert "4 fewer lines" in verdict.detail
@@ -88,7 +104,7 @@ def test_an_equal_score_from_fewer_lines_is_kept() -> None:
     ],
 )
 def test_an_equal_score_is_not_kept_otherwise(changes: dict[str, object]) -> None:
-    assert decide(at(**{"value": 1.56, **changes})).decision_status == "discard"
+    assert judged(at(**{"value": 1.56, **changes})).decision_status == "discard"
 
 
 def test_a_chain_of_simplifications_does_not_drift() -> None:
@@ -99,7 +115,7 @@ def test_a_chain_of_simplifications_does_not_drift() -> None:
         evidence = at(
             value=value, reference_value=reference, lines_changed=-1, last_improvement=1.50
         )
-        if decide(evidence).decision_status == "keep":
+        if judged(evidence).decision_status == "keep":
             reference, kept = value, kept + 1
     assert kept == 1
     assert reference - 1.50 < BASE.min_delta
@@ -107,11 +123,11 @@ def test_a_chain_of_simplifications_does_not_drift() -> None:
 
 def test_without_noise_equal_means_equal() -> None:
     exact = {"min_delta": 0.0, "reference_value": 1.5, "lines_changed": -1}
-    assert decide(at(value=1.5, **exact)).reason == "simpler"
-    assert decide(at(value=1.5, **{**exact, "last_improvement": 1.5})).reason == "simpler"
-    assert decide(at(value=1.5, **{**exact, "lines_changed": 1})).reason == "within_noise"
-    assert decide(at(value=1.4999, **exact)).reason == "improved"
-    assert decide(at(value=1.5001, **exact)).reason == "worse"
+    assert judged(at(value=1.5, **exact)).reason == "simpler"
+    assert judged(at(value=1.5, **{**exact, "last_improvement": 1.5})).reason == "simpler"
+    assert judged(at(value=1.5, **{**exact, "lines_changed": 1})).reason == "within_noise"
+    assert judged(at(value=1.4999, **exact)).reason == "improved"
+    assert judged(at(value=1.5001, **exact)).reason == "worse"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +144,7 @@ def test_without_noise_equal_means_equal() -> None:
 def test_a_hard_limit_discards_and_a_soft_one_is_noted(
     measured: Measured, status: str, said: str
 ) -> None:
-    verdict = decide(at(constraints={"peak_vram_mb": measured}))
+    verdict = judged(at(constraints={"peak_vram_mb": measured}))
     assert verdict.decision_status == status
     assert said in verdict.detail
     assert (verdict.reason == "constraint") is (status == "discard")
@@ -136,26 +152,182 @@ def test_a_hard_limit_discards_and_a_soft_one_is_noted(
 
 def test_a_win_on_an_old_base_goes_back_to_the_queue() -> None:
     for changes in ({}, {"value": 1.55, "lines_changed": -5}):
-        verdict = decide(at(base_is_reference=False, **changes))
+        verdict = judged(at(base_is_reference=False, **changes))
         assert (verdict.decision_status, verdict.reason) == ("discard", "stale_base")
         assert verdict.requeue
-    lost = decide(at(base_is_reference=False, value=1.6))
+    lost = judged(at(base_is_reference=False, value=1.6))
     assert (lost.reason, lost.requeue) == ("worse", False)
 
 
 def test_a_baseline_is_kept_and_needs_no_reference() -> None:
-    verdict = decide(at(is_baseline=True, reference_value=None))
+    verdict = judged(at(is_baseline=True, reference_value=None))
     assert (verdict.decision_status, verdict.reason) == ("keep", "baseline")
     assert verdict.confirmation == "none"
 
 
 def test_a_replicate_is_not_a_second_win() -> None:
-    assert decide(at(is_replicate=True)).decision_status == "replicate"
+    assert judged(at(is_replicate=True)).decision_status == "replicate"
 
 
 def test_nothing_to_compare_with_is_no_decision() -> None:
     with pytest.raises(SettleError, match="run the baseline"):
-        decide(at(reference_value=None))
+        judged(at(reference_value=None))
+
+
+def test_a_missing_seed_of_the_reference_names_the_command_that_runs_it() -> None:
+    with pytest.raises(SettleError) as refused:
+        judged(at(reference_value=None, seed=7, other_seeds=True))
+    assert "run-experiment --baseline --seed 7 --settle" in refused.value.hint
+
+
+def test_a_replicate_needs_nothing_to_compare_with() -> None:
+    verdict = judged(at(reference_value=None, is_replicate=True))
+    assert (verdict.decision_status, verdict.improvement) == ("replicate", None)
+
+
+@pytest.mark.parametrize("changes", [{}, {"base_is_reference": False}, {"lines_changed": -5}])
+def test_an_unattested_win_is_no_win(changes: dict[str, object]) -> None:
+    verdict = judged(at(unattested=True, **changes))
+    assert (verdict.decision_status, verdict.reason, verdict.requeue) == (
+        "discard",
+        "unattested",
+        False,
+    )
+
+
+@pytest.mark.parametrize("kind", ["infra", "contended"])
+def test_what_was_lost_too_often_stands_as_a_crash_and_says_so(kind: str) -> None:
+    verdict = judged(at(failure=kind, failure_detail="killed with SIGALRM", comes_back=False))
+    assert (verdict.decision_status, verdict.reason, verdict.requeue) == ("crash", kind, False)
+    assert "too often" in verdict.detail and "SIGALRM" in verdict.detail
+
+
+# ── a win is run again ─────────────────────────────────────────────────────────────────────
+
+WIN = Evidence(value=1.50, reference_value=1.55, min_delta=0.02, lines_changed=3, replicates=2)
+"""Better by 0.05 on its first seed."""
+
+
+def win(*pairs: Pair, **changes: object) -> Evidence:
+    return dataclasses.replace(WIN, pairs=pairs, **changes)  # type: ignore[arg-type]
+
+
+def pairs(*improvements: float) -> list[Pair]:
+    """Complete pairs that are better by so much."""
+    return [Pair(43 + i, 1.6 - better, 1.6) for i, better in enumerate(improvements)]
+
+
+def said(verdict: Verdict) -> tuple[str, str, str]:
+    return verdict.decision_status, verdict.reason, verdict.confirmation
+
+
+@pytest.mark.parametrize(
+    ("improvements", "expected"),
+    [
+        ((0.05, 0.04), ("keep", "improved", "confirmed")),
+        ((0.02, 0.02), ("keep", "improved", "confirmed")),  # exactly, which floats miss
+        ((0.06, -0.01), ("keep", "improved", "confirmed")),
+        ((0.02, 0.01), ("discard", "not_confirmed", "refuted")),
+        ((0.0, 0.0), ("discard", "not_confirmed", "refuted")),
+        ((-0.05, 0.0), ("discard", "not_confirmed", "refuted")),
+    ],
+)
+def test_a_win_is_kept_when_the_pairs_that_nobody_chose_are_better_as_well(
+    improvements: tuple[float, float], expected: tuple[str, str, str]
+) -> None:
+    assert said(judged(win(*pairs(*improvements)))) == expected
+
+
+def test_a_very_lucky_first_seed_does_not_outvote_the_others() -> None:
+    """Better by fifty times min_delta once, and not at all twice: the mean would be a win."""
+    verdict = judged(win(*pairs(0.0, 0.0), value=0.55))
+    assert verdict.improvement == pytest.approx(1 / 3)
+    assert said(verdict) == ("discard", "not_confirmed", "refuted")
+
+
+def test_the_record_says_how_many_pairs_their_mean_and_their_spread() -> None:
+    verdict = judged(win(*pairs(0.04, 0.03)))
+    assert verdict.improvement == pytest.approx(0.04)
+    assert "3 pairs: better by 0.04 on average, spread 0.01" in verdict.detail
+    assert "by 0.035 without the first" in verdict.detail
+    assert "1.5 against 1.55" in verdict.detail
+
+
+def test_without_noise_a_win_has_to_be_better_every_time() -> None:
+    exact = {"min_delta": 0.0, "value": 1.5499}
+    assert judged(win(*pairs(1e-4, 1e-4), **exact)).confirmation == "confirmed"
+    assert judged(win(*pairs(0.0, 0.0), **exact)).confirmation == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("found", "missing"),
+    [
+        ([Pair(43), Pair(44)],
+         [("change", 43), ("base", 43), ("change", 44), ("base", 44)]),
+        ([Pair(43, 1.5, 1.6), Pair(44, None, 1.6)], [("change", 44)]),
+        ([Pair(44, 1.5, 1.6), Pair(43, 1.5, None)], [("base", 43)]),
+    ],
+)  # fmt: skip
+def test_a_win_is_no_decision_before_every_pair_is_there(
+    found: list[Pair], missing: list[Missing]
+) -> None:
+    unconfirmed = verdict_of(win(*found))
+    assert isinstance(unconfirmed, Unconfirmed)
+    assert (list(unconfirmed.missing), unconfirmed.wanted) == (missing, 4)
+    assert "1.5 against 1.55" in unconfirmed.words
+
+
+def test_no_replicates_is_what_it_always_was() -> None:
+    assert said(judged(win(replicates=0))) == ("keep", "improved", "provisional")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"value": 1.54}, ("discard", "within_noise")),
+        ({"value": 1.60}, ("discard", "worse")),
+        ({"base_is_reference": False}, ("discard", "stale_base")),
+        ({"unattested": True}, ("discard", "unattested")),
+        ({"constraints": {"peak_vram_mb": Measured(9.0, hard=8.0)}}, ("discard", "constraint")),
+        ({"failure": "oom"}, ("crash", "oom")),
+        ({"is_baseline": True}, ("keep", "baseline")),
+        ({"value": 1.55, "lines_changed": -4}, ("keep", "simpler")),
+    ],
+)
+def test_nothing_is_run_again_but_a_win(
+    changes: dict[str, object], expected: tuple[str, str]
+) -> None:
+    verdict = judged(win(Pair(43), Pair(44), **changes))
+    assert (verdict.decision_status, verdict.reason) == expected
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"), [("oom", "not_confirmed"), ("constraint", "constraint")]
+)
+def test_a_change_that_fails_at_a_further_seed_is_refuted_before_the_rest_is_run(
+    failure: str, reason: str
+) -> None:
+    verdict = judged(win(Pair(43, failure=failure, failure_detail="why it did"), Pair(44)))
+    assert said(verdict) == ("discard", reason, "refuted")
+    assert f"run again at seed 43: {failure}: why it did" in verdict.detail
+
+
+def test_a_base_that_fails_at_every_seed_confirms_nothing() -> None:
+    with pytest.raises(SettleError, match="its base fails"):
+        judged(win(*pairs(0.05)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "replicate"),
+        ({"unattested": True}, "unattested"),
+        ({"constraints": {"peak_vram_mb": Measured(9.0, hard=8.0)}}, "constraint"),
+    ],
+)
+def test_a_replicate_says_what_it_is_not_good_for(changes: dict[str, object], reason: str) -> None:
+    verdict = judged(win(is_replicate=True, **changes))
+    assert (verdict.decision_status, verdict.reason) == ("replicate", reason)
 
 
 # ── properties ──────────────────────────────────────────────────────────────────────────────
@@ -180,7 +352,7 @@ evidences = st.builds(
 
 @given(evidences)
 def test_a_keep_always_rests_on_a_finite_number_and_no_failure(evidence: Evidence) -> None:
-    verdict = decide(evidence)
+    verdict = judged(evidence)
     if verdict.decision_status == "keep":
         assert evidence.value is not None
         assert math.isfinite(evidence.value)
@@ -202,7 +374,7 @@ def test_both_directions_are_mirror_images(evidence: Evidence) -> None:
         reference_value=-(evidence.reference_value or 0.0),
         last_improvement=None if evidence.last_improvement is None else -evidence.last_improvement,
     )
-    one, other = decide(evidence), decide(mirrored)
+    one, other = judged(evidence), judged(mirrored)
     assert (one.decision_status, one.reason, one.requeue, one.simplification) == (
         other.decision_status,
         other.reason,
@@ -217,7 +389,7 @@ def test_a_keep_for_its_score_is_better_and_the_reverse_is_not(
 ) -> None:
     def kept(one: float, other: float) -> bool:
         return (
-            decide(
+            judged(
                 Evidence(
                     value=one,
                     reference_value=other,
@@ -235,29 +407,51 @@ def test_a_keep_for_its_score_is_better_and_the_reverse_is_not(
         assert abs(value - reference) >= min_delta - 1e-9
 
 
-def test_a_missing_seed_of_the_reference_names_the_command_that_runs_it() -> None:
-    with pytest.raises(SettleError) as refused:
-        decide(at(reference_value=None, seed=7, other_seeds=True))
-    assert "run-experiment --baseline --seed 7 --settle" in refused.value.hint
+some = st.lists(st.floats(-1, 1), min_size=1, max_size=5)
+deltas = st.floats(0, 0.5)
 
 
-def test_a_replicate_needs_nothing_to_compare_with() -> None:
-    verdict = decide(at(reference_value=None, is_replicate=True))
-    assert (verdict.decision_status, verdict.improvement) == ("replicate", None)
-
-
-@pytest.mark.parametrize("changes", [{}, {"base_is_reference": False}, {"lines_changed": -5}])
-def test_an_unattested_win_is_no_win(changes: dict[str, object]) -> None:
-    verdict = decide(at(unattested=True, **changes))
-    assert (verdict.decision_status, verdict.reason, verdict.requeue) == (
-        "discard",
-        "unattested",
-        False,
+def decided(first: float, further: Sequence[float], least: float) -> Verdict:
+    return judged(
+        Evidence(
+            value=-first,
+            reference_value=0.0,
+            metric="score",
+            min_delta=least,
+            replicates=len(further),
+            pairs=tuple(Pair(43 + i, -one, 0.0) for i, one in enumerate(further)),
+        )
     )
 
 
-@pytest.mark.parametrize("kind", ["infra", "contended"])
-def test_what_was_lost_too_often_stands_as_a_crash_and_says_so(kind: str) -> None:
-    verdict = decide(at(failure=kind, failure_detail="killed with SIGALRM", comes_back=False))
-    assert (verdict.decision_status, verdict.reason, verdict.requeue) == ("crash", kind, False)
-    assert "too often" in verdict.detail and "SIGALRM" in verdict.detail
+@given(st.floats(-1, 1), some, deltas, st.randoms())
+def test_the_order_of_the_pairs_says_nothing(
+    first: float, further: list[float], least: float, chance: object
+) -> None:
+    shuffled = list(further)
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert decided(first, further, least) == decided(first, shuffled, least)
+
+
+@given(st.floats(-1, 1), some, deltas)
+def test_what_is_kept_is_better_by_min_delta_on_average(
+    first: float, further: list[float], least: float
+) -> None:
+    verdict = decided(first, further, least)
+    if verdict.decision_status == "keep":
+        assert verdict.confirmation == "confirmed"
+        assert fmean([first, *further]) >= least - 1e-9
+        assert verdict.improvement is not None
+        assert math.isclose(verdict.improvement, fmean([first, *further]), abs_tol=1e-12)
+
+
+@given(st.floats(-1, 1), some, deltas, st.integers(0, 5), st.floats(0, 1))
+def test_a_better_pair_never_turns_a_keep_into_a_discard(
+    first: float, further: list[float], least: float, which: int, more: float
+) -> None:
+    before = decided(first, further, least)
+    every = [first, *further]
+    every[which % len(every)] += more
+    after = decided(every[0], every[1:], least)
+    if before.decision_status == "keep":
+        assert after.decision_status == "keep"

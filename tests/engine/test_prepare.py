@@ -11,14 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.candidate import config_of, diff_hash
+from autohypothesis.engine.candidate import config_of, diff_hash, prepare
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.environment import resolved
+from autohypothesis.engine.guard import run_preflight
 from autohypothesis.engine.inputs import InputReport, Inputs
-from autohypothesis.engine.preflight import run_preflight
-from autohypothesis.engine.prepare import prepare
-from autohypothesis.engine.task import Run, Task
-from autohypothesis.engine.task_model import Mutation, Scorer
+from autohypothesis.engine.task import Mutation, Run, Scorer, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError
 from autohypothesis.records.git import Repository, experiment_ref

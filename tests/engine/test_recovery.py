@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import guard, iteration, processes, recovery
+from autohypothesis.engine import guard, processes, recovery, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Request
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths
@@ -64,10 +64,10 @@ def test_an_uncollected_run_keeps_its_worktree_whatever_became_of_its_shim(
     if state == "finished":
         write_json(run.exit, {"status": "exited"})
     assert recovery.busy_workers(project.layout) == {"solo-0"}
-    with iteration.free_worker(project) as worker:
+    with runner.free_worker(project) as worker:
         assert worker == "solo-1"
     write_json(run.result, {"status": "failed"})
-    with iteration.free_worker(project) as worker:
+    with runner.free_worker(project) as worker:
         assert worker == "solo-0"
 
 
@@ -78,15 +78,15 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
         raise AutohypothesisError("not now")
 
     with monkeypatch.context() as patch:
-        patch.setattr(iteration.LocalExecutor, "collect", refuse)
+        patch.setattr(runner.LocalExecutor, "collect", refuse)
         patch.setattr(recovery, "collect", refuse)
         with pytest.raises(AutohypothesisError, match="not now"):
-            iteration.run(project, Request(Change.none()))
-        patch.setattr(iteration.LocalExecutor, "collect", lambda *_: None)
-        second = iteration.Request(Change.from_overrides({"RATE": 0.2}))
+            runner.run(project, Request(Change.none()))
+        patch.setattr(runner.LocalExecutor, "collect", lambda *_: None)
+        second = runner.Request(Change.from_overrides({"RATE": 0.2}))
         with pytest.raises(AutohypothesisError, match="not now"):
-            patch.setattr(iteration.LocalExecutor, "collect", refuse)
-            iteration.run(project, second)
+            patch.setattr(runner.LocalExecutor, "collect", refuse)
+            runner.run(project, second)
     assert recovery.busy_workers(project.layout) == {"solo-0", "solo-1"}
     collected = recovery.collect_ended(project.repository, project.layout)
     assert len(collected) == 2
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
 
 def test_no_cgroup_is_left_of_a_run_that_was_collected(project: Project) -> None:
     """The shim ends in its cgroup; the process that collects the run removes it."""
-    finished = iteration.run(project, Request(Change.none()))
+    finished = runner.run(project, Request(Change.none()))
     shim = read_json(project.layout.run(finished.experiment_id).shim)
     home = processes._own_group()
     assert not (home and list(Path(home).glob(f"autohypothesis-{shim['pid']}-*")))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from autohypothesis.engine import confirm
-from autohypothesis.engine.confirmation import UnconfirmedError
+from autohypothesis.engine.decide import Settlement, runs_needed, settle
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle, settle_waiting, waits_for
-from autohypothesis.engine.task import Objective, foreign_task
-from autohypothesis.engine.task_model import Constraint, Policy
+from autohypothesis.engine.task import Constraint, Objective, Policy
+from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.errors import SettleError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -47,7 +45,8 @@ def win(search: Search, start: str) -> str:
 
 
 def missing(search: Search, name: str) -> list[tuple[str | None, int | None]]:
-    return [(one.replicates, one.seed) for one in confirm.missing(search.project, name)]
+    win = runs_needed(search.project, name)
+    return [(run.request.replicates, run.request.seed) for run in win.runs] if win else []
 
 
 def pair(search: Search, start: str, win: str, seed: int, value: float, base: float) -> None:
@@ -60,17 +59,14 @@ def pair(search: Search, start: str, win: str, seed: int, value: float, base: fl
 
 
 def test_a_win_moves_nothing_before_it_was_run_again(search: Search, win: str, start: str) -> None:
-    with pytest.raises(UnconfirmedError) as waits:
-        settle(search.project, ["h-1"], decided_by="test")
-    assert "run-experiment --replicate h-1" in waits.value.hint
+    (needed,) = settle(search.project, ["h-1"], decided_by="test").needs_runs
+    assert "run-experiment --replicate h-1" in needed.error.hint
     assert search.project.reference() == start
     assert search.past().of("h-1") is None
     assert missing(search, "h-1") == [
         ("h-1", 43), ("baseline-t-1", 43), ("h-1", 44), ("baseline-t-1", 44),
     ]  # fmt: skip
-    decisions, refused = settle_waiting(search.project, decided_by="test")
-    assert decisions == []
-    assert [(one.experiment_id, type(one.error)) for one in refused] == [("h-1", UnconfirmedError)]
+    assert settle(search.project, decided_by="test") == Settlement(needs_runs=[needed])
 
 
 def test_pairs_that_have_ended_are_decided_before_the_win_that_waits_for_them(
@@ -78,7 +74,7 @@ def test_pairs_that_have_ended_are_decided_before_the_win_that_waits_for_them(
 ) -> None:
     pair(search, start, win, 43, 1.42, 1.5)
     pair(search, start, win, 44, 1.41, 1.5)
-    *replicates, decision = settle(search.project, ["h-1"], decided_by="test")
+    *replicates, decision = settle(search.project, ["h-1"], decided_by="test").decisions
     assert {one.decision_status for one in replicates} == {"replicate"}
     assert (decision.decision_status, decision.confirmation) == ("keep", "confirmed")
     assert decision.improvement == pytest.approx((0.1 + 0.08 + 0.09) / 3)
@@ -89,9 +85,9 @@ def test_pairs_that_have_ended_are_decided_before_the_win_that_waits_for_them(
 def test_one_settle_of_everything_is_enough(search: Search, win: str, start: str) -> None:
     pair(search, start, win, 43, 1.42, 1.5)
     pair(search, start, win, 44, 1.41, 1.5)
-    decisions, refused = settle_waiting(search.project, decided_by="test")
-    assert refused == []
-    assert decisions[-1].experiment_id == "h-1"
+    settlement = settle(search.project, decided_by="test")
+    assert settlement.undecided == []
+    assert settlement.decisions[-1].experiment_id == "h-1"
     assert search.project.reference() == win
 
 
@@ -175,9 +171,9 @@ def test_a_run_that_was_lost_is_run_again_under_its_own_hypothesis(
 ) -> None:
     search.ended("again-43", win, None, None, seed=43, of="h-1", kind=kind)
     assert search.settled("again-43").requeue
-    again = confirm.missing(search.project, "h-1")[0]
-    assert (again.replicates, again.seed) == ("h-1", 43)
-    assert again.hypothesis_id == "of-again-43"
+    win = runs_needed(search.project, "h-1")
+    assert missing(search, "h-1")[0] == ("h-1", 43)
+    assert win and win.runs[0].request.hypothesis_id == "of-again-43"
 
 
 def test_a_limit_that_a_replicate_breaks_discards_the_change(search: Search, start: str) -> None:
@@ -202,7 +198,7 @@ def test_a_seed_at_which_the_base_fails_is_passed_over(
         search.ended(name, start, None, None, seed=seed, of="baseline-t-1", kind="nan")
         search.settled(name)
     with pytest.raises(SettleError, match="its base fails at too many seeds"):
-        confirm.missing(search.project, "h-1")
+        runs_needed(search.project, "h-1")
 
 
 def test_a_win_that_the_engine_did_not_run_stays_provisional(search: Search, start: str) -> None:
@@ -223,7 +219,7 @@ def test_nothing_more_is_run_once_the_reference_has_moved(
     other = search.change(start, "B = 1\n")
     search.ended("h-2", other, start, 1.3)
     search.by_hand("h-2", "keep")
-    assert waits_for(search.project, "h-1") is None
+    assert runs_needed(search.project, "h-1") is None
     decision = search.settled("h-1")
     assert (decision.reason, decision.requeue) == ("stale_base", True)
     assert missing(search, "h-1") == []
@@ -246,8 +242,8 @@ def test_two_wins_on_one_base_do_not_both_become_the_reference(
     pair(search, start, win, 44, 1.41, 1.5)
     for seed in (43, 44):
         search.ended(f"more-{seed}", other, None, 1.4, seed=seed, of="h-2")
-    decisions, refused = settle_waiting(search.project, decided_by="test")
-    assert refused == []
-    reasons = {one.experiment_id: one.reason for one in decisions}
+    settlement = settle(search.project, decided_by="test")
+    assert settlement.undecided == []
+    reasons = {one.experiment_id: one.reason for one in settlement.decisions}
     assert (reasons["h-1"], reasons["h-2"]) == ("improved", "stale_base")
     assert search.project.reference() == win

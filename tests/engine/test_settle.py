@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 
 import pytest
 
-from autohypothesis.engine import settle as settling
+from autohypothesis.engine import decide as settling
+from autohypothesis.engine.decide import repair, settle
 from autohypothesis.engine.evidence import Case
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project, reference_ref
-from autohypothesis.engine.settle import (
-    repair,
-    settle,
-    settle_waiting,
-    take_hand_edits,
-)
-from autohypothesis.engine.task import Objective, foreign_task
-from autohypothesis.engine.task_model import Constraint, Scorer
+from autohypothesis.engine.task import Constraint, Objective, Scorer
+from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_json
@@ -122,7 +116,7 @@ def test_a_stale_baseline_does_not_take_the_reference_back(
     if by_hand:
         decision = search.by_hand("baseline-t-2", "keep")
     else:
-        (decision,) = settle(search.project, ["baseline-t-2"], decided_by="test")
+        decision = search.settled("baseline-t-2")
         assert decision.reason == "baseline"
     assert decision.decision_status == "keep"
     assert decision.reference_after == decision.reference_before == kept
@@ -139,13 +133,13 @@ def test_a_lucky_seed_is_not_compared_with_another_one(search: Search, start: st
     change = search.change(start, "A = 1\n")
     search.ended("h-1", change, start, 1.45, seed=7)
     with pytest.raises(SettleError) as refused:
-        settle(search.project, ["h-1"], decided_by="test")
+        search.settled("h-1")
     command = "python orchestrator.py run-experiment --baseline --seed 7 --settle"
     assert command in refused.value.hint
     replicate = search.decided("baseline-t-2", start, None, 1.4, seed=7)
     assert (replicate.decision_status, replicate.seed) == ("replicate", 7)
     assert search.project.reference() == start
-    (decision,) = settle(search.project, ["h-1"], decided_by="test")
+    decision = search.settled("h-1")
     assert (decision.reason, decision.reference_value) == ("worse", 1.4)
     same_seed = search.decided("h-2", search.change(start, "B = 1\n"), start, 1.45)
     assert (same_seed.reason, same_seed.reference_value) == ("improved", 1.5)
@@ -163,7 +157,7 @@ def test_a_person_may_decide_at_whatever_seed(search: Search, start: str) -> Non
 def test_a_run_is_not_decided_by_another_task_than_its_own(search: Search, start: str) -> None:
     coarse = foreign_task().model_copy(update={"objective": Objective(min_delta=0.5)})
     search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=coarse)
-    (decision,) = settle(search.project, ["h-1"], decided_by="test")
+    decision = search.settled("h-1")
     assert decision.reason == "within_noise"
 
 
@@ -172,7 +166,7 @@ def test_a_number_that_nobody_vouches_for_moves_no_reference(search: Search, sta
     task = foreign_task().model_copy(update={"scorer": scored})
     change = search.change(start, "A = 1\n")
     search.ended("h-1", change, start, 1.0, task=task, attested=False)
-    (decision,) = settle(search.project, ["h-1"], decided_by="test")
+    decision = search.settled("h-1")
     assert (decision.decision_status, decision.reason) == ("discard", "unattested")
     assert "run-experiment" in decision.detail
     assert search.project.reference() == start
@@ -193,10 +187,10 @@ def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> 
     (runs / "h-2" / "result.json").write_text('{"status": "fine"}')
     (runs / "h-3" / "result.json").write_text("[")
     search.ended("h-6", start, start, 1.6, platform="a cpu without a baseline")
-    decisions, refused = settle_waiting(search.project, decided_by="test")
-    assert [decision.experiment_id for decision in decisions] == ["h-4", "h-5"]
-    assert {one.experiment_id for one in refused} == {"h-1", "h-2", "h-3", "h-6"}
-    why = {one.experiment_id: str(one.error) for one in refused}
+    settlement = settle(search.project, decided_by="test")
+    assert [decision.experiment_id for decision in settlement.decisions] == ["h-4", "h-5"]
+    why = {one.experiment_id: str(one.error) for one in settlement.refused}
+    assert set(why) == {"h-1", "h-2", "h-3", "h-6"}
     assert "metadata.json" in why["h-1"] and "recorded_at" in why["h-1"]
     assert "result.json" in why["h-2"] and "result.json" in why["h-3"]
     assert "--baseline" in why["h-6"]
@@ -210,7 +204,7 @@ def test_a_damaged_file_is_named_and_is_no_traceback(
     search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4, task=foreign_task())
     (search.project.layout.run("h-1").folder / file).write_text(content)
     with pytest.raises(RecordError, match=file):
-        settle(search.project, ["h-1"], decided_by="test")
+        search.settled("h-1")
 
 
 def test_a_damaged_result_of_the_last_decision_does_not_block_the_next(
@@ -219,22 +213,6 @@ def test_a_damaged_result_of_the_last_decision_does_not_block_the_next(
     search.decided("h-1", search.change(start, "A = 1\n"), start, 1.6)
     search.project.layout.run("h-1").result.write_text("{}")
     assert search.decided("h-2", search.change(start, "B = 1\n"), start, 1.6).reason == "worse"
-
-
-def test_refused_hand_edits_do_not_read_the_decisions_once_each(
-    search: Search, start: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4)
-    reads = []
-    real: Callable[..., object] = bundles.read_decisions
-    monkeypatch.setattr(
-        bundles, "read_decisions", lambda layout: (reads.append(1), real(layout))[1]
-    )
-    edits = [("h-1", "maybe"), ("h-9", "keep"), ("h-1", "keep"), ("h-1", "keep")]
-    taken, refused = take_hand_edits(search.project, edits)
-    assert [one.experiment_id for one in taken] == ["h-1"]
-    assert len(refused) == 3
-    assert len(reads) == 1
 
 
 def test_overruling_an_edited_result_rests_on_what_was_decided(search: Search, start: str) -> None:
@@ -257,11 +235,11 @@ def test_a_copied_bundle_is_refused_by_name_and_the_others_are_decided(
         path = search.project.layout.run("h-2").metadata
         path.write_text(path.read_text().replace('"h-1"', '"h-2"'))
     search.ended("h-3", search.change(start, "B = 1\n"), start, 1.7)
-    decisions, refused = settle_waiting(search.project, decided_by="test")
-    assert [one.experiment_id for one in decisions] == ["h-3"]
-    ((name, error),) = refused
-    assert name == "h-2"
-    assert ("names the decision" if with_id else "is of experiment 'h-1'") in str(error)
+    settlement = settle(search.project, decided_by="test")
+    assert [one.experiment_id for one in settlement.decisions] == ["h-3"]
+    (refused,) = settlement.refused
+    assert refused.experiment_id == "h-2"
+    assert ("names the decision" if with_id else "is of experiment 'h-1'") in str(refused.error)
 
 
 # ── limits and disturbed runs ───────────────────────────────────────────────────────────────
@@ -273,9 +251,8 @@ def test_a_limit_from_outside_the_task_binds_as_well(search: Search, start: str)
     result = Result.model_validate(read_json(run.result))
     hungry = result.model_copy(update={"metrics": Metrics(val_bpb=1.0, peak_vram_mb=900.0)})
     bundles.write_result(run, hungry)
-    (decision,), _ = settle_waiting(
-        search.project, decided_by="test", limits={"peak_vram_mb": Constraint(hard=800.0)}
-    )
+    limits = {"peak_vram_mb": Constraint(hard=800.0)}
+    (decision,) = settle(search.project, decided_by="test", limits=limits).decisions
     assert (decision.decision_status, decision.reason) == ("discard", "constraint")
 
 
@@ -288,7 +265,7 @@ def test_a_repeat_that_ends_first_is_not_the_baseline(search: Search) -> None:
         search.project.layout.run("h-1"), metadata.model_copy(update={"run": repeat})
     )
     search.ended("baseline-t-1", commit, None, 1.5)
-    first, second = settle(search.project, ["h-1", "baseline-t-1"], decided_by="test")
+    first, second = settle(search.project, decided_by="test").decisions
     assert (first.decision_status, second.reason) == ("replicate", "baseline")
 
 
@@ -300,7 +277,7 @@ def test_a_voided_run_is_stamped_as_no_evidence_and_comes_back(search: Search, s
         slow = 3.0 if number == 3 else 1.0
         times = {"contention": {"kernel_before_ms": slow, "kernel_after_ms": slow}}
         bundles.write_result(run, result.model_copy(update={"evidence": times}))
-        (decision,) = settle(search.project, [name], decided_by="test")
+        decision = search.settled(name)
     assert (decision.decision_status, decision.reason, decision.requeue) == (
         "crash", "contended", True,
     )  # fmt: skip
@@ -321,7 +298,8 @@ def test_a_bundle_that_cannot_be_judged_is_refused_and_stands_in_nobodys_way(
         return real(past, case)
 
     monkeypatch.setattr(settling, "as_it_counts", poisoned)
-    decisions, refused = settle_waiting(search.project, decided_by="test")
-    assert [one.experiment_id for one in decisions] == ["h-2"]
-    assert [one.experiment_id for one in refused] == ["h-1"]
-    assert "AttributeError" in str(refused[0].error)
+    settlement = settle(search.project, decided_by="test")
+    assert [one.experiment_id for one in settlement.decisions] == ["h-2"]
+    (refused,) = settlement.refused
+    assert refused.experiment_id == "h-1"
+    assert "AttributeError" in str(refused.error)

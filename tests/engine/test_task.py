@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autohypothesis.engine.task import Task, default_task, load_task, task_schema
-from autohypothesis.engine.task_errors import MAX_BYTES, TaskFileError
+from autohypothesis.engine.task import Task, task_schema
+from autohypothesis.engine.task_file import MAX_BYTES, TaskFileError, default_task, load_task
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
 

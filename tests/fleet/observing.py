@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autohypothesis.engine import contention, iteration
+from autohypothesis.engine import contention, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -109,17 +109,17 @@ class Hands:
 
     def begin(self, one: Hypothesis) -> Handle:
         """Submits what was claimed."""
-        request = iteration.Request(
+        request = runner.Request(
             Change.of(one), title=one.title, rationale=one.rationale,
             hypothesis_id=one.hypothesis_id, seed=one.seed, replicates=one.replicates,
         )  # fmt: skip
-        spec = iteration.plan(self.project, request, self.name)
+        spec = runner.plan(self.project, request, self.name)
         return LocalExecutor(self.project.repository, self.project.layout).submit(spec)
 
     def end(self, observer: Observer, one: Hypothesis, handle: Handle) -> Result:
         """Waits for it, collects it, and moves the hypothesis on."""
         executor = LocalExecutor(self.project.repository, self.project.layout)
-        iteration.follow(self.project, executor, handle)
+        runner.follow(self.project, executor, handle)
         result = executor.collect(handle)
         if self.spoil is not None:
             result = self.spoil(one, handle.experiment_id, result)

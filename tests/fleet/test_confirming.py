@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine.decide import settle_by_hand
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle_by_hand
 from autohypothesis.fleet.live.roles import read_role
 from autohypothesis.fleet.observer.confirming import NEEDLESS
 from autohypothesis.fleet.observer.observer import Observer

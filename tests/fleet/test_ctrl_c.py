@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
 from autohypothesis.fleet.queue.states import Queue
@@ -182,7 +182,7 @@ def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
         over.wait(300)
         raise OSError("it took too long")
 
-    monkeypatch.setattr(iteration, "plan", plan)
+    monkeypatch.setattr(runner, "plan", plan)
     monkeypatch.setattr(worker, "PREPARATION_S", 0.2)
     jobs = Queue(fleet_project.layout, "t")
     idea = Proposal(title="an idea", config_overrides={"RATE": 0.2})

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autohypothesis.engine import iteration
-from autohypothesis.engine import settle as settling
+from autohypothesis.engine import decide as settling
+from autohypothesis.engine import runner
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.roles import lives, read_role
@@ -401,7 +401,7 @@ def test_a_turn_without_news_reads_no_bundle_and_writes_nothing(
         watched.turn()
     before = _everything(fleet_project)
     watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
-    monkeypatch.setattr("autohypothesis.fleet.observer.deciding.settle_waiting", None)
+    monkeypatch.setattr("autohypothesis.fleet.observer.deciding.settle", None)
     for _ in range(10):
         watched.turn()
     after = _everything(fleet_project)
@@ -571,7 +571,7 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(
     one = old.claim(watched)
     assert one is not None
     handle = old.begin(one)
-    iteration.follow(
+    runner.follow(
         fleet_project, LocalExecutor(fleet_project.repository, fleet_project.layout), handle
     )
     write_json(fleet_project.layout.run(handle.experiment_id).local, left)

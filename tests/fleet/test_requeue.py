@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import CANCELLED, NO_SHIM
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -337,7 +337,7 @@ def strangers(project: Project, *rates: float) -> tuple[Observer, list[str]]:
         claimed = old.claim(watched)
         assert claimed is not None
         executor = LocalExecutor(project.repository, project.layout)
-        iteration.follow(project, executor, old.begin(claimed))
+        runner.follow(project, executor, old.begin(claimed))
     old.beat("stopped")
     members(project, "w0")
     return watched, names

@@ -17,9 +17,9 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, plan, run
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project, todays_tag
-from autohypothesis.engine.settle import settle
+from autohypothesis.engine.runner import Request, plan, run
 from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import (
     AutohypothesisError,

@@ -56,10 +56,10 @@ def commit_of(root: Path, message: str = "m", **files: str) -> str:
 
 
 def tried(project: Project, commit: str) -> str:
-    from autohypothesis.engine import iteration
+    from autohypothesis.engine import runner
 
-    request = iteration.Request(Change.from_commit(commit), title="theirs")
-    return iteration.plan(project, request, "solo-0").commit
+    request = runner.Request(Change.from_commit(commit), title="theirs")
+    return runner.plan(project, request, "solo-0").commit
 
 
 def test_of_a_foreign_commit_the_artifacts_are_taken_and_nothing_else(

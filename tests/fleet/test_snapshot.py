@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle
+from autohypothesis.engine.runner import Request, run
 from autohypothesis.errors import FleetError, GitError
 from autohypothesis.fleet.supervisor import restore as restoring
 from autohypothesis.fleet.supervisor import snapshot as module

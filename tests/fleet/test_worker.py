@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import collect, devices, iteration, processes, recovery, shim
+from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
@@ -419,8 +419,8 @@ def claimed(project: Project, jobs: Queue, **change: object) -> tuple[str, RunSp
     (name,) = propose(jobs, **change)
     hypothesis = jobs.claim(NAME)
     assert hypothesis is not None and hypothesis.hypothesis_id == name
-    request = iteration.Request(Change.of(hypothesis), hypothesis_id=name)
-    return name, iteration.plan(project, request, NAME, resources=Resources(device=LANE))
+    request = runner.Request(Change.of(hypothesis), hypothesis_id=name)
+    return name, runner.plan(project, request, NAME, resources=Resources(device=LANE))
 
 
 def test_a_claim_without_a_plan_is_run_by_the_successor(
@@ -630,9 +630,9 @@ def test_only_the_newest_plan_of_a_claim_counts(fleet_project: Project, jobs: Qu
     name, spec = claimed(fleet_project, jobs)
     assert newest_experiment(fleet_project.layout, name) == spec.experiment_id
     jobs.release(name, NAME)
-    again = iteration.plan(
+    again = runner.plan(
         fleet_project,
-        iteration.Request(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name),
+        runner.Request(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name),
         NAME,
     )
     assert (
@@ -976,17 +976,17 @@ def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
     fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = propose(jobs, 2)
-    real, tried = iteration.plan, []
+    real, tried = runner.plan, []
 
     def refusing(
-        project: Project, request: iteration.Request, *words: object, **more: object
+        project: Project, request: runner.Request, *words: object, **more: object
     ) -> RunSpec:
         if request.hypothesis_id == bad:
             tried.append(bad)
             raise GitError("git commit-tree: a NUL byte in commit log message not allowed")
         return real(project, request, *words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(iteration, "plan", refusing)
+    monkeypatch.setattr(runner, "plan", refusing)
     with working(fleet_project):
         until(lambda: is_done(jobs, bad, good))
     found = jobs.read(bad)
@@ -999,7 +999,7 @@ def test_a_full_disk_abandons_nothing(
     fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (name,) = propose(jobs)
-    real, left = iteration.plan, [None] * 4
+    real, left = runner.plan, [None] * 4
 
     def full(*words: object, **more: object) -> RunSpec:
         if left:
@@ -1007,7 +1007,7 @@ def test_a_full_disk_abandons_nothing(
             raise RecordError("cannot write a plan: No space left on device")
         return real(*words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(iteration, "plan", full)
+    monkeypatch.setattr(runner, "plan", full)
     monkeypatch.setattr(worker, "LONGEST_PAUSE_S", 0.05)
     with working(fleet_project):
         while not is_done(jobs, name):

@@ -31,7 +31,7 @@ import pytest
 
 from autohypothesis import schema, system
 from autohypothesis.engine import collect as collecting
-from autohypothesis.engine import devices, settle, shim, shim_run, workspace
+from autohypothesis.engine import decide, devices, shim, shim_run, workspace
 from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
@@ -561,8 +561,8 @@ class World:
         for owner, name, op in (
             (os, "replace", "replace"), (os, "link", "link"), (os, "unlink", "unlink"),
             (os, "mkdir", "mkdir"), (system, "_rename_noreplace", "rename"), (git, "call", "git"),
-            (shim, "claim_folder", "claim"), (settle, "_move", "move"),
-            (settle, "_stamp", "stamp"), (settle.bundles, "append_decision", "append"),
+            (shim, "claim_folder", "claim"), (decide, "_move", "move"),
+            (decide, "_stamp", "stamp"), (decide.bundles, "append_decision", "append"),
         ):  # fmt: skip
             self.patches.setattr(owner, name, self._stepping(op, getattr(owner, name)))
         real_open, real_write, rmdir = os.open, os.write, os.rmdir

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, run
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Request, run
 from autohypothesis.engine.setup import make_repository
 from autohypothesis.schema import Result
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle
+from autohypothesis.engine.runner import Request, run
 from autohypothesis.engine.setup import make_repository
 from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync

@@ -26,7 +26,7 @@ STARTER = """
 import sys
 from pathlib import Path
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request, run
+from autohypothesis.engine.runner import Request, run
 from autohypothesis.engine.project import Project
 run(Project.open(Path(sys.argv[1])), Request(Change.none()))
 """

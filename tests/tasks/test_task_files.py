@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autohypothesis.engine.task import load_task
+from autohypothesis.engine.task_file import load_task
 from tests.conftest import Answer, called
 
 from .conftest import ROOT

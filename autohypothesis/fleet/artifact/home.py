@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autohypothesis.engine.decide import repair
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
-from autohypothesis.engine.settle import repair
 from autohypothesis.errors import GitError
 from autohypothesis.records import locks
 from autohypothesis.schema import Decision

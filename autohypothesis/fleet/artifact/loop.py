@@ -15,20 +15,18 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any
 
-from autohypothesis.engine import devices, iteration, recovery
+from autohypothesis.engine import devices, recovery, runner
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.confirm import missing
-from autohypothesis.engine.confirmation import UnconfirmedError
-from autohypothesis.engine.evidence import finished
+from autohypothesis.engine.decide import MissingRun, NeedsRuns, settle
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.guard import protected_blobs
-from autohypothesis.engine.identity import task_hash
-from autohypothesis.engine.iteration import Request, Unwatched, Watch
 from autohypothesis.engine.local_executor import LocalExecutor
+from autohypothesis.engine.mutator import RefusedError
 from autohypothesis.engine.policy import best_first
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.refusal import RefusedError
-from autohypothesis.engine.settle import settle_waiting
+from autohypothesis.engine.replication import make_missing_runs
+from autohypothesis.engine.runner import Request, Unwatched, Watch
+from autohypothesis.engine.task import task_hash
 from autohypothesis.errors import RecordError, SettleError, UsageError
 from autohypothesis.fleet.artifact.home import meet_user, take_home
 from autohypothesis.fleet.artifact.line import Lines
@@ -72,7 +70,7 @@ class Loop:
     def __post_init__(self) -> None:
         self.executor: Executor = LocalExecutor(self.project.repository, self.project.layout)
         self._lines = Lines(self.project)
-        self._unconfirmed: list[str] = []
+        self._wins: list[NeedsRuns] = []
         """Wins that wait for runs which confirm them, the best first."""
         self._steering = SteeringFiles(self.project.layout)
         self._said: set[str] = set()
@@ -134,8 +132,7 @@ class Loop:
     def _worktrees(self) -> Iterator[tuple[str, ...]]:
         with ExitStack() as stack:
             yield tuple(
-                stack.enter_context(iteration.free_worker(self.project))
-                for _ in range(self.parallel)
+                stack.enter_context(runner.free_worker(self.project)) for _ in range(self.parallel)
             )
 
     # ── a round ───────────────────────────────────────────────────────────────────────────
@@ -162,7 +159,7 @@ class Loop:
 
         def make(request: Request, worker: str, project: Project) -> RunSpec | None:
             with suppress(RefusedError):
-                return iteration.plan(
+                return runner.plan(
                     project, request, worker, self.executor, workspace=f"{worker}-next",
                     record_refused=True, cancelled=called_off.is_set,
                 )  # fmt: skip
@@ -187,7 +184,7 @@ class Loop:
     def execute(self, specs: Sequence[RunSpec]) -> None:
         """Run candidates side by side, and collect them."""
         try:
-            iteration.execute(self.project, self.executor, specs, self.watch)
+            runner.execute(self.project, self.executor, specs, self.watch)
         finally:
             self.watch.ended()
 
@@ -199,9 +196,7 @@ class Loop:
         self.say(f"measuring {reference[:7]}, which every change is compared with")
         for lost in range(1, MOST_LOST + 1):
             before = len(self.decided)
-            spec = iteration.plan(
-                self.project, Request(Change.none()), self.workers[0], self.executor
-            )
+            spec = runner.plan(self.project, Request(Change.none()), self.workers[0], self.executor)
             self.execute([spec])
             self.decide()
             own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
@@ -240,25 +235,23 @@ class Loop:
     def decide(self) -> None:
         """Decide all that has ended, the best first; what was kept goes home, then it is said."""
         steering = self._steering.combined()
-        decisions, refused = settle_waiting(
+        settlement = settle(
             self.project, decided_by="task run", limits=limits(steering), order=self._best_first
         )
         self.chronicle.refresh()
-        self.decided += decisions
-        self._unconfirmed = []
-        for name, error in refused:
-            if isinstance(error, UnconfirmedError):
-                self._unconfirmed.append(name)
-                self._once(f"{name} is run again before it is kept: {error.said}")
-            else:
-                self._refused = error.problem
-                self._once(f"not decided: {name}: {error.problem}")
+        self.decided += settlement.decisions
+        self._wins = settlement.needs_runs
+        for win in self._wins:
+            self._once(f"{win.experiment_id} is run again before it is kept: {win.words}")
+        for one in settlement.refused:
+            self._refused = one.error.problem
+            self._once(f"not decided: {one.experiment_id}: {self._refused}")
         for decision in self._lines.missing(list(self.chronicle.latest.values())):
             if remark := take_home(self.project, decision):
                 self.say(remark)
             self.emit(self._lines.write(decision))
         self.source.tidy()
-        if decisions:
+        if settlement.decisions:
             sync(self.project.layout, light=True)
 
     def _once(self, remark: str) -> None:
@@ -268,25 +261,18 @@ class Loop:
 
     def _confirm(self) -> None:
         """Run wins again where the task asks for that, the best first, until all are decided."""
-        in_vain = 0
-        while self._unconfirmed and not self._steering.combined().stop:
-            name = self._unconfirmed[0]
-            wanted = missing(self.project, name)
-            if not wanted:
-                return  # somebody else makes them
-            own = replace(self.project, task=finished(self.project, name).task)
-            for first in range(0, len(wanted), self.parallel):
-                self.execute(self.make(wanted[first : first + self.parallel], own))
+
+        def decide() -> list[NeedsRuns]:
             self.decide()
-            same = self._unconfirmed[:1] == [name] and len(missing(self.project, name)) == len(
-                wanted
-            )
-            in_vain = in_vain + 1 if same else 0
-            if in_vain >= MOST_LOST:
-                raise SettleError(
-                    f"{name} was run again {in_vain} times, which said nothing about it",
-                    hint=f"decide it by hand: python orchestrator.py decide {name} discard",
-                )
+            return self._wins
+
+        def make(own: Project, win: NeedsRuns, runs: Sequence[MissingRun]) -> None:
+            self.execute(self.make([run.request for run in runs], own))
+
+        make_missing_runs(
+            self.project, self._wins, decide, make, at_once=self.parallel, wait=False,
+            is_over=lambda: self._steering.combined().stop,
+        )  # fmt: skip
 
     def _best_first(self, names: Sequence[str]) -> list[str]:
         values: dict[str, float | None] = dict.fromkeys(names)
@@ -305,13 +291,13 @@ class Loop:
             handle = Handle(name)
             if self.executor.poll(handle) == "running":
                 self.say(f"waiting for {name}, which an earlier loop began")
-                iteration.follow(self.project, self.executor, handle, self.watch)
+                runner.follow(self.project, self.executor, handle, self.watch)
         self.watch.ended()
         recovery.collect_ended(self.project.repository, layout)
         self.chronicle.refresh()
         for name in list(self.chronicle.undecided):
             if not layout.run(name).folder.is_dir() and self._is_orphan(name):
-                iteration.forget(self.project, name)
+                runner.forget(self.project, name)
 
     def _is_orphan(self, name: str) -> bool:
         """Whether nobody is about to begin what was planned under a name of this tag."""

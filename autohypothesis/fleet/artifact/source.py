@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Request
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.steering import SteeringFiles
 from autohypothesis.fleet.observer.situation import situation

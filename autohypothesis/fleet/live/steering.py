@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.literals import same
+from autohypothesis.engine.constants import same
 from autohypothesis.engine.task import Constraint, Knob
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.live.roles import read_role

@@ -8,8 +8,8 @@ from contextlib import suppress
 
 from autohypothesis.engine import recovery
 from autohypothesis.engine.collect import collect
+from autohypothesis.engine.decide import NeedsRuns, edits_in_results, settle
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle_waiting, take_hand_edits
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, RecordError, SettleError
 from autohypothesis.fleet.queue.chronicle import Chronicle
@@ -22,7 +22,7 @@ from autohypothesis.schema import Decision, Plan
 SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
-"""Between two looks at everything: results that somebody stamped, runs that nobody collected."""
+"""Between two looks for runs that no process collected."""
 SHARE = 50
 """A look that takes a second is taken once in so many."""
 
@@ -35,8 +35,10 @@ class Deciding:
         self.chronicle = chronicle
         self.refused: dict[str, AutohypothesisError] = {}
         """Experiment -> why it could not be decided, as of the last try."""
-        self.unheard: list[str] = []
-        """Hand-made decisions that were refused, a line each."""
+        self.needs_runs: list[NeedsRuns] = []
+        """Wins that wait for runs which confirm them, as of the last try."""
+        self.edits: list[str] = []
+        """Remarks about decisions that were written into a result.json."""
         self._tried_at = -1
         self._last_try = self._last_sync = self._last_look = float("-inf")
         self._pause = LOOK_S
@@ -44,13 +46,13 @@ class Deciding:
         self._sight = (0, 0)
 
     def turn(self, limits: Mapping[str, Constraint], *, begun: int) -> list[Decision]:
-        """Decides what has ended since.
+        """Decide what has ended since.
 
         Args:
             begun: how many experiments were submitted so far.
 
         Raises:
-            LockError: somebody else is settling, or syncing, and does not finish.
+            LockError: another process is settling, or syncing, and does not finish.
             RecordError: the disk is full.
         """
         self._dirty |= self._sight != (sight := (begun, len(self.chronicle.undecided)))
@@ -71,13 +73,13 @@ class Deciding:
         return decisions
 
     def waits(self) -> list[str]:
-        """What has ended, of whatever tag, and may still be decided."""
-        hopeless = set(self.refused)
-        return [name for name in self.chronicle.ended() if name not in hopeless]
+        """Experiments that have ended, of whatever tag, and may still be decided."""
+        known = {*self.refused, *(win.experiment_id for win in self.needs_runs)}
+        return [name for name in self.chronicle.ended() if name not in known]
 
     def _retry_is_due(self) -> bool:
-        """What was refused may be decided once something else was, or once somebody mended it."""
-        if not self.refused:
+        """What was refused may be decided once something else was, or once a file was mended."""
+        if not self.refused and not self.needs_runs:
             return False
         later = time.monotonic() - self._last_try >= LOOK_S
         return later or self._tried_at != self.chronicle.version
@@ -86,13 +88,12 @@ class Deciding:
         self._last_try = time.monotonic()
         self._tried_at = self.chronicle.version
         seen = self.chronicle.results()
-        decisions, refused = settle_waiting(
-            self.project, decided_by="observer", may=self._may, limits=dict(limits)
-        )
+        settlement = settle(self.project, decided_by="observer", may=self._may, limits=limits)
         self.chronicle.seen(seen)
-        self.refused = {one.experiment_id: one.error for one in refused}
+        self.refused = {one.experiment_id: one.error for one in settlement.refused}
+        self.needs_runs = settlement.needs_runs
         self.chronicle.refresh()
-        return decisions
+        return settlement.decisions
 
     def _may(self, experiment_id: str) -> None:
         """A repeat of the baseline waits for the baseline: it is no baseline itself.
@@ -118,19 +119,13 @@ class Deciding:
 
     def _sync(self) -> None:
         report = sync(self.project.layout, light=True)
-        if report.hand_edits:
-            edits = [(one.experiment_id, one.status) for one in report.hand_edits]
-            taken, self.unheard = take_hand_edits(self.project, edits)
-            if taken:
-                report = sync(self.project.layout, light=True)
-        else:
-            self.unheard = []
+        self.edits = edits_in_results(self.project.layout, report.hand_edits)
         self._dirty = False
         self._last_sync = time.monotonic()
         self.chronicle.refresh()
 
     def _collect_strangers(self) -> None:
-        """Runs that ended with nobody there: begun by hand, their starter killed."""
+        """Collect runs that were begun by hand, and whose starter was killed."""
         layout = self.project.layout
         for name in list(self.chronicle.undecided):
             run = layout.run(name)

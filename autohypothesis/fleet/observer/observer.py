@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from autohypothesis.engine.confirmation import UnconfirmedError
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
 from autohypothesis.fleet.live import heartbeat, roles
@@ -300,7 +299,7 @@ class Observer:
 
     def _confirm(self) -> None:
         """Wins are run again before anything new is: on them the reference waits."""
-        for line in self.confirming.turn(self.deciding.refused):
+        for line in self.confirming.turn(self.deciding.needs_runs):
             self._did(line)
 
     def _hand_out(self) -> None:
@@ -371,11 +370,11 @@ class Observer:
         self._report(state, [*problems, *self._problems()])
 
     def _notes_of_all(self) -> list[str]:
-        notes = [*self._notes, *self.deciding.unheard]
+        notes = list(self._notes)
         notes += [
             f"{one['experiment_id']} awaits {one['missing']} of {one['wanted']} runs that confirm"
             f" it: {one['found']}"
-            for one in awaiting(self.deciding.refused)
+            for one in awaiting(self.deciding.needs_runs)
         ]
         task, pending = self.project.task, self.queue.pending()
         if needs := [one for one in pending if needs_somebody(one, task)]:
@@ -393,9 +392,9 @@ class Observer:
             *self.refill.problems(),
             *self._damaged(),
             *self.returns.problems(),
-            *self.confirming.problems(self.deciding.refused),
+            *self.confirming.problems(self.deciding.needs_runs),
             *(f"{name} is not decided: {error}" for name, error in self._undecidable()),
-            *(f"a decision made by hand was refused: {line}" for line in self.deciding.unheard),
+            *self.deciding.edits,
             *(f"could not {step}: {why}" for step, why in self._failed.items()),
             *([self.errands.problem] if self.errands.problem else []),
             *(self.society.problems if self.society else []),
@@ -410,11 +409,8 @@ class Observer:
         return self._damage
 
     def _undecidable(self) -> list[tuple[str, AutohypothesisError]]:
-        """What could not be decided; who only waits for the baseline, or for replicates, can be."""
-        if not self.chronicle.has_reference():
-            return []
-        refused = self.deciding.refused.items()
-        return [one for one in refused if not isinstance(one[1], UnconfirmedError)]
+        """What could not be decided; what only waits for the baseline can be."""
+        return list(self.deciding.refused.items()) if self.chronicle.has_reference() else []
 
     def _report(self, state: str, problems: list[str]) -> None:
         best = self.publishing.best
@@ -431,7 +427,7 @@ class Observer:
                     "max_experiments": self.ending.most,
                     "until": self.ending.limits.until,
                     "best": best,
-                    "awaiting": awaiting(self.deciding.refused),
+                    "awaiting": awaiting(self.deciding.needs_runs),
                     "thinking": self.refill.thinking,
                     "steering": self.steering.model_dump(mode="json"),
                     "queue": self.publishing.counts,

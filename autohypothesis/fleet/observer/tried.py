@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from autohypothesis.engine.constants import computed_names, settable_names
-from autohypothesis.engine.literals import same
+from autohypothesis.engine.constants import computed_names, same, settable_names
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.queue.chronicle import Chronicle

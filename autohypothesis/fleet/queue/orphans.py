@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Literal
 
-from autohypothesis.engine import iteration, recovery
+from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
@@ -42,7 +42,7 @@ def end_claim(
         queue.finish(name, worker, outcome=outcome_of(project.layout, Job(name, experiment_id)))
         return f"{name} is done: {worker} is gone, and had run it"
     if fate == "never_begun":
-        iteration.forget(project, experiment_id)
+        runner.forget(project, experiment_id)
     queue.requeue(name)
     return f"{name} is queued again: {worker} is gone, and {why}"
 

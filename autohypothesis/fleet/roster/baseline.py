@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
-from autohypothesis.engine.iteration import Finished, Request, Watch, run
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.settle import settle
+from autohypothesis.engine.runner import Finished, Request, Watch, run
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import first_baseline, of_tag
@@ -43,6 +43,7 @@ def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Finished,
     finished = run(
         project, Request(Change.none(), title="baseline"), watch=watch, executor=executor
     )
-    decisions = list(settle(project, [finished.experiment_id], decided_by="bootstrap"))
+    settlement = settle(project, [finished.experiment_id], decided_by="bootstrap")
+    decisions = settlement.decisions_or_raise()
     sync(project.layout)
     return finished, decisions

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, LockError, QueueError, RecordError
 from autohypothesis.fleet.queue.states import Closed, Queue
@@ -85,7 +85,7 @@ class Claims:
             self._left_alone.append(problem)
         if experiment_id:
             with suppress(OSError):
-                iteration.forget(self._project, experiment_id)
+                runner.forget(self._project, experiment_id)
         self._soon(partial(self._queue.release, hypothesis_id, self._worker))
 
     def finish(self, hypothesis_id: str, closed: Closed, outcome: str) -> None:

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.candidate import config_of
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
@@ -114,7 +114,7 @@ class Preparation:
         if self.spec is None:
             return
         with suppress(OSError):
-            iteration.forget(self._project, self.spec.experiment_id)
+            runner.forget(self._project, self.spec.experiment_id)
 
     def _run(self) -> None:
         began = time.monotonic()
@@ -127,7 +127,7 @@ class Preparation:
 
     def _plan(self) -> RunSpec:
         wanted, worker = self.hypothesis, self._worker
-        request = iteration.Request(
+        request = runner.Request(
             Change.of(wanted),
             title=f"{self._label}: {wanted.title}" if self._label else wanted.title,
             rationale=wanted.rationale,
@@ -136,7 +136,7 @@ class Preparation:
             replicates=wanted.replicates,
             prediction=wanted.prediction,
         )
-        spec = iteration.plan(
+        spec = runner.plan(
             self._project,
             request,
             worker.worker_id,
@@ -145,7 +145,7 @@ class Preparation:
         )
         self._rules = steering.combined(self._project.layout)
         if problem := self._violation(spec, self._rules):
-            iteration.forget(self._project, spec.experiment_id)
+            runner.forget(self._project, spec.experiment_id)
             raise ChangeError(problem, hint=SEE)
         if self._sharing is not None:
             self._sharing.claim(self._project, wanted, spec)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError
@@ -38,7 +38,7 @@ class Sharing:
             return
         answer = self._ask(project, spec)
         if answer.said == "refused":
-            iteration.forget(project, spec.experiment_id)
+            runner.forget(project, spec.experiment_id)
             raise ChangeError(f"another fleet has it: {answer.reason}")
         self._note(project, hypothesis, spec, claimed=answer.said == "granted")
 

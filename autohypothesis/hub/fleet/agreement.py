@@ -6,9 +6,9 @@ import os
 from dataclasses import asdict, dataclass
 
 from autohypothesis.engine import guard
-from autohypothesis.engine.identity import task_hash
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.project import Project, reference_ref
+from autohypothesis.engine.task import task_hash
 from autohypothesis.errors import HubError, LaunchError
 from autohypothesis.fleet.sharing.lineage import Lineage
 from autohypothesis.hub.client.refusals import NotThereError, TakenError

@@ -10,7 +10,7 @@ from typing import IO, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from autohypothesis.engine.task_errors import problems_of
+from autohypothesis.engine.task_file import problems_of
 from autohypothesis.hub.server.refusals import RefusedError, bad
 from autohypothesis.hub.server.settings import Limits
 from autohypothesis.records.files import parse_json

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Protocol
 
 from autohypothesis.engine import recovery
-from autohypothesis.engine.candidate import Candidate
+from autohypothesis.engine.candidate import Candidate, prepare
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import (
     Executor,
@@ -29,13 +29,10 @@ from autohypothesis.engine.executor import (
 )
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor, workspace_of
-from autohypothesis.engine.mutator import Mutator
+from autohypothesis.engine.mutator import Mutator, record_refusal, told, tried_before
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.past import Settled
-from autohypothesis.engine.prepare import prepare
 from autohypothesis.engine.project import Project, node_id
-from autohypothesis.engine.refusal import record_refusal
-from autohypothesis.engine.told import told, tried_before
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
 from autohypothesis.records import ids, locks

@@ -1,0 +1,473 @@
+"""Decide finished experiments: the only place where a decision is recorded and a reference moves.
+
+decisions.jsonl is the truth. A decision is appended first, with the reference it leads to; then
+the reference moves by compare-and-swap; then the copy in result.json is stamped. A kill between
+any two of these is mended by the next settle, which finishes the last decision's move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from autohypothesis.engine import contention
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.evidence import Case, as_it_counts, as_recorded, finished, gather
+from autohypothesis.engine.past import Settled
+from autohypothesis.engine.policy import Evidence, Unconfirmed, Verdict, verdict_of
+from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
+from autohypothesis.engine.runner import Request
+from autohypothesis.engine.task import Constraint
+from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
+from autohypothesis.records import bundles, locks
+from autohypothesis.records.files import load, require_writable
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.tables import HandEdit
+from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
+
+HandMade = Literal["keep", "discard", "crash"]
+
+
+@dataclass(frozen=True)
+class MissingRun:
+    """A run that a win needs: a commit again, at one seed, on one platform."""
+
+    request: Request
+    commit: str
+    platform_key: str
+
+
+@dataclass(frozen=True)
+class NeedsRuns:
+    """A win that cannot be decided before it was run again.
+
+    Attributes:
+        runs: the missing ones, the change's before its base's.
+        wanted: how many runs confirm it, those that were made included.
+        words: the comparison that makes it a win.
+    """
+
+    experiment_id: str
+    runs: tuple[MissingRun, ...]
+    wanted: int
+    words: str
+
+    @property
+    def error(self) -> SettleError:
+        return SettleError(
+            f"it awaits {len(self.runs)} of {self.wanted} runs that confirm it: {self.words},"
+            " on one seed",
+            hint="run what is missing: `python orchestrator.py run-experiment --replicate"
+            f" {self.experiment_id}`",
+        )
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An experiment that cannot be decided, and why."""
+
+    experiment_id: str
+    error: AutohypothesisError
+
+
+@dataclass
+class Settlement:
+    """The outcome of one settle: each experiment is decided, needs more runs, or is refused."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    """In the order in which they were taken."""
+    needs_runs: list[NeedsRuns] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def undecided(self) -> list[Refused | NeedsRuns]:
+        return [*self.refused, *self.needs_runs]
+
+    def decisions_or_raise(self) -> list[Decision]:
+        """Return the decisions; raise the error of the first experiment that has none."""
+        for one in self.undecided:
+            raise one.error
+        return self.decisions
+
+
+# ── settle ──────────────────────────────────────────────────────────────────────────────────
+
+
+def settle(
+    project: Project,
+    experiment_ids: Iterable[str] | None = None,
+    *,
+    decided_by: str,
+    may: Callable[[str], None] = lambda experiment_id: None,
+    limits: Mapping[str, Constraint] | None = None,
+    order: Callable[[list[str]], list[str]] = lambda waiting: waiting,
+) -> Settlement:
+    """Decide experiments; one that cannot be decided is in nobody's way.
+
+    Args:
+        experiment_ids: those to decide, in this order, and before a win the ended runs that
+            confirm it; None: all that wait, in the order in which they were recorded. What is
+            decided already is left out.
+        may: raises for an experiment that is not to be decided.
+        limits: upper limits on metrics beside those of the task.
+        order: sorts what waits.
+
+    Raises:
+        LockError: another process is settling and does not finish.
+        FleetError: a move that a killed settle left unfinished is in the way of a checkout.
+    """
+    with locks.hold(project.layout, "settle", doing="deciding experiments"):
+        settling = _Settling(project, repair(project), decided_by, may, limits or {})
+        if experiment_ids is None:
+            waiting, damaged = _waiting(project, settling.past)
+            settling.decide(order([name for name, _ in waiting]))
+            settling.outcome.refused[:0] = damaged
+        else:
+            settling.decide(experiment_ids)
+        return settling.outcome
+
+
+def settle_by_hand(
+    project: Project, experiment_id: str, status: HandMade, *, reason: str, decided_by: str
+) -> Decision:
+    """Record a person's decision, which may differ from the policy's and replace an earlier one.
+
+    Overruling a keep takes the reference back to where it was before that keep.
+
+    Raises:
+        SettleError: it is unfinished, or decided so already; or a keep of something without a
+            metric, or on another base; or a later keep was built on the one to overrule.
+    """
+    with locks.hold(project.layout, "settle", doing=f"deciding {experiment_id} by hand"):
+        settling = _Settling(project, repair(project), decided_by)
+        decision = settling.decide_one(experiment_id, _ByHand(status, reason))
+        if not isinstance(decision, Decision):
+            raise SettleError(f"{experiment_id} is decided as {status!r} already")
+        return decision
+
+
+def runs_needed(project: Project, experiment_id: str) -> NeedsRuns | None:
+    """Look which runs an experiment needs, with what is decided by now; nothing is decided here.
+
+    Raises:
+        SettleError: it is unfinished, or cannot be decided whatever is run.
+        RecordError: a file of its bundle is damaged.
+    """
+    past = Settled.of_tag(project.layout, project.tag)
+    if past.of(experiment_id) is not None:
+        return None
+    case = as_it_counts(past, finished(project, experiment_id))
+    verdict = _verdict(past, case, gather(past, case, project.reference()))
+    return verdict if isinstance(verdict, NeedsRuns) else None
+
+
+def edits_in_results(layout: Layout, edits: Iterable[HandEdit]) -> list[str]:
+    """Remarks about decisions that were written into a result.json of ours: they decide nothing.
+
+    What another tool wrote into its own bundles is history, and needs no remark.
+    """
+    return [
+        f"result.json of {name} says {status!r}, which decides nothing; the command does:"
+        f" python orchestrator.py decide {name} {status}"
+        for name, status in edits
+        if layout.run(name).run_spec.exists()
+    ]
+
+
+def repair(project: Project) -> Settled:
+    """Finish what a killed settle began: the move of the reference, then the stamp.
+
+    Returns the decisions of the tag, with where its reference stands.
+
+    Raises:
+        UnwritableError: a decision could not be recorded as a whole.
+    """
+    require_writable(project.layout.research, project.layout.runs)
+    past = Settled.of_tag(project.layout, project.tag)
+    past.reference = reference = project.reference()
+    dangling = past.dangling_move(reference)
+    if dangling is not None:
+        refuse_checked_out(project.repository, project.active())
+        past.reference = ""
+        project.repository.compare_and_swap(
+            reference_ref(project.active()), str(dangling.reference_after), reference
+        )
+    if past.decisions:
+        with suppress(AutohypothesisError):  # one damaged bundle is not in the others' way
+            _stamp(project, past.decisions[-1])
+    return past
+
+
+class _ByHand(NamedTuple):
+    """A person's decision, and the reason given for it."""
+
+    status: HandMade
+    reason: str
+
+
+@dataclass
+class _Settling:
+    """One settle, under the lock: decides one experiment after another, and adds it to `past`."""
+
+    project: Project
+    past: Settled
+    decided_by: str
+    may: Callable[[str], None] = lambda experiment_id: None
+    limits: Mapping[str, Constraint] = field(default_factory=dict)
+    outcome: Settlement = field(default_factory=Settlement)
+
+    def decide(self, names: Iterable[str]) -> None:
+        """Decide `names`; a win that needs runs again whenever one of these was decided."""
+        self._decide_each(names)
+        outcome, known = self.outcome, 0
+        while outcome.needs_runs:
+            refused = list(outcome.refused)
+            self._decide_each(self._ended_replicates())
+            outcome.refused = refused  # it says nothing of replicates that were not asked for
+            if len(outcome.decisions) == known:
+                return
+            known = len(outcome.decisions)
+            wins, outcome.needs_runs = outcome.needs_runs, []
+            self._decide_each(win.experiment_id for win in wins)
+
+    def _decide_each(self, names: Iterable[str]) -> None:
+        for name in names:
+            try:
+                self.may(name)
+                outcome = self.decide_one(name)
+            except AutohypothesisError as error:
+                self.outcome.refused.append(Refused(name, error))
+                continue
+            except RECOVERABLE_ERRORS as error:
+                problem = SettleError(f"{name} cannot be judged: {describe(error)}")
+                self.outcome.refused.append(Refused(name, problem))
+                self.past.reference = ""  # wherever it stands by now
+                continue
+            if isinstance(outcome, NeedsRuns):
+                self.outcome.needs_runs.append(outcome)
+            elif outcome is not None:
+                self.outcome.decisions.append(outcome)
+
+    def _ended_replicates(self) -> list[str]:
+        """The undecided experiments that are runs which a win needs."""
+        needed = {
+            (run.commit, run.request.seed) for one in self.outcome.needs_runs for run in one.runs
+        }
+        known = {one.experiment_id for one in self.outcome.refused}
+        return [
+            name
+            for name, metadata in _waiting(self.project, self.past)[0]
+            if metadata.run.replicates
+            and name not in known
+            and (metadata.runtime.commit, metadata.run.seed) in needed
+        ]
+
+    def decide_one(
+        self, experiment_id: str, by_hand: _ByHand | None = None
+    ) -> Decision | NeedsRuns | None:
+        """Decide, record and carry out; None when the experiment is decided so already."""
+        project, past = self.project, self.past
+        case = finished(project, experiment_id)
+        before = past.of(experiment_id)
+        if before is not None and (by_hand is None or before.decision_status == by_hand.status):
+            _stamp(project, before)
+            return None
+        case = as_recorded(case, before)
+        reference = past.reference or project.reference()
+        others = past.without(experiment_id)
+        if by_hand is None:
+            case = as_it_counts(others, case)
+        evidence = gather(others, case, reference, self.limits)
+        verdict = (
+            _verdict(others, case, evidence)
+            if by_hand is None
+            else _verdict_by_hand(experiment_id, evidence, by_hand)
+        )
+        if isinstance(verdict, NeedsRuns):
+            return verdict
+        after = _reference_after(past, before, case, verdict, reference)
+        if after != reference:
+            refuse_checked_out(project.repository, project.active())
+        decision = _record(others, case, verdict, evidence).model_copy(
+            update={
+                "decision_id": f"d-{len(past.decisions) + 1:06d}-{experiment_id}",
+                "tag": project.active(),
+                "decided_by": self.decided_by,
+                "reference_before": reference,
+                "reference_after": after,
+            }
+        )
+        bundles.append_decision(project.layout, decision)
+        past.add(decision)
+        past.reference = ""  # until it has moved
+        _carry_out(project, decision, reference)
+        past.reference = after
+        return decision
+
+
+def _waiting(project: Project, past: Settled) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
+    """Experiments of the active tag that have a result and no decision, oldest first.
+
+    A folder whose name is no id is none of ours; one whose metadata is damaged may be.
+    """
+    waiting, refused = [], []
+    for experiment_id in run_ids(project.layout):
+        run = project.layout.run(experiment_id)
+        if past.of(experiment_id) is not None or not run.result.exists():
+            continue
+        try:
+            metadata = load(Metadata, run.metadata)
+        except FileNotFoundError:
+            continue
+        except AutohypothesisError as error:
+            refused.append(Refused(experiment_id, error))
+            continue
+        if metadata.run.tag == project.tag:
+            waiting.append((experiment_id, metadata))
+    return sorted(waiting, key=lambda one: (one[1].recorded_at, one[0])), refused
+
+
+# ── one decision ────────────────────────────────────────────────────────────────────────────
+
+
+def _verdict(others: Settled, case: Case, evidence: Evidence) -> Verdict | NeedsRuns:
+    """The policy's verdict; of a win that needs runs, which ones."""
+    verdict = verdict_of(evidence)
+    if isinstance(verdict, Verdict):
+        return verdict
+    runs = tuple(_missing_runs(others, case, verdict))
+    return NeedsRuns(case.experiment_id, runs, verdict.wanted, verdict.words)
+
+
+def _missing_runs(others: Settled, case: Case, win: Unconfirmed) -> Iterable[MissingRun]:
+    name, key = case.experiment_id, case.metadata.runtime.platform_key
+    for side, seed in win.missing:
+        of_change = side == "change"
+        commit = case.result.commit if of_change else case.base
+        what = name if of_change else f"the base of {name}"
+        request = Request(
+            Change.none(),
+            title=f"{what} again, at seed {seed}",
+            rationale=f"{name} is kept when it is better at further seeds as well",
+            # An earlier try that was lost is continued: how often it may be is counted by it.
+            hypothesis_id=others.lost_at(commit, seed),
+            seed=seed,
+            replicates=name if of_change else others.first_of(case.base, key),
+        )
+        yield MissingRun(request, commit, key)
+
+
+def _verdict_by_hand(experiment_id: str, evidence: Evidence, said: _ByHand) -> Verdict:
+    """A person's verdict. A keep needs a metric, and the reference as base."""
+    keeps = said.status == "keep"
+    if keeps and evidence.value is None:
+        raise SettleError(
+            f"{experiment_id} has no {evidence.metric}, so it cannot be kept",
+            hint=f"see why: python orchestrator.py show {experiment_id}",
+        )
+    if keeps and not evidence.base_is_reference and not evidence.is_baseline:
+        raise SettleError(
+            f"{experiment_id} was made on a commit that is no longer the reference",
+            hint="run its change again on the current one: run-experiment --patch change.diff",
+        )
+    confirmation: Confirmation = "provisional" if keeps else "none"
+    return Verdict(
+        said.status, "by_hand", said.reason, evidence.improvement, confirmation=confirmation
+    )
+
+
+def _reference_after(
+    past: Settled, before: Decision | None, case: Case, verdict: Verdict, reference: str
+) -> str:
+    """Where a decision leads: to a change that is kept, back from a keep that is overruled."""
+    if verdict.decision_status == "keep":
+        # A run of a commit as it stands says what that is worth, and moves nothing.
+        return reference if case.result.parent_commit is None else case.result.commit
+    if before is not None and before.decision_status == "keep":
+        return past.reference_without(before, reference)
+    return reference
+
+
+def _record(others: Settled, case: Case, verdict: Verdict, evidence: Evidence) -> Decision:
+    """The record, but for its place among the others and what becomes of the reference."""
+    result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
+    best = others.best(key, evidence.direction)
+    speed = contention.lane_speed(case.metadata, result)
+    return Decision(
+        decision_id="",
+        recorded_at=now(),
+        tag="",
+        experiment_id=case.experiment_id,
+        hypothesis_id=run.hypothesis_id,
+        commit=result.commit,
+        base_commit=result.parent_commit,
+        decision_status=verdict.decision_status,
+        reason=verdict.reason,
+        detail=verdict.detail,
+        seed=evidence.seed,
+        metric_value=evidence.value,
+        reference_value=evidence.reference_value,
+        improvement=verdict.improvement,
+        delta=evidence.value - best if evidence.value is not None and best is not None else None,
+        confirmation=verdict.confirmation,
+        platform_key=key,
+        lines_changed=evidence.lines_changed,
+        diff_hash=case.metadata.runtime.diff_hash,
+        lane=speed.lane,
+        lane_kernel_ms=speed.kernel_ms,
+        tokens_per_second=speed.tokens_per_second,
+        metric_name=evidence.metric,
+        direction=evidence.direction,
+        simplification=verdict.simplification,
+        requeue=verdict.requeue,
+    )
+
+
+def _carry_out(project: Project, decision: Decision, reference: str) -> None:
+    """Do what follows from a record; a kill in between is mended by `repair`."""
+    if decision.reference_after != reference:
+        _move(project, decision, reference)
+    _stamp(project, decision)
+    if decision.decision_status in ("discard", "crash"):
+        # Nothing is built on it, and its commit and seed make the weights again.
+        project.layout.run(decision.experiment_id).weights.unlink(missing_ok=True)
+
+
+def _move(project: Project, decision: Decision, reference: str) -> None:
+    """Move the reference to where a decision leads.
+
+    Raises:
+        SettleError: it was moved meanwhile, past this module; the decision stays recorded.
+    """
+    ref = reference_ref(project.active())
+    if not project.repository.compare_and_swap(ref, str(decision.reference_after), reference):
+        raise SettleError(
+            f"{ref} was moved by somebody else while {decision.experiment_id} was decided",
+            hint=f"see where it is: git log -1 {ref}",
+        )
+
+
+def _stamp(project: Project, decision: Decision) -> None:
+    """Copy a decision into its result.json; the copy names the record it was made from."""
+    run = project.layout.run(decision.experiment_id)
+    if not run.result.exists():
+        return
+    result = load(Result, run.result)
+    if result.decision_id == decision.decision_id:
+        return
+    if decision.reason == "contended":
+        result = contention.void(result, decision.detail)
+    elif decision.metric_value is not None:
+        result = contention.restored(result)
+    outcome = ": ".join(filter(None, (decision.reason, decision.detail)))
+    stamped = result.model_copy(
+        update={
+            "decision_status": decision.decision_status,
+            "decision_id": decision.decision_id,
+            "confirmation": decision.confirmation,
+            "outcome": outcome,
+        }
+    )
+    bundles.write_result(run, stamped)
