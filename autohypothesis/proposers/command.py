@@ -1,8 +1,8 @@
 """Any program as a proposer, a language model's command line included.
 
-It gets one JSON document on standard input and answers hypotheses as JSON lines. Lines that are
-none are given back once, with the reason. Its exit status says nothing: only lines count, and a
-program without ideas says so with `[]`. What it writes is data: nothing of it is ever run here.
+It gets the situation as one bounded JSON document on standard input and answers hypotheses as JSON
+lines. Lines that are none are given back once, with the reason. Its exit status says nothing: only
+lines count, and a program without ideas prints `[]`. Nothing that it writes is ever run here.
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment
 from autohypothesis.errors import ProposerError, UsageError
-from autohypothesis.fleet.proposing import Situation
-from autohypothesis.proposers.answers import Bad, read_answer
-from autohypothesis.proposers.document import document_of
+from autohypothesis.fleet.proposing import Situation, Trial
+from autohypothesis.proposers.history import best_and_latest
+from autohypothesis.proposers.knobs import knobs_of
 from autohypothesis.schema import Proposal
 
 TIMEOUT_S = 600.0
 MAX_OUT = 1_000_000
-"""Bytes of an answer; a program that says more is ended."""
+"""Bytes of an answer; a program that prints more is ended."""
 TAIL = 2_000
-"""Characters of what a failed program said that an error shows."""
+"""Characters of a failed program's output that an error shows."""
 
 
 class Command:
@@ -54,11 +58,11 @@ class Command:
         self._stopped = False
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
-        """What the program answers, `count` at most.
+        """Return what the program answers, `count` proposals at most.
 
         Raises:
-            ProposerError: it does not start, hangs, or says nothing that can be used; with the
-                end of what it said.
+            ProposerError: it does not start, hangs, or prints nothing that can be used; with the
+                end of its output.
         """
         if count < 1:
             return []
@@ -66,8 +70,9 @@ class Command:
         document = document_of(situation, count)
         answer = self._ask(document, deadline)
         good, bad = read_answer(answer.out)
-        if bad and self._may_correct(answer, deadline):
-            answer = self._ask({**document, "errors": [one.as_json() for one in bad]}, deadline)
+        is_in_time = answer.exit_code is not None and time.monotonic() < deadline
+        if bad and is_in_time and not self._stopped:
+            answer = self._ask({**document, "errors": [line.as_json() for line in bad]}, deadline)
             corrected, worse = read_answer(answer.out)
             good = [*(good or []), *(corrected or [])]
             bad = worse or ([] if corrected is not None else bad)
@@ -78,11 +83,6 @@ class Command:
     def stop(self) -> None:
         """End the program, from another thread; it is not asked again."""
         self._stopped = True
-
-    def _may_correct(self, answer: program.Ended, deadline: float) -> bool:
-        """Whether a second question has a chance: the first was answered, and there is time."""
-        answered = answer.exit_code is not None
-        return answered and not self._stopped and time.monotonic() < deadline
 
     def _ask(self, document: dict[str, object], deadline: float) -> program.Ended:
         if self._stopped:
@@ -103,18 +103,18 @@ class Command:
                 hint="name a program that is on the PATH, or its path from the repository's root",
             ) from error
 
-    def _nothing(self, answer: program.Ended, bad: Sequence[Bad]) -> ProposerError:
-        """Why there is no proposal, in the program's own last words."""
+    def _nothing(self, answer: program.Ended, bad: Sequence[BadLine]) -> ProposerError:
+        """Return why there is no proposal, with the program's own last words."""
         if self._stopped:
-            said = "was stopped"
+            why = "was stopped"
         elif answer.overflow:
-            said = "answered more than can be read and was killed"
+            why = "answered more than can be read and was killed"
         elif answer.exit_code is None:
-            said = f"did not answer within {self._timeout_s:g} s and was killed"
+            why = f"did not answer within {self._timeout_s:g} s and was killed"
         elif bad:
-            said = f"answered no hypothesis: {bad[0].reason}"
+            why = f"answered no hypothesis: {bad[0].reason}"
         else:
-            said = "answered nothing; one without ideas prints []"
+            why = "answered nothing; one without ideas prints []"
         words = " | ".join(
             f"{name}: {text[-TAIL:].strip()}"
             for name, text in (("stderr", answer.err), ("stdout", answer.out))
@@ -122,6 +122,166 @@ class Command:
         )
         status = "" if answer.exit_code is None else f" (exit status {answer.exit_code})"
         return ProposerError(
-            f"{self.name} {said}{status}{'; ' + words if words else ''}",
+            f"{self.name} {why}{status}{'; ' + words if words else ''}",
             hint=f"try it by hand: {shlex.join(self._words)}",
         )
+
+
+# ── the question ────────────────────────────────────────────────────────────────────────────
+
+MAX_TRIALS = 100
+BEST = 25
+"""Of those, so many of the best; the others are the latest."""
+MAX_SOURCES = 200_000
+"""Characters of all artifacts together."""
+MAX_REFUSED = 50
+MAX_TEXT = 1_000
+
+
+def document_of(situation: Situation, count: int) -> dict[str, object]:
+    """Return the situation as JSON; `errors` is filled in when lines are given back."""
+    told = best_and_latest(situation.trials, situation.direction, most=MAX_TRIALS, best=BEST)
+    knobs = knobs_of(situation)
+    refused = list(situation.refused.items())[:MAX_REFUSED]
+    return {
+        "answer": _instructions(),
+        "count": count,
+        "tag": situation.tag,
+        "objective": {
+            "metric": situation.metric,
+            "direction": situation.direction,
+            "min_delta": situation.min_delta,
+        },
+        "brief": situation.brief.model_dump(mode="json"),
+        "steering": situation.steering.model_dump(mode="json"),
+        "knobs": {
+            n: knob.model_dump(mode="json", exclude_defaults=True) for n, knob in knobs.items()
+        },
+        "reference": dict(situation.reference),
+        "sources": _bounded_sources(situation.sources),
+        "trials": [_trial(trial, situation.reference) for trial in told],
+        "trials_in_all": len(situation.trials),
+        "open": [
+            {"hypothesis_id": hypothesis.hypothesis_id, "title": hypothesis.title}
+            for hypothesis in situation.open[:MAX_TRIALS]
+        ],
+        "refused": {title: why[:MAX_TEXT] for title, why in refused},
+        "errors": [],
+        "schema": Proposal.model_json_schema(),
+    }
+
+
+def _trial(trial: Trial, reference: Mapping[str, Any]) -> dict[str, object]:
+    """Describe a trial by its differences to the reference."""
+    return {
+        "experiment_id": trial.experiment_id,
+        "differs": {
+            name: value
+            for name, value in trial.settings.items()
+            if name not in reference or reference[name] != value
+        },
+        "value": trial.value,
+        "status": trial.status,
+        "seed": trial.seed,
+        "replicates": trial.replicates,
+    }
+
+
+def _bounded_sources(sources: Mapping[str, str]) -> dict[str, str]:
+    """Return whole files while there is room: half a file makes a patch that does not apply."""
+    kept, room = {}, MAX_SOURCES
+    for path, text in sources.items():
+        if len(text) <= room:
+            kept[path] = text
+            room -= len(text)
+    return kept
+
+
+@cache
+def _instructions() -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    folder = Path(__file__).parent / "templates"
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=False)
+    return environment.get_template("answer.md.j2").render().strip()
+
+
+# ── the answer ──────────────────────────────────────────────────────────────────────────────
+
+MAX_SHOWN = 2_000
+"""Characters of a bad line that are given back."""
+MAX_BAD = 50
+
+
+class BadLine(NamedTuple):
+    """A line that is no hypothesis."""
+
+    line: str
+    reason: str
+
+    def as_json(self) -> dict[str, str]:
+        return {"line": self.line[:MAX_SHOWN], "reason": self.reason}
+
+
+def read_answer(text: str) -> tuple[list[Proposal] | None, list[BadLine]]:
+    """Return the hypotheses in `text`, and the lines that are none.
+
+    JSON lines, a line with a list of them, or one JSON document over several lines; fences of
+    Markdown are skipped. None instead of an empty list: the text is empty.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.lstrip().startswith("```")]
+    if not lines:
+        return None, []
+    found = [
+        item if isinstance(item, BadLine) else _proposal(line, item) for line, item in _items(lines)
+    ]
+    good = [item for item in found if isinstance(item, Proposal)]
+    return good, [item for item in found if isinstance(item, BadLine)][:MAX_BAD]
+
+
+def _items(lines: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield (source text, JSON value or `BadLine`) for each item."""
+    parsed = [(line, _parsed(line)) for line in lines]
+    if any(isinstance(item, BadLine) for _, item in parsed):
+        whole = "\n".join(lines)
+        document = _parsed(whole)
+        if not isinstance(document, BadLine):
+            parsed = [(whole, document)]
+    for line, item in parsed:
+        if isinstance(item, list):
+            yield from ((json.dumps(part), part) for part in item)
+        else:
+            yield line, item
+
+
+def _parsed(text: str) -> Any:
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no JSON number")
+
+    try:
+        item = json.loads(text, parse_constant=refuse)
+        json.dumps(item, ensure_ascii=False).encode()  # half of a surrogate pair fits in no file
+    except (ValueError, RecursionError) as error:
+        return BadLine(text, f"no JSON: {error}")
+    return item
+
+
+def _proposal(line: str, item: object) -> Proposal | BadLine:
+    if not isinstance(item, dict):
+        return BadLine(line, "a hypothesis is a JSON object")
+    if isinstance(title := item.get("title"), str):  # it goes into lists and pages
+        printable = "".join(letter if letter.isprintable() else " " for letter in title)
+        item = {**item, "title": " ".join(printable.split())}
+    try:
+        proposal = Proposal.model_validate(item)
+    except RecursionError:
+        return BadLine(line, "nested too deeply")
+    except ValidationError as error:
+        details = error.errors(include_url=False, include_input=False)[:5]
+        parts = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in details)
+        return BadLine(line, "; ".join(parts))
+    changes = proposal.config_overrides or proposal.patch or proposal.instructions
+    if not changes and not proposal.replicates:
+        return BadLine(line, "it changes nothing: give config_overrides, a patch or instructions")
+    return proposal

@@ -1,4 +1,4 @@
-"""The proposers that a user named."""
+"""The proposers that a user names."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autohypothesis.errors import UsageError
-from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.proposers.command import Command
-from autohypothesis.proposers.inbox import Inbox
 from autohypothesis.proposers.search import Search
-from autohypothesis.schema import nearest
+from autohypothesis.schema import Proposal, nearest
 
-KNOWN = ("search", "command", "inbox")
 PREFIX = "command:"
 
 
+class Inbox:
+    """People, who write files into the inbox. Alone, it makes a fleet wait for them."""
+
+    name = "inbox"
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        """Return nothing: the observer reads the inbox itself."""
+        return []
+
+
 def configured(words: Sequence[str], *, mix: float | None, root: Path) -> list[Proposer]:
-    """The proposers in the order in which they are asked; `search` when none is named.
+    """Return the proposers in the order in which they are asked; `search` when none is named.
 
     Args:
         mix: share of joint moves among those of `search`; None: after a plateau only.
@@ -39,7 +47,7 @@ def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
         return Inbox()
     if word.startswith(PREFIX):
         return Command(word.removeprefix(PREFIX), root=root)
-    near = nearest(word.split(":")[0], list(KNOWN))
+    near = nearest(word.split(":")[0], ["search", "command", "inbox"])
     raise UsageError(
         f"there is no proposer {word!r}{near}", hint="name search, inbox or command:PROGRAM"
     )

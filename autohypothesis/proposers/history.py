@@ -1,4 +1,4 @@
-"""What is known about the knobs: what was tried, what each move did, and what only crashes."""
+"""What the trials tell about the knobs: what was tried, what each move did, what only crashes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from autohypothesis.fleet.proposing import Situation, Trial
-from autohypothesis.proposers.axis import MISSING, Axis, Key, canonical, settings_key
-from autohypothesis.proposers.knobs import computed_in
-from autohypothesis.schema import Direction, Hypothesis, Setting
+from autohypothesis.proposers.knobs import MISSING, Axis, Key, canonical, computed_in, settings_key
+from autohypothesis.schema import Direction, Setting
 
 PLATEAU = 2
 """Moves a knob that lose in a row before moves of several knobs at once are worth a run."""
@@ -21,7 +20,7 @@ DECIDED = ("keep", "discard", "crash")
 
 @dataclass(frozen=True)
 class Effect:
-    """A trial that differs from something it can be compared with in one knob only."""
+    """A trial that differs in one knob only from something it can be compared with."""
 
     knob: str
     direction: int
@@ -61,47 +60,46 @@ class History:
     # ── settings ────────────────────────────────────────────────────────────────────────────
 
     def key(self, settings: Mapping[str, Setting]) -> Key:
-        """Equal for equal full settings."""
+        """Return a key that is equal for equal full settings."""
         return settings_key(settings, self._names)
 
     def with_overrides(self, overrides: Mapping[str, Setting]) -> dict[str, Setting]:
-        """The reference with constants set, whatever case they are written in."""
-        named = {self._spellings.get(name.lower(), name): one for name, one in overrides.items()}
+        """Return the reference with constants set, whatever case they are written in."""
+        named = {self._spellings.get(name.lower(), name): new for name, new in overrides.items()}
         return {**self.reference, **named}
 
-    def is_new(self, overrides: Mapping[str, Setting]) -> bool:
-        """Whether nobody has tried, or is about to try, what these overrides come to."""
-        return self.key(self.with_overrides(overrides)) not in self.seen
+    def key_of(self, overrides: Mapping[str, Setting]) -> Key:
+        """Return the key of the reference with these constants set."""
+        return self.key(self.with_overrides(overrides))
 
     def _evidence(self) -> list[Trial]:
-        """The trials that say something about their settings.
+        """Return the trials that say something about their settings.
 
         A crash whose hypothesis waits again, or was given up, was the machine's.
         """
-        again = {one.hypothesis_id for one in self.situation.open}
-        given_up = {o.hypothesis_id for o in self.situation.closed if o.closed == "abandoned"}
-        lost = again | given_up
+        situation = self.situation
+        lost = {hypothesis.hypothesis_id for hypothesis in situation.open}
+        lost |= {past.hypothesis_id for past in situation.closed if past.closed == "abandoned"}
         return [
             trial
-            for trial in self.situation.trials
+            for trial in situation.trials
             if trial.status != "crash" or trial.hypothesis_id not in lost
         ]
 
     def _everything_seen(self) -> set[Key]:
-        """Trials, open hypotheses, and those that were closed without a run."""
-        seen = {self.here, *self._keys}
+        """Return keys of trials, open hypotheses, and those that were closed without a run."""
         tried = {trial.hypothesis_id for trial in self.trials}
+        untried = [past for past in self.situation.closed if past.hypothesis_id not in tried]
+        seen = {self.here, *self._keys}
         for hypothesis in self.situation.open:
             if hypothesis.config_overrides:
-                seen.add(self.key(self.with_overrides(hypothesis.config_overrides)))
-                self._note_waiting(hypothesis)
-        for hypothesis in self.situation.closed:
-            if hypothesis.config_overrides and hypothesis.hypothesis_id not in tried:
-                seen.add(self.key(self.with_overrides(hypothesis.config_overrides)))
+                self._note_waiting(self.with_overrides(hypothesis.config_overrides))
+        for hypothesis in (*self.situation.open, *untried):
+            if hypothesis.config_overrides:
+                seen.add(self.key_of(hypothesis.config_overrides))
         return seen
 
-    def _note_waiting(self, hypothesis: Hypothesis) -> None:
-        settings = self.with_overrides(hypothesis.config_overrides)
+    def _note_waiting(self, settings: Mapping[str, Setting]) -> None:
         changed = self._difference(self.key(settings), self.here)
         if changed is not None:
             way = self.way(changed, self.reference[changed], settings[changed])
@@ -110,8 +108,12 @@ class History:
     # ── effects ─────────────────────────────────────────────────────────────────────────────
 
     def of(self, knob: str, direction: int) -> list[Effect]:
-        """Effects of turning `knob` that way, oldest first."""
-        return [one for one in self.effects if (one.knob, one.direction) == (knob, direction)]
+        """Return the effects of turning `knob` that way, oldest first."""
+        return [
+            effect
+            for effect in self.effects
+            if (effect.knob, effect.direction) == (knob, direction)
+        ]
 
     def is_plateau(self) -> bool:
         """Whether moves of one knob have stopped to pay since the last keep."""
@@ -124,7 +126,7 @@ class History:
         return lost >= max(1, PLATEAU * len(self.axes))
 
     def _measured(self) -> dict[Key, dict[int | None, list[float]]]:
-        """Key -> seed -> values, replicates included."""
+        """Return key -> seed -> values, replicates included."""
         values: dict[Key, dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
         for key, trial in zip(self._keys, self.trials, strict=True):
             if trial.value is not None and trial.status != "crash":
@@ -132,31 +134,23 @@ class History:
         return values
 
     def value(self, key: Key, seed: int | None) -> float | None:
-        """The metric of these settings, at one seed where it was run with it."""
+        """Return the metric of these settings, at one seed where it was run with it."""
         by_seed = self._values.get(key)
         if not by_seed:
             return None
-        found = by_seed.get(seed) or [one for values in by_seed.values() for one in values]
-        return fmean(found)
+        return fmean(by_seed.get(seed) or [one for values in by_seed.values() for one in values])
 
     def _effects(self) -> Iterator[Effect]:
-        """Each decided trial against the last thing kept before it, and against the reference."""
+        """Yield each decided trial against the reference, and the last comparable keep before."""
         kept: list[Key] = []
         for key, trial in zip(self._keys, self.trials, strict=True):
-            if trial.status in DECIDED:
-                yield from self._effects_of(trial, key, kept)
+            if trial.status in DECIDED and trial.experiment_id:
+                earlier = (base for base in reversed(kept[-BASES:]) if self._difference(key, base))
+                for base in dict.fromkeys((self.here, next(earlier, self.here))):
+                    if knob := self._difference(key, base):
+                        yield self._effect(trial, key, base, knob)
             if trial.status == "keep" and key not in kept:
                 kept.append(key)
-
-    def _effects_of(self, trial: Trial, key: Key, kept: Sequence[Key]) -> Iterator[Effect]:
-        bases = [self.here]
-        latest = reversed(kept[-BASES:])
-        earlier = (base for base in latest if self._difference(key, base) is not None)
-        bases += [base for base in (next(earlier, None),) if base not in (None, self.here)]
-        for base in bases:
-            knob = self._difference(key, base)
-            if knob is not None and trial.experiment_id:
-                yield self._effect(trial, key, base, knob)
 
     def _effect(self, trial: Trial, key: Key, base: Key, knob: str) -> Effect:
         before = self.reference[knob] if base == self.here else self._settings[base][knob]
@@ -174,25 +168,26 @@ class History:
             experiment_id=trial.experiment_id,
         )  # fmt: skip
 
-    def _difference(self, one: Key, other: Key) -> str | None:
-        """The knob in which they differ, if that is all."""
-        found = -1
-        for place, pair in enumerate(zip(one, other, strict=True)):
+    def _difference(self, key: Key, other: Key) -> str | None:
+        """Return the knob in which two keys differ, where that is all."""
+        differs = -1
+        for place, pair in enumerate(zip(key, other, strict=True)):
             if pair[0] != pair[1]:
-                if found >= 0:
+                if differs >= 0:
                     return None
-                found = place
-        if found < 0 or MISSING in (one[found], other[found]):
+                differs = place
+        if differs < 0 or MISSING in (key[differs], other[differs]):
             return None
-        return self._names[found] if self._names[found] in self.axes else None
+        return self._names[differs] if self._names[differs] in self.axes else None
 
     def way(self, knob: str, before: Setting, after: Setting) -> int:
+        """Return +1 or -1, the direction from one value of a knob to another."""
         old, new = self.axes[knob].position(before), self.axes[knob].position(after)
         if old is None or new is None or old == new:
             return 1 if str(canonical(after)) > str(canonical(before)) else -1
         return 1 if new > old else -1
 
-    # ── what does not work ──────────────────────────────────────────────────────────────────
+    # ── crashes ─────────────────────────────────────────────────────────────────────────────
 
     def crashes(self, knob: str, value: Setting) -> bool:
         """Whether `value` lies at or beyond one that crashed by itself."""
@@ -213,11 +208,11 @@ class History:
 def best_and_latest(
     trials: Sequence[Trial], direction: Direction, *, most: int, best: int
 ) -> list[Trial]:
-    """At most `most` trials in their order: the `best` best ones, and the latest."""
+    """Return at most `most` trials in their order: the `best` best ones, and the latest."""
     if len(trials) <= most:
         return list(trials)
     sign = 1 if direction == "minimize" else -1
-    values = {n: one.value for n, one in enumerate(trials) if one.value is not None}
+    values = {n: trial.value for n, trial in enumerate(trials) if trial.value is not None}
     chosen = {
         *sorted(values, key=lambda n: sign * values[n])[:best],
         *range(len(trials) - (most - best), len(trials)),

@@ -1,4 +1,4 @@
-"""Several knobs at once: Optuna is asked, with the full settings of every run told to it before.
+"""Moves of several knobs at once: Optuna's sampler suggests them, knowing every run.
 
 A study lives for one question. Runs under way are told as running, so that the sampler stays
 away from them; crashes are told as failures that rank behind everything measured. The sampler
@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from autohypothesis.fleet.proposing import Trial
-from autohypothesis.proposers.axis import Axis, Key, canonical, number
 from autohypothesis.proposers.history import History, best_and_latest
-from autohypothesis.proposers.moves import in_order
+from autohypothesis.proposers.knobs import Axis, Key, canonical, in_order, number
 from autohypothesis.schema import Setting
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ MOST = 4
 """Knobs in one joint move; the fewest are 2."""
 TRIES = 12
 PATIENCE_S = 1.2
-"""After so long a lot is drawn instead."""
+"""After so long, values are drawn at random instead."""
 MAX_TRIALS = 600
 BEST = 100
 """Of those, so many of the best; the others are the latest."""
@@ -37,12 +35,9 @@ SHARE = 0.5
 """How far a box reaches: by a factor, or in shares of a range."""
 
 
-@dataclass(frozen=True)
-class Suggestion:
-    """Settings that differ from the reference in several knobs."""
-
-    overrides: dict[str, Setting]
-    how: str
+Overrides = dict[str, Setting]
+Suggestion = tuple[Overrides, str]
+"""Settings that differ from the reference in several knobs, and how they were found."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +52,21 @@ class Box:
     """Of a choice: what the numbers stand for."""
 
     def told(self, value: Setting) -> float | int | None:
-        """`value` for the sampler; None when it is outside."""
+        """Return `value` for the sampler; None where it is outside."""
         if self.values:
-            keys = [canonical(one) for one in self.values]
+            keys = [canonical(choice) for choice in self.values]
             return keys.index(canonical(value)) if canonical(value) in keys else None
-        found = number(value)
-        if found is None or not self.low <= found <= self.high:
+        inside = number(value)
+        if inside is None or not self.low <= inside <= self.high:
             return None
-        return int(found) if self.axis.knob.type == "int" else found
+        return int(inside) if self.axis.knob.type == "int" else inside
 
     def meant(self, answer: float) -> Setting:
-        """What the sampler's answer stands for."""
+        """Return the value that the sampler's answer stands for."""
         return self.values[int(answer)] if self.values else self.axis.rounded(answer, self.here)
 
     def drawn(self, random: Random) -> Setting:
-        """Any value, by lot."""
+        """Return a random value."""
         if self.values:
             return random.choice(self.values)
         if self.axis.knob.type == "int":
@@ -84,9 +79,9 @@ class Box:
 def suggestions(
     history: History, count: int, random: Random, besides: set[Key]
 ) -> Iterator[Suggestion]:
-    """Up to `count` joint moves that nobody has tried, none of them in `besides`.
+    """Yield up to `count` joint moves that are new, none of them in `besides`.
 
-    The sampler's come before those by lot.
+    The sampler's come before random ones.
     """
     boxes = _boxes(history)
     if not boxes or count < 1:
@@ -99,11 +94,11 @@ def suggestions(
         found = None
         if time.monotonic() - began < PATIENCE_S:
             study = study or _study(history, boxes, random.randrange(2**31))
-            found = _asked(history, study, boxes, taken, random, began)
-        found = found or _by_lot(history, boxes, taken, random)
+            found = _sampled(history, study, boxes, taken, random, began)
+        found = found or _drawn(history, boxes, taken, random)
         if found is None:
             return
-        taken.add(history.key(history.with_overrides(found.overrides)))
+        taken.add(history.key_of(found[0]))
         yield found
 
 
@@ -111,26 +106,27 @@ def suggestions(
 
 
 def _boxes(history: History) -> dict[str, Box]:
-    found = {name: _box(history, axis) for name, axis in history.axes.items()}
-    return {name: box for name, box in found.items() if box is not None}
+    """Return a box for each knob with something to choose near the reference."""
+    boxes = {name: _box(history, axis) for name, axis in history.axes.items()}
+    return {name: box for name, box in boxes.items() if box is not None}
 
 
 def _box(history: History, axis: Axis) -> Box | None:
-    """None of a knob with nothing to choose near the reference."""
     here = history.reference[axis.name]
     if axis.knob.type == "choice":
         return _choice_box(history, axis, here)
     value, knob = number(here), axis.knob
-    if value is None or knob.low is None or knob.high is None:
+    if value is None:
         return None
+    least, most = axis.bounds
     if knob.type == "int":
         low, high = min(value - 2, value / 2), max(value + 2, value * 2)
     elif knob.log and value > 0:
         low, high = value / REACH, value * REACH
     else:
-        reach = SHARE * (knob.high - knob.low)
+        reach = SHARE * (most - least)
         low, high = value - reach, value + reach
-    low, high = max(low, knob.low), min(high, knob.high)
+    low, high = max(low, least), min(high, most)
     for effect in history.effects:
         bad = number(effect.after) if effect.knob == axis.name and effect.crashed else None
         if bad is not None and effect.direction > 0 and bad > value:
@@ -143,13 +139,13 @@ def _box(history: History, axis: Axis) -> Box | None:
 
 
 def _choice_box(history: History, axis: Axis, here: Setting) -> Box | None:
-    """The reference's choice and what may be tried from it: of numbers, the neighbours only."""
+    """Return the reference's choice and those next to it; of words, all."""
     values = [step.value for step in axis.steps(here) if not history.crashes(axis.name, step.value)]
     if not values:
         return None
     values.append(here)
     if axis.ordered:
-        values.sort(key=lambda one: number(one) or 0.0)
+        values.sort(key=lambda value: number(value) or 0.0)
     return Box(axis, here, 0, len(values) - 1, tuple(values))
 
 
@@ -157,55 +153,39 @@ def _choice_box(history: History, axis: Axis, here: Setting) -> Box | None:
 
 
 def _study(history: History, boxes: Mapping[str, Box], seed: int) -> optuna.Study:
-    """A study that knows every trial inside the box, and every hypothesis under way."""
-    library = _optuna()
+    """Return a study that knows every trial inside the box, and every hypothesis under way."""
+    library, direction = _optuna(), history.situation.direction
     sampler = library.samplers.TPESampler(
         multivariate=True, constant_liar=True, n_startup_trials=5, seed=seed
     )
-    study: optuna.Study = library.create_study(
-        direction=history.situation.direction, sampler=sampler
-    )
+    study: optuna.Study = library.create_study(direction=direction, sampler=sampler)
     distributions = _distributions(boxes)
-    complete, failed, running = (
-        library.trial.TrialState.COMPLETE,
-        library.trial.TrialState.PRUNED,
-        library.trial.TrialState.RUNNING,
-    )
-    told: list[tuple[Any, Mapping[str, Setting], float | None]] = []
-    for trial in bounded(history):
-        state = failed if trial.status == "crash" else running
-        if trial.value is not None and trial.status != "crash":
-            state = complete
-        elif trial.status not in ("crash", "running", "review_pending"):
-            continue
-        told.append((state, trial.settings, trial.value if state is complete else None))
-    for hypothesis in history.situation.open:
-        if hypothesis.config_overrides:
-            told.append((running, history.with_overrides(hypothesis.config_overrides), None))
-    for state, settings, value in told:
-        params = _params(boxes, settings)
-        if params is not None:
+    states = library.trial.TrialState
+
+    def add(state: Any, settings: Mapping[str, Setting], value: float | None = None) -> None:
+        params = {
+            name: told
+            for name, box in boxes.items()
+            if name in settings and (told := box.told(settings[name])) is not None
+        }
+        if len(params) == len(boxes):
             study.add_trial(
                 library.trial.create_trial(
                     state=state, params=params, distributions=distributions, value=value
                 )
             )
+
+    for trial in best_and_latest(history.trials, direction, most=MAX_TRIALS, best=BEST):
+        if trial.status == "crash":
+            add(states.PRUNED, trial.settings)
+        elif trial.value is not None:
+            add(states.COMPLETE, trial.settings, trial.value)
+        elif trial.status in ("running", "review_pending"):
+            add(states.RUNNING, trial.settings)
+    for hypothesis in history.situation.open:
+        if hypothesis.config_overrides:
+            add(states.RUNNING, history.with_overrides(hypothesis.config_overrides))
     return study
-
-
-def bounded(history: History) -> list[Trial]:
-    """The trials a study is told: the best and the latest, in their order."""
-    return best_and_latest(history.trials, history.situation.direction, most=MAX_TRIALS, best=BEST)
-
-
-def _params(boxes: Mapping[str, Box], settings: Mapping[str, Setting]) -> dict[str, Any] | None:
-    params: dict[str, Any] = {}
-    for name, box in boxes.items():
-        told = box.told(settings[name]) if name in settings else None
-        if told is None:
-            return None
-        params[name] = told
-    return params
 
 
 def _distributions(boxes: Mapping[str, Box]) -> dict[str, Any]:
@@ -223,7 +203,7 @@ def _distributions(boxes: Mapping[str, Box]) -> dict[str, Any]:
     return made
 
 
-def _asked(
+def _sampled(
     history: History,
     study: optuna.Study,
     boxes: Mapping[str, Box],
@@ -231,9 +211,8 @@ def _asked(
     random: Random,
     began: float,
 ) -> Suggestion | None:
-    """The sampler's idea for a few knobs while the others stay as they are; None: no new one."""
-    library = _optuna()
-    whole = study.sampler
+    """Return the sampler's idea for a few knobs, the others as they are; None: no new one."""
+    library, whole = _optuna(), study.sampler
     distributions = _distributions(boxes)
     try:
         for _ in range(TRIES):
@@ -250,28 +229,26 @@ def _asked(
             values = {name: boxes[name].meant(asked.params[name]) for name in chosen}
             overrides = _accepted(history, values, taken)
             if overrides is not None:
-                return Suggestion(overrides, "as a sampler that knows every run suggests")
+                return overrides, "as a sampler that knows every run suggests"
             study.tell(asked, state=library.trial.TrialState.FAIL)
     finally:
         study.sampler = whole
     return None
 
 
-def _by_lot(
+def _drawn(
     history: History, boxes: Mapping[str, Box], taken: set[Key], random: Random
 ) -> Suggestion | None:
     for _ in range(20 * TRIES):
         values = {name: boxes[name].drawn(random) for name in _few(history, boxes, random)}
         overrides = _accepted(history, values, taken)
         if overrides is not None:
-            return Suggestion(overrides, "drawn by lot near the reference")
+            return overrides, "drawn by lot near the reference"
     return None
 
 
-def _accepted(
-    history: History, values: Mapping[str, Setting], taken: set[Key]
-) -> dict[str, Setting] | None:
-    """What of `values` changes the reference, if that is a joint move that nobody has tried."""
+def _accepted(history: History, values: Mapping[str, Setting], taken: set[Key]) -> Overrides | None:
+    """Return the values that change the reference, where that is a new joint move."""
     overrides = {
         name: value
         for name, value in values.items()
@@ -283,12 +260,11 @@ def _accepted(
     )
     if not allowed or len(overrides) < min(2, len(history.axes)):
         return None
-    new = history.key(history.with_overrides(overrides)) not in taken
-    return overrides if new else None
+    return overrides if history.key_of(overrides) not in taken else None
 
 
 def _few(history: History, boxes: Mapping[str, Box], random: Random) -> list[str]:
-    """2 to 4 knobs, those that promise something more often than the others."""
+    """Return 2 to 4 knobs; promising ones are drawn more often."""
     left = {name: _promise(history, name) for name in in_order(history.axes) if name in boxes}
     size = min(len(left), random.randint(2, MOST))
     chosen: list[str] = []
@@ -300,15 +276,16 @@ def _few(history: History, boxes: Mapping[str, Box], random: Random) -> list[str
 
 
 def _promise(history: History, name: str) -> float:
-    """How often a knob takes part: more, when turning it was not clearly for the worse."""
-    gains = [one.gain for one in history.effects if one.knob == name and one.gain is not None]
+    """Return a knob's weight: more, when turning it was not clearly for the worse."""
+    effects = [effect for effect in history.effects if effect.knob == name]
+    gains = [effect.gain for effect in effects if effect.gain is not None]
     if not gains:
         return 2.0
     return 3.0 if max(gains) > -history.situation.min_delta else 1.0
 
 
 def _optuna() -> Any:
-    """Optuna, quiet: it is imported on the first joint move, which takes it a third of a second."""
+    """Import optuna, which takes a third of a second, and silence it."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,7 +1,7 @@
-"""Other fleets: what they told of, where it is said to be better than what is here.
+"""Results of other fleets as ideas, where they are said to be better than what is here.
 
-Nobody's word is taken for it. Their commit becomes a hypothesis like any other, is tried here, and
-is the reference only if it wins; either way the run tells whether their result can be reproduced.
+Such a commit becomes a hypothesis like any other, and the reference only if it wins here; either
+way the run tells whether the other fleet's result can be reproduced.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from autohypothesis.schema import OthersResult, Proposal
 
 
 class Others:
-    """Reads what the courier heard last. It asks nobody and waits for nobody."""
+    """Reads what the courier heard last, so that it never waits for a hub."""
 
     name = foreign.PROPOSER
 
@@ -24,34 +24,35 @@ class Others:
         self._feed = Feed(layout)
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
-        """The best first, each result and each commit once; what is within the noise is left."""
+        """Return results that are better by more than the noise, best first, each once."""
         heard = self._feed.heard()
         best = _best(situation)
         if heard is None or best is None:
             return []
         known = [*situation.open, *situation.closed]
-        tried = {one.source_id for one in known}
-        commits = {one.artifacts_from for one in known}
+        tried = {hypothesis.source_id for hypothesis in known}
+        commits = {hypothesis.artifacts_from for hypothesis in known}
         sign = 1.0 if situation.direction == "minimize" else -1.0
         better = [
-            one
-            for one in heard.board
-            if _may_be_tried(one, situation)
-            and one.value is not None
-            and sign * (best - one.value) >= situation.min_delta
-            and foreign.source_of(one.id) not in tried
-            and one.commit not in commits
+            result
+            for result in heard.board
+            if _may_be_tried(result, situation)
+            and result.value is not None
+            and sign * (best - result.value) >= situation.min_delta
+            and foreign.source_of(result.id) not in tried
+            and result.commit not in commits
         ]
-        better.sort(key=lambda one: sign * (one.value or 0.0))
-        return [foreign.proposal(one, priority=foreign.URGENT) for one in better[:count]]
+        better.sort(key=lambda result: sign * (result.value or 0.0))
+        return [foreign.proposal(result, priority=foreign.URGENT) for result in better[:count]]
 
 
-def _may_be_tried(one: OthersResult, situation: Situation) -> bool:
-    return one.metric == situation.metric and one.state != "refuted" and one.status == "keep"
+def _may_be_tried(result: OthersResult, situation: Situation) -> bool:
+    is_ours = result.metric == situation.metric
+    return is_ours and result.state != "refuted" and result.status == "keep"
 
 
 def _best(situation: Situation) -> float | None:
-    """The best that was kept here, and not refuted since."""
+    """Return the best value that was kept here, and not refuted since."""
     values = [
         trial.value
         for trial in situation.trials

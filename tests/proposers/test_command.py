@@ -15,9 +15,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.errors import ProposerError, UsageError
-from autohypothesis.proposers.answers import read_answer
-from autohypothesis.proposers.command import Command
-from autohypothesis.proposers.document import document_of
+from autohypothesis.proposers.command import Command, document_of, read_answer
 
 GUARD_S = 60.0
 """Hang guard: what it bounds takes well under a second."""

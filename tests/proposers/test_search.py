@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.proposing import Trial
 from autohypothesis.proposers import joint
-from autohypothesis.proposers.axis import Axis, canonical, settings_key
-from autohypothesis.proposers.knobs import knobs_of
+from autohypothesis.proposers.knobs import Axis, canonical, knobs_of, settings_key
 from autohypothesis.proposers.search import Search
 from autohypothesis.schema import Proposal, Setting, Steering
 
