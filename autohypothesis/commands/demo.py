@@ -42,7 +42,7 @@ def demo(
     another search beside the first. Example: `orchestrator.py demo --runs 6`
     """
     from autohypothesis.commands.fleet import bring_up
-    from autohypothesis.engine.devices import lanes as all_lanes
+    from autohypothesis.engine.devices import cpu_slots as all_lanes
     from autohypothesis.engine.project import Project
     from autohypothesis.engine.setup import Wanted, run_prepare
     from autohypothesis.fleet.roster import roster

@@ -161,13 +161,13 @@ def _libraries() -> Iterator[Check]:
 
 
 def _devices(machine: Machine) -> Iterator[Check]:
-    from autohypothesis.engine.devices import lanes
+    from autohypothesis.engine.devices import cpu_slots
 
     for gpu in machine.gpus:
         yield _gpu(gpu)
     if machine.why_no_gpu:
         yield Check("gpu", "ok", f"none to use: {machine.why_no_gpu}")
-    cores = [lane.cores[0] for lane in lanes() if lane.cores]
+    cores = [lane.cores[0] for lane in cpu_slots() if lane.cores]
     yield Check("cpu lanes", "ok", f"{len(cores)}, on cores {', '.join(map(str, cores))}")
 
 

@@ -169,16 +169,16 @@ def loop_of(project: Project, parallel: int, seed: int) -> Loop:
     """The loop of one task, not begun."""
     from autohypothesis.commands.fleet import in_hours
     from autohypothesis.commands.watch import ProgressWatch
-    from autohypothesis.engine.devices import lanes
+    from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.fleet.artifact.loop import Loop
     from autohypothesis.fleet.observer.ending import Ending, Limits
     from autohypothesis.fleet.observer.tried import Library
     from autohypothesis.fleet.queue.chronicle import Chronicle
     from autohypothesis.fleet.queue.states import Queue
 
-    if project.task.run.device != "cuda" and parallel > len(lanes()):
+    if project.task.run.device != "cuda" and parallel > len(cpu_slots()):
         raise UsageError(
-            f"--parallel {parallel}: this machine has {len(lanes())} CPU lanes",
+            f"--parallel {parallel}: this machine has {len(cpu_slots())} CPU lanes",
             hint="see `python orchestrator.py doctor`",
         )
     chronicle, queue = (

@@ -17,7 +17,7 @@ from typing import Any
 
 from autohypothesis.engine import guard, processes, shim
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
-from autohypothesis.engine.executor import RunSpec, identity_of
+from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import Score, scorer_for
@@ -36,7 +36,7 @@ from autohypothesis.records.files import (
 )
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, Runtime, finite, now
+from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, finite, now
 
 TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
@@ -65,12 +65,15 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
             )
         spec = load(RunSpec, run.run_spec)
         local = _local(run)
-        killed = processes.end_strays(str(run.folder), finite(local.get("started_at")) or 0.0)
+        killed = processes.end_orphan_processes(
+            str(run.folder), finite(local.get("started_at")) or 0.0
+        )
         processes.sweep()
         odd = _take_out(run)
         result = judge(repository, spec, run, local, killed, odd)
         if not run.metadata.exists():
-            bundles.write_metadata(run, _from_spec(spec))
+            # Its starter was killed early: without a name it could not be decided.
+            bundles.write_metadata(run, metadata_of(spec))
         content = to_json(result, indent=2) + "\n"
         write_atomic(run.local, to_json({**local, JUDGED: _hash(content.encode())}), durable=False)
         write_atomic(run.result, content)
@@ -247,23 +250,6 @@ def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     if metadata is None:
         return spec.task.isolation_level == "strict"
     return metadata.runtime.is_unconfined
-
-
-def _from_spec(spec: RunSpec) -> Metadata:
-    """Who asked for a run whose starter was killed before it wrote that down: it never began, and
-    without a name nobody could decide it."""
-    return Metadata(
-        recorded_at=now(),
-        run=identity_of(spec),
-        runtime=Runtime(
-            commit=spec.commit,
-            parent_commit=spec.parent_commit,
-            diff_stat=spec.diff_stat,
-            diff_hash=spec.diff_hash,
-            lines_added=spec.lines_added,
-            lines_removed=spec.lines_removed,
-        ),
-    )
 
 
 def _exit_document(run: RunPaths) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ RECENT = 9
 those that were kept all the same have made the new speed a usual one."""
 
 
-class LaneSpeed(NamedTuple):
+class SlotSpeed(NamedTuple):
     """How fast one run's lane was."""
 
     lane: str
@@ -38,7 +38,7 @@ class LaneSpeed(NamedTuple):
     """Of the training, on its budget's clock."""
 
 
-def lane_speed(metadata: Metadata, result: Result) -> LaneSpeed:
+def slot_speed(metadata: Metadata, result: Result) -> SlotSpeed:
     """What the shim and the training measured; nothing of a run that was not on a CPU lane."""
     said = result.evidence.get("contention")
     found = said if isinstance(said, Mapping) else {}
@@ -46,7 +46,7 @@ def lane_speed(metadata: Metadata, result: Result) -> LaneSpeed:
     known = [time for time in times if time is not None]
     tokens, seconds = result.metrics.total_tokens_M, result.metrics.training_seconds
     rate = tokens * 1e6 / seconds if known and tokens and seconds else None
-    return LaneSpeed(metadata.run.gpu_id, min(known, default=None), finite(rate))
+    return SlotSpeed(metadata.run.gpu_id, min(known, default=None), finite(rate))
 
 
 def judged(past: Settled, metadata: Metadata, result: Result) -> tuple[Result, str]:
@@ -96,8 +96,8 @@ def restored(result: Result) -> Result:
 
 def _slowed(past: Settled, metadata: Metadata, result: Result) -> str:
     """How its lane was slower than usual, in words; empty when it was not."""
-    now, key = lane_speed(metadata, result), metadata.runtime.platform_key
-    lane = [one for one in past.on_lane(key, now.lane) if one.reason != "contended"]
+    now, key = slot_speed(metadata, result), metadata.runtime.platform_key
+    lane = [one for one in past.on_slot(key, now.lane) if one.reason != "contended"]
     kernel = [float(one.lane_kernel_ms) for one in lane if one.lane_kernel_ms][-RECENT:]
     if now.kernel_ms is not None and len(kernel) >= ENOUGH:
         usual = statistics.median(kernel)

@@ -394,7 +394,7 @@ def _record(others: Settled, case: Case, verdict: Verdict, evidence: Evidence) -
     """The record, but for its place among the others and what becomes of the reference."""
     result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
     best = others.best(key, evidence.direction)
-    speed = contention.lane_speed(case.metadata, result)
+    speed = contention.slot_speed(case.metadata, result)
     return Decision(
         decision_id="",
         recorded_at=now(),

@@ -1,4 +1,4 @@
-"""GPUs by UUID and CPU cores, and the exclusive right to one, for every fleet on this machine.
+"""GPUs by UUID and CPU slots, and the exclusive right to one, for every fleet on this machine.
 
 An inherited `CUDA_VISIBLE_DEVICES` or affinity mask is a limit: nothing outside it is offered.
 Indices never pin a device, since NVML counts in PCI order and CUDA does not. One lock file stands
@@ -16,21 +16,39 @@ import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine.shim import Device, Lease
 from autohypothesis.errors import LeaseError
 
 LOCKS_VARIABLE = "AUTOHYPOTHESIS_LOCKS"
 SHARED_FOLDER = "/run/lock/autohypothesis"
+MIB = 1 << 20
+HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
+NVIDIA_NODES = "/dev/nvidia[0-9]*"
+"""Device files of NVIDIA GPUs, which are there whether or not NVML answers."""
+CHOOSING_FILE = "choosing.lock"
+CHOOSING_S = 10.0
+"""How long to wait while others choose; then go on, since the lease decides in any case."""
+TAKEN_S = 5.0
+"""How long a shim may take from its start to its lease while others wait to choose."""
+_LOOK_S = 0.004
 _INFO_LIMIT = 4096
 _RETRY_S = 0.02
 
 
+class Device(NamedTuple):
+    """Where a training runs. `cores` pins it, `uuid` is a GPU's NVML and CUDA name."""
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    uuid: str | None = None
+    name: str = "CPU"
+    cores: tuple[int, ...] | None = None
+
+
 class LockFolder(NamedTuple):
-    """Where the lock files are. `fallback` says why the machine-wide folder is not used: other
+    """The folder of the lock files. `fallback` says why the machine-wide one is not used: other
     users' fleets are then not seen, which `doctor` reports."""
 
     path: str
@@ -38,7 +56,7 @@ class LockFolder(NamedTuple):
 
 
 def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
-    """The folder of lock files, made when missing.
+    """Return the folder of lock files, made when missing.
 
     `$AUTOHYPOTHESIS_LOCKS`, else /run/lock/autohypothesis, else a folder of this user.
     Raises LeaseError if the named folder, or the last resort, cannot be used.
@@ -51,20 +69,17 @@ def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
         _make_folder(SHARED_FOLDER, 0o1777)
     except LeaseError as error:
         path = _own_folder(environ)
-        runtime = os.path.dirname(path)
-        _make_folder(runtime, 0o700)
-        _make_folder(path, 0o700)
-        for folder in (runtime, path):
+        for folder in (os.path.dirname(path), path):
+            _make_folder(folder, 0o700)
             if os.stat(folder).st_uid != os.getuid():
                 raise LeaseError(
-                    f"lock folder {folder} belongs to somebody else", hint=f"set {LOCKS_VARIABLE}"
+                    f"lock folder {folder} belongs to another user", hint=f"set {LOCKS_VARIABLE}"
                 ) from error
         return LockFolder(path, fallback=error.problem)
     return LockFolder(SHARED_FOLDER)
 
 
 def _own_folder(environ: Mapping[str, str]) -> str:
-    """Where this user's locks are when the shared folder cannot be used."""
     runtime = environ.get("XDG_RUNTIME_DIR") or f"/tmp/autohypothesis-{os.getuid()}"
     return os.path.join(runtime, "autohypothesis-locks")
 
@@ -86,18 +101,7 @@ def _make_folder(path: str, mode: int) -> None:
         )
 
 
-def gpu_lock_path(folder: str, uuid: str) -> str:
-    """The lock file of a GPU, by the UUID that NVML and CUDA print."""
-    return os.path.join(folder, f"gpu-{_file_name(uuid)}.lock")
-
-
-def lane_lock_path(folder: str, core: int) -> str:
-    """The lock file of a CPU lane, by its (first) core."""
-    return os.path.join(folder, f"cpu-{core}.lock")
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]", "_", text)
+# ── leases ──────────────────────────────────────────────────────────────────────────────────
 
 
 class Held(NamedTuple):
@@ -117,14 +121,14 @@ class Held(NamedTuple):
             os.close(self.fd)
 
 
-class LeaseFile(NamedTuple):
-    """The lock file of one device; `name` is what messages call it."""
+class Lease(NamedTuple):
+    """The lock file that stands for a device; `name` is what messages call the device."""
 
     path: str
     name: str
 
     def try_acquire(self, holder: Mapping[str, Any], wait_s: float = 0.5) -> Held | None:
-        """Take the lease, or None if somebody else keeps it for `wait_s` seconds.
+        """Take the lease, or return None if another process keeps it for `wait_s` seconds.
 
         `holder` is written into the file, beside this process and its start time, for the loser's
         message. Raises LeaseError if the file cannot be opened.
@@ -137,12 +141,20 @@ class LeaseFile(NamedTuple):
                 return None
             time.sleep(_RETRY_S)
         pid = os.getpid()
-        _write_info(fd, {"pid": pid, "start": system.process_start(pid), **holder})
+        info = {"pid": pid, "start": system.process_start(pid), **holder}
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, json.dumps(info).encode()[:_INFO_LIMIT], 0)
+        except OSError:
+            pass  # a full lock folder costs the holder its name in a message, not the lease
         return Held(self.path, fd)
 
-    def acquire(self, holder: Mapping[str, Any], wait_s: float = 0.5) -> Held:
-        """Like `try_acquire`, but raises LeaseError that names the holder."""
-        held = self.try_acquire(holder, wait_s)
+    def acquire(self, holder: Mapping[str, Any]) -> Held:
+        """Like `try_acquire`, but raises LeaseError that names the holder.
+
+        A loser tries for half a second: the last holder may be closing, or be probed.
+        """
+        held = self.try_acquire(holder)
         if held is None:
             raise LeaseError(
                 f"{self.name} is leased by {describe(self.holder())} ({self.path})",
@@ -151,21 +163,18 @@ class LeaseFile(NamedTuple):
         return held
 
     def note(self) -> dict[str, Any]:
-        """What the last holder wrote down; whether it still holds the lease only the lock says.
+        """Return what the last holder wrote; whether it still holds the lease only the lock says.
 
-        Takes no lock, so it is in nobody's way.
+        Takes no lock, so it disturbs no other process.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             return {}
-        try:
-            return _read_info(fd)
-        finally:
-            os.close(fd)
+        return _read_info(fd)
 
     def holder(self) -> dict[str, Any] | None:
-        """Who holds the lease: None if nobody, an empty dict if it does not say.
+        """Return who holds the lease: None if it is free, an empty dict if its holder is unnamed.
 
         Asks with a shared lock for an instant, which is why those who acquire try again.
         """
@@ -175,10 +184,10 @@ class LeaseFile(NamedTuple):
             return None
         except OSError as error:
             raise self._unusable(error) from error
-        try:
-            return None if _lock(fd, fcntl.LOCK_SH) else _read_info(fd)
-        finally:
+        if _lock(fd, fcntl.LOCK_SH):
             os.close(fd)
+            return None
+        return _read_info(fd)
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -206,35 +215,6 @@ class LeaseFile(NamedTuple):
         )
 
 
-def experiments_of(repository: str, environ: Mapping[str, str] | None = None) -> list[str]:
-    """What runs for a repository now, as far as the lock files name it. Makes nothing."""
-    environ = os.environ if environ is None else environ
-    folders = [os.path.abspath(environ[LOCKS_VARIABLE])] if environ.get(LOCKS_VARIABLE) else []
-    folders = folders or [SHARED_FOLDER, _own_folder(environ)]
-    found = []
-    for path in (os.path.join(one, name) for one in folders for name in _lock_names(one)):
-        note = LeaseFile(path, path).note() if path.endswith(".lock") else {}
-        if note.get("repository") == repository:
-            found.append(str(note.get("experiment_id")))
-    return found
-
-
-def _lock_names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []
-
-
-def describe(holder: Mapping[str, Any] | None) -> str:
-    """A holder in words, for messages."""
-    if not holder:
-        return "a process that left no name"
-    parts = [f"pid {holder.get('pid', '?')}"]
-    parts += [f"{key} {holder[key]}" for key in ("experiment_id", "repository") if holder.get(key)]
-    return ", ".join(parts)
-
-
 def _lock(fd: int, how: int) -> bool:
     try:
         fcntl.flock(fd, how | fcntl.LOCK_NB)
@@ -245,32 +225,51 @@ def _lock(fd: int, how: int) -> bool:
     return True
 
 
-def _write_info(fd: int, info: Mapping[str, Any]) -> None:
-    try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(info).encode()[:_INFO_LIMIT], 0)
-    except OSError:
-        pass  # a full lock folder costs the holder its name in a message, not the lease
-
-
 def _read_info(fd: int) -> dict[str, Any]:
+    """Read what a holder wrote, and close `fd`."""
     try:
         info = json.loads(os.pread(fd, _INFO_LIMIT, 0))
     except (OSError, ValueError, RecursionError):
         return {}
+    finally:
+        os.close(fd)
     return info if isinstance(info, dict) else {}
 
 
-MIB = 1 << 20
-HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
-NVIDIA_NODES = "/dev/nvidia[0-9]*"
-"""What is there on a machine with an NVIDIA GPU, whether or not NVML answers."""
-CHOOSING_FILE = "choosing.lock"
-CHOOSING_S = 10.0
-"""How long to wait for others to have chosen; then go on, since the lease decides in any case."""
-TAKEN_S = 5.0
-"""How long a shim may take from its start to its lease while others wait to choose."""
-_LOOK_S = 0.004
+def describe(holder: Mapping[str, Any] | None) -> str:
+    """Return a holder in words, for messages."""
+    if not holder:
+        return "a process that left no name"
+    parts = [f"pid {holder.get('pid', '?')}"]
+    parts += [f"{key} {holder[key]}" for key in ("experiment_id", "repository") if holder.get(key)]
+    return ", ".join(parts)
+
+
+def lease_of(device: Device) -> Lease:
+    """Return the lease of `device` on this machine."""
+    folder = lock_folder().path
+    if device.kind == "cuda":
+        file = re.sub(r"[^A-Za-z0-9.-]", "_", str(device.uuid))
+        return Lease(os.path.join(folder, f"gpu-{file}.lock"), f"{device.name} {device.uuid}")
+    core = (device.cores or (0,))[0]
+    return Lease(os.path.join(folder, f"cpu-{core}.lock"), f"CPU slot {core}")
+
+
+def experiments_of(repository: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return what runs for a repository now, as far as lock files name it. Makes no file."""
+    environ = os.environ if environ is None else environ
+    folders = [os.path.abspath(environ[LOCKS_VARIABLE])] if environ.get(LOCKS_VARIABLE) else []
+    found = []
+    for folder in folders or [SHARED_FOLDER, _own_folder(environ)]:
+        with suppress(OSError):
+            for name in sorted(os.listdir(folder)):
+                note = Lease(os.path.join(folder, name), name).note()
+                if name.endswith(".lock") and note.get("repository") == repository:
+                    found.append(str(note.get("experiment_id")))
+    return found
+
+
+# ── devices ─────────────────────────────────────────────────────────────────────────────────
 
 
 class Gpu(NamedTuple):
@@ -283,7 +282,7 @@ class Gpu(NamedTuple):
 
 
 def gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], str]:
-    """The GPUs that this process may use, and why there are none (empty when there are)."""
+    """Return the GPUs that this process may use, and why there are none (empty when there are)."""
     import pynvml
 
     try:
@@ -355,8 +354,8 @@ def _visible(found: list[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
     return chosen
 
 
-def lanes() -> list[Device]:
-    """One CPU lane per physical core, pinned to that core's first thread.
+def cpu_slots() -> list[Device]:
+    """Return one CPU slot per physical core, pinned to that core's first thread.
 
     Two trainings on the two threads of one core would slow each other down.
     """
@@ -364,7 +363,7 @@ def lanes() -> list[Device]:
 
 
 def best_kind() -> Literal["cpu", "cuda"]:
-    """What a script is run on when nothing says what it is for.
+    """Return what a script is run on when nothing says what it is for.
 
     Raises:
         LeaseError: there is a GPU and NVML does not answer. Its work never falls back to the CPU.
@@ -381,13 +380,13 @@ def best_kind() -> Literal["cpu", "cuda"]:
 
 
 def devices(kind: Literal["cpu", "cuda"]) -> list[Device]:
-    """Everything of one kind that may be leased here.
+    """Return every device of one kind that may be leased here.
 
     Raises:
         LeaseError: there is none. A GPU's work never falls back to the CPU.
     """
     if kind == "cpu":
-        return lanes()
+        return cpu_slots()
     found, why_none = gpus()
     if not found:
         raise LeaseError(
@@ -397,22 +396,13 @@ def devices(kind: Literal["cpu", "cuda"]) -> list[Device]:
     return [Device(kind="cuda", uuid=gpu.uuid, name=gpu.name) for gpu in found]
 
 
-def lease_of(device: Device) -> Lease:
-    """The lock file that stands for `device` on this machine."""
-    folder = lock_folder().path
-    if device.kind == "cuda":
-        return Lease(gpu_lock_path(folder, str(device.uuid)), f"{device.name} {device.uuid}")
-    core = (device.cores or (0,))[0]
-    return Lease(lane_lock_path(folder, core), f"CPU lane {core}")
-
-
 def name_of(device: Device) -> str:
-    """What a record calls the device: its UUID, or `cpu-<core>`."""
+    """Return what a record calls the device: its UUID, or `cpu-<core>`."""
     return str(device.uuid) if device.kind == "cuda" else f"cpu-{(device.cores or (0,))[0]}"
 
 
 def first_free(candidates: Iterable[Device]) -> Device:
-    """The first device that nobody holds now; inside `choosing` it stays free until it is taken.
+    """Return the first device without a holder; inside `choosing` it stays free until it is taken.
 
     Raises:
         LeaseError: all are held; the message names the holder of each.
@@ -420,7 +410,7 @@ def first_free(candidates: Iterable[Device]) -> Device:
     held = []
     for device in candidates:
         lease = lease_of(device)
-        holder = LeaseFile(lease.path, lease.name).holder()
+        holder = lease.holder()
         if holder is None:
             return device
         held.append(f"{lease.name} is held by {describe(holder)}")
@@ -428,26 +418,19 @@ def first_free(candidates: Iterable[Device]) -> Device:
 
 
 def free(kind: Literal["cpu", "cuda"] | None) -> int:
-    """How many devices of a kind nobody holds now.
-
-    Raises:
-        LeaseError: there is none of that kind.
-    """
-    leases = map(lease_of, devices(kind or best_kind()))
-    return sum(LeaseFile(one.path, one.name).holder() is None for one in leases)
+    """Return how many devices of a kind are free now. Raises LeaseError if there is none at all."""
+    return sum(lease_of(device).holder() is None for device in devices(kind or best_kind()))
 
 
 @contextmanager
 def choosing(experiment_id: str) -> Iterator[None]:
-    """While this is held nobody else on the machine chooses: from `first_free` to `await_taken`.
+    """Keep others on the machine from choosing, from `first_free` to `await_taken`.
 
     It only keeps two from choosing the same device. One that is held for too long, by a stopped
-    process say, is passed over, and whoever loses the lease then fails as infrastructure.
+    process say, is passed over, and the one that loses the lease then fails as infrastructure.
     """
-    path = os.path.join(lock_folder().path, CHOOSING_FILE)
-    held = LeaseFile(path, "the choice of a device").try_acquire(
-        {"experiment_id": experiment_id}, CHOOSING_S
-    )
+    file = Lease(os.path.join(lock_folder().path, CHOOSING_FILE), "the choice of a device")
+    held = file.try_acquire({"experiment_id": experiment_id}, CHOOSING_S)
     try:
         yield
     finally:
@@ -460,10 +443,8 @@ def await_taken(device: Device, experiment_id: str, ended: Callable[[], bool]) -
 
     `TAKEN_S` at most: a shim that is slower than that still takes its lease, or loses it.
     """
-    lease = lease_of(device)
-    file = LeaseFile(lease.path, lease.name)
-    until = time.monotonic() + TAKEN_S
+    lease, until = lease_of(device), time.monotonic() + TAKEN_S
     while time.monotonic() < until:
-        if file.note().get("experiment_id") == experiment_id or ended():
+        if lease.note().get("experiment_id") == experiment_id or ended():
             return
         time.sleep(_LOOK_S)

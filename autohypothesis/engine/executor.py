@@ -2,7 +2,7 @@
 
 A `RunSpec` holds no path of this machine, so another executor (a cluster's queue) can take the
 same value. The executor makes the checkout, takes the lease, and leaves a bundle; the local one
-is the shim (local.py).
+is the shim (local_executor.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.task import Task
-from autohypothesis.schema import Result, RunIdentity, Strict
+from autohypothesis.schema import Metadata, Result, RunIdentity, Runtime, Strict, now
 from autohypothesis.system import host_name
 
 RunState = Literal["running", "finished", "dead", "absent"]
@@ -55,19 +55,31 @@ class RunSpec(Strict):
     """How a program made the change, where one did."""
 
 
-def identity_of(spec: RunSpec, gpu_id: str = "") -> RunIdentity:
-    """Who runs what, as the bundle says it; `gpu_id` once a device was chosen."""
-    return RunIdentity(
-        experiment_id=spec.experiment_id,
-        worker_id=spec.worker_id,
-        gpu_id=gpu_id,
-        hypothesis_id=spec.hypothesis_id,
-        rationale=spec.rationale,
-        title=spec.title,
-        tag=spec.tag,
-        seed=spec.seed,
-        replicates=spec.replicates,
-        node_id=host_name(),
+def metadata_of(spec: RunSpec, gpu_id: str = "", **measured: Any) -> Metadata:
+    """Return the metadata of a run; `gpu_id` and what was `measured` once a device was chosen."""
+    return Metadata(
+        recorded_at=now(),
+        run=RunIdentity(
+            experiment_id=spec.experiment_id,
+            worker_id=spec.worker_id,
+            gpu_id=gpu_id,
+            hypothesis_id=spec.hypothesis_id,
+            rationale=spec.rationale,
+            title=spec.title,
+            tag=spec.tag,
+            seed=spec.seed,
+            replicates=spec.replicates,
+            node_id=host_name(),
+        ),
+        runtime=Runtime(
+            commit=spec.commit,
+            parent_commit=spec.parent_commit,
+            diff_stat=spec.diff_stat,
+            diff_hash=spec.diff_hash,
+            lines_added=spec.lines_added,
+            lines_removed=spec.lines_removed,
+            **measured,
+        ),
     )
 
 
@@ -90,7 +102,7 @@ class Executor(Protocol):
         """
 
     def poll(self, handle: Handle) -> RunState:
-        """Where it stands, by liveness, never by age."""
+        """Return where it stands, by liveness, never by age."""
 
     def cancel(self, handle: Handle) -> None:
         """Ask it to end; `collect` then finds a cancelled experiment.
@@ -99,7 +111,7 @@ class Executor(Protocol):
         """
 
     def collect(self, handle: Handle) -> Result:
-        """The finished bundle's result, written exactly once however often this is called.
+        """Return the finished bundle's result, written exactly once however often this is called.
 
         Raises:
             LaunchError: it is still running.
@@ -119,7 +131,7 @@ class Notices(Protocol):
     """An executor that can say why a run does not go on."""
 
     def notice(self, handle: Handle) -> str:
-        """What a person should do about a run that stands still; empty while all is well."""
+        """Return what a person should do about a run that stands still; empty while all is well."""
 
 
 @runtime_checkable
@@ -127,7 +139,7 @@ class Offers(Protocol):
     """An executor that knows beforehand whether there is a device to run on."""
 
     def offer(self, task: Task, inputs: Inputs) -> None:
-        """Whether one is free now; another may take it before `submit`.
+        """See that one is free now; another process may take it before `submit`.
 
         Raises:
             LeaseError: none is.

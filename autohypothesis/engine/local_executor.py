@@ -13,6 +13,7 @@ from typing import Any, Literal
 from autohypothesis import system
 from autohypothesis.engine import devices, guard, recovery, shim
 from autohypothesis.engine.collect import collect
+from autohypothesis.engine.devices import Device
 from autohypothesis.engine.environment import (
     TrainingCommand,
     child_environment,
@@ -24,22 +25,21 @@ from autohypothesis.engine.environment import (
     training_command,
     version_of,
 )
-from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, identity_of
+from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, metadata_of
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
-from autohypothesis.engine.scoring import ScoringPlace, scorer_for
-from autohypothesis.engine.shim import Device, Launch, deadline
-from autohypothesis.engine.task import Budget, Task, data_hash_with, platform_key, task_hash
+from autohypothesis.engine.scoring import scorer_for
+from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
+from autohypothesis.engine.task import Task, data_hash_with, platform_key, task_hash
 from autohypothesis.engine.untracked_files import lacking
-from autohypothesis.engine.workspace import Checkout, Export, Workspace, evaluator_of
+from autohypothesis.engine.workspace import Checkout, Export, evaluator_of
 from autohypothesis.errors import LaunchError, LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
-from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.sandbox import Confinement
-from autohypothesis.schema import Metadata, Result, Runtime, now
+from autohypothesis.schema import Metadata, Result
 
 LAST_STEPS_S = 10.0
 """How long a shim that has written exit.json may take to let go of its lease."""
@@ -54,7 +54,6 @@ class Place:
     files: Checkout
     device: Device
     inputs: Inputs
-    budget: Budget
     command: TrainingCommand
     evaluator: Path | None
     around: Surroundings
@@ -67,6 +66,10 @@ class Place:
         return self.files.path
 
     @property
+    def cwd(self) -> Path:
+        return self.checkout / self.spec.task.run.cwd
+
+    @property
     def home(self) -> Literal["own", "links", "kept"]:
         """A script whose inputs no task names may have them in the user's home folder."""
         task = self.spec.task
@@ -75,16 +78,63 @@ class Place:
         return "kept" if self.around.kind == "none" else "links"
 
     @property
-    def is_timed(self) -> bool:
-        """Whether a slower machine makes a worse number: not where a program scores what is there,
-        unless somebody said for how long something trains."""
-        return self.spec.task.scorer.type != "command" or self.budget_is_known
-
-    @property
     def budget_is_known(self) -> bool:
-        """Whether anybody said how long the training trains."""
+        """Whether the task or an input says how long the training trains."""
         reported = any(report.budget for report in self.inputs.reports.values())
         return reported or self.spec.task.run.budget is not None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether a slower machine makes a worse number: not where a program scores the artifacts
+        as they are, unless there is a budget."""
+        return self.spec.task.scorer.type != "command" or self.budget_is_known
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the training."""
+        spec, home = self.spec, None if self.home == "kept" else self.run.home
+        environment = child_environment(
+            os.environ,
+            experiment_id=spec.experiment_id,
+            run_folder=self.run.out,
+            seed=spec.seed,
+            save_weights=spec.task.scorer.type == "model",
+            home=home,
+            threads=1 if self.device.kind == "cpu" else None,
+            cuda_device=self.device.uuid,
+            extra={
+                **self.inputs.environment,
+                **self.command.environment,
+                **({} if home is None else compile_cache_variables(home)),
+                **spec.task.run.env,
+            },
+        )
+        return self.around.environment(environment, self.temporary)
+
+    def confined(self, words: tuple[str, ...], granted: Confinement) -> tuple[str, ...]:
+        """Return `words` as they run in the sandbox of the run.
+
+        Raises:
+            LaunchError: there is no such program.
+        """
+        if self.around.kind == "none":
+            return words
+        try:
+            return self.around.command(words, granted, self.cwd)
+        except FileNotFoundError as error:
+            raise LaunchError(str(error), hint="check run.command and scorer.command") from error
+
+    def score_command(self, root: Path, training: Mapping[str, str]) -> ScoreCommand | None:
+        """Return what scores the run; `training` is the environment of the training."""
+        task, run = self.spec.task, self.run
+        words = scorer_for(task).command(run, root, self.checkout, self.evaluator)
+        if words is None:
+            return None
+        return ScoreCommand(
+            command=self.confined(words, self.around.scoring(self.checkout, run, self.evaluator)),
+            cwd=str(self.cwd),
+            env=scoring_environment(training, run.scoring_home),
+            timeout_s=task.scorer.timeout_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,31 +154,29 @@ class LocalExecutor:
 
     def _submit(self, spec: RunSpec, warm: Any) -> Handle:
         """`submit`, with a shim that gets ready meanwhile."""
-        root, handle = self.repository.root, Handle(spec.experiment_id)
-        files = Export(self.repository, spec.worker_id).checkout(spec.commit, spec.task)
-        inputs = locate_inputs(spec.task, files.path, root, os.environ)
-        command = training_command(spec.task, root, os.environ)
-        entries = self.repository.entries(spec.commit)
+        task, root, handle = spec.task, self.repository.root, Handle(spec.experiment_id)
+        files = Export(self.repository, spec.worker_id).checkout(spec.commit, task)
+        inputs = locate_inputs(task, files.path, root, os.environ)
+        command = training_command(task, root, os.environ)
         sites = site_folders(command.python) if command.python else ()
+        hashed = task_hash(task, guard.protected_blobs(task, self.repository.entries(spec.commit)))
+        evaluator = evaluator_of(self.repository, spec.commit, task)
         before = guard.look(files.path, spec.commit, files.files, sites, files.copies, files.links)
-        evaluator = evaluator_of(self.repository, spec.commit, spec.task)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
             on_gpu = device.kind == "cuda"
-            kind = sandbox_kind(spec.task, gpus=on_gpu)
             place = Place(
                 spec=spec,
                 run=self.layout.run(spec.experiment_id),
                 files=files,
                 device=device,
                 inputs=inputs,
-                budget=inputs.budget(spec.task),
                 command=command,
                 evaluator=evaluator,
                 around=Surroundings(
                     self.repository,
-                    spec.task,
-                    kind,
+                    task,
+                    sandbox_kind(task, gpus=on_gpu),
                     data=inputs.data,
                     held_out=inputs.held_out,
                     python=command.python,
@@ -137,8 +185,12 @@ class LocalExecutor:
                 ),
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )
-            self._write_bundle(place, before, entries)
-            self._start(place, handle, warm)
+            self._write_bundle(place, before, hashed)
+            shim.start(self._launch(place), warm)
+            # See it hold its lease or end, so that others may choose.
+            devices.await_taken(
+                device, spec.experiment_id, ended=lambda: self.poll(handle) != "running"
+            )
         return handle
 
     def offer(self, task: Task, inputs: Inputs) -> None:
@@ -169,7 +221,7 @@ class LocalExecutor:
         folder = str(run.folder)
         running = shim.attach(folder)
         if running is None and run.folder.is_dir() and not shim.forbid(folder):
-            running = shim.attach(folder)  # it was just about to say that it has begun
+            running = shim.attach(folder)  # it was just about to claim the folder
         if running is not None:
             shim.cancel(running)
 
@@ -179,19 +231,10 @@ class LocalExecutor:
             shim.wait(ended, LAST_STEPS_S)
         return collect(self.repository, self.layout, handle.experiment_id)
 
-    def _start(self, place: Place, handle: Handle, warm: Any) -> None:
-        """Start the shim, and see it hold its lease or end, so that others may choose."""
-        shim.start(self._launch(place), warm)
-        devices.await_taken(
-            place.device, handle.experiment_id, ended=lambda: self.poll(handle) != "running"
-        )
-
     # ── before the shim ───────────────────────────────────────────────────────────────────
 
-    def _write_bundle(
-        self, place: Place, before: guard.Before, entries: Mapping[str, Entry]
-    ) -> None:
-        """Everything about the run that is known before it; a kill from here on loses nothing."""
+    def _write_bundle(self, place: Place, before: guard.Before, hashed: str) -> None:
+        """Write all that is known about a run before it; a kill from here on loses nothing."""
         spec, run = place.spec, place.run
         run.folder.mkdir(parents=True)
         run.out.mkdir()
@@ -214,64 +257,62 @@ class LocalExecutor:
         write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
         write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"), durable=False)
         bundles.write_config(run, spec.config)
-        hashed = task_hash(spec.task, guard.protected_blobs(spec.task, entries))
-        torch = version_of("torch", before.distributions)
-        lacks = lacking(self.repository, spec.task).lines()
-        metadata = _metadata(place, hashed, torch, lacks)
+        metadata = self._metadata(place, hashed, version_of("torch", before.distributions))
         bundles.write_metadata(run, metadata)
         if place.home != "kept":
             key = metadata.runtime.platform_key
-            seed = compile_cache_folder(self.repository.common_dir, key)
-            start_compile_cache(run.home, seed)
+            start_compile_cache(run.home, compile_cache_folder(self.repository.common_dir, key))
 
-    def _environment(self, place: Place) -> dict[str, str]:
-        spec = place.spec
-        environment = child_environment(
-            os.environ,
-            experiment_id=spec.experiment_id,
-            run_folder=place.run.out,
-            seed=spec.seed,
-            save_weights=spec.task.scorer.type == "model",
-            home=None if place.home == "kept" else place.run.home,
-            threads=1 if place.device.kind == "cpu" else None,
-            cuda_device=place.device.uuid,
-            extra={
-                **place.inputs.environment,
-                **place.command.environment,
-                **({} if place.home == "kept" else compile_cache_variables(place.run.home)),
-                **spec.task.run.env,
-            },
+    def _metadata(self, place: Place, hashed: str, torch: str) -> Metadata:
+        spec, inputs, budget = place.spec, place.inputs, place.inputs.budget(place.spec.task)
+        data_hash = data_hash_with(inputs.data_hash, place.files.included)
+        return metadata_of(
+            spec,
+            devices.name_of(place.device),
+            gpu_name=place.device.name,
+            platform_key=platform_key(
+                device_name=place.device.name,
+                profile_hash=inputs.profile_hash,
+                data_hash=data_hash,
+                task_hash=hashed,
+                budget_seconds=budget.seconds,
+                clock=budget.clock,
+            ),
+            profile=inputs.profile,
+            data_hash=data_hash,
+            task_hash=hashed,
+            budget_seconds=budget.seconds,
+            clock=budget.clock,
+            torch_version=torch,
+            sandbox=place.around.kind,
+            isolation=spec.task.isolation_level,
+            included=dict(place.files.included),
+            checkout_lacks=lacking(self.repository, spec.task).lines(),
+            home=place.home,
         )
-        return place.around.environment(environment, place.temporary)
 
     def _launch(self, place: Place) -> Launch:
-        spec, inputs = place.spec, place.inputs
-        seconds = place.budget.seconds if place.budget_is_known else None
-        limit = spec.task.run.deadline_seconds or deadline(
-            inputs.start_allowance_s, seconds, place.budget.clock, inputs.evaluation_allowance_s
-        )
-        environment = self._environment(place)
-        around, evaluator = place.around, place.evaluator
-        score = scorer_for(spec.task).command(
-            self._scoring(place, scoring_environment(environment, place.run.scoring_home))
-        )
-        if score is not None:
-            granted = around.scoring(place.checkout, place.run, evaluator)
-            score = score._replace(command=self._confined(place, score.command, granted))
-        training = around.training(place.checkout, place.run, place.temporary)
+        spec, inputs, run = place.spec, place.inputs, place.run
+        budget, environment = inputs.budget(spec.task), place.environment()
+        seconds = budget.seconds if place.budget_is_known else None
+        training = place.around.training(place.checkout, run, place.temporary)
+        plans = (self.layout.plan(spec.experiment_id), self.layout.plan_page(spec.experiment_id))
         return Launch(
             experiment_id=spec.experiment_id,
-            run_dir=str(place.run.folder),
-            cwd=str(place.checkout / spec.task.run.cwd),
-            command=self._confined(place, place.command.words, training),
+            run_dir=str(run.folder),
+            cwd=str(place.cwd),
+            command=place.confined(place.command.words, training),
             env=environment,
-            deadline_seconds=limit,
+            deadline_seconds=spec.task.run.deadline_seconds
+            or deadline(
+                inputs.start_allowance_s, seconds, budget.clock, inputs.evaluation_allowance_s
+            ),
             budget_seconds=seconds,
-            clock=place.budget.clock,
+            clock=budget.clock,
             clock_required=spec.task.scorer.type == "model",
             lease=devices.lease_of(place.device),
             device=place.device,
-            score=score,
+            score=place.score_command(self.repository.root, environment),
             contention_kernel=place.device.kind == "cpu" and place.is_timed,
             metric=spec.task.objective.metric,
             max_processes=spec.task.run.max_processes,
@@ -281,43 +322,12 @@ class LocalExecutor:
             hypothesis_id=spec.hypothesis_id,
             title=spec.title,
             repository=str(self.repository.root),
-            watched=tuple(
-                str(path)
-                for path in (
-                    self.layout.plan(spec.experiment_id),
-                    self.layout.plan_page(spec.experiment_id),
-                )
-            ),
-        )
-
-    def _confined(
-        self, place: Place, words: tuple[str, ...], granted: Confinement
-    ) -> tuple[str, ...]:
-        """Return `words` as they run in the sandbox of the run.
-
-        Raises:
-            LaunchError: there is no such program.
-        """
-        if place.around.kind == "none":
-            return words
-        try:
-            return place.around.command(words, granted, place.checkout / place.spec.task.run.cwd)
-        except FileNotFoundError as error:
-            raise LaunchError(str(error), hint="check run.command and scorer.command") from error
-
-    def _scoring(self, place: Place, environment: Mapping[str, str]) -> ScoringPlace:
-        return ScoringPlace(
-            run=place.run,
-            root=self.repository.root,
-            checkout=place.checkout,
-            artifact=place.checkout / place.spec.task.artifacts[0],
-            evaluator=place.evaluator,
-            environment=environment,
+            watched=tuple(map(str, plans)),
         )
 
 
 def offered(wanted: Resources, inputs: Inputs) -> list[Device]:
-    """The devices that a training with these inputs may run on.
+    """Return the devices that a training with these inputs may run on.
 
     Raises:
         LeaseError: there is none of that kind.
@@ -326,55 +336,11 @@ def offered(wanted: Resources, inputs: Inputs) -> list[Device]:
     if not inputs.device:
         kind = wanted.kind or devices.best_kind()
     every = devices.devices(kind)
-    found = [one for one in every if wanted.device in (None, devices.name_of(one))]
+    found = [device for device in every if wanted.device in (None, devices.name_of(device))]
     if not found:
         raise LeaseError(
             f"{wanted.device} is no {kind} device of this machine: "
-            f"{', '.join(devices.name_of(one) for one in every)}",
+            f"{', '.join(map(devices.name_of, every))}",
             hint="make the fleet's workers anew: python orchestrator.py init-fleet",
         )
     return found
-
-
-def workspace_of(
-    repository: Repository, worker: str, tag: str, branch: str | None = None
-) -> Workspace:
-    """The worktree of one worker."""
-    return Workspace.named(repository, worker, branch=branch, fleet=tag, worker=worker)
-
-
-def _metadata(place: Place, hashed: str, torch: str, lacks: list[str]) -> Metadata:
-    spec, inputs = place.spec, place.inputs
-    data_hash = data_hash_with(inputs.data_hash, place.files.included)
-    return Metadata(
-        recorded_at=now(),
-        run=identity_of(spec, devices.name_of(place.device)),
-        runtime=Runtime(
-            commit=spec.commit,
-            parent_commit=spec.parent_commit,
-            gpu_name=place.device.name,
-            diff_stat=spec.diff_stat,
-            diff_hash=spec.diff_hash,
-            lines_added=spec.lines_added,
-            lines_removed=spec.lines_removed,
-            platform_key=platform_key(
-                device_name=place.device.name,
-                profile_hash=inputs.profile_hash,
-                data_hash=data_hash,
-                task_hash=hashed,
-                budget_seconds=place.budget.seconds,
-                clock=place.budget.clock,
-            ),
-            profile=inputs.profile,
-            data_hash=data_hash,
-            task_hash=hashed,
-            budget_seconds=place.budget.seconds,
-            clock=place.budget.clock,
-            torch_version=torch,
-            sandbox=place.around.kind,
-            isolation=spec.task.isolation_level,
-            included=dict(place.files.included),
-            checkout_lacks=lacks,
-            home=place.home,
-        ),
-    )

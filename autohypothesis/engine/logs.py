@@ -8,12 +8,13 @@ numbers, and only the last complete block counts.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAX_LINE = 4096  # characters of one line that are looked at
 _MAX_NUMBER = 40  # characters of a number; longer ones are nonsense and slow to convert
@@ -327,3 +328,13 @@ def _read_if_there(path: str, limit: int | None = None) -> bytes:
             return file.read()
     except FileNotFoundError:
         return b""
+
+
+def json_objects(text: str) -> list[dict[str, Any]]:
+    """Return the lines of `text` that are JSON objects."""
+    found = []
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(line) if line.startswith("{") else None
+            found += [value] if isinstance(value, dict) else []
+    return found

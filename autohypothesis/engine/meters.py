@@ -264,23 +264,6 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class ClockVerdict(NamedTuple):
-    """What goes into exit.json under `clock`; seconds of the clock that the budget is in."""
-
-    clock: Clock
-    budget_seconds: float | None
-    claimed_s: float | None
-    kernel_s: float | None
-    drift: float | None  # kernel over claimed, minus one
-    allowed_s: float | None
-    early_draw: bool
-    verdict: str  # ok | invalid | absent | cut
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return self._asdict()
-
-
 class _Mark(NamedTuple):
     """A line of clock.jsonl, and what the kernel's clock said when it was seen."""
 
@@ -329,9 +312,6 @@ class ClockWatch:
                 self._take(line, kernel, seen)
         self._last_poll = seen
 
-    def close(self) -> None:
-        self.watch.close()
-
     def _size(self) -> int:
         try:
             status = os.lstat(self.path)
@@ -363,53 +343,47 @@ class ClockWatch:
         elif event == "stop":
             self._stop = _Mark(line, kernel, lag)
 
-    def verdict(self, *, required: bool, cut: bool) -> ClockVerdict:
-        """Compare. `cut`: the training was ended, so a missing stop proves nothing."""
-        claimed, kernel, allowed = self._measured()
-        drift = None
-        if claimed is not None and kernel is not None:
-            drift = kernel / claimed - 1.0 if claimed > 0 else None
-        reason = self._complaint(claimed, kernel, allowed, required, cut)
-        name = "invalid" if reason else "ok"
-        if not reason and self._stop is None:
-            name = "absent" if self._start is None else "cut"
-        return ClockVerdict(
-            clock=self._clock,
-            budget_seconds=self._budget,
-            claimed_s=claimed,
-            kernel_s=kernel,
-            drift=drift,
-            allowed_s=allowed,
-            early_draw=self._early_draw,
-            verdict=name,
-            reason=reason,
-        )
+    def verdict(self, *, required: bool, cut: bool) -> dict[str, Any]:
+        """Return the `clock` of exit.json, in seconds of the clock that the budget is in.
 
-    def _measured(self) -> tuple[float | None, float | None, float | None]:
-        """Claimed seconds, the kernel's seconds, and how far apart they may honestly be."""
+        `cut`: the training was ended, so a missing stop proves nothing.
+        """
         start, stop = self._start, self._stop
-        if start is None or stop is None:
-            return None, None, None
-        kernel = stop.kernel - start.kernel
-        allowed = DRIFT * kernel + start.lag + stop.lag + REAPED_TICK_S
-        return _claimed(self._clock, start.line, stop.line), kernel, allowed
+        claimed = kernel = allowed = None
+        if start is not None and stop is not None:
+            kernel = stop.kernel - start.kernel
+            allowed = DRIFT * kernel + start.lag + stop.lag + REAPED_TICK_S
+            claimed = _claimed(self._clock, start.line, stop.line)
+        reason = self._missing(required, cut) or self._disagreement(claimed, kernel, allowed)
+        name = "invalid" if reason else "ok"
+        if not reason and stop is None:
+            name = "absent" if start is None else "cut"
+        return {
+            "clock": self._clock,
+            "budget_seconds": self._budget,
+            "claimed_s": claimed,
+            "kernel_s": kernel,
+            "drift": kernel / claimed - 1.0 if kernel is not None and claimed else None,
+            "allowed_s": allowed,
+            "early_draw": self._early_draw,
+            "verdict": name,
+            "reason": reason,
+        }
 
-    def _complaint(
-        self,
-        claimed: float | None,
-        kernel: float | None,
-        allowed: float | None,
-        required: bool,
-        cut: bool,
-    ) -> str:
+    def _missing(self, required: bool, cut: bool) -> str:
         if self._early_draw:
             return "tokens were drawn before the clock started"
+        if self._start is None and self._stop is not None:
+            return "the clock was stopped but never started"
         if self._start is None:
-            if self._stop is not None:
-                return "the clock was stopped but never started"
             return "the clock never started" if required and not cut else ""
-        if self._stop is None:
-            return "" if cut else "the clock was started but never stopped"
+        return "" if self._stop or cut else "the clock was started but never stopped"
+
+    def _disagreement(
+        self, claimed: float | None, kernel: float | None, allowed: float | None
+    ) -> str:
+        if self._start is None or self._stop is None:
+            return ""
         if claimed is None or kernel is None or allowed is None:
             return "clock.jsonl does not say how long the training took"
         if abs(claimed - kernel) > allowed:
@@ -417,10 +391,7 @@ class ClockWatch:
                 f"the training claims {claimed:.2f} s of {self._clock} time,"
                 f" the kernel counted {kernel:.2f} s"
             )
-        return self._budget_complaint(kernel)
-
-    def _budget_complaint(self, kernel: float) -> str:
-        if self._budget is None or self._start is None:
+        if self._budget is None:
             return ""
         stated = _number(self._start.line.get("budget_seconds"))
         if stated is not None and not math.isclose(stated, self._budget, rel_tol=1e-6):

@@ -104,7 +104,7 @@ class Settled:
             if one.platform_key == platform_key and one.metric_value is not None
         ]
 
-    def on_lane(self, platform_key: str, lane: str) -> list[Decision]:
+    def on_slot(self, platform_key: str, lane: str) -> list[Decision]:
         """The latest decision about each run on one device, oldest first."""
         return [
             one

@@ -217,7 +217,7 @@ class ProcessMonitor:
         wall = time.monotonic() - self._started
         self._guarded(self._tick)  # what it wrote last, before others add to its CPU time
         self._look_at_crowd()
-        strays = self._end_strays()
+        strays = self._end_leftovers()
         self._drain()
         return self._ended(wall, strays)
 
@@ -332,7 +332,7 @@ class ProcessMonitor:
             count += start is not None and system.signal_process(pid, start, number)
         return count
 
-    def _end_strays(self) -> int:
+    def _end_leftovers(self) -> int:
         """End what the child left behind; how many processes had to be told."""
         told = 0
         if self._stopped is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
 
 
 def own_cpu_seconds(pid: int) -> float:
-    """CPU time of one process, all threads, without its children; 0.0 if it is gone.
+    """Return the CPU time of one process, all threads, without children; 0.0 if it is gone.
 
     Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
     """
@@ -63,7 +63,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def oom_kills() -> int:
-    """How often the kernel's out-of-memory killer has struck on this machine; 0 if unknown."""
+    """Count the strikes of the kernel's out-of-memory killer on this machine; 0 if unknown."""
     try:
         words = system.read("/proc/vmstat").split()
         return int(words[words.index(b"oom_kill") + 1])
@@ -72,17 +72,17 @@ def oom_kills() -> int:
 
 
 class TreeMeter:
-    """CPU time and memory of every descendant of this process, except those in `apart`.
+    """CPU time and memory of every descendant of this process, except the pids in `apart`.
 
     The owner waits for all children and tells `reaped` what each has used. CPU time includes
     children that a process hid from its own account (a daemon, or ignored SIGCHLD), as far as a
     sample has seen them alive.
     """
 
-    def __init__(self) -> None:
-        self.apart: set[int] = set()
+    def __init__(self, apart: Collection[int] = ()) -> None:
+        self.apart = apart
         self.peak_bytes = 0
-        self.reaped_seconds = 0.0
+        self._reaped_seconds = 0.0
         self._seen: dict[int, float] = {}
         self._largest = 0.0
 
@@ -96,24 +96,21 @@ class TreeMeter:
 
     def sample(self) -> None:
         """Look at memory and CPU time now."""
-        pids = self.pids()
-        self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, pids)))
-        self._cpu(pids)
+        self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, self.pids())))
+        self.cpu_seconds()
 
     def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
-        """A child was waited for: its CPU time, with all it had waited for, and its peak."""
-        self.reaped_seconds += cpu_seconds
+        """Count a child that was waited for: its CPU time, with its own children's, and peak."""
+        self._reaped_seconds += cpu_seconds
         self.peak_bytes = max(self.peak_bytes, peak_bytes)
 
     def cpu_seconds(self) -> float:
-        """CPU time of the tree up to now, living and ended; it never goes back."""
-        return self._cpu(self.pids())
-
-    def _cpu(self, pids: Sequence[int]) -> float:
+        """Return the CPU time of the tree up to now, living and ended; it never goes back."""
+        pids = self.pids()
         own = {pid: own_cpu_seconds(pid) for pid in pids}
         self._seen.update(own)
         waited = sum(map(reaped_cpu_seconds, pids))
-        accounted = self.reaped_seconds + sum(own.values()) + waited
+        accounted = self._reaped_seconds + sum(own.values()) + waited
         self._largest = max(self._largest, accounted, sum(self._seen.values()))
         return self._largest
 
@@ -128,7 +125,7 @@ _PREFIX = "autohypothesis-"
 class ProcessLimit:
     """The limit on what this process starts: `enter`, `hold` it to a number, ask, `leave`.
 
-    To enter takes the kernel some 15 ms, so a shim does it before anybody waits for it.
+    To enter takes the kernel some 15 ms, so a shim does it while its starter prepares.
     """
 
     def __init__(self) -> None:
@@ -158,7 +155,7 @@ class ProcessLimit:
 
         Args:
             most: processes at once.
-            count: how many there are now, without this one.
+            count: returns how many there are now, without this one.
         """
         self.most, self._count = most, count
         self._next = time.monotonic() + COUNT_S
@@ -169,7 +166,7 @@ class ProcessLimit:
                 self.leave()
 
     def over(self) -> str:
-        """How many processes there are, in words, when that is too many; else empty.
+        """Return how many processes there are, in words, when that is too many; else empty.
 
         Costs next to nothing while there are few.
         """
@@ -189,7 +186,7 @@ class ProcessLimit:
         return ""
 
     def forbid_more(self) -> None:
-        """From now on nothing in the cgroup can fork, so that a tree can be ended."""
+        """Keep everything in the cgroup from forking, so that a tree can be ended."""
         if self._group:
             with suppress(OSError):
                 _write(f"{self._group}/pids.max", "0")
@@ -228,7 +225,7 @@ class ProcessLimit:
             self._offered = True
 
     def _number(self, name: str) -> int | None:
-        """The last number in a file of the cgroup."""
+        """Return the last number in a file of the cgroup."""
         try:
             with open(f"{self._group}/{name}", encoding="ascii") as file:
                 return int(file.read().split()[-1])
@@ -250,7 +247,7 @@ def sweep(home: str = "") -> None:
 
 
 def _own_group() -> str:
-    """The folder of this process's cgroup in the hierarchy that counts processes; empty without."""
+    """Return the folder of this process's cgroup in the hierarchy that counts processes, or ""."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as file:
             own = [line.strip().split(":", 2) for line in file]
@@ -266,7 +263,7 @@ def _own_group() -> str:
 
 
 def _mounts() -> Iterator[tuple[str, str, str, list[str]]]:
-    """Of each cgroup mount: its root in the hierarchy, its folder, its kind and its controllers."""
+    """Yield the root in the hierarchy, folder, kind and controllers of each cgroup mount."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             before, _, after = line.partition(" - ")
@@ -276,7 +273,7 @@ def _mounts() -> Iterator[tuple[str, str, str, list[str]]]:
 
 
 def _below(path: str, root: str) -> str | None:
-    """`path` as seen from a mount whose top is `root`; None when it is not in there."""
+    """Return `path` as seen from a mount whose top is `root`; None when it is outside."""
     if root in ("/", path):
         return "" if path in ("/", root) else path
     return path[len(root) :] if path.startswith(f"{root}/") else None
@@ -290,26 +287,28 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
+# ── processes that outlive their owner ──────────────────────────────────────────────────────
+# When a shim is killed the kernel kills the training, but not what the training had started. Those
+# processes still carry the run folder in the environment they were born with. The folder, not the
+# experiment's id: two repositories on one machine give the same ids.
+
 RUN_VARIABLE = "AUTOHYPOTHESIS_RUN_DIR"
 _CLOCK_SLACK_S = 1.0  # the wall clock may have been set meanwhile
 _ROUNDS = 100
 _PAUSE_S = 0.02
 
 
-def find_strays(run_dir: str, not_before: float) -> dict[int, float]:
-    """Processes of an experiment, started at `not_before` (seconds since the epoch) or later.
-
-    Pid to start time. Only processes of this user are seen, unless it is root.
-    """
-    return _find_marked(_mark_of(run_dir), not_before)
-
-
-def _mark_of(run_dir: str) -> str:
-    """What is in the environment of all processes of a run."""
+def run_mark(run_dir: str) -> str:
+    """Return the variable that is in the environment of all processes of a run."""
     return f"{RUN_VARIABLE}={RunPaths(Path(run_dir)).out}"
 
 
-def _find_marked(assignment: str, not_before: float) -> dict[int, float]:
+def find_marked(assignment: str, not_before: float = 0.0) -> dict[int, float]:
+    """Return processes born with `NAME=value` in their environment: pid -> start time.
+
+    Those started at `not_before` (seconds since the epoch) or later; of this user only, unless it
+    is root.
+    """
     found: dict[int, float] = {}
     for pid in system.all_pids():
         if pid == os.getpid() or not system.environment_has(pid, assignment):
@@ -320,28 +319,20 @@ def _find_marked(assignment: str, not_before: float) -> dict[int, float]:
     return found
 
 
-def end_strays(run_dir: str, not_before: float) -> list[int]:
-    """SIGKILL every stray of an experiment until none is left; the pids that were killed.
-
-    Call it when the shim is dead: while it lives, its processes are no strays.
-    """
-    return end_marked(_mark_of(run_dir), not_before)
-
-
-def count_marked(assignment: str) -> int:
-    """How many processes were born with `NAME=value` in their environment, and live."""
-    return len(_find_marked(assignment, 0.0))
-
-
 def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:
-    """The same for all that were born with `NAME=value` in their environment."""
+    """SIGKILL all that `find_marked` finds until none is left; return the pids that were killed."""
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        strays = _find_marked(assignment, not_before)
-        if not strays:
+        orphans = find_marked(assignment, not_before)
+        if not orphans:
             break
-        for pid, start in strays.items():
+        for pid, start in orphans.items():
             if system.signal_process(pid, start, signal.SIGKILL):
                 killed.add(pid)
         time.sleep(_PAUSE_S)
     return sorted(killed)
+
+
+def end_orphan_processes(run_dir: str, not_before: float) -> list[int]:
+    """End all processes of a run whose shim is dead; return the pids that were killed."""
+    return end_marked(run_mark(run_dir), not_before)

@@ -103,7 +103,7 @@ def run(
         err = _Kept(process.stderr, ERR_LIMIT, tail=True)
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
-        limit.hold(MOST_PROCESSES, lambda: processes.count_marked(f"{MARK}={mark}"))
+        limit.hold(MOST_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
 
         def is_enough() -> bool:
             nonlocal crowd

@@ -28,7 +28,7 @@ from autohypothesis.engine.executor import (
     Waits,
 )
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.local_executor import LocalExecutor, workspace_of
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import Mutator, record_refusal, told, tried_before
 from autohypothesis.engine.pages import plan_page
 from autohypothesis.engine.past import Settled
@@ -223,7 +223,7 @@ def plan(
         LeaseError: every device is held.
     """
     base = _base(project, request)
-    side = workspace_of(project.repository, workspace or worker, project.active())
+    side = Workspace.named(project.repository, workspace or worker, fleet=project.active())
     inputs = _inputs(project, side, base)
     if isinstance(executor, Offers):
         executor.offer(project.task, inputs)

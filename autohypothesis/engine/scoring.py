@@ -3,7 +3,7 @@
 `model`   the official one: weights and `build_model`, scored in a fresh process by the pristine
           evaluator. The value that the training printed is advisory; the difference is recorded.
 `command` a program of the task's, run after the training; its output is read as JSON or by pattern.
-`log`     a line in the training's own log. Nobody but the training vouches for it.
+`log`     a line in the training's own log. Only the training vouches for it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from typing import Any, Protocol
 
 from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.failures import classify, why_unjudged
-from autohypothesis.engine.logs import parse_summary, read_tail
-from autohypothesis.engine.shim import ScoreCommand
-from autohypothesis.engine.shim_run import json_objects
+from autohypothesis.engine.logs import json_objects, parse_summary, read_tail
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import RecordError
 from autohypothesis.records.files import read_bytes
@@ -44,7 +42,7 @@ class Score:
     Attributes:
         value: the task's metric, finite or None.
         metrics: everything else that it reported.
-        attested: whether somebody other than the training vouches for the value.
+        attested: whether a program other than the training vouches for the value.
         problem: why there is no value, in one line, and `kind`, the failure it stands for.
     """
 
@@ -56,31 +54,23 @@ class Score:
     kind: FailureKind | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ScoringPlace:
-    """Where a scorer's process runs, and what it may see."""
-
-    run: RunPaths
-    root: Path
-    """Of the repository, whose `.venv` a command may name."""
-    checkout: Path
-    artifact: Path
-    evaluator: Path | None
-    environment: Mapping[str, str]
-
-
 class Scorer(Protocol):
     """One way to score."""
 
-    def command(self, place: ScoringPlace) -> ScoreCommand | None:
-        """What the shim runs after the training, under the same lease; None when nothing."""
+    def command(
+        self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
+    ) -> tuple[str, ...] | None:
+        """Return what the shim runs after the training, under the same lease; None when nothing.
+
+        `root` is the repository, whose `.venv` a command may name.
+        """
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
-        """The answer, from what is on disk when both have ended."""
+        """Return the answer, from what is on disk when training and scoring have ended."""
 
 
 def scorer_for(task: Task) -> Scorer:
-    """The scorer that `task` asks for."""
+    """Return the scorer that `task` asks for."""
     if task.scorer.type == "model":
         return ModelScorer(task)
     return CommandScorer(task) if task.scorer.type == "command" else LogScorer(task)
@@ -92,7 +82,9 @@ class LogScorer:
 
     task: Task
 
-    def command(self, place: ScoringPlace) -> ScoreCommand | None:
+    def command(
+        self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
+    ) -> tuple[str, ...] | None:
         return None
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
@@ -122,14 +114,10 @@ class CommandScorer:
 
     task: Task
 
-    def command(self, place: ScoringPlace) -> ScoreCommand | None:
-        words = self.task.scorer.command or ()
-        return ScoreCommand(
-            command=resolved(words, place.root),
-            cwd=str(place.checkout / self.task.run.cwd),
-            env=place.environment,
-            timeout_s=self.task.scorer.timeout_seconds,
-        )
+    def command(
+        self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
+    ) -> tuple[str, ...] | None:
+        return resolved(self.task.scorer.command or (), root)
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
         answer, parse = record.score or {}, self.task.scorer.parse
@@ -177,14 +165,11 @@ class ModelScorer:
 
     task: Task
 
-    def command(self, place: ScoringPlace) -> ScoreCommand | None:
-        words = (sys.executable, str(place.evaluator), "--score", str(place.run.folder))
-        return ScoreCommand(
-            command=(*words, "--train", str(place.artifact)),
-            cwd=str(place.checkout / self.task.run.cwd),
-            env=place.environment,
-            timeout_s=self.task.scorer.timeout_seconds,
-        )
+    def command(
+        self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
+    ) -> tuple[str, ...] | None:
+        words = (sys.executable, str(evaluator), "--score", str(run.folder))
+        return (*words, "--train", str(checkout / self.task.artifacts[0]))
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
         metric = self.task.objective.metric
@@ -210,7 +195,7 @@ class ModelScorer:
     def _kind_of(
         self, run: RunPaths, answer: Mapping[str, Any], result: Mapping[str, Any]
     ) -> FailureKind:
-        """Whose fault a missing value is: the evaluator says so, or it failed itself."""
+        """Return whose fault a missing value is: the evaluator says so, or it failed itself."""
         if answer.get("status") == "processes":
             return "code_error"
         said = EVALUATOR_KINDS.get(str(result.get("kind")))
@@ -220,8 +205,8 @@ class ModelScorer:
 
 
 def _unjudged(run: RunPaths, answer: Mapping[str, Any]) -> str:
-    """Why a scoring says nothing about the candidate: it asks for another try itself, a signal
-    that is not ours ended it, there was no room to write, or its shim could not watch it."""
+    """Return why a scoring is no evidence: it asks for another try itself, a signal that is not
+    ours ended it, there was no room to write, or its shim could not watch it; else ""."""
     if answer.get("status") == "infra":
         return str(answer.get("error"))
     if answer.get("status") not in ("exited", "signalled") or answer.get("exit_code") == 0:
@@ -231,7 +216,7 @@ def _unjudged(run: RunPaths, answer: Mapping[str, Any]) -> str:
 
 
 def _not_the_candidate(run: RunPaths, answer: Mapping[str, Any]) -> FailureKind | None:
-    """`oom`, or `infra` for a scoring that a device, a disk or the clock has ended; else None."""
+    """Return `oom`, or `infra` for a scoring ended by a device, a disk or the clock; else None."""
     error = str(answer.get("error") or "")
     if error.startswith(TIMED_OUT):
         return "infra"
@@ -241,7 +226,7 @@ def _not_the_candidate(run: RunPaths, answer: Mapping[str, Any]) -> FailureKind 
 
 
 def _text(path: Path) -> str:
-    """What is in a file that a run left, as far as it can be read."""
+    """Return what is in a file that a run left, as far as it can be read."""
     try:
         return read_bytes(path, LOG_LIMIT).decode("utf-8", "replace")
     except (RecordError, FileNotFoundError):
@@ -249,6 +234,6 @@ def _text(path: Path) -> str:
 
 
 def _matches(text: str, pattern: str) -> list[str]:
-    """The number in each match: the group `score` where there is one, else the first."""
+    """Return the number in each match: the group `score` where there is one, else the first."""
     found = re.finditer(pattern, text, re.MULTILINE)
     return [match["score"] if "score" in match.re.groupindex else match[1] for match in found]

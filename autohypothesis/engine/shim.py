@@ -16,27 +16,35 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from autohypothesis import system
+from autohypothesis.engine.devices import Device, Lease
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
 
 Clock = Literal["wall", "cpu"]
+Status = Literal["running", "finished", "dead", "absent"]
 
 FOREIGN_DEADLINE_S = 600.0
+PROCESS = "autohypothesis.engine.shim_run"
+WAIT = "wait"
+"""The last word of the command line of a shim that begins when it reads `GO`."""
+GO = b"go "
+"""Before the seal of the run and a line end."""
 _SLACK_S = 30.0
 _DEVICE_S = 20.0  # until NVML answers
 _DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}
+# The shim's own environment can be read by the training, so it holds no more than it needs.
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
+_POLL_S = 0.05
+_DISMISSED_S = 10.0
 
 
 def deadline(
-    start_allowance: float,
-    budget: float | None,
-    clock: Clock,
-    evaluation_allowance: float,
+    start_allowance: float, budget: float | None, clock: Clock, evaluation_allowance: float
 ) -> float:
-    """Seconds of wall clock after which a training is ended.
+    """Return the seconds of wall clock after which a training is ended.
 
     A CPU budget may take four times its length on a busy machine. Without a budget, which means a
     foreign script without a task file, it is 600 s whatever the allowances.
@@ -44,23 +52,6 @@ def deadline(
     if budget is None:
         return FOREIGN_DEADLINE_S
     return start_allowance + _DEADLINE_FACTOR[clock] * budget + evaluation_allowance
-
-
-class Lease(NamedTuple):
-    """The lock file that stands for a device, and the name people know the device by."""
-
-    path: str
-    name: str
-    wait_s: float = 0.5  # a loser asks this long: the last holder may be closing, or be probed
-
-
-class Device(NamedTuple):
-    """Where the training runs. `cores` pins it, `uuid` is a GPU's NVML and CUDA name."""
-
-    kind: Literal["cpu", "cuda"] = "cpu"
-    uuid: str | None = None
-    name: str = "CPU"
-    cores: tuple[int, ...] | None = None
 
 
 class ScoreCommand(NamedTuple):
@@ -73,8 +64,8 @@ class ScoreCommand(NamedTuple):
     timeout_s: float
 
 
-class _Launch(NamedTuple):
-    """The fields of `Launch`. Times in seconds, paths absolute.
+class Launch(NamedTuple):
+    """One experiment, as the shim runs it. Times in seconds, paths absolute.
 
     `env` is the whole environment of the training. `clock_required` is for a task whose budget
     clock is ours: no line in clock.jsonl is then evidence of `invalid`. `metric` is the name whose
@@ -111,36 +102,6 @@ class _Launch(NamedTuple):
     watched: tuple[str, ...] = ()
     seal: str = ""
 
-
-class Launch(_Launch):
-    """One experiment, as the shim runs it.
-
-    A named tuple like its parts, since a dataclass costs the shim a third of its start-up.
-    """
-
-    __slots__ = ()
-
-    if not TYPE_CHECKING:  # the checker knows the fields
-
-        def __new__(cls, *args: Any, **named: Any) -> Launch:
-            launch = super().__new__(cls, *args, **named)
-            launch._check()
-            return launch
-
-    def _check(self) -> None:
-        """Raises LaunchError for what cannot be run."""
-        for name in ("run_dir", "cwd"):
-            if not os.path.isabs(getattr(self, name)):
-                raise LaunchError(f"{name} {getattr(self, name)!r} is not an absolute path")
-        if not self.command:
-            raise LaunchError(f"{self.experiment_id} has an empty command")
-        if self.clock not in _DEADLINE_FACTOR:
-            raise LaunchError(f"clock {self.clock!r} is neither 'wall' nor 'cpu'")
-        if self.deadline_seconds <= 0:
-            raise LaunchError(f"deadline_seconds {self.deadline_seconds} is not positive")
-        if self.log_limit_bytes < 4096:
-            raise LaunchError(f"log_limit_bytes {self.log_limit_bytes} is under 4096")
-
     @property
     def run(self) -> RunPaths:
         """The files of the run folder."""
@@ -148,120 +109,34 @@ class Launch(_Launch):
 
     @property
     def overdue_after(self) -> tuple[float, float]:
-        """When those who wait end the shim, in seconds after its begin: first while it trains,
-        then while it scores. It keeps its own limits by then, unless it is stopped or hangs."""
+        """Seconds after its begin when those who wait end the shim: first while it trains, then
+        while it scores. It keeps its own limits by then, unless it is stopped or hangs."""
         device = self.memory_back_s + _DEVICE_S if self.device.kind == "cuda" else 0.0
         training = self.deadline_seconds + self.stop_grace_s + device + _SLACK_S
         scoring = self.score.timeout_s + self.stop_grace_s if self.score else 0.0
         return training, training + scoring
 
     def to_json(self) -> bytes:
-        parts = {
-            name: part._asdict()
-            for name, part in (
-                ("lease", self.lease),
-                ("device", self.device),
-                ("score", self.score),
-            )
-            if part is not None
-        }
+        """Return the content of launch.json."""
+        parts = {name: part._asdict() for name in _PARTS if (part := getattr(self, name))}
         return json.dumps({**self._asdict(), **parts}, indent=1).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Launch:
-        """Raises LaunchError for anything but a whole launch file."""
+        """Read launch.json. Raises LaunchError for anything but a whole one."""
         try:
-            raw = json.loads(data)
-        except ValueError as error:
-            raise LaunchError(f"launch.json is not JSON: {error}") from error
-        values = _fields_of(cls, raw)
-        for name, part in (("lease", Lease), ("device", Device), ("score", ScoreCommand)):
-            if values.get(name) is not None:
-                values[name] = part(**_fields_of(part, values[name]))
-        return cls(**values)
+            values = json.loads(data, object_hook=_with_tuples)
+            parts = {name: part(**values[name]) for name, part in _PARTS.items() if values[name]}
+            return cls(**{**values, **parts})
+        except (ValueError, TypeError, KeyError) as error:
+            raise LaunchError(f"launch.json is not whole: {error}") from error
 
 
-def _fields_of(cls: type[Any], raw: object) -> dict[str, Any]:
-    """`raw` as arguments of a named tuple: every key known, none missing, lists as tuples."""
-    if not isinstance(raw, dict):
-        raise LaunchError(f"{cls.__name__} in launch.json is not an object")
-    if unknown := sorted(raw.keys() - set(cls._fields)):
-        raise LaunchError(f"launch.json has unknown {cls.__name__} fields: {', '.join(unknown)}")
-    required = set(cls._fields) - cls._field_defaults.keys()
-    if missing := sorted(required - raw.keys()):
-        raise LaunchError(f"launch.json lacks {cls.__name__} fields: {', '.join(missing)}")
-    return {name: _frozen(value) for name, value in raw.items()}
+_PARTS: Mapping[str, Any] = {"lease": Lease, "device": Device, "score": ScoreCommand}
 
 
-def _frozen(value: object) -> object:
-    is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    return tuple(value) if is_list else value  # type: ignore[arg-type]
-
-
-def utc_now() -> str:
-    """ISO time with zone, to the millisecond."""
-    now = time.time()
-    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-    return f"{whole}.{int(now % 1 * 1000):03d}+00:00"
-
-
-def claim_folder(
-    run_dir: str, experiment_id: str, pid: int, overdue_after: Sequence[float] = ()
-) -> None:
-    """Write shim.json for the shim with this pid: whole or not at all, and only if there is none.
-
-    The shim and whoever starts it both do this, so that a kill of either leaves no moment in which
-    a training runs that nobody knows of. Raises LaunchError if the folder is somebody else's, and
-    OSError. Nothing is flushed to the disk: after a power cut there is no shim to find.
-
-    Args:
-        overdue_after: as of `Launch.overdue_after`.
-    """
-    known = {
-        "pid": pid,
-        "start": system.process_start(pid) if pid else None,
-        "host": system.host_id(),
-        "hostname": system.host_name(),
-        "boot": system.boot_id(),
-        "experiment_id": experiment_id,
-        "began": time.monotonic(),
-        "overdue_after": list(overdue_after),
-    }
-    path = RunPaths(Path(run_dir)).shim
-    beside = f"{path}.{os.getpid()}"
-    with open(beside, "wb") as file:
-        file.write(json.dumps(known).encode())
-    try:
-        os.link(beside, path)
-    except FileExistsError as error:
-        if not _is_claimed_by(str(path), pid):
-            raise LaunchError(
-                f"run folder {run_dir} was used before", hint="take a new experiment id"
-            ) from error
-    finally:
-        os.unlink(beside)
-
-
-def _is_claimed_by(path: str, pid: int) -> bool:
-    try:
-        with open(path, "rb") as file:
-            known = json.load(file)
-        return bool(known["pid"] == pid and known["start"] in (None, system.process_start(pid)))
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-Status = Literal["running", "finished", "dead", "absent"]
-
-# The shim's own environment can be read by the training, so it holds no more than it needs.
-_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
-_POLL_S = 0.05
-_DISMISSED_S = 10.0
-PROCESS = "autohypothesis.engine.shim_run"
-WAIT = "wait"
-"""The last word of the command line of a shim that begins when it reads `GO`."""
-GO = b"go "
-"""Before the seal of the run and a line end."""
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
 
 
 class ShimHandle(NamedTuple):
@@ -273,11 +148,21 @@ class ShimHandle(NamedTuple):
     experiment_id: str
 
 
-def warm(run: RunPaths, experiment_id: str) -> Any:
-    """A shim process that has not begun: it imports what it needs, and waits for `start`.
+def utc_now() -> str:
+    """Return the time in ISO form with its zone, to the millisecond."""
+    now = time.time()
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+    return f"{whole}.{int(now % 1 * 1000):03d}+00:00"
 
-    For who has other things to do before the launch is known. It touches no file, and goes when
-    its standard input ends, so with its starter at the latest.
+
+# ── start one ───────────────────────────────────────────────────────────────────────────────
+
+
+def warm(run: RunPaths, experiment_id: str) -> Any:
+    """Return a shim process that has not begun: it imports its modules, and waits for `start`.
+
+    For a caller that has other things to do before the launch is known. It touches no file, and
+    goes when its standard input ends, so with its starter at the latest.
     """
     import subprocess
 
@@ -301,6 +186,16 @@ def warm(run: RunPaths, experiment_id: str) -> Any:
         )
 
 
+@contextlib.contextmanager
+def _cancel_held_back() -> Iterator[None]:
+    """A child started in here has SIGTERM blocked until it is ready for it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def dismiss(process: Any) -> None:
     """End a warm shim that is not needed; one that was started is left alone."""
     import subprocess
@@ -309,7 +204,7 @@ def dismiss(process: Any) -> None:
         process.stdin.close()
         try:
             process.wait(_DISMISSED_S)
-        except subprocess.TimeoutExpired:  # somebody stopped it
+        except subprocess.TimeoutExpired:  # it was stopped
             process.kill()
             process.wait()
 
@@ -338,35 +233,58 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
             f"the shim of {launch.experiment_id} does not start",
             hint=f"see why: {sys.executable} -m {PROCESS}",
         ) from error
-    _detach(process)
+    process.returncode = 0  # no warning about a child that outlives its Popen; `wait` reaps it
     claim_folder(launch.run_dir, launch.experiment_id, process.pid, launch.overdue_after)
     return ShimHandle(process.pid, began or 0.0, launch.run_dir, launch.experiment_id)
 
 
 def sealed(word: str) -> str:
-    """The SHA-256 of a seal, by which the record of a shim is told from one that a run wrote."""
+    """Return the SHA-256 of a seal, which tells the record of a shim from one that a run wrote."""
     import hashlib
 
     return hashlib.sha256(word.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-@contextlib.contextmanager
-def _cancel_held_back() -> Iterator[None]:
-    """A child started in here has SIGTERM blocked until it is ready for it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def claim_folder(
+    run_dir: str, experiment_id: str, pid: int, overdue_after: Sequence[float] = ()
+) -> None:
+    """Write shim.json for the shim with this pid: whole or not at all, and only if there is none.
+
+    The shim and its starter both do this, so that a kill of either leaves no moment in which an
+    unknown training runs. Raises LaunchError if the folder is another shim's, and OSError. Nothing
+    is flushed to the disk: after a power cut there is no shim to find.
+    """
+    known = {
+        "pid": pid,
+        "start": system.process_start(pid) if pid else None,
+        "host": system.host_id(),
+        "hostname": system.host_name(),
+        "boot": system.boot_id(),
+        "experiment_id": experiment_id,
+        "began": time.monotonic(),
+        "overdue_after": list(overdue_after),
+    }
+    path = RunPaths(Path(run_dir)).shim
+    beside = f"{path}.{os.getpid()}"
+    with open(beside, "wb") as file:
+        file.write(json.dumps(known).encode())
     try:
-        yield
+        os.link(beside, path)
+    except FileExistsError as error:
+        there = identity(run_dir) or {"pid": -1}
+        if there["pid"] != pid or there["start"] not in (0.0, system.process_start(pid)):
+            raise LaunchError(
+                f"run folder {run_dir} was used before", hint="take a new experiment id"
+            ) from error
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.unlink(beside)
 
 
-def _detach(process: Any) -> None:
-    """Without a warning about a child that outlives its Popen object; `wait` reaps it."""
-    process.returncode = 0
+# ── find one ────────────────────────────────────────────────────────────────────────────────
 
 
 def attach(run_dir: str) -> ShimHandle | None:
-    """The shim of a run folder, as it described itself; None if it never came so far."""
+    """Return the shim of a run folder, as it described itself; None if it never came so far."""
     known = identity(run_dir)
     if not known:
         return None
@@ -374,10 +292,10 @@ def attach(run_dir: str) -> ShimHandle | None:
 
 
 def status(run_dir: str) -> Status:
-    """What became of the shim of a run folder.
+    """Return what became of the shim of a run folder.
 
     "finished": exit.json is there. "dead": the shim has gone without writing it. "absent": no shim
-    has begun here. Raises LaunchError if it runs on another machine, where nobody can look.
+    has begun here. Raises LaunchError if it runs on another machine, whose processes are unknown.
     """
     if RunPaths(Path(run_dir)).exit.exists():
         return "finished"
@@ -403,10 +321,9 @@ def status(run_dir: str) -> Status:
 def forbid(run_dir: str) -> bool:
     """Make sure that no shim will ever begin in a run folder; False if one has begun.
 
-    For whoever finds "absent" and wants to judge: a shim that was forked but has not said so yet
-    then finds the folder taken, and starts nothing.
+    For a collector that finds "absent" and wants to judge: a shim that was forked but has not
+    claimed the folder yet then finds it taken, and starts nothing.
     """
-
     try:
         claim_folder(run_dir, "", 0)
     except LaunchError:
@@ -415,19 +332,20 @@ def forbid(run_dir: str) -> bool:
 
 
 def wait(handle: ShimHandle, timeout: float | None = None) -> Status:
-    """Wait until the shim has gone, `timeout` seconds at most; its status then."""
+    """Wait until the shim has gone, `timeout` seconds at most; return its status then."""
     until = None if timeout is None else time.monotonic() + timeout
     while system.is_alive(handle.pid, handle.start):
         if until is not None and time.monotonic() >= until:
             break
         left = _POLL_S if until is None else min(_POLL_S, max(until - time.monotonic(), 0.001))
         system.wait_for_end(handle.pid, left)
-    _reap(handle.pid)
+    with contextlib.suppress(ChildProcessError):  # it may be a child of another process
+        os.waitpid(handle.pid, os.WNOHANG)
     return status(handle.run_dir)
 
 
 def cancel(handle: ShimHandle) -> bool:
-    """Ask the shim to end its training; False if it has gone already. Does not wait.
+    """Ask the shim to end its training, without waiting; False if it has gone already.
 
     One that was stopped is resumed, else it would not hear it.
     """
@@ -436,16 +354,8 @@ def cancel(handle: ShimHandle) -> bool:
     return asked
 
 
-def _reap(pid: int) -> None:
-    """Take the exit status if the shim is a child of this process, which leaves no zombie."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        return
-
-
 def identity(run_dir: str) -> dict[str, Any] | None:
-    """shim.json; None if there is none, empty if it cannot be read."""
+    """Return shim.json; None if there is none, empty if it cannot be read."""
     try:
         with open(RunPaths(Path(run_dir)).shim, "rb") as file:
             known = json.loads(file.read(65536))

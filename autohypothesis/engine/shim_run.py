@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
-from autohypothesis.engine.devices import Held, LeaseFile
+from autohypothesis.engine.devices import Held
 from autohypothesis.engine.meters import RecordWatch
-from autohypothesis.engine.process_monitor import Child, Interrupts, spawn
-from autohypothesis.engine.processes import ProcessLimit
+from autohypothesis.engine.process_monitor import Interrupts, ProcessMonitor, spawn
+from autohypothesis.engine.processes import ProcessLimit, TreeMeter
 from autohypothesis.engine.shim import Launch, utc_now
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
@@ -30,21 +29,22 @@ if TYPE_CHECKING:
     from autohypothesis.engine.logs import CappedLog, StreamReader
     from autohypothesis.engine.meters import ClockWatch, DeviceRecord, NvmlMeter
     from autohypothesis.engine.process_monitor import Ended
-    from autohypothesis.engine.processes import TreeMeter
 
 NVML_START_S = 20.0
 _DEVICE_EVERY_S = 1.0
 _SAMPLE_EVERY_S = 0.5
 _LEFTOVERS_S = 5.0
 _SCORE_LOG_BYTES = 1 << 20
+_SUMMARY_WINDOW = 1 << 20
+_RESERVE_BYTES = 64 << 10
 
 
 def main(argv: list[str]) -> int:
-    """The process: 0 once exit.json is written, 1 if there is nothing to write it for."""
+    """Run the process: 0 once exit.json is written, 1 if there is nothing to write it for."""
     system.set_process_name(f"ah:{argv[2]}" if len(argv) > 2 else "ah-shim")
     limit = ProcessLimit()
     limit.enter()
-    seal = _told_to_go(argv[1]) if argv[3:] == ["wait"] else ""
+    seal = _await_go(argv[1]) if argv[3:] == [shim.WAIT] else ""
     if seal is None:
         limit.leave()
         return 0
@@ -59,22 +59,23 @@ def main(argv: list[str]) -> int:
         _print_traceback()
         limit.leave()
         return 1
-    _remove_empty_log(launch)
+    log = launch.run.shim_log
+    if os.path.exists(log) and os.path.getsize(log) == 0:
+        os.unlink(log)
     return 0
 
 
-def _told_to_go(launch_path: str) -> str | None:
+def _await_go(launch_path: str) -> str | None:
     """Wait for the starter's word, and return the seal that comes with it; None without a word.
 
     From then on print to shim.log.
     """
     word, _, seal = os.read(0, 256).partition(b" ")
-    if word != b"go" or not seal.endswith(b"\n"):
+    if word + b" " != shim.GO or not seal.endswith(b"\n"):
         return None
+    path = RunPaths(Path(launch_path).parent).shim_log
     nothing = os.open(os.devnull, os.O_RDONLY)
-    log = os.open(
-        RunPaths(Path(launch_path).parent).shim_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644
-    )
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for number, fd in enumerate((nothing, log, log)):
         os.dup2(fd, number)
     os.close(nothing)
@@ -88,12 +89,6 @@ def _print_traceback() -> None:
     traceback.print_exc()
 
 
-def _remove_empty_log(launch: Launch) -> None:
-    path = launch.run.shim_log
-    if os.path.exists(path) and os.path.getsize(path) == 0:
-        os.unlink(path)
-
-
 class ShimRun:
     """One experiment. `run` always leaves exit.json, unless the disk takes nothing at all."""
 
@@ -102,7 +97,7 @@ class ShimRun:
         self.seal = seal
         self.watch: RecordWatch | None = None
         self.tampered: list[str] = []
-        self.started_at = shim.utc_now()
+        self.started_at = utc_now()
         self.lease: Held | None = None
         self.reserve: Reserve | None = None
         self.interrupts = Interrupts()
@@ -113,8 +108,8 @@ class ShimRun:
         self.reader: StreamReader | None = None
         self.clock: ClockWatch | None = None
         self.ended: Ended | None = None
-        self.kernel_before: float | None = None
-        self.kernel_after: float | None = None
+        self.kernel_ms: list[float] = []
+        """What the fixed kernel took before and after the training."""
         self.score: dict[str, Any] | None = None
         self.cpu_seconds = 0.0
         self.error: str | None = None
@@ -126,7 +121,7 @@ class ShimRun:
     def run(self) -> None:
         try:
             self._train()
-            if self._succeeded() and not self.interrupts.cancelled:
+            if self.exited_well and not self.interrupts.cancelled:
                 self._score()
         except (AutohypothesisError, OSError) as error:
             self.error = error.problem if isinstance(error, AutohypothesisError) else str(error)
@@ -136,43 +131,36 @@ class ShimRun:
             self.error = f"the shim failed: {error!r}"
         self._finish()
 
-    def _succeeded(self) -> bool:
+    @property
+    def exited_well(self) -> bool:
         ended = self.ended
         return ended is not None and ended.status == "exited" and ended.exit_code == 0
 
-    # The training.
+    # ── the training ──────────────────────────────────────────────────────────────────────
 
     def _train(self) -> None:
         launch = self.launch
         self.reserve = Reserve(launch)
         system.become_subreaper()
-        self._take_lease()
+        if launch.lease is not None:
+            holder = {
+                "experiment_id": launch.experiment_id,
+                "repository": launch.repository,
+                "worker_id": launch.worker_id,
+            }
+            self.lease = launch.lease.acquire(holder)
         self._look_at_device()
-        self._time_lane()
+        self._time_core()
         if self.interrupts.cancelled:
             return
-        self.started_at = shim.utc_now()
+        self.started_at = utc_now()
         self.watch = RecordWatch(launch)
-        self.limit.hold(self.launch.max_processes, lambda: len(self._owned()))
-        child = self._spawn(launch.command, launch.cwd, launch.env)
-        self.ended = self._watch_training(child)
-        self.cpu_seconds = self.meter.cpu_seconds() if self.meter else 0.0
-        self._time_lane()
-
-    def _take_lease(self) -> None:
-        spec = self.launch.lease
-        if spec is None:
-            return
-        holder = {
-            "experiment_id": self.launch.experiment_id,
-            "repository": self.launch.repository,
-            "worker_id": self.launch.worker_id,
-        }
-        self.lease = LeaseFile(spec.path, spec.name).acquire(holder, spec.wait_s)
+        self.limit.hold(launch.max_processes, lambda: len(self._owned()))
+        self._run_training()
+        self._time_core()
 
     def _look_at_device(self) -> None:
-        """The GPU before the training. Raises LaunchError if it does not answer: there is no
-        training on a device that nobody can see."""
+        """Look at the GPU before the training. Raises LaunchError if it does not answer."""
         device = self.launch.device
         if device.kind != "cuda":
             return
@@ -184,37 +172,27 @@ class ShimRun:
         if self.device.error:
             raise LaunchError(f"{device.name} does not answer: {self.device.error}")
 
-    def _time_lane(self) -> None:
-        if not self.launch.contention_kernel:
-            return
-        from autohypothesis.engine.meters import time_kernel
+    def _time_core(self) -> None:
+        if self.launch.contention_kernel:
+            from autohypothesis.engine.meters import time_kernel
 
-        timing = time_kernel(self.launch.device.cores, self.launch.clock)
-        if self.kernel_before is None:
-            self.kernel_before = timing
-        else:
-            self.kernel_after = timing
+            self.kernel_ms.append(time_kernel(self.launch.device.cores, self.launch.clock))
 
-    def _spawn(self, command: tuple[str, ...], cwd: str, env: Any) -> Child:
-        inherit = [self.lease.fd] if self.lease else []
-        return spawn(command, cwd, env, cores=self.launch.device.cores, inherit=inherit)
-
-    def _watch_training(self, child: Child) -> Ended:
+    def _run_training(self) -> None:
+        launch = self.launch
+        child = self._spawn(launch.command, launch.cwd, launch.env)
         # Imported now: the training has started, and has its own imports to do.
         from autohypothesis.engine.logs import CappedLog, StreamReader
         from autohypothesis.engine.meters import ClockWatch
-        from autohypothesis.engine.process_monitor import ProcessMonitor
 
-        launch = self.launch
         self.meter = self._new_meter()
         cpu = self.meter.cpu_seconds
         clock = cpu if launch.clock == "cpu" else time.monotonic
-        self.clock = ClockWatch(
-            str(launch.run.clock_in_out), launch.clock, launch.budget_seconds, clock
-        )
+        path = str(launch.run.clock_in_out)
+        self.clock = ClockWatch(path, launch.clock, launch.budget_seconds, clock)
         self.log = CappedLog(str(launch.run.log), launch.log_limit_bytes)
         self.reader = StreamReader(launch.metric)
-        monitor = ProcessMonitor(
+        self.ended = ProcessMonitor(
             child,
             self.log,
             self.reader,
@@ -225,16 +203,15 @@ class ShimRun:
             limit=self.limit,
             wakeups={self.clock.watch.fd: self._clock_written},
             tick=self._tick,
-        )
-        return monitor.watch()
+        ).watch()
+        self.cpu_seconds = self.meter.cpu_seconds()
+
+    def _spawn(self, command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Any:
+        inherit = [self.lease.fd] if self.lease else []
+        return spawn(command, cwd, env, cores=self.launch.device.cores, inherit=inherit)
 
     def _new_meter(self) -> TreeMeter:
-        from autohypothesis.engine.processes import TreeMeter
-
-        meter = TreeMeter()
-        if self.nvml is not None:
-            meter.apart.add(self.nvml.pid)
-        return meter
+        return TreeMeter(apart=() if self.nvml is None else (self.nvml.pid,))
 
     def _clock_written(self) -> None:
         if self.clock is not None:
@@ -249,10 +226,11 @@ class ShimRun:
         if self.meter is not None and now >= self._next_sample:
             self._next_sample = now + _SAMPLE_EVERY_S
             self.meter.sample()
-        self._tick_between(now)
+        self._tick_between()
 
-    def _tick_between(self, now: float) -> None:
+    def _tick_between(self) -> None:
         """While anything runs, the training or its scoring."""
+        now = time.monotonic()
         self._sample_device(now)
         if now >= self._next_heartbeat:
             first = self._next_heartbeat == 0.0
@@ -272,7 +250,7 @@ class ShimRun:
     def _event(self, event_type: str) -> None:
         progress = self.reader.progress if self.reader is not None else None
         share = progress.share if progress else None
-        memory: dict[str, float | None] = {"peak_rss_mb": self._peak_rss_mb()}
+        memory = {"peak_rss_mb": self.peak_rss_mb}
         if self.device is not None:
             memory["peak_vram_mb"] = self.device.peak_mb
         if self.watch is not None:
@@ -290,10 +268,11 @@ class ShimRun:
         if self.watch is not None:
             self.watch.event_written()
 
-    def _peak_rss_mb(self) -> float | None:
+    @property
+    def peak_rss_mb(self) -> float | None:
         return round(self.meter.peak_bytes / (1 << 20), 1) if self.meter else None
 
-    # The scoring.
+    # ── the scoring ───────────────────────────────────────────────────────────────────────
 
     def _score(self) -> None:
         """Run the score command. What fails here is in `score`, not in the status of the run."""
@@ -301,7 +280,6 @@ class ShimRun:
         if spec is None:
             return
         from autohypothesis.engine.logs import CappedLog, StreamReader, read_tail
-        from autohypothesis.engine.process_monitor import ProcessMonitor
 
         child = self._spawn(spec.command, spec.cwd, spec.env)
         path = str(self.launch.run.score_log)
@@ -315,20 +293,19 @@ class ShimRun:
             grace_s=self.launch.stop_grace_s,
             limit=self.limit,
             wakeups={},
-            tick=lambda: self._tick_between(time.monotonic()),
+            tick=self._tick_between,
         ).watch()
         self.score = score_result(ended, read_tail(path), spec.timeout_s)
 
-    # The end.
+    # ── the end ───────────────────────────────────────────────────────────────────────────
 
     def _finish(self) -> None:
         """Give everything back, then say what happened; exit.json comes last."""
-
         self._end_leftovers()
         self.limit.end()
         self._close_device()
         if self.clock is not None:
-            self.clock.close()
+            self.clock.watch.close()
         if self.watch is not None:
             self.tampered = self.watch.findings(log_is_ours=self.log is None or self.log.is_ours)
         if self.lease is not None:
@@ -344,12 +321,9 @@ class ShimRun:
         write_exit(self.launch, report)
 
     def _end_leftovers(self) -> None:
-        """After a fault of ours nobody has ended the tree; else there is none."""
+        """End the tree after a fault of ours; else it has ended already."""
         until = time.monotonic() + _LEFTOVERS_S
-        while time.monotonic() < until:
-            left = self._owned()
-            if not left:
-                return
+        while (left := self._owned()) and time.monotonic() < until:
             for pid in left:
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
@@ -358,8 +332,7 @@ class ShimRun:
 
     def _owned(self) -> list[int]:
         """The training or scoring, with all that it has started."""
-        apart = self.nvml.pid if self.nvml is not None else 0
-        return [pid for pid in system.descendants(os.getpid()) if pid != apart]
+        return self._new_meter().pids()
 
     def _close_device(self) -> None:
         """See the device's memory back, some seconds at most, and stop asking NVML."""
@@ -374,19 +347,18 @@ class ShimRun:
         self.nvml.close()
 
 
-_SUMMARY_WINDOW = 1 << 20
+# ── exit.json ───────────────────────────────────────────────────────────────────────────────
 
 
 def build_report(run: ShimRun) -> dict[str, Any]:
-    """Everything exit.json holds; figures that there are none of are null."""
+    """Return everything exit.json holds; figures that were not measured are null."""
     from autohypothesis.engine.logs import parse_summary, read_tail
 
-    launch, ended = run.launch, run.ended
+    launch, ended, device, log, reader = run.launch, run.ended, run.device, run.log, run.reader
     status, error = _status(run)
     tail = read_tail(str(launch.run.log), _SUMMARY_WINDOW)
     if ended is not None and ended.status == "exited":
         tail += "\n"  # nothing cut its last line off
-    device = run.device
     return {
         "experiment_id": launch.experiment_id,
         "status": status,
@@ -397,66 +369,32 @@ def build_report(run: ShimRun) -> dict[str, Any]:
         "ended_at": utc_now(),
         "wall_seconds": round(ended.wall_seconds, 3) if ended else 0.0,
         "cpu_seconds": round(run.cpu_seconds, 3),
-        "peak_rss_mb": round(run.meter.peak_bytes / (1 << 20), 1) if run.meter else None,
+        "peak_rss_mb": run.peak_rss_mb,
         "peak_vram_mb": device.peak_mb if device else None,
-        "device": _device(run),
+        "device": {
+            "kind": launch.device.kind,
+            "uuid": launch.device.uuid,
+            "name": launch.device.name,
+            "cores": launch.device.cores,
+            "nvml_error": device.error if device else None,
+            "lost": device.lost if device else False,
+            "memory_not_back": device.not_back if device else None,
+            "throttled": device.throttled() if device else {},
+        },
         "clock": _clock(run),
         "contention": _contention(run),
         "energy_joules": device.energy_joules() if device else None,
         "utilisation": device.utilisation() if device else None,
         "oom_kills": processes.oom_kills() - run.oom_kills,
-        "log": {
-            "bytes": run.log.total if run.log else 0,
-            "dropped": run.log.dropped if run.log else 0,
-        },
+        "log": {"bytes": log.total if log else 0, "dropped": log.dropped if log else 0},
         "score": run.score,
         "metrics": parse_summary(tail, launch.metric).metrics if ended else {},
-        "summaries_seen": run.reader.summaries if run.reader else 0,
-        "samples": run.reader.samples() if run.reader else [],
+        "summaries_seen": reader.summaries if reader else 0,
+        "samples": reader.samples() if reader else [],
         "strays_killed": ended.strays_killed if ended else 0,
         "tampered": run.tampered,
         "seal": run.seal,
     }
-
-
-def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any]:
-    """The `score` of exit.json: exit code, seconds, and the result or why there is none."""
-    result, error = last_json_object(log_tail), None
-    if ended.status == "deadline":
-        error = f"scoring took longer than {timeout_s:g} s"
-    elif ended.status != "exited":
-        error = ended.error or f"scoring was ended ({ended.status}, signal {ended.signal})"
-    elif ended.exit_code:
-        error = f"scoring exited {ended.exit_code}: {_last_line(log_tail)}"
-    elif result is None:
-        error = "scoring printed no JSON object"
-    return {
-        "status": ended.status,
-        "exit_code": ended.exit_code,
-        "signal": ended.signal,
-        "seconds": round(ended.wall_seconds, 3),
-        "result": result,
-        "error": error,
-    }
-
-
-def last_json_object(text: str) -> dict[str, Any] | None:
-    """The last line that is a JSON object."""
-    return next(json_objects(text, reversed), None)
-
-
-def json_objects(
-    text: str, order: Callable[[list[str]], Iterable[str]] = iter
-) -> Iterator[dict[str, Any]]:
-    """The lines that are JSON objects."""
-    for line in order(text.splitlines()):
-        if line.startswith("{"):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(value, dict):
-                yield value
 
 
 def _status(run: ShimRun) -> tuple[str, str | None]:
@@ -470,29 +408,14 @@ def _status(run: ShimRun) -> tuple[str, str | None]:
     return ended.status, ended.error
 
 
-def _device(run: ShimRun) -> dict[str, Any]:
-    device, record = run.launch.device, run.device
-    return {
-        "kind": device.kind,
-        "uuid": device.uuid,
-        "name": device.name,
-        "cores": device.cores,
-        "nvml_error": record.error if record else None,
-        "lost": record.lost if record else False,
-        "memory_not_back": record.not_back if record else None,
-        "throttled": record.throttled() if record else {},
-    }
-
-
 def _clock(run: ShimRun) -> dict[str, Any]:
     if run.clock is None or run.ended is None:
         return {}
-    cut = run.ended.status != "exited" or run.ended.exit_code != 0
-    return run.clock.verdict(required=run.launch.clock_required, cut=cut).to_json()
+    return run.clock.verdict(required=run.launch.clock_required, cut=not run.exited_well)
 
 
 def _contention(run: ShimRun) -> dict[str, Any]:
-    before, after = run.kernel_before, run.kernel_after
+    before, after = (*run.kernel_ms, None, None)[:2]
     return {
         "kernel_before_ms": before,
         "kernel_after_ms": after,
@@ -504,12 +427,30 @@ def _contention(run: ShimRun) -> dict[str, Any]:
     }
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no output"
+def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any]:
+    """Return the `score` of exit.json: exit code, seconds, and the result or why there is none."""
+    from autohypothesis.engine.logs import json_objects
 
-
-_RESERVE_BYTES = 64 << 10
+    found = json_objects(log_tail)
+    result, error = found[-1] if found else None, None
+    if ended.status == "deadline":
+        error = f"scoring took longer than {timeout_s:g} s"
+    elif ended.status != "exited":
+        error = ended.error or f"scoring was ended ({ended.status}, signal {ended.signal})"
+    elif ended.exit_code:
+        lines = [line for line in log_tail.splitlines() if line.strip()]
+        last = lines[-1][:200] if lines else "no output"
+        error = f"scoring exited {ended.exit_code}: {last}"
+    elif result is None:
+        error = "scoring printed no JSON object"
+    return {
+        "status": ended.status,
+        "exit_code": ended.exit_code,
+        "signal": ended.signal,
+        "seconds": round(ended.wall_seconds, 3),
+        "result": result,
+        "error": error,
+    }
 
 
 class Reserve:
@@ -538,11 +479,10 @@ class Reserve:
 
 
 def append_event(launch: Launch, event_type: str, **more: Any) -> None:
-    """One line in events.jsonl; none if somebody keeps the file locked.
+    """Append a line to events.jsonl; none if another process keeps the file locked.
 
     Raises RecordError or OSError as the disk gives it.
     """
-
     from autohypothesis.records.jsonl import append
 
     event = {
@@ -561,18 +501,16 @@ def append_event(launch: Launch, event_type: str, **more: Any) -> None:
 
 
 def write_exit(launch: Launch, report: Mapping[str, Any]) -> None:
-    """exit.json, atomically; without its curve if only that much fits.
+    """Write exit.json atomically; without its curve if only that much fits.
 
     Raises RecordError if not even that fits: the collector then finds a dead shim.
     """
-
     from autohypothesis.records.files import write_json
 
-    path = launch.run.exit
     try:
-        write_json(path, report)
+        write_json(launch.run.exit, report)
     except AutohypothesisError:
-        write_json(path, {**report, "samples": []})
+        write_json(launch.run.exit, {**report, "samples": []})
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Export:
 
     @classmethod
     def at(cls, repository: Repository, path: Path) -> Export:
-        """The one whose folder is `path`."""
+        """Return the export whose folder is `path`."""
         return cls(repository, path.name)
 
     @property
@@ -77,7 +77,7 @@ class Export:
         return self.repository.common_dir / "autohypothesis" / "exports" / self.name
 
     def holds(self) -> str | None:
-        """The commit that it holds; None where it is gone, or not whole."""
+        """Return the commit that it holds; None where it is gone, or not whole."""
         try:
             commit = (self._state / "commit").read_text("ascii").strip()
         except (OSError, ValueError):
@@ -85,13 +85,13 @@ class Export:
         return commit if commit and self.path.is_dir() and not self.path.is_symlink() else None
 
     def checkout(self, commit: str, task: Task) -> Checkout:
-        """The folder, holding exactly `commit` and what `task` includes.
+        """Return the folder, holding exactly `commit` and what `task` includes.
 
         One that a killed process left half-made, or a run damaged, is made anew.
 
         Raises:
-            GitError: a submodule, or a file of git-lfs, is not on this disk; or something of
-                somebody else's is in the way.
+            GitError: a submodule, or a file of git-lfs, is not on this disk; or a file
+                of the user's is in the way.
         """
         self._make_room()
         commit = commit if FULL.fullmatch(commit) else self.repository.resolve(commit)
@@ -160,7 +160,7 @@ class Export:
         git_export.one_commit(part, commit, VERSION_TAG, self.path, self._index(part))
 
     def _make_room(self) -> None:
-        """The folder of all exports, with its barrier; never somebody else's folder."""
+        """Make the folder of all exports, with its barrier; never take a folder of the user's."""
         room = self.path.parent
         barrier = room / ".git"
         if room.is_symlink() or (os.path.lexists(room) and not room.is_dir()):
@@ -252,24 +252,16 @@ class Workspace:
     branch: str | None = None
     """None: detached."""
     fleet: str = ""
-    worker: str = ""
 
     @classmethod
     def named(
-        cls,
-        repository: Repository,
-        name: str,
-        *,
-        branch: str | None = None,
-        fleet: str = "",
-        worker: str = "",
+        cls, repository: Repository, name: str, *, branch: str | None = None, fleet: str = ""
     ) -> Workspace:
-        """`worktrees/<name>`."""
-        path = Layout(repository.root).worktree(name)
-        return cls(repository, path, branch, fleet, worker)
+        """Return `worktrees/<name>`."""
+        return cls(repository, Layout(repository.root).worktree(name), branch, fleet)
 
     def checkout(self, commit: str) -> Path:
-        """The worktree, holding exactly `commit` and nothing else.
+        """Return the worktree, holding exactly `commit` and nothing else.
 
         One that a killed process left half-made, locked or unreadable is made anew.
         """
@@ -289,7 +281,7 @@ class Workspace:
 
     @property
     def export(self) -> Export:
-        """Where what is prepared here is looked at and tried: a checkout that is no worktree."""
+        """The checkout, no worktree, in which candidates that are made here are tried."""
         return Export(self.repository, self.path.name)
 
     def salvage(self, name: str) -> str | None:
@@ -311,7 +303,7 @@ class Workspace:
         return commit
 
     def remove(self) -> None:
-        """Delete the worktree. `salvage` first what somebody may want."""
+        """Delete the worktree. `salvage` it first where it may hold work."""
         self.repository.worktree_remove(self.path)
 
     def _exists(self) -> bool:
@@ -321,14 +313,13 @@ class Workspace:
         self.repository.exclude(Layout(self.repository.root).made_on_use)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
-        holder = {"fleet": self.fleet, "worker": self.worker, "pid": pid}
-        words = [f"{key}={value}" for key, value in holder.items() if value]
-        reason = " ".join([*words, f"start={process_start(pid)}"])
+        fleet = f"fleet={self.fleet} " if self.fleet else ""
+        reason = f"{fleet}worker={self.path.name} pid={pid} start={process_start(pid)}"
         self.repository.worktree_add(self.path, commit, reason=reason, branch=self.branch)
 
 
 def evaluator_of(repository: Repository, commit: str, task: Task) -> Path | None:
-    """The pristine evaluator of `task`, beside every other file that the task lists as protected.
+    """Return the pristine evaluator of `task`, beside all files that the task protects by name.
 
     Without a list all other tracked files are protected, and the evaluator stands alone.
     """
@@ -340,7 +331,7 @@ def evaluator_of(repository: Repository, commit: str, task: Task) -> Path | None
 
 
 def pristine(repository: Repository, commit: str, path: str, beside: Iterable[str] = ()) -> Path:
-    """A protected file exactly as `commit` has it, read-only, at a path that names its content.
+    """Return a protected file as `commit` has it, read-only, at a path named after its content.
 
     What it imports may lie in the files `beside` it, which keep their places relative to it. All
     are outside every checkout, so no training runs in their folder, and are compared with their
@@ -358,11 +349,13 @@ def pristine(repository: Repository, commit: str, path: str, beside: Iterable[st
         if _holds_exactly(folder, files):
             return folder / path
         _make_anew(repository, commit, folder, files)
-    raise GitError(f"{folder} does not keep what is written there", hint="see who else writes it")
+    raise GitError(
+        f"{folder} does not keep what is written there", hint="see which process writes it"
+    )
 
 
 def _holds_exactly(folder: Path, files: Mapping[str, Entry]) -> bool:
-    """Whether `folder` holds `files` and nothing else; what Python compiled is deleted."""
+    """Return whether `folder` holds `files` and nothing else; what Python compiled is deleted."""
     found = set()
     for place, folders, names in os.walk(folder):
         if "__pycache__" in folders and not os.path.islink(os.path.join(place, "__pycache__")):
@@ -375,7 +368,7 @@ def _holds_exactly(folder: Path, files: Mapping[str, Entry]) -> bool:
 
 
 def _holds(place: Path, blob: str) -> bool:
-    """Whether a plain file at `place` has the content that git calls `blob`."""
+    """Return whether a plain file at `place` has the content that git calls `blob`."""
     if place.is_symlink() or not place.is_file():
         return False
     content = place.read_bytes()
@@ -386,7 +379,7 @@ def _holds(place: Path, blob: str) -> bool:
 def _make_anew(
     repository: Repository, commit: str, folder: Path, files: Mapping[str, Entry]
 ) -> None:
-    """Put `files` at `folder`, whole, in place of whatever is there; somebody else may win."""
+    """Put `files` at `folder`, whole, in place of whatever is there; another process may win."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     try:
@@ -408,9 +401,9 @@ def _make_anew(
 
 
 def working_tree(repository: Repository, task: Task, reference: str, checkout: Path) -> Change:
-    """The artifacts as they are in `checkout`, on `reference`; no change when they are equal.
+    """Return the artifacts as they are in `checkout`, as a change of `reference`, or no change.
 
-    Nobody's index or working tree is touched. Files that are neither artifacts nor protected (a
+    No index or working tree is touched. Files that are neither artifacts nor protected (a
     README, say) are left as the reference has them.
 
     Raises:

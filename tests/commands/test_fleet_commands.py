@@ -94,9 +94,9 @@ class Place:
 
     def leases(self) -> list[str]:
         """Lanes that are held."""
-        from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
+        from autohypothesis.engine.devices import cpu_slots, lease_of
 
-        files = (LeaseFile(lease.path, lease.name) for lease in map(lease_of, lanes()))
+        files = (lease for lease in map(lease_of, cpu_slots()))
         return [file.name for file in files if file.holder() is not None]
 
     def shims(self) -> list[tuple[str, int]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.engine.contention import MOST_VOIDED, judged, lane_speed, restored, void
+from autohypothesis.engine.contention import MOST_VOIDED, judged, restored, slot_speed, void
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.past import Settled
 from autohypothesis.schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
@@ -128,7 +128,7 @@ def test_voiding_loses_no_value(value: float) -> None:
 )
 def test_evidence_of_another_shape_is_no_speed_and_no_accident(said: object) -> None:
     strange = result().model_copy(update={"evidence": {"contention": said, "device": said}})
-    assert lane_speed(metadata(), strange) == ("cpu-0", None, None)
+    assert slot_speed(metadata(), strange) == ("cpu-0", None, None)
     assert judged(past([1.0] * 5), metadata(), strange)[0].status == "completed"
     assert is_device_evidence(strange) is False
 

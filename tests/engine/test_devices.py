@@ -10,7 +10,6 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import devices
-from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.errors import LeaseError
 
 
@@ -99,9 +98,9 @@ def test_a_device_that_is_held_is_passed_over_and_its_holder_named(
     monkeypatch.setenv("AUTOHYPOTHESIS_LOCKS", str(tmp_path))
     offered = devices.devices("cuda")[:2]
     leases = [devices.lease_of(device) for device in offered]
-    first = LeaseFile(leases[0].path, leases[0].name).acquire({"experiment_id": "other-1"})
+    first = leases[0].acquire({"experiment_id": "other-1"})
     assert devices.first_free(offered) == offered[1]
-    second = LeaseFile(leases[1].path, leases[1].name).acquire({"experiment_id": "other-2"})
+    second = leases[1].acquire({"experiment_id": "other-2"})
     with pytest.raises(LeaseError, match=r"other-1.*other-2"):
         devices.first_free(offered)
     first.release()
@@ -113,4 +112,4 @@ def test_two_threads_of_one_core_are_one_lane(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         system, "_read_word", lambda path: "0,2" if "cpu0/" in path or "cpu2/" in path else "1,3"
     )
-    assert [lane.cores for lane in devices.lanes()] == [(0,), (1,)]
+    assert [lane.cores for lane in devices.cpu_slots()] == [(0,), (1,)]

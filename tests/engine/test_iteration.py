@@ -18,7 +18,6 @@ from autohypothesis.commands.progress import Lines
 from autohypothesis.engine import devices, local_executor, runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.recovery import collect_ended
@@ -44,9 +43,9 @@ def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
 ) -> None:
     monkeypatch.setattr(runner, "prepare", lambda *_, **__: pytest.fail("it was prepared"))
     held = []
-    for lane in devices.lanes():
+    for lane in devices.cpu_slots():
         lease = devices.lease_of(lane)
-        held.append(LeaseFile(lease.path, lease.name).acquire({"experiment_id": "other-1"}))
+        held.append(lease.acquire({"experiment_id": "other-1"}))
     with pytest.raises(LeaseError, match="other-1"):
         runner.run(project, Request(Change.none()))
     for one in held:
@@ -137,9 +136,9 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
     result = read_json(folder / "result.json")
     assert (result["status"], result["failure_kind"]) == ("failed", "infra")
     assert shim.status(str(folder)) != "running"
-    for lane in devices.lanes():
+    for lane in devices.cpu_slots():
         lease = devices.lease_of(lane)
-        assert LeaseFile(lease.path, lease.name).holder() is None
+        assert lease.holder() is None
 
 
 def test_a_shim_that_cannot_be_started_is_recorded_at_once(
@@ -155,7 +154,7 @@ def test_a_shim_that_cannot_be_started_is_recorded_at_once(
     assert read_json(folder / "result.json")["failure_kind"] == "infra"
 
 
-@pytest.mark.skipif(len(devices.lanes()) < 2, reason="one core has one lane")
+@pytest.mark.skipif(len(devices.cpu_slots()) < 2, reason="one core has one lane")
 def test_two_at_the_same_instant_do_not_choose_the_same_lane(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

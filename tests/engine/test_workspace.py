@@ -25,7 +25,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_a_reused_worktree_holds_exactly_the_commit(repository: Repository) -> None:
-    workspace = Workspace.named(repository, "worker-gpu0", fleet="nov20", worker="gpu0")
+    workspace = Workspace.named(repository, "worker-gpu0", fleet="nov20")
     path = workspace.checkout(repository.head())
     assert path == repository.root / "worktrees" / "worker-gpu0"
     (path / "train.py").write_text("changed\n")
@@ -45,11 +45,11 @@ def test_a_reused_worktree_holds_exactly_the_commit(repository: Repository) -> N
 
 
 def test_it_is_locked_by_name_and_ignored_by_the_user(repository: Repository) -> None:
-    Workspace.named(repository, "w", fleet="nov20", worker="gpu0").checkout(repository.head())
+    Workspace.named(repository, "w", fleet="nov20").checkout(repository.head())
     found = repository.worktree_at(repository.root / "worktrees" / "w")
     assert found is not None
     assert found.lock_reason is not None
-    assert found.lock_reason.startswith(f"fleet=nov20 worker=gpu0 pid={os.getpid()} start=")
+    assert found.lock_reason.startswith(f"fleet=nov20 worker=w pid={os.getpid()} start=")
     assert repository._run("status --porcelain --untracked-files=all").out == b""
 
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from autohypothesis.engine.devices import Held, LeaseFile, lane_lock_path
+from autohypothesis.engine.devices import Held, Lease
 from autohypothesis.engine.workspace import Export
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
@@ -244,10 +244,10 @@ class FleetRules(RuleBasedStateMachine):
             if held is not None:
                 self.strangers[name] = held
 
-    def lease(self, name: str) -> LeaseFile:
-        path = lane_lock_path(os.environ["AUTOHYPOTHESIS_LOCKS"], WORKERS.index(name))
+    def lease(self, name: str) -> Lease:
+        path = f"{os.environ['AUTOHYPOTHESIS_LOCKS']}/cpu-{WORKERS.index(name)}.lock"
         Path(path).parent.mkdir(exist_ok=True)
-        return LeaseFile(path, name)
+        return Lease(path, name)
 
     # ── what must be true ─────────────────────────────────────────────────────────────────
 
@@ -281,7 +281,7 @@ class FleetRules(RuleBasedStateMachine):
             launch = one.launch
             assert launch is not None
             assert launch.lease is not None
-            assert LeaseFile(launch.lease.path, launch.lease.name).holder() is not None
+            assert launch.lease.holder() is not None
             export = Export(Repository(self.layout.root), Path(launch.cwd).name)
             assert export.path == Path(launch.cwd)
             assert export.holds() == launch.commit, f"{one.experiment_id} lost its checkout"

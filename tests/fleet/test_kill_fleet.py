@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
+from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.fleet.queue.states import Queue
@@ -33,7 +33,7 @@ WORKERS = 2
 FINISH_S = 240.0
 """A hang guard for the last `up`, which ends by itself."""
 
-pytestmark = pytest.mark.skipif(len(lanes()) < WORKERS, reason="a lane for each worker")
+pytestmark = pytest.mark.skipif(len(cpu_slots()) < WORKERS, reason="a lane for each worker")
 
 
 def orchestrator(root: Path, *words: str) -> list[str]:
@@ -116,9 +116,9 @@ def check(project: Project) -> None:
             assert mine and all(row["status"] != "review_pending" for row in mine), identity
     for experiment_id in run_ids(layout):
         assert read_json(layout.run(experiment_id).result)["decision_status"] != "review_pending"
-    for lane in lanes():
+    for lane in cpu_slots():
         lease = lease_of(lane)
-        assert LeaseFile(lease.path, lease.name).holder() is None
+        assert lease.holder() is None
 
 
 def torment(root: Path, log: Path, kills: int, seed: int) -> None:

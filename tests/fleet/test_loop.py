@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
+from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.project import Project, is_running
 from autohypothesis.fleet.live import heartbeat, roles
 from autohypothesis.fleet.supervisor import shutdown
@@ -91,7 +91,7 @@ class Place:
 
     def has_left(self) -> bool:
         """No process of the loop, and no lease."""
-        files = (LeaseFile(lease.path, lease.name) for lease in map(lease_of, lanes()))
+        files = (lease for lease in map(lease_of, cpu_slots()))
         return not processes(self.root) and all(file.holder() is None for file in files)
 
     def clear(self) -> None:

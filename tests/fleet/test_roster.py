@@ -634,9 +634,7 @@ def test_prune_takes_the_side_worktree_of_a_worker_that_left(fleet_root: Path) -
     init(fleet_root, 2)
     project = Project.open(fleet_root)
     for name in ("cpu0", "cpu1"):
-        side = Workspace.named(
-            project.repository, f"{name}-next", fleet=todays_tag(), worker=f"{name}-next"
-        )
+        side = Workspace.named(project.repository, f"{name}-next", fleet=todays_tag())
         side.checkout(project.reference())
     init(fleet_root, 1)
     prune(project)

@@ -18,7 +18,6 @@ import pytest
 
 from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
@@ -39,7 +38,7 @@ from autohypothesis.schema import Heartbeat, Proposal, Result, now
 from autohypothesis.schema import Worker as Entry
 
 NAME = "w0"
-LANE = devices.name_of(devices.lanes()[0])
+LANE = devices.name_of(devices.cpu_slots()[0])
 ENTRY = Entry(worker_id=NAME, gpu_id="0", device=LANE, kind="cpu")
 Until = Callable[..., None]
 SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\n"
@@ -155,10 +154,10 @@ def trains(project: Project, experiment_id: str) -> bool:
 
 def nothing_is_left(project: Project) -> None:
     """No lease, no stray, no claim, no plan without a run."""
-    lease = devices.lease_of(devices.lanes()[0])
-    assert LeaseFile(lease.path, lease.name).holder() is None
+    lease = devices.lease_of(devices.cpu_slots()[0])
+    assert lease.holder() is None
     for folder in project.layout.runs.iterdir():
-        assert processes.find_strays(str(folder), 0.0) == {}
+        assert processes.find_marked(processes.run_mark(str(folder))) == {}
     plans = {path.stem for path in project.layout.plans.glob("*.json")}
     assert plans == set(os.listdir(project.layout.runs))
 
@@ -674,8 +673,8 @@ def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(
 @contextmanager
 def stranger() -> Iterator[None]:
     """Somebody of another repository holds the lane."""
-    lease = devices.lease_of(devices.lanes()[0])
-    held = LeaseFile(lease.path, lease.name).acquire({"repository": "/somebody/else"})
+    lease = devices.lease_of(devices.cpu_slots()[0])
+    held = lease.acquire({"repository": "/somebody/else"})
     try:
         yield
     finally:

@@ -32,7 +32,6 @@ import pytest
 from autohypothesis import schema, system
 from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import decide, devices, shim, shim_run, workspace
-from autohypothesis.engine.devices import LeaseFile
 from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
 from autohypothesis.fleet import sync
@@ -168,7 +167,7 @@ class Shim:
             spec = self.launch.lease
             assert spec is not None
             holder = {"experiment_id": self.experiment_id, "worker_id": self.launch.worker_id}
-            self.lease = LeaseFile(spec.path, spec.name).try_acquire(holder, 0.0)
+            self.lease = spec.try_acquire(holder, 0.0)
             if self.lease is None:
                 return self.leave({"status": "infra", "error": f"{spec.name} is leased"})
             self.launch.run.log.write_text("step 1\n")
@@ -467,7 +466,7 @@ class World:
         self.patches.setattr(shim, "warm", self._warm)
         self.patches.setattr(shim, "wait", self._wait_for_shim)
         self.patches.setattr(devices, "TAKEN_S", 0.0)
-        self.patches.setattr(collecting.strays, "end_strays", lambda *_: [])
+        self.patches.setattr(collecting.processes, "end_orphan_processes", lambda *_: [])
 
     def _warm(self, run: Any, experiment_id: str) -> Shim:
         self.shims.append(Shim(self, self.fork(), run.launch, experiment_id, self.slow))

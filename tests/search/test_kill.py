@@ -17,7 +17,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import processes, recovery, shim
-from autohypothesis.engine.devices import LeaseFile, lanes, lease_of
+from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
@@ -50,7 +50,7 @@ def alive(project: Project, identity: str | None, victim: str) -> tuple[int, flo
         return None
     if victim == "shim":
         return (handle.pid, handle.start) if system.is_alive(handle.pid, handle.start) else None
-    found = processes.find_strays(handle.run_dir, 0.0)
+    found = processes.find_marked(processes.run_mark(handle.run_dir))
     return next(iter(found.items()), None)
 
 
@@ -103,10 +103,10 @@ def check(project: Project, identity: str) -> None:
     first = run.result.read_bytes()
     recovery.collect_ended(project.repository, project.layout)
     assert run.result.read_bytes() == first, "collected twice"
-    assert processes.find_strays(str(run.folder), 0.0) == {}
-    for lane in lanes():
+    assert processes.find_marked(processes.run_mark(str(run.folder))) == {}
+    for lane in cpu_slots():
         lease = lease_of(lane)
-        assert LeaseFile(lease.path, lease.name).holder() is None
+        assert lease.holder() is None
 
 
 def kill_many(project: Project, rounds: int, seed: int = 0) -> int:

@@ -90,7 +90,7 @@ class Bench:
 
     def verdict(self, cut: bool = False) -> tuple[str, str | None]:
         found = self.watch.verdict(required=True, cut=cut)
-        return found.verdict, found.reason
+        return found["verdict"], found["reason"]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import failures
+from autohypothesis.engine.devices import Device
 from autohypothesis.engine.meters import DeviceRecord
-from autohypothesis.engine.shim import Device
 
 GPU = Device("cuda", "GPU-stand-in", "H100")
 

@@ -48,7 +48,7 @@ def test_the_deadline_ends_a_training_that_ignores_sigterm_with_its_children(
     end = run.wait()
     assert end["status"] == "deadline" and end["signal"] == 9
     assert 1.6 < end["wall_seconds"] < 30  # it would go on for a minute
-    assert processes.find_strays(run.launch.run_dir, 0) == {}
+    assert processes.find_marked(processes.run_mark(run.launch.run_dir)) == {}
 
 
 def test_a_training_may_say_a_last_word_at_the_deadline(start: Callable[..., Any]) -> None:
@@ -96,7 +96,7 @@ def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_end(
 def test_processes_that_fork_while_they_are_killed_are_all_ended(start: Callable[..., Any]) -> None:
     run = start("storm", deadline_seconds=0.4, stop_grace_s=0.1)
     assert run.wait()["status"] == "deadline"
-    assert processes.find_strays(run.launch.run_dir, 0) == {}
+    assert processes.find_marked(processes.run_mark(run.launch.run_dir)) == {}
 
 
 def test_a_command_that_is_not_there_is_named(start: Callable[..., Any]) -> None:
@@ -172,4 +172,4 @@ def test_a_fault_of_the_shim_ends_the_training_and_is_recorded(
     end = json.loads(launch.run.exit.read_text())
     assert end["status"] == "infra" and "ZeroDivisionError" in end["error"]
     assert b"a fault of ours" in done.stderr
-    assert processes.find_strays(launch.run_dir, 0) == {}
+    assert processes.find_marked(processes.run_mark(launch.run_dir)) == {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.shim import Device, Lease
+from autohypothesis.engine.devices import Device, Lease
 
 
 def test_the_training_sees_only_what_it_was_given(

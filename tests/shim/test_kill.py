@@ -16,8 +16,8 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
-from autohypothesis.engine.devices import LeaseFile
-from autohypothesis.engine.shim import Launch, Lease
+from autohypothesis.engine.devices import Lease
+from autohypothesis.engine.shim import Launch
 
 ROUNDS = 20
 SLOW_ROUNDS = 100
@@ -35,9 +35,11 @@ def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: f
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     # Nobody has to end it: the kernel does, in its own time.
-    helpers.wait_until(lambda: not processes.find_strays(run.launch.run_dir, began))
+    helpers.wait_until(
+        lambda: not processes.find_marked(processes.run_mark(run.launch.run_dir), began)
+    )
     helpers.wait_until(lambda: not helpers.alive(_pid(run)))
-    held = LeaseFile(lease.path, lease.name).try_acquire({}, wait_s=60)
+    held = lease.try_acquire({}, wait_s=60)
     assert held is not None, "the lease outlived the shim and its training"
     held.release()
 
@@ -65,8 +67,8 @@ def test_strays_of_a_killed_shim_are_found_by_run_folder_and_start_time(
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     assert helpers.alive(daemon)
-    assert processes.end_strays(run.launch.run_dir, time.time() + 3600) == []
-    assert daemon in processes.end_strays(run.launch.run_dir, began)
+    assert processes.end_orphan_processes(run.launch.run_dir, time.time() + 3600) == []
+    assert daemon in processes.end_orphan_processes(run.launch.run_dir, began)
     assert not helpers.alive(daemon)
 
 
@@ -79,7 +81,7 @@ def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(
     daemon = int(run.wait_for("daemon"))
     os.kill(run.handle.pid, signal.SIGKILL)
     shim.wait(run.handle, 60)
-    file = LeaseFile(lease.path, lease.name)
+    file = lease
     assert helpers.alive(daemon)
     assert file.try_acquire({}, wait_s=0.2) is None
     assert (file.holder() or {})["experiment_id"] == run.launch.experiment_id
@@ -165,6 +167,6 @@ def test_ending_strays_leaves_an_experiment_of_the_same_name_elsewhere_alone(
     theirs.wait_for("pid")
     os.kill(ours.handle.pid, signal.SIGKILL)
     assert shim.wait(ours.handle, 60) == "dead"
-    processes.end_strays(ours.launch.run_dir, began)
+    processes.end_orphan_processes(ours.launch.run_dir, began)
     assert helpers.alive(_pid(theirs))
     assert shim.status(theirs.launch.run_dir) == "running"

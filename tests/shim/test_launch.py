@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.shim import Device, Launch, Lease, ScoreCommand, deadline
+from autohypothesis.engine.devices import Device, Lease
+from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
 from autohypothesis.errors import LaunchError
 
 
@@ -38,27 +39,18 @@ def test_a_launch_survives_its_file(make_launch: Callable[..., Launch]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"budget": 3}, "unknown Launch fields: budget"),
-        ({"command": []}, "empty command"),
-        ({"cwd": "here"}, "'here' is not an absolute path"),
-        ({"clock": "sun"}, "clock 'sun'"),
-        ({"deadline_seconds": 0}, "deadline_seconds 0"),
-        ({"log_limit_bytes": 10}, "log_limit_bytes 10"),
-        ({"device": {"kind": "cpu", "index": 3}}, "unknown Device fields: index"),
-        ({"lease": {"name": "x"}}, "lacks Lease fields: path"),
-        ({"score": []}, "ScoreCommand in launch.json is not an object"),
-    ],
+    "change",
+    [{"budget": 3}, {"device": {"index": 3}}, {"lease": {"name": "x"}}, {"score": [1]}],
+    ids=["unknown field", "unknown part of a device", "lease without a path", "no object"],
 )
-def test_a_wrong_launch_file_is_refused_by_field(
-    make_launch: Callable[..., Launch], change: dict[str, Any], words: str
+def test_a_wrong_launch_file_is_refused(
+    make_launch: Callable[..., Launch], change: dict[str, Any]
 ) -> None:
     raw = json.loads(make_launch("quick").to_json())
-    with pytest.raises(LaunchError, match=words.replace("(", r"\(")):
+    with pytest.raises(LaunchError, match="is not whole"):
         Launch.from_json(json.dumps({**raw, **change}).encode())
 
 
 def test_a_torn_launch_file_is_refused() -> None:
-    with pytest.raises(LaunchError, match="not JSON"):
+    with pytest.raises(LaunchError, match="is not whole"):
         Launch.from_json(b'{"experiment_id": ')

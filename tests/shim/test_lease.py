@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import devices
-from autohypothesis.engine.devices import LeaseFile, lock_folder
-from autohypothesis.engine.shim import Lease
+from autohypothesis.engine.devices import Device, Lease, lease_of, lock_folder
 from autohypothesis.errors import LeaseError
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_two_trainings_never_share_a_lane_and_the_loser_names_the_holder(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    spec = Lease(str(tmp_path / "cpu-0.lock"), "lane 0", wait_s=0.1)
+    spec = Lease(str(tmp_path / "cpu-0.lock"), "lane 0")
     first = start("steady", "20", lease=spec, repository="/some/repository")
     first.wait_for("pid")
     second = start("quick", lease=spec)
@@ -41,11 +40,11 @@ def test_a_freed_lane_is_taken_at_once(start: Callable[..., Any], tmp_path: Path
     for _ in range(3):
         run = start("quick", lease=spec)
         assert run.wait()["status"] == "exited"
-    assert LeaseFile(spec.path, spec.name).holder() is None
+    assert spec.holder() is None
 
 
 def test_a_lease_outlives_its_holder_in_the_training(tmp_path: Path, helpers: Any) -> None:
-    file = LeaseFile(str(tmp_path / "gpu.lock"), "GPU 0")
+    file = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     held = file.acquire({"experiment_id": "x-1"})
     child = subprocess.Popen(["sleep", "60"], pass_fds=[held.fd])
     held.release()
@@ -59,21 +58,21 @@ def test_a_lease_outlives_its_holder_in_the_training(tmp_path: Path, helpers: An
 
 def test_no_finaliser_and_no_other_object_gives_a_lease_up(tmp_path: Path) -> None:
     path = str(tmp_path / "gpu.lock")
-    held = LeaseFile(path, "GPU 0").acquire({})
+    held = Lease(path, "GPU 0").acquire({})
     fd = held.fd
-    other = LeaseFile(path, "GPU 0")
+    other = Lease(path, "GPU 0")
     assert other.try_acquire({}, wait_s=0) is None  # opens and closes the file once more
     assert other.holder() is not None
     del other, held
     gc.collect()
-    assert LeaseFile(path, "GPU 0").try_acquire({}, wait_s=0) is None
+    assert Lease(path, "GPU 0").try_acquire({}, wait_s=0) is None
     os.close(fd)
-    again = LeaseFile(path, "GPU 0").acquire({})
+    again = Lease(path, "GPU 0").acquire({})
     again.release()
 
 
 def test_a_lease_is_not_handed_to_children_that_were_not_meant_to_have_it(tmp_path: Path) -> None:
-    file = LeaseFile(str(tmp_path / "gpu.lock"), "GPU 0")
+    file = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     held = file.acquire({})
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
     held.release()
@@ -86,32 +85,35 @@ def test_a_lease_is_not_handed_to_children_that_were_not_meant_to_have_it(tmp_pa
 
 def test_asking_for_the_holder_never_makes_an_acquirer_fail(tmp_path: Path) -> None:
     path = str(tmp_path / "gpu.lock")
-    LeaseFile(path, "GPU 0").acquire({}).release()
+    Lease(path, "GPU 0").acquire({}).release()
     asker = subprocess.Popen(
         [
             sys.executable,
             "-c",
             "import sys, time\n"
-            "from autohypothesis.engine.devices import LeaseFile\n"
+            "from autohypothesis.engine.devices import Lease\n"
             "end = time.monotonic() + 1\n"
-            "while time.monotonic() < end: LeaseFile(sys.argv[1], 'x').holder()",
+            "while time.monotonic() < end: Lease(sys.argv[1], 'x').holder()",
             path,
         ],
         cwd=ROOT,
     )
     while asker.poll() is None:
-        held = LeaseFile(path, "GPU 0").try_acquire({})
+        held = Lease(path, "GPU 0").try_acquire({})
         assert held is not None
         held.release()
         time.sleep(0.001)
 
 
-def test_files_can_be_used_by_every_user_whatever_the_umask(tmp_path: Path) -> None:
+def test_files_can_be_used_by_every_user_whatever_the_umask(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(devices.LOCKS_VARIABLE, str(tmp_path / "locks"))
     before = os.umask(0o077)
     try:
-        folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
-        path = devices.gpu_lock_path(folder.path, "GPU-1234/../x")
-        LeaseFile(path, "GPU 0").acquire({}).release()
+        folder = lock_folder()
+        path = lease_of(Device("cuda", "GPU-1234/../x", "GPU")).path
+        Lease(path, "GPU 0").acquire({}).release()
     finally:
         os.umask(before)
     assert folder.fallback is None
@@ -144,18 +146,18 @@ def test_a_link_is_never_followed_as_a_lock_file(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("precious")
     (tmp_path / "gpu.lock").symlink_to(tmp_path / "target")
     with pytest.raises(LeaseError, match="doctor"):
-        LeaseFile(str(tmp_path / "gpu.lock"), "GPU 0").try_acquire({})
+        Lease(str(tmp_path / "gpu.lock"), "GPU 0").try_acquire({})
     assert (tmp_path / "target").read_text() == "precious"
 
 
 def test_a_damaged_holder_note_is_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "gpu.lock"
-    file = LeaseFile(str(path), "GPU 0")
+    file = Lease(str(path), "GPU 0")
     held = file.acquire({"experiment_id": "x-1"})
     path.write_bytes(b"\xff{" * 100)
     assert file.holder() == {}
     with pytest.raises(LeaseError, match="a process that left no name"):
-        file.acquire({}, wait_s=0)
+        file.acquire({})
     held.release()
 
 
@@ -163,8 +165,8 @@ def test_a_damaged_holder_note_is_no_obstacle(tmp_path: Path) -> None:
 def test_another_users_lock_file_in_a_sticky_folder_can_be_leased(tmp_path: Path) -> None:
     """fs.protected_regular refuses O_CREAT there, even to root."""
     folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
-    path = devices.lane_lock_path(folder.path, 0)
-    LeaseFile(path, "lane 0").acquire({}).release()
+    path = f"{folder.path}/cpu-0.lock"
+    Lease(path, "lane 0").acquire({}).release()
     os.chown(path, 65534, 65534)
-    held = LeaseFile(path, "lane 0").acquire({})
+    held = Lease(path, "lane 0").acquire({})
     held.release()

@@ -78,7 +78,7 @@ def test_a_fork_bomb_is_one_failed_run(
     assert failure is not None and failure.kind == "code_error"
     assert "40 are allowed (run.max_processes)" in failure.detail
     assert int(failure.detail.split()[2]) > 40
-    assert processes.find_strays(run_dir, 0) == {}
+    assert processes.find_marked(processes.run_mark(run_dir)) == {}
 
 
 @pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")

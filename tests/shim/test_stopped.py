@@ -94,7 +94,7 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     failure = failures.classify(end, "", 1.0)
     assert failure is not None and failure.kind == "infra"
     assert not failures.is_nobodys_fault(failure.detail), "it would come back without end"
-    processes.end_strays(run.launch.run_dir, 0.0)
+    processes.end_orphan_processes(run.launch.run_dir, 0.0)
     assert not helpers.alive(int(run.text("daemon")))
     assert not recovery.end_overdue(paths)
 

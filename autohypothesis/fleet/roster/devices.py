@@ -77,7 +77,7 @@ def choose_lanes(count: int) -> list[Chosen]:
     Raises:
         UsageError: there are fewer.
     """
-    lanes = engine.lanes()
+    lanes = engine.cpu_slots()
     if not 0 <= count <= len(lanes):
         raise UsageError(
             f"--cpu-workers {count}: this machine has {len(lanes)} physical cores to use",
@@ -99,7 +99,7 @@ def _everything(environ: Mapping[str, str]) -> Choice:
     except LeaseError as error:
         hint = "mend the driver, or name devices: --gpus 0,1 (prepared only) or --cpu-workers N"
         raise LeaseError(error.problem, hint=hint) from error
-    lanes = choose_lanes(len(engine.lanes()))
+    lanes = choose_lanes(len(engine.cpu_slots()))
     said = f"no GPU ({why_none}): {len(lanes)} CPU lanes instead, one per physical core"
     return Choice(lanes, [said])
 

@@ -50,9 +50,7 @@ class Worktrees:
 
     def workspace(self, worker: str) -> Workspace:
         branch = worker_branch(self.tag, worker)
-        return Workspace.named(
-            self.repository, worker, branch=branch, fleet=self.tag, worker=worker
-        )
+        return Workspace.named(self.repository, worker, branch=branch, fleet=self.tag)
 
     # ── what is in the way ────────────────────────────────────────────────────────────────
 
@@ -216,7 +214,7 @@ class Worktrees:
         if not path.is_dir():
             return ""
         if self._head(path) is not None:
-            name = free_name(self.repository, f"{self.tag}-{workspace.worker}")
+            name = free_name(self.repository, f"{self.tag}-{path.name}")
             try:
                 salvaged = workspace.salvage(name)
                 return f"its changes are in {SALVAGE}{name}" if salvaged else ""

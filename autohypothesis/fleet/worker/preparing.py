@@ -13,8 +13,8 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.failures import room_in
-from autohypothesis.engine.local_executor import workspace_of
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
@@ -38,7 +38,9 @@ def make_worktree(project: Project, worker: Worker) -> None:
     Runs have checkouts of their own, so that none is made is no reason not to work.
     """
     if worker.branch:
-        place = workspace_of(project.repository, worker.worker_id, project.active(), worker.branch)
+        place = Workspace.named(
+            project.repository, worker.worker_id, branch=worker.branch, fleet=project.active()
+        )
         with suppress(AutohypothesisError):
             place.ensure(project.reference())
 

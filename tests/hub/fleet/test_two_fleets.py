@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from autohypothesis import sandbox
-from autohypothesis.engine.devices import lanes
+from autohypothesis.engine.devices import cpu_slots
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
 from tests.hub.conftest import Hub, Start
@@ -71,7 +71,7 @@ class Fleet:
 @pytest.fixture
 def fleets(tmp_path: Path, own_locks: Path) -> Iterator[Callable[[str], tuple[Fleet, Fleet]]]:
     made: list[Fleet] = []
-    cores = [(lane.cores or (0,))[0] for lane in lanes()]
+    cores = [(lane.cores or (0,))[0] for lane in cpu_slots()]
 
     def make(script: str = SCRIPT) -> tuple[Fleet, Fleet]:
         for number, name in enumerate(("ada", "bob")):
@@ -228,7 +228,7 @@ def test_a_fleet_goes_on_without_its_hub(
 def test_the_cpu_profile_twice_on_one_hub(start: Start, tmp_path: Path, own_locks: Path) -> None:
     """Real trainings: two clones of this repository, a dozen experiments, one hub."""
     hub = start("--open-registration", "--port", str(free_port()))
-    cores = [(lane.cores or (0,))[0] for lane in lanes()]
+    cores = [(lane.cores or (0,))[0] for lane in cpu_slots()]
     pair = []
     for number, name in enumerate(("ada", "bob")):
         root = tmp_path / name
