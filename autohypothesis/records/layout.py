@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from autohypothesis.errors import UsageError
 
@@ -29,160 +28,101 @@ def checked_id(name: str) -> str:
     return name
 
 
-class RunPaths(NamedTuple):
+class PathsBelow:
+    """A value around a folder that gives the paths below it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.base = folder
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.base == self.base
+
+    def __hash__(self) -> int:
+        return hash(self.base)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.base)!r})"
+
+
+class Place:
+    """The attribute of a `PathsBelow` that is the path `name` below its folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: PathsBelow, kind: type | None = None) -> Path:
+        return owner.base / self.name
+
+
+class RunPaths(PathsBelow):
     """The files of one bundle, `research/runs/<experiment_id>/`."""
 
-    folder: Path
-
     @property
-    def config(self) -> Path:
-        return self.folder / "config.json"
+    def folder(self) -> Path:
+        return self.base
 
-    @property
-    def metadata(self) -> Path:
-        return self.folder / "metadata.json"
-
-    @property
-    def result(self) -> Path:
-        return self.folder / "result.json"
-
-    @property
-    def exit(self) -> Path:
-        return self.folder / "exit.json"
-
-    @property
-    def events(self) -> Path:
-        return self.folder / "events.jsonl"
-
-    @property
-    def out(self) -> Path:
-        """The one folder of a bundle that the run itself may write to."""
-        return self.folder / "out"
-
-    @property
-    def clock(self) -> Path:
-        """What the budget's clock wrote, taken from `out` when the run has ended."""
-        return self.folder / "clock.jsonl"
-
-    @property
-    def clock_in_out(self) -> Path:
-        return self.out / "clock.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "run.log"
-
-    @property
-    def score_log(self) -> Path:
-        return self.folder / "score.log"
-
-    @property
-    def diff(self) -> Path:
-        return self.folder / "change.diff"
-
-    @property
-    def weights(self) -> Path:
-        """The weights; a link to those in `out` until the run is collected."""
-        return self.folder / "weights.pt"
-
-    @property
-    def weights_in_out(self) -> Path:
-        return self.out / "weights.pt"
-
-    @property
-    def launch(self) -> Path:
-        return self.folder / "launch.json"
-
-    @property
-    def shim(self) -> Path:
-        return self.folder / "shim.json"
-
-    @property
-    def shim_log(self) -> Path:
-        """The shim's own words, should it fail."""
-        return self.folder / "shim.log"
-
-    @property
-    def reserve(self) -> Path:
-        """Blocks of the disk that are given up for exit.json when it is full."""
-        return self.folder / ".reserve"
-
-    @property
-    def run_spec(self) -> Path:
-        return self.folder / "run-spec.json"
-
-    @property
-    def local(self) -> Path:
-        """What only this machine knows of a run: its checkout, and what that held before."""
-        return self.folder / "local.json"
-
-    @property
-    def scoring_home(self) -> Path:
-        """HOME of what scores a run: nothing of the training's is in it."""
-        return self.folder / "scoring"
-
-    @property
-    def home(self) -> Path:
-        """HOME of a training whose inputs are all named in its task."""
-        return self.folder / "home"
+    config = Place("config.json")
+    metadata = Place("metadata.json")
+    result = Place("result.json")
+    exit = Place("exit.json")
+    events = Place("events.jsonl")
+    out = Place("out")
+    """The one folder of a bundle that the run itself may write to."""
+    clock = Place("clock.jsonl")
+    """What the budget's clock wrote, taken from `out` when the run has ended."""
+    clock_in_out = Place("out/clock.jsonl")
+    log = Place("run.log")
+    score_log = Place("score.log")
+    diff = Place("change.diff")
+    weights = Place("weights.pt")
+    """The weights; a link to those in `out` until the run is collected."""
+    weights_in_out = Place("out/weights.pt")
+    launch = Place("launch.json")
+    shim = Place("shim.json")
+    shim_log = Place("shim.log")
+    """The shim's own words, should it fail."""
+    reserve = Place(".reserve")
+    """Blocks of the disk that are given up for exit.json when it is full."""
+    run_spec = Place("run-spec.json")
+    local = Place("local.json")
+    """What only this machine knows of a run: its checkout, and what that held before."""
+    scoring_home = Place("scoring")
+    """HOME of what scores a run: nothing of the training's is in it."""
+    home = Place("home")
+    """HOME of a training whose inputs are all named in its task."""
 
 
-class Layout(NamedTuple):
+class Layout(PathsBelow):
     """Every path below one repository's root."""
 
-    root: Path
+    @property
+    def root(self) -> Path:
+        return self.base
 
     # ── the root ──────────────────────────────────────────────────────────────────────────
 
-    @property
-    def ledger(self) -> Path:
-        return self.root / "experiments.jsonl"
-
-    @property
-    def results_tsv(self) -> Path:
-        return self.root / "results.tsv"
-
-    @property
-    def progress_png(self) -> Path:
-        return self.root / "progress.png"
-
-    @property
-    def task_results(self) -> Path:
-        """A line for each iteration of a task, see docs/tasks.md."""
-        return self.root / "work" / "results.jsonl"
-
-    @property
-    def worktrees(self) -> Path:
-        return self.root / "worktrees"
+    ledger = Place("experiments.jsonl")
+    results_tsv = Place("results.tsv")
+    progress_png = Place("progress.png")
+    task_results = Place("work/results.jsonl")
+    """A line for each iteration of a task, see docs/tasks.md."""
+    worktrees = Place("worktrees")
 
     def worktree(self, name: str) -> Path:
         return self.worktrees / checked_id(name)
 
-    @property
-    def exports(self) -> Path:
-        """Where runs have their files: a folder each, without a repository."""
-        return self.worktrees / ".runs"
+    exports = Place("worktrees/.runs")
+    """Where runs have their files: a folder each, without a repository."""
 
     def export(self, name: str) -> Path:
         return self.exports / checked_id(name)
 
-    @property
-    def worktree_include(self) -> Path:
-        """Patterns of untracked files that runs need, as several tools read them."""
-        return self.root / ".worktreeinclude"
-
-    @property
-    def program(self) -> Path:
-        """The human's charter: goal, directions, constraints."""
-        return self.root / "program.md"
-
-    @property
-    def default_task(self) -> Path:
-        return self.root / "tasks" / "pretrain" / "task.yaml"
-
-    @property
-    def root_task(self) -> Path:
-        return self.root / "task.yaml"
+    worktree_include = Place(".worktreeinclude")
+    """Patterns of untracked files that runs need, as several tools read them."""
+    program = Place("program.md")
+    """The human's charter: goal, directions, constraints."""
+    default_task = Place("tasks/pretrain/task.yaml")
+    root_task = Place("task.yaml")
 
     @property
     def made_on_use(self) -> tuple[str, ...]:
@@ -210,30 +150,13 @@ class Layout(NamedTuple):
 
     # ── research/ ─────────────────────────────────────────────────────────────────────────
 
-    @property
-    def research(self) -> Path:
-        return self.root / "research"
-
-    @property
-    def decisions(self) -> Path:
-        return self.research / "decisions.jsonl"
-
-    @property
-    def brief(self) -> Path:
-        return self.research / "research_brief.json"
-
-    @property
-    def brief_state(self) -> Path:
-        return self.written_copy(self.brief)
-
-    @property
-    def brief_before(self) -> Path:
-        return self.replaced_version(self.brief)
-
-    @property
-    def conflicts(self) -> Path:
-        """Edits of derived files, which have no effect, each beside its `.reason`."""
-        return self.research / "conflicts"
+    research = Place("research")
+    decisions = Place("research/decisions.jsonl")
+    brief = Place("research/research_brief.json")
+    brief_state = Place("research/.research_brief.json")
+    brief_before = Place("research/.research_brief.before.json")
+    conflicts = Place("research/conflicts")
+    """Edits of derived files, which have no effect, each beside its `.reason`."""
 
     def written_copy(self, path: Path) -> Path:
         """Where the content that was written last to a derived file is kept."""
@@ -243,49 +166,21 @@ class Layout(NamedTuple):
         """The version of a derived file that was replaced last."""
         return path.with_name(f".{path.stem}.before{path.suffix}")
 
-    @property
-    def checkout_lacks(self) -> Path:
-        """What people were told last about files that runs do not have."""
-        return self.research / ".checkout_lacks.json"
-
-    @property
-    def knowledge_base(self) -> Path:
-        return self.research / "knowledge_base.json"
-
-    @property
-    def search_model(self) -> Path:
-        return self.research / "search_model.md"
-
-    @property
-    def steering(self) -> Path:
-        return self.research / "steering.md"
-
-    @property
-    def inbox(self) -> Path:
-        return self.research / "inbox"
-
-    @property
-    def inbox_refused(self) -> Path:
-        """Files of the inbox that were not taken, each beside a `.reason`."""
-        return self.inbox / "refused"
+    checkout_lacks = Place("research/.checkout_lacks.json")
+    """What people were told last about files that runs do not have."""
+    knowledge_base = Place("research/knowledge_base.json")
+    search_model = Place("research/search_model.md")
+    steering = Place("research/steering.md")
+    inbox = Place("research/inbox")
+    inbox_refused = Place("research/inbox/refused")
+    """Files of the inbox that were not taken, each beside a `.reason`."""
 
     # ── the fleet ─────────────────────────────────────────────────────────────────────────
 
-    @property
-    def fleet(self) -> Path:
-        return self.research / "fleet"
-
-    @property
-    def manifest(self) -> Path:
-        return self.fleet / "manifest.json"
-
-    @property
-    def observer_prompt(self) -> Path:
-        return self.fleet / "observer-agent.md"
-
-    @property
-    def tool_builder_prompt(self) -> Path:
-        return self.fleet / "tool-builder.md"
+    fleet = Place("research/fleet")
+    manifest = Place("research/fleet/manifest.json")
+    observer_prompt = Place("research/fleet/observer-agent.md")
+    tool_builder_prompt = Place("research/fleet/tool-builder.md")
 
     def worker_prompt(self, worker: str) -> Path:
         return self.fleet / "worker-prompts" / f"worker-{checked_id(worker)}.md"
@@ -311,9 +206,7 @@ class Layout(NamedTuple):
     def hypothesis(self, hypothesis_id: str, state: str, worker: str | None = None) -> Path:
         return self.hypotheses(state, worker) / f"{checked_id(hypothesis_id)}.json"
 
-    @property
-    def plans(self) -> Path:
-        return self.research / "plans"
+    plans = Place("research/plans")
 
     def plan(self, experiment_id: str) -> Path:
         return self.plans / f"{checked_id(experiment_id)}.json"
@@ -321,9 +214,7 @@ class Layout(NamedTuple):
     def plan_page(self, experiment_id: str) -> Path:
         return self.plans / f"{checked_id(experiment_id)}.md"
 
-    @property
-    def runs(self) -> Path:
-        return self.research / "runs"
+    runs = Place("research/runs")
 
     def run(self, experiment_id: str) -> RunPaths:
         return RunPaths(self.runs / checked_id(experiment_id))
@@ -333,10 +224,8 @@ class Layout(NamedTuple):
     def heartbeat(self, worker: str) -> Path:
         return self.live / "workers" / f"{checked_id(worker)}.json"
 
-    @property
-    def live(self) -> Path:
-        """Who is at work: true while they live, and of no use afterwards."""
-        return self.research / "live"
+    live = Place("research/live")
+    """Who is at work: true while they live, and of no use afterwards."""
 
     def role(self, name: str) -> Path:
         """How the observer, the tool-builder or the supervisor stands."""
@@ -346,78 +235,32 @@ class Layout(NamedTuple):
         """What a process of the fleet printed."""
         return self.live / "logs" / f"{checked_id(name)}.log"
 
-    @property
-    def benched(self) -> Path:
-        """Devices that are left alone for a while, and why."""
-        return self.live / "benched.json"
-
-    @property
-    def live_summary(self) -> Path:
-        return self.live / "summary.json"
-
-    @property
-    def aggregate(self) -> Path:
-        return self.research / "aggregate"
-
-    @property
-    def aggregate_experiments(self) -> Path:
-        return self.aggregate / "experiments.json"
-
-    @property
-    def aggregate_parquet(self) -> Path:
-        return self.aggregate / "experiments.parquet"
-
-    @property
-    def aggregate_results_tsv(self) -> Path:
-        """Our lines of results.tsv alone, wherever that name is somebody's."""
-        return self.aggregate / "results.tsv"
-
-    @property
-    def results_before(self) -> Path:
-        """The lines of the results.tsv that was there before our first."""
-        return self.aggregate / "results-before.tsv"
-
-    @property
-    def aggregate_progress_png(self) -> Path:
-        """The picture, where progress.png in the root is the user's."""
-        return self.aggregate / "progress.png"
-
-    @property
-    def leaderboard(self) -> Path:
-        return self.aggregate / "leaderboard.json"
-
-    @property
-    def fleet_brief(self) -> Path:
-        return self.aggregate / "fleet_brief.md"
-
-    @property
-    def fold_index(self) -> Path:
-        return self.aggregate / ".fold-index"
-
-    @property
-    def problems(self) -> Path:
-        """What the last fold could not use, and why."""
-        return self.aggregate / "problems.json"
-
-    @property
-    def registry(self) -> Path:
-        return self.research / "tools" / "registry.json"
-
-    @property
-    def published_tools(self) -> Path:
-        return self.research / "tools" / "published"
+    benched = Place("research/live/benched.json")
+    """Devices that are left alone for a while, and why."""
+    live_summary = Place("research/live/summary.json")
+    aggregate = Place("research/aggregate")
+    aggregate_experiments = Place("research/aggregate/experiments.json")
+    aggregate_parquet = Place("research/aggregate/experiments.parquet")
+    aggregate_results_tsv = Place("research/aggregate/results.tsv")
+    """Our lines of results.tsv alone, wherever that name is somebody's."""
+    results_before = Place("research/aggregate/results-before.tsv")
+    """The lines of the results.tsv that was there before our first."""
+    aggregate_progress_png = Place("research/aggregate/progress.png")
+    """The picture, where progress.png in the root is the user's."""
+    leaderboard = Place("research/aggregate/leaderboard.json")
+    fleet_brief = Place("research/aggregate/fleet_brief.md")
+    fold_index = Place("research/aggregate/.fold-index")
+    problems = Place("research/aggregate/problems.json")
+    """What the last fold could not use, and why."""
+    registry = Place("research/tools/registry.json")
+    published_tools = Place("research/tools/published")
 
     def published_tool(self, tool_id: str) -> Path:
         return self.published_tools / f"{checked_id(tool_id)}.py"
 
-    @property
-    def tool_calls(self) -> Path:
-        return self.research / "tools" / "calls.jsonl"
-
-    @property
-    def outbox(self) -> Path:
-        """What others are to be told: a folder each for pending, sent and refused."""
-        return self.research / "outbox"
+    tool_calls = Place("research/tools/calls.jsonl")
+    outbox = Place("research/outbox")
+    """What others are to be told: a folder each for pending, sent and refused."""
 
     def outbox_state(self, state: str) -> Path:
         return self.outbox / checked_id(state)
@@ -425,14 +268,9 @@ class Layout(NamedTuple):
     def outbox_entry(self, state: str, kind: str, name: str) -> Path:
         return self.outbox_state(state) / f"{checked_id(kind)}.{checked_id(name)}.json"
 
-    @property
-    def hub_feed(self) -> Path:
-        """What was last heard from the hub."""
-        return self.live / "hub.json"
-
-    @property
-    def locks(self) -> Path:
-        return self.research / "locks"
+    hub_feed = Place("research/live/hub.json")
+    """What was last heard from the hub."""
+    locks = Place("research/locks")
 
     def lock(self, name: str) -> Path:
         return self.locks / f"{checked_id(name)}.lock"
