@@ -51,8 +51,7 @@ def show_results(
 
 def _layout(path: Path) -> Layout:
     """The folder itself where it holds a ledger or a table, else the repository around it."""
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.git_facts import refuse_path
+    from autohypothesis.records.git import Repository, refuse_path
     from autohypothesis.records.layout import Layout
 
     refuse_path(path.absolute())

@@ -21,8 +21,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
 from autohypothesis.errors import AutohypothesisError, ChangeError, GitError, NothingNewError
 from autohypothesis.plain import plain, plain_line
-from autohypothesis.records.git import Repository, experiment_ref
-from autohypothesis.records.git_facts import FileChange
+from autohypothesis.records.git import FileChange, Repository, experiment_ref
 
 
 def prepare(

@@ -31,9 +31,8 @@ from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError, PreflightError, UnjudgedError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import shown
-from autohypothesis.records.git import Repository
+from autohypothesis.records.git import Entry, FileChange, Repository
 from autohypothesis.records.git_export import SUBMODULE
-from autohypothesis.records.git_facts import Entry, FileChange
 from autohypothesis.schema import nearest
 
 LINK = "120000"

@@ -34,8 +34,7 @@ from autohypothesis.errors import (
 )
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_bytes, read_object
-from autohypothesis.records.git import SALVAGE, Repository, experiment_ref
-from autohypothesis.records.git_facts import FileChange
+from autohypothesis.records.git import SALVAGE, FileChange, Repository, experiment_ref
 from autohypothesis.sandbox import Kind
 from autohypothesis.schema import Decision, Metadata, Plan, Result, RunIdentity, Runtime, now
 

@@ -25,9 +25,8 @@ from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError, GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import remove_folder, write_atomic
-from autohypothesis.records.git import EXPERIMENTS, FULL, SALVAGE, Repository
+from autohypothesis.records.git import EXPERIMENTS, FULL, SALVAGE, Entry, Repository
 from autohypothesis.records.git_export import SUBMODULE, Part
-from autohypothesis.records.git_facts import Entry
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
 

@@ -13,35 +13,26 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from autohypothesis.errors import ConflictError, GitError, LockError
-from autohypothesis.records.files import remove_folder, shown
-from autohypothesis.records.git_call import call
-from autohypothesis.records.git_facts import (
-    Answer,
-    Entry,
-    FileChange,
-    Recent,
-    Worktree,
-    missing_lines,
-    parse_changes,
-    parse_listing,
-    parse_places,
-    parse_worktrees,
-    refuse_path,
-)
+from autohypothesis.records.files import is_utf8, remove_folder, shown
+from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, TIMEOUT_S, Answer, call
+
+T = TypeVar("T")
 
 EXPERIMENTS = "refs/experiments/"
 SALVAGE = "refs/fleet/salvage/"
-TIMEOUT_S = 60.0
-CHECKOUT_TIMEOUT_S = 600.0
 FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 """A SHA-1 or SHA-256. What such a name stands for never changes."""
+REMEMBERED = 40
+"""Answers about objects that a `Repository` keeps."""
 LOCK_TIMEOUT_S = 900.0
 """Longer than one slow checkout: a killed holder frees the lock, so waiting is always for work."""
 
@@ -54,6 +45,35 @@ _PATCH = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file of a commit. `mode` tells plain (100644), executable, link (120000), submodule."""
+
+    mode: str
+    blob: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One path that differs between two trees; line counts are None for binary files."""
+
+    path: str
+    status: str
+    old_mode: str
+    new_mode: str
+    added: int | None
+    removed: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Worktree:
+    path: Path
+    head: str | None
+    branch: str | None
+    lock_reason: str | None
+    """None: not locked; "initializing": an `add` that is at work, or was killed."""
+
+
 def experiment_ref(experiment_id: str) -> str:
     return EXPERIMENTS + experiment_id
 
@@ -63,10 +83,7 @@ class Repository:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self._listings = Recent[dict[str, Entry]]()
-        self._tops = Recent[list[str]]()
-        self._blobs = Recent[bytes]()
-        self._commits = Recent[str]()
+        self._known: dict[tuple[str, str], Any] = {}
 
     @classmethod
     def find(cls, path: Path) -> Repository:
@@ -141,10 +158,11 @@ class Repository:
     def resolve(self, revision: str) -> str:
         """The full id of the commit that `revision` names."""
 
-        def ask() -> str:
-            return self._named(f"{revision}^{{commit}}", f"there is no commit {revision!r}")
-
-        return self._commits.get(revision, ask) if FULL.fullmatch(revision) else ask()
+        return self._once(
+            "commit",
+            revision,
+            lambda: self._named(f"{revision}^{{commit}}", f"there is no commit {revision!r}"),
+        )
 
     def subject(self, revision: str) -> str:
         """The first line of a commit's message."""
@@ -185,7 +203,7 @@ class Repository:
         entry = self._listing(commit).get(path)
         if entry is None:
             raise GitError(f"there is no file {path!r} in {commit[:12]}")
-        return self._blobs.get(entry.blob, lambda: self._run("cat-file blob", entry.blob).out)
+        return self._once("blob", entry.blob, lambda: self._run("cat-file blob", entry.blob).out)
 
     def entries(self, commit: str, paths: Sequence[str] = ()) -> dict[str, Entry]:
         """Path -> mode and blob, for the files of a commit or tree, all or those at `paths`."""
@@ -193,12 +211,27 @@ class Repository:
         return {path: listing[path] for path in paths or listing if path in listing}
 
     def _listing(self, commit: str) -> dict[str, Entry]:
-        """All files of a commit. What a full id names never changes, so it is asked for once."""
+        """All files of a commit."""
+        return self._once(
+            "listing",
+            commit,
+            lambda: parse_listing(self._run("ls-tree -r -z --full-tree", commit).records),
+        )
 
-        def ask() -> dict[str, Entry]:
-            return parse_listing(self._run("ls-tree -r -z --full-tree", commit).records)
+    def _once(self, kind: str, name: str, ask: Callable[[], T]) -> T:
+        """The answer of `ask`, remembered where `name` is a full id: what that names never changes.
 
-        return self._listings.get(commit, ask) if FULL.fullmatch(commit) else ask()
+        An iteration asks for few of them, and often.
+        """
+        key = kind, name
+        if key not in self._known:
+            answer = ask()
+            if not FULL.fullmatch(name):
+                return answer
+            while len(self._known) >= REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = answer
+        return self._known[key]  # type: ignore[no-any-return]
 
     def tracked_files(self) -> list[str]:
         """What the main checkout's index holds."""
@@ -230,7 +263,7 @@ class Repository:
         lines = {}
         for path, content in files.items():
             blob = self._run("hash-object -w --stdin --no-filters", stdin=content).text
-            self._blobs.get(blob, lambda content=content: content)  # type: ignore[misc]
+            self._known["blob", blob] = content
             mode = there[path].mode if path in there else "100644"
             lines[path] = f"{mode} blob {blob}\t{path}"
         if any("/" in path for path in files):
@@ -244,11 +277,9 @@ class Repository:
 
     def _top(self, commit: str) -> list[str]:
         """The uppermost level of a commit's tree, as `ls-tree` prints it."""
-
-        def ask() -> list[str]:
-            return self._run("ls-tree -z --full-tree", commit).records
-
-        return self._tops.get(commit, ask) if FULL.fullmatch(commit) else ask()
+        return self._once(
+            "top", commit, lambda: self._run("ls-tree -z --full-tree", commit).records
+        )
 
     def patched_tree(self, base: str, patch: str) -> str:
         """The tree of `base` with a unified diff applied, wholly or not at all.
@@ -314,9 +345,9 @@ class Repository:
         commit = self._run(
             "commit-tree", tree, *named, "-F", "-", stdin=message.encode(*_BYTES), extra=dated
         ).text
-        self._commits.get(commit, lambda: commit)
-        if self._listings.has(tree):
-            self._listings.get(commit, lambda: self._listing(tree))
+        self._known["commit", commit] = commit
+        if ("listing", tree) in self._known:
+            self._known["listing", commit] = self._known["listing", tree]
         return commit
 
     def compare_and_swap(self, ref: str, new: str, old: str | None) -> bool:
@@ -490,3 +521,113 @@ class Repository:
         settings = {**({"GIT_INDEX_FILE": str(index)} if index else {}), **(extra or {})}
         place = cwd or self.root
         return call(words, args, place, settings, stdin=stdin, timeout=timeout, accept=accept)
+
+
+# ── reading its answers ─────────────────────────────────────────────────────────────────────
+
+
+def refuse_path(path: Path) -> Path:
+    """`path`, when it can be written into JSON, and is one line of what git answers.
+
+    Raises:
+        GitError: it is not UTF-8, or has a line break.
+    """
+    name = str(path)
+    if is_utf8(name) and "\n" not in name:
+        return path
+    what = "has a line break in it" if "\n" in name else "is not UTF-8"
+    raise GitError(
+        f"the path of the repository, '{shown(name)}', {what}",
+        hint="records could not name it; move the folder to another name, or clone it there",
+    )
+
+
+def parse_places(answer: Answer) -> tuple[str, str, str]:
+    """The three paths, a line each, that `rev-parse` said; the last is the top of a checkout.
+
+    Raises:
+        GitError: one of them is none that records could name.
+    """
+    lines = answer.out.decode("utf-8", "surrogateescape").split("\n")[:-1]
+    refuse_path(Path("\n".join(lines[len(lines) // 3 * 2 :])))
+    folder, common, top = lines
+    return folder, common, top
+
+
+def parse_changes(records: list[str]) -> list[FileChange]:
+    """`--raw --numstat -z`: all raw records with their paths first, then all counts."""
+    raw: dict[str, tuple[str, str, str]] = {}
+    counts: dict[str, tuple[int | None, int | None]] = {}
+    rest = iter(records)
+    for record in rest:
+        if record.startswith(":"):
+            old_mode, new_mode, _, _, status = record[1:].split(" ")
+            raw[next(rest)] = (status, old_mode, new_mode)
+        else:
+            added, removed, path = record.split("\t", 2)
+            counts[path] = (None, None) if added == "-" else (int(added), int(removed))
+    return [FileChange(path, *facts, *counts.get(path, (0, 0))) for path, facts in raw.items()]
+
+
+def parse_worktrees(text: str) -> list[Worktree]:
+    """`worktree list --porcelain`: blocks of `key value` lines."""
+    found = []
+    for block in text.split("\n\n"):
+        facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
+        if "worktree" in facts:
+            path = Path(facts["worktree"])
+            found.append(
+                Worktree(path, facts.get("HEAD"), facts.get("branch"), facts.get("locked"))
+            )
+    return found
+
+
+def parse_listing(lines: list[str]) -> dict[str, Entry]:
+    """Path -> entry, from the records of `ls-tree -z`."""
+    found = {}
+    for line in lines:
+        facts, path = line.split("\t", 1)
+        mode, _kind, blob = facts.split(" ")
+        found[path] = Entry(mode, blob)
+    return found
+
+
+def missing_lines(path: Path, patterns: Iterable[str]) -> list[str]:
+    """Those of `patterns` that the file at `path` has no line for."""
+    there = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+    return [pattern for pattern in patterns if pattern not in there]
+
+
+# ── files in no commit ──────────────────────────────────────────────────────────────────────
+
+
+def untracked(root: Path, *, leave_out: Collection[str], patterns: Sequence[str] = ()) -> list[str]:
+    """Untracked files and folders below `root`, ignored or not; a folder ends in a slash.
+
+    A folder without any tracked file stands for all that is in it, and is not read.
+
+    Args:
+        leave_out: names in `root` that are not looked at.
+        patterns: in the syntax of .gitignore; with any, only what they match.
+    """
+    tops = sorted(set(os.listdir(root)) - {".git", *leave_out})
+    if not tops:
+        return []
+    words = "--literal-pathspecs ls-files -z --others --directory"
+    with tempfile.NamedTemporaryFile(prefix="autohypothesis-patterns-") as file:
+        args = ["--no-empty-directory", "--", *tops]
+        if patterns:
+            file.write(os.fsencode("\n".join([*patterns, ""])))
+            file.flush()
+            args = ["--ignored", f"--exclude-from={file.name}", "--", *tops]
+        answer = call(words, args, root, {})
+    return _outermost(answer.records)
+
+
+def _outermost(listed: Sequence[str]) -> list[str]:
+    """`listed` without what is inside of a folder that is listed itself."""
+    found: list[str] = []
+    for path in sorted(listed):
+        if not (found and found[-1].endswith("/") and path.startswith(found[-1])):
+            found.append(path)
+    return found

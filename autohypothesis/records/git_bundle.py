@@ -10,15 +10,24 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from autohypothesis.errors import GitError
-from autohypothesis.records.git import CHECKOUT_TIMEOUT_S, Repository
-from autohypothesis.records.git_call import call
-from autohypothesis.records.git_trees import refuse_endless
+from autohypothesis.records.git import Repository
+from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, call
+
+FOLDER = "40000"
+MOST_PATHS = 100_000
+"""Files of one commit."""
+MOST_TREES = 50_000
+"""Different folders, of all commits that are looked at together."""
+MOST_LEVELS = 64
+
+Read = Callable[[list[str]], Mapping[str, bytes]]
+"""Ids of trees -> what is in each, as git stores it."""
 
 HEADER_LIMIT = 64 * 1024
 MOST_NAMES = 1_000
@@ -75,10 +84,8 @@ def create(repository: Repository, commit: str, known: str | None, target: IO[by
         "pack-objects --revs --thin --stdout --delta-base-offset -q",
         (),
         repository.root,
-        {},
         stdin="".join(f"{word}\n" for word in _range(commit, known)).encode(),
         timeout=CHECKOUT_TIMEOUT_S,
-        accept=(0,),
         output=target,
     )
     target.flush()
@@ -93,10 +100,8 @@ def contents(repository: Repository, commit: str, known: str | None) -> Iterator
             "cat-file --batch",
             (),
             repository.root,
-            {},
             stdin="".join(f"{name}\n" for name in paths).encode(),
             timeout=CHECKOUT_TIMEOUT_S,
-            accept=(0,),
             output=objects,
         )
         objects.seek(0)
@@ -184,7 +189,6 @@ def take_in(repository: Repository, bundle: bytes, commit: str, ref: str) -> Non
             settings,
             stdin=bundle[header.size :],
             timeout=INTAKE_S,
-            accept=(0,),
         )
         _refuse_incomplete(repository, commit, settings)
         _publish(folder / "pack", repository.common_dir / "objects" / "pack")
@@ -245,6 +249,69 @@ def _publish(pack: Path, target: Path) -> None:
         os.replace(path, target / path.name)
 
 
+# ── trees of somebody else's commit ─────────────────────────────────────────────────────────
+
+
+class Item(NamedTuple):
+    mode: str
+    name: str
+    id: str
+
+
+def parse_tree(content: bytes, id_bytes: int) -> list[Item]:
+    """The items of one tree. `index-pack --strict` has seen that it is well formed."""
+    found, at = [], 0
+    while at < len(content):
+        end = content.index(b"\0", at)
+        mode, _, name = content[at:end].partition(b" ")
+        at = end + 1 + id_bytes
+        ident = content[end + 1 : at].hex()
+        found.append(Item(mode.decode("ascii"), name.decode("utf-8", "surrogateescape"), ident))
+    return found
+
+
+def refuse_endless(roots: Iterable[str], read: Read) -> None:
+    """See that every one of the trees `roots` can be listed.
+
+    Raises:
+        GitError: one has too many paths or levels, or there are too many trees.
+    """
+    folders: dict[str, list[str]] = {}
+    files: dict[str, int] = {}
+    level, depth = sorted(set(roots)), 0
+    starts = list(level)
+    while level:
+        if len(folders) + len(level) > MOST_TREES or depth == MOST_LEVELS:
+            raise _endless(f"more than {MOST_TREES:,} folders or {MOST_LEVELS} levels")
+        for ident, content in read(level).items():
+            items = parse_tree(content, len(ident) // 2)
+            folders[ident] = [item.id for item in items if item.mode == FOLDER]
+            files[ident] = len(items) - len(folders[ident])
+        below = {inner for ident in level for inner in folders[ident]}
+        level, depth = sorted(below - folders.keys()), depth + 1
+    _refuse_many(starts, folders, files)
+
+
+def _refuse_many(
+    starts: Iterable[str], folders: Mapping[str, list[str]], files: Mapping[str, int]
+) -> None:
+    """Paths below each tree, counted once per tree; no tree can be inside itself."""
+    paths: dict[str, int] = {}
+
+    def count(ident: str) -> int:
+        if ident not in paths:
+            paths[ident] = 1 + files[ident] + sum(count(inner) for inner in folders[ident])
+        return paths[ident]
+
+    for start in starts:
+        if count(start) > MOST_PATHS:
+            raise _endless(f"more than {MOST_PATHS:,} paths")
+
+
+def _endless(why: str) -> GitError:
+    return GitError(f"a commit has {why}", hint="it was not taken in; leave it alone")
+
+
 # ── calls ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -261,10 +328,8 @@ def _raw(
     settings: Mapping[str, str],
     stdin: bytes = b"",
 ) -> bytes:
-    return call(
-        f"{_CAREFUL} {words}", args, repository.root, settings, stdin=stdin, timeout=INTAKE_S,
-        accept=(0,),
-    ).out  # fmt: skip
+    words = f"{_CAREFUL} {words}"
+    return call(words, args, repository.root, settings, stdin=stdin, timeout=INTAKE_S).out
 
 
 def _no_bundle(why: str) -> GitError:

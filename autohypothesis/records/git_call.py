@@ -8,11 +8,11 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
-from autohypothesis.records.git_facts import Answer
 
 _SETTINGS = (
     "gc.auto=0",
@@ -40,24 +40,53 @@ ENVIRONMENT = {
 }
 _INHERITED = {"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH"}
 """Which configuration and which git: the user's choice. All else is one caller's state."""
+TIMEOUT_S = 60.0
+CHECKOUT_TIMEOUT_S = 600.0
 _TO_TIDY_UP_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one call of git said."""
+
+    status: int
+    out: bytes
+    words: str
+    """Standard error."""
+
+    @property
+    def text(self) -> str:
+        return self.out.decode("utf-8", "surrogateescape").rstrip("\n")
+
+    @property
+    def records(self) -> list[str]:
+        """The parts of an answer to `-z`."""
+        return [part.decode("utf-8", "surrogateescape") for part in self.out.split(b"\0") if part]
+
+    @property
+    def reason(self) -> str:
+        """git's last words, on one line."""
+        lines = [line.strip() for line in self.words.splitlines() if line.strip()]
+        return "; ".join(lines[-3:])[:500] or f"exit code {self.status}"
 
 
 def call(
     words: str,
     args: Sequence[str],
     place: Path,
-    settings: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
     *,
-    stdin: bytes,
-    timeout: float,
-    accept: tuple[int, ...],
+    stdin: bytes = b"",
+    timeout: float = TIMEOUT_S,
+    accept: tuple[int, ...] = (0,),
     output: IO[bytes] | None = None,
 ) -> Answer:
     """Run `git WORDS ARGS` in `place`; `words` is split at blanks, `args` never are.
 
-    With `output`, a file, what git prints goes there and is not in the answer. `timeout` is in
-    seconds; git is ended then, and when this call is interrupted.
+    Args:
+        settings: environment variables.
+        timeout: seconds after which git is ended, as it is when this call is interrupted.
+        output: a file that takes what git prints, which then is not in the answer.
 
     Raises:
         GitError: git or `place` is missing, or the exit status is not in `accept`; then the
@@ -87,7 +116,7 @@ def call(
 def _start(
     words: list[str],
     place: Path,
-    settings: Mapping[str, str],
+    settings: Mapping[str, str] | None,
     source: IO[bytes],
     output: IO[bytes] | None,
 ) -> subprocess.Popen[bytes]:
@@ -100,7 +129,7 @@ def _start(
         return subprocess.Popen(
             ["git", *OPTIONS, *words],
             cwd=place,
-            env={**inherited, **ENVIRONMENT, **settings},
+            env={**inherited, **ENVIRONMENT, **(settings or {})},
             stdin=source,
             stdout=subprocess.PIPE if output is None else output,
             stderr=subprocess.PIPE,

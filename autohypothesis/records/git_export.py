@@ -22,9 +22,8 @@ from pathlib import Path
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.files import write_atomic
-from autohypothesis.records.git import CHECKOUT_TIMEOUT_S, TIMEOUT_S, Repository
-from autohypothesis.records.git_call import call
-from autohypothesis.records.git_facts import Answer, Entry, parse_listing
+from autohypothesis.records.git import Entry, Repository, parse_listing
+from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, Answer, call
 
 SUBMODULE = "160000"
 POINTER = b"version https://git-lfs.github.com/spec/v1\n"
@@ -328,7 +327,7 @@ def one_commit(part: Part, commit: str, tag: str, place: Path, index: Path) -> N
     (folder / "HEAD").write_text("ref: refs/heads/main\n")
     settings = {"GIT_DIR": str(folder), "GIT_COMMITTER_DATE": "@0 +0000", **_NO_CONFIGURATION}
     tagging = ["--annotate", "--no-sign", "--message", tag, tag, commit]
-    call("tag", tagging, place, settings, stdin=b"", timeout=TIMEOUT_S, accept=(0,))
+    call("tag", tagging, place, settings)
 
 
 # ── our own git folder ──────────────────────────────────────────────────────────────────────
@@ -344,8 +343,7 @@ def _run(
         "GIT_WORK_TREE": str(place),
         **_NO_CONFIGURATION,
     }
-    limit = CHECKOUT_TIMEOUT_S
-    return call(words, args, place, settings, stdin=stdin, timeout=limit, accept=(0,))
+    return call(words, args, place, settings, stdin=stdin, timeout=CHECKOUT_TIMEOUT_S)
 
 
 def _own_folder(part: Part) -> Path:

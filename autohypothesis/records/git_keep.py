@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from autohypothesis.errors import GitError
-from autohypothesis.records.git import CHECKOUT_TIMEOUT_S, Repository
-from autohypothesis.records.git_call import ENVIRONMENT, call
-from autohypothesis.records.git_facts import parse_listing
+from autohypothesis.records.git import Repository, parse_listing
+from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, ENVIRONMENT, call
 
 PLAIN = "100644"
 _AT_ONCE = 500
@@ -114,6 +113,4 @@ def _batches(things: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _call(repository: Repository, words: str, *args: str, stdin: bytes = b"") -> bytes:
-    return call(
-        words, args, repository.root, {}, stdin=stdin, timeout=CHECKOUT_TIMEOUT_S, accept=(0,)
-    ).out
+    return call(words, args, repository.root, stdin=stdin, timeout=CHECKOUT_TIMEOUT_S).out

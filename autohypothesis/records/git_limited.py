@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
-from autohypothesis.records.git_facts import Answer
+from autohypothesis.records.git_call import Answer
 
 _SETTINGS = (
     "gc.auto=0",

@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import ChangeError, GitError
-from autohypothesis.records.git import EXPERIMENTS, Repository, experiment_ref
-from autohypothesis.records.git_facts import parse_changes, parse_worktrees
+from autohypothesis.records.git import (
+    EXPERIMENTS,
+    Repository,
+    experiment_ref,
+    parse_changes,
+    parse_worktrees,
+)
 
 Git = Callable[..., str]
 Make = Callable[..., Repository]

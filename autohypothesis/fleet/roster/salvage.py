@@ -24,8 +24,7 @@ from autohypothesis.fleet.roster.worktrees import (
     marker,
     worker_branch,
 )
-from autohypothesis.records.git import SALVAGE
-from autohypothesis.records.git_facts import Worktree
+from autohypothesis.records.git import SALVAGE, Worktree
 from autohypothesis.records.locks import hold
 
 

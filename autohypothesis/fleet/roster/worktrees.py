@@ -21,8 +21,7 @@ from pathlib import Path
 from autohypothesis.engine.project import reference_branch, refuse_checked_out
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import FleetError, GitError
-from autohypothesis.records.git import SALVAGE, Repository
-from autohypothesis.records.git_facts import Entry, Worktree
+from autohypothesis.records.git import SALVAGE, Entry, Repository, Worktree
 from autohypothesis.records.layout import Layout
 
 MARKERS = "refs/autohypothesis/fleet/"

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 
 from autohypothesis.engine.project import Project
-from autohypothesis.records.git_facts import Entry
+from autohypothesis.records.git import Entry
 
 SHOWN = "refs/shown/"
 """Our commit -> the one that others know it as."""
