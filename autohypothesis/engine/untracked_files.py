@@ -31,7 +31,8 @@ from autohypothesis.records.files import (
     write_atomic,
     write_json,
 )
-from autohypothesis.records.git import Repository, untracked
+from autohypothesis.records.git import Repository
+from autohypothesis.records.git_export import untracked
 from autohypothesis.records.layout import Layout
 
 COPIED_BYTES = 16 << 20

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -596,38 +596,3 @@ def missing_lines(path: Path, patterns: Iterable[str]) -> list[str]:
     """Those of `patterns` that the file at `path` has no line for."""
     there = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
     return [pattern for pattern in patterns if pattern not in there]
-
-
-# ── files in no commit ──────────────────────────────────────────────────────────────────────
-
-
-def untracked(root: Path, *, leave_out: Collection[str], patterns: Sequence[str] = ()) -> list[str]:
-    """Untracked files and folders below `root`, ignored or not; a folder ends in a slash.
-
-    A folder without any tracked file stands for all that is in it, and is not read.
-
-    Args:
-        leave_out: names in `root` that are not looked at.
-        patterns: in the syntax of .gitignore; with any, only what they match.
-    """
-    tops = sorted(set(os.listdir(root)) - {".git", *leave_out})
-    if not tops:
-        return []
-    words = "--literal-pathspecs ls-files -z --others --directory"
-    with tempfile.NamedTemporaryFile(prefix="autohypothesis-patterns-") as file:
-        args = ["--no-empty-directory", "--", *tops]
-        if patterns:
-            file.write(os.fsencode("\n".join([*patterns, ""])))
-            file.flush()
-            args = ["--ignored", f"--exclude-from={file.name}", "--", *tops]
-        answer = call(words, args, root, {})
-    return _outermost(answer.records)
-
-
-def _outermost(listed: Sequence[str]) -> list[str]:
-    """`listed` without what is inside of a folder that is listed itself."""
-    found: list[str] = []
-    for path in sorted(listed):
-        if not (found and found[-1].endswith("/") and path.startswith(found[-1])):
-            found.append(path)
-    return found

@@ -153,8 +153,6 @@ class Layout(PathsBelow):
     research = Place("research")
     decisions = Place("research/decisions.jsonl")
     brief = Place("research/research_brief.json")
-    brief_state = Place("research/.research_brief.json")
-    brief_before = Place("research/.research_brief.before.json")
     conflicts = Place("research/conflicts")
     """Edits of derived files, which have no effect, each beside its `.reason`."""
 

@@ -272,7 +272,7 @@ def test_a_kill_while_publishing_loses_no_edit_and_makes_none_up(
 
 def test_a_brief_of_an_older_version_is_no_edit(fleet_project: Project, queue: Queue) -> None:
     published(fleet_project, queue)
-    state = fleet_project.layout.brief_state
+    state = fleet_project.layout.written_copy(fleet_project.layout.brief)
     written = json.loads(state.read_text())
     state.write_text(json.dumps({"marks": written["marks"], "shown": [], "returned": []}))
     propose(queue)

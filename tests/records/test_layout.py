@@ -23,6 +23,8 @@ def code_paths() -> set[str]:
         getattr(layout, name) for name, value in vars(Layout).items() if isinstance(value, Place)
     }
     found |= {getattr(RunPaths(run), n) for n, v in vars(RunPaths).items() if isinstance(v, Place)}
+    for derived in (layout.brief, layout.registry):
+        found |= {layout.written_copy(derived), layout.replaced_version(derived)}
     found |= {plans / "<experiment_id>.json", plans / "<experiment_id>.md"}
     found |= {layout.hypotheses(state) for state in ("pending", "done")}
     found |= {layout.hypotheses(state) / "<worker>" for state in ("dispatched", "running")}
