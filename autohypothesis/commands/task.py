@@ -204,12 +204,12 @@ def loop_of(project: Project, parallel: int, seed: int) -> Loop:
 
 def _source(project: Project, chronicle: Any, queue: Any, seed: int) -> Any:
     from autohypothesis.fleet.artifact.source import Program, Queued
-    from autohypothesis.proposers.search import Search
+    from autohypothesis.proposers.search import KnobSearch
 
     kind = project.task.mutator.type
     if kind == "command":
         return Program(project, chronicle, seed)
-    return Queued(project, chronicle, queue, Search() if kind == "overrides" else None)
+    return Queued(project, chronicle, queue, KnobSearch() if kind == "overrides" else None)
 
 
 def _say(text: str) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autohypothesis.errors import UsageError
-from autohypothesis.fleet.proposing import Proposer, Situation
+from autohypothesis.fleet.proposing import (
+    Proposer,
+    Situation,
+    check_proposer,
+    registered_proposers,
+)
 from autohypothesis.proposers.command import Command
-from autohypothesis.proposers.search import Search
-from autohypothesis.schema import Proposal, nearest
-
-PREFIX = "command:"
+from autohypothesis.proposers.search import KnobSearch
+from autohypothesis.schema import Proposal
 
 
 class Inbox:
@@ -41,13 +44,13 @@ def configured(words: Sequence[str], *, mix: float | None, root: Path) -> list[P
 
 
 def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
-    if word == "search":
-        return Search(mix=mix)
-    if word == "inbox":
+    check_proposer(word)
+    name, _, argument = word.partition(":")
+    if name == "search":
+        return KnobSearch(mix=mix)
+    if name == "inbox":
         return Inbox()
-    if word.startswith(PREFIX):
-        return Command(word.removeprefix(PREFIX), root=root)
-    near = nearest(word.split(":")[0], ["search", "command", "inbox"])
-    raise UsageError(
-        f"there is no proposer {word!r}{near}", hint="name search, inbox or command:PROGRAM"
-    )
+    if name == "command":
+        return Command(argument, root=root)
+    proposer: Proposer = registered_proposers()[name].load()(argument, root)
+    return proposer

@@ -32,7 +32,7 @@ MAX_TITLE = 200
 MAX_RATIONALE = 4_000
 
 
-class Search:
+class KnobSearch:
     """Proposes what the evidence points to; the same situation gets the same answer.
 
     It remembers nothing but what was refused around the present reference.

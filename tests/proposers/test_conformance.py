@@ -1,21 +1,20 @@
-"""What every proposer must do, whoever wrote it. A new one is added to PROPOSERS."""
+"""Every proposer of ours passes the suite, and is found by its name."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pytest
 
 from autohypothesis.errors import UsageError
-from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.configured import Inbox, configured
-from autohypothesis.proposers.search import Search
-from autohypothesis.schema import Proposal, Steering
+from autohypothesis.proposers.search import KnobSearch
+from autohypothesis.schema import Proposal
+from autohypothesis.testing import ProposerSuite
 
 SCRIPT = """
 import json, sys
@@ -32,68 +31,62 @@ def program(folder: Path) -> Proposer:
     return Command(f"{sys.executable} mine.py", root=folder)
 
 
-PROPOSERS: dict[str, Callable[[Path], Proposer]] = {
-    "search": lambda folder: Search(),
-    "search, joint": lambda folder: Search(mix=1.0),
-    "inbox": lambda folder: Inbox(),
-    "command": program,
-}
+class TestSearch(ProposerSuite):
+    @pytest.fixture(params=[None, 1.0], ids=["single", "joint"])
+    def proposer(self, request: pytest.FixtureRequest) -> Proposer:
+        return KnobSearch(mix=request.param)
 
 
-@pytest.fixture(params=PROPOSERS)
-def proposer(request: pytest.FixtureRequest, tmp_path: Path) -> Proposer:
-    return PROPOSERS[request.param](tmp_path)
+class TestInbox(ProposerSuite):
+    HAS_IDEAS = False
+
+    @pytest.fixture
+    def proposer(self) -> Proposer:
+        return Inbox()
 
 
-MakeProject = Callable[..., Any]
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_no_more_than_asked_for(proposer: Proposer, project: MakeProject, count: int) -> None:
-    answer = proposer.propose(project().baseline().situation(), count)
-    assert len(answer) == (0 if isinstance(proposer, Inbox) else count)
-    assert all(isinstance(idea, Proposal) for idea in answer)
-
-
-def test_an_answer_is_sound_and_can_be_had_again(proposer: Proposer, project: MakeProject) -> None:
-    """Every idea is a change that survives its file, the best come first, nothing is altered."""
-    situation = project().baseline().situation()
-    before = deepcopy(situation)
-    answer = list(proposer.propose(situation, 3))
-    assert len(answer) == (0 if isinstance(proposer, Inbox) else 3)
-    for idea in answer:
-        assert Proposal.model_validate_json(idea.model_dump_json()) == idea
-        assert idea.title == " ".join(idea.title.split())
-        assert idea.config_overrides or idea.patch or idea.instructions
-    priorities = [idea.priority for idea in answer]
-    assert priorities == sorted(priorities, reverse=True)
-    assert situation == before
-    assert list(proposer.propose(situation, 3)) == answer
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"reference": {}},
-        {"knobs": {}, "sources": {}},
-        {"steering": Steering(frozen=["DEPTH"], ranges={"MATRIX_LR": (1, 0)})},
-        {"min_delta": 0.0},
-        {"maximize": True},
-    ],
-    ids=str,
-)
-def test_an_odd_situation_is_no_error(
-    proposer: Proposer, project: MakeProject, changes: dict[str, Any]
-) -> None:
-    proposer.propose(project(**changes).situation(), 2)
-
-
-def test_it_has_the_name_by_which_it_is_called(proposer: Proposer, tmp_path: Path) -> None:
-    (again,) = configured([proposer.name], mix=None, root=tmp_path)
-    assert again.name == proposer.name and type(again) is type(proposer)
+class TestCommand(ProposerSuite):
+    @pytest.fixture
+    def proposer(self, tmp_path: Path) -> Proposer:
+        return program(tmp_path)
 
 
 # ── naming them ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("word", ["search", "inbox", "command:llm"])
+def test_a_proposer_has_the_name_by_which_it_is_called(word: str, tmp_path: Path) -> None:
+    (made,) = configured([word], mix=None, root=tmp_path)
+    assert made.name == word
+
+
+class Constant:
+    """What another package brings."""
+
+    def __init__(self, argument: str, root: Path) -> None:
+        self.name = f"constant:{argument}"
+
+    def propose(self, situation: Situation, count: int) -> list[Proposal]:
+        return []
+
+
+def test_another_packages_proposer_is_found_by_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "constant-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: constant\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[autohypothesis.proposers]\nconstant = constant_proposer:Constant\n"
+    )
+    module = ModuleType("constant_proposer")
+    module.Constant = Constant  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "constant_proposer", module)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (made,) = configured(["constant:0.5"], mix=None, root=tmp_path)
+    assert made.name == "constant:0.5"
+    with pytest.raises(UsageError, match="did you mean 'constant'"):
+        configured(["konstant"], mix=None, root=tmp_path)
 
 
 def test_without_a_word_it_is_the_search(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from autohypothesis.proposers.knobs import computed_in, discovered, knobs_of
-from autohypothesis.proposers.search import Search
+from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.schema import Steering
 
 SCRIPT = """
@@ -68,7 +68,7 @@ def test_a_foreign_script_can_be_searched(project: Callable[..., Any]) -> None:
         reference={"RATE": 0.1, "SLEEP": 0.0, "MODE": "train"},
         metric=lambda values: 1 + (float(values["RATE"]) - 0.3) ** 2, min_delta=0.001,
     ).baseline()  # fmt: skip
-    asked = place.search(Search(), 8)
+    asked = place.search(KnobSearch(), 8)
     assert all(set(proposal.config_overrides) == {"RATE"} for proposal in asked)
     assert abs(place.reference["RATE"] - 0.3) < 0.1
 
@@ -88,4 +88,4 @@ def test_a_knob_that_the_script_lost_is_no_knob(project: Callable[..., Any]) -> 
     place = project().baseline()
     del place.reference["DEPTH"]
     assert "DEPTH" not in knobs_of(place.situation())
-    assert Search().propose(place.situation(), 3)
+    assert KnobSearch().propose(place.situation(), 3)

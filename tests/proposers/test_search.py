@@ -16,7 +16,7 @@ from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.proposing import Trial
 from autohypothesis.proposers import joint
 from autohypothesis.proposers.knobs import Axis, canonical, knobs_of, settings_key
-from autohypothesis.proposers.search import Search
+from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.schema import Proposal, Setting, Steering
 
 MakeProject = Callable[..., Any]
@@ -56,11 +56,11 @@ def check(project: Any, answer: list[Proposal]) -> None:
 
 def test_a_laptop_search_finds_the_shallower_model_at_once(project: MakeProject) -> None:
     place = project().baseline()
-    asked = place.search(Search(), 8)
+    asked = place.search(KnobSearch(), 8)
     assert {"DEPTH": 2} in [proposal.config_overrides for proposal in asked]
     assert place.reference["DEPTH"] == 2
     before = place.best
-    place.search(Search(), 12)
+    place.search(KnobSearch(), 12)
     assert place.best < 1.9 + 0.04 <= 2.02 and place.best <= before
     assert place.reference["TOTAL_BATCH_SIZE"] == 512 and place.reference["MATRIX_LR"] == 0.08
 
@@ -70,12 +70,12 @@ def test_a_metric_that_grows_is_searched_upwards(project: MakeProject) -> None:
         return 1 - (float(values["DEPTH"]) - 5) ** 2 / 100  # type: ignore[arg-type]
 
     place = project(metric=hill, maximize=True).baseline()
-    place.search(Search(), 30)
+    place.search(KnobSearch(), 30)
     assert place.reference["DEPTH"] == 5
 
 
 def test_one_idea_a_hypothesis_while_single_moves_pay(project: MakeProject) -> None:
-    asked = project().baseline().search(Search(), 25)
+    asked = project().baseline().search(KnobSearch(), 25)
     assert all(len(proposal.config_overrides) == 1 for proposal in asked)
     assert [next(iter(p.config_overrides)) for p in asked[:3]] == [
         "DEPTH",
@@ -86,7 +86,7 @@ def test_one_idea_a_hypothesis_while_single_moves_pay(project: MakeProject) -> N
 
 def test_an_improvement_is_followed_and_says_so(project: MakeProject) -> None:
     place = project().baseline()
-    first, second = place.search(Search(), 2)
+    first, second = place.search(KnobSearch(), 2)
     assert first.title == "DEPTH 3 -> 2"
     assert second.title == "DEPTH 2 -> 1"
     assert "3 -> 2 improved val_bpb by 0.04" in second.rationale
@@ -96,23 +96,23 @@ def test_an_improvement_is_followed_and_says_so(project: MakeProject) -> None:
 def test_the_way_back_comes_last(project: MakeProject) -> None:
     """With a smaller batch three layers are a new setting, and still no promising one."""
     place = project().baseline()
-    place.search(Search(), 6)
+    place.search(KnobSearch(), 6)
     assert place.reference["DEPTH"] == 2 and place.reference["TOTAL_BATCH_SIZE"] == 512
-    titles = [proposal.title for proposal in Search().propose(place.situation(), 20)]
+    titles = [proposal.title for proposal in KnobSearch().propose(place.situation(), 20)]
     assert not {"DEPTH 2 -> 3", "DEPTH 2 -> 4", "TOTAL_BATCH_SIZE 512 -> 1024"} & set(titles)
 
 
 def test_a_direction_that_lost_is_not_followed(project: MakeProject) -> None:
     """Neither further on nor in smaller steps, however many ideas are asked for."""
     place = project(metric=lambda v: 2 + abs(math.log2(v["MATRIX_LR"] / 0.04)) / 10).baseline()
-    asked = place.search(Search(), 12)
+    asked = place.search(KnobSearch(), 12)
     assert [
         p.config_overrides["MATRIX_LR"] for p in asked if "MATRIX_LR" in p.config_overrides
     ] == [
         0.08,
         0.02,
     ]
-    left = Search().propose(place.situation(), 30)
+    left = KnobSearch().propose(place.situation(), 30)
     assert len(left) == 30
     assert not [p.title for p in left if list(p.config_overrides) == ["MATRIX_LR"]]
 
@@ -121,9 +121,9 @@ def test_a_choice_that_crashed_is_in_no_joint_move(
     project: MakeProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = project(metric=lambda v: None if v["WINDOW_PATTERN"] == "SL" else 2.0).baseline()
-    place.search(Search(), 30)
+    place.search(KnobSearch(), 30)
     monkeypatch.setattr(joint, "PATIENCE_S", 0.0)  # by lot, which would take any
-    answer = Search(mix=1.0).propose(place.situation(), 60)
+    answer = KnobSearch(mix=1.0).propose(place.situation(), 60)
     windows = [p.config_overrides.get("WINDOW_PATTERN") for p in answer]
     assert "SL" not in windows and "SSL" in windows
 
@@ -135,7 +135,7 @@ def test_what_lies_beyond_a_crash_is_avoided(project: MakeProject) -> None:
         return None if float(values["DEPTH"]) >= 4 else 2.0  # type: ignore[arg-type]
 
     place = project(metric=fragile).baseline()
-    asked = place.search(Search(), 70)
+    asked = place.search(KnobSearch(), 70)
     deep = [p.title for p in asked if p.config_overrides.get("DEPTH", 0) >= 4]
     assert deep == ["DEPTH 3 -> 4"]
     assert any(len(p.config_overrides) > 1 for p in asked)
@@ -145,14 +145,14 @@ def test_a_crash_of_the_machine_is_no_evidence(project: MakeProject) -> None:
     """Its hypothesis waits again, or was given up after the third time."""
     for again in (True, False):
         place = project(metric=lambda v: None if v["DEPTH"] == 2 else 2.0).baseline()
-        first = Search().propose(place.situation(), 1)[0]
+        first = KnobSearch().propose(place.situation(), 1)[0]
         place.run(first)
         hypothesis = place.closed.pop()
         if again:
             place.open.append(hypothesis.model_copy(update={"closed": None}))
         else:
             place.closed.append(hypothesis.model_copy(update={"closed": "abandoned"}))
-        titles = [proposal.title for proposal in Search().propose(place.situation(), 100)]
+        titles = [proposal.title for proposal in KnobSearch().propose(place.situation(), 100)]
         assert first.title == "DEPTH 3 -> 2" not in titles
         assert "DEPTH 3 -> 1" in titles  # the real crash of 2 would stand in its way
 
@@ -163,23 +163,23 @@ def test_constants_that_follow_others_are_not_settings(project: MakeProject) -> 
     place = project(sources={"train.py": source})
     place.reference["MODEL_DIM"] = 96
     place.baseline()
-    move = Search().propose(place.situation(), 1)[0]
+    move = KnobSearch().propose(place.situation(), 1)[0]
     settings = {**place.settings(move), "MODEL_DIM": 64}
     place.trials.append(Trial("h-1", "h-test-0001", settings, 2.2, "discard"))
-    answer = Search().propose(place.situation(), 40)
+    answer = KnobSearch().propose(place.situation(), 40)
     assert move.title == "DEPTH 3 -> 2" not in [proposal.title for proposal in answer]
     assert any("3 -> 2 +0.1" in proposal.rationale for proposal in answer)
 
 
 def test_a_list_that_spans_machines_is_walked_by_neighbours(project: MakeProject) -> None:
     place = project(metric=lambda v: 2.0).baseline()
-    asked = place.search(Search(mix=0.3), 60)
+    asked = place.search(KnobSearch(mix=0.3), 60)
     sizes = {p.config_overrides["TOTAL_BATCH_SIZE"] for p in asked
              if "TOTAL_BATCH_SIZE" in p.config_overrides}  # fmt: skip
     assert sizes == {512, 2048}
     place = project(metric=lambda v: 2.0)
     place.reference["TOTAL_BATCH_SIZE"] = 4096  # its upper neighbour is 16 times as large
-    asked = place.baseline().search(Search(), 60)
+    asked = place.baseline().search(KnobSearch(), 60)
     assert all(p.config_overrides.get("TOTAL_BATCH_SIZE", 0) < 65536 for p in asked)
 
 
@@ -187,16 +187,16 @@ def test_a_change_that_was_refused_before_its_run_is_never_proposed_again(
     project: MakeProject,
 ) -> None:
     place = project().baseline()
-    hypothesis = place.queue(Search().propose(place.situation(), 1)[0])
+    hypothesis = place.queue(KnobSearch().propose(place.situation(), 1)[0])
     place.open.remove(hypothesis)
     place.closed.append(hypothesis.model_copy(update={"closed": "abandoned"}))
-    titles = [proposal.title for proposal in place.search(Search(), 40)]
+    titles = [proposal.title for proposal in place.search(KnobSearch(), 40)]
     assert hypothesis.title not in titles
 
 
 def test_open_hypotheses_are_counted(project: MakeProject) -> None:
     place = project().baseline()
-    search = Search()
+    search = KnobSearch()
     for _ in range(60):
         answer = search.propose(place.situation(), 1)
         check(place, answer)
@@ -208,7 +208,7 @@ def test_both_ways_of_a_knob_may_be_under_way_but_not_two_steps_of_one(
     project: MakeProject,
 ) -> None:
     place = project().baseline()
-    answer = Search().propose(place.situation(), 12)
+    answer = KnobSearch().propose(place.situation(), 12)
     assert [p.title for p in answer[:4]] == [
         "DEPTH 3 -> 2", "TOTAL_BATCH_SIZE 1024 -> 512", "MATRIX_LR 0.04 -> 0.08",
         "ASPECT_RATIO 32 -> 16",
@@ -220,7 +220,7 @@ def test_both_ways_of_a_knob_may_be_under_way_but_not_two_steps_of_one(
 def test_what_the_observer_refuses_is_not_offered_until_the_reference_moves(
     project: MakeProject,
 ) -> None:
-    place, search = project().baseline(), Search()
+    place, search = project().baseline(), KnobSearch()
     first = search.propose(place.situation(), 1)[0]
     place.refused = {first.title: "tried elsewhere"}
     second = search.propose(place.situation(), 1)[0]
@@ -231,7 +231,7 @@ def test_what_the_observer_refuses_is_not_offered_until_the_reference_moves(
 
 def test_joint_moves_come_after_a_plateau_and_turn_a_few_knobs(project: MakeProject) -> None:
     place = project(metric=lambda v: 2.0).baseline()
-    asked = place.search(Search(), 60)
+    asked = place.search(KnobSearch(), 60)
     sizes = [len(proposal.config_overrides) for proposal in asked]
     assert sizes[:28] == [1] * 28
     assert all(2 <= size <= 4 for size in sizes[28:]) and len(sizes) == 60
@@ -245,7 +245,7 @@ def test_a_keep_ends_the_plateau(project: MakeProject) -> None:
         return 1.0 if all(values[name] == value for name, value in hidden.items()) else 2.0
 
     place = project(metric=trap).baseline()
-    asked = place.search(Search(), 120)
+    asked = place.search(KnobSearch(), 120)
     assert place.best == 1.0
     won = next(n for n, trial in enumerate(place.trials[1:]) if trial.status == "keep")
     assert len(asked[won].config_overrides) > 1
@@ -253,22 +253,22 @@ def test_a_keep_ends_the_plateau(project: MakeProject) -> None:
 
 
 def test_a_mix_has_its_share_of_joint_moves_from_the_start(project: MakeProject) -> None:
-    asked = project().baseline().search(Search(mix=0.5), 20)
+    asked = project().baseline().search(KnobSearch(mix=0.5), 20)
     joint = sum(len(proposal.config_overrides) > 1 for proposal in asked)
     assert 5 <= joint <= 15
 
 
 def test_the_same_situation_gets_the_same_answer(project: MakeProject) -> None:
     place = project(metric=lambda v: 2.0).baseline()
-    place.search(Search(), 35)
-    first = Search().propose(place.situation(), 3)
-    assert [p.title for p in first] == [p.title for p in Search().propose(place.situation(), 3)]
+    place.search(KnobSearch(), 35)
+    first = KnobSearch().propose(place.situation(), 3)
+    assert [p.title for p in first] == [p.title for p in KnobSearch().propose(place.situation(), 3)]
     assert len(first[0].config_overrides) > 1
 
 
 def test_people_go_first(project: MakeProject) -> None:
     """A person who names no priority gets 0."""
-    answer = Search().propose(project().baseline().situation(), 30)
+    answer = KnobSearch().propose(project().baseline().situation(), 30)
     priorities = [proposal.priority for proposal in answer]
     assert max(priorities) < 0 and priorities == sorted(priorities, reverse=True)
 
@@ -285,7 +285,7 @@ def test_replicates_are_evidence_not_ideas(project: MakeProject) -> None:
             seed=number,
         )
         place.trials.append(again)
-    check(place, list(Search().propose(place.situation(), 10)))
+    check(place, list(KnobSearch().propose(place.situation(), 10)))
 
 
 def test_a_thousand_trials_do_not_hold_up_a_fleet(project: MakeProject) -> None:
@@ -300,7 +300,7 @@ def test_a_thousand_trials_do_not_hold_up_a_fleet(project: MakeProject) -> None:
         place.trials.append(Trial(f"h-{number}", f"h-{number}", values, random.random(), status))
     for mix in (0.0, 1.0):
         began = time.process_time()
-        answer = Search(mix=mix).propose(place.situation(), 8)
+        answer = KnobSearch(mix=mix).propose(place.situation(), 8)
         assert time.process_time() - began < 2 * 5  # a hang guard at five times the goal
         assert len(answer) == 8
         check(place, list(answer))
@@ -315,7 +315,7 @@ def test_steering_binds_the_search(project: MakeProject) -> None:
         ranges={"MATRIX_LR": (0.03, 0.05), "total_batch_size": (1024, 4096), "HEAD_DIM": (32, 32)},
     )
     place = project(steering=steering, metric=lambda v: 2.0).baseline()
-    asked = place.search(Search(mix=0.5), 60)
+    asked = place.search(KnobSearch(mix=0.5), 60)
     changed = {name for proposal in asked for name in proposal.config_overrides}
     assert not changed & {"DEPTH", "ADAM_BETAS", "HEAD_DIM"}
     for proposal in asked:
@@ -325,14 +325,14 @@ def test_steering_binds_the_search(project: MakeProject) -> None:
 
 def test_a_reference_outside_the_range_moves_into_it(project: MakeProject) -> None:
     place = project(steering=Steering(ranges={"DEPTH": (1, 2), "MATRIX_LR": (0.1, 0.2)})).baseline()
-    first = Search().propose(place.situation(), 40)
+    first = KnobSearch().propose(place.situation(), 40)
     check(place, list(first))
     assert {"DEPTH": 2} in [proposal.config_overrides for proposal in first]
     assert {"MATRIX_LR": 0.1} in [proposal.config_overrides for proposal in first]
 
 
 def test_a_search_that_may_not_start_anything_proposes_nothing(project: MakeProject) -> None:
-    assert not Search().propose(project(steering=Steering(stop=True)).baseline().situation(), 3)
+    assert not KnobSearch().propose(project(steering=Steering(stop=True)).baseline().situation(), 3)
 
 
 NUMBERS = st.floats(min_value=1e-4, max_value=1e3, allow_nan=False)
@@ -386,7 +386,7 @@ def test_no_landscape_makes_it_leave_its_limits(
     )
     place.best = 1.9
     place.baseline()
-    search = Search(mix=mix)
+    search = KnobSearch(mix=mix)
     for _ in range(8):
         answer = list(search.propose(place.situation(), random.randint(1, 3)))
         check(place, answer)

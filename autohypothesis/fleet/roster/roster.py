@@ -21,6 +21,7 @@ from autohypothesis.fleet.live.presence import (
     refuse_beside_loop,
     users_of,
 )
+from autohypothesis.fleet.proposing import check_proposer
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import Choice, Chosen, choose, strangers
@@ -36,7 +37,6 @@ from autohypothesis.records.standings import best_kept, of_tag
 from autohypothesis.schema import Manifest, Worker
 
 DEFAULT_PROPOSERS = ("search",)
-_PROPOSER = re.compile(r"search|inbox|command:.*\S.*")
 _OURS = "refs/autohypothesis/ledger/"
 
 
@@ -127,10 +127,7 @@ def read_manifest(layout: Layout) -> Manifest | None:
 
 def _check_words(wanted: Wanted) -> None:
     for word in wanted.proposers:
-        if not _PROPOSER.fullmatch(word):
-            raise UsageError(
-                f"--proposer {word!r} is none", hint="there are search, inbox and command:PROGRAM"
-            )
+        check_proposer(word)
     if wanted.mix is not None and not 0 <= wanted.mix <= 1:
         raise UsageError(f"--mix {wanted.mix:g} is no share", hint="name a number from 0 to 1")
     command_words(wanted.tool_command or "")

@@ -17,11 +17,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-import autohypothesis
 from autohypothesis.engine.program import Ended
 from autohypothesis.errors import ToolError
 from autohypothesis.fleet.toolbuilder import guard
 from autohypothesis.fleet.toolbuilder.launch import Script, run_script
+from autohypothesis.installation import program_script
 from autohypothesis.records.layout import Layout
 
 SUMMARY_LENGTH = 200
@@ -143,7 +143,7 @@ def _dependencies() -> set[str]:
 
 
 def _from_checkout() -> list[str]:
-    page = Path(autohypothesis.__file__).parents[1] / "pyproject.toml"
+    page = program_script().with_name("pyproject.toml")
     if sys.version_info < (3, 11) or not page.is_file():
         return []
     import tomllib
