@@ -623,9 +623,15 @@ class Terms(Tolerant):
     """The program that is asked for helper scripts no catalogue has; empty: a person is."""
 
 
+FORMAT = 1
+"""Of the files under `research/`. A manifest without one is format 0, which is read as this one."""
+
+
 class Manifest(Terms):
     """`research/fleet/manifest.json`: the one active tag, and who works on it."""
 
+    format: Annotated[int, Field(ge=0, le=FORMAT)] = FORMAT
+    """A greater one was written by a newer version, and is refused."""
     tag: Identifier
     created_at: Time
     repository_root: str
