@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import iteration
+from autohypothesis.engine import runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, RunSpec
-from autohypothesis.engine.iteration import Request
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.runner import Request
 from autohypothesis.engine.scoring import Scorer, scorer_for
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import ExitRecord, now
@@ -30,14 +30,14 @@ class TestLocalExecutor(ExecutorSuite):
 
     @pytest.fixture
     def spec(self, project: Project) -> RunSpec:
-        with iteration.free_worker(project) as worker:
-            return iteration.plan(project, Request(Change.none()), worker)
+        with runner.free_worker(project) as worker:
+            return runner.plan(project, Request(Change.none()), worker)
 
     @pytest.fixture
     def endless(self, project: Project) -> RunSpec:
-        with iteration.free_worker(project) as worker:
+        with runner.free_worker(project) as worker:
             change = Change.from_overrides({"SLEEP": 600.0})
-            return iteration.plan(project, Request(change), worker)
+            return runner.plan(project, Request(change), worker)
 
 
 Ended = tuple[RunPaths, ExitRecord, Path | None]
