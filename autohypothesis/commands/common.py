@@ -17,6 +17,8 @@ from autohypothesis.terminal.streams import is_unicode
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
     from autohypothesis.terminal.screen import Screen
 
 _ACTS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -28,10 +30,24 @@ def repository_path(context: typer.Context, repo: Path | None) -> Path:
     return repo or context.find_root().obj or Path.cwd()
 
 
-def laboratory(
+def opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layout]:
+    """Find the repository and its files, without its task, which need not be in order."""
+    from autohypothesis.records.git import Repository
+    from autohypothesis.records.layout import Layout
+
+    repository = Repository.find(repository_path(context, repo))
+    return repository, Layout(repository.root)
+
+
+def layout_of(context: typer.Context, repo: Path | None) -> Layout:
+    """Return the files of the repository."""
+    return opened(context, repo)[1]
+
+
+def open_project(
     context: typer.Context, repo: Path | None, *, task: Path | None = None, tag: str | None = None
 ) -> Project:
-    """The repository, its task and its active tag, opened."""
+    """Open the repository, its task and its active tag."""
     from autohypothesis.engine.project import Project
 
     project = Project.open(repository_path(context, repo), task=task, tag=tag)
@@ -49,7 +65,7 @@ def _take_keys_out(common_dir: Path) -> None:
     try:
         credentials.own(common_dir)
     except HubError as error:
-        err().print(f"warning: {error}", markup=False, soft_wrap=True)
+        remark(f"warning: {error}")
 
 
 def print_json(value: Any) -> None:
@@ -69,15 +85,25 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return _ACTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def say(text: str, *, style: str = "") -> None:
+    """Print a line of plain text on stdout."""
+    out().print(text, style=style, markup=False, soft_wrap=True)
+
+
+def remark(text: str, *, style: str = "") -> None:
+    """Print a line of plain text on stderr, so that stdout can be piped."""
+    err().print(text, style=style, markup=False, soft_wrap=True)
+
+
 def out() -> Screen:
-    """Tables and text, on stdout."""
+    """Return the console on stdout, for tables and marked-up text."""
     from autohypothesis.terminal.screen import Screen
 
     return Screen()
 
 
 def err() -> Screen:
-    """Progress and remarks, on stderr, so that stdout can be piped."""
+    """Return the console on stderr, for progress and remarks."""
     from autohypothesis.terminal.screen import Screen
 
     return Screen(stderr=True)
@@ -98,7 +124,7 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
     with telling(project.repository, project.task, project.tag or project.usual_tag()) as words:
         if words:
             shown = plain_line(words)
-            err().print(f"note: {shown}", markup=False, soft_wrap=True)
+            remark(f"note: {shown}")
         yield
 
 

@@ -13,9 +13,10 @@ from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
     complete_experiment,
     err,
-    laboratory,
+    open_project,
     out,
     print_json,
+    remark,
     repository_path,
 )
 from autohypothesis.errors import TaskError
@@ -62,7 +63,7 @@ def decide(
     from autohypothesis.engine import recovery
     from autohypothesis.engine.project import whole_or_nothing
 
-    project, no_task = _laboratory(context, repo, tag)
+    project, no_task = _project(context, repo, tag)
     with whole_or_nothing(project.repository, project.layout):
         recovery.collect_ended(project.repository, project.layout)
         if experiment_id is None:
@@ -79,12 +80,12 @@ def decide(
         err().print("nothing waits for a decision")
     for one in undecided:
         said = f"not decided: {one.experiment_id}: {one.error}"
-        err().print(said, style="yellow", markup=False, soft_wrap=True)
+        remark(said, style="yellow")
     if undecided:
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _laboratory(
+def _project(
     context: typer.Context, repo: Path | None, tag: str | None
 ) -> tuple[Project, TaskError | None]:
     """The project, and what is wrong with its task today.
@@ -97,7 +98,7 @@ def _laboratory(
     from autohypothesis.records.layout import Layout, checked_id
 
     try:
-        return laboratory(context, repo, tag=tag), None
+        return open_project(context, repo, tag=tag), None
     except TaskError as error:
         repository = Repository.find(repository_path(context, repo))
         layout = Layout(repository.root)

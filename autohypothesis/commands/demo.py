@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autohypothesis.commands.common import err, out
+from autohypothesis.commands.common import err, out, remark
 from autohypothesis.installation import is_clone
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _make_repository(root: Path) -> None:
     from autohypothesis.engine.setup import make_repository
 
     if make_repository(root):
-        err().print(f"made {root}", markup=False)
+        remark(f"made {root}")
 
 
 def _located(project: Project, cache: Path) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.commands.common import out, print_json, remark, repository_path
 from autohypothesis.errors import FleetError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def require(checks: Sequence[Check]) -> None:
         FleetError: something is missing; it names all of it, and the first command that helps.
     """
     for check in (check for check in checks if check.verdict == "warning"):
-        err().print(f"note: {check}", soft_wrap=True, markup=False)
+        remark(f"note: {check}")
     if missing := [check for check in checks if check.verdict == "missing"]:
         raise FleetError(
             "this machine is not ready: "

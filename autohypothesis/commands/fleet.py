@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,10 +10,13 @@ import typer
 from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
     err,
-    laboratory,
+    layout_of,
+    open_project,
+    opened,
     out,
     print_json,
-    repository_path,
+    remark,
+    say,
     telling_what_runs_lack,
 )
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.sharing.claims import Claims
     from autohypothesis.fleet.supervisor.supervisor import Outcome, Supervisor
-    from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
     from autohypothesis.schema import Manifest
 
@@ -92,16 +93,16 @@ def up(
     from autohypothesis.records.git import Repository
     from autohypothesis.records.outputs import refuse_foreign_ledger
 
-    layout = _layout(context, repo)
+    layout = layout_of(context, repo)
     manifest = muster.the_fleet(layout)
     muster.refuse_a_second(layout)
     refuse_foreign_ledger(Repository(layout.root), layout)
     _check_words(layout, manifest, proposer or [], mix, tool_command)
-    project = laboratory(context, repo)
+    project = open_project(context, repo)
     with telling_what_runs_lack(project):
         missing = muster.without_device(manifest)
     for name, reason in missing.items():
-        err().print(f"{name} does not train: {reason}", markup=False, soft_wrap=True)
+        remark(f"{name} does not train: {reason}")
     if detach:
         given: dict[str, object] = {"--max-runs": max_runs, "--hours": hours, "--mix": mix,
                  "--tool-command": tool_command}  # fmt: skip
@@ -155,7 +156,7 @@ def _supervise(layout: Layout, supervisor: Supervisor) -> None:
 
 def _say_outcome(outcome: Outcome, message: str) -> None:
     if outcome == "failed":
-        err().print(message, style="red", markup=False, soft_wrap=True)
+        remark(message, style="red")
         raise typer.Exit(1)
     err().print(f"the fleet has {outcome}; see `python orchestrator.py digest`", soft_wrap=True)
 
@@ -183,13 +184,13 @@ def _detached(layout: Layout, given: dict[str, object], words: list[str]) -> Non
     options += [part for word in words for part in ("--proposer", word)]
     pid, is_at_work = muster.detach(layout, ["up", *options])
     if is_at_work:
-        out().print(f"the fleet is at work, pid {pid}", markup=False)
+        say(f"the fleet is at work, pid {pid}")
     else:
         log = layout.role_log("supervisor")
         said = f"the fleet is still starting, pid {pid}: see {log}"
-        out().print(said, soft_wrap=True, markup=False)
+        say(said)
     for command in ("monitor", "down"):
-        out().print(f"  python orchestrator.py {command}", markup=False)
+        say(f"  python orchestrator.py {command}")
 
 
 def down(
@@ -205,15 +206,15 @@ def down(
     """
     from autohypothesis.fleet.supervisor import shutdown
 
-    layout = _layout(context, repo)
-    ended = shutdown.end_supervisor(layout, timeout, _say)
-    rest = shutdown.end_all(layout, timeout, _say)
+    layout = layout_of(context, repo)
+    ended = shutdown.end_supervisor(layout, timeout, remark)
+    rest = shutdown.end_all(layout, timeout, remark)
     if rest:
         _keep(layout)
     if not ended and not rest:
-        out().print(f"nothing runs in {layout.root}", markup=False, soft_wrap=True)
+        say(f"nothing runs in {layout.root}")
         return
-    out().print(f"stopped: {', '.join([*ended, *rest])}", markup=False, soft_wrap=True)
+    say(f"stopped: {', '.join([*ended, *rest])}")
 
 
 def _keep(layout: Layout) -> None:
@@ -243,7 +244,7 @@ def restore(
     from autohypothesis.fleet.supervisor.restore import restore as bring_back
     from autohypothesis.records.locks import hold
 
-    repository, layout = _opened(context, repo)
+    repository, layout = opened(context, repo)
     chosen = tag or newest_tag(repository)
     with hold(layout, "observer", doing=f"restoring {chosen}", timeout=1.0):
         restored = bring_back(repository, layout, chosen)
@@ -295,7 +296,7 @@ def observer(
 
     set_process_name("ah:observer")
     with Stop() as stop:
-        project = laboratory(context, repo)
+        project = open_project(context, repo)
         manifest = muster.the_fleet(project.layout)
         mix = manifest.mix if mix is None else mix
         proposers = configured(proposer or manifest.proposers, mix=mix, root=project.layout.root)
@@ -330,7 +331,7 @@ def worker(
 
     set_process_name(f"ah:worker-{worker_id}")
     with Stop() as stop:
-        project = laboratory(context, repo)
+        project = open_project(context, repo)
         manifest = muster.the_fleet(project.layout)
         entry = worker_named(manifest, worker_id)
         Worker(project, entry, rights=_rights(project, manifest)).run(stop)
@@ -374,22 +375,7 @@ def tool_builder(
 
     set_process_name("ah:tool-builder")
     with Stop() as stop:
-        ToolBuilder(_layout(context, repo), command=command_words(command or "")).run(stop)
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layout]:
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.layout import Layout
-
-    repository = Repository.find(repository_path(context, repo))
-    return repository, Layout(repository.root)
-
-
-def _layout(context: typer.Context, repo: Path | None) -> Layout:
-    return _opened(context, repo)[1]
+        ToolBuilder(layout_of(context, repo), command=command_words(command or "")).run(stop)
 
 
 def least(one: float | None, other: float | None) -> float | None:
@@ -401,7 +387,3 @@ def in_hours(hours: float | None) -> datetime | None:
     from autohypothesis.schema import now
 
     return now() + timedelta(hours=hours) if hours is not None else None
-
-
-def _say(line: str) -> None:
-    err().print(line, markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from autohypothesis.commands.app import Repo
-from autohypothesis.commands.common import err, print_json, repository_path
+from autohypothesis.commands.common import print_json, remark, repository_path
 
 if TYPE_CHECKING:
     from autohypothesis.commands.doctor import Check
@@ -66,7 +66,7 @@ def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
 
 def _summary(machine: Machine, noted: list[Check], *, ready: bool) -> None:
     def say(text: str, style: str = "") -> None:
-        err().print(text, style=style, soft_wrap=True, markup=False)
+        remark(text, style=style)
 
     if (choice := machine.choice) is not None:
         say(f"profile {choice.profile}: {choice.reason}", "bold")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.commands.common import print_json, remark, repository_path, say
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -70,12 +70,12 @@ def join(
     joined = join_hub(server, name or told, key, common, replace=replace)
     found = joined.credentials
     for note in joined.notes:
-        err().print(f"note: {note}", markup=False, soft_wrap=True)
+        remark(f"note: {note}")
     if as_json:
         print_json({"server": found.server, "agent": found.agent, "file": found.source,
                     "registered": joined.registered, "notes": joined.notes})  # fmt: skip
     else:
-        out().print(f"{found.agent} is an agent of {found.server}", markup=False, soft_wrap=True)
+        say(f"{found.agent} is an agent of {found.server}")
     _refuse_other_search(context, repo, found)
 
 
@@ -116,11 +116,11 @@ def push(
         return
     said = f"{sent.commit[:7]} is at {hub.server}"
     if not sent.commits:
-        out().print(f"{said} already", markup=False, soft_wrap=True)
+        say(f"{said} already")
         return
     on = f", on {sent.on[:7]}" if sent.on else ", with all its history"
     much = f"{sent.commits} new commit{'s' * (sent.commits != 1)}, {sent.bytes:,} bytes"
-    out().print(f"{said}: {much}{on}", markup=False, soft_wrap=True)
+    say(f"{said}: {much}{on}")
 
 
 def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json = False) -> None:
@@ -141,8 +141,8 @@ def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json
         return
     one = found.commit
     who = harmless(f"{one.agent_id}: {one.message}")
-    out().print(f"{one.hash[:7]} by {who}", markup=False, soft_wrap=True)
-    err().print(f"look at it: git show {one.hash[:12]}", markup=False, soft_wrap=True)
+    say(f"{one.hash[:7]} by {who}")
+    remark(f"look at it: git show {one.hash[:12]}")
 
 
 # ── parts ───────────────────────────────────────────────────────────────────────────────────
@@ -164,7 +164,7 @@ def connect(context: typer.Context, repo: Path | None) -> TypedHub:
 
     def name_left_out() -> None:
         for problem in hub.left_out:
-            err().print(f"left out: {problem}", markup=False, soft_wrap=True)
+            remark(f"left out: {problem}")
 
     context.call_on_close(name_left_out)
     return hub

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json
+from autohypothesis.commands.common import out, print_json, remark
 from autohypothesis.commands.hub_client import Hash, connect
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _show(commits: Sequence[Commit], as_json: bool, nothing: str) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print(nothing, markup=False)
+        remark(nothing)
     else:
         from autohypothesis.terminal.hub import commits_table
 

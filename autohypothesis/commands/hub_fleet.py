@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, laboratory, out, print_json
+from autohypothesis.commands.common import open_project, print_json, remark, say
 from autohypothesis.commands.hub_client import own_repository
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def deliver(
     """
     from autohypothesis.hub.fleet.courier import Courier
 
-    project = laboratory(context, repo)
+    project = open_project(context, repo)
     courier = Courier(project, _credentials(context, repo))
     if watch:
         from autohypothesis.fleet.live.stop import Stop
@@ -49,14 +49,14 @@ def deliver(
         print_json(done._asdict())
     else:
         said = f"{done.sent} told, {done.refused} refused, {done.left} wait"
-        out().print(said, markup=False)
+        say(said)
     if done.refused:
         from autohypothesis.fleet.outbox import REFUSED
 
         aside = project.layout.outbox_state(REFUSED)
-        err().print(f"why they were refused: {aside}", markup=False, soft_wrap=True)
+        remark(f"why they were refused: {aside}")
     if done.error:
-        err().print(done.error, markup=False, soft_wrap=True)
+        remark(done.error)
         raise typer.Exit(1)
 
 
@@ -85,7 +85,7 @@ def verify(
     from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.hub.fleet.verifying import verify as queue_runs
 
-    found, project = _credentials(context, repo), laboratory(context, repo)
+    found, project = _credentials(context, repo), open_project(context, repo)
     if not trust and not holds_foreign_code(project.task):
         raise UsageError(
             "what others wrote would run here outside of a sandbox, with all your rights",
@@ -100,9 +100,9 @@ def verify(
     for row in rows:
         what = row.hypothesis_id or f"not queued, {row.reason}"
         line = f"{row.result}  {row.agent}  {row.description}: {what}"
-        out().print(line, markup=False, soft_wrap=True)
+        say(line)
     if not rows:
-        err().print("nothing there is only claimed, on a platform of ours", markup=False)
+        remark("nothing there is only claimed, on a platform of ours")
 
 
 def _credentials(context: typer.Context, repo: Path | None) -> Credentials:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import complete_experiment, err, out, print_json
+from autohypothesis.commands.common import complete_experiment, out, print_json, remark, say
 from autohypothesis.commands.hub_client import connect, own_repository
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def channels(
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print("no channels there yet; `hub post results TEXT` makes the first", markup=False)
+        remark("no channels there yet; `hub post results TEXT` makes the first")
     else:
         from autohypothesis.terminal.hub import channels_table
 
@@ -110,7 +110,7 @@ def read(
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print("nothing was said there", markup=False)
+        remark("nothing was said there")
     else:
         from autohypothesis.terminal.hub import posts_text
 
@@ -161,4 +161,4 @@ def _said(post: Post, as_json: bool) -> None:
     if as_json:
         print_json(post.model_dump(mode="json"))
     else:
-        out().print(f"post {post.id} stands there", markup=False)
+        say(f"post {post.id} stands there")

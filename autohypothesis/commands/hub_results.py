@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json
+from autohypothesis.commands.common import out, print_json, remark, say
 from autohypothesis.commands.hub_client import connect
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def results(
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print("no such results there", markup=False)
+        remark("no such results there")
     else:
         from autohypothesis.terminal.hub import results_table
 
@@ -89,7 +89,7 @@ def leaderboard(
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print("nothing on any board there yet", markup=False)
+        remark("nothing on any board there yet")
     else:
         from autohypothesis.terminal.hub import board_tables
 
@@ -134,7 +134,7 @@ def claim(
         if as_json:
             print_json({"released": release})
         else:
-            out().print(f"claim {release} is given back", markup=False)
+            say(f"claim {release} is given back")
     elif listing:
         _refuse("--list", own)
         hub = connect(context, repo)
@@ -147,7 +147,7 @@ def claim(
             print_json(made.model_dump(mode="json"))
         else:
             until = made.expires_at.strftime("%Y-%m-%d %H:%M UTC")
-            out().print(f"claim {made.id} is yours until {until}", markup=False)
+            say(f"claim {made.id} is yours until {until}")
 
 
 # ── parts ───────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +173,7 @@ def _show(claims: list[Claim], as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif not rows:
-        err().print("nothing is claimed there", markup=False)
+        remark("nothing is claimed there")
     else:
         from autohypothesis.terminal.hub import claims_table
 

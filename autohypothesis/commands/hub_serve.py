@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json
-from autohypothesis.commands.common import out, print_json
+from autohypothesis.commands.common import out, print_json, say
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def forget_task(
     with _database(data) as database:
         row = tasks.forget(database, task_hash)
     said = f"task {harmless(row['name'])} ({row['task_hash'][:7]}) is forgotten"
-    out().print(said, markup=False)
+    say(said)
 
 
 @contextmanager

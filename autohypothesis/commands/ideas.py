@@ -12,10 +12,13 @@ import typer
 from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
     err,
-    laboratory,
+    layout_of,
+    open_project,
     out,
     print_json,
+    remark,
     repository_path,
+    say,
 )
 from autohypothesis.errors import ChangeError, RecordError, UsageError
 
@@ -112,7 +115,7 @@ def propose(
     if as_json:
         print_json(_document(queue, identity))
         return
-    out().print(identity, markup=False)
+    say(identity)
     _remark(project, proposal, worker)
 
 
@@ -203,7 +206,7 @@ def _remark(project: Project, proposal: Proposal, worker: str | None) -> None:
     err().print(f"{where}; watch it: python orchestrator.py hypotheses", soft_wrap=True)
     if proposal.instructions and project.task.mutator.command is None:
         said = "these are words: somebody has to turn them into a change, and propose that"
-        err().print(said, style="yellow", markup=False, soft_wrap=True)
+        remark(said, style="yellow")
 
 
 def dispatch(
@@ -222,10 +225,10 @@ def dispatch(
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.layout import checked_id
 
-    project = laboratory(context, repo)
+    project = open_project(context, repo)
     check_worker(project, _workers(project.layout), worker)
     Queue(project.layout, project.active()).dispatch(checked_id(hypothesis_id), worker)
-    out().print(f"{hypothesis_id} waits for {worker} now", markup=False)
+    say(f"{hypothesis_id} waits for {worker} now")
 
 
 def withdraw(
@@ -239,8 +242,8 @@ def withdraw(
     """
     from autohypothesis.records.layout import checked_id
 
-    _queue(_layout(context, repo), None).withdraw(checked_id(hypothesis_id))
-    out().print(f"{hypothesis_id} is pending now", markup=False)
+    _queue(layout_of(context, repo), None).withdraw(checked_id(hypothesis_id))
+    say(f"{hypothesis_id} is pending now")
 
 
 def abandon(
@@ -258,9 +261,9 @@ def abandon(
     from autohypothesis.records.layout import checked_id
     from autohypothesis.records.tables import harmless
 
-    queue = _queue(_layout(context, repo), None)
+    queue = _queue(layout_of(context, repo), None)
     queue.abandon(checked_id(hypothesis_id), harmless(reason) or "abandoned by hand")
-    out().print(f"{hypothesis_id} is abandoned", markup=False)
+    say(f"{hypothesis_id} is abandoned")
 
 
 def hypotheses(
@@ -276,7 +279,7 @@ def hypotheses(
 
     Example: `orchestrator.py hypotheses --state done`
     """
-    layout = _layout(context, repo)
+    layout = layout_of(context, repo)
     queue = _queue(layout, tag)
     found = list(_found(queue, state.value if state is not None else None))
     if as_json:
@@ -285,7 +288,7 @@ def hypotheses(
         _print_queue(queue, found, state)
     for problem in queue.problems:
         said = f"damaged: {problem.path}: {problem.reason}"
-        err().print(said, style="yellow", markup=False, soft_wrap=True)
+        remark(said, style="yellow")
 
 
 def _print_queue(queue: Queue, found: list[tuple[Place, Hypothesis]], state: State | None) -> None:
@@ -295,11 +298,11 @@ def _print_queue(queue: Queue, found: list[tuple[Place, Hypothesis]], state: Sta
         out().print(queue_table(found))
     else:
         which = "open" if state is None else state.value
-        err().print(f"no hypothesis of {queue.tag} is {which}", markup=False, soft_wrap=True)
+        remark(f"no hypothesis of {queue.tag} is {which}")
     done = queue.counts()["done"]
     if state is None and done:
         said = f"{done:,} are done: python orchestrator.py hypotheses --state done"
-        err().print(said, markup=False, soft_wrap=True)
+        remark(said)
 
 
 def _found(queue: Queue, state: str | None) -> Iterator[tuple[Place, Hypothesis]]:
@@ -334,7 +337,7 @@ def briefing(context: typer.Context, repo: Repo = None, as_json: Json = False) -
     """
     from autohypothesis.records.files import read_json
 
-    layout = _layout(context, repo)
+    layout = layout_of(context, repo)
     try:
         document = read_json(layout.brief)
     except FileNotFoundError:
@@ -363,16 +366,6 @@ def _print_brief(layout: Layout, document: Any) -> None:
             hint="see it as it is: python orchestrator.py briefing --json",
         ) from None
     print_brief(out(), brief)
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _layout(context: typer.Context, repo: Path | None) -> Layout:
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.layout import Layout
-
-    return Layout(Repository.find(repository_path(context, repo)).root)
 
 
 def _queue(layout: Layout, tag: str | None) -> Queue:

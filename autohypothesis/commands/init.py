@@ -11,7 +11,14 @@ import typer
 from typer.core import TyperCommand
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, laboratory, out, print_json, telling_what_runs_lack
+from autohypothesis.commands.common import (
+    open_project,
+    out,
+    print_json,
+    remark,
+    say,
+    telling_what_runs_lack,
+)
 from autohypothesis.errors import FleetError, UsageError
 
 if TYPE_CHECKING:
@@ -115,7 +122,7 @@ def init_fleet(
     from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.roster import roster
 
-    project = laboratory(context, repo, tag=tag)
+    project = open_project(context, repo, tag=tag)
     server, notes = _hub(project, hub) if hub is not None else (None, [])
     words = tuple(proposer or ())
     wanted = roster.Wanted(
@@ -187,7 +194,7 @@ def _show(fleet: Fleet, as_json: bool) -> None:
     if manifest.hub:
         say(f"  shares with {manifest.hub}", soft_wrap=True, markup=False)
     for note in fleet.notes:
-        err().print(f"note: {note}", soft_wrap=True, markup=False)
+        remark(f"note: {note}")
     say("start it: python orchestrator.py up", markup=False)
 
 
@@ -216,7 +223,7 @@ def bootstrap(
     from autohypothesis.fleet.roster.devices import choose
 
     wanted = roster.Wanted(tag, gpus, cpu_workers, create_worktrees)
-    project = laboratory(context, repo, tag=tag)
+    project = open_project(context, repo, tag=tag)
     table = warm.read(warm_start) if warm_start is not None else None
     choice = choose(gpus, cpu_workers)
     _check_machine(project)
@@ -226,12 +233,12 @@ def bootstrap(
     if device:
         _baseline(project, device)
     else:
-        err().print("note: no device to run the baseline on; the fleet runs it first", markup=False)
+        remark("note: no device to run the baseline on; the fleet runs it first")
     if table is not None:
         new = warm.record(project.layout, table)
-        err().print(f"warm start: {new} new findings from {table.path}", markup=False)
+        remark(f"warm start: {new} new findings from {table.path}")
         for problem in table.problems:
-            err().print(f"note: {table.path}: {problem}", soft_wrap=True, markup=False)
+            remark(f"note: {table.path}: {problem}")
     _show(roster.init_fleet(project, wanted), as_json)
 
 
@@ -252,7 +259,7 @@ def _prepare(project: Project) -> None:
     if isinstance(found, LaunchError):
         if not makes_inputs(project.task):
             raise found
-        err().print(f"{found.problem}: preparing it", soft_wrap=True, markup=False)
+        remark(f"{found.problem}: preparing it")
         run_prepare(project.layout.root)
 
 
@@ -265,7 +272,7 @@ def _baseline(project: Project, device: str) -> None:
         return
     finished, decisions = run_baseline(project, device, ProgressWatch("baseline"))
     for decision in decisions:
-        err().print(f"baseline: {decision.decision_status}: {decision.reason}", markup=False)
+        remark(f"baseline: {decision.decision_status}: {decision.reason}")
     if (result := finished.result).failure_kind is not None:
         raise FleetError(
             f"the baseline failed: {result.failure_kind}: {result.failure_detail}",
@@ -292,13 +299,13 @@ def prune(
     from autohypothesis.fleet.roster import salvage
 
     steps: Sequence[salvage.Step] = salvage.prune(
-        laboratory(context, repo), dry_run=dry_run, tag=tag
+        open_project(context, repo), dry_run=dry_run, tag=tag
     )
     if as_json:
         print_json({"dry_run": dry_run, "steps": [asdict(step) for step in steps]})
         return
     for step in steps:
         said = f"{step.done}: {step.what}" + (f" ({step.detail})" if step.detail else "")
-        out().print(said, soft_wrap=True, markup=False)
+        say(said)
     if not steps:
-        out().print("nothing to remove", markup=False)
+        say("nothing to remove")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Repo
-from autohypothesis.commands.common import err, laboratory, telling_what_runs_lack
+from autohypothesis.commands.common import open_project, remark, telling_what_runs_lack
 from autohypothesis.commands.fleet import Mix, Proposers, in_hours, least
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def run_loop(
 
     set_process_name("ah:loop")
     with Stop() as stop:
-        project = laboratory(context, repo, task=task, tag=tag)
+        project = open_project(context, repo, task=task, tag=tag)
         _proposers(project, proposer or [], mix)  # a wrong word is said before anything is begun
         begun = whole_or_nothing(project.repository, project.layout)
         with begun, alone(project, tag) as (project, notes):
             for note in notes:
-                _say(f"note: {note}")
+                remark(f"note: {note}")
             loop = _loop(
                 project, _proposers(project, proposer or [], mix), most, description, hours
             )
@@ -115,10 +115,10 @@ def _loop(
     )
     so_far = session.how_far(chronicle)
     if goes_on:
-        _say(f"goes on with the session begun at {session.begun:%Y-%m-%d %H:%M} UTC: {so_far}")
+        remark(f"goes on with the session begun at {session.begun:%Y-%m-%d %H:%M} UTC: {so_far}")
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
-        _say(f"begins {total} of {session.tag} in {project.layout.root}")
+        remark(f"begins {total} of {session.tag} in {project.layout.root}")
     return Loop(
         project,
         proposers,
@@ -158,7 +158,9 @@ def _finish(project: Project, stop: Stop) -> None:
         if not stop.requested:
             pack_when_due(project.repository)
     except (AutohypothesisError, OSError) as error:
-        _say(f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables")
+        remark(
+            f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables"
+        )
 
 
 # ── what is said at the end ─────────────────────────────────────────────────────────────────
@@ -172,23 +174,23 @@ def _summary(loop: Loop, outcome: Outcome) -> None:
 
     layout, session = loop.project.layout, loop.session
     if outcome == "failed":
-        err().print(loop.ended, style="red", markup=False, soft_wrap=True)
+        remark(loop.ended, style="red")
     chronicle = Chronicle(layout, session.tag)
     chronicle.refresh()
     counts = Counter(map(_word, session.decisions(chronicle)))
     words = [f"{count} {word}" for word, count in counts.items()]
     said = f"{session.how_far(chronicle)}: {', '.join(words) or 'none decided'}"
-    _say(said if outcome == "failed" else f"{outcome}: {said}; {loop.ended}")
+    remark(said if outcome == "failed" else f"{outcome}: {said}; {loop.ended}")
     best = overview(layout).best
     if best is not None:
         gain = better(best.improvement, best.improvement_share) if best.improvement else ""
         than = f", {gain} than the baseline's {number(best.baseline, 6)}" if gain else ""
         # Without a baseline of its platform (one that was recorded by hand has another) it is none.
         than = ", the baseline" if best.improvement == 0 else than
-        _say(f"best: {one_line(best.metric)} {number(best.value, 6)}{than}")
-    _say(f"results: {layout.results_tsv}")
+        remark(f"best: {one_line(best.metric)} {number(best.value, 6)}{than}")
+    remark(f"results: {layout.results_tsv}")
     found = best is not None and best.improvement != 0
-    _say(f"next: {_next(loop, outcome, better_than_baseline=found)}")
+    remark(f"next: {_next(loop, outcome, better_than_baseline=found)}")
 
 
 def _word(decision: Decision) -> str:
@@ -208,7 +210,3 @@ def _next(loop: Loop, outcome: Outcome, *, better_than_baseline: bool) -> str:
     if outcome == "stopped":
         return f"the same command again goes on; {run} digest says what was found"
     return f"{run} best --diff, then {run} adopt" if better_than_baseline else f"{run} digest"
-
-
-def _say(line: str) -> None:
-    err().print(line, markup=False, soft_wrap=True)

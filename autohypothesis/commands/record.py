@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from autohypothesis.commands.app import Repo, Tag
-from autohypothesis.commands.common import err, laboratory, out, repository_path
+from autohypothesis.commands.common import err, open_project, repository_path, say
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def record(
     from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.engine.recorded_runs import record_log
 
-    project = laboratory(context, repo, tag=tag)
+    project = open_project(context, repo, tag=tag)
     with whole_or_nothing(project.repository, project.layout):
         project = project.with_tag(tag)
         if commit == "HEAD":  # of this checkout, which need not be the main one
@@ -39,5 +39,5 @@ def record(
         experiment_id, result = record_log(project, log, commit=commit, title=description)
     refresh(project.layout)
     said = f"{experiment_id}: {result.status}, {result.outcome}"
-    out().print(said, markup=False, soft_wrap=True)
+    say(said)
     err().print(f"decide it: python orchestrator.py decide {experiment_id}", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.commands.common import err, out, print_json, remark, repository_path
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def show_results(
         return
     out().print(results_page(found, top, kept_only=kept_only))
     for note in found.notes:
-        err().print(f"note: {found.source}: {note}", markup=False, soft_wrap=True)
+        remark(f"note: {found.source}: {note}")
 
 
 def _layout(path: Path) -> Layout:

@@ -13,7 +13,8 @@ from autohypothesis.commands.app import PublishedExitCodes, Repo, Tag
 from autohypothesis.commands.common import (
     complete_experiment,
     err,
-    laboratory,
+    open_project,
+    remark,
     repository_path,
     telling_what_runs_lack,
 )
@@ -116,7 +117,7 @@ def _run(
 
     if log is not None and not log.absolute().parent.is_dir():
         raise UsageError(f"--log {log}: there is no folder {log.absolute().parent}")
-    project = laboratory(context, repo, task=task, tag=tag)
+    project = open_project(context, repo, task=task, tag=tag)
     with whole_or_nothing(project.repository, project.layout):
         project = project.with_tag(tag)
         checkout = project.repository.checkout_at(repository_path(context, repo))
@@ -144,7 +145,7 @@ def _replicate(
     from autohypothesis.engine import recovery
     from autohypothesis.engine.project import whole_or_nothing
 
-    project = laboratory(context, repo, tag=tag)
+    project = open_project(context, repo, tag=tag)
     recovery.collect_ended(project.repository, project.layout)
     with whole_or_nothing(project.repository, project.layout):
         try:
@@ -225,7 +226,7 @@ def _after(project: Project, finished: Finished, decide: bool) -> None:
     pack_when_due(project.repository)
     if result.failure_kind is not None:
         said = f"{result.failure_kind}: {result.failure_detail}"
-        err().print(said, style="red", markup=False, soft_wrap=True)
+        remark(said, style="red")
         raise typer.Exit(EXIT_DEADLINE if result.failure_kind == "timeout" else EXIT_CRASH)
     if not decide:
         err().print(f"decide it: python orchestrator.py decide {identity}", soft_wrap=True)
@@ -245,7 +246,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
         result, done = made.result, win.wanted - len(win.runs) + 1
         came = result.failure_kind or f"{result.metric_name} {_field(result.metric_value, 6)}"
         said = f"{made.experiment_id}, {run.request.title}: {came} ({done} of {win.wanted} runs)"
-        err().print(said, markup=False, soft_wrap=True)
+        remark(said)
 
     decisions = confirm(
         project, experiment_id, decided_by="run-experiment", watch=ProgressWatch, ran=ran
@@ -253,7 +254,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     for decision in decisions:
         if decision.decision_status != "replicate":
             said = f"{decision.decision_status}: {decision.reason}, {decision.detail}"
-            err().print(said, markup=False, soft_wrap=True)
+            remark(said)
     return len(decisions)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.commands.common import print_json, remark, repository_path, say
 from autohypothesis.errors import LaunchError, UsageError
 
 if TYPE_CHECKING:
@@ -66,11 +66,7 @@ def setup(
     _check_environment(project.layout.root)
     if not skip_data:
         _prepare(project, wanted)
-    _say("next: python orchestrator.py run-loop --max 20")
-
-
-def _say(text: str) -> None:
-    err().print(text, soft_wrap=True, markup=False)
+    remark("next: python orchestrator.py run-loop --max 20")
 
 
 def _check_environment(root: Path) -> None:
@@ -79,7 +75,7 @@ def _check_environment(root: Path) -> None:
     from autohypothesis.fleet.roster.hardware import look
 
     require(list(machine_checks(look(root))))
-    out().print("environment: in order", markup=False)
+    say("environment: in order")
 
 
 def _prepare(project: Project, wanted: Wanted) -> None:
@@ -92,7 +88,7 @@ def _prepare(project: Project, wanted: Wanted) -> None:
     due = isinstance(found, LaunchError) or (script.is_file() and not makes_inputs(task))
     if wanted.words or (due and script.is_file()):
         if script.is_file() and not takes(script, "--locate") and not wanted.words:
-            _say(f"{script} is not ours: running it as it is")
+            remark(f"{script} is not ours: running it as it is")
         run_prepare(root, wanted)
         found = find_inputs(task, root, pins={})
     if isinstance(found, LaunchError):
@@ -105,12 +101,12 @@ def _report(project: Project, found: Inputs) -> None:
 
     for name, report in found.reports.items():
         known = f"profile {report.profile}, " if report.profile else ""
-        out().print(f"data: {known}{name}={report.path}", soft_wrap=True, markup=False)
+        say(f"data: {known}{name}={report.path}")
     if not found.reports:
-        out().print("data: the task names none", markup=False)
+        say("data: the task names none")
     pinned = pinned_inputs(project.layout.root)
     if any(pinned.get(name, path) != path for name, path in found.environment.items()):
-        _say(
+        remark(
             f"note: search {project.tag} keeps the data that it began with; a new --tag takes this"
         )
 
@@ -134,5 +130,5 @@ def new(
         print_json({"path": str(root), "created": created, "commit": commit, "files": files})
         return
     said = f"made {root}" if created else f"{root} is a research repository already"
-    out().print(f"{said}: {', '.join(files)}", soft_wrap=True, markup=False)
-    _say(f"next: python orchestrator.py --repo {path} setup")
+    say(f"{said}: {', '.join(files)}")
+    remark(f"next: python orchestrator.py --repo {path} setup")

@@ -8,13 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import (
-    complete_experiment,
-    err,
-    out,
-    print_json,
-    repository_path,
-)
+from autohypothesis.commands.common import complete_experiment, err, opened, out, print_json, say
 
 if TYPE_CHECKING:
     from autohypothesis.records.git import Repository
@@ -46,7 +40,7 @@ def runs(
 
     Example: `orchestrator.py runs --last 20`
     """
-    _, layout = _opened(context, repo)
+    _, layout = opened(context, repo)
     wanted = None if every_tag else tag or _active(layout)
     rows = [row for row in ledger_rows(layout) if wanted is None or row.get("tag") == wanted]
     rows = rows[-last:] if last else rows
@@ -72,7 +66,7 @@ def show(
     """
     from autohypothesis.records.bundles import read_bundle
 
-    _, layout = _opened(context, repo)
+    _, layout = opened(context, repo)
     row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
     if row is None:
         _unknown(experiment_id)
@@ -111,7 +105,7 @@ def best(
     """
     from autohypothesis.records.standings import best_kept, first_baseline
 
-    repository, layout = _opened(context, repo)
+    repository, layout = opened(context, repo)
     wanted = meant_tag(layout, tag)
     rows = [row for row in ledger_rows(layout) if row.get("tag") == wanted]
     found, start = best_kept(rows), first_baseline(rows)
@@ -142,7 +136,7 @@ def adopt(
 
     Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
     """
-    repository, layout = _opened(context, repo)
+    repository, layout = opened(context, repo)
     commit = _reference(repository, meant_tag(layout, tag))
     if experiment_id is not None:
         row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
@@ -154,9 +148,9 @@ def adopt(
     before = repository.head()
     branch = repository.fast_forward(commit)
     if before == commit:
-        out().print(f"{branch} is at {commit[:7]} already", markup=False)
+        say(f"{branch} is at {commit[:7]} already")
     else:
-        out().print(f"{branch} moved from {before[:7]} to {commit[:7]}", markup=False)
+        say(f"{branch} moved from {before[:7]} to {commit[:7]}")
 
 
 def schema(
@@ -184,18 +178,6 @@ def schema(
             f"no schema is called {name!r}{nearest(name, ['task', *models])}",
             hint="run `python orchestrator.py schema` for the names",
         )
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layout]:
-    """The repository. To look at what there is, its task need not be in order."""
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.layout import Layout
-
-    repository = Repository.find(repository_path(context, repo))
-    return repository, Layout(repository.root)
 
 
 def _active(layout: Layout) -> str | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import out, print_json, repository_path
+from autohypothesis.commands.common import layout_of, out, print_json
 
 if TYPE_CHECKING:
-    from autohypothesis.records.layout import Layout
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +26,7 @@ def status(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
     """
     from autohypothesis.fleet.overview.overview import overview
 
-    view = overview(_layout(context, repo))
+    view = overview(layout_of(context, repo))
     if as_json:
         print_json({**_plain(view), "alive": view.alive})
         return
@@ -53,7 +52,7 @@ def monitor(
     from autohypothesis.terminal.live import watch
 
     try:
-        watch(_layout(context, repo), out(), interval=interval, iterations=iterations)
+        watch(layout_of(context, repo), out(), interval=interval, iterations=iterations)
     except KeyboardInterrupt:
         return  # the usual way to leave it
 
@@ -75,20 +74,13 @@ def digest(
     from autohypothesis.fleet.overview.digest import digest as gather
     from autohypothesis.records.layout import checked_id
 
-    page = gather(_layout(context, repo), checked_id(tag) if tag else None, since_hours=since)
+    page = gather(layout_of(context, repo), checked_id(tag) if tag else None, since_hours=since)
     if as_json:
         print_json(_plain(page))
         return
     from autohypothesis.terminal.digest import digest_page
 
     out().print(digest_page(page))
-
-
-def _layout(context: typer.Context, repo: Path | None) -> Layout:
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.layout import Layout
-
-    return Layout(Repository.find(repository_path(context, repo)).root)
 
 
 def _plain(view: Any) -> Any:

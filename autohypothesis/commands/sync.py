@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.commands.common import print_json, remark, repository_path, say
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,14 +63,14 @@ def sync(
         return
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
     said = f"{report.rows} experiments in {layout.ledger}{news}"
-    out().print(said, soft_wrap=True, markup=False)
+    say(said)
     if report.taken:
         names = ", ".join(report.taken[:4]) + (" and more" if len(report.taken) > 4 else "")
-        err().print(f"taken in, written by hand: {names}", soft_wrap=True, markup=False)
+        remark(f"taken in, written by hand: {names}")
     if drawn:
-        out().print(f"picture in {drawn}", soft_wrap=True, markup=False)
+        say(f"picture in {drawn}")
     for problem in report.problems:
-        err().print(f"damaged: {problem.path}: {problem.reason}", soft_wrap=True, markup=False)
+        remark(f"damaged: {problem.path}: {problem.reason}")
 
 
 def refresh(
@@ -86,15 +86,15 @@ def refresh(
 
     known = _problems(layout) if names_taken else []
     report = fold_and_write(layout, all=everything)
-    for remark in _remarks(layout, report):
-        err().print(f"note: {remark}", soft_wrap=True, markup=False)
+    for note in _remarks(layout, report):
+        remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
         drawn = draw(layout)
     if names_taken:
         news = [one for one in report.problems if "/" not in one.path]
         for problem in (one for one in news if one.model_dump() not in known):
-            err().print(f"note: {problem.path} {problem.reason}", soft_wrap=True, markup=False)
+            remark(f"note: {problem.path} {problem.reason}")
     return report, drawn
 
 
@@ -124,7 +124,7 @@ def _watch(
                     keep(repository, layout)
                     pack_when_due(repository)
             except (AutohypothesisError, OSError) as error:
-                err().print(str(error), soft_wrap=True, markup=False)
+                remark(str(error))
             stop.wait(seconds)
 
 

@@ -11,11 +11,11 @@ import typer
 
 from autohypothesis.commands.app import Json, Repo
 from autohypothesis.commands.common import (
-    err,
     json_text,
-    laboratory,
+    open_project,
     out,
     print_json,
+    remark,
     telling_what_runs_lack,
 )
 from autohypothesis.errors import UsageError
@@ -81,7 +81,7 @@ def run(
             refresh(project.layout)
             pack_when_due(project.repository)
     tried = [one for one in decided if one.base_commit is not None]
-    _say(_summary(loop.project, tried))
+    remark(_summary(loop.project, tried))
     if tried and all(one.decision_status == "crash" for one in tried):
         raise typer.Exit(1)
 
@@ -162,7 +162,7 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
         raise UsageError(f"there is no task file at {file}", hint="name one: task run PATH")
     if repo is None and context.find_root().obj is None:
         context.find_root().obj = file.absolute().parent
-    return laboratory(context, repo, task=file)
+    return open_project(context, repo, task=file)
 
 
 def loop_of(project: Project, parallel: int, seed: int) -> Loop:
@@ -197,7 +197,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> Loop:
             Library(project, chronicle),
         ),
         parallel=parallel,
-        say=_say,
+        say=remark,
         watch=ProgressWatch(),
     )
 
@@ -210,10 +210,6 @@ def _source(project: Project, chronicle: Any, queue: Any, seed: int) -> Any:
     if kind == "command":
         return Program(project, chronicle, seed)
     return Queued(project, chronicle, queue, KnobSearch() if kind == "overrides" else None)
-
-
-def _say(text: str) -> None:
-    err().print(text, markup=False, soft_wrap=True)
 
 
 def _show(line: dict[str, Any]) -> None:

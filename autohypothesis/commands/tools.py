@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json, repository_path
+from autohypothesis.commands.common import err, layout_of, out, print_json, remark, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +64,7 @@ def request(
     from autohypothesis.fleet.toolbuilder import tools
 
     tool = tools.request(
-        _layout(context, repo),
+        layout_of(context, repo),
         tool_id,
         problem=problem,
         title=title,
@@ -75,11 +75,9 @@ def request(
         print_json(tool.model_dump(mode="json"))
     elif tool.status == "requested":
         said = "is requested; the tool-builder builds it when `python orchestrator.py up` runs"
-        out().print(f"{tool.tool_id} {said}", soft_wrap=True, markup=False)
+        say(f"{tool.tool_id} {said}")
     else:
-        out().print(
-            f"{tool.tool_id} is {tool.status} already: {tool.usage}", soft_wrap=True, markup=False
-        )
+        say(f"{tool.tool_id} is {tool.status} already: {tool.usage}")
 
 
 def publish(
@@ -100,17 +98,17 @@ def publish(
     from autohypothesis.fleet.toolbuilder import tools
 
     tool = tools.publish(
-        _layout(context, repo), tool_id, path.absolute(), title=title, decided_by=getpass.getuser()
+        layout_of(context, repo),
+        tool_id,
+        path.absolute(),
+        title=title,
+        decided_by=getpass.getuser(),
     )
     if as_json:
         print_json(tool.model_dump(mode="json"))
     else:
         said = f"{tool.tool_id} is published: {tool.summary}"
-        out().print(
-            f"{said}\nrun it with `python orchestrator.py {tool.usage}`",
-            soft_wrap=True,
-            markup=False,
-        )
+        say(f"{said}\nrun it with `python orchestrator.py {tool.usage}`")
 
 
 Notes = Annotated[str, typer.Option("--notes", help="Why, for the record.")]
@@ -121,7 +119,7 @@ def adopt(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Repo
 
     Example: `orchestrator.py tools adopt noise --notes "min_delta rests on it"`
     """
-    _decide(_layout(context, repo), tool_id, "adopted", notes)
+    _decide(layout_of(context, repo), tool_id, "adopted", notes)
 
 
 def discard(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Repo = None) -> None:
@@ -129,7 +127,7 @@ def discard(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Re
 
     Example: `orchestrator.py tools discard my-noise`
     """
-    _decide(_layout(context, repo), tool_id, "discarded", notes)
+    _decide(layout_of(context, repo), tool_id, "discarded", notes)
 
 
 def _decide(
@@ -138,7 +136,7 @@ def _decide(
     from autohypothesis.fleet.toolbuilder import tools
 
     tools.decide(layout, tool_id, status, decided_by=getpass.getuser(), notes=notes)
-    out().print(f"{tool_id} is {status}", markup=False)
+    say(f"{tool_id} is {status}")
 
 
 def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:
@@ -148,7 +146,7 @@ def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False)
     """
     from autohypothesis.fleet.toolbuilder import tools
 
-    found = tools.registry(_layout(context, repo))
+    found = tools.registry(layout_of(context, repo))
     if as_json:
         print_json(found.model_dump(mode="json"))
     elif found.tools:
@@ -178,7 +176,7 @@ def run(
     from autohypothesis.fleet.toolbuilder import tools
 
     ended = tools.run(
-        _layout(context, repo),
+        layout_of(context, repo),
         tool_id,
         arguments or [],
         timeout_s=limit if limit is not None else tools.RUN_S,
@@ -187,21 +185,10 @@ def run(
     )
     if ended.exit_code is None:
         said = f"{tool_id} took over {limit or tools.RUN_S:g} s and was ended"
-        err().print(f"{said}; give it more: --limit SECONDS before its name", markup=False)
+        remark(f"{said}; give it more: --limit SECONDS before its name")
         raise typer.Exit(tools.OUT_OF_TIME)
     # Killed by a signal: as shells count.
     raise typer.Exit(ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code)
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _layout(context: typer.Context, repo: Path | None) -> Layout:
-    """The files of the repository; its task need not be in order."""
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.layout import Layout
-
-    return Layout(Repository.find(repository_path(context, repo)).root)
 
 
 def _table(tools: list[Tool]) -> Table:
