@@ -15,8 +15,7 @@ from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer.suggestion import suggest
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.solo.loop import Loop, Outcome, alone
-from autohypothesis.fleet.solo.session import open_session
+from autohypothesis.fleet.single_loop import Outcome, SingleLoop, exclusive_search, open_session
 from autohypothesis.fleet.sync import sync
 from autohypothesis.proposers.configured import configured
 from autohypothesis.records.ledger import read_ledger
@@ -102,12 +101,12 @@ class Search:
         Raises:
             FleetError: a fleet or a loop is at work on this repository.
         """
-        with Stop() as stop, alone(self.project, self.tag) as (project, _):
+        with Stop() as stop, exclusive_search(self.project, self.tag) as (project, _):
             history = Chronicle(project.layout, project.active())
             history.refresh()
             session, _ = open_session(project.layout, history, name="", most=experiments)
             asked = configured(proposers, mix=None, root=project.layout.root)
-            loop = Loop(project, asked, session)
+            loop = SingleLoop(project, asked, session)
             outcome = loop.run(stop)
             sync(project.layout, all=True)
             loop.close(outcome)

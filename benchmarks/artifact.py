@@ -25,7 +25,7 @@ from autohypothesis.engine import runner
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.artifact.loop import Loop
+from autohypothesis.fleet.artifact.loop import TaskLoop
 from autohypothesis.records.git import Repository
 from benchmarks.iteration import FILES, bare, fill, timed
 
@@ -72,7 +72,7 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
     make_repository(root)
     project = Project.open(root, task=root / "bench" / "task.yaml").with_tag("bench")
     made = loop_of(project, 1, 0)
-    loop = Timed(**{one.name: getattr(made, one.name) for one in fields(Loop)})
+    loop = Timed(**{one.name: getattr(made, one.name) for one in fields(TaskLoop)})
     loop.emit = loop.watched
     loop.say, loop.watch = lambda text: None, runner.Unwatched()
     loop.run(iterations + 2)
@@ -94,7 +94,7 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
     }
 
 
-class Timed(Loop):
+class Timed(TaskLoop):
     """A loop that knows how long each step of each iteration took, and what the programs took."""
 
     rows: list[dict[str, float]]

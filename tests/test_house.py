@@ -131,7 +131,7 @@ STARTERS = {
     "setup.py": "prepare.py, which makes the data",
     "sandbox.py": "a small program in a sandbox, to see whether that works",
     "confine.py": "the program that it confines, which takes its place",
-    "launching.py": "the processes of the fleet",
+    "process_specs.py": "the processes of the fleet",
     "program.py": "programs that propose, preflight and locate, helper scripts; none trains",
 }
 

@@ -46,7 +46,7 @@ def demo(
     from autohypothesis.engine.project import Project
     from autohypothesis.engine.setup import Wanted, run_prepare
     from autohypothesis.fleet.roster import roster
-    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor import process_specs
 
     started = time.monotonic()
     root = (folder or Path("demo")).absolute()
@@ -55,14 +55,14 @@ def demo(
     # In a cache of the demo's own: what other searches on this machine use stays as it is.
     run_prepare(root, Wanted(profile=profile, cache=cache))
     project = Project.open(root)
-    muster.refuse_a_second(project.layout)
+    process_specs.refuse_second_supervisor(project.layout)
     project = project.with_tag(_next_tag(project), inputs=_located(project, cache))
     workers = min(lanes, len(all_lanes()))
-    fleet = roster.init_fleet(project, roster.Wanted(tag=project.tag, cpu_workers=workers))
+    fleet = roster.init_fleet(project, roster.FleetOptions(tag=project.tag, cpu_workers=workers))
     manifest = fleet.manifest
     names = ", ".join(worker.worker_id for worker in manifest.workers)
     err().print(f"search {project.tag}: baseline and {runs - 1} more on {names}", style="bold")
-    words = muster.observer_words(project.layout, manifest, more_runs=runs)
+    words = process_specs.observer_options(project.layout, manifest, more_runs=runs)
     bring_up(project.layout, manifest, words, {})
     _finish(project, time.monotonic() - started)
 

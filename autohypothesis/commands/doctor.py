@@ -19,8 +19,7 @@ from autohypothesis.errors import FleetError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.roster.devices import Found
-    from autohypothesis.fleet.roster.hardware import Machine
+    from autohypothesis.fleet.roster.devices import GpuState, Machine
 
 Verdict = Literal["ok", "warning", "missing"]
 STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
@@ -92,16 +91,16 @@ def machine_checks(machine: Machine) -> Iterator[Check]:
 
 
 def _machine(path: Path) -> Iterator[Check]:
-    from autohypothesis.fleet.roster.hardware import look
+    from autohypothesis.fleet.roster.devices import inspect_machine
 
-    machine = look(path)
+    machine = inspect_machine(path)
     yield from machine_checks(machine)
     yield _sandbox(machine)
 
 
 def _system() -> Iterator[Check]:
     from autohypothesis.errors import UnsupportedSystemError
-    from autohypothesis.fleet.roster.hardware import python_problem
+    from autohypothesis.fleet.roster.devices import python_problem
     from autohypothesis.system import require_supported
 
     try:
@@ -116,7 +115,7 @@ def _system() -> Iterator[Check]:
 
 
 def _tools() -> Iterator[Check]:
-    from autohypothesis.fleet.roster.hardware import uv_path
+    from autohypothesis.fleet.roster.devices import uv_path
 
     git = shutil.which("git")
     yield (
@@ -145,7 +144,7 @@ def _sandbox(machine: Machine) -> Check:
 
 
 def _libraries() -> Iterator[Check]:
-    from autohypothesis.fleet.roster.hardware import torch_problem
+    from autohypothesis.fleet.roster.devices import torch_problem
 
     problem = torch_problem()
     yield (
@@ -192,7 +191,7 @@ def _profile(machine: Machine) -> Iterator[Check]:
         yield Check("profile", "ok", f"auto is {choice.profile}: {choice.reason}")
 
 
-def _gpu(gpu: Found) -> Check:
+def _gpu(gpu: GpuState) -> Check:
     """One GPU: what it is, and what is on it that is not ours to end."""
     if gpu.problem:
         return Check(f"gpu {gpu.index}", "warning", gpu.problem, "see `nvidia-smi`")

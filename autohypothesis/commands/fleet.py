@@ -22,7 +22,7 @@ from autohypothesis.commands.common import (
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.sharing.claims import Claims
+    from autohypothesis.fleet.hub_sync.incoming import ClaimService
     from autohypothesis.fleet.supervisor.supervisor import Outcome, Supervisor
     from autohypothesis.records.layout import Layout
     from autohypothesis.schema import Manifest
@@ -89,18 +89,18 @@ def up(
 
     Ctrl-C stops it cleanly, twice at once. Example: `orchestrator.py up --hours 8 --detach`
     """
-    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.records.git import Repository
     from autohypothesis.records.outputs import refuse_foreign_ledger
 
     layout = layout_of(context, repo)
-    manifest = muster.the_fleet(layout)
-    muster.refuse_a_second(layout)
+    manifest = process_specs.require_fleet(layout)
+    process_specs.refuse_second_supervisor(layout)
     refuse_foreign_ledger(Repository(layout.root), layout)
     _check_words(layout, manifest, proposer or [], mix, tool_command)
     project = open_project(context, repo)
     with telling_what_runs_lack(project):
-        missing = muster.without_device(manifest)
+        missing = process_specs.workers_without_device(manifest)
     for name, reason in missing.items():
         remark(f"{name} does not train: {reason}")
     if detach:
@@ -109,7 +109,7 @@ def up(
         _detached(layout, given, proposer or [])
         return
     until = in_hours(least(hours, project.task.budget.hours))
-    words = muster.observer_words(
+    words = process_specs.observer_options(
         layout, manifest, more_runs=max_runs, until=until, proposers=proposer or [], mix=mix
     )
     bring_up(layout, manifest, words, missing, tool_command)
@@ -127,16 +127,18 @@ def bring_up(
     Raises:
         typer.Exit: the search has failed; why is on stderr.
     """
-    from autohypothesis.fleet.live import bench
-    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.live import quarantine
+    from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.supervisor.supervisor import Supervisor
 
-    bench.clear(layout)
+    quarantine.clear_quarantine(layout)
     supervisor = Supervisor(
         layout,
-        muster.crew(layout, manifest, observer, missing, tool_command=tool_command),
-        final=muster.last_words(layout),
-        hurried=muster.last_words(layout, hurried=True),
+        process_specs.fleet_processes(
+            layout, manifest, observer, missing, tool_command=tool_command
+        ),
+        final=process_specs.final_sync(layout),
+        hurried=process_specs.final_sync(layout, hurried=True),
         notes=[f"{name} does not train: {reason}" for name, reason in missing.items()],
     )
     _supervise(layout, supervisor)
@@ -177,12 +179,12 @@ def _check_words(
 
 
 def _detached(layout: Layout, given: dict[str, object], words: list[str]) -> None:
-    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor import process_specs
 
     options = [part for name, value in given.items() if value is not None
                for part in (name, str(value))]  # fmt: skip
     options += [part for word in words for part in ("--proposer", word)]
-    pid, is_at_work = muster.detach(layout, ["up", *options])
+    pid, is_at_work = process_specs.detach(layout, ["up", *options])
     if is_at_work:
         say(f"the fleet is at work, pid {pid}")
     else:
@@ -204,11 +206,11 @@ def down(
 
     Safe at any time; what was killed before is cleared as well. Example: `orchestrator.py down`
     """
-    from autohypothesis.fleet.supervisor import shutdown
+    from autohypothesis.fleet.supervisor import supervisor
 
     layout = layout_of(context, repo)
-    ended = shutdown.end_supervisor(layout, timeout, remark)
-    rest = shutdown.end_all(layout, timeout, remark)
+    ended = supervisor.end_supervisor(layout, timeout, remark)
+    rest = supervisor.end_all(layout, timeout, remark)
     if rest:
         _keep(layout)
     if not ended and not rest:
@@ -240,8 +242,8 @@ def restore(
     For after a `git clean -xdf`, or in a clone. Example: `orchestrator.py restore --tag nov20`
     """
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.fleet.supervisor.restore import newest_tag
-    from autohypothesis.fleet.supervisor.restore import restore as bring_back
+    from autohypothesis.fleet.supervisor.snapshot import newest_tag
+    from autohypothesis.fleet.supervisor.snapshot import restore as bring_back
     from autohypothesis.records.locks import hold
 
     repository, layout = opened(context, repo)
@@ -287,7 +289,7 @@ def observer(
     from autohypothesis.engine.isolation import holds_foreign_code
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Limits, Observer
-    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured
     from autohypothesis.proposers.others import Others
@@ -297,7 +299,7 @@ def observer(
     set_process_name("ah:observer")
     with Stop() as stop:
         project = open_project(context, repo)
-        manifest = muster.the_fleet(project.layout)
+        manifest = process_specs.require_fleet(project.layout)
         mix = manifest.mix if mix is None else mix
         proposers = configured(proposer or manifest.proposers, mix=mix, root=project.layout.root)
         allowed = project.task.isolation_level == "none" or holds_foreign_code(project.task)
@@ -325,25 +327,25 @@ def worker(
     """
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.roster.roster import worker_named
-    from autohypothesis.fleet.supervisor import muster
+    from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.worker.worker import Worker
     from autohypothesis.system import set_process_name
 
     set_process_name(f"ah:worker-{worker_id}")
     with Stop() as stop:
         project = open_project(context, repo)
-        manifest = muster.the_fleet(project.layout)
+        manifest = process_specs.require_fleet(project.layout)
         entry = worker_named(manifest, worker_id)
         Worker(project, entry, rights=_rights(project, manifest)).run(stop)
 
 
-def _rights(project: Project, manifest: Manifest) -> Claims | None:
+def _rights(project: Project, manifest: Manifest) -> ClaimService | None:
     """Who says what other fleets try already; nobody, where nothing is shared.
 
     A worker trains whatever is wrong with the way to the hub: the courier says what that is.
     """
     from autohypothesis.errors import HubError
-    from autohypothesis.fleet.sharing.claims import NoClaims
+    from autohypothesis.fleet.hub_sync.incoming import NoClaimService
 
     if not manifest.hub:
         return None
@@ -353,7 +355,7 @@ def _rights(project: Project, manifest: Manifest) -> Claims | None:
     try:
         found = credentials.of_server(project.repository.common_dir, manifest.hub)
     except HubError:
-        return NoClaims()
+        return NoClaimService()
     return HubClaims(found, project.layout)
 
 

@@ -11,7 +11,7 @@ from autohypothesis.commands.common import print_json, remark, repository_path
 
 if TYPE_CHECKING:
     from autohypothesis.commands.doctor import Check
-    from autohypothesis.fleet.roster.hardware import Machine
+    from autohypothesis.fleet.roster.devices import Machine
 
 
 def register(app: typer.Typer) -> None:
@@ -25,9 +25,9 @@ def check_hardware(context: typer.Context, repo: Repo = None) -> None:
     run on a GPU. `doctor` says more. Example: `orchestrator.py check-hardware 2>/dev/null`
     """
     from autohypothesis.commands.doctor import machine_checks
-    from autohypothesis.fleet.roster.hardware import look
+    from autohypothesis.fleet.roster.devices import inspect_machine
 
-    machine = look(repository_path(context, repo))
+    machine = inspect_machine(repository_path(context, repo))
     checks = list(machine_checks(machine))
     missing = [check for check in checks if check.verdict == "missing"]
     print_json(_document(machine, missing))
@@ -37,7 +37,7 @@ def check_hardware(context: typer.Context, repo: Repo = None) -> None:
 
 def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
     """The published keys first, then ours. Yes and no are 1 and 0."""
-    from autohypothesis.fleet.roster.hardware import python_problem, torch_problem, uv_path
+    from autohypothesis.fleet.roster.devices import python_problem, torch_problem, uv_path
 
     gpu, choice = machine.gpu, machine.choice
     return {

@@ -51,7 +51,7 @@ def deliver(
         said = f"{done.sent} told, {done.refused} refused, {done.left} wait"
         say(said)
     if done.refused:
-        from autohypothesis.fleet.outbox import REFUSED
+        from autohypothesis.fleet.hub_sync.outbox import REFUSED
 
         aside = project.layout.outbox_state(REFUSED)
         remark(f"why they were refused: {aside}")
@@ -107,7 +107,7 @@ def verify(
 
 def _credentials(context: typer.Context, repo: Path | None) -> Credentials:
     """The agent of this repository, on the hub that its fleet shares with."""
-    from autohypothesis.fleet.roster.roster import read_manifest
+    from autohypothesis.fleet.live.presence import read_manifest
     from autohypothesis.hub.client import credentials
     from autohypothesis.records.layout import Layout
 

@@ -125,7 +125,7 @@ def init_fleet(
     project = open_project(context, repo, tag=tag)
     server, notes = _hub(project, hub) if hub is not None else (None, [])
     words = tuple(proposer or ())
-    wanted = roster.Wanted(
+    wanted = roster.FleetOptions(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )
     with whole_or_nothing(project.repository, project.layout), telling_what_runs_lack(project):
@@ -222,13 +222,13 @@ def bootstrap(
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.roster.devices import choose
 
-    wanted = roster.Wanted(tag, gpus, cpu_workers, create_worktrees)
+    wanted = roster.FleetOptions(tag, gpus, cpu_workers, create_worktrees)
     project = open_project(context, repo, tag=tag)
     table = warm.read(warm_start) if warm_start is not None else None
     choice = choose(gpus, cpu_workers)
     _check_machine(project)
     _prepare(project)
-    project = roster.begin(project, wanted)
+    project = roster.begin_tag(project, wanted)
     device = next((one.device for one in choice.chosen if one.device), "")
     if device:
         _baseline(project, device)
@@ -266,7 +266,7 @@ def _prepare(project: Project) -> None:
 def _baseline(project: Project, device: str) -> None:
     """The reference as it stands, run once on a device of the fleet, and decided."""
     from autohypothesis.commands.watch import ProgressWatch
-    from autohypothesis.fleet.roster.baseline import has_baseline, run_baseline
+    from autohypothesis.fleet.roster.roster import has_baseline, run_baseline
 
     if has_baseline(project):
         return
@@ -296,9 +296,9 @@ def prune(
     """
     from dataclasses import asdict
 
-    from autohypothesis.fleet.roster import salvage
+    from autohypothesis.fleet.roster import worktrees
 
-    steps: Sequence[salvage.Step] = salvage.prune(
+    steps: Sequence[worktrees.PruneStep] = worktrees.prune(
         open_project(context, repo), dry_run=dry_run, tag=tag
     )
     if as_json:

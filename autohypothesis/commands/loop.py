@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.proposing import Proposer
-    from autohypothesis.fleet.solo.loop import Loop, Outcome
+    from autohypothesis.fleet.single_loop import Outcome, SingleLoop
     from autohypothesis.schema import Decision
 
 INBOX = "inbox"
@@ -65,7 +65,7 @@ def run_loop(
     """  # fmt: skip
     from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.live.stop import Stop
-    from autohypothesis.fleet.solo.loop import alone
+    from autohypothesis.fleet.single_loop import exclusive_search
     from autohypothesis.system import set_process_name
 
     set_process_name("ah:loop")
@@ -73,7 +73,7 @@ def run_loop(
         project = open_project(context, repo, task=task, tag=tag)
         _proposers(project, proposer or [], mix)  # a wrong word is said before anything is begun
         begun = whole_or_nothing(project.repository, project.layout)
-        with begun, alone(project, tag) as (project, notes):
+        with begun, exclusive_search(project, tag) as (project, notes):
             for note in notes:
                 remark(f"note: {note}")
             loop = _loop(
@@ -90,7 +90,7 @@ def run_loop(
 
 def _proposers(project: Project, words: list[str], mix: float | None) -> list[Proposer]:
     """Those that were named, else those that the search was begun with, else `search`."""
-    from autohypothesis.fleet.roster.roster import read_manifest
+    from autohypothesis.fleet.live.presence import read_manifest
     from autohypothesis.proposers.configured import configured
 
     manifest = read_manifest(project.layout)
@@ -103,15 +103,14 @@ def _proposers(project: Project, words: list[str], mix: float | None) -> list[Pr
 
 def _loop(
     project: Project, proposers: list[Proposer], most: int, description: str, hours: float | None
-) -> Loop:
+) -> SingleLoop:
     from autohypothesis.fleet.queue.chronicle import Chronicle
-    from autohypothesis.fleet.solo.loop import Loop
-    from autohypothesis.fleet.solo.session import named, open_session
+    from autohypothesis.fleet.single_loop import SingleLoop, open_session, session_name
 
     chronicle = Chronicle(project.layout, project.active())
     chronicle.refresh()
     session, goes_on = open_session(
-        project.layout, chronicle, name=named(description), most=most or None
+        project.layout, chronicle, name=session_name(description), most=most or None
     )
     so_far = session.how_far(chronicle)
     if goes_on:
@@ -119,7 +118,7 @@ def _loop(
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
         remark(f"begins {total} of {session.tag} in {project.layout.root}")
-    return Loop(
+    return SingleLoop(
         project,
         proposers,
         session,
@@ -128,7 +127,7 @@ def _loop(
     )
 
 
-def _run(loop: Loop, stop: Stop) -> Outcome:
+def _run(loop: SingleLoop, stop: Stop) -> Outcome:
     from autohypothesis.commands.progress import shown
 
     with shown(loop.project.layout, stop) as tick:
@@ -166,7 +165,7 @@ def _finish(project: Project, stop: Stop) -> None:
 # ── what is said at the end ─────────────────────────────────────────────────────────────────
 
 
-def _summary(loop: Loop, outcome: Outcome) -> None:
+def _summary(loop: SingleLoop, outcome: Outcome) -> None:
     from autohypothesis.fleet.overview.overview import overview
     from autohypothesis.fleet.queue.chronicle import Chronicle
     from autohypothesis.terminal.fleet_table import better, one_line
@@ -203,7 +202,7 @@ def _word(decision: Decision) -> str:
     return "baseline" if is_baseline else WORDS[decision.decision_status]
 
 
-def _next(loop: Loop, outcome: Outcome, *, better_than_baseline: bool) -> str:
+def _next(loop: SingleLoop, outcome: Outcome, *, better_than_baseline: bool) -> str:
     run = "python orchestrator.py"
     if outcome == "failed":
         return f"{run} runs"

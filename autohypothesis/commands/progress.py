@@ -86,12 +86,11 @@ class Lines:
 
     def _look_for_problems(self) -> None:
         from autohypothesis.engine.recovery import standing_still
-        from autohypothesis.fleet.live.presence import ROLES
-        from autohypothesis.fleet.live.roles import lives, read_role
+        from autohypothesis.fleet.live.presence import ROLES, read_role, role_lives
 
         for name in ROLES:
             status = read_role(self._layout, name)
-            if status is None or status.state in _HAVE_SAID or not lives(status):
+            if status is None or status.state in _HAVE_SAID or not role_lives(status):
                 continue
             for problem in status.problems:
                 self._say_once(f"{name}: {problem}")

@@ -63,8 +63,7 @@ def _layout(path: Path) -> Layout:
 
 def _results(layout: Layout, tag: str | None) -> Results:
     from autohypothesis.commands.show import ledger_rows, meant_tag
-    from autohypothesis.fleet.overview.results import from_rows, from_table
-    from autohypothesis.fleet.overview.spans import spans_of
+    from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
     from autohypothesis.fleet.queue import warm_start
     from autohypothesis.records.ledger import read_ledger
     from autohypothesis.records.standings import of_tag
@@ -81,4 +80,4 @@ def _results(layout: Layout, tag: str | None) -> Results:
         raise UsageError(
             f"no experiment has the tag {tag!r}", hint=f"there are: {known}; leave --tag out"
         )
-    return from_rows(mine, wanted, spans_of(layout, mine, None, now()))
+    return from_rows(mine, wanted, device_intervals(layout, mine, None, now()))

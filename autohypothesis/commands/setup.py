@@ -72,9 +72,9 @@ def setup(
 def _check_environment(root: Path) -> None:
     """Raises FleetError when something that a search needs is missing; the rest is told."""
     from autohypothesis.commands.doctor import machine_checks, require
-    from autohypothesis.fleet.roster.hardware import look
+    from autohypothesis.fleet.roster.devices import inspect_machine
 
-    require(list(machine_checks(look(root))))
+    require(list(machine_checks(inspect_machine(root))))
     say("environment: in order")
 
 

@@ -22,7 +22,7 @@ from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.artifact.loop import Loop
+    from autohypothesis.fleet.artifact.loop import TaskLoop
     from autohypothesis.schema import Decision
 
 task = typer.Typer(
@@ -165,12 +165,12 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
     return open_project(context, repo, task=file)
 
 
-def loop_of(project: Project, parallel: int, seed: int) -> Loop:
+def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     """The loop of one task, not begun."""
     from autohypothesis.commands.fleet import in_hours
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
-    from autohypothesis.fleet.artifact.loop import Loop
+    from autohypothesis.fleet.artifact.loop import TaskLoop
     from autohypothesis.fleet.observer.ending import Ending, Limits
     from autohypothesis.fleet.observer.tried import Library
     from autohypothesis.fleet.queue.chronicle import Chronicle
@@ -185,7 +185,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> Loop:
         Chronicle(project.layout, project.active()),
         Queue(project.layout, project.active()),
     )
-    return Loop(
+    return TaskLoop(
         project=project,
         source=_source(project, chronicle, queue, seed),
         chronicle=chronicle,
@@ -203,13 +203,13 @@ def loop_of(project: Project, parallel: int, seed: int) -> Loop:
 
 
 def _source(project: Project, chronicle: Any, queue: Any, seed: int) -> Any:
-    from autohypothesis.fleet.artifact.source import Program, Queued
+    from autohypothesis.fleet.artifact.source import MutatorSource, QueueSource
     from autohypothesis.proposers.search import KnobSearch
 
     kind = project.task.mutator.type
     if kind == "command":
-        return Program(project, chronicle, seed)
-    return Queued(project, chronicle, queue, KnobSearch() if kind == "overrides" else None)
+        return MutatorSource(project, chronicle, seed)
+    return QueueSource(project, chronicle, queue, KnobSearch() if kind == "overrides" else None)
 
 
 def _show(line: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from autohypothesis.engine.task import short_device_name
 from autohypothesis.errors import UsageError
-from autohypothesis.fleet.sharing.telling import TOLD
+from autohypothesis.fleet.hub_sync.outgoing import REPORTED_STATUSES
 from autohypothesis.hub.client.wire import LARGEST
 from autohypothesis.hub.line import Mark, ResultLine
 from autohypothesis.records.tables import harmless
@@ -27,7 +27,7 @@ def result_line(row: Mapping[str, Any]) -> ResultLine:
         UsageError: it is not decided, or there was no commit.
     """
     name, status = row["id"], str(row.get("status"))
-    if status not in TOLD or not row.get("commit"):
+    if status not in REPORTED_STATUSES or not row.get("commit"):
         raise UsageError(
             f"{name} is {status}, and only what is decided is told to others",
             hint=f"see how it stands: python orchestrator.py show {name}",

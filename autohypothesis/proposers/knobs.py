@@ -20,7 +20,7 @@ from typing import Literal
 from autohypothesis.engine.constants import computed_names, read_constants
 from autohypothesis.engine.task import Knob
 from autohypothesis.errors import ChangeError
-from autohypothesis.fleet.live.steering import narrowed
+from autohypothesis.fleet.live.steering import narrowed_knobs
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Setting
 
@@ -48,7 +48,7 @@ def knobs_of(situation: Situation) -> dict[str, Knob]:
     """Return the knobs of the reference by their names in the script, narrowed by steering."""
     knobs = situation.knobs or discovered(situation.sources, situation.reference)
     spelled = {name.lower(): name for name in situation.reference}
-    left = narrowed(knobs, situation.steering)
+    left = narrowed_knobs(knobs, situation.steering)
     return {spelled[name.lower()]: knob for name, knob in left.items() if name.lower() in spelled}
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autohypothesis.fleet.hub_sync import incoming
+from autohypothesis.fleet.hub_sync.incoming import FeedReader
 from autohypothesis.fleet.proposing import Situation
-from autohypothesis.fleet.sharing import foreign
-from autohypothesis.fleet.sharing.contact import Feed
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OthersResult, Proposal
 
@@ -18,10 +18,10 @@ from autohypothesis.schema import OthersResult, Proposal
 class Others:
     """Reads what the courier heard last, so that it never waits for a hub."""
 
-    name = foreign.PROPOSER
+    name = incoming.HUB_PROPOSER
 
     def __init__(self, layout: Layout) -> None:
-        self._feed = Feed(layout)
+        self._feed = FeedReader(layout)
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
         """Return results that are better by more than the noise, best first, each once."""
@@ -39,11 +39,14 @@ class Others:
             if _may_be_tried(result, situation)
             and result.value is not None
             and sign * (best - result.value) >= situation.min_delta
-            and foreign.source_of(result.id) not in tried
+            and incoming.source_id_of(result.id) not in tried
             and result.commit not in commits
         ]
         better.sort(key=lambda result: sign * (result.value or 0.0))
-        return [foreign.proposal(result, priority=foreign.URGENT) for result in better[:count]]
+        return [
+            incoming.proposal_from_result(result, priority=incoming.BETTER_PRIORITY)
+            for result in better[:count]
+        ]
 
 
 def _may_be_tried(result: OthersResult, situation: Situation) -> bool:

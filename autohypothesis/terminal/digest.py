@@ -8,7 +8,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.overview.digest_views import Crash, Digest, Record, Step, Use
+from autohypothesis.fleet.overview.digest import (
+    CrashKind,
+    DeviceUse,
+    Digest,
+    KeptStep,
+    ProposerRecord,
+)
 from autohypothesis.terminal.fleet_table import (
     better,
     duration,
@@ -97,7 +103,7 @@ def _devices(page: Digest) -> str:
 Cell = Text | str
 
 
-def _kept(steps: Sequence[Step]) -> Table:
+def _kept(steps: Sequence[KeptStep]) -> Table:
     rows: list[list[Cell]] = []
     for step in steps:
         gain = "–" if step.gain is None else f"{step.gain:+.4f}"
@@ -112,7 +118,7 @@ def _kept(steps: Sequence[Step]) -> Table:
     return _table(("id", "value", "gain", "", "title"), rows, right=(1, 2))
 
 
-def _crashes(crashes: Sequence[Crash]) -> Table:
+def _crashes(crashes: Sequence[CrashKind]) -> Table:
     rows: list[list[Cell]] = [
         [Text(one_line(one.kind), "red"), f"{one.count:,}", one_line(one.example),
          one_line(one.detail)]
@@ -121,7 +127,7 @@ def _crashes(crashes: Sequence[Crash]) -> Table:
     return _table(("kind", "times", "for example", ""), rows, right=(1,))
 
 
-def _workers(workers: Sequence[Use]) -> Table:
+def _workers(workers: Sequence[DeviceUse]) -> Table:
     rows: list[list[Cell]] = [
         [one_line(use.worker_id), f"{use.experiments:,}", f"{use.device_hours:,.2f}",
          share(use.idle_share), ""]
@@ -130,7 +136,7 @@ def _workers(workers: Sequence[Use]) -> Table:
     return _table(("worker", "experiments", "device-hours", "idle", ""), rows, right=(1, 2, 3))
 
 
-def _proposers(records: Sequence[Record]) -> Table:
+def _proposers(records: Sequence[ProposerRecord]) -> Table:
     """`direction` and `off by`: how often a prediction had the sign right, and its mean error."""
     rows: list[list[Cell]] = [
         [one_line(one.proposer), f"{one.tried:,}", f"{one.kept:,}", share(one.hit_rate),

@@ -13,8 +13,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.overview.standing import Best
-from autohypothesis.fleet.overview.views import Need, Overview, RoleView, Waiting, WorkerView
+from autohypothesis.fleet.overview.overview import (
+    BestRun,
+    Notice,
+    Overview,
+    RoleView,
+    WaitingHypothesis,
+    WorkerView,
+)
 from autohypothesis.terminal.style import number
 
 BAR = 10
@@ -114,7 +120,7 @@ def _facts() -> Table:
     return table
 
 
-def _best(best: Best | None) -> Text:
+def _best(best: BestRun | None) -> Text:
     if best is None:
         return Text("nothing kept yet", "bright_black")
     text = Text(f"{one_line(best.metric)} {number(best.value, 6)}", "bold green")
@@ -210,7 +216,7 @@ def progress_bar(progress: float | None) -> Text:
 # ── the queue, and what needs somebody ──────────────────────────────────────────────────────
 
 
-def waiting_table(waiting: Sequence[Waiting]) -> Table:
+def waiting_table(waiting: Sequence[WaitingHypothesis]) -> Table:
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True, style="bright_black")
@@ -221,7 +227,7 @@ def waiting_table(waiting: Sequence[Waiting]) -> Table:
     return table
 
 
-def needs_list(needs: Sequence[Need]) -> RenderableType:
+def needs_list(needs: Sequence[Notice]) -> RenderableType:
     """A paragraph for each, and below it the command to run."""
     table = Table.grid(padding=(0, 1))
     table.add_column(style="yellow", no_wrap=True)
@@ -234,7 +240,7 @@ def needs_list(needs: Sequence[Need]) -> RenderableType:
     return table
 
 
-def needs_lines(needs: Sequence[Need], most: int) -> RenderableType:
+def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
     """A line for each of the first."""
     text = Text(no_wrap=True, overflow="ellipsis")
     for need in needs[:most]:

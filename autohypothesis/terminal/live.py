@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.fleet.overview.overview import overview
-from autohypothesis.fleet.overview.views import Overview, WorkerView
+from autohypothesis.fleet.overview.overview import Overview, WorkerView, overview
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import ID, Layout

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.overview.results import Keep, Results, Trial
+from autohypothesis.fleet.overview.results import KeptTrial, Results, ResultTrial
 from autohypothesis.terminal.fleet_table import duration, one_line, share, titled
 from autohypothesis.terminal.style import STATUS_STYLE, number
 
@@ -69,7 +69,7 @@ def _time(found: Results) -> str:
     return said if found.per_hour is None else f"{said}; {found.per_hour:,.1f} an hour"
 
 
-def _steps(keeps: Sequence[Keep]) -> Table:
+def _steps(keeps: Sequence[KeptTrial]) -> Table:
     table = _columns(("value", "gain", "in all", "description"), right=3)
     for step in keeps:
         table.add_row(
@@ -81,7 +81,7 @@ def _steps(keeps: Sequence[Keep]) -> Table:
     return table
 
 
-def _table(trials: Sequence[Trial], found: Results) -> Table:
+def _table(trials: Sequence[ResultTrial], found: Results) -> Table:
     table = _columns((found.metric, "memory", "status", "commit", "description"), right=2)
     for one in trials:
         table.add_row(

@@ -18,8 +18,8 @@ import pytest
 from autohypothesis import system
 from autohypothesis.commands import sync as commands
 from autohypothesis.engine import workspace
-from autohypothesis.fleet.live import heartbeat, roles
-from autohypothesis.fleet.supervisor import shutdown
+from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_decisions
@@ -90,7 +90,7 @@ class Place:
         return process
 
     def training(self) -> bool:
-        return any(one.state == "training" for one in heartbeat.read_all(self.layout))
+        return any(one.state == "training" for one in presence.read_heartbeats(self.layout))
 
     def leases(self) -> list[str]:
         """Lanes that are held."""
@@ -108,14 +108,14 @@ class Place:
         return [("shim", handle.pid) for handle in handles if handle is not None]
 
     def clear(self) -> None:
-        for one in shutdown.living(self.layout):
+        for one in supervisor.live_processes(self.layout):
             os.kill(one.process.pid, signal.SIGKILL)
-        if (above := shutdown.supervisor(self.layout)) is not None:
+        if (above := supervisor.find_supervisor(self.layout)) is not None:
             os.kill(above.pid, signal.SIGKILL)
         for process in self.started:
             process.kill()
             process.communicate()
-        shutdown.cancel_runs(self.layout, shutdown.roster(self.layout), 30)
+        supervisor.cancel_runs(self.layout, supervisor.worker_ids(self.layout), 30)
 
 
 def until(true: Callable[[], object], seconds: float = 90.0) -> None:
@@ -170,14 +170,14 @@ def test_a_wrong_proposer_is_said_before_anything_starts(place: Place) -> None:
     place.make()
     answer = place.ask("up", "--proposer", "serch")
     assert answer.returncode == 2 and "did you mean 'search'" in answer.stderr
-    assert not shutdown.living(place.layout)
+    assert not supervisor.live_processes(place.layout)
 
 
 def test_a_command_that_cannot_be_read_is_said_before_anything_starts(place: Place) -> None:
     place.make()
     answer = place.ask("up", "--tool-command", "model 'x")
     assert answer.returncode == 2 and "model 'x" in answer.stderr
-    assert not shutdown.living(place.layout)
+    assert not supervisor.live_processes(place.layout)
 
 
 def test_a_watching_sync_packs_what_a_fleet_leaves_behind(
@@ -209,7 +209,7 @@ def test_so_many_runs_and_no_more_then_all_is_folded_and_kept(place: Place) -> N
     assert kept.encode() + b"\n" == place.layout.ledger.read_bytes()
     again = place("up", "--max-runs", "1")
     assert again.returncode == 0 and len(read_ledger(place.layout)) == 4
-    assert not shutdown.living(place.layout) and not place.leases()
+    assert not supervisor.live_processes(place.layout) and not place.leases()
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_a_failed_baseline_stops_the_search_with_the_log(place: Place) -> None:
     answer = place("up")
     assert answer.returncode == 1
     assert "MODE is no good" in answer.stderr
-    assert not shutdown.living(place.layout) and not place.leases()
+    assert not supervisor.live_processes(place.layout) and not place.leases()
 
 
 @pytest.mark.slow
@@ -258,20 +258,20 @@ def test_a_detached_fleet_outlives_its_terminal_and_down_ends_it(place: Place) -
     answer = place("up", "--detach")
     assert answer.returncode == 0, answer.stderr
     assert "monitor" in answer.stdout and "down" in answer.stdout
-    status = roles.read_role(place.layout, "supervisor")
+    status = presence.read_role(place.layout, "supervisor")
     assert status is not None and status.pid is not None and str(status.pid) in answer.stdout
     assert os.getsid(status.pid) != os.getsid(0)
     until(place.training)
     second = place("up", "--detach")
     assert second.returncode == 1 and str(status.pid) in second.stderr
     names = {Path(f"/proc/{one.process.pid}/comm").read_text().strip()
-             for one in shutdown.living(place.layout)}  # fmt: skip
+             for one in supervisor.live_processes(place.layout)}  # fmt: skip
     assert {"ah:observer", "ah:worker-cpu0", "ah:tool-builder", "ah:sync"} <= names
 
     stopped = place("down")
     assert stopped.returncode == 0, stopped.stderr
     assert "worker-cpu0" in stopped.stdout and "supervisor" in stopped.stdout
-    assert not shutdown.living(place.layout) and not place.leases()
+    assert not supervisor.live_processes(place.layout) and not place.leases()
     waiting = [*place.layout.hypotheses("pending").glob("*.json"),
                *place.layout.hypotheses("dispatched").glob("*/*.json")]  # fmt: skip
     assert "baseline-t.json" in [path.name for path in waiting]
@@ -288,7 +288,7 @@ def test_ctrl_c_records_what_ran_and_twice_waits_for_nothing(place: Place) -> No
             time.sleep(0.3)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-        until(lambda: not shutdown.living(place.layout) and not place.leases())
+        until(lambda: not supervisor.live_processes(place.layout) and not place.leases())
 
 
 @pytest.mark.slow
@@ -296,10 +296,10 @@ def test_down_ends_trainings_that_everybody_else_was_killed_beside(place: Place)
     place.make(sleep=600.0)
     process = place.start("up")
     until(place.training)
-    workers = [one for one in shutdown.living(place.layout) if one.name == "worker-cpu0"]
+    workers = [one for one in supervisor.live_processes(place.layout) if one.name == "worker-cpu0"]
     os.kill(workers[0].process.pid, signal.SIGKILL)
     process.kill()
-    until(lambda: not shutdown.living(place.layout))
+    until(lambda: not supervisor.live_processes(place.layout))
     assert place.leases()
     stopped = place("down")
     assert stopped.returncode == 0 and "baseline-t-1" in stopped.stdout
@@ -312,7 +312,7 @@ def test_a_training_goes_on_past_its_supervisor_and_counts_once(place: Place) ->
     process = place.start("up")
     until(place.training)
     process.kill()
-    until(lambda: not shutdown.living(place.layout))
+    until(lambda: not supervisor.live_processes(place.layout))
     assert place("up", "--max-runs", "1").returncode == 0
     rows = [row for row in read_ledger(place.layout) if row["hypothesis_id"] == "baseline-t"]
     assert [row["id"] for row in rows] == ["baseline-t-1"] and rows[0]["status"] == "keep"
@@ -322,7 +322,7 @@ def test_a_training_goes_on_past_its_supervisor_and_counts_once(place: Place) ->
 def test_a_role_may_be_played_by_hand_and_is_then_refused_to_another(place: Place) -> None:
     place.make()
     process = place.start("tool-builder")
-    until(lambda: roles.read_role(place.layout, "tool-builder"))
+    until(lambda: presence.read_role(place.layout, "tool-builder"))
     second = place("tool-builder")
     assert second.returncode == 1 and str(process.pid) in second.stderr
     process.send_signal(signal.SIGTERM)
@@ -383,16 +383,16 @@ def test_fifty_kills_lose_nothing_and_double_nothing(place: Place) -> None:
     killed = 0
     while killed < KILLS:
         time.sleep(chance.uniform(0.1, 2.0))  # a random moment
-        above = shutdown.supervisor(place.layout)
+        above = supervisor.find_supervisor(place.layout)
         if above is None:
             assert place("up", "--detach").returncode == 0
             continue
-        living = [(one.name, one.process.pid) for one in shutdown.living(place.layout)]
+        living = [(one.name, one.process.pid) for one in supervisor.live_processes(place.layout)]
         _, pid = chance.choice([*living, ("supervisor", above.pid), *place.shims()])
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
             killed += 1
-    if shutdown.supervisor(place.layout) is None:
+    if supervisor.find_supervisor(place.layout) is None:
         assert place("up", "--detach").returncode == 0
     decided = place.layout.decisions.stat().st_size if place.layout.decisions.exists() else 0
     # A role that was killed again and again is started after a pause of up to a minute.
@@ -400,7 +400,7 @@ def test_fifty_kills_lose_nothing_and_double_nothing(place: Place) -> None:
           and place.layout.decisions.stat().st_size > decided, seconds=300.0)  # fmt: skip
     assert place("down").returncode == 0
     _each_ended_once(place.layout)
-    assert not shutdown.living(place.layout) and not place.leases()
+    assert not supervisor.live_processes(place.layout) and not place.leases()
     place.git(place.root, "fsck", "--no-dangling")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.fleet.roster import hardware
+from autohypothesis.fleet.roster import devices
 
 ROOT = Path(__file__).resolve().parents[2]
 GPUS = ROOT / "tests" / "fleet" / "stand_in_gpus"
@@ -126,9 +126,9 @@ def test_the_versions_that_are_checked_are_those_of_the_project() -> None:
     python = re.search(r'requires-python = ">=(\d+)\.(\d+)"', text)
     torch = re.search(r'"torch>=(\d+)\.(\d+),<=(\d+)\.(\d+)', text)
     assert python and torch
-    assert tuple(map(int, python.groups())) == hardware.PYTHON_FROM
+    assert tuple(map(int, python.groups())) == devices.PYTHON_FROM
     numbers = tuple(map(int, torch.groups()))
-    assert (numbers[:2], numbers[2:]) == (hardware.TORCH_FROM, hardware.TORCH_TO)
+    assert (numbers[:2], numbers[2:]) == (devices.TORCH_FROM, devices.TORCH_TO)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +138,6 @@ def test_the_versions_that_are_checked_are_those_of_the_project() -> None:
 def test_a_torch_out_of_range_is_named(
     monkeypatch: pytest.MonkeyPatch, version: str, said: str
 ) -> None:
-    monkeypatch.setattr(hardware.metadata, "version", lambda _: version)
-    problem = hardware.torch_problem()
+    monkeypatch.setattr(devices.metadata, "version", lambda _: version)
+    problem = devices.torch_problem()
     assert problem.startswith(said) and bool(problem) == bool(said)

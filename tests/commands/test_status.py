@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.fleet.live.bench import bench
-from autohypothesis.fleet.overview.overview import overview
-from autohypothesis.fleet.overview.views import Overview
+from autohypothesis.fleet.live.quarantine import quarantine
+from autohypothesis.fleet.overview.overview import Overview, overview
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
@@ -236,7 +235,7 @@ def test_what_needs_somebody_is_named(fleet: Any) -> None:
     fleet.layout.inbox_refused.mkdir(parents=True)
     (fleet.layout.inbox_refused / "my idea.json").write_text("{")
     (fleet.layout.inbox_refused / "my idea.json.reason").write_text("is not JSON\n")
-    bench(fleet.layout, "GPU-123", "device lost")
+    quarantine(fleet.layout, "GPU-123", "device lost")
     fleet.layout.problems.parent.mkdir(parents=True)
     write_json(
         fleet.layout.problems,

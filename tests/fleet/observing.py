@@ -15,7 +15,7 @@ from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
-from autohypothesis.fleet.live import heartbeat
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer.ending import Limits
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.proposing import Proposer, Situation
@@ -94,7 +94,7 @@ class Hands:
 
     def beat(self, state: str = "idle") -> None:
         own = Process.own()
-        heartbeat.beat(
+        presence.write_heartbeat(
             self.project.layout,
             Heartbeat.model_validate(
                 {

@@ -6,7 +6,13 @@ from datetime import timedelta
 
 import pytest
 
-from autohypothesis.fleet.live.bench import BENCH_FOR, bench, benched, clear, judge
+from autohypothesis.fleet.live.quarantine import (
+    QUARANTINE_FOR,
+    clear_quarantine,
+    count_device_failure,
+    quarantine,
+    quarantined,
+)
 from autohypothesis.records.files import write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Result, now, rfc3339
@@ -29,50 +35,50 @@ CANCELLED = result(
 
 
 def test_one_failure_of_a_device_is_chance_and_two_in_a_row_are_not(layout: Layout) -> None:
-    assert judge(layout, GPU, LOST) == ""
-    assert benched(layout) == {}
-    assert "lost" in judge(layout, GPU, LOST)
-    assert "lost" in benched(layout)[GPU]
+    assert count_device_failure(layout, GPU, LOST) == ""
+    assert quarantined(layout) == {}
+    assert "lost" in count_device_failure(layout, GPU, LOST)
+    assert "lost" in quarantined(layout)[GPU]
 
 
 def test_a_good_run_in_between_starts_the_count_anew(layout: Layout) -> None:
-    judge(layout, GPU, LOST)
-    judge(layout, GPU, result())
-    assert judge(layout, GPU, LOST) == ""
-    assert benched(layout) == {}
+    count_device_failure(layout, GPU, LOST)
+    count_device_failure(layout, GPU, result())
+    assert count_device_failure(layout, GPU, LOST) == ""
+    assert quarantined(layout) == {}
 
 
 def test_a_run_that_was_cancelled_says_nothing_about_its_device(layout: Layout) -> None:
-    judge(layout, GPU, LOST)
+    count_device_failure(layout, GPU, LOST)
     for _ in range(5):
-        assert judge(layout, GPU, CANCELLED) == ""
-    assert judge(layout, GPU, LOST), "the count stood"
+        assert count_device_failure(layout, GPU, CANCELLED) == ""
+    assert count_device_failure(layout, GPU, LOST), "the count stood"
 
 
 def test_devices_are_counted_apart(layout: Layout) -> None:
-    judge(layout, GPU, LOST)
-    judge(layout, "GPU-1111", LOST)
-    assert benched(layout) == {}
-    judge(layout, "GPU-1111", LOST)
-    assert list(benched(layout)) == ["GPU-1111"]
+    count_device_failure(layout, GPU, LOST)
+    count_device_failure(layout, "GPU-1111", LOST)
+    assert quarantined(layout) == {}
+    count_device_failure(layout, "GPU-1111", LOST)
+    assert list(quarantined(layout)) == ["GPU-1111"]
 
 
 def test_the_count_survives_the_worker(layout: Layout) -> None:
     """It lies on disk: `judge` knows nothing but the layout."""
-    judge(layout, GPU, LOST)
-    assert judge(Layout(layout.root), GPU, LOST)
+    count_device_failure(layout, GPU, LOST)
+    assert count_device_failure(Layout(layout.root), GPU, LOST)
 
 
-@pytest.mark.parametrize("shift", [-BENCH_FOR - timedelta(seconds=1), timedelta(days=400)])
+@pytest.mark.parametrize("shift", [-QUARANTINE_FOR - timedelta(seconds=1), timedelta(days=400)])
 def test_a_device_is_benched_for_ten_minutes_and_a_wrong_clock_is_not_for_ever(
     layout: Layout, shift: timedelta
 ) -> None:
     entry = {"since": rfc3339(now() + shift), "reason": "lost"}
     write_json(layout.benched, {"devices": {GPU: entry}})
-    assert benched(layout) == {}
-    entry["since"] = rfc3339(now() - BENCH_FOR / 2)
+    assert quarantined(layout) == {}
+    entry["since"] = rfc3339(now() - QUARANTINE_FOR / 2)
     write_json(layout.benched, {"devices": {GPU: entry}})
-    assert benched(layout) == {GPU: "lost"}
+    assert quarantined(layout) == {GPU: "lost"}
 
 
 @pytest.mark.parametrize(
@@ -81,16 +87,16 @@ def test_a_device_is_benched_for_ten_minutes_and_a_wrong_clock_is_not_for_ever(
 def test_a_damaged_bench_is_an_empty_one(layout: Layout, content: str) -> None:
     layout.benched.parent.mkdir(parents=True)
     layout.benched.write_text(content)
-    assert benched(layout) == {}
-    bench(layout, GPU, "lost")
-    assert benched(layout) == {GPU: "lost"}
+    assert quarantined(layout) == {}
+    quarantine(layout, GPU, "lost")
+    assert quarantined(layout) == {GPU: "lost"}
 
 
 def test_up_gives_every_device_another_chance(layout: Layout) -> None:
-    clear(layout)
+    clear_quarantine(layout)
     assert not layout.benched.exists(), "nothing to clear, nothing written"
-    bench(layout, GPU, "lost")
-    judge(layout, "GPU-1111", LOST)
-    clear(layout)
-    assert benched(layout) == {}
-    assert judge(layout, "GPU-1111", LOST) == ""
+    quarantine(layout, GPU, "lost")
+    count_device_failure(layout, "GPU-1111", LOST)
+    clear_quarantine(layout)
+    assert quarantined(layout) == {}
+    assert count_device_failure(layout, "GPU-1111", LOST) == ""

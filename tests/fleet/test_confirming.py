@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis.engine.decide import settle_by_hand
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.live.roles import read_role
+from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.fleet.observer.confirming import NEEDLESS
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.overview.overview import overview

@@ -17,8 +17,8 @@ from autohypothesis.engine import runner
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.solo.loop import _end
-from autohypothesis.fleet.supervisor.launching import Role
+from autohypothesis.fleet.single_loop import _end
+from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.fleet.supervisor.supervisor import KEEPER_S, Supervisor
 from autohypothesis.fleet.worker import worker
 from autohypothesis.fleet.worker.worker import Worker
@@ -222,11 +222,11 @@ def test_a_loop_does_not_wait_for_who_draws(tmp_path: Path, until: Callable[...,
 def test_a_supervisor_does_not_wait_for_who_draws_and_ends_the_last_sync_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, until: Callable[..., None]
 ) -> None:
-    from autohypothesis.fleet.supervisor import supervisor as module
+    from autohypothesis.fleet.supervisor import supervisor
 
-    monkeypatch.setattr(module, "LAST_SYNC_S", 0.5)
+    monkeypatch.setattr(supervisor, "LAST_SYNC_S", 0.5)
     drawing, last, hurried = tmp_path / "drawing", tmp_path / "last", tmp_path / "hurried"
-    role = Role("sync", deaf(drawing), 3, reports=False, nice=10)
+    role = ProcessSpec("sync", deaf(drawing), 3, reports=False, nice=10)
     made = Supervisor(Layout(tmp_path), [role], final=deaf(last), hurried=deaf(hurried))
     with Stop() as stop:
         made.tick = lambda: drawing.exists() and stop.request("SIGINT")  # type: ignore[func-returns-value,assignment]

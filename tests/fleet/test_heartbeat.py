@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.live import heartbeat
-from autohypothesis.fleet.live.heartbeat import Pulse, at_work, beat, read, read_all
+from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.live.presence import (
+    HeartbeatWriter,
+    read_heartbeat,
+    read_heartbeats,
+    worker_lives,
+    write_heartbeat,
+)
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
@@ -39,41 +45,41 @@ def write(layout: Layout, worker: str, content: bytes) -> Path:
     ids=["empty", "torn", "bytes", "list", "null", "no time"],
 )
 def test_a_damaged_heartbeat_hides_no_other(layout: Layout, content: bytes) -> None:
-    assert beat(layout, own("w0")) and beat(layout, own("w2"))
+    assert write_heartbeat(layout, own("w0")) and write_heartbeat(layout, own("w2"))
     write(layout, "w1", content)
-    assert [one.worker_id for one in read_all(layout)] == ["w0", "w2"]
+    assert [one.worker_id for one in read_heartbeats(layout)] == ["w0", "w2"]
 
 
 def test_a_pipe_or_a_folder_in_the_place_of_a_heartbeat_hides_no_other(layout: Layout) -> None:
-    beat(layout, own("w0"))
+    write_heartbeat(layout, own("w0"))
     os.mkfifo(layout.heartbeat("w1"))
     layout.heartbeat("w2").mkdir()
-    assert [one.worker_id for one in read_all(layout)] == ["w0"]
+    assert [one.worker_id for one in read_heartbeats(layout)] == ["w0"]
 
 
 def test_a_heartbeat_that_names_somebody_else_is_nobodys(layout: Layout) -> None:
     write(layout, "w1", own("w0").model_dump_json().encode())
-    assert read(layout, "w1") is None
+    assert read_heartbeat(layout, "w1") is None
 
 
 def test_before_the_first_heartbeat_there_is_none(layout: Layout) -> None:
-    assert read_all(layout) == []
+    assert read_heartbeats(layout) == []
 
 
 def test_a_reused_pid_is_not_at_work() -> None:
-    assert at_work(own())
-    assert not at_work(own(process_start=Process.own().start - 100))
-    assert not at_work(own(pid=None))
-    assert not at_work(own(process_start=None))
+    assert worker_lives(own())
+    assert not worker_lives(own(process_start=Process.own().start - 100))
+    assert not worker_lives(own(pid=None))
+    assert not worker_lives(own(process_start=None))
 
 
 def test_one_that_has_left_is_not_at_work_though_its_process_lives() -> None:
-    assert not at_work(own(state="stopped"))
+    assert not worker_lives(own(state="stopped"))
 
 
 def test_a_time_in_the_future_makes_nobody_alive() -> None:
     dead = own(updated_at="2199-01-01T00:00:00Z", process_start=1.0)
-    assert not at_work(dead)
+    assert not worker_lives(dead)
 
 
 def test_a_full_disk_costs_the_news_and_nothing_else(
@@ -82,9 +88,9 @@ def test_a_full_disk_costs_the_news_and_nothing_else(
     def full(path: Path, value: object, *, durable: bool = True) -> None:
         raise RecordError(f"cannot write {path}: No space left on device")
 
-    monkeypatch.setattr(heartbeat, "write_json", full)
-    assert not beat(layout, own())
-    pulse = Pulse(layout, Worker(worker_id="w0", gpu_id="0"))
+    monkeypatch.setattr(presence, "write_json", full)
+    assert not write_heartbeat(layout, own())
+    pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0"))
     pulse.enter("idle", "still here")
     pulse.tick()
     assert pulse.state == "idle"
@@ -94,8 +100,8 @@ def test_a_change_of_state_is_written_at_once_and_the_rest_once_a_second(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []
-    monkeypatch.setattr(heartbeat, "beat", lambda _, one: written.append(one.state))
-    pulse = Pulse(layout, Worker(worker_id="w0", gpu_id="0"))
+    monkeypatch.setattr(presence, "write_heartbeat", lambda _, one: written.append(one.state))
+    pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0"))
     for _ in range(100):
         pulse.enter("preparing")
         pulse.tick()
@@ -109,7 +115,7 @@ def test_a_change_of_state_is_written_at_once_and_the_rest_once_a_second(
 
 
 def test_progress_comes_from_the_runs_events_and_a_torn_line_waits(layout: Layout) -> None:
-    pulse = Pulse(layout, Worker(worker_id="w0", gpu_id="0"))
+    pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0"))
     pulse.runs({}, run_id="h-t-0001-1", hypothesis_id="h-t-0001", title="a", commit="c")
     events = layout.run("h-t-0001-1").events
     jsonl.append(events, {"progress": {"progress_pct": 12.5}, "metrics": {"train_loss": 2.0}})
@@ -117,7 +123,7 @@ def test_progress_comes_from_the_runs_events_and_a_torn_line_waits(layout: Layou
         file.write(b'{"progress": {"progress_p')
     pulse._due = 0.0
     pulse.tick()
-    seen = read(layout, "w0")
+    seen = read_heartbeat(layout, "w0")
     assert seen is not None and seen.state == "training"
     assert seen.progress == {"progress_pct": 12.5} and seen.metrics == {"train_loss": 2.0}
     layout.run("h-t-0001-1").score_log.touch()
@@ -127,12 +133,12 @@ def test_progress_comes_from_the_runs_events_and_a_torn_line_waits(layout: Layou
 
 
 def test_what_a_worker_runs_is_gone_from_its_heartbeat_when_it_rests(layout: Layout) -> None:
-    pulse = Pulse(layout, Worker(worker_id="w0", gpu_id="0", worktree_path="/somewhere"))
+    pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0", worktree_path="/somewhere"))
     pulse.runs({"run": "/r"}, run_id="a-1", hypothesis_id="a", title="t", commit="c")
     assert pulse.beating.paths == {"worktree": "/somewhere", "run": "/r"}
     pulse.rests()
     pulse.enter("idle")
-    seen = read(layout, "w0")
+    seen = read_heartbeat(layout, "w0")
     assert seen is not None
     assert (seen.run_id, seen.hypothesis_id, seen.title, seen.commit) == (None, None, None, "")
     assert seen.paths == {"worktree": "/somewhere"}
@@ -142,10 +148,10 @@ def test_what_a_worker_runs_is_gone_from_its_heartbeat_when_it_rests(layout: Lay
 
 def test_a_run_right_after_another_does_not_inherit_its_time(layout: Layout) -> None:
     """From training to training: the state is the same, the run is not."""
-    pulse = Pulse(layout, Worker(worker_id="w0", gpu_id="0"))
+    pulse = HeartbeatWriter(layout, Worker(worker_id="w0", gpu_id="0"))
     pulse.runs({}, run_id="a-1", hypothesis_id="a")
     long_ago = now() - timedelta(hours=1)
     pulse.beating = pulse.beating.model_copy(update={"since": long_ago})
     pulse.runs({}, run_id="b-1", hypothesis_id="b")
-    seen = read(layout, "w0")
+    seen = read_heartbeat(layout, "w0")
     assert seen is not None and seen.since is not None and seen.since > long_ago

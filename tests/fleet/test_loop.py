@@ -16,8 +16,8 @@ import pytest
 
 from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.project import Project, is_running
-from autohypothesis.fleet.live import heartbeat, roles
-from autohypothesis.fleet.supervisor import shutdown
+from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.layout import Layout
@@ -73,8 +73,8 @@ class Place:
 
     def is_training(self) -> bool:
         return any(
-            one.state == "training" and heartbeat.at_work(one)
-            for one in heartbeat.read_all(self.layout)
+            one.state == "training" and presence.worker_lives(one)
+            for one in presence.read_heartbeats(self.layout)
         )
 
     def shims(self) -> list[str]:
@@ -184,7 +184,7 @@ def test_a_loop_killed_at_any_moment_goes_on_to_one_baseline_and_five_decided_ro
 
 
 def _is_done(place: Place) -> bool:
-    status = roles.read_role(place.layout, "loop")
+    status = presence.read_role(place.layout, "loop")
     return status is not None and status.state == "finished"
 
 
@@ -270,7 +270,7 @@ def test_ctrl_c_twice_waits_for_nothing_and_a_closed_terminal_leaves_the_trainin
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
     assert not place.has_left(), "the training ended with its terminal"
-    shutdown.cancel_runs(place.layout, shutdown.roster(place.layout), 60)
+    supervisor.cancel_runs(place.layout, supervisor.worker_ids(place.layout), 60)
 
 
 def test_a_loop_beside_a_fleet_is_refused_by_name(place: Place) -> None:
@@ -366,7 +366,7 @@ def test_with_people_to_wait_for_it_waits_until_it_is_stopped(place: Place, unti
     assert process.returncode == 0, said
     assert [row[4] for row in place.rows()] == ["by hand: baseline", "by hand: wider"]
     assert "2 experiments" in said
-    status = roles.read_role(place.layout, "loop")
+    status = presence.read_role(place.layout, "loop")
     assert status is not None and status.state == "stopped"
 
 

@@ -21,7 +21,7 @@ from autohypothesis.engine import decide as settling
 from autohypothesis.engine import runner
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.live.roles import lives, read_role
+from autohypothesis.fleet.live.presence import read_role, role_lives
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.opening import Opening
 from autohypothesis.fleet.observer.tried import Reference, Tried
@@ -285,7 +285,7 @@ def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_project: Proje
     watched = observer(fleet_project, broken, Listed([[idea(RATE=2.0)]] * 3))
     turns(watched, lambda: watched.chronicle.counted() == 2, hand)
     said = read_role(fleet_project.layout, "observer")
-    assert said is not None and lives(said)
+    assert said is not None and role_lives(said)
     assert any("command:broken failed: it has no key" in line for line in said.problems)
 
 
@@ -498,7 +498,7 @@ def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
     ]
     assert read_ledger(fleet_project.layout)[0]["status"] == "keep"
     left = read_role(fleet_project.layout, "observer")
-    assert left is not None and left.state == "stopped" and not lives(left)
+    assert left is not None and left.state == "stopped" and not role_lives(left)
 
 
 # ── what must not stop it ───────────────────────────────────────────────────────────────────

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import DeliveryError, LockError, UndeliverableError
-from autohypothesis.fleet import outbox as outbox_module
-from autohypothesis.fleet.outbox import DiskOutbox, pause_s
+from autohypothesis.fleet.hub_sync import outbox
+from autohypothesis.fleet.hub_sync.outbox import DiskOutbox, pause_s
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OutboxEntry
@@ -24,8 +24,8 @@ from autohypothesis.schema import OutboxEntry
 COURIER = '''
 import os, signal, sys
 from pathlib import Path
-from autohypothesis.fleet import outbox as module
-from autohypothesis.fleet.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync import outbox as module
+from autohypothesis.fleet.hub_sync.outbox import DiskOutbox
 from autohypothesis.records.layout import Layout
 
 root, step, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -131,7 +131,7 @@ def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: DiskOut
     courier.trouble = down
     for name in "abc":
         box.put("post", name, {})
-    for _ in range(outbox_module.MOST_TRIES + 5):
+    for _ in range(outbox.MOST_TRIES + 5):
         done = box.deliver(courier)
     assert asked == {"a"}
     assert (done.left, done.error) == (3, "nobody there")
@@ -146,7 +146,7 @@ def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: DiskOutbox
     box.put("post", "a", {})
     box.put("post", "b", {})
     assert box.deliver(courier)[:3] == (1, 0, 1)
-    for _ in range(outbox_module.MOST_TRIES):
+    for _ in range(outbox.MOST_TRIES):
         box.deliver(courier)
     assert _states(box)["refused"] == ["post.a.json"]
     assert "given up after 20 tries: 500" in (
@@ -263,4 +263,4 @@ def test_kills_at_any_time_lose_and_repeat_nothing(box: DiskOutbox) -> None:
 def test_pauses_grow_and_end_somewhere() -> None:
     pauses = [pause_s(failures) for failures in range(100)]
     assert pauses == sorted(pauses)
-    assert pauses[0] < pauses[1] and pauses[-1] == outbox_module.LONGEST_PAUSE_S
+    assert pauses[0] < pauses[1] and pauses[-1] == outbox.LONGEST_PAUSE_S

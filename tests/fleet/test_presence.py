@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autohypothesis.errors import FleetError
-from autohypothesis.fleet.live import heartbeat, roles
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.presence import refuse_another_machine
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Heartbeat, now
@@ -14,17 +14,17 @@ from autohypothesis.system import host_name
 
 def beat(layout: Layout, node: str, state: str) -> None:
     one = Heartbeat(worker_id="gpu0", node_id=node, state=state, updated_at=now(), pid=1)
-    assert heartbeat.beat(layout, one)
+    assert presence.write_heartbeat(layout, one)
 
 
 @pytest.mark.parametrize("role", ["observer", "supervisor", "tool-builder"])
 def test_a_role_on_another_machine_is_named(layout: Layout, role: str) -> None:
-    elsewhere = roles.own(role, state="working").model_copy(update={"node_id": "rack-7"})
-    roles.report(layout, elsewhere)
+    elsewhere = presence.own_status(role, state="working").model_copy(update={"node_id": "rack-7"})
+    presence.write_role(layout, elsewhere)
     with pytest.raises(FleetError, match="rack-7") as refused:
         refuse_another_machine(layout)
     assert str(layout.live) in refused.value.hint
-    roles.report(layout, elsewhere.model_copy(update={"state": "stopped"}))
+    presence.write_role(layout, elsewhere.model_copy(update={"state": "stopped"}))
     refuse_another_machine(layout)
 
 

@@ -15,7 +15,7 @@ from autohypothesis.commands.main import app
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
-from autohypothesis.fleet.roster.roster import Fleet, Wanted, init_fleet
+from autohypothesis.fleet.roster.roster import Fleet, FleetOptions, init_fleet
 from autohypothesis.records.files import write_json
 from autohypothesis.schema import Proposal, Registry, Tool, now
 
@@ -28,7 +28,7 @@ HOSTILE = (
 @pytest.fixture
 def fleet(fleet_root: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
     monkeypatch.setattr(system, "physical_cores", lambda: list(range(64)))
-    return init_fleet(Project.open(fleet_root), Wanted(tag="t", cpu_workers=2))
+    return init_fleet(Project.open(fleet_root), FleetOptions(tag="t", cpu_workers=2))
 
 
 def pages(project: Project) -> dict[str, str]:

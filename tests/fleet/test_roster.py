@@ -28,10 +28,10 @@ from autohypothesis.errors import (
     RecordError,
     UsageError,
 )
+from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.roster.roster import Fleet, Wanted, init_fleet, read_manifest
-from autohypothesis.fleet.roster.salvage import prune
-from autohypothesis.fleet.roster.worktrees import Worktrees, marker
+from autohypothesis.fleet.roster.roster import Fleet, FleetOptions, init_fleet
+from autohypothesis.fleet.roster.worktrees import Worktrees, marker, prune
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
 from autohypothesis.records.files import write_json
@@ -45,8 +45,8 @@ INIT = (
     "from autohypothesis import system\n"
     "system.physical_cores = lambda: list(range(8))\n"
     "from autohypothesis.engine.project import Project\n"
-    "from autohypothesis.fleet.roster.roster import Wanted, init_fleet\n"
-    "init_fleet(Project.open(Path(sys.argv[1])), Wanted(cpu_workers=int(sys.argv[2])))\n"
+    "from autohypothesis.fleet.roster.roster import FleetOptions, init_fleet\n"
+    "init_fleet(Project.open(Path(sys.argv[1])), FleetOptions(cpu_workers=int(sys.argv[2])))\n"
 )
 
 
@@ -56,7 +56,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def init(root: Path, count: int = 2, **wanted: object) -> Fleet:
-    return init_fleet(Project.open(root), Wanted(cpu_workers=count, **wanted))  # type: ignore[arg-type]
+    return init_fleet(Project.open(root), FleetOptions(cpu_workers=count, **wanted))  # type: ignore[arg-type]
 
 
 def files_of(root: Path) -> dict[str, bytes]:

@@ -14,17 +14,19 @@ import pytest
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import ChangeError
-from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.hub_sync import incoming
+from autohypothesis.fleet.hub_sync.incoming import (
+    COURIER,
+    ClaimAnswer,
+    ClaimRequest,
+    tree_of_commit,
+)
+from autohypothesis.fleet.hub_sync.outbox import PENDING, DiskOutbox
+from autohypothesis.fleet.hub_sync.outgoing import HubReporter, SharedHistory
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer.handout import Handout
-from autohypothesis.fleet.outbox import PENDING, DiskOutbox
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.sharing import contact, foreign
-from autohypothesis.fleet.sharing.claims import Answer, Idea, tree_of_commit
-from autohypothesis.fleet.sharing.contact import COURIER
-from autohypothesis.fleet.sharing.lineage import Lineage
-from autohypothesis.fleet.sharing.telling import Telling
-from autohypothesis.fleet.supervisor.restore import restore
-from autohypothesis.fleet.supervisor.snapshot import snapshot
+from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.proposers.others import Others
 from autohypothesis.records.files import read_json, write_json
@@ -115,7 +117,7 @@ def test_the_same_files_begin_with_the_same_commit_whatever_the_history(
     git(other, "add", "-A")
     git(other, "commit", "-q", "-m", "start")
     project = Project.open(other).with_tag("u")
-    shown = {Lineage(one).baseline(one.reference()) for one in (fleet_project, project)}
+    shown = {SharedHistory(one).baseline(one.reference()) for one in (fleet_project, project)}
     assert len(shown) == 1
     entries = project.repository.entries(next(iter(shown)))
     assert set(entries) == {"train.py"}, "what is private was shown"
@@ -123,10 +125,10 @@ def test_the_same_files_begin_with_the_same_commit_whatever_the_history(
 
 
 def test_a_keep_is_one_commit_on_what_its_base_is_shown_as(fleet_project: Project) -> None:
-    lineage, base = Lineage(fleet_project), fleet_project.reference()
+    lineage, base = SharedHistory(fleet_project), fleet_project.reference()
     kept = commit_of(fleet_project.layout.root, train__py=SCRIPT + "# better\n", other__txt="no\n")
     shown = lineage.keep(kept, base, "better\n", WHEN)
-    assert shown == Lineage(fleet_project).keep(kept, base, "another word", WHEN), (
+    assert shown == SharedHistory(fleet_project).keep(kept, base, "another word", WHEN), (
         "it was shown before"
     )
     root = fleet_project.layout.root
@@ -136,7 +138,7 @@ def test_a_keep_is_one_commit_on_what_its_base_is_shown_as(fleet_project: Projec
 
 
 def test_what_is_built_on_an_adopted_commit_is_built_on_theirs(fleet_project: Project) -> None:
-    lineage, root = Lineage(fleet_project), fleet_project.layout.root
+    lineage, root = SharedHistory(fleet_project), fleet_project.layout.root
     theirs = commit_of(root, "theirs", train__py=SCRIPT + "# theirs\n", notes__md="hello\n")
     ours = commit_of(root, "ours", train__py=SCRIPT + "# theirs\n")
     lineage.adopt(ours, theirs)
@@ -170,7 +172,7 @@ def decided(fleet_project: Project) -> Project:
 def test_every_decided_experiment_is_told_once_and_a_keep_with_its_commit(decided: Project) -> None:
     rows, queue = read_ledger(decided.layout), Queue(decided.layout, "t")
     for _ in range(2):  # the second one is an observer that was started anew
-        telling = Telling(decided, queue, DiskOutbox(decided.layout))
+        telling = HubReporter(decided, queue, DiskOutbox(decided.layout))
         for _ in range(2):
             assert telling.turn(rows) and telling.problems == []
     told = entries(decided)
@@ -202,14 +204,14 @@ def test_what_was_told_is_not_told_again_after_research_was_deleted_and_restored
             return f"{entry.kind} {entry.name}"
 
     rows, box = read_ledger(decided.layout), DiskOutbox(decided.layout)
-    Telling(decided, Queue(decided.layout, "t"), box).turn(rows)
+    HubReporter(decided, Queue(decided.layout, "t"), box).turn(rows)
     assert box.deliver(Heard()).left == 0
     receipt = box.receipt("result", rows[0]["id"])
     snapshot(decided.repository, decided.layout, "t")
     shutil.rmtree(decided.layout.research)
     restore(decided.repository, decided.layout, "t")
     assert box.receipt("result", rows[0]["id"]) == receipt != ""
-    Telling(decided, Queue(decided.layout, "t"), box).turn(rows)
+    HubReporter(decided, Queue(decided.layout, "t"), box).turn(rows)
     assert box.pending() == []
 
 
@@ -220,7 +222,7 @@ def test_what_is_said_comes_from_plan_and_decision_and_not_from_what_a_run_wrote
               "rationale": "forged"}  # fmt: skip
     rows = [{**row, **forged} for row in read_ledger(decided.layout)]
     queue = Queue(decided.layout, "t")
-    Telling(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
     told = entries(decided)
     assert "forged" not in str(told)
     said = {one["description"] for name, one in told.items() if name.startswith("result.")}
@@ -236,7 +238,7 @@ def test_what_is_said_comes_from_plan_and_decision_and_not_from_what_a_run_wrote
 def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Project) -> None:
     (row, *_) = read_ledger(decided.layout)
     decided.layout.plan(row["id"]).unlink()
-    Telling(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout)).turn(
+    HubReporter(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout)).turn(
         [{**row, "description": "a\nb\x1b[2J " + "long " * 1_000}]
     )
     said = entries(decided)[f"result.{row['id']}"]["description"]
@@ -245,14 +247,14 @@ def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Project) -
 
 def test_a_later_refutation_is_told_once(decided: Project) -> None:
     rows, queue = read_ledger(decided.layout), Queue(decided.layout, "t")
-    Telling(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
     kept = next(row for row in rows if row["status"] == "keep" and row["parent_commit"])
     later = [
         {**row, "status": "discard", "confirmation": "refuted"} if row is kept else row
         for row in rows
     ]
     for _ in range(2):
-        telling = Telling(decided, queue, DiskOutbox(decided.layout))
+        telling = HubReporter(decided, queue, DiskOutbox(decided.layout))
         telling.turn(later)
         telling.turn(later)
     new = {name: said for name, said in entries(decided).items() if name.startswith("refuted")}
@@ -265,17 +267,20 @@ def test_a_run_of_somebodys_result_is_told_as_its_verification(decided: Project)
     theirs = commit_of(decided.layout.root, train__py=SCRIPT.replace("RATE = 1.0", "RATE = 4.0"))
     queue = Queue(decided.layout, "t")
     result = OthersResult(id=17, agent_id="bob", commit=theirs, value=1.1, description="RATE 4")
-    queue.add(foreign.proposal(result, priority=foreign.URGENT), proposer=foreign.PROPOSER)
+    queue.add(
+        incoming.proposal_from_result(result, priority=incoming.BETTER_PRIORITY),
+        proposer=incoming.HUB_PROPOSER,
+    )
     watched = observer(decided)
     turns(watched, lambda: watched.chronicle.counted() >= 5, Hands(decided, "w0"))
     watched.last_turn()
     rows = read_ledger(decided.layout)
-    Telling(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
     row = next(row for row in rows if "bob" in row["description"])
     said = entries(decided)[f"result.{row['id']}"]
     assert (said["verifies"], said["commit"]) == (17, theirs)
     assert row["status"] == "keep" and f"push.{row['id']}" not in entries(decided)
-    assert Lineage(decided).shown(row["commit"]) == theirs
+    assert SharedHistory(decided).shown(row["commit"]) == theirs
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────
@@ -285,10 +290,10 @@ class Says:
     """A hub that answers as it is told."""
 
     def __init__(self, said: str) -> None:
-        self.answer = Answer(said, "bob has it")  # type: ignore[arg-type]
-        self.asked: list[Idea] = []
+        self.answer = ClaimAnswer(said, "bob has it")  # type: ignore[arg-type]
+        self.asked: list[ClaimRequest] = []
 
-    def claim(self, asked: Idea) -> Answer:
+    def claim(self, asked: ClaimRequest) -> ClaimAnswer:
         self.asked.append(asked)
         return self.answer
 
@@ -409,7 +414,7 @@ def test_others_words_are_one_short_line_each_in_a_brief_that_fits(decided: Proj
 
 def test_a_damaged_word_of_the_hub_stops_nothing(decided: Project) -> None:
     decided.layout.hub_feed.write_text('{"generated_at": "no time"')
-    assert contact.Feed(decided.layout).heard() is None
+    assert incoming.FeedReader(decided.layout).heard() is None
     assert Others(decided.layout).propose(_situation(decided), 5) == []
 
 
@@ -436,34 +441,34 @@ def test_only_what_is_said_to_be_better_and_was_not_tried_is_proposed(decided: P
     situation = _situation(decided)
     others = Others(decided.layout)
     found = others.propose(situation, 10)
-    assert [foreign.result_of(one) for one in found] == [2, 7, 6, 1]
+    assert [incoming.result_number(one) for one in found] == [2, 7, 6, 1]
     known = Queue(decided.layout, "t").add(found[0], proposer="hub")
     again = others.propose(replace(situation, open=[known]), 10)
-    assert [foreign.result_of(one) for one in again] == [6, 1], "nor the same commit again"
+    assert [incoming.result_number(one) for one in again] == [6, 1], "nor the same commit again"
     noise = replace(situation, min_delta=0.12)
-    assert [foreign.result_of(one) for one in others.propose(noise, 10)] == [2, 7, 6]
+    assert [incoming.result_number(one) for one in others.propose(noise, 10)] == [2, 7, 6]
     upside_down = replace(situation, direction="maximize")
-    assert [foreign.result_of(one) for one in others.propose(upside_down, 10)] == [3]
+    assert [incoming.result_number(one) for one in others.propose(upside_down, 10)] == [3]
 
 
 def test_a_courier_that_is_gone_is_no_way_to_the_hub(fleet_project: Project) -> None:
-    assert not contact.contact(fleet_project.layout).is_open
-    status = roles.own(COURIER, state="working", details={"reachable": True})
-    roles.report(fleet_project.layout, status)
-    assert contact.contact(fleet_project.layout).is_open
+    assert not incoming.hub_connection(fleet_project.layout).is_open
+    status = presence.own_status(COURIER, state="working", details={"reachable": True})
+    presence.write_role(fleet_project.layout, status)
+    assert incoming.hub_connection(fleet_project.layout).is_open
     gone = status.model_copy(update={"process_start": 1.0})
-    roles.report(fleet_project.layout, gone)
-    assert not contact.contact(fleet_project.layout).is_open
+    presence.write_role(fleet_project.layout, gone)
+    assert not incoming.hub_connection(fleet_project.layout).is_open
 
 
 def test_a_search_that_joined_late_tells_a_little_at_each_turn(
     decided: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autohypothesis.fleet.sharing import telling as module
+    from autohypothesis.fleet.hub_sync import outgoing
 
-    monkeypatch.setattr(module, "AT_ONCE", 1)
+    monkeypatch.setattr(outgoing, "AT_ONCE", 1)
     rows = read_ledger(decided.layout)
-    telling = Telling(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout))
+    telling = HubReporter(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout))
     turns_taken = 1
     while not telling.turn(rows):
         turns_taken += 1

@@ -19,10 +19,14 @@ from autohypothesis.engine.decide import settle
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import Request, run
 from autohypothesis.errors import FleetError, GitError
-from autohypothesis.fleet.supervisor import restore as restoring
 from autohypothesis.fleet.supervisor import snapshot as module
-from autohypothesis.fleet.supervisor.restore import newest_tag, restore
-from autohypothesis.fleet.supervisor.snapshot import LOG_TAIL, ledger_ref, snapshot
+from autohypothesis.fleet.supervisor.snapshot import (
+    LOG_TAIL,
+    ledger_ref,
+    newest_tag,
+    restore,
+    snapshot,
+)
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import git_keep
 from autohypothesis.records.files import opened, write_json
@@ -306,7 +310,7 @@ def test_strange_names_are_kept(project: Project, name: str) -> None:
 def test_a_snapshot_from_elsewhere_leaves_the_repository_by_no_path(project: Project) -> None:
     bundle(project.layout, "h-1")
     take(project)
-    assert not restoring._may_be_put(project.layout, "research/../../evil")
+    assert not module._may_be_put(project.layout, "research/../../evil")
     assert not (project.layout.root.parent / "evil").exists()
 
 

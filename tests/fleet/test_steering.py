@@ -10,13 +10,13 @@ import pytest
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Knob
-from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.steering import (
     SteeringFiles,
-    both,
-    limits,
-    narrowed,
+    merge_steering,
+    narrowed_knobs,
     parse,
+    steering_limits,
     unknown_names,
     violation,
 )
@@ -105,7 +105,7 @@ def test_a_slip_that_was_there_before_the_process_frees_nothing(layout: Layout) 
     """A successor of a killed observer finds a damaged page, and what was in force before it."""
     binding = Steering(frozen=["DEPTH"])
     details = {"steering": binding.model_dump(mode="json")}
-    roles.report(layout, roles.own("observer", details=details))
+    presence.write_role(layout, presence.own_status("observer", details=details))
     write(layout, "frozen: [")
     assert SteeringFiles(layout).combined() == binding
 
@@ -139,7 +139,7 @@ def test_steering_binds_on_top_of_the_program(layout: Layout) -> None:
 
 
 def test_two_pages_that_contradict_each_other_allow_no_value() -> None:
-    steering = both(Steering(ranges={"RATE": (0, 1)}), Steering(ranges={"RATE": (2, 3)}))
+    steering = merge_steering(Steering(ranges={"RATE": (0, 1)}), Steering(ranges={"RATE": (2, 3)}))
     for value in (0.5, 1.5, 2.5):
         assert violation(steering, REFERENCE, {**REFERENCE, "RATE": value})
 
@@ -200,17 +200,19 @@ def test_knobs_stay_within_the_ranges() -> None:
         frozen=["gone"],
         ranges={"depth": (2.5, 7.9), "RATE": (0.5, 9), "SIZE": (2, 4), "PATTERN": (0, 1)},
     )
-    left = narrowed(knobs, steering)
+    left = narrowed_knobs(knobs, steering)
     assert (left["DEPTH"].low, left["DEPTH"].high) == (3, 7)
     assert (left["RATE"].low, left["RATE"].high) == (0.5, 1)
     assert left["SIZE"].choices == (2, 4)
     assert set(left) == {"DEPTH", "RATE", "SIZE"}
-    assert narrowed(knobs, Steering(ranges={"DEPTH": (3, 3)})).keys() == knobs.keys() - {"DEPTH"}
+    assert narrowed_knobs(knobs, Steering(ranges={"DEPTH": (3, 3)})).keys() == knobs.keys() - {
+        "DEPTH"
+    }
 
 
 def test_a_memory_limit_reaches_the_decision() -> None:
-    assert limits(Steering()) == {}
-    assert limits(Steering(memory_limit_mb=500))["peak_vram_mb"].hard == 500
+    assert steering_limits(Steering()) == {}
+    assert steering_limits(Steering(memory_limit_mb=500))["peak_vram_mb"].hard == 500
 
 
 # ── in a search ─────────────────────────────────────────────────────────────────────────────

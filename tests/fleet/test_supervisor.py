@@ -15,23 +15,22 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import FleetError, LockError
-from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.supervisor import muster, shutdown
-from autohypothesis.fleet.supervisor.launching import Role, log_tail
-from autohypothesis.fleet.supervisor.supervisor import Child, Pace, Supervisor
+from autohypothesis.fleet.supervisor import process_specs, supervisor
+from autohypothesis.fleet.supervisor.process_specs import ProcessSpec, log_tail
+from autohypothesis.fleet.supervisor.supervisor import ManagedProcess, RestartPolicy, Supervisor
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.processes import Process
 from autohypothesis.schema import Manifest, now
 from autohypothesis.system import is_alive, process_start
 
-PACE = "Pace(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
+PACE = "RestartPolicy(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
 
 ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
 import sys, time
 from pathlib import Path
-from autohypothesis.fleet.live import heartbeat
-from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
@@ -44,10 +43,11 @@ layout = Layout(root)
 def say(state):
     if name.startswith("worker-"):
         own = Process.own()
-        heartbeat.beat(layout, Heartbeat(worker_id=name[7:], state=state, updated_at=now(),
-                                         pid=own.pid, process_start=own.start))
+        presence.write_heartbeat(layout, Heartbeat(worker_id=name[7:], state=state,
+            updated_at=now(), pid=own.pid, process_start=own.start))
     else:
-        roles.report(layout, roles.own(name, state=state, last_action="MODE is no good"))
+        status = presence.own_status(name, state=state, last_action="MODE is no good")
+        presence.write_role(layout, status)
 
 def note(word):
     with open(root / "notes", "a") as file:
@@ -80,13 +80,13 @@ with Stop() as stop, hold(layout, name, doing=name, timeout=20):
 UP = f"""
 import json, sys
 from pathlib import Path
-from autohypothesis.fleet.supervisor.launching import Role
+from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.supervisor.supervisor import Pace, Supervisor
+from autohypothesis.fleet.supervisor.supervisor import RestartPolicy, Supervisor
 from autohypothesis.records.layout import Layout
 
 root, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-crew = [Role(name, (sys.executable, str(root / "role.py"), str(root), name, how),
+crew = [ProcessSpec(name, (sys.executable, str(root / "role.py"), str(root), name, how),
              {{"w": 0, "t": 1, "o": 2, "s": 3}}[name[0]],
              worker=name[7:] if name.startswith("worker-") else None) for name, how in plan.items()]
 final = (sys.executable, "-c", "open(%r, 'a').write('final\\\\n')" % str(root / "notes"))
@@ -117,7 +117,7 @@ class Fleet:
         return process
 
     def children(self) -> dict[str, dict[str, Any]]:
-        status = roles.read_role(self.layout, "supervisor")
+        status = presence.read_role(self.layout, "supervisor")
         return status.details.get("children", {}) if status else {}
 
     def pid(self, name: str) -> int | None:
@@ -139,7 +139,7 @@ class Fleet:
         for process in self.started:
             process.kill()
             process.communicate()
-        for one in shutdown.living(self.layout):
+        for one in supervisor.live_processes(self.layout):
             os.kill(one.process.pid, signal.SIGKILL)
 
 
@@ -178,9 +178,9 @@ def test_roles_are_stopped_in_order_and_the_last_sync_comes_last(fleet: Fleet) -
     ends = [line for line in fleet.notes() if not line.endswith("began")]
     assert set(ends[:2]) == {"worker-cpu0 stopped", "worker-cpu1 stopped"}
     assert ends[2:] == ["tool-builder stopped", "observer stopped", "final"]
-    status = roles.read_role(fleet.layout, "supervisor")
+    status = presence.read_role(fleet.layout, "supervisor")
     assert status is not None and status.state == "stopped"
-    assert not shutdown.living(fleet.layout)
+    assert not supervisor.live_processes(fleet.layout)
 
 
 def test_ctrl_c_does_not_reach_the_roles_past_the_supervisor(fleet: Fleet) -> None:
@@ -201,7 +201,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_deaf_role(fleet: Fleet) -> None:
     before = time.monotonic()
     assert up.communicate(timeout=60)[0].startswith("stopped")
     assert time.monotonic() - before < 20
-    assert not shutdown.living(fleet.layout)
+    assert not supervisor.live_processes(fleet.layout)
     assert "final" not in fleet.notes()
 
 
@@ -210,7 +210,7 @@ def test_a_role_that_always_fails_is_tried_ever_more_rarely(fleet: Fleet) -> Non
     up = fleet.up(plan)
     fleet.at_work(plan)
     until(lambda: fleet.children()["worker-cpu0"]["restarts"] >= 4)
-    status = roles.read_role(fleet.layout, "supervisor")
+    status = presence.read_role(fleet.layout, "supervisor")
     assert status is not None
     assert any("worker-cpu0 ended with 1: error: it is no good" in one for one in status.problems)
     assert fleet.pid("observer") and fleet.children()["observer"]["restarts"] == 0
@@ -219,9 +219,9 @@ def test_a_role_that_always_fails_is_tried_ever_more_rarely(fleet: Fleet) -> Non
 
 
 def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_steady_life(tmp_path: Path) -> None:
-    role = Role("observer", ("true",), 2)
+    role = ProcessSpec("observer", ("true",), 2)
     supervisor = Supervisor(Layout(tmp_path), [role])
-    child = Child(role)
+    child = ManagedProcess(role)
     pauses = []
     for _ in range(9):
         supervisor._pause(child, "ended with 1")
@@ -272,7 +272,7 @@ def test_without_a_successor_the_roles_of_a_killed_supervisor_leave(fleet: Fleet
     up = fleet.up()
     fleet.at_work()
     up.kill()
-    until(lambda: not shutdown.living(fleet.layout))
+    until(lambda: not supervisor.live_processes(fleet.layout))
     assert {f"{name} abandoned" for name in USUAL} <= set(fleet.notes())
 
 
@@ -290,14 +290,14 @@ def test_a_second_supervisor_is_refused_by_name(fleet: Fleet) -> None:
 def test_a_failed_search_stops_everything_and_says_why(fleet: Fleet) -> None:
     up = fleet.up({**USUAL, "observer": "failed"})
     assert up.communicate(timeout=60)[0] == "failed MODE is no good\n"
-    assert not shutdown.living(fleet.layout)
+    assert not supervisor.live_processes(fleet.layout)
     assert fleet.notes()[-1] == "final"
 
 
 def test_a_finished_search_stops_everything(fleet: Fleet) -> None:
     up = fleet.up({**USUAL, "observer": "finished"})
     assert up.communicate(timeout=60)[0].startswith("finished")
-    assert not shutdown.living(fleet.layout)
+    assert not supervisor.live_processes(fleet.layout)
     assert fleet.notes()[-1] == "final"
 
 
@@ -315,10 +315,10 @@ def test_down_stops_what_a_killed_supervisor_left_behind(fleet: Fleet) -> None:
     command = [sys.executable, str(fleet.layout.root / "role.py"), str(fleet.layout.root)]
     alone = [subprocess.Popen([*command, name, "works"]) for name in USUAL]
     until(lambda: all(f"{name} began" in fleet.notes() for name in USUAL))
-    until(lambda: len(shutdown.living(fleet.layout)) == 4)
+    until(lambda: len(supervisor.live_processes(fleet.layout)) == 4)
     said: list[str] = []
-    assert not shutdown.end_supervisor(fleet.layout, 30, said.append)
-    ended = shutdown.end_all(fleet.layout, 30, said.append)
+    assert not supervisor.end_supervisor(fleet.layout, 30, said.append)
+    ended = supervisor.end_all(fleet.layout, 30, said.append)
     assert ended == ["worker-cpu0", "worker-cpu1", "tool-builder", "observer"]
     ends = [line for line in fleet.notes() if line.endswith("stopped")]
     assert ends[2:] == ["tool-builder stopped", "observer stopped"]
@@ -327,17 +327,19 @@ def test_down_stops_what_a_killed_supervisor_left_behind(fleet: Fleet) -> None:
 
 def test_a_reused_pid_is_nobody_to_be_stopped(fleet: Fleet) -> None:
     own = Process.own()
-    status = roles.own("observer", state="working").model_copy(
+    status = presence.own_status("observer", state="working").model_copy(
         update={"pid": own.pid, "process_start": own.start - 50}
     )
-    roles.report(fleet.layout, status)
-    assert not shutdown.living(fleet.layout)
+    presence.write_role(fleet.layout, status)
+    assert not supervisor.live_processes(fleet.layout)
 
 
 def test_a_program_that_is_not_there_is_tried_again_and_said(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     supervisor = Supervisor(
-        layout, [Role("observer", ("/nowhere/python",), 2)], pace=Pace(0.01, 0.02, 60, 1)
+        layout,
+        [ProcessSpec("observer", ("/nowhere/python",), 2)],
+        pace=RestartPolicy(0.01, 0.02, 60, 1),
     )
     with Stop() as stop:
         supervisor.tick = lambda: stop.request() if supervisor.children[0].restarts > 2 else None
@@ -347,7 +349,7 @@ def test_a_program_that_is_not_there_is_tried_again_and_said(tmp_path: Path) -> 
 
 def test_a_full_disk_does_not_end_the_supervisor(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    sleeper = Role("tool-builder", ("sleep", "600"), 1, reports=False)
+    sleeper = ProcessSpec("tool-builder", ("sleep", "600"), 1, reports=False)
     supervisor = Supervisor(layout, [sleeper])
     layout.role("supervisor").mkdir(parents=True)  # nothing can be written there
     with Stop() as stop:
@@ -366,17 +368,19 @@ def test_a_supervisor_that_starts_slowly_is_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = (sys.executable, "-c", "import time; time.sleep(600)")
-    monkeypatch.setattr(muster, "program", lambda layout: slow)
-    monkeypatch.setattr(muster, "START_S", 0.3)
-    started = muster.detach(Layout(tmp_path), ["up"])
+    monkeypatch.setattr(process_specs, "command_line", lambda layout: slow)
+    monkeypatch.setattr(process_specs, "START_S", 0.3)
+    started = process_specs.detach(Layout(tmp_path), ["up"])
     try:
         assert not started.is_at_work and Path(f"/proc/{started.pid}").exists()
     finally:
         os.kill(started.pid, signal.SIGKILL)
         os.waitpid(started.pid, 0)
-    monkeypatch.setattr(muster, "program", lambda layout: (sys.executable, "-c", "raise KeyError"))
+    monkeypatch.setattr(
+        process_specs, "command_line", lambda layout: (sys.executable, "-c", "raise KeyError")
+    )
     with pytest.raises(FleetError, match="KeyError"):
-        muster.detach(Layout(tmp_path), ["up"])
+        process_specs.detach(Layout(tmp_path), ["up"])
 
 
 def test_the_tool_builder_is_told_whom_to_ask(tmp_path: Path) -> None:
@@ -387,8 +391,10 @@ def test_the_tool_builder_is_told_whom_to_ask(tmp_path: Path) -> None:
     )  # fmt: skip
 
     def words(**more: str) -> tuple[str, ...]:
-        roles_of = {one.name: one for one in muster.crew(layout, manifest, [], **more)}
-        return roles_of["tool-builder"].command[len(muster.program(layout)) :]
+        roles_of = {
+            one.name: one for one in process_specs.fleet_processes(layout, manifest, [], **more)
+        }
+        return roles_of["tool-builder"].command[len(process_specs.command_line(layout)) :]
 
     assert words() == ("tool-builder", "--command", "my-model --write")
     assert words(tool_command="other") == ("tool-builder", "--command", "other")

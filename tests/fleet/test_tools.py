@@ -20,7 +20,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.errors import LockError, ToolError, UsageError
-from autohypothesis.fleet.live.roles import read_role
+from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
 from autohypothesis.fleet.toolbuilder.checks import Limits

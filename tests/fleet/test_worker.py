@@ -22,15 +22,14 @@ from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
-from autohypothesis.fleet.live import bench, heartbeat, roles
-from autohypothesis.fleet.live.heartbeat import at_work, read
+from autohypothesis.fleet.live import presence, quarantine
+from autohypothesis.fleet.live.presence import read_heartbeat, worker_lives
 from autohypothesis.fleet.queue import takeover
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.takeover import newest_experiment
-from autohypothesis.fleet.supervisor.restore import restore
-from autohypothesis.fleet.supervisor.snapshot import snapshot
-from autohypothesis.fleet.worker import claims, worker
-from autohypothesis.fleet.worker.claims import Claims
+from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
+from autohypothesis.fleet.worker import preparation, worker
+from autohypothesis.fleet.worker.preparation import WorkerQueue
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
@@ -136,7 +135,7 @@ def result_of(project: Project, experiment_id: str) -> Result:
 
 def seen(project: Project) -> Heartbeat:
     """Its heartbeat; an empty one before the first."""
-    return read(project.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
+    return read_heartbeat(project.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
 
 
 def is_done(jobs: Queue, *names: str) -> bool:
@@ -176,7 +175,7 @@ def test_everything_that_is_dispatched_runs_once_and_ends_once(
         assert runs_of(fleet_project, hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
         result = result_of(fleet_project, f"{hypothesis.hypothesis_id}-1")
         assert result.status == "completed", result
-    assert seen(fleet_project).state == "stopped" and not at_work(seen(fleet_project))
+    assert seen(fleet_project).state == "stopped" and not worker_lives(seen(fleet_project))
     assert (seen(fleet_project).busy_seconds or 0) > 0
     nothing_is_left(fleet_project)
 
@@ -271,7 +270,7 @@ def test_a_second_process_of_one_worker_is_refused_by_name(
 ) -> None:
     monkeypatch.setattr(worker, "LOCK_S", 0.1)
     with working(fleet_project):
-        until(lambda: at_work(seen(fleet_project)))
+        until(lambda: worker_lives(seen(fleet_project)))
         with pytest.raises(LockError, match=f"worker-{NAME}.*pid {os.getpid()}"):
             Worker(fleet_project, ENTRY).run(Asked())
 
@@ -283,7 +282,7 @@ def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
         raise RecordError(f"cannot write {path}: No space left on device")
 
     names = propose(jobs, 2)
-    monkeypatch.setattr(heartbeat, "write_json", full)
+    monkeypatch.setattr(presence, "write_json", full)
     with working(fleet_project):
         until(lambda: is_done(jobs, *names))
 
@@ -317,9 +316,9 @@ def test_a_full_disk_at_a_release_loses_no_hypothesis(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(claims, "RETRY_S", 0.0)
+    monkeypatch.setattr(preparation, "RETRY_S", 0.0)
     (name,) = propose(jobs)
-    held = Claims(fleet_project, NAME)
+    held = WorkerQueue(fleet_project, NAME)
     assert held.take() is not None
     with monkeypatch.context() as patched:
         patched.setattr("autohypothesis.fleet.queue.states.rename_exclusive", full)
@@ -334,7 +333,7 @@ def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(
     fleet_project: Project, jobs: Queue
 ) -> None:
     first, second = propose(jobs, 2)
-    held = Claims(fleet_project, NAME)
+    held = WorkerQueue(fleet_project, NAME)
     for _ in range(2):
         held.take()
     jobs.requeue(first)
@@ -561,7 +560,7 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
     assert result_of(fleet_project, f"{name}-2").status == "completed"
     assert not run.result.exists()
     with working(fleet_project):  # the claim is gone, and the run still lies there
-        until(lambda: at_work(seen(fleet_project)) and seen(fleet_project).state == "idle")
+        until(lambda: worker_lives(seen(fleet_project)) and seen(fleet_project).state == "idle")
     local = json.loads(run.local.read_text())
     run.local.write_text(json.dumps({**local, "starter": {"pid": 0, "start": 0.0}}))
     run.shim.unlink()  # as the hint says
@@ -573,7 +572,7 @@ def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_l
     fleet_project: Project, jobs: Queue
 ) -> None:
     first, _ = propose(jobs, 2)
-    held = Claims(fleet_project, NAME)
+    held = WorkerQueue(fleet_project, NAME)
     assert held.take() is not None
     held.give_back(first, problem="it runs on rack-7")
     assert held.take() is not None
@@ -715,7 +714,7 @@ def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
 ) -> None:
     """The device is taken between the preparation and the start."""
     (name,) = propose(jobs)
-    monkeypatch.setattr(worker, "hindrance", lambda _: None)
+    monkeypatch.setattr(worker, "device_problem", lambda _: None)
     monkeypatch.setattr(worker, "LOOK_S", 0.1)
     with working(fleet_project):
         with stranger():
@@ -735,7 +734,7 @@ def test_a_worker_made_for_a_gpu_never_trains_without_it(
         until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
         until(lambda: seen(fleet_project).state == "benched")
         assert "no NVIDIA driver answers" in seen(fleet_project).notes
-    assert list(bench.benched(fleet_project.layout)) == ["GPU-0000"]
+    assert list(quarantine.quarantined(fleet_project.layout)) == ["GPU-0000"]
     assert not fleet_project.layout.plans.exists() and not fleet_project.layout.runs.exists()
 
 
@@ -782,17 +781,17 @@ def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(
         assert "lost" in seen(fleet_project).notes
     assert len(executor.submitted) == 2
     assert len(jobs.done_ids()) == 2 and set(jobs.done_ids()) < set(names)
-    assert "lost" in bench.benched(fleet_project.layout)[LANE]
+    assert "lost" in quarantine.quarantined(fleet_project.layout)[LANE]
 
 
 def test_a_benched_device_is_used_again_when_its_time_is_over(
     fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    bench.bench(fleet_project.layout, LANE, "it was lost")
+    quarantine.quarantine(fleet_project.layout, LANE, "it was lost")
     (name,) = propose(jobs)
     with working(fleet_project):
         until(lambda: seen(fleet_project).state == "benched" and jobs.pending())
-        bench.clear(fleet_project.layout)
+        quarantine.clear_quarantine(fleet_project.layout)
         until(lambda: seen(fleet_project).state == "idle")
         jobs.dispatch(name, NAME)
         until(lambda: is_done(jobs, name))
@@ -816,13 +815,17 @@ def kill_again_and_again(
         if is_done(jobs, *names):
             names += propose(jobs, 2, overrides={"SLEEP": 0.2})
         process = python(PROCESS, project.layout.root)
-        until(lambda process=process: (h := read(project.layout, NAME)) and h.pid == process.pid)  # type: ignore
+        until(
+            lambda process=process: (
+                (h := read_heartbeat(project.layout, NAME)) and h.pid == process.pid
+            )
+        )  # type: ignore
         time.sleep(chance.uniform(0.0, 0.8))  # a random moment, not a wait
         process.kill()  # type: ignore[attr-defined]
         process.wait()  # type: ignore[attr-defined]
     process = python(PROCESS, project.layout.root)
     # Before it beats it has no handler: a signal would kill it when nothing was left to do.
-    until(lambda: (h := read(project.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
+    until(lambda: (h := read_heartbeat(project.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
     until(lambda: is_done(jobs, *names), seconds=200)
     process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]
     assert process.wait(60) == 0  # type: ignore[attr-defined]
@@ -916,8 +919,10 @@ def one_trains_one_is_ready(
 
 def says(project: Project, *, pid: int | None = None, **details: object) -> None:
     """What the observer publishes; this process plays it, or one that has ended."""
-    status = roles.own("observer", state="working", details=details)
-    roles.report(project.layout, status if pid is None else status.model_copy(update={"pid": pid}))
+    status = presence.own_status("observer", state="working", details=details)
+    presence.write_role(
+        project.layout, status if pid is None else status.model_copy(update={"pid": pid})
+    )
 
 
 def test_what_was_prepared_is_not_begun_once_the_search_is_over(

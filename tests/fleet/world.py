@@ -35,11 +35,11 @@ from autohypothesis.engine import decide, devices, shim, shim_run, workspace
 from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
 from autohypothesis.fleet import sync
-from autohypothesis.fleet.live import bench, heartbeat
+from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer import deciding, errands, observer, publishing
 from autohypothesis.fleet.observer.ending import Limits
 from autohypothesis.fleet.queue import states as queue
-from autohypothesis.fleet.worker import claims, preparing, worker
+from autohypothesis.fleet.worker import preparation, worker
 from autohypothesis.records import bundles, git, locks, processes
 from autohypothesis.records.files import read_json, write_json
 from tests.conftest import run_git
@@ -495,11 +495,11 @@ class World:
             monotonic=lambda: self.now, sleep=self.sleep, time=time.time, time_ns=time.time_ns
         )
         for module in (
-            claims, deciding, errands, heartbeat, observer, preparing, publishing, queue, worker
+            deciding, errands, observer, preparation, presence, publishing, queue, worker
         ):  # fmt: skip
             self.patches.setattr(module, "time", clock)
-        self.patches.setattr(bench, "now", lambda: schema.now() + timedelta(seconds=self.now))
-        self.patches.setattr(preparing, "threading", SimpleNamespace(Thread=At))
+        self.patches.setattr(quarantine, "now", lambda: schema.now() + timedelta(seconds=self.now))
+        self.patches.setattr(preparation, "threading", SimpleNamespace(Thread=At))
         self.patches.setattr(errands, "Thread", At)
         self.patches.setattr(locks, "DEFAULT_TIMEOUT_S", 5.0)
 

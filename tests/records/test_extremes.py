@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from autohypothesis import system
 from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.overview.overview import overview
-from autohypothesis.fleet.overview.spans import spans_of
+from autohypothesis.fleet.overview.results import device_intervals
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import parse_json, to_json
 from autohypothesis.records.ledger import read_ledger
@@ -97,7 +97,7 @@ def look(lab: Any) -> None:
     overview(layout)
     digest(layout, "nov20")
     digest(layout, "nov20", since_hours=1)
-    spans_of(layout, rows, None, now())
+    device_intervals(layout, rows, None, now())
     for path in (layout.ledger, layout.aggregate_experiments, layout.problems, layout.leaderboard):
         path.read_bytes().decode()
 

@@ -1,8 +1,8 @@
 """The loop over a task's artifacts: a round of changes side by side, decided best first.
 
-It is the fleet of one process: what a round needs beside the engine is where its changes come from
-(source.py), and what is said about it (line.py). Everything that it knows it finds on disk, so a
-kill costs the round that was on its way, and what ran is collected and decided by the next loop.
+Where the changes of a round come from is source.py; the published line of each is results.py. The
+state is on disk, so a kill costs the round that was on its way, and what ran is collected and
+decided by the next loop. What is kept goes to the user's branch as a fast-forward, or is named.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from typing import Any
 
 from autohypothesis.engine import devices, recovery, runner
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.decide import MissingRun, NeedsRuns, settle
+from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import RefusedError
 from autohypothesis.engine.policy import best_first
-from autohypothesis.engine.project import Project
+from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
 from autohypothesis.engine.replication import make_missing_runs
 from autohypothesis.engine.runner import Request, Unwatched, Watch
 from autohypothesis.engine.task import task_hash
-from autohypothesis.errors import RecordError, SettleError, UsageError
-from autohypothesis.fleet.artifact.home import meet_user, take_home
-from autohypothesis.fleet.artifact.line import Lines
-from autohypothesis.fleet.artifact.source import Source
-from autohypothesis.fleet.live.steering import SteeringFiles, limits
+from autohypothesis.errors import GitError, RecordError, SettleError, UsageError
+from autohypothesis.fleet.artifact.results import ResultLines
+from autohypothesis.fleet.artifact.source import ChangeSource
+from autohypothesis.fleet.live.steering import SteeringFiles, steering_limits
 from autohypothesis.fleet.observer.ending import Ending
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from autohypothesis.fleet.sync import sync
@@ -39,6 +38,61 @@ from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.schema import Decision, finite
+
+MAX_NAMED = 4
+
+
+def meet_user(project: Project) -> Iterator[str]:
+    """Take in what the user has committed on top of the reference; a line for what to know.
+
+    A branch that has gone another way is left alone, and so is the reference.
+
+    Raises:
+        FleetError: the reference would move, and somebody has its branch checked out.
+    """
+    repository = project.repository
+    head = repository.head()
+    if changed := [one.path for one in repository.changes(head, repository.snapshot_tree())]:
+        more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
+        named = ", ".join(changed[:MAX_NAMED])
+        yield f"not committed, so no part of this: {named}{more}"
+    with locks.hold(project.layout, "settle", doing="following your branch"):
+        repair(project)  # what was kept and not moved to, when somebody was killed, comes first
+        reference = project.reference()
+        if head == reference:
+            return
+        if repository.is_ancestor(reference, head):
+            refuse_checked_out(repository, project.active())
+            repository.compare_and_swap(reference_ref(project.active()), head, reference)
+            yield f"the search goes on from your commit {head[:7]}"
+            return
+    yield (
+        f"the search goes on from {reference[:7]}, which your branch is not built on;"
+        f" take it home: python orchestrator.py adopt --tag {project.active()}"
+    )
+
+
+def take_home(project: Project, decision: Decision) -> str:
+    """Fast-forward the user's branch to what was kept, if it stands where that was made.
+
+    A line that says where the branch is now, or what to run.
+    """
+    kept, before = str(decision.reference_after), decision.reference_before
+    if decision.decision_status != "keep" or kept == before:
+        return ""
+    repository = project.repository
+    head = repository.head()
+    if head == kept:
+        return ""
+    take = f"take it home: python orchestrator.py adopt --tag {decision.tag}"
+    if head != before:
+        return f"your branch is at {head[:7]}, not at {str(before)[:7]}; {take}"
+    try:
+        branch = repository.fast_forward(kept)
+    except GitError as error:
+        return f"{error.problem}; {take}"
+    return f"{branch} moved from {head[:7]} to {kept[:7]}"
+
 
 MOST_LOST = 5
 """Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
@@ -48,7 +102,7 @@ LONGEST_PAUSE_S = 30.0
 
 
 @dataclass
-class Loop:
+class TaskLoop:
     """One call of `task run`. The lock `observer` is held for its life: one of them decides.
 
     Attributes:
@@ -57,7 +111,7 @@ class Loop:
     """
 
     project: Project
-    source: Source
+    source: ChangeSource
     chronicle: Chronicle
     ending: Ending
     parallel: int = 1
@@ -69,7 +123,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         self.executor: Executor = LocalExecutor(self.project.repository, self.project.layout)
-        self._lines = Lines(self.project)
+        self._lines = ResultLines(self.project)
         self._wins: list[NeedsRuns] = []
         """Wins that wait for runs which confirm them, the best first."""
         self._steering = SteeringFiles(self.project.layout)
@@ -236,7 +290,10 @@ class Loop:
         """Decide all that has ended, the best first; what was kept goes home, then it is said."""
         steering = self._steering.combined()
         settlement = settle(
-            self.project, decided_by="task run", limits=limits(steering), order=self._best_first
+            self.project,
+            decided_by="task run",
+            limits=steering_limits(steering),
+            order=self._best_first,
         )
         self.chronicle.refresh()
         self.decided += settlement.decisions

@@ -28,7 +28,7 @@ APART = 1_000_003
 """Between the seeds of two searches: neighbours share no change before a million of them."""
 
 
-class Source(Protocol):
+class ChangeSource(Protocol):
     """Has changes to try, a round at a time."""
 
     def next(self, count: int) -> Sequence[Request]:
@@ -38,7 +38,7 @@ class Source(Protocol):
         """Something was decided."""
 
 
-class Program:
+class MutatorSource:
     """The task's own program: each time it is asked it makes one change, whatever that is."""
 
     def __init__(self, project: Project, chronicle: Chronicle, seed: int) -> None:
@@ -73,7 +73,7 @@ class Program:
                 yield Request(Change.from_patch(diff), title=title, hypothesis_id=name)
 
 
-class Queued:
+class QueueSource:
     """Hypotheses of the queue, best first; a proposer fills it when it is empty."""
 
     def __init__(

@@ -1,77 +1,280 @@
-"""Who is at work in a repository, by locks and living processes; never by the age of a file."""
+"""Which processes of a fleet live, and what each reports in `research/live/`.
+
+Each role writes `live/<role>.json`, each worker `live/workers/<worker_id>.json` at each change of
+state and about once a second. A process lives by pid, start time and host, never by the age of its
+file; a damaged file counts as none, and a full disk costs the report, not the work.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from autohypothesis import system
 from autohypothesis.engine import recovery
 from autohypothesis.engine.project import is_running
-from autohypothesis.errors import FleetError
-from autohypothesis.fleet.live import roles
-from autohypothesis.fleet.live.heartbeat import read_all
+from autohypothesis.errors import AutohypothesisError, FleetError
+from autohypothesis.records import jsonl
+from autohypothesis.records.files import load, load_or_none, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.locks import held
+from autohypothesis.records.processes import Process
+from autohypothesis.schema import Heartbeat, Manifest, RoleStatus, Worker, WorkerState, now
 
-__all__ = ["held"]
-
+ROLE_LIMIT = 256 * 1024
+HEARTBEAT_LIMIT = 64 * 1024
+BEAT_S = 1.0
 LOOP = "loop"
-"""A search on one machine by one process: its lock and its status have this name."""
-SOLO = "solo"
-"""Its one worker."""
+"""Name of the lock and the status of a single loop."""
+LOOP_WORKER = "solo"
 ROLES = (LOOP, "supervisor", "observer", "tool-builder", "courier")
-LEFT = ("stopped", "finished", "failed")
-"""States of somebody who has left."""
+ENDED_STATES = ("stopped", "finished", "failed")
+_WATCH_HINT = "watch it: python orchestrator.py monitor, or end it: python orchestrator.py down"
+
+
+# ── roles ───────────────────────────────────────────────────────────────────────────────────
+
+
+def own_status(role: str, **fields: Any) -> RoleStatus:
+    """Return the status of this process in `role`; fields that are not given are empty."""
+    me, moment = Process.own(), now()
+    values = {"started_at": moment, "updated_at": moment, **fields}
+    return RoleStatus(role=role, node_id=me.host, pid=me.pid, process_start=me.start, **values)
+
+
+def write_role(layout: Layout, status: RoleStatus, *, durable: bool = False) -> None:
+    """Write `status`, dated now.
+
+    Args:
+        durable: it is not written again within seconds, so no power cut may lose it.
+
+    Raises:
+        RecordError: the disk is full.
+    """
+    dated = status.model_copy(update={"updated_at": now()})
+    write_json(layout.role(status.role), dated, durable=durable)
+
+
+def read_role(layout: Layout, name: str) -> RoleStatus | None:
+    """Return the last status of the role; None without one, or where its file is damaged."""
+    return load_or_none(RoleStatus, layout.role(name), ROLE_LIMIT)
+
+
+def role_lives(status: RoleStatus) -> bool:
+    """Return whether the process that wrote `status` still lives."""
+    return _lives(status.pid, status.process_start, status.node_id)
+
+
+def _lives(pid: int | None, start: float | None, host: str) -> bool:
+    if pid is None or pid <= 0 or start is None:
+        return False
+    return Process(pid, start, host or system.host_name()).lives()
+
+
+# ── heartbeats ──────────────────────────────────────────────────────────────────────────────
+
+
+def write_heartbeat(layout: Layout, heartbeat: Heartbeat) -> bool:
+    """Write the heartbeat; return False where the disk does not take it."""
+    try:
+        path, value = layout.heartbeat(heartbeat.worker_id), heartbeat.model_dump(mode="json")
+        write_json(path, value, durable=False)
+    except (AutohypothesisError, OSError):
+        return False
+    return True
+
+
+def read_heartbeats(layout: Layout) -> list[Heartbeat]:
+    """Return all heartbeats that can be read, ordered by worker."""
+    folder = layout.heartbeat("any").parent
+    names = sorted(path.stem for path in folder.glob("*.json") if ID.fullmatch(path.stem))
+    beats = (read_heartbeat(layout, name) for name in names)
+    return [beat for beat in beats if beat is not None]
+
+
+def read_heartbeat(layout: Layout, worker_id: str) -> Heartbeat | None:
+    """Return the heartbeat of one worker; None where there is none that can be read."""
+    beat = load_or_none(Heartbeat, layout.heartbeat(worker_id), HEARTBEAT_LIMIT)
+    return beat if beat is not None and beat.worker_id == worker_id else None
+
+
+def worker_lives(heartbeat: Heartbeat) -> bool:
+    """Return whether the process that wrote the heartbeat lives and has not left."""
+    return heartbeat.state != "stopped" and _lives(
+        heartbeat.pid, heartbeat.process_start, heartbeat.node_id or ""
+    )
+
+
+class HeartbeatWriter:
+    """Keeps the heartbeat of one worker. Used from its main thread only."""
+
+    def __init__(self, layout: Layout, worker: Worker) -> None:
+        self._layout = layout
+        self._events = (0, "")  # offset, run
+        self._due = 0.0
+        self._busy_since: float | None = None
+        self._busy = 0.0
+        own, moment = Process.own(), now()
+        self.beating = Heartbeat(
+            worker_id=worker.worker_id,
+            node_id=own.host,
+            gpu_id=worker.device or worker.gpu_id,
+            updated_at=moment,
+            pid=own.pid,
+            process_start=own.start,
+            started_at=moment,
+            since=moment,
+            busy_seconds=0.0,
+            paths={"worktree": worker.worktree_path} if worker.worktree_path else {},
+        )
+
+    def begin(self) -> None:
+        """Write the first heartbeat: this process is the worker from now on."""
+        self._write()
+
+    @property
+    def state(self) -> WorkerState:
+        return self.beating.state
+
+    def enter(self, state: WorkerState, notes: str = "", **changes: Any) -> None:
+        """Be in `state`, and write it if anything is new. What runs stays as it is."""
+        update = {"state": state, "notes": notes, **changes}
+        if all(getattr(self.beating, name) == value for name, value in update.items()):
+            return
+        if state != self.state:
+            update["since"] = now()
+        self._update(**update)
+        self._write()
+
+    def runs(self, paths: dict[str, str], notes: str = "", **what: str | None) -> None:
+        """Begin to report an experiment; `what` is its ids, title, commit and diff."""
+        self._events = (0, str(what["run_id"]))
+        self._busy_since = time.monotonic()
+        fresh = {"metrics": {}, "progress": {}, "paths": {**self._own_paths(), **paths}}
+        self.enter("training", notes, **{"since": now(), **fresh, **what})
+
+    def rests(self) -> None:
+        """Note that the run has ended and the device is free; the next state is what is written."""
+        self._busy = self.busy_seconds
+        self._busy_since = None
+        self._update(
+            run_id=None, hypothesis_id=None, title=None, commit="", diff_stat="",
+            metrics={}, progress={}, paths=self._own_paths(),
+        )  # fmt: skip
+
+    def _own_paths(self) -> dict[str, str]:
+        return {name: path for name, path in self.beating.paths.items() if name == "worktree"}
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long the device has run something for this worker."""
+        running = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
+        return round(self._busy + running, 3)
+
+    def tick(self, next_hypothesis_id: str | None = None) -> None:
+        """Write about once a second, with what the run has logged since. Called often."""
+        self._update(next_hypothesis_id=next_hypothesis_id)
+        if time.monotonic() >= self._due:
+            self._look_at_run()
+            self._write()
+
+    def _look_at_run(self) -> None:
+        """Take progress and losses from events.jsonl, and see whether it is scored already."""
+        offset, run_id = self._events
+        if self._busy_since is None or not run_id:
+            return
+        run = self._layout.run(run_id)
+        with suppress(AutohypothesisError, OSError):
+            news = jsonl.read_new(run.events, offset)
+            self._events = (news.offset, run_id)
+            if news.records:
+                self._take(news.records[-1])
+        if self.state == "training" and run.score_log.exists():
+            self._update(state="scoring", since=now())
+
+    def _take(self, event: dict[str, Any]) -> None:
+        tables = {
+            key: event[key]
+            for key in ("metrics", "progress", "memory")
+            if isinstance(event.get(key), dict)
+        }
+        if memory := tables.pop("memory", None):
+            tables["metrics"] = {**tables.get("metrics", {}), **memory}
+        self._update(**tables)
+
+    def _update(self, **fields: Any) -> None:
+        self.beating = self.beating.model_copy(update=fields)
+
+    def _write(self) -> None:
+        self._due = time.monotonic() + BEAT_S
+        self._update(updated_at=now(), busy_seconds=self.busy_seconds)
+        write_heartbeat(self._layout, self.beating)
+
+
+# ── which processes are at work ─────────────────────────────────────────────────────────────
+
+
+def read_manifest(layout: Layout) -> Manifest | None:
+    """Return the manifest; None before the first search.
+
+    Raises:
+        RecordError: it is damaged.
+    """
+    try:
+        return load(Manifest, layout.manifest)
+    except FileNotFoundError:
+        return None
 
 
 def worker_lock(worker: str) -> str:
     return f"worker-{worker}"
 
 
+def worker_locks(layout: Layout) -> list[str]:
+    """Return the names of the workers' locks; a file whose name is no id is left out."""
+    names = (path.stem for path in layout.locks.glob("worker-*.lock"))
+    return sorted(filter(ID.fullmatch, names))
+
+
 def refuse_beside_loop(layout: Layout) -> None:
-    """A loop observes and works by itself: nobody else can meanwhile.
+    """Refuse to work beside a single loop, which observes and works by itself.
 
     Raises:
-        FleetError: one is at work; the message says who it is and how far.
+        FleetError: one is at work; the message names it and how far it is.
     """
     if holder := held(layout, LOOP):
-        status = roles.read_role(layout, LOOP)
-        how_far = f", {status.last_action}" if status and roles.lives(status) else ""
-        raise FleetError(
-            f"a loop is at work in {layout.root}: {holder}{how_far}",
-            hint="watch it: python orchestrator.py monitor, or end it: python orchestrator.py down",
-        )
+        status = read_role(layout, LOOP)
+        how_far = f", {status.last_action}" if status and role_lives(status) else ""
+        raise FleetError(f"a loop is at work in {layout.root}: {holder}{how_far}", hint=_WATCH_HINT)
 
 
 def refuse_beside_fleet(layout: Layout) -> None:
-    """A loop needs the search for itself; a tool-builder is in nobody's way.
+    """Refuse to begin a loop beside a fleet. A tool-builder is in no loop's way.
 
     Raises:
-        FleetError: a supervisor, an observer or a worker is at work, each with who plays it.
+        FleetError: a supervisor, an observer or a worker is at work; each is named.
     """
-    names = ("supervisor", "observer", *worker_locks(layout))
-    if busy := [f"{name} ({holder})" for name in names if (holder := held(layout, name))]:
-        raise FleetError(
-            f"a fleet is at work in {layout.root}: {', '.join(busy[:4])}"
-            + (f" and {len(busy) - 4} more" if len(busy) > 4 else ""),
-            hint="watch it: python orchestrator.py monitor, or end it: python orchestrator.py down",
-        )
+    if busy := _holders(layout, "supervisor", "observer", *worker_locks(layout)):
+        raise FleetError(f"a fleet is at work in {layout.root}: {some_of(busy)}", hint=_WATCH_HINT)
 
 
 def refuse_another_machine(layout: Layout) -> None:
-    """One fleet is one machine: whether a process of another one lives, nobody here can tell.
+    """Refuse a second machine on one `research/`: only there can it be told which processes live.
 
     Raises:
-        FleetError: somebody of another machine works here, or never said that it left.
+        FleetError: a process of another machine works here, or never reported that it left.
     """
-    statuses = [status for name in ROLES if (status := roles.read_role(layout, name))]
-    said = [(one.role, one.node_id, one.state, one.updated_at) for one in statuses]
-    said += [(one.worker_id, one.node_id, one.state, one.updated_at) for one in read_all(layout)]
-    for name, node, state, seen in said:
-        if node and node != system.host_name() and state not in LEFT:
+    statuses = [status for name in ROLES if (status := read_role(layout, name))]
+    reports = [(one.role, one.node_id, one.state, one.updated_at) for one in statuses]
+    reports += [
+        (one.worker_id, one.node_id, one.state, one.updated_at) for one in read_heartbeats(layout)
+    ]
+    for name, node, state, seen in reports:
+        if node and node != system.host_name() and state not in ENDED_STATES:
             raise FleetError(
                 f"{name} of another machine, {node}, is at work in {layout.research} (last heard"
                 f" of at {seen:%Y-%m-%d %H:%M} UTC)",
@@ -79,36 +282,40 @@ def refuse_another_machine(layout: Layout) -> None:
             )
 
 
-def at_work(layout: Layout) -> list[str]:
-    """Roles, workers and experiments of a fleet that live, each in a few words."""
-    found = []
-    for name in (*(one for one in ROLES if one != LOOP), *worker_locks(layout)):
-        if holder := held(layout, name):
-            found.append(f"{name} ({holder})")
+def list_active(layout: Layout) -> list[str]:
+    """Return the roles, workers and experiments of a fleet that live, each in a few words."""
+    roles = (name for name in ROLES if name != LOOP)
     running = (name for name in recovery.uncollected(layout) if is_running(layout, name))
-    return found + [f"experiment {name}" for name in running]
+    return [
+        *_holders(layout, *roles, *worker_locks(layout)),
+        *(f"experiment {name}" for name in running),
+    ]
+
+
+def _holders(layout: Layout, *names: str) -> list[str]:
+    return [f"{name} ({holder})" for name in names if (holder := held(layout, name))]
+
+
+def some_of(names: list[str], most: int = 4) -> str:
+    """Return the first of `names` as one text, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def users_of(layout: Layout, worker: str, worktree: Path) -> str:
-    """What needs the worktree of `worker` now: a role, a run, a shell; empty when nothing does."""
+    """Return what needs the worktree of `worker` now: a role, a run or a shell; empty for none."""
     for name in (worker_lock(worker), f"worktree-{worker}"):
         if holder := held(layout, name):
             return holder
     if worker in recovery.busy_workers(layout):
         return "an experiment that is not collected yet"
     places = (worktree, layout.export(worktree.name))
-    pid = next((pid for place in places for pid in _inside(place)), None)
+    pid = next((pid for place in places for pid in _processes_inside(place)), None)
     return f"pid {pid}, whose current directory it is" if pid is not None else ""
 
 
-def worker_locks(layout: Layout) -> list[str]:
-    """Names of the workers' locks. What has no id for a name is none of ours."""
-    names = (path.stem for path in layout.locks.glob("worker-*.lock"))
-    return sorted(filter(ID.fullmatch, names))
-
-
-def _inside(folder: Path) -> Iterator[int]:
-    """Processes whose current directory is in `folder`, as far as this user may see."""
+def _processes_inside(folder: Path) -> Iterator[int]:
+    """Yield processes whose current directory is in `folder`, as far as this user may see."""
     place = os.path.realpath(folder)
     for pid in system.all_pids():
         with suppress(OSError):

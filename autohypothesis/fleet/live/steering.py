@@ -1,4 +1,4 @@
-"""A word from a person that binds every proposer: fenced blocks of program.md and steering.md.
+"""Steering: what a person writes into program.md and steering.md, which binds every proposer.
 
 The first block of a file that begins with ```` ```steering ```` (or ```` ```yaml steering ````) is
 YAML of `schema.Steering`. `research/steering.md` binds on top of `program.md`: frozen constants of
@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from autohypothesis.engine.constants import same
 from autohypothesis.engine.task import Constraint, Knob
-from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.live.roles import read_role
+from autohypothesis.errors import RecordError
+from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import read_bytes
 from autohypothesis.records.layout import Layout
@@ -36,46 +36,33 @@ _OPENING = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?:ya?ml[ \t]+)?steering[ \t
 # ── reading one page ────────────────────────────────────────────────────────────────────────
 
 
-class _BlockError(AutohypothesisError):
-    """What is wrong with a block; `line` is the file's, from 1."""
-
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line = line
-
-
 def parse(text: str) -> Steering:
-    """The steering in the first fenced block of a page; an empty one when it has none.
+    """Return the steering in the first fenced block of a page; an empty one where it has none.
 
     Raises:
         ValueError: in words that follow the file's name: "line 12: unknown key 'frozn' ...".
     """
-    try:
-        return _parse(text.splitlines())
-    except _BlockError as error:
-        raise ValueError(f"line {error.line}: {error}") from None
-
-
-def _parse(lines: list[str]) -> Steering:
-    found = _block(lines)
-    if found is None:
-        return Steering()
-    first, block = found
+    first, block = _block(text.splitlines())
     data = _yaml(first, block)
     if data is None:
         return Steering()
     if not isinstance(data, dict):
-        raise _BlockError(first, f"the block is {type(data).__name__}, not `key: value` lines")
+        raise _error(first, f"the block is {type(data).__name__}, not `key: value` lines")
     try:
         steering = Steering.model_validate(data)
     except ValidationError as error:
         raise _refused(first, block, error) from None
-    _check(first, block, data, steering)
+    _check_numbers(first, block, data, steering)
     return steering
 
 
-def _block(lines: list[str]) -> tuple[int, list[str]] | None:
-    """The number of the block's first line, from 1, and its lines."""
+def _error(line: int, reason: str) -> ValueError:
+    """Return the error for what is wrong in `line` of the file, counted from 1."""
+    return ValueError(f"line {line}: {reason}")
+
+
+def _block(lines: list[str]) -> tuple[int, list[str]]:
+    """Return the number of the block's first line, from 1, and its lines; none without a block."""
     for index, line in enumerate(lines):
         opening = _OPENING.fullmatch(line.strip())
         if opening is None:
@@ -85,11 +72,13 @@ def _block(lines: list[str]) -> tuple[int, list[str]] | None:
             closing = lines[end].strip()
             if closing.startswith(fence) and not closing.strip(fence[0]):
                 return index + 2, lines[index + 1 : end]
-        raise _BlockError(index + 1, f"the block has no end: a line {fence}")
-    return None
+        raise _error(index + 1, f"the block has no end: a line {fence}")
+    return 1, []
 
 
 def _yaml(first: int, block: list[str]) -> Any:
+    if not block:  # nearly every page: spare it the import
+        return None
     import yaml
 
     try:
@@ -97,27 +86,24 @@ def _yaml(first: int, block: list[str]) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = first + (min(mark.line, len(block) - 1) if mark is not None else 0)
-        said = getattr(error, "problem", None) or "is not YAML"
-        raise _BlockError(line, f"{said}") from None
+        raise _error(line, getattr(error, "problem", None) or "is not YAML") from None
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # What the loader makes of a tag that does not fit, or of a thousand open brackets.
-        raise _BlockError(first, f"is not YAML: {type(error).__name__}") from None
+        raise _error(first, f"is not YAML: {type(error).__name__}") from None
 
 
-def _refused(first: int, block: list[str], error: ValidationError) -> _BlockError:
-    """The first thing that the model refuses, at the line of its key."""
-    one = error.errors(include_url=False, include_input=False)[0]
-    words = str(one["msg"]).removeprefix("Value error, ")
-    where = [str(part) for part in one["loc"]]
+def _refused(first: int, block: list[str], error: ValidationError) -> ValueError:
+    """Return the first thing that the model refuses, at the line of its key."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    words = str(problem["msg"]).removeprefix("Value error, ")
+    where = [str(part) for part in problem["loc"]]
     unknown = re.search(r"unknown key '([^']*)'", words)
     names = [unknown[1]] if unknown else where[:2]
-    return _BlockError(
-        _line_of(first, block, names), f"{'.'.join(where)}: {words}" if where else words
-    )
+    return _error(_line_of(first, block, names), f"{'.'.join(where)}: {words}" if where else words)
 
 
 def _line_of(first: int, block: list[str], names: list[str]) -> int:
-    """Where the last of `names` that can be found stands."""
+    """Return the line of the last of `names` that can be found."""
     line = first
     for name in names:
         for index, text in enumerate(block):
@@ -127,16 +113,18 @@ def _line_of(first: int, block: list[str], names: list[str]) -> int:
     return line
 
 
-def _check(first: int, block: list[str], data: Mapping[str, Any], steering: Steering) -> None:
-    """What a model lets pass: a limit that is no number, a range the wrong way round."""
+def _check_numbers(
+    first: int, block: list[str], data: Mapping[str, Any], steering: Steering
+) -> None:
+    """Refuse what the model lets pass: a limit that is no number, a range without a value."""
     limit = data.get("memory_limit_mb")
     if limit is not None and (steering.memory_limit_mb is None or steering.memory_limit_mb <= 0):
         line = _line_of(first, block, ["memory_limit_mb"])
-        raise _BlockError(line, f"memory_limit_mb: {limit!r} is no number of MiB over 0")
+        raise _error(line, f"memory_limit_mb: {limit!r} is no number of MiB over 0")
     for name, (low, high) in steering.ranges.items():
         if not (math.isfinite(low) and math.isfinite(high)) or low > high:
             line = _line_of(first, block, ["ranges", name])
-            raise _BlockError(line, f"ranges.{name}: {low:g} to {high:g} holds no value")
+            raise _error(line, f"ranges.{name}: {low:g} to {high:g} holds no value")
 
 
 # ── both pages, turn after turn ─────────────────────────────────────────────────────────────
@@ -165,7 +153,7 @@ class SteeringFiles:
     """A worker looks from two threads, and what one still reads is no steering for the other."""
 
     def combined(self) -> Steering:
-        """What binds now. Never raises."""
+        """Return what binds now. Never raises."""
         in_force = Steering()
         with self._looking:
             for path in (self.layout.program, self.layout.steering):
@@ -173,11 +161,11 @@ class SteeringFiles:
                 good = page.good
                 if good is None:  # damaged before this process could read it once
                     good = _last_in_force(self.layout)
-                in_force = both(in_force, good)
+                in_force = merge_steering(in_force, good)
         return in_force
 
     def problems(self) -> list[str]:
-        """What is wrong with the files, as of the last look: file, line and reason."""
+        """Return what is wrong with the files, as of the last look: file, line and reason."""
         with self._looking:
             return [page.problem for page in self._pages.values() if page.problem]
 
@@ -192,21 +180,19 @@ class SteeringFiles:
         except FileNotFoundError:
             page.good = Steering()
         except UnicodeDecodeError as error:
-            problem = self._said(path, f"is not UTF-8 at byte {error.start}")
+            problem = f"is not UTF-8 at byte {error.start}"
         except RecordError as error:
-            problem = self._said(path, reason_in(error, path))
+            problem = reason_in(error, path)
         except ValueError as error:
-            problem = self._said(path, str(error))
-        page.problem = problem
+            problem = str(error)
+        short = path.relative_to(self.layout.root)
+        page.problem = problem and f"{short} {problem}; the last good steering stays in force"
         page.signature = signature  # last: whoever sees it may use `good`
         return page
 
-    def _said(self, path: Path, reason: str) -> str:
-        short = path.relative_to(self.layout.root)
-        return f"{short} {reason}; the last good steering stays in force"
-
 
 def _signature(path: Path) -> tuple[int, ...]:
+    """Return inode, time and size; of a link, those of its target."""
     try:
         status = path.stat()
     except OSError:
@@ -215,7 +201,7 @@ def _signature(path: Path) -> tuple[int, ...]:
 
 
 def _last_in_force(layout: Layout) -> Steering:
-    """What the observer said was in force when it last reported."""
+    """Return the steering that the observer last reported as in force."""
     status = read_role(layout, "observer")
     try:
         return Steering.model_validate(status.details.get("steering", {}) if status else {})
@@ -227,37 +213,37 @@ _FILES: dict[Layout, SteeringFiles] = {}
 """One reader per fleet and process, so that the last good steering is remembered."""
 
 
-def combined(layout: Layout) -> Steering:
-    """What binds now, from program.md and research/steering.md. Never raises."""
+def current_steering(layout: Layout) -> Steering:
+    """Return what binds now, from program.md and research/steering.md. Never raises."""
     return _FILES.setdefault(layout, SteeringFiles(layout)).combined()
 
 
-def both(one: Steering, other: Steering) -> Steering:
-    """What binds when both do."""
-    ranges = dict(one.ranges)
+def merge_steering(base: Steering, other: Steering) -> Steering:
+    """Return what binds when both do."""
+    ranges = dict(base.ranges)
     for name, (low, high) in other.ranges.items():
         key = next((known for known in ranges if known.lower() == name.lower()), name)
         before = ranges.get(key, (low, high))
         ranges[key] = (max(low, before[0]), min(high, before[1]))
-    limits = [x.memory_limit_mb for x in (one, other) if x.memory_limit_mb is not None]
+    limits = [x.memory_limit_mb for x in (base, other) if x.memory_limit_mb is not None]
     return Steering(
-        frozen=list(dict.fromkeys([*one.frozen, *other.frozen])),
+        frozen=list(dict.fromkeys([*base.frozen, *other.frozen])),
         ranges=ranges,
         memory_limit_mb=min(limits, default=None),
-        directions=list(dict.fromkeys([*one.directions, *other.directions])),
-        stop=one.stop or other.stop,
+        directions=list(dict.fromkeys([*base.directions, *other.directions])),
+        stop=base.stop or other.stop,
     )
 
 
-# ── what it means ───────────────────────────────────────────────────────────────────────────
+# ── how it is applied ───────────────────────────────────────────────────────────────────────────
 
 
 def violation(
     steering: Steering, reference: Mapping[str, Setting], settings: Mapping[str, Setting]
 ) -> str:
-    """How `settings` go against `steering`; empty when they do not. Names match without case.
+    """Return how `settings` violate `steering`; empty when they do not. Names match without case.
 
-    A constant that is as in the reference breaks no rule: nobody proposed its value.
+    A constant that is as in the reference breaks no rule: its value was not proposed.
     """
     before = {name.lower(): value for name, value in reference.items()}
     after = {name.lower(): value for name, value in settings.items()}
@@ -277,7 +263,7 @@ def violation(
 
 
 def unknown_names(steering: Steering, names: list[str]) -> list[str]:
-    """Constants that the steering speaks of and the script does not have, each with a hint."""
+    """Return a line with a hint for each constant of the steering that the script does not have."""
     known = {name.lower() for name in names}
     return [
         f"the steering names {name}, which the script does not have{nearest(name, names)}"
@@ -286,8 +272,8 @@ def unknown_names(steering: Steering, names: list[str]) -> list[str]:
     ]
 
 
-def narrowed(knobs: Mapping[str, Knob], steering: Steering) -> dict[str, Knob]:
-    """The knobs that the steering leaves, each within its range; one without a choice is gone."""
+def narrowed_knobs(knobs: Mapping[str, Knob], steering: Steering) -> dict[str, Knob]:
+    """Return the knobs that the steering leaves, in its ranges; one without a choice is gone."""
     frozen = {name.lower() for name in steering.frozen}
     ranges = {name.lower(): limits for name, limits in steering.ranges.items()}
     left: dict[str, Knob] = {}
@@ -303,7 +289,7 @@ def narrowed(knobs: Mapping[str, Knob], steering: Steering) -> dict[str, Knob]:
 
 def _within(knob: Knob, low: float, high: float) -> Knob | None:
     if knob.choices is not None:
-        fitting = tuple(one for one in knob.choices if _fits(one, low, high))
+        fitting = tuple(choice for choice in knob.choices if _fits(choice, low, high))
         return knob.model_copy(update={"choices": fitting}) if fitting else None
     lowest = max(low, knob.low if knob.low is not None else low)
     highest = min(high, knob.high if knob.high is not None else high)
@@ -315,13 +301,13 @@ def _within(knob: Knob, low: float, high: float) -> Knob | None:
 
 
 def _fits(value: Setting, low: float, high: float) -> bool:
-    """Whether it is a number in the range; a text that looks like one is none."""
+    """Return whether it is a number in the range; a text that looks like one is none."""
     number = None if isinstance(value, str) else finite(value)
     return number is not None and low <= number <= high
 
 
-def limits(steering: Steering) -> dict[str, Constraint]:
-    """The memory limit, as settle takes it: a run with a higher peak is discarded."""
+def steering_limits(steering: Steering) -> dict[str, Constraint]:
+    """Return the memory limit as settle takes it: a run with a higher peak is discarded."""
     if steering.memory_limit_mb is None:
         return {}
     return {MEMORY: Constraint(hard=steering.memory_limit_mb)}

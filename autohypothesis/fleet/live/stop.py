@@ -26,7 +26,7 @@ _LOOK_S = 0.5
 """How often a supervisor is looked at where the system cannot wake us at its end."""
 
 
-class Stopping(Protocol):
+class StopRequest(Protocol):
     """What a role asks between two steps; see `Stop`."""
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.live import bench, heartbeat
+from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import load
 from autohypothesis.records.layout import Layout
@@ -53,9 +53,9 @@ class CrewWatch:
 
     def look(self) -> Crew:
         workers = self._workers()
-        heartbeats = heartbeat.read_all(self.layout)
-        alive = {one.worker_id for one in heartbeats if heartbeat.at_work(one)}
-        benched = bench.benched(self.layout)
+        heartbeats = presence.read_heartbeats(self.layout)
+        alive = {one.worker_id for one in heartbeats if presence.worker_lives(one)}
+        benched = quarantine.quarantined(self.layout)
         resting = {one.worker_id for one in heartbeats if one.state == "benched"}
         return Crew(
             workers=workers,

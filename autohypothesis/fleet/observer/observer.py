@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
-from autohypothesis.fleet.live import heartbeat, roles
-from autohypothesis.fleet.live import steering as steerings
-from autohypothesis.fleet.live.stop import Stopping
+from autohypothesis.fleet.live import presence, steering
+from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.observer.confirming import Confirming, awaiting
 from autohypothesis.fleet.observer.crew import Crew, CrewWatch
 from autohypothesis.fleet.observer.deciding import Deciding
@@ -85,10 +84,10 @@ class Observer:
         self.crew = Crew()
         self.steering = Steering()
         self.reference: Reference | None = None
-        self.status: RoleStatus = roles.own("observer", state="starting")
+        self.status: RoleStatus = presence.own_status("observer", state="starting")
         self.ended = ""
         """Why the search is finished."""
-        self._steering = steerings.SteeringFiles(project.layout)
+        self._steering = steering.SteeringFiles(project.layout)
         self._crew = CrewWatch(project.layout, tag, workers)
         self._say = say
         self._stand: tuple[str, list[str]] = ("starting", [])
@@ -102,14 +101,14 @@ class Observer:
 
     # ── turns ─────────────────────────────────────────────────────────────────────────────
 
-    def run(self, stop: Stopping) -> str:
+    def run(self, stop: StopRequest) -> str:
         """Turn after turn, until the search is `finished`, has `failed`, or is `stopped`."""
         try:
             return self._turns(stop)
         finally:
             self.ideas.refill.close()
 
-    def _turns(self, stop: Stopping) -> str:
+    def _turns(self, stop: StopRequest) -> str:
         last = float("-inf")
         while not stop.requested:
             sight = self._sight()
@@ -212,7 +211,7 @@ class Observer:
 
     def _decide(self) -> None:
         for one in self.deciding.turn(
-            steerings.limits(self.steering), begun=len(self.library.runs)
+            steering.steering_limits(self.steering), begun=len(self.library.runs)
         ):
             detail = f", {one.detail}" if one.detail else ""
             self._did(f"{one.experiment_id}: {one.decision_status}, {one.reason}{detail}")
@@ -233,7 +232,7 @@ class Observer:
     def _end_strangers(self) -> None:
         """What a worker had claimed that is in the manifest no more, and lives no more."""
         known = {one.worker_id for one in self.crew.workers} | set(self.crew.alive)
-        at_work = {one.worker_id for one in self.crew.heartbeats if heartbeat.at_work(one)}
+        at_work = {one.worker_id for one in self.crew.heartbeats if presence.worker_lives(one)}
         for worker, claimed in self.queue.running().items():
             if not self.crew.workers or worker in known or worker in at_work:
                 continue
@@ -388,7 +387,7 @@ class Observer:
         names = list(self.reference.names) if self.reference else []
         found = [
             *self._steering.problems(),
-            *(steerings.unknown_names(self.steering, names) if names else []),
+            *(steering.unknown_names(self.steering, names) if names else []),
             *self.refill.problems(),
             *self._damaged(),
             *self.returns.problems(),
@@ -439,6 +438,6 @@ class Observer:
         if status != before or age >= 2.0:
             self.status = status.model_copy(update={"updated_at": now()})
             try:
-                roles.report(self.project.layout, self.status)
+                presence.write_role(self.project.layout, self.status)
             except RECOVERABLE_ERRORS as error:
                 self._failed["report"] = describe(error)

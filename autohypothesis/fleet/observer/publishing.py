@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autohypothesis.engine.project import Project
+from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.observer.crew import Crew
 from autohypothesis.fleet.observer.findings import Learnt
 from autohypothesis.fleet.observer.summary import write_summary
@@ -15,7 +16,6 @@ from autohypothesis.fleet.queue import brief as briefs
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster.prompts import write_assignments
-from autohypothesis.fleet.roster.roster import read_manifest
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.standings import best_kept, of_tag

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.live.steering import narrowed
+from autohypothesis.fleet.live.steering import narrowed_knobs
 from autohypothesis.fleet.observer.tried import Library, Reference, Run
 from autohypothesis.fleet.proposing import Situation, Trial
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
@@ -36,7 +36,7 @@ def situation(
         min_delta=objective.min_delta,
         reference=dict(reference.settings or {}),
         sources=dict(reference.sources),
-        knobs=narrowed(project.task.knobs, steering),
+        knobs=narrowed_knobs(project.task.knobs, steering),
         steering=steering.model_copy(deep=True),
         trials=tuple(_trials(project, chronicle, library, reference)),
         open=tuple(one.model_copy(deep=True) for one in waiting),

@@ -11,10 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync.incoming import (
+    FeedReader,
+    HubConnection,
+    hub_connection,
+    quote_feed,
+)
+from autohypothesis.fleet.hub_sync.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync.outgoing import HubReporter
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.sharing.contact import Contact, Feed, contact, quoted
-from autohypothesis.fleet.sharing.telling import Telling
 from autohypothesis.schema import Others
 
 LOOK_S = 2.0
@@ -25,10 +30,10 @@ class Society:
 
     def __init__(self, project: Project, queue: Queue) -> None:
         self._layout = project.layout
-        self._telling = Telling(project, queue, DiskOutbox(project.layout))
-        self._feed = Feed(project.layout)
+        self._telling = HubReporter(project, queue, DiskOutbox(project.layout))
+        self._feed = FeedReader(project.layout)
         self._rows: Sequence[Mapping[str, Any]] | None = None
-        self._contact = Contact(False)
+        self._contact = HubConnection(False)
         self._look_at = 0.0
 
     @property
@@ -46,11 +51,11 @@ class Society:
 
     def said(self) -> Others | None:
         """For the brief."""
-        return quoted(self._feed.heard())
+        return quote_feed(self._feed.heard())
 
     def is_alone(self) -> bool:
         """Whether nobody can be asked now who tries what."""
         if time.monotonic() >= self._look_at:
-            self._contact = contact(self._layout)
+            self._contact = hub_connection(self._layout)
             self._look_at = time.monotonic() + LOOK_S
         return not self._contact.is_open

@@ -10,7 +10,7 @@ from autohypothesis.engine.change import Change, tree_of
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import ChangeError, QueueError, UsageError
-from autohypothesis.fleet.live.steering import combined
+from autohypothesis.fleet.live.steering import current_steering
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.observer.vetting import Vetting
 from autohypothesis.fleet.queue.chronicle import Chronicle
@@ -38,7 +38,7 @@ def suggest(project: Project, queue: Queue, proposal: Proposal, *, proposer: str
     library = Library(project, chronicle)
     library.refresh()
     reference = Reference.of(project, library, commit)
-    vetting = Vetting(library, reference, chronicle, combined(project.layout))
+    vetting = Vetting(library, reference, chronicle, current_steering(project.layout))
     reason = vetting.reason(proposal, queue.open())
     if reason:
         raise QueueError(

@@ -8,22 +8,113 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import fmean
 from typing import Any
 
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.overview.digest_views import Crash, Digest, Record, Step, Use
-from autohypothesis.fleet.overview.overview import RUN, overview
-from autohypothesis.fleet.overview.spans import Span, moment, object_in, spans_of
-from autohypothesis.fleet.overview.views import Need, Overview
+from autohypothesis.fleet.overview.overview import RUN, Notice, Overview, overview
+from autohypothesis.fleet.overview.results import (
+    DeviceInterval,
+    device_intervals,
+    moment,
+)
 from autohypothesis.records.bundles import decision_documents
+from autohypothesis.records.files import read_object
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.records.standings import of_tag
 from autohypothesis.schema import finite, now
+
+
+@dataclass(frozen=True, slots=True)
+class KeptStep:
+    """One kept experiment."""
+
+    experiment_id: str
+    title: str
+    value: float | None
+    gain: float | None
+    """Over the reference before it, positive is better; None of a baseline."""
+    gain_share: float | None
+    confirmation: str
+    reason: str
+    at: datetime
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CrashKind:
+    """Failures of one kind."""
+
+    kind: str
+    count: int
+    example: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceUse:
+    """What one worker's device did."""
+
+    worker_id: str
+    experiments: int
+    device_hours: float
+    busy_share: float | None
+    """From the start of its first experiment to the end of its last, or to now while it lives."""
+    idle_share: float | None
+    busy_share_now: float | None
+    """As its own heartbeat gives it, since it was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProposerRecord:
+    """How one proposer's ideas fared; replicates, baselines and faults of the machine left out."""
+
+    proposer: str
+    tried: int
+    kept: int
+    hit_rate: float
+    predictions: int
+    """Of those tried, how many came with a prediction and have a value."""
+    right_direction: float | None
+    """Share of the predicted changes that went the way that was foreseen."""
+    mean_error: float | None
+    """Mean of |predicted - measured change|, in the metric's unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Everything that `digest` shows."""
+
+    tag: str
+    metric: str
+    since: datetime | None
+    until: datetime
+    hours: float
+    """From the first experiment's start in the window to its last decision or end."""
+    decided: dict[str, int]
+    """By decision status."""
+    experiments_per_hour: float | None
+    kept: list[KeptStep]
+    confirmed: list[str]
+    """Kept after they were met again at further seeds."""
+    provisional: list[str]
+    refuted: list[str]
+    """Kept, and found to be nothing later."""
+    not_confirmed: list[str]
+    """Wins on one seed that were not kept, since they were none at others."""
+    crashes: list[CrashKind]
+    device_hours: float
+    idle_share: float | None
+    workers: list[DeviceUse]
+    proposers: list[ProposerRecord]
+    overview: Overview
+    first: list[Notice] = field(default_factory=list)
+    """What to look at first, the most pressing first."""
+
 
 Row = dict[str, Any]
 
@@ -59,11 +150,11 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     tag = tag or standing.tag
     until = now()
     since = until - timedelta(hours=since_hours) if since_hours is not None else None
-    unread: list[Need] = []
+    unread: list[Notice] = []
     rows = of_tag(_read(read_ledger, layout, unread), tag)
     decisions = _read(lambda where: decision_documents(where)[0], layout, unread)
     decided = _decided(decisions, rows, tag, since)
-    spans = spans_of(layout, rows, since, until)
+    spans = device_intervals(layout, rows, since, until)
     moments = [at for _, *span in spans for at in span] + [one.at for one in decided]
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
@@ -91,12 +182,12 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     return page
 
 
-def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[Need]) -> list[Row]:
+def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[Notice]) -> list[Row]:
     """What `reader` finds; a file that it cannot read is one of `unread`."""
     try:
         return reader(layout)
     except RecordError as error:
-        unread.append(Need(error.problem, error.hint))
+        unread.append(Notice(error.problem, error.hint))
         return []
 
 
@@ -122,10 +213,10 @@ def _is_kept(one: _Decided) -> bool:
     return one.decision["decision_status"] == "keep" and one.row.get("status") != "damaged"
 
 
-def _step(one: _Decided) -> Step:
+def _step(one: _Decided) -> KeptStep:
     decision, row = one.decision, one.row
     gain, before = finite(decision.get("improvement")), finite(decision.get("reference_value"))
-    return Step(
+    return KeptStep(
         experiment_id=str(row["id"]),
         title=str(row.get("description") or ""),
         value=finite(decision.get("metric_value")),
@@ -146,13 +237,13 @@ def _confirmed_as(word: str, decided: Iterable[_Decided], *, status: str = "keep
     ]
 
 
-def _crashes(decided: Iterable[_Decided]) -> list[Crash]:
+def _crashes(decided: Iterable[_Decided]) -> list[CrashKind]:
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for one in decided:
         if one.decision["decision_status"] == "crash":
             by_kind[str(one.row.get("failure_kind") or "unknown")].append(one.row)
     found = [
-        Crash(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
+        CrashKind(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
         for kind, rows in by_kind.items()
     ]
     return sorted(found, key=lambda crash: (-crash.count, crash.kind))
@@ -161,8 +252,8 @@ def _crashes(decided: Iterable[_Decided]) -> list[Crash]:
 # ── devices ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _use(spans: Iterable[Span], standing: Overview) -> list[Use]:
-    by_worker: dict[str, list[Span]] = defaultdict(list)
+def _use(spans: Iterable[DeviceInterval], standing: Overview) -> list[DeviceUse]:
+    by_worker: dict[str, list[DeviceInterval]] = defaultdict(list)
     for span in spans:
         by_worker[span[0]].append(span)
     beats = {worker.worker_id: worker for worker in standing.workers}
@@ -172,11 +263,11 @@ def _use(spans: Iterable[Span], standing: Overview) -> list[Use]:
     ]
 
 
-def _use_of(name: str, spans: Sequence[Span], now_share: float | None) -> Use:
+def _use_of(name: str, spans: Sequence[DeviceInterval], now_share: float | None) -> DeviceUse:
     busy = sum((end - start).total_seconds() for _, start, end in spans)
     there = (max(span[2] for span in spans) - min(span[1] for span in spans)).total_seconds()
     share = min(1.0, busy / there) if there > 0 else None
-    return Use(
+    return DeviceUse(
         worker_id=name,
         experiments=len(spans),
         device_hours=round(busy / 3600, 4),
@@ -186,7 +277,7 @@ def _use_of(name: str, spans: Sequence[Span], now_share: float | None) -> Use:
     )
 
 
-def _idle(workers: Iterable[Use]) -> float | None:
+def _idle(workers: Iterable[DeviceUse]) -> float | None:
     """Over all devices, each by the time that it was there."""
     hours = [
         (use.device_hours, use.device_hours / use.busy_share) for use in workers if use.busy_share
@@ -198,7 +289,7 @@ def _idle(workers: Iterable[Use]) -> float | None:
 # ── proposers ───────────────────────────────────────────────────────────────────────────────
 
 
-def _records(layout: Layout, decided: Iterable[_Decided]) -> list[Record]:
+def _records(layout: Layout, decided: Iterable[_Decided]) -> list[ProposerRecord]:
     by_proposer: dict[str, list[tuple[_Decided, float | None]]] = defaultdict(list)
     for one in decided:
         if one.counts:
@@ -208,7 +299,7 @@ def _records(layout: Layout, decided: Iterable[_Decided]) -> list[Record]:
     return sorted(found, key=lambda record: (-record.tried, record.proposer))
 
 
-def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> Record:
+def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> ProposerRecord:
     kept = sum(one.decision["decision_status"] == "keep" for one, _ in tried)
     pairs = [
         (predicted, measured)
@@ -217,7 +308,7 @@ def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> Re
     ]
     # A prediction of no change names no direction that could be right.
     right = [(a > 0) == (b > 0) and b != 0 for a, b in pairs if a]
-    return Record(
+    return ProposerRecord(
         proposer=proposer,
         tried=len(tried),
         kept=kept,
@@ -239,11 +330,11 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
     name = str(row.get("hypothesis_id") or "")
     document: dict[str, Any] = {}
     if ID.fullmatch(name):
-        document = object_in(layout.hypothesis(name, "done"))
-        document = document or object_in(layout.hypothesis(name, "pending"))
+        document = read_object(layout.hypothesis(name, "done"))
+        document = document or read_object(layout.hypothesis(name, "pending"))
     proposer = str(document.get("proposer") or "by hand")
     if ID.fullmatch(str(row["id"])) and not document.get("prediction"):
-        planned = object_in(layout.plan(str(row["id"]))).get("hypothesis")
+        planned = read_object(layout.plan(str(row["id"]))).get("hypothesis")
         document = planned if isinstance(planned, dict) else {}
     prediction = document.get("prediction")
     return proposer, finite(prediction.get("delta")) if isinstance(prediction, dict) else None
@@ -252,46 +343,37 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
 # ── what to look at first ───────────────────────────────────────────────────────────────────
 
 
-def _first(page: Digest) -> list[Need]:
-    found = list(page.overview.needs)
+def _first(page: Digest) -> list[Notice]:
+    """Return what to look at first, the most pressing first."""
+    notices = list(page.overview.needs)
+
+    def note(what: str, command: str) -> None:
+        notices.append(Notice(what, f"{RUN} {command}"))
+
     for name in page.refuted:
-        said = f"{name} was kept, and its gain did not hold on other seeds"
-        found.append(Need(said, f"{RUN} show {name}"))
+        note(f"{name} was kept, and its gain did not hold on other seeds", f"show {name}")
     best = page.overview.best
     if best is not None and best.improvement and page.tag == page.overview.tag:
-        said = f"the best, {best.experiment_id}, changes this against the baseline"
-        found.append(Need(said, f"{RUN} best --diff"))
+        note(f"the best, {best.experiment_id}, changes this against the baseline", "best --diff")
     gains = [step for step in page.kept if step.gain is not None and step.gain > 0]
     if gains:
         most = max(gains, key=lambda step: step.gain or 0.0)
-        found.append(
-            Need(f"the largest gain of one step: {most.title}", f"{RUN} show {most.experiment_id}")
-        )
+        note(f"the largest gain of one step: {most.title}", f"show {most.experiment_id}")
     if page.provisional:
-        said = f"{len(page.provisional)} kept on one seed, not confirmed yet"
-        found.append(Need(said, f"{RUN} show {page.provisional[-1]}"))
-    found += _about_crashes(page)
+        count = len(page.provisional)
+        note(f"{count} kept on one seed, not confirmed yet", f"show {page.provisional[-1]}")
+    crashes, decided = sum(crash.count for crash in page.crashes), sum(page.decided.values())
+    if page.crashes and crashes >= MANY_CRASHES * decided:
+        worst = page.crashes[0]
+        most_often = f"{worst.kind} ({worst.count})"
+        note(f"{crashes} of {decided} crashed, most often: {most_often}", f"show {worst.example}")
     for use in page.workers:
         if (use.idle_share or 0.0) > MUCH_IDLE and use.experiments >= FEW:
-            said = f"{use.worker_id} was idle for {use.idle_share:.0%} of its time"
-            found.append(Need(said, f"{RUN} status"))
+            note(f"{use.worker_id} was idle for {use.idle_share:.0%} of its time", "status")
     for record in page.proposers:
         if not record.kept and record.tried >= FEW:
-            said = f"none of {record.tried} ideas of {record.proposer} was kept"
-            found.append(Need(said, f"{RUN} briefing"))
-    return found
-
-
-def _about_crashes(page: Digest) -> list[Need]:
-    count, all_of_them = sum(crash.count for crash in page.crashes), sum(page.decided.values())
-    if not page.crashes or count < MANY_CRASHES * all_of_them:
-        return []
-    worst = page.crashes[0]
-    said = f"{count} of {all_of_them} crashed, most often: {worst.kind} ({worst.count})"
-    return [Need(said, f"{RUN} show {worst.example}")]
-
-
-# ── reading ─────────────────────────────────────────────────────────────────────────────────
+            note(f"none of {record.tried} ideas of {record.proposer} was kept", "briefing")
+    return notices
 
 
 def _rounded(share: float | None) -> float | None:

@@ -2,41 +2,197 @@
 
 It only reads, takes no lock, starts nothing but one `git rev-parse`, and opens neither the ledger
 nor a log, so that it costs the same at ten experiments and at ten thousand. What is damaged,
-dead or refused becomes a `Need`, and stops nothing else.
+dead or refused becomes a `Notice`, and stops nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import AutohypothesisError, RecordError, UsageError
-from autohypothesis.fleet.live.bench import benched
-from autohypothesis.fleet.live.heartbeat import at_work
-from autohypothesis.fleet.live.presence import LOOP
-from autohypothesis.fleet.live.roles import lives
-from autohypothesis.fleet.overview.standing import best_so_far
-from autohypothesis.fleet.overview.views import (
-    Awaiting,
-    Need,
-    Overview,
-    RoleView,
-    Waiting,
-    WorkerView,
-    any_alive,
-)
+from autohypothesis.fleet.hub_sync.incoming import COURIER
+from autohypothesis.fleet.live.presence import ENDED_STATES, LOOP, role_lives, worker_lives
+from autohypothesis.fleet.live.quarantine import quarantined
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.sharing.contact import COURIER
 from autohypothesis.installation import as_called
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import load, read_bytes, read_json, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
-from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, RoleStatus, Worker, finite, now
+from autohypothesis.records.rows import real
+from autohypothesis.schema import (
+    Direction,
+    Heartbeat,
+    Hypothesis,
+    Manifest,
+    RoleStatus,
+    Worker,
+    finite,
+    now,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BestRun:
+    """The best kept experiment."""
+
+    experiment_id: str
+    metric: str
+    value: float
+    direction: str
+    title: str
+    confirmation: str
+    baseline: float | None
+    """What the first kept run of the unchanged script came to, on the same platform."""
+    improvement: float | None
+    """Over the baseline, positive is better whatever the direction."""
+    improvement_share: float | None
+
+
+def best_so_far(board: Mapping[str, Any]) -> BestRun | None:
+    """Return the leaderboard's best against the baseline; None where it is no measurement."""
+    row = board.get("best_run")
+    if not isinstance(row, dict):
+        return None
+    metric = str(row.get("metric_name") or "val_bpb")
+    value = real(row.get("metric_value"), metric)
+    if value is None:
+        return None
+    direction: Direction = "maximize" if row.get("direction") == "maximize" else "minimize"
+    baseline = real(board.get("baseline"), metric)
+    # `+ 0.0` makes a zero of a negative zero.
+    gain = None if baseline is None else better_by(value, baseline, direction) + 0.0
+    return BestRun(
+        experiment_id=str(row.get("id") or ""),
+        metric=metric,
+        value=value,
+        direction=direction,
+        title=str(row.get("description") or ""),
+        confirmation=str(row.get("confirmation") or "none"),
+        baseline=baseline,
+        improvement=gain,
+        improvement_share=gain / abs(baseline) if gain is not None and baseline else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that a person should know of, and what to run about it."""
+
+    what: str
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleView:
+    """The supervisor, the observer, the tool-builder or a loop."""
+
+    role: str
+    state: str
+    """As reported while it lives and once it has left; else `dead` or `not started`."""
+    alive: bool
+    pid: int | None = None
+    last_action: str = ""
+    age_s: float | None = None
+    """Since its last action."""
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """One worker, and what it does."""
+
+    worker_id: str
+    device: str
+    state: str
+    """As of a role; while it lives, a word of `schema.WorkerState`."""
+    alive: bool
+    pid: int | None = None
+    state_s: float | None = None
+    """How long it has been in its state."""
+    age_s: float | None = None
+    """Since its last heartbeat."""
+    experiment_id: str | None = None
+    hypothesis_id: str | None = None
+    next_hypothesis_id: str | None = None
+    title: str = ""
+    progress: float | None = None
+    """Share of the budget, 0 to 1."""
+    loss: float | None = None
+    tokens_per_second: float | None = None
+    diff_stat: str = ""
+    busy_share: float | None = None
+    """Share of its life in which its device trained or scored."""
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingHypothesis:
+    """A hypothesis that is not begun."""
+
+    hypothesis_id: str
+    title: str
+    state: str
+    worker: str | None
+    proposer: str
+    priority: float
+
+
+@dataclass(frozen=True, slots=True)
+class PendingConfirmation:
+    """A win on one seed that is run again before it counts."""
+
+    experiment_id: str
+    missing: int
+    wanted: int
+    """Runs that confirm it, those that are there included."""
+    found: str
+    """Its value against that of its base."""
+
+    @property
+    def words(self) -> str:
+        return f"awaits {self.missing} of {self.wanted} runs"
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """Everything that `status` shows."""
+
+    root: str
+    tag: str
+    reference: str | None
+    best: BestRun | None
+    counts: dict[str, int]
+    """Hypotheses of the tag: pending, dispatched, running, done."""
+    experiments: int | None
+    decided: int | None
+    keep_rate: float | None
+    roles: list[RoleView]
+    workers: list[WorkerView]
+    waiting: list[WaitingHypothesis]
+    """The first few that are not begun."""
+    awaiting: list[PendingConfirmation]
+    """Wins to be confirmed, as the observer last saw it."""
+    needs: list[Notice]
+    next_command: str
+    generated_at: datetime = field(default_factory=now)
+
+    @property
+    def alive(self) -> bool:
+        """Whether any process of the fleet lives."""
+        return any_alive(self.roles, self.workers)
+
+
+def any_alive(roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> bool:
+    return any(role.alive for role in roles) or any(worker.alive for worker in workers)
+
 
 ROLES = ("supervisor", "observer", "tool-builder")
 """Of a fleet; a loop plays the observer itself, and needs neither of the others."""
@@ -44,7 +200,7 @@ SMALL = 256 * 1024
 """Bytes of a heartbeat, or of a role's file; a larger one is damage."""
 AHEAD_S = 5.0
 """A clock may be off by this much; a time further ahead is wrong."""
-WAITING = 5
+SHOWN_WAITING = 5
 """Hypotheses that are shown of those that wait."""
 NAMED = 3
 """Of many like problems, those that are named one by one."""
@@ -54,28 +210,26 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def overview(layout: Layout, queue: Queue | None = None) -> Overview:
-    """How the fleet of this repository stands; never fails over what lies under research/.
+    """Return how the fleet of this repository stands. Nothing under research/ makes it fail.
 
     Args:
-        queue: for one look after the other, so that what did not change is not read again.
+        queue: of the last call, so that what did not change is not read again.
     """
-    look = _Look(layout)
-    tag, reference = look.tag, look.reference()
+    look = _Reader(layout)
+    board, reference = look.board, look.reference()
     counts, waiting = look.queue(queue)
     roles = look.roles()
     workers = look.workers()
-    best = best_so_far(look.board)
-    board = look.board
-    look.dead(roles, workers)
-    look.stopped()
-    look.benched()
-    look.refused()
-    look.damaged()
+    look.note_ended(roles, workers)
+    look.note_devices_and_runs()
+    look.note_refused(layout.inbox_refused, "not taken")
+    look.note_refused(layout.conflicts, "not taken, delete it when you have read this")
+    look.note_damaged()
     return Overview(
         root=str(layout.root),
-        tag=tag,
+        tag=look.tag,
         reference=reference,
-        best=best,
+        best=best_so_far(board),
         counts=counts,
         experiments=_count(board.get("total_runs")),
         decided=_count(board.get("decided_runs")),
@@ -85,18 +239,18 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
         waiting=waiting,
         awaiting=look.awaiting,
         needs=look.needs,
-        next_command=as_called(_next_command(tag, roles, workers)),
+        next_command=as_called(_next_command(look.tag, roles, workers)),
     )
 
 
-class _Look:
-    """One look at the files; what is wrong with them gathers in `needs`."""
+class _Reader:
+    """Reads the files once; what is wrong with them gathers in `needs`."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.now = now()
-        self.needs: list[Need] = []
-        self.awaiting: list[Awaiting] = []
+        self.needs: list[Notice] = []
+        self.awaiting: list[PendingConfirmation] = []
         self.tag, wrong = manifest_tag(layout)
         if wrong:
             self._damage(layout.manifest, wrong)
@@ -114,31 +268,34 @@ class _Look:
         try:
             return Repository(self.layout.root).read_ref(reference_ref(self.tag))
         except AutohypothesisError as error:
-            self.needs.append(Need(f"the reference cannot be read: {error.problem}"))
+            self._note(f"the reference cannot be read: {error.problem}")
             return None
 
     def _board(self) -> dict[str, Any]:
-        """The leaderboard, when it is of this tag."""
+        """Return the leaderboard; empty where it is of another tag."""
         board = self._document(self.layout.leaderboard)
         return board if not self.tag or board.get("tag") in (self.tag, None) else {}
 
-    def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[Waiting]]:
-        """How many there are, by name alone, and the first that wait; only open ones are read."""
+    def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[WaitingHypothesis]]:
+        """Return counts by state, and the first that wait; only open hypotheses are read."""
         if not ID.fullmatch(self.tag):
             return {}, []
         if queue is None or queue.tag != self.tag:
             queue = Queue(self.layout, self.tag)
-        dispatched = queue.dispatched().items()
-        found = [_waiting(one, "dispatched", worker) for worker, some in dispatched for one in some]
-        found += [_waiting(one, "pending", None) for one in queue.pending()[:WAITING]]
+        waiting = [
+            _waiting(item, "dispatched", worker)
+            for worker, items in queue.dispatched().items()
+            for item in items
+        ]
+        waiting += [_waiting(item, "pending", None) for item in queue.pending()[:SHOWN_WAITING]]
         for problem in queue.problems:
             self._damage(self.layout.root / problem.path, problem.reason)
-        return queue.counts(), found[:WAITING]
+        return queue.counts(), waiting[:SHOWN_WAITING]
 
-    # ── who is at work ────────────────────────────────────────────────────────────────────
+    # ── processes ────────────────────────────────────────────────────────────────────
 
     def roles(self) -> list[RoleView]:
-        """A fleet's; with a loop, where there was one, which needs no others."""
+        """Return the roles of a fleet; a loop comes first, and needs no others while it lives."""
         found = [self.role(name) for name in ROLES]
         if self.layout.role(COURIER).exists():  # only a fleet with a hub has one
             found.append(self.role(COURIER))
@@ -151,33 +308,32 @@ class _Look:
 
     def role(self, name: str) -> RoleView:
         path = self.layout.role(name)
-        said = self._model(path, RoleStatus)
-        if said is None:
+        status = self._model(path, RoleStatus)
+        if status is None:
             return RoleView(name, "damaged" if path.exists() else "not started", alive=False)
         if name == "observer":
-            self.awaiting = _awaiting(said.details.get("awaiting"))
-        alive = said.state != "stopped" and lives(said)
-        moment = said.last_action_at or said.updated_at
-        ended = said.state in ("stopped", "finished", "failed")
+            self.awaiting = _awaiting(status.details.get("awaiting"))
+        alive = status.state != "stopped" and role_lives(status)
+        known = alive or status.state in ENDED_STATES
         return RoleView(
             role=name,
-            state=said.state or "working" if alive or ended else "dead",
+            state=status.state or "working" if known else "dead",
             alive=alive,
-            pid=said.pid,
-            last_action=said.last_action,
-            age_s=self._age(moment, f"the {name}"),
-            problems=() if said.state in ("stopped", "finished") else tuple(said.problems),
+            pid=status.pid,
+            last_action=status.last_action,
+            age_s=self._age(status.last_action_at or status.updated_at, f"the {name}"),
+            problems=() if status.state in ("stopped", "finished") else tuple(status.problems),
         )
 
     def workers(self) -> list[WorkerView]:
-        """Those of the manifest, then any other that lives."""
+        """Return the workers of the manifest, then any other that lives."""
         views, known = [], set()
         for worker in self._manifest_workers():
             known.add(worker.worker_id)
             views.append(self._worker(worker))
-        for name in _stems(self.layout.heartbeat("any").parent):
-            if name not in known:
-                other = self._worker(Worker(worker_id=name, gpu_id=""), quiet=True)
+        for path in sorted(self.layout.heartbeat("any").parent.glob("*.json")):
+            if ID.fullmatch(path.stem) and path.stem not in known:
+                other = self._worker(Worker(worker_id=path.stem, gpu_id=""), quiet=True)
                 views += [other] if other.alive else []
         return views
 
@@ -199,7 +355,7 @@ class _Look:
         if beat is None:
             state = "damaged" if path.exists() else "not started"
             return WorkerView(name, device, state, alive=False)
-        alive = at_work(beat)
+        alive = worker_lives(beat)
         whose = f"worker {name}"
         return WorkerView(
             worker_id=name,
@@ -227,79 +383,72 @@ class _Look:
         until = self.now if alive else beat.updated_at
         return _share(beat.busy_seconds, (until - beat.started_at).total_seconds())
 
-    # ── what needs somebody ───────────────────────────────────────────────────────────────
+    # ── what a person should know ───────────────────────────────────────────────────────────────
 
-    def dead(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
-        """What the roles say is wrong; who ended without saying goodbye."""
+    def note_ended(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
+        """Name the problems of the roles, and the processes that died without leaving."""
         supervised = any(role.role == "supervisor" and role.alive for role in roles)
-        then = f"{RUN} {'monitor' if supervised else 'up'}"
+        then = "monitor" if supervised else "up"
         killed = {role.pid for role in roles if role.role == LOOP and role.state == "dead"}
         for role in roles:
-            self.needs += [
-                Need(f"{role.role}: {line}")
-                for line in role.problems
-                if not any(need.what == f"damaged: {line}" for need in self.needs)
-            ]
+            known = {need.what for need in self.needs}
+            for line in role.problems:
+                if f"damaged: {line}" not in known:
+                    self._note(f"{role.role}: {line}")
             if role.role == LOOP and role.state == "dead":
-                said = f"the loop (pid {role.pid}) died at {role.last_action}"
-                self.needs.append(Need(said, f"{RUN} run-loop, as it was called"))
+                died = f"the loop (pid {role.pid}) died at {role.last_action}"
+                self._note(died, "run-loop, as it was called")
             elif role.state == "dead" and role.pid not in killed:
-                self.needs.append(Need(f"the {role.role} (pid {role.pid}) died", then))
+                self._note(f"the {role.role} (pid {role.pid}) died", then)
         for worker in workers:
             if worker.state == "dead":
                 doing = f" during {worker.experiment_id}" if worker.experiment_id else ""
-                said = f"worker {worker.worker_id} (pid {worker.pid}) died{doing}"
-                self.needs.append(Need(said, then))
+                self._note(f"worker {worker.worker_id} (pid {worker.pid}) died{doing}", then)
 
-    def stopped(self) -> None:
-        """Runs that stand still because somebody stopped the process that owns them."""
+    def note_devices_and_runs(self) -> None:
+        """Name runs whose process was stopped, and devices in quarantine."""
         from autohypothesis.engine.recovery import standing_still
 
-        self.needs += [Need(line) for line in standing_still(self.layout)]
+        self.needs += [Notice(line) for line in standing_still(self.layout)]
+        for device, reason in quarantined(self.layout).items():
+            self._note(f"device {device} is left alone for a while: {reason}", "doctor")
 
-    def benched(self) -> None:
-        for device, reason in benched(self.layout).items():
-            said = f"device {device} is left alone for a while: {reason}"
-            self.needs.append(Need(said, f"{RUN} doctor"))
-
-    def refused(self) -> None:
-        """Files of the inbox that were not taken, and edits of files that are made from others."""
-        self._refused(self.layout.inbox_refused, "not taken")
-        self._refused(self.layout.conflicts, "not taken, delete it when you have read this")
-
-    def _refused(self, folder: Path, what: str) -> None:
-        reasons = sorted(name for name in _names(folder) if name.endswith(".reason"))
-        for name in reasons[:NAMED]:
+    def note_refused(self, folder: Path, what: str) -> None:
+        """Name the files of `folder`, which were not taken, with the reason beside each."""
+        lines = []
+        for path in sorted(folder.glob("*.reason")):
             try:
-                text = read_bytes(folder / name, SMALL).decode("utf-8", "replace")
+                text = read_bytes(path, SMALL).decode("utf-8", "replace")
             except (FileNotFoundError, RecordError):
                 text = ""
-            file = folder / name.removesuffix(".reason")
-            self.needs.append(Need(f"{what}: {self._short(file)}: {text.strip()}"))
-        if len(reasons) > NAMED:
-            rest = f"and {len(reasons) - NAMED} more in {self._short(folder)}"
-            self.needs.append(Need(rest))
+            lines.append(f"{what}: {self._short(path.with_suffix(''))}: {text.strip()}")
+        self._note_some(lines, folder)
 
-    def damaged(self) -> None:
-        """Files that the last sync could not use."""
+    def note_damaged(self) -> None:
+        """Name the files that the last sync could not use."""
         problems = self._document(self.layout.problems).get("problems")
-        problems = problems if isinstance(problems, list) else []
-        lines = [
-            f"damaged: {one.get('path')}: {one.get('reason')}"
-            for one in problems
-            if isinstance(one, dict)
-        ]
         known = {need.what for need in self.needs}
+        lines = [
+            f"damaged: {problem.get('path')}: {problem.get('reason')}"
+            for problem in (problems if isinstance(problems, list) else [])
+            if isinstance(problem, dict)
+        ]
         lines = [line for line in lines if line not in known]
-        self.needs += [Need(line, f"{RUN} sync") for line in lines[:NAMED]]
+        self._note_some(lines, self.layout.problems, "sync")
+
+    def _note_some(self, lines: list[str], where: Path, command: str = "") -> None:
+        for line in lines[:NAMED]:
+            self._note(line, command)
         if len(lines) > NAMED:
-            rest = f"and {len(lines) - NAMED} more in {self._short(self.layout.problems)}"
-            self.needs.append(Need(rest))
+            self._note(f"and {len(lines) - NAMED} more in {self._short(where)}")
+
+    def _note(self, what: str, command: str = "") -> None:
+        self.needs.append(Notice(what, f"{RUN} {command}" if command else ""))
 
     # ── reading ───────────────────────────────────────────────────────────────────────────
 
     def _document(self, path: Path) -> dict[str, Any]:
-        """The JSON object at `path`; empty where there is none, with a need where it is damaged."""
+        """Return the JSON object at `path`; empty where it is absent, or damaged (noted)."""
         try:
             value = read_json(path)
         except FileNotFoundError:
@@ -323,19 +472,19 @@ class _Look:
             return None
 
     def _age(self, moment: datetime | None, whose: str) -> float | None:
-        """Seconds since `moment`; None where it is unknown or cannot be."""
+        """Return the seconds since `moment`; None where it is unknown or lies in the future."""
         if moment is None:
             return None
         age = (self.now - moment).total_seconds()
         if age < -AHEAD_S:
-            said = f"{whose} gives a time that is {-age:,.0f} s in the future"
-            if Need(said) not in self.needs:
-                self.needs.append(Need(said))
+            wrong = Notice(f"{whose} gives a time that is {-age:,.0f} s in the future")
+            if wrong not in self.needs:
+                self.needs.append(wrong)
             return None
         return max(0.0, age)
 
     def _damage(self, path: Path, reason: str) -> None:
-        self.needs.append(Need(f"damaged: {self._short(path)}: {shown(reason)}", f"{RUN} sync"))
+        self._note(f"damaged: {self._short(path)}: {shown(reason)}", "sync")
 
     def _short(self, path: Path) -> str:
         return shown(str(path).removeprefix(f"{self.layout.root}/"))
@@ -355,20 +504,22 @@ def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]
     return f"{RUN} up" if workers else f"{RUN} init-fleet"
 
 
-def _awaiting(said: object) -> list[Awaiting]:
-    """What the observer says about wins to be confirmed; what is no such thing is left out."""
-    entries = [one for one in said if isinstance(one, dict)] if isinstance(said, list) else []
+def _awaiting(entries: object) -> list[PendingConfirmation]:
+    """Return the wins to be confirmed of the observer's status; a malformed entry is left out."""
     return [
-        Awaiting(str(one.get("experiment_id")), missing, wanted, str(one.get("found") or ""))
-        for one in entries
-        if (missing := _count(one.get("missing"))) is not None
-        and (wanted := _count(one.get("wanted"))) is not None
+        PendingConfirmation(
+            str(entry.get("experiment_id")), missing, wanted, str(entry.get("found") or "")
+        )
+        for entry in (entries if isinstance(entries, list) else [])
+        if isinstance(entry, dict)
+        and (missing := _count(entry.get("missing"))) is not None
+        and (wanted := _count(entry.get("wanted"))) is not None
     ]
 
 
-def _waiting(one: Hypothesis, state: str, worker: str | None) -> Waiting:
-    name, priority = one.hypothesis_id, one.priority or 0.0
-    return Waiting(name, one.title, state, worker, one.proposer, priority)
+def _waiting(item: Hypothesis, state: str, worker: str | None) -> WaitingHypothesis:
+    name, priority = item.hypothesis_id, item.priority or 0.0
+    return WaitingHypothesis(name, item.title, state, worker, item.proposer, priority)
 
 
 def _share(part: object, whole: float) -> float | None:
@@ -381,15 +532,3 @@ def _share(part: object, whole: float) -> float | None:
 def _count(value: object) -> int | None:
     number = finite(value)
     return None if number is None else int(number)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return [entry.name for entry in folder.iterdir()]
-    except OSError:
-        return []
-
-
-def _stems(folder: Path) -> list[str]:
-    stems = (name.removesuffix(".json") for name in _names(folder) if name.endswith(".json"))
-    return sorted(stem for stem in stems if ID.fullmatch(stem))

@@ -1,4 +1,4 @@
-"""What a search found, in numbers: from the rows of a ledger, or from anybody's results.tsv. Pure.
+"""What a search found, in numbers: from the rows of a ledger, or from anybody's results.tsv.
 
 Only experiments that say something about a hypothesis count, as in results.tsv: no repeats, no
 failures of the machine. What a table cannot tell is None, never zero.
@@ -9,19 +9,63 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
-from autohypothesis.fleet.overview.spans import Span
+from autohypothesis.engine.policy import better_by
 from autohypothesis.fleet.queue import warm_start
+from autohypothesis.records.files import read_object
+from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.records.standings import Kept, best_of
+from autohypothesis.schema import Direction, finite, utc
+
+DeviceInterval = tuple[str, datetime, datetime]
+"""Worker, start and end of one experiment on its device."""
+
+
+def device_intervals(
+    layout: Layout, rows: Iterable[Mapping[str, Any]], since: datetime | None, until: datetime
+) -> list[DeviceInterval]:
+    """Return when the experiments of `rows` held their devices, cut to the window."""
+    intervals = []
+    for row in rows:
+        start, end = _interval(layout, row) or (until, until)
+        start, end = max(start, since) if since else start, min(end, until)
+        if start < end:
+            intervals.append((str(row.get("worker_id") or "–"), start, end))
+    return intervals
+
+
+def _interval(layout: Layout, row: Mapping[str, Any]) -> tuple[datetime, datetime] | None:
+    """From the exec of the training to the end of its scoring, by the shim, else by the row."""
+    if not ID.fullmatch(str(row["id"])):
+        return None
+    record = read_object(layout.run(str(row["id"])).exit)
+    start, end = moment(record.get("started_at")), moment(record.get("ended_at"))
+    if start is not None and end is not None:
+        return start, end
+    end = end or moment(row.get("timestamp"))
+    values = (record.get("wall_seconds"), row.get("total_seconds"), row.get("training_seconds"))
+    numbers = (finite(value) for value in values)
+    seconds = next((number for number in numbers if number and 0 < number < 1e8), None)
+    return (end - timedelta(seconds=seconds), end) if end and seconds else None
+
+
+def moment(value: object) -> datetime | None:
+    try:
+        at = utc(value)
+    except (ValueError, OverflowError):
+        return None
+    return at if isinstance(at, datetime) else None
+
 
 Row = Mapping[str, Any]
 DAMAGED = "damaged"
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class ResultTrial:
     """One decided experiment."""
 
     experiment_id: str | None
@@ -35,14 +79,14 @@ class Trial:
     failure_kind: str | None = None
     confirmation: str | None = None
     platform_key: str = ""
-    direction: str = "minimize"
+    direction: Direction = "minimize"
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class KeptTrial:
     """One step of the reference. Gains are positive where it got better."""
 
-    trial: Trial
+    trial: ResultTrial
     gain: float | None
     """Against the kept one before it, on its platform; None for the first."""
     total: float | None
@@ -51,7 +95,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The whole of it. Hours are None where no experiment says when it ran."""
+    """What a search found. Hours are None where no experiment says when it ran."""
 
     source: str
     tag: str | None
@@ -64,11 +108,11 @@ class Results:
     undecided: int | None
     keep_rate: float | None
     """Of what was tried, the baseline left out."""
-    start: Trial | None
-    best: Trial | None
+    start: ResultTrial | None
+    best: ResultTrial | None
     gain: float | None
     """From start to best."""
-    keeps: Sequence[Keep]
+    keeps: Sequence[KeptTrial]
     crashes: Mapping[str, int] | None
     """By kind, the most frequent first."""
     device_hours: float | None
@@ -76,11 +120,11 @@ class Results:
     hours: float | None
     """From the first start to the last end."""
     per_hour: float | None
-    trials: Sequence[Trial] = field(repr=False, default=())
+    trials: Sequence[ResultTrial] = field(repr=False, default=())
     notes: Sequence[str] = ()
 
-    def top(self, count: int, *, kept_only: bool = False) -> list[Trial]:
-        """The best measured ones, the best first; of equal ones the earlier first.
+    def top(self, count: int, *, kept_only: bool = False) -> list[ResultTrial]:
+        """Return the best measured trials, best first; of equal ones the earlier first.
 
         What is damaged has no rank: it comes last.
         """
@@ -99,8 +143,8 @@ class Results:
         return {**document, "top": [asdict(one) for one in top]}
 
 
-def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[Span]) -> Results:
-    """From the ledger's rows of one search, and the times of its experiments."""
+def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterval]) -> Results:
+    """Return the results of a search from its rows in the ledger, and the times of its runs."""
     trials = [_trial(row) for row in rows if _counts(row)]
     decided = [row for row in rows if row.get("ordinal") is not None]
     return _results(
@@ -122,10 +166,10 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[Span]) -> Re
 
 
 def from_table(table: warm_start.WarmStart) -> Results:
-    """From a results.tsv alone, which knows no kinds of crashes and no times."""
+    """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
     first = table.first
     trials = [
-        Trial(
+        ResultTrial(
             experiment_id=None,
             commit=one.commit,
             value=one.value,
@@ -148,9 +192,9 @@ def _counts(row: Row) -> bool:
     )
 
 
-def _trial(row: Row) -> Trial:
+def _trial(row: Row) -> ResultTrial:
     crashed = row.get("decision_status", row["status"]) == "crash"
-    return Trial(
+    return ResultTrial(
         experiment_id=str(row["id"]),
         commit=str(row.get("commit") or ""),
         value=None if crashed else row.get("metric_value"),
@@ -161,20 +205,20 @@ def _trial(row: Row) -> Trial:
         failure_kind=row.get("failure_kind"),
         confirmation=row.get("confirmation"),
         platform_key=str(row.get("platform_key") or ""),
-        direction=str(row.get("direction") or "minimize"),
+        direction="maximize" if row.get("direction") == "maximize" else "minimize",
     )
 
 
 def _results(
     source: str,
-    trials: list[Trial],
+    trials: list[ResultTrial],
     *,
     tag: str | None = None,
     metric: str = "val_bpb",
     repeats: int | None = None,
     undecided: int | None = None,
     crashes: Counter[str] | None = None,
-    spans: Sequence[Span] = (),
+    spans: Sequence[DeviceInterval] = (),
     notes: Sequence[str] = (),
 ) -> Results:
     counts = Counter(one.status for one in trials)
@@ -182,7 +226,7 @@ def _results(
     keeps = _keeps(trials)
     best = _best(keeps)
     start = _start(keeps, best)
-    hours = _between(spans)
+    hours = _hours_between(spans)
     return Results(
         source=source,
         tag=tag,
@@ -196,10 +240,12 @@ def _results(
         keep_rate=sum(one.status == "keep" for one in tried) / len(tried) if tried else None,
         start=start,
         best=best,
-        gain=_better(best, start) if best and start else None,
+        gain=_gain(best, start) if best and start else None,
         keeps=keeps,
         crashes=None if crashes is None else dict(crashes.most_common()),
-        device_hours=sum(_seconds(span) for span in spans) / 3600 if spans else None,
+        device_hours=sum((end - start).total_seconds() for _, start, end in spans) / 3600
+        if spans
+        else None,
         hours=hours,
         per_hour=len(spans) / hours if hours else None,
         trials=trials,
@@ -207,58 +253,52 @@ def _results(
     )
 
 
-def _keeps(trials: Iterable[Trial]) -> list[Keep]:
-    """Each against those before it on its platform: others do not compare."""
-    before: dict[str, tuple[Trial, Trial]] = {}
+def _keeps(trials: Iterable[ResultTrial]) -> list[KeptTrial]:
+    """Return each keep with its gain over those before it on its platform."""
+    before: dict[str, tuple[ResultTrial, ResultTrial]] = {}
     found = []
     for one in trials:
         if one.status != "keep" or one.value is None:
             continue
         first, last = before.get(one.platform_key, (None, None))
-        gain = None if last is None else _better(one, last)
-        found.append(Keep(one, gain, None if first is None else _better(one, first)))
+        gain = None if last is None else _gain(one, last)
+        found.append(KeptTrial(one, gain, None if first is None else _gain(one, first)))
         before[one.platform_key] = (first or one, one)
     return found
 
 
-def _best(keeps: Sequence[Keep]) -> Trial | None:
-    """The best that nobody has refuted, on the platform that was kept on last."""
-    standing = {str(n): k.trial for n, k in enumerate(keeps) if k.trial.confirmation != "refuted"}
+def _best(keeps: Sequence[KeptTrial]) -> ResultTrial | None:
+    """Return the best that is not refuted, on the platform that was kept on last."""
+    standing = [step.trial for step in keeps if step.trial.confirmation != "refuted"]
     name = best_of(
         [
-            Kept(name, int(name), one.platform_key, one.direction, one.value)
-            for name, one in standing.items()
-            if one.value is not None
+            Kept(str(number), number, trial.platform_key, trial.direction, trial.value)
+            for number, trial in enumerate(standing)
+            if trial.value is not None
         ]
     )
-    return standing[name] if name is not None else None
+    return standing[int(name)] if name is not None else None
 
 
-def _start(keeps: Sequence[Keep], best: Trial | None) -> Trial | None:
-    """Where the platform of the best began: its baseline, else the first that was kept there."""
+def _start(keeps: Sequence[KeptTrial], best: ResultTrial | None) -> ResultTrial | None:
+    """Return where the platform of the best began: its baseline, else its first keep."""
     if best is None:
         return None
     same = [step.trial for step in keeps if step.trial.platform_key == best.platform_key]
     return next((one for one in same if one.baseline), same[0])
 
 
-def _better(one: Trial, other: Trial) -> float:
-    """How much better `one` is; negative where it is worse."""
-    change = (one.value or 0.0) - (other.value or 0.0)
-    return change if one.direction == "maximize" else -change
+def _gain(trial: ResultTrial, over: ResultTrial) -> float:
+    """Return how much better `trial` is; negative where it is worse."""
+    return better_by(trial.value or 0.0, over.value or 0.0, trial.direction)
 
 
-def _rank(one: Trial) -> float:
-    value = one.value or 0.0
-    return -value if one.direction == "maximize" else value
+def _rank(trial: ResultTrial) -> float:
+    return -better_by(trial.value or 0.0, 0.0, trial.direction)
 
 
-def _seconds(span: Span) -> float:
-    return (span[2] - span[1]).total_seconds()
-
-
-def _between(spans: Sequence[Span]) -> float | None:
-    if not spans:
+def _hours_between(intervals: Sequence[DeviceInterval]) -> float | None:
+    if not intervals:
         return None
-    first, last = min(span[1] for span in spans), max(span[2] for span in spans)
-    return (last - first).total_seconds() / 3600
+    first = min(start for _, start, _ in intervals)
+    return (max(end for *_, end in intervals) - first).total_seconds() / 3600

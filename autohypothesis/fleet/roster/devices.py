@@ -1,22 +1,34 @@
-"""Which devices a fleet works on: what a user named becomes UUIDs and cores, or an error by name.
+"""Which devices a fleet works on, and what this machine is: its GPUs, lanes, Python and profile.
 
-Nothing here pins or leases. An index is the one that NVML prints; it is turned into a UUID here,
-once, and the UUID is what the manifest holds. An inherited mask is a limit: a device outside it
-is refused, never taken in silence.
+What a user named becomes UUIDs and cores, or an error by name. Nothing here pins, leases or changes
+anything. An index is the one that NVML prints; it is turned into a UUID here, once, and the UUID is
+what the manifest holds. An inherited mask is a limit: a device outside it is refused, never taken
+in silence.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ValidationError
+
+from autohypothesis import system
 from autohypothesis.engine import devices as engine
-from autohypothesis.engine import meters
+from autohypothesis.engine import meters, program
 from autohypothesis.engine.devices import MIB, Gpu
-from autohypothesis.errors import LeaseError, UsageError
+from autohypothesis.engine.inputs import TIMEOUT_S
+from autohypothesis.engine.setup import SCRIPT, source_folder, takes
+from autohypothesis.errors import LaunchError, LeaseError, UsageError
 from autohypothesis.records.layout import checked_id
 
 MASK = "CUDA_VISIBLE_DEVICES"
@@ -26,7 +38,7 @@ _HINT = "name indices as `nvidia-smi -L` prints them, or UUIDs: --gpus 0,1"
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class WorkerDevice:
     """One worker's device."""
 
     worker_id: str
@@ -38,10 +50,10 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DeviceSelection:
     """The devices of a fleet, and what its user should know about them."""
 
-    chosen: Sequence[Chosen]
+    chosen: Sequence[WorkerDevice]
     notes: Sequence[str] = ()
 
 
@@ -49,7 +61,7 @@ def choose(
     gpus: str | None = None,
     cpu_workers: int | None = None,
     environ: Mapping[str, str] | None = None,
-) -> Choice:
+) -> DeviceSelection:
     """The devices for `--gpus` and `--cpu-workers`, each as typed; None: not given.
 
     With neither, all GPUs inside the inherited mask; on a machine without any NVIDIA device one
@@ -63,15 +75,15 @@ def choose(
     lanes = choose_lanes(cpu_workers) if cpu_workers is not None else []
     if gpus is not None:
         named = _named_gpus(_words(gpus), environ)
-        return Choice([*named.chosen, *lanes], named.notes)
+        return DeviceSelection([*named.chosen, *lanes], named.notes)
     if cpu_workers is not None:
         if not lanes:
             raise UsageError("--cpu-workers 0 leaves no worker", hint="leave it out, or name GPUs")
-        return Choice(lanes)
+        return DeviceSelection(lanes)
     return _everything(environ)
 
 
-def choose_lanes(count: int) -> list[Chosen]:
+def choose_lanes(count: int) -> list[WorkerDevice]:
     """The first `count` CPU lanes.
 
     Raises:
@@ -86,14 +98,14 @@ def choose_lanes(count: int) -> list[Chosen]:
     found = []
     for number, lane in enumerate(lanes[:count]):
         core = (lane.cores or (0,))[0]
-        found.append(Chosen(f"cpu{number}", str(core), engine.name_of(lane), "cpu"))
+        found.append(WorkerDevice(f"cpu{number}", str(core), engine.name_of(lane), "cpu"))
     return found
 
 
-def _everything(environ: Mapping[str, str]) -> Choice:
+def _everything(environ: Mapping[str, str]) -> DeviceSelection:
     found, why_none = engine.gpus(environ)
     if found:
-        return Choice([_chosen(gpu) for gpu in sorted(found, key=lambda gpu: gpu.index)])
+        return DeviceSelection([_chosen(gpu) for gpu in sorted(found, key=lambda gpu: gpu.index)])
     try:
         engine.best_kind()
     except LeaseError as error:
@@ -101,11 +113,11 @@ def _everything(environ: Mapping[str, str]) -> Choice:
         raise LeaseError(error.problem, hint=hint) from error
     lanes = choose_lanes(len(engine.cpu_slots()))
     said = f"no GPU ({why_none}): {len(lanes)} CPU lanes instead, one per physical core"
-    return Choice(lanes, [said])
+    return DeviceSelection(lanes, [said])
 
 
-def _chosen(gpu: Gpu) -> Chosen:
-    return Chosen(f"gpu{gpu.index}", str(gpu.index), gpu.uuid, "cuda")
+def _chosen(gpu: Gpu) -> WorkerDevice:
+    return WorkerDevice(f"gpu{gpu.index}", str(gpu.index), gpu.uuid, "cuda")
 
 
 # ── what was typed ──────────────────────────────────────────────────────────────────────────
@@ -124,10 +136,10 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> Choice:
+def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> DeviceSelection:
     everything, why_none = engine.gpus({})
     if not everything:
-        return Choice(
+        return DeviceSelection(
             [_unknown(word) for word in words],
             [
                 f"{why_none}: the workers of {', '.join(words)} are prepared, and do not train"
@@ -147,7 +159,7 @@ def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> Choice:
             raise UsageError(f"--gpus names GPU {gpu.index} twice: {taken[gpu.uuid]} and {word}")
         taken[gpu.uuid] = word
     chosen = [_chosen(gpu) for gpu in everything if gpu.uuid in taken]
-    return Choice(chosen)
+    return DeviceSelection(chosen)
 
 
 def _the_one(word: str, everything: Sequence[Gpu]) -> Gpu:
@@ -169,19 +181,19 @@ def _indices(found: Sequence[Gpu]) -> str:
     return ", ".join(str(gpu.index) for gpu in found)
 
 
-def _unknown(word: str) -> Chosen:
+def _unknown(word: str) -> WorkerDevice:
     """A GPU that nobody can look at: its worker is named after what was typed."""
     if word.isdigit():
-        return Chosen(f"gpu{word}", word, "", "cuda")
+        return WorkerDevice(f"gpu{word}", word, "", "cuda")
     stem = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
-    return Chosen(checked_id(stem[:40].strip("-")), word, "", "cuda")
+    return WorkerDevice(checked_id(stem[:40].strip("-")), word, "", "cuda")
 
 
 # ── what is there ───────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class GpuState:
     """One GPU as it stands now. Memory in MiB."""
 
     index: int
@@ -199,7 +211,7 @@ class Found:
     """What NVML said instead of an answer."""
 
 
-def discover(environ: Mapping[str, str] | None = None) -> list[Found]:
+def gpu_states(environ: Mapping[str, str] | None = None) -> list[GpuState]:
     """Every GPU of this machine with what is on it; none where no driver answers.
 
     A device that does not answer is listed with its problem, and hides no other.
@@ -220,10 +232,10 @@ def discover(environ: Mapping[str, str] | None = None) -> list[Found]:
     return [replace(one, visible=one.uuid in visible) for one in found]
 
 
-def strangers(uuids: Sequence[str]) -> list[str]:
+def device_users(uuids: Sequence[str]) -> list[str]:
     """Who computes on these devices now, one line for each that is not free or does not answer."""
     said = []
-    for one in discover() if uuids else ():
+    for one in gpu_states() if uuids else ():
         if one.uuid not in uuids and not (one.problem and not one.uuid):
             continue
         if one.problem:
@@ -234,16 +246,16 @@ def strangers(uuids: Sequence[str]) -> list[str]:
     return said
 
 
-def _found(nvml: Any, index: int) -> Found:
+def _found(nvml: Any, index: int) -> GpuState:
     """What NVML says about one device; a failure is part of the answer."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
     except nvml.NVMLError as error:
-        return Found(index, "", "", 0.0, problem=str(error))
+        return GpuState(index, "", "", 0.0, problem=str(error))
     try:
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return Found(
+        return GpuState(
             index,
             uuid,
             name,
@@ -253,7 +265,7 @@ def _found(nvml: Any, index: int) -> Found:
             throttle=_throttle(nvml, handle),
         )
     except nvml.NVMLError as error:
-        return Found(index, uuid, name, 0.0, problem=str(error))
+        return GpuState(index, uuid, name, 0.0, problem=str(error))
 
 
 def _processes(nvml: Any, handle: Any) -> list[tuple[int, float | None]]:
@@ -277,3 +289,130 @@ def _throttle(nvml: Any, handle: Any) -> list[str]:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+PYTHON_FROM = (3, 10)
+TORCH_FROM, TORCH_TO = (2, 9), (2, 13)
+"""As pyproject.toml has them; a test holds the two against each other."""
+
+
+class ProfileChoice(BaseModel):
+    """What `prepare.py --choose` prints."""
+
+    profile: str
+    device: Literal["cpu", "cuda"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The facts. Memory in MiB."""
+
+    gpus: Sequence[GpuState]
+    why_no_gpu: str
+    """Empty where there is one to use."""
+    cuda_version: str | None
+    """The newest that the driver can run."""
+    cpu_lanes: int
+    memory_mb: int | None
+    choice: ProfileChoice | None
+    why_no_choice: str
+    device_problem: str
+    """Why the chosen profile has no device here; empty when it has."""
+
+    @property
+    def gpu(self) -> GpuState | None:
+        """The first that may be used."""
+        return next((gpu for gpu in self.gpus if gpu.visible and not gpu.problem), None)
+
+    @property
+    def gpu_ready(self) -> bool:
+        """Whether trainings run on a GPU here."""
+        return self.choice is not None and self.choice.device == "cuda" and not self.device_problem
+
+
+def inspect_machine(root: Path, environ: Mapping[str, str] | None = None) -> Machine:
+    """The machine as it stands, for the repository at `root`: its prepare.py is asked, or ours."""
+    environ = os.environ if environ is None else environ
+    _, why_no_gpu = engine.gpus(environ)
+    choice, why_no_choice = _profile_choice(root, environ)
+    problem = ""
+    if choice is not None:
+        try:
+            engine.devices(choice.device)
+        except LeaseError as error:
+            problem = error.problem
+    return Machine(
+        gpus=gpu_states(environ),
+        why_no_gpu=why_no_gpu,
+        cuda_version=engine.cuda_version(),
+        cpu_lanes=len(engine.cpu_slots()),
+        memory_mb=system.memory_mb(),
+        choice=choice,
+        why_no_choice=why_no_choice,
+        device_problem=problem,
+    )
+
+
+def _profile_choice(root: Path, environ: Mapping[str, str]) -> tuple[ProfileChoice | None, str]:
+    try:
+        return choose_profile(root, environ), ""
+    except LaunchError as error:
+        return None, error.problem
+
+
+def choose_profile(root: Path, environ: Mapping[str, str]) -> ProfileChoice:
+    """What `auto` is on this machine.
+
+    Raises:
+        LaunchError: there is no prepare.py that can tell, or it fails; with its own words.
+    """
+    scripts = [folder / SCRIPT for folder in (root, source_folder())]
+    script = next((one for one in scripts if takes(one, "--choose")), None)
+    if script is None:
+        raise LaunchError(f"no {SCRIPT} of ours in {root}", hint="work from a clone of the project")
+    ended = program.run(
+        [sys.executable, str(script), "--choose"],
+        cwd=script.parent,
+        environment={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        timeout_s=TIMEOUT_S,
+    )
+    try:
+        if ended.exit_code == 0:
+            return ProfileChoice.model_validate(json.loads(ended.out))
+    except (ValueError, ValidationError):
+        pass
+    said = ended.last_words().removeprefix(f"{SCRIPT}: ")
+    raise LaunchError(said, hint=f"run {sys.executable} {script} --choose")
+
+
+# ── Python and what it can import ───────────────────────────────────────────────────────────
+
+
+def python_problem() -> str:
+    """What is wrong with this Python; empty when nothing is."""
+    if sys.version_info[:2] >= PYTHON_FROM:
+        return ""
+    return f"Python {platform.python_version()} is older than {_dotted(PYTHON_FROM)}"
+
+
+def torch_problem() -> str:
+    """What is wrong with the torch of this Python; empty when nothing is. Imports nothing."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    numbers = version.split("+")[0].split(".")[:2]
+    if all(number.isdecimal() for number in numbers) and (
+        TORCH_FROM <= tuple(map(int, numbers)) <= TORCH_TO
+    ):
+        return ""
+    return f"{version} is not from {_dotted(TORCH_FROM)} to {_dotted(TORCH_TO)}"
+
+
+def uv_path() -> str | None:
+    return shutil.which("uv")
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -12,36 +12,49 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.decide import settle
+from autohypothesis.engine.executor import Handle, Resources, RunSpec
 from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
-from autohypothesis.errors import FleetError, LaunchError, RecordError, UsageError
+from autohypothesis.engine.runner import Finished, Request, Watch, run
+from autohypothesis.errors import (
+    RECOVERABLE_ERRORS,
+    FleetError,
+    LaunchError,
+    RecordError,
+    UsageError,
+)
 from autohypothesis.fleet.live.presence import (
-    at_work,
+    list_active,
+    read_manifest,
     refuse_another_machine,
     refuse_beside_loop,
     users_of,
 )
 from autohypothesis.fleet.proposing import check_proposer
+from autohypothesis.fleet.queue.orphans import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
-from autohypothesis.fleet.roster.devices import Choice, Chosen, choose, strangers
-from autohypothesis.fleet.roster.leaving import take_back
+from autohypothesis.fleet.roster.devices import DeviceSelection, WorkerDevice, choose, device_users
 from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
+from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
-from autohypothesis.records.bundles import decision_documents
-from autohypothesis.records.files import load, write_json
-from autohypothesis.records.layout import Layout, checked_id
+from autohypothesis.records.bundles import decision_documents, read_decisions
+from autohypothesis.records.files import write_json
+from autohypothesis.records.layout import checked_id
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from autohypothesis.records.standings import best_kept, of_tag
-from autohypothesis.schema import Manifest, Worker
+from autohypothesis.records.standings import best_kept, first_baseline, of_tag
+from autohypothesis.schema import Decision, Manifest, Worker
 
 DEFAULT_PROPOSERS = ("search",)
 _OURS = "refs/autohypothesis/ledger/"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class FleetOptions:
     """What a user asked for; None: not said."""
 
     tag: str | None = None
@@ -68,7 +81,7 @@ class Fleet:
     """Worker -> what was done to its worktree; empty where it was whole."""
 
 
-def init_fleet(project: Project, wanted: Wanted) -> Fleet:
+def init_fleet(project: Project, wanted: FleetOptions) -> Fleet:
     """Make the fleet of a tag, or mend it.
 
     Raises:
@@ -84,18 +97,18 @@ def init_fleet(project: Project, wanted: Wanted) -> Fleet:
     refuse_beside_loop(project.layout)
     project.repository.head()
     with hold(project.layout, "fleet", doing="init-fleet"):
-        return _Roll(project, wanted, choice).call()
+        return _FleetSetup(project, wanted, choice).call()
 
 
-def begin(project: Project, wanted: Wanted) -> Project:
+def begin_tag(project: Project, wanted: FleetOptions) -> Project:
     """Start the tag alone, as `init_fleet` would; what runs before there are workers goes there."""
     choice = choose(wanted.gpus, wanted.cpu_workers)
     refuse_beside_loop(project.layout)
     with hold(project.layout, "fleet", doing="bootstrap"):
-        return _Roll(project, wanted, choice).begin()
+        return _FleetSetup(project, wanted, choice).begin()
 
 
-def begin_alone(project: Project, tag: str, places: Sequence[str]) -> tuple[Project, list[str]]:
+def begin_single(project: Project, tag: str, places: Sequence[str]) -> tuple[Project, list[str]]:
     """Start the tag, or go on with it, for who works in detached worktrees; and what to know.
 
     The fleet that the tag may have stays as it is.
@@ -108,24 +121,12 @@ def begin_alone(project: Project, tag: str, places: Sequence[str]) -> tuple[Proj
     """
     project.repository.head()
     with hold(project.layout, "fleet", doing="run-loop"):
-        roll = _Roll(project, Wanted(tag), Choice(()))
+        roll = _FleetSetup(project, FleetOptions(tag), DeviceSelection(()))
         roll.trees.refuse_places(places)
         return roll.begin(), roll.notes
 
 
-def read_manifest(layout: Layout) -> Manifest | None:
-    """The manifest; None before the first search.
-
-    Raises:
-        RecordError: it is damaged.
-    """
-    try:
-        return load(Manifest, layout.manifest)
-    except FileNotFoundError:
-        return None
-
-
-def _check_words(wanted: Wanted) -> None:
+def _check_words(wanted: FleetOptions) -> None:
     for word in wanted.proposers:
         check_proposer(word)
     if wanted.mix is not None and not 0 <= wanted.mix <= 1:
@@ -133,10 +134,10 @@ def _check_words(wanted: Wanted) -> None:
     command_words(wanted.tool_command or "")
 
 
-class _Roll:
+class _FleetSetup:
     """One call of `init_fleet`, under its lock."""
 
-    def __init__(self, project: Project, wanted: Wanted, choice: Choice) -> None:
+    def __init__(self, project: Project, wanted: FleetOptions, choice: DeviceSelection) -> None:
         self.project, self.wanted, self.chosen = project, wanted, choice.chosen
         self.repository, self.layout = project.repository, project.layout
         self.notes = list(choice.notes)
@@ -176,7 +177,7 @@ class _Roll:
         """Another tag or other devices are for a fleet at rest; mending is for any."""
         if self.before is None or not self._changes(self.before):
             return
-        if busy := at_work(self.layout):
+        if busy := list_active(self.layout):
             what = f"tag {self.tag}" if self.before.tag != self.tag else "other workers"
             raise FleetError(
                 f"{what} cannot begin in {self.layout.root} while these are at work: "
@@ -293,7 +294,7 @@ class _Roll:
             }
         )
 
-    def _worker(self, one: Chosen, known: Worker | None) -> Worker:
+    def _worker(self, one: WorkerDevice, known: Worker | None) -> Worker:
         named = Worker(worker_id=one.worker_id, gpu_id=one.gpu_id) if known is None else known
         return named.model_copy(
             update={
@@ -314,7 +315,7 @@ class _Roll:
         gone = [one.worker_id for one in self.before.workers if one.worker_id not in stay]
         queue = Queue(self.layout, self.tag)
         for worker in gone:
-            moved = take_back(self.project, queue, worker)
+            moved = requeue_claims(self.project, queue, worker)
             held = f"; {moved} hypotheses of it wait again" if moved else ""
             self.notes.append(
                 f"{worker} is no worker any more{held}; `python orchestrator.py prune` removes"
@@ -332,7 +333,7 @@ class _Roll:
 
     def _remark(self, manifest: Manifest) -> None:
         """What will keep these workers from training, said now and not in the night."""
-        self.notes += strangers([one.device for one in manifest.workers if one.kind == "cuda"])
+        self.notes += device_users([one.device for one in manifest.workers if one.kind == "cuda"])
         if not self.wanted.worktrees:
             self.notes.append("no worktrees were made; a worker makes its own when it starts")
         with suppress(LaunchError):
@@ -360,3 +361,62 @@ def worker_named(manifest: Manifest, worker_id: str) -> Worker:
             hint="make it: python orchestrator.py init-fleet",
         )
     return found
+
+
+def requeue_claims(project: Project, queue: Queue, worker: str) -> int:
+    """Withdraw what waits for `worker`, and close or requeue what it had claimed; how many.
+
+    The worker is not at work. What it ran to its end is collected and counts; anything else was
+    never evidence. What still runs under its shim, or cannot be ended now, is left to the observer.
+    """
+    waiting = queue.dispatched(worker)[worker]
+    for one in waiting:
+        queue.withdraw(one.hypothesis_id)
+    claimed = queue.running(worker)[worker]
+    if not claimed:
+        return len(waiting)
+    decided, moved = _decided(project), len(waiting)
+    for one in claimed:
+        with suppress(*RECOVERABLE_ERRORS):
+            moved += bool(end_claim(project, queue, one, worker, decided))
+    return moved
+
+
+def _decided(project: Project) -> set[str]:
+    """Experiments with a decision, as far as those can be read."""
+    with suppress(RecordError):
+        return {one.experiment_id for one in read_decisions(project.layout)[0]}
+    return set()
+
+
+@dataclass(frozen=True)
+class OnDevice(LocalExecutor):
+    """The local executor, on one device and no other."""
+
+    device: str = ""
+
+    def submit(self, spec: RunSpec) -> Handle:
+        pinned = spec.model_copy(update={"resources": Resources(device=self.device)})
+        return LocalExecutor.submit(self, pinned)
+
+
+def has_baseline(project: Project) -> bool:
+    """Whether the search has something to compare with."""
+    sync(project.layout)
+    return first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None
+
+
+def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Finished, list[Decision]]:
+    """Run it, decide it, and bring the ledger up to date.
+
+    Raises:
+        LeaseError: the device is held.
+    """
+    executor = OnDevice(project.repository, project.layout, device=device)
+    finished = run(
+        project, Request(Change.none(), title="baseline"), watch=watch, executor=executor
+    )
+    settlement = settle(project, [finished.experiment_id], decided_by="bootstrap")
+    decisions = settlement.decisions_or_raise()
+    sync(project.layout)
+    return finished, decisions

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from autohypothesis.engine.environment import program_environment
 from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
-from autohypothesis.fleet.live import roles
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.checks import Limits, allowed_modules
 from autohypothesis.fleet.toolbuilder.launch import run_command
@@ -199,9 +199,11 @@ class ToolBuilder:
             },
         }
         if report != self._reported:
-            status = roles.own(ROLE, started_at=self._started, last_action_at=now(), **report)
+            status = presence.own_status(
+                ROLE, started_at=self._started, last_action_at=now(), **report
+            )
             with suppress(AutohypothesisError):
-                roles.report(self._layout, status)
+                presence.write_role(self._layout, status)
                 self._reported = report
 
     def _for_a_person(self, tool: Tool) -> str:

@@ -13,10 +13,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable
 from contextlib import suppress
 
-from autohypothesis.engine.executor import Executor, Handle, Waits
+from autohypothesis.engine.executor import Executor, Handle, Notices, Waits
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
@@ -25,28 +24,31 @@ from autohypothesis.errors import (
     LeaseError,
     describe,
 )
-from autohypothesis.fleet.live import bench
-from autohypothesis.fleet.live.heartbeat import Pulse
-from autohypothesis.fleet.live.hindrance import Hindrance, hindrance
-from autohypothesis.fleet.live.stop import Stopping
+from autohypothesis.fleet.hub_sync.incoming import ChangeClaims, ClaimService
+from autohypothesis.fleet.live import presence, quarantine, steering
+from autohypothesis.fleet.live.presence import HeartbeatWriter
+from autohypothesis.fleet.live.quarantine import device_problem
+from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.queue import takeover
 from autohypothesis.fleet.queue.takeover import Job
-from autohypothesis.fleet.sharing.claims import Claims as Rights
-from autohypothesis.fleet.worker.claims import Claims
-from autohypothesis.fleet.worker.orders import Orders
-from autohypothesis.fleet.worker.preparing import SEE, Preparation, is_of_the_machine, make_worktree
-from autohypothesis.fleet.worker.sharing import Sharing
-from autohypothesis.fleet.worker.standstill import Standstill
+from autohypothesis.fleet.worker.preparation import (
+    SEE,
+    Preparation,
+    WorkerQueue,
+    is_of_the_machine,
+    make_worktree,
+)
 from autohypothesis.records import locks
+from autohypothesis.records.bundles import ABSENT, Signature, signature_of
 from autohypothesis.records.files import load_or_none
-from autohypothesis.records.layout import RunPaths
-from autohypothesis.schema import Metadata, Result, WorkerState
+from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.schema import Metadata, Result, RoleStatus, WorkerState
 from autohypothesis.schema import Worker as Entry
 
 POLL_S = 0.2
 """Between two looks; the end of a training wakes at once."""
 LOOK_S = 1.0
-"""Between two looks at the device, the bench and the steering."""
+"""Between two looks at the device, the quarantine, the steering, and a run that stands still."""
 PREPARATION_S = 5.0  # for what is being prepared, when a worker leaves
 LOCK_S = 5.0
 """How long a successor waits for its predecessor to be gone."""
@@ -56,7 +58,6 @@ HELD_S = 60.0
 """After so long behind a device that a stranger holds, its hypotheses go to other workers."""
 FRESH_S = 5.0  # between two looks whether what is prepared still stands on the reference
 LONGEST_PAUSE_S, TRIES = 30.0, 3
-"""What a damaged file or a full disk comes to."""
 
 
 class Worker:
@@ -66,7 +67,7 @@ class Worker:
         executor: None: this machine's, on the entry's device. Any other is asked for nothing but
             `submit`, `poll`, `cancel` and `collect`.
         label: goes in front of the title of everything that is begun.
-        rights: whoever says what other fleets do not try already; None: there are no others.
+        rights: tells whether another fleet tries a change already; None: there are no others.
     """
 
     def __init__(
@@ -76,40 +77,36 @@ class Worker:
         *,
         executor: Executor | None = None,
         label: str = "",
-        rights: Rights | None = None,
+        rights: ClaimService | None = None,
     ) -> None:
         self.project = project
-        self.sharing = Sharing(worker.worker_id, rights) if rights is not None else None
+        self.sharing = ChangeClaims(worker.worker_id, rights) if rights is not None else None
         self.label = label
         self.entry = worker
         self.name = worker.worker_id
-        self.pulse = Pulse(project.layout, worker)
-        self.claims = Claims(project, self.name)
-        self.orders = Orders(project.layout)
+        self.pulse = HeartbeatWriter(project.layout, worker)
+        self.claims = WorkerQueue(project, self.name)
+        self.stop_signal = StopSignal(project.layout)
         self.current: Job | None = None
         self.next: Preparation | None = None
-        self.executor: Executor
-        self._hindrance: Callable[[], Hindrance | None]
-        if executor is None:
-            self.executor = LocalExecutor(project.repository, project.layout)
+        self._on_own_device = executor is None
+        self.executor = executor or LocalExecutor(project.repository, project.layout)
+        if self._on_own_device:
             make_worktree(project, worker)
-            self._hindrance = lambda: hindrance(worker)
-        else:
-            self.executor, self._hindrance = executor, lambda: None
-        self._standstill = Standstill(self.executor)
+        self._notice_at, self._stands_still = 0.0, False
         self._device = worker.device or worker.worker_id
-        self._found: deque[Job] = deque()
-        """What a predecessor left, still to be followed or collected."""
+        self._inherited: deque[Job] = deque()
+        """Runs that a predecessor left, still to be followed or collected."""
         self._began = self._took = 0.0
         self._look_at = self._fresh_at = self._begin_at = self._claim_at = self._collect_at = 0.0
-        self._aside = False
-        self._behind_since: float | None = None
+        self._blocked = False
+        self._held_since: float | None = None
         self._looked = False
         self._failures = self._uncollected = 0
         self._leave_by = math.inf
         self._tries: Counter[str] = Counter()
 
-    def run(self, stop: Stopping) -> None:
+    def run(self, stop: StopRequest) -> None:
         """Work until asked to stop.
 
         A stop ends the training and collects it; when `abandoned` the training goes on under its
@@ -130,22 +127,22 @@ class Worker:
                 self.pulse.enter("stopped", f"ended by {error!r}")
                 raise
 
-    def _turn(self, stop: Stopping) -> None:
-        if not self._stands_aside():
+    def _turn(self, stop: StopRequest) -> None:
+        if not self._is_blocked():
             self._look_ahead()
         if self.current is not None:
             self._follow(self.current)
-        elif self._aside or not self._begin():
+        elif self._blocked or not self._begin():
             self._rest(stop)
         self.claims.flush()
         self.pulse.tick(self._next_id())
 
-    def _rest(self, stop: Stopping) -> None:
+    def _rest(self, stop: StopRequest) -> None:
         if self.next is not None and not self.next.is_over:
             self._say("preparing", self.claims.problem)
             self.next.join(POLL_S)
             return
-        if not self._aside and self._behind_since is None and not self._is_pausing():
+        if not self._blocked and self._held_since is None and not self._is_pausing():
             self._say("idle", self.claims.problem)
         stop.wait(POLL_S)
 
@@ -158,7 +155,7 @@ class Worker:
     # ── what a predecessor left ───────────────────────────────────────────────────────────
 
     def _recover(self) -> None:
-        """Every claim that the last worker left open: finished, followed or given back."""
+        """Finish, follow or give back every claim that the last worker left open."""
         layout, known = self.project.layout, set()
         for hypothesis in self.claims.claimed():
             name = hypothesis.hypothesis_id
@@ -168,18 +165,18 @@ class Worker:
             job, stands = takeover.found(layout, self.executor, hypothesis, self.name)
             known.add(job.experiment_id)
             if stands in ("running", "ended"):
-                self._found.append(job)
+                self._inherited.append(job)
             elif stands == "recorded":
                 self.claims.finish(name, "completed", takeover.outcome_of(layout, job))
             else:
                 begun = stands == "damaged"
                 planned = None if begun else job.experiment_id
                 self.claims.give_back(name, planned, problem=job.problem)
-        self._found += takeover.others(layout, self.executor, self.name, known)
+        self._inherited += takeover.others(layout, self.executor, self.name, known)
         self._take_over()
 
     def _take_over(self) -> None:
-        self.current = self._found.popleft() if self._found else None
+        self.current = self._inherited.popleft() if self._inherited else None
         if self.current is not None:
             self._began = time.monotonic()
             self._shows(self.current, "taken over")
@@ -189,7 +186,7 @@ class Worker:
     # ── claim and prepare ─────────────────────────────────────────────────────────────────
 
     def _look_ahead(self) -> None:
-        """See to the hypothesis after the one that runs."""
+        """Claim and prepare the hypothesis after the one that runs."""
         if self.next is not None:
             if self.next.is_over:
                 self._take_preparation(self.next)
@@ -205,7 +202,7 @@ class Worker:
         )
         if self.current is None:
             self._say("preparing")
-        else:  # what is said about the one that runs stays
+        else:  # the report about the one that runs stays
             self._say(self.pulse.state, self.pulse.beating.notes)
 
     def _take_preparation(self, prepared: Preparation) -> None:
@@ -227,7 +224,7 @@ class Worker:
         self._pause(f"{name} could not be prepared: {prepared.error}")
 
     def _keep_fresh(self, prepared: Preparation) -> None:
-        """Prepare anew what stands on an older reference, where there is time for it."""
+        """Give back a candidate of an older reference, where there is time to make it anew."""
         moment, spec = time.monotonic(), prepared.spec
         if self.current is None or spec is None or spec.parent_commit is None:
             return
@@ -237,9 +234,9 @@ class Worker:
         self._fresh_at = moment + FRESH_S
         with suppress(AutohypothesisError, OSError):
             if self.project.reference() != spec.parent_commit:
-                self._put_back()
+                self._return_prepared()
 
-    def _put_back(self) -> bool:
+    def _return_prepared(self) -> bool:
         """Give the prepared hypothesis back; False while it is still being prepared."""
         prepared = self.next
         if prepared is None:
@@ -256,7 +253,7 @@ class Worker:
         return True
 
     def _pause(self, why: str) -> None:
-        """Something failed that is nobody's hypothesis: claim nothing for a while."""
+        """Claim nothing for a while: something failed that is not the hypothesis' fault."""
         self._failures += 1
         self._claim_at = time.monotonic() + min(0.5 * 2**self._failures, LONGEST_PAUSE_S)
         if self._failures >= TRIES:
@@ -268,67 +265,65 @@ class Worker:
 
     # ── the device ────────────────────────────────────────────────────────────────────────
 
-    def _stands_aside(self) -> bool:
-        """Whether nothing may be claimed: the device is benched, gone or held, or a person says so.
+    def _is_blocked(self) -> bool:
+        """Return whether nothing may be claimed: by the device's state, or since the search stops.
 
         Looks about once a second, at the device itself only when it would be used.
         """
         if time.monotonic() < self._look_at:
-            return self._aside
+            return self._blocked
         self._look_at = time.monotonic() + LOOK_S
-        reason = bench.benched(self.project.layout).get(self._device, "")
-        if not reason and (halt := self.orders.against_beginning()):
-            self._put_back()
+        reason = quarantine.quarantined(self.project.layout).get(self._device, "")
+        if not reason and (halt := self.stop_signal.against_beginning()):
+            self._return_prepared()
             if self.current is None:
                 self._say("idle", halt)
-            self._aside = True
+            self._blocked = True
             return True
-        behind = self._behind_since is not None
+        behind = self._held_since is not None
         wanted = behind or not self._looked or self.next is not None or self.claims.are_waiting()
-        found = self._hindrance() if not reason and self.current is None and wanted else None
+        ask = self._on_own_device and not reason and self.current is None and wanted
+        found = device_problem(self.entry) if ask else None
         self._looked = True
         if found is not None and found.kind == "gone":
-            reason = self._bench(found.reason)
-        self._aside = bool(reason) or found is not None
+            reason = found.reason
+            with suppress(AutohypothesisError):
+                quarantine.quarantine(self.project.layout, self._device, reason)
+        self._blocked = bool(reason) or found is not None
         if reason:
-            self._sit_out(reason)
+            self._wait_in_quarantine(reason)
         elif found is not None:
-            self._stand_behind(found.reason)
+            self._wait_for_holder(found.reason)
         elif self.next is None:
-            self._behind_since = None
-        return self._aside
+            self._held_since = None
+        return self._blocked
 
-    def _bench(self, reason: str) -> str:
-        with suppress(AutohypothesisError):
-            bench.bench(self.project.layout, self._device, reason)
-        return reason
-
-    def _sit_out(self, reason: str) -> None:
-        """The device is benched: others may have what waits for it."""
-        if self._put_back():
+    def _wait_in_quarantine(self, reason: str) -> None:
+        """The device is quarantined: give what waits for it to other workers."""
+        if self._return_prepared():
             self.claims.pass_on()
         if self.current is None:
             self._say("benched", reason)
 
-    def _stand_behind(self, reason: str) -> None:
-        """Somebody else holds the device. Wait; after a while let others have what waits for it."""
+    def _wait_for_holder(self, reason: str) -> None:
+        """Wait for the holder of the device; after `HELD_S` other workers get what waits for it."""
         moment = time.monotonic()
-        self._behind_since = self._behind_since or moment
-        long = moment - self._behind_since > HELD_S
-        if long and self._put_back():
+        self._held_since = self._held_since or moment
+        long = moment - self._held_since > HELD_S
+        if long and self._return_prepared():
             self.claims.pass_on()
         self._say("benched" if long else "idle", reason)
 
     def _speaks_against_device(self, result: Result) -> bool:
-        """Whether this result benches the device."""
+        """Count the result for or against the device; return whether it is quarantined now."""
         with suppress(AutohypothesisError):
-            return bool(bench.judge(self.project.layout, self._device, result))
+            return bool(quarantine.count_device_failure(self.project.layout, self._device, result))
         return False
 
     # ── execute ───────────────────────────────────────────────────────────────────────────
 
     def _begin(self) -> bool:
-        """Start what is prepared, if anything is."""
+        """Start what is prepared; return whether something was started."""
         prepared = self.next
         if prepared is None or not prepared.is_over or prepared.spec is None:
             return False
@@ -341,13 +336,13 @@ class Worker:
         except LeaseError as error:
             self._begin_at = time.monotonic() + LOOK_S
             self._look_at = 0.0
-            self._stand_behind(error.problem)
+            self._wait_for_holder(error.problem)
             return False
         except RECOVERABLE_ERRORS as error:
             self._undo(job, f"{spec.experiment_id} could not be started: {describe(error)}")
             return False
         self.next, self.current = None, job
-        self._failures, self._behind_since = 0, None
+        self._failures, self._held_since = 0, None
         self._began = time.monotonic()
         self._claim_at = self._began + SETTLE_IN_S
         self._fresh_at = self._began + FRESH_S
@@ -355,15 +350,15 @@ class Worker:
         return True
 
     def _may_begin(self, prepared: Preparation) -> bool:
-        """Whether what was fine when it was prepared still is; else it goes where it belongs."""
-        if self.orders.against_beginning():
-            self._put_back()
+        """Return whether a candidate may still run; else close it or give it back."""
+        if self.stop_signal.against_beginning():
+            self._return_prepared()
             self._look_at = 0.0  # to stand aside before anything is claimed again
             return False
         try:
             forbidden = prepared.against_steering()
         except RECOVERABLE_ERRORS as error:
-            self._put_back()
+            self._return_prepared()
             self._pause(
                 f"{prepared.hypothesis.hypothesis_id} cannot be looked at: {describe(error)}"
             )
@@ -376,17 +371,17 @@ class Worker:
         return not forbidden
 
     def _undo(self, job: Job, why: str) -> None:
-        """A run that left its record is ended and collected like any other; else it is none."""
+        """Take back a start that failed; a run that left its record is ended and collected."""
         if self.project.layout.run(job.experiment_id).run_spec.exists():
             self.next, self.current = None, job
             self._cancel(job)
             self._shows(job, why)
         else:
-            self._put_back()
+            self._return_prepared()
         self._pause(why)
 
     def _shows(self, job: Job, notes: str = "") -> None:
-        """Say what runs from now on."""
+        """Report the run that goes on from now on."""
         run, spec = self.project.layout.run(job.experiment_id), job.spec
         self.pulse.runs(
             {"run": str(run.folder), "log": str(run.log)},
@@ -405,18 +400,27 @@ class Worker:
             self.executor.cancel(job.handle)
 
     def _follow(self, job: Job) -> None:
-        """Wait for the end of what runs, and go on to the next."""
+        """Wait a little for the end of the run, and handle it."""
         self._wait(job.handle)
         if self.executor.poll(job.handle) == "running":
             if job.hypothesis_id and not self.claims.holds(job.hypothesis_id):
-                self._cancel(job)  # somebody took it away
+                self._cancel(job)  # its claim was taken away
                 self.current = Job("", job.experiment_id, job.spec)
-            if (news := self._standstill.news(job.handle)) is not None:
-                self._say(self.pulse.state, news)
+            self._notice_standstill(job.handle)
         elif time.monotonic() < self._collect_at:
             time.sleep(POLL_S)
         else:
             self._end(job)
+
+    def _notice_standstill(self, handle: Handle) -> None:
+        """Say why a run stands still, and that it goes on again."""
+        if not isinstance(self.executor, Notices) or time.monotonic() < self._notice_at:
+            return
+        self._notice_at = time.monotonic() + LOOK_S
+        text = self.executor.notice(handle)
+        if text or self._stands_still:
+            self._say(self.pulse.state, text)
+        self._stands_still = bool(text)
 
     def _wait(self, handle: Handle) -> None:
         if isinstance(self.executor, Waits):
@@ -450,22 +454,19 @@ class Worker:
         self.current = None
         if result is not None and self._speaks_against_device(result):
             self._look_at = 0.0
-        elif go_on and not self._found:
+        elif go_on and not self._inherited:
             self._begin()
         if result is not None:
-            self._report(job, result)
+            if self.current is None:
+                self._say("reporting")
+            self.claims.finish(job.hypothesis_id, "completed", result.outcome)
         if go_on and self.current is None:
             self._take_over()
 
-    def _report(self, job: Job, result: Result) -> None:
-        if self.current is None:
-            self._say("reporting")
-        self.claims.finish(job.hypothesis_id, "completed", result.outcome)
-
     # ── leave ─────────────────────────────────────────────────────────────────────────────
 
-    def _leave(self, stop: Stopping) -> None:
-        """End what runs, unless it is to go on without us, and give back what does not run."""
+    def _leave(self, stop: StopRequest) -> None:
+        """End the run, unless it is to go on by itself, and give back what does not run."""
         if self.current is not None and not stop.abandoned:
             self._cancel(self.current)
         self._uncollected = 0
@@ -473,14 +474,14 @@ class Worker:
         while not stop.abandoned and not stop.hard and self._is_leaving():
             self.pulse.tick()
         until = time.monotonic() + LOOK_S
-        while not self._put_back() and self.next is not None and time.monotonic() < until:
+        while not self._return_prepared() and self.next is not None and time.monotonic() < until:
             self.next.join(POLL_S)
         self.claims.flush()
         left = "left its training to the next worker" if self.current is not None else ""
         self._say("stopped", left)
 
     def _is_leaving(self) -> bool:
-        """Whether there is still something to wait for; waits a little."""
+        """Wait a little; return whether there is still something to wait for."""
         if self.current is None:
             self._take_over()
             if self.current is not None:
@@ -496,6 +497,38 @@ class Worker:
 
 
 def _device_of(run: RunPaths) -> str:
-    """The device that a run was given, of a worker that takes whichever is free."""
+    """Return the device that a run of a worker without one of its own was given."""
     metadata = load_or_none(Metadata, run.metadata)
     return metadata.run.gpu_id if metadata else ""
+
+
+class StopSignal:
+    """Tells whether a new run may begin: a person, or the observer, may end the search.
+
+    Asked between the end of one training and the start of the next, so it costs a few `stat` calls
+    while nothing has changed.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._seen: Signature = ABSENT
+        self._observer: RoleStatus | None = None
+
+    def against_beginning(self) -> str:
+        """Return why nothing may begin now; empty when it may."""
+        if steering.current_steering(self._layout).stop:
+            return "the steering says stop"
+        return "the search is over" if self._is_closing() else ""
+
+    def _is_closing(self) -> bool:
+        """Return whether the observer ends the search; a dead one belonged to an earlier search."""
+        seen = signature_of(str(self._layout.role("observer")))
+        if seen != self._seen:
+            self._observer = presence.read_role(self._layout, "observer")
+            self._seen = seen
+        status = self._observer
+        return (
+            status is not None
+            and status.details.get("closing") is True
+            and presence.role_lives(status)
+        )

@@ -16,7 +16,7 @@ from autohypothesis.errors import (
     HubError,
     UndeliverableError,
 )
-from autohypothesis.fleet.sharing.telling import LINE, PUSH, REFUTED, REFUTED_LINE, RESULT
+from autohypothesis.fleet.hub_sync.outgoing import LINE, PUSH, REFUTED, REFUTED_LINE, RESULT
 from autohypothesis.hub import line
 from autohypothesis.hub.client import sharing
 from autohypothesis.hub.client.refusals import NotThereError, PassingError, TakenError

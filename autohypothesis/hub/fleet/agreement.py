@@ -10,7 +10,7 @@ from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.task import task_hash
 from autohypothesis.errors import HubError, LaunchError
-from autohypothesis.fleet.sharing.lineage import Lineage
+from autohypothesis.fleet.hub_sync.outgoing import SharedHistory
 from autohypothesis.hub.client.refusals import NotThereError, TakenError
 from autohypothesis.hub.client.typed import TypedHub
 
@@ -79,7 +79,9 @@ def agree(hub: TypedHub, project: Project) -> Terms | None:
     """
     terms = terms_of(project)
     try:
-        hub.register_task(**asdict(terms), baseline=Lineage(project).baseline(_start(project)))
+        hub.register_task(
+            **asdict(terms), baseline=SharedHistory(project).baseline(_start(project))
+        )
     except NotThereError:
         return None
     except TakenError as error:

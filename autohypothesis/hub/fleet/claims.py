@@ -6,8 +6,7 @@ import threading
 import time
 
 from autohypothesis.errors import HubError, SecretError
-from autohypothesis.fleet.sharing.claims import Answer, Idea
-from autohypothesis.fleet.sharing.contact import contact
+from autohypothesis.fleet.hub_sync.incoming import ClaimAnswer, ClaimRequest, hub_connection
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.http import HURRIED
 from autohypothesis.hub.client.refusals import TakenError
@@ -27,15 +26,15 @@ class HubClaims:
         self._silent_until = 0.0
         self._turn = threading.Lock()
 
-    def claim(self, idea: Idea) -> Answer:
+    def claim(self, idea: ClaimRequest) -> ClaimAnswer:
         with self._turn:
             if time.monotonic() < self._silent_until:
-                return Answer("unknown", "the hub has just not answered")
-            if not (way := contact(self._layout)).is_open:
-                return Answer("unknown", way.problem or "the hub cannot be reached")
+                return ClaimAnswer("unknown", "the hub has just not answered")
+            if not (way := hub_connection(self._layout)).is_open:
+                return ClaimAnswer("unknown", way.problem or "the hub cannot be reached")
             return self._ask(idea)
 
-    def _ask(self, idea: Idea) -> Answer:
+    def _ask(self, idea: ClaimRequest) -> ClaimAnswer:
         try:
             self._hub.claim(
                 platform_key=idea.platform_key,
@@ -45,10 +44,10 @@ class HubClaims:
                 lease_seconds=int(idea.lease_seconds),
             )
         except TakenError as error:
-            return Answer("refused", error.problem)
+            return ClaimAnswer("refused", error.problem)
         except SecretError as error:
-            return Answer("unknown", error.problem)
+            return ClaimAnswer("unknown", error.problem)
         except HubError as error:
             self._silent_until = time.monotonic() + SILENT_S
-            return Answer("unknown", error.problem)
-        return Answer("granted")
+            return ClaimAnswer("unknown", error.problem)
+        return ClaimAnswer("granted")

@@ -12,10 +12,10 @@ from typing import Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, HubError, LockError
-from autohypothesis.fleet.live import roles
-from autohypothesis.fleet.live.stop import Stopping
-from autohypothesis.fleet.outbox import PENDING, REFUSED, DiskOutbox, Round, pause_s
-from autohypothesis.fleet.sharing.contact import COURIER
+from autohypothesis.fleet.hub_sync.incoming import COURIER
+from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, DiskOutbox, Round, pause_s
+from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.hub.client.courier import HubCourier
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.refusals import PassingError
@@ -53,7 +53,7 @@ class Courier:
         self._counts = {"told": 0, "refused": 0}
         self._reported: tuple[Any, ...] = ()
 
-    def run(self, stop: Stopping) -> None:
+    def run(self, stop: StopRequest) -> None:
         """Until asked to stop; then what waits is delivered once more, if the hub answers.
 
         Raises:
@@ -161,13 +161,13 @@ class Courier:
         saying = (state, tuple(details.items()), tuple(self._problems.values()))
         if saying == self._reported and time.monotonic() < self._due["report"]:
             return
-        status = roles.own(
+        status = presence.own_status(
             COURIER, state=state, started_at=self._began, details=details,
             last_action=f"{self._counts['told']} told to {self._hub.server} as {self._agent}",
             problems=[line[:500] for line in self._problems.values()],
         )  # fmt: skip
         try:
-            roles.report(self.project.layout, status)
+            presence.write_role(self.project.layout, status)
         except (AutohypothesisError, OSError):
             return
         self._reported = saying

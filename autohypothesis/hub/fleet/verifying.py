@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, UsageError
+from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.observer.suggestion import suggest
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.sharing import foreign
 from autohypothesis.hub.client import sharing
 from autohypothesis.hub.client.refusals import PassingError
 from autohypothesis.hub.client.typed import TypedHub
@@ -64,7 +64,7 @@ def _claimed(hub: TypedHub, agent: str, keys: Sequence[str], known: dict[str, st
         if row.agent_id != agent
         and row.state == "claimed"
         and row.task_hash
-        and foreign.source_of(row.id) not in known
+        and incoming.source_id_of(row.id) not in known
     ]
 
 
@@ -83,9 +83,9 @@ def _queue(
     try:
         commit = sharing.fetch(hub, project.repository, one.commit).commit.hash
         told = others(one).model_copy(update={"commit": commit})
-        wish = foreign.proposal(told, priority=foreign.IDLE)
+        wish = incoming.proposal_from_result(told, priority=incoming.VERIFY_PRIORITY)
         return found._replace(
-            hypothesis_id=suggest(project, queue, wish, proposer=foreign.PROPOSER)
+            hypothesis_id=suggest(project, queue, wish, proposer=incoming.HUB_PROPOSER)
         )
     except PassingError:
         raise
@@ -100,6 +100,6 @@ def _why_not(one: Result, agent: str, keys: Sequence[str], known: dict[str, str]
         return f"it is of another platform: {one.platform}"
     if one.value is None or one.verifies is not None:
         return "it claims no value of its own"
-    if (before := known.get(foreign.source_of(one.id))) is not None:
+    if (before := known.get(incoming.source_id_of(one.id))) is not None:
         return f"it is {before} here"
     return ""

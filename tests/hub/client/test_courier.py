@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync.outbox import DiskOutbox
 from autohypothesis.hub.client import http
 from autohypothesis.hub.client.courier import HubCourier
 from autohypothesis.hub.client.hub import Hub

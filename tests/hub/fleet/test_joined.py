@@ -17,13 +17,12 @@ from pydantic import SecretStr
 from autohypothesis import sandbox
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import HubError, UsageError
-from autohypothesis.fleet.live import roles
-from autohypothesis.fleet.outbox import PENDING, REFUSED, SENT, DiskOutbox
+from autohypothesis.fleet.hub_sync import incoming
+from autohypothesis.fleet.hub_sync.incoming import COURIER, ClaimRequest
+from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, SENT, DiskOutbox
+from autohypothesis.fleet.hub_sync.outgoing import HubReporter
+from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.sharing import foreign
-from autohypothesis.fleet.sharing.claims import Idea
-from autohypothesis.fleet.sharing.contact import COURIER
-from autohypothesis.fleet.sharing.telling import Telling
 from autohypothesis.fleet.sync import sync
 from autohypothesis.hub.client import credentials
 from autohypothesis.hub.client.credentials import Credentials
@@ -69,7 +68,7 @@ def decided(fleet_project: Project) -> Project:
 def tell(project: Project) -> None:
     sync(project.layout)
     queue = Queue(project.layout, "t")
-    telling = Telling(project, queue, DiskOutbox(project.layout))
+    telling = HubReporter(project, queue, DiskOutbox(project.layout))
     assert telling.turn(read_ledger(project.layout)) and telling.problems == []
 
 
@@ -175,7 +174,7 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
     tell(decided)
     courier = Courier(decided, ada)
     courier.turn()
-    status = roles.read_role(decided.layout, COURIER)
+    status = presence.read_role(decided.layout, COURIER)
     assert status is not None and "task 'train' is fffffff" in status.problems[0]
     assert left(decided, REFUSED) == [] and len(left(decided, PENDING)) == 6
     assert hub.agent("reader").get("/api/channels") == []
@@ -200,7 +199,7 @@ def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
     for path in decided.layout.outbox_state(REFUSED).glob("*.json"):
         path.rename(decided.layout.outbox_state(PENDING) / path.name)
     courier.turn()
-    status = roles.read_role(decided.layout, COURIER)
+    status = presence.read_role(decided.layout, COURIER)
     assert status is not None and "3 were refused: see " in " ".join(status.problems)
     reader = hub.agent("reader")
     shown = [
@@ -223,7 +222,7 @@ def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: 
         thread.join(60)
     assert not thread.is_alive()
     assert (len(left(decided, SENT)), left(decided, PENDING)) == (6, [])
-    status = roles.read_role(decided.layout, COURIER)
+    status = presence.read_role(decided.layout, COURIER)
     assert status is not None and (status.state, status.details["told"]) == ("stopped", 6)
 
 
@@ -241,26 +240,28 @@ def test_a_courier_hears_others_and_fetches_what_can_be_tried(
     project = Project.open(bob)
     courier = Courier(project, member(hub, "bob"))
     courier.turn()
-    from autohypothesis.fleet.sharing.contact import Feed
+    from autohypothesis.fleet.hub_sync.incoming import FeedReader
 
-    feed = Feed(project.layout).heard()
+    feed = FeedReader(project.layout).heard()
     assert feed is not None and [one.agent_id for one in feed.board] == ["ada", "ada"]
     best = feed.board[0]
     assert project.repository.read_ref(f"refs/hub/{best.commit}") == best.commit
     assert feed.frontier[0].hash == best.commit
-    status = roles.read_role(project.layout, COURIER)
+    status = presence.read_role(project.layout, COURIER)
     assert status is not None and status.details["reachable"] is True
 
 
 # ── claims ──────────────────────────────────────────────────────────────────────────────────
 
 
-IDEA = Idea("a" * 64, "b" * 64, f"n1:{'c' * 40}", "an idea", 600.0)
+IDEA = ClaimRequest("a" * 64, "b" * 64, f"n1:{'c' * 40}", "an idea", 600.0)
 
 
 def reachable(project: Project) -> None:
     """A courier that says that the hub answers."""
-    roles.report(project.layout, roles.own(COURIER, state="working", details={"reachable": True}))
+    presence.write_role(
+        project.layout, presence.own_status(COURIER, state="working", details={"reachable": True})
+    )
 
 
 def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) -> None:
@@ -425,9 +426,9 @@ def test_without_a_sandbox_nothing_is_queued_unless_it_is_trusted(
     for more in ([], [str(told)]):
         answer = called("hub", "verify", *more, cwd=root)
         assert answer.returncode == 2 and "outside of a sandbox" in answer.stderr
-        assert "--trust" in answer.stderr and foreign.source_of(told) not in queue.sources()
+        assert "--trust" in answer.stderr and incoming.source_id_of(told) not in queue.sources()
     answer = called("hub", "verify", "--trust", cwd=root)
-    assert answer.returncode == 0 and foreign.source_of(told) in queue.sources()
+    assert answer.returncode == 0 and incoming.source_id_of(told) in queue.sources()
 
 
 def test_who_shares_no_longer_is_told_that_adopted_code_has_the_network(

@@ -1,8 +1,13 @@
-"""From decided experiments to what others are told of them: entries of an outbox.
+"""From decided experiments to what a hub is told of them: entries of an outbox, and the commits.
 
-Every decided experiment is told, failures too: as a result, as a line for people, and a keep as a
-commit before both. What is found to be wrong later is told as well. Nothing waits for an answer,
-and nothing is told twice: an entry that was put before is not put again.
+Every decided experiment is reported, failures too: as a result, as a line for people, and a keep as
+a commit before both. What is found to be wrong later is reported as well. Nothing waits for an
+answer, and nothing is reported twice: an entry that was put before is not put again.
+
+A fleet's own history stays private. The commits that are shown hold the task's files alone, with
+dates and an author that are not this machine's, so that two fleets that begin with the same files
+begin with the same commit: a baseline without a parent, and a commit for each keep. A ref beside
+the commit that each stands for remembers it.
 """
 
 from __future__ import annotations
@@ -10,27 +15,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.outbox import Outbox
+from autohypothesis.fleet.hub_sync.incoming import result_number, tree_of_commit
+from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.sharing.claims import tree_of_commit
-from autohypothesis.fleet.sharing.foreign import result_of
-from autohypothesis.fleet.sharing.lineage import BEGINNING, Lineage
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import load, load_or_none, opened
+from autohypothesis.records.git import Entry
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Metadata, Plan, Runtime, utc
 
 PUSH, RESULT, LINE = "push", "result", "line"
 REFUTED, REFUTED_LINE = "refuted", "refuted-line"
-TOLD = ("keep", "discard", "crash", "replicate")
+REPORTED_STATUSES = ("keep", "discard", "crash", "replicate")
 """What a row says of an experiment that is over and decided."""
-COPIED = (
+COPIED_FIELDS = (
     "id", "commit", "status", "description", "metric_name", "metric_value", "seed", "replicates",
     "confirmation", "failure_kind", "num_steps", "peak_vram_gb", "gpu_name", "platform_key",
     "direction", "outcome",
@@ -41,14 +45,14 @@ AT_ONCE = 20
 _PIECE = 1 << 20
 
 
-class Telling:
+class HubReporter:
     """Tells of one search, look after look at its rows."""
 
     def __init__(self, project: Project, queue: Queue, outbox: Outbox) -> None:
         self.project = project
         self.queue = queue
         self.outbox = outbox
-        self.lineage = Lineage(project)
+        self.lineage = SharedHistory(project)
         self._told: dict[str, bool] = {}
         """Experiment -> whether it stood when it was looked at last."""
         self._reasons: dict[str, str] = {}
@@ -90,7 +94,11 @@ class Telling:
         return self.outbox.knows(RESULT, name) and self.outbox.knows(LINE, name)
 
     def _is_new(self, row: Mapping[str, Any]) -> bool:
-        if row.get("status") not in TOLD or not row.get("commit") or row.get("ordinal") is None:
+        if (
+            row.get("status") not in REPORTED_STATUSES
+            or not row.get("commit")
+            or row.get("ordinal") is None
+        ):
             return False
         before = self._told.get(row["id"])
         return before is None or (before and _is_refuted(row))
@@ -99,7 +107,7 @@ class Telling:
         name = row["id"]
         runtime = self._runtime(self.project.layout.run(name))
         about = self._about(row)
-        said = {**{key: row.get(key) for key in COPIED}, **about}
+        said = {**{key: row.get(key) for key in COPIED_FIELDS}, **about}
         said |= {"task_hash": runtime.task_hash, "budget_seconds": runtime.budget_seconds}
         theirs = self._theirs(row)
         if theirs is not None:
@@ -154,7 +162,7 @@ class Telling:
         found = self.queue.read(str(known or "x"))
         if found is None or not found[1].artifacts_from:
             return None
-        number = result_of(found[1])
+        number = result_number(found[1])
         return None if number is None else (number, found[1].artifacts_from)
 
     def _runtime(self, run: RunPaths) -> Runtime:
@@ -184,3 +192,72 @@ def _hash_of(run: RunPaths) -> str:
     except (OSError, RecordError):
         return ""
     return digest.hexdigest()
+
+
+SHOWN_REFS = "refs/shown/"
+"""Our commit -> the one that others know it as."""
+BEGINNING = datetime(2026, 1, 1, tzinfo=timezone.utc)
+"""Of every baseline, on every machine."""
+_PLAIN = ("100644", "100755")
+_READ_BY_GIT = (".gitattributes", ".gitmodules", ".gitignore")
+
+
+class SharedHistory:
+    """What one project shows of its commits."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+
+    def shown(self, commit: str) -> str | None:
+        """What others know a commit of ours as; None where it was never shown."""
+        return self.project.repository.read_ref(SHOWN_REFS + commit)
+
+    def baseline(self, commit: str) -> str:
+        """The task's files at `commit`, as a commit without a parent."""
+        return self.shown(commit) or self._remember(
+            commit, self._commit(self._files(commit), [], self._about(), BEGINNING)
+        )
+
+    def keep(self, commit: str, base: str, message: str, at: datetime) -> str:
+        """A kept commit on what its base is known as: the same call makes the same commit."""
+        if (known := self.shown(commit)) is not None:
+            return known
+        parent = self.baseline(base)
+        repository = self.project.repository
+        files = {**repository.entries(parent), **self._artifacts(commit)}
+        return self._remember(commit, self._commit(files, [parent], message, at))
+
+    def adopt(self, commit: str, theirs: str) -> None:
+        """A commit of ours has somebody's artifacts: what is built on it is built on theirs."""
+        if self.shown(commit) is None:
+            self._remember(commit, theirs)
+
+    def _remember(self, commit: str, shown: str) -> str:
+        self.project.repository.compare_and_swap(SHOWN_REFS + commit, shown, None)
+        return self.shown(commit) or shown
+
+    def _commit(
+        self, files: Mapping[str, Entry], parents: list[str], message: str, at: datetime
+    ) -> str:
+        repository = self.project.repository
+        return repository.commit_tree(repository.tree_of_files(files), parents, message, at=at)
+
+    def _about(self) -> str:
+        goal = self.project.task.objective
+        return f"baseline of {self.project.task.id}: {goal.direction} {goal.metric}\n"
+
+    def _files(self, commit: str) -> dict[str, Entry]:
+        """Artifacts, and what the task says is protected; never all the rest of a repository."""
+        task = self.project.task
+        every = self.project.repository.entries(commit)
+        named = task.protected is not None
+        return {
+            path: one
+            for path, one in every.items()
+            if task.is_artifact(path) or (named and task.is_protected(path))
+            if one.mode in _PLAIN and path.rpartition("/")[2] not in _READ_BY_GIT
+        }
+
+    def _artifacts(self, commit: str) -> dict[str, Entry]:
+        entries = self.project.repository.entries(commit)
+        return {path: entries[path] for path in self.project.task.artifacts_in(entries)}

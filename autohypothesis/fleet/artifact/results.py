@@ -21,7 +21,7 @@ from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import Decision
 
 
-class Lines:
+class ResultLines:
     """The file of one tag's iterations.
 
     Raises:

@@ -1,0 +1,263 @@
+"""What a fleet hears from others: the hub's feed, their results as proposals, and claims.
+
+A worker asks whether another fleet tries the same change once a candidate is made, while its device
+still trains the one before. What is refused is not run; where no hub answers, the candidate is run
+all the same, and recorded as unclaimed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from autohypothesis.engine import runner
+from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.project import Project
+from autohypothesis.errors import AutohypothesisError, ChangeError
+from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.bundles import Signature, signature_of
+from autohypothesis.records.files import load, load_or_none, write_json
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.normal_form import tree_of
+from autohypothesis.schema import (
+    HubFeed,
+    Hypothesis,
+    Metadata,
+    OthersCommit,
+    OthersPost,
+    OthersResult,
+    Plan,
+    Proposal,
+    Runtime,
+)
+from autohypothesis.schema import Others as Quoted
+
+COURIER = "courier"
+_FEED_LIMIT = 1 << 20
+_LINE = 280
+_RESULTS, _FRONTIER, _DISCUSSION = 16, 8, 8
+
+
+@dataclass(frozen=True, slots=True)
+class HubConnection:
+    """What is known of the way to the hub."""
+
+    is_open: bool
+    """Whether the last thing that was sent or asked got an answer."""
+    problem: str = ""
+
+
+def hub_connection(layout: Layout) -> HubConnection:
+    """By the courier's own word, while it lives."""
+    status = presence.read_role(layout, COURIER)
+    if status is None or not presence.role_lives(status):
+        return HubConnection(False, "no courier is at work")
+    return HubConnection(bool(status.details.get("reachable")), "; ".join(status.problems))
+
+
+class FeedReader:
+    """What was last heard; read when it changed."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._seen: Signature | None = None
+        self._heard: HubFeed | None = None
+
+    def heard(self) -> HubFeed | None:
+        """None before the first word."""
+        signature = signature_of(str(self._layout.hub_feed))
+        if signature != self._seen:
+            self._seen = signature
+            self._heard = load_or_none(HubFeed, self._layout.hub_feed, _FEED_LIMIT)
+        return self._heard
+
+
+def quote_feed(feed: HubFeed | None) -> Quoted | None:
+    """For the brief: a line for each, and short, whatever was said."""
+    if feed is None:
+        return None
+    return Quoted(
+        server=feed.server[:200],
+        results=[_result(one) for one in [*feed.board, *feed.results][:_RESULTS]],
+        frontier=[_commit(one) for one in feed.frontier[:_FRONTIER]],
+        discussion=[_post(one) for one in feed.discussion[:_DISCUSSION]],
+    )
+
+
+def _result(one: OthersResult) -> str:
+    value = "no value" if one.value is None else f"{one.metric} {one.value:g}"
+    how = f"{one.state} by {one.reproduced}" if one.reproduced else one.state
+    about = f"{one.commit[:7]} on {one.platform}: {value}, {one.status}, {how}"
+    return _line(one.agent_id, f"{about}: {one.description}")
+
+
+def _commit(one: OthersCommit) -> str:
+    return _line(one.agent_id, f"{one.hash[:7]} {one.message}")
+
+
+def _post(one: OthersPost) -> str:
+    return _line(one.agent_id, one.content)
+
+
+def _line(agent: str, said: str) -> str:
+    """One line, and no control characters: nobody's words look like a section of ours."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in said).split())
+    text = f"{agent} said: {words}"
+    return text if len(text) <= _LINE else f"{text[: _LINE - 1]}…"
+
+
+HUB_PROPOSER = "hub"
+_SOURCE = re.compile(r"hub-result-([0-9]{1,18})")
+BETTER_PRIORITY = 50.0
+"""Of what is said to be better than what we have: before new ideas, after the fleet's own needs."""
+VERIFY_PRIORITY = -50.0
+"""Of what is only to be verified: when nothing else waits."""
+
+
+def source_id_of(result: int) -> str:
+    return f"hub-result-{result}"
+
+
+def result_number(idea: Proposal) -> int | None:
+    """The number of the result that an idea is about; None for any other idea."""
+    found = _SOURCE.fullmatch(idea.source_id)
+    return int(found[1]) if found else None
+
+
+def proposal_from_result(result: OthersResult, *, priority: float) -> Proposal:
+    """A run of what somebody has told of, to be tried here before anything is believed."""
+    value = "" if result.value is None else f", {result.metric} {result.value:g}"
+    return Proposal(
+        title=f"{result.agent_id}'s {result.commit[:7]}: {result.description}"[:200],
+        rationale=(
+            f"agent {result.agent_id} tells of it on {result.platform}{value}"
+            f" ({result.state}); what it is worth here, a run here says"
+        ),
+        artifacts_from=result.commit,
+        priority=priority,
+        source_id=source_id_of(result.id),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRequest:
+    """What is claimed: a change is the artifacts that it leads to, on a platform, for a task."""
+
+    platform_key: str
+    task_hash: str
+    tree: str
+    """`n1:<hash>`, see `records.normal_form`."""
+    title: str
+    lease_seconds: float
+    """How long the right is wanted for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimAnswer:
+    said: Literal["granted", "refused", "unknown"]
+    """unknown: nobody could be asked."""
+    reason: str = ""
+
+
+class ClaimService(Protocol):
+    """Whoever gives the right to try an idea."""
+
+    def claim(self, idea: ClaimRequest) -> ClaimAnswer:
+        """Never raises, and takes a few seconds at most, whatever becomes of the other side."""
+
+
+class NoClaimService:
+    """A fleet of its own."""
+
+    def claim(self, idea: ClaimRequest) -> ClaimAnswer:
+        return ClaimAnswer("unknown", "there is no hub")
+
+
+def tree_of_commit(project: Project, commit: str) -> str:
+    """The artifacts of a commit by their normal form."""
+    repository = project.repository
+    paths = project.task.artifacts_in(repository.entries(commit))
+    return tree_of({path: repository.show_file(commit, path) for path in paths})
+
+
+LEASE_RUNS = 6
+"""A right is asked for so many budgets: the run before it, its own, and what it takes to tell."""
+LEAST_LEASE_S, LONGEST_LEASE_S = 900.0, 86_400.0
+_LOOK_BACK = 50
+
+
+class ChangeClaims:
+    """The claims of one worker."""
+
+    def __init__(self, worker: str, claims: ClaimService) -> None:
+        self._worker = worker
+        self._claims = claims
+
+    def claim(self, project: Project, hypothesis: Hypothesis, spec: RunSpec) -> None:
+        """Get the right to run a candidate; a baseline, a repeat and a verification need none.
+
+        Raises:
+            ChangeError: another fleet has tried it, or does now; its plan is taken back.
+        """
+        if spec.parent_commit is None or spec.replicates or hypothesis.artifacts_from:
+            return
+        answer = self._ask(project, spec)
+        if answer.said == "refused":
+            runner.forget(project, spec.experiment_id)
+            raise ChangeError(f"another fleet has it: {answer.reason}")
+        self._note(project, hypothesis, spec, claimed=answer.said == "granted")
+
+    def _ask(self, project: Project, spec: RunSpec) -> ClaimAnswer:
+        last = self._last_run(project)
+        if not last.platform_key or not last.task_hash:
+            return ClaimAnswer("unknown", "this worker has run nothing yet")
+        seconds = LEASE_RUNS * (last.budget_seconds or 0.0)
+        return self._claims.claim(
+            ClaimRequest(
+                platform_key=last.platform_key,
+                task_hash=last.task_hash,
+                tree=tree_of_commit(project, spec.commit),
+                title=spec.title,
+                lease_seconds=min(max(seconds, LEAST_LEASE_S), LONGEST_LEASE_S),
+            )
+        )
+
+    def _note(
+        self, project: Project, hypothesis: Hypothesis, spec: RunSpec, *, claimed: bool
+    ) -> None:
+        """In the plan, for the ledger, and in the queue, for who looks what to run first."""
+        path = project.layout.plan(spec.experiment_id)
+        with suppress(FileNotFoundError, AutohypothesisError):
+            plan = load(Plan, path)
+            write_json(path, plan.model_copy(update={"claimed": claimed}))
+        with suppress(AutohypothesisError):
+            Queue(project.layout, project.active()).note_claim(
+                hypothesis.hypothesis_id, self._worker, claimed
+            )
+
+    def _last_run(self, project: Project) -> Runtime:
+        """Of this worker, the newest first; of another one of this search where it has none."""
+        other = Runtime()
+        for run in self._newest(project):
+            with suppress(FileNotFoundError, AutohypothesisError):
+                found = load(Metadata, project.layout.run(run).metadata)
+                if found.run.tag != project.active() or not found.runtime.platform_key:
+                    continue
+                if found.run.worker_id == self._worker:
+                    return found.runtime
+                other = other if other.platform_key else found.runtime
+        return other
+
+    def _newest(self, project: Project) -> Iterator[str]:
+        """Names of runs, the latest folder first; a few are enough to find one's own."""
+        try:
+            with os.scandir(project.layout.runs) as entries:
+                found = [(one.stat(follow_symlinks=False).st_mtime_ns, one.name) for one in entries]
+        except OSError:
+            return
+        yield from (name for _, name in sorted(found, reverse=True)[:_LOOK_BACK])

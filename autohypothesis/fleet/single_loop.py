@@ -1,0 +1,444 @@
+"""The single loop: an observer in one thread, a worker in another, until its session ends.
+
+Both do what they do in a fleet; nothing of an iteration is here. The loop holds the locks `loop`
+and `observer`, and its worker the worker's, so a fleet and a loop are never on one search at once.
+It may be killed at any instant: the next one takes over what runs, and finishes the session.
+
+`research/live/loop.json` holds the session, so that the next call can finish it. The same call
+again goes on with a session that was not finished, however it was ended and however long ago; any
+other call begins another.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from subprocess import Popen, TimeoutExpired
+from typing import Literal, TextIO
+
+from pydantic import ValidationError
+
+from autohypothesis.engine import local_executor
+from autohypothesis.engine.executor import Resources
+from autohypothesis.engine.inputs import locate_inputs
+from autohypothesis.engine.project import Project
+from autohypothesis.errors import AutohypothesisError, FleetError, LockError, RecordError
+from autohypothesis.fleet.live import presence, quarantine
+from autohypothesis.fleet.live.presence import LOOP, LOOP_WORKER
+from autohypothesis.fleet.live.stop import Stop, StopRequest
+from autohypothesis.fleet.observer.ending import ALL_RUN, Limits
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.roster.roster import begin_single
+from autohypothesis.fleet.supervisor import process_specs
+from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
+from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.records.git import Repository
+from autohypothesis.records.layout import Layout
+from autohypothesis.records.locks import hold
+from autohypothesis.records.tables import harmless
+from autohypothesis.schema import Decision, Identifier, RoleStatus, Time, Tolerant, now, rfc3339
+from autohypothesis.schema import Worker as Entry
+
+OVER_STATES = ("finished", "failed")
+"""States of a loop that has nothing left to do."""
+NAME_LENGTH = 80
+
+
+class LoopSession(Tolerant):
+    """A number of experiments, from where the tag stood when they were asked for."""
+
+    tag: Identifier
+    name: str = ""
+    """In front of the title of each experiment."""
+    most: int | None = None
+    """Experiments, the baseline included where it has to run; None: until stopped."""
+    first: int = 0
+    """How many of the tag counted before it."""
+    begun: Time
+
+    @property
+    def limit(self) -> int | None:
+        """How many of the tag may count at its end."""
+        return None if self.most is None else self.first + self.most
+
+    def decisions(self, chronicle: Chronicle) -> list[Decision]:
+        """Its own so far, in their order; what was lost to infrastructure is none."""
+        counted = [one for one in chronicle.latest.values() if not is_lost(one)]
+        return counted[self.first :]
+
+    def how_far(self, chronicle: Chronicle) -> str:
+        """`3 of 6 experiments`."""
+        done = len(self.decisions(chronicle))
+        total = "" if self.most is None else f" of {self.most}"
+        return f"{done}{total} experiment{'s' * (done != 1 or self.most is not None)}"
+
+
+def session_name(text: str) -> str:
+    """A name as every table, commit and terminal can take it: one short line."""
+    return harmless(text)[:NAME_LENGTH].strip()
+
+
+def open_session(
+    layout: Layout, chronicle: Chronicle, *, name: str, most: int | None
+) -> tuple[LoopSession, bool]:
+    """The session of a call, and whether an earlier call began it.
+
+    Raises:
+        RecordError: it cannot be written down, so nothing may begin.
+    """
+    before, state = _last(layout)
+    asked = (chronicle.tag, name, most)
+    if (
+        before is not None
+        and state not in OVER_STATES
+        and most is not None
+        and (before.tag, before.name, before.most) == asked
+        and before.first <= chronicle.counted()
+    ):
+        return before, True
+    session = LoopSession(
+        tag=chronicle.tag, name=name, most=most, first=chronicle.counted(), begun=now()
+    )
+    write_session(layout, session, "starting", session.how_far(chronicle), durable=True)
+    return session, False
+
+
+def write_session(
+    layout: Layout,
+    session: LoopSession,
+    state: str,
+    action: str,
+    *,
+    problems: list[str] | None = None,
+    started: datetime | None = None,
+    durable: bool = False,
+) -> None:
+    """How the loop stands.
+
+    Raises:
+        RecordError: the disk is full.
+    """
+    status = presence.own_status(
+        LOOP,
+        state=state,
+        started_at=started or now(),
+        last_action=action,
+        last_action_at=now(),
+        problems=problems or [],
+        details={"session": session.model_dump(mode="json")},
+    )
+    presence.write_role(layout, status, durable=durable)
+
+
+def _last(layout: Layout) -> tuple[LoopSession | None, str]:
+    """The session of the last call and the state it was left in; a damaged one is none."""
+    status: RoleStatus | None = presence.read_role(layout, LOOP)
+    try:
+        said = status.details.get("session") if status is not None else None
+        return (LoopSession.model_validate(said), status.state) if said and status else (None, "")
+    except (ValidationError, RecordError):
+        return None, ""
+
+
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+STEADY_S = 60.0
+"""A worker that lived so long begins anew with the first pause."""
+
+
+def loop_worker_entry(project: Project) -> Entry:
+    """The one worker: on whichever device is free; its worktree is made when a change needs one."""
+    place = project.layout.worktree(LOOP_WORKER)
+    return Entry(worker_id=LOOP_WORKER, gpu_id="any", worktree_path=str(place))
+
+
+class LoopWorker:
+    """Works beside the observer until one of them is asked to stop.
+
+    A worker that fails is made anew after a pause that doubles, as a fleet's would be: it finds
+    on disk what the one before it left.
+    """
+
+    def __init__(self, project: Project, stop: StopRequest, *, label: str) -> None:
+        self.problem = ""
+        """How the last worker failed; empty while it works."""
+        self._project = project
+        self._label = label
+        self._stop = stop
+        self._left = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=LOOP_WORKER, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def lives(self) -> bool:
+        return self._thread.is_alive()
+
+    def leave(self) -> None:
+        """As a SIGTERM would; `join` waits for the end."""
+        self._left.set()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end, `seconds` at most; whether it has come."""
+        self._thread.join(seconds)
+        return not self.lives
+
+    # ── what the worker asks ──────────────────────────────────────────────────────────────
+
+    @property
+    def requested(self) -> bool:
+        return self._left.is_set() or self._stop.requested
+
+    @property
+    def abandoned(self) -> bool:
+        return self._stop.abandoned
+
+    @property
+    def hard(self) -> bool:
+        return self._stop.hard
+
+    def wait(self, seconds: float) -> bool:
+        """A little late where only `leave` was called: nobody waits for longer than a look."""
+        return self._stop.wait(seconds) or self.requested
+
+    # ── in the thread ─────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        failures = 0
+        while not self.requested:
+            began = time.monotonic()
+            try:
+                # A repository object is one thread's.
+                project = replace(self._project, repository=Repository(self._project.layout.root))
+                self.problem = ""
+                Worker(project, loop_worker_entry(project), label=self._label).run(self)
+            except Exception as error:
+                # The boundary of the thread: whatever it was, the search goes on.
+                failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+                self.problem = f"the worker ended by {error!r}, and is made anew"
+                self._left.wait(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures, 30)))
+
+
+Outcome = Literal["finished", "stopped", "failed"]
+
+LOCK_S = 2.0
+OBSERVER_S = 10.0
+"""An observer that was just ended may still be leaving."""
+PATIENCE_S = 180.0
+"""For the worker to end its training, collect it and leave."""
+REPORT_S = 1.0
+"""Between two looks at how far it is."""
+PLACES = (LOOP_WORKER, f"{LOOP_WORKER}-next")
+"""Its worktrees: where it trains, and where it prepares."""
+
+
+@contextmanager
+def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Project, list[str]]]:
+    """The project on its tag, begun or taken up again, and what a person should know of that.
+
+    Raises:
+        FleetError: a loop or a fleet is at work here, or something of somebody else's is in the
+            way; nothing was begun.
+        LaunchError: the data cannot be located.
+        LeaseError: there is no device of the kind that it needs.
+    """
+    layout, wanted = project.layout, tag or project.usual_tag()
+    presence.refuse_another_machine(layout)
+    with ExitStack() as stack:
+        presence.refuse_beside_loop(layout)
+        _take(stack, project, LOOP, wanted, LOCK_S)
+        presence.refuse_beside_fleet(layout)
+        project, notes = begin_single(project, wanted, PLACES)
+        _refuse_without_script(project)
+        _refuse_without_device(project)
+        _take(stack, project, "observer", wanted, OBSERVER_S)
+        yield project, notes
+
+
+def _take(stack: ExitStack, project: Project, name: str, tag: str, seconds: float) -> None:
+    doing = f"run-loop of {tag}"
+    try:
+        stack.enter_context(hold(project.layout, name, doing=doing, timeout=seconds))
+    except LockError:  # somebody was quicker; say who, as one who came later is told
+        presence.refuse_beside_loop(project.layout)
+        presence.refuse_beside_fleet(project.layout)
+        raise
+
+
+def _refuse_without_script(project: Project) -> None:
+    commit = project.reference()
+    if not project.task.artifacts_in(project.repository.entries(commit)):
+        wanted = ", ".join(project.task.artifacts)
+        raise FleetError(
+            f"commit {commit[:12]}, which {project.active()} begins at, has no {wanted}",
+            hint="commit it, and begin another search: python orchestrator.py run-loop --tag NAME",
+        )
+
+
+def _refuse_without_device(project: Project) -> None:
+    """A device that somebody holds now may come free; one that is not there never comes."""
+    root = project.layout.root
+    inputs = locate_inputs(project.task, root, root, os.environ)
+    local_executor.offered(Resources(), inputs)
+
+
+@dataclass
+class SingleLoop:
+    """One call of the loop, inside `alone`."""
+
+    project: Project
+    proposers: Sequence[Proposer]
+    session: LoopSession
+    until: datetime | None = None
+    waits: bool = False
+    """When nobody has an idea left it waits: a person may have one."""
+    tick: Callable[[], None] = lambda: None
+    """Called often, for whoever shows how it goes."""
+    ended: str = ""
+    """Why it has ended, in a few words; lines where it failed."""
+
+    def __post_init__(self) -> None:
+        self._started = now()
+        self._said: tuple[object, ...] = ()
+        self._due = 0.0
+        self._how_far = ""
+
+    def run(self, stop: Stop) -> Outcome:
+        """Until the session is done, the search has failed, or somebody asks it to stop.
+
+        What runs then is ended, recorded and queued again; after a SIGHUP it goes on by itself,
+        and the next loop takes it over.
+        """
+        layout = self.project.layout
+        with suppress(AutohypothesisError):
+            quarantine.clear_quarantine(layout)
+        with process_specs.open_log(layout, LOOP).open("a", encoding="utf-8") as log:
+            companion = LoopWorker(self.project, stop, label=self.session.name)
+            observer = self._observer(log)
+            beside = self._start_keeper()
+            observer.turn()  # so that what a killed one left waits in its order again
+            companion.start()
+            try:
+                said = observer.run(_ObserverStop(self, observer, companion, stop))
+            finally:
+                companion.leave()
+                self._await(companion, stop)
+                _end(beside)
+            return self._outcome(observer, said)
+
+    def _observer(self, log: TextIO) -> Observer:
+        def say(line: str) -> None:
+            with suppress(OSError, ValueError):  # a full disk costs the line
+                log.write(f"{rfc3339(now())} {line}\n")
+                log.flush()
+
+        limits = Limits(max_experiments=self.session.limit, until=self.until, ideas=not self.waits)
+        return Observer(
+            self.project,
+            self.proposers,
+            limits=limits,
+            say=say,
+            workers=[loop_worker_entry(self.project)],
+            command="run-loop",
+        )
+
+    def _start_keeper(self) -> Popen[bytes] | None:
+        """A fleet's niced child, which draws and keeps; a loop does without where none starts."""
+        with suppress(OSError):
+            return process_specs.start_process(
+                self.project.layout, process_specs.sync_process(self.project.layout)
+            )
+        return None
+
+    def _await(self, companion: LoopWorker, stop: Stop) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not companion.join(0.1) and time.monotonic() < until and not stop.abandoned:
+            self.tick()
+
+    def _outcome(self, observer: Observer, said: str) -> Outcome:
+        status, limit = observer.status, self.session.limit
+        self._how_far = self.session.how_far(observer.chronicle)
+        if said == "failed":
+            lines = [*status.problems, status.last_action]
+            self.ended = "\n".join(line for line in lines if line) or "the search has failed"
+            return "failed"
+        if said == "finished" or (limit is not None and observer.chronicle.counted() >= limit):
+            self.ended = observer.ended or ALL_RUN
+            return "finished"
+        self.ended = "it was stopped"
+        return "stopped"
+
+    def close(self, outcome: Outcome) -> None:
+        """The very last step: a loop that is killed before this is not done, and goes on."""
+        problems = [self.ended] if outcome == "failed" else []
+        action = f"{self._how_far}; {self.ended}"[:500]
+        with suppress(AutohypothesisError):
+            write_session(self.project.layout, self.session, outcome, action,
+                  problems=problems, started=self._started, durable=True)  # fmt: skip
+
+    def look(self, observer: Observer, companion: LoopWorker) -> None:
+        """Says how far it is, when that is news."""
+        self.tick()
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + REPORT_S
+        saying = (self.session.how_far(observer.chronicle), companion.problem)
+        if saying != self._said:
+            problems = [companion.problem] if companion.problem else []
+            with suppress(AutohypothesisError):  # a full disk costs the news
+                write_session(self.project.layout, self.session, "working", saying[0],
+                      problems=problems, started=self._started)  # fmt: skip
+                self._said = saying
+
+
+@dataclass(frozen=True)
+class _ObserverStop:
+    """What the observer asks between two turns: it leaves after the worker, to decide its last."""
+
+    loop: SingleLoop
+    observer: Observer
+    companion: LoopWorker
+    stop: Stop
+
+    @property
+    def requested(self) -> bool:
+        return self.hard or self.abandoned or (self.stop.requested and not self.companion.lives)
+
+    @property
+    def abandoned(self) -> bool:
+        return self.stop.abandoned
+
+    @property
+    def hard(self) -> bool:
+        return self.stop.hard
+
+    def wait(self, seconds: float) -> bool:
+        self.loop.look(self.observer, self.companion)
+        if self.stop.requested:
+            self.companion.join(seconds)
+        else:
+            self.stop.wait(seconds)
+        return self.requested
+
+
+def _end(process: Popen[bytes] | None) -> None:
+    """Ends what draws; it is made again at the end, and by the next.
+
+    It is niced, so on a busy machine it may take minutes to leave by itself.
+    """
+    if process is None:
+        return
+    process.terminate()
+    try:
+        process.wait(KEEPER_S)
+    except TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,1 +1,0 @@
-"""A search on one machine by one process: a fleet of one."""
