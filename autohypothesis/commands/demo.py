@@ -44,7 +44,7 @@ def demo(
     from autohypothesis.commands.fleet import bring_up
     from autohypothesis.engine.devices import cpu_slots as all_lanes
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.setup import Wanted, run_prepare
+    from autohypothesis.engine.setup import prepare_options, run_prepare
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.supervisor import process_specs
 
@@ -53,7 +53,7 @@ def demo(
     _make_repository(root)
     cache = root / ".cache"
     # In a cache of the demo's own: what other searches on this machine use stays as it is.
-    run_prepare(root, Wanted(profile=profile, cache=cache))
+    run_prepare(root, prepare_options(profile=profile, cache=cache))
     project = Project.open(root)
     process_specs.refuse_second_supervisor(project.layout)
     project = project.with_tag(_next_tag(project), inputs=_located(project, cache))

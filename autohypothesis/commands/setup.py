@@ -15,7 +15,6 @@ from autohypothesis.errors import LaunchError, UsageError
 if TYPE_CHECKING:
     from autohypothesis.engine.inputs import Inputs
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.setup import Wanted
 
 
 def register(app: typer.Typer) -> None:
@@ -54,18 +53,18 @@ def setup(
     is named with its command. Example: `orchestrator.py setup --seq-len 128`
     """  # fmt: skip
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.setup import Wanted
+    from autohypothesis.engine.setup import prepare_options
 
     given = repo or context.find_root().obj
     if folder is not None and given is not None and folder.absolute() != given.absolute():
         raise UsageError(f"--dir {folder} and --repo {given} name two repositories")
-    wanted = Wanted(profile, seq_len, source)
-    if skip_data and wanted.words:
-        raise UsageError(f"--skip-data leaves nothing for {', '.join(wanted.words[::2])}")
+    options = prepare_options(profile, seq_len, source)
+    if skip_data and options:
+        raise UsageError(f"--skip-data leaves nothing for {', '.join(options[::2])}")
     project = Project.open(folder or repository_path(context, repo))
     _check_environment(project.layout.root)
     if not skip_data:
-        _prepare(project, wanted)
+        _prepare(project, options)
     remark("next: python orchestrator.py run-loop --max 20")
 
 
@@ -78,7 +77,7 @@ def _check_environment(root: Path) -> None:
     say("environment: in order")
 
 
-def _prepare(project: Project, wanted: Wanted) -> None:
+def _prepare(project: Project, options: list[str]) -> None:
     """Data and tokenizer by the repository's own prepare.py, unless it has nothing to do."""
     from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare, takes
 
@@ -86,10 +85,10 @@ def _prepare(project: Project, wanted: Wanted) -> None:
     script = root / SCRIPT
     found = find_inputs(task, root, pins={})
     due = isinstance(found, LaunchError) or (script.is_file() and not makes_inputs(task))
-    if wanted.words or (due and script.is_file()):
-        if script.is_file() and not takes(script, "--locate") and not wanted.words:
+    if options or (due and script.is_file()):
+        if script.is_file() and not takes(script, "--locate") and not options:
             remark(f"{script} is not ours: running it as it is")
-        run_prepare(root, wanted)
+        run_prepare(root, options)
         found = find_inputs(task, root, pins={})
     if isinstance(found, LaunchError):
         raise found

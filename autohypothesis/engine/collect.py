@@ -1,7 +1,7 @@
 """From an ended run to `result.json`: what happened, judged from evidence, written once.
 
-Whoever looks first collects: the process that started the run, its successor after a kill, or a
-sync. The answer is made from the run folder alone, so each of them writes the same one.
+The first process that looks collects: the one that started the run, its successor after a kill, or
+a sync. The answer is made from the run folder alone, so each of them writes the same one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "uti
 
 
 def collect(repository: Repository, layout: Layout, experiment_id: str) -> Result:
-    """The result of one experiment, made and written now if nobody has yet.
+    """Return the result of one experiment, made and written now if it is not there yet.
 
     Raises:
         LaunchError: it is still running, or never started.
@@ -91,7 +91,7 @@ def _keep_cache(repository: Repository, run: RunPaths) -> None:
 
 
 def is_collected(run: RunPaths) -> bool:
-    """Whether `result.json` is there and is the one that `collect` wrote.
+    """Return whether `result.json` is there and is the one that `collect` wrote.
 
     The evidence in local.json goes once it was; until then local.json names the result's hash, so
     that a kill in between loses nothing, and a result that the run wrote itself is not taken.
@@ -111,7 +111,7 @@ def _hash(content: bytes) -> str:
 
 
 def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
-    """Delete what nobody needs once a run has its result: its home, its /tmp, the evidence."""
+    """Delete what a run with a result needs no more: its home, its /tmp, the evidence."""
     if "before" not in local:
         return
     remove_folder(run.home)
@@ -124,7 +124,7 @@ def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
 
 
 def _take_out(run: RunPaths) -> list[str]:
-    """Take weights and clock record from `out/`, and nothing else; what is odd about them.
+    """Take weights and clock record from `out/`, and nothing else; return what is odd about them.
 
     A link could stand for a file that is none of the run's.
     """
@@ -149,20 +149,15 @@ def _take_out(run: RunPaths) -> list[str]:
 
 
 def _forged(run: RunPaths, document: Mapping[str, Any] | None) -> list[str]:
-    """Parts of the record that neither the starter nor the shim wrote."""
+    """Return parts of the record that neither the starter nor the shim wrote."""
     found = ["result.json of its record, which it made"] if run.result.exists() else []
     if document is not None:
         found += [str(one) for one in document.get("tampered") or ()]
-        seal = _seal_of(run)
+        seal = str(read_object(run.launch).get("seal") or "")  # none by earlier versions
         ours = document.get("status") == "infra"  # also written in place of a shim that hung
         if seal and not ours and shim.sealed(str(document.get("seal"))) != seal:
             found.append("exit.json of its record")
     return found
-
-
-def _seal_of(run: RunPaths) -> str:
-    """The hash of the word that the shim was told; empty for a shim of an earlier version."""
-    return str(read_object(run.launch).get("seal") or "")
 
 
 def judge(
@@ -173,7 +168,7 @@ def judge(
     killed: list[int],
     odd: list[str],
 ) -> Result:
-    """The result of an ended run. Reads its folder and its checkout, and changes nothing.
+    """Return the result of an ended run. Reads its folder and its checkout, and changes nothing.
 
     Args:
         odd: what was found in `out/` that makes the run invalid.
@@ -182,7 +177,6 @@ def judge(
     record = ExitRecord.model_validate(document) if document else None
     checkout, gone, touched = _looked_at(repository, spec, local)
     touched = [*_forged(run, document), *odd, *touched]
-    unconfined = _is_unconfined(spec, run)
     score = _score(spec, run, record, checkout)
     tail = log_tail(run)
     failure = gone or _failure(document, tail, score, touched, spec)
@@ -196,27 +190,46 @@ def judge(
         evidence["mutation"] = spec.mutation
     if failure is not None and failure.kind == "contended":
         evidence["voided_value"] = score.value
+    attested = score.attested and not _is_unconfined(spec, run)
+    metrics = _metrics(spec, score, record, failure)
+    return result_of(spec, score.value, failure, tail, evidence, metrics, attested=attested)
+
+
+def result_of(
+    spec: RunSpec,
+    value: float | None,
+    failure: Failure | None,
+    tail: str,
+    evidence: dict[str, Any],
+    metrics: Metrics,
+    *,
+    attested: bool = False,
+) -> Result:
+    """Return the result of a run that failed with `failure`, or has `value`."""
+    objective = spec.task.objective
     return Result(
         status="failed" if failure else "completed",
         recorded_at=now(),
         commit=spec.commit,
         parent_commit=spec.parent_commit,
         title=spec.title,
-        outcome=_outcome(failure, spec, score),
+        outcome=f"{failure.kind}: {failure.detail}"
+        if failure
+        else f"{objective.metric} {value:.6f}",
         failure_kind=failure.kind if failure else None,
         failure_detail=failure.detail if failure else "",
         log_tail=tail if failure else "",
-        attested=score.attested and failure is None and not unconfined,
-        metric_name=spec.task.objective.metric,
-        metric_value=None if failure else score.value,
-        direction=spec.task.objective.direction,
+        attested=attested and failure is None,
+        metric_name=objective.metric,
+        metric_value=None if failure else value,
+        direction=objective.direction,
         evidence=evidence,
-        metrics=_metrics(spec, score, record, failure),
+        metrics=metrics,
     )
 
 
 def _local(run: RunPaths) -> dict[str, Any]:
-    """local.json; empty where the run destroyed it, which the shim has seen.
+    """Return local.json; empty where the run destroyed it, which the shim has seen.
 
     Raises:
         RecordError, FileNotFoundError: it is damaged or gone, and the run did not do it.
@@ -233,19 +246,21 @@ def _local(run: RunPaths) -> dict[str, Any]:
 def _looked_at(
     repository: Repository, spec: RunSpec, local: Mapping[str, Any]
 ) -> tuple[Path | None, Failure | None, list[str]]:
-    """The checkout of a run, or why it is gone; and what was changed in it."""
+    """Return the checkout of a run, or why it is gone; and what was changed in it."""
     if "before" not in local:
         return None, None, ["local.json of its record"]
     checkout = Path(str(local["checkout"]))
     before = guard.Before.model_validate(local["before"])
-    if gone := _lost(repository, checkout, before.commit):
-        return None, gone, []
+    at = Export.at(repository, checkout).holds()
+    if at != before.commit:  # it was deleted, or given to another run
+        why = f"it holds {at[:12]}, the run was of {before.commit[:12]}" if at else str(checkout)
+        return None, Failure("infra", f"its checkout is gone: {why}"), []
     touched = guard.inspect(repository, checkout, before)
     return checkout, None, touched + guard.planted(spec.task, checkout, before)
 
 
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
-    """Whether the task asks for a strict sandbox and the run had none: nobody vouches for it."""
+    """Return whether the task asks for a strict sandbox and the run had none."""
     metadata = load_or_none(Metadata, run.metadata)
     if metadata is None:
         return spec.task.isolation_level == "strict"
@@ -253,7 +268,7 @@ def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
 
 
 def _exit_document(run: RunPaths) -> dict[str, Any] | None:
-    """exit.json as the shim wrote it; None when it died first."""
+    """Return exit.json as the shim wrote it; None when it died first."""
     try:
         value = read_json(run.exit)
     except (FileNotFoundError, RecordError):
@@ -261,17 +276,8 @@ def _exit_document(run: RunPaths) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _lost(repository: Repository, checkout: Path, commit: str) -> Failure | None:
-    """The failure of a run whose checkout was deleted, or given to another run, before this."""
-    at = Export.at(repository, checkout).holds()
-    if at == commit:
-        return None
-    now_at = f"it holds {at[:12]}, the run was of {commit[:12]}" if at else str(checkout)
-    return Failure("infra", f"its checkout is gone: {now_at}")
-
-
 def _score(spec: RunSpec, run: RunPaths, record: ExitRecord | None, checkout: Path | None) -> Score:
-    """The scorer's answer; nothing to score after a training that did not end by itself."""
+    """Return the scorer's answer; no value after a training that did not end by itself."""
     if record is None or record.status != "exited" or record.exit_code != 0:
         return Score(None, record.metrics if record else {})
     return scorer_for(spec.task).score(run, record, checkout)
@@ -284,7 +290,7 @@ def _failure(
     touched: list[str],
     spec: RunSpec,
 ) -> Failure | None:
-    """The first thing that is wrong; infrastructure first, since it is no evidence at all."""
+    """Return the first thing that is wrong; infrastructure first, since it is no evidence."""
     metric = spec.task.objective.metric
     failure = classify(document, tail, score.value, metric_name=metric)
     if failure is not None and failure.kind == "infra":
@@ -300,27 +306,20 @@ def _failure(
 
 
 def _other_device(document: Mapping[str, Any]) -> str:
-    """How the GPU that the training says it used is not the leased one; else empty."""
+    """Return how the GPU that the training reports is not the leased one; else empty."""
     device = document.get("device") or {}
     said = (document.get("metrics") or {}).get("device_uuid")
     leased = str(device.get("uuid"))
-    if device.get("kind") != "cuda" or said is None:
-        return ""
-    if str(said).strip().lower() == leased.lower():
+    is_leased = str(said).strip().lower() == leased.lower()
+    if device.get("kind") != "cuda" or said is None or is_leased:
         return ""
     return f"the training reports device {said!s:.60}, leased was {leased}"
-
-
-def _outcome(failure: Failure | None, spec: RunSpec, score: Score) -> str:
-    if failure is not None:
-        return f"{failure.kind}: {failure.detail}"
-    return f"{spec.task.objective.metric} {score.value:.6f}"
 
 
 def _metrics(
     spec: RunSpec, score: Score, record: ExitRecord | None, failure: Failure | None
 ) -> Metrics:
-    """What was printed, with the official value in its place and the shim's own measurements."""
+    """Return what was printed, with the official value and the shim's own measurements."""
     metric = spec.task.objective.metric
     values: dict[str, Any] = {**(record.metrics if record else {}), **score.metrics}
     values[f"printed_{metric}"] = values.get(metric)
@@ -337,7 +336,7 @@ def _metrics(
 
 
 def _peak_mb(spec: RunSpec, printed: float | None, record: ExitRecord) -> float | None:
-    """The peak as the shim measured it: on a GPU its memory, on a CPU the resident set.
+    """Return the peak as the shim measured it: on a GPU its memory, on a CPU the resident set.
 
     Of a script on a CPU of which nothing is known but its log, the printed value stands, as it
     always has; unless a limit of the task is held against it.

@@ -9,8 +9,8 @@ import site
 import stat
 import subprocess
 import sys
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +41,7 @@ OURS = "AUTOHYPOTHESIS_"
 
 
 def program_environment(parent: Mapping[str, str]) -> dict[str, str]:
-    """That of a user's own program: its PATH, home and keys, no device, and nothing of ours.
+    """Return the environment of a user's own program: its PATH, home and keys, and no device.
 
     Our variables are for trainings, and for the processes of a fleet.
     """
@@ -65,46 +65,6 @@ def scoring_environment(training: Mapping[str, str], home: Path) -> dict[str, st
     }
 
 
-def child_environment(
-    parent: Mapping[str, str],
-    *,
-    experiment_id: str,
-    run_folder: Path,
-    seed: int,
-    save_weights: bool,
-    home: Path | None,
-    threads: int | None,
-    cuda_device: str | None,
-    extra: Mapping[str, str],
-) -> dict[str, str]:
-    """The complete environment of one training.
-
-    Args:
-        home: its own home folder; None keeps the user's, for scripts whose inputs no task names.
-        threads: per process, for a CPU lane; None leaves the libraries' default.
-        cuda_device: UUID of the leased GPU; None hides every GPU, so that a CPU run cannot
-            take one that somebody else has leased.
-        extra: the task's own variables, and the folders of its inputs. They win.
-    """
-    environment = {name: value for name, value in parent.items() if name in INHERITED}
-    kept_home = parent.get("HOME", os.path.expanduser("~"))
-    environment |= {
-        "HOME": str(home) if home is not None else kept_home,
-        "SEED": str(seed),
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "AUTOHYPOTHESIS_RUN_DIR": str(run_folder),
-        "AUTOHYPOTHESIS_EXPERIMENT_ID": experiment_id,
-        "CUDA_VISIBLE_DEVICES": cuda_device or "",
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-    }
-    if save_weights:
-        environment["AUTOHYPOTHESIS_SAVE_WEIGHTS"] = "1"
-    if threads is not None:
-        environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return environment | dict(extra)
-
-
 _OURS = ("python", "python3")
 _NOTHING = ("true",)
 """What runs where there is nothing to run: the shim holds the device for the scorer alone."""
@@ -120,24 +80,33 @@ class TrainingCommand:
 
 
 def training_command(task: Task, root: Path, environment: Mapping[str, str]) -> TrainingCommand:
-    """The command of `task` in the repository at `root`.
+    """Return the command of `task` in the repository at `root`.
 
     `run.command`, where `python` means the Python of this process; else nothing at all where a
-    program scores the artifacts as they are; else `uv run` where there is a
-    `uv.lock` and uv in the PATH of `environment`; else the Python in `.venv`; else this one.
+    program scores the artifacts as they are; else that of `script_command`.
 
     Raises:
         TaskError: there is no command, and no single script to run.
     """
-    if task.run.command is not None:
-        return _as_said(task.run.command, root, environment)
-    if task.scorer.type == "command":
+    if task.run.command is None and task.scorer.type == "command":
         return TrainingCommand(_NOTHING)
-    return script_command(_script(task), root, environment)
+    if task.run.command is None:
+        return script_command(_script(task), root, environment)
+    words = resolved(task.run.command, root)
+    name = Path(words[0]).name
+    if name == "uv":
+        return TrainingCommand(words, _uv_environment(root), _venv_python(root))
+    path = environment.get("PATH", "")
+    python = shutil.which(words[0], path=path) if name.startswith("python") else None
+    return TrainingCommand(words, {}, python or _venv_python(root))
 
 
 def script_command(script: str, root: Path, environment: Mapping[str, str]) -> TrainingCommand:
-    """How the repository at `root` runs its own script: `uv run`, its .venv, or this Python."""
+    """Return how the repository at `root` runs its own script.
+
+    `uv run` where there is a `uv.lock` and uv in the PATH of `environment`; else the Python in
+    `.venv`; else this one.
+    """
     venv = _venv_python(root)
     uv = shutil.which("uv", path=environment.get("PATH", ""))
     if uv is not None and (root / "uv.lock").is_file():
@@ -147,8 +116,8 @@ def script_command(script: str, root: Path, environment: Mapping[str, str]) -> T
 
 
 def resolved(words: Sequence[str], root: Path) -> tuple[str, ...]:
-    """`words` with `python` as the Python of this process, and `.venv/...` as the root's own:
-    a worktree has none."""
+    """Return `words` with `python` as the Python of this process, and `.venv/...` as the root's
+    own: a worktree has none."""
     first = words[0]
     if first in _OURS:
         first = sys.executable
@@ -157,17 +126,8 @@ def resolved(words: Sequence[str], root: Path) -> tuple[str, ...]:
     return (first, *words[1:])
 
 
-def _as_said(command: Sequence[str], root: Path, environment: Mapping[str, str]) -> TrainingCommand:
-    words = resolved(command, root)
-    if Path(words[0]).name == "uv":
-        return TrainingCommand(words, _uv_environment(root), _venv_python(root))
-    is_python = Path(words[0]).name.startswith("python")
-    python = shutil.which(words[0], path=environment.get("PATH", "")) if is_python else None
-    return TrainingCommand(words, {}, python or _venv_python(root))
-
-
 def _script(task: Task) -> str:
-    """The one artifact that is a Python file, as seen from the folder that the run starts in."""
+    """Return the one artifact that is a Python file, seen from the folder of the run."""
     scripts = [path for path in task.artifacts if path.endswith(".py") and "*" not in path]
     if len(scripts) != 1:
         raise TaskError(
@@ -197,7 +157,7 @@ TIMEOUT_S = 30.0
 
 @lru_cache(maxsize=32)
 def site_folders(python: str = sys.executable) -> tuple[Path, ...]:
-    """Where `python` looks for installed distributions, its own and the user's.
+    """Return where `python` looks for installed distributions, its own and the user's.
 
     Raises:
         LaunchError: it cannot be started.
@@ -206,12 +166,8 @@ def site_folders(python: str = sys.executable) -> tuple[Path, ...]:
         folders = [*sys.path, site.getusersitepackages()]
     else:
         folders = _ask(python)
-    found = (Path(folder) for folder in folders if os.path.isabs(folder))
-    return tuple(dict.fromkeys(path for path in found if _is_site(path)))
-
-
-def _is_site(path: Path) -> bool:
-    return path.name in ("site-packages", "dist-packages")
+    found = dict.fromkeys(Path(folder) for folder in folders if os.path.isabs(folder))
+    return tuple(path for path in found if path.name in ("site-packages", "dist-packages"))
 
 
 def _ask(python: str) -> list[str]:
@@ -232,7 +188,7 @@ def _ask(python: str) -> list[str]:
 
 
 def installed(folders: Iterable[str]) -> dict[str, int]:
-    """Metadata name, with its folder -> when the list of its files was written, in nanoseconds."""
+    """Return metadata folder -> when the list of its files was written, in nanoseconds."""
     found = {}
     for folder in folders:
         try:
@@ -246,7 +202,7 @@ def installed(folders: Iterable[str]) -> dict[str, int]:
 
 
 def version_of(name: str, found: Iterable[str]) -> str:
-    """The version of the distribution `name` among metadata folders; empty when it is not there."""
+    """Return the version of the distribution `name` among metadata folders, or ""."""
     for path in found:
         own, _, rest = os.path.basename(path).partition("-")
         if own.lower() == name and rest.endswith(_METADATA[:2]):
@@ -264,7 +220,7 @@ def _written(entry: os.DirEntry[str]) -> int:
 
 
 def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """What was installed, removed or installed again, in words."""
+    """Return what was installed, removed or installed again, in words."""
     words = []
     for path in sorted(before.keys() | after.keys()):
         name = os.path.basename(path)
@@ -277,6 +233,11 @@ def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str
     return words
 
 
+# ── caches of compilers ─────────────────────────────────────────────────────────────────────
+# A cache is code. So each run has its own, in its home, which goes with it; it begins as a copy of
+# the one that the baseline left, since that ran the user's own script and nothing that was
+# proposed. Only plain files are copied, and no link is followed: a run may leave anything there.
+
 CACHE_VARIABLES = {
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton",
@@ -284,24 +245,18 @@ CACHE_VARIABLES = {
     "TORCH_EXTENSIONS_DIR": "extensions",
 }
 """Variable -> its folder below the cache of a run."""
-_PARTS = (".cache", "compiled")
+_CACHE = Path(".cache", "compiled")
 MOST_BYTES = 1 << 30
 MOST_FILES = 20_000
-MOST_LEVELS = 16
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-
-
-def _cache_of(home: Path) -> Path:
-    return home.joinpath(*_PARTS)
 
 
 def compile_cache_variables(home: Path) -> dict[str, str]:
-    """The variables that have compilers keep their caches in `home`."""
-    return {name: str(_cache_of(home) / folder) for name, folder in CACHE_VARIABLES.items()}
+    """Return the variables that have compilers keep their caches in `home`."""
+    return {name: str(home / _CACHE / folder) for name, folder in CACHE_VARIABLES.items()}
 
 
 def compile_cache_folder(common_dir: Path, platform_key: str) -> Path:
-    """Where the cache of a platform's baseline is kept, below a repository's `.git`."""
+    """Return where the cache of a platform's baseline is kept, below a repository's `.git`."""
     return common_dir / "autohypothesis" / "compiled" / platform_key[:16]
 
 
@@ -309,61 +264,32 @@ def start_compile_cache(home: Path, seed: Path) -> None:
     """Copy the baseline's cache into the home of a run, where there is one."""
     if seed.is_dir():
         with suppress(OSError, shutil.Error):  # a compiler then does the work again
-            shutil.copytree(seed, _cache_of(home), dirs_exist_ok=True)
+            shutil.copytree(seed, home / _CACHE, dirs_exist_ok=True)
 
 
 def keep_compile_cache(home: Path, seed: Path) -> None:
-    """Keep the cache that a baseline left, unless there is one already, or it is too large."""
-    if seed.exists():
+    """Keep the cache that a baseline left, unless there is one already or it is too large."""
+    if seed.exists() or any((home / part).is_symlink() for part in (_CACHE.parent, _CACHE)):
+        return
+    files = list(_plain_files(home / _CACHE))
+    if not files or len(files) > MOST_FILES or sum(size for _, size in files) > MOST_BYTES:
         return
     beside = seed.with_name(f"{seed.name}.{os.getpid()}")
-    try:
-        with ExitStack() as opened, suppress(OSError):
-            folder: int | None = None
-            for part in (str(home), *_PARTS):
-                folder = os.open(part, _READ | os.O_DIRECTORY, dir_fd=folder)
-                opened.callback(os.close, folder)
-            if folder is not None and _copied(folder, beside):
-                os.rename(beside, seed)
-    finally:
-        if beside.exists():
-            remove_folder(beside)
+    with suppress(OSError):
+        for path, _ in files:
+            place = beside / path.relative_to(home / _CACHE)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place, follow_symlinks=False)
+            place.chmod(0o755 if path.lstat().st_mode & 0o100 else 0o644)
+        os.rename(beside, seed)
+    if beside.exists():
+        remove_folder(beside)
 
 
-def _copied(folder: int, target: Path) -> bool:
-    """Copy the plain files below an open folder; False where they are none, or too many."""
-    files = size = 0
-    with closing(_plain_files(folder)) as found:
-        for path, file in found:
-            with os.fdopen(file, "rb") as source:
-                size += os.fstat(source.fileno()).st_size
-                files += 1
-                if size > MOST_BYTES or files > MOST_FILES:
-                    return False
-                place = target / path
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with place.open("wb") as copy:
-                    shutil.copyfileobj(source, copy)
-                place.chmod(0o755 if os.fstat(source.fileno()).st_mode & 0o100 else 0o644)
-    return files > 0
-
-
-def _plain_files(
-    folder: int, prefix: str = "", level: int = 0
-) -> Generator[tuple[str, int], None, None]:
-    """The path and a descriptor of each plain file below a folder, for the caller to close; links
-    are passed by."""
-    for name in sorted(os.listdir(folder)):
-        try:
-            file = os.open(name, _READ, dir_fd=folder)
-        except OSError:
-            continue
-        mode = os.fstat(file).st_mode
-        if stat.S_ISREG(mode):
-            yield prefix + name, file
-            continue
-        try:
-            if stat.S_ISDIR(mode) and level < MOST_LEVELS:
-                yield from _plain_files(file, f"{prefix}{name}/", level + 1)
-        finally:
-            os.close(file)
+def _plain_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield each plain file below a folder that no process writes to any more, and its size."""
+    for place, _, names in os.walk(folder):
+        for name in sorted(names):
+            status = os.lstat(os.path.join(place, name))
+            if stat.S_ISREG(status.st_mode):
+                yield Path(place, name), status.st_size

@@ -37,7 +37,8 @@ class RunSpec(Strict):
     commit: str
     parent_commit: str | None = None
     """None for a baseline: the reference as it stands."""
-    seed: int
+    seed: int | None
+    """None for a run made by hand."""
     resources: Resources = Resources()
     tag: str
     hypothesis_id: str = ""

@@ -410,7 +410,7 @@ def run_preflight(
     raise UnjudgedError(f"the preflight could not judge, {TRIES} times: {why}", hint=see)
 
 
-def _unjudged(ended: program.Ended) -> str:
+def _unjudged(ended: program.ProgramEnd) -> str:
     """Why a preflight without a verdict says nothing about the candidate; empty if it does.
 
     It may import the candidate, so one that crashes was crashed by it.
@@ -421,7 +421,7 @@ def _unjudged(ended: program.Ended) -> str:
 
 
 def _judged(
-    ended: program.Ended, verdict: PreflightVerdict | None, timeout_s: float, see: str
+    ended: program.ProgramEnd, verdict: PreflightVerdict | None, timeout_s: float, see: str
 ) -> PreflightVerdict:
     """The verdict of a command that could judge; `see` is what shows a person why there is none."""
     if ended.exit_code is None:

@@ -262,7 +262,7 @@ else:
 """
 
 
-class Trial(NamedTuple):
+class SandboxTrial(NamedTuple):
     """What became of one kind: `problem` is empty where it works, else one line; `fix` a command
     or a setting."""
 
@@ -272,7 +272,7 @@ class Trial(NamedTuple):
     fix: str = ""
 
 
-def trials(*, gpus: bool) -> list[Trial]:
+def trials(*, gpus: bool) -> list[SandboxTrial]:
     """Return a trial of each kind, best first, and remember which is the best that works.
 
     A kind that fails lowers what later runs take, and never a run.
@@ -286,9 +286,9 @@ def trials(*, gpus: bool) -> list[Trial]:
     return found
 
 
-def _tried(kind: Kind, *, gpus: bool) -> Trial:
+def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
     if problem := _absent(kind):
-        return Trial(kind, "", *problem)
+        return SandboxTrial(kind, "", *problem)
     with tempfile.TemporaryDirectory(prefix="ah-") as name:
         home, temporary = Path(name, "home"), Path(name, "tmp")
         home.mkdir()
@@ -307,9 +307,11 @@ def _tried(kind: Kind, *, gpus: bool) -> Trial:
             words, cwd=home, environment=environment, timeout_s=TRIAL_S, confined=(granted, kind)
         )
     if ended.exit_code == 0:
-        return Trial(kind, ended.out.strip() or "Python")
+        return SandboxTrial(kind, ended.out.strip() or "Python")
     said = "it did not end in time" if ended.exit_code is None else ended.last_words()
-    return Trial(kind, "", said, "`isolation: none` in task.yaml runs without; report it, please")
+    return SandboxTrial(
+        kind, "", said, "`isolation: none` in task.yaml runs without; report it, please"
+    )
 
 
 def _absent(kind: Kind) -> tuple[str, str] | None:

@@ -15,8 +15,9 @@ from autohypothesis.engine import devices, guard, recovery, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.devices import Device
 from autohypothesis.engine.environment import (
+    INHERITED,
+    THREAD_VARIABLES,
     TrainingCommand,
-    child_environment,
     compile_cache_folder,
     compile_cache_variables,
     scoring_environment,
@@ -46,7 +47,7 @@ LAST_STEPS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RunPlace:
     """Where and with what one experiment runs: all that is known before its shim starts."""
 
     spec: RunSpec
@@ -91,24 +92,27 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the training."""
-        spec, home = self.spec, None if self.home == "kept" else self.run.home
-        environment = child_environment(
-            os.environ,
-            experiment_id=spec.experiment_id,
-            run_folder=self.run.out,
-            seed=spec.seed,
-            save_weights=spec.task.scorer.type == "model",
-            home=home,
-            threads=1 if self.device.kind == "cpu" else None,
-            cuda_device=self.device.uuid,
-            extra={
-                **self.inputs.environment,
-                **self.command.environment,
-                **({} if home is None else compile_cache_variables(home)),
-                **spec.task.run.env,
-            },
-        )
-        return self.around.environment(environment, self.temporary)
+        spec, home = self.spec, self.run.home
+        environment = {name: value for name, value in os.environ.items() if name in INHERITED}
+        environment |= {
+            "HOME": os.path.expanduser("~"),
+            "SEED": str(spec.seed),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "AUTOHYPOTHESIS_RUN_DIR": str(self.run.out),
+            "AUTOHYPOTHESIS_EXPERIMENT_ID": spec.experiment_id,
+            # None hides every GPU: a run on the CPU cannot take one that another run has leased.
+            "CUDA_VISIBLE_DEVICES": self.device.uuid or "",
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        }
+        if spec.task.scorer.type == "model":
+            environment["AUTOHYPOTHESIS_SAVE_WEIGHTS"] = "1"
+        if self.device.kind == "cpu":
+            environment |= dict.fromkeys(THREAD_VARIABLES, "1")
+        environment |= {**self.inputs.environment, **self.command.environment}
+        if self.home != "kept":
+            environment |= {"HOME": str(home), **compile_cache_variables(home)}
+        return self.around.environment({**environment, **spec.task.run.env}, self.temporary)
 
     def confined(self, words: tuple[str, ...], granted: Confinement) -> tuple[str, ...]:
         """Return `words` as they run in the sandbox of the run.
@@ -165,7 +169,7 @@ class LocalExecutor:
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
             on_gpu = device.kind == "cuda"
-            place = Place(
+            place = RunPlace(
                 spec=spec,
                 run=self.layout.run(spec.experiment_id),
                 files=files,
@@ -233,7 +237,7 @@ class LocalExecutor:
 
     # ── before the shim ───────────────────────────────────────────────────────────────────
 
-    def _write_bundle(self, place: Place, before: guard.Before, hashed: str) -> None:
+    def _write_bundle(self, place: RunPlace, before: guard.Before, hashed: str) -> None:
         """Write all that is known about a run before it; a kill from here on loses nothing."""
         spec, run = place.spec, place.run
         run.folder.mkdir(parents=True)
@@ -263,7 +267,7 @@ class LocalExecutor:
             key = metadata.runtime.platform_key
             start_compile_cache(run.home, compile_cache_folder(self.repository.common_dir, key))
 
-    def _metadata(self, place: Place, hashed: str, torch: str) -> Metadata:
+    def _metadata(self, place: RunPlace, hashed: str, torch: str) -> Metadata:
         spec, inputs, budget = place.spec, place.inputs, place.inputs.budget(place.spec.task)
         data_hash = data_hash_with(inputs.data_hash, place.files.included)
         return metadata_of(
@@ -291,7 +295,7 @@ class LocalExecutor:
             home=place.home,
         )
 
-    def _launch(self, place: Place) -> Launch:
+    def _launch(self, place: RunPlace) -> Launch:
         spec, inputs, run = place.spec, place.inputs, place.run
         budget, environment = inputs.budget(spec.task), place.environment()
         seconds = budget.seconds if place.budget_is_known else None

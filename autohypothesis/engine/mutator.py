@@ -117,7 +117,7 @@ class Mutator:
         self._check(ended)
         return note
 
-    def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.Ended:
+    def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.ProgramEnd:
         words = resolved(self.task.mutator.command or (), self.repository.root)
         environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
         document = json.dumps({**self.told, "instructions": instructions}, default=str)
@@ -139,7 +139,7 @@ class Mutator:
                 hint=f"see mutator.command in {self.task.source or 'the task'}",
             ) from error
 
-    def _check(self, ended: program.Ended) -> None:
+    def _check(self, ended: program.ProgramEnd) -> None:
         if ended.overflow:
             raise MutatorError(
                 f"the mutator printed more than {program.OUT_LIMIT:,} bytes", kind="code_error"

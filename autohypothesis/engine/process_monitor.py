@@ -51,7 +51,7 @@ _PIPE_BYTES = 1 << 20
 _KEPT = {signal.SIGKILL, signal.SIGSTOP}  # nobody can change these
 
 
-class Child(NamedTuple):
+class ChildProcess(NamedTuple):
     """A started child, and when (monotonic); `output` is the read end of its stdout and stderr,
     not blocking."""
 
@@ -67,7 +67,7 @@ def spawn(
     *,
     cores: Sequence[int] | None,
     inherit: Sequence[int] = (),
-) -> Child:
+) -> ChildProcess:
     """Start `command` in a session of its own, with exactly `env`, and `inherit` kept open.
 
     Raises LaunchError that names the command and the folder, if it cannot be executed.
@@ -91,7 +91,7 @@ def spawn(
         )
     os.set_blocking(output, False)
     _widen(output)
-    return Child(pid, started, output)
+    return ChildProcess(pid, started, output)
 
 
 def _become(
@@ -152,7 +152,7 @@ LATE_S = 1.0
 EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
 
 
-class Ended(NamedTuple):
+class ChildEnd(NamedTuple):
     """How the child ended. `wall_seconds` from exec to its exit, without what it left behind."""
 
     status: EndStatus
@@ -171,7 +171,7 @@ class ProcessMonitor:
 
     def __init__(
         self,
-        child: Child,
+        child: ChildProcess,
         log: CappedLog,
         reader: StreamReader,
         meter: TreeMeter,
@@ -210,7 +210,7 @@ class ProcessMonitor:
         self._crowd = ""
         self._asleep = 0.0
 
-    def watch(self) -> Ended:
+    def watch(self) -> ChildEnd:
         while self._status is None:
             self._round()
             self._stop_if_due()
@@ -370,7 +370,7 @@ class ProcessMonitor:
         self._reader.finish()
         self._guarded(self._log.close if self._fault is None else self._log.discard)
 
-    def _ended(self, wall: float, strays: int) -> Ended:
+    def _ended(self, wall: float, strays: int) -> ChildEnd:
         code = os.waitstatus_to_exitcode(self._status or 0)
         status: EndStatus = "exited" if code >= 0 else "signalled"
         if self._fault is not None:
@@ -378,7 +378,7 @@ class ProcessMonitor:
         elif self._stopped is not None:
             status = self._stopped
         crowd = f"it ran {self._crowd}" if status == "processes" else None
-        return Ended(
+        return ChildEnd(
             status=status,
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,

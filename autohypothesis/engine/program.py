@@ -43,7 +43,7 @@ Bound = tuple[sandbox.Confinement, sandbox.Kind]
 """What a program is granted, and what holds it."""
 
 
-class Ended(NamedTuple):
+class ProgramEnd(NamedTuple):
     """How a program ended, and what it printed."""
 
     exit_code: int | None
@@ -81,7 +81,7 @@ def run(
     tail: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
     confined: Bound | None = None,
-) -> Ended:
+) -> ProgramEnd:
     """Run a program to its end, or to `timeout_s`, or until `cancelled`.
 
     Args:
@@ -99,8 +99,8 @@ def run(
         _own_temporary(confined, {**environment, MARK: mark}) as (bound, inside),
         _process(words, cwd, inside, bound, told=bool(stdin), capture=capture) as process,
     ):
-        out = _Kept(process.stdout, out_limit, tail=tail)
-        err = _Kept(process.stderr, ERR_LIMIT, tail=True)
+        out = _Output(process.stdout, out_limit, tail=tail)
+        err = _Output(process.stderr, ERR_LIMIT, tail=True)
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
         limit.hold(MOST_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
@@ -112,7 +112,7 @@ def run(
 
         exit_code = _wait(process, began + timeout_s, is_enough)
     code = None if out.overflow else exit_code
-    return Ended(code, out.text(), err.text(), time.monotonic() - began, out.overflow, crowd)
+    return ProgramEnd(code, out.text(), err.text(), time.monotonic() - began, out.overflow, crowd)
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _tell(stream: IO[bytes], content: bytes) -> None:
         stream.write(content)
 
 
-class _Kept:
+class _Output:
     """What came out of a stream, read as fast as it is written: its beginning, or its end."""
 
     def __init__(self, stream: IO[bytes] | None, limit: int, *, tail: bool = False) -> None:

@@ -1,13 +1,16 @@
-"""Runs that somebody made by hand, from the log they left: recorded, never attested."""
+"""Runs that a person made by hand, from the log they left: recorded, never attested."""
 
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.candidate import config_of, diff_hash, diff_stat
+from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.constants import read_constants
+from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.failures import classify
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.logs import parse_summary
@@ -17,19 +20,14 @@ from autohypothesis.errors import ChangeError, UsageError
 from autohypothesis.records import bundles, ids
 from autohypothesis.records.files import read_bytes, write_atomic
 from autohypothesis.records.git import experiment_ref
-from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import (
-    Metadata,
     Metrics,
     Plan,
     PlannedHypothesis,
     Result,
-    RunIdentity,
-    Runtime,
     finite,
     now,
 )
-from autohypothesis.system import host_name
 
 LOG_LIMIT = 256 << 20
 TAIL = 4_096
@@ -37,9 +35,9 @@ WORKER = "by-hand"
 
 
 def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple[str, Result]:
-    """A bundle of the run that printed `log`, as a change of `commit` against the reference.
+    """Make a bundle of the run that printed `log`, as a change of `commit` against the reference.
 
-    Its platform is unknown, so it is compared with other hand-made runs only.
+    Its platform is unknown, so it is compared with other recorded runs only.
 
     Raises:
         UsageError: there is no such log.
@@ -65,9 +63,12 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple
     run = project.layout.run(experiment_id)
     run.folder.mkdir(parents=True)
     shutil.copyfile(log, run.log)
-    parent = base if sha != base else None
-    _write_head(project, run, experiment_id, hypothesis_id, sha, parent, title)
-    result = _result(project, text, sha, parent, title)
+    spec = _spec(project, experiment_id, hypothesis_id, sha, base if sha != base else None, title)
+    write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"))
+    bundles.write_config(run, spec.config)
+    platform = f"{BY_HAND}{node_id()}"
+    bundles.write_metadata(run, metadata_of(spec, platform_key=platform, home="kept"))
+    result = _result(spec, text)
     bundles.write_result(run, result)
     return experiment_id, result
 
@@ -98,71 +99,49 @@ def _plan(project: Project, experiment_id: str, hypothesis_id: str, base: str, t
     )
 
 
-def _write_head(
+def _spec(
     project: Project,
-    run: RunPaths,
     experiment_id: str,
     hypothesis_id: str,
     commit: str,
     parent: str | None,
     title: str,
-) -> None:
-    """Settings, change and metadata: what the commit says about the run."""
+) -> RunSpec:
+    """Return what the commit says about the run: its settings and its change."""
     repository = project.repository
     changes = repository.changes(parent, commit) if parent else []
     diff = repository.diff(parent, commit) if parent else ""
     literals: dict[str, Any] = {}
     for path in project.task.artifacts_in(repository.entries(commit)):
         if path.endswith(".py"):
-            try:
+            with suppress(ChangeError):  # a script that does not parse still has a log
                 literals |= read_constants(repository.show_file(commit, path))
-            except ChangeError:
-                continue  # a script that does not parse still has a log
-    write_atomic(run.diff, diff.encode("utf-8", "surrogateescape"))
-    bundles.write_config(run, config_of(literals, None))
-    runtime = Runtime(
+    return RunSpec(
+        experiment_id=experiment_id,
+        task=project.task,
         commit=commit,
         parent_commit=parent,
+        seed=None,
+        tag=project.active(),
+        hypothesis_id=hypothesis_id,
+        worker_id=WORKER,
+        title=title,
+        config=config_of(literals, None),
+        diff=diff,
         diff_stat=diff_stat(changes),
         diff_hash=diff_hash(diff),
         lines_added=sum(change.added or 0 for change in changes),
         lines_removed=sum(change.removed or 0 for change in changes),
-        platform_key=f"{BY_HAND}{node_id()}",
-        home="kept",
     )
-    identity = RunIdentity(
-        experiment_id=experiment_id,
-        worker_id=WORKER,
-        hypothesis_id=hypothesis_id,
-        title=title,
-        tag=project.active(),
-        node_id=host_name(),
-    )
-    bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
 
 
-def _result(project: Project, text: str, commit: str, parent: str | None, title: str) -> Result:
-    """What the log says: completed with a finite metric, else failed for the reason it shows."""
-    objective = project.task.objective
-    summary = parse_summary(text + "\n", objective.metric)
-    value = finite(summary.metrics.get(objective.metric))
+def _result(spec: RunSpec, text: str) -> Result:
+    """Return what the log says: completed with a finite metric, else failed as it shows."""
+    metric = spec.task.objective.metric
+    summary = parse_summary(text + "\n", metric)
+    value = finite(summary.metrics.get(metric))
     ended = {"status": "exited", "exit_code": 0 if value is not None else 1}
-    failure = classify(ended, text[-TAIL:], value, metric_name=objective.metric)
-    return Result(
-        status="failed" if failure else "completed",
-        recorded_at=now(),
-        commit=commit,
-        parent_commit=parent,
-        title=title,
-        outcome=f"{failure.kind}: {failure.detail}" if failure
-        else f"{objective.metric} {value:.6f}",
-        failure_kind=failure.kind if failure else None,
-        failure_detail=failure.detail if failure else "",
-        log_tail=text[-TAIL:] if failure else "",
-        attested=False,
-        metric_name=objective.metric,
-        metric_value=None if failure else value,
-        direction=objective.direction,
-        evidence={"summaries_seen": summary.blocks},
-        metrics=Metrics.model_validate(summary.metrics),
-    )  # fmt: skip
+    failure = classify(ended, text[-TAIL:], value, metric_name=metric)
+    evidence = {"summaries_seen": summary.blocks}
+    metrics = Metrics.model_validate(summary.metrics)
+    return result_of(spec, value, failure, text[-TAIL:], evidence, metrics)

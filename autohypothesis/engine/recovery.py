@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Literal, NamedTuple
 
 from autohypothesis import system
 from autohypothesis.engine import guard, shim
 from autohypothesis.engine.collect import LOCAL_LIMIT, collect
 from autohypothesis.engine.devices import experiments_of
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.shim import utc_now
-from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, LaunchError, RecordError
-from autohypothesis.records.files import load, read_json, write_json
+from autohypothesis.errors import (
+    RECOVERABLE_ERRORS,
+    AutohypothesisError,
+    LaunchError,
+)
+from autohypothesis.records.files import load_or_none, read_object, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, RunPaths
+
+RunFate = Literal["running", "ended", "never_begun", "lost"]
 
 STOPPED = ("T", "t")
 """States of a process that was stopped, by a signal or by a debugger."""
@@ -30,75 +35,77 @@ KILLED_S = 5.0
 """How long a killed shim may take to be gone."""
 
 
+# ── a shim that is stopped, or hangs ────────────────────────────────────────────────────────
+
+
+class _LivingShim(NamedTuple):
+    """A shim that lives on this machine; it is ended `limit_s` after its begin, if that is not 0."""
+
+    pid: int
+    start: float
+    state: str
+    limit_s: float
+    left_s: float
+
+
+def _living(run: RunPaths) -> _LivingShim | None:
+    known = shim.identity(str(run.folder))
+    if not known or known["host"] != system.host_id() or known["boot"] != system.boot_id():
+        return None
+    pid, start, limits = known["pid"], known["start"], known["overdue_after"]
+    if not system.is_alive(pid, start):
+        return None
+    limit = limits[run.score_log.exists()] if limits else 0.0
+    left = limit - (time.monotonic() - known["began"])
+    return _LivingShim(pid, start, system.process_state(pid), limit, left)
+
+
 def stopped(run: RunPaths) -> str:
-    """What a person should know of a run whose shim is stopped; empty for any other run."""
-    known = _living(run)
-    state = system.process_state(known["pid"]) if known else ""
-    if not known or state not in STOPPED:
+    """Return what a person should know of a run whose shim is stopped; empty for any other run."""
+    owner = _living(run)
+    if owner is None or owner.state not in STOPPED:
         return ""
-    pid, left = known["pid"], _left(run, known)
-    then = "" if left is None else f"; else it is ended in {max(left, 0.0):.0f} s"
+    then = f"; else it is ended in {max(owner.left_s, 0.0):.0f} s" if owner.limit_s else ""
     return (
-        f"its owner process {pid} is stopped (state {state}): `kill -CONT {pid}` resumes it{then}"
+        f"its owner process {owner.pid} is stopped (state {owner.state}):"
+        f" `kill -CONT {owner.pid}` resumes it{then}"
     )
 
 
 def standing_still(layout: Layout) -> list[str]:
-    """The runs of a repository whose shim is stopped, a line each, as far as a lock names them."""
+    """Return a line for each run of a repository whose shim is stopped, as far as locks name it."""
     names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
     return [f"{name} stands still: {text}" for name in names if (text := stopped(layout.run(name)))]
 
 
 def end_overdue(run: RunPaths) -> bool:
-    """Kill the shim of a run that is past all its limits, and record that; whether it was.
+    """Kill the shim of a run that is past all its limits, and record that; return whether it was.
 
     The kernel ends the training with it, and the collector what the training has started.
     """
-    known = _living(run)
-    left = _left(run, known) if known else None
-    if not known or left is None or left > 0:
+    owner = _living(run)
+    if owner is None or not owner.limit_s or owner.left_s > 0:
         return False
-    pid, start = known["pid"], known["start"]
-    state = system.process_state(pid)
-    system.signal_process(pid, start, signal.SIGKILL)
+    system.signal_process(owner.pid, owner.start, signal.SIGKILL)
     until = time.monotonic() + KILLED_S
-    while system.is_alive(pid, start):
+    while system.is_alive(owner.pid, owner.start):
         if time.monotonic() >= until:
             return False  # the kernel does not let it go, out of a write to a lost disk say
-        system.wait_for_end(pid, 0.1)
-    if not run.exit.exists():
-        _record(run, known, f"was stopped (state {state})" if state in STOPPED else "hung")
+        system.wait_for_end(owner.pid, 0.1)
+    if run.exit.exists():
+        return True
+    why = f"was stopped (state {owner.state})" if owner.state in STOPPED else "hung"
+    error = (
+        f"its owner process {owner.pid} {why} and did not end the run"
+        f" {owner.limit_s:.0f} s after its begin, so it was killed"
+    )
+    document = {"status": "infra", "ended_at": shim.utc_now(), "error": error}
+    with suppress(AutohypothesisError):  # on a full disk the run is one without a record
+        write_json(run.exit, {"experiment_id": run.folder.name, **document})
     return True
 
 
-def _record(run: RunPaths, known: Mapping[str, Any], why: str) -> None:
-    """exit.json in the place of the dead shim; on a full disk the run is one without a record."""
-    error = (
-        f"its owner process {known['pid']} {why} and did not end the run"
-        f" {_deadline(run, known):.0f} s after its begin, so it was killed"
-    )
-    document = {"experiment_id": known["experiment_id"], "status": "infra", "ended_at": utc_now()}
-    with suppress(AutohypothesisError):
-        write_json(run.exit, {**document, "error": error})
-
-
-def _living(run: RunPaths) -> dict[str, Any] | None:
-    """shim.json of a shim that lives on this machine."""
-    known = shim.identity(str(run.folder))
-    if not known or known["host"] != system.host_id() or known["boot"] != system.boot_id():
-        return None
-    return known if system.is_alive(known["pid"], known["start"]) else None
-
-
-def _left(run: RunPaths, known: Mapping[str, Any]) -> float | None:
-    """Seconds until it is ended by those who wait; None where its limits are not known."""
-    limit = _deadline(run, known)
-    return None if limit is None else limit - (time.monotonic() - known["began"])
-
-
-def _deadline(run: RunPaths, known: Mapping[str, Any]) -> float | None:
-    limits = known["overdue_after"]
-    return limits[run.score_log.exists()] if limits else None
+# ── a run whose starter is gone ─────────────────────────────────────────────────────────────
 
 
 def uncollected(layout: Layout) -> Iterator[str]:
@@ -123,75 +130,81 @@ def is_to_be_collected(run: RunPaths) -> bool:
 
 
 def is_over(run: RunPaths) -> bool:
-    """Whether nobody works on a run any more: no shim lives, and nobody is about to start one.
+    """Return whether a run has ended: no shim lives, and no process is about to start one.
 
-    A shim that is past all its limits is ended.
+    A shim that is past all its limits is ended. Raises LaunchError if it is on another machine.
     """
     state = shim.status(str(run.folder))
     if state != "absent":
         return state != "running" or end_overdue(run)
-    if _starter_lives(run):
-        return False
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        starter = read_object(run.local, LOCAL_LIMIT)["starter"]
+        if system.is_alive(int(starter["pid"]), float(starter["start"])):
+            return False
     # Its starter was killed; a shim that it may have begun finds the folder taken and goes.
     return shim.forbid(str(run.folder))
 
 
-def _starter_lives(run: RunPaths) -> bool:
-    try:
-        starter = read_json(run.local, LOCAL_LIMIT)["starter"]
-        return system.is_alive(int(starter["pid"]), float(starter["start"]))
-    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError, OverflowError):
-        return False
-
-
 def is_readable(run: RunPaths) -> bool:
-    """Whether a result can be made of a run that has ended: else no waiting helps."""
+    """Return whether a result can be made of a run that has ended: else no waiting helps."""
+    local = read_object(run.local, LOCAL_LIMIT)
     try:
-        load(RunSpec, run.run_spec)
-        local = read_json(run.local, LOCAL_LIMIT)
-        guard.Before.model_validate(local["before"])
-        return bool(local["checkout"])
-    except (FileNotFoundError, RecordError, ValueError, KeyError, TypeError):
+        guard.Before.model_validate(local.get("before"))
+    except ValueError:
         return False
+    return bool(local.get("checkout")) and load_or_none(RunSpec, run.run_spec) is not None
 
 
 def busy_workers(layout: Layout) -> set[str]:
-    """Workers whose worktree is needed: by a run that lives, or to judge one that has ended.
+    """Return the workers whose checkout is needed: by a run that lives, or to judge one.
 
-    The evidence of an ended run lies in its worktree until it is collected. One that can never be
-    collected, since its record is damaged, keeps nobody waiting.
+    The evidence of an ended run lies in its checkout until it is collected. One that can never be
+    collected, since its record is damaged, makes no worker wait.
     """
     busy = set()
-    for experiment_id in uncollected(layout):
-        run = layout.run(experiment_id)
-        try:
-            worker = load(RunSpec, run.run_spec).worker_id
-        except (FileNotFoundError, RecordError):
-            continue
-        if _may_live(run) or is_readable(run):
-            busy.add(worker)
+    for run in map(layout.run, uncollected(layout)):
+        spec = load_or_none(RunSpec, run.run_spec)
+        if spec is not None and (_may_live(run) or is_readable(run)):
+            busy.add(spec.worker_id)
     return busy
 
 
 def _may_live(run: RunPaths) -> bool:
-    """Whether a shim lives, as far as that can be told from this machine."""
     try:
         return shim.status(str(run.folder)) == "running"
     except LaunchError:
-        return True
+        return True  # on another machine
+
+
+def recover(repository: Repository, layout: Layout, experiment_id: str) -> tuple[RunFate, str]:
+    """Collect an experiment if it has ended; return what became of it and, if it is lost, why.
+
+    Raises:
+        RecordError, OSError: it has ended and cannot be collected, on a full disk say.
+    """
+    run = layout.run(experiment_id)
+    if not run.run_spec.exists():
+        return ("ended", "") if run.result.exists() else ("never_begun", "had not begun it")
+    try:
+        if not is_over(run):
+            return "running", ""
+    except LaunchError as error:
+        return "lost", f"left {error}"
+    if not is_readable(run) and not run.result.exists():
+        return "lost", f"left {run.folder} damaged"
+    collect(repository, layout, experiment_id)
+    return "ended", ""
 
 
 def collect_ended(repository: Repository, layout: Layout) -> list[str]:
-    """Collect every experiment that ended without anybody there; their ids.
+    """Collect every experiment that ended while no process waited for it; return their ids.
 
     One that cannot be collected (its folder is damaged, or read-only) stays for the fold to name.
     """
     collected = []
     for experiment_id in uncollected(layout):
-        try:
+        with suppress(*RECOVERABLE_ERRORS):
             if is_over(layout.run(experiment_id)):
                 collect(repository, layout, experiment_id)
                 collected.append(experiment_id)
-        except RECOVERABLE_ERRORS:
-            continue
     return collected

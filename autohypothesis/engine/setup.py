@@ -11,8 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autohypothesis import schema
@@ -43,7 +42,7 @@ def source_folder() -> Path:
 
 
 def make_repository(root: Path) -> bool:
-    """Make one at `root`; False when it was made before.
+    """Make a research repository at `root`; False when it was made before.
 
     Raises:
         UsageError: something else is there, or this installation lacks the training pair.
@@ -71,7 +70,7 @@ def make_repository(root: Path) -> bool:
 
 
 def _is_made(root: Path) -> bool:
-    """Whether a repository of this kind is there, the ones of earlier releases included."""
+    """Return whether a repository of this kind is there, the ones of earlier releases included."""
     layout = Layout(root)
     return (
         (root / ".git").exists()
@@ -84,27 +83,23 @@ def _is_made(root: Path) -> bool:
 SCRIPT = "prepare.py"
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What prepare.py is asked for; None leaves the choice to it."""
-
-    profile: str | None = None
-    seq_len: int | None = None
-    source: str | None = None
-    cache: Path | None = None
-
-    @property
-    def words(self) -> list[str]:
-        given = {
-            "--profile": self.profile, "--seq-len": self.seq_len, "--source": self.source,
-            "--cache-dir": self.cache,
-        }  # fmt: skip
-        return [word for name, value in given.items() if value is not None
-                for word in (name, str(value))]  # fmt: skip
+def prepare_options(
+    profile: str | None = None,
+    seq_len: int | None = None,
+    source: str | None = None,
+    cache: Path | None = None,
+) -> list[str]:
+    """Return the options of our prepare.py; None leaves a choice to it."""
+    given = {
+        "--profile": profile, "--seq-len": seq_len, "--source": source, "--cache-dir": cache,
+    }  # fmt: skip
+    return [
+        word for name, value in given.items() if value is not None for word in (name, str(value))
+    ]
 
 
 def takes(script: Path, option: str) -> bool:
-    """Whether the script at `script` has `option`: read from its text, since asking would run it.
+    """Return whether the script at `script` has `option`: by its text, since asking would run it.
 
     Without `--locate` it is no prepare.py of ours.
     """
@@ -117,7 +112,7 @@ def takes(script: Path, option: str) -> bool:
 def find_inputs(
     task: Task, root: Path, pins: Mapping[str, str] | None = None
 ) -> Inputs | LaunchError:
-    """The inputs of `task`, or why one of them cannot be located. `pins`: as `locate_inputs`."""
+    """Return the inputs of `task`, or why one cannot be located. `pins`: as `locate_inputs`."""
     try:
         return locate_inputs(task, root, root, os.environ, pins=pins)
     except LaunchError as error:
@@ -125,23 +120,23 @@ def find_inputs(
 
 
 def makes_inputs(task: Task) -> bool:
-    """Whether prepare.py is what the inputs of `task` come from."""
+    """Return whether the inputs of `task` come from prepare.py."""
     return any(SCRIPT in one.locate for one in task.inputs)
 
 
-def run_prepare(root: Path, wanted: Wanted | None = None) -> None:
+def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
     """Run prepare.py in `root`, what it prints going to stderr.
 
     Raises:
-        UsageError: it is somebody else's, and options were asked for.
+        UsageError: it is not ours, and options were asked for.
         LaunchError: it is not there, or it failed.
     """
-    words, script = (wanted or Wanted()).words, root / SCRIPT
+    script = root / SCRIPT
     ours = takes(script, "--locate")
-    if words and not ours:
+    if options and not ours:
         why = "is not ours" if script.is_file() else "is not there"
         raise UsageError(
-            f"{script} {why}, and takes no {', '.join(words[::2])}",
+            f"{script} {why}, and takes no {', '.join(options[::2])}",
             hint="leave the options out; a script of your own is then run as it is",
         )
     if not script.is_file():
@@ -151,7 +146,7 @@ def run_prepare(root: Path, wanted: Wanted | None = None) -> None:
         if ours
         else script_command(SCRIPT, root, os.environ)
     )
-    said = [*command.words, *words]
+    said = [*command.words, *options]
     environment = {**os.environ, **command.environment}
     ended = subprocess.run(
         said, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr

@@ -28,7 +28,7 @@ from autohypothesis.records.layout import RunPaths
 if TYPE_CHECKING:
     from autohypothesis.engine.logs import CappedLog, StreamReader
     from autohypothesis.engine.meters import ClockWatch, DeviceRecord, NvmlMeter
-    from autohypothesis.engine.process_monitor import Ended
+    from autohypothesis.engine.process_monitor import ChildEnd
 
 NVML_START_S = 20.0
 _DEVICE_EVERY_S = 1.0
@@ -107,7 +107,7 @@ class ShimRun:
         self.log: CappedLog | None = None
         self.reader: StreamReader | None = None
         self.clock: ClockWatch | None = None
-        self.ended: Ended | None = None
+        self.ended: ChildEnd | None = None
         self.kernel_ms: list[float] = []
         """What the fixed kernel took before and after the training."""
         self.score: dict[str, Any] | None = None
@@ -427,7 +427,7 @@ def _contention(run: ShimRun) -> dict[str, Any]:
     }
 
 
-def score_result(ended: Ended, log_tail: str, timeout_s: float) -> dict[str, Any]:
+def score_result(ended: ChildEnd, log_tail: str, timeout_s: float) -> dict[str, Any]:
     """Return the `score` of exit.json: exit code, seconds, and the result or why there is none."""
     from autohypothesis.engine.logs import json_objects
 

@@ -20,11 +20,10 @@ from typing import NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine.task import Task, canonical_hash, matches
-from autohypothesis.errors import LaunchError, RecordError
+from autohypothesis.errors import LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import (
     read_bytes,
-    read_json,
     read_object,
     shown,
     to_json,
@@ -75,7 +74,7 @@ class Included:
 
 
 def patterns_of(root: Path, task: Task) -> list[str]:
-    """Lines in the syntax of .gitignore: those of the repository, then those of the task."""
+    """Return lines in the syntax of .gitignore: those of the repository, then of the task."""
     try:
         text = read_bytes(Layout(root).worktree_include, LIMIT).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
@@ -85,7 +84,7 @@ def patterns_of(root: Path, task: Task) -> list[str]:
 
 
 def find(repository: Repository, task: Task, tracked: Collection[str]) -> Included:
-    """What the patterns match in the user's checkout, but for paths that the commit has itself."""
+    """Return what the patterns match in the user's checkout, without paths of the commit."""
     root = repository.root
     patterns = patterns_of(root, task)
     if not patterns:
@@ -119,7 +118,7 @@ def _parents(path: str) -> Iterator[str]:
 
 
 def _size(place: Path, most: int, most_files: int) -> tuple[int, int]:
-    """Bytes and files below `place`, counted until they are more than that."""
+    """Return bytes and files below `place`, counted until they are more than that."""
     if place.is_symlink() or not place.is_dir():
         return _length(place), 1
     size = files = 0
@@ -133,11 +132,8 @@ def _size(place: Path, most: int, most_files: int) -> tuple[int, int]:
 
 
 def _length(file: Path) -> int:
-    try:
-        found = file.lstat()
-    except OSError:
-        return 0
-    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+    mode, size, *_ = stamp_of(file) or (0, 0)
+    return size if stat.S_ISREG(mode) else 0
 
 
 def _copies(root: Path, path: str, small: bool) -> Iterator[tuple[str, Origin]]:
@@ -176,24 +172,25 @@ def _target(link: Path, top: Path) -> str:
 
 
 def stamp_of(place: Path) -> tuple[int, ...]:
-    """What `lstat` tells of a file; empty where there is none."""
-    try:
-        one = os.lstat(place)
-    except OSError:
-        return ()
-    return (one.st_mode, one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
+    """Return what `lstat` tells of a file; empty where there is none."""
+    with suppress(OSError):
+        found = os.lstat(place)
+        return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return ()
 
 
 class Copies:
-    """The included files of one export, and what is known of them from the last time."""
+    """The included files of one checkout, and what is known of them from the last time."""
 
     def __init__(self, place: Path, record: Path, wanted: Included) -> None:
         self._place, self._record, self._wanted = place, record, wanted
         self._known = self._read() if wanted.origins or record.exists() else {}
 
     def unchanged(self) -> set[str]:
-        """Paths that are still what was put there, and whose originals are what they were."""
-        return {path for path, one in self._wanted.origins.items() if self._is_same(path, one)}
+        """Return the paths whose copies and originals are what they were."""
+        return {
+            path for path, origin in self._wanted.origins.items() if self._is_same(path, origin)
+        }
 
     def _is_same(self, path: str, origin: Origin) -> bool:
         place, known = self._place / path, self._known.get(path)
@@ -206,7 +203,7 @@ class Copies:
         )
 
     def put(self, there: Collection[str]) -> dict[str, str]:
-        """Make those that are not `there`; path -> SHA-256 of every copy."""
+        """Make those that are not `there`; return path -> SHA-256 of every copy."""
         known = {path: one for path, one in self._known.items() if path in there}
         for path, origin in self._wanted.origins.items():
             if path not in there:
@@ -253,7 +250,7 @@ class Copies:
         return {}
 
     def described(self, hashes: Mapping[str, str]) -> dict[str, str]:
-        """File or folder -> the hash of what was copied, or `linked ...`."""
+        """Return file or folder -> the hash of what was copied, or `linked ...`."""
         found = {
             shown(entry): said or self._hash(entry.rstrip("/"), hashes)
             for entry, said in self._wanted.entries.items()
@@ -306,7 +303,7 @@ class Lacking(NamedTuple):
     """git filters that the user's checkout applies and that of a run does not."""
 
     def lines(self) -> list[str]:
-        """For a record: one line each."""
+        """Return one line each, for a record."""
         more = [f"and {self.others} more"] if self.others else []
         left_out = [f"filter {name} is not applied" for name in self.filters]
         return [*map(str, self.largest), *more, *left_out]
@@ -315,24 +312,28 @@ class Lacking(NamedTuple):
 _known: dict[tuple[str, ...], tuple[float, Lacking]] = {}
 
 
-def lacking(repository: Repository, task: Task, *, anew: bool = False) -> Lacking:
-    """See above; looked up every `FRESH_S` at most, unless it is to be looked up `anew`."""
+def lacking(repository: Repository, task: Task) -> Lacking:
+    """Return what a run will lack; looked up again after `FRESH_S`."""
     root = repository.root
     key = (str(root), *task.artifacts, "", *patterns_of(root, task))
-    asked = _known.get(key)
-    if anew or asked is None or time.monotonic() - asked[0] > FRESH_S:
-        asked = _known[key] = (time.monotonic(), look(repository, task))
-    return asked[1]
+    asked, answer = _known.get(key, (-FRESH_S, Lacking()))
+    if time.monotonic() - asked >= FRESH_S:
+        answer = look(repository, task)
+        _known[key] = (time.monotonic(), answer)
+    return answer
 
 
 def look(repository: Repository, task: Task) -> Lacking:
-    """See above, as it is now."""
+    """Return which files of the user's folder are in no commit, and so in no run, as it is now.
+
+    What we made, and what tools make anew by themselves, does not count. Folders are measured for
+    a moment only, so that a large one costs no time.
+    """
     root = repository.root
-    made = Layout(root)
-    listed = set(untracked(root, leave_out=made.made_folders))
-    wanted = patterns_of(root, task)
-    if wanted:
-        listed -= set(untracked(root, leave_out=made.made_folders, patterns=wanted))
+    made = Layout(root).made_folders
+    listed = set(untracked(root, leave_out=made))
+    if wanted := patterns_of(root, task):
+        listed -= set(untracked(root, leave_out=made, patterns=wanted))
     deadline = time.monotonic() + LOOK_S
     absent = [
         _measured(root, path, deadline)
@@ -358,20 +359,15 @@ def _is_ours(root: Path, path: str) -> bool:
 
 
 def _measured(root: Path, path: str, deadline: float) -> Absent:
+    if not path.endswith("/"):
+        return Absent(path, _length(root / path), False)
     size = 0
-    for length in _lengths(root / path):
-        size += length
-        if time.monotonic() > deadline:
-            return Absent(path, size, True)
+    for folder, _, names in os.walk(root / path):
+        for name in names:
+            size += _length(Path(folder, name))
+            if time.monotonic() > deadline:
+                return Absent(path, size, True)
     return Absent(path, size, False)
-
-
-def _lengths(place: Path) -> Iterator[int]:
-    if place.is_symlink() or not place.is_dir():
-        yield _length(place)
-        return
-    for folder, _, names in os.walk(place):
-        yield from (_length(Path(folder, name)) for name in names)
 
 
 def _bytes(size: int) -> str:
@@ -385,7 +381,7 @@ def _bytes(size: int) -> str:
 
 
 def problem(found: Lacking) -> str:
-    """What a person should know; empty when there is nothing to say."""
+    """Return what a person should know; empty when there is nothing to say."""
     said = []
     if found.largest:
         more = f" and {found.others} more" if found.others else ""
@@ -400,29 +396,26 @@ def problem(found: Lacking) -> str:
 
 
 def remedy(found: Lacking) -> str:
-    """The command that brings all of it into every run; empty when there is none."""
+    """Return the command that brings all of it into every run; empty when there is none."""
     lines = " ".join(f"'/{_pattern(one.path)}'" for one in found.largest)
     return f"printf '%s\\n' {lines} >> .worktreeinclude" if lines else ""
 
 
 def _pattern(path: str) -> str:
-    """`path` as a line of .worktreeinclude, in single quotes of a shell."""
+    """Return `path` as a line of .worktreeinclude, in single quotes of a shell."""
     return "".join(f"\\{one}" if one in "*?[\\" else one for one in path).replace("'", "'\\''")
 
 
 @contextmanager
 def telling(repository: Repository, task: Task, tag: str) -> Iterator[str]:
-    """What to tell a person before a run: once for each search, and when other files are concerned.
+    """Yield what to tell a person before a run: once a search, and when other files are concerned.
 
     It counts as told when the block ends without an error.
     """
-    found, path = lacking(repository, task, anew=True), Layout(repository.root).checkout_lacks
+    found, path = look(repository, task), Layout(repository.root).checkout_lacks
     names = sorted([*(shown(one.path) for one in found.largest), *found.filters])
     said = {"tag": tag, "names": names}
-    known: object = None
-    with suppress(FileNotFoundError, RecordError):
-        known = read_json(path)
-    words = "" if known == said else problem(found)
+    words = "" if read_object(path) == said else problem(found)
     hint = remedy(found)
     yield f"{words}; if it needs one, add its line: {hint}" if words and hint else words
     if words:

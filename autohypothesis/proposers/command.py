@@ -84,7 +84,7 @@ class Command:
         """End the program, from another thread; it is not asked again."""
         self._stopped = True
 
-    def _ask(self, document: dict[str, object], deadline: float) -> program.Ended:
+    def _ask(self, document: dict[str, object], deadline: float) -> program.ProgramEnd:
         if self._stopped:
             raise ProposerError(f"{self.name} was stopped")
         try:
@@ -103,7 +103,7 @@ class Command:
                 hint="name a program that is on the PATH, or its path from the repository's root",
             ) from error
 
-    def _nothing(self, answer: program.Ended, bad: Sequence[BadLine]) -> ProposerError:
+    def _nothing(self, answer: program.ProgramEnd, bad: Sequence[BadLine]) -> ProposerError:
         """Return why there is no proposal, with the program's own last words."""
         if self._stopped:
             why = "was stopped"

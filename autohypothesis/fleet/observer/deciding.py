@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from autohypothesis.engine import recovery
-from autohypothesis.engine.collect import collect
 from autohypothesis.engine.decide import NeedsRuns, edits_in_results, settle
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Constraint
@@ -132,8 +131,8 @@ class Deciding:
             if not run.run_spec.exists() or run.result.exists():
                 continue
             with suppress(*RECOVERABLE_ERRORS):
-                if not self._is_claimed(name) and recovery.is_over(run):
-                    collect(self.project.repository, layout, name)
+                if not self._is_claimed(name):
+                    recovery.recover(self.project.repository, layout, name)
 
     def _is_claimed(self, experiment_id: str) -> bool:
         """Whether a worker holds its hypothesis: then that worker collects it."""

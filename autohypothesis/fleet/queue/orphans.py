@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from typing import Literal
 
 from autohypothesis.engine import recovery, runner
-from autohypothesis.engine.collect import collect
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.takeover import Job, experiment_of, outcome_of
 from autohypothesis.schema import Hypothesis
-
-Fate = Literal["running", "ended", "never_begun", "lost"]
 
 
 def end_claim(
@@ -35,7 +30,9 @@ def end_claim(
     if experiment_id is None:
         queue.requeue(name)
         return f"{name} is queued again: {worker} is gone, and had not begun it"
-    fate, why = _fate(project, experiment_id, decided)
+    fate, why = "ended", ""
+    if experiment_id not in decided:
+        fate, why = recovery.recover(project.repository, project.layout, experiment_id)
     if fate == "running":
         return ""
     if fate == "ended":
@@ -45,21 +42,3 @@ def end_claim(
         runner.forget(project, experiment_id)
     queue.requeue(name)
     return f"{name} is queued again: {worker} is gone, and {why}"
-
-
-def _fate(project: Project, experiment_id: str, decided: Container[str]) -> tuple[Fate, str]:
-    """What became of an experiment, collected if it has ended, and why it is lost if it is."""
-    run = project.layout.run(experiment_id)
-    if run.result.exists() or experiment_id in decided:
-        return "ended", ""
-    if not run.run_spec.exists():
-        return "never_begun", "had not begun it"
-    try:
-        if not recovery.is_over(run):
-            return "running", ""
-    except LaunchError as error:
-        return "lost", f"left {error}"
-    if not recovery.is_readable(run) and not run.result.exists():
-        return "lost", f"left {run.folder} damaged"
-    collect(project.repository, project.layout, experiment_id)
-    return "ended", ""

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from autohypothesis.engine.program import Ended
+from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import ToolError
 from autohypothesis.fleet.toolbuilder import guard
 from autohypothesis.fleet.toolbuilder.launch import Script, run_script
@@ -176,7 +176,7 @@ class _Trial(NamedTuple):
     script: Script
     cancelled: Callable[[], bool]
 
-    def passes(self, option: str, limit_s: float) -> Ended:
+    def passes(self, option: str, limit_s: float) -> ProgramEnd:
         ended = self.ends(option, limit_s)
         if ended.exit_code != 0:
             raise _refused(
@@ -185,7 +185,7 @@ class _Trial(NamedTuple):
             )
         return ended
 
-    def ends(self, option: str, limit_s: float) -> Ended:
+    def ends(self, option: str, limit_s: float) -> ProgramEnd:
         ended = run_script(
             self.script,
             ["--research", str(self.layout.research), option],

@@ -31,7 +31,7 @@ def run_script(
     cwd: Path,
     capture: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
-) -> program.Ended:
+) -> program.ProgramEnd:
     """Run a helper script with this Python, behind the guard and in the sandbox.
 
     Args:
@@ -78,7 +78,7 @@ def run_command(
     capture: bool = True,
     cancelled: Callable[[], bool] = lambda: False,
     confined: program.Bound | None = None,
-) -> program.Ended:
+) -> program.ProgramEnd:
     """Run a command, which survives neither this call nor this process.
 
     Raises:

@@ -18,7 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from autohypothesis.engine.program import Ended
+from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import RecordError, ToolError
 from autohypothesis.fleet.toolbuilder import guard
 from autohypothesis.fleet.toolbuilder.checks import Limits, check
@@ -307,7 +307,7 @@ def run(
     timeout_s: float = RUN_S,
     capture: bool = True,
     cwd: Path | None = None,
-) -> Ended:
+) -> ProgramEnd:
     """Call a published tool, and add a line to calls.jsonl.
 
     Raises:
