@@ -39,7 +39,7 @@ KILLED_S = 5.0
 
 
 class _LivingShim(NamedTuple):
-    """A shim that lives on this machine; it is ended `limit_s` after its begin, if that is not 0."""
+    """A shim that lives on this machine; `limit_s` after its begin it is ended, unless 0."""
 
     pid: int
     start: float
