@@ -7,6 +7,7 @@ waits for ever. Times are monotonic: a machine that is suspended makes no run la
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ KILLED_S = 5.0
 
 
 class _LivingShim(NamedTuple):
-    """A shim that lives on this machine; `limit_s` after its begin it is ended, unless 0."""
+    """A shim that lives on this machine; `limit_s` after its begin it is ended."""
 
     pid: int
     start: float
@@ -55,7 +56,7 @@ def _living(run: RunPaths) -> _LivingShim | None:
     pid, start, limits = known["pid"], known["start"], known["overdue_after"]
     if not system.is_alive(pid, start):
         return None
-    limit = limits[run.score_log.exists()] if limits else 0.0
+    limit = limits[run.score_log.exists()] if limits else math.inf
     left = limit - (time.monotonic() - known["began"])
     return _LivingShim(pid, start, system.process_state(pid), limit, left)
 
@@ -65,7 +66,9 @@ def stopped(run: RunPaths) -> str:
     owner = _living(run)
     if owner is None or owner.state not in STOPPED:
         return ""
-    then = f"; else it is ended in {max(owner.left_s, 0.0):.0f} s" if owner.limit_s else ""
+    then = (
+        f"; else it is ended in {max(owner.left_s, 0.0):.0f} s" if owner.limit_s < math.inf else ""
+    )
     return (
         f"its owner process {owner.pid} is stopped (state {owner.state}):"
         f" `kill -CONT {owner.pid}` resumes it{then}"
@@ -84,7 +87,7 @@ def end_overdue(run: RunPaths) -> bool:
     The kernel ends the training with it, and the collector what the training has started.
     """
     owner = _living(run)
-    if owner is None or not owner.limit_s or owner.left_s > 0:
+    if owner is None or owner.left_s > 0:
         return False
     system.signal_process(owner.pid, owner.start, signal.SIGKILL)
     until = time.monotonic() + KILLED_S
