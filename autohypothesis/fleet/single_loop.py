@@ -27,7 +27,7 @@ from autohypothesis.engine import local_executor
 from autohypothesis.engine.executor import Resources
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, FleetError, LockError, RecordError
+from autohypothesis.errors import AutohypothesisError, FleetError, LockError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import LOOP, LOOP_WORKER
 from autohypothesis.fleet.live.stop import Stop, StopRequest
@@ -43,11 +43,24 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import harmless
-from autohypothesis.schema import Decision, Identifier, RoleStatus, Time, Tolerant, now, rfc3339
+from autohypothesis.schema import Decision, Identifier, Time, Tolerant, now, rfc3339
 from autohypothesis.schema import Worker as Entry
 
-OVER_STATES = ("finished", "failed")
-"""States of a loop that has nothing left to do."""
+Outcome = Literal["finished", "stopped", "failed"]
+
+LOCK_S = 2.0
+OBSERVER_S = 10.0
+"""An observer that was just ended may still be leaving."""
+PATIENCE_S = 180.0
+"""For the worker to end its training, collect it and leave."""
+REPORT_S = 1.0
+"""Between two looks at how far it is."""
+PLACES = (LOOP_WORKER, f"{LOOP_WORKER}-next")
+"""Its worktrees: where it trains, and where it prepares."""
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 60.0
+STEADY_S = 60.0
+"""A worker that lived so long begins anew with the first pause."""
 NAME_LENGTH = 80
 
 
@@ -65,49 +78,57 @@ class LoopSession(Tolerant):
 
     @property
     def limit(self) -> int | None:
-        """How many of the tag may count at its end."""
+        """Return how many experiments of the tag may count at its end."""
         return None if self.most is None else self.first + self.most
 
     def decisions(self, chronicle: Chronicle) -> list[Decision]:
-        """Its own so far, in their order; what was lost to infrastructure is none."""
-        counted = [one for one in chronicle.latest.values() if not is_lost(one)]
+        """Return its decisions so far, in order; what was lost to infrastructure is left out."""
+        counted = [decision for decision in chronicle.latest.values() if not is_lost(decision)]
         return counted[self.first :]
 
     def how_far(self, chronicle: Chronicle) -> str:
-        """`3 of 6 experiments`."""
+        """Return `3 of 6 experiments`."""
         done = len(self.decisions(chronicle))
         total = "" if self.most is None else f" of {self.most}"
         return f"{done}{total} experiment{'s' * (done != 1 or self.most is not None)}"
 
 
 def session_name(text: str) -> str:
-    """A name as every table, commit and terminal can take it: one short line."""
+    """Return a name as every table, commit and terminal can take it: one short line."""
     return harmless(text)[:NAME_LENGTH].strip()
 
 
 def open_session(
     layout: Layout, chronicle: Chronicle, *, name: str, most: int | None
 ) -> tuple[LoopSession, bool]:
-    """The session of a call, and whether an earlier call began it.
+    """Return the session of a call, and whether an earlier call began it.
 
     Raises:
         RecordError: it cannot be written down, so nothing may begin.
     """
-    before, state = _last(layout)
-    asked = (chronicle.tag, name, most)
+    asked, done = (chronicle.tag, name, most), chronicle.counted()
+    before = _unfinished_session(layout)
     if (
         before is not None
-        and state not in OVER_STATES
         and most is not None
         and (before.tag, before.name, before.most) == asked
-        and before.first <= chronicle.counted()
+        and before.first <= done
     ):
         return before, True
-    session = LoopSession(
-        tag=chronicle.tag, name=name, most=most, first=chronicle.counted(), begun=now()
-    )
+    session = LoopSession(tag=chronicle.tag, name=name, most=most, first=done, begun=now())
     write_session(layout, session, "starting", session.how_far(chronicle), durable=True)
     return session, False
+
+
+def _unfinished_session(layout: Layout) -> LoopSession | None:
+    """Return the session of the last call; None where it is over or damaged."""
+    status = presence.read_role(layout, LOOP)
+    if status is None or status.state in ("finished", "failed"):
+        return None
+    try:
+        return LoopSession.model_validate(status.details.get("session"))
+    except ValidationError:
+        return None
 
 
 def write_session(
@@ -120,7 +141,7 @@ def write_session(
     started: datetime | None = None,
     durable: bool = False,
 ) -> None:
-    """How the loop stands.
+    """Write the status of the loop.
 
     Raises:
         RecordError: the disk is full.
@@ -137,30 +158,14 @@ def write_session(
     presence.write_role(layout, status, durable=durable)
 
 
-def _last(layout: Layout) -> tuple[LoopSession | None, str]:
-    """The session of the last call and the state it was left in; a damaged one is none."""
-    status: RoleStatus | None = presence.read_role(layout, LOOP)
-    try:
-        said = status.details.get("session") if status is not None else None
-        return (LoopSession.model_validate(said), status.state) if said and status else (None, "")
-    except (ValidationError, RecordError):
-        return None, ""
-
-
-FIRST_PAUSE_S = 1.0
-LONGEST_PAUSE_S = 60.0
-STEADY_S = 60.0
-"""A worker that lived so long begins anew with the first pause."""
-
-
 def loop_worker_entry(project: Project) -> Entry:
-    """The one worker: on whichever device is free; its worktree is made when a change needs one."""
+    """Return the entry of the one worker, which takes whichever device is free."""
     place = project.layout.worktree(LOOP_WORKER)
     return Entry(worker_id=LOOP_WORKER, gpu_id="any", worktree_path=str(place))
 
 
 class LoopWorker:
-    """Works beside the observer until one of them is asked to stop.
+    """The worker, in a thread beside the observer; a `StopRequest` for it.
 
     A worker that fails is made anew after a pause that doubles, as a fleet's would be: it finds
     on disk what the one before it left.
@@ -183,15 +188,13 @@ class LoopWorker:
         return self._thread.is_alive()
 
     def leave(self) -> None:
-        """As a SIGTERM would; `join` waits for the end."""
+        """Ask the worker to leave, as a SIGTERM would; `join` waits for the end."""
         self._left.set()
 
     def join(self, seconds: float) -> bool:
-        """Wait for the end, `seconds` at most; whether it has come."""
+        """Wait for the end, `seconds` at most; return whether it has come."""
         self._thread.join(seconds)
         return not self.lives
-
-    # ── what the worker asks ──────────────────────────────────────────────────────────────
 
     @property
     def requested(self) -> bool:
@@ -206,10 +209,7 @@ class LoopWorker:
         return self._stop.hard
 
     def wait(self, seconds: float) -> bool:
-        """A little late where only `leave` was called: nobody waits for longer than a look."""
         return self._stop.wait(seconds) or self.requested
-
-    # ── in the thread ─────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
         failures = 0
@@ -227,26 +227,13 @@ class LoopWorker:
                 self._left.wait(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures, 30)))
 
 
-Outcome = Literal["finished", "stopped", "failed"]
-
-LOCK_S = 2.0
-OBSERVER_S = 10.0
-"""An observer that was just ended may still be leaving."""
-PATIENCE_S = 180.0
-"""For the worker to end its training, collect it and leave."""
-REPORT_S = 1.0
-"""Between two looks at how far it is."""
-PLACES = (LOOP_WORKER, f"{LOOP_WORKER}-next")
-"""Its worktrees: where it trains, and where it prepares."""
-
-
 @contextmanager
 def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Project, list[str]]]:
-    """The project on its tag, begun or taken up again, and what a person should know of that.
+    """Hold the search for a loop: yield the project on its tag, and notes for a person.
 
     Raises:
-        FleetError: a loop or a fleet is at work here, or something of somebody else's is in the
-            way; nothing was begun.
+        FleetError: a loop or a fleet is at work here, or a file or branch of another
+            owner is in the way; nothing was begun.
         LaunchError: the data cannot be located.
         LeaseError: there is no device of the kind that it needs.
     """
@@ -267,7 +254,7 @@ def _take(stack: ExitStack, project: Project, name: str, tag: str, seconds: floa
     doing = f"run-loop of {tag}"
     try:
         stack.enter_context(hold(project.layout, name, doing=doing, timeout=seconds))
-    except LockError:  # somebody was quicker; say who, as one who came later is told
+    except LockError:  # another process was quicker: name it
         presence.refuse_beside_loop(project.layout)
         presence.refuse_beside_fleet(project.layout)
         raise
@@ -284,7 +271,7 @@ def _refuse_without_script(project: Project) -> None:
 
 
 def _refuse_without_device(project: Project) -> None:
-    """A device that somebody holds now may come free; one that is not there never comes."""
+    """A device that is held now may come free; one that is not there never comes."""
     root = project.layout.root
     inputs = locate_inputs(project.task, root, root, os.environ)
     local_executor.offered(Resources(), inputs)
@@ -292,16 +279,16 @@ def _refuse_without_device(project: Project) -> None:
 
 @dataclass
 class SingleLoop:
-    """One call of the loop, inside `alone`."""
+    """One call of the loop, inside `exclusive_search`."""
 
     project: Project
     proposers: Sequence[Proposer]
     session: LoopSession
     until: datetime | None = None
     waits: bool = False
-    """When nobody has an idea left it waits: a person may have one."""
+    """Whether it waits when no idea is left: a person may have one."""
     tick: Callable[[], None] = lambda: None
-    """Called often, for whoever shows how it goes."""
+    """Called often, to show the progress."""
     ended: str = ""
     """Why it has ended, in a few words; lines where it failed."""
 
@@ -312,7 +299,7 @@ class SingleLoop:
         self._how_far = ""
 
     def run(self, stop: Stop) -> Outcome:
-        """Until the session is done, the search has failed, or somebody asks it to stop.
+        """Run until the session is done, the search has failed, or a stop is asked for.
 
         What runs then is ended, recorded and queued again; after a SIGHUP it goes on by itself,
         and the next loop takes it over.
@@ -321,16 +308,16 @@ class SingleLoop:
         with suppress(AutohypothesisError):
             quarantine.clear_quarantine(layout)
         with process_specs.open_log(layout, LOOP).open("a", encoding="utf-8") as log:
-            companion = LoopWorker(self.project, stop, label=self.session.name)
+            worker = LoopWorker(self.project, stop, label=self.session.name)
             observer = self._observer(log)
             beside = self._start_keeper()
             observer.turn()  # so that what a killed one left waits in its order again
-            companion.start()
+            worker.start()
             try:
-                said = observer.run(_ObserverStop(self, observer, companion, stop))
+                said = observer.run(_ObserverStop(self, observer, worker, stop))
             finally:
-                companion.leave()
-                self._await(companion, stop)
+                worker.leave()
+                self._await(worker, stop)
                 _end(beside)
             return self._outcome(observer, said)
 
@@ -358,9 +345,9 @@ class SingleLoop:
             )
         return None
 
-    def _await(self, companion: LoopWorker, stop: Stop) -> None:
+    def _await(self, worker: LoopWorker, stop: Stop) -> None:
         until = time.monotonic() + PATIENCE_S
-        while not companion.join(0.1) and time.monotonic() < until and not stop.abandoned:
+        while not worker.join(0.1) and time.monotonic() < until and not stop.abandoned:
             self.tick()
 
     def _outcome(self, observer: Observer, said: str) -> Outcome:
@@ -384,15 +371,15 @@ class SingleLoop:
             write_session(self.project.layout, self.session, outcome, action,
                   problems=problems, started=self._started, durable=True)  # fmt: skip
 
-    def look(self, observer: Observer, companion: LoopWorker) -> None:
+    def look(self, observer: Observer, worker: LoopWorker) -> None:
         """Says how far it is, when that is news."""
         self.tick()
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + REPORT_S
-        saying = (self.session.how_far(observer.chronicle), companion.problem)
+        saying = (self.session.how_far(observer.chronicle), worker.problem)
         if saying != self._said:
-            problems = [companion.problem] if companion.problem else []
+            problems = [worker.problem] if worker.problem else []
             with suppress(AutohypothesisError):  # a full disk costs the news
                 write_session(self.project.layout, self.session, "working", saying[0],
                       problems=problems, started=self._started)  # fmt: skip
@@ -405,12 +392,12 @@ class _ObserverStop:
 
     loop: SingleLoop
     observer: Observer
-    companion: LoopWorker
+    worker: LoopWorker
     stop: Stop
 
     @property
     def requested(self) -> bool:
-        return self.hard or self.abandoned or (self.stop.requested and not self.companion.lives)
+        return self.hard or self.abandoned or (self.stop.requested and not self.worker.lives)
 
     @property
     def abandoned(self) -> bool:
@@ -421,9 +408,9 @@ class _ObserverStop:
         return self.stop.hard
 
     def wait(self, seconds: float) -> bool:
-        self.loop.look(self.observer, self.companion)
+        self.loop.look(self.observer, self.worker)
         if self.stop.requested:
-            self.companion.join(seconds)
+            self.worker.join(seconds)
         else:
             self.stop.wait(seconds)
         return self.requested

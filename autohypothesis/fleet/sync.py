@@ -4,7 +4,7 @@ It owns experiments.jsonl, results.tsv and research/aggregate/, and writes nothi
 plans and decisions belong to those who made them. It may be run at any time, beside writers and
 other syncs, and killed at any instant; run twice, the second time changes nothing. It draws
 nothing: that costs more than all the rest. Parquet and fleet brief take seconds after thousands of
-runs, so they are made from what was folded once the lock is let go: nobody waits for them.
+runs, so they are made from what was folded once the lock is let go.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class SyncReport:
     problems: list[Problem] = field(default_factory=list)
     hand_edits: list[HandEdit] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
-    """Experiments whose line somebody wrote by hand, new ones."""
+    """New experiments whose line was written by hand."""
     written: list[str] = field(default_factory=list)
     """Paths, from the root; files whose content was the same already are not among them."""
     seconds: float = 0.0
@@ -82,12 +82,12 @@ class SyncReport:
 def sync(
     layout: Layout, *, all: bool = False, cold: bool = False, light: bool = False
 ) -> SyncReport:
-    """Brings the ledger and its tables up to date.
+    """Bring the ledger and its tables up to date.
 
     Args:
-        all: refreshes parquet and fleet brief whatever their age.
-        light: leaves both to another sync, for who has no second to spare.
-        cold: reads every bundle again.
+        all: refresh parquet and fleet brief whatever their age.
+        cold: read every bundle again.
+        light: leave parquet and fleet brief to another sync; they take a second.
 
     Raises:
         LockError: another sync has run for two minutes; the message names it.
@@ -95,13 +95,13 @@ def sync(
     """
     started = time.perf_counter()
     with hold(layout, "sync", doing="sync", timeout=LOCK_TIMEOUT_S):
-        one = _Sync(layout, refold(layout, cold=cold))
-        report = one.write(everything=all, light=light)
-        if taken := one.taken:  # their rows are in the next fold
-            one = _Sync(layout, refold(layout))
-            report = one.write(everything=all, light=light)
+        run = _Sync(layout, refold(layout, cold=cold))
+        report = run.write(everything=all, light=light)
+        if taken := run.taken:  # their rows are in the next fold
+            run = _Sync(layout, refold(layout))
+            report = run.write(everything=all, light=light)
             report.taken = taken
-    one.write_aged()
+    run.write_aged()
     report.seconds = round(time.perf_counter() - started, 4)
     return report
 
@@ -145,21 +145,20 @@ class _Sync:
         )
 
     def write_aged(self) -> None:
-        """What `write` found due. It is as old as the fold: a newer one is never replaced by it.
+        """Write what `write` found due. It is as old as the fold, and never replaces a newer one.
 
         Raises:
             RecordError: the disk is full.
         """
         for path, make in self.aged:
             content = make()
-            if (
-                not self.folded_at < _written_at(path) * 1e9 <= time.time_ns()
-            ):  # else by a newer one
+            by_newer_sync = self.folded_at < _written_at(path) * 1e9 <= time.time_ns()
+            if not by_newer_sync:
                 self._put(path, content, durable=False)
                 with suppress(OSError):
                     os.utime(path, ns=(self.folded_at, self.folded_at))
 
-    # ── what is read beside the bundles ───────────────────────────────────────────────────
+    # ── read beside the bundles ───────────────────────────────────────────────────
 
     def _active_tag(self) -> str:
         tag, wrong = manifest_tag(self.layout)
@@ -173,7 +172,7 @@ class _Sync:
         return newest_tag((fact.timestamp, fact.tag) for fact in facts)
 
     def _active_workers(self) -> int:
-        """Workers whose process lives and that have not said goodbye."""
+        """Return how many workers live and have not left."""
         folder = self.layout.heartbeat("any").parent
         try:
             names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
@@ -198,7 +197,7 @@ class _Sync:
         short = str(path).removeprefix(f"{self.layout.root}/")
         self.folded.problems.append(Problem(path=shown(short), reason=shown(reason)))
 
-    # ── what is written ───────────────────────────────────────────────────────────────────
+    # ── written ───────────────────────────────────────────────────────────────────
 
     def _write_ledger(self) -> None:
         """Ledger, aggregate, then the index that vouches for both: a kill between costs a fold."""
@@ -223,7 +222,7 @@ class _Sync:
             index.save(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
 
     def _take_ledger(self) -> bool:
-        """Takes in the lines that people wrote into the ledger; whether it may be written.
+        """Take in the lines that people wrote into the ledger; return whether it may be written.
 
         Another file of that name stays until there is a ledger of ours; then it is set aside.
         """
@@ -243,14 +242,14 @@ class _Sync:
         return True
 
     def _name_asides(self) -> None:
-        """Names the ledgers that were set aside, as long as they lie there."""
+        """Name the ledgers that were set aside, as long as they lie there."""
         name = self.layout.ledger.name + ASIDE
         for aside in sorted(one for one in os.listdir(self.layout.root) if one.startswith(name)):
-            said = "was set-aside: it held what is not ours; take from it what you need"
-            self._complain(self.layout.root / aside, f"{said}, and delete it")
+            hint = "was set-aside: it held what is not ours; take from it what you need"
+            self._complain(self.layout.root / aside, f"{hint}, and delete it")
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
-        """Whether a row differs from ours, although nothing about its experiment is new."""
+        """Return whether a row differs from ours, although nothing about its experiment is new."""
         before = index.load(self.layout, of_any_ledger=True)
         for key, line in lines.items() if before else ():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
@@ -277,15 +276,14 @@ class _Sync:
         if theirs and not before:
             self._table(self.layout.results_before, tables.HEADER + _joined(theirs))
         known = set(self._lines(self.layout.results_before) or ())
-        first, added = (
-            [line for line in theirs if (line in known) is old] for old in (True, False)
-        )
+        first = [line for line in theirs if line in known]
+        added = [line for line in theirs if line not in known]
         self.taken += take_in(self.layout, self.tag, table_lines(added[:MOST]))
         whole = tables.HEADER + _joined(first) + ours.removeprefix(tables.HEADER) + _joined(added)
         self._table(path, whole, unless=self._tracked)
 
     def _is_free(self, path: Path, first: bool) -> bool:
-        """Whether there is room for our table at `path`, or one of the published format.
+        """Return whether there is room for our table at `path`, or one of the published format.
 
         Something else that was there before our first stays; an empty `results_before` says so.
         What has taken the place of ours since is set aside.
@@ -309,7 +307,7 @@ class _Sync:
         return True
 
     def _their_lines(self, ours: str, before: list[str] | None) -> list[str]:
-        """The lines of results.tsv that we did not write."""
+        """Return the lines of results.tsv that we did not write."""
         mine = {*ours.split("\n"), *(before or ()), tables.HEADER.strip(), ""}
         known = tables.commits_of(self.folded.entries) if before is None else set()
         lines = self._lines(self.layout.results_tsv) or []
@@ -318,7 +316,7 @@ class _Sync:
         return [one for one in lines if one not in mine and one.split("\t")[0] not in known]
 
     def _lines(self, path: Path) -> list[str] | None:
-        """The lines of a table, its header left out; None when there is none."""
+        """Return the lines of a table, its header left out; None when there is none."""
         try:
             text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
         except (FileNotFoundError, RecordError):
@@ -326,7 +324,7 @@ class _Sync:
         return [line.rstrip("\r") for line in text.split("\n")[1:] if line.strip()]
 
     def _tracked(self, path: Path) -> bool:
-        """Whether the repository has the file at `path`: then it stays."""
+        """Return whether the repository tracks the file at `path`, which then stays."""
         if tracked := Repository(self.layout.root).tracks(path):
             self._complain(path, f"is tracked by the repository, and stays; ours is {self._copy}")
         return tracked
@@ -338,7 +336,7 @@ class _Sync:
     def _table(
         self, path: Path, text: str, unless: Callable[[Path], bool] = lambda path: False
     ) -> None:
-        """Writes what is new, so that a sync of nothing changes nothing; not what `unless` says."""
+        """Write a table that is new, unless `unless` says no: a sync of nothing changes nothing."""
         content = text.encode("utf-8", "replace")
         try:
             if read_bytes(path, len(content)) == content:
@@ -349,7 +347,7 @@ class _Sync:
             self._put(path, content)
 
     def _dated(self, path: Path, value: Mapping[str, Any]) -> None:
-        """A document that says when it was made, which alone is no reason to make it again."""
+        """Write a document with its date, which alone is no reason to write it again."""
         try:
             before = from_json(read_bytes(path, JSON_LIMIT))
             undated = {**before, "generated_at": None} if isinstance(before, dict) else None
@@ -360,7 +358,7 @@ class _Sync:
         self._table(path, to_json({"generated_at": rfc3339(now()), **value}, indent=2) + "\n")
 
     def _age(self, path: Path, everything: bool, make: Callable[[], bytes]) -> None:
-        """What is older than the ledger is made anew, once a minute at most."""
+        """Note what is older than the ledger to be made anew, once a minute at most."""
         made, folded = _written_at(path), _written_at(self.layout.ledger)
         due = made < folded and time.time() - made > REFRESH_S
         if everything or due:
@@ -368,18 +366,18 @@ class _Sync:
             self.aged.append((path, make))
 
     def _write_problems(self) -> None:
-        """What this sync could not read or write; last, for it tells of the others."""
+        """Write what this sync could not read or write; last, since it names the others."""
         problems = [problem.model_dump() for problem in self.folded.problems]
         self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
 
     def _put(self, path: Path, content: bytes, *, durable: bool = True) -> None:
-        """Writes one file. A folder in its place is set aside: no rename can replace it."""
+        """Write one file. A folder in its place is set aside: no rename can replace it."""
         self._clear(path)
         write_atomic(path, content, durable=durable)
         self.written.append(str(path.relative_to(self.layout.root)))
 
     def _clear(self, path: Path, fits: Callable[[int], bool] = stat.S_ISREG) -> None:
-        """Sets aside what lies at `path` and is of another kind than we put there."""
+        """Set aside what lies at `path` and is of another kind than we put there."""
         try:
             mode = os.stat(path).st_mode if fits is stat.S_ISDIR else os.lstat(path).st_mode
         except OSError:
@@ -392,7 +390,7 @@ class _Sync:
         os.rename(path, aside)
         self._complain(path, f"{why}; it is {aside.name} now")
 
-    # ── what is made only now and then ────────────────────────────────────────────────────
+    # ── made only now and then ────────────────────────────────────────────────────
 
     def _brief(self, board: Mapping[str, Any]) -> bytes:
         from jinja2 import Environment, FileSystemLoader
@@ -424,7 +422,7 @@ def _joined(lines: Iterable[str]) -> str:
 
 
 def _written_at(path: Path) -> float:
-    """When `path` was written, in seconds since the epoch; 0 when it is not there."""
+    """Return when `path` was written, in seconds since the epoch; 0 when it is not there."""
     try:
         return os.lstat(path).st_mtime
     except OSError:
@@ -432,45 +430,31 @@ def _written_at(path: Path) -> float:
 
 
 def as_parquet(lines: Sequence[bytes]) -> bytes:
-    """Rows of the ledger as parquet; what has no column type of its own is JSON text."""
+    """Return rows of the ledger as parquet, a column for each published key, for notebooks.
+
+    What has no column type of its own is JSON text.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    types_by_kind = {bool: pa.bool_(), float: pa.float64(), int: pa.int64()}
+
+    def column_type(name: str) -> Any:
+        annotation = Row.model_fields[name].annotation
+        is_union = get_origin(annotation) in (Union, types.UnionType)
+        kinds = set(get_args(annotation)) if is_union else {annotation}
+        return next((kind for key, kind in types_by_kind.items() if key in kinds), pa.string())
+
+    def cell(value: Any, kind: Any) -> Any:
+        if kind == pa.string() and value is not None and not isinstance(value, str):
+            return to_json(value)
+        if kind == pa.int64() and value is not None and not -(2**63) <= value < 2**63:
+            return None
+        return value
+
     rows = [from_json(line) for line in lines]
-    fields = [pa.field(name, _type(pa, name)) for name in Row.model_fields]
-    columns = [
-        pa.array([_cell(row.get(f.name), f.type, pa) for row in rows], f.type) for f in fields
-    ]
+    fields = [pa.field(name, column_type(name)) for name in Row.model_fields]
+    columns = [pa.array([cell(row.get(f.name), f.type) for row in rows], f.type) for f in fields]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), sink)
     return sink.getvalue()
-
-
-def _type(pa: Any, name: str) -> Any:
-    """The column's type, from the field's annotation."""
-    annotation = Row.model_fields[name].annotation
-    one_of = get_origin(annotation) in (Union, types.UnionType)
-    kinds = set(get_args(annotation)) if one_of else {annotation}
-    if bool in kinds:
-        return pa.bool_()
-    if float in kinds:
-        return pa.float64()
-    if int in kinds:
-        return pa.int64()
-    return pa.string()
-
-
-def _cell(value: Any, kind: Any, pa: Any) -> Any:
-    if value is None:
-        return None
-    if kind == pa.string():
-        return value if isinstance(value, str) else _text(value)
-    if kind == pa.int64():
-        return value if -(2**63) <= value < 2**63 else None
-    return value
-
-
-def _text(value: Any) -> str:
-    from autohypothesis.records.files import to_json
-
-    return to_json(value)

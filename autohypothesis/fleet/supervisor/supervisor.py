@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from subprocess import Popen
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,10 @@ LAST_SYNC_S = 8.0
 """For the last sync after a Ctrl-C; the next `up` or `sync` makes what is missing."""
 ORPHANS_S = 20.0
 """How long the children of a killed supervisor may take to notice; then they are killed."""
+SHIM_S = 60.0
+"""For a training that was cancelled to end, its processes gone and its exit written."""
+_POLL_S = 0.1
+_WORKER = presence.worker_lock("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +111,19 @@ class Supervisor:
     final: Sequence[str] = ()
     """What to run once everything has ended: the last sync and snapshot."""
     hurried: Sequence[str] = ()
-    """The same for somebody who waits: without what takes long to draw."""
+    """The same where a person waits: without what takes long to draw."""
     tick: Callable[[], None] = lambda: None
-    """Called about every `LOOK_S`, for whoever shows how it goes."""
+    """Called about every `LOOK_S`, to show the progress."""
     pace: RestartPolicy = field(default_factory=RestartPolicy)
     notes: Sequence[str] = ()
     """What a person should know from the start; part of the problems in the status."""
     began: datetime = field(default_factory=now)
     children: list[ManagedProcess] = field(default_factory=list)
     message: str = ""
-    """Why it failed, in the observer's words."""
+    """Why the observer failed."""
 
     def run(self, stop: Stop) -> Outcome:
-        """Until asked to stop, or until the observer has finished or failed.
+        """Run until asked to stop, or until the observer has finished or failed.
 
         Raises:
             LockError: another supervisor is at work; the message names it.
@@ -126,7 +131,8 @@ class Supervisor:
         with hold(self.layout, SUPERVISOR_ROLE, doing="up", timeout=LOCK_S):
             former = children_of(self.layout)
             self._report("starting", "waits for what an ended supervisor left")
-            await_or_kill(former, ORPHANS_S)
+            for process in await_gone([live.process for live in former], ORPHANS_S):
+                _send(process, signal.SIGKILL)
             self.children = [ManagedProcess(role, due=0.0) for role in self.roles]
             outcome = self._watch(stop)
             self._end(stop)
@@ -147,7 +153,7 @@ class Supervisor:
     # ── one look ──────────────────────────────────────────────────────────────────────────
 
     def _look(self) -> Outcome | None:
-        """Takes in who ended, starts who is due; an outcome once there is nothing to go on for."""
+        """Take in what ended and start what is due; return an outcome once the search is over."""
         changed, outcome = False, None
         for child in self.children:
             if child.process is not None and (code := child.process.poll()) is not None:
@@ -171,7 +177,7 @@ class Supervisor:
         child.began = time.monotonic()
 
     def _take(self, child: ManagedProcess, code: int) -> Outcome | None:
-        """A role has ended: for good, or to be started again."""
+        """Handle the end of a role: for good, or to be started again."""
         assert child.process is not None
         state = self._state(child.role, child.process.pid) if code == 0 else ""
         child.process = None
@@ -179,8 +185,8 @@ class Supervisor:
             child.failures = 0
         if child.role.name == "observer" and code == OBSERVER_FAILED:
             status = presence.read_role(self.layout, "observer")
-            said = [*status.problems, status.last_action] if status else []
-            self.message = "\n".join(line for line in said if line) or "the observer has failed"
+            lines = [*status.problems, status.last_action] if status else []
+            self.message = "\n".join(filter(None, lines)) or "the observer has failed"
             return "failed"
         if state:
             child.said = state
@@ -189,7 +195,7 @@ class Supervisor:
         return None
 
     def _state(self, role: ProcessSpec, pid: int) -> str:
-        """How a role that exited with 0 says it left; empty when it did not say."""
+        """Return how a role that exited with 0 reports that it left; empty where it did not."""
         if not role.reports:
             return "stopped"
         if role.worker is not None:
@@ -209,23 +215,23 @@ class Supervisor:
     # ── the end ───────────────────────────────────────────────────────────────────────────
 
     def _end(self, stop: Stop) -> None:
-        """Ends the roles stage by stage; a second Ctrl-C ends everything at once."""
+        """End the roles stage by stage; a second Ctrl-C ends everything at once."""
+        patience = self.pace.patience
         for child in self.children:
             child.due = None
         if stop.abandoned:
             self._signal(self.children, signal.SIGHUP)
-            self._wait(self.children, lambda: stop.hard, self.pace.patience)
+            self._wait(self.children, lambda: stop.hard, patience)
         for stage in sorted({child.role.stage for child in self.children}):
             staged = [child for child in self.children if child.role.stage == stage]
             if not stop.hard:
                 self._report("stopping", f"asks {_names(staged)} to stop")
                 self._signal(staged, signal.SIGTERM)
-                slow = [child for child in staged if child.role.nice]
-                quick = [child for child in staged if not child.role.nice]
-                self._wait(quick, lambda: stop.hard, self.pace.patience)
-                self._wait(slow, lambda: stop.hard, min(KEEPER_S, self.pace.patience))
+                for slow, seconds in ((False, patience), (True, min(KEEPER_S, patience))):
+                    group = [child for child in staged if bool(child.role.nice) is slow]
+                    self._wait(group, lambda: stop.hard, seconds)
             self._signal(self.children if stop.hard else staged, signal.SIGKILL)
-            self._wait(staged, lambda: False, self.pace.patience)
+            self._wait(staged, lambda: False, patience)
             if any(child.role.worker for child in staged) and not stop.abandoned:
                 workers = {str(child.role.worker) for child in staged}
                 cancel_runs(self.layout, workers, 0.0 if stop.hard else SHIM_S)
@@ -234,8 +240,7 @@ class Supervisor:
             words = self.hurried if stop.requested and self.hurried else self.final
             last = ManagedProcess(ProcessSpec("sync", tuple(words), 9))
             self._start(last)
-            seconds = LAST_SYNC_S if stop.requested else self.pace.patience
-            self._wait([last], lambda: stop.hard, seconds)
+            self._wait([last], lambda: stop.hard, LAST_SYNC_S if stop.requested else patience)
             self._signal([last], signal.SIGKILL)
 
     def _signal(self, children: Iterable[ManagedProcess], number: int) -> None:
@@ -246,7 +251,7 @@ class Supervisor:
     def _wait(
         self, children: Sequence[ManagedProcess], given_up: Callable[[], bool], seconds: float
     ) -> None:
-        """Until all of them have ended, `seconds` at most."""
+        """Wait until all of them have ended, `seconds` at most."""
         until = time.monotonic() + seconds
         while not given_up() and time.monotonic() < until:
             for child in children:
@@ -259,7 +264,7 @@ class Supervisor:
             wait_for_end(left.process.pid, LOOK_S)
             self.tick()
 
-    # ── what it says ──────────────────────────────────────────────────────────────────────
+    # ── the status ──────────────────────────────────────────────────────────────────────
 
     def _news(self) -> str:
         waiting = [child for child in self.children if child.state == "waiting"]
@@ -286,94 +291,91 @@ class Supervisor:
 
 
 def _names(children: Sequence[ManagedProcess]) -> str:
-    return ", ".join(child.role.name for child in children) or "nobody"
-
-
-SHIM_S = 60.0
-"""For a training that was cancelled to end, its processes gone and its exit written."""
-_LOOK_S = 0.1
-_WORKER = presence.worker_lock("")
+    return ", ".join(child.role.name for child in children) or "nothing"
 
 
 class LiveProcess(NamedTuple):
-    """A process of the fleet that lives, and what it plays."""
+    """A process of the fleet that lives, and its role."""
 
     name: str
     process: Process
 
     @property
     def stage(self) -> int:
-        """In which order they are stopped: workers, tool-builder, observer, what folds."""
+        """Its place in the order of stopping: workers, tool-builder, observer, the rest."""
         if self.name.startswith(_WORKER) or self.name == presence.LOOP:
             return 0
         return {"tool-builder": 1, "observer": 2}.get(self.name, 3)
 
+    @property
+    def words(self) -> str:
+        return f"{self.name} (pid {self.process.pid})"
 
-# ── who lives ───────────────────────────────────────────────────────────────────────────────
+
+# ── which processes live ────────────────────────────────────────────────────────────────────
 
 
 def find_supervisor(layout: Layout) -> Process | None:
-    """The supervisor, where one lives."""
-    found = [*_role("supervisor", layout), *_holder("supervisor", layout)]
-    return next((one.process for one in found), None)
+    """Return the supervisor, where one lives."""
+    found = _role_processes(layout, SUPERVISOR_ROLE)
+    return found[0].process if found else None
 
 
 def children_of(layout: Layout) -> list[LiveProcess]:
-    """Living processes that the last supervisor wrote down."""
-    status = presence.read_role(layout, "supervisor")
-    known = status.details.get("children") if status else None
+    """Return the living processes that the last supervisor wrote down."""
+    status = presence.read_role(layout, SUPERVISOR_ROLE)
+    children = status.details.get("children") if status else None
+    if status is None or not isinstance(children, dict):
+        return []
     found = []
-    for name, child in known.items() if isinstance(known, dict) else ():
-        process = _process(child, (status.node_id if status else "") or host_name())
-        if process is not None and process.lives():
-            found.append(LiveProcess(str(name), process))
+    for name, child in children.items():
+        with suppress(KeyError, TypeError, ValueError, OverflowError):  # a damaged entry
+            pid, start = int(child["pid"]), float(child["process_start"])
+            found += _living(str(name), pid, start, status.node_id)
     return found
 
 
 def live_processes(layout: Layout) -> list[LiveProcess]:
-    """Every role that is played, whoever started it; the supervisor is not among them."""
+    """Return every role's process in the order of stopping, the supervisor left out."""
     found = children_of(layout)
     for name in (presence.LOOP, "tool-builder", "observer"):
-        found += [*_role(name, layout), *_holder(name, layout)]
+        found += _role_processes(layout, name)
     for beat in presence.read_heartbeats(layout):
-        if presence.worker_lives(beat) and beat.pid and beat.process_start is not None:
-            process = Process(beat.pid, beat.process_start, beat.node_id or host_name())
-            found.append(LiveProcess(presence.worker_lock(beat.worker_id), process))
+        if beat.state != "stopped":
+            name = presence.worker_lock(beat.worker_id)
+            found += _living(name, beat.pid, beat.process_start, beat.node_id or "")
     for name in presence.worker_locks(layout):
-        found += _holder(name, layout)
-    once = {(one.process.pid, one.process.start): one for one in reversed(found)}
-    return sorted(once.values(), key=lambda one: (one.stage, one.name))
+        found += _lock_holder(layout, name)
+    once = {(live.process.pid, live.process.start): live for live in reversed(found)}
+    return sorted(once.values(), key=lambda live: (live.stage, live.name))
 
 
-def _role(name: str, layout: Layout) -> Iterator[LiveProcess]:
-    status = presence.read_role(layout, name)
-    if status is None or not presence.role_lives(status) or status.state in ("stopped", "finished"):
-        return
-    if status.pid is not None and status.process_start is not None:
-        host = status.node_id or host_name()
-        yield LiveProcess(name, Process(status.pid, status.process_start, host))
+def _living(name: str, pid: int | None, start: float | None, host: str) -> list[LiveProcess]:
+    if not pid or pid <= 0 or start is None:
+        return []
+    process = Process(pid, start, host or host_name())
+    return [LiveProcess(name, process)] if process.lives() else []
 
 
-def _holder(name: str, layout: Layout) -> Iterator[LiveProcess]:
-    """Whoever holds a lock now: its note alone says who held it last."""
-    if locks.held(layout, name):
-        holder = locks.holder(layout, name)
-        if holder is not None and holder.process.lives():
-            yield LiveProcess(name, holder.process)
+def _role_processes(layout: Layout, name: str) -> list[LiveProcess]:
+    """Return the process of a role by its status, and by its lock."""
+    status, found = presence.read_role(layout, name), []
+    if status is not None and status.state not in ("stopped", "finished"):
+        found = _living(name, status.pid, status.process_start, status.node_id)
+    return found + _lock_holder(layout, name)
 
 
-def _process(document: Any, host: str) -> Process | None:
-    try:
-        return Process(int(document["pid"]), float(document["process_start"]), host)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
+def _lock_holder(layout: Layout, name: str) -> list[LiveProcess]:
+    """Return the holder of a lock that is held now: its note alone names the last holder."""
+    holder = locks.holder(layout, name) if locks.held(layout, name) else None
+    return [LiveProcess(name, holder.process)] if holder and holder.process.lives() else []
 
 
 # ── ending them ─────────────────────────────────────────────────────────────────────────────
 
 
-def end_supervisor(layout: Layout, seconds: float, said: Callable[[str], None]) -> list[str]:
-    """Asks the supervisor to end its fleet, and waits; the names of who left with it.
+def end_supervisor(layout: Layout, seconds: float, say: Callable[[str], None]) -> list[str]:
+    """Ask the supervisor to end its fleet, and wait; return the names of what has ended.
 
     Raises:
         FleetError: it is still there after `seconds`.
@@ -381,54 +383,51 @@ def end_supervisor(layout: Layout, seconds: float, said: Callable[[str], None]) 
     process = find_supervisor(layout)
     if process is None:
         return []
-    names = [one.name for one in children_of(layout)]
-    said(f"asks the supervisor (pid {process.pid}) to stop {', '.join(names) or 'what it has'}")
+    names = [live.name for live in children_of(layout)]
+    say(f"asks the supervisor (pid {process.pid}) to stop {', '.join(names) or 'what it has'}")
     _send(process, signal.SIGTERM)
     if await_gone([process], seconds):
         raise FleetError(
             f"the supervisor (pid {process.pid}) is still there after {seconds:g} s",
             hint="run `python orchestrator.py status`, then down again with a longer --timeout",
         )
-    return [*names, "supervisor"]
+    return [*names, SUPERVISOR_ROLE]
 
 
-def end_all(layout: Layout, seconds: float, said: Callable[[str], None]) -> list[str]:
-    """Stops every role that is played, in order, and the trainings that nobody follows; names.
+def end_all(layout: Layout, seconds: float, say: Callable[[str], None]) -> list[str]:
+    """Stop every role in order, then trainings that have no worker; return their names.
 
     Raises:
         FleetError: some are still there after `seconds`.
     """
     until = time.monotonic() + seconds
-    everybody = live_processes(layout)
-    for stage in sorted({one.stage for one in everybody}):
-        staged = [one for one in everybody if one.stage == stage]
-        for one in staged:
-            said(f"stops {one.name} (pid {one.process.pid})")
-            _send(one.process, signal.SIGTERM)
-        left = await_gone([one.process for one in staged], until - time.monotonic())
+    everything = live_processes(layout)
+    for _, group in groupby(everything, key=lambda live: live.stage):
+        staged = list(group)
+        for live in staged:
+            say(f"stops {live.words}")
+            _send(live.process, signal.SIGTERM)
+        left = await_gone([live.process for live in staged], until - time.monotonic())
         if left:
-            names = ", ".join(f"{one.name} (pid {one.process.pid})" for one in staged
-                              if one.process in left)  # fmt: skip
+            names = ", ".join(live.words for live in staged if live.process in left)
             raise FleetError(
                 f"still there after {seconds:g} s: {names}",
                 hint="run `python orchestrator.py down --timeout 600`, or `kill -9` them",
             )
-    workers = {one.name.removeprefix(_WORKER) for one in everybody if one.stage == 0}
+    workers = {live.name.removeprefix(_WORKER) for live in everything if live.stage == 0}
     runs = cancel_runs(layout, workers | worker_ids(layout), max(0.0, until - time.monotonic()))
-    return [one.name for one in everybody] + runs
+    return [live.name for live in everything] + runs
 
 
 def worker_ids(layout: Layout) -> set[str]:
-    """The ids of the fleet's workers, as far as they can be read, and of a loop's."""
+    """Return the ids of the manifest's workers, as far as it can be read, and of a loop's."""
     manifest = load_or_none(Manifest, layout.manifest)
-    return {
-        presence.LOOP_WORKER,
-        *(worker.worker_id for worker in (manifest.workers if manifest else ())),
-    }
+    workers = manifest.workers if manifest else ()
+    return {presence.LOOP_WORKER, *(worker.worker_id for worker in workers)}
 
 
 def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> list[str]:
-    """Asks the shims that run something for `workers` to end it; names, after `seconds` at most."""
+    """Ask the shims of `workers` to end their runs, and wait; return the experiments' ids."""
     asked = []
     for experiment_id in recovery.uncollected(layout):
         run = layout.run(experiment_id)
@@ -445,18 +444,12 @@ def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> lis
     return [name for name, _ in asked]
 
 
-def await_or_kill(former: Sequence[LiveProcess], seconds: float) -> None:
-    """Until they have gone by themselves; who is still there after `seconds` is killed."""
-    for process in await_gone([one.process for one in former], seconds):
-        _send(process, signal.SIGKILL)
-
-
 def await_gone(processes: Iterable[Process], seconds: float) -> list[Process]:
-    """Waits for the end of all; those that live after `seconds`."""
+    """Wait for the end of all; return those that live after `seconds`."""
     until = time.monotonic() + seconds
     left = list(processes)
-    while (left := [one for one in left if one.lives()]) and time.monotonic() < until:
-        wait_for_end(left[0].pid, min(_LOOK_S, max(0.0, until - time.monotonic())))
+    while (left := [process for process in left if process.lives()]) and time.monotonic() < until:
+        wait_for_end(left[0].pid, min(_POLL_S, max(0.0, until - time.monotonic())))
     return left
 
 
