@@ -23,6 +23,7 @@ from typing import Any
 from autohypothesis.commands.task import loop_of
 from autohypothesis.engine import runner
 from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.artifact.loop import TaskLoop
@@ -104,7 +105,7 @@ class Timed(TaskLoop):
         self.rows = []
         self._row: dict[str, float] = {}
 
-    def make(self, requests: Sequence[runner.Request], own: Project | None = None) -> list[RunSpec]:
+    def make(self, requests: Sequence[Experiment], own: Project | None = None) -> list[RunSpec]:
         specs: list[RunSpec]
         specs, self._row["make"] = timed(lambda: super(Timed, self).make(requests, own))
         return specs

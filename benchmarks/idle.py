@@ -29,6 +29,7 @@ from typing import Any
 from autohypothesis.engine import devices, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.proposing import Situation
@@ -136,7 +137,7 @@ def sequential(root: Path, runs: int, seconds: float) -> dict[str, Any]:
         if number:
             time.sleep(thinker.seconds)
             change = Change.from_overrides(idea(number).config_overrides)
-        finished = runner.run(project, runner.Request(change))
+        finished = runner.run(project, Experiment(change))
         settle(project, [finished.experiment_id], decided_by="benchmark")
         sync(project.layout)
     return shares(spans(project.layout))

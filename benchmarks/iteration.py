@@ -27,6 +27,7 @@ from typing import Any
 from autohypothesis.engine import runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
@@ -118,7 +119,7 @@ def one(project: Project, number: int) -> dict[str, float]:
     executor = LocalExecutor(project.repository, project.layout)
     change = Change.none() if number == 0 else Change.from_overrides({"RATE": 1.0 + number})
     with runner.free_worker(project) as worker:
-        spec, planned = timed(lambda: runner.plan(project, runner.Request(change), worker))
+        spec, planned = timed(lambda: runner.plan(project, Experiment(change), worker))
         handle, submitted = timed(lambda: executor.submit(spec))
         _, waited = timed(lambda: runner.follow(project, executor, handle))
         _, collected = timed(lambda: executor.collect(handle))

@@ -23,8 +23,8 @@ from autohypothesis.errors import AutohypothesisError, UsageError
 if TYPE_CHECKING:
     from autohypothesis.engine.change import Change
     from autohypothesis.engine.decide import MissingRun, NeedsRuns
+    from autohypothesis.engine.experiment import Outcome
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.runner import Finished
 
 EXIT_CRASH, EXIT_DEADLINE = 1, 2
 
@@ -113,6 +113,7 @@ def _run(
 ) -> None:
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine import runner
+    from autohypothesis.engine.experiment import Experiment
     from autohypothesis.engine.project import whole_or_nothing
 
     if log is not None and not log.absolute().parent.is_dir():
@@ -122,9 +123,9 @@ def _run(
         project = project.with_tag(tag)
         checkout = project.repository.checkout_at(repository_path(context, repo))
         change = _change(project, checkout, overrides, patch, baseline)
-        request = runner.Request(change, title=description, seed=seed)
+        experiment = Experiment(change, title=description, seed=seed)
         with telling_what_runs_lack(project):
-            finished = runner.run(project, request, watch=ProgressWatch())
+            finished = runner.run(project, experiment, watch=ProgressWatch())
     _print_line(project, finished, log)
     _after(project, finished, decide)
 
@@ -196,7 +197,7 @@ def _read_patch(path: Path) -> str:
         raise UsageError(f"patch {path} cannot be read: {error.strerror}") from error
 
 
-def _print_line(project: Project, finished: Finished, log: Path | None) -> None:
+def _print_line(project: Project, finished: Outcome, log: Path | None) -> None:
     """The published line on stdout, before anything else can go wrong."""
     result, run = finished.result, project.layout.run(finished.experiment_id)
     path = run.log
@@ -212,7 +213,7 @@ def _print_line(project: Project, finished: Finished, log: Path | None) -> None:
     print("\t".join(fields), flush=True)
 
 
-def _after(project: Project, finished: Finished, decide: bool) -> None:
+def _after(project: Project, finished: Outcome, decide: bool) -> None:
     """The ledger, the decision where one was asked for, and the published exit code."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.workspace import pack_when_due
@@ -240,12 +241,12 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine.replication import confirm
 
-    def ran(run: MissingRun, made: Finished, win: NeedsRuns) -> None:
+    def ran(run: MissingRun, made: Outcome, win: NeedsRuns) -> None:
         if lines:
             _print_line(project, made, None)
         result, done = made.result, win.wanted - len(win.runs) + 1
         came = result.failure_kind or f"{result.metric_name} {_field(result.metric_value, 6)}"
-        said = f"{made.experiment_id}, {run.request.title}: {came} ({done} of {win.wanted} runs)"
+        said = f"{made.experiment_id}, {run.experiment.title}: {came} ({done} of {win.wanted} runs)"
         remark(said)
 
     decisions = confirm(

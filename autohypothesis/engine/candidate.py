@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.change import Change, Implementer, tree_of
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.guard import check_candidate, check_sources, run_preflight
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
@@ -27,20 +28,15 @@ from autohypothesis.records.git import FileChange, Repository, experiment_ref
 def prepare(
     repository: Repository,
     task: Task,
-    base: str,
-    change: Change,
-    experiment_id: str,
+    experiment: Experiment,
     *,
-    title: str = "",
-    rationale: str = "",
-    hypothesis_id: str = "",
     workspace: Workspace | None = None,
     inputs: Inputs | None = None,
     implementer: Implementer | None = None,
-) -> Candidate:
-    """The commit of `change` on `base`, reachable as `refs/experiments/<experiment_id>`.
+) -> Experiment:
+    """Make the commit of a planned experiment, reachable as `refs/experiments/<experiment_id>`.
 
-    Without a change (a baseline, a replicate, a clean working tree) the commit is `base` itself.
+    Without a change (a baseline, a replicate, a clean working tree) the commit is the base itself.
     The ref is set before the preflight, so that a refused diff stays in git as well.
 
     Args:
@@ -48,11 +44,13 @@ def prepare(
             it neither runs.
         inputs: located inputs, for the preflight.
 
+    Returns the experiment with its commit, diff and settings.
+
     Raises:
         ChangeError: it does not apply, is not allowed, or changes nothing.
         PreflightError: it applies, and can be seen to fail.
     """
-    base = repository.resolve(base)
+    base, change = repository.resolve(experiment.base), experiment.change
     tree, note = _tree(repository, task, base, change, workspace, implementer)
     changes = repository.changes(base, tree)
     if not changes and change.kind not in ("none", "tree"):
@@ -60,12 +58,22 @@ def prepare(
             f"the {_named(change)} change nothing in {base[:12]}", hint="propose something else"
         )
     check_candidate(repository, task, tree, changes)
-    title = title or note
-    message = commit_message(title, experiment_id, hypothesis_id, rationale)
-    commit = repository.commit_tree(tree, [base], message) if changes else base
-    _keep(repository, experiment_id, commit)
-    candidate = _described(repository, experiment_id, base, commit, changes, message, title)
-    return _with_settings(repository, task, candidate, workspace, inputs or Inputs())
+    experiment = replace(experiment, base=base, title=experiment.title or note)
+    commit = base
+    if changes:
+        commit = repository.commit_tree(tree, [base], commit_message(experiment))
+    _keep(repository, experiment.experiment_id, commit)
+    diff = repository.diff(base, commit) if changes else ""
+    return replace(
+        experiment,
+        commit=commit,
+        diff=diff,
+        diff_stat=diff_stat(changes),
+        diff_hash=diff_hash(diff),
+        lines_added=sum(one.added or 0 for one in changes),
+        lines_removed=sum(one.removed or 0 for one in changes),
+        config=_settings(repository, task, commit, workspace, inputs or Inputs()),
+    )
 
 
 def _tree(
@@ -117,64 +125,33 @@ def _keep(repository: Repository, experiment_id: str, commit: str) -> None:
         )
 
 
-def _described(
-    repository: Repository,
-    experiment_id: str,
-    base: str,
-    commit: str,
-    changes: Sequence[FileChange],
-    message: str,
-    title: str,
-) -> Candidate:
-    diff = repository.diff(base, commit) if changes else ""
-    return Candidate(
-        experiment_id=experiment_id,
-        commit=commit,
-        base=base,
-        diff=diff,
-        diff_stat=diff_stat(changes),
-        diff_hash=diff_hash(diff),
-        lines_added=sum(one.added or 0 for one in changes),
-        lines_removed=sum(one.removed or 0 for one in changes),
-        files=tuple(one.path for one in changes),
-        message=message,
-        title=title,
-    )
-
-
-def _with_settings(
-    repository: Repository,
-    task: Task,
-    candidate: Candidate,
-    workspace: Workspace | None,
-    inputs: Inputs,
-) -> Candidate:
-    """`candidate` with its settings, once neither its text nor its preflight speaks against it."""
-    commit = candidate.commit
+def _settings(
+    repository: Repository, task: Task, commit: str, workspace: Workspace | None, inputs: Inputs
+) -> dict[str, Any]:
+    """The settings of a commit, once neither its text nor its preflight speaks against it."""
     scripts = [path for path in task.artifacts_in(repository.entries(commit)) if _is_python(path)]
     sources = {path: repository.show_file(commit, path) for path in scripts}
     literals = check_sources(sources, inputs.constants)
-    evaluated: Mapping[str, Any] | None = None
-    parameters: int | None = None
-    if task.run.preflight is not None and workspace is not None:
-        files = workspace.export.checkout(commit, task)
-        verdict = run_preflight(
-            task,
-            files.path,
-            repository.root,
-            evaluator=evaluator_of(repository, commit, task),
-            inputs=inputs.environment,
-            around=Surroundings(
-                repository,
-                task,
-                sandbox_kind(task),
-                data=inputs.data,
-                held_out=inputs.held_out,
-                linked=files.linked,
-            ),
-        )
-        evaluated, parameters = verdict.constants, verdict.num_params
-    return replace(candidate, config=config_of(literals, evaluated), num_params=parameters)
+    if task.run.preflight is None or workspace is None:
+        return config_of(literals, None)
+    files = workspace.export.checkout(commit, task)
+    around = Surroundings(
+        repository,
+        task,
+        sandbox_kind(task),
+        data=inputs.data,
+        held_out=inputs.held_out,
+        linked=files.linked,
+    )
+    verdict = run_preflight(
+        task,
+        files.path,
+        repository.root,
+        evaluator=evaluator_of(repository, commit, task),
+        inputs=inputs.environment,
+        around=around,
+    )
+    return config_of(literals, verdict.constants)
 
 
 def _is_python(path: str) -> bool:
@@ -188,31 +165,6 @@ def _named(change: Change) -> str:
 
 
 MAX_TITLE = 100
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """What `prepare` hands to `execute`."""
-
-    experiment_id: str
-    commit: str
-    base: str
-    """The commit that the change was applied to; `commit` itself where nothing was changed."""
-    diff: str = ""
-    diff_stat: str = ""
-    diff_hash: str = ""
-    lines_added: int = 0
-    lines_removed: int = 0
-    files: tuple[str, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
-    message: str = ""
-    title: str = ""
-    num_params: int | None = None
-
-    @property
-    def parent_commit(self) -> str | None:
-        """None for a baseline: the base as it stands."""
-        return self.base if self.commit != self.base else None
 
 
 def diff_stat(changes: Sequence[FileChange]) -> str:
@@ -268,12 +220,14 @@ def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) 
     }
 
 
-def commit_message(title: str, experiment_id: str, hypothesis_id: str, rationale: str) -> str:
-    subject = plain_line(title)[:MAX_TITLE].strip() or f"Experiment {experiment_id}"
+def commit_message(experiment: Experiment) -> str:
+    """The title as subject, the rationale, and the ids as trailers."""
+    experiment_id, hypothesis_id = experiment.experiment_id, experiment.hypothesis_id
+    subject = plain_line(experiment.title)[:MAX_TITLE].strip() or f"Experiment {experiment_id}"
     trailers = [f"Experiment: {experiment_id}"]
     if hypothesis_id:
         trailers.append(f"Hypothesis: {hypothesis_id}")
-    rationale = plain(rationale).strip()
+    rationale = plain(experiment.rationale).strip()
     body = f"{rationale}\n\n" if rationale else ""
     return f"{subject}\n\n{body}" + "\n".join(trailers) + "\n"
 

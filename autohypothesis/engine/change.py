@@ -62,17 +62,17 @@ class Change:
 
     @classmethod
     def by_mutator(cls) -> Change:
-        """Whatever the task's own program comes up with."""
+        """The idea and the edit are the task's own program's."""
         return cls("instructions")
 
     @classmethod
     def from_tree(cls, tree: str) -> Change:
-        """What is in a working tree, see `Repository.snapshot_tree`."""
+        """The files of a working tree, see `Repository.snapshot_tree`."""
         return cls("tree", tree=tree)
 
     @classmethod
     def from_commit(cls, commit: str) -> Change:
-        """The artifacts of a commit, somebody else's as a rule, in place of the base's."""
+        """The artifacts of a commit, of another fleet as a rule, in place of the base's."""
         return cls("commit", commit=commit)
 
     @classmethod
@@ -93,7 +93,7 @@ def tree_of(repository: Repository, task: Task, base: str, change: Change) -> st
     """The tree of `base` with `change` applied, made without a checkout.
 
     Raises:
-        ChangeError: it does not apply, or it needs somebody to implement it.
+        ChangeError: it does not apply, or it has to be implemented first.
     """
     if change.kind == "none":
         return repository.tree_of(base)

@@ -14,82 +14,103 @@ import operator
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from autohypothesis.errors import ChangeError
 from autohypothesis.schema import Setting, nearest
 
 _BOM = b"\xef\xbb\xbf"
+MAX_TEXT = 4_000
+MAX_BITS = 200
+_MAX_POWER = 256
+_PATCH = "propose a patch instead"
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+class NotLiteralError(ChangeError):
+    """An expression whose value is only known when the script runs."""
 
 
 @dataclass
-class _Name:
-    """One name at the top of a module, and everything there that binds it."""
+class _Binding:
+    """Everything at the top of a module that binds one name.
+
+    Attributes:
+        value: what the last plain assignment to it assigns.
+        sites: every binding in words, with its line.
+        plain: how many of them are plain assignments.
+    """
 
     value: ast.expr | None = None
-    """What the one plain assignment to it assigns."""
     sites: list[str] = field(default_factory=list)
-    """Every binding in words, with its line: the plain assignments first seen first."""
     plain: int = 0
 
 
 def parse(source: bytes, name: str = "the script") -> ast.Module:
-    """The syntax tree.
+    """Return the syntax tree.
 
     Raises:
         ChangeError: it does not parse; the message has the line.
     """
     try:
-        return ast.parse(source)
+        return ast.parse(source.removeprefix(_BOM))
     except SyntaxError as error:
-        said = f"{name} line {error.lineno} does not parse: {error.msg}"
-        raise ChangeError(said, hint="correct that line and propose it again") from error
+        problem = f"{name} line {error.lineno} does not parse: {error.msg}"
+        raise ChangeError(problem, hint="correct that line and propose it again") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise ChangeError(f"{name} does not parse: {error}") from error
 
 
 def read_constants(source: bytes | str) -> dict[str, Any]:
-    """Name -> value, for every top-level name that is assigned one literal, once.
+    """Return name -> value, for every top-level name that is assigned one literal, once.
 
     Arithmetic on numbers counts as literal: `TOTAL_BATCH_SIZE = 2**19` is 524288.
     """
     content = source.encode() if isinstance(source, str) else source
-    found = {}
-    for name, facts in _names(parse(content.removeprefix(_BOM))).items():
-        if facts.value is not None and len(facts.sites) == 1:
+    constants = {}
+    for name, binding in _bindings(parse(content)).items():
+        if binding.value is not None and len(binding.sites) == 1:
             try:
-                found[name] = literal(facts.value)
+                constants[name] = literal(binding.value)
             except NotLiteralError:
                 continue
-    return found
+    return constants
 
 
 def settable_names(source: bytes) -> list[str]:
-    """The names that `set_constants` could find in `source`."""
-    names = _names(parse(source.removeprefix(_BOM)))
-    return [name for name, facts in names.items() if facts.plain]
+    """Return the names that `set_constants` could find in `source`."""
+    return [name for name, binding in _bindings(parse(source)).items() if binding.plain]
 
 
 def computed_names(source: bytes) -> set[str]:
-    """Settable constants whose value mentions another one: they follow it, and are nobody's choice.
+    """Return the settable constants whose value mentions another one, and so follows it.
 
     Raises:
         ChangeError: the script cannot be parsed.
     """
     settable = set(settable_names(source))
     constants = {name for name in settable if name.isupper()} or settable
-    found = set()
-    for statement in parse(source.removeprefix(_BOM)).body:
+    computed = set()
+    for statement in parse(source).body:
         name, value = _plain_assignment(statement)
         if value is not None and name in settable:
             mentioned = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
             if mentioned & constants:
-                found.add(name)
-    return found
+                computed.add(name)
+    return computed
 
 
 def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
-    """`source` with top-level constants set; keys match without case.
+    """Return `source` with top-level constants set; keys match without case.
 
     Raises:
         ChangeError: a name is unknown, ambiguous, assigned more than once or elsewhere than in a
@@ -98,38 +119,45 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
     """
     bom, content = (_BOM, source[len(_BOM) :]) if source.startswith(_BOM) else (b"", source)
     _refuse_other_encodings(content)
-    names = _names(parse(content))
+    names = _bindings(parse(content))
     chosen: dict[str, Setting] = {}
     for key, value in overrides.items():
         name = _find(key, names)
         if name in chosen:
             raise ChangeError(f"{name} is set twice, as {key!r} and by another spelling")
         chosen[name] = value
-    starts = _line_starts(content)
+    # Of every line that Python knows: they end with \n, \r\n or \r.
+    starts = [0, *accumulate(map(len, content.splitlines(keepends=True)))]
     edits = [_edit(name, names[name], value, starts) for name, value in chosen.items()]
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
-    _verify(content, chosen)
+    there = read_constants(content)
+    for name, value in chosen.items():
+        if name not in there or not same(there[name], value):
+            raise ChangeError(
+                f"{name} reads back as {there.get(name)!r}, not {value!r}", hint=_PATCH
+            )
     return bom + content
 
 
 # ── finding the assignment ──────────────────────────────────────────────────────────────────
 
 
-def _names(tree: ast.Module) -> dict[str, _Name]:
+def _bindings(tree: ast.Module) -> dict[str, _Binding]:
     """Every name that code at the top of the module binds, in the order of the file."""
-    names: dict[str, _Name] = {}
+    names: dict[str, _Binding] = {}
     for statement in tree.body:
         target, value = _plain_assignment(statement)
         if target is not None:
-            facts = names.setdefault(target, _Name())
-            facts.value, facts.plain = value, facts.plain + 1
-            facts.sites.append(f"line {statement.lineno}")
-        for name, where in _other_bindings(statement, plain=target):
-            names.setdefault(name, _Name()).sites.append(where)
-    for name, where in _global_bindings(tree):
-        if name in names:
-            names[name].sites.append(where)
+            binding = names.setdefault(target, _Binding())
+            binding.value, binding.plain = value, binding.plain + 1
+            binding.sites.append(f"line {statement.lineno}")
+        for name, site in _other_bindings(statement, plain=target):
+            names.setdefault(name, _Binding()).sites.append(site)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            for name in names.keys() & set(node.names):
+                names[name].sites.append(f"line {node.lineno} (a function, through `global`)")
     return names
 
 
@@ -148,47 +176,34 @@ def _plain_assignment(statement: ast.stmt) -> tuple[str | None, ast.expr | None]
 def _other_bindings(statement: ast.stmt, plain: str | None) -> Iterator[tuple[str, str]]:
     """Names that a statement binds in any other way: in a branch, a loop, by unpacking, `+=`."""
     kind = type(statement).__name__.lower()
+    words = {
+        "assign": "an assignment to several names",
+        "annassign": "an annotation without a value",
+        "augassign": "an assignment like +=",
+    }.get(kind, f"a statement of kind '{kind}'")
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield statement.name, f"line {statement.lineno} (a definition)"
         return
     for node in _module_scope(statement):
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             if node.id != plain:
-                yield node.id, f"line {node.lineno} (inside {_article(kind)})"
+                yield node.id, f"line {node.lineno} (inside {words})"
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 name = alias.asname or alias.name.split(".")[0]
                 yield name, f"line {node.lineno} (an import)"
 
 
-def _article(kind: str) -> str:
-    words = {
-        "assign": "an assignment to several names",
-        "annassign": "an annotation without a value",
-        "augassign": "an assignment like +=",
-    }
-    return words.get(kind, f"a statement of kind '{kind}'")
-
-
 def _module_scope(node: ast.AST) -> Iterator[ast.AST]:
-    """`node` and what is in it, without the bodies of functions and classes."""
+    """`node` and what is in it, without what has a scope of its own."""
+    own = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
     yield node
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            continue
-        if isinstance(child, ast.comprehension):
-            continue
-        yield from _module_scope(child)
+        if not isinstance(child, own):
+            yield from _module_scope(child)
 
 
-def _global_bindings(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Global):
-            for name in node.names:
-                yield name, f"line {node.lineno} (a function, through `global`)"
-
-
-def _find(key: str, names: Mapping[str, _Name]) -> str:
+def _find(key: str, names: Mapping[str, _Binding]) -> str:
     """The constant that `key` means.
 
     Raises:
@@ -199,48 +214,44 @@ def _find(key: str, names: Mapping[str, _Name]) -> str:
             f"{key} belongs to the orchestrator, which gives every candidate the same seeds",
             hint="choose it with `python orchestrator.py run-experiment --seed N`",
         )
-    settable = [name for name, facts in names.items() if facts.plain]
-    alike = [name for name in settable if name.lower() == key.lower()]
-    name = key if key in settable else alike[0] if len(alike) == 1 else ""
-    if len(alike) > 1 and not name:
+    settable = [name for name, binding in names.items() if binding.plain]
+    alike = [key] if key in settable else [n for n in settable if n.lower() == key.lower()]
+    if len(alike) > 1:
         raise ChangeError(f"{key!r} can mean {' or '.join(alike)}", hint="write it as the script")
-    if not name:
+    if not alike:
         elsewhere = names.get(key) or names.get(key.upper())
         if elsewhere is not None:
-            raise ChangeError(
-                f"{key} is not set by a plain assignment, but in {elsewhere.sites[0]}",
-                hint="propose a patch instead",
-            )
+            site = elsewhere.sites[0]
+            raise ChangeError(f"{key} is not set by a plain assignment, but in {site}", hint=_PATCH)
         near = nearest(key.upper(), [one for one in settable if one.isupper()] or settable)
         raise ChangeError(
             f"there is no constant {key!r}{near}", hint="`show ID` lists an experiment's settings"
         )
-    sites = names[name].sites
+    sites = names[alike[0]].sites
     if len(sites) > 1:
         raise ChangeError(
-            f"{name} is bound more than once: {', '.join(sites[:4])}",
-            hint="propose a patch instead",
+            f"{alike[0]} is bound more than once: {', '.join(sites[:4])}", hint=_PATCH
         )
-    return name
+    return alike[0]
 
 
 # ── writing the value ───────────────────────────────────────────────────────────────────────
 
 
-def _edit(name: str, facts: _Name, value: Setting, starts: list[int]) -> tuple[int, int, str]:
+def _edit(name: str, binding: _Binding, value: Setting, starts: list[int]) -> tuple[int, int, str]:
     """Where the present value stands, and what to put there."""
-    node = facts.value
+    node = binding.value
     assert node is not None and node.end_lineno is not None and node.end_col_offset is not None
     try:
         present = literal(node)
     except NotLiteralError as error:
         if not name.isupper():  # `model = build()` is no constant, `DEPTH = profile.depth` is one
             raise ChangeError(
-                f"{name} is computed ({error}), not a constant", hint="propose a patch instead"
+                f"{name} is computed ({error}), not a constant", hint=_PATCH
             ) from error
         text = render(name, value, like=None)
     else:
-        refuse_other_kind(name, present, value)
+        _refuse_other_kind(name, present, value)
         if same(present, value):
             raise ChangeError(
                 f"{name} is {present!r} already, so this changes nothing",
@@ -251,63 +262,39 @@ def _edit(name: str, facts: _Name, value: Setting, starts: list[int]) -> tuple[i
     return start, starts[node.end_lineno - 1] + node.end_col_offset, text
 
 
-def _verify(content: bytes, chosen: Mapping[str, Setting]) -> None:
-    """Read the result back: it must hold what was asked for.
-
-    Raises:
-        ChangeError: it does not.
-    """
-    found = read_constants(content)
-    for name, value in chosen.items():
-        if name not in found or not same(found[name], value):
-            raise ChangeError(
-                f"{name} reads back as {found.get(name)!r}, not {value!r}",
-                hint="propose a patch instead",
-            )
-
-
-def _line_starts(content: bytes) -> list[int]:
-    """The offset of every line, with the line ends that Python knows: \\n, \\r\\n and \\r."""
-    starts = [0]
-    for line in content.splitlines(keepends=True):
-        starts.append(starts[-1] + len(line))
-    return starts
-
-
 def _refuse_other_encodings(content: bytes) -> None:
     """Positions count UTF-8 bytes, so a script that says it is something else cannot be edited."""
+    problem = ""
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
         content.decode("utf-8")
+        if encoding not in ("utf-8", "utf-8-sig"):
+            problem = f"the script is {encoding}"
     except (UnicodeDecodeError, SyntaxError) as error:
+        problem = f"the script is not UTF-8: {error}"
+    if problem:
+        raise ChangeError(problem, hint="save it as UTF-8 and commit it")
+
+
+def _refuse_other_kind(name: str, present: Any, value: Setting) -> None:
+    """Refuse a number for a text, or the reverse: a slip in the change."""
+    kinds = (("a number", (int, float)), ("text", (str,)), ("a list", (list, tuple)))
+    was, becomes = (
+        next((word for word, types in kinds if isinstance(one, types)), None)
+        for one in (present, value)
+    )
+    if was and becomes and was != becomes:
         raise ChangeError(
-            f"the script is not UTF-8: {error}", hint="save it as UTF-8 and commit it"
-        ) from error
-    if encoding not in ("utf-8", "utf-8-sig"):
-        raise ChangeError(f"the script is {encoding}", hint="save it as UTF-8 and commit it")
+            f"{name} is {was} ({present!r}), and {value!r} is {becomes}",
+            hint="propose a value of the same kind, or a patch",
+        )
 
 
-MAX_TEXT = 4_000
-MAX_BITS = 200
-_MAX_POWER = 256
-
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
-
-
-class NotLiteralError(ChangeError):
-    """An expression whose value is only known when the script runs."""
+# ── literals ────────────────────────────────────────────────────────────────────────────────
 
 
 def literal(node: ast.expr) -> Any:
-    """The value of `node`, where it can be known without running anything.
+    """Return the value of `node`, where it can be known without running anything.
 
     Raises:
         NotLiteralError: it cannot.
@@ -329,8 +316,7 @@ def literal(node: ast.expr) -> Any:
 
 def _arithmetic(node: ast.BinOp) -> Any:
     left, right = _number(node.left), _number(node.right)
-    too_large = isinstance(node.op, ast.Pow) and (abs(left) > 1e6 or abs(right) > _MAX_POWER)
-    if too_large:
+    if isinstance(node.op, ast.Pow) and (abs(left) > 1e6 or abs(right) > _MAX_POWER):
         raise NotLiteralError("a power beyond any constant")
     try:
         value = _OPERATORS[type(node.op)](left, right)
@@ -349,7 +335,7 @@ def _number(node: ast.expr) -> Any:
 
 
 def render(name: str, value: Setting, like: Any) -> str:
-    """`value` as Python writes it, in the shape of `like`: JSON has lists where Python has tuples.
+    """Write `value` in Python, in the shape of `like`: JSON has lists where Python has tuples.
 
     Raises:
         ChangeError: not finite, too long, or not a literal.
@@ -383,20 +369,8 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def refuse_other_kind(name: str, present: Any, value: Setting) -> None:
-    """A number for a text, or the reverse, is a slip of whoever wrote the change."""
-    kinds = (("a number", (int, float)), ("text", (str,)), ("a list", (list, tuple)))
-    was = next((word for word, types in kinds if isinstance(present, types)), None)
-    becomes = next((word for word, types in kinds if isinstance(value, types)), None)
-    if was and becomes and was != becomes:
-        raise ChangeError(
-            f"{name} is {was} ({present!r}), and {value!r} is {becomes}",
-            hint="propose a value of the same kind, or a patch",
-        )
-
-
 def same(one: Any, other: Any) -> bool:
-    """Equal as a setting: 1 is 1.0 but not True, and a list is a tuple."""
+    """Whether two settings are equal: 1 is 1.0 but not True, and a list is a tuple."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, bool) or isinstance(other, bool):

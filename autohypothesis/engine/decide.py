@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 from autohypothesis.engine import contention
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.evidence import Case, as_it_counts, as_recorded, finished, gather
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Unconfirmed, Verdict, verdict_of
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
-from autohypothesis.engine.runner import Request
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
@@ -34,7 +34,7 @@ HandMade = Literal["keep", "discard", "crash"]
 class MissingRun:
     """A run that a win needs: a commit again, at one seed, on one platform."""
 
-    request: Request
+    experiment: Experiment
     commit: str
     platform_key: str
 
@@ -104,7 +104,7 @@ def settle(
     limits: Mapping[str, Constraint] | None = None,
     order: Callable[[list[str]], list[str]] = lambda waiting: waiting,
 ) -> Settlement:
-    """Decide experiments; one that cannot be decided is in nobody's way.
+    """Decide experiments; one that cannot be decided does not stop the others.
 
     Args:
         experiment_ids: those to decide, in this order, and before a win the ended runs that
@@ -123,10 +123,10 @@ def settle(
         if experiment_ids is None:
             waiting, damaged = _waiting(project, settling.past)
             settling.decide(order([name for name, _ in waiting]))
-            settling.outcome.refused[:0] = damaged
+            settling.settlement.refused[:0] = damaged
         else:
             settling.decide(experiment_ids)
-        return settling.outcome
+        return settling.settlement
 
 
 def settle_by_hand(
@@ -216,20 +216,20 @@ class _Settling:
     decided_by: str
     may: Callable[[str], None] = lambda experiment_id: None
     limits: Mapping[str, Constraint] = field(default_factory=dict)
-    outcome: Settlement = field(default_factory=Settlement)
+    settlement: Settlement = field(default_factory=Settlement)
 
     def decide(self, names: Iterable[str]) -> None:
         """Decide `names`; a win that needs runs again whenever one of these was decided."""
         self._decide_each(names)
-        outcome, known = self.outcome, 0
-        while outcome.needs_runs:
-            refused = list(outcome.refused)
+        settlement, known = self.settlement, 0
+        while settlement.needs_runs:
+            refused = list(settlement.refused)
             self._decide_each(self._ended_replicates())
-            outcome.refused = refused  # it says nothing of replicates that were not asked for
-            if len(outcome.decisions) == known:
+            settlement.refused = refused  # it says nothing of replicates that were not asked for
+            if len(settlement.decisions) == known:
                 return
-            known = len(outcome.decisions)
-            wins, outcome.needs_runs = outcome.needs_runs, []
+            known = len(settlement.decisions)
+            wins, settlement.needs_runs = settlement.needs_runs, []
             self._decide_each(win.experiment_id for win in wins)
 
     def _decide_each(self, names: Iterable[str]) -> None:
@@ -238,24 +238,26 @@ class _Settling:
                 self.may(name)
                 outcome = self.decide_one(name)
             except AutohypothesisError as error:
-                self.outcome.refused.append(Refused(name, error))
+                self.settlement.refused.append(Refused(name, error))
                 continue
             except RECOVERABLE_ERRORS as error:
                 problem = SettleError(f"{name} cannot be judged: {describe(error)}")
-                self.outcome.refused.append(Refused(name, problem))
+                self.settlement.refused.append(Refused(name, problem))
                 self.past.reference = ""  # wherever it stands by now
                 continue
             if isinstance(outcome, NeedsRuns):
-                self.outcome.needs_runs.append(outcome)
+                self.settlement.needs_runs.append(outcome)
             elif outcome is not None:
-                self.outcome.decisions.append(outcome)
+                self.settlement.decisions.append(outcome)
 
     def _ended_replicates(self) -> list[str]:
         """The undecided experiments that are runs which a win needs."""
         needed = {
-            (run.commit, run.request.seed) for one in self.outcome.needs_runs for run in one.runs
+            (run.commit, run.experiment.seed)
+            for one in self.settlement.needs_runs
+            for run in one.runs
         }
-        known = {one.experiment_id for one in self.outcome.refused}
+        known = {one.experiment_id for one in self.settlement.refused}
         return [
             name
             for name, metadata in _waiting(self.project, self.past)[0]
@@ -347,16 +349,16 @@ def _missing_runs(others: Settled, case: Case, win: Unconfirmed) -> Iterable[Mis
         of_change = side == "change"
         commit = case.result.commit if of_change else case.base
         what = name if of_change else f"the base of {name}"
-        request = Request(
+        experiment = Experiment(
             Change.none(),
             title=f"{what} again, at seed {seed}",
             rationale=f"{name} is kept when it is better at further seeds as well",
             # An earlier try that was lost is continued: how often it may be is counted by it.
-            hypothesis_id=others.lost_at(commit, seed),
+            hypothesis_id=others.lost_at(commit, seed) or "",
             seed=seed,
             replicates=name if of_change else others.first_of(case.base, key),
         )
-        yield MissingRun(request, commit, key)
+        yield MissingRun(experiment, commit, key)
 
 
 def _verdict_by_hand(experiment_id: str, evidence: Evidence, said: _ByHand) -> Verdict:

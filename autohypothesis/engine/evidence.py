@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from autohypothesis.engine import contention
 from autohypothesis.engine.collect import is_collected
 from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.experiment import further_seed
 from autohypothesis.engine.failures import is_nobodys_fault
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured, Pair
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import further_seed
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import load

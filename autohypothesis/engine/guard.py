@@ -2,6 +2,9 @@
 
 `check_candidate` looks at a commit. `look` and `inspect` look at a checkout before and after a
 training: every tracked file, and the distributions that the training's Python has installed.
+`check_sources` and `run_preflight` refuse a hopeless candidate in seconds: what can be read from
+it, then the task's own test, in a checkout of the candidate but with the evaluator as it was
+committed. That test may import the candidate; without one a script is parsed, never imported.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -35,9 +38,15 @@ from autohypothesis.records.git import Entry, FileChange, Repository
 from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.schema import nearest
 
-LINK = "120000"
-_KINDS = {LINK: "a symbolic link", SUBMODULE: "a submodule"}
+_KINDS = {"120000": "a symbolic link", SUBMODULE: "a submodule"}
 MAX_NAMED = 8
+TIMEOUT_S = 120.0
+TRIES = 3
+"""How often a preflight is run that could not judge."""
+PAUSE_S = 0.5
+"""Before the second try; each later pause is longer by as much."""
+TAIL = 64 * 1024
+"""Bytes of what the preflight printed that are looked at."""
 
 
 # ── a commit ────────────────────────────────────────────────────────────────────────────────
@@ -53,15 +62,17 @@ def check_candidate(
     """
     outside = [one.path for one in changes if not task.is_artifact(one.path)]
     if outside:
+        rest = f" and {len(outside) - MAX_NAMED} more" if len(outside) > MAX_NAMED else ""
         raise ChangeError(
-            f"{', '.join(outside[:MAX_NAMED])}{_and_more(outside)} may not change; the artifacts of"
+            f"{', '.join(outside[:MAX_NAMED])}{rest} may not change; the artifacts of"
             f" task {task.id} are {', '.join(task.artifacts)}",
             hint="propose a change of those alone",
         )
     odd = [problem for one in changes if (problem := _odd(task, one))]
     if odd:
         raise ChangeError("; ".join(odd[:MAX_NAMED]), hint="an artifact stays a plain file")
-    _check_limits(repository, task, commit, changes)
+    for problem in _over_limits(repository, task, commit, changes):
+        raise ChangeError(problem, hint="propose a smaller change")
 
 
 def _odd(task: Task, change: FileChange) -> str:
@@ -75,35 +86,43 @@ def _odd(task: Task, change: FileChange) -> str:
     return ""
 
 
-def _check_limits(
+def _over_limits(
     repository: Repository, task: Task, commit: str, changes: Sequence[FileChange]
-) -> None:
+) -> Iterator[str]:
     limits = task.mutation
     if len(changes) > limits.max_files:
-        raise ChangeError(
-            f"{len(changes)} files change, mutation.max_files is {limits.max_files}",
-            hint="propose a smaller change",
-        )
+        yield f"{len(changes)} files change, mutation.max_files is {limits.max_files}"
     lines = sum((one.added or 0) + (one.removed or 0) for one in changes)
     if lines > limits.max_lines:
-        raise ChangeError(
-            f"{lines} lines change, mutation.max_lines is {limits.max_lines}",
-            hint="propose a smaller change",
-        )
+        yield f"{lines} lines change, mutation.max_lines is {limits.max_lines}"
     for one in changes:
         size = len(repository.show_file(commit, one.path)) if one.status != "D" else 0
         if size > limits.max_bytes:
-            raise ChangeError(
-                f"{one.path} grows to {size:,} bytes, mutation.max_bytes is {limits.max_bytes:,}",
-                hint="propose a smaller change",
-            )
+            most = f"mutation.max_bytes is {limits.max_bytes:,}"
+            yield f"{one.path} grows to {size:,} bytes, {most}"
+
+
+def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Return path -> blob of the files that make experiments comparable.
+
+    Raises:
+        ChangeError: the commit lacks the evaluator.
+    """
+    evaluator = task.scorer.evaluator
+    if evaluator is not None and evaluator not in entries:
+        raise ChangeError(
+            f"the commit has no {evaluator}, which scores task {task.id}"
+            f"{nearest(evaluator, list(entries))}",
+            hint="start from a commit that has it",
+        )
+    return {path: entry.blob for path, entry in entries.items() if task.is_protected(path)}
 
 
 # ── a checkout ──────────────────────────────────────────────────────────────────────────────
 
 
 class Stamp(NamedTuple):
-    """What `lstat` tells of a file; equal stamps mean that nobody wrote to it."""
+    """What `lstat` says of a file; equal stamps mean that nothing wrote to it."""
 
     mode: int
     size: int
@@ -113,24 +132,24 @@ class Stamp(NamedTuple):
 
 
 class Before(BaseModel):
-    """A checkout and an environment before a training, kept with its run until it has ended."""
+    """A checkout and an environment before a training, kept with its run until it has ended.
+
+    Attributes:
+        files: by the bytes of each path, read as Latin-1: JSON keeps no name that is not UTF-8.
+        distributions: metadata folder of each installed distribution -> when its list of files
+            was written.
+        copies: the SHA-256 of files that were copied from the user's checkout; keys as `files`.
+    """
 
     commit: str
     files: dict[str, Stamp]
-    """By the bytes of each path, read as Latin-1: JSON keeps no name that is not UTF-8."""
     distributions: dict[str, int]
-    """Metadata folder of each installed distribution -> when its list of files was written."""
     site_folders: list[str]
     copies: dict[str, str] = {}
-    """Of files that were copied from the user's checkout: the SHA-256, by path as in `files`."""
 
     def stamps(self) -> dict[str, Stamp]:
         """`files` by their paths."""
         return {_path(name): stamp for name, stamp in self.files.items()}
-
-    def digests(self) -> dict[str, str]:
-        """`copies` by their paths."""
-        return {_path(name): digest for name, digest in self.copies.items()}
 
 
 def _latin(path: str) -> str:
@@ -169,7 +188,7 @@ def look(
 
 
 def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]:
-    """What a training touched that it may not, in words; empty for an honest one.
+    """Describe what a training touched that it may not; empty for an honest one.
 
     A file that was only rewritten with its own content counts as untouched, and so does a new,
     untracked one: it is deleted before the next training.
@@ -180,17 +199,15 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
         now = _stamp(checkout / path)
         if now != stamp:
             problem = _replaced(checkout, path, stamp, now)
-            if problem:
-                problems.append(problem)
-            else:
-                rewritten.append(path)
+            problems += [problem] if problem else []
+            rewritten += [] if problem else [path]
     problems += _contents(repository, checkout, before, rewritten)
     changed = differences(before.distributions, installed(before.site_folders))
     return _at_most(problems) + _at_most(changed)
 
 
 def planted(task: Task, checkout: Path, before: Before) -> list[str]:
-    """What a run left where a scoring program would import it; in words.
+    """Describe what a run left where a scoring program would import it.
 
     Python looks beside a script, or in the folder that it is started in, before it looks anywhere
     else, and in a package beside what belongs to it.
@@ -248,7 +265,7 @@ def _contents(
     repository: Repository, checkout: Path, before: Before, paths: Sequence[str]
 ) -> list[str]:
     """Which of `paths` have another content than a checkout of the commit gave them."""
-    copies = before.digests()
+    copies = {_path(name): digest for name, digest in before.copies.items()}
     committed = [path for path in paths if path not in copies]
     changed = git_export.changed(repository, before.commit, checkout, committed)
     changed += [
@@ -260,68 +277,40 @@ def _contents(
 
 
 def _kind(mode: int) -> str:
-    names = (
-        (stat.S_ISLNK, "a symbolic link"),
-        (stat.S_ISDIR, "a folder"),
-        (stat.S_ISFIFO, "a pipe"),
-        (stat.S_ISREG, "a plain file"),
-    )
-    return next((name for test, name in names if test(mode)), "a special file")
+    names = {
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFREG: "a plain file",
+    }
+    return names.get(stat.S_IFMT(mode), "a special file")
 
 
 def _at_most(problems: list[str]) -> list[str]:
     rest = len(problems) - MAX_NAMED
-    return [shown(problem) for problem in problems[:MAX_NAMED]] + (
-        [f"and {rest} more"] if rest > 0 else []
-    )
+    more = [f"and {rest} more"] if rest > 0 else []
+    return [shown(problem) for problem in problems[:MAX_NAMED]] + more
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-
-
-# ── what scores a run ───────────────────────────────────────────────────────────────────────
-
-
-def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
-    """Path -> blob of the files that make experiments comparable.
-
-    Raises:
-        ChangeError: the commit lacks the evaluator.
-    """
-    evaluator = task.scorer.evaluator
-    if evaluator is not None and evaluator not in entries:
-        raise ChangeError(
-            f"the commit has no {evaluator}, which scores task {task.id}"
-            f"{nearest(evaluator, list(entries))}",
-            hint="start from a commit that has it",
-        )
-    return {path: entry.blob for path, entry in entries.items() if task.is_protected(path)}
-
-
-TIMEOUT_S = 120.0
-TRIES = 3
-"""How often a preflight is run that could not judge."""
-PAUSE_S = 0.5
-"""Before the second try; each later pause is longer by as much."""
-TAIL = 64 * 1024
-"""Bytes of what the command printed that are looked at."""
+# ── a preflight ─────────────────────────────────────────────────────────────────────────────
 
 
 class PreflightVerdict(BaseModel):
-    """The last line that a preflight command prints."""
+    """The last line that a preflight command prints.
+
+    Attributes:
+        constants: values of the script's constants, expressions evaluated.
+    """
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     ok: bool
     problem: str = ""
     constants: dict[str, Any] | None = None
-    """Values of the script's constants, expressions evaluated."""
-    num_params: int | None = None
 
 
 def check_sources(sources: Mapping[str, bytes], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The literal constants of Python `sources`, when they parse and fit together.
+    """Return the literal constants of Python `sources`, when they parse and fit together.
 
     Args:
         sources: the artifacts of the candidate, by path.
@@ -337,14 +326,14 @@ def check_sources(sources: Mapping[str, bytes], known: Mapping[str, Any]) -> dic
         except ChangeError as error:
             raise PreflightError(error.problem, hint=error.hint) from error
         constants = {**read_constants(source), **constants}
-    problem = shape_problem({name.lower(): value for name, value in constants.items()}, known)
+    problem = _shape_problem({name.lower(): value for name, value in constants.items()}, known)
     if problem:
         raise PreflightError(problem, hint="propose other sizes")
     return constants
 
 
-def shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> str | None:
-    """The rule of the published recipe that literal `constants` break; None if they break none."""
+def _shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """The rule of the published recipe that literal `constants` break."""
     for name in ("depth", "head_dim", "total_batch_size", "device_batch_size"):
         value = constants.get(name)
         if isinstance(value, (int, float)) and (isinstance(value, bool) or not value > 0):
@@ -352,14 +341,13 @@ def shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> str
     total, rows = constants.get("total_batch_size"), constants.get("device_batch_size")
     length = constants.get("max_seq_len", known.get("max_seq_len"))
     sizes = (total, rows, length)
-    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        return None
-    if total % (rows * length):
+    are_sizes = all(type(size) is int and size > 0 for size in sizes)
+    if are_sizes and total % (rows * length):
         return (
             f"TOTAL_BATCH_SIZE = {total} is not a multiple of DEVICE_BATCH_SIZE x MAX_SEQ_LEN"
             f" = {rows} x {length}"
         )
-    return None
+    return ""
 
 
 def run_preflight(
@@ -392,6 +380,7 @@ def run_preflight(
     see, environment = f"run `{' '.join(words)}` in {checkout}", _environment(task, inputs)
     environment = around.environment(environment, None) if around else environment
     confined = around.bound(around.preflight(checkout, evaluator)) if around else None
+    why = ""
     for attempt in range(TRIES):
         time.sleep(PAUSE_S * attempt)
         try:
@@ -404,44 +393,34 @@ def run_preflight(
                 f"the preflight does not start: {error}", hint="correct run.preflight of the task"
             ) from error
         verdict = _verdict(ended.out)
-        why = _unjudged(ended) if verdict is None else ""
-        if not why:
+        # The command may import the candidate, so one that crashes was crashed by it.
+        could_judge = not ended.exit_code or signal_of(ended.exit_code) in CRASHES
+        if verdict is None and not could_judge:
+            why = why_unjudged(ended.exit_code, None, ended.err or ended.out)
+        if verdict is not None or could_judge or not why:
             return _judged(ended, verdict, timeout_s, see)
     raise UnjudgedError(f"the preflight could not judge, {TRIES} times: {why}", hint=see)
-
-
-def _unjudged(ended: program.ProgramEnd) -> str:
-    """Why a preflight without a verdict says nothing about the candidate; empty if it does.
-
-    It may import the candidate, so one that crashes was crashed by it.
-    """
-    if not ended.exit_code or signal_of(ended.exit_code) in CRASHES:
-        return ""
-    return why_unjudged(ended.exit_code, None, ended.err or ended.out)
 
 
 def _judged(
     ended: program.ProgramEnd, verdict: PreflightVerdict | None, timeout_s: float, see: str
 ) -> PreflightVerdict:
-    """The verdict of a command that could judge; `see` is what shows a person why there is none."""
+    """The verdict of a command that could judge; `see` shows a person why there is none."""
     if ended.exit_code is None:
-        raise PreflightError(
-            f"the preflight {ended.limit(timeout_s)}", hint="propose a smaller model"
-        )
+        limit = ended.limit(timeout_s)
+        raise PreflightError(f"the preflight {limit}", hint="propose a smaller model")
     if verdict is None:
         reason = ended.err.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]
         raise PreflightError(f"the preflight gave no verdict: {reason[0][:300]}", hint=see)
     if not verdict.ok:
-        raise PreflightError(
-            verdict.problem or "the preflight refused it", hint="propose something else"
-        )
+        problem = verdict.problem or "the preflight refused it"
+        raise PreflightError(problem, hint="propose something else")
     return verdict
 
 
 def _environment(task: Task, inputs: Mapping[str, str] | None) -> dict[str, str]:
-    seen = {name: value for name, value in os.environ.items() if name in INHERITED}
     return {
-        **seen,
+        **{name: value for name, value in os.environ.items() if name in INHERITED},
         "HOME": os.path.expanduser("~"),
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -1,8 +1,8 @@
-"""A task's own program as the maker of changes: what it is told, what it may do, how it ended.
+"""A task's own program as the maker of changes: its input, its run, the record of a refusal.
 
 It works in a checkout of the reference that no run uses. Where bubblewrap works it sees the rest
-of the disk read-only; elsewhere the user's checkout is compared with what it was.
-What it did to the checkout is judged afterwards, by the guard, like any other change.
+of the disk read-only; elsewhere the user's checkout is compared with what it was. What it did to
+its checkout is judged afterwards, by the guard, like any other change.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.failures import FailureKind, room_in, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.past import Settled
-from autohypothesis.engine.project import Project, node_id
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import (
     AutohypothesisError,
@@ -39,76 +39,60 @@ from autohypothesis.sandbox import Kind
 from autohypothesis.schema import Decision, Metadata, Plan, Result, RunIdentity, Runtime, now
 
 TITLE_LIMIT = 200
+MAX_TRIALS = 20
+MAX_DIFF = 8_000
+"""Bytes of one diff: a program may be a language model, whose context is bounded."""
 OWN = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
 """What it leaves in the checkout is its change, so it leaves no compiled Python there."""
 MAX_NAMED = 4
 
 
 class MutatorError(ChangeError):
-    """The program that was to make a change failed; `kind` is what that says about the change."""
+    """The program failed to make a change; `kind` is what that says about the change."""
 
     def __init__(self, problem: str, *, kind: FailureKind, hint: str = "") -> None:
         super().__init__(problem, hint=hint)
         self.kind = kind
 
 
-class Look(NamedTuple):
-    """A checkout at one moment: its commit, and its tracked files as a tree."""
-
-    head: str
-    tree: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mutation:
-    """How a change was made, for its record.
-
-    Attributes:
-        note: the first line that the program printed: what it says it did.
-        seconds: from start to end, wall clock.
-    """
-
-    note: str = ""
-    exit_code: int | None = None
-    seconds: float = 0.0
-    sandbox: Kind = "none"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "note": self.note,
-            "exit_code": self.exit_code,
-            "seconds": round(self.seconds, 3),
-            "sandbox": self.sandbox,
-        }
-
-
 @dataclass(slots=True)
 class Mutator:
-    """The program of one task, run once; `made` then says how that went, failed or not."""
+    """The program of one task, run once; `made` then says how that went, failed or not.
+
+    Attributes:
+        document: `mutator_input`, which the program reads on its standard input.
+        past: what was decided before it is asked.
+    """
 
     repository: Repository
     task: Task
     seed: int
-    told: Mapping[str, Any]
-    """What it reads on its standard input, as JSON."""
+    document: Mapping[str, Any]
     past: Settled
-    """What was decided before it is asked."""
     cancelled: Callable[[], bool] = lambda: False
-    made: Mutation = field(default_factory=Mutation)
+    made: dict[str, Any] = field(
+        default_factory=lambda: {"note": "", "exit_code": None, "seconds": 0.0, "sandbox": "none"}
+    )
 
     def implement(self, instructions: str, checkout: Path) -> str:
         """See `Implementer.implement`.
 
         Raises:
-            MutatorError: it failed, took too long, said too much, or touched the user's checkout.
+            MutatorError: it failed, took too long, printed too much, or touched the user's
+                checkout.
         """
         kind = sandbox_kind(self.task)
         link = (checkout / ".git").read_bytes()
-        before = self._look() if kind == "none" else None
+        before = self._users_checkout() if kind == "none" else None
         ended = self._run(kind, instructions, checkout)
         note = ended.out.partition("\n")[0].strip()[:TITLE_LIMIT]
-        self.made = Mutation(note, ended.exit_code, ended.seconds, kind)
-        problems = self._changed(before) if before else []
+        self.made = {
+            "note": note,
+            "exit_code": ended.exit_code,
+            "seconds": round(ended.seconds, 3),
+            "sandbox": kind,
+        }
+        problems = self._changed(*before) if before else []
         if not _same_file(checkout / ".git", link):
             problems.append("replaced the .git of its checkout")
             _replace(checkout / ".git", link)
@@ -120,7 +104,7 @@ class Mutator:
     def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.ProgramEnd:
         words = resolved(self.task.mutator.command or (), self.repository.root)
         environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
-        document = json.dumps({**self.told, "instructions": instructions}, default=str)
+        document = json.dumps({**self.document, "instructions": instructions}, default=str)
         try:
             around = Surroundings(self.repository, self.task, kind)
             return program.run(
@@ -140,50 +124,48 @@ class Mutator:
             ) from error
 
     def _check(self, ended: program.ProgramEnd) -> None:
+        limit = self.task.mutator.timeout_seconds
+        kind: FailureKind = "code_error"
         if ended.overflow:
-            raise MutatorError(
-                f"the mutator printed more than {program.OUT_LIMIT:,} bytes", kind="code_error"
-            )
-        if ended.exit_code is None:
-            if self.cancelled():
-                raise AutohypothesisError("the mutator was called off")
-            limit = self.task.mutator.timeout_seconds
-            if ended.crowd:
-                raise MutatorError(f"the mutator {ended.limit(limit)}", kind="code_error")
-            raise MutatorError(f"the mutator took longer than {limit:g} s", kind="timeout")
-        if ended.exit_code:
-            if why := why_unjudged(ended.exit_code, None, ended.err or ended.out):
-                raise MutatorError(f"the mutator could not make a change: {why}", kind="infra")
-            raise MutatorError(
-                f"the mutator exited {ended.exit_code}: {ended.last_words()}", kind="code_error"
-            )
+            problem = f"printed more than {program.OUT_LIMIT:,} bytes"
+        elif ended.exit_code is None and self.cancelled():
+            raise AutohypothesisError("the mutator was called off")
+        elif ended.exit_code is None and ended.crowd:
+            problem = ended.limit(limit)
+        elif ended.exit_code is None:
+            problem, kind = f"took longer than {limit:g} s", "timeout"
+        elif not ended.exit_code:
+            return
+        elif why := why_unjudged(ended.exit_code, None, ended.err or ended.out):
+            problem, kind = f"could not make a change: {why}", "infra"
+        else:
+            problem = f"exited {ended.exit_code}: {ended.last_words()}"
+        raise MutatorError(f"the mutator {problem}", kind=kind)
 
     # ── without a sandbox ─────────────────────────────────────────────────────────────────
 
-    def _look(self) -> Look:
-        """The user's checkout, as far as git follows it."""
-        return Look(self.repository.head(), self.repository.snapshot_tree())
+    def _users_checkout(self) -> tuple[str, str]:
+        """The commit of the user's checkout, and its tracked files as a tree."""
+        return self.repository.head(), self.repository.snapshot_tree()
 
-    def _changed(self, before: Look) -> list[str]:
-        """What happened to the user's tracked files meanwhile, in words; what was deleted is back.
+    def _changed(self, head: str, tree: str) -> list[str]:
+        """Describe what happened to the user's tracked files; what was deleted is put back.
 
-        An edit may be the user's own, so it stays; what was there before is kept in git.
+        An edit may be the user's own, so it stays; the state before is kept in git.
         """
-        repository, after = self.repository, self._look()
-        if after.head != before.head:
-            return []  # somebody works there
-        changes = repository.changes(before.tree, after.tree)
+        repository, (head_now, tree_now) = self.repository, self._users_checkout()
+        changes = repository.changes(tree, tree_now) if head_now == head else []
         if not changes:
-            return []
-        ref = SALVAGE + str(self.told.get("iteration_id", "checkout"))
-        found = repository.commit_tree(before.tree, [before.head], "Your checkout, as it was\n")
+            return []  # nothing happened, or the user works there
+        ref = SALVAGE + str(self.document.get("iteration_id", "checkout"))
+        found = repository.commit_tree(tree, [head], "Your checkout, as it was\n")
         repository.compare_and_swap(ref, found, repository.read_ref(ref))
-        for change in changes:
-            if change.status == "D":
-                _restore(repository, before.tree, change)
+        deleted = [change for change in changes if change.status == "D"]
+        for change in deleted:
+            _restore(repository, tree, change)
         names = ", ".join(change.path for change in changes[:MAX_NAMED])
-        deleted = " (what was deleted is back)" if any(one.status == "D" for one in changes) else ""
-        return [f"or somebody else changed {names} of your checkout{deleted}; before: {ref}"]
+        back = " (what was deleted is back)" if deleted else ""
+        return [f"or somebody else changed {names} of your checkout{back}; before: {ref}"]
 
 
 def _restore(repository: Repository, tree: str, change: FileChange) -> None:
@@ -207,21 +189,18 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _same_file(path: Path, content: bytes) -> bool:
-    try:
+    with suppress(OSError):
         return not path.is_symlink() and path.read_bytes() == content
-    except OSError:
-        return False
+    return False
 
 
-MAX_TRIALS = 20
-MAX_DIFF = 8_000
-"""Bytes of one diff: a program may be a language model, whose context is bounded."""
+# ── its input ───────────────────────────────────────────────────────────────────────────────
 
 
-def told(
+def mutator_input(
     project: Project, past: Settled, experiment_id: str, base: str, seed: int
 ) -> dict[str, Any]:
-    """The document for one run of the mutator, see docs/tasks.md; `instructions` come with it."""
+    """Make the document for one run of the mutator, see docs/tasks.md."""
     objective = project.task.objective
     measured = _measured(past, base)
     return {
@@ -250,28 +229,20 @@ def tried_before(past: Settled, base: str, diff_hash: str) -> Decision | None:
     """
     measured = _measured(past, base)
     keys = ("", measured.platform_key if measured is not None else "")
-    for one in past.decisions:
-        same = one.base_commit == base and one.diff_hash == diff_hash
-        if (
-            same
-            and one.platform_key in keys
-            and not one.requeue
-            and one.decision_status != "replicate"
-        ):
-            return one
+    for decision in past.decisions:
+        same = decision.base_commit == base and decision.diff_hash == diff_hash
+        counts = not decision.requeue and decision.decision_status != "replicate"
+        if same and counts and decision.platform_key in keys:
+            return decision
     return None
 
 
 def _measured(past: Settled, commit: str) -> Decision | None:
     """The latest decision that says what a commit is worth."""
-    return next(
-        (
-            one
-            for one in reversed(past.decisions)
-            if one.commit == commit and one.decision_status == "keep"
-        ),
-        None,
-    )
+    for decision in reversed(past.decisions):
+        if decision.commit == commit and decision.decision_status == "keep":
+            return decision
+    return None
 
 
 def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
@@ -282,9 +253,9 @@ def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
 
 
 def _trials(project: Project, past: Settled) -> Iterator[dict[str, Any]]:
-    for one in [one for one in past.decisions if one.base_commit is not None][-MAX_TRIALS:]:
+    changes = [decision for decision in past.decisions if decision.base_commit is not None]
+    for one in changes[-MAX_TRIALS:]:
         run = project.layout.run(one.experiment_id)
-        title = str(read_object(run.result).get("title") or "")
         try:
             diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
         except (FileNotFoundError, RecordError):
@@ -294,41 +265,30 @@ def _trials(project: Project, past: Settled) -> Iterator[dict[str, Any]]:
             "status": one.decision_status,
             "score": one.metric_value,
             "reason": one.reason,
-            "description": title,
+            "description": str(read_object(run.result).get("title") or ""),
             "diff": diff,
         }
 
 
-class RefusedError(ChangeError):
+# ── a refused change ────────────────────────────────────────────────────────────────────────
+
+
+class RecordedRefusalError(ChangeError):
     """A change was refused, and has its record."""
-
-    def __init__(self, experiment_id: str, why: AutohypothesisError) -> None:
-        super().__init__(f"{experiment_id}: {why.problem}", hint=why.hint)
-        self.experiment_id = experiment_id
-
-
-def kind_of(error: AutohypothesisError) -> FailureKind | None:
-    """What a refusal stands for; None for an error that says nothing about the change."""
-    if isinstance(error, (NothingNewError, ConflictError)):
-        return "nothing_new"
-    if isinstance(error, MutatorError):
-        return error.kind
-    if isinstance(error, UnjudgedError) or room_in(str(error)):
-        return "infra"
-    if isinstance(error, ChangeError):
-        return "invalid"
-    return "code_error" if isinstance(error, PreflightError) else None
 
 
 def record_refusal(
     project: Project, plan: Plan, error: AutohypothesisError, mutation: Mapping[str, Any]
-) -> RefusedError | None:
-    """Write the bundle of a plan that came to nothing; None if the error does not speak of it.
+) -> RecordedRefusalError | None:
+    """Write the bundle of a change that was refused before it ran.
+
+    A loop over a task's own program has one record for each time that the program ran. None if
+    the error says nothing about the change.
 
     Raises:
         RecordError: the disk is full.
     """
-    kind = kind_of(error)
+    kind = _kind_of_refusal(error)
     if kind is None:
         return None
     run, base = project.layout.run(plan.experiment_id), plan.based_on_commit
@@ -344,7 +304,7 @@ def record_refusal(
         title=title,
         tag=plan.tag,
         seed=plan.seed,
-        node_id=node_id(),
+        node_id=plan.node_id,
     )
     runtime = Runtime(commit=commit, parent_commit=base, sandbox=str(mutation.get("sandbox") or ""))
     bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
@@ -362,4 +322,17 @@ def record_refusal(
         evidence={"mutation": dict(mutation)},
     )
     bundles.write_result(run, result)
-    return RefusedError(plan.experiment_id, error)
+    return RecordedRefusalError(f"{plan.experiment_id}: {error.problem}", hint=error.hint)
+
+
+def _kind_of_refusal(error: AutohypothesisError) -> FailureKind | None:
+    """What a refusal stands for; None for an error that says nothing about the change."""
+    if isinstance(error, (NothingNewError, ConflictError)):
+        return "nothing_new"
+    if isinstance(error, MutatorError):
+        return error.kind
+    if isinstance(error, UnjudgedError) or room_in(str(error)):
+        return "infra"
+    if isinstance(error, ChangeError):
+        return "invalid"
+    return "code_error" if isinstance(error, PreflightError) else None

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from datetime import date
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
@@ -27,7 +26,7 @@ from autohypothesis.errors import (
     SettleError,
     UsageError,
 )
-from autohypothesis.records.files import load, remove_folder, write_atomic, write_json
+from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
 from autohypothesis.records.git import EXPERIMENTS, Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.ledger import manifest_tag
@@ -35,7 +34,6 @@ from autohypothesis.records.locks import held
 from autohypothesis.records.outputs import refuse_foreign_ledger
 from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Manifest, Terms, now
-from autohypothesis.system import host_name
 
 
 def reference_branch(tag: str) -> str:
@@ -48,13 +46,13 @@ def reference_ref(tag: str) -> str:
 
 
 def todays_tag(today: date | None = None) -> str:
-    """`nov20` on the 20th of November, as people have always named these branches."""
+    """`nov20` on the 20th of November, as these branches are named by hand."""
     day = today or date.today()
     return f"{day:%b}{day.day}".lower()
 
 
 def new_tag(repository: Repository) -> str:
-    """Today's; with a number where somebody works on the branch of that name: it stays theirs."""
+    """Today's; with a number where the branch of that name is checked out: it stays its user's."""
     taken = {one.branch for one in repository.worktrees()}
     names = (todays_tag() + (f"-{number}" if number > 1 else "") for number in count(1))
     return next(name for name in names if reference_ref(name) not in taken)
@@ -118,12 +116,9 @@ class Project:
             GitError, TaskError: as `open`.
         """
         layout = Layout(Repository.find(path).root)
-        try:
-            manifest = load(Manifest, layout.manifest)
-        except (FileNotFoundError, RecordError):
-            return cls.open(path)
-        file = layout.root / manifest.task_file
-        return cls.open(path, task=file if manifest.task_file and file.is_file() else None)
+        manifest = load_or_none(Manifest, layout.manifest)
+        file = layout.root / manifest.task_file if manifest and manifest.task_file else None
+        return cls.open(path, task=file if file and file.is_file() else None)
 
     def with_tag(
         self,
@@ -139,9 +134,9 @@ class Project:
         which is otherwise located.
 
         Raises:
-            UsageError: an experiment of another tag is running, somebody observes it, or `tag` is
+            UsageError: an experiment of another tag is running, an observer works, or `tag` is
                 a search of another task.
-            FleetError: somebody works on the branch of the reference, or a file of the user's has
+            FleetError: the branch of the reference is checked out, or a file of the user's has
                 the name of the ledger.
         """
         wanted = checked_id(tag or self.usual_tag())
@@ -207,42 +202,37 @@ class Project:
                 hint=f"wait for it, or see `python orchestrator.py show {running[0]}`",
             )
 
-    def _locate(self, inputs: Mapping[str, str] | None) -> dict[str, str]:
-        if inputs is not None:
-            return dict(inputs)
-        root = self.layout.root
-        return locate_inputs(self.task, root, root, os.environ, pins={}).environment
-
     def _task_of(self, tag: str) -> str:
-        """Id of the task that a tag searches; empty when nobody said."""
+        """Id of the task that a tag searches; empty when that is unknown."""
         terms = self._earlier().get(tag)
         return terms.task if terms is not None else ""
 
     def _earlier(self) -> dict[str, Terms]:
         """The terms of each tag up to now."""
-        try:
-            before = load(Manifest, self.layout.manifest)
-        except (FileNotFoundError, RecordError):
+        before = load_or_none(Manifest, self.layout.manifest)
+        if before is None:
             return {}
         terms = {name: getattr(before, name) for name in Terms.model_fields}
         return {**before.earlier, before.tag: Terms.model_validate(terms)}
 
     def _manifest(self, tag: str, inputs: Mapping[str, str] | None) -> Manifest:
-        """That of a tag which begins, or goes on with the terms that it had."""
-        earlier = self._earlier()
-        terms = earlier.get(tag, Terms())
-        if inputs is not None or not terms.inputs:
-            terms = terms.model_copy(update={"inputs": self._locate(inputs)})
-        said = {"task": self.task.id, "task_file": self.task.source}
-        terms = terms.model_copy(update=said)
+        """The manifest of a tag which begins, or goes on with the terms that it had."""
+        earlier, root = self._earlier(), self.layout.root
+        terms = earlier.get(tag, Terms()).model_dump()
+        if inputs is not None:
+            terms["inputs"] = dict(inputs)
+        elif not terms["inputs"]:
+            located = locate_inputs(self.task, root, root, os.environ, pins={})
+            terms["inputs"] = located.environment
+        terms |= {"task": self.task.id, "task_file": self.task.source}
         return Manifest(
             tag=tag,
             created_at=now(),
-            repository_root=str(self.layout.root),
+            repository_root=str(root),
             shared_research_dir=str(self.layout.research),
             earlier=earlier,
             hub=shared_with(self.layout),
-            **terms.model_dump(),
+            **terms,
         )
 
 
@@ -262,18 +252,14 @@ def active_tag(layout: Layout) -> str | None:
 
 def shared_with(layout: Layout) -> str:
     """The hub that the fleet here shares with; empty where there is none."""
-    try:
-        return load(Manifest, layout.manifest).hub
-    except (FileNotFoundError, RecordError):
-        return ""
+    manifest = load_or_none(Manifest, layout.manifest)
+    return manifest.hub if manifest else ""
 
 
 def run_ids(layout: Layout) -> list[str]:
     """Every experiment that has a run folder, by name; a folder whose name is no id has none."""
-    if not layout.runs.is_dir():
-        return []
-    folders = (entry for entry in layout.runs.iterdir() if ID.fullmatch(entry.name))
-    return sorted(entry.name for entry in folders if entry.is_dir())
+    folders = layout.runs.iterdir() if layout.runs.is_dir() else ()
+    return sorted(one.name for one in folders if ID.fullmatch(one.name) and one.is_dir())
 
 
 def is_running(layout: Layout, experiment_id: str) -> bool:
@@ -281,65 +267,87 @@ def is_running(layout: Layout, experiment_id: str) -> bool:
     return shim.status(str(layout.run(experiment_id).folder)) == "running"
 
 
-def node_id() -> str:
-    """This machine, as records name it."""
-    return host_name()
-
+# ── taking back a beginning ─────────────────────────────────────────────────────────────────
 
 _TAGS = "refs/heads/autoresearch/"
 _OURS = (_TAGS, "refs/autohypothesis/", EXPERIMENTS)
 
 
-class _Before(NamedTuple):
-    """What there was before the command."""
-
-    fresh: bool
-    """Whether nothing was ever begun here."""
-    manifest: bytes | None
-    exclude: bytes | None
-    refs: dict[str, str]
-    worktrees: set[Path]
-    names: set[Path]
-    """What lay in the root under the names that we write."""
-
-
 @contextmanager
 def whole_or_nothing(repository: Repository, layout: Layout) -> Iterator[None]:
-    """Around a command that begins a search. An error that comes before the first run undoes it.
+    """Around a command that begins a search: an error that comes before the first run undoes it.
 
     In a repository without a search nothing of ours is left; in another the active tag is again
     what it was. What another process has begun meanwhile is left alone.
     """
-    before = _look(repository, layout)
+    before = _Before(repository, layout)
     try:
         yield
     except AutohypothesisError:
         with suppress(AutohypothesisError, OSError):  # the first error is the one to show
-            if before.fresh and _nothing_happened(layout):
-                _take_back(repository, layout, before)
-            elif not before.fresh and _read(layout.manifest) != before.manifest:
-                _take_back_tag(repository, layout, before)
+            before.restore()
         raise
 
 
-def _look(repository: Repository, layout: Layout) -> _Before:
-    fresh = not _entries(layout)
-    return _Before(
-        fresh=fresh,
-        manifest=_read(layout.manifest),
-        exclude=_read(_exclude_file(repository)),
-        refs=repository.refs("refs/" if fresh else _TAGS),
-        worktrees={one.path for one in repository.worktrees()} if fresh else set(),
-        names={path for path in _names(layout) if os.path.lexists(path)},
-    )
+class _Before:
+    """The state of a repository before the command; `restore` goes back to it."""
+
+    def __init__(self, repository: Repository, layout: Layout) -> None:
+        self.repository, self.layout = repository, layout
+        self.fresh = not _entries(layout)
+        self.manifest = _read(layout.manifest)
+        self.exclude_file = repository.common_dir / "info" / "exclude"
+        self.exclude = _read(self.exclude_file)
+        self.refs = repository.refs("refs/" if self.fresh else _TAGS)
+        self.worktrees = {one.path for one in repository.worktrees()} if self.fresh else set()
+        self.names = {layout.ledger, layout.results_tsv, layout.worktrees}
+        """Ours in the root, those left out that were there."""
+        self.names -= {path for path in self.names if os.path.lexists(path)}
+
+    def restore(self) -> None:
+        if self.fresh and nothing_happened(self.layout):
+            self._take_back()
+        elif not self.fresh and _read(self.layout.manifest) != self.manifest:
+            if self.manifest is not None:
+                write_atomic(self.layout.manifest, self.manifest)
+            self._delete_new_refs(_TAGS)
+
+    def _take_back(self) -> None:
+        layout = self.layout
+        for one in self.repository.worktrees():
+            if one.path not in self.worktrees:
+                self.repository.worktree_remove(one.path)
+        self._delete_new_refs(*_OURS)
+        for path in _entries(layout):
+            remove_folder(path)
+        for folder in (layout.research, *(self.names & {layout.worktrees})):
+            with suppress(OSError):
+                folder.rmdir()
+        for path, empty in ((layout.ledger, b""), (layout.results_tsv, HEADER.encode())):
+            if path in self.names and _read(path) == empty:
+                path.unlink()
+        there = _read(self.exclude_file)
+        if there is None or not there.startswith(self.exclude or b""):
+            return  # it has not only grown: others wrote to it
+        if self.exclude is None:
+            self.exclude_file.unlink()
+        elif there != self.exclude:
+            write_atomic(self.exclude_file, self.exclude)
+
+    def _delete_new_refs(self, *prefixes: str) -> None:
+        for prefix in prefixes:
+            for name, at in self.repository.refs(prefix).items():
+                if name not in self.refs:
+                    self.repository.delete_ref(name, at)
 
 
-def _exclude_file(repository: Repository) -> Path:
-    return repository.common_dir / "info" / "exclude"
-
-
-def _names(layout: Layout) -> tuple[Path, ...]:
-    return layout.ledger, layout.results_tsv, layout.worktrees
+def nothing_happened(layout: Layout) -> bool:
+    """Whether research/ holds no word of a run, a plan or an idea, and no process works there."""
+    ours = (layout.locks, layout.fleet, layout.live, layout.aggregate)
+    for path in _entries(layout):
+        if path not in ours and (path.is_file() or any(one.is_file() for one in path.rglob("*"))):
+            return False
+    return not any(held(layout, path.stem) for path in layout.locks.glob("*.lock"))
 
 
 def _entries(layout: Layout) -> list[Path]:
@@ -353,56 +361,3 @@ def _read(path: Path) -> bytes | None:
     with suppress(OSError):
         return path.read_bytes()
     return None
-
-
-def _nothing_happened(layout: Layout) -> bool:
-    """Whether research/ holds no word of a run, a plan or an idea, and nobody is at work there."""
-    ours = (layout.locks, layout.fleet, layout.live, layout.aggregate)
-    for path in _entries(layout):
-        if path not in ours and (path.is_file() or any(one.is_file() for one in path.rglob("*"))):
-            return False
-    return not any(held(layout, path.stem) for path in layout.locks.glob("*.lock"))
-
-
-def _take_back(repository: Repository, layout: Layout, before: _Before) -> None:
-    for one in repository.worktrees():
-        if one.path not in before.worktrees:
-            repository.worktree_remove(one.path)
-    _delete_new_refs(repository, before, _OURS)
-    for path in _entries(layout):
-        remove_folder(path)
-    with suppress(OSError):
-        layout.research.rmdir()
-    made = {path for path in _names(layout) if path not in before.names}
-    if layout.worktrees in made:
-        with suppress(OSError):
-            layout.worktrees.rmdir()
-    for path, empty in ((layout.ledger, b""), (layout.results_tsv, HEADER.encode())):
-        if path in made and _read(path) == empty:
-            path.unlink()
-    _restore(_exclude_file(repository), before.exclude)
-
-
-def _take_back_tag(repository: Repository, layout: Layout, before: _Before) -> None:
-    """The active tag as it was; a tag that is new and has no experiment is gone."""
-    if before.manifest is not None:
-        write_atomic(layout.manifest, before.manifest)
-    _delete_new_refs(repository, before, (_TAGS,))
-
-
-def _delete_new_refs(repository: Repository, before: _Before, prefixes: tuple[str, ...]) -> None:
-    for prefix in prefixes:
-        for name, at in repository.refs(prefix).items():
-            if name not in before.refs:
-                repository.delete_ref(name, at)
-
-
-def _restore(path: Path, content: bytes | None) -> None:
-    """The file as it was, where it has only grown since."""
-    there = _read(path)
-    if there is None or there == content or not there.startswith(content or b""):
-        return
-    if content is None:
-        path.unlink()
-    else:
-        write_atomic(path, content)

@@ -14,7 +14,7 @@ from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.failures import classify
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.logs import parse_summary
-from autohypothesis.engine.project import Project, node_id
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND
 from autohypothesis.errors import ChangeError, UsageError
 from autohypothesis.records import bundles, ids
@@ -28,6 +28,7 @@ from autohypothesis.schema import (
     finite,
     now,
 )
+from autohypothesis.system import host_name
 
 LOG_LIMIT = 256 << 20
 TAIL = 4_096
@@ -66,7 +67,7 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple
     spec = _spec(project, experiment_id, hypothesis_id, sha, base if sha != base else None, title)
     write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"))
     bundles.write_config(run, spec.config)
-    platform = f"{BY_HAND}{node_id()}"
+    platform = f"{BY_HAND}{host_name()}"
     bundles.write_metadata(run, metadata_of(spec, platform_key=platform, home="kept"))
     result = _result(spec, text)
     bundles.write_result(run, result)
@@ -94,7 +95,7 @@ def _plan(project: Project, experiment_id: str, hypothesis_id: str, base: str, t
         based_on_commit=base,
         worker_id=WORKER,
         tag=project.active(),
-        node_id=node_id(),
+        node_id=host_name(),
         hypothesis=PlannedHypothesis(hypothesis_id=hypothesis_id, title=title),
     )
 

@@ -15,8 +15,9 @@ from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, settle
 from autohypothesis.engine.evidence import finished
 from autohypothesis.engine.executor import Executor
+from autohypothesis.engine.experiment import Outcome
 from autohypothesis.engine.project import Project, is_running, run_ids
-from autohypothesis.engine.runner import Finished, Unwatched, Watch
+from autohypothesis.engine.runner import Unwatched, Watch
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records.files import load
 from autohypothesis.schema import Decision, Metadata
@@ -34,7 +35,7 @@ def confirm(
     decided_by: str,
     watch: Callable[[], Watch] = Unwatched,
     executor: Executor | None = None,
-    ran: Callable[[MissingRun, Finished, NeedsRuns], None] = lambda run, finished, win: None,
+    ran: Callable[[MissingRun, Outcome, NeedsRuns], None] = lambda run, finished, win: None,
 ) -> list[Decision]:
     """Decide an experiment; a win is run again first, as often as its task wants it.
 
@@ -60,7 +61,7 @@ def confirm(
 
     def make(own: Project, win: NeedsRuns, runs: Sequence[MissingRun]) -> None:
         for run in runs:
-            made = runner.run(own, run.request, watch=watch(), executor=executor)
+            made = runner.run(own, run.experiment, watch=watch(), executor=executor)
             ran(run, made, win)
             _check_platform(project, win, run, made)
 
@@ -120,7 +121,7 @@ def _not_under_way(project: Project, win: NeedsRuns) -> Iterator[MissingRun]:
     """The missing runs that no process, a fleet beside this one say, makes at this moment."""
     running = set(_running_replicates(project))
     for run in win.runs:
-        if (run.commit, run.request.seed) not in running:
+        if (run.commit, run.experiment.seed) not in running:
             yield run
 
 
@@ -136,7 +137,7 @@ def _running_replicates(project: Project) -> Iterator[tuple[str, int | None]]:
                 yield metadata.runtime.commit, metadata.run.seed
 
 
-def _check_platform(project: Project, win: NeedsRuns, run: MissingRun, made: Finished) -> None:
+def _check_platform(project: Project, win: NeedsRuns, run: MissingRun, made: Outcome) -> None:
     """Refuse a run that is no pair of anything: it would be made again and again."""
     metadata = load(Metadata, project.layout.run(made.experiment_id).metadata)
     key, commit = metadata.runtime.platform_key, made.result.commit

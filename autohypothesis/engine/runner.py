@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from itertools import count
 from typing import Protocol
 
 from autohypothesis.engine import recovery
-from autohypothesis.engine.candidate import Candidate, prepare
+from autohypothesis.engine.candidate import prepare
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import (
     Executor,
@@ -27,24 +27,19 @@ from autohypothesis.engine.executor import (
     RunSpec,
     Waits,
 )
+from autohypothesis.engine.experiment import FIRST_SEED, Experiment, Outcome, plan_page
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
-from autohypothesis.engine.mutator import Mutator, record_refusal, told, tried_before
-from autohypothesis.engine.pages import plan_page
+from autohypothesis.engine.mutator import Mutator, mutator_input, record_refusal, tried_before
 from autohypothesis.engine.past import Settled
-from autohypothesis.engine.project import Project, node_id
+from autohypothesis.engine.project import Project
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.files import require_writable
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.outputs import is_strangers_worktree
-from autohypothesis.schema import Plan, PlannedHypothesis, Prediction, Result, now
 
-FIRST_SEED = 42
-"""Every first run of a hypothesis has this seed, so that it meets the reference's equal. What is
-run again to confirm it has the seeds that follow, see `further_seed`."""
-ANY_DEVICE = Resources()
 POLL_S = 0.2
 """Between two looks at a running experiment: whoever looks runs beside what is measured."""
 
@@ -52,36 +47,8 @@ NOTICE_S = 1.0
 """Between two looks whether a running experiment stands still."""
 
 
-def further_seed(first: int | None, number: int) -> int:
-    """The seed of the `number`-th run again, from 1: the same for a change and for its base."""
-    return (FIRST_SEED if first is None else first) + number
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to run. Without a hypothesis id the change is a person's, and is given one."""
-
-    change: Change
-    title: str = ""
-    rationale: str = ""
-    hypothesis_id: str | None = None
-    seed: int | None = None
-    replicates: str | None = None
-    prediction: Prediction | None = None
-    mutation_seed: int | None = None
-    """For the program that makes the change; None: the experiment's id decides it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A collected experiment."""
-
-    experiment_id: str
-    result: Result
-
-
 class Watch(Protocol):
-    """Whoever wants to see a run while it lasts."""
+    """Sees a run while it lasts."""
 
     def preparing(self, title: str) -> None: ...
 
@@ -95,7 +62,7 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """Nobody looks."""
+    """A watch that shows nothing."""
 
     def preparing(self, title: str) -> None: ...
 
@@ -108,12 +75,12 @@ class Unwatched:
 
 def run(
     project: Project,
-    request: Request,
+    experiment: Experiment,
     *,
     watch: Watch | None = None,
     executor: Executor | None = None,
-) -> Finished:
-    """Prepare `request` on the reference, execute it, and collect its bundle.
+) -> Outcome:
+    """Prepare `experiment` on the reference, execute it, and collect its bundle.
 
     Ctrl-C cancels the training and collects what there is before it goes on.
 
@@ -129,8 +96,8 @@ def run(
     recovery.collect_ended(project.repository, project.layout)
     with free_worker(project) as worker:
         try:
-            watch.preparing(request.title)
-            spec = plan(project, request, worker, executor)
+            watch.preparing(experiment.title)
+            spec = plan(project, experiment, worker, executor)
             return execute(project, executor, [spec], watch)[0]
         finally:
             watch.ended()
@@ -138,7 +105,7 @@ def run(
 
 def execute(
     project: Project, executor: Executor, specs: Sequence[RunSpec], watch: Watch | None = None
-) -> list[Finished]:
+) -> list[Outcome]:
     """Run candidates side by side, each on a device of its own, and collect them in their order.
 
     Whatever ends this early ends the runs too, and leaves their records.
@@ -156,7 +123,7 @@ def execute(
         for handle in handles:
             _call_off(project, executor, handle)
         raise
-    return [Finished(handle.experiment_id, executor.collect(handle)) for handle in handles]
+    return [Outcome(handle.experiment_id, executor.collect(handle)) for handle in handles]
 
 
 def _call_off(project: Project, executor: Executor, handle: Handle) -> None:
@@ -198,102 +165,110 @@ def follow(
 
 def plan(
     project: Project,
-    request: Request,
+    experiment: Experiment,
     worker: str,
     executor: Executor | None = None,
     *,
     workspace: str | None = None,
-    resources: Resources = ANY_DEVICE,
+    resources: Resources | None = None,
     record_refused: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> RunSpec:
-    """The candidate of `request` under an id of its own, ready to submit.
+    """Prepare `experiment` under an id of its own, ready to submit.
 
     A refused change leaves no plan; what it wanted stays in git under `refs/experiments/<id>`.
     With an executor that can tell, nothing is prepared while no device is free.
 
     Args:
         workspace: the worktree to prepare in; default: the worker's own, which then must be free.
-        resources: what to run on, where it is not to be whichever is free.
+        resources: what to run on; default: what the task says, else whichever is free.
         record_refused: leave a bundle of a refused change, to be decided like any other.
         cancelled: whether a program that makes the change is to be ended, and all forgotten.
 
     Raises:
-        ChangeError, PreflightError: the change is refused; RefusedError when that is recorded.
+        ChangeError, PreflightError: the change is refused (`RecordedRefusalError`: on record).
         LeaseError: every device is held.
     """
-    base = _base(project, request)
+    base = _base(project, experiment)
     side = Workspace.named(project.repository, workspace or worker, fleet=project.active())
     inputs = _inputs(project, side, base)
     if isinstance(executor, Offers):
         executor.offer(project.task, inputs)
-    is_baseline = request.change.kind == "none" and request.replicates is None
-    request = _complete(project, request, is_baseline)
-    experiment_id = ids.allocate_experiment(
-        project.layout,
-        str(request.hypothesis_id),
-        project.repository.experiments_before,
-        plan=lambda given: _plan(project, request, worker, base, given),
-        page=lambda given: plan_page(_plan(project, request, worker, base, given)),
-    )
-    mutator = _mutator(project, request, base, experiment_id, cancelled)
+    experiment = _planned(project, experiment, worker, base)
+    experiment_id = experiment.experiment_id
+    mutator = _mutator(project, experiment, cancelled)
     try:
-        candidate = _candidate(project, request, side, base, experiment_id, inputs, mutator)
-        _refuse_what_was_tried(candidate, mutator)
+        prepared = prepare(
+            project.repository, project.task, experiment,
+            workspace=side, inputs=inputs, implementer=mutator,
+        )  # fmt: skip
+        _refuse_what_was_tried(prepared, mutator)
     except BaseException as error:
         if record_refused and isinstance(error, AutohypothesisError):
-            made = mutator.made.to_json() if mutator else {}
-            planned = _plan(project, request, worker, base, experiment_id)
-            if refused := record_refusal(project, planned, error, made):
+            made = mutator.made if mutator else {}
+            if refused := record_refusal(project, experiment.plan(), error, made):
                 raise refused from error
         forget(project, experiment_id)
         raise
-    spec = _spec(project, request, worker, candidate, resources)
-    return spec.model_copy(update={"mutation": mutator.made.to_json()}) if mutator else spec
+    resources = resources or Resources()
+    if resources.kind is None:
+        resources = resources.model_copy(update={"kind": project.task.run.device})
+    return prepared.spec(project.task, resources, mutator.made if mutator else None)
 
 
-def _base(project: Project, request: Request) -> str:
+def _base(project: Project, experiment: Experiment) -> str:
     """The reference; for a repeat the commit that it repeats, wherever the reference is by now."""
-    if request.replicates is not None and request.change.kind == "none":
-        repeated = project.repository.read_ref(experiment_ref(request.replicates))
+    if experiment.replicates is not None and experiment.change.kind == "none":
+        repeated = project.repository.read_ref(experiment_ref(experiment.replicates))
         if repeated is not None:
             return repeated
-        if not project.layout.plan(request.replicates).exists():
+        if not project.layout.plan(experiment.replicates).exists():
             raise ChangeError(
-                f"there is no experiment {request.replicates!r} to repeat",
+                f"there is no experiment {experiment.replicates!r} to repeat",
                 hint="run `python orchestrator.py runs` for the ids there are",
             )
     return project.reference()
 
 
-def _complete(project: Project, request: Request, is_baseline: bool) -> Request:
-    """`request` with an id, a title and a seed."""
-    hypothesis_id = request.hypothesis_id
-    if hypothesis_id is None and is_baseline and request.replicates is None:
-        hypothesis_id = ids.baseline_id(project.active())
-    elif hypothesis_id is None:
-        hypothesis_id = ids.allocate_hypothesis(project.layout, project.active())
-    return replace(
-        request,
+def _planned(project: Project, experiment: Experiment, worker: str, base: str) -> Experiment:
+    """`experiment` with its ids, a title and a seed; its plan is written."""
+    layout, tag = project.layout, project.active()
+    hypothesis_id = experiment.hypothesis_id
+    if not hypothesis_id and experiment.is_baseline:
+        hypothesis_id = ids.baseline_id(tag)
+    elif not hypothesis_id:
+        hypothesis_id = ids.allocate_hypothesis(layout, tag)
+    planned = replace(
+        experiment,
         hypothesis_id=hypothesis_id,
-        title=request.title or _title(request.change),
-        seed=FIRST_SEED if request.seed is None else request.seed,
+        title=experiment.title or _title(experiment.change),
+        seed=FIRST_SEED if experiment.seed is None else experiment.seed,
+        tag=tag,
+        worker_id=worker,
+        base=base,
     )
+    experiment_id = ids.allocate_experiment(
+        layout,
+        hypothesis_id,
+        project.repository.experiments_before,
+        plan=lambda given: replace(planned, experiment_id=given).plan(),
+        page=lambda given: plan_page(replace(planned, experiment_id=given).plan()),
+    )
+    return replace(planned, experiment_id=experiment_id)
 
 
 def _title(change: Change) -> str:
-    """What a person who said nothing would have said."""
+    """The title of a change that was given none; what makes the change may still say one."""
     if change.kind == "overrides":
         return ", ".join(f"{name.upper()} = {value}" for name, value in change.overrides.items())
-    # Without instructions the maker of the change says what it is.
     words = {
         "none": "baseline",
         "tree": "the working tree",
         "patch": "a patch",
         "commit": f"the artifacts of {change.commit[:7]}",
     }
-    said = change.text.strip().splitlines()[:1]
-    return words.get(change.kind) or "".join(said)[:100]
+    first_line = change.text.strip().splitlines()[:1]
+    return words.get(change.kind) or "".join(first_line)[:100]
 
 
 def _inputs(project: Project, workspace: Workspace, base: str) -> Inputs:
@@ -303,53 +278,25 @@ def _inputs(project: Project, workspace: Workspace, base: str) -> Inputs:
     return locate_inputs(project.task, checkout, project.repository.root, os.environ)
 
 
-def _candidate(
-    project: Project,
-    request: Request,
-    workspace: Workspace,
-    base: str,
-    experiment_id: str,
-    inputs: Inputs,
-    mutator: Mutator | None,
-) -> Candidate:
-    return prepare(
-        project.repository,
-        project.task,
-        base,
-        request.change,
-        experiment_id,
-        title=request.title,
-        rationale=request.rationale,
-        hypothesis_id=str(request.hypothesis_id),
-        workspace=workspace,
-        inputs=inputs,
-        implementer=mutator,
-    )
-
-
 def _mutator(
-    project: Project, request: Request, base: str, experiment_id: str, cancelled: Callable[[], bool]
+    project: Project, experiment: Experiment, cancelled: Callable[[], bool]
 ) -> Mutator | None:
-    """The task's program, for a change that somebody has to make."""
-    if request.change.kind != "instructions" or project.task.mutator.command is None:
+    """The task's program, for a change that it has to make."""
+    if experiment.change.kind != "instructions" or project.task.mutator.command is None:
         return None
     past = Settled.of_tag(project.layout, project.tag)
-    seed = request.mutation_seed
+    seed = experiment.mutation_seed
     if seed is None:
-        seed = int.from_bytes(sha256(experiment_id.encode()).digest()[:4], "big")
-    return Mutator(
-        project.repository,
-        project.task,
-        seed,
-        told(project, past, experiment_id, base, seed),
-        past,
-        cancelled,
-    )
+        seed = int.from_bytes(sha256(experiment.experiment_id.encode()).digest()[:4], "big")
+    document = mutator_input(project, past, experiment.experiment_id, experiment.base, seed)
+    return Mutator(project.repository, project.task, seed, document, past, cancelled)
 
 
-def _refuse_what_was_tried(candidate: Candidate, mutator: Mutator | None) -> None:
+def _refuse_what_was_tried(experiment: Experiment, mutator: Mutator | None) -> None:
     """A program forgets; the same change of the same commit is not measured until it is lucky."""
-    before = tried_before(mutator.past, candidate.base, candidate.diff_hash) if mutator else None
+    if mutator is None:
+        return
+    before = tried_before(mutator.past, experiment.base, experiment.diff_hash)
     if before is not None:
         raise NothingNewError(
             f"the same change was tried as {before.experiment_id}:"
@@ -357,60 +304,9 @@ def _refuse_what_was_tried(candidate: Candidate, mutator: Mutator | None) -> Non
         )
 
 
-def _plan(project: Project, request: Request, worker: str, base: str, experiment_id: str) -> Plan:
-    change = request.change
-    return Plan(
-        experiment_id=experiment_id,
-        created_at=now(),
-        based_on_commit=base,
-        worker_id=worker,
-        tag=project.active(),
-        seed=request.seed,
-        replicates=request.replicates,
-        node_id=node_id(),
-        hypothesis=PlannedHypothesis(
-            hypothesis_id=str(request.hypothesis_id),
-            title=request.title,
-            rationale=request.rationale,
-            config_overrides=dict(change.overrides),
-            patch=change.text if change.kind == "patch" else None,
-            instructions=change.text if change.kind == "instructions" else None,
-            artifacts_from=change.commit or None,
-            prediction=request.prediction,
-        ),
-    )
-
-
-def _spec(
-    project: Project, request: Request, worker: str, candidate: Candidate, resources: Resources
-) -> RunSpec:
-    if resources.kind is None:
-        resources = resources.model_copy(update={"kind": project.task.run.device})
-    return RunSpec(
-        resources=resources,
-        experiment_id=candidate.experiment_id,
-        task=project.task,
-        commit=candidate.commit,
-        parent_commit=candidate.parent_commit,
-        seed=int(request.seed or 0),
-        tag=project.active(),
-        hypothesis_id=str(request.hypothesis_id),
-        worker_id=worker,
-        title=candidate.title,
-        rationale=request.rationale,
-        replicates=request.replicates,
-        config=dict(candidate.config),
-        diff=candidate.diff,
-        diff_stat=candidate.diff_stat,
-        diff_hash=candidate.diff_hash,
-        lines_added=candidate.lines_added,
-        lines_removed=candidate.lines_removed,
-    )
-
-
 @contextmanager
 def free_worker(project: Project) -> Iterator[str]:
-    """A worker's name whose worktree nobody uses: `solo-0`, `solo-1` and so on.
+    """The name of a worker whose worktree is free: `solo-0`, `solo-1` and so on.
 
     The lock is this process's; a run that outlived its starter still uses its worktree. Only who
     has the lock can tell, since its last holder may have started one until then.

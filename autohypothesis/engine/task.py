@@ -1,8 +1,8 @@
 """A task: what may change, how it is run, how it is scored, what counts as better.
 
-`Task` is the one model for every front end. A file says it relative to its own folder; a loaded
-`Task` is resolved: its patterns are relative to the repository, and it is a value that can be
-sent elsewhere as JSON. task.py reads one.
+`TaskFile` is what task.yaml says, relative to its own folder; task_file.py reads one. `Task` is
+resolved: its patterns are relative to the repository, and it is a value that can be sent elsewhere
+as JSON. `task_hash` and `platform_key` say which experiments are compared.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Seconds = Annotated[float, Field(gt=0)]
 
 
-class Section(BaseModel):
+class TaskSection(BaseModel):
     """A part of a task: unknown keys are errors, numbers are finite, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Input(Section):
+class Input(TaskSection):
     """Data that the training needs, and the program that says where it is.
 
     `locate` prints one JSON object; its `path` goes into the variable `env` (see inputs.py).
@@ -74,7 +74,7 @@ class Input(Section):
     locate: Words
 
 
-class Mutation(Section):
+class MutationLimits(TaskSection):
     """How large one change may be."""
 
     max_files: Annotated[int, Field(ge=1)] = 10
@@ -84,7 +84,7 @@ class Mutation(Section):
     """Size of one changed file."""
 
 
-class Mutator(Section):
+class MutatorConfig(TaskSection):
     """Where changes come from, in `task run`.
 
     overrides: a search over `knobs`. command: a program that has an idea and makes the edit.
@@ -97,7 +97,7 @@ class Mutator(Section):
     timeout_seconds: Seconds = 600.0
 
     @model_validator(mode="after")
-    def _command_has_words(self) -> Mutator:
+    def _command_has_words(self) -> MutatorConfig:
         if (self.type == "overrides") != (self.command is None):
             raise ValueError(
                 "`command: ...` goes with `type: command` and `type: implementer`, and only there"
@@ -105,14 +105,14 @@ class Mutator(Section):
         return self
 
 
-class Budget(Section):
+class Budget(TaskSection):
     """How long a training trains, and by which clock."""
 
     seconds: Seconds = DEFAULT_BUDGET_S
     clock: Clock = "wall"
 
 
-class Run(Section):
+class RunConfig(TaskSection):
     command: Words | None = None
     """None: nothing where a program scores; else found as run_command.py says (uv, .venv, ...)."""
     cwd: Inside = "."
@@ -139,7 +139,7 @@ class Run(Section):
     in .worktreeinclude."""
 
 
-class Parse(Section):
+class Parse(TaskSection):
     """How a score is read from what the scorer printed."""
 
     format: Literal["json", "regex"] = "json"
@@ -162,7 +162,7 @@ class Parse(Section):
         return self
 
 
-class Scorer(Section):
+class ScorerConfig(TaskSection):
     """log: the script's own lines. command: a program. model: the evaluator, in a fresh process."""
 
     type: Literal["log", "command", "model"] = "log"
@@ -173,7 +173,7 @@ class Scorer(Section):
     timeout_seconds: Seconds = 600.0
 
     @model_validator(mode="after")
-    def _has_what_its_type_needs(self) -> Scorer:
+    def _has_what_its_type_needs(self) -> ScorerConfig:
         if self.type == "command" and self.command is None:
             raise ValueError("`type: command` needs `command: ...`")
         if self.type != "command" and self.command is not None:
@@ -183,7 +183,7 @@ class Scorer(Section):
         return self
 
 
-class Objective(Section):
+class Objective(TaskSection):
     metric: Annotated[str, Field(min_length=1)] = "val_bpb"
     direction: Direction = "minimize"
     min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -192,7 +192,7 @@ class Objective(Section):
     """The search ends when the metric is this good."""
 
 
-class Constraint(Section):
+class Constraint(TaskSection):
     """An upper limit on another metric. Over `soft` is noted, over `hard` is a discard."""
 
     soft: float | None = None
@@ -207,7 +207,7 @@ class Constraint(Section):
         return self
 
 
-class Policy(Section):
+class Policy(TaskSection):
     keep: Literal["improve", "simpler"] = "simpler"
     """simpler: an equal score with fewer lines is kept too."""
     replicates: Annotated[int, Field(ge=0)] = 0
@@ -216,14 +216,14 @@ class Policy(Section):
     """End the search after so many decisions without a keep."""
 
 
-class SearchBudget(Section):
+class SearchBudget(TaskSection):
     """Of the whole search, not of one training."""
 
     runs: Annotated[int, Field(ge=1)] | None = None
     hours: Annotated[float, Field(gt=0)] | None = None
 
 
-class Knob(Section):
+class Knob(TaskSection):
     """A constant that a search may turn, and how far."""
 
     type: Literal["float", "int", "choice"] = "float"
@@ -249,21 +249,21 @@ class Knob(Section):
         return self
 
 
-class TaskFile(Section):
-    """What task.yaml may say."""
+class TaskFile(TaskSection):
+    """The content of a task.yaml."""
 
     id: Annotated[str, Field(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
     description: str = ""
     root: Literal["task", "repository"] = "task"
-    """What `artifacts` and `protected` are relative to: the task file's folder, or the top."""
+    """`artifacts` and `protected` are relative to the task file's folder, or to the top."""
     artifacts: Annotated[tuple[Inside, ...], Field(min_length=1)]
-    """What may change."""
+    """The files that may change."""
     protected: tuple[Inside, ...] | None = None
-    """What decides, by content, whether two experiments can be compared. None: every other
+    """Files whose content decides whether two experiments can be compared. None: every other
     tracked file. Whatever is listed, nothing but artifacts may ever change."""
     inputs: tuple[Input, ...] = ()
-    mutation: Mutation = Mutation()
-    mutator: Mutator = Mutator()
+    mutation: MutationLimits = MutationLimits()
+    mutator: MutatorConfig = MutatorConfig()
     isolation: Isolation | None = None
     """How the programs of a task are kept from the rest of the machine. strict: they read nothing
     but programs, their checkout and their data. writes: they read the disk, but for keys and
@@ -271,9 +271,9 @@ class TaskFile(Section):
     strict where weights are scored by an evaluator, else writes."""
     network: bool | None = None
     """Whether there is a network inside of the sandbox. None: under `writes`, for a task without a
-    mutator program, in a repository that shares with nobody."""
-    run: Run = Run()
-    scorer: Scorer = Scorer()
+    mutator program, in a repository that shares with no hub."""
+    run: RunConfig = RunConfig()
+    scorer: ScorerConfig = ScorerConfig()
     objective: Objective = Objective()
     constraints: dict[str, Constraint] = {}
     policy: Policy = Policy()
@@ -332,7 +332,11 @@ def task_schema() -> dict[str, Any]:
     return TaskFile.model_json_schema(mode="validation")
 
 
+# ── patterns ────────────────────────────────────────────────────────────────────────────────
+# `*` and `?` stay in one folder, `**` crosses folders, a folder is all that is in it.
+
 _PARTS = re.compile(r"\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[]+|\[")
+_WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def pattern_problem(pattern: str) -> str | None:
@@ -362,19 +366,11 @@ def _regex(pattern: str) -> str:
 
 
 def _part(part: str) -> str:
-    if part == "**/":
-        return "(?:.*/)?"
-    if part == "**":
-        return ".*"
-    if part == "*":
-        return "[^/]*"
-    if part == "?":
-        return "[^/]"
     if part.startswith("[") and len(part) > 1:
         inside = part[1:-1]
         negated = inside.startswith("!")
         return ("[^/" if negated else "[") + re.escape(inside[negated:]).replace(r"\-", "-") + "]"
-    return re.escape(part)
+    return _WILD.get(part) or re.escape(part)
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
@@ -387,22 +383,15 @@ def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [path for path in paths if compiled.fullmatch(path)]
 
 
+# ── what can be compared ────────────────────────────────────────────────────────────────────
+
 _COMPARED = ("run", "scorer", "objective", "constraints")
 """Sections that change what a number means. Policy, knobs and the budget of a whole search only
 change what is tried next."""
 
 BY_HAND = "by-hand on "
-"""How the key of a run begins that somebody made by hand: it is compared with such runs only."""
-
-_SHORT = (
-    (r"\bH100\b", "H100"),
-    (r"\bH200\b", "H200"),
-    (r"\bA100\b", "A100"),
-    (r"\b4090\b", "4090"),
-    (r"\b3090\b", "3090"),
-    (r"\b3060\b", "3060"),
-    (r"\bM2 Ultra\b", "M2-Ultra"),
-)
+"""How the platform key of a run that a person made begins: it is compared with such runs only."""
+_SHORT_NAMES = ("H100", "H200", "A100", "4090", "3090", "3060", "M2 Ultra")
 
 
 def canonical_hash(value: Any) -> str:
@@ -414,21 +403,21 @@ def canonical_hash(value: Any) -> str:
 
 
 def task_hash(task: Task, protected: Mapping[str, str]) -> str:
-    """The resolved task with the contents of its protected files (`guard.protected_blobs`)."""
-    said = task.model_dump(mode="json", include=set(_COMPARED))
-    del said["objective"]["target"]  # says when to stop
-    del said["run"]["device"]  # its name is in the platform's key
+    """Hash a resolved task with the contents of its protected files (`guard.protected_blobs`)."""
+    values = task.model_dump(mode="json", include=set(_COMPARED))
+    run = values["run"]
+    del values["objective"]["target"]  # says when to stop
+    del run["device"]  # its name is in the platform's key
+    del run["max_processes"]  # ends a run, and changes no number
     for name in ("include", "git"):  # a task that does without is what it always was
-        if not said["run"][name]:
-            del said["run"][name]
-    del said["run"]["max_processes"]  # ends a run, and changes no number
-    return canonical_hash(
-        {**said, "artifacts": sorted(task.artifacts), "protected": dict(protected)}
-    )
+        if not run[name]:
+            del run[name]
+    values |= {"artifacts": sorted(task.artifacts), "protected": dict(protected)}
+    return canonical_hash(values)
 
 
 def data_hash_with(data_hash: str, included: Mapping[str, str]) -> str:
-    """The hash of the located data, and of the files that a checkout has beside its commit."""
+    """Hash the located data with the files that a checkout has beside its commit."""
     return canonical_hash([data_hash, dict(included)]) if included else data_hash
 
 
@@ -441,7 +430,7 @@ def platform_key(
     budget_seconds: float,
     clock: Clock,
 ) -> str:
-    """Only experiments of one key are compared.
+    """Key of everything that a number depends on: only experiments of one key are compared.
 
     `device_name` is the driver's, not the short one: two boards of one short name differ in speed.
     So do two processors, which are all called CPU: there the model counts.
@@ -459,11 +448,11 @@ def platform_key(
 
 
 def short_device_name(name: str) -> str:
-    """`NVIDIA H100 80GB HBM3` as people say it: H100. What nobody has a short name for: a slug."""
+    """`NVIDIA H100 80GB HBM3` in short: H100; a slug where there is no short name."""
     if name.strip().upper() == "CPU" or not name.strip():
         return "CPU"
-    for pattern, short in _SHORT:
-        if re.search(pattern, name, re.IGNORECASE):
-            return short
+    for short in _SHORT_NAMES:
+        if re.search(rf"\b{short}\b", name, re.IGNORECASE):
+            return short.replace(" ", "-")
     words = re.sub(r"\b(?:NVIDIA|GeForce|AMD|Apple)\b", " ", name, flags=re.IGNORECASE)
     return re.sub(r"[^A-Za-z0-9]+", "-", words).strip("-") or "device"

@@ -1,4 +1,4 @@
-"""Reading a task: from its file, or the one that a repository without a file stands for.
+"""Read a task: from its file, or the one that a repository without a file stands for.
 
 Everything that is wrong with a file is reported at once, with lines and the nearest right names:
 keys and values first by the model, then patterns against the files that the repository has.
@@ -7,64 +7,75 @@ keys and values first by the model, then patterns against the files that the rep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from autohypothesis.engine.task import (
-    Budget,
-    Constraint,
-    Knob,
     Objective,
-    Run,
+    RunConfig,
     Task,
     TaskFile,
     matching,
     pattern_problem,
-    task_schema,
 )
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import nearest
 
-__all__ = [
-    "Budget",
-    "Constraint",
-    "Knob",
-    "Objective",
-    "Run",
-    "Task",
-    "default_task",
-    "foreign_task",
-    "load_task",
-    "task_schema",
-]
-
 FOREIGN_DEADLINE_S = 600.0
 FOREIGN_MIN_DELTA = 0.001
 """bpb; one seed of the published baseline differs from another by 0.0007 to 0.001."""
+MAX_BYTES = 256 * 1024
+Location = tuple[str | int, ...]
+Marks = dict[Location, int]
+"""Where each key or item of the file stands: its line, from 1."""
+
+
+class TaskProblem(NamedTuple):
+    location: Location
+    message: str
+
+    def __str__(self) -> str:
+        """`objective.direction: 'up' is not one of ...`"""
+        name = ".".join(map(str, self.location))
+        return f"{name}: {self.message}" if name else self.message
+
+
+class TaskFileError(TaskError):
+    """A task file with everything that is wrong in it, in the order of its lines."""
+
+    def __init__(
+        self, path: Path, problems: Iterable[TaskProblem], marks: Marks | None = None
+    ) -> None:
+        lines = sorted((_line(one.location, marks or {}), str(one)) for one in problems)
+        self.lines = [f"{path}:{line}: {words}" for line, words in dict.fromkeys(lines)]
+        super().__init__(
+            "\n".join(self.lines), hint="`python orchestrator.py schema task` lists what it may say"
+        )
 
 
 def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Task:
-    """The task in `path`, resolved against the files of the repository at `root`.
+    """Read the task in `path`, resolved against the files of the repository at `root`.
 
     Raises:
         TaskFileError: with every problem in the file, by line.
     """
-    data, marks = read_task_file(path)
+    data, marks = _read(path)
     files = list(repository_files)
-    source = _relative_to(path, root)
-    problems: list[Problem] = []
+    try:
+        source = path.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        source = ""  # it lies outside of the repository
+    problems: list[TaskProblem] = []
     task: Task | None = None
     try:
-        written = TaskFile.model_validate(data)
-        task = _resolved(written, source)
+        task = _resolved(TaskFile.model_validate(data), source)
         problems += _missing_names(task, files)
     except ValidationError as error:
         problems += problems_of(error, TaskFile)
@@ -75,7 +86,7 @@ def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Tas
 
 
 def default_task(repository: Repository) -> Task:
-    """The task of a repository: its task.yaml, the shipped one, or the one that needs no file.
+    """Return the task of a repository: its task.yaml, the shipped one, or the one without a file.
 
     Raises:
         TaskError: its task file is wrong, or it has neither a task file nor a train.py.
@@ -95,10 +106,7 @@ def default_task(repository: Repository) -> Task:
 
 
 def _is_our_pair(root: Path) -> bool:
-    """Whether prepare.py answers what the shipped task asks of it.
-
-    Somebody else's search may have files of the same names, with other things in them.
-    """
+    """Whether prepare.py answers what the shipped task asks of it, and is no file of that name."""
     try:
         text = (root / "prepare.py").read_bytes()
     except OSError:
@@ -112,17 +120,9 @@ def foreign_task() -> Task:
         id="train",
         description="train.py as it is; every other tracked file stays as it is",
         artifacts=("train.py",),
-        run=Run(deadline_seconds=FOREIGN_DEADLINE_S),
+        run=RunConfig(deadline_seconds=FOREIGN_DEADLINE_S),
         objective=Objective(min_delta=FOREIGN_MIN_DELTA),
     )
-
-
-def _relative_to(path: Path, root: Path) -> str:
-    """`path` as the repository names it; empty when it lies elsewhere."""
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return ""
 
 
 def _resolved(written: TaskFile, source: str) -> Task:
@@ -140,137 +140,66 @@ def _below(folder: PurePosixPath, pattern: str) -> str:
     return (folder / pattern.removeprefix("./")).as_posix()
 
 
-# ── patterns against files ──────────────────────────────────────────────────────────────────
+# ── names against files ─────────────────────────────────────────────────────────────────────
 
 
-def _pattern_problems(data: Mapping[str, Any], source: str, files: list[str]) -> list[Problem]:
-    """What is wrong with `artifacts` and `protected`, also when other sections are wrong too."""
+def _pattern_problems(
+    data: Mapping[str, Any], source: str, files: list[str]
+) -> Iterator[TaskProblem]:
+    """Check `artifacts` and `protected`, also when other sections are wrong."""
     folder = PurePosixPath(source).parent
     if data.get("root", "task") != "task" or not source:
         folder = PurePosixPath(".")
-    named = {name: _patterns_in(data, name) for name in ("artifacts", "protected")}
-    protected = [_below(folder, pattern) for pattern in named["protected"].values()]
-    problems = []
-    for name, listed in named.items():
-        for index, pattern in listed.items():
-            found = matching(files, [_below(folder, pattern)])
+    protected = [_below(folder, pattern) for _, pattern in _patterns_in(data, "protected")]
+    for name in ("artifacts", "protected"):
+        for index, pattern in _patterns_in(data, name):
+            place, found = (name, index), matching(files, [_below(folder, pattern)])
+            overlap = matching(found, protected) if name == "artifacts" else []
             if not found:
                 near = nearest(pattern, _names_from(folder, files))
-                problems.append(Problem((name, index), f"{pattern!r} matches no file{near}"))
-            elif name == "artifacts":
-                problems += _protected_among(found, protected, source, (name, index), pattern)
-    return problems
+                yield TaskProblem(place, f"{pattern!r} matches no file{near}")
+            elif overlap:
+                yield TaskProblem(place, f"{pattern!r} matches {overlap[0]!r}, which is protected")
+            elif name == "artifacts" and found == [source]:
+                words = f"{pattern!r} matches the task file itself, which never changes"
+                yield TaskProblem(place, words)
 
 
-def _patterns_in(data: Mapping[str, Any], name: str) -> dict[int, str]:
+def _patterns_in(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, str]]:
     """The usable patterns of a list; the model reports the others."""
     listed = data.get(name)
-    if not isinstance(listed, list):
-        return {}
-    usable = (item for item in enumerate(listed) if isinstance(item[1], str))
-    return {index: one for index, one in usable if pattern_problem(one) is None}
-
-
-def _protected_among(
-    found: list[str], protected: list[str], source: str, place: tuple[str, int], pattern: str
-) -> list[Problem]:
-    overlap = matching(found, protected)
-    if overlap:
-        return [Problem(place, f"{pattern!r} matches {overlap[0]!r}, which is protected")]
-    if found == [source]:
-        return [Problem(place, f"{pattern!r} matches the task file itself, which never changes")]
-    return []
+    for index, pattern in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(pattern, str) and pattern_problem(pattern) is None:
+            yield index, pattern
 
 
 def _names_from(folder: PurePosixPath, files: list[str]) -> list[str]:
-    """File names as somebody who stands in `folder` would write them."""
+    """File names as a person in `folder` would write them."""
     prefix = "" if folder == PurePosixPath(".") else f"{folder.as_posix()}/"
     return [name.removeprefix(prefix) for name in files if name.startswith(prefix)]
 
 
-def _missing_names(task: Task, files: list[str]) -> list[Problem]:
+def _missing_names(task: Task, files: list[str]) -> Iterator[TaskProblem]:
     """Single files and folders that the task names and the repository lacks."""
-    problems = []
     evaluator, cwd = task.scorer.evaluator, task.run.cwd.rstrip("/")
+    place = ("scorer", "evaluator")
     if evaluator is not None and evaluator not in files:
-        said = f"{evaluator!r} is no tracked file{nearest(evaluator, files)}"
-        problems.append(Problem(("scorer", "evaluator"), said))
+        yield TaskProblem(place, f"{evaluator!r} is no tracked file{nearest(evaluator, files)}")
     elif evaluator is not None and task.is_artifact(evaluator):
-        said = f"{evaluator!r} is an artifact; what scores a change may not be changed by it"
-        problems.append(Problem(("scorer", "evaluator"), said))
+        words = f"{evaluator!r} is an artifact; what scores a change may not be changed by it"
+        yield TaskProblem(place, words)
     folders = sorted(
         {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
     )
     if cwd not in folders:
-        problems.append(Problem(("run", "cwd"), f"{cwd!r} is no folder{nearest(cwd, folders)}"))
-    return problems
+        yield TaskProblem(("run", "cwd"), f"{cwd!r} is no folder{nearest(cwd, folders)}")
 
 
-MAX_BYTES = 256 * 1024
-Location = tuple[str | int, ...]
-Marks = dict[Location, int]
-"""Where each key or item of the file stands: its line, from 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    location: Location
-    message: str
-
-
-class TaskFileError(TaskError):
-    """A task file with everything that is wrong in it, in the order of its lines."""
-
-    def __init__(self, path: Path, problems: Sequence[Problem], marks: Marks | None = None) -> None:
-        marks = marks or {}
-        found = sorted((_line(problem.location, marks), _said(problem)) for problem in problems)
-        self.lines = [f"{path}:{line}: {said}" for line, said in dict.fromkeys(found)]
-        super().__init__(
-            "\n".join(self.lines), hint="`python orchestrator.py schema task` lists what it may say"
-        )
-
-
-def read_task_file(path: Path) -> tuple[dict[str, Any], Marks]:
-    """The mapping that a task file holds, and the line of each key.
-
-    Raises:
-        TaskFileError: it is not one YAML mapping of plain values.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise TaskFileError(path, [Problem((), error.strerror or str(error))]) from error
-    if len(content) > MAX_BYTES:
-        raise TaskFileError(path, [Problem((), f"is larger than {MAX_BYTES:,} bytes")])
-    return _parsed(path, content)
-
-
-def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], Marks]:
-    marks: Marks = {}
-    problems: list[Problem] = []
-    try:
-        loader = _Loader(content.decode("utf-8"))
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise TaskFileError(path, [Problem((), "is not a mapping of keys to values")])
-        _mark(node, (), marks, problems, set())
-        if problems:
-            raise TaskFileError(path, problems, marks)
-        data = loader.construct_document(node)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        said = f"is not YAML: {error.problem or error.context or error}"
-        raise TaskFileError(path, [Problem((), said)], {(): line}) from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise TaskFileError(path, [Problem((), f"is not YAML: {error}")]) from error
-    except RecursionError as error:
-        raise TaskFileError(path, [Problem((), "is nested too deep")]) from error
-    return data, marks
+# ── YAML with its lines ─────────────────────────────────────────────────────────────────────
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as a number, as YAML 1.2 and everybody who writes learning rates do."""
+    """Reads `1e-3` as a number, as YAML 1.2 does."""
 
 
 _Loader.add_implicit_resolver(
@@ -280,42 +209,79 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _mark(
-    node: yaml.Node, place: Location, marks: Marks, problems: list[Problem], seen: set[int]
-) -> None:
+def _read(path: Path) -> tuple[dict[str, Any], Marks]:
+    """The mapping that a task file holds, and the line of each key.
+
+    Raises:
+        TaskFileError: it is not one YAML mapping of plain values.
+    """
+
+    def wrong(words: str, line: int = 1) -> TaskFileError:
+        return TaskFileError(path, [TaskProblem((), words)], {(): line})
+
+    marks: Marks = {}
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise wrong(f"is larger than {MAX_BYTES:,} bytes")
+        loader = _Loader(content.decode("utf-8"))
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise wrong("is not a mapping of keys to values")
+        if problems := list(_mark(node, (), marks, set())):
+            raise TaskFileError(path, problems, marks)
+        return loader.construct_document(node), marks
+    except OSError as error:
+        raise wrong(error.strerror or str(error)) from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise wrong(f"is not YAML: {error.problem or error.context or error}", line) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise wrong(f"is not YAML: {error}") from error
+    except RecursionError as error:
+        raise wrong("is nested too deep") from error
+
+
+def _mark(node: yaml.Node, place: Location, marks: Marks, seen: set[int]) -> Iterator[TaskProblem]:
     """Note the lines of all that is in `node`; refuse what a plain file never has."""
     marks.setdefault(place, node.start_mark.line + 1)
     if id(node) in seen:
-        problems.append(Problem(place, "uses a YAML alias; write the value out"))
+        yield TaskProblem(place, "uses a YAML alias; write the value out")
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _mark(item, (*place, index), marks, problems, seen)
+            yield from _mark(item, (*place, index), marks, seen)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*place, str(key.value))
             if inner in marks:
-                problems.append(Problem(inner, f"is there twice, first on line {marks[inner]}"))
+                yield TaskProblem(inner, f"is there twice, first on line {marks[inner]}")
             elif not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                problems.append(Problem(inner, "is not a plain name"))
-            marks[inner] = _start(key)
-            _mark(value, inner, marks, problems, seen)
+                yield TaskProblem(inner, "is not a plain name")
+            marks[inner] = key.start_mark.line + 1
+            yield from _mark(value, inner, marks, seen)
 
 
-def _start(node: yaml.Node) -> int:
-    return int(node.start_mark.line) + 1
+def _line(location: Location, marks: Mapping[Location, int]) -> int:
+    """The line of `location`, or of the nearest thing around it that has one."""
+    around = (location[:end] for end in range(len(location), -1, -1))
+    return next((marks[place] for place in around if place in marks), 1)
 
 
-def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """What pydantic refused, in words for the person who wrote the file."""
-    return [Problem(tuple(one["loc"]), _words(one, model)) for one in error.errors()]
+# ── what pydantic refused ───────────────────────────────────────────────────────────────────
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[TaskProblem]:
+    """Say what pydantic refused in words for the person who wrote the file."""
+    return [TaskProblem(tuple(one["loc"]), _words(one, model)) for one in error.errors()]
 
 
 def _words(one: ErrorDetails, model: type[BaseModel]) -> str:
     location, value = one["loc"], one["input"]
     if one["type"] == "extra_forbidden":
-        return f"unknown key{nearest(str(location[-1]), known_keys(model, location[:-1]))}"
+        return f"unknown key{nearest(str(location[-1]), _known_keys(model, location[:-1]))}"
     if one["type"] == "literal_error":
         allowed = re.findall(r"'([^']*)'", one.get("ctx", {}).get("expected", ""))
         near = nearest(str(value), allowed)
@@ -324,19 +290,16 @@ def _words(one: ErrorDetails, model: type[BaseModel]) -> str:
         return "is missing"
     if one["type"] == "value_error":
         return str(one.get("ctx", {}).get("error", one["msg"]))
-    shown = repr(value)
-    return f"{one['msg'][0].lower()}{one['msg'][1:]}, not {shown[:60]}"
+    return f"{one['msg'][0].lower()}{one['msg'][1:]}, not {repr(value)[:60]}"
 
 
-def known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
+def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
     """The keys that the section at `location` has."""
     here: Any = model
     for part in location:
-        fields = getattr(here, "model_fields", None)
-        if fields is None or part not in fields:
-            here = _section_in(here) or here  # a name in a mapping, an index in a list
-            continue
-        here = _section_in(fields[str(part)].annotation)
+        fields = getattr(here, "model_fields", {})
+        # Else a name in a mapping, an index in a list.
+        here = _section_in(fields[str(part)].annotation) if part in fields else here
     return list(getattr(here, "model_fields", {}))
 
 
@@ -346,17 +309,3 @@ def _section_in(annotation: Any) -> Any:
         return annotation
     inner = (_section_in(part) for part in getattr(annotation, "__args__", ()))
     return next((found for found in inner if found is not None), None)
-
-
-def _line(location: Location, marks: Mapping[Location, int]) -> int:
-    """The line of `location`, or of the nearest thing around it that has one."""
-    for end in range(len(location), -1, -1):
-        if location[:end] in marks:
-            return marks[location[:end]]
-    return 1
-
-
-def _said(problem: Problem) -> str:
-    """`objective.direction 'up' is not one of ...`"""
-    name = ".".join(str(part) for part in problem.location)
-    return f"{name}: {problem.message}" if name else problem.message

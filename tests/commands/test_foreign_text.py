@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.engine.candidate import commit_message
-from autohypothesis.engine.pages import plan_page
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment, plan_page
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.schema import Plan
 from autohypothesis.terminal.screen import Screen
@@ -91,9 +92,10 @@ def test_a_log_and_a_failure_are_shown_without_their_escapes(
 
 
 def test_a_commits_subject_is_one_clean_line() -> None:
-    subject, blank, *rest = commit_message(
-        f"{HOSTILE}\nsecond\ttab", "x-1", "x", f"why\n{HOSTILE}"
-    ).split("\n")
+    experiment = Experiment(
+        Change.none(), f"{HOSTILE}\nsecond\ttab", f"why\n{HOSTILE}", "x", experiment_id="x-1"
+    )
+    subject, blank, *rest = commit_message(experiment).split("\n")
     assert subject.endswith("second tab") and blank == ""
     assert not ACTS.search(subject + "\n".join(rest)) and "gone" in subject
 

@@ -152,10 +152,10 @@ def test_while_another_holds_a_lock_there_nothing_is_taken_back(foreign: Path, c
     layout.locks.mkdir(parents=True)
     for path in (layout.locks, layout.research):
         path.rmdir()
-    from autohypothesis.engine.project import _nothing_happened
+    from autohypothesis.engine.project import nothing_happened
 
     with hold(layout, "settle", doing="a test"):
-        assert not _nothing_happened(layout)
-    assert _nothing_happened(layout)
+        assert not nothing_happened(layout)
+    assert nothing_happened(layout)
     (layout.research / "README.md").write_text("a page\n")
-    assert _nothing_happened(layout)
+    assert nothing_happened(layout)

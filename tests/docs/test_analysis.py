@@ -14,8 +14,9 @@ from nbclient import NotebookClient
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request, run
+from autohypothesis.engine.runner import run
 from autohypothesis.fleet.sync import sync
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +99,9 @@ def test_a_fresh_search_with_a_prediction_and_a_crash(notebook: Notebook, foreig
     changes = [Change.none(), Change.from_overrides({"RATE": 0.3}),
                Change.from_overrides({"MODE": "crash"})]  # fmt: skip
     for number, change in enumerate(changes):
-        finished = run(project, Request(change, title=f"RATE {number}" if number else "baseline"))
+        finished = run(
+            project, Experiment(change, title=f"RATE {number}" if number else "baseline")
+        )
         settle(project, [finished.experiment_id], decided_by="test")
         if number == 1:
             plan = project.layout.plan(finished.experiment_id)

@@ -15,9 +15,9 @@ from autohypothesis.engine import runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request
 from autohypothesis.engine.scoring import ModelScorer
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Export
@@ -36,7 +36,7 @@ def ended(project: Project, **task: Any) -> RunSpec:
     """A run that has ended and that nobody has collected."""
     executor = LocalExecutor(project.repository, project.layout)
     with runner.free_worker(project) as worker:
-        spec = runner.plan(project, Request(Change.none()), worker)
+        spec = runner.plan(project, Experiment(Change.none()), worker)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
         handle = executor.submit(spec)
         runner.follow(project, executor, handle)

@@ -13,9 +13,9 @@ from autohypothesis.engine import contention, local_executor, replication, runne
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import runs_needed, settle
 from autohypothesis.engine.executor import Handle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, run_ids
-from autohypothesis.engine.runner import Request
 from autohypothesis.engine.task import Policy
 from autohypothesis.errors import SettleError
 
@@ -35,14 +35,16 @@ def project(foreign: Path, git: Callable[..., str]) -> Project:
     opened = Project.open(foreign).with_tag("t")
     task = opened.task.model_copy(update={"policy": Policy(replicates=1)})
     project = replace(opened, task=task)
-    settle(project, [runner.run(project, Request(Change.none())).experiment_id], decided_by="test")
+    settle(
+        project, [runner.run(project, Experiment(Change.none())).experiment_id], decided_by="test"
+    )
     return project
 
 
 @pytest.fixture
 def win(project: Project) -> str:
     change = Change.from_overrides({"RATE": 0.2})
-    return runner.run(project, Request(change)).experiment_id
+    return runner.run(project, Experiment(change)).experiment_id
 
 
 def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
@@ -50,7 +52,7 @@ def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
 ) -> None:
     needed = runs_needed(project, win)
     assert needed
-    of_change, of_base = [run.request for run in needed.runs]
+    of_change, of_base = [run.experiment for run in needed.runs]
     assert (of_change.replicates, of_base.replicates) == (win, "baseline-t-1")
     executor = LocalExecutor(project.repository, project.layout)
     handle: Handle = executor.submit(runner.plan(project, of_change, "solo-9"))
@@ -70,7 +72,7 @@ def _collect(project: Project, executor: LocalExecutor, handle: Handle) -> None:
 
 def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:
     needed = runs_needed(project, win)
-    made = runner.run(project, needed.runs[0].request if needed else Request(Change.none()))
+    made = runner.run(project, needed.runs[0].experiment if needed else Experiment(Change.none()))
     assert made.experiment_id.startswith("h-t-")
     assert replication.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
 

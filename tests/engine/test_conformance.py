@@ -9,9 +9,9 @@ import pytest
 from autohypothesis.engine import runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, RunSpec
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request
 from autohypothesis.engine.scoring import Scorer, scorer_for
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import ExitRecord, now
@@ -31,13 +31,13 @@ class TestLocalExecutor(ExecutorSuite):
     @pytest.fixture
     def spec(self, project: Project) -> RunSpec:
         with runner.free_worker(project) as worker:
-            return runner.plan(project, Request(Change.none()), worker)
+            return runner.plan(project, Experiment(Change.none()), worker)
 
     @pytest.fixture
     def endless(self, project: Project) -> RunSpec:
         with runner.free_worker(project) as worker:
             change = Change.from_overrides({"SLEEP": 600.0})
-            return runner.plan(project, Request(change), worker)
+            return runner.plan(project, Experiment(change), worker)
 
 
 Ended = tuple[RunPaths, ExitRecord, Path | None]

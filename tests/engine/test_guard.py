@@ -12,7 +12,7 @@ import pytest
 
 from autohypothesis.engine.environment import installed, site_folders
 from autohypothesis.engine.guard import Before, inspect, look, protected_blobs
-from autohypothesis.engine.task import Scorer, Task
+from autohypothesis.engine.task import ScorerConfig, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, LaunchError
 from autohypothesis.records.git import Repository
@@ -188,7 +188,7 @@ def test_a_python_that_does_not_start_is_named(tmp_path: Path) -> None:
 
 
 def test_a_commit_without_its_evaluator_is_refused(repository: Repository, task: Task) -> None:
-    scored = task.model_copy(update={"scorer": Scorer(type="model", evaluator="helper2.py")})
+    scored = task.model_copy(update={"scorer": ScorerConfig(type="model", evaluator="helper2.py")})
     entries = repository.entries(repository.head())
     with pytest.raises(ChangeError, match=r"has no helper2\.py.*did you mean 'helper\.py'"):
         protected_blobs(scored, entries)

@@ -11,8 +11,8 @@ import pytest
 from autohypothesis import confine, sandbox
 from autohypothesis.engine import runner
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request
 from autohypothesis.schema import Result
 from tests.conftest import run_git
 
@@ -71,7 +71,7 @@ def run(root: Path, data: Path, level: str) -> tuple[Result, str]:
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "data")
     project = Project.open(root).with_tag("t")
-    finished = runner.run(project, Request(Change.none()))
+    finished = runner.run(project, Experiment(Change.none()))
     return finished.result, project.layout.run(finished.experiment_id).log.read_text().strip()
 
 

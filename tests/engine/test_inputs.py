@@ -18,7 +18,7 @@ from autohypothesis.engine.task import (
     Knob,
     Objective,
     Policy,
-    Run,
+    RunConfig,
     SearchBudget,
     Task,
     platform_key,
@@ -65,7 +65,7 @@ def test_an_input_says_where_it_is_and_what_it_needs(task: Task, tmp_path: Path)
     assert inputs.budget(task) == Budget(seconds=15, clock="cpu")
     assert (inputs.start_allowance_s, inputs.evaluation_allowance_s) == (20, 30.5)
     assert (inputs.device, inputs.constants) == ("cpu", {"seq_len": 64})
-    fixed = task.model_copy(update={"run": Run(budget=Budget(seconds=7))})
+    fixed = task.model_copy(update={"run": RunConfig(budget=Budget(seconds=7))})
     assert inputs.budget(fixed).seconds == 7
 
 
@@ -180,7 +180,7 @@ def test_a_command_of_the_task_comes_first(
     repository: Repository, task: Task, bin_with_uv: str
 ) -> None:
     def found(*words: str) -> tuple[str, ...]:
-        said = task.model_copy(update={"run": Run(command=words)})
+        said = task.model_copy(update={"run": RunConfig(command=words)})
         return training_command(said, repository.root, {"PATH": bin_with_uv}).words
 
     _venv(repository.root)
@@ -189,7 +189,7 @@ def test_a_command_of_the_task_comes_first(
     assert found("bash", "python") == ("bash", "python")
     local = str(repository.root / ".venv" / "bin" / "python")
     assert found(".venv/bin/python", "train.py") == (local, "train.py")
-    uv = task.model_copy(update={"run": Run(command=("uv", "run", "train.py"))})
+    uv = task.model_copy(update={"run": RunConfig(command=("uv", "run", "train.py"))})
     command = training_command(uv, repository.root, {"PATH": bin_with_uv})
     assert command.environment["UV_NO_SYNC"] == "1"
 
@@ -198,7 +198,7 @@ def test_a_script_is_found_from_the_folder_that_it_runs_in(
     make: Callable[..., Repository], task: Task
 ) -> None:
     repository = make({"src/train.py": "", "src/x/y": ""})
-    inner = task.model_copy(update={"artifacts": ("src/train.py",), "run": Run(cwd="src/x")})
+    inner = task.model_copy(update={"artifacts": ("src/train.py",), "run": RunConfig(cwd="src/x")})
     assert training_command(inner, repository.root, {}).words[1] == "../train.py"
     vague = task.model_copy(update={"artifacts": ("src/*.py",)})
     with pytest.raises(TaskError, match=r"has no run\.command"):
@@ -225,7 +225,7 @@ def test_a_task_is_another_when_its_numbers_mean_something_else(task: Task) -> N
         task_hash(task, {"prepare.py": "bb"}),
         task_hash(task, {}),
         task_hash(task.model_copy(update={"artifacts": ("a.py",)}), blobs),
-        task_hash(task.model_copy(update={"run": Run(env={"A": "1"})}), blobs),
+        task_hash(task.model_copy(update={"run": RunConfig(env={"A": "1"})}), blobs),
         task_hash(task.model_copy(update={"objective": Objective(metric="loss")}), blobs),
     ]
     assert len({same, *others}) == 6

@@ -8,15 +8,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autohypothesis.engine.candidate import config_of, diff_hash, prepare
+from autohypothesis.engine import candidate as candidates
+from autohypothesis.engine.candidate import config_of, diff_hash
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.environment import resolved
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.guard import run_preflight
 from autohypothesis.engine.inputs import InputReport, Inputs
-from autohypothesis.engine.task import Mutation, Run, Scorer, Task
+from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError
 from autohypothesis.records.git import Repository, experiment_ref
@@ -28,6 +31,16 @@ Git = Callable[..., str]
 
 def overrides(**values: object) -> Change:
     return Change.from_overrides(values)  # type: ignore[arg-type]
+
+
+def prepare(
+    repository: Repository, task: Task, base: str, change: Change, experiment_id: str,
+    *, title: str = "", rationale: str = "", hypothesis_id: str = "", **more: Any,
+) -> Experiment:  # fmt: skip
+    experiment = Experiment(
+        change, title, rationale, hypothesis_id, experiment_id=experiment_id, base=base
+    )
+    return candidates.prepare(repository, task, experiment, **more)
 
 
 def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Task) -> None:
@@ -50,7 +63,6 @@ def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Tas
     assert repository.patched_tree(base, candidate.diff) == repository.tree_of(candidate.commit)
     assert candidate.diff_stat == "1 file changed, 2 insertions(+), 2 deletions(-)"
     assert (candidate.lines_added, candidate.lines_removed) == (2, 2)
-    assert candidate.files == ("train.py",)
     assert candidate.config == {
         "depth": 6,
         "matrix_lr": 0.04,
@@ -175,13 +187,13 @@ def test_a_submodule_is_no_artifact(make: Make, task: Task) -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     [
-        (Mutation(max_files=1), "2 files change, mutation.max_files is 1"),
-        (Mutation(max_lines=9), r"\d+ lines change, mutation.max_lines is 9"),
-        (Mutation(max_bytes=5), r"grows to \d+ bytes, mutation.max_bytes is 5"),
+        (MutationLimits(max_files=1), "2 files change, mutation.max_files is 1"),
+        (MutationLimits(max_lines=9), r"\d+ lines change, mutation.max_lines is 9"),
+        (MutationLimits(max_bytes=5), r"grows to \d+ bytes, mutation.max_bytes is 5"),
     ],
 )
 def test_a_change_keeps_within_its_limits(
-    repository: Repository, task: Task, limits: Mutation, said: str
+    repository: Repository, task: Task, limits: MutationLimits, said: str
 ) -> None:
     limited = task.model_copy(update={"artifacts": ("*.py",), "mutation": limits})
     files = {"train.py": b"A = 1\nB = 2\n", "helper.py": b"C = 3\nD = 4\n"}
@@ -220,7 +232,7 @@ def test_the_constant_is_looked_for_in_every_script(make: Make, task: Task) -> N
     repository = make({"a.py": "ALPHA = 1\nBOTH = 1\n", "b.py": "BETA = 1\nBOTH = 1\n", "c": "x"})
     several = task.model_copy(update={"artifacts": ("*.py",)})
     candidate = prepare(repository, several, "HEAD", overrides(beta=2, alpha=3), "h-1")
-    assert candidate.files == ("a.py", "b.py")
+    assert candidate.diff_stat.startswith("2 files changed")
     assert candidate.config == {"alpha": 3, "both": 1, "beta": 2}
     with pytest.raises(ChangeError, match=r"'both' is in a\.py and in b\.py"):
         prepare(repository, several, "HEAD", overrides(both=2), "h-2")
@@ -300,8 +312,8 @@ print(json.dumps({
 def model_task(task: Task) -> Task:
     return task.model_copy(
         update={
-            "run": Run(preflight=("python", "prepare.py", "--preflight", "train.py")),
-            "scorer": Scorer(type="model", evaluator="prepare.py"),
+            "run": RunConfig(preflight=("python", "prepare.py", "--preflight", "train.py")),
+            "scorer": ScorerConfig(type="model", evaluator="prepare.py"),
             "protected": ("prepare.py",),
         }
     )
@@ -331,7 +343,6 @@ def test_the_preflight_runs_the_pristine_evaluator_without_gpu_or_secrets(
     assert place.is_relative_to(searched.root / ".git" / "autohypothesis" / "pristine")
     assert place.read_text() == EVALUATOR
     assert settings == {"depth": 2, "head_dim": 8, "cuda": "", "data": "/data", "token": None}
-    assert candidate.num_params == 1234
 
 
 @pytest.mark.parametrize(
@@ -371,7 +382,7 @@ def test_a_preflight_that_prints_for_ever_fills_nothing(
     searched: Repository, model_task: Task
 ) -> None:
     code = "import os, sys\nwhile True: os.write(1, b'x' * 65536)"
-    loud = model_task.model_copy(update={"run": Run(preflight=("python", "-c", code))})
+    loud = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
     with pytest.raises(PreflightError, match="took over"):
         run_preflight(loud, searched.root, searched.root, timeout_s=0.5)
 
@@ -384,12 +395,12 @@ def test_a_verdict_counts_although_a_daemon_holds_the_output(
         "import subprocess, sys; print('{\"ok\": true}', flush=True);"
         "subprocess.Popen(['sleep', '5'], start_new_session=True)"
     )
-    odd = model_task.model_copy(update={"run": Run(preflight=("python", "-c", code))})
+    odd = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
     assert run_preflight(odd, searched.root, searched.root).ok
 
 
 def test_a_preflight_that_cannot_start_is_named(searched: Repository, model_task: Task) -> None:
-    broken = model_task.model_copy(update={"run": Run(preflight=("/absent/program",))})
+    broken = model_task.model_copy(update={"run": RunConfig(preflight=("/absent/program",))})
     with pytest.raises(PreflightError, match=r"does not start.*/absent/program"):
         run_preflight(broken, searched.root, searched.root)
 

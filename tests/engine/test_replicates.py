@@ -46,7 +46,7 @@ def win(search: Search, start: str) -> str:
 
 def missing(search: Search, name: str) -> list[tuple[str | None, int | None]]:
     win = runs_needed(search.project, name)
-    return [(run.request.replicates, run.request.seed) for run in win.runs] if win else []
+    return [(run.experiment.replicates, run.experiment.seed) for run in win.runs] if win else []
 
 
 def pair(search: Search, start: str, win: str, seed: int, value: float, base: float) -> None:
@@ -173,7 +173,7 @@ def test_a_run_that_was_lost_is_run_again_under_its_own_hypothesis(
     assert search.settled("again-43").requeue
     win = runs_needed(search.project, "h-1")
     assert missing(search, "h-1")[0] == ("h-1", 43)
-    assert win and win.runs[0].request.hypothesis_id == "of-again-43"
+    assert win and win.runs[0].experiment.hypothesis_id == "of-again-43"
 
 
 def test_a_limit_that_a_replicate_breaks_discards_the_change(search: Search, start: str) -> None:

@@ -11,7 +11,7 @@ from autohypothesis.engine.decide import repair, settle
 from autohypothesis.engine.evidence import Case
 from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project, reference_ref
-from autohypothesis.engine.task import Constraint, Objective, Scorer
+from autohypothesis.engine.task import Constraint, Objective, ScorerConfig
 from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records import bundles
@@ -162,7 +162,7 @@ def test_a_run_is_not_decided_by_another_task_than_its_own(search: Search, start
 
 
 def test_a_number_that_nobody_vouches_for_moves_no_reference(search: Search, start: str) -> None:
-    scored = Scorer(type="model", evaluator="prepare.py")
+    scored = ScorerConfig(type="model", evaluator="prepare.py")
     task = foreign_task().model_copy(update={"scorer": scored})
     change = search.change(start, "A = 1\n")
     search.ended("h-1", change, start, 1.0, task=task, attested=False)

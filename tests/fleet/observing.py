@@ -12,6 +12,7 @@ import pytest
 from autohypothesis.engine import contention, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
@@ -109,7 +110,7 @@ class Hands:
 
     def begin(self, one: Hypothesis) -> Handle:
         """Submits what was claimed."""
-        request = runner.Request(
+        request = Experiment(
             Change.of(one), title=one.title, rationale=one.rationale,
             hypothesis_id=one.hypothesis_id, seed=one.seed, replicates=one.replicates,
         )  # fmt: skip

@@ -18,8 +18,9 @@ import pytest
 from autohypothesis import system
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project, todays_tag
-from autohypothesis.engine.runner import Request, plan, run
+from autohypothesis.engine.runner import plan, run
 from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import (
     AutohypothesisError,
@@ -310,7 +311,7 @@ def test_a_worker_that_leaves_hands_in_what_it_had_finished(fleet_root: Path) ->
     one = queue.add(Proposal(title="x", config_overrides={"RATE": 1.1}), proposer="test")
     queue.dispatch(one.hypothesis_id, "cpu1")
     queue.claim("cpu1")
-    run(project, Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
+    run(project, Experiment(Change.from_overrides({"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
     init(fleet_root, 1)
     assert queue.done_ids() == [one.hypothesis_id]
 
@@ -325,7 +326,7 @@ def test_a_worker_that_leaves_before_a_second_try_does_not_end_it_with_the_first
     queue = Queue(project.layout, "t")
     proposal = Proposal(title="x", config_overrides={"RATE": 1.1})
     name = queue.add(proposal, proposer="test").hypothesis_id
-    request = Request(Change.from_overrides({"RATE": 1.1}), hypothesis_id=name)
+    request = Experiment(Change.from_overrides({"RATE": 1.1}), hypothesis_id=name)
     queue.dispatch(name, "cpu1")
     queue.claim("cpu1")
     run(project, request)
@@ -394,7 +395,7 @@ def test_from_best_begins_where_the_last_search_ended(fleet_root: Path) -> None:
     init(fleet_root, 1, tag="one")
     project = Project.open(fleet_root)
     for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
-        settle(project, [run(project, Request(change)).experiment_id], decided_by="test")
+        settle(project, [run(project, Experiment(change)).experiment_id], decided_by="test")
     sync(project.layout)
     best = project.reference()
     assert best != project.repository.head()
@@ -410,7 +411,7 @@ def test_a_deleted_reference_comes_back_where_the_decisions_left_it(
     init(fleet_root, 1, tag="t")
     project = Project.open(fleet_root)
     for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
-        settle(project, [run(project, Request(change)).experiment_id], decided_by="test")
+        settle(project, [run(project, Experiment(change)).experiment_id], decided_by="test")
     best = project.reference()
     git(fleet_root, "branch", "-q", "-D", "autoresearch/t")
     assert any(best[:12] in note for note in init(fleet_root, 1).notes)

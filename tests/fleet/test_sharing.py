@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import ChangeError
 from autohypothesis.fleet.hub_sync import incoming
@@ -60,7 +61,7 @@ def commit_of(root: Path, message: str = "m", **files: str) -> str:
 def tried(project: Project, commit: str) -> str:
     from autohypothesis.engine import runner
 
-    request = runner.Request(Change.from_commit(commit), title="theirs")
+    request = Experiment(Change.from_commit(commit), title="theirs")
     return runner.plan(project, request, "solo-0").commit
 
 

@@ -19,6 +19,7 @@ import pytest
 from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
@@ -417,7 +418,7 @@ def claimed(project: Project, jobs: Queue, **change: object) -> tuple[str, RunSp
     (name,) = propose(jobs, **change)
     hypothesis = jobs.claim(NAME)
     assert hypothesis is not None and hypothesis.hypothesis_id == name
-    request = runner.Request(Change.of(hypothesis), hypothesis_id=name)
+    request = Experiment(Change.of(hypothesis), hypothesis_id=name)
     return name, runner.plan(project, request, NAME, resources=Resources(device=LANE))
 
 
@@ -630,7 +631,7 @@ def test_only_the_newest_plan_of_a_claim_counts(fleet_project: Project, jobs: Qu
     jobs.release(name, NAME)
     again = runner.plan(
         fleet_project,
-        runner.Request(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name),
+        Experiment(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name),
         NAME,
     )
     assert (
@@ -982,9 +983,7 @@ def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
     bad, good = propose(jobs, 2)
     real, tried = runner.plan, []
 
-    def refusing(
-        project: Project, request: runner.Request, *words: object, **more: object
-    ) -> RunSpec:
+    def refusing(project: Project, request: Experiment, *words: object, **more: object) -> RunSpec:
         if request.hypothesis_id == bad:
             tried.append(bad)
             raise GitError("git commit-tree: a NUL byte in commit log message not allowed")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request, run
+from autohypothesis.engine.runner import run
 from autohypothesis.engine.setup import make_repository
 from autohypothesis.schema import Result
 
@@ -58,7 +59,7 @@ def attempt(project: Project) -> Try:
             assert source.count(old) == 1, f"{source.count(old)} x {old!r} in train.py"
             edited = {"train.py": source.replace(old, new).encode()}
             change = Change.from_tree(project.repository.tree_with(project.reference(), edited))
-        finished = run(project, Request(change, seed=seed))
+        finished = run(project, Experiment(change, seed=seed))
         return finished.experiment_id, finished.result
 
     return tried

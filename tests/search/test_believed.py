@@ -10,8 +10,9 @@ import pytest
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request, run
+from autohypothesis.engine.runner import run
 from autohypothesis.engine.setup import make_repository
 from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
@@ -32,7 +33,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Projec
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         make_repository(folder / "research repository")
         project = Project.open(folder / "research repository").with_tag("t")
-        finished = run(project, Request(Change.none()))
+        finished = run(project, Experiment(Change.none()))
     return project, finished.experiment_id, finished.result
 
 

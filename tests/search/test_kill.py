@@ -26,9 +26,10 @@ STARTER = """
 import sys
 from pathlib import Path
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.runner import Request, run
+from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.runner import run
 from autohypothesis.engine.project import Project
-run(Project.open(Path(sys.argv[1])), Request(Change.none()))
+run(Project.open(Path(sys.argv[1])), Experiment(Change.none()))
 """
 ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("starter", "shim", "training")

@@ -19,13 +19,14 @@ from autohypothesis.engine import devices, recovery, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.local_executor import LocalExecutor
-from autohypothesis.engine.mutator import RefusedError
+from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.policy import best_first
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
 from autohypothesis.engine.replication import make_missing_runs
-from autohypothesis.engine.runner import Request, Unwatched, Watch
+from autohypothesis.engine.runner import Unwatched, Watch
 from autohypothesis.engine.task import task_hash
 from autohypothesis.errors import GitError, RecordError, SettleError, UsageError
 from autohypothesis.fleet.artifact.results import ResultLines
@@ -191,7 +192,7 @@ class TaskLoop:
 
     # ── a round ───────────────────────────────────────────────────────────────────────────
 
-    def _round(self, requests: Sequence[Request]) -> tuple[int, list[Decision]]:
+    def _round(self, requests: Sequence[Experiment]) -> tuple[int, list[Decision]]:
         """Make the changes, run them side by side, decide.
 
         Returns how many decisions tell anything, and those about lost runs, which come again.
@@ -203,7 +204,7 @@ class TaskLoop:
         lost = [one for one in self.decided[before:] if is_lost(one)]
         return len(self.decided) - before - len(lost), lost
 
-    def make(self, requests: Sequence[Request], own: Project | None = None) -> list[RunSpec]:
+    def make(self, requests: Sequence[Experiment], own: Project | None = None) -> list[RunSpec]:
         """The candidates; what is refused has a bundle to decide. Programs work side by side.
 
         Args:
@@ -211,8 +212,8 @@ class TaskLoop:
         """
         project, called_off = own or self.project, Event()
 
-        def make(request: Request, worker: str, project: Project) -> RunSpec | None:
-            with suppress(RefusedError):
+        def make(request: Experiment, worker: str, project: Project) -> RunSpec | None:
+            with suppress(RecordedRefusalError):
                 return runner.plan(
                     project, request, worker, self.executor, workspace=f"{worker}-next",
                     record_refused=True, cancelled=called_off.is_set,
@@ -250,7 +251,9 @@ class TaskLoop:
         self.say(f"measuring {reference[:7]}, which every change is compared with")
         for lost in range(1, MOST_LOST + 1):
             before = len(self.decided)
-            spec = runner.plan(self.project, Request(Change.none()), self.workers[0], self.executor)
+            spec = runner.plan(
+                self.project, Experiment(Change.none()), self.workers[0], self.executor
+            )
             self.execute([spec])
             self.decide()
             own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
@@ -324,7 +327,7 @@ class TaskLoop:
             return self._wins
 
         def make(own: Project, win: NeedsRuns, runs: Sequence[MissingRun]) -> None:
-            self.execute(self.make([run.request for run in runs], own))
+            self.execute(self.make([run.experiment for run in runs], own))
 
         make_missing_runs(
             self.project, self._wins, decide, make, at_once=self.parallel, wait=False,

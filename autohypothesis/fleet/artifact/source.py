@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Request
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.steering import SteeringFiles
 from autohypothesis.fleet.observer.situation import situation
@@ -19,7 +19,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_bytes
-from autohypothesis.schema import Brief, Decision, Hypothesis, now
+from autohypothesis.schema import Brief, Decision, now
 
 ASKED = 3
 """How often a proposer is asked when nothing that it said could be used."""
@@ -31,7 +31,7 @@ APART = 1_000_003
 class ChangeSource(Protocol):
     """Has changes to try, a round at a time."""
 
-    def next(self, count: int) -> Sequence[Request]:
+    def next(self, count: int) -> Sequence[Experiment]:
         """At most `count` requests; none when there is nothing left to try."""
 
     def tidy(self) -> None:
@@ -46,18 +46,18 @@ class MutatorSource:
         self._chronicle = chronicle
         self._seed = seed
 
-    def next(self, count: int) -> list[Request]:
+    def next(self, count: int) -> list[Experiment]:
         """What says nothing yet is run again first; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
         first = APART * self._seed + sum(1 for _ in self._chronicle.experiments())
         return again + [
-            Request(Change.by_mutator(), mutation_seed=first + number)
+            Experiment(Change.by_mutator(), mutation_seed=first + number)
             for number in range(count - len(again))
         ]
 
     def tidy(self) -> None: ...
 
-    def _again(self) -> Iterator[Request]:
+    def _again(self) -> Iterator[Experiment]:
         """Changes whose run was disturbed, or won against a reference that has moved since."""
         for decision in list(self._chronicle.latest.values()):
             name = decision.hypothesis_id
@@ -70,7 +70,7 @@ class MutatorSource:
                 continue  # it was lost before there was a change
             if diff:
                 title = self._project.repository.subject(decision.commit)
-                yield Request(Change.from_patch(diff), title=title, hypothesis_id=name)
+                yield Experiment(Change.from_patch(diff), title=title, hypothesis_id=name)
 
 
 class QueueSource:
@@ -86,7 +86,7 @@ class QueueSource:
         self._library = Library(project, chronicle)
         self._steering = SteeringFiles(project.layout)
 
-    def next(self, count: int) -> list[Request]:
+    def next(self, count: int) -> list[Experiment]:
         inbox.take_inbox(self._queue)
         self.tidy()
         refused: dict[str, str] = {}
@@ -98,7 +98,7 @@ class QueueSource:
                 or self._ask(self._proposer, missing, refused)
             ):
                 break
-        return [_request(one) for one in self._queue.pending()[:count]]
+        return [Experiment.of(one) for one in self._queue.pending()[:count]]
 
     def tidy(self) -> None:
         """What was decided for good is done, also after a kill."""
@@ -131,15 +131,3 @@ class QueueSource:
 
 def _outcome(decision: Decision) -> str:
     return f"{decision.decision_status}: {decision.reason}"
-
-
-def _request(hypothesis: Hypothesis) -> Request:
-    return Request(
-        Change.of(hypothesis),
-        title=hypothesis.title,
-        rationale=hypothesis.rationale,
-        hypothesis_id=hypothesis.hypothesis_id,
-        replicates=hypothesis.replicates,
-        seed=hypothesis.seed,
-        prediction=hypothesis.prediction,
-    )

@@ -51,7 +51,7 @@ class Confirming:
             for run in win.runs:
                 hypothesis_id = known.get(source_of(run))
                 if hypothesis_id and (why := self._hopeless(hypothesis_id)):
-                    title = run.request.title
+                    title = run.experiment.title
                     problems.append(
                         f"{win.experiment_id} waits for {hypothesis_id}, {title}: {why}"
                     )
@@ -60,14 +60,14 @@ class Confirming:
     def _order(self, source: str, run: MissingRun, hypothesis_id: str | None) -> str:
         """Queue one run, unless it is in the queue, or has been."""
         if hypothesis_id is None:
-            request = run.request
+            wanted = run.experiment
             proposal = Proposal(
-                title=request.title,
-                rationale=request.rationale,
+                title=wanted.title,
+                rationale=wanted.rationale,
                 priority=REPEAT_PRIORITY,
                 source_id=source,
-                replicates=request.replicates,
-                seed=request.seed,
+                replicates=wanted.replicates,
+                seed=wanted.seed,
             )
             added = self.queue.add(proposal, proposer="observer")
             return f"{added.hypothesis_id} is queued: {added.title}"
@@ -131,7 +131,7 @@ def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
 def source_of(run: MissingRun) -> str:
     """The same for the same run, whichever win waits for it."""
     key = run.platform_key[:16]
-    return f"{MARK}{run.commit[:12]}-{run.request.seed}{ON}{key}"
+    return f"{MARK}{run.commit[:12]}-{run.experiment.seed}{ON}{key}"
 
 
 def _is_replicate(place: Place, hypothesis: Hypothesis) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine.pages import one_line
+from autohypothesis.engine.experiment import one_line
 from autohypothesis.fleet.observer.tried import Library, Reference
 from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from autohypothesis.fleet.queue.warm_start import carried

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.executor import Handle, Resources, RunSpec
+from autohypothesis.engine.experiment import Experiment, Outcome
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
-from autohypothesis.engine.runner import Finished, Request, Watch, run
+from autohypothesis.engine.runner import Watch, run
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     FleetError,
@@ -406,7 +407,7 @@ def has_baseline(project: Project) -> bool:
     return first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None
 
 
-def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Finished, list[Decision]]:
+def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Outcome, list[Decision]]:
     """Run it, decide it, and bring the ledger up to date.
 
     Raises:
@@ -414,7 +415,7 @@ def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Finished,
     """
     executor = OnDevice(project.repository, project.layout, device=device)
     finished = run(
-        project, Request(Change.none(), title="baseline"), watch=watch, executor=executor
+        project, Experiment(Change.none(), title="baseline"), watch=watch, executor=executor
     )
     settlement = settle(project, [finished.experiment_id], decided_by="bootstrap")
     decisions = settlement.decisions_or_raise()

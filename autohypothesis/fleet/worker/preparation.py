@@ -18,9 +18,9 @@ from functools import partial
 
 from autohypothesis.engine import runner
 from autohypothesis.engine.candidate import config_of
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import Resources, RunSpec
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.workspace import Workspace
@@ -240,18 +240,9 @@ class Preparation:
 
     def _plan(self) -> RunSpec:
         wanted, worker = self.hypothesis, self._worker
-        request = runner.Request(
-            Change.of(wanted),
-            title=f"{self._label}: {wanted.title}" if self._label else wanted.title,
-            rationale=wanted.rationale,
-            hypothesis_id=wanted.hypothesis_id,
-            seed=wanted.seed,
-            replicates=wanted.replicates,
-            prediction=wanted.prediction,
-        )
         spec = runner.plan(
             self._project,
-            request,
+            Experiment.of(wanted, label=self._label),
             worker.worker_id,
             workspace=f"{worker.worker_id}-next",
             resources=Resources(kind=device_kind(worker), device=worker.device or None),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autohypothesis.engine.pages import plan_page
+from autohypothesis.engine.experiment import plan_page
 from autohypothesis.schema import Plan, PlannedHypothesis, now
 
 
