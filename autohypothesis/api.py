@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.observer.suggestion import suggest
-from autohypothesis.fleet.queue.chronicle import Chronicle
+from autohypothesis.fleet.observer.proposals import suggest
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.single_loop import Outcome, SingleLoop, exclusive_search, open_session
 from autohypothesis.fleet.sync import sync
 from autohypothesis.proposers.configured import configured
+from autohypothesis.records.history import LiveHistory, best_kept, of_tag
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.records.standings import best_kept, of_tag
 from autohypothesis.schema import Proposal, Setting
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ class Search:
             FleetError: a fleet or a loop is at work on this repository.
         """
         with Stop() as stop, exclusive_search(self.project, self.tag) as (project, _):
-            history = Chronicle(project.layout, project.active())
+            history = LiveHistory(project.layout, project.active())
             history.refresh()
             session, _ = open_session(project.layout, history, name="", most=experiments)
             asked = configured(proposers, mix=None, root=project.layout.root)

@@ -224,6 +224,20 @@ class Hypothesis(Proposal):
     """Number of its newest experiment when it was last queued again; a later one is this try's."""
     claimed: bool | None = None
     """Whether a hub gave this fleet the right to try it; false: it could not be asked."""
+    worker_id: str = ""
+    """The only worker that may run it; empty: any."""
+    platform_key: str = ""
+    """The beginning of the only platform key that it may run on; empty: any."""
+
+    @model_validator(mode="after")
+    def _routing_of_older_versions(self) -> Hypothesis:
+        """Read the marks `@worker` and `#key` that the observer put into `source_id` before."""
+        if self.proposer == "observer" and not (self.worker_id or self.platform_key):
+            for mark, name in (("@", "worker_id"), ("#", "platform_key")):
+                _, found, value = self.source_id.rpartition(mark)
+                if found:
+                    object.__setattr__(self, name, value)
+        return self
 
 
 class PlannedHypothesis(Tolerant):

@@ -124,14 +124,14 @@ def source_files(layout: Layout, experiment: str) -> list[Path]:
 
 
 def read_all(paths: list[str]) -> None:
-    """Opening and reading, the way one does it in Python."""
+    """BaselineSchedule and reading, the way one does it in Python."""
     for path in paths:
         with open(path, "rb") as file:
             file.read()
 
 
 def read_all_bare(paths: list[str]) -> None:
-    """Opening and reading with system calls alone: the floor that nothing can be below."""
+    """BaselineSchedule and reading with system calls alone: the floor that nothing can be below."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         os.read(descriptor, 1 << 16)

@@ -121,7 +121,8 @@ def observe(root: Path, runs: int, thought: float) -> None:
 
 def _observe(root: Path, runs: int, thought: float) -> None:
     from autohypothesis.fleet.live.stop import Stop
-    from autohypothesis.fleet.observer.observer import Limits, Observer
+    from autohypothesis.fleet.observer.observer import Observer
+    from autohypothesis.fleet.observer.scheduling import Limits
 
     with Stop() as stop:
         project = Project.open(root)

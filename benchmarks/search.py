@@ -27,8 +27,8 @@ from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import follow
 from autohypothesis.records.files import read_json
+from autohypothesis.records.history import best_kept, first_baseline, of_tag
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.records.standings import best_kept, first_baseline, of_tag
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (101, 102, 103)

@@ -99,8 +99,8 @@ def _next_tag(project: Project) -> str:
 def _finish(project: Project, seconds: float) -> None:
     """The table, the picture, and what to try next."""
     from autohypothesis.commands.sync import refresh
+    from autohypothesis.records.history import best_kept, of_tag
     from autohypothesis.records.ledger import read_ledger
-    from autohypothesis.records.standings import best_kept, of_tag
     from autohypothesis.terminal.tables import runs_table
 
     refresh(project.layout, everything=True)

@@ -288,7 +288,8 @@ def observer(
 
     from autohypothesis.engine.isolation import holds_foreign_code
     from autohypothesis.fleet.live.stop import Stop
-    from autohypothesis.fleet.observer.observer import Limits, Observer
+    from autohypothesis.fleet.observer.observer import Observer
+    from autohypothesis.fleet.observer.scheduling import Limits
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured

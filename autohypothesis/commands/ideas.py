@@ -99,7 +99,7 @@ def propose(
     `orchestrator.py propose --diff --title "squared ReLU"`
     """
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.observer.suggestion import check_worker, suggest
+    from autohypothesis.fleet.observer.proposals import check_worker, suggest
     from autohypothesis.fleet.queue.states import Queue
 
     project = Project.of_search(repository_path(context, repo))
@@ -221,7 +221,7 @@ def dispatch(
 
     Example: `orchestrator.py dispatch h-nov20-0007 gpu0`
     """
-    from autohypothesis.fleet.observer.suggestion import check_worker
+    from autohypothesis.fleet.observer.proposals import check_worker
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.layout import checked_id
 

@@ -104,15 +104,15 @@ def _proposers(project: Project, words: list[str], mix: float | None) -> list[Pr
 def _loop(
     project: Project, proposers: list[Proposer], most: int, description: str, hours: float | None
 ) -> SingleLoop:
-    from autohypothesis.fleet.queue.chronicle import Chronicle
     from autohypothesis.fleet.single_loop import SingleLoop, open_session, session_name
+    from autohypothesis.records.history import LiveHistory
 
-    chronicle = Chronicle(project.layout, project.active())
-    chronicle.refresh()
+    history = LiveHistory(project.layout, project.active())
+    history.refresh()
     session, goes_on = open_session(
-        project.layout, chronicle, name=session_name(description), most=most or None
+        project.layout, history, name=session_name(description), most=most or None
     )
-    so_far = session.how_far(chronicle)
+    so_far = session.how_far(history)
     if goes_on:
         remark(f"goes on with the session begun at {session.begun:%Y-%m-%d %H:%M} UTC: {so_far}")
     else:
@@ -167,18 +167,18 @@ def _finish(project: Project, stop: Stop) -> None:
 
 def _summary(loop: SingleLoop, outcome: Outcome) -> None:
     from autohypothesis.fleet.overview.overview import overview
-    from autohypothesis.fleet.queue.chronicle import Chronicle
+    from autohypothesis.records.history import LiveHistory
     from autohypothesis.terminal.fleet_table import better, one_line
     from autohypothesis.terminal.style import number
 
     layout, session = loop.project.layout, loop.session
     if outcome == "failed":
         remark(loop.ended, style="red")
-    chronicle = Chronicle(layout, session.tag)
-    chronicle.refresh()
-    counts = Counter(map(_word, session.decisions(chronicle)))
+    history = LiveHistory(layout, session.tag)
+    history.refresh()
+    counts = Counter(map(_word, session.decisions(history)))
     words = [f"{count} {word}" for word, count in counts.items()]
-    said = f"{session.how_far(chronicle)}: {', '.join(words) or 'none decided'}"
+    said = f"{session.how_far(history)}: {', '.join(words) or 'none decided'}"
     remark(said if outcome == "failed" else f"{outcome}: {said}; {loop.ended}")
     best = overview(layout).best
     if best is not None:

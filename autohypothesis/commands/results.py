@@ -65,8 +65,8 @@ def _results(layout: Layout, tag: str | None) -> Results:
     from autohypothesis.commands.show import ledger_rows, meant_tag
     from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
     from autohypothesis.fleet.queue import warm_start
+    from autohypothesis.records.history import of_tag
     from autohypothesis.records.ledger import read_ledger
-    from autohypothesis.records.standings import of_tag
     from autohypothesis.schema import now
 
     # A ledger without the bundles it was folded from is somebody's copy: it is read, never folded.

@@ -103,7 +103,7 @@ def best(
 
     Example: `orchestrator.py best --diff`
     """
-    from autohypothesis.records.standings import best_kept, first_baseline
+    from autohypothesis.records.history import best_kept, first_baseline
 
     repository, layout = opened(context, repo)
     wanted = meant_tag(layout, tag)

@@ -171,30 +171,30 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     from autohypothesis.commands.watch import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.fleet.artifact.loop import TaskLoop
-    from autohypothesis.fleet.observer.ending import Ending, Limits
-    from autohypothesis.fleet.observer.tried import Library
-    from autohypothesis.fleet.queue.chronicle import Chronicle
+    from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
+    from autohypothesis.fleet.observer.scheduling import Limits, StopCriteria
     from autohypothesis.fleet.queue.states import Queue
+    from autohypothesis.records.history import LiveHistory
 
     if project.task.run.device != "cuda" and parallel > len(cpu_slots()):
         raise UsageError(
             f"--parallel {parallel}: this machine has {len(cpu_slots())} CPU lanes",
             hint="see `python orchestrator.py doctor`",
         )
-    chronicle, queue = (
-        Chronicle(project.layout, project.active()),
+    history, queue = (
+        LiveHistory(project.layout, project.active()),
         Queue(project.layout, project.active()),
     )
     return TaskLoop(
         project=project,
-        source=_source(project, chronicle, queue, seed),
-        chronicle=chronicle,
-        ending=Ending(
+        source=_source(project, history, queue, seed),
+        history=history,
+        ending=StopCriteria(
             Limits(until=in_hours(project.task.budget.hours)),
             project.task,
             queue,
-            chronicle,
-            Library(project, chronicle),
+            history,
+            ExperimentIndex(project, history),
         ),
         parallel=parallel,
         say=remark,
@@ -202,14 +202,14 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     )
 
 
-def _source(project: Project, chronicle: Any, queue: Any, seed: int) -> Any:
+def _source(project: Project, history: Any, queue: Any, seed: int) -> Any:
     from autohypothesis.fleet.artifact.source import MutatorSource, QueueSource
     from autohypothesis.proposers.search import KnobSearch
 
     kind = project.task.mutator.type
     if kind == "command":
-        return MutatorSource(project, chronicle, seed)
-    return QueueSource(project, chronicle, queue, KnobSearch() if kind == "overrides" else None)
+        return MutatorSource(project, history, seed)
+    return QueueSource(project, history, queue, KnobSearch() if kind == "overrides" else None)
 
 
 def _show(line: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from autohypothesis.engine.past import Settled
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import Decision, Metadata, Result, finite
 
 MOST_VOIDED = 2
@@ -49,7 +49,7 @@ def slot_speed(metadata: Metadata, result: Result) -> SlotSpeed:
     return SlotSpeed(metadata.run.gpu_id, min(known, default=None), finite(rate))
 
 
-def judged(past: Settled, metadata: Metadata, result: Result) -> tuple[Result, str]:
+def judged(past: DecisionHistory, metadata: Metadata, result: Result) -> tuple[Result, str]:
     """The result as it counts, and what is to be said about it."""
     was_voided = result.failure_kind == "contended"
     if result.status == "failed" and not was_voided:
@@ -57,7 +57,7 @@ def judged(past: Settled, metadata: Metadata, result: Result) -> tuple[Result, s
     reason = result.failure_detail if was_voided else _slowed(past, metadata, result)
     if not reason:
         return result, ""
-    if past.voided(metadata.run.hypothesis_id) < MOST_VOIDED:
+    if len(past.with_reason(metadata.run.hypothesis_id, "contended")) < MOST_VOIDED:
         return void(result, reason), ""
     return restored(result), f"contended, and kept because it was voided twice: {reason}"
 
@@ -94,7 +94,7 @@ def restored(result: Result) -> Result:
     )
 
 
-def _slowed(past: Settled, metadata: Metadata, result: Result) -> str:
+def _slowed(past: DecisionHistory, metadata: Metadata, result: Result) -> str:
     """How its lane was slower than usual, in words; empty when it was not."""
     now, key = slot_speed(metadata, result), metadata.runtime.platform_key
     lane = [one for one in past.on_slot(key, now.lane) if one.reason != "contended"]

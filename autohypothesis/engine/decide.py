@@ -16,13 +16,13 @@ from autohypothesis.engine import contention
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.evidence import Case, as_it_counts, as_recorded, finished, gather
 from autohypothesis.engine.experiment import Experiment
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import Evidence, Unconfirmed, Verdict, verdict_of
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
 from autohypothesis.records import bundles, locks
 from autohypothesis.records.files import load, require_writable
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
@@ -155,7 +155,7 @@ def runs_needed(project: Project, experiment_id: str) -> NeedsRuns | None:
         SettleError: it is unfinished, or cannot be decided whatever is run.
         RecordError: a file of its bundle is damaged.
     """
-    past = Settled.of_tag(project.layout, project.tag)
+    past = DecisionHistory.of_tag(project.layout, project.tag)
     if past.of(experiment_id) is not None:
         return None
     case = as_it_counts(past, finished(project, experiment_id))
@@ -176,7 +176,7 @@ def edits_in_results(layout: Layout, edits: Iterable[HandEdit]) -> list[str]:
     ]
 
 
-def repair(project: Project) -> Settled:
+def repair(project: Project) -> DecisionHistory:
     """Finish what a killed settle began: the move of the reference, then the stamp.
 
     Returns the decisions of the tag, with where its reference stands.
@@ -185,7 +185,7 @@ def repair(project: Project) -> Settled:
         UnwritableError: a decision could not be recorded as a whole.
     """
     require_writable(project.layout.research, project.layout.runs)
-    past = Settled.of_tag(project.layout, project.tag)
+    past = DecisionHistory.of_tag(project.layout, project.tag)
     past.reference = reference = project.reference()
     dangling = past.dangling_move(reference)
     if dangling is not None:
@@ -212,7 +212,7 @@ class _Settling:
     """One settle, under the lock: decides one experiment after another, and adds it to `past`."""
 
     project: Project
-    past: Settled
+    past: DecisionHistory
     decided_by: str
     may: Callable[[str], None] = lambda experiment_id: None
     limits: Mapping[str, Constraint] = field(default_factory=dict)
@@ -309,7 +309,9 @@ class _Settling:
         return decision
 
 
-def _waiting(project: Project, past: Settled) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
+def _waiting(
+    project: Project, past: DecisionHistory
+) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
     """Experiments of the active tag that have a result and no decision, oldest first.
 
     A folder whose name is no id is none of ours; one whose metadata is damaged may be.
@@ -334,7 +336,7 @@ def _waiting(project: Project, past: Settled) -> tuple[list[tuple[str, Metadata]
 # ── one decision ────────────────────────────────────────────────────────────────────────────
 
 
-def _verdict(others: Settled, case: Case, evidence: Evidence) -> Verdict | NeedsRuns:
+def _verdict(others: DecisionHistory, case: Case, evidence: Evidence) -> Verdict | NeedsRuns:
     """The policy's verdict; of a win that needs runs, which ones."""
     verdict = verdict_of(evidence)
     if isinstance(verdict, Verdict):
@@ -343,7 +345,7 @@ def _verdict(others: Settled, case: Case, evidence: Evidence) -> Verdict | Needs
     return NeedsRuns(case.experiment_id, runs, verdict.wanted, verdict.words)
 
 
-def _missing_runs(others: Settled, case: Case, win: Unconfirmed) -> Iterable[MissingRun]:
+def _missing_runs(others: DecisionHistory, case: Case, win: Unconfirmed) -> Iterable[MissingRun]:
     name, key = case.experiment_id, case.metadata.runtime.platform_key
     for side, seed in win.missing:
         of_change = side == "change"
@@ -381,7 +383,7 @@ def _verdict_by_hand(experiment_id: str, evidence: Evidence, said: _ByHand) -> V
 
 
 def _reference_after(
-    past: Settled, before: Decision | None, case: Case, verdict: Verdict, reference: str
+    past: DecisionHistory, before: Decision | None, case: Case, verdict: Verdict, reference: str
 ) -> str:
     """Where a decision leads: to a change that is kept, back from a keep that is overruled."""
     if verdict.decision_status == "keep":
@@ -392,10 +394,10 @@ def _reference_after(
     return reference
 
 
-def _record(others: Settled, case: Case, verdict: Verdict, evidence: Evidence) -> Decision:
+def _record(others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evidence) -> Decision:
     """The record, but for its place among the others and what becomes of the reference."""
     result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
-    best = others.best(key, evidence.direction)
+    best = others.best_value(key, evidence.direction)
     speed = contention.slot_speed(case.metadata, result)
     return Decision(
         decision_id="",

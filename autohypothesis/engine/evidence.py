@@ -10,12 +10,12 @@ from autohypothesis.engine.collect import is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import further_seed
 from autohypothesis.engine.failures import is_nobodys_fault
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured, Pair
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
 from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records.files import load
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ids import slug
 from autohypothesis.schema import Decision, Metadata, Result, finite
 
@@ -82,7 +82,7 @@ def finished(project: Project, experiment_id: str) -> Case:
     return Case(experiment_id, result, metadata, task, submitted=submitted)
 
 
-def as_it_counts(past: Settled, case: Case) -> Case:
+def as_it_counts(past: DecisionHistory, case: Case) -> Case:
     """`case` after what its lane says about it: voided, flagged, or as it is."""
     result, flag = contention.judged(past, case.metadata, case.result)
     return replace(case, result=result, flag=flag)
@@ -115,7 +115,10 @@ def as_recorded(case: Case, before: Decision | None) -> Case:
 
 
 def gather(
-    past: Settled, case: Case, reference: str, limits: Mapping[str, Constraint] | None = None
+    past: DecisionHistory,
+    case: Case,
+    reference: str,
+    limits: Mapping[str, Constraint] | None = None,
 ) -> Evidence:
     """Collect everything that the policy may look at.
 
@@ -162,7 +165,7 @@ def gather(
     )
 
 
-def _pairs(past: Settled, case: Case, wanted: int) -> list[Pair]:
+def _pairs(past: DecisionHistory, case: Case, wanted: int) -> list[Pair]:
     """The pairs at the seeds after the first, complete or not.
 
     They are derived from the decisions each time, so nothing is lost with the process that ordered
@@ -191,12 +194,13 @@ def _pair(seed: int, of_change: Decision | None, base_value: float | None) -> Pa
     return Pair(seed, value, base_value)
 
 
-def _comes_back(past: Settled, hypothesis_id: str, result: Result) -> bool:
+def _comes_back(past: DecisionHistory, hypothesis_id: str, result: Result) -> bool:
     """Whether a failure that says nothing about the change may be tried again."""
     if result.failure_kind == "contended":
-        return past.voided(hypothesis_id) < contention.MOST_VOIDED
+        return len(past.with_reason(hypothesis_id, "contended")) < contention.MOST_VOIDED
     if result.failure_kind == "infra" and not is_nobodys_fault(result.failure_detail):
-        return past.lost(hypothesis_id) < MOST_LOST
+        lost = past.with_reason(hypothesis_id, "infra")
+        return sum(not is_nobodys_fault(decision.detail) for decision in lost) < MOST_LOST
     return True
 
 
@@ -215,7 +219,7 @@ def _stricter(
     return merged
 
 
-def _compared_with(past: Settled, case: Case, reference: str) -> float | None:
+def _compared_with(past: DecisionHistory, case: Case, reference: str) -> float | None:
     """The value of the run's own base at its seed, else the reference's at its seed.
 
     A run of a commit as it stands is seen beside that commit's first run, whatever its seed.

@@ -20,7 +20,6 @@ from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.failures import FailureKind, room_in, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import (
@@ -35,6 +34,7 @@ from autohypothesis.errors import (
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_bytes, read_object
 from autohypothesis.records.git import SALVAGE, FileChange, Repository, experiment_ref
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.sandbox import Kind
 from autohypothesis.schema import Decision, Metadata, Plan, Result, RunIdentity, Runtime, now
 
@@ -68,7 +68,7 @@ class Mutator:
     task: Task
     seed: int
     document: Mapping[str, Any]
-    past: Settled
+    past: DecisionHistory
     cancelled: Callable[[], bool] = lambda: False
     made: dict[str, Any] = field(
         default_factory=lambda: {"note": "", "exit_code": None, "seconds": 0.0, "sandbox": "none"}
@@ -198,7 +198,7 @@ def _same_file(path: Path, content: bytes) -> bool:
 
 
 def mutator_input(
-    project: Project, past: Settled, experiment_id: str, base: str, seed: int
+    project: Project, past: DecisionHistory, experiment_id: str, base: str, seed: int
 ) -> dict[str, Any]:
     """Make the document for one run of the mutator, see docs/tasks.md."""
     objective = project.task.objective
@@ -222,7 +222,7 @@ def mutator_input(
     }
 
 
-def tried_before(past: Settled, base: str, diff_hash: str) -> Decision | None:
+def tried_before(past: DecisionHistory, base: str, diff_hash: str) -> Decision | None:
     """The decision about the same change of the same base; one that is to be run again is none.
 
     What was measured by another task, or on another platform than the base was last, says nothing.
@@ -237,7 +237,7 @@ def tried_before(past: Settled, base: str, diff_hash: str) -> Decision | None:
     return None
 
 
-def _measured(past: Settled, commit: str) -> Decision | None:
+def _measured(past: DecisionHistory, commit: str) -> Decision | None:
     """The latest decision that says what a commit is worth."""
     for decision in reversed(past.decisions):
         if decision.commit == commit and decision.decision_status == "keep":
@@ -252,7 +252,7 @@ def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
     return {k: v for k, v in {**metrics, **decided}.items() if v is not None}
 
 
-def _trials(project: Project, past: Settled) -> Iterator[dict[str, Any]]:
+def _trials(project: Project, past: DecisionHistory) -> Iterator[dict[str, Any]]:
     changes = [decision for decision in past.decisions if decision.base_commit is not None]
     for one in changes[-MAX_TRIALS:]:
         run = project.layout.run(one.experiment_id)

@@ -31,13 +31,13 @@ from autohypothesis.engine.experiment import FIRST_SEED, Experiment, Outcome, pl
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import Mutator, mutator_input, record_refusal, tried_before
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.files import require_writable
 from autohypothesis.records.git import experiment_ref
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.outputs import is_strangers_worktree
 
 POLL_S = 0.2
@@ -284,7 +284,7 @@ def _mutator(
     """The task's program, for a change that it has to make."""
     if experiment.change.kind != "instructions" or project.task.mutator.command is None:
         return None
-    past = Settled.of_tag(project.layout, project.tag)
+    past = DecisionHistory.of_tag(project.layout, project.tag)
     seed = experiment.mutation_seed
     if seed is None:
         seed = int.from_bytes(sha256(experiment.experiment_id.encode()).digest()[:4], "big")

@@ -31,15 +31,15 @@ from autohypothesis.errors import AutohypothesisError, FleetError, LockError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import LOOP, LOOP_WORKER
 from autohypothesis.fleet.live.stop import Stop, StopRequest
-from autohypothesis.fleet.observer.ending import ALL_RUN, Limits
 from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.observer.scheduling import ALL_RUN, Limits
 from autohypothesis.fleet.proposing import Proposer
-from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
 from autohypothesis.fleet.roster.roster import begin_single
 from autohypothesis.fleet.supervisor import process_specs
 from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
 from autohypothesis.fleet.worker.worker import Worker
 from autohypothesis.records.git import Repository
+from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import harmless
@@ -81,14 +81,14 @@ class LoopSession(Tolerant):
         """Return how many experiments of the tag may count at its end."""
         return None if self.most is None else self.first + self.most
 
-    def decisions(self, chronicle: Chronicle) -> list[Decision]:
+    def decisions(self, history: LiveHistory) -> list[Decision]:
         """Return its decisions so far, in order; what was lost to infrastructure is left out."""
-        counted = [decision for decision in chronicle.latest.values() if not is_lost(decision)]
+        counted = [decision for decision in history.latest.values() if not is_lost(decision)]
         return counted[self.first :]
 
-    def how_far(self, chronicle: Chronicle) -> str:
+    def how_far(self, history: LiveHistory) -> str:
         """Return `3 of 6 experiments`."""
-        done = len(self.decisions(chronicle))
+        done = len(self.decisions(history))
         total = "" if self.most is None else f" of {self.most}"
         return f"{done}{total} experiment{'s' * (done != 1 or self.most is not None)}"
 
@@ -99,14 +99,14 @@ def session_name(text: str) -> str:
 
 
 def open_session(
-    layout: Layout, chronicle: Chronicle, *, name: str, most: int | None
+    layout: Layout, history: LiveHistory, *, name: str, most: int | None
 ) -> tuple[LoopSession, bool]:
     """Return the session of a call, and whether an earlier call began it.
 
     Raises:
         RecordError: it cannot be written down, so nothing may begin.
     """
-    asked, done = (chronicle.tag, name, most), chronicle.counted()
+    asked, done = (history.tag, name, most), history.counted()
     before = _unfinished_session(layout)
     if (
         before is not None
@@ -115,8 +115,8 @@ def open_session(
         and before.first <= done
     ):
         return before, True
-    session = LoopSession(tag=chronicle.tag, name=name, most=most, first=done, begun=now())
-    write_session(layout, session, "starting", session.how_far(chronicle), durable=True)
+    session = LoopSession(tag=history.tag, name=name, most=most, first=done, begun=now())
+    write_session(layout, session, "starting", session.how_far(history), durable=True)
     return session, False
 
 
@@ -352,12 +352,12 @@ class SingleLoop:
 
     def _outcome(self, observer: Observer, said: str) -> Outcome:
         status, limit = observer.status, self.session.limit
-        self._how_far = self.session.how_far(observer.chronicle)
+        self._how_far = self.session.how_far(observer.history)
         if said == "failed":
             lines = [*status.problems, status.last_action]
             self.ended = "\n".join(line for line in lines if line) or "the search has failed"
             return "failed"
-        if said == "finished" or (limit is not None and observer.chronicle.counted() >= limit):
+        if said == "finished" or (limit is not None and observer.history.counted() >= limit):
             self.ended = observer.ended or ALL_RUN
             return "finished"
         self.ended = "it was stopped"
@@ -377,7 +377,7 @@ class SingleLoop:
         if time.monotonic() < self._due:
             return
         self._due = time.monotonic() + REPORT_S
-        saying = (self.session.how_far(observer.chronicle), worker.problem)
+        saying = (self.session.how_far(observer.history), worker.problem)
         if saying != self._said:
             problems = [worker.problem] if worker.problem else []
             with suppress(AutohypothesisError):  # a full disk costs the news

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from autohypothesis.engine.project import Project
-from autohypothesis.records.standings import best_kept, of_tag
+from autohypothesis.records.history import best_kept, of_tag
 
 DISK_BUDGET_BYTES = 20 << 30
 """Of all weights together; under it, a group that is being repeated keeps its own as well."""

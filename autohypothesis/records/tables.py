@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from autohypothesis.plain import plain, plain_line
+from autohypothesis.records.history import Kept, best_of
 from autohypothesis.records.index import Entry
 from autohypothesis.records.ledger import Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Facts, Placement
-from autohypothesis.records.standings import Kept, best_of
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 HEADER = "\t".join(COLUMNS) + "\n"

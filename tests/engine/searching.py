@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from autohypothesis.engine.decide import settle, settle_by_hand
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.records import bundles
 from autohypothesis.records.files import write_json
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import (
     Decision,
     FailureKind,
@@ -88,5 +88,5 @@ class Search:
     def by_hand(self, name: str, status: str) -> Decision:
         return settle_by_hand(self.project, name, status, reason="", decided_by="me")  # type: ignore[arg-type]
 
-    def past(self) -> Settled:
-        return Settled.of_tag(self.project.layout, self.project.tag)
+    def past(self) -> DecisionHistory:
+        return DecisionHistory.of_tag(self.project.layout, self.project.tag)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autohypothesis.engine.contention import MOST_VOIDED, judged, restored, slot_speed, void
 from autohypothesis.engine.failures import is_device_evidence
-from autohypothesis.engine.past import Settled
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
 
 
@@ -32,9 +32,9 @@ def result(kernel: float = 1.0, rate: float = 20_000.0, base: str | None = "base
     )
 
 
-def past(kernels: list[float], **other: object) -> Settled:
+def past(kernels: list[float], **other: object) -> DecisionHistory:
     """Decisions about unlike runs on one lane."""
-    return Settled(
+    return DecisionHistory(
         Decision(
             **{
                 "decision_id": f"d-{number}",

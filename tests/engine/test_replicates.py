@@ -138,7 +138,7 @@ def test_a_replicate_is_taken_for_nothing_else(search: Search, win: str, start: 
     decision = search.settled("again-43")
     assert (decision.decision_status, decision.base_commit) == ("replicate", None)
     past = search.past()
-    assert past.best(PLATFORM, "minimize") == 1.5
+    assert past.best_value(PLATFORM, "minimize") == 1.5
     assert past.anchor(PLATFORM, 42) == 1.5
     assert [one.experiment_id for one in past.keeps(PLATFORM)] == ["baseline-t-1"]
     search.ended("h-2", search.change(start, "B = 1\n"), start, 1.6)

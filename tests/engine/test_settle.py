@@ -9,7 +9,6 @@ import pytest
 from autohypothesis.engine import decide as settling
 from autohypothesis.engine.decide import repair, settle
 from autohypothesis.engine.evidence import Case
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.task import Constraint, Objective, ScorerConfig
 from autohypothesis.engine.task_file import foreign_task
@@ -17,6 +16,7 @@ from autohypothesis.errors import RecordError, SettleError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Metadata, Metrics, Result
 from tests.engine.searching import PLATFORM, Search
@@ -56,7 +56,7 @@ def test_an_overruled_keep_is_no_yardstick_any_more(search: Search, start: str) 
     search.by_hand("h-1", "discard")
     past = search.past()
     assert past.value_of(kept, PLATFORM, 42) is None
-    assert past.best(PLATFORM, "minimize") == 1.5
+    assert past.best_value(PLATFORM, "minimize") == 1.5
     assert past.anchor(PLATFORM, 42) == 1.5
     again = search.decided("h-2", search.change(start, "B = 1\n"), start, 1.3)
     assert (again.reason, again.reference_value) == ("improved", 1.5)
@@ -292,7 +292,7 @@ def test_a_bundle_that_cannot_be_judged_is_refused_and_stands_in_nobodys_way(
     search.ended("h-2", search.change(start, "A = 2\n"), start, 1.3)
     real = settling.as_it_counts
 
-    def poisoned(past: Settled, case: Case) -> Case:
+    def poisoned(past: DecisionHistory, case: Case) -> Case:
         if case.metadata.run.experiment_id == "h-1":
             raise AttributeError("'str' object has no attribute 'get'")
         return real(past, case)

@@ -17,8 +17,8 @@ from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
-from autohypothesis.fleet.observer.ending import Limits
 from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.observer.scheduling import Limits
 from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.processes import Process

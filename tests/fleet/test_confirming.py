@@ -17,7 +17,7 @@ import pytest
 from autohypothesis.engine.decide import settle_by_hand
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role
-from autohypothesis.fleet.observer.confirming import NEEDLESS
+from autohypothesis.fleet.observer.deciding import NEEDLESS
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.records.bundles import read_decisions
@@ -90,11 +90,11 @@ def test_a_real_win_is_shared_by_idle_devices_and_kept_as_confirmed(careful: Pro
     members(careful, "w0", "w1")
     hands = [Hands(careful, "w0"), Hands(careful, "w1")]
     watched = observer(careful, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
     turns(watched, lambda: awaiting(watched), *hands)
     before = careful.reference()
     turns(watched, lambda: careful.reference() != before, *hands)
-    (kept,) = [one for one in watched.chronicle.latest.values() if one.reason == "improved"]
+    (kept,) = [one for one in watched.history.latest.values() if one.reason == "improved"]
     assert kept.confirmation == "confirmed" and "3 pairs" in kept.detail
     runs = replicates(careful)
     assert Counter(run.run.seed for run in runs) == {43: 2, 44: 2}  # nothing was run twice
@@ -115,7 +115,7 @@ def test_a_lucky_seed_moves_no_reference(careful: Project) -> None:
 
 
 def _refuted(watched: Observer) -> list[str]:
-    every = watched.chronicle.latest.values()
+    every = watched.history.latest.values()
     return [one.experiment_id for one in every if one.reason == "not_confirmed"]
 
 
@@ -185,7 +185,7 @@ def test_nothing_is_run_for_a_win_that_a_person_decided(careful: Project) -> Non
     before = careful.reference()
     watched.queue.add(idea(RATE=3.0), proposer="ada")
     turns(watched, lambda: careful.reference() != before, hand)
-    assert watched.chronicle.decisions[-1].confirmation == "confirmed"
+    assert watched.history.decisions[-1].confirmation == "confirmed"
 
 
 def test_a_replicate_that_is_lost_is_run_again(careful: Project) -> None:
@@ -204,9 +204,9 @@ def test_a_replicate_that_is_lost_is_run_again(careful: Project) -> None:
     watched = observer(careful, Listed([[idea(RATE=2.0)]]))
     before = careful.reference()
     turns(watched, lambda: careful.reference() != before, hand)
-    assert watched.chronicle.latest[lost[0]].requeue
+    assert watched.history.latest[lost[0]].requeue
     assert len(replicates(careful)) == 5
-    assert watched.chronicle.decisions[-1].confirmation == "confirmed"
+    assert watched.history.decisions[-1].confirmation == "confirmed"
 
 
 def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Project) -> None:
@@ -216,13 +216,15 @@ def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Project) -> 
     until_a_win_waits(watched, hands[0])
     turns(watched, lambda: len(queued(watched)) == 4)
     (one, *_) = [each for each in watched.queue.open() if each.replicates]
-    handout = watched._handout()
-    assert handout.suits(one, "w0")
-    platforms = {"w0": handout.platforms["w0"], "w1": "another card"}
-    handout = replace(handout, platforms=platforms)
-    assert not handout.suits(one, "w1")
-    assert replace(handout, platforms={"w0": platforms["w0"]}).suits(one, "w1")  # it may be on it
-    assert replace(handout, platforms={}).suits(one, "w1")
+    dispatcher = watched._dispatcher()
+    assert dispatcher.suits(one, "w0")
+    platforms = {"w0": dispatcher.platforms["w0"], "w1": "another card"}
+    dispatcher = replace(dispatcher, platforms=platforms)
+    assert not dispatcher.suits(one, "w1")
+    assert replace(dispatcher, platforms={"w0": platforms["w0"]}).suits(
+        one, "w1"
+    )  # it may be on it
+    assert replace(dispatcher, platforms={}).suits(one, "w1")
 
 
 def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Project) -> None:
@@ -241,7 +243,7 @@ def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Proj
     hands[1].end(watched, taken, handle)
     before = careful.reference()
     turns(watched, lambda: careful.reference() != before, *hands)
-    assert len(watched.chronicle.attempts(taken.hypothesis_id)) == 2
+    assert len(watched.history.attempts(taken.hypothesis_id)) == 2
     assert {run.run.worker_id for run in replicates(careful)} == {"w0", "w1"}
     assert len(replicates(careful)) == 5
 
@@ -252,7 +254,8 @@ OBSERVE = """
 import sys
 from pathlib import Path
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.observer import Limits, Observer
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.observer.scheduling import Limits
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
 

@@ -20,11 +20,11 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.devices import cpu_slots, lease_of
-from autohypothesis.engine.past import Settled
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
+from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ledger import read_ledger
 from tests.conftest import called
 
@@ -104,7 +104,7 @@ def check(project: Project) -> None:
     sync(layout)
     rows = {str(row["id"]): row for row in read_ledger(layout)}
     assert set(run_ids(layout)) <= rows.keys()
-    decisions = Settled.of_tag(layout, project.tag).decisions
+    decisions = DecisionHistory.of_tag(layout, project.tag).decisions
     assert max(Counter(one.experiment_id for one in decisions).values()) == 1
     lasting = Counter(one.hypothesis_id for one in decisions if not one.requeue)
     assert lasting and max(lasting.values()) == 1, lasting

@@ -22,14 +22,14 @@ from autohypothesis.engine import runner
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role, role_lives
+from autohypothesis.fleet.observer.experiment_index import DuplicateCheck, Reference
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.opening import Opening
-from autohypothesis.fleet.observer.tried import Reference, Tried
-from autohypothesis.fleet.queue.chronicle import is_lost
+from autohypothesis.fleet.observer.scheduling import BaselineSchedule
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.history import is_lost
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import (
@@ -62,7 +62,8 @@ ROOT_MODULE = """
 import sys
 from pathlib import Path
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.observer import Limits, Observer
+from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.observer.scheduling import Limits
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Proposal
@@ -94,8 +95,8 @@ def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_project
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=1.5)]]))
-    turns(watched, lambda: watched.chronicle.counted() >= 3, hand)
-    first, second, third = watched.chronicle.latest.values()
+    turns(watched, lambda: watched.history.counted() >= 3, hand)
+    first, second, third = watched.history.latest.values()
     assert (first.hypothesis_id, first.reason) == ("baseline-t", "baseline")
     assert (second.decision_status, third.decision_status) == ("keep", "discard")
     assert fleet_project.reference() == second.commit
@@ -142,11 +143,11 @@ def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
         hand.work(watched)  # they end before the baseline does
     for _ in range(3):
         watched.turn()
-    assert not watched.chronicle.latest  # and wait for it
+    assert not watched.history.latest  # and wait for it
     assert watched.status.problems == []
     hands[0].end(watched, one, handle)
-    turns(watched, lambda: len(watched.chronicle.latest) == 3)
-    reasons = {each.hypothesis_id: each.reason for each in watched.chronicle.latest.values()}
+    turns(watched, lambda: len(watched.history.latest) == 3)
+    reasons = {each.hypothesis_id: each.reason for each in watched.history.latest.values()}
     assert reasons.pop("baseline-t") == "baseline"
     assert set(reasons.values()) == {"replicate"}
 
@@ -190,7 +191,7 @@ def test_one_hypothesis_waits_for_each_living_worker_and_none_for_a_dead_one(
     Hands(fleet_project, "gone").beat("stopped")
     Hands(fleet_project, "benched").beat("benched")
     watched = observer(fleet_project, Listed([[idea(RATE=1 + i / 10) for i in range(1, 9)]]))
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
     turns(watched, lambda: len(watched.queue.dispatched()) == 2)
     for _ in range(5):
         watched.turn()
@@ -207,7 +208,7 @@ def test_words_that_nobody_implemented_are_not_handed_out_and_the_brief_says_so(
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     watched.queue.add(Proposal(title="words", instructions="use a GRU"), proposer="ada")
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     deadline = time.monotonic() + 120
     while not any("implement" in note for note in _brief(fleet_project).notes):
         assert time.monotonic() < deadline
@@ -232,7 +233,7 @@ def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Proje
     many = [[idea(RATE=1 + i / 100 + k) for i in range(9)] for k in range(1, 9)]
     watched = observer(fleet_project, Listed(many), most=4)
     turns(watched, lambda: watched.status.state == "finished", *hands)
-    assert watched.chronicle.counted() == 4
+    assert watched.history.counted() == 4
     assert len(read_ledger(fleet_project.layout)) == 4
     assert not watched.turn()
 
@@ -241,7 +242,7 @@ def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_project: Pr
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=3.0)]]))
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched())
     late = observer(fleet_project, until=now() - timedelta(seconds=1))
     assert not late.turn()
@@ -253,7 +254,7 @@ def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project:
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched().get("w0"))
     one = hand.claim(watched)
     assert one is not None
@@ -261,7 +262,7 @@ def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project:
     assert all(watched.turn() for _ in range(5))
     hand.end(watched, one, handle)
     turns(watched, lambda: watched.status.state == "finished")
-    assert watched.chronicle.counted() == 2
+    assert watched.history.counted() == 2
 
 
 # ── thinking, failing, waiting ──────────────────────────────────────────────────────────────
@@ -271,11 +272,11 @@ def test_a_thinking_proposer_does_not_stop_decisions(fleet_project: Project) -> 
     members(fleet_project, "w0")
     hand, thinker = Hands(fleet_project, "w0"), Thinker()
     watched = observer(fleet_project, thinker)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
-    assert watched.refill.thinking == ["thinker"]
+    turns(watched, lambda: watched.history.has_reference(), hand)
+    assert watched.pool.thinking == ["thinker"]
     watched.queue.add(idea(RATE=2.0), proposer="ada")
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
-    assert watched.refill.thinking == ["thinker"]
+    turns(watched, lambda: watched.history.counted() == 2, hand)
+    assert watched.pool.thinking == ["thinker"]
     thinker.done.set()
 
 
@@ -283,7 +284,7 @@ def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_project: Proje
     members(fleet_project, "w0")
     hand, broken = Hands(fleet_project, "w0"), Broken()
     watched = observer(fleet_project, broken, Listed([[idea(RATE=2.0)]] * 3))
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
     said = read_role(fleet_project.layout, "observer")
     assert said is not None and role_lives(said)
     assert any("command:broken failed: it has no key" in line for line in said.problems)
@@ -301,9 +302,9 @@ def test_a_settle_that_cannot_be_done_now_is_done_later(
     with hold(fleet_project.layout, "settle", doing="somebody decides"):
         for _ in range(3):
             assert watched.turn()
-        assert not watched.chronicle.latest
+        assert not watched.history.latest
         assert any("somebody decides" in line for line in watched.status.problems)
-    turns(watched, lambda: watched.chronicle.has_reference())
+    turns(watched, lambda: watched.history.has_reference())
     assert watched.status.problems == []
 
 
@@ -311,14 +312,14 @@ def test_a_decision_edited_in_a_result_changes_nothing_and_is_named(fleet_projec
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
-    second = list(watched.chronicle.latest)[-1]
+    turns(watched, lambda: watched.history.counted() == 2, hand)
+    second = list(watched.history.latest)[-1]
     reference = fleet_project.reference()
     path = fleet_project.layout.run(second).result
     write_json(path, {**read_json(path), "decision_status": "discard"})
-    watched.deciding._last_look = float("-inf")  # ten seconds later
+    watched.decider._last_look = float("-inf")  # ten seconds later
     watched.turn()
-    assert watched.chronicle.latest[second].decision_status == "keep"
+    assert watched.history.latest[second].decision_status == "keep"
     assert fleet_project.reference() == reference
     (problem,) = read_json(fleet_project.layout.problems)["problems"]
     assert problem["reason"] == "says decision_status discard, and keep was decided"
@@ -349,8 +350,8 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_project: Pr
     assert (asked.tool_id, asked.status, asked.requested_by) == ("noise", "requested", "observer")
     source = tools.CATALOGUE / "noise.py"
     tools.publish(fleet_project.layout, "noise", source, decided_by="a test")
-    turns(watched, lambda: watched.errands.noise is not None)
-    assert watched.errands.noise is not None
+    turns(watched, lambda: watched.background.noise is not None)
+    assert watched.background.noise is not None
     figure = "sd of a pair 0 from 2 runs of 1 commit; rough: only 2 runs of 1 commit;"
     for path in (fleet_project.layout.brief, fleet_project.layout.search_model):
         watched.publishing._due["learnt"] = 0.0
@@ -394,10 +395,10 @@ def test_a_turn_without_news_reads_no_bundle_and_writes_nothing(
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
     for _ in range(3):
         watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
-        watched.deciding._last_look = float("-inf")
+        watched.decider._last_look = float("-inf")
         watched.turn()
     before = _everything(fleet_project)
     watched.publishing._due = dict.fromkeys(watched.publishing._due, 0.0)
@@ -434,7 +435,7 @@ def test_a_killed_observer_loses_no_decision(fleet_project: Project) -> None:
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     beside = Observer(
-        fleet_project, [], limits=observer(fleet_project).ending.limits
+        fleet_project, [], limits=observer(fleet_project).criteria.limits
     )  # its queue only
     dice = random.Random(7)
     kills, most = 0, 7
@@ -510,7 +511,7 @@ def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(
     members(fleet_project, "w0", "w1")
     hands, listed = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")], Listed()
     watched = observer(fleet_project, listed, most=9)
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
     turns(watched, lambda: not watched.queue.open(), *hands)
     hands[1].beat("stopped")
     for number in range(2):
@@ -520,15 +521,15 @@ def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(
         )  # fmt: skip
         watched.queue.add(pinned, proposer="observer")
     listed.answers = [[idea(RATE=2.0)]]
-    turns(watched, lambda: watched.chronicle.counted() == 2, hands[0])
-    assert [one.source_id[-3:] for one in watched.queue.pending()] == ["@w1"] * 2
+    turns(watched, lambda: watched.history.counted() == 2, hands[0])
+    assert [one.worker_id for one in watched.queue.pending()] == ["w1"] * 2
 
 
 def test_workers_are_told_when_the_search_is_over(fleet_project: Project) -> None:
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched().get("w0"))
     assert _details(fleet_project)["closing"] is False
     one = hand.claim(watched)
@@ -553,7 +554,7 @@ def test_a_result_of_another_shape_stops_no_observer(fleet_project: Project) -> 
 
     hand = Hands(fleet_project, "w0", strange)
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
 
 
 @pytest.mark.parametrize("left", [{}, {"checkout": "elsewhere"}, [], "x"])
@@ -564,7 +565,7 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(
     members(fleet_project, "w0", "old")
     hand, old = Hands(fleet_project, "w0"), Hands(fleet_project, "old")
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
     mine = watched.queue.add(idea(RATE=2.0), proposer="ada")
     watched.queue.dispatch(mine.hypothesis_id, "old")
@@ -578,8 +579,8 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(
     old.beat("stopped")
     members(fleet_project, "w0")
     watched.queue.add(idea(RATE=3.0), proposer="ada")
-    watched.deciding._last_look = float("-inf")
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    watched.decider._last_look = float("-inf")
+    turns(watched, lambda: watched.history.counted() == 2, hand)
 
 
 def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
@@ -593,7 +594,7 @@ def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
         raise KeyError("x")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Opening, "failure", damaged)
+        broken.setattr(BaselineSchedule, "failure", damaged)
         assert watched.turn()
         assert watched.status.state == "waiting" and not watched.queue.dispatched()
         assert any("KeyError" in line for line in watched.status.problems)
@@ -610,13 +611,13 @@ def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
     _begun(fleet_project, "h-t-0002-1", commit="c1", parent=base, WIDTH=9)
     _begun(fleet_project, "h-t-0003-1", commit="c3", parent="c2", SLEEP=0.1)
     watched = observer(fleet_project)
-    watched.chronicle.refresh()
-    watched.library.refresh()
-    assert len(watched.library.runs) == 3
-    same = {watched.library.code_of(commit) for commit in (base, "c1", "c2", "c3")}
+    watched.history.refresh()
+    watched.index.refresh()
+    assert len(watched.index.runs) == 3
+    same = {watched.index.code_of(commit) for commit in (base, "c1", "c2", "c3")}
     assert same == {base}
     reference = Reference("c3", {}, {"RATE": 2.0, "WIDTH": 9, "SLEEP": 0.0})
-    again = Tried(watched.library, reference).before(idea(SLEEP=0.1))
+    again = DuplicateCheck(watched.index, reference).before(idea(SLEEP=0.1))
     assert again is not None and again.experiment_id == "h-t-0003-1"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.refill import LONGEST_PAUSE_S, Answer, Refill
+from autohypothesis.fleet.observer.proposals import LONGEST_PAUSE_S, Answer, ProposerPool
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
 from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
@@ -47,7 +47,7 @@ class Clock:
         return self.now
 
 
-def answered(refill: Refill, count: int = 1) -> list[Answer]:
+def answered(refill: ProposerPool, count: int = 1) -> list[Answer]:
     found: list[Answer] = []
     deadline = time.monotonic() + 120
     while len(found) < count:
@@ -59,7 +59,7 @@ def answered(refill: Refill, count: int = 1) -> list[Answer]:
 
 def test_a_proposer_that_fails_is_asked_later_and_later() -> None:
     clock, broken = Clock(), Broken()
-    refill = Refill([broken], clock)
+    refill = ProposerPool([broken], clock)
     pauses = []
     for _ in range(12):
         assert refill.wants(1, hungry=True)
@@ -90,7 +90,7 @@ def test_one_that_works_again_is_no_problem_any_more() -> None:
             return [idea(RATE=2.0)]
 
     moody = Moody()
-    refill = Refill([moody], clock)
+    refill = ProposerPool([moody], clock)
     refill.ask(situation(), 1, hungry=True)
     answered(refill)
     assert "RuntimeError: not now" in refill.problems()[0]
@@ -104,7 +104,7 @@ def test_one_that_works_again_is_no_problem_any_more() -> None:
 
 def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles() -> None:
     clock, thinker = Clock(), Thinker()
-    refill = Refill(
+    refill = ProposerPool(
         [Broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")], clock
     )
     asked = []
@@ -125,7 +125,7 @@ def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles() -> None:
 
 def test_one_without_ideas_is_asked_again_when_something_was_decided() -> None:
     clock = Clock()
-    refill = Refill([Listed()], clock)
+    refill = ProposerPool([Listed()], clock)
     refill.ask(situation(), 1, hungry=True)
     answered(refill)
     refill.took("listed", 0, {})
@@ -149,7 +149,7 @@ def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
                 {"title": "one too many"},
             ]
 
-    refill = Refill([Babbler()])
+    refill = ProposerPool([Babbler()])
     refill.ask(situation(), 4, hungry=True)
     (answer,) = answered(refill)
     assert [one.title for one in answer.proposals] == ["fine"]
@@ -169,7 +169,7 @@ class Exits:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_that_exits_is_not_waited_for_for_ever() -> None:
-    refill = Refill([Exits()])
+    refill = ProposerPool([Exits()])
     refill.ask(situation(), 1, hungry=True)
     (answer,) = answered(refill)
     assert answer.problem
@@ -194,9 +194,9 @@ def test_a_proposer_cannot_change_what_the_observer_knows(fleet_project: Project
     members(fleet_project, "w0")
     hand, meddler = Hands(fleet_project, "w0"), Meddler()
     watched = observer(fleet_project, meddler)
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
     assert watched.steering.frozen == []
-    assert watched.library.runs["baseline-t-1"].settings["rate"] == 1.0
+    assert watched.index.runs["baseline-t-1"].settings["rate"] == 1.0
 
 
 # ── in a search: nothing is run twice ───────────────────────────────────────────────────────
@@ -209,12 +209,12 @@ def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea("first", RATE=0.5)], [idea("again", rate=0.5)], [idea(RATE=0.6)]])
     watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(watched.chronicle.latest) == 3, hand)
+    turns(watched, lambda: len(watched.history.latest) == 3, hand)
     turns(watched, lambda: len(listed.told) >= 3)
     reason = listed.told[2].refused["again"]
-    first = list(watched.chronicle.latest)[1]
+    first = list(watched.history.latest)[1]
     assert first in reason and "discard, worse, val_bpb 1.45 against 1.4" in reason
-    rates = [run.settings["rate"] for run in watched.library.runs.values()]
+    rates = [run.settings["rate"] for run in watched.index.runs.values()]
     assert sorted(rates) == [0.5, 0.6, 1.0]
 
 
@@ -224,7 +224,7 @@ def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     first = watched.queue.add(idea("one", RATE=2.0, WIDTH=8), proposer="ada")
     second = watched.queue.add(idea("two", RATE=2), proposer="inbox")
     turns(watched, lambda: watched.queue.done_ids() and watched.queue.dispatched("w0")["w0"])
@@ -245,7 +245,7 @@ def test_the_settings_of_the_reference_are_no_idea(fleet_project: Project) -> No
     assert "already" in reasons["as it is"]
     assert "did you mean 'RATE'" in reasons["unknown"]
     assert "changes nothing" in reasons["?"]
-    assert len(watched.library.runs) == 1
+    assert len(watched.index.runs) == 1
 
 
 def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Project) -> None:
@@ -253,8 +253,8 @@ def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Proje
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea(WIDTH=16)], [idea(RATE=2.0)], [idea("again", WIDTH=16)]])
     watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(watched.chronicle.latest) == 4, hand)
-    last = list(watched.library.runs.values())[-1]
+    turns(watched, lambda: len(watched.history.latest) == 4, hand)
+    last = list(watched.index.runs.values())[-1]
     assert (last.settings["width"], last.settings["rate"]) == (16, 2.0)
 
 
@@ -269,18 +269,18 @@ def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_project: Project)
     watched = observer(fleet_project, listed)
     turns(watched, lambda: len(listed.told) >= 3, hand)
     assert "it was run before" in listed.told[2].refused["spaced"]
-    assert len(watched.library.runs) == 2
+    assert len(watched.index.runs) == 2
 
 
 def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=0.5)]]))
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
     again = idea("again", RATE=0.5).model_copy(update={"replicates": "h-t-0001-1", "seed": 43})
     watched.queue.add(again, proposer="ada")
-    turns(watched, lambda: watched.chronicle.counted() == 3, hand)
-    assert [one.reason for one in watched.chronicle.latest.values()][-1] == "replicate"
+    turns(watched, lambda: watched.history.counted() == 3, hand)
+    assert [one.reason for one in watched.history.latest.values()][-1] == "replicate"
 
 
 def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -> None:
@@ -305,7 +305,7 @@ def _rewrite(project: Project, edit: Callable[[str], str]) -> None:
 
 def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> None:
     clock = Clock()
-    refill = Refill([Listed()], clock)
+    refill = ProposerPool([Listed()], clock)
     for asked in range(3):
         assert not refill.is_exhausted, f"after {asked} answers"
         refill.ask(situation(), 1, hungry=True)
@@ -320,7 +320,7 @@ def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> None:
 
 def test_who_fails_may_have_an_idea_later() -> None:
     clock, broken = Clock(), Broken()
-    refill = Refill([broken], clock)
+    refill = ProposerPool([broken], clock)
     for _ in range(5):
         refill.ask(situation(), 1, hungry=True)
         answered(refill)

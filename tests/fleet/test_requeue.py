@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autohypothesis.engine import runner
+from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import CANCELLED, NO_SHIM
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.policy import MOST_LOST
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.queue import orphans
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -55,11 +54,11 @@ def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
     watched = observer(fleet_project, listed, most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
     assert all(trial.status != "crash" for told in listed.told for trial in told.trials)
-    attempts = watched.chronicle.attempts("h-t-0001")
+    attempts = watched.history.attempts("h-t-0001")
     assert len(attempts) == 6
-    reasons = [watched.chronicle.latest[name].reason for name in attempts]
+    reasons = [watched.history.latest[name].reason for name in attempts]
     assert reasons == ["infra"] * 5 + ["improved"]
-    assert watched.chronicle.counted() == 2
+    assert watched.history.counted() == 2
     found = watched.queue.read("h-t-0001")
     assert found is not None and (found[0].state, found[1].closed) == ("done", "completed")
 
@@ -68,7 +67,7 @@ def test_three_device_failures_abandon_a_hypothesis(fleet_project: Project) -> N
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(9, device=True))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: len(watched.chronicle.attempts("h-t-0001")) == 3, hand)
+    turns(watched, lambda: len(watched.history.attempts("h-t-0001")) == 3, hand)
     turns(watched, lambda: watched.queue.read("h-t-0001")[1].closed == "abandoned", hand)  # type: ignore[index]
     found = watched.queue.read("h-t-0001")
     assert found is not None and found[0].state == "done"
@@ -77,7 +76,7 @@ def test_three_device_failures_abandon_a_hypothesis(fleet_project: Project) -> N
     for _ in range(3):
         successor.turn()  # who comes after sees the same, and brings it back no more
         assert hand.work(successor) is None
-    assert len(successor.chronicle.attempts("h-t-0001")) == 3
+    assert len(successor.history.attempts("h-t-0001")) == 3
 
 
 def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_project: Project) -> None:
@@ -88,7 +87,7 @@ def test_another_device_is_preferred_for_what_was_lost_with_one(fleet_project: P
         Hands(fleet_project, "w1"),
     ]
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
     turns(watched, lambda: not watched.queue.open(), *hands)
     watched.queue.add(idea(RATE=2.0), proposer="ada")
     hands[1].beat("benched")
@@ -119,7 +118,7 @@ def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Pr
     members(fleet_project, "w0", "w1")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
     turns(watched, lambda: not watched.queue.open(), *hands)
     for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
         watched.queue.add(proposal, proposer="ada")
@@ -129,10 +128,10 @@ def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Pr
     for hand, one, handle in zip(hands, claimed, handles, strict=True):
         assert one is not None
         hand.end(watched, one, handle)
-    turns(watched, lambda: len(watched.chronicle.latest) >= 4 and not watched.queue.open(), *hands)
-    stale = [one for one in watched.chronicle.latest.values() if one.reason == "stale_base"]
+    turns(watched, lambda: len(watched.history.latest) >= 4 and not watched.queue.open(), *hands)
+    stale = [one for one in watched.history.latest.values() if one.reason == "stale_base"]
     assert len(stale) == 1
-    last = list(watched.chronicle.latest.values())[-1]
+    last = list(watched.history.latest.values())[-1]
     assert last.hypothesis_id == stale[0].hypothesis_id and last.base_commit != stale[0].base_commit
 
 
@@ -140,7 +139,7 @@ def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_project: Pro
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(9))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: len(watched.chronicle.attempts("h-t-0001")) == 1, hand)
+    turns(watched, lambda: len(watched.history.attempts("h-t-0001")) == 1, hand)
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
     watched.queue.abandon("h-t-0001", "not worth it")
     for _ in range(5):
@@ -157,17 +156,17 @@ def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(1))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
     real = watched.queue.finish
     watched.queue.finish = lambda *words, **more: None  # type: ignore[method-assign]
     hand.work(watched)
     for _ in range(3):
         watched.turn()
-    assert watched.chronicle.verdict("h-t-0001") is not None
+    assert watched.history.decision_about("h-t-0001") is not None
     watched.queue.finish = real  # type: ignore[method-assign]
     watched.queue.finish("h-t-0001", "w0")
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
 
 
 def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) -> None:
@@ -175,7 +174,7 @@ def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) ->
     members(fleet_project, "w0", "old")
     hand, old = Hands(fleet_project, "w0"), Hands(fleet_project, "old")
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
     for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
         watched.queue.add(proposal, proposer="ada")
@@ -188,8 +187,8 @@ def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) ->
     members(fleet_project, "w0")
     manifest = Manifest.model_validate(read_json(fleet_project.layout.manifest))
     assert [one.worker_id for one in manifest.workers] == ["w0"]
-    watched.deciding._pause = 0.1
-    turns(watched, lambda: watched.chronicle.counted() == 3, hand)
+    watched.decider._pause = 0.1
+    turns(watched, lambda: watched.history.counted() == 3, hand)
     turns(watched, lambda: not watched.queue.open(), hand)
     assert {one.closed for one in watched.queue.done()} == {"completed"}
 
@@ -199,13 +198,13 @@ def test_a_platform_without_a_reference_is_given_one(fleet_project: Project) -> 
     members(fleet_project, "w0", "other")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "other", _elsewhere(fleet_project))]
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
     for one in watched.queue.open():
         watched.queue.abandon(one.hypothesis_id, "this test wants none")
     mine = watched.queue.add(idea(RATE=2.0), proposer="ada")
     watched.queue.dispatch(mine.hypothesis_id, "other")
-    turns(watched, lambda: len(watched.chronicle.latest) == 3, *hands)
-    first, again, won = watched.chronicle.latest.values()
+    turns(watched, lambda: len(watched.history.latest) == 3, *hands)
+    first, again, won = watched.history.latest.values()
     assert won.hypothesis_id == mine.hypothesis_id and won.decision_status == "keep"
     assert (again.platform_key, again.commit) == ("elsewhere", first.commit)
     assert watched.status.problems == []
@@ -238,12 +237,12 @@ def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_project: Project) 
     patch = fleet_project.repository.diff(base, tree)
     mine = watched.queue.add(Proposal(title="an alarm", patch=patch), proposer="ada")
     turns(watched, lambda: watched.status.state == "finished", hand)
-    attempts = watched.chronicle.attempts(mine.hypothesis_id)
-    verdicts = [watched.chronicle.latest[name] for name in attempts]
+    attempts = watched.history.attempts(mine.hypothesis_id)
+    verdicts = [watched.history.latest[name] for name in attempts]
     assert [one.requeue for one in verdicts] == [True] * MOST_LOST + [False]
     assert {one.reason for one in verdicts} == {"infra"}
     assert "too often" in verdicts[-1].detail and "SIGALRM" in verdicts[-1].detail
-    assert watched.chronicle.counted() == 2
+    assert watched.history.counted() == 2
 
 
 @dataclass
@@ -270,8 +269,8 @@ def test_a_down_and_a_killed_shim_come_back_however_often(
     hand = Hands(fleet_project, "w0", Lost("h-t-0001", detail, MOST_LOST + 2))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
-    assert len(watched.chronicle.attempts("h-t-0001")) == MOST_LOST + 3
-    verdict = watched.chronicle.verdict("h-t-0001")
+    assert len(watched.history.attempts("h-t-0001")) == MOST_LOST + 3
+    verdict = watched.history.decision_about("h-t-0001")
     assert verdict is not None and verdict.decision_status == "keep"
 
 
@@ -280,7 +279,7 @@ def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_project: 
     hand = Hands(fleet_project, "w0", Lost("baseline-t", "OSError: No space left on device"))
     watched = observer(fleet_project)
     turns(watched, lambda: watched.status.state == "failed", hand)
-    assert len(watched.chronicle.attempts("baseline-t")) == MOST_LOST + 1
+    assert len(watched.history.attempts("baseline-t")) == MOST_LOST + 1
     assert "No space left" in watched.status.problems[0]
 
 
@@ -298,23 +297,23 @@ def test_a_requeueing_that_is_cut_off_is_taken_up_again(
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(1))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    carry_out = watched.returns.carry_out
-    watched.returns.carry_out = list  # type: ignore[method-assign]
-    turns(watched, lambda: watched.chronicle.verdict("h-t-0001"), hand)
+    requeue_turn = watched.requeue.turn
+    watched.requeue.turn = list  # type: ignore[method-assign]
+    turns(watched, lambda: watched.history.decision_about("h-t-0001"), hand)
     move = "autohypothesis.fleet.queue.states.rename_exclusive"
     if fault == "killed":
-        assert killed_at(1, [move], carry_out)
+        assert killed_at(1, [move], requeue_turn)
     else:
         with monkeypatch.context() as patched:
             patched.setattr(move, full)
-            assert "No space left on device" in " ".join(carry_out())
-            assert carry_out() == [], "the same fault is said once"
-            assert "h-t-0001 stays where it is" in watched.returns.problems()[0]
+            assert "No space left on device" in " ".join(requeue_turn())
+            assert requeue_turn() == [], "the same fault is said once"
+            assert "h-t-0001 stays where it is" in watched.requeue.problems()[0]
     found = watched.queue.read("h-t-0001")
     assert found is not None and (found[0].state, found[1].closed) == ("done", None)
     successor = observer(fleet_project, most=2)
-    turns(successor, lambda: successor.chronicle.counted() == 2, hand)
-    assert successor.chronicle.attempts("h-t-0001") == ["h-t-0001-1", "h-t-0001-2"]
+    turns(successor, lambda: successor.history.counted() == 2, hand)
+    assert successor.history.attempts("h-t-0001") == ["h-t-0001-1", "h-t-0001-2"]
     found = successor.queue.read("h-t-0001")
     assert found is not None and (found[0].state, found[1].closed) == ("done", "completed")
 
@@ -328,7 +327,7 @@ def strangers(project: Project, *rates: float) -> tuple[Observer, list[str]]:
     members(project, "w0", "old")
     hand, old = Hands(project, "w0"), Hands(project, "old")
     watched = observer(project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
     names = []
     for rate in rates:
@@ -358,8 +357,8 @@ def test_a_damaged_run_of_a_removed_worker_is_run_anew_and_stops_no_other(
     turns(watched, lambda: not watched.queue.open(), hand)
     watched.turn()
     assert {one.closed for one in watched.queue.done()} == {"completed"}
-    assert watched.chronicle.attempts(torn) == [f"{torn}-1", f"{torn}-2"]
-    assert watched.chronicle.attempts(whole) == [f"{whole}-1"]
+    assert watched.history.attempts(torn) == [f"{torn}-1", f"{torn}-2"]
+    assert watched.history.attempts(whole) == [f"{whole}-1"]
     assert fleet_project.layout.run(f"{torn}-1").local.read_bytes() == b'{"checkout": "/to'
 
 
@@ -375,15 +374,15 @@ def test_a_run_that_cannot_be_collected_now_stops_no_other_and_is_tried_again(
         return real(repository, layout, experiment_id)
 
     with monkeypatch.context() as patched:
-        patched.setattr(orphans, "collect", refusing)
+        patched.setattr(recovery, "collect", refusing)
         for _ in range(3):
             watched.turn()
         assert (state_of(watched, first), state_of(watched, second)) == ("running", "done")
-        assert first in watched.returns.problems()[0]
+        assert first in watched.requeue.problems()[0]
     watched.turn()
-    assert watched.returns.problems() == []
+    assert watched.requeue.problems() == []
     assert state_of(watched, first) == "done"
-    assert watched.chronicle.attempts(first) == [f"{first}-1"]
+    assert watched.history.attempts(first) == [f"{first}-1"]
 
 
 def test_a_removed_workers_run_on_another_machine_is_left_alone_and_run_anew(
@@ -393,7 +392,7 @@ def test_a_removed_workers_run_on_another_machine_is_left_alone_and_run_anew(
     run = fleet_project.layout.run(f"{name}-1")
     run.exit.unlink()
     write_json(run.shim, {**read_json(run.shim), "host": "gone", "hostname": "rack-7"})
-    line = watched.returns.end_stranger(fleet_project, name, "old")
+    (line,) = watched.requeue.end_dead_claim(fleet_project, name, "old")
     assert "rack-7" in line and f"rm '{run.shim}'" in line
     assert [one.hypothesis_id for one in watched.queue.pending()] == [name]
     assert run.run_spec.exists() and not run.result.exists()

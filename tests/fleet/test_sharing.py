@@ -25,7 +25,7 @@ from autohypothesis.fleet.hub_sync.incoming import (
 from autohypothesis.fleet.hub_sync.outbox import PENDING, DiskOutbox
 from autohypothesis.fleet.hub_sync.outgoing import HubReporter, SharedHistory
 from autohypothesis.fleet.live import presence
-from autohypothesis.fleet.observer.handout import Handout
+from autohypothesis.fleet.observer.scheduling import Dispatcher
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker.worker import Worker
@@ -165,7 +165,7 @@ def decided(fleet_project: Project) -> Project:
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea(RATE=2.0)], [idea(WIDTH=9, RATE=1.0)], [idea(MODE="crash")]])
     watched = observer(fleet_project, listed)
-    turns(watched, lambda: watched.chronicle.counted() >= 4, hand)
+    turns(watched, lambda: watched.history.counted() >= 4, hand)
     watched.last_turn()
     return fleet_project
 
@@ -273,7 +273,7 @@ def test_a_run_of_somebodys_result_is_told_as_its_verification(decided: Project)
         proposer=incoming.HUB_PROPOSER,
     )
     watched = observer(decided)
-    turns(watched, lambda: watched.chronicle.counted() >= 5, Hands(decided, "w0"))
+    turns(watched, lambda: watched.history.counted() >= 5, Hands(decided, "w0"))
     watched.last_turn()
     rows = read_ledger(decided.layout)
     HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
@@ -370,15 +370,15 @@ def test_without_a_hub_what_is_claimed_comes_first_and_contested_ideas_last(
     queue.claim("w1")
     queue.note_claim(ours.hypothesis_id, "w1", True)
     queue.requeue(ours.hypothesis_id)
-    handout = watched._handout()
+    dispatcher = watched._dispatcher()
     order = []
     for _ in range(3):
-        given = replace(handout, alone=True)
+        given = replace(dispatcher, alone=True)
         given.give(lambda _: True, None)
         order.append(queue.claim("w0"))
     names = [one.hypothesis_id for one in order if one is not None]
     assert names == [ours.hypothesis_id, repeat.hypothesis_id, new.hypothesis_id]
-    assert isinstance(handout, Handout) and not handout.alone
+    assert isinstance(dispatcher, Dispatcher) and not dispatcher.alone
 
 
 def replace_priority(proposal: Proposal, priority: float) -> Proposal:
@@ -401,7 +401,8 @@ def test_others_words_are_one_short_line_each_in_a_brief_that_fits(decided: Proj
         results=[one.model_copy(update={"id": n}) for n in range(200)],
         discussion=[{"id": n, "agent_id": "bob", "content": evil} for n in range(200)],
     )
-    from autohypothesis.fleet.observer.observer import Limits, Observer
+    from autohypothesis.fleet.observer.observer import Observer
+    from autohypothesis.fleet.observer.scheduling import Limits
 
     watched = Observer(decided, [], limits=Limits(), sharing=True)
     watched.turn()

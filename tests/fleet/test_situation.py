@@ -9,11 +9,11 @@ import pytest
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Knob
-from autohypothesis.fleet.observer import tried
-from autohypothesis.fleet.observer.tried import Library, Reference, key_of
-from autohypothesis.fleet.queue.chronicle import Chronicle
+from autohypothesis.fleet.observer import experiment_index
+from autohypothesis.fleet.observer.experiment_index import ExperimentIndex, Reference, key_of
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
+from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Decision, Proposal, now
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
@@ -37,8 +37,8 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     listed = Listed([[idea(RATE=2.0)], [idea(MODE="crash")], []])
     watched = observer(fleet_project, listed)
-    turns(watched, lambda: watched.chronicle.has_reference(), hands[0])
-    turns(watched, lambda: watched.chronicle.counted() >= 3, *hands)
+    turns(watched, lambda: watched.history.has_reference(), hands[0])
+    turns(watched, lambda: watched.history.counted() >= 3, *hands)
     watched.queue.add(idea(RATE=5.0), proposer="ada")
     turns(watched, lambda: watched.queue.dispatched())
     worker = next(iter(watched.queue.dispatched()))
@@ -47,7 +47,7 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     assert one is not None
     handle = hand.begin(one)
     before = len(listed.told)
-    watched.refill.news()
+    watched.pool.news()
     turns(watched, lambda: len(listed.told) > before)
     told = listed.told[-1]
     assert [(trial.settings["RATE"], trial.settings["MODE"], trial.status) for trial in told.trials
@@ -94,10 +94,10 @@ def test_a_run_is_read_once_however_often_a_proposer_asks(
     members(fleet_project, "w0")
     hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed)
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
-    monkeypatch.setattr(tried, "read_json", None)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
+    monkeypatch.setattr(experiment_index, "read_json", None)
     before = len(listed.told)
-    watched.refill.news()
+    watched.pool.news()
     turns(watched, lambda: len(listed.told) > before)
     assert len(listed.told[-1].trials) == 2
 
@@ -106,76 +106,76 @@ def test_another_tags_runs_are_not_told(fleet_project: Project) -> None:
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     other = fleet_project.with_tag("other")
     members(other, "w0")
-    chronicle = Chronicle(other.layout, "other")
-    library = Library(other, chronicle)
-    chronicle.refresh()
-    library.refresh()
-    assert library.runs == {} and not chronicle.has_reference() and not chronicle.undecided
+    history = LiveHistory(other.layout, "other")
+    index = ExperimentIndex(other, history)
+    history.refresh()
+    index.refresh()
+    assert index.runs == {} and not history.has_reference() and not history.undecided
 
 
-# ── the chronicle ───────────────────────────────────────────────────────────────────────────
+# ── the history ───────────────────────────────────────────────────────────────────────────
 
 
-def test_a_chronicle_reads_only_what_was_appended(layout: Layout) -> None:
-    chronicle = Chronicle(layout, "t")
-    assert not chronicle.refresh() or not chronicle.latest
+def test_a_live_history_reads_only_what_was_appended(layout: Layout) -> None:
+    history = LiveHistory(layout, "t")
+    assert not history.refresh() or not history.latest
     bundles.append_decision(layout, decision("h-t-0001-1", requeue=True))
-    chronicle.refresh()
+    history.refresh()
     bundles.append_decision(layout, decision("h-t-0001-2"))
     bundles.append_decision(layout, decision("h-x-0001-1", tag="x"))
-    chronicle.refresh()
-    assert list(chronicle.latest) == ["h-t-0001-1", "h-t-0001-2"]
-    assert not chronicle.refresh()
+    history.refresh()
+    assert list(history.latest) == ["h-t-0001-1", "h-t-0001-2"]
+    assert not history.refresh()
 
 
 def test_decisions_that_were_restored_are_read_from_the_start(layout: Layout) -> None:
-    chronicle = Chronicle(layout, "t")
+    history = LiveHistory(layout, "t")
     for number in range(5):
         bundles.append_decision(layout, decision(f"h-t-000{number}-1"))
-    chronicle.refresh()
+    history.refresh()
     layout.decisions.unlink()
     bundles.append_decision(layout, decision("h-t-0009-1"))
-    chronicle.refresh()
-    assert list(chronicle.latest) == ["h-t-0009-1"]
+    history.refresh()
+    assert list(history.latest) == ["h-t-0009-1"]
 
 
 def test_a_line_that_is_no_decision_costs_itself(layout: Layout) -> None:
     jsonl.append(layout.decisions, {"hello": 1})
     bundles.append_decision(layout, decision("h-t-0001-1"))
     layout.decisions.write_bytes(b"\xff{broken\n" + layout.decisions.read_bytes())
-    chronicle = Chronicle(layout, "t")
-    chronicle.refresh()
-    assert list(chronicle.latest) == ["h-t-0001-1"]
+    history = LiveHistory(layout, "t")
+    history.refresh()
+    assert list(history.latest) == ["h-t-0001-1"]
 
 
 def test_attempts_are_in_their_order_and_not_in_that_of_their_names(layout: Layout) -> None:
-    chronicle = Chronicle(layout, "t")
+    history = LiveHistory(layout, "t")
     for number in (10, 9, 2):
         write_json(layout.plan(f"h-t-0001-{number}"), {})
     layout.plans.joinpath("not an id.json").write_text("{}")
-    chronicle.refresh()
-    assert chronicle.attempts("h-t-0001") == ["h-t-0001-2", "h-t-0001-9", "h-t-0001-10"]
-    assert chronicle.verdict("h-t-0001") is None
+    history.refresh()
+    assert history.attempts("h-t-0001") == ["h-t-0001-2", "h-t-0001-9", "h-t-0001-10"]
+    assert history.decision_about("h-t-0001") is None
 
 
 def test_only_what_settle_has_not_seen_as_it_is_now_is_fresh(layout: Layout) -> None:
-    chronicle = Chronicle(layout, "t")
+    history = LiveHistory(layout, "t")
     result = layout.run("h-t-0001-1").result
     result.parent.mkdir(parents=True)
-    chronicle.refresh()
-    assert chronicle.fresh() == []
+    history.refresh()
+    assert history.fresh() == []
     write_json(result, {"a": 1})
-    assert chronicle.fresh() == ["h-t-0001-1"]
-    chronicle.seen(chronicle.results())
-    assert chronicle.fresh() == [] and chronicle.ended() == ["h-t-0001-1"]
+    assert history.fresh() == ["h-t-0001-1"]
+    history.seen(history.results())
+    assert history.fresh() == [] and history.ended() == ["h-t-0001-1"]
     write_json(result, {"mended": True})
-    assert chronicle.fresh() == ["h-t-0001-1"]
+    assert history.fresh() == ["h-t-0001-1"]
     shutil.rmtree(result.parent)
-    chronicle.refresh()
-    assert chronicle.fresh() == []
+    history.refresh()
+    assert history.fresh() == []
 
 
 # ── what is the same ────────────────────────────────────────────────────────────────────────
@@ -186,8 +186,8 @@ def test_computed_constants_are_known(fleet_project: Project) -> None:
     old = fleet_project.reference()
     tree = fleet_project.repository.tree_with(old, {"train.py": text})
     commit = fleet_project.repository.commit_tree(tree, [old], "x")
-    library = Library(fleet_project, Chronicle(fleet_project.layout, "t"))
-    reference = Reference.of(fleet_project, library, commit)
+    index = ExperimentIndex(fleet_project, LiveHistory(fleet_project.layout, "t"))
+    reference = Reference.of(fleet_project, index, commit)
     assert reference.names == ("A", "B", "C", "D")
     assert reference.derived == {"b", "c"}
     assert reference.settings is None

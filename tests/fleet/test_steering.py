@@ -231,13 +231,13 @@ def test_a_frozen_constant_binds_every_proposer(fleet_project: Project) -> None:
         {"title": "inboxed", "config_overrides": {"WIDTH": 32}},
     )
     by_hand = watched.queue.add(idea("too high", RATE=9.0), proposer="ada")
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: len(listed.told) >= 3, hand)
     done = {one.title: one for one in watched.queue.done()}
     assert done["inboxed"].closed == "abandoned" and "frozen" in done["inboxed"].outcome
     assert "outside 1 to 3" in done["too high"].outcome
     assert done["too high"].hypothesis_id == by_hand.hypothesis_id
-    assert {row.settings["width"] for row in watched.library.runs.values()} == {8}
+    assert {row.settings["width"] for row in watched.index.runs.values()} == {8}
     assert "frozen" in listed.told[1].refused["WIDTH 16"]
 
 
@@ -245,7 +245,7 @@ def test_a_new_range_refuses_what_was_waiting_already(fleet_project: Project) ->
     members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
-    turns(watched, lambda: watched.chronicle.has_reference(), hand)
+    turns(watched, lambda: watched.history.has_reference(), hand)
     for rate in (2.0, 3.0):
         watched.queue.add(idea(RATE=rate), proposer="ada")
     turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
@@ -264,8 +264,8 @@ def test_a_run_over_the_memory_limit_is_discarded_although_it_is_better(
     write(fleet_project.layout, "memory_limit_mb: 0.5")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
-    assert [one.reason for one in watched.chronicle.latest.values()] == ["baseline", "constraint"]
+    turns(watched, lambda: watched.history.counted() == 2, hand)
+    assert [one.reason for one in watched.history.latest.values()] == ["baseline", "constraint"]
 
 
 def test_stop_in_the_steering_starts_nothing_new_until_it_is_lifted(fleet_project: Project) -> None:
@@ -277,7 +277,7 @@ def test_stop_in_the_steering_starts_nothing_new_until_it_is_lifted(fleet_projec
         assert watched.turn() and hand.work(watched) is None
     assert watched.status.state == "waiting"
     write(fleet_project.layout, "stop: false")
-    turns(watched, lambda: watched.chronicle.counted() == 2, hand)
+    turns(watched, lambda: watched.history.counted() == 2, hand)
 
 
 def test_a_slip_in_the_steering_is_a_problem_in_the_status(fleet_project: Project) -> None:

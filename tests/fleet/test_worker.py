@@ -25,9 +25,8 @@ from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import read_heartbeat, worker_lives
-from autohypothesis.fleet.queue import takeover
+from autohypothesis.fleet.queue.claims import examine_claim, newest_experiment
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.queue.takeover import newest_experiment
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker import preparation, worker
 from autohypothesis.fleet.worker.preparation import WorkerQueue
@@ -551,7 +550,7 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
     run.shim.write_text(json.dumps(identity))
     hypothesis = jobs.running(NAME)[NAME][0]
-    job, stands = takeover.found(fleet_project.layout, executor, hypothesis, NAME)
+    job, stands = examine_claim(fleet_project.layout, executor, hypothesis, NAME)
     assert stands == "damaged"
     assert "rack-7" in job.problem and f"rm '{run.shim}'" in job.problem
     with working(fleet_project):

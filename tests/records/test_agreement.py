@@ -11,7 +11,7 @@ import pytest
 
 from autohypothesis.fleet.overview.results import from_rows
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.standings import best_kept
+from autohypothesis.records.history import best_kept
 
 COMMIT = "c" * 40
 KEPT, CRASHED = "kept-1", "crashed-1"

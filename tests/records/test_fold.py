@@ -13,8 +13,8 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import read_bundle, read_decisions
 from autohypothesis.records.curve import curve
 from autohypothesis.records.fold import fold
+from autohypothesis.records.history import best_kept
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.records.standings import best_kept
 from autohypothesis.schema import Row
 
 

@@ -32,12 +32,12 @@ from autohypothesis.errors import GitError, RecordError, SettleError, UsageError
 from autohypothesis.fleet.artifact.results import ResultLines
 from autohypothesis.fleet.artifact.source import ChangeSource
 from autohypothesis.fleet.live.steering import SteeringFiles, steering_limits
-from autohypothesis.fleet.observer.ending import Ending
-from autohypothesis.fleet.queue.chronicle import Chronicle, is_lost
+from autohypothesis.fleet.observer.scheduling import StopCriteria
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
+from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.schema import Decision, finite
 
 MAX_NAMED = 4
@@ -113,8 +113,8 @@ class TaskLoop:
 
     project: Project
     source: ChangeSource
-    chronicle: Chronicle
-    ending: Ending
+    history: LiveHistory
+    ending: StopCriteria
     parallel: int = 1
     say: Callable[[str], None] = lambda text: None
     emit: Callable[[dict[str, Any]], None] = lambda line: None
@@ -276,7 +276,7 @@ class TaskLoop:
         """Whether there is a value of `commit` that runs of today's task compare with."""
         entries = self.project.repository.entries(commit)
         wanted = task_hash(self.project.task, protected_blobs(self.project.task, entries))
-        for one in self.chronicle.latest.values():
+        for one in self.history.latest.values():
             if one.commit != commit or one.metric_value is None:
                 continue
             if one.decision_status not in ("keep", "replicate"):
@@ -298,7 +298,7 @@ class TaskLoop:
             limits=steering_limits(steering),
             order=self._best_first,
         )
-        self.chronicle.refresh()
+        self.history.refresh()
         self.decided += settlement.decisions
         self._wins = settlement.needs_runs
         for win in self._wins:
@@ -306,7 +306,7 @@ class TaskLoop:
         for one in settlement.refused:
             self._refused = one.error.problem
             self._once(f"not decided: {one.experiment_id}: {self._refused}")
-        for decision in self._lines.missing(list(self.chronicle.latest.values())):
+        for decision in self._lines.missing(list(self.history.latest.values())):
             if remark := take_home(self.project, decision):
                 self.say(remark)
             self.emit(self._lines.write(decision))
@@ -354,8 +354,8 @@ class TaskLoop:
                 runner.follow(self.project, self.executor, handle, self.watch)
         self.watch.ended()
         recovery.collect_ended(self.project.repository, layout)
-        self.chronicle.refresh()
-        for name in list(self.chronicle.undecided):
+        self.history.refresh()
+        for name in list(self.history.undecided):
             if not layout.run(name).folder.is_dir() and self._is_orphan(name):
                 runner.forget(self.project, name)
 

@@ -11,14 +11,13 @@ from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.steering import SteeringFiles
-from autohypothesis.fleet.observer.situation import situation
-from autohypothesis.fleet.observer.tried import Library, Reference
-from autohypothesis.fleet.observer.vetting import Vetting
+from autohypothesis.fleet.observer.experiment_index import ExperimentIndex, Reference
+from autohypothesis.fleet.observer.proposals import ProposalValidation, situation
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
-from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_bytes
+from autohypothesis.records.history import LiveHistory
 from autohypothesis.schema import Brief, Decision, now
 
 ASKED = 3
@@ -41,15 +40,15 @@ class ChangeSource(Protocol):
 class MutatorSource:
     """The task's own program: each time it is asked it makes one change, whatever that is."""
 
-    def __init__(self, project: Project, chronicle: Chronicle, seed: int) -> None:
+    def __init__(self, project: Project, history: LiveHistory, seed: int) -> None:
         self._project = project
-        self._chronicle = chronicle
+        self._history = history
         self._seed = seed
 
     def next(self, count: int) -> list[Experiment]:
         """What says nothing yet is run again first; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
-        first = APART * self._seed + sum(1 for _ in self._chronicle.experiments())
+        first = APART * self._seed + sum(1 for _ in self._history.experiments())
         return again + [
             Experiment(Change.by_mutator(), mutation_seed=first + number)
             for number in range(count - len(again))
@@ -59,9 +58,9 @@ class MutatorSource:
 
     def _again(self) -> Iterator[Experiment]:
         """Changes whose run was disturbed, or won against a reference that has moved since."""
-        for decision in list(self._chronicle.latest.values()):
+        for decision in list(self._history.latest.values()):
             name = decision.hypothesis_id
-            if not decision.requeue or self._chronicle.verdict(name) is not decision:
+            if not decision.requeue or self._history.decision_about(name) is not decision:
                 continue
             run = self._project.layout.run(decision.experiment_id)
             try:
@@ -77,13 +76,13 @@ class QueueSource:
     """Hypotheses of the queue, best first; a proposer fills it when it is empty."""
 
     def __init__(
-        self, project: Project, chronicle: Chronicle, queue: Queue, proposer: Proposer | None
+        self, project: Project, history: LiveHistory, queue: Queue, proposer: Proposer | None
     ) -> None:
         self._project = project
-        self._chronicle = chronicle
+        self._history = history
         self._queue = queue
         self._proposer = proposer
-        self._library = Library(project, chronicle)
+        self._index = ExperimentIndex(project, history)
         self._steering = SteeringFiles(project.layout)
 
     def next(self, count: int) -> list[Experiment]:
@@ -103,24 +102,24 @@ class QueueSource:
     def tidy(self) -> None:
         """What was decided for good is done, also after a kill."""
         for one in self._queue.pending():
-            decision = self._chronicle.verdict(one.hypothesis_id)
+            decision = self._history.decision_about(one.hypothesis_id)
             if decision is not None and not decision.requeue:
                 self._queue.abandon(one.hypothesis_id, _outcome(decision), closed="completed")
 
     def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
         """Whether anything of what it says is of use; it is vetted as in a fleet."""
-        self._library.refresh()
+        self._index.refresh()
         steering = self._steering.combined()
-        reference = Reference.of(self._project, self._library, self._project.reference())
+        reference = Reference.of(self._project, self._index, self._project.reference())
         told = situation(
-            self._project, self._chronicle, self._library, reference, steering=steering,
+            self._project, self._history, self._index, reference, steering=steering,
             waiting=self._queue.open(), closed=self._queue.done(),
             brief=Brief(generated_at=now()),
         )  # fmt: skip
-        vetting = Vetting(self._library, reference, self._chronicle, steering)
+        validation = ProposalValidation(self._index, reference, self._history, steering)
         taken = 0
         for proposal in proposer.propose(replace(told, refused=dict(refused)), count):
-            reason = vetting.reason(proposal, self._queue.open())
+            reason = validation.reason_against(proposal, self._queue.open())
             if reason:
                 refused[proposal.title] = reason
             else:

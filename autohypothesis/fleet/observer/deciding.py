@@ -1,23 +1,50 @@
-"""The observer's decisions: settle what has ended, then bring the ledger up to date at once."""
+"""What the observer decides, and what follows: the ledger, replicates, hypotheses that come back.
+
+Everything is derived from the decisions at each turn, so a kill in between loses nothing, and doing
+a step twice does nothing.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from autohypothesis.engine import recovery
-from autohypothesis.engine.decide import NeedsRuns, edits_in_results, settle
+from autohypothesis.engine.decide import MissingRun, NeedsRuns, edits_in_results, settle
+from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Constraint
-from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, RecordError, SettleError
-from autohypothesis.fleet.queue.chronicle import Chronicle
+from autohypothesis.errors import (
+    RECOVERABLE_ERRORS,
+    AutohypothesisError,
+    QueueError,
+    RecordError,
+    SettleError,
+    describe,
+)
+from autohypothesis.fleet.queue.claims import end_claim
+from autohypothesis.fleet.queue.states import Place, Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.weights import trim
-from autohypothesis.records.files import load
+from autohypothesis.records.files import load, load_or_none
+from autohypothesis.records.history import LiveHistory, is_lost
+from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.schema import Decision, Plan
+from autohypothesis.schema import Decision, Hypothesis, Metadata, Plan, Proposal, Result
 
+REPEAT_PRIORITY = 900.0
+"""Of runs that decisions wait for: before every idea, after the baseline."""
+MARK = "confirm-"
+KEY_LENGTH = 16
+"""Characters of a platform's key that tell it from the others."""
+NEEDLESS = "nothing waits for it any more"
+"""The outcome of a run that was queued and then not wanted; it may be wanted again."""
+MOST_DEVICE_FAILURES = 3
+"""Of one hypothesis: with that many devices lost under it, it is the hypothesis."""
 SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
@@ -26,12 +53,12 @@ SHARE = 50
 """A look that takes a second is taken once in so many."""
 
 
-class Deciding:
-    """Decides for one search, turn after turn."""
+class Decider:
+    """Settles what has ended in one search, turn after turn."""
 
-    def __init__(self, project: Project, chronicle: Chronicle) -> None:
+    def __init__(self, project: Project, history: LiveHistory) -> None:
         self.project = project
-        self.chronicle = chronicle
+        self.history = history
         self.refused: dict[str, AutohypothesisError] = {}
         """Experiment -> why it could not be decided, as of the last try."""
         self.needs_runs: list[NeedsRuns] = []
@@ -54,9 +81,9 @@ class Deciding:
             LockError: another process is settling, or syncing, and does not finish.
             RecordError: the disk is full.
         """
-        self._dirty |= self._sight != (sight := (begun, len(self.chronicle.undecided)))
+        self._dirty |= self._sight != (sight := (begun, len(self.history.undecided)))
         self._sight = sight
-        fresh = self.chronicle.fresh()
+        fresh = self.history.fresh()
         decisions = self._settle(limits) if fresh or self._retry_is_due() else []
         self._dirty |= bool(fresh)
         now = time.monotonic()
@@ -74,24 +101,24 @@ class Deciding:
     def waits(self) -> list[str]:
         """Experiments that have ended, of whatever tag, and may still be decided."""
         known = {*self.refused, *(win.experiment_id for win in self.needs_runs)}
-        return [name for name in self.chronicle.ended() if name not in known]
+        return [name for name in self.history.ended() if name not in known]
 
     def _retry_is_due(self) -> bool:
         """What was refused may be decided once something else was, or once a file was mended."""
         if not self.refused and not self.needs_runs:
             return False
         later = time.monotonic() - self._last_try >= LOOK_S
-        return later or self._tried_at != self.chronicle.version
+        return later or self._tried_at != self.history.version
 
     def _settle(self, limits: Mapping[str, Constraint]) -> list[Decision]:
         self._last_try = time.monotonic()
-        self._tried_at = self.chronicle.version
-        seen = self.chronicle.results()
+        self._tried_at = self.history.version
+        seen = self.history.results()
         settlement = settle(self.project, decided_by="observer", may=self._may, limits=limits)
-        self.chronicle.seen(seen)
+        self.history.seen(seen)
         self.refused = {one.experiment_id: one.error for one in settlement.refused}
         self.needs_runs = settlement.needs_runs
-        self.chronicle.refresh()
+        self.history.refresh()
         return settlement.decisions
 
     def _may(self, experiment_id: str) -> None:
@@ -100,7 +127,7 @@ class Deciding:
         Raises:
             SettleError: nothing is kept yet, and this repeats something.
         """
-        if self.chronicle.has_reference():
+        if self.history.has_reference():
             return
         with suppress(FileNotFoundError, RecordError):
             plan = load(Plan, self.project.layout.plan(experiment_id))
@@ -113,20 +140,20 @@ class Deciding:
 
     def _decided_now(self) -> set[str]:
         """What is decided, this very settle included."""
-        self.chronicle.refresh()
-        return set(self.chronicle.latest)
+        self.history.refresh()
+        return set(self.history.latest)
 
     def _sync(self) -> None:
         report = sync(self.project.layout, light=True)
         self.edits = edits_in_results(self.project.layout, report.hand_edits)
         self._dirty = False
         self._last_sync = time.monotonic()
-        self.chronicle.refresh()
+        self.history.refresh()
 
     def _collect_strangers(self) -> None:
         """Collect runs that were begun by hand, and whose starter was killed."""
         layout = self.project.layout
-        for name in list(self.chronicle.undecided):
+        for name in list(self.history.undecided):
             run = layout.run(name)
             if not run.run_spec.exists() or run.result.exists():
                 continue
@@ -140,3 +167,252 @@ class Deciding:
         plan = load(Plan, layout.plan(experiment_id))
         name, worker = plan.hypothesis.hypothesis_id, plan.worker_id
         return bool(worker) and layout.hypothesis(name, "running", worker).exists()
+
+
+# ── replicates of wins ──────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class ReplicateScheduler:
+    """Queues the runs that wins need before they are decided, for any worker.
+
+    A run that is queued, begun or lost is found in the queue under the commit, the platform and the
+    seed that it is for. A base's run is queued once, however many changes wait for it.
+    """
+
+    queue: Queue
+    history: LiveHistory
+
+    def turn(self, wins: Sequence[NeedsRuns]) -> list[str]:
+        """Queue what is missing, and take back what nothing waits for; a line for each.
+
+        Raises:
+            LockError, RecordError: the queue cannot be written now.
+        """
+        wanted = {source_of(run): run for win in wins for run in win.runs}
+        if not wanted and not self._may_hold_replicates():
+            return []
+        known = self.queue.sources()
+        lines = [self._order(source, run, known.get(source)) for source, run in wanted.items()]
+        return [line for line in [*lines, *self._take_back(wanted)] if line]
+
+    def problems(self, wins: Sequence[NeedsRuns]) -> list[str]:
+        """Wins that wait for a run which was refused, or which said nothing about them."""
+        problems, known = [], self.queue.sources() if wins else {}
+        for win in wins:
+            for run in win.runs:
+                hypothesis_id = known.get(source_of(run))
+                if hypothesis_id and (why := self._hopeless(hypothesis_id)):
+                    title = run.experiment.title
+                    problems.append(
+                        f"{win.experiment_id} waits for {hypothesis_id}, {title}: {why}"
+                    )
+        return problems
+
+    def _order(self, source: str, run: MissingRun, hypothesis_id: str | None) -> str:
+        """Queue one run, unless it is in the queue, or has been."""
+        if hypothesis_id is None:
+            wanted = run.experiment
+            proposal = Proposal(
+                title=wanted.title,
+                rationale=wanted.rationale,
+                priority=REPEAT_PRIORITY,
+                source_id=source,
+                replicates=wanted.replicates,
+                seed=wanted.seed,
+            )
+            added = self.queue.add(
+                proposal, proposer="observer", platform_key=run.platform_key[:KEY_LENGTH]
+            )
+            return f"{added.hypothesis_id} is queued: {added.title}"
+        ended = self._ended(hypothesis_id)
+        if ended is not None and (ended.outcome == NEEDLESS or self._ran_elsewhere(ended, run)):
+            self.queue.requeue(hypothesis_id)
+            return f"{hypothesis_id} is queued again: {ended.title}"
+        return ""
+
+    def _take_back(self, wanted: Iterable[str]) -> list[str]:
+        """What is queued for a win that was decided meanwhile, or whose base is none any more."""
+        still, lines = set(wanted), []
+        for place, hypothesis in self.queue.placed():
+            if not _is_replicate(place, hypothesis) or hypothesis.source_id in still:
+                continue
+            try:
+                self.queue.abandon(hypothesis.hypothesis_id, NEEDLESS)
+            except QueueError:
+                continue  # a worker has just claimed it
+            lines.append(f"{hypothesis.hypothesis_id} is taken back: {NEEDLESS}")
+        return lines
+
+    def _may_hold_replicates(self) -> bool:
+        return any(_is_replicate(place, one) for place, one in self.queue.placed())
+
+    def _ended(self, hypothesis_id: str) -> Hypothesis | None:
+        there = self.queue.read(hypothesis_id)
+        return there[1] if there is not None and there[0].state == "done" else None
+
+    def _ran_elsewhere(self, hypothesis: Hypothesis, run: MissingRun) -> bool:
+        """Whether its worker turned out to be on another platform, and is known for that now."""
+        decision = self.history.decision_about(hypothesis.hypothesis_id)
+        key = decision.platform_key if decision is not None else ""
+        return bool(key) and key != run.platform_key
+
+    def _hopeless(self, hypothesis_id: str) -> str:
+        ended = self._ended(hypothesis_id)
+        if ended is None or ended.outcome == NEEDLESS:
+            return ""
+        if ended.closed == "abandoned":
+            return f"refused, {ended.outcome}"
+        decision = self.history.decision_about(hypothesis_id)
+        if decision is None or decision.requeue:
+            return ""
+        return f"{decision.experiment_id} says nothing about it; decide it by hand"
+
+
+def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
+    """The wins that need runs, for the status."""
+    return [
+        {
+            "experiment_id": win.experiment_id,
+            "missing": len(win.runs),
+            "wanted": win.wanted,
+            "found": win.words,
+        }
+        for win in wins
+    ]
+
+
+def source_of(run: MissingRun) -> str:
+    """The same for the same run, whichever win waits for it."""
+    return f"{MARK}{run.commit[:12]}-{run.experiment.seed}#{run.platform_key[:KEY_LENGTH]}"
+
+
+def _is_replicate(place: Place, hypothesis: Hypothesis) -> bool:
+    """Whether it was ordered here, and no worker has begun it."""
+    ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(MARK)
+    return ours and place.state in ("pending", "dispatched")
+
+
+# ── hypotheses that come back ───────────────────────────────────────────────────────────────
+
+
+class RequeuePolicy:
+    """Brings hypotheses back to the queue, and gives up those that have come back too often.
+
+    A run that was lost to infrastructure, disturbed by a neighbour, or won against a reference that
+    has moved since is no evidence yet: its decision has `requeue`.
+    """
+
+    def __init__(self, layout: Layout, history: LiveHistory, queue: Queue) -> None:
+        self.layout = layout
+        self.history = history
+        self.queue = queue
+        self._evidence: dict[str, str | None] = {}
+        """Lost experiment -> the device that it speaks against, None where it speaks of none."""
+        self._requeued: tuple[int, tuple[str, ...]] = (-1, ())
+        """Version of the history, and the hypotheses with a decision that sent them back."""
+        self._refused: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
+
+    def turn(self) -> list[str]:
+        """Take every step that is due; return a line for each. A turn begins with this."""
+        lines = []
+        self._reported, self._refused = self._refused, {}
+        for hypothesis_id in self._to_come_back():
+            place = self.queue.read(hypothesis_id)
+            # One that is done and not closed is on its way back: its last requeueing was cut off.
+            if place is None or place[0].state != "done" or place[1].closed == "abandoned":
+                continue
+            lines += self._attempt(hypothesis_id, partial(self._bring_back, hypothesis_id))
+        for hypothesis in self._met_devices():
+            lines += self._give_up(hypothesis)
+        return lines
+
+    def problems(self) -> list[str]:
+        """Return the steps of this turn that could not be taken, and why."""
+        return list(self._refused.values())
+
+    def avoided_device(self, hypothesis_id: str) -> str | None:
+        """Return the device that its latest run was lost with; another is preferred."""
+        decision = self.history.decision_about(hypothesis_id)
+        if decision is None or not is_lost(decision):
+            return None
+        return self._device_blamed(decision.experiment_id)
+
+    def device_failures(self, hypothesis_id: str) -> int:
+        """Return how many of its runs speak against the device that they ran on."""
+        return sum(
+            self._device_blamed(experiment) is not None
+            for experiment in self.history.attempts(hypothesis_id)
+            if (decision := self.history.latest.get(experiment)) and is_lost(decision)
+        )
+
+    def end_dead_claim(self, project: Project, hypothesis_id: str, worker: str) -> list[str]:
+        """End a claim of a worker that is gone for good; no line while its run lives on.
+
+        One that cannot be ended now is tried again, and never stands in the way of the others.
+        """
+        return self._attempt(hypothesis_id, partial(self._end, project, hypothesis_id, worker))
+
+    def _attempt(self, hypothesis_id: str, step: Callable[[], str]) -> list[str]:
+        """Return the line of a step; of one that cannot be taken the reason, once."""
+        try:
+            line = step()
+        except RECOVERABLE_ERRORS as error:
+            line = f"{hypothesis_id} stays where it is: {describe(error)}"
+            self._refused[hypothesis_id] = line
+        return [line] if line and line != self._reported.get(hypothesis_id) else []
+
+    def _bring_back(self, hypothesis_id: str) -> str:
+        decision = self.history.decision_about(hypothesis_id)
+        self.queue.requeue(hypothesis_id)
+        return f"{hypothesis_id} is queued again: {decision.reason if decision else ''}"
+
+    def _end(self, project: Project, hypothesis_id: str, worker: str) -> str:
+        placed = self.queue.read(hypothesis_id)
+        if placed is None or placed[0] != Place("running", worker):
+            return ""
+        return end_claim(project, self.queue, placed[1], worker, self.history.latest)
+
+    def _to_come_back(self) -> list[str]:
+        """Return the hypotheses whose latest experiment's decision sends them back."""
+        if self._requeued[0] != self.history.version:
+            every = self.history.latest.values()
+            ids = {decision.hypothesis_id for decision in every if decision.requeue}
+            self._requeued = (self.history.version, tuple(sorted(ids)))
+        about = {name: self.history.decision_about(name) for name in self._requeued[1]}
+        return [name for name, decision in about.items() if decision and decision.requeue]
+
+    def _met_devices(self) -> list[Hypothesis]:
+        requeued = set(self._requeued[1])
+        return [
+            hypothesis
+            for place, hypothesis in self.queue.placed()
+            if place.state in ("pending", "dispatched")
+            and hypothesis.hypothesis_id in requeued
+            and self.device_failures(hypothesis.hypothesis_id) >= MOST_DEVICE_FAILURES
+        ]
+
+    def _give_up(self, hypothesis: Hypothesis) -> list[str]:
+        name = hypothesis.hypothesis_id
+        why = f"{MOST_DEVICE_FAILURES} of its runs were lost with their device"
+        try:
+            self.queue.abandon(name, why)
+        except QueueError:
+            return []  # a worker has just claimed it; the next turn sees what became of that
+        return [f"{name} is abandoned: {why}"]
+
+    def _device_blamed(self, experiment_id: str) -> str | None:
+        """Return the name of the device that a result speaks against."""
+        if experiment_id not in self._evidence:
+            self._evidence[experiment_id] = _blamed(self.layout, experiment_id)
+        return self._evidence[experiment_id]
+
+
+def _blamed(layout: Layout, experiment_id: str) -> str | None:
+    run = layout.run(experiment_id)
+    result = load_or_none(Result, run.result)
+    if result is None or not is_device_evidence(result):
+        return None
+    metadata = load_or_none(Metadata, run.metadata)
+    return None if metadata is None else metadata.run.gpu_id or metadata.runtime.gpu_name

@@ -22,10 +22,10 @@ from autohypothesis.fleet.overview.results import (
 )
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.files import read_object
+from autohypothesis.records.history import of_tag
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
-from autohypothesis.records.standings import of_tag
 from autohypothesis.schema import finite, now
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from autohypothesis.engine.policy import better_by
 from autohypothesis.fleet.queue import warm_start
 from autohypothesis.records.files import read_object
+from autohypothesis.records.history import Kept, best_of
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
-from autohypothesis.records.standings import Kept, best_of
 from autohypothesis.schema import Direction, finite, utc
 
 DeviceInterval = tuple[str, datetime, datetime]

@@ -24,10 +24,10 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.records.derived import DerivedFile
 from autohypothesis.records.files import to_json
+from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
-from autohypothesis.records.standings import best_kept, of_tag
 from autohypothesis.schema import (
     BestResult,
     Brief,

@@ -140,35 +140,59 @@ class Queue:
         return allocate_hypothesis(self.layout, self.tag)
 
     def add(
-        self, proposal: Proposal, *, proposer: str, hypothesis_id: str | None = None
+        self,
+        proposal: Proposal,
+        *,
+        proposer: str,
+        hypothesis_id: str | None = None,
+        worker_id: str = "",
+        platform_key: str = "",
     ) -> Hypothesis:
-        """Takes an idea in, pending, under a new id or one of `reserve`.
+        """Take an idea in, pending, under a new id or one of `reserve`.
+
+        Args:
+            worker_id: the only worker that may run it, where there is one.
+            platform_key: the beginning of the only platform key that it may run on.
 
         Raises:
             QueueError: that id is in the queue already.
         """
-        said = {name: getattr(proposal, name) for name in Proposal.model_fields}
+        content = {name: getattr(proposal, name) for name in Proposal.model_fields}
         with self._step("adding a hypothesis"):
             name = hypothesis_id or self.reserve()
             places = self._files.places(name)
             if places:
                 raise QueueError(f"hypothesis {name} is {places[0]} already", hint=_SEE)
-            return self._put(said, name, proposer)
+            return self._put(content, name, proposer, worker_id, platform_key)
 
     def add_baseline(self) -> Hypothesis | None:
         """The unchanged script, pending; None if it is anywhere already."""
         name = baseline_id(self.tag)
-        said = {
+        content = {
             "title": "baseline",
             "rationale": "the script as it is: what all others are compared with",
             "priority": BASELINE_PRIORITY,
         }
         with self._step("adding the baseline"):
-            return None if self._files.places(name) else self._put(said, name, "baseline")
+            return None if self._files.places(name) else self._put(content, name, "baseline")
 
-    def _put(self, said: Mapping[str, Any], name: str, proposer: str) -> Hypothesis:
+    def _put(
+        self,
+        content: Mapping[str, Any],
+        name: str,
+        proposer: str,
+        worker_id: str = "",
+        platform_key: str = "",
+    ) -> Hypothesis:
         hypothesis = Hypothesis.model_validate(
-            {**said, "hypothesis_id": name, "tag": self.tag, "proposer": proposer}
+            {
+                **content,
+                "hypothesis_id": name,
+                "tag": self.tag,
+                "proposer": proposer,
+                "worker_id": worker_id,
+                "platform_key": platform_key,
+            }
         )
         write_json(self._files.path(name, PENDING), hypothesis)
         return hypothesis

@@ -35,7 +35,7 @@ from autohypothesis.fleet.live.presence import (
     users_of,
 )
 from autohypothesis.fleet.proposing import check_proposer
-from autohypothesis.fleet.queue.orphans import end_claim
+from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import DeviceSelection, WorkerDevice, choose, device_users
@@ -44,10 +44,10 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
 from autohypothesis.records.bundles import decision_documents, read_decisions
 from autohypothesis.records.files import write_json
+from autohypothesis.records.history import best_kept, first_baseline, of_tag
 from autohypothesis.records.layout import checked_id
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from autohypothesis.records.standings import best_kept, first_baseline, of_tag
 from autohypothesis.schema import Decision, Manifest, Worker
 
 DEFAULT_PROPOSERS = ("search",)

@@ -21,9 +21,9 @@ from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.live.quarantine import device_problem
 from autohypothesis.fleet.live.stop import SUPERVISOR
-from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.installation import program_script
 from autohypothesis.records.files import opened
+from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import held
 from autohypothesis.records.processes import Process
@@ -179,9 +179,9 @@ def observer_options(
     """The observer's options. It counts all experiments of the tag; people count those to come."""
     words = []
     if more_runs is not None:
-        chronicle = Chronicle(layout, manifest.tag)
-        chronicle.refresh()
-        words += ["--max-experiments", str(chronicle.counted() + more_runs)]
+        history = LiveHistory(layout, manifest.tag)
+        history.refresh()
+        words += ["--max-experiments", str(history.counted() + more_runs)]
     if until is not None:
         words += ["--until", rfc3339(until)]
     for word in proposers:

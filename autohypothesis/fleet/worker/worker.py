@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 
+from autohypothesis.engine import recovery
 from autohypothesis.engine.executor import Executor, Handle, Notices, Waits
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
@@ -29,8 +30,7 @@ from autohypothesis.fleet.live import presence, quarantine, steering
 from autohypothesis.fleet.live.presence import HeartbeatWriter
 from autohypothesis.fleet.live.quarantine import device_problem
 from autohypothesis.fleet.live.stop import StopRequest
-from autohypothesis.fleet.queue import takeover
-from autohypothesis.fleet.queue.takeover import Job
+from autohypothesis.fleet.queue.claims import Job, examine_claim, outcome_of, unclaimed_runs
 from autohypothesis.fleet.worker.preparation import (
     SEE,
     Preparation,
@@ -162,17 +162,17 @@ class Worker:
             if hypothesis.closed is not None:
                 self.claims.finish(name, hypothesis.closed, hypothesis.outcome)
                 continue
-            job, stands = takeover.found(layout, self.executor, hypothesis, self.name)
+            job, stands = examine_claim(layout, self.executor, hypothesis, self.name)
             known.add(job.experiment_id)
             if stands in ("running", "ended"):
                 self._inherited.append(job)
             elif stands == "recorded":
-                self.claims.finish(name, "completed", takeover.outcome_of(layout, job))
+                self.claims.finish(name, "completed", outcome_of(layout, job))
             else:
                 begun = stands == "damaged"
                 planned = None if begun else job.experiment_id
                 self.claims.give_back(name, planned, problem=job.problem)
-        self._inherited += takeover.others(layout, self.executor, self.name, known)
+        self._inherited += unclaimed_runs(layout, self.executor, self.name, known)
         self._take_over()
 
     def _take_over(self) -> None:
@@ -441,7 +441,7 @@ class Worker:
             try:
                 result = self.executor.collect(job.handle)
             except RECOVERABLE_ERRORS as error:
-                if takeover.is_readable(self.project.layout.run(job.experiment_id)):
+                if recovery.is_readable(self.project.layout.run(job.experiment_id)):
                     self._collect_at = time.monotonic() + LOOK_S
                     self._uncollected += 1
                     self._say(

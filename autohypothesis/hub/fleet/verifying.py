@@ -12,7 +12,7 @@ from typing import NamedTuple
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, UsageError
 from autohypothesis.fleet.hub_sync import incoming
-from autohypothesis.fleet.observer.suggestion import suggest
+from autohypothesis.fleet.observer.proposals import suggest
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.hub.client import sharing
 from autohypothesis.hub.client.refusals import PassingError

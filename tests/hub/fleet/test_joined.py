@@ -60,7 +60,7 @@ def decided(fleet_project: Project) -> Project:
     """A baseline and a keep."""
     members(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() >= 2, Hands(fleet_project, "w0"))
+    turns(watched, lambda: watched.history.counted() >= 2, Hands(fleet_project, "w0"))
     watched.last_turn()
     return fleet_project
 
@@ -152,7 +152,7 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
     (tmp_path / "backup").rename(hub.data)
     hub.start()
     watched = observer(decided, Listed([[idea(RATE=3.0)]]))
-    turns(watched, lambda: watched.chronicle.counted() >= 3, Hands(decided, "w0"))
+    turns(watched, lambda: watched.history.counted() >= 3, Hands(decided, "w0"))
     watched.last_turn()
     tell(decided)
     done = Courier(decided, ada).once()

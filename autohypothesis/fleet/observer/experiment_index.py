@@ -16,15 +16,15 @@ from typing import Any
 from autohypothesis.engine.constants import computed_names, same, settable_names
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
-from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.records.files import load, read_json
+from autohypothesis.records.history import LiveHistory
 from autohypothesis.schema import Metadata, Plan, PlannedHypothesis, Proposal, Setting
 
 Settings = Mapping[str, Setting]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class IndexedRun:
     """One experiment as it was begun: its plan, its settings, its commit."""
 
     experiment_id: str
@@ -41,13 +41,13 @@ class Run:
     replicates: str | None
 
 
-class Library:
+class ExperimentIndex:
     """Every experiment of one tag that was submitted; each bundle is read once."""
 
-    def __init__(self, project: Project, chronicle: Chronicle) -> None:
+    def __init__(self, project: Project, history: LiveHistory) -> None:
         self.project = project
-        self.chronicle = chronicle
-        self.runs: dict[str, Run] = {}
+        self.history = history
+        self.runs: dict[str, IndexedRun] = {}
         self.platforms: dict[str, str] = {}
         """Worker -> the key of the platform that it ran on last."""
         self._last: dict[str, datetime] = {}
@@ -58,15 +58,15 @@ class Library:
 
     def refresh(self) -> None:
         """Takes in the experiments that were submitted since."""
-        names = self.chronicle.undecided
-        if self._version != self.chronicle.version:
-            self._version = self.chronicle.version
-            names = set(self.chronicle.experiments())
+        names = self.history.undecided
+        if self._version != self.history.version:
+            self._version = self.history.version
+            names = set(self.history.experiments())
         for name in sorted(names):
             if name not in self.runs and name not in self._not_ours:
                 self._take(name)
 
-    def of_commit(self, commit: str) -> Run | None:
+    def of_commit(self, commit: str) -> IndexedRun | None:
         """A run of `commit`; what it was made of has its settings."""
         return next((run for run in self.runs.values() if run.commit == commit), None)
 
@@ -101,7 +101,7 @@ class Library:
             return
         idea = plan.hypothesis
         runtime = metadata.runtime
-        self.runs[name] = Run(
+        self.runs[name] = IndexedRun(
             experiment_id=name,
             hypothesis_id=idea.hypothesis_id,
             begun=plan.created_at,
@@ -136,11 +136,11 @@ class Reference:
     """Lower case: computed from other constants of the script."""
 
     @classmethod
-    def of(cls, project: Project, library: Library, commit: str) -> Reference:
+    def of(cls, project: Project, index: ExperimentIndex, commit: str) -> Reference:
         """The reference at `commit`, with what is known of its settings."""
         sources = _sources(project, commit)
         names, derived = _constants(sources)
-        run = library.of_commit(commit)
+        run = index.of_commit(commit)
         if run is None:
             return cls(commit, sources, None, None, names, derived)
         spelled = {name.lower(): name for name in names}
@@ -189,17 +189,17 @@ def _constants(sources: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[s
 
 
 @dataclass(frozen=True)
-class Tried:
+class DuplicateCheck:
     """Compares ideas with the runs there were and with the queue, on one reference."""
 
-    library: Library
+    index: ExperimentIndex
     reference: Reference
 
-    def before(self, idea: Proposal, *, besides: str = "") -> Run | None:
+    def before(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
         """The experiment that was this very idea, other than those of hypothesis `besides`."""
         key = key_of(idea)
         if key:
-            found = [run for run in self.library.runs.values() if run.key == key]
+            found = [run for run in self.index.runs.values() if run.key == key]
         elif idea.config_overrides:
             found = self._with_settings(idea.config_overrides)
         else:
@@ -227,15 +227,15 @@ class Tried:
             for key, value in idea.config_overrides.items()
         )
 
-    def _with_settings(self, overrides: Mapping[str, Setting]) -> list[Run]:
+    def _with_settings(self, overrides: Mapping[str, Setting]) -> list[IndexedRun]:
         wanted = _lower(self.reference.with_overrides(overrides))
-        code = self.library.code_of(self.reference.commit)
+        code = self.index.code_of(self.reference.commit)
         keys = [key.lower() for key in overrides]
         return [
             run
-            for run in self.library.runs.values()
+            for run in self.index.runs.values()
             if all(key in run.settings and same(wanted[key], run.settings[key]) for key in keys)
-            and self.library.code_of(run.commit) == code
+            and self.index.code_of(run.commit) == code
             and _equal(wanted, run.settings, self._ignored(overrides, run.overrides))
         ]
 

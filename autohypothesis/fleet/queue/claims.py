@@ -1,21 +1,23 @@
-"""What a worker's predecessor left: which experiment a claim names, and how that stands.
+"""Claims: which experiment a claim names, how that stands, and how a dead worker's claim ends.
 
 Only the experiment of the newest plan of a claimed hypothesis is ever collected. That is the fence
-against late writers: whoever still works on an older one writes into a folder that nobody asks.
+against late writers: a worker that still runs an older one writes into a folder that is not read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autohypothesis.engine import recovery
+from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.executor import Executor, Handle, RunSpec
-from autohypothesis.errors import LaunchError, RecordError
+from autohypothesis.engine.project import Project
+from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.files import newest_attempt
-from autohypothesis.records.files import load, load_or_none
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import Hypothesis, Result
@@ -40,13 +42,13 @@ class Job:
 
 
 def newest_experiment(layout: Layout, hypothesis_id: str) -> str | None:
-    """The newest experiment of a hypothesis; None if there was never one."""
+    """Return the newest experiment of a hypothesis; None if there was never one."""
     number = newest_attempt(layout, hypothesis_id)
     return f"{experiment_stem(hypothesis_id)}-{number}" if number else None
 
 
 def experiment_of(layout: Layout, claimed: Hypothesis) -> str | None:
-    """The experiment that a claim names; None if it names none yet.
+    """Return the experiment that a claim names; None if it names none yet.
 
     A run from before the hypothesis was last queued again belongs to an earlier claim. That is
     told by its number alone: times do not survive a restore or a copy.
@@ -58,13 +60,13 @@ def experiment_of(layout: Layout, claimed: Hypothesis) -> str | None:
     return None if run.run_spec.exists() or run.result.exists() else newest
 
 
-def found(
+def examine_claim(
     layout: Layout, executor: Executor, hypothesis: Hypothesis, worker: str
 ) -> tuple[Job, Stands]:
-    """The experiment of a hypothesis that `worker` had claimed, and how it stands.
+    """Return the experiment of a hypothesis that `worker` had claimed, and how it stands.
 
-    One on another machine, where nobody can look, counts as damaged: it is left alone, and the
-    job's `problem` says what a person can do about it.
+    A run on another machine, which cannot be seen from here, counts as damaged: it is left alone,
+    and the job's `problem` says what a person can do about it.
     """
     name = hypothesis.hypothesis_id
     experiment_id = experiment_of(layout, hypothesis)
@@ -82,9 +84,9 @@ def found(
     except LaunchError as error:
         why = f"{worker} runs {name} anew, and leaves {experiment_id} alone: {error}"
         return replace(job, problem=why), "damaged"
-    if is_readable(run):
+    if recovery.is_readable(run):
         return job, "ended"
-    # Whoever has just collected it has left a result, and no more than that needs.
+    # A process that has just collected it has left a result, which is all that is needed.
     return job, "recorded" if run.result.exists() else "damaged"
 
 
@@ -96,8 +98,10 @@ def _is_running(executor: Executor, job: Job) -> bool:
     return state == "running"
 
 
-def others(layout: Layout, executor: Executor, worker: str, known: set[str]) -> Iterator[Job]:
-    """Living runs in the worktree of `worker` whose claim is gone: it must not be touched yet."""
+def unclaimed_runs(
+    layout: Layout, executor: Executor, worker: str, known: set[str]
+) -> Iterator[Job]:
+    """Yield living runs of `worker` whose claim is gone: its worktree must not be touched yet."""
     for experiment_id in recovery.uncollected(layout):
         if experiment_id in known:
             continue
@@ -110,18 +114,47 @@ def others(layout: Layout, executor: Executor, worker: str, known: set[str]) -> 
 
 
 def outcome_of(layout: Layout, job: Job) -> str:
-    """What the recorded run of `job` came to, in a line."""
-    try:
-        return load(Result, layout.run(job.experiment_id).result).outcome
-    except (FileNotFoundError, RecordError):
-        return ""
+    """Return the outcome of the recorded run of `job`, a line; empty where it cannot be read."""
+    result = load_or_none(Result, layout.run(job.experiment_id).result)
+    return result.outcome if result is not None else ""
 
 
 def spec_of(run: RunPaths) -> RunSpec | None:
-    """What was to be run; None where that is absent or damaged."""
+    """Return what was to be run; None where that is absent or damaged."""
     return load_or_none(RunSpec, run.run_spec)
 
 
-def is_readable(run: RunPaths) -> bool:
-    """Whether a result can be made of it: else no waiting helps."""
-    return recovery.is_readable(run)
+# ── claims of dead workers ──────────────────────────────────────────────────────────────────
+
+
+def end_claim(
+    project: Project, queue: Queue, claimed: Hypothesis, worker: str, decided: Container[str]
+) -> str:
+    """End the claim of a worker that is gone for good; return a line, or "" while its run lives on.
+
+    A finished run counts. One that cannot be judged, since its record is damaged or on another
+    machine, stays where it is, and the hypothesis is run anew.
+
+    Args:
+        decided: experiments that have a decision: their plans are never forgotten.
+
+    Raises:
+        One of `RECOVERABLE_ERRORS`: it cannot be done now; nothing is lost.
+    """
+    name = claimed.hypothesis_id
+    experiment_id = experiment_of(project.layout, claimed)
+    if experiment_id is None:
+        queue.requeue(name)
+        return f"{name} is queued again: {worker} is gone, and had not begun it"
+    fate, why = "ended", ""
+    if experiment_id not in decided:
+        fate, why = recovery.recover(project.repository, project.layout, experiment_id)
+    if fate == "running":
+        return ""
+    if fate == "ended":
+        queue.finish(name, worker, outcome=outcome_of(project.layout, Job(name, experiment_id)))
+        return f"{name} is done: {worker} is gone, and had run it"
+    if fate == "never_begun":
+        runner.forget(project, experiment_id)
+    queue.requeue(name)
+    return f"{name} is queued again: {worker} is gone, and {why}"

@@ -9,9 +9,9 @@ from typing import Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
-from autohypothesis.fleet.queue.chronicle import Chronicle
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import signature_of
+from autohypothesis.records.history import LiveHistory
 
 NOISE = "noise"
 PROBLEM = "how far two runs of one commit lie apart, so that a difference can be told from noise"
@@ -23,12 +23,12 @@ when the ledger has had time to catch up."""
 REGISTRY_S = 2.0
 
 
-class Errands:
+class BackgroundTasks:
     """Asks for the tool, and calls it; a turn never waits for it."""
 
-    def __init__(self, project: Project, chronicle: Chronicle) -> None:
+    def __init__(self, project: Project, history: LiveHistory) -> None:
         self.project = project
-        self.chronicle = chronicle
+        self.history = history
         self.noise: dict[str, Any] | None = None
         """What the tool answered last; None before it is published."""
         self.problem = ""
@@ -59,12 +59,14 @@ class Errands:
             tools.request(self.project.layout, NOISE, problem=PROBLEM, requested_by="observer")
             self._asked = True
         if wants:
-            self._thread = Thread(target=self._run, args=(repeats,), name="errands", daemon=True)
+            self._thread = Thread(
+                target=self._run, args=(repeats,), name="background tasks", daemon=True
+            )
             self._thread.start()
 
     def _repeated(self) -> int:
         """How many runs share a commit with another; counted when something was decided."""
-        version = self.chronicle.version
+        version = self.history.version
         if self._counted[0] != version:
             self._counted = (version, self._count())
         return self._counted[1]
@@ -72,7 +74,7 @@ class Errands:
     def _count(self) -> int:
         counts = Counter(
             (one.commit, one.platform_key)
-            for one in self.chronicle.latest.values()
+            for one in self.history.latest.values()
             if one.metric_value is not None
         )
         return sum(count for count in counts.values() if count > 1)

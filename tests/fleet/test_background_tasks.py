@@ -8,40 +8,40 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer import errands
-from autohypothesis.fleet.observer.errands import TRIES, Errands
+from autohypothesis.fleet.observer import background_tasks
+from autohypothesis.fleet.observer.background_tasks import TRIES, BackgroundTasks
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.checks import Checked
 
 
 class Asked:
-    """Errands of a search whose runs are made up; every answer of the tool is counted."""
+    """The tasks of a search whose runs are made up; every answer of the tool is counted."""
 
     def __init__(self, project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
         self.project = project
-        self.chronicle = SimpleNamespace(version=0, latest={})
-        self.errands = Errands(project, self.chronicle)  # type: ignore[arg-type]
+        self.history = SimpleNamespace(version=0, latest={})
+        self.tasks = BackgroundTasks(project, self.history)  # type: ignore[arg-type]
         self.calls = 0
         self.counted: int | None = None
         monkeypatch.setattr(tools, "figure", self._figure)
         for name in ("FIGURE_S", "REGISTRY_S"):
-            monkeypatch.setattr(errands, name, 0.0)
+            monkeypatch.setattr(background_tasks, name, 0.0)
 
     def _figure(self, *words: object) -> dict[str, Any]:
         self.calls += 1
         return {"sd": 0.1, "runs": self.counted}
 
     def decided(self, commit: str) -> None:
-        self.chronicle.version += 1
-        self.chronicle.latest[self.chronicle.version] = SimpleNamespace(
+        self.history.version += 1
+        self.history.latest[self.history.version] = SimpleNamespace(
             commit=commit, platform_key="p", metric_value=1.0
         )
 
     def turns(self, count: int = 6) -> None:
         for _ in range(count):
-            self.errands.turn()
-            if self.errands._thread is not None:
-                self.errands._thread.join()
+            self.tasks.turn()
+            if self.tasks._thread is not None:
+                self.tasks._thread.join()
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def test_a_tool_that_a_person_discarded_is_not_asked_for_again(asked: Asked) -> 
     tools.decide(asked.project.layout, "noise", "discarded", decided_by="ada")
     asked.decided("a")
     asked.decided("a")
-    for one in (asked.errands, Errands(asked.project, asked.errands.chronicle)):
-        asked.errands = one
+    for one in (asked.tasks, BackgroundTasks(asked.project, asked.tasks.history)):
+        asked.tasks = one
         asked.turns()
     (tool,) = tools.registry(asked.project.layout).tools
     assert (tool.status, asked.calls) == ("discarded", 0)

@@ -1,0 +1,468 @@
+"""Which hypothesis goes to which worker, how a search begins, and when it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from autohypothesis.engine.task import Task
+from autohypothesis.errors import QueueError, RecordError
+from autohypothesis.fleet.live import presence, quarantine
+from autohypothesis.fleet.observer.deciding import REPEAT_PRIORITY, RequeuePolicy
+from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
+from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.bundles import Signature, signature_of
+from autohypothesis.records.files import load, load_or_none
+from autohypothesis.records.history import LiveHistory
+from autohypothesis.records.ids import baseline_id
+from autohypothesis.records.layout import Layout
+from autohypothesis.schema import (
+    Heartbeat,
+    Hypothesis,
+    Manifest,
+    Metadata,
+    Proposal,
+    Result,
+    Setting,
+    Worker,
+    now,
+)
+
+MOST_REPEATS = 2
+TAIL_LINES = 20
+ALL_RUN = "all that were to be run are run"
+LOWER: Mapping[str, tuple[str, ...]] = {
+    "oom": ("DEVICE_BATCH_SIZE", "BATCH_SIZE", "TOTAL_BATCH_SIZE", "DEPTH", "MAX_SEQ_LEN"),
+    "timeout": ("DEPTH", "ASPECT_RATIO", "TOTAL_BATCH_SIZE", "BATCH_SIZE"),
+    "nan": ("MATRIX_LR", "LEARNING_RATE", "LR", "EMBEDDING_LR"),
+}
+"""Failure -> constants of which one is to be lowered, the likeliest first."""
+OTHERWISE = {
+    "oom": "lower the batch size, or the size of the model",
+    "timeout": "make the model smaller, or raise run.deadline_seconds in the task",
+    "nan": "lower the learning rate",
+    "no_metric": "the script has to print its metric at the end, as the task's objective names it",
+    "invalid": "the run is not valid as it is: the detail above says what to change",
+    "code_error": "mend the script at the line above",
+}
+
+
+# ── workers ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class AvailableWorkers:
+    """The workers of a fleet at one moment."""
+
+    workers: tuple[Worker, ...] = ()
+    """Of the manifest, in its order."""
+    alive: tuple[str, ...] = ()
+    ready: tuple[str, ...] = ()
+    """Alive, and with a device that is not quarantined: they can be given work."""
+    heartbeats: tuple[Heartbeat, ...] = ()
+
+    def worker(self, worker_id: str) -> Worker | None:
+        return next((worker for worker in self.workers if worker.worker_id == worker_id), None)
+
+    def has_device(self, worker_id: str, device: str | None) -> bool:
+        """Return whether `device` is the one that the worker uses."""
+        worker = self.worker(worker_id)
+        return worker is not None and device is not None and device in (worker.device, worker_id)
+
+    @property
+    def capacity(self) -> int:
+        """For how many workers to have ideas; for all, before the first has come."""
+        return len(self.ready) or len(self.workers)
+
+
+class WorkerWatch:
+    """Looks at manifest and heartbeats, again and again.
+
+    Args:
+        workers: the workers, where the manifest does not name them.
+    """
+
+    def __init__(self, layout: Layout, tag: str, workers: Sequence[Worker] = ()) -> None:
+        self.layout = layout
+        self.tag = tag
+        self._workers = tuple(workers)
+        self._given = bool(workers)
+        self._manifest: Signature | None = None
+
+    def look(self) -> AvailableWorkers:
+        if not self._given:
+            self._read_manifest()
+        names = [worker.worker_id for worker in self._workers]
+        heartbeats = presence.read_heartbeats(self.layout)
+        alive = {beat.worker_id for beat in heartbeats if presence.worker_lives(beat)}
+        quarantined = quarantine.quarantined(self.layout)
+        resting = {beat.worker_id for beat in heartbeats if beat.state == "benched"}
+        return AvailableWorkers(
+            workers=self._workers,
+            alive=tuple(name for name in names if name in alive),
+            ready=tuple(
+                worker.worker_id
+                for worker in self._workers
+                if worker.worker_id in alive - resting and worker.device not in quarantined
+            ),
+            heartbeats=tuple(heartbeats),
+        )
+
+    def _read_manifest(self) -> None:
+        """Keep the workers of the last good manifest when it is damaged or another tag's."""
+        signature = signature_of(str(self.layout.manifest))
+        if signature == self._manifest:
+            return
+        self._manifest = signature
+        manifest = load_or_none(Manifest, self.layout.manifest)
+        if manifest is not None and manifest.tag == self.tag:
+            self._workers = tuple(manifest.workers)
+
+
+# ── dispatching ─────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Dispatcher:
+    """One round of giving out work: one hypothesis waits for each worker."""
+
+    queue: Queue
+    requeue: RequeuePolicy
+    available: AvailableWorkers
+    platforms: Mapping[str, str] = field(default_factory=dict)
+    """Worker -> the key of the platform that it ran on last."""
+    alone: bool = False
+    """The fleet shares, and the hub cannot be asked: what no other fleet tries comes first."""
+
+    def give(self, may_begin: Callable[[Hypothesis], bool], room: int | None) -> list[str]:
+        """Dispatch to every ready worker that nothing waits for; return a line for each.
+
+        Args:
+            room: how many more may begin; None: as many as there are workers.
+        """
+        pending = [idea for idea in self.queue.pending() if may_begin(idea)]
+        if self.alone:
+            pending.sort(key=_contested)
+        lines: list[str] = []
+        for worker in self._without_work():
+            if room is not None and len(lines) >= room:
+                break
+            chosen = next((idea for idea in pending if self.suits(idea, worker)), None)
+            if chosen is None:
+                continue
+            pending.remove(chosen)
+            try:
+                self.queue.dispatch(chosen.hypothesis_id, worker)
+            except QueueError:
+                continue  # a person's `dispatch` was quicker
+            lines.append(f"{chosen.hypothesis_id} is dispatched to {worker}")
+        return lines
+
+    def take_back(self, *, all: bool = False) -> list[str]:
+        """Withdraw what waits for a worker that cannot take it, or everything; a line for each."""
+        lines = []
+        for worker, waiting in self.queue.dispatched().items():
+            if worker in self.available.ready and not all:
+                continue
+            for hypothesis in waiting:
+                try:
+                    self.queue.withdraw(hypothesis.hypothesis_id)
+                except QueueError:
+                    continue  # it was claimed this very moment
+                lines.append(f"{hypothesis.hypothesis_id} is taken back from {worker}")
+        return lines
+
+    def idle(self) -> list[str]:
+        """Return the ready workers that run nothing and have nothing waiting."""
+        busy = {name for given in self._given() for name, several in given.items() if several}
+        return [name for name in self.available.ready if name not in busy]
+
+    def _given(self) -> tuple[dict[str, list[Hypothesis]], dict[str, list[Hypothesis]]]:
+        return self.queue.running(), self.queue.dispatched()
+
+    def _without_work(self) -> Iterator[str]:
+        """Yield the ready workers that nothing waits for, the idle ones first."""
+        running, waiting = self._given()
+        free = [name for name in self.available.ready if not waiting.get(name)]
+        yield from sorted(free, key=lambda name: len(running.get(name, ())))
+
+    def has_taker(self, hypothesis: Hypothesis) -> bool:
+        """Return whether a ready worker can be given it; true before the first has come."""
+        ready = self.available.ready
+        return not ready or any(self.suits(hypothesis, worker) for worker in ready)
+
+    def suits(self, hypothesis: Hypothesis, worker: str) -> bool:
+        """Return whether a worker may run it: its own worker or platform, where it has one.
+
+        The device that it was lost with is avoided while there is another.
+        """
+        if self.available.worker(hypothesis.worker_id) is not None:
+            return hypothesis.worker_id == worker
+        if hypothesis.platform_key and not self._is_on(worker, hypothesis.platform_key):
+            return False
+        device = self.requeue.avoided_device(hypothesis.hypothesis_id)
+        if device is None or not self.available.has_device(worker, device):
+            return True
+        return all(self.available.has_device(other, device) for other in self.available.ready)
+
+    def _is_on(self, worker: str, key: str) -> bool:
+        """Return whether a worker runs on a platform, as far as is known.
+
+        One that has run nothing yet may be on it, unless the others are on several.
+        """
+        if worker in self.platforms:
+            return self.platforms[worker].startswith(key)
+        known = [self.platforms[name] for name in self.available.ready if name in self.platforms]
+        are_on_it = [platform.startswith(key) for platform in known]
+        return all(are_on_it) or not any(are_on_it)
+
+
+def _contested(hypothesis: Hypothesis) -> int:
+    """Sort the claimed before what needs no claim, and that before what others may be trying."""
+    if hypothesis.claimed:
+        return 0
+    is_new = hypothesis.config_overrides or hypothesis.patch or hypothesis.instructions
+    return 2 if is_new and not hypothesis.replicates else 1
+
+
+# ── the beginning ───────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class BaselineSchedule:
+    """The baseline first, and repeats of it on devices with nothing to do.
+
+    The repeats tell how far two runs of one commit lie apart. A baseline that fails ends the
+    search: every idea would fail the same way, or be compared with nothing.
+    """
+
+    layout: Layout
+    queue: Queue
+    history: LiveHistory
+    command: str = "init-fleet"
+    """The command that begins another search, for hints."""
+
+    def queue_baseline(self) -> bool:
+        """Put the baseline in front of everything, unless it is somewhere already."""
+        return not self.history.has_reference() and self.queue.add_baseline() is not None
+
+    def queue_repeats(self, idle: int) -> int:
+        """Queue repeats of a baseline that runs now, for idle devices; return how many are new."""
+        if self.history.has_reference() or idle <= 0:
+            return 0
+        first, added = self._running_baseline(), 0
+        for number in range(1, MOST_REPEATS + 1):
+            source = f"{baseline_id(self.queue.tag)}-repeat-{number}"
+            if first is None or added >= idle or source in self.queue.sources():
+                continue
+            repeat = Proposal(
+                title="the baseline again",
+                rationale="two runs of one commit tell what a difference is worth",
+                priority=REPEAT_PRIORITY,
+                source_id=source,
+                replicates=first,
+            )
+            self.queue.add(repeat, proposer="observer")
+            added += 1
+        return added
+
+    def queue_references(
+        self, undecided: Iterable[str], first: str | None, commit: str
+    ) -> list[str]:
+        """Queue a run of the reference for each platform and seed that has none; a line for each.
+
+        An experiment that nothing there can be compared with is decided after that, so its very
+        worker runs it.
+
+        Args:
+            first: an experiment of the reference.
+        """
+        lines = []
+        for experiment_id in undecided:
+            metadata = _metadata_of_value(self.layout, experiment_id)
+            if metadata is None or first is None or metadata.run.replicates:
+                continue
+            run, key = metadata.run, metadata.runtime.platform_key
+            source = f"reference-{commit[:12]}-{key[:12]}-{run.seed}@{run.worker_id}"
+            if self._has_value(commit, key, run.seed) or source in self.queue.sources():
+                continue
+            again = Proposal(
+                title=f"the reference again, for {run.gpu_id or run.worker_id}",
+                rationale=f"{experiment_id} has nothing there to be compared with",
+                priority=REPEAT_PRIORITY,
+                source_id=source,
+                replicates=first,
+                seed=run.seed,
+            )
+            added = self.queue.add(again, proposer="observer", worker_id=run.worker_id)
+            lines.append(f"{added.hypothesis_id} runs {again.title}: {again.rationale}")
+        return lines
+
+    def _has_value(self, commit: str, key: str, seed: int | None) -> bool:
+        return any(
+            (decision.commit, decision.platform_key) == (commit, key)
+            and decision.seed in (seed, None)
+            and decision.metric_value is not None
+            for decision in self.history.latest.values()
+        )
+
+    def _running_baseline(self) -> str | None:
+        """Return the experiment of the baseline that was submitted, and has no result yet."""
+        name = baseline_id(self.queue.tag)
+        attempts = self.history.attempts(name)
+        place = self.queue.read(name)
+        if place is None or place[0].state != "running" or not attempts:
+            return None
+        run = self.layout.run(attempts[-1])
+        submitted = run.metadata.exists() and not run.result.exists()
+        return attempts[-1] if submitted and attempts[-1] not in self.history.latest else None
+
+    def failure(self, settings: Mapping[str, Setting]) -> list[str]:
+        """Return why the baseline failed, the setting to lower, the tail of its log; else empty."""
+        if self.history.has_reference():
+            return []
+        placed = self.queue.read(baseline_id(self.queue.tag))
+        if placed is None or placed[0].state != "done":
+            return []
+        if placed[1].closed == "abandoned":
+            return [f"the baseline was refused: {placed[1].outcome}", _begin_again(self.command)]
+        decision = self.history.decision_about(placed[1].hypothesis_id)
+        if decision is None or decision.requeue or decision.decision_status != "crash":
+            return []
+        return explained(self.layout, decision.experiment_id, settings, self.command)
+
+
+def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
+    """Return the metadata of an experiment that has a value."""
+    run = layout.run(experiment_id)
+    result = load_or_none(Result, run.result)
+    if result is None or result.status != "completed" or result.metric_value is None:
+        return None
+    return load_or_none(Metadata, run.metadata)
+
+
+def _begin_again(command: str) -> str:
+    return (
+        f"then commit it and begin again: `python orchestrator.py {command} --tag NAME`; if the"
+        " machine was at fault: `python orchestrator.py run-experiment --baseline --settle`"
+    )
+
+
+def explained(
+    layout: Layout, experiment_id: str, settings: Mapping[str, Setting], command: str = "init-fleet"
+) -> list[str]:
+    """Return the failure of a baseline, line by line."""
+    try:
+        result = load(Result, layout.run(experiment_id).result)
+    except (FileNotFoundError, RecordError):
+        return [f"the baseline {experiment_id} failed, and its result cannot be read"]
+    kind = result.failure_kind or "code_error"
+    tail = [line.rstrip() for line in result.log_tail.splitlines() if line.strip()]
+    return [
+        f"the baseline {experiment_id} failed: {kind}: {result.failure_detail}",
+        advice(kind, settings),
+        _begin_again(command),
+        *(f"log: {line[:300]}" for line in tail[-TAIL_LINES:]),
+    ]
+
+
+def advice(kind: str, settings: Mapping[str, Setting]) -> str:
+    """Return which setting to lower, with the value that the script has."""
+    for name in LOWER.get(kind, ()):
+        if name in settings:
+            return f"lower {name}, which is {settings[name]!r}"
+    return OTHERWISE.get(kind, "see the log below")
+
+
+# ── the end ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When the search ends by itself."""
+
+    max_experiments: int | None = None
+    """Of the tag, the baseline included; those lost to infrastructure are not counted."""
+    until: datetime | None = None
+    ideas: bool = False
+    """Also when no proposer has an idea left; else it waits, for a person may have one."""
+
+
+@dataclass(frozen=True)
+class StopCriteria:
+    """The limits of one search: those it was started with, and those of its task."""
+
+    limits: Limits
+    task: Task
+    queue: Queue
+    history: LiveHistory
+    index: ExperimentIndex
+
+    @property
+    def most(self) -> int | None:
+        """The most experiments that the tag may come to; None: no limit."""
+        own, task = self.limits.max_experiments, self.task.budget.runs
+        return min((most for most in (own, task) if most is not None), default=None)
+
+    def is_over(self) -> bool:
+        """Return whether nothing new is to begin for good."""
+        return bool(self.why_over())
+
+    def why_over(self) -> str:
+        """Return why nothing new is to begin for good; empty while it may."""
+        if self.limits.until is not None and now() >= self.limits.until:
+            return "its time is over"
+        if self.most is not None and self.history.counted() >= self.most:
+            return ALL_RUN
+        if self._target_is_met():
+            return f"the task's target of {self.task.objective.target:g} is met"
+        if self._patience_is_over():
+            return f"the task's patience is over: nothing kept in {self.task.policy.patience} runs"
+        return ""
+
+    def room(self) -> int | None:
+        """Return how many more may begin beside those that have; None: no limit."""
+        if self.is_over():
+            return 0
+        if self.most is None:
+            return None
+        # The queue first, then the runs: what moves on meanwhile is seen in the one or the other.
+        given = [*self.queue.dispatched().values(), *self.queue.running().values()]
+        names = {hypothesis.hypothesis_id for several in given for hypothesis in several}
+        self.history.refresh()
+        self.index.refresh()
+        ended = [
+            name
+            for name in self.history.ended()
+            if (run := self.index.runs.get(name)) is not None and run.hypothesis_id not in names
+        ]
+        return max(0, self.most - self.history.counted() - len(names) - len(ended))
+
+    def is_given_out(self) -> bool:
+        """Return whether a worker has a hypothesis, or has one waiting."""
+        return any(self.queue.running().values()) or any(self.queue.dispatched().values())
+
+    def _target_is_met(self) -> bool:
+        objective = self.task.objective
+        if objective.target is None:
+            return False
+        sign = 1.0 if objective.direction == "minimize" else -1.0
+        return any(
+            decision.decision_status == "keep"
+            and decision.metric_value is not None
+            and sign * decision.metric_value <= sign * objective.target
+            for decision in self.history.latest.values()
+        )
+
+    def _patience_is_over(self) -> bool:
+        patience = self.task.policy.patience
+        if patience is None:
+            return False
+        since = 0
+        for decision in reversed(self.history.latest.values()):
+            if decision.decision_status == "keep":
+                break
+            failed = decision.decision_status in ("discard", "crash") and not decision.requeue
+            since += failed and decision.base_commit is not None  # a replicate is no idea
+        return since >= patience
