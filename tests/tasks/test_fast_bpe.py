@@ -32,28 +32,34 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
+LIMIT_S = 1.0
+"""Of this process's CPU time, so that a busy machine has no say; the shipped file takes 0.08."""
+
+
 class Late(BaseException):
     """Nothing in a candidate or in the suite catches it."""
 
 
 @contextmanager
 def limit(seconds: float) -> Iterator[None]:
+    """Raise `Late` in the block after `seconds` of CPU time."""
+
     def late(number: int, frame: FrameType | None) -> None:
         raise Late
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def failures(bpe: Programs, text: bytes) -> int:
     """Wrong answers of a candidate; one that does not end has one, as with the scorer's limit."""
     try:
-        with limit(5):
+        with limit(LIMIT_S):
             found = bpe.module("suite").failures(
                 bpe.module("bench").loaded(text), bpe.module("plain")
             )
@@ -245,7 +251,7 @@ def test_the_same_seed_makes_the_same_rewrite_and_a_tried_one_is_not_made_again(
     bpe: Programs,
 ) -> None:
     rewrite = bpe.module("mutate").rewrite
-    for seed in range(25):
+    for seed in range(8):
         first = rewrite(SHIPPED, seed)
         assert first == rewrite(SHIPPED, seed)
         assert rewrite(SHIPPED, seed, {first.said}).said != first.said

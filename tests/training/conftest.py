@@ -49,6 +49,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished_run(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of train.py as the shim starts it, with its log; not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("run")
+    variables = {"AUTOHYPOTHESIS_RUN_DIR": folder, "AUTOHYPOTHESIS_SAVE_WEIGHTS": "1"}
+    result = script("train.py", AUTORESEARCH_CACHE=cache, SEED="7", **variables)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (folder / "run.log").write_text(result.stdout)
+    return folder
+
+
 @pytest.fixture
 def own_cache(cache: Path, tmp_path: Path) -> Path:
     """A copy of the prepared cache that a test may damage."""

@@ -129,23 +129,14 @@ def test_importing_has_no_side_effects(candidate: Make, cache: Path) -> None:
     assert sorted(path.parent.iterdir()) == before
 
 
-@pytest.fixture(scope="module")
-def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the stock file with its weights."""
-    folder = tmp_path_factory.mktemp("run")
-    variables = {"AUTOHYPOTHESIS_RUN_DIR": folder, "AUTOHYPOTHESIS_SAVE_WEIGHTS": "1"}
-    result = script("train.py", AUTORESEARCH_CACHE=cache, **variables)
-    assert result.returncode == 0, result.stdout + result.stderr
-    (folder / "run.log").write_text(result.stdout)
-    result = script("prepare.py", "--preflight", ROOT / "train.py", AUTORESEARCH_CACHE=cache)
-    config = {name.lower(): value for name, value in last_json(result)["constants"].items()}
+@pytest.fixture
+def own_run(finished_run: Path, preflight: Any, tmp_path: Path) -> Path:
+    """A finished run of the stock file with its weights and the constants that it had."""
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    constants = preflight(ROOT / "train.py")["constants"]
+    config = {name.lower(): value for name, value in constants.items()}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
-
-
-@pytest.fixture
-def own_run(run_dir: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(run_dir, tmp_path / "run"))
 
 
 OWN_SCORE = """
@@ -158,21 +149,21 @@ print("val_bpb:", prepare.evaluate_bpb(model))
 
 
 def test_the_official_score_is_the_one_that_train_py_prints_when_nobody_else_scores(
-    cache: Path, run_dir: Path
+    cache: Path, own_run: Path
 ) -> None:
-    arguments = ("--score", run_dir, "--train", ROOT / "train.py")
+    arguments = ("--score", own_run, "--train", ROOT / "train.py")
     result = script("prepare.py", *arguments, AUTORESEARCH_CACHE=cache)
     assert result.returncode == 0, result.stderr
     found = last_json(result)
-    (run_dir / "own_score.py").write_text(
+    (own_run / "own_score.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{OWN_SCORE}"
     )
-    own = script(run_dir / "own_score.py", run_dir, AUTORESEARCH_CACHE=cache)
+    own = script(own_run / "own_score.py", own_run, AUTORESEARCH_CACHE=cache)
     assert own.returncode == 0, own.stderr
     printed = float(own.stdout.split("val_bpb:")[1])
     assert found["val_bpb"] == pytest.approx(printed, abs=1e-5)
     assert found["peeking"] < 1e-3
-    assert "val_bpb:          nan" in (run_dir / "run.log").read_text()  # who trains sees no score
+    assert "val_bpb:          nan" in (own_run / "run.log").read_text()  # who trains sees no score
     assert {"tokens", "bytes", "documents", "seconds", "data_hash"} <= found.keys()
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,24 +16,38 @@ import pytest
 
 from .conftest import ROOT, last_json, script
 
+Make = Callable[..., str]
+
 
 def active(cache: Path) -> Path:
     return cache / (cache / "active").read_text().strip()
 
 
-def make(cache: Path, *options: str) -> str:
-    result = script("prepare.py", "--profile", "test", *options, AUTORESEARCH_CACHE=cache)
-    return result.stderr if result.returncode else ""
+@pytest.fixture
+def make(
+    prepare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`prepare.py --profile test OPTIONS` in this process; what it complains about."""
+
+    def call(cache: Path, *options: str) -> str:
+        monkeypatch.setenv("AUTORESEARCH_CACHE", str(cache))
+        code = prepare.main(["--profile", "test", *options])
+        said = capsys.readouterr().err
+        return said if code else ""
+
+    return call
 
 
-def test_a_second_preparation_changes_no_file(own_cache: Path) -> None:
+def test_a_second_preparation_changes_no_file(make: Make, own_cache: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in active(own_cache).rglob("*")}
     assert make(own_cache) == ""
     assert {p: p.stat().st_mtime_ns for p in active(own_cache).rglob("*")} == before
 
 
 @pytest.mark.parametrize("missing", [["manifest.json"], ["manifest.json", "tokenizer.json"]])
-def test_a_half_finished_preparation_is_finished_alike(own_cache: Path, missing: list[str]) -> None:
+def test_a_half_finished_preparation_is_finished_alike(
+    make: Make, own_cache: Path, missing: list[str]
+) -> None:
     folder = active(own_cache)
     whole = json.loads((folder / "manifest.json").read_text())
     for name in missing:
@@ -43,7 +58,9 @@ def test_a_half_finished_preparation_is_finished_alike(own_cache: Path, missing:
     assert again | {"created_at": ""} == whole | {"created_at": ""}
 
 
-def test_a_preparation_killed_after_its_corpus_keeps_the_corpus(own_cache: Path) -> None:
+def test_a_preparation_killed_after_its_corpus_keeps_the_corpus(
+    make: Make, own_cache: Path
+) -> None:
     folder = active(own_cache)
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["tokenizer.json"]
@@ -56,7 +73,7 @@ def test_a_preparation_killed_after_its_corpus_keeps_the_corpus(own_cache: Path)
     assert not (folder / "corpus.json").exists()
 
 
-def test_a_flipped_byte_is_refused_by_name(own_cache: Path) -> None:
+def test_a_flipped_byte_is_refused_by_name(make: Make, own_cache: Path) -> None:
     shard = active(own_cache) / "train" / "shard_00000.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
@@ -73,7 +90,7 @@ def test_a_truncated_file_is_refused_by_name_without_hashing(own_cache: Path) ->
     assert result.returncode == 1 and str(val) in result.stderr and result.stdout == ""
 
 
-def test_a_torn_manifest_is_refused_by_name(own_cache: Path) -> None:
+def test_a_torn_manifest_is_refused_by_name(make: Make, own_cache: Path) -> None:
     manifest = active(own_cache) / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
     assert str(manifest) in make(own_cache)
@@ -110,7 +127,9 @@ def test_locate_holds_what_the_engine_reads(cache: Path) -> None:
     assert {"max_seq_len", "vocab_size", "eval_bytes", "eval_tokens", "depth"} <= constants.keys()
 
 
-def test_autohypothesis_data_beats_the_active_folder(own_cache: Path, tmp_path: Path) -> None:
+def test_autohypothesis_data_beats_the_active_folder(
+    make: Make, own_cache: Path, tmp_path: Path
+) -> None:
     first = active(own_cache)
     assert make(own_cache, "--seq-len", "16") == ""
     assert active(own_cache) != first
@@ -231,7 +250,7 @@ def test_bytes_are_a_vocabulary(prepare: ModuleType, tmp_path: Path) -> None:
     assert tokenizer.vocab_size == 257 and len(tokenizer.encode("é🙂")) == 6
 
 
-def test_the_original_tools_files_are_left_alone(own_cache: Path) -> None:
+def test_the_original_tools_files_are_left_alone(make: Make, own_cache: Path) -> None:
     for name in ("data/shard_00000.parquet", "tokenizer/tokenizer.pkl"):
         (own_cache / name).parent.mkdir()
         (own_cache / name).write_text("theirs")

@@ -58,35 +58,36 @@ def test_the_summary_has_its_published_keys_in_order(by_hand: str) -> None:
     assert float(found["total_tokens_M"]) == pytest.approx(tokens, abs=1e-3)
 
 
-def test_a_run_for_the_shim_leaves_clock_and_weights(cache: Path, tmp_path: Path) -> None:
+def test_a_run_for_the_shim_leaves_clock_and_weights(finished_run: Path) -> None:
     import torch
 
-    result = script(
-        "train.py",
-        AUTORESEARCH_CACHE=cache,
-        AUTOHYPOTHESIS_RUN_DIR=tmp_path,
-        AUTOHYPOTHESIS_SAVE_WEIGHTS="1",
-        SEED="7",
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert summary(result.stdout)["seed"] == "7"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["clock.jsonl", "weights.pt"]
-    start, stop = map(json.loads, (tmp_path / "clock.jsonl").read_text().splitlines())
+    assert summary((finished_run / "run.log").read_text())["seed"] == "7"
+    assert {path.name for path in finished_run.iterdir()} == {
+        "clock.jsonl",
+        "weights.pt",
+        "run.log",
+    }
+    start, stop = map(json.loads, (finished_run / "clock.jsonl").read_text().splitlines())
     assert (start["event"], stop["event"]) == ("start", "stop")
     assert start["clock"] == "cpu" and start["budget_seconds"] == 1.0
     assert stop["elapsed"] == pytest.approx(stop["cpu"] - start["cpu"], abs=0.01)
-    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    weights = torch.load(finished_run / "weights.pt", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
 
 
-def test_the_seed_moves_the_initialisation(cache: Path, candidate: Make) -> None:
+def test_the_seed_moves_the_initialisation_and_an_overridden_depth_is_trained(
+    cache: Path, candidate: Make
+) -> None:
     loop = "    while clock.elapsed < clock.budget_seconds:", "    while progress.steps < 5:"
-    short = candidate(*loop, "WEIGHT_DECAY = 0.2", "WEIGHT_DECAY = 0.0")  # it falls with time
+    depth = "DEPTH = profile.depth", "DEPTH = 3"
+    short = candidate(*loop, *depth, "WEIGHT_DECAY = 0.2", "WEIGHT_DECAY = 0.0")  # falls with time
     losses = []
     for seed in ("1", "1", "2"):
         result = script(str(short), AUTORESEARCH_CACHE=cache, SEED=seed)
         assert result.returncode == 0, result.stdout + result.stderr
-        losses.append(summary(result.stdout)["val_bpb"])
+        found = summary(result.stdout)
+        assert found["depth"] == "3"
+        losses.append(found["val_bpb"])
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -96,12 +97,6 @@ def test_a_loss_of_nan_ends_the_run_at_once(cache: Path, candidate: Make) -> Non
     assert result.returncode == 1
     last = result.stdout.splitlines()[-1]
     assert re.fullmatch(r"FAIL: loss is nan at step \d+", last) and "---" not in result.stdout
-
-
-def test_an_overridden_depth_is_trained(cache: Path, candidate: Make) -> None:
-    result = script(str(candidate("DEPTH = profile.depth", "DEPTH = 3")), AUTORESEARCH_CACHE=cache)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert summary(result.stdout)["depth"] == "3"
 
 
 def test_a_gpu_profile_never_trains_on_the_cpu(own_cache: Path) -> None:
