@@ -293,7 +293,7 @@ def observer(
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured
-    from autohypothesis.proposers.others import Others
+    from autohypothesis.proposers.others import OtherFleets
     from autohypothesis.records.locks import hold
     from autohypothesis.system import set_process_name
 
@@ -305,7 +305,7 @@ def observer(
         proposers = configured(proposer or manifest.proposers, mix=mix, root=project.layout.root)
         allowed = project.task.isolation_level == "none" or holds_foreign_code(project.task)
         if manifest.hub and allowed:
-            proposers.insert(0, Others(project.layout))
+            proposers.insert(0, OtherFleets(project.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None
         limits = Limits(max_experiments=max_experiments, until=end)
         with hold(project.layout, "observer", doing="observing", timeout=ROLE_LOCK_S):

@@ -1,4 +1,4 @@
-"""`hub deliver`, `hub verify`: a fleet's dealings with its hub."""
+"""`hub deliver`, `hub verify`: what a fleet sends to its hub, and tries for it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import open_project, print_json, remark, say
-from autohypothesis.commands.hub_client import own_repository
+from autohypothesis.commands.common import open_project, opened, print_json, remark, say
+from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.hub.client.credentials import Credentials
@@ -81,7 +81,6 @@ def verify(
     Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
     """
     from autohypothesis.engine.isolation import holds_foreign_code
-    from autohypothesis.errors import UsageError
     from autohypothesis.hub.client.typed import TypedHub
     from autohypothesis.hub.fleet.verifying import verify as queue_runs
 
@@ -106,12 +105,12 @@ def verify(
 
 
 def _credentials(context: typer.Context, repo: Path | None) -> Credentials:
-    """The agent of this repository, on the hub that its fleet shares with."""
+    """Return this repository's agent, on the hub that its fleet shares with."""
     from autohypothesis.fleet.live.presence import read_manifest
     from autohypothesis.hub.client import credentials
     from autohypothesis.records.layout import Layout
 
-    repository = own_repository(context, repo)
+    repository = opened(context, repo)[0]
     manifest = read_manifest(Layout(repository.root))
     if manifest is not None and manifest.hub:
         return credentials.of_server(repository.common_dir, manifest.hub)

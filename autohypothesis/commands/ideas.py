@@ -292,7 +292,7 @@ def hypotheses(
 
 
 def _print_queue(queue: Queue, found: list[tuple[Place, Hypothesis]], state: State | None) -> None:
-    from autohypothesis.terminal.queue_table import queue_table
+    from autohypothesis.terminal.fleet import queue_table
 
     if found:
         out().print(queue_table(found))
@@ -356,7 +356,7 @@ def _print_brief(layout: Layout, document: Any) -> None:
 
     from autohypothesis.fleet.queue.files import summary
     from autohypothesis.schema import Brief
-    from autohypothesis.terminal.queue_table import print_brief
+    from autohypothesis.terminal.fleet import print_brief
 
     try:
         brief = Brief.model_validate(document)

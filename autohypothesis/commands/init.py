@@ -265,7 +265,7 @@ def _prepare(project: Project) -> None:
 
 def _baseline(project: Project, device: str) -> None:
     """The reference as it stands, run once on a device of the fleet, and decided."""
-    from autohypothesis.commands.watch import ProgressWatch
+    from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.fleet.roster.roster import has_baseline, run_baseline
 
     if has_baseline(project):

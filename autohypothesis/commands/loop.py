@@ -167,9 +167,9 @@ def _finish(project: Project, stop: Stop) -> None:
 
 def _summary(loop: SingleLoop, outcome: Outcome) -> None:
     from autohypothesis.fleet.overview.overview import overview
+    from autohypothesis.plain import plain_line
     from autohypothesis.records.history import LiveHistory
-    from autohypothesis.terminal.fleet_table import better, one_line
-    from autohypothesis.terminal.style import number
+    from autohypothesis.terminal.parts import better, number
 
     layout, session = loop.project.layout, loop.session
     if outcome == "failed":
@@ -186,7 +186,7 @@ def _summary(loop: SingleLoop, outcome: Outcome) -> None:
         than = f", {gain} than the baseline's {number(best.baseline, 6)}" if gain else ""
         # Without a baseline of its platform (one that was recorded by hand has another) it is none.
         than = ", the baseline" if best.improvement == 0 else than
-        remark(f"best: {one_line(best.metric)} {number(best.value, 6)}{than}")
+        remark(f"best: {plain_line(best.metric)} {number(best.value, 6)}{than}")
     remark(f"results: {layout.results_tsv}")
     found = best is not None and best.improvement != 0
     remark(f"next: {_next(loop, outcome, better_than_baseline=found)}")

@@ -6,17 +6,12 @@ Imports nothing but the groups, each of which imports what a command needs when 
 from __future__ import annotations
 
 from autohypothesis.commands import (
-    decide,
-    demo,
     doctor,
     fleet,
-    hardware,
     hub,
     ideas,
     init,
     loop,
-    record,
-    results,
     run,
     setup,
     show,
@@ -27,9 +22,6 @@ from autohypothesis.commands import (
 )
 from autohypothesis.commands.app import application
 
-COMMANDS = (
-    hardware, doctor, setup, loop, init, fleet, status, ideas, tools, task, run, record, sync,
-    show, results, decide, demo, hub,
-)  # fmt: skip
+COMMANDS = (doctor, setup, loop, init, fleet, status, ideas, tools, task, run, sync, show, hub)
 
 app = application(COMMANDS)

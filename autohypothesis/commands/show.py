@@ -1,4 +1,4 @@
-"""`runs`, `show`, `best`, `adopt`, `schema`: look at what there is, and take it home."""
+"""`runs`, `show`, `best`, `show-results`, `adopt`, `schema`: look, and take home."""
 
 from __future__ import annotations
 
@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
-from autohypothesis.commands.common import complete_experiment, err, opened, out, print_json, say
+from autohypothesis.commands.common import (
+    complete_experiment,
+    err,
+    opened,
+    out,
+    print_json,
+    remark,
+    repository_path,
+    say,
+)
+from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
+    from autohypothesis.fleet.overview.results import Results
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
+
 
 ExperimentId = Annotated[
     str, typer.Argument(help="Id of an experiment.", autocompletion=complete_experiment)
@@ -26,6 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("best")(best)
     app.command("adopt")(adopt)
     app.command("schema")(schema)
+    app.command("show-results")(show_results)
 
 
 def runs(
@@ -50,11 +63,9 @@ def runs(
     if not rows:
         err().print("no experiments yet; run one: [bold]python orchestrator.py run-experiment[/]")
         return
-    from rich.markup import escape
+    from autohypothesis.terminal.experiments import runs_table
 
-    from autohypothesis.terminal.tables import runs_table
-
-    out().print(runs_table(rows, title=escape(f"tag {wanted}") if wanted else "every tag"))
+    out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
 
 
 def show(
@@ -85,7 +96,7 @@ def show(
     if as_json:
         print_json(page)
     else:
-        from autohypothesis.terminal.experiment import print_experiment
+        from autohypothesis.terminal.experiments import print_experiment
 
         print_experiment(out(), page)
 
@@ -117,7 +128,8 @@ def best(
     if as_json:
         print_json({"row": found, "baseline": start, **({"diff": changes} if diff else {})})
         return
-    from autohypothesis.terminal.tables import diff_text, runs_table
+    from autohypothesis.terminal.experiments import runs_table
+    from autohypothesis.terminal.parts import diff_text
 
     out().print(runs_table([row for row in (start, found) if row] if start != found else [found]))
     if diff:
@@ -267,3 +279,66 @@ def _nothing_kept(tag: str | None) -> NoReturn:
         f"nothing is kept under tag {tag!r} yet" if tag else "nothing is kept yet",
         hint="run the baseline: python orchestrator.py run-experiment --baseline",
     )
+
+
+def show_results(
+    context: typer.Context,
+    top: Annotated[int, typer.Option("--top", min=1, help="Lines of the table.")] = 10,
+    kept_only: Annotated[
+        bool, typer.Option("--kept-only", help="Only what was kept, in the table.")
+    ] = False,
+    tag: Tag = None,
+    repo: Repo = None,
+    as_json: Json = False,
+) -> None:
+    """How a search stands: start, best, the gain of each kept step, keep rate, crashes, hours.
+
+    Without a ledger a results.tsv of any other loop is read; what it cannot tell is null.
+    Example: `orchestrator.py show-results --top 5 --kept-only`
+    """
+    found = _results(_layout(repository_path(context, repo)), tag)
+    if as_json:
+        print_json(found.as_dict(top, kept_only=kept_only))
+        return
+    from autohypothesis.terminal.experiments import results_page
+
+    if not found.experiments:
+        err().print("nothing is decided yet; start: [bold]python orchestrator.py run-loop[/]")
+        return
+    out().print(results_page(found, top, kept_only=kept_only))
+    for note in found.notes:
+        remark(f"note: {found.source}: {note}")
+
+
+def _layout(path: Path) -> Layout:
+    """The folder itself where it holds a ledger or a table, else the repository around it."""
+    from autohypothesis.records.git import Repository, refuse_path
+    from autohypothesis.records.layout import Layout
+
+    refuse_path(path.absolute())
+    here = Layout(path.absolute())
+    if here.ledger.is_file() or here.results_tsv.is_file():
+        return here
+    return Layout(Repository.find(path).root)
+
+
+def _results(layout: Layout, tag: str | None) -> Results:
+    from autohypothesis.commands.show import ledger_rows, meant_tag
+    from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
+    from autohypothesis.fleet.queue import warm_start
+    from autohypothesis.records.history import of_tag
+    from autohypothesis.records.ledger import read_ledger
+    from autohypothesis.schema import now
+
+    # A ledger without the bundles it was folded from is somebody's copy: it is read, never folded.
+    rows = ledger_rows(layout) if layout.research.is_dir() else read_ledger(layout)
+    if not rows and not tag and layout.results_tsv.is_file():
+        return from_table(warm_start.read(layout.results_tsv, called=""))
+    wanted = meant_tag(layout, tag) or (str(rows[-1].get("tag") or "") if rows else None)
+    mine = of_tag(rows, wanted)
+    if tag and not mine:
+        known = ", ".join(sorted({str(row.get("tag")) for row in rows})) or "none"
+        raise UsageError(
+            f"no experiment has the tag {tag!r}", hint=f"there are: {known}; leave --tag out"
+        )
+    return from_rows(mine, wanted, device_intervals(layout, mine, None, now()))

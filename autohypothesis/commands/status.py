@@ -30,7 +30,7 @@ def status(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
     if as_json:
         print_json({**_plain(view), "alive": view.alive})
         return
-    from autohypothesis.terminal.fleet_table import status_page
+    from autohypothesis.terminal.fleet import status_page
 
     out().print(status_page(view))
 
@@ -78,7 +78,7 @@ def digest(
     if as_json:
         print_json(_plain(page))
         return
-    from autohypothesis.terminal.digest import digest_page
+    from autohypothesis.terminal.fleet import digest_page
 
     out().print(digest_page(page))
 

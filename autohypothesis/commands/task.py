@@ -168,7 +168,7 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
 def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     """The loop of one task, not begun."""
     from autohypothesis.commands.fleet import in_hours
-    from autohypothesis.commands.watch import ProgressWatch
+    from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.fleet.artifact.loop import TaskLoop
     from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
@@ -217,7 +217,7 @@ def _show(line: dict[str, Any]) -> None:
     from rich.markup import escape
 
     from autohypothesis.records.tables import harmless
-    from autohypothesis.terminal.style import number, styled
+    from autohypothesis.terminal.parts import number, styled
 
     scores = f"{number(line['baseline_score'])} -> {number(line['candidate_score'])}"
     said = line["description"] or line["detail"]

@@ -197,7 +197,7 @@ def number(value: object) -> float | None:
 
 
 @dataclass(frozen=True)
-class Step:
+class KnobStep:
     """A value to try from the present one."""
 
     value: Setting
@@ -248,20 +248,20 @@ class Axis:
         place, (low, high) = number(value), self.bounds
         return place is not None and low <= place <= high
 
-    def steps(self, value: Setting) -> list[Step]:
+    def steps(self, value: Setting) -> list[KnobStep]:
         """Return what to try from `value`: the plain step both ways, then the second choices."""
         if self.knob.type != "choice":
             made = self._number_steps(value)
         else:
             made = self._neighbours(value) if self.ordered else self._choice_steps(value)
-        steps: dict[object, Step] = {}
+        steps: dict[object, KnobStep] = {}
         for step in made:
             key = canonical(step.value)
             if key != canonical(value) and self.allows(step.value):
                 steps.setdefault(key, step)
         return list(steps.values())
 
-    def _number_steps(self, value: Setting) -> Iterator[Step]:
+    def _number_steps(self, value: Setting) -> Iterator[KnobStep]:
         here = number(value)
         if here is None:
             return
@@ -269,7 +269,7 @@ class Axis:
             for direction in (-1, 1):
                 there = self.fitted(self._moved(here, direction, fine))
                 if direction * (float(there) - here) > 0:
-                    yield Step(there, direction, fine)
+                    yield KnobStep(there, direction, fine)
 
     def _moved(self, here: float, direction: int, fine: bool) -> float:
         if self.knob.type == "int":
@@ -284,15 +284,15 @@ class Axis:
         low, high = self.bounds
         return here + direction * (FINE_SHARE if fine else SHARE) * (high - low)
 
-    def _choice_steps(self, value: Setting) -> Iterator[Step]:
+    def _choice_steps(self, value: Setting) -> Iterator[KnobStep]:
         here = self.position(value)
         start = -1 if here is None else int(here)
         for index in sorted(range(len(self.choices)), key=lambda index: abs(index - start)):
             if index != start:
                 fine = abs(index - start) > 1
-                yield Step(self.choices[index], 1 if index > start else -1, fine)
+                yield KnobStep(self.choices[index], 1 if index > start else -1, fine)
 
-    def _neighbours(self, value: Setting) -> Iterator[Step]:
+    def _neighbours(self, value: Setting) -> Iterator[KnobStep]:
         """Yield the next number either way, unless it is meant for another machine."""
         here = number(value)
         if here is None:
@@ -304,7 +304,7 @@ class Axis:
             beyond = [there for there in numbers if direction * (there - here) > 0]
             there = min(beyond, key=lambda there: abs(there - here), default=None)
             if there is not None and _near(here, there):
-                yield Step(numbers[there], direction, fine=False)
+                yield KnobStep(numbers[there], direction, fine=False)
 
     def fitted(self, value: float) -> int | float:
         """Return `value` inside the bounds, whole or with few digits."""

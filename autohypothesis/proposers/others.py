@@ -15,7 +15,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OthersResult, Proposal
 
 
-class Others:
+class OtherFleets:
     """Reads what the courier heard last, so that it never waits for a hub."""
 
     name = incoming.HUB_PROPOSER

@@ -13,7 +13,15 @@ from random import Random
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.proposers import joint
 from autohypothesis.proposers.history import Effect, History
-from autohypothesis.proposers.knobs import Axis, Key, Step, canonical, in_order, kind_of, knobs_of
+from autohypothesis.proposers.knobs import (
+    Axis,
+    Key,
+    KnobStep,
+    canonical,
+    in_order,
+    kind_of,
+    knobs_of,
+)
 from autohypothesis.schema import Prediction, Proposal, Setting
 
 FIRST = -0.1
@@ -145,7 +153,7 @@ def _lost(history: History, effect: Effect) -> bool:
     )
 
 
-def _is_lost(history: History, step: Step, effects: list[Effect]) -> bool:
+def _is_lost(history: History, step: KnobStep, effects: list[Effect]) -> bool:
     """Whether evidence is against this step: measured here, or overwhelming elsewhere."""
     hopeless = -HOPELESS * history.situation.min_delta
     for effect in effects:
@@ -158,7 +166,7 @@ def _is_lost(history: History, step: Step, effects: list[Effect]) -> bool:
     return False
 
 
-def _was_left(history: History, axis: Axis, step: Step) -> bool:
+def _was_left(history: History, axis: Axis, step: KnobStep) -> bool:
     """Whether this is the way back to where a keep came from, or past it."""
     there = axis.position(step.value)
     for effect in history.effects:

@@ -1,196 +1,132 @@
-"""What a hub says, for people. Every word of it is somebody else's, and made harmless first."""
+"""What a hub answers, for people. All of it was written by others: nothing in it is markup."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from autohypothesis.records.tables import harmless, harmless_lines
-from autohypothesis.terminal.style import STATE_STYLE, STATUS_STYLE, number
-from autohypothesis.terminal.tables import diff_text
+from autohypothesis.terminal.parts import STATUS_STYLE, diff_text, number, table
 
 QUOTE = "│ "
-_WIDEST = 20
-"""Characters of a column that never gives way; somebody's name may have more."""
+WIDEST = 20
+STATE_STYLE = {"reproduced": "green", "claimed": "yellow", "refuted": "red"}
+
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
 
 
-def commits_table(commits: Sequence[Mapping[str, Any]]) -> Table:
-    """Commits in the order given. The message gives way where the screen is narrow."""
-    return _table(
-        ("commit", "on", "agent", "arrived", "message"),
-        [
-            (
-                str(commit["hash"])[:7],
-                str(commit["parent_hash"])[:7] or "–",
-                str(commit["agent_id"]),
-                _time(commit),
-                str(commit["message"]),
-            )
-            for commit in commits
-        ],
-    )
+def commits_table(commits: Rows) -> RenderableType:
+    """Return commits in the order given."""
+    rows = [
+        (_short(one, "hash"), _short(one, "parent_hash") or "–", str(one["agent_id"]), _time(one),
+         str(one["message"]))
+        for one in commits
+    ]  # fmt: skip
+    return table(("commit", "on", "agent", "arrived", "message"), rows, last="fold")
 
 
-def channels_table(channels: Sequence[Mapping[str, Any]]) -> Table:
-    return _table(
-        ("channel", "since", "what for"),
-        [
-            ("#" + str(channel["name"]), _time(channel), str(channel["description"]))
-            for channel in channels
-        ],
-    )
+def channels_table(channels: Rows) -> RenderableType:
+    rows = [(f"#{one['name']}", _time(one), str(one["description"])) for one in channels]
+    return table(("channel", "since", "what for"), rows, last="fold")
 
 
-def posts_text(posts: Sequence[Mapping[str, Any]]) -> Text:
-    """Posts in the order given, each behind a bar, so that nothing in one passes for ours."""
+def posts_text(posts: Rows) -> RenderableType:
+    """Return posts, the oldest first, each behind a bar, so that nothing in one passes for ours."""
     text = Text()
-    for post in posts:
+    for post in reversed(posts):
         to = f", to {post['parent_id']}" if post.get("parent_id") is not None else ""
         text.append(f"{post['id']}", style="bold")
         text.append(f"  {harmless(str(post['agent_id']))}  {_time(post)}{to}\n")
         for line in harmless_lines(str(post["content"]).rstrip()):
-            text.append(QUOTE, style="bright_black")
-            text.append(f"{line}\n")
+            text.append(QUOTE, style="bright_black").append(f"{line}\n")
     text.rstrip()
     return text
 
 
 def foreign_diff(diff: str) -> Text:
-    """A diff of other people's commits."""
+    """Return a diff of other people's commits."""
     return diff_text("\n".join(harmless_lines(diff)))
 
 
-# ── results ─────────────────────────────────────────────────────────────────────────────────
+def results_table(results: Rows) -> RenderableType:
+    """Return results in the order given, whatever they are results of."""
+    rows = [
+        (str(one["id"]), _state(one), _status(one), f"{one['metric']} {number(one['value'])}",
+         str(one["platform"]), *_whose(one))
+        for one in results
+    ]  # fmt: skip
+    names = ("id", "state", "status", "value", "platform", "commit", "agent", "what")
+    return table(names, rows, widest=WIDEST)
 
 
-def results_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Results in the order given, whatever they are results of."""
-    return _table(
-        ("id", "state", "status", "value", "platform", "commit", "agent", "what"),
-        [
-            (
-                str(result["id"]),
-                _state(result),
-                _status(result),
-                f"{result['metric']} {number(result['value'])}",
-                str(result["platform"]),
-                *_whose(result),
-            )
-            for result in results
-        ],
-        one_line=True,
-    )
+def boards(results: Rows) -> RenderableType:
+    """Return a table for each board; results of one board stand together, in their order."""
+    parts: list[RenderableType] = []
+    for (platform, key, task, metric), on_it in groupby(results, _board):
+        rows = [
+            (str(one["rank"]), str(one["id"]), _state(one), number(one["value"], 6), *_whose(one))
+            for one in on_it
+        ]
+        names = ("rank", "id", "state", metric, "commit", "agent", "what")
+        title = f"{platform}, as told in posts"
+        if key or task:
+            title = f"{platform} (key {key[:7] or '–'}), task {task[:7] or '–'}"
+        parts += [Text("")] if parts else []
+        parts.append(table(names, rows, title=title, widest=WIDEST))
+    return Group(*parts)
 
 
-def board_tables(results: Sequence[Mapping[str, Any]]) -> Iterator[Table]:
-    """A table for each board; results of one board stand together, in their order."""
-    for board, on_it in groupby(results, _board):
-        yield _table(
-            ("rank", "id", "state", board[-1], "commit", "agent", "what"),
-            [
-                (
-                    str(result["rank"]),
-                    str(result["id"]),
-                    _state(result),
-                    number(result["value"], 6),
-                    *_whose(result),
-                )
-                for result in on_it
-            ],
-            title=_title(board),
-            one_line=True,
-        )
+def claims_table(claims: Rows) -> RenderableType:
+    rows = [
+        (str(one["id"]), str(one["agent_id"]), _time(one, "expires_at"), _short(one, "task_hash"),
+         _short(one, "platform_key"), str(one["tree"])[:10], str(one["title"]))
+        for one in claims
+    ]  # fmt: skip
+    names = ("id", "agent", "until", "task", "platform key", "tree", "what")
+    return table(names, rows, last="fold")
 
 
-def claims_table(claims: Sequence[Mapping[str, Any]]) -> Table:
-    return _table(
-        ("id", "agent", "until", "task", "platform key", "tree", "what"),
-        [
-            (
-                str(claim["id"]),
-                str(claim["agent_id"]),
-                _time(claim, "expires_at"),
-                str(claim["task_hash"])[:7],
-                str(claim["platform_key"])[:7],
-                str(claim["tree"])[:10],
-                str(claim["title"]),
-            )
-            for claim in claims
-        ],
-    )
+VIEWS: dict[str, Callable[[Rows], RenderableType]] = {
+    "commits": commits_table,
+    "channels": channels_table,
+    "posts": posts_text,
+    "results": results_table,
+    "boards": boards,
+    "claims": claims_table,
+}
 
 
-def _whose(result: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The last columns of every table of results."""
-    told = str(result["description"]) or str(result["name"])
-    return str(result["commit"])[:7], str(result["agent_id"]), told
+def _short(record: Row, name: str) -> str:
+    return str(record[name])[:7]
 
 
-def _state(result: Mapping[str, Any]) -> Text:
-    """What others found, and how many of them. An author takes a result back alone."""
+def _time(record: Row, name: str = "created_at") -> str:
+    """Return a time to the minute."""
+    return harmless(str(record[name]))[:16].replace("T", " ")
+
+
+def _whose(result: Row) -> tuple[str, str, str]:
+    """Return the last columns of every table of results."""
+    description = str(result["description"]) or str(result["name"])
+    return _short(result, "commit"), str(result["agent_id"]), description
+
+
+def _state(result: Row) -> Text:
+    """Return what others found, and how many of them; an author takes a result back alone."""
     state = str(result["state"])
     agents = result.get(state) if state in ("reproduced", "refuted") else 0
-    return Text(
-        harmless(f"{state} ×{agents}" if agents else state), STATE_STYLE.get(state, "")
-    )  # fmt: skip
+    return Text(harmless(f"{state} ×{agents}" if agents else state), STATE_STYLE.get(state, ""))
 
 
-def _status(result: Mapping[str, Any]) -> Text:
+def _status(result: Row) -> Text:
     status = str(result["status"])
     return Text(harmless(status), STATUS_STYLE.get(status, ""))
 
 
-def _board(result: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    return (
-        str(result["platform"]), str(result["platform_key"]), str(result["task_hash"]),
-        str(result["metric"]),
-    )  # fmt: skip
-
-
-def _title(board: tuple[str, str, str, str]) -> str:
-    platform, key, task, _ = board
-    if not (key or task):
-        return f"{platform}, as told in posts"
-    return f"{platform} (key {key[:7] or '–'}), task {task[:7] or '–'}"
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def _time(record: Mapping[str, Any], name: str = "created_at") -> str:
-    """To the minute."""
-    return harmless(str(record[name]))[:16].replace("T", " ")
-
-
-def _table(
-    names: Sequence[str],
-    lines: Sequence[Sequence[str | Text]],
-    title: str | None = None,
-    one_line: bool = False,
-) -> Table:
-    """Lines of plain words, which are made harmless here, and of texts that were already.
-
-    On a narrow screen the last column is folded; where each is to stay on `one_line` it gives way.
-    """
-    table = Table(
-        title=Text(harmless(title), "bold") if title else None, title_justify="left", box=None,
-        pad_edge=False, header_style="bold",
-    )  # fmt: skip
-    cells = [
-        [one if isinstance(one, Text) else Text(harmless(one)) for one in line] for line in lines
-    ]
-    for column, name in enumerate(names[:-1]):
-        widest = max([len(harmless(name)), *(line[column].cell_len for line in cells)])
-        least = min(widest, _WIDEST) if one_line else None
-        table.add_column(Text(harmless(name)), no_wrap=True, min_width=least)
-    if one_line:
-        table.add_column(names[-1], no_wrap=True, overflow="ellipsis", min_width=8)
-    else:
-        table.add_column(names[-1], overflow="fold", min_width=20)
-    for line in cells:
-        table.add_row(*line)
-    return table
+def _board(result: Row) -> tuple[str, ...]:
+    return tuple(str(result[n]) for n in ("platform", "platform_key", "task_hash", "metric"))

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -17,30 +18,32 @@ from rich.text import Text
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.overview.overview import Overview, WorkerView, overview
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.plain import plain_line
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.rows import real
 from autohypothesis.schema import now, rfc3339, utc
-from autohypothesis.terminal.fleet_table import (
-    DEVICE,
+from autohypothesis.terminal.fleet import (
     QUIET,
+    named,
+    needs_lines,
+    progress_bar,
+    queue_counts,
+    roles_table,
+    state_text,
+    waiting_table,
+)
+from autohypothesis.terminal.parts import (
     amount,
     better,
     diff_size,
     duration,
-    mark,
-    needs_lines,
-    one_line,
-    progress_bar,
-    roles_table,
+    number,
     share,
-    state_text,
-    waiting_table,
+    sparkline,
 )
 from autohypothesis.terminal.screen import Screen
-from autohypothesis.terminal.style import number
-from autohypothesis.terminal.tables import sparkline
 
 NEEDS = 5
 WAITING = 3
@@ -49,11 +52,13 @@ AROUND = 12
 LEAST = 4
 """Lines about workers, however low the screen."""
 SPARK = 32
+DEVICE = 10
+"""Characters of a device: a UUID is told apart by its first few."""
 HOUR = timedelta(hours=1)
 
 
 class Keeps:
-    """What was kept, one after the other: decisions.jsonl is followed, not read again."""
+    """The keeps, one after the other: decisions.jsonl is followed, not read again."""
 
     def __init__(self, layout: Layout) -> None:
         self._path = layout.decisions
@@ -62,7 +67,7 @@ class Keeps:
         self._recent: deque[datetime] = deque()
 
     def look(self) -> None:
-        """Takes in what is new. A file that cannot be read is no reason to stop."""
+        """Read new decisions. A file that cannot be read is no reason to stop."""
         try:
             news = jsonl.read_new(self._path, self._offset)
         except AutohypothesisError:
@@ -86,29 +91,28 @@ class Keeps:
             self._recent.append(moment)
 
     def best_line(self, tag: str, metric: str) -> list[float]:
-        """The best so far after each keep of a tag, on the platform that was kept on last."""
-        mine = [one for one in self._kept.values() if one.get("tag") == tag]
-        if not mine:
+        """Return the best so far after each keep of a tag, on the platform of the last one."""
+        keeps = [keep for keep in self._kept.values() if keep.get("tag") == tag]
+        if not keeps:
             return []
-        platform, pick = mine[-1].get("platform_key"), min
-        if mine[-1].get("direction") == "maximize":
-            pick = max
+        platform = keeps[-1].get("platform_key")
+        pick = max if keeps[-1].get("direction") == "maximize" else min
         line: list[float] = []
-        for one in mine:
-            value = real(one.get("metric_value"), metric)
-            if value is not None and one.get("platform_key") == platform:
+        for keep in keeps:
+            value = real(keep.get("metric_value"), metric)
+            if value is not None and keep.get("platform_key") == platform:
                 line.append(pick(line[-1], value) if line else value)
         return line
 
     def last_hour(self) -> int:
-        """How many decisions were taken within the hour."""
+        """Return how many decisions were taken within the hour."""
         while self._recent and self._recent[0] < now() - HOUR:
             self._recent.popleft()
         return len(self._recent)
 
 
 class _Room(NamedTuple):
-    """Lines there are for what can be shortened; None where there is no end of them."""
+    """Lines for what can be shortened; None: as many as it takes."""
 
     workers: int | None
     waiting: int
@@ -132,7 +136,7 @@ class Monitor:
         self._kept_queue: Queue | None = None
 
     def frame(self, height: int | None = None) -> RenderableType:
-        """How it stands now, in at most `height` lines as far as that can be."""
+        """Return the fleet as it stands now, in at most `height` lines where that can be."""
         view = overview(self._layout, self._queue(self._layout))
         self._keeps.look()
         room = _Room.of(view, height)
@@ -155,7 +159,7 @@ class Monitor:
         return Group(*parts)
 
     def _queue(self, layout: Layout) -> Queue | None:
-        """The queue of the last look, which knows what it has read."""
+        """Return the queue of the last look, which knows what it has read."""
         tag = manifest_tag(layout)[0]
         if self._kept_queue is None or self._kept_queue.tag != tag:
             self._kept_queue = Queue(layout, tag) if ID.fullmatch(tag) else None
@@ -172,33 +176,31 @@ class Monitor:
         if best is None:
             return Text("nothing kept yet", "bright_black")
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"{one_line(best.metric)} {number(best.value, 4)}", "bold green")
+        text.append(f"{plain_line(best.metric)} {number(best.value, 4)}", "bold green")
         said = better(best.improvement, best.improvement_share)
         text.append(f"  {said}  " if best.improvement else "  the baseline  ", "default")
         line = self._keeps.best_line(view.tag, best.metric)
         if len(line) > 1:
             text.append(sparkline(line[-SPARK:], SPARK), "green")
-        text.append(f"\n{one_line(best.experiment_id)}  ", "default")
-        text.append(one_line(best.title), "italic")
+        text.append(f"\n{plain_line(best.experiment_id)}  ", "default")
+        text.append(plain_line(best.title), "italic")
         return text
 
     def _counts(self, view: Overview) -> Text:
         text = Text("queue ", "bold", no_wrap=True, overflow="ellipsis")
-        text.append(
-            ", ".join(f"{count:,} {state}" for state, count in view.counts.items()), "default"
-        )
-        for one in view.awaiting[:1]:
-            text.append(f"; {one_line(one.experiment_id)} {one.words}", "yellow")
+        text.append(queue_counts(view), "default")
+        for win in view.awaiting[:1]:
+            text.append(f"; {plain_line(win.experiment_id)} {win.words}", "yellow")
         text.append(f"; {self._keeps.last_hour()} decided in the last hour", "bright_black")
         return text
 
 
 def _workers(workers: Sequence[WorkerView], room: int | None) -> RenderableType:
-    """Two lines each where there is room, else one, else those that fit."""
+    """Return two lines each where there is room, else one, else those that fit."""
     narrow = room is not None and 2 * len(workers) > room
     shown = list(workers)
     if room is not None and len(workers) > room:
-        shown = sorted(workers, key=lambda one: one.alive)[: room - 1]
+        shown = sorted(workers, key=lambda worker: worker.alive)[: room - 1]
     table = Table.grid(padding=(0, 2), expand=True)
     table.add_column(no_wrap=True, max_width=18, overflow="ellipsis")
     table.add_column(no_wrap=True)
@@ -218,19 +220,18 @@ def _workers(workers: Sequence[WorkerView], room: int | None) -> RenderableType:
 
 
 def _lines(worker: WorkerView) -> tuple[list[Text], list[Text]]:
-    """What one worker does: name, state, title, progress; then device, idle share, ids, speed."""
-    name = mark(worker.state, worker.alive)
-    name.append(f" {one_line(worker.worker_id)}", "default")
+    """Return name, state, title, progress; then device, idle share, ids, speed."""
+    name = named(worker.worker_id, worker.state, worker.alive)
     state = state_text(worker.state)
     if worker.state_s is not None:
         state.append(f" {duration(worker.state_s)}", "bright_black")
     busy = worker.alive and worker.experiment_id is not None
     title = worker.title or worker.notes if worker.state not in QUIET else ""
-    what = Text(one_line(title), no_wrap=True, overflow="ellipsis")
+    what = Text(plain_line(title), no_wrap=True, overflow="ellipsis")
     first = [name, state, what, progress_bar(worker.progress) if busy else Text("")]
     idle = None if worker.busy_share is None else 1 - worker.busy_share
     second = [
-        Text(f"  {one_line(worker.device)[:DEVICE]}", "bright_black"),
+        Text(f"  {plain_line(worker.device)[:DEVICE]}", "bright_black"),
         Text(f"idle {share(idle)}" if idle is not None else "", "bright_black"),
         Text(_ids(worker), "bright_black", no_wrap=True, overflow="ellipsis"),
         Text(_speed(worker) if busy else "", "default"),
@@ -242,13 +243,10 @@ def _ids(worker: WorkerView) -> str:
     if worker.state in QUIET:
         return ""
     following = f"then {worker.next_hypothesis_id}" if worker.next_hypothesis_id else ""
-    said = (
-        ""
-        if worker.age_s is None or worker.age_s < 10
-        else f"last word {duration(worker.age_s)} ago"
-    )
-    words = (worker.experiment_id or "", diff_size(worker.diff_stat), said, following)
-    return "  ".join(one_line(word) for word in words if word)
+    late = worker.age_s is not None and worker.age_s >= 10
+    silence = f"last word {duration(worker.age_s)} ago" if late else ""
+    words = (worker.experiment_id or "", diff_size(worker.diff_stat), silence, following)
+    return "  ".join(plain_line(word) for word in words if word)
 
 
 def _speed(worker: WorkerView) -> str:
@@ -261,28 +259,22 @@ def _speed(worker: WorkerView) -> str:
 
 
 def watch(layout: Layout, console: Screen, *, interval: float, iterations: int | None) -> None:
-    """Draws a frame every `interval` seconds, `iterations` times or until it is interrupted.
+    """Draw a frame every `interval` seconds, `iterations` times or until it is interrupted.
 
     Off a terminal each frame is printed below the one before.
     """
     monitor = Monitor(layout)
-    if not console.is_terminal:
-        for number_ in _counted(iterations, interval):
-            if number_:
-                console.print()
-            console.print(monitor.frame())
-            if not console.has_reader:
-                return
+    looks = count() if iterations is None else range(iterations)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
+            for look in looks:
+                time.sleep(interval if look else 0)
+                live.update(monitor.frame(console.height), refresh=True)
         return
-    with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
-        for _ in _counted(iterations, interval):
-            live.update(monitor.frame(console.height), refresh=True)
-
-
-def _counted(iterations: int | None, interval: float) -> Any:
-    count = 0
-    while iterations is None or count < iterations:
-        if count:
+    for look in looks:
+        if look:
             time.sleep(interval)
-        yield count
-        count += 1
+            console.print()
+        console.print(monitor.frame())
+        if not console.has_reader:
+            return

@@ -10,7 +10,9 @@ from typing import Any
 from autohypothesis.plain import plain_line
 from autohypothesis.records.files import write_atomic
 from autohypothesis.records.outputs import PICTURE_MARK
-from autohypothesis.terminal.style import CRASH, DISCARD, KEEP, LINE
+
+# Okabe and Ito's colours, told apart by people who do not tell red from green.
+KEEP, DISCARD, CRASH, LINE = "#009E73", "#9A9A9A", "#D55E00", "#0072B2"
 
 LABEL_LENGTH = 34
 """Characters of a kept experiment's description beside its point."""

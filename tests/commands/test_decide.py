@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.commands.decide import print_decision
+from autohypothesis.commands.run import print_decision
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Decision, now

@@ -13,7 +13,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.bundles import append_decision
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.schema import Decision, now
-from autohypothesis.terminal.digest import digest_page
+from autohypothesis.terminal.fleet import digest_page
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from autohypothesis.plain import plain_line
 from autohypothesis.records.jsonl import append
 from autohypothesis.schema import Decision, Proposal, now
-from autohypothesis.terminal.fleet_table import amount, diff_size, duration, one_line
 from autohypothesis.terminal.live import Keeps, Monitor
+from autohypothesis.terminal.parts import amount, diff_size, duration
 
 ORCHESTRATOR = Path(__file__).resolve().parents[2] / "orchestrator.py"
 
@@ -216,4 +217,4 @@ def test_words_for_numbers() -> None:
     assert [amount(one) for one in (0, 950.4, 27123, 1.027e6)] == ["0", "950", "27.1k", "1.03M"]
     assert diff_size("2 files changed, 1 insertion(+), 41 deletions(-)") == "+1 −41"
     assert diff_size("whatever") == ""
-    assert one_line(" a\r\nb\t\x1b[31m\u2028c ") == "a b [31m c"
+    assert plain_line(" a\r\nb\t\x1b[31m\u2028c ") == "a b [31m c"

@@ -15,7 +15,7 @@ import pytest
 from autohypothesis.fleet.overview.results import Results, from_rows, from_table
 from autohypothesis.fleet.queue import warm_start
 from autohypothesis.schema import Row
-from autohypothesis.terminal.results import results_page
+from autohypothesis.terminal.experiments import results_page
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "example"

@@ -19,7 +19,7 @@ from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Proposal, now
-from autohypothesis.terminal.fleet_table import status_page
+from autohypothesis.terminal.fleet import status_page
 
 DAMAGE: dict[str, bytes] = {
     "half written": b'{"worker_id": "cpu0", "state": "trai',

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from autohypothesis.commands.progress import Lines
+from autohypothesis.commands.progress import FleetLines
 from autohypothesis.engine import devices, local_executor, runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
@@ -93,7 +93,7 @@ class Seen(runner.Unwatched):
     def notice(self, text: str) -> None:
         self.said.append(text)
         self.needs += [need.what for need in overview(self.project.layout).needs]
-        lines = Lines(self.project.layout, Stop())
+        lines = FleetLines(self.project.layout, Stop())
         lines.console = Console(file=StringIO(), width=1000)
         lines.look()
         lines.look()

@@ -29,7 +29,7 @@ from autohypothesis.fleet.observer.scheduling import Dispatcher
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker.worker import Worker
-from autohypothesis.proposers.others import Others
+from autohypothesis.proposers.others import OtherFleets
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Brief, HubFeed, OthersResult, OutboxEntry, Plan, Proposal, now
@@ -417,7 +417,7 @@ def test_others_words_are_one_short_line_each_in_a_brief_that_fits(decided: Proj
 def test_a_damaged_word_of_the_hub_stops_nothing(decided: Project) -> None:
     decided.layout.hub_feed.write_text('{"generated_at": "no time"')
     assert incoming.FeedReader(decided.layout).heard() is None
-    assert Others(decided.layout).propose(_situation(decided), 5) == []
+    assert OtherFleets(decided.layout).propose(_situation(decided), 5) == []
 
 
 def _situation(project: Project) -> Any:
@@ -441,7 +441,7 @@ def test_only_what_is_said_to_be_better_and_was_not_tried_is_proposed(decided: P
         ],
     )  # fmt: skip
     situation = _situation(decided)
-    others = Others(decided.layout)
+    others = OtherFleets(decided.layout)
     found = others.propose(situation, 10)
     assert [incoming.result_number(one) for one in found] == [2, 7, 6, 1]
     known = Queue(decided.layout, "t").add(found[0], proposer="hub")

@@ -23,7 +23,7 @@ from autohypothesis.errors import LockError, ToolError, UsageError
 from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
-from autohypothesis.fleet.toolbuilder.checks import Limits
+from autohypothesis.fleet.toolbuilder.checks import TrialLimits
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Tool
@@ -169,7 +169,7 @@ def asked_for_help(layout: Layout) -> list[int]:
 
 
 def test_one_whose_help_hangs_is_refused_within_the_limit(layout: Layout, held_by: str) -> None:
-    hangs, limits = script(first="time.sleep(600)"), Limits(help_s=2.0)
+    hangs, limits = script(first="time.sleep(600)"), TrialLimits(help_s=2.0)
     began = time.monotonic()
     with ThreadPoolExecutor() as beside:
         asked = beside.submit(
@@ -490,6 +490,8 @@ class Stop:
     def requested(self) -> bool:
         self.looks -= 1
         return self.looks < 0
+
+    abandoned = hard = False
 
     def wait(self, seconds: float) -> bool:
         return self.requested

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from autohypothesis.engine.environment import program_environment
 from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.fleet.toolbuilder.checks import Limits, allowed_modules
+from autohypothesis.fleet.toolbuilder.checks import TrialLimits, allowed_modules
 from autohypothesis.fleet.toolbuilder.launch import run_command
 from autohypothesis.records import locks
 from autohypothesis.records.bundles import signature_of
@@ -44,15 +45,6 @@ ALIASES = {
 _FENCE = re.compile(r"\A\s*```[a-z]*\n(.*?)\n```\s*\Z", re.DOTALL)
 
 
-class Stopping(Protocol):
-    """The part of `fleet.live.stop.Stop` that the builder needs."""
-
-    @property
-    def requested(self) -> bool: ...
-
-    def wait(self, seconds: float) -> bool: ...
-
-
 class ToolBuilder:
     """Works on one request a turn. Two at once publish the same, so they do no harm."""
 
@@ -63,16 +55,16 @@ class ToolBuilder:
         command: Sequence[str] = (),
         command_s: float = COMMAND_S,
         back_off_s: float = BACK_OFF_S,
-        limits: Limits | None = None,
+        limits: TrialLimits | None = None,
     ) -> None:
         self._layout, self._command = layout, list(command)
         self._command_s, self._back_off_s, self._limits = command_s, back_off_s, limits
-        self._stop: Stopping | None = None
+        self._stop: StopRequest | None = None
         self._started, self._action, self._reported = now(), "", dict[str, Any]()
         self._seen: tuple[object, ...] = ()
         self._retry_at: datetime | None = None
 
-    def run(self, stop: Stopping) -> None:
+    def run(self, stop: StopRequest) -> None:
         """Build scripts until asked to stop.
 
         Raises:

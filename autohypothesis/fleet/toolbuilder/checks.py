@@ -29,7 +29,7 @@ USAGE_LENGTH = 400
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-class Limits(NamedTuple):
+class TrialLimits(NamedTuple):
     """Seconds that a script may take for each of its trials."""
 
     help_s: float = 10.0
@@ -51,7 +51,7 @@ def check(
     tool_id: str,
     source: bytes,
     *,
-    limits: Limits | None = None,
+    limits: TrialLimits | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Checked:
     """Put `source` through all checks, on a private copy.
@@ -59,7 +59,7 @@ def check(
     Raises:
         ToolError: naming the failed check and what the script did.
     """
-    limits = limits or Limits()
+    limits = limits or TrialLimits()
     tree = _parsed(tool_id, source)
     summary = (ast.get_docstring(tree) or "").strip().partition("\n")[0].strip()
     if not summary:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import RecordError, ToolError
 from autohypothesis.fleet.toolbuilder import guard
-from autohypothesis.fleet.toolbuilder.checks import Limits, check
+from autohypothesis.fleet.toolbuilder.checks import TrialLimits, check
 from autohypothesis.fleet.toolbuilder.launch import Script, run_script
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.derived import DerivedFile
@@ -191,7 +191,7 @@ def publish(
     decided_by: str,
     title: str = "",
     notes: str = "",
-    limits: Limits | None = None,
+    limits: TrialLimits | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Tool:
     """Check a script, pin it by its hash, and let it be run; it replaces one of the same name.

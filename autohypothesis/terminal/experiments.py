@@ -1,0 +1,182 @@
+"""Experiments: the table of runs, one of them on a page, and the results of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from autohypothesis.fleet.overview.results import Results
+from autohypothesis.plain import plain_line
+from autohypothesis.records.rows import NOT_EVIDENCE
+from autohypothesis.schema import NO_SANDBOX
+from autohypothesis.terminal.parts import (
+    STATUS_STYLE,
+    Cell,
+    diff_text,
+    duration,
+    facts,
+    number,
+    share,
+    sparkline,
+    table,
+    titled,
+)
+
+RUN_AGAIN = ("confirmed", "refuted")
+
+
+def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
+    """Return experiments in the order given, one a line."""
+    metric = str(rows[0].get("metric_name", "val_bpb")) if rows else "val_bpb"
+    names = ("id", "status", metric, "delta", "memory", "steps", "description")
+    return table(names, map(_cells, rows), right=range(2, 6), title=title, widest=80)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
+    memory, steps = row.get("peak_vram_gb"), row.get("num_steps")
+    return (
+        str(row["id"]),
+        Text(shown_status(row), STATUS_STYLE.get(str(row.get("status")), "")),
+        number(row.get("metric_value")),
+        number(row.get("delta"), signed=True),
+        "–" if memory is None else f"{memory:.1f} GB",
+        "–" if steps is None else f"{steps:,}",
+        str(row.get("description") or ""),
+    )
+
+
+def shown_status(row: Mapping[str, Any]) -> str:
+    """Return the decision, with the failure kind, the confirmation, or a missing sandbox."""
+    status = str(row.get("status") or row.get("execution_status") or "")
+    if status == "crash" and row.get("failure_kind") in NOT_EVIDENCE:
+        status = "lost"
+    confirmation = row.get("confirmation")
+    words = [row.get("failure_kind") or (confirmation if confirmation in RUN_AGAIN else "")]
+    if status == "keep" and row.get("sandbox") in NO_SANDBOX:
+        words.append("no sandbox")
+    shown = ", ".join(filter(None, words))
+    return f"{status} ({shown})" if shown else status
+
+
+# ── one experiment ──────────────────────────────────────────────────────────────────────────
+
+
+def print_experiment(console: Console, page: Mapping[str, Any]) -> None:
+    """Print what `show` gathered: note, settings, diff, curve, tail of the log."""
+    row = page["row"]
+    console.print(f"[bold]{escape(row['id'])}[/]  {escape(shown_status(row))}")
+    if row.get("description"):
+        console.print(escape(row["description"]), style="italic")
+    for name, text in _facts(row):
+        console.print(f"  {escape(f'{name:<12}')} {escape(text)}", soft_wrap=True)
+    if page["config"]:
+        console.print("\n[bold]settings[/]")
+        console.print(_settings(page["config"], page["reference_config"]))
+    if page["diff"]:
+        console.print("\n[bold]change[/]")
+        console.print(diff_text(page["diff"]), soft_wrap=True)
+    losses = [sample[1] for sample in page["samples"] if len(sample) > 1 and sample[1] is not None]
+    if len(losses) > 1:
+        console.print("\n[bold]training loss[/] over the share of the budget")
+        console.print(f"{losses[0]:.3f} {sparkline(losses)} {losses[-1]:.3f}")
+    if page["log_tail"]:
+        console.print(f"\n[bold]{escape('log (' + page['paths']['log'] + ')')}[/]")
+    for line in page["log_tail"]:
+        console.print(escape(line), style="dim", soft_wrap=True)
+
+
+def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    delta = number(row.get("delta"), 6, signed=True)
+    attested = "attested" if row.get("attested") else "not attested"
+    lines = [
+        (row["metric_name"], f"{number(row.get('metric_value'), 6)} ({attested})"),
+        ("delta", f"{delta} against the best kept before it"),
+        ("outcome", str(row.get("outcome") or "")),
+        ("rationale", str(row.get("rationale") or "")),
+        ("commit", str(row.get("commit") or "")[:12]),
+        ("device", f"{row.get('gpu_name') or '–'}, profile {row.get('profile') or '–'}"),
+        ("seed", str(row.get("seed") if row.get("seed") is not None else "–")),
+        *(("note", note) for note in row.get("notes") or []),
+    ]
+    return [(name, text) for name, text in lines if text]
+
+
+def _settings(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:
+    """Return the settings of one experiment, those that differ from the reference marked."""
+    made = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in sorted(config.items()):
+        changed = name in reference and reference[name] != value
+        note = f"[yellow]was {escape(str(reference[name]))}[/]" if changed else ""
+        made.add_row(escape(name), escape(str(value)), note)
+    return made
+
+
+# ── the results of a search ─────────────────────────────────────────────────────────────────
+
+
+def results_page(found: Results, count: int, *, kept_only: bool = False) -> RenderableType:
+    """Return the numbers of a search, its steps, and its `count` best experiments."""
+    parts: list[RenderableType] = [facts(_numbers(found))]
+    if len(found.keeps) > 1:
+        steps = [
+            (number(step.trial.value, 6), number(step.gain, 6, signed=True),
+             number(step.total, 6, signed=True), step.trial.description)
+            for step in found.keeps
+        ]  # fmt: skip
+        body = table(("value", "gain", "in all", "description"), steps, right=range(3))
+        parts.append(titled("kept, each against the one before it", body))
+    if top := found.top(count, kept_only=kept_only):
+        what = "kept" if kept_only else "experiments"
+        rows = [
+            (number(one.value, 6), "–" if one.memory_gb is None else f"{one.memory_gb:.1f} GB",
+             Text(plain_line(one.status), STATUS_STYLE.get(one.status, "")),
+             plain_line(one.commit)[:7], one.description)
+            for one in top
+        ]  # fmt: skip
+        names = (found.metric, "memory", "status", "commit", "description")
+        parts.append(titled(f"the best {len(top)} {what}", table(names, rows, right=range(2))))
+    return Group(*parts)
+
+
+def _numbers(found: Results) -> Iterator[tuple[str, Cell]]:
+    metric = plain_line(found.metric)
+    yield "search", Text(plain_line(f"{found.tag or 'a search'} in {found.source}"), "bold")
+    yield "experiments", _counts(found)
+    if found.start is not None:
+        yield "start", f"{metric} {number(found.start.value, 6)}"
+    if found.best is not None:
+        text = Text(f"{metric} {number(found.best.value, 6)}", "bold green")
+        if found.gain and found.start is not None and found.start.value:
+            part = 100 * found.gain / abs(found.start.value)
+            text.append(f", better by {found.gain:.6f} ({part:.1f} %)", "default")
+        yield "best", text.append(f"  {plain_line(found.best.description)}", "default")
+    yield "keep rate", share(found.keep_rate)
+    if found.crashes:
+        kinds = (f"{count} {plain_line(kind)}" for kind, count in found.crashes.items())
+        yield "crashes", ", ".join(kinds)
+    yield "time", _time(found)
+
+
+def _counts(found: Results) -> Text:
+    text = Text(f"{found.experiments:,}: ")
+    shown = {"keep": found.kept, "discard": found.discarded, "crash": found.crashed}
+    for index, (status, count) in enumerate(shown.items()):
+        text.append(", " if index else "")
+        text.append(f"{count:,} {status}", STATUS_STYLE[status])
+    for name, value in (("repeats", found.repeats), ("undecided", found.undecided)):
+        if value:
+            text.append(f"; {value:,} {name}")
+    return text
+
+
+def _time(found: Results) -> str:
+    if found.hours is None or found.device_hours is None:
+        return "–"
+    text = f"{duration(3600 * found.device_hours)} in experiments"
+    text += f" over {duration(3600 * found.hours)}"
+    return text if found.per_hour is None else f"{text}; {found.per_hour:,.1f} an hour"

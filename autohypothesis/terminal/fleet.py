@@ -1,0 +1,356 @@
+"""A fleet on a screen: its search, processes and queue, what needs the user, brief and digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autohypothesis.fleet.overview.digest import Digest
+from autohypothesis.fleet.overview.overview import (
+    BestRun,
+    Notice,
+    Overview,
+    RoleView,
+    WaitingHypothesis,
+    WorkerView,
+)
+from autohypothesis.fleet.queue.states import Place
+from autohypothesis.plain import plain_line
+from autohypothesis.schema import Brief, Finding, Hypothesis
+from autohypothesis.terminal.parts import (
+    STATUS_STYLE,
+    Cell,
+    better,
+    duration,
+    facts,
+    listing,
+    number,
+    paragraphs,
+    share,
+    table,
+    titled,
+)
+
+BAR = 10
+AWAITING = 3
+"""Wins that are named while they wait to be confirmed."""
+STATE_STYLE = {
+    "training": "green", "scoring": "green", "working": "green", "preparing": "blue",
+    "starting": "blue", "reporting": "blue", "finished": "cyan", "benched": "magenta",
+    "dead": "red", "failed": "red", "damaged": "red",
+}  # fmt: skip
+QUIET = ("stopped", "not started")
+QUEUE_STYLE = {
+    "running": "green", "dispatched": "blue", "pending": "", "done": "bright_black",
+    "completed": "green", "abandoned": "magenta",
+}  # fmt: skip
+CONFIRMATION_STYLE = {"confirmed": "green", "provisional": "yellow", "refuted": "red"}
+
+
+# ── the status ──────────────────────────────────────────────────────────────────────────────
+
+
+def status_page(view: Overview) -> RenderableType:
+    """Return everything that `status` shows."""
+    parts: list[RenderableType] = [facts(_search(view)), Text(""), roles_table(view.roles)]
+    if view.workers:
+        parts.append(_workers_table(view.workers))
+    if view.waiting:
+        parts.append(titled("next in the queue", waiting_table(view.waiting)))
+    if view.needs:
+        parts.append(titled("needs you", _needs(view.needs)))
+    parts.append(Text.assemble("\nnext: ", (view.next_command, "cyan")))
+    return Group(*parts)
+
+
+def _search(view: Overview) -> Iterator[tuple[str, Cell]]:
+    """Yield tag, reference, best, and how many were tried."""
+    first = Text(view.tag or "no search yet", "bold")
+    if view.tag:
+        first.append(f"  reference {(view.reference or '–')[:7]}", "default")
+    yield "search", first
+    yield "best", _best(view.best)
+    if view.best is not None and view.best.title:
+        yield "", Text(plain_line(view.best.title), "italic", no_wrap=True, overflow="ellipsis")
+    yield "tried", _tried(view)
+    for win in view.awaiting[:AWAITING]:
+        text = Text(f"{plain_line(win.experiment_id)} {win.words}", "yellow")
+        yield "a win", text.append(f": {plain_line(win.found)}", "default")
+    yield "queue", queue_counts(view)
+
+
+def queue_counts(view: Overview) -> str:
+    return ", ".join(f"{count:,} {state}" for state, count in view.counts.items())
+
+
+def _best(best: BestRun | None) -> Text:
+    if best is None:
+        return Text("nothing kept yet", "bright_black")
+    text = Text(f"{plain_line(best.metric)} {number(best.value, 6)}", "bold green")
+    text.append(f"  {plain_line(best.experiment_id)}", "default")
+    if best.confirmation not in ("none", ""):
+        text.append(f" ({plain_line(best.confirmation)})", "default")
+    if best.baseline is not None and best.improvement:
+        gain = better(best.improvement, best.improvement_share)
+        text.append(f"\n{gain} than the baseline's {number(best.baseline, 6)}", "default")
+    elif best.baseline is not None:
+        text.append("\nthe baseline itself", "default")
+    return text
+
+
+def _tried(view: Overview) -> str:
+    if view.experiments is None:
+        return "nothing yet"
+    kept = "" if view.keep_rate is None else f", {share(view.keep_rate)} of them kept"
+    return f"{view.experiments:,} experiments, {view.decided or 0:,} decided{kept}"
+
+
+def named(name: str, state: str, alive: bool) -> Text:
+    """Return a name behind a mark: alive or not, also without colours."""
+    if alive:
+        mark, style = "●", STATE_STYLE.get(state, "default")
+    elif state in (*QUIET, "finished"):
+        mark, style = "○", "bright_black"
+    else:
+        mark, style = "✗", STATE_STYLE.get(state, "red")
+    return Text(mark, style).append(f" {plain_line(name)}", "default")
+
+
+def state_text(state: str) -> Text:
+    style = "bright_black" if state in QUIET else STATE_STYLE.get(state, "default")
+    return Text(plain_line(state), style, no_wrap=True)
+
+
+def roles_table(roles: Iterable[RoleView], *, apart: bool = False) -> Table:
+    """Return supervisor, observer and tool-builder, a line each.
+
+    Args:
+        apart: no workers stand below, whose columns these have to meet.
+    """
+    made = _grid(0 if apart else BAR + 6)
+    for role in roles:
+        age = "" if role.age_s is None else f"{duration(role.age_s)} ago"
+        made.add_row(
+            named(role.role, role.state, role.alive),
+            state_text(role.state),
+            Text(plain_line(role.last_action), no_wrap=True, overflow="ellipsis"),
+            Text(age, "bright_black", no_wrap=True),
+        )
+    return made
+
+
+def _workers_table(workers: Sequence[WorkerView]) -> Table:
+    """Return a line for each worker: what it does, and how far it is."""
+    made = _grid(BAR + 6)
+    for worker in workers:
+        words = plain_line(f"{worker.experiment_id or ''} {worker.title}")
+        made.add_row(
+            named(worker.worker_id, worker.state, worker.alive),
+            state_text(worker.state),
+            Text("" if worker.state in QUIET else words, no_wrap=True, overflow="ellipsis"),
+            progress_bar(worker.progress) if worker.alive and worker.experiment_id else Text(""),
+        )
+    return made
+
+
+def _grid(last: int) -> Table:
+    """Return columns as wide in one table as in the next, so that they stand under each other."""
+    made = Table.grid(padding=(0, 2), expand=True)
+    made.add_column(no_wrap=True, min_width=14, max_width=24, overflow="ellipsis")
+    made.add_column(no_wrap=True, min_width=11)
+    made.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    made.add_column(no_wrap=True, justify="right", min_width=last)
+    return made
+
+
+def progress_bar(progress: float | None) -> Text:
+    """Return `━━━━━━────  62 %`, told apart without colours as well."""
+    if progress is None:
+        return Text("")
+    full = round(progress * BAR)
+    text = Text("━" * full, "green", no_wrap=True)
+    text.append("─" * (BAR - full), "bright_black")
+    return text.append(f" {100 * progress:3.0f} %", "default")
+
+
+def waiting_table(waiting: Sequence[WaitingHypothesis]) -> Table:
+    return listing(
+        (f"  {one.hypothesis_id}", f"for {one.worker}" if one.worker else one.state,
+         plain_line(one.title))
+        for one in waiting
+    )  # fmt: skip
+
+
+def _needs(needs: Sequence[Notice]) -> Table:
+    """Return a paragraph for each, and below it the command to run."""
+    texts = []
+    for need in needs:
+        text = Text(plain_line(need.what))
+        texts.append(text.append(f"\n→ {plain_line(need.run)}", "cyan") if need.run else text)
+    return paragraphs("!", texts, style="yellow")
+
+
+def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
+    """Return a line for each of the first."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    for need in needs[:most]:
+        text.append("! ", "yellow").append(f"{plain_line(need.what)}\n", "default")
+    left = len(needs) - most
+    rest = f"and {left} more: " if left > 0 else "what to do: "
+    return text.append(f"{rest}python orchestrator.py status", "bright_black")
+
+
+# ── the queue and the brief ─────────────────────────────────────────────────────────────────
+
+
+def queue_table(found: Sequence[tuple[Place, Hypothesis]]) -> Table:
+    """Return hypotheses, one a line, with the outcome of those that are closed."""
+    rows: list[list[Cell]] = []
+    for place, hypothesis in found:
+        word = place.state if place.worker is not None else hypothesis.closed or place.state
+        state = " ".join(filter(None, (word, place.worker)))
+        title = Text(plain_line(hypothesis.title))
+        if hypothesis.outcome:
+            title.append(f"  {plain_line(hypothesis.outcome)}", "bright_black")
+        priority = f"{hypothesis.priority:g}" if hypothesis.priority else ""
+        rows.append(
+            [hypothesis.hypothesis_id, Text(state, QUEUE_STYLE.get(word, "")), priority,
+             hypothesis.proposer, title]
+        )  # fmt: skip
+    return table(("id", "state", "priority", "from", "title"), rows, right=(2,))
+
+
+def print_brief(console: Console, brief: Brief) -> None:
+    """Print what a proposer is told, on one page."""
+    parts: list[RenderableType] = [Text(plain_line(brief.objective) or "no objective", "bold")]
+    if (best := brief.best_result) is not None:
+        text = f"best so far: {number(best.val_bpb, 6)}  {plain_line(best.description)}"
+        parts.append(Text(f"{text} ({best.commit[:7]})", "green"))
+    parts += _section("constraints", brief.constraints)
+    parts += _section("notes", brief.notes)
+    if brief.findings:
+        parts.append(titled("findings", Group(*map(_finding, brief.findings))))
+    parts += _section("open questions", brief.open_questions)
+    if brief.current_config:
+        pairs = (f"{name}={value}" for name, value in sorted(brief.current_config.items()))
+        parts.append(titled("settings of the reference", Text(plain_line("  ".join(pairs)))))
+    if brief.hypothesis_queue:
+        entries = []
+        for entry in brief.hypothesis_queue:
+            title = Text(plain_line(entry.title))
+            if entry.outcome:
+                title.append(f"  {plain_line(entry.outcome)}", "bright_black")
+            state = plain_line(f"{entry.status} {entry.assigned_worker or ''}")
+            entries.append((plain_line(entry.hypothesis_id), state, title))
+        parts.append(titled("hypotheses", listing(entries)))
+    console.print(Group(*parts))
+
+
+def _section(title: str, lines: Iterable[str]) -> list[RenderableType]:
+    body = paragraphs("·", map(plain_line, lines))
+    return [titled(title, body)] if body.row_count else []
+
+
+def _finding(finding: Finding) -> RenderableType:
+    text = Text(plain_line(finding.title))
+    confidence = f"confidence {finding.confidence}" if finding.confidence != "" else ""
+    for words in (finding.evidence, finding.mechanism, finding.implication, confidence):
+        if words:
+            text.append(f"\n{plain_line(words)}", "bright_black")
+    return Padding(text, (0, 0, 0, 2))
+
+
+# ── the digest ──────────────────────────────────────────────────────────────────────────────
+
+
+def digest_page(page: Digest) -> RenderableType:
+    """Return what was kept, what failed, what the devices did, and where to look first."""
+    parts: list[RenderableType] = [facts(_numbers(page))]
+    if page.first:
+        parts.append(titled("look at this first", _needs(page.first)))
+    if page.kept:
+        parts.append(titled("kept, in the order of the decisions", _kept(page)))
+    if page.crashes:
+        crashes = [
+            (Text(plain_line(one.kind), "red"), f"{one.count:,}", one.example, one.detail)
+            for one in page.crashes
+        ]
+        names: tuple[str, ...] = ("kind", "times", "for example", "")
+        parts.append(titled("crashed", table(names, crashes, right=(1,))))
+    if page.workers:
+        used = [
+            (use.worker_id, f"{use.experiments:,}", f"{use.device_hours:,.2f}",
+             share(use.idle_share), "")
+            for use in page.workers
+        ]  # fmt: skip
+        names = ("worker", "experiments", "device-hours", "idle", "")
+        parts.append(titled("devices", table(names, used, right=(1, 2, 3))))
+    if page.proposers:
+        # `direction` and `off by`: how often a prediction had the sign right, its mean error.
+        records = [
+            (one.proposer, f"{one.tried:,}", f"{one.kept:,}", share(one.hit_rate),
+             f"{one.predictions:,}", share(one.right_direction), number(one.mean_error), "")
+            for one in page.proposers
+        ]  # fmt: skip
+        names = ("proposer", "tried", "kept", "hits", "predicted", "direction", "off by", "")
+        parts.append(titled("where the ideas came from", table(names, records, right=range(1, 7))))
+    return Group(*parts)
+
+
+def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
+    span = f"the last {duration((page.until - page.since).total_seconds())}" if page.since else ""
+    yield "search", Text(page.tag or "none yet", "bold").append(f"  {span}", "default")
+    yield "decided", _decided(page)
+    if page.confirmed or page.not_confirmed:
+        yield "wins", _wins(page)
+    best = page.overview.best
+    if best is not None and page.tag == page.overview.tag:
+        text = Text(f"{plain_line(best.metric)} {number(best.value, 6)}", "bold green")
+        text.append(f"  {plain_line(best.experiment_id)}", "default")
+        if best.improvement:
+            gain = better(best.improvement, best.improvement_share)
+            text.append(f", {gain} than the baseline", "default")
+        yield "best", text
+    idle = "" if page.idle_share is None else f", idle for {share(page.idle_share)} of their time"
+    yield "devices", f"{page.device_hours:,.2f} device-hours{idle}"
+
+
+def _decided(page: Digest) -> Text:
+    if not page.decided:
+        return Text("nothing yet", "bright_black")
+    text = Text(f"{sum(page.decided.values()):,}: ")
+    for index, (status, count) in enumerate(sorted(page.decided.items(), key=lambda one: -one[1])):
+        text.append(", " if index else "")
+        text.append(f"{count:,} {status}", STATUS_STYLE.get(status, ""))
+    if page.experiments_per_hour is not None:
+        rate = f"{page.experiments_per_hour:,.1f} an hour over {duration(page.hours * 3600)}"
+        text.append(f"; {rate}")
+    return text
+
+
+def _wins(page: Digest) -> Text:
+    """Return how many wins were confirmed when they were run again."""
+    text = Text(f"{len(page.confirmed):,} confirmed", CONFIRMATION_STYLE["confirmed"])
+    if page.provisional:
+        text.append(", ", "default")
+        text.append(f"{len(page.provisional):,} provisional", CONFIRMATION_STYLE["provisional"])
+    if page.not_confirmed:
+        text.append(", ", "default")
+        lost = f"{len(page.not_confirmed):,} not confirmed when run again"
+        text.append(lost, CONFIRMATION_STYLE["refuted"])
+    return text
+
+
+def _kept(page: Digest) -> Table:
+    rows: list[list[Cell]] = []
+    for step in page.kept:
+        gain = number(step.gain, signed=True)
+        part = "" if step.gain_share is None else f" {100 * step.gain_share:+.1f} %"
+        word = step.reason if step.confirmation in ("none", "") else step.confirmation
+        shown = Text(plain_line(word), CONFIRMATION_STYLE.get(word, ""))
+        rows.append([step.experiment_id, number(step.value, 6), gain + part, shown, step.title])
+    return table(("id", "value", "gain", "", "title"), rows, right=(1, 2))

@@ -1,0 +1,187 @@
+"""Parts of every page: colours, numbers as words, and the few shapes of tables.
+
+Titles, notes and reasons were written by others: they are shown on one line, without control
+characters, and never as markup. Named colours only, so that dark and light terminals read well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autohypothesis.plain import plain_line
+
+Cell = Text | str
+
+WIDEST = 32
+"""Characters of a column that does not give way: a tag may be long."""
+SPARKS = "▁▂▃▄▅▆▇█"
+STATUS_STYLE = {
+    "keep": "green",
+    "discard": "bright_black",
+    "crash": "red",
+    "lost": "yellow",
+    "replicate": "cyan",
+    "review_pending": "yellow",
+    "planned": "blue",
+    "running": "blue",
+    "failed": "red",
+    "artifact_invalid": "magenta",
+    "damaged": "magenta",
+}
+_LINES = re.compile(r"(\d+) (insertion|deletion)")
+
+
+# ── words ───────────────────────────────────────────────────────────────────────────────────
+
+
+def styled(status: str) -> str:
+    """Return `status` in rich markup."""
+    style = STATUS_STYLE.get(status)
+    return f"[{style}]{status}[/]" if style else status
+
+
+def number(value: float | None, digits: int = 4, *, signed: bool = False) -> str:
+    """Return a measurement for a table; an en dash for None."""
+    if value is None:
+        return "–"
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return `12 s`, `4 min`, `2 h 05`, `3 d 4 h`; an en dash for None."""
+    if seconds is None:
+        return "–"
+    whole = int(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min"
+    if whole < 48 * 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d}"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
+
+
+def amount(value: float) -> str:
+    """Return `950`, `27.1k`, `1.03M`."""
+    for limit, unit, digits in ((1e6, "M", 2), (1e3, "k", 1)):
+        if value >= limit:
+            return f"{value / limit:,.{digits}f}{unit}"
+    return f"{value:.0f}"
+
+
+def diff_size(diff_stat: str) -> str:
+    """Return `+2 −1` for git's summary of a change."""
+    signs = {"insertion": "+", "deletion": "−"}
+    return " ".join(f"{signs[kind]}{count}" for count, kind in _LINES.findall(diff_stat[:500]))
+
+
+def better(gain: float | None, part: float | None) -> str:
+    """Return `better by 0.0312 (2.1 %)`."""
+    if gain is None:
+        return ""
+    word = "better" if gain > 0 else "worse" if gain < 0 else "no better"
+    size = f" by {abs(gain):.4f}" if gain else ""
+    return f"{word}{size}" + (f" ({100 * abs(part):.1f} %)" if part and gain else "")
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """Return a curve in one line of text, at most `width` columns: high values are high."""
+    if not values:
+        return ""
+    step = max(1, -(-len(values) // width))
+    pieces = [values[start : start + step] for start in range(0, len(values), step)]
+    points = [sum(piece) / len(piece) for piece in pieces]
+    low, high = min(points), max(points)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((point - low) * scale)] for point in points)
+
+
+def diff_text(diff: str) -> Text:
+    """Return a unified diff, coloured as git does."""
+    text = Text()
+    for line in diff.splitlines(keepends=True):
+        style = {"+": "green", "-": "red", "@": "cyan"}.get(line[:1], "")
+        text.append(line, style="bold" if line.startswith(("+++", "---")) else style)
+    return text
+
+
+# ── shapes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def titled(title: str, body: RenderableType) -> RenderableType:
+    return Group(Text(""), Text(title, "bold"), body)
+
+
+def facts(rows: Iterable[tuple[str, Cell]]) -> Table:
+    """Return names and what stands for them; a longer text is folded."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bright_black", no_wrap=True)
+    table.add_column(ratio=1)
+    for name, text in rows:
+        table.add_row(name, Text(text) if isinstance(text, str) else text)
+    return table
+
+
+def table(
+    names: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    right: Collection[int] = (),
+    last: Literal["ellipsis", "fold"] = "ellipsis",
+    title: str = "",
+    widest: int = WIDEST,
+) -> Table:
+    """Return a table of plain texts. On a narrow screen the last column gives way, and no other.
+
+    Args:
+        right: the columns whose cells stand on the right.
+        last: how a long text of the last column is shown.
+        widest: characters up to which another column is never cut.
+    """
+    cells = [[Text(plain_line(c)) if isinstance(c, str) else c for c in row] for row in rows]
+    made = Table(
+        title=Text(plain_line(title), "bold") if title else None, title_justify="left", box=None,
+        pad_edge=False, header_style="bright_black",
+    )  # fmt: skip
+    for column, name in enumerate(names[:-1]):
+        width = max([len(name), *(row[column].cell_len for row in cells)])
+        made.add_column(
+            Text(plain_line(name)), justify="right" if column in right else "left", no_wrap=True,
+            overflow="ellipsis", min_width=min(width, widest),
+        )  # fmt: skip
+    fold = last == "fold"
+    made.add_column(names[-1], no_wrap=not fold, overflow=last, min_width=20 if fold else 8)
+    for row in cells:
+        made.add_row(*row)
+    return made
+
+
+def listing(rows: Iterable[tuple[Cell, Cell, Cell]]) -> Table:
+    """Return lines without a head: a name, a state, and a text that gives way."""
+    made = Table.grid(padding=(0, 2), expand=True)
+    made.add_column(no_wrap=True)
+    made.add_column(no_wrap=True, style="bright_black")
+    made.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def paragraphs(mark: str, texts: Iterable[Cell], style: str = "") -> Table:
+    """Return folded texts, each behind a mark."""
+    made = Table.grid(padding=(0, 1))
+    made.add_column(style=style, no_wrap=True)
+    made.add_column(ratio=1, overflow="fold")
+    for text in texts:
+        made.add_row(mark, Text(text) if isinstance(text, str) else text)
+    return made
