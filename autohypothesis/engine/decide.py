@@ -419,7 +419,7 @@ def _record(others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evi
         platform_key=key,
         lines_changed=evidence.lines_changed,
         diff_hash=case.metadata.runtime.diff_hash,
-        lane=speed.lane,
+        lane=speed.slot,
         lane_kernel_ms=speed.kernel_ms,
         tokens_per_second=speed.tokens_per_second,
         metric_name=evidence.metric,
@@ -462,7 +462,7 @@ def _stamp(project: Project, decision: Decision) -> None:
     if result.decision_id == decision.decision_id:
         return
     if decision.reason == "contended":
-        result = contention.void(result, decision.detail)
+        result = contention.contaminated(result, decision.detail)
     elif decision.metric_value is not None:
         result = contention.restored(result)
     outcome = ": ".join(filter(None, (decision.reason, decision.detail)))

@@ -67,7 +67,7 @@ def scoring_environment(training: Mapping[str, str], home: Path) -> dict[str, st
 
 _OURS = ("python", "python3")
 _NOTHING = ("true",)
-"""What runs where there is nothing to run: the shim holds the device for the scorer alone."""
+"""Runs where there is nothing to run: the shim holds the device for the scorer alone."""
 
 
 @dataclass(frozen=True)

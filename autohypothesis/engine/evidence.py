@@ -9,7 +9,7 @@ from autohypothesis.engine import contention
 from autohypothesis.engine.collect import is_collected
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import further_seed
-from autohypothesis.engine.failures import is_nobodys_fault
+from autohypothesis.engine.failures import is_interruption
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured, Pair
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
@@ -197,10 +197,10 @@ def _pair(seed: int, of_change: Decision | None, base_value: float | None) -> Pa
 def _comes_back(past: DecisionHistory, hypothesis_id: str, result: Result) -> bool:
     """Whether a failure that says nothing about the change may be tried again."""
     if result.failure_kind == "contended":
-        return len(past.with_reason(hypothesis_id, "contended")) < contention.MOST_VOIDED
-    if result.failure_kind == "infra" and not is_nobodys_fault(result.failure_detail):
+        return len(past.with_reason(hypothesis_id, "contended")) < contention.MOST_CONTAMINATED
+    if result.failure_kind == "infra" and not is_interruption(result.failure_detail):
         lost = past.with_reason(hypothesis_id, "infra")
-        return sum(not is_nobodys_fault(decision.detail) for decision in lost) < MOST_LOST
+        return sum(not is_interruption(decision.detail) for decision in lost) < MOST_LOST
     return True
 
 

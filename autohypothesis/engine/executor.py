@@ -21,7 +21,7 @@ RunState = Literal["running", "finished", "dead", "absent"]
 
 
 class Resources(Strict):
-    """What a training asks for, where its inputs do not say."""
+    """The device that a training asks for, where its inputs do not say."""
 
     kind: Literal["cpu", "cuda"] | None = None
     """None: a GPU where there is one."""

@@ -57,7 +57,7 @@ _LIMITS: dict[int, str] = {
     signal.SIGXCPU: "its CPU time is used up; see `ulimit -t`",
 }
 _BY_A_SHELL = 128
-"""What a shell, or bubblewrap, adds to the number of the signal that ended its command."""
+"""Added by a shell, or bubblewrap, to the number of the signal that ended its command."""
 CRASHES = {
     signal.SIGSEGV,
     signal.SIGABRT,
@@ -72,7 +72,7 @@ CRASHES = {
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong, in one word and in one line."""
+    """A failure in one word and in one line."""
 
     kind: FailureKind
     detail: str
@@ -84,18 +84,16 @@ def classify(
     metric: float | None,
     *,
     metric_name: str = "val_bpb",
-    contended: str | None = None,
 ) -> Failure | None:
-    """The failure of an experiment; None if it completed with a usable metric.
+    """Return the failure of an experiment; None if it completed with a usable metric.
 
     `exit` is exit.json, None if the shim died without writing it. `metric` is the scorer's value.
-    `contended` is a judgement made elsewhere, by comparing runs of one lane.
     """
     if exit is None:
         return Failure("infra", NO_SHIM)
     failure = (
         _infrastructure(exit)
-        or _disturbed(exit, contended)
+        or _disturbed(exit)
         or _ended_badly(exit, log_tail)
         or _invalid(exit)
         or _without_metric(exit, log_tail, metric, metric_name)
@@ -104,7 +102,7 @@ def classify(
 
 
 def device_evidence(exit: Mapping[str, Any]) -> str | None:
-    """What an exit.json says against its device, whatever became of the experiment."""
+    """Return what an exit.json says against its device, whatever became of the experiment."""
     device = _part(exit, "device")
     if device.get("nvml_error"):
         return f"NVML: {device['nvml_error']}"
@@ -119,25 +117,23 @@ def device_evidence(exit: Mapping[str, Any]) -> str | None:
 
 
 def is_device_evidence(result: Result) -> bool:
-    """Whether a result speaks against its device; a killed shim and a `down` do not."""
+    """Return whether a result speaks against its device; a killed shim and a `down` do not."""
     if device_evidence(result.evidence) is not None:
         return True
     return result.failure_kind == "infra" and _DEVICE.search(result.failure_detail) is not None
 
 
-def is_nobodys_fault(detail: str) -> bool:
-    """Whether an `infra` failure, by its detail, is a `down` or a kill of the shim: no end to them.
+def is_interruption(detail: str) -> bool:
+    """Return whether an `infra` failure, by its detail, is a `down` or a kill of the shim.
 
-    All others may be the script's own doing (an alarm, a full disk), and come back a few times.
+    Such a run comes back without end. All others may be the script's own doing (an alarm, a full
+    disk), and come back a few times.
     """
     return detail in (CANCELLED, NO_SHIM)
 
 
 def room_in(text: str) -> str:
-    """The last line that tells of a full disk, a quota or a limit on file sizes, with what to do.
-
-    Empty where none does.
-    """
+    """Return the last line about a full disk, a quota or a file limit, with what to do; or ""."""
     lines = list(_NO_ROOM.finditer(text))
     if not lines:
         return ""
@@ -145,7 +141,7 @@ def room_in(text: str) -> str:
 
 
 def signal_of(code: int | None, number: int | None = None) -> int | None:
-    """The signal that ended a process; None if it exited. A shell says it as 128 + signal.
+    """Return the signal that ended a process; None if it exited. A shell says 128 + signal.
 
     Args:
         code: its exit status; negative as `subprocess` says it.
@@ -158,7 +154,7 @@ def signal_of(code: int | None, number: int | None = None) -> int | None:
 
 
 def why_unjudged(code: int | None, number: int | None, said: str) -> str:
-    """Why a task's own program could not judge, through no fault of the change; empty if it could.
+    """Return why a task's own program could not judge, through no fault of the change; or "".
 
     Args:
         code, number: how it ended, as of `signal_of`. What was ended by us is not to be asked here.
@@ -198,7 +194,7 @@ def _foreign(exit: Mapping[str, Any]) -> str | None:
 
 
 def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A mapping inside of a document that a run, or an older tool, left; empty for any other."""
+    """Return a mapping inside of a document that a run, or an older tool, left, or an empty one."""
     found = document.get(name)
     return found if isinstance(found, Mapping) else {}
 
@@ -221,9 +217,9 @@ def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
     return None
 
 
-def _disturbed(exit: Mapping[str, Any], contended: str | None) -> Failure | None:
-    """Before the training's own errors: a neighbour's memory is a reason to run out of it."""
-    reason = _foreign(exit) or contended
+def _disturbed(exit: Mapping[str, Any]) -> Failure | None:
+    """Comes before the training's own errors: a neighbour's memory is a reason to run out of it."""
+    reason = _foreign(exit)
     return Failure("contended", reason) if reason else None
 
 
@@ -264,7 +260,7 @@ def _signalled(exit: Mapping[str, Any], number: int) -> Failure:
 
 
 def _crash_line(log_tail: str, otherwise: str) -> str:
-    """`file:line: Exception: words` of the last traceback, else the last line of the log."""
+    """Return `file:line: Exception: words` of the last traceback, else the last line of the log."""
     begin = max(log_tail.rfind(_TRACEBACK), 0)
     lines = log_tail[begin:].splitlines()
     if begin or lines[:1] == [_TRACEBACK]:

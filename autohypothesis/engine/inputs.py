@@ -1,4 +1,4 @@
-"""What a training reads beside its code: where it is, and what it says about budget and device.
+"""The data that a training reads: where it is, and what it says about budget and device.
 
 Each input of a task names a program that prints one JSON object. `python prepare.py --locate` is
 one: it knows the data, its profile and the hashes that make two machines comparable.
@@ -31,7 +31,7 @@ _OURS = ("AUTORESEARCH_", "AUTOHYPOTHESIS_")
 
 
 class InputReport(BaseModel):
-    """What a `locate` program prints. Only `path` must be there."""
+    """The answer of a `locate` program. Only `path` must be there."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 

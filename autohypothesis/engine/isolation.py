@@ -1,4 +1,4 @@
-"""What each program of a task may see and change: the training, what scores it, what makes changes.
+"""The rights of each program of a task: the training, the scorer, the mutator, the preflight.
 
 A run writes to its checkout, to `out/` in its run folder, and to a home and a /tmp of its own. Its
 record, other runs, the repository's `.git` and every key that we know of are out of its reach.
@@ -52,7 +52,7 @@ def sandbox_kind(task: Task, *, gpus: bool = False) -> Kind:
 
 
 def holds_foreign_code(task: Task) -> bool:
-    """Whether a run of `task` is kept from the user's files, so that a stranger's code may run."""
+    """Return whether a run of `task` is kept from the user's files, as foreign code must be."""
     return sandbox_kind(task) != "none"
 
 
@@ -82,12 +82,12 @@ class Surroundings:
         return Layout(self.repository.root)
 
     def training(self, checkout: Path, run: RunPaths, temporary: Path) -> Confinement:
-        """The training of a run: no validation data, nothing of the repository but its commit."""
+        """Return the rights of a training: no validation data, no repository."""
         write = (checkout, run.out, run.home)
         return replace(self._of_run(write, temporary), held_out=sandbox.existing(self.held_out))
 
     def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> Confinement:
-        """What scores a run: it reads the weights and all data, and changes neither."""
+        """Return the rights of what scores a run: it reads weights and data, changes neither."""
         write: tuple[Path, ...] = (run.scoring_home,)
         if self.task.scorer.type == "command":
             write = (checkout, run.out, run.scoring_home)
@@ -95,13 +95,13 @@ class Surroundings:
         return self._of_run(write, run.scoring_home, read=read)
 
     def preflight(self, checkout: Path, evaluator: Path | None) -> Confinement:
-        """The test of a candidate before it runs."""
+        """Return the rights of the test of a candidate before it runs."""
         read = (checkout, *_folder_of(evaluator))
         granted = self._of_run((), None, read=read, gpus=False)
         return replace(granted, held_out=sandbox.existing(self.held_out))
 
     def mutator(self, checkout: Path) -> Confinement:
-        """The program that makes a change: it writes to its checkout alone.
+        """Return the rights of the program that makes a change: it writes to its checkout alone.
 
         Under `writes` it sees the repository's history, without the settings of git.
         """
@@ -114,8 +114,8 @@ class Surroundings:
         return replace(confinement, read=(*confinement.read, common), hidden=hidden)
 
     def locate(self) -> Confinement:
-        """The program that says where data is: it writes nothing, and reads all but keys and
-        records, /tmp too, since data may lie there."""
+        """Return the rights of the program that says where data is: it writes nothing, and reads
+        all but keys and records, /tmp too, since data may lie there."""
         temporary = (Path(one) for one in ("/tmp", tempfile.gettempdir()))
         return Confinement(read=(Path("/"), *temporary), hidden=self._hidden(), network=True)
 
@@ -173,7 +173,7 @@ class Surroundings:
         return (*sandbox.existing(ours), *sandbox.secret_places())
 
     def _shown_data(self, hidden: tuple[Path, ...]) -> tuple[Path, ...]:
-        """Where the data is; a program that a candidate may have changed says so.
+        """Return where the data is, as a program says that a candidate may have changed.
 
         Raises:
             LaunchError: it would show what no run may see.
@@ -201,7 +201,7 @@ class Surroundings:
         return (*sandbox.system_folders(), *sandbox.existing([*named, *sorted(pythons)]))
 
     def _editable(self, python: str) -> list[Path]:
-        """Folders that a `.pth` file adds to the import path: packages that are worked on.
+        """Return folders that a `.pth` file adds to the import path: packages under development.
 
         Never one around this repository, which would show what is hidden of it.
         """
@@ -215,7 +215,7 @@ class Surroundings:
 
 
 def _folder_of(evaluator: Path | None) -> tuple[Path, ...]:
-    """The folder with the pristine evaluator and all that it imports."""
+    """Return the folder with the pristine evaluator and all that it imports."""
     if evaluator is None:
         return ()
     return (next(one for one in evaluator.parents if one.parent.name == PRISTINE),)
@@ -263,8 +263,7 @@ else:
 
 
 class SandboxTrial(NamedTuple):
-    """What became of one kind: `problem` is empty where it works, else one line; `fix` a command
-    or a setting."""
+    """The trial of one kind: `problem` is empty where it works; `fix` is a command or a setting."""
 
     kind: Kind
     worked: str
@@ -315,7 +314,7 @@ def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
 
 
 def _absent(kind: Kind) -> tuple[str, str] | None:
-    """Why there is no such sandbox here, and the one thing that would change it."""
+    """Return why there is no such sandbox here, and the one thing that would change it."""
     if kind == "landlock":
         if confine.landlock_abi():
             return None

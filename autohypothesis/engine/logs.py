@@ -37,8 +37,6 @@ class Progress(NamedTuple):
     loss: float | None = None
     bpb: float | None = None
     tok_per_sec: float | None = None
-    mfu_percent: float | None = None
-    remaining_s: float | None = None
 
 
 class Summary(NamedTuple):
@@ -47,14 +45,9 @@ class Summary(NamedTuple):
     metrics: dict[str, float | str]
     blocks: int
 
-    def number(self, name: str) -> float | None:
-        """A metric as a number; None if it is absent or was not a finite number."""
-        value = self.metrics.get(name)
-        return value if isinstance(value, float) else None
-
 
 def parse_number(text: str) -> float | None:
-    """A finite number under 1e18 in size, commas and a unit allowed; None for anything else."""
+    """Return a finite number under 1e18, commas and a unit allowed; None for anything else."""
     text = text.strip()
     if len(text) > _MAX_NUMBER:
         return None
@@ -66,7 +59,7 @@ def parse_number(text: str) -> float | None:
 
 
 def parse_progress(line: str) -> Progress | None:
-    """A progress line such as `step 00953 (100.0%) | loss: 2.99 | tok/sec: 1,700,000 | ...`.
+    """Parse a progress line such as `step 00953 (100.0%) | loss: 2.99 | tok/sec: 1,700,000 | ...`.
 
     None if the line does not begin with a step. Fields may come in any order, unknown ones are
     skipped, and a number that is none (`loss: nan`) is absent.
@@ -87,13 +80,11 @@ def parse_progress(line: str) -> Progress | None:
         loss=values.get("loss"),
         bpb=values.get("bpb"),
         tok_per_sec=values.get("tok/sec"),
-        mfu_percent=values.get("mfu"),
-        remaining_s=values.get("remaining"),
     )
 
 
 def parse_summary(text: str, metric: str = "val_bpb") -> Summary:
-    """The last complete block in `text`, and the number of blocks.
+    """Return the last complete block in `text`, and the number of blocks.
 
     A block is a run of `name: value` lines that contains `metric`, after `---` or bare. The last
     line counts only if it ends: a number that was cut off is another number. A value that is no
@@ -106,13 +97,13 @@ def parse_summary(text: str, metric: str = "val_bpb") -> Summary:
 
 
 def printed_nonsense(text: str, metric: str = "val_bpb") -> str | None:
-    """The last printed value of `metric`, if it is not a plausible number; else None."""
+    """Return the last printed value of `metric`, if it is no plausible number; else None."""
     found = [block[metric] for block in _blocks(text) if metric in block]
     return found[-1] if found and parse_number(found[-1]) is None else None
 
 
 def _blocks(text: str) -> Iterator[dict[str, str]]:
-    """Runs of pairs, in order. A repeated name or a `---` begins the next."""
+    """Yield runs of pairs, in order. A repeated name or a `---` begins the next."""
     block: dict[str, str] = {}
     lines = re.split(r"[\r\n]", text)
     lines.pop()  # what follows the last line end is not a line yet
@@ -164,7 +155,7 @@ class CappedLog:
         self.total = 0
         self.dropped = 0
         self.is_ours = True
-        """Whether the file at `path` is the one that was written, when it was closed."""
+        """At the end: the file at `path` is the one that was written."""
         self._head_left = limit // 2
         self._tail_limit = limit - limit // 2
         self._head = _create(path)
@@ -209,7 +200,7 @@ class CappedLog:
             self.discard()
 
     def _at_path(self) -> bool:
-        """Whether nobody put another file, or more or less into it, while it was written."""
+        """Return whether the run put no other file there, and wrote nothing into this one."""
         ours = os.fstat(self._head)
         try:
             there = os.lstat(self.path)
@@ -237,7 +228,7 @@ class CappedLog:
 
 
 def read_tail(path: str, limit: int = 65536) -> str:
-    """Whole lines at the end of a log, `limit` bytes at most; "" if there is no log.
+    """Return whole lines at the end of a log, `limit` bytes at most; "" if there is no log.
 
     Of a log whose shim was killed, too. A piece of a line is left out, unless it is all there is.
     """
@@ -250,7 +241,7 @@ def read_tail(path: str, limit: int = 65536) -> str:
 
 
 class StreamReader:
-    """What a stream says while it passes: the last progress, a curve, how many summaries.
+    """Reads a stream while it passes: the last progress, a curve, how many summaries.
 
     Both kinds of line end count. Of a large chunk only the last progress lines are parsed.
     """
@@ -281,7 +272,7 @@ class StreamReader:
         self.feed(b"\n")
 
     def samples(self) -> list[list[float | None]]:
-        """Up to about 200 points: progress share, loss, bpb, tokens per second."""
+        """Return up to about 200 points: progress share, loss, bpb, tokens per second."""
         return [list(point) for _, point in sorted(self._samples.items())]
 
     def _note(self, progress: Progress | None) -> None:
@@ -298,7 +289,7 @@ class StreamReader:
 
 
 def _last_matches(data: bytes) -> list[bytes]:
-    """The last few progress lines of a chunk, found from its end."""
+    """Return the last few progress lines of a chunk."""
     window = data[-_LINES_PER_CHUNK * 256 :]
     if len(window) < len(data):
         window = window[window.find(b"\n") + 1 :]
@@ -306,7 +297,7 @@ def _last_matches(data: bytes) -> list[bytes]:
 
 
 def _create(path: str) -> int:
-    """A file of our own in place of whatever a training may have put there: a link, a pipe."""
+    """Make a file of our own in place of what a training may have put there: a link, a pipe."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

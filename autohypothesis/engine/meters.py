@@ -19,7 +19,7 @@ from autohypothesis.system import FileWatch
 
 MIB = 1 << 20
 SILENCE_S = 30.0  # an answer takes a millisecond; after this the driver hangs
-GROWN_MB = 64.0  # a context alone is larger; smaller changes are nobody's training
+GROWN_MB = 64.0  # a context alone is larger; smaller changes are no training
 BACK_MB = 256.0  # what a driver may keep after a training has gone
 _LOST = {9, 15, 16, 999}  # driver not loaded, GPU is lost, reset required, unknown
 _THROTTLE = {
@@ -53,14 +53,14 @@ class NvmlMeter:
         self._asked_at: float | None = None
 
     def request(self) -> None:
-        """Ask for a sample, unless an answer is still due."""
+        """Ask for a sample, unless an answer is due."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             with contextlib.suppress(OSError):
                 os.write(self._ask, b"\n")
 
     def take(self) -> Sample | None:
-        """The answer if it is there; a sample with `error` if it is overdue or the child died."""
+        """Return the answer if it is there; one with `error` if it is overdue or the child died."""
         if self._asked_at is None:
             return None
         try:
@@ -80,7 +80,7 @@ class NvmlMeter:
         return sample
 
     def wait(self, timeout_s: float) -> Sample:
-        """Ask and wait for the answer."""
+        """Ask, and return the answer."""
         self.request()
         until = time.monotonic() + timeout_s
         while (left := until - time.monotonic()) > 0:
@@ -165,7 +165,7 @@ class _Probe:
         }
 
     def _optional(self, name: str) -> Any:
-        """A reading that not every device has; a lost device is still an error."""
+        """Return a reading that not every device has; a lost device is still an error."""
         try:
             return getattr(self._nvml, name)(self._handle)
         except self._nvml.NVMLError as error:
@@ -175,7 +175,7 @@ class _Probe:
 
 
 class DeviceRecord:
-    """What the samples of one lease add up to. The first is the state before the training."""
+    """The sum of the samples of one lease. The first is the state before the training."""
 
     def __init__(self, baseline: Sample) -> None:
         self.error: str | None = baseline.get("error")
@@ -192,7 +192,7 @@ class DeviceRecord:
         self._ours_seen = False
 
     def take(self, sample: Sample, ours: Collection[int]) -> None:
-        """A sample during the lease; `ours` are all pids that the tree has had."""
+        """Add a sample during the lease; `ours` are all pids that the tree has had."""
         if sample.get("error"):
             self.error = self.error or sample["error"]
             self.lost = self.lost or bool(sample["lost"])
@@ -220,7 +220,7 @@ class DeviceRecord:
                 self._throttled[name] = self._throttled.get(name, 0) + 1
 
     def is_back(self, sample: Sample) -> bool:
-        """After the training: whether the device's memory is what it was before."""
+        """Return whether, after the training, the device's memory is what it was before."""
         if sample.get("error"):
             self.take(sample, ())
             return False
@@ -229,7 +229,7 @@ class DeviceRecord:
         return self.not_back is None
 
     def foreign(self) -> list[dict[str, float]]:
-        """Foreign compute: processes whose memory grew since the lease, in two samples or more.
+        """Return processes whose memory grew since the lease, in two samples or more.
 
         In a container NVML may give pids of another namespace. If none of ours was ever seen, a
         process that came after the lease may be ours, and only growth of an older one counts.
@@ -241,18 +241,18 @@ class DeviceRecord:
         ]
 
     def energy_joules(self) -> float | None:
-        """From the device's own counter, else the sum of power over time."""
+        """Return the device's own counter, else the sum of power over time."""
         first, last = self._first.get("energy_j"), self._last.get("energy_j")
         if first is not None and last is not None:
             return float(last - first)
         return self._joules or None
 
     def utilisation(self) -> float | None:
-        """Mean load in per cent."""
+        """Return the mean load in per cent."""
         return sum(self._load) / len(self._load) if self._load else None
 
     def throttled(self) -> dict[str, float]:
-        """The share of samples for each reason that slowed the device."""
+        """Return the share of samples for each reason that slowed the device."""
         return {name: count / self._samples for name, count in self._throttled.items()}
 
 
@@ -280,15 +280,11 @@ class ClockWatch:
     """
 
     def __init__(
-        self,
-        path: str,
-        clock: Clock,
-        budget_seconds: float | None,
-        kernel_now: Callable[[], float],
+        self, path: str, clock: Clock, budget: float | None, kernel_now: Callable[[], float]
     ) -> None:
         self.path = path
         self._clock: Clock = clock
-        self._budget = budget_seconds
+        self._budget = budget
         self._kernel_now = kernel_now
         # Made here so that there is a file to watch before the training writes its first line.
         # Not through a link that the training may have put there.
@@ -402,7 +398,7 @@ class ClockWatch:
 
 
 def _claimed(clock: Clock, start: dict[str, Any], stop: dict[str, Any]) -> float | None:
-    """What the training says it took: `elapsed`, else the difference of its own clock."""
+    """Return what the training says it took: `elapsed`, else the difference of its clock."""
     elapsed = _number(stop.get("elapsed"))
     if elapsed is not None:
         return elapsed
@@ -430,16 +426,14 @@ def _number(value: object) -> float | None:
 
 
 _KERNEL_ROUNDS = 12
-
-
 _KERNEL_STEPS = 4_000  # about a third of a millisecond
 
 
 def time_kernel(cores: Sequence[int] | None, clock: str = "wall") -> float:
-    """Milliseconds that the fixed kernel takes on `cores`; our own affinity is restored.
+    """Return the milliseconds that a fixed kernel takes on `cores`; our affinity is restored.
 
-    By the clock of the budget: whoever pays for CPU time is not disturbed by waiting for it. The
-    least of a few rounds, so that a moment's interruption does not count.
+    By the clock of the budget: a run that pays for CPU time is not disturbed by waiting for it.
+    The least of a few rounds, so that a moment's interruption does not count.
     """
     before = system.usable_cores()
     pinned = system.set_affinity(cores)
@@ -462,16 +456,6 @@ def _one_round(timer: Callable[[], float]) -> float:
 MOST_NAMED = 8
 
 
-class FileStamp(NamedTuple):
-    """What changes with a file: inode, size, times of change in nanoseconds, kind."""
-
-    inode: int
-    size: int
-    modified: int
-    changed: int
-    mode: int
-
-
 class RecordWatch:
     """The files of one run folder and the records `launch.watched`, from before the run began."""
 
@@ -482,18 +466,18 @@ class RecordWatch:
         self._events_changed = False
 
     def event_expected(self) -> None:
-        """To be called before the shim appends to events.jsonl."""
+        """Note that the shim is about to append to events.jsonl."""
         if self._events is not None and self._events != self._events_now():
             self._events_changed = True
 
     def event_written(self) -> None:
-        """To be called after it has."""
+        """Note that it has appended."""
         self._events = self._events_now()
 
     def findings(self, *, log_is_ours: bool) -> list[str]:
         """Return what the run did to its record, in words that follow "the training changed".
 
-        Files that it made are moved to `out/`. To be called when all its processes have ended.
+        Files that it made are moved to `out/`. Call it when all processes of the run have ended.
         """
         self.event_expected()
         found = [] if log_is_ours else ["run.log of its record"]
@@ -509,19 +493,10 @@ class RecordWatch:
         return found[:MOST_NAMED] + ([f"and {rest} more"] if rest > 0 else [])
 
     def _kept_files(self) -> Iterator[str]:
-        """What lies in the run folder and is not written while the run lasts."""
+        """Yield the files of the run folder that nothing writes while the run lasts."""
         run = self._run
-        written = {
-            run.out,
-            run.home,
-            run.scoring_home,
-            run.events,
-            run.log,
-            run.score_log,
-            run.shim_log,
-            run.reserve,
-        }
-        names = {path.name for path in written}
+        written = (run.out, run.home, run.scoring_home, run.events, run.log, run.score_log)
+        names = {path.name for path in (*written, run.shim_log, run.reserve)}
         logs = tuple(f"{path.name}.tail" for path in (run.log, run.score_log))
         with contextlib.suppress(OSError):
             for name in sorted(os.listdir(run.folder)):
@@ -529,14 +504,14 @@ class RecordWatch:
                 if name not in names and not name.startswith((*logs, f"{run.shim.name}.")):
                     yield str(run.folder / name)
 
-    def _stamp(self, path: str) -> FileStamp | None:
+    def _stamp(self, path: str) -> tuple[int, ...] | None:
         try:
             found = os.lstat(path)
         except OSError:
             return None
         # shim.json is linked into place, and its other name is removed while the run begins.
         changed = 0 if path == str(self._run.shim) else found.st_ctime_ns
-        return FileStamp(found.st_ino, found.st_size, found.st_mtime_ns, changed, found.st_mode)
+        return found.st_ino, found.st_size, found.st_mtime_ns, changed, found.st_mode
 
     def _set_aside(self, path: str) -> None:
         with contextlib.suppress(OSError):

@@ -35,7 +35,7 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._cancel)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        # Whoever started the shim has blocked it, so that a cancel cannot come too early.
+        # The starter of the shim has blocked it, so that a cancel cannot come too early.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
     def _cancel(self, number: int, frame: object) -> None:
@@ -48,7 +48,7 @@ class Interrupts:
 
 
 _PIPE_BYTES = 1 << 20
-_KEPT = {signal.SIGKILL, signal.SIGSTOP}  # nobody can change these
+_KEPT = {signal.SIGKILL, signal.SIGSTOP}  # no process can change these
 
 
 class ChildProcess(NamedTuple):
@@ -146,21 +146,21 @@ KILL_S = 10.0
 _RSS_UNIT = 1024 if system.LINUX else 1
 
 ASLEEP_S = 5.0
-"""A pause between two rounds of this length is no busy machine: somebody stopped the shim."""
+"""A pause between two rounds of this length is no busy machine: the shim was stopped."""
 LATE_S = 1.0
 """A pause of this length, with the deadline in it, hides whether the child ended in time."""
 EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
 
 
 class ChildEnd(NamedTuple):
-    """How the child ended. `wall_seconds` from exec to its exit, without what it left behind."""
+    """How a child ended. `wall_seconds` from exec to its exit, without what it left behind."""
 
     status: EndStatus
     exit_code: int | None
     signal: int | None
     wall_seconds: float
     strays_killed: int
-    switches: int  # involuntary context switches: somebody else wanted the core
+    switches: int  # involuntary context switches: another process wanted the core
     asleep: float  # seconds in which the shim itself was stopped
     error: str | None
 
@@ -239,7 +239,7 @@ class ProcessMonitor:
         self._look_at_gap()
 
     def _look_at_gap(self) -> None:
-        """Notice that this process was stopped: what happened at its deadline, nobody knows."""
+        """Notice that this process was stopped: what happened at its deadline, it did not see."""
         now, before = time.monotonic(), self._looked
         self._looked = now
         gap, over, self._over = now - before, self._over, self._status is not None
@@ -279,7 +279,7 @@ class ProcessMonitor:
             self._fault = self._fault or error.problem
 
     def _reap(self) -> None:
-        """Wait for whoever has ended, adopted orphans too, and count what they used."""
+        """Wait for children that have ended, adopted orphans too, and count what they used."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)

@@ -1,4 +1,4 @@
-"""Somebody's program as a process: what it reads, how long it may take, how much it may say.
+"""A program of the user's as a process: its input, its time, and how much it may print.
 
 It leads a session of its own and carries a mark in its environment, so that all it starts is
 ended with it. It dies with the thread that asked. Nothing of it survives an answer.
@@ -32,7 +32,7 @@ OUT_LIMIT = 4 * 1024 * 1024
 ERR_LIMIT = 64 * 1024
 """Bytes at the end of standard error that are kept."""
 MARK = "AUTOHYPOTHESIS_ASKED"
-"""What a program and all that it starts have in their environment: a word of this run's own."""
+"""In the environment of a program and of all that it starts: a word of this run's own."""
 MOST_PROCESSES = 512
 """That a program may have at once, as many as a run: `run.max_processes` is for that alone."""
 _LOOK_S = 0.1
@@ -40,7 +40,7 @@ _DRAIN_S = 2.0
 
 
 Bound = tuple[sandbox.Confinement, sandbox.Kind]
-"""What a program is granted, and what holds it."""
+"""A confinement, and the sandbox that applies it."""
 
 
 class ProgramEnd(NamedTuple):
@@ -58,13 +58,13 @@ class ProgramEnd(NamedTuple):
     """How many processes it had at once, where that was too many."""
 
     def limit(self, timeout_s: float) -> str:
-        """Which limit a program without an exit code went over, after "the program"."""
+        """Return which limit a program without an exit code went over, after "the program"."""
         if self.crowd:
             return f"had {self.crowd}"
         return f"took over {timeout_s:g} s"
 
     def last_words(self) -> str:
-        """The last line that it printed, for an error message."""
+        """Return the last line that it printed, for an error message."""
         lines = (self.err.strip() or self.out.strip()).splitlines()
         return lines[-1].strip()[:300] if lines else "it printed nothing"
 
@@ -119,7 +119,7 @@ def run(
 def _own_temporary(
     confined: Bound | None, environment: Mapping[str, str]
 ) -> Iterator[tuple[Bound | None, Mapping[str, str]]]:
-    """A folder for the temporary files of a program in a sandbox; bubblewrap makes it its /tmp."""
+    """Make a folder for temporary files of a program in a sandbox; bubblewrap makes it its /tmp."""
     if (
         confined is None
         or confined[1] == "none"
@@ -144,7 +144,7 @@ def _process(
     told: bool,
     capture: bool,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program with `MARK` in its environment; with the block it ends, and all that it started."""
+    """Start a program with `MARK` in its environment; the block ends it and all it started."""
     pipe = subprocess.PIPE if capture else None
     alive, ours = os.pipe()
     try:
@@ -169,7 +169,7 @@ def _process(
 
 
 def found(word: str, cwd: Path) -> str:
-    """The file that a word stands for, so that a missing one is known before anything starts.
+    """Return the file that a word stands for: a missing one is known before anything starts.
 
     Raises:
         FileNotFoundError: there is no such program, neither in the PATH nor as seen from `cwd`.
@@ -195,7 +195,7 @@ def _tell(stream: IO[bytes], content: bytes) -> None:
 
 
 class _Output:
-    """What came out of a stream, read as fast as it is written: its beginning, or its end."""
+    """The beginning or the end of a stream, read as fast as it is written."""
 
     def __init__(self, stream: IO[bytes] | None, limit: int, *, tail: bool = False) -> None:
         self.overflow = False
@@ -213,7 +213,7 @@ class _Output:
                 del self._kept[slice(-self._limit) if self._tail else slice(self._limit, None)]
 
     def text(self) -> str:
-        """What was kept. What escaped may hold the stream open, so its end is not awaited."""
+        """Return what was kept. An escaped process may hold the stream open."""
         self._reader.join(_DRAIN_S)
         return bytes(self._kept).decode("utf-8", "replace")
 
@@ -231,7 +231,7 @@ class Named(NamedTuple):
 
 
 def programs_of(task: Task, root: Path, tracked: Collection[str]) -> list[Named]:
-    """Every program that the task names, in the order in which they run.
+    """Return every program that the task names, in the order in which they run.
 
     They run in a checkout of a commit, so a script has to be one of the `tracked` files.
     """

@@ -28,7 +28,7 @@ LOG_LIMIT = 64 << 20
 """Bytes of a log that a number is looked for in; the shim caps run.log far below."""
 
 EVALUATOR_KINDS: Mapping[str, FailureKind] = {"peeking": "invalid", "not_finite": "nan"}
-"""What the evaluator's own refusals mean; any other is a fault of the candidate's code."""
+"""Failures behind the evaluator's own refusals; any other is a fault of the candidate's code."""
 
 TIMED_OUT = "scoring took longer than"
 """How the shim begins the error of a scoring that it ended."""
@@ -37,7 +37,7 @@ TAIL_BYTES = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a scorer found.
+    """The answer of a scorer.
 
     Attributes:
         value: the task's metric, finite or None.

@@ -29,9 +29,9 @@ FILES = {
     "SKILL.md": "SKILL.md",
     "task.yaml": "tasks/pretrain/task.yaml",
 }
-"""What a search needs, and where it lies in `source_folder`; everything else is made on use."""
+"""The files of a search, and where they lie in `source_folder`; all else is made on use."""
 OWN_IGNORED = (".venv/", "__pycache__/", "/.cache/", "/run.log")
-"""What people make there by hand."""
+"""Made there by people, by hand."""
 
 
 def source_folder() -> Path:

@@ -52,7 +52,7 @@ class Origin(NamedTuple):
     stamp: tuple[int, ...]
     """Of the original; empty for a link."""
     target: str = ""
-    """What a link holds; empty for a copy."""
+    """Of a link; empty for a copy."""
 
 
 class Copied(BaseModel):
@@ -65,7 +65,7 @@ class Copied(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Included:
-    """What a checkout has beside its commit."""
+    """The files that a checkout has beside its commit."""
 
     origins: Mapping[str, Origin] = field(default_factory=dict)
     """Path in the checkout -> where it comes from."""
@@ -278,7 +278,7 @@ MADE_ANEW = (
     "**/.mypy_cache", "**/.ruff_cache", "**/.hypothesis", "**/.ipynb_checkpoints", "**/*.egg-info",
     "**/.DS_Store", "**/.idea", "**/.vscode", ".worktreeinclude", "run.log",
 )  # fmt: skip
-"""What tools make by themselves, in our patterns."""
+"""Made by tools themselves, in our patterns."""
 
 
 class Absent(NamedTuple):

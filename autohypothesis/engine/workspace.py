@@ -52,7 +52,7 @@ class Checkout:
     links: tuple[str, ...] = ()
     """Paths that lead to files of the user's."""
     linked: tuple[Path, ...] = ()
-    """What they lead to."""
+    """Their targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,7 +457,7 @@ def _refuse_undoing(
 
 
 def _lacks(before: set[bytes], kept: set[bytes], now: set[bytes]) -> bool:
-    """Whether lines that a keep removed are back; or, if it only added some, none of them is in."""
+    """Return whether lines that a keep removed are back; if it only added some, all miss."""
     removed, added = before - kept, kept - before
     return bool(removed & now) if removed else bool(added) and not added & now
 

@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.engine.contention import MOST_VOIDED, judged, restored, slot_speed, void
+from autohypothesis.engine.contention import (
+    MOST_CONTAMINATED,
+    contaminated,
+    judged,
+    restored,
+    slot_speed,
+)
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
@@ -98,14 +104,16 @@ def test_the_same_diff_at_half_the_speed_is_no_evidence() -> None:
 
 def test_a_machine_that_is_always_disturbed_still_gets_an_answer() -> None:
     disturbed = past([1.0] * 3)
-    for number in range(MOST_VOIDED):
+    for number in range(MOST_CONTAMINATED):
         counted, _ = judged(disturbed, metadata(), result(kernel=2.0))
         assert counted.failure_kind == "contended"
         disturbed.add(
             past([2.0], experiment_id=f"h-t-0009-{number}", hypothesis_id="h-t-0009",
                  reason="contended").decisions[0]
         )  # fmt: skip
-    counted, flag = judged(disturbed, metadata(), void(result(kernel=2.0), "seen by the shim"))
+    counted, flag = judged(
+        disturbed, metadata(), contaminated(result(kernel=2.0), "seen by the shim")
+    )
     assert (counted.status, counted.metric_value) == ("completed", 1.5)
     assert "voided twice" in flag
 
@@ -118,7 +126,7 @@ def test_a_failure_of_its_own_is_not_excused_by_a_slow_lane() -> None:
 @given(st.floats(min_value=-1e6, max_value=1e6, allow_nan=False))
 def test_voiding_loses_no_value(value: float) -> None:
     before = result().model_copy(update={"metric_value": value})
-    voided = void(void(before, "slow"), "slow again")
+    voided = contaminated(contaminated(before, "slow"), "slow again")
     assert restored(voided).metric_value == value
     assert restored(before) == before
 

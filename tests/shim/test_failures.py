@@ -116,11 +116,6 @@ def test_a_good_run_is_no_failure() -> None:
     assert classify(exit_(), "CUDA out of memory, tried again with half\nval_bpb: 1\n", 1.0) is None
 
 
-def test_a_judgement_made_elsewhere_is_taken() -> None:
-    failure = classify(exit_(), "", 1.0, contended="the lane was 30 % slower")
-    assert failure is not None and failure.kind == "contended"
-
-
 def test_device_evidence_is_told_apart_from_the_experiment() -> None:
     assert device_evidence(exit_()) is None
     back = exit_(device={"memory_not_back": {"before_mb": 10.0, "after_mb": 9000.0}})

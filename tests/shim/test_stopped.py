@@ -93,7 +93,7 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     assert end["status"] == "infra" and f"{pid} was stopped (state T)" in end["error"]
     failure = failures.classify(end, "", 1.0)
     assert failure is not None and failure.kind == "infra"
-    assert not failures.is_nobodys_fault(failure.detail), "it would come back without end"
+    assert not failures.is_interruption(failure.detail), "it would come back without end"
     processes.end_orphan_processes(run.launch.run_dir, 0.0)
     assert not helpers.alive(int(run.text("daemon")))
     assert not recovery.end_overdue(paths)
