@@ -24,8 +24,8 @@ from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
 from autohypothesis.plain import plain
-from autohypothesis.records import index, tables
-from autohypothesis.records.bundles import reason_in
+from autohypothesis.records import tables
+from autohypothesis.records.bundles import LOOK_AGAIN, reason_in
 from autohypothesis.records.by_hand import MOST, ledger_lines, table_lines, take_in
 from autohypothesis.records.files import (
     JSON_LIMIT,
@@ -39,9 +39,17 @@ from autohypothesis.records.files import (
 )
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.ledger import LIMIT, Folded, manifest_tag, newest_tag, refold
+from autohypothesis.records.ledger import (
+    LIMIT,
+    Folded,
+    load_index,
+    manifest_tag,
+    newest_tag,
+    refold,
+    save_index,
+    stamp,
+)
 from autohypothesis.records.locks import hold
-from autohypothesis.records.scan import LOOK_AGAIN
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Problem, Row, now, rfc3339
 from autohypothesis.system import process_start
@@ -202,7 +210,7 @@ class _Sync:
     def _write_ledger(self) -> None:
         """Ledger, aggregate, then the index that vouches for both: a kill between costs a fold."""
         layout, content = self.layout, self.folded.content
-        before = index.stamp(layout.aggregate_experiments)
+        before = stamp(layout.aggregate_experiments)
         same = self.folded.same
         if not self.folded.vouched and not self._take_ledger():
             return
@@ -219,7 +227,7 @@ class _Sync:
         if not same or not self.folded.index_current:
             self._clear(layout.fold_index)
             folded = self.folded
-            index.save(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
+            save_index(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
 
     def _take_ledger(self) -> bool:
         """Take in the lines that people wrote into the ledger; return whether it may be written.
@@ -250,7 +258,7 @@ class _Sync:
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
         """Return whether a row differs from ours, although nothing about its experiment is new."""
-        before = index.load(self.layout, of_any_ledger=True)
+        before = load_index(self.layout, of_any_ledger=True)
         for key, line in lines.items() if before else ():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
             same = old is not None and old[:3] == new[:3] and new.signature != LOOK_AGAIN

@@ -1,38 +1,51 @@
-"""One experiment's bundle, `research/runs/<experiment_id>/`, and the record of decisions.
+"""One experiment's records, `research/runs/<experiment_id>/` and its plan, and the decisions.
 
 Reading never fails as a whole: a file that is damaged is named in `damage`, one that is absent is
 None, and what older tools left (no metadata.json, numbers as text, `hyperparameters` in place of a
 flat config) comes out in the shape of today. Writing is whole files, from models only.
+
+Whether a file changed is asked with one `lstat`: ten thousand bundles are a matter of a tenth of a
+second.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
-from autohypothesis.records.files import JSON_LIMIT, read_with_status, write_json
+from autohypothesis.records.fast_json import Document, canonical, plain_object
+from autohypothesis.records.files import JSON_LIMIT, is_utf8, read_with_status, write_json
 from autohypothesis.records.ids import slug
-from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.records.usual import Document, canonical, plain_object
-from autohypothesis.schema import Decision, ExitRecord, Metadata, Result
+from autohypothesis.records.layout import ID, Layout, RunPaths
+from autohypothesis.schema import Decision, ExitRecord, Metadata, Plan, Result
 from autohypothesis.system import boot_id, is_alive
 
 Signature = tuple[int, int, int]
 """Inode, time of modification in nanoseconds, size: what changes when a file does."""
 ABSENT: Signature = (0, 0, 0)
+LOOK_AGAIN = -1
+"""In place of the hash of signatures, which is never -1: a file changed just now."""
+PAGE_LIMIT = 2_000
+"""Characters of a plan's page that a row repeats."""
+NOT_UTF8 = "has a name that is not UTF-8, and is left alone; give it another name"
 
-MODELS: tuple[tuple[str, type[BaseModel] | None], ...] = (
+_MODELS: tuple[tuple[str, type[BaseModel] | None], ...] = (
     ("config.json", None),
     ("metadata.json", Metadata),
     ("result.json", Result),
     ("exit.json", ExitRecord),
 )
-"""What a row is made from. shim.json counts while there is no result."""
+"""The files of a bundle that a row is made from. shim.json counts while there is no result."""
+_SETTLING_NS = 100_000_000
+"""A file changed this recently may change again within the same tick of the file system's clock."""
+_PAGE_BYTES = 1024 * 1024
 
 
 class Damage(NamedTuple):
@@ -43,7 +56,7 @@ class Damage(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """What is known of one run, each document in the canonical shape of its model."""
+    """The documents of one run, each in the canonical shape of its model."""
 
     experiment_id: str
     folder: str
@@ -54,9 +67,8 @@ class Bundle(NamedTuple):
     exit: Document | None = None
     shim_seen: bool = False
     shim_lives: bool = False
-    """Whether the shim that wrote shim.json is still there; asked only while there is no result."""
+    """Whether the shim that wrote shim.json lives; asked only while there is no result."""
     damage: tuple[Damage, ...] = ()
-    signatures: tuple[int, ...] = ()
 
     @property
     def source_id(self) -> str:
@@ -64,86 +76,76 @@ class Bundle(NamedTuple):
         name = os.path.basename(self.folder)
         return "" if name == self.experiment_id else name
 
-    def as_metadata(self) -> Metadata | None:
-        return Metadata.model_validate(self.metadata) if self.metadata else None
 
-    def as_result(self) -> Result | None:
-        return Result.model_validate(self.result) if self.result else None
+class Planned(NamedTuple):
+    """What was written when the id was given."""
 
-    def as_exit(self) -> ExitRecord | None:
-        return ExitRecord.model_validate(self.exit) if self.exit else None
+    plan: Document | None = None
+    page: str | None = None
 
 
-# ── reading ─────────────────────────────────────────────────────────────────────────────────
+class Places(NamedTuple):
+    """Where one experiment's records lie; None for what is absent."""
+
+    experiment_id: str
+    run: str | None
+    plan: str | None
+    page: str | None
 
 
-def read_bundle(run: RunPaths) -> Bundle:
-    """The bundle in `run`'s folder, whatever state it is in."""
-    return read_folder(str(run.folder))
+class Records(NamedTuple):
+    """One experiment's records, read."""
+
+    bundle: Bundle | None
+    planned: Planned
+    damage: tuple[Damage, ...]
+    signature: int
+    """The hash of the signatures of its files; LOOK_AGAIN when one changed just now."""
 
 
-def read_folder(folder: str) -> Bundle:
-    """As `read_bundle`, of a folder whose name need not be an id."""
+# ── finding ─────────────────────────────────────────────────────────────────────────────────
+
+
+def find(layout: Layout) -> tuple[dict[str, Places], list[Damage]]:
+    """Return every experiment that has a run folder or a plan, by id, and what is neither."""
     damage: list[Damage] = []
-    signatures: list[int] = []
-    documents: list[Document | None] = []
-    for name, model in MODELS:
-        documents.append(read_document(f"{folder}/{name}", model, damage, signatures))
-    config, metadata, result, exit_record = documents
-    seen = lives = False
-    if result is None:
-        shim = read_document(f"{folder}/shim.json", None, damage, signatures)
-        seen, lives = shim is not None, _lives(shim)
-    else:
-        signatures += ABSENT
-    return Bundle(
-        experiment_id=slug(os.path.basename(folder)),
-        folder=folder,
-        config=_flat(config, metadata, result),
-        metadata=metadata,
-        result=result,
-        exit=exit_record,
-        shim_seen=seen,
-        shim_lives=lives,
-        damage=tuple(damage),
-        signatures=tuple(signatures),
-    )
+    runs = {_id(name): path for name, path in _listed(layout.runs, damage, folders=True).items()}
+    plans: dict[str, str] = {}
+    pages: dict[str, str] = {}
+    for name, path in _listed(layout.plans, damage, folders=False).items():
+        stem, _, suffix = name.rpartition(".")
+        if suffix in ("json", "md"):
+            (plans if suffix == "json" else pages)[stem if stem in runs else _id(stem)] = path
+    found = {
+        key: Places(key, runs.get(key), plans.get(key), pages.get(key))
+        for key in sorted(runs.keys() | plans.keys())
+    }
+    return found, damage
 
 
-def read_document(
-    path: str, model: type[BaseModel] | None, damage: list[Damage], signatures: list[int]
-) -> Document | None:
-    """The document at `path`, or None; adds to `damage` what is wrong with it."""
-    content = read_content(path, JSON_LIMIT, damage, signatures)
-    if content is None:
-        return None
+def _id(name: str) -> str:
+    return name if ID.fullmatch(name) else slug(name)
+
+
+def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, str]:
+    """Name -> path of each entry; a run must be a folder, and no link to one."""
+    names: dict[str, str] = {}
     try:
-        return plain_object(content) if model is None else canonical(model, content)
-    except ValueError as error:
-        damage.append(Damage(path, str(error)))
-        return None
-
-
-def read_content(
-    path: str, limit: int, damage: list[Damage], signatures: list[int]
-) -> bytes | None:
-    """What is in the file, or None; notes its signature, and adds what is wrong to `damage`."""
-    try:
-        content, status = read_with_status(path, limit)
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if not is_utf8(entry.name):
+                    damage.append(Damage(entry.path, NOT_UTF8))
+                elif folders and not entry.is_dir(follow_symlinks=False):
+                    damage.append(Damage(entry.path, "is not the folder of a run"))
+                else:
+                    names[entry.name] = entry.path
     except FileNotFoundError:
-        signatures += ABSENT
-        return None
-    except RecordError as error:
-        damage.append(Damage(path, reason_in(error, path)))
-        signatures += signature_of(path)
-        return None
-    signatures += (status.st_ino, status.st_mtime_ns, status.st_size)
-    return content
-
-
-def reason_in(error: RecordError, path: object) -> str:
-    """What is wrong, without the path that the error names as well."""
-    return error.problem.removeprefix(f"{path} ")
+        pass
+    except OSError as error:
+        damage.append(Damage(str(folder), f"cannot be listed: {error.strerror}"))
+    return names
 
 
 def signature_of(path: str) -> Signature:
@@ -152,6 +154,108 @@ def signature_of(path: str) -> Signature:
     except OSError:
         return ABSENT
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def current_signature(places: Places) -> int:
+    """Return the hash that `read` notes, from the status of the files alone."""
+    paths = [] if places.run is None else [f"{places.run}/{name}" for name, _ in _MODELS]
+    signatures = [*map(signature_of, paths)]
+    if places.run is not None and signatures[_RESULT] == ABSENT:
+        signatures.append(signature_of(f"{places.run}/shim.json"))
+    signatures += [signature_of(path) for path in places[2:] if path is not None]
+    return hash(tuple(signatures))
+
+
+_RESULT = [name for name, _ in _MODELS].index("result.json")
+
+
+# ── reading ─────────────────────────────────────────────────────────────────────────────────
+
+
+class _Reader:
+    """Reads files, and notes the signature of each and what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.damage: list[Damage] = []
+        self.signatures: list[Signature] = []
+
+    def document(self, path: str, model: type[BaseModel] | None) -> Document | None:
+        content = self.content(path, JSON_LIMIT)
+        if content is None:
+            return None
+        try:
+            return plain_object(content) if model is None else canonical(model, content)
+        except ValueError as error:
+            self.damage.append(Damage(path, str(error)))
+            return None
+
+    def content(self, path: str, limit: int) -> bytes | None:
+        try:
+            content, status = read_with_status(path, limit)
+        except FileNotFoundError:
+            self.signatures.append(ABSENT)
+            return None
+        except RecordError as error:
+            self.damage.append(Damage(path, reason_in(error, path)))
+            self.signatures.append(signature_of(path))
+            return None
+        self.signatures.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        return content
+
+    def page(self, path: str) -> str | None:
+        content = self.content(path, _PAGE_BYTES)
+        if content is None:
+            return None
+        try:
+            return content.decode()[:PAGE_LIMIT]
+        except UnicodeDecodeError as error:
+            reason = f"is not UTF-8: {error.reason} at byte {error.start}"
+            self.damage.append(Damage(path, reason))
+            return None
+
+
+def read(places: Places) -> Records:
+    """Read all records of one experiment, whatever state they are in."""
+    started, reader = time.time_ns(), _Reader()
+    bundle = _read_bundle(places.run, reader) if places.run is not None else None
+    plan = reader.document(places.plan, Plan) if places.plan is not None else None
+    page = reader.page(places.page) if places.page is not None else None
+    newest = max((modified for _, modified, _ in reader.signatures), default=0)
+    settling = newest > started - _SETTLING_NS
+    signature = LOOK_AGAIN if settling else hash(tuple(reader.signatures))
+    return Records(bundle, Planned(plan, page), tuple(reader.damage), signature)
+
+
+def read_bundle(run: RunPaths) -> Bundle:
+    """Read the bundle in `run`'s folder, whatever state it is in."""
+    return _read_bundle(str(run.folder), _Reader())
+
+
+def _read_bundle(folder: str, reader: _Reader) -> Bundle:
+    config, metadata, result, exit_record = (
+        reader.document(f"{folder}/{name}", model) for name, model in _MODELS
+    )
+    shim = None
+    if result is None:
+        shim = reader.document(f"{folder}/shim.json", None)
+        if reader.signatures[_RESULT] != ABSENT:  # result.json is damaged: `current_signature`
+            reader.signatures.pop()  # asks for shim.json only where there is none
+    return Bundle(
+        experiment_id=slug(os.path.basename(folder)),
+        folder=folder,
+        config=_flat(config, metadata, result),
+        metadata=metadata,
+        result=result,
+        exit=exit_record,
+        shim_seen=shim is not None,
+        shim_lives=_lives(shim),
+        damage=tuple(reader.damage),
+    )
+
+
+def reason_in(error: RecordError, path: object) -> str:
+    """What is wrong, without the path that the error names as well."""
+    return error.problem.removeprefix(f"{path} ")
 
 
 def _lives(shim: Document | None) -> bool:

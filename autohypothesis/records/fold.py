@@ -1,9 +1,13 @@
-"""The fold: bundles, plans and decisions in, rows of the ledger out. Pure.
+"""The fold: what the sequence of decisions says about each experiment. Pure.
 
 Order is the order of decisions.jsonl, never a time stamp: an ordinal is an experiment's place in
 the decisions of its tag, and `delta` its distance from the best that was kept when it was first
 decided, on the same platform. A later decision about the same experiment changes its status, not
 its place.
+
+decisions.jsonl is the truth. A bundle that gives another value, commit or status than the record
+of its decision was edited, or copied from another run: the decided value is shown, the file is
+named with both values, and the experiment is ranked nowhere.
 """
 
 from __future__ import annotations
@@ -13,24 +17,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel
-
-from autohypothesis.records.agreement import disagreements
-from autohypothesis.records.bundles import Bundle, once
+from autohypothesis.records.bundles import Bundle, Planned
+from autohypothesis.records.fast_json import Document
 from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
     DECIDED,
     Facts,
     Placement,
-    Planned,
     RowDocument,
     base_row,
-    finish,
     is_baseline,
     real,
 )
-from autohypothesis.records.usual import Document, canonical_value
-from autohypothesis.schema import Decision, Plan, Row
+from autohypothesis.schema import FAILURE_KINDS
 
 
 def facts_of(row: RowDocument, bundle: Bundle | None, damage: list[list[str]]) -> Facts:
@@ -187,49 +186,7 @@ def in_order(
     return [*places, *waiting]
 
 
-# ── the fold of everything at once ──────────────────────────────────────────────────────────
-
-
-def fold(
-    bundles: Iterable[Bundle],
-    plans: Mapping[str, Plan | Mapping[str, Any]],
-    decisions: Sequence[Decision | Mapping[str, Any]],
-    *,
-    complete: bool = True,
-) -> list[Row]:
-    """All rows, in the order of the ledger. The incremental fold must come to the same.
-
-    Args:
-        complete: no line of decisions.jsonl is damaged.
-
-    Raises:
-        ValueError: a plan or a decision is not one; bundles say themselves what they lack.
-    """
-    known = {bundle.experiment_id: bundle for bundle in bundles}
-    written = {key: canonical_value(Plan, _plain(plan)) for key, plan in plans.items()}
-    settled = once([canonical_value(Decision, _plain(decision)) for decision in decisions])
-    rows: dict[str, RowDocument] = {}
-    facts: dict[str, Facts] = {}
-    for key in sorted({*known, *written}):
-        bundle = known.get(key)
-        rows[key] = base_row(key, bundle, Planned(written.get(key)))
-        damage = [list(item) for item in bundle.damage] if bundle else []
-        facts[key] = facts_of(rows[key], bundle, damage)
-    places = place(settled, facts)
-    wrong = disagreements(settled, facts, complete=complete)
-    for decision in settled:
-        key = decision["experiment_id"]
-        if key not in known and key not in written:
-            rows[key] = gone_row(decision)
-            facts[key] = facts_of(rows[key], None, [])
-    for key, row in rows.items():
-        unusable, disagreeing = in_words(facts[key].damage), in_words(wrong.get(key, []))
-        finish(row, places.get(key), undecided_stamp(facts[key]), unusable, disagreeing)
-    return [Row.model_validate(rows[key]) for key in in_order(rows, places, facts)]
-
-
-def _plain(value: object) -> object:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+# ── a row that is complete ──────────────────────────────────────────────────────────────────
 
 
 def in_words(damage: list[list[str]]) -> list[str]:
@@ -258,3 +215,119 @@ def gone_row(decision: Document) -> RowDocument:
         notes=["its bundle and plan are gone; this is what decisions.jsonl remembers"],
     )
     return row
+
+
+# ── whether bundles say what was decided about them ─────────────────────────────────────────
+
+Fault = list[str]
+"""[file of the bundle, reason]: a list, as the index keeps it."""
+
+
+def disagreements(
+    decisions: Iterable[Document], facts: Mapping[str, Facts], *, complete: bool
+) -> dict[str, list[Fault]]:
+    """What each bundle says that decisions.jsonl does not; experiments that agree are absent.
+
+    Args:
+        complete: every line of decisions.jsonl could be read. Else a stamp whose record is not
+            among `decisions` may be the copy of a record that is damaged.
+    """
+    about: dict[str, list[Document]] = defaultdict(list)
+    subject: dict[str, str] = {}
+    for decision in decisions:
+        about[decision["experiment_id"]].append(decision)
+        subject[decision["decision_id"]] = decision["experiment_id"]
+    wrong: dict[str, list[Fault]] = {}
+    for key, fact in facts.items():
+        faults = [["metadata.json", reason] for reason in _platform(about.get(key, []), fact)]
+        faults += [["result.json", reason] for reason in _result(about.get(key, []), fact)]
+        if fact.stamp_id is not None and not _names(about.get(key, []), fact.stamp_id):
+            faults += _unknown_record(fact.stamp_id, subject, complete=complete)
+        if fact.stranger:
+            file, name = fact.stranger
+            faults.append([file, f"is of experiment {name!r}, and lies in the folder of {key}"])
+        if faults:
+            wrong[key] = faults
+    return wrong
+
+
+def _names(records: Sequence[Document], decision_id: str) -> bool:
+    return any(record["decision_id"] == decision_id for record in records)
+
+
+def _unknown_record(decision_id: str, subject: Mapping[str, str], *, complete: bool) -> list[Fault]:
+    other = subject.get(decision_id)
+    if other is not None:
+        return [["result.json", f"names the decision {decision_id!r}, which is about {other}"]]
+    if not complete:
+        return []
+    return [["result.json", f"names the decision {decision_id!r}, which decisions.jsonl lacks"]]
+
+
+def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
+    """What metadata.json says of the run, against the latest record; silence is no fault."""
+    if not records:
+        return []
+    latest = records[-1]
+    said = (("platform_key", fact.platform_key), ("tag", fact.tag), ("seed", fact.seed))
+    return [
+        _both(name, value, latest[name])
+        for name, value in said
+        if value not in ("", None) and latest[name] not in ("", None) and value != latest[name]
+    ]
+
+
+def _result(records: Sequence[Document], fact: Facts) -> list[str]:
+    """What result.json says, against the record that it names, and against the latest one."""
+    if not fact.stamp or not records:
+        return []
+    latest = records[-1]
+    said: list[tuple[str, Any, Any]] = [
+        ("commit", fact.commit, latest["commit"]),
+        ("parent_commit", fact.parent_commit, latest["base_commit"]),
+        ("direction", fact.direction, latest["direction"]),
+        ("metric_name", fact.metric_name, latest["metric_name"]),
+    ]
+    faults = [_both(name, a, b) for name, a, b in said if b not in ("", None) and a != b]
+    return [*faults, *_value(latest, fact), *_stamp(records, fact)]
+
+
+def _value(latest: Document, fact: Facts) -> list[str]:
+    """The number and the kind of failure. What is disturbed is voided only after its record."""
+    decided = real(latest["metric_value"], fact.metric_name)
+    if latest["reason"] == "contended" and fact.stamp_id != latest["decision_id"]:
+        return []
+    if fact.failure_kind == "contended" and decided is not None and fact.voided_value == decided:
+        return []
+    if fact.recorded_value != decided:
+        return [_both("metric_value", fact.recorded_value, decided)]
+    crashed = latest["decision_status"] == "crash" and latest["reason"] in FAILURE_KINDS
+    if crashed and latest["reason"] != "no_metric":
+        kind = (fact.failure_kind or "code_error") if fact.execution_status == "failed" else None
+        return [] if kind == latest["reason"] else [_both("failure_kind", kind, latest["reason"])]
+    return []
+
+
+def _stamp(records: Sequence[Document], fact: Facts) -> list[str]:
+    """The decision in result.json. It may lag behind a later record, never differ from its own."""
+    named = [record for record in records if record["decision_id"] == fact.stamp_id]
+    if fact.stamp_id is None:
+        known = {"review_pending", *(record["decision_status"] for record in records)}
+        if fact.stamp in known:
+            return []
+        return [_both("decision_status", fact.stamp, records[-1]["decision_status"])]
+    faults = []
+    for record in named[-1:]:
+        if record["decision_status"] != fact.stamp:
+            faults.append(_both("decision_status", fact.stamp, record["decision_status"]))
+        if fact.confirmation not in ("none", record["confirmation"]):
+            faults.append(_both("confirmation", fact.confirmation, record["confirmation"]))
+    return faults
+
+
+def _both(name: str, said: object, decided: object) -> str:
+    return f"says {name} {_shown(said)}, and {_shown(decided)} was decided"
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -1,26 +1,33 @@
 """The ledger, `experiments.jsonl`: folded anew where something changed, copied where nothing did.
 
-`refold` answers with the lines of the whole ledger and touches no file; whoever holds the lock
-`sync` writes them. A line whose bundle and whose place are as they were is copied as bytes.
+`refold` returns the lines of the whole ledger and writes no file; the holder of the lock `sync`
+writes them. What the last fold saw is kept in `research/aggregate/.fold-index`: a line whose
+bundle and whose place are as they were is copied as bytes. The index is disposable: one that is
+absent, damaged, of other code or beside another ledger costs a cold fold, and nothing else.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json, to_json
 
+from autohypothesis import schema
 from autohypothesis.errors import RecordError
-from autohypothesis.records import index as fold_index
-from autohypothesis.records import jsonl, scan
-from autohypothesis.records.agreement import Fault, disagreements
-from autohypothesis.records.bundles import decision_documents, reason_in
-from autohypothesis.records.files import read_bytes, read_json, shown
+from autohypothesis.records import bundles, jsonl
+from autohypothesis.records.bundles import Places, decision_documents, reason_in
+from autohypothesis.records.fast_json import Document
+from autohypothesis.records.files import read_bytes, read_json, shown, write_atomic
 from autohypothesis.records.fold import (
+    Fault,
+    disagreements,
     facts_of,
     gone_row,
     in_order,
@@ -28,14 +35,104 @@ from autohypothesis.records.fold import (
     place,
     undecided_stamp,
 )
-from autohypothesis.records.index import Entry, Index, Stamp, stamp
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.rows import Facts, Placement, RowDocument, base_row, finish
-from autohypothesis.records.usual import Document
 from autohypothesis.schema import Problem
 
 LIMIT = 512 * 1024 * 1024
 """Bytes of a ledger: some 200,000 rows."""
+_ALLOWANCE = 1024 * 1024
+"""Bytes; beyond them an index is never larger than the ledger that it is about."""
+Stamp = list[int]
+"""Inode, times of modification and change, size of a file we wrote."""
+
+
+# ── the index: what the last fold saw ───────────────────────────────────────────────────────
+
+
+class Entry(NamedTuple):
+    """One experiment as the last fold saw it."""
+
+    signature: int
+    """Of inode, time of modification and size of each of its files."""
+    facts: Facts
+    placement: Placement | None
+    wrong: list[Fault]
+    """What its bundle says that was not decided."""
+    offset: int
+    """Where its line lies in the ledger."""
+    length: int
+
+
+class Index(NamedTuple):
+    entries: dict[str, Entry]
+    ledger: Stamp
+    aggregate: Stamp
+    decisions: Stamp
+    """Empty when decisions.jsonl must be read in any case."""
+    last_tag: str
+
+
+def stamp(path: Path) -> Stamp:
+    """What changes when a file is written; empty when it is absent."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return []
+    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+
+
+def load_index(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
+    """The index, if it is whole, of this code, and about the ledger that is there now.
+
+    With `of_any_ledger` also if another program wrote the ledger since.
+    """
+    ledger = stamp(layout.ledger)
+    try:
+        limit = (ledger[-1] if ledger else 0) + _ALLOWANCE
+        head, _, body = read_bytes(layout.fold_index, limit).partition(b"\n")
+    except (FileNotFoundError, RecordError):
+        return None
+    if head != _head(body):
+        return None
+    # Its checksum fits and the code is the same: it is what `save_index` wrote.
+    *about, entries = from_json(body, cache_strings="none")
+    if not ledger or (about[0] != ledger and not of_any_ledger):
+        return None
+    return Index({key: _entry(*entry) for key, entry in entries.items()}, *about)
+
+
+def save_index(
+    layout: Layout, entries: Mapping[str, Entry], decisions: Stamp, last_tag: str
+) -> None:
+    """Writes down the fold whose ledger and aggregate lie on the disk now."""
+    written = [stamp(layout.ledger), stamp(layout.aggregate_experiments)]
+    body = to_json([*written, decisions, last_tag, entries])
+    write_atomic(layout.fold_index, _head(body) + b"\n" + body, durable=False)
+
+
+def _entry(
+    signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Fault], *where: int
+) -> Entry:
+    placed = None if placement is None else Placement(*placement)
+    return Entry(signature, Facts(*facts), placed, wrong, *where)
+
+
+def _head(body: bytes) -> bytes:
+    return b"fold-index %08x %08x %d" % (_code(), zlib.crc32(body), sys.hash_info.width)
+
+
+@cache
+def _code() -> int:
+    """A checksum of the modules that decide what a row looks like: other code, other rows."""
+    names = ("bundles", "fast_json", "fold", "ids", "ledger", "rows")
+    total = 0
+    for path in (Path(schema.__file__), *(Path(__file__).with_stem(name) for name in names)):
+        total = zlib.crc32(path.read_bytes(), total)
+    return total
+
+
+# ── folding ─────────────────────────────────────────────────────────────────────────────────
 
 
 class _Known(NamedTuple):
@@ -45,6 +142,20 @@ class _Known(NamedTuple):
     facts: Facts
     row: RowDocument | None
     """None when it was not read: nothing changed."""
+
+
+class _Judged(NamedTuple):
+    """What decisions.jsonl says."""
+
+    places: dict[str, Placement]
+    wrong: dict[str, list[Fault]]
+    """What bundles say that was not decided."""
+    gone: dict[str, Document]
+    """Decisions about experiments of which nothing else is left."""
+    last_tag: str
+    stamp: Stamp
+    """Of the file; empty when it must be read again in any case."""
+    readable: bool
 
 
 @dataclass(slots=True)
@@ -71,51 +182,35 @@ class Folded:
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""
-        entry = self.entries[experiment]
-        return self.content[entry.offset : entry.offset + entry.length]
-
-
-# ── folding ─────────────────────────────────────────────────────────────────────────────────
+        return _line_of(self.entries[experiment], self.content)
 
 
 def refold(layout: Layout, *, cold: bool = False) -> Folded:
     """Folds what is under research/; with `cold`, as if it had never been folded before."""
-    with _no_collections():
-        return _refold(layout, None if cold else fold_index.load(layout))
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """A fold makes many objects and no cycles: looking for those takes a fifth of its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _refold(layout: Layout, index: Index | None) -> Folded:
+    index = None if cold else load_index(layout)
     problems: list[Problem] = []
-    found, strangers = scan.find(layout)
+    found, strangers = bundles.find(layout)
     problems += [_problem(layout, path, reason) for path, reason in strangers]
-    known = _look(layout, found, index)
+    known = _look(found, index)
     facts = {key: one.facts for key, one in known.items()}
     judged = _places_as_before(layout, known, index) or _judge(layout, facts, problems)
     for key, decision in judged.gone.items():
         row = gone_row(decision)
         facts[key] = facts_of(row, None, [])
-        known[key] = _Known(scan.LOOK_AGAIN, facts[key], row)
-    order = in_order(known, judged.places, facts)
-    old = _old_ledger(layout, index)
-    content, entries, changed = _assemble(order, known, judged, found, index, old)
+        known[key] = _Known(bundles.LOOK_AGAIN, facts[key], row)
+    old = read_bytes(layout.ledger, LIMIT) if index else b""
+    lines, entries, changed = [], {}, 0
+    for key in in_order(known, judged.places, facts):
+        entry = index.entries.get(key) if index else None
+        line, entries[key] = _folded_line(known[key], judged, key, found, entry, old)
+        changed += entry is None or line != _line_of(entry, old)
+        lines.append(line)
+    _set_offsets(entries)
     for key, entry in entries.items():
-        if entry.facts.damage:
-            problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
-        if entry.wrong:
-            run = found[key].run
-            problems += [_problem(layout, f"{run}/{file}", why, key) for file, why in entry.wrong]
+        problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
+        for file, why in entry.wrong:
+            problems.append(_problem(layout, f"{found[key].run}/{file}", why, key))
+    content = b"".join(lines)
     return Folded(
         content,
         entries,
@@ -133,28 +228,42 @@ def _refold(layout: Layout, index: Index | None) -> Folded:
     )
 
 
-class _Judged(NamedTuple):
-    """What decisions.jsonl says."""
+def _look(found: Mapping[str, Places], index: Index | None) -> dict[str, _Known]:
+    """Reads what is new or changed, and trusts the index about the rest."""
+    known: dict[str, _Known] = {}
+    before = index.entries if index is not None else {}
+    for key, places in found.items():
+        entry = before.get(key)
+        if entry is None or entry.facts.volatile:
+            known[key] = _read(places)
+        elif entry.signature == bundles.current_signature(places):
+            known[key] = _Known(entry.signature, entry.facts, None)
+        else:
+            known[key] = _read(places)
+    return known
 
-    places: dict[str, Placement]
-    wrong: dict[str, list[Fault]]
-    """What bundles say that was not decided."""
-    gone: dict[str, Document]
-    """Decisions about experiments of which nothing else is left."""
-    last_tag: str
-    stamp: Stamp
-    """Of the file; empty when it must be read again in any case."""
-    readable: bool
+
+def _read(places: Places) -> _Known:
+    records = bundles.read(places)
+    row = base_row(places.experiment_id, records.bundle, records.planned)
+    damage = [[path, reason] for path, reason in records.damage]
+    if not records.bundle and not records.planned.plan and not damage:
+        damage = [[str(places.plan or places.page), "vanished while it was read"]]
+    return _Known(records.signature, facts_of(row, records.bundle, damage), row)
 
 
 def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> _Judged:
-    there, before = stamp(layout.decisions), len(problems)
-    decisions, readable = _decisions(layout, problems)
+    there, readable = stamp(layout.decisions), True
+    decisions: list[Document] = []
+    try:
+        decisions, bad = decision_documents(layout)
+    except RecordError as error:
+        bad, readable = [reason_in(error, layout.decisions)], False
+    problems += [_problem(layout, str(layout.decisions), reason) for reason in bad]
     gone = {d["experiment_id"]: d for d in decisions if d["experiment_id"] not in facts}
     last_tag = str(decisions[-1]["tag"]) if decisions else ""
-    complete = len(problems) == before
-    wrong = disagreements(decisions, facts, complete=complete)
-    again = there if complete and not gone else []
+    wrong = disagreements(decisions, facts, complete=not bad)
+    again = [] if bad or gone else there
     return _Judged(place(decisions, facts), wrong, gone, last_tag, again, readable)
 
 
@@ -175,92 +284,37 @@ def _places_as_before(
     return _Judged(places, wrong, {}, index.last_tag, index.decisions, readable=True)
 
 
-def _look(
-    layout: Layout, found: Mapping[str, scan.Found], index: Index | None
-) -> dict[str, _Known]:
-    """Reads what is new or changed, and trusts the index about the rest."""
-    if index is None:
-        return {key: _read(where) for key, where in found.items()}
-    known: dict[str, _Known] = {}
-    before, probe = index.entries, scan.Probe(layout)
-    for key, where in found.items():
-        entry = before.get(key)
-        if entry is None or entry.facts.volatile or entry.signature != probe(where):
-            known[key] = _read(where)
-        else:
-            known[key] = _Known(entry.signature, entry.facts, None)
-    probe.close()
-    return known
-
-
-def _read(where: scan.Found) -> _Known:
-    content = scan.read(where)
-    row = base_row(where.experiment_id, content.bundle, content.planned)
-    damage = [[path, reason] for path, reason in content.damage]
-    if not content.bundle and not content.planned.plan and not damage:
-        damage = [[str(where.plan or where.page), "vanished while it was read"]]
-    return _Known(content.signature, facts_of(row, content.bundle, damage), row)
-
-
-def _assemble(
-    order: Iterable[str],
-    known: Mapping[str, _Known],
+def _folded_line(
+    known: _Known,
     judged: _Judged,
-    found: Mapping[str, scan.Found],
-    index: Index | None,
+    key: str,
+    found: Mapping[str, Places],
+    before: Entry | None,
     old: bytes,
-) -> tuple[bytes, dict[str, Entry], int]:
-    """The ledger's bytes, where each line lies, and how many lines are not as they were.
-
-    Neighbours that did not change are copied as one piece.
-    """
-    pieces: list[bytes] = []
-    entries: dict[str, Entry] = {}
-    before = index.entries if index else {}
-    start = end = offset = changed = 0  # old[start:end] is the piece that still grows
-    for key in order:
-        one, entry, placement = known[key], before.get(key), judged.places.get(key)
-        wrong = judged.wrong.get(key, [])
-        same = entry is not None and (entry.placement, entry.wrong) == (placement, wrong)
-        if one.row is None and entry is not None and same:
-            if entry.offset != end:
-                pieces.append(old[start:end])
-                start = entry.offset
-            end = entry.offset + entry.length
-            entries[key] = entry if entry.offset == offset else entry._replace(offset=offset)
-        else:
-            one = _read(found[key]) if one.row is None else one
-            line = _line(one, placement, wrong)
-            changed += entry is None or line != old[entry.offset : entry.offset + entry.length]
-            pieces += (old[start:end], line)
-            start = end = -1
-            entries[key] = Entry(one.signature, one.facts, placement, wrong, offset, len(line))
-        offset += entries[key].length
-    pieces.append(old[start:end])
-    return b"".join(pieces), entries, changed
-
-
-def _line(known: _Known, placement: Placement | None, wrong: list[Fault]) -> bytes:
+) -> tuple[bytes, Entry]:
+    """The line of one experiment, as it was where nothing changed, and its entry."""
+    placement, wrong = judged.places.get(key), judged.wrong.get(key, [])
+    if known.row is None and before is not None:
+        if (before.placement, before.wrong) == (placement, wrong):
+            return _line_of(before, old), before
+        known = _read(found[key])
     row = known.row or {}
     unusable = in_words(known.facts.damage)
     finish(row, placement, undecided_stamp(known.facts), unusable, in_words(wrong))
-    return to_json(row, inf_nan_mode="null") + b"\n"
+    line = to_json(row, inf_nan_mode="null") + b"\n"
+    return line, Entry(known.signature, known.facts, placement, wrong, -1, len(line))
 
 
-def _old_ledger(layout: Layout, index: Index | None) -> bytes:
-    """The ledger's bytes; the index vouches for them, or there is none."""
-    return read_bytes(layout.ledger, LIMIT) if index else b""
+def _line_of(entry: Entry, content: bytes) -> bytes:
+    return content[entry.offset : entry.offset + entry.length]
 
 
-def _decisions(layout: Layout, problems: list[Problem]) -> tuple[list[Document], bool]:
-    try:
-        documents, bad = decision_documents(layout)
-    except RecordError as error:
-        reason = reason_in(error, layout.decisions)
-        problems.append(_problem(layout, str(layout.decisions), reason))
-        return [], False
-    problems += [_problem(layout, str(layout.decisions), reason) for reason in bad]
-    return documents, True
+def _set_offsets(entries: dict[str, Entry]) -> None:
+    offset = 0
+    for key, entry in entries.items():
+        if entry.offset != offset:
+            entries[key] = entry._replace(offset=offset)
+        offset += entry.length
 
 
 def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:

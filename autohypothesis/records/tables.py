@@ -9,8 +9,7 @@ from pydantic_core import from_json
 
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.history import Kept, best_of
-from autohypothesis.records.index import Entry
-from autohypothesis.records.ledger import Folded
+from autohypothesis.records.ledger import Entry, Folded
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Facts, Placement
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")

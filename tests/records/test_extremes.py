@@ -17,9 +17,9 @@ from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.overview.results import device_intervals
 from autohypothesis.fleet.sync import sync
+from autohypothesis.records.fast_json import canonical
 from autohypothesis.records.files import parse_json, to_json
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.records.usual import canonical
 from autohypothesis.schema import EARLIEST, FILES, LATEST, now, rfc3339, utc, whole
 
 EXTREMES = (

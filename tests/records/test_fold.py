@@ -10,21 +10,18 @@ from typing import Any
 import pytest
 
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.bundles import read_bundle, read_decisions
-from autohypothesis.records.curve import curve
-from autohypothesis.records.fold import fold
+from autohypothesis.records.bundles import read_bundle
 from autohypothesis.records.history import best_kept
 from autohypothesis.records.layout import RunPaths
+from autohypothesis.records.ledger import parse_ledger, refold
+from autohypothesis.records.rows import curve
 from autohypothesis.schema import Row
 
 
 def folded(lab: Any) -> dict[str, Row]:
-    """Through the pure function, as anybody may call it."""
-    layout = lab.layout
-    names = sorted(layout.runs.iterdir()) if layout.runs.exists() else []
-    bundles = [read_bundle(RunPaths(path)) for path in names]
-    plans = {path.stem: json.loads(path.read_text()) for path in layout.plans.glob("*.json")}
-    return {row.id: row for row in fold(bundles, plans, read_decisions(layout)[0])}
+    """The rows of a cold fold, by id."""
+    rows = parse_ledger(refold(lab.layout, cold=True).content)
+    return {row["id"]: Row.model_validate(row) for row in rows}
 
 
 def test_a_bundle_becomes_a_row(lab: Any) -> None:
@@ -213,12 +210,11 @@ def test_samples_that_are_few_torn_or_out_of_order() -> None:
     assert seen.checkpoints == {"25": 2.0, "50": 1.5, "100": 1.0}
 
 
-def test_reading_a_bundle_gives_models(lab: Any, tmp_path: Path) -> None:
+def test_reading_a_bundle_gives_documents(lab: Any, tmp_path: Path) -> None:
     lab.bundle("a-1", 1.5)
     bundle = read_bundle(lab.layout.run("a-1"))
-    result, metadata, ended = bundle.as_result(), bundle.as_metadata(), bundle.as_exit()
-    assert result is not None and metadata is not None and ended is not None
-    assert result.metrics.val_bpb == 1.5
-    assert metadata.run.tag == "nov20"
+    assert bundle.result and bundle.metadata and bundle.exit
+    assert bundle.result["metrics"]["val_bpb"] == 1.5
+    assert bundle.metadata["run"]["tag"] == "nov20"
     empty = read_bundle(RunPaths(tmp_path / "nothing"))
-    assert (empty.as_result(), empty.config, empty.damage) == (None, {}, ())
+    assert (empty.result, empty.config, empty.damage) == (None, {}, ())

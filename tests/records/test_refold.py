@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -12,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.fold import fold
-from autohypothesis.records.index import load
-from autohypothesis.records.ledger import read_ledger, refold
-from autohypothesis.records.scan import find, read
-from autohypothesis.schema import Row
+from autohypothesis.records.ledger import load_index, refold
 
 NAMES = [f"h-nov20-{n:04d}-1" for n in range(6)]
 STEPS = [
@@ -82,22 +76,8 @@ def test_any_sequence_of_changes(steps: list[str], seed: int, new_lab: Any) -> N
     }
 
 
-def test_the_driver_is_the_pure_fold(lab: Any) -> None:
-    chance = random.Random(7)
-    for _ in range(60):
-        step(lab, chance.choice(["bundle", "plan", "decide"]), chance)
-    sync(lab.layout)
-    found = [read(one) for one in find(lab.layout)[0].values()]
-    plans = {path.stem: json.loads(path.read_text()) for path in lab.layout.plans.glob("*.json")}
-    bundles = [content.bundle for content in found if content.bundle]
-    rows = fold(bundles, plans, read_decisions(lab.layout)[0])
-    ours = [Row.model_validate(row) for row in read_ledger(lab.layout)]
-    page = {"decision_markdown": "", "decision_markdown_path": ""}  # not part of the pure fold
-    assert [row.model_copy(update=page) for row in ours] == rows
-
-
 def test_only_what_changed_is_read(lab: Any, monkeypatch: Any) -> None:
-    from autohypothesis.records import ledger
+    from autohypothesis.records import bundles
 
     for name in NAMES:
         lab.whole(name, 1.5, "discard")
@@ -106,13 +86,13 @@ def test_only_what_changed_is_read(lab: Any, monkeypatch: Any) -> None:
             os.utime(path, (1_700_000_000, 1_700_000_000))
     sync(lab.layout)
     reads: list[str] = []
-    real = ledger.scan.read
+    real = bundles.read
 
     def counted(where: Any) -> Any:
         reads.append(where.experiment_id)
         return real(where)
 
-    monkeypatch.setattr(ledger.scan, "read", counted)
+    monkeypatch.setattr(bundles, "read", counted)
     assert sync(lab.layout).changed == 0
     assert reads == []
     lab.bundle("new-1", 1.1)
@@ -122,10 +102,10 @@ def test_only_what_changed_is_read(lab: Any, monkeypatch: Any) -> None:
 
 
 def test_an_index_of_other_code_is_not_used(lab: Any, monkeypatch: Any) -> None:
-    from autohypothesis.records import index
+    from autohypothesis.records import ledger
 
     lab.whole("a-1", 1.5, "keep")
     sync(lab.layout)
-    assert load(lab.layout) is not None
-    monkeypatch.setattr(index, "_code", lambda: 1)
-    assert load(lab.layout) is None
+    assert load_index(lab.layout) is not None
+    monkeypatch.setattr(ledger, "_code", lambda: 1)
+    assert load_index(lab.layout) is None

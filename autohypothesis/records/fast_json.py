@@ -49,7 +49,7 @@ def canonical(model: type[BaseModel], content: bytes) -> Document:
         ValueError: in words that follow the name of the file.
     """
     try:
-        return _usual(model)(content)
+        return _strict_reader(model)(content)
     except ValueError:
         return canonical_value(model, parse_json(content))
 
@@ -84,7 +84,7 @@ def _a_kind(value: object) -> str:
 
 
 @cache
-def _usual(model: type[BaseModel]) -> Callable[[bytes], Document]:
+def _strict_reader(model: type[BaseModel]) -> Callable[[bytes], Document]:
     return SchemaValidator(_strict(_dictionary(model))).validate_json
 
 
