@@ -28,19 +28,24 @@ from autohypothesis.engine.project import Project, reference_ref, refuse_checked
 from autohypothesis.engine.replication import make_missing_runs
 from autohypothesis.engine.runner import Unwatched, Watch
 from autohypothesis.engine.task import task_hash
-from autohypothesis.errors import GitError, RecordError, SettleError, UsageError
+from autohypothesis.errors import GitError, SettleError, UsageError
 from autohypothesis.fleet.artifact.results import ResultLines
 from autohypothesis.fleet.artifact.source import ChangeSource
 from autohypothesis.fleet.live.steering import SteeringFiles, steering_limits
 from autohypothesis.fleet.observer.scheduling import StopCriteria
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import locks
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import load_or_none, read_object
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
-from autohypothesis.schema import Decision, finite
+from autohypothesis.schema import Decision, Metadata, Plan, finite
 
 MAX_NAMED = 4
+MOST_LOST = 5
+"""Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
+PAUSE_S = 0.25
+"""After a round that was lost; each further one doubles it."""
+LONGEST_PAUSE_S = 30.0
 
 
 def meet_user(project: Project) -> Iterator[str]:
@@ -95,13 +100,6 @@ def take_home(project: Project, decision: Decision) -> str:
     return f"{branch} moved from {head[:7]} to {kept[:7]}"
 
 
-MOST_LOST = 5
-"""Rounds in a row that told nothing, each lost to the machine; then a person has to look."""
-PAUSE_S = 0.25
-"""After a round that was lost; each further one doubles it."""
-LONGEST_PAUSE_S = 30.0
-
-
 @dataclass
 class TaskLoop:
     """One call of `task run`. The lock `observer` is held for its life: one of them decides.
@@ -133,9 +131,9 @@ class TaskLoop:
         """Why something could not be decided, the last time."""
 
     def run(self, iterations: int) -> list[Decision]:
-        """At most `iterations` (0: until the search is over), the baseline not counted.
+        """Run at most `iterations` (0: until the search is over), the baseline not counted.
 
-        Returns what was decided, oldest first.
+        Return what was decided, oldest first.
 
         Raises:
             LockError: another loop or a fleet decides here.
@@ -175,7 +173,7 @@ class TaskLoop:
                 self._pause(max(lost, 1), again[-1])
 
     def _room(self) -> int:
-        """How many changes fit into a round now: others may hold some of the devices."""
+        """Return how many changes fit into a round now: some devices may be held."""
         if self.parallel == 1:
             return 1
         return max(1, min(self.parallel, devices.free(self.project.task.run.device)))
@@ -195,7 +193,7 @@ class TaskLoop:
     def _round(self, requests: Sequence[Experiment]) -> tuple[int, list[Decision]]:
         """Make the changes, run them side by side, decide.
 
-        Returns how many decisions tell anything, and those about lost runs, which come again.
+        Return how many decisions tell anything, and those about lost runs, which come again.
         """
         before = len(self.decided)
         self.execute(self.make(requests))
@@ -205,7 +203,7 @@ class TaskLoop:
         return len(self.decided) - before - len(lost), lost
 
     def make(self, requests: Sequence[Experiment], own: Project | None = None) -> list[RunSpec]:
-        """The candidates; what is refused has a bundle to decide. Programs work side by side.
+        """Return the candidates, made side by side; what is refused has a bundle to decide.
 
         Args:
             own: the project with the task that they are made with; default: today's.
@@ -268,24 +266,23 @@ class TaskLoop:
             )
 
     def _pause(self, lost: int, decision: Decision) -> None:
-        """Say why something is run again, and give what failed some time to come back."""
+        """Say why a run is repeated, and give what failed some time to come back."""
         self.say(f"run again, {lost} of {MOST_LOST - 1}: {decision.detail}")
         time.sleep(min(PAUSE_S * 2**lost, LONGEST_PAUSE_S))
 
     def _is_measured(self, commit: str) -> bool:
-        """Whether there is a value of `commit` that runs of today's task compare with."""
+        """Return whether `commit` has a value that runs of today's task compare with."""
         entries = self.project.repository.entries(commit)
         wanted = task_hash(self.project.task, protected_blobs(self.project.task, entries))
-        for one in self.history.latest.values():
-            if one.commit != commit or one.metric_value is None:
-                continue
-            if one.decision_status not in ("keep", "replicate"):
-                continue
-            with suppress(FileNotFoundError, RecordError, KeyError, TypeError):
-                metadata = read_json(self.project.layout.run(one.experiment_id).metadata)
-                if metadata["runtime"]["task_hash"] == wanted:
-                    return True
-        return False
+        measured = (
+            decision.experiment_id
+            for decision in self.history.latest.values()
+            if decision.commit == commit
+            and decision.metric_value is not None
+            and decision.decision_status in ("keep", "replicate")
+        )
+        runs = (load_or_none(Metadata, self.project.layout.run(name).metadata) for name in measured)
+        return any(run is not None and run.runtime.task_hash == wanted for run in runs)
 
     # ── decisions ─────────────────────────────────────────────────────────────────────────
 
@@ -335,11 +332,8 @@ class TaskLoop:
         )  # fmt: skip
 
     def _best_first(self, names: Sequence[str]) -> list[str]:
-        values: dict[str, float | None] = dict.fromkeys(names)
-        for name in names:
-            with suppress(FileNotFoundError, RecordError, AttributeError):
-                result = read_json(self.project.layout.run(name).result)
-                values[name] = finite(result.get("metric_value"))
+        results = {name: read_object(self.project.layout.run(name).result) for name in names}
+        values = {name: finite(result.get("metric_value")) for name, result in results.items()}
         return best_first(values, self.project.task.objective.direction)
 
     # ── what a killed loop left ───────────────────────────────────────────────────────────
@@ -360,9 +354,10 @@ class TaskLoop:
                 runner.forget(self.project, name)
 
     def _is_orphan(self, name: str) -> bool:
-        """Whether nobody is about to begin what was planned under a name of this tag."""
-        with suppress(FileNotFoundError, RecordError, KeyError, TypeError, UsageError):
-            plan = read_json(self.project.layout.plan(name))
-            worktree = f"worktree-{plan['worker_id']}"
-            return plan["tag"] == self.project.tag and not locks.held(self.project.layout, worktree)
+        """Return whether no process is about to begin what was planned under a name of this tag."""
+        layout = self.project.layout
+        with suppress(UsageError):
+            plan = load_or_none(Plan, layout.plan(name))
+            if plan is not None and plan.tag == self.project.tag:
+                return not locks.held(layout, f"worktree-{plan.worker_id}")
         return False

@@ -1,6 +1,6 @@
-"""One line for each iteration of a task, derived from its bundle: `work/results.jsonl`.
+"""The published line of each iteration, derived from its bundle: `work/results.jsonl`.
 
-Whoever runs a task reads these, on standard output as well. A kill between a decision and its line
+The lines go to standard output as well. A kill between a decision and its line
 costs nothing: the next loop writes what is missing.
 """
 
@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.records import jsonl
-from autohypothesis.records.files import read_json
+from autohypothesis.records.files import read_object
 from autohypothesis.records.outputs import refuse_foreign_lines
 from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import Decision
@@ -36,7 +35,7 @@ class ResultLines:
         self._written = {(one.get("tag"), one.get("iteration_id")) for one in news.records}
 
     def missing(self, decisions: Sequence[Decision]) -> Iterator[Decision]:
-        """Decided iterations that have no line yet; baselines and repeats are none."""
+        """Yield decided iterations that have no line yet; baselines and repeats are none."""
         for one in decisions:
             known = (one.tag, one.experiment_id) in self._written
             if not known and one.base_commit is not None and one.decision_status != "replicate":
@@ -55,9 +54,9 @@ class ResultLines:
 
 
 def line_of(project: Project, decision: Decision) -> dict[str, Any]:
-    """What is known of one iteration; scores and times that there are none of are null."""
+    """Return what is known of one iteration; unknown scores and times are null."""
     run = project.layout.run(decision.experiment_id)
-    result, ended, metadata = map(_document, (run.result, run.exit, run.metadata))
+    result, ended, metadata = map(read_object, (run.result, run.exit, run.metadata))
     runtime = _part(metadata, "runtime")
     mutation = _part(result.get("evidence"), "mutation")
     score = _part(ended, "score")
@@ -97,7 +96,7 @@ def line_of(project: Project, decision: Decision) -> dict[str, Any]:
 
 
 def artifacts_hash(project: Project, commit: str) -> str:
-    """SHA-256 of the artifacts of a commit: their paths and contents, nothing else."""
+    """Return the SHA-256 of the artifacts of a commit: their paths and contents."""
     try:
         entries = project.repository.entries(commit)
     except AutohypothesisError:
@@ -109,7 +108,7 @@ def artifacts_hash(project: Project, commit: str) -> str:
 
 
 def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]:
-    """Path -> lines added and removed, of the candidate against its base."""
+    """Return path -> lines added and removed, of the candidate against its base."""
     if not decision.base_commit or decision.base_commit == decision.commit:
         return {}
     try:
@@ -117,15 +116,6 @@ def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]
     except (AutohypothesisError, RecordError):
         return {}
     return {one.path: (one.added or 0, one.removed or 0) for one in changes}
-
-
-def _document(path: Path) -> Mapping[str, Any]:
-    """A file of a bundle; empty when it is not there, or damaged."""
-    try:
-        value = read_json(path)
-    except (FileNotFoundError, RecordError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _part(document: object, name: str) -> Mapping[str, Any]:

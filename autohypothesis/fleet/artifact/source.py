@@ -18,7 +18,7 @@ from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_bytes
 from autohypothesis.records.history import LiveHistory
-from autohypothesis.schema import Brief, Decision, now
+from autohypothesis.schema import Brief, now
 
 ASKED = 3
 """How often a proposer is asked when nothing that it said could be used."""
@@ -31,10 +31,10 @@ class ChangeSource(Protocol):
     """Has changes to try, a round at a time."""
 
     def next(self, count: int) -> Sequence[Experiment]:
-        """At most `count` requests; none when there is nothing left to try."""
+        """Return at most `count` requests; none when there is nothing left to try."""
 
     def tidy(self) -> None:
-        """Something was decided."""
+        """Called after decisions."""
 
 
 class MutatorSource:
@@ -46,7 +46,7 @@ class MutatorSource:
         self._seed = seed
 
     def next(self, count: int) -> list[Experiment]:
-        """What says nothing yet is run again first; seeds go on where the tag has come to."""
+        """Run first again what told nothing yet; seeds go on where the tag has come to."""
         again = list(self._again())[:count]
         first = APART * self._seed + sum(1 for _ in self._history.experiments())
         return again + [
@@ -57,7 +57,7 @@ class MutatorSource:
     def tidy(self) -> None: ...
 
     def _again(self) -> Iterator[Experiment]:
-        """Changes whose run was disturbed, or won against a reference that has moved since."""
+        """Yield changes whose run was disturbed, or that won against an older reference."""
         for decision in list(self._history.latest.values()):
             name = decision.hypothesis_id
             if not decision.requeue or self._history.decision_about(name) is not decision:
@@ -89,25 +89,24 @@ class QueueSource:
         inbox.take_inbox(self._queue)
         self.tidy()
         refused: dict[str, str] = {}
+        proposer = self._proposer
         for _ in range(ASKED):
             missing = count - len(self._queue.pending())
-            if (
-                missing <= 0
-                or self._proposer is None
-                or self._ask(self._proposer, missing, refused)
-            ):
+            if missing <= 0 or proposer is None or self._ask(proposer, missing, refused):
                 break
-        return [Experiment.of(one) for one in self._queue.pending()[:count]]
+        return [Experiment.of(hypothesis) for hypothesis in self._queue.pending()[:count]]
 
     def tidy(self) -> None:
-        """What was decided for good is done, also after a kill."""
-        for one in self._queue.pending():
-            decision = self._history.decision_about(one.hypothesis_id)
+        """Close what was decided for good, also after a kill."""
+        for hypothesis in self._queue.pending():
+            name = hypothesis.hypothesis_id
+            decision = self._history.decision_about(name)
             if decision is not None and not decision.requeue:
-                self._queue.abandon(one.hypothesis_id, _outcome(decision), closed="completed")
+                outcome = f"{decision.decision_status}: {decision.reason}"
+                self._queue.abandon(name, outcome, closed="completed")
 
     def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
-        """Whether anything of what it says is of use; it is vetted as in a fleet."""
+        """Ask for proposals, validate and queue them; return whether any was taken."""
         self._index.refresh()
         steering = self._steering.combined()
         reference = Reference.of(self._project, self._index, self._project.reference())
@@ -126,7 +125,3 @@ class QueueSource:
                 self._queue.add(proposal, proposer=proposer.name)
                 taken += 1
         return taken > 0
-
-
-def _outcome(decision: Decision) -> str:
-    return f"{decision.decision_status}: {decision.reason}"

@@ -1,4 +1,4 @@
-"""Which devices a fleet works on, and what this machine is: its GPUs, lanes, Python and profile.
+"""Which devices a fleet works on, and what this machine is: GPUs, CPU slots, Python, profile.
 
 What a user named becomes UUIDs and cores, or an error by name. Nothing here pins, leases or changes
 anything. An index is the one that NVML prints; it is turned into a UUID here, once, and the UUID is
@@ -43,7 +43,7 @@ class WorkerDevice:
 
     worker_id: str
     gpu_id: str
-    """As people name it: the index of NVML, or the core of a CPU lane."""
+    """As people name it: the index of NVML, or the core of a CPU slot."""
     device: str
     """What is leased: a UUID, or `cpu-<core>`; empty while no driver can tell."""
     kind: Literal["cpu", "cuda"]
@@ -62,44 +62,43 @@ def choose(
     cpu_workers: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> DeviceSelection:
-    """The devices for `--gpus` and `--cpu-workers`, each as typed; None: not given.
+    """Return the devices for `--gpus` and `--cpu-workers`, each as typed; None: not given.
 
     With neither, all GPUs inside the inherited mask; on a machine without any NVIDIA device one
-    lane per physical core.
+    slot per physical core.
 
     Raises:
         UsageError: an id is malformed, unknown, named twice or outside the mask.
         LeaseError: there is a GPU and its driver does not answer, and none was named.
     """
     environ = os.environ if environ is None else environ
-    lanes = choose_lanes(cpu_workers) if cpu_workers is not None else []
+    slots = choose_cpu_slots(cpu_workers) if cpu_workers is not None else []
     if gpus is not None:
         named = _named_gpus(_words(gpus), environ)
-        return DeviceSelection([*named.chosen, *lanes], named.notes)
+        return DeviceSelection([*named.chosen, *slots], named.notes)
     if cpu_workers is not None:
-        if not lanes:
+        if not slots:
             raise UsageError("--cpu-workers 0 leaves no worker", hint="leave it out, or name GPUs")
-        return DeviceSelection(lanes)
+        return DeviceSelection(slots)
     return _everything(environ)
 
 
-def choose_lanes(count: int) -> list[WorkerDevice]:
-    """The first `count` CPU lanes.
+def choose_cpu_slots(count: int) -> list[WorkerDevice]:
+    """Return the first `count` CPU slots.
 
     Raises:
         UsageError: there are fewer.
     """
-    lanes = engine.cpu_slots()
-    if not 0 <= count <= len(lanes):
+    slots = engine.cpu_slots()
+    if not 0 <= count <= len(slots):
         raise UsageError(
-            f"--cpu-workers {count}: this machine has {len(lanes)} physical cores to use",
-            hint=f"name 1 to {len(lanes)}; a lane is one core of its own",
+            f"--cpu-workers {count}: this machine has {len(slots)} physical cores to use",
+            hint=f"name 1 to {len(slots)}; a lane is one core of its own",
         )
-    found = []
-    for number, lane in enumerate(lanes[:count]):
-        core = (lane.cores or (0,))[0]
-        found.append(WorkerDevice(f"cpu{number}", str(core), engine.name_of(lane), "cpu"))
-    return found
+    return [
+        WorkerDevice(f"cpu{number}", str((slot.cores or (0,))[0]), engine.name_of(slot), "cpu")
+        for number, slot in enumerate(slots[:count])
+    ]
 
 
 def _everything(environ: Mapping[str, str]) -> DeviceSelection:
@@ -111,20 +110,20 @@ def _everything(environ: Mapping[str, str]) -> DeviceSelection:
     except LeaseError as error:
         hint = "mend the driver, or name devices: --gpus 0,1 (prepared only) or --cpu-workers N"
         raise LeaseError(error.problem, hint=hint) from error
-    lanes = choose_lanes(len(engine.cpu_slots()))
-    said = f"no GPU ({why_none}): {len(lanes)} CPU lanes instead, one per physical core"
-    return DeviceSelection(lanes, [said])
+    slots = choose_cpu_slots(len(engine.cpu_slots()))
+    said = f"no GPU ({why_none}): {len(slots)} CPU lanes instead, one per physical core"
+    return DeviceSelection(slots, [said])
 
 
 def _chosen(gpu: Gpu) -> WorkerDevice:
     return WorkerDevice(f"gpu{gpu.index}", str(gpu.index), gpu.uuid, "cuda")
 
 
-# ── what was typed ──────────────────────────────────────────────────────────────────────────
+# ── `--gpus` ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _words(text: str) -> list[str]:
-    """The ids of a comma-separated list, each well-formed and there once."""
+    """Return the ids of a comma-separated list, each well-formed and there once."""
     words = [word.strip() for word in text.split(",")]
     if words == [""]:
         raise UsageError("--gpus names no device", hint="leave it out for all of them; " + _HINT)
@@ -149,7 +148,7 @@ def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> DeviceSelec
     visible, _ = engine.gpus(environ)
     taken: dict[str, str] = {}
     for word in words:
-        gpu = _the_one(word, everything)
+        gpu = _matching_gpu(word, everything)
         if gpu not in visible:
             raise UsageError(
                 f"--gpus {word}: {gpu.name} {gpu.uuid} is outside {MASK}={environ.get(MASK, '')}",
@@ -162,8 +161,8 @@ def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> DeviceSelec
     return DeviceSelection(chosen)
 
 
-def _the_one(word: str, everything: Sequence[Gpu]) -> Gpu:
-    """The GPU that `word` names: an index, or a UUID or the beginning of one."""
+def _matching_gpu(word: str, everything: Sequence[Gpu]) -> Gpu:
+    """Return the GPU that `word` names: an index, or a UUID or the beginning of one."""
     if word.isdigit():
         matching = [gpu for gpu in everything if gpu.index == int(word)]
     else:
@@ -182,14 +181,14 @@ def _indices(found: Sequence[Gpu]) -> str:
 
 
 def _unknown(word: str) -> WorkerDevice:
-    """A GPU that nobody can look at: its worker is named after what was typed."""
+    """Return a GPU that no driver shows: its worker is named after what was typed."""
     if word.isdigit():
         return WorkerDevice(f"gpu{word}", word, "", "cuda")
     stem = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
     return WorkerDevice(checked_id(stem[:40].strip("-")), word, "", "cuda")
 
 
-# ── what is there ───────────────────────────────────────────────────────────────────────────
+# ── GPUs as they are now ─────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +207,11 @@ class GpuState:
     visible: bool = True
     """Whether the inherited mask lets this process use it."""
     problem: str = ""
-    """What NVML said instead of an answer."""
+    """The error of NVML."""
 
 
 def gpu_states(environ: Mapping[str, str] | None = None) -> list[GpuState]:
-    """Every GPU of this machine with what is on it; none where no driver answers.
+    """Return every GPU of this machine with its processes; none where no driver answers.
 
     A device that does not answer is listed with its problem, and hides no other.
     """
@@ -233,7 +232,7 @@ def gpu_states(environ: Mapping[str, str] | None = None) -> list[GpuState]:
 
 
 def device_users(uuids: Sequence[str]) -> list[str]:
-    """Who computes on these devices now, one line for each that is not free or does not answer."""
+    """Return a line for each of these devices that computes for others, or does not answer."""
     said = []
     for one in gpu_states() if uuids else ():
         if one.uuid not in uuids and not (one.problem and not one.uuid):
@@ -247,7 +246,7 @@ def device_users(uuids: Sequence[str]) -> list[str]:
 
 
 def _found(nvml: Any, index: int) -> GpuState:
-    """What NVML says about one device; a failure is part of the answer."""
+    """Return what NVML says about one device; a failure is part of the answer."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
@@ -332,7 +331,7 @@ class Machine:
 
 
 def inspect_machine(root: Path, environ: Mapping[str, str] | None = None) -> Machine:
-    """The machine as it stands, for the repository at `root`: its prepare.py is asked, or ours."""
+    """Return the facts of this machine; prepare.py of `root`, else ours, chooses the profile."""
     environ = os.environ if environ is None else environ
     _, why_no_gpu = engine.gpus(environ)
     choice, why_no_choice = _profile_choice(root, environ)
@@ -362,7 +361,7 @@ def _profile_choice(root: Path, environ: Mapping[str, str]) -> tuple[ProfileChoi
 
 
 def choose_profile(root: Path, environ: Mapping[str, str]) -> ProfileChoice:
-    """What `auto` is on this machine.
+    """Return the profile that `auto` means on this machine.
 
     Raises:
         LaunchError: there is no prepare.py that can tell, or it fails; with its own words.
@@ -386,18 +385,18 @@ def choose_profile(root: Path, environ: Mapping[str, str]) -> ProfileChoice:
     raise LaunchError(said, hint=f"run {sys.executable} {script} --choose")
 
 
-# ── Python and what it can import ───────────────────────────────────────────────────────────
+# ── Python and what it can import ────────────────────────────────────────────────────────────
 
 
 def python_problem() -> str:
-    """What is wrong with this Python; empty when nothing is."""
+    """Return what is wrong with this Python; empty when nothing is."""
     if sys.version_info[:2] >= PYTHON_FROM:
         return ""
     return f"Python {platform.python_version()} is older than {_dotted(PYTHON_FROM)}"
 
 
 def torch_problem() -> str:
-    """What is wrong with the torch of this Python; empty when nothing is. Imports nothing."""
+    """Return what is wrong with the installed torch; empty when nothing is. Imports nothing."""
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:

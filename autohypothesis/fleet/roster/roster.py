@@ -32,6 +32,7 @@ from autohypothesis.fleet.live.presence import (
     read_manifest,
     refuse_another_machine,
     refuse_beside_loop,
+    some_of,
     users_of,
 )
 from autohypothesis.fleet.proposing import check_proposer
@@ -56,7 +57,7 @@ _OURS = "refs/autohypothesis/ledger/"
 
 @dataclass(frozen=True, slots=True)
 class FleetOptions:
-    """What a user asked for; None: not said."""
+    """The options of `init-fleet`; None: not given."""
 
     tag: str | None = None
     gpus: str | None = None
@@ -87,8 +88,8 @@ def init_fleet(project: Project, wanted: FleetOptions) -> Fleet:
 
     Raises:
         UsageError: a device, a tag or a proposer is not what it should be; nothing was made.
-        FleetError: something of somebody else's is in the way, or a fleet is at work; nothing was
-            made.
+        FleetError: a file or branch that is not ours is in the way, or a fleet is at work;
+            nothing was made.
         GitError: there is no commit to begin at.
         LaunchError: the data of a new tag cannot be located.
     """
@@ -102,7 +103,7 @@ def init_fleet(project: Project, wanted: FleetOptions) -> Fleet:
 
 
 def begin_tag(project: Project, wanted: FleetOptions) -> Project:
-    """Start the tag alone, as `init_fleet` would; what runs before there are workers goes there."""
+    """Start the tag alone, as `init_fleet` would, for a run before there are workers."""
     choice = choose(wanted.gpus, wanted.cpu_workers)
     refuse_beside_loop(project.layout)
     with hold(project.layout, "fleet", doing="bootstrap"):
@@ -110,7 +111,7 @@ def begin_tag(project: Project, wanted: FleetOptions) -> Project:
 
 
 def begin_single(project: Project, tag: str, places: Sequence[str]) -> tuple[Project, list[str]]:
-    """Start the tag, or go on with it, for who works in detached worktrees; and what to know.
+    """Start the tag, or go on with it, for a loop in detached worktrees; return notes as well.
 
     The fleet that the tag may have stays as it is.
 
@@ -150,7 +151,7 @@ class _FleetSetup:
         self.is_new = project.repository.read_ref(reference_ref(self.tag)) is None
 
     def begin(self) -> Project:
-        """The project on its tag, once nothing is in the way."""
+        """Return the project on its tag, once nothing is in the way."""
         self._refuse_while_at_work()
         self._refuse_a_strangers_tag()
         base = self._base()
@@ -172,7 +173,7 @@ class _FleetSetup:
         self._remark_return(manifest)
         return Fleet(manifest, self.notes, done)
 
-    # ── what is refused ───────────────────────────────────────────────────────────────────
+    # ── refusals ──────────────────────────────────────────────────────────────────────────
 
     def _refuse_while_at_work(self) -> None:
         """Another tag or other devices are for a fleet at rest; mending is for any."""
@@ -182,13 +183,12 @@ class _FleetSetup:
             what = f"tag {self.tag}" if self.before.tag != self.tag else "other workers"
             raise FleetError(
                 f"{what} cannot begin in {self.layout.root} while these are at work: "
-                + ", ".join(busy[:4])
-                + (f" and {len(busy) - 4} more" if len(busy) > 4 else ""),
+                + some_of(busy),
                 hint="stop them: python orchestrator.py down",
             )
 
     def _changes(self, before: Manifest) -> bool:
-        """Whether a worker would go, come, or change its device; a first driver is no change."""
+        """Return whether a worker would go, come, or change its device; a first driver is none."""
         if before.tag != self.tag or not self.chosen:
             return before.tag != self.tag
         was = {one.worker_id: one.device for one in before.workers}
@@ -210,7 +210,7 @@ class _FleetSetup:
         self.notes.append(f"branch {branch} was there, at HEAD: the search goes on from it")
 
     def _is_known(self) -> bool:
-        """Whether the tag is a search of ours: by the manifest, a marker, or its experiments."""
+        """Return whether the tag is a search of ours: by manifest, marker, or its experiments."""
         if self.before is not None and self.before.tag == self.tag:
             return True
         named = re.compile(rf"(?:baseline-{self.tag}|h-{self.tag}-\d+)-\d+")
@@ -223,7 +223,7 @@ class _FleetSetup:
     # ── the tag and its reference ─────────────────────────────────────────────────────────
 
     def _base(self) -> str:
-        """The commit that the reference of a new tag begins at."""
+        """Return the commit that the reference of a new tag begins at."""
         start = self.wanted.start
         if not self.is_new:
             commit = str(self.repository.read_ref(reference_ref(self.tag)))
@@ -253,15 +253,15 @@ class _FleetSetup:
         return self.repository.resolve(str(best["commit"]))
 
     def _left_at(self) -> str | None:
-        """Where the decisions left the reference of a tag whose branch was deleted."""
+        """Return where the decisions left the reference of a tag whose branch was deleted."""
         try:
             decisions, _ = decision_documents(self.layout)
         except RecordError:
             return None
-        moved = [one for one in decisions if one.get("tag") == self.tag]
-        after = next((one.get("reference_after") for one in reversed(moved)
-                      if one.get("reference_after")), None)  # fmt: skip
-        return self.repository.read_ref(f"{after}^{{commit}}") if after else None
+        for decision in reversed(decisions):
+            if decision.get("tag") == self.tag and (after := decision.get("reference_after")):
+                return self.repository.read_ref(f"{after}^{{commit}}")
+        return None
 
     # ── workers ───────────────────────────────────────────────────────────────────────────
 
@@ -309,7 +309,7 @@ class _FleetSetup:
         )
 
     def _release(self, manifest: Manifest) -> None:
-        """What workers that are no more still held goes back to the queue."""
+        """Queue again what workers that are no more still held."""
         if self.before is None or self.before.tag != self.tag:
             return
         stay = {one.worker_id for one in manifest.workers}
@@ -324,7 +324,7 @@ class _FleetSetup:
             )
 
     def _remark_return(self, manifest: Manifest) -> None:
-        """What of an earlier fleet is as it was, when its tag goes on."""
+        """Note what is kept of an earlier fleet whose tag goes on."""
         before = self.before
         if before is not None and before.tag != self.tag and self.tag in before.earlier:
             self.notes.append(
@@ -333,7 +333,7 @@ class _FleetSetup:
             )
 
     def _remark(self, manifest: Manifest) -> None:
-        """What will keep these workers from training, said now and not in the night."""
+        """Note now what will keep these workers from training."""
         self.notes += device_users([one.device for one in manifest.workers if one.kind == "cuda"])
         if not self.wanted.worktrees:
             self.notes.append("no worktrees were made; a worker makes its own when it starts")
@@ -349,7 +349,7 @@ class _FleetSetup:
 
 
 def worker_named(manifest: Manifest, worker_id: str) -> Worker:
-    """One worker of the roster.
+    """Return one worker of the roster.
 
     Raises:
         UsageError: there is none of that name.
@@ -365,26 +365,26 @@ def worker_named(manifest: Manifest, worker_id: str) -> Worker:
 
 
 def requeue_claims(project: Project, queue: Queue, worker: str) -> int:
-    """Withdraw what waits for `worker`, and close or requeue what it had claimed; how many.
+    """Withdraw what waits for `worker`, and close or requeue its claims; return how many.
 
     The worker is not at work. What it ran to its end is collected and counts; anything else was
     never evidence. What still runs under its shim, or cannot be ended now, is left to the observer.
     """
     waiting = queue.dispatched(worker)[worker]
-    for one in waiting:
-        queue.withdraw(one.hypothesis_id)
+    for hypothesis in waiting:
+        queue.withdraw(hypothesis.hypothesis_id)
     claimed = queue.running(worker)[worker]
     if not claimed:
         return len(waiting)
     decided, moved = _decided(project), len(waiting)
-    for one in claimed:
+    for hypothesis in claimed:
         with suppress(*RECOVERABLE_ERRORS):
-            moved += bool(end_claim(project, queue, one, worker, decided))
+            moved += bool(end_claim(project, queue, hypothesis, worker, decided))
     return moved
 
 
 def _decided(project: Project) -> set[str]:
-    """Experiments with a decision, as far as those can be read."""
+    """Return the experiments with a decision, as far as those can be read."""
     with suppress(RecordError):
         return {one.experiment_id for one in read_decisions(project.layout)[0]}
     return set()
@@ -392,7 +392,7 @@ def _decided(project: Project) -> set[str]:
 
 @dataclass(frozen=True)
 class OnDevice(LocalExecutor):
-    """The local executor, on one device and no other."""
+    """The local executor, on one given device."""
 
     device: str = ""
 
@@ -402,7 +402,7 @@ class OnDevice(LocalExecutor):
 
 
 def has_baseline(project: Project) -> bool:
-    """Whether the search has something to compare with."""
+    """Return whether the search has a baseline to compare with."""
     sync(project.layout)
     return first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None
 

@@ -53,13 +53,13 @@ class Worktrees:
         branch = worker_branch(self.tag, worker)
         return Workspace.named(self.repository, worker, branch=branch, fleet=self.tag)
 
-    # ── what is in the way ────────────────────────────────────────────────────────────────
+    # ── obstacles ─────────────────────────────────────────────────────────────────────────
 
     def refuse_obstacles(self, workers: Iterable[str]) -> None:
         """See that everything can be made, before anything is.
 
         Raises:
-            FleetError: a file, a folder, a branch or a checkout of somebody else's is in the way.
+            FleetError: a file, a folder, a branch or a checkout that is not ours is in the way.
         """
         if self.repository.read_ref(HEADS + _ROOM) is not None:
             raise FleetError(
@@ -81,7 +81,7 @@ class Worktrees:
         """See that there is room for `worktrees/<name>` of each.
 
         Raises:
-            FleetError: a file or a folder of somebody else's is in the way.
+            FleetError: a file or a folder that is not ours is in the way.
         """
         layout, there = Layout(self.repository.root), self.repository.worktrees()
         if os.path.lexists(layout.worktrees) and not layout.worktrees.is_dir():
@@ -99,7 +99,7 @@ class Worktrees:
         raise _in_the_way(path, "a folder that is no worktree of a fleet")
 
     def _is_ours(self, there: list[Worktree], path: Path) -> bool:
-        """Whether a fleet of ours made the worktree at `path`, in whatever state it is."""
+        """Return whether a fleet of ours made the worktree at `path`, in whatever state it is."""
         listed = _listed(there, path)
         if listed is None:
             return self._points_here(path)
@@ -108,13 +108,13 @@ class Worktrees:
         return listed.branch == HEADS + worker_branch(self.tag, path.name)
 
     def _points_here(self, path: Path) -> bool:
-        """Whether it was one: its `.git` leads into this repository, where nothing is any more."""
+        """Return whether it was a worktree: its `.git` leads into this repository."""
         inside = os.path.realpath(self.repository.common_dir / "worktrees")
         own = _own_folder(path)
         return own is not None and os.path.realpath(own).startswith(inside + os.sep)
 
     def _lead_back(self, path: Path) -> None:
-        """Let git find a worktree of ours again whose entry in the repository lost its way."""
+        """Let git find a worktree of ours again whose entry lost its path."""
         own = _own_folder(path)
         if own is None or not own.is_dir() or not self._points_here(path):
             return
@@ -145,14 +145,14 @@ class Worktrees:
     # ── making and mending ────────────────────────────────────────────────────────────────
 
     def wrong_with(self, worker: str) -> str:
-        """Why the worktree of `worker` cannot be used as it is; empty when it can."""
+        """Return why the worktree of `worker` cannot be used as it is; empty when it can."""
         workspace = self.workspace(worker)
         if not os.path.lexists(workspace.path):
             return MISSING
         return self._what_is_wrong(workspace)
 
     def make(self, worker: str, reference: str) -> str:
-        """The worktree of `worker`, whole and on its branch; what was done, empty if nothing.
+        """Make the worktree of `worker`, whole and on its branch; return what was done, or "".
 
         A branch that is there keeps its commit; a new one begins at `reference`.
         """
@@ -171,7 +171,7 @@ class Worktrees:
         return "made" if wrong == MISSING else f"made again ({wrong}{kept and '; ' + kept})"
 
     def _what_is_wrong(self, workspace: Workspace) -> str:
-        """Why a worktree that is there cannot be used as it is; empty when it can."""
+        """Return why a worktree that is there cannot be used as it is; empty when it can."""
         path = workspace.path
         listed = _listed(self.repository.worktrees(), path)
         if listed is None:
@@ -193,7 +193,7 @@ class Worktrees:
         return "a git that was killed left its lock" if self._is_locked(path) else ""
 
     def _head(self, path: Path) -> str | None:
-        """The commit it stands on. Without its `.git` the answer would be the main checkout's."""
+        """Return the commit it stands on; without `.git`, git answers for the main checkout."""
         if not (path / ".git").is_file():
             return None
         try:
@@ -207,7 +207,7 @@ class Worktrees:
         return own is not None and (own / "index.lock").exists()
 
     def rescue(self, workspace: Workspace, commit: str) -> str:
-        """Keep what a worktree holds beside its commit; where it is now, empty if there is nothing.
+        """Keep what a worktree holds beside its commit; return where that is now, or "".
 
         Afterwards it may be removed.
         """
@@ -230,13 +230,13 @@ class Worktrees:
 
 
 def free_name(repository: Repository, stem: str) -> str:
-    """A name under `refs/fleet/salvage/` that nothing has been kept under."""
+    """Return a name under `refs/fleet/salvage/` that is not taken."""
     taken = {ref.removeprefix(SALVAGE) for ref in repository.refs(SALVAGE)}
     return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
 
 
 def _own_folder(path: Path) -> Path | None:
-    """Where the `.git` of a worktree says that git keeps its index and HEAD."""
+    """Return where the `.git` of a worktree says that git keeps its index and HEAD."""
     try:
         said = (path / ".git").read_text(encoding="utf-8", errors="surrogateescape")
     except (OSError, ValueError):
@@ -258,7 +258,7 @@ def _in_the_way(path: Path, what: str) -> FleetError:
 
 
 def _holds_more(folder: Path, entries: Mapping[str, Entry]) -> bool:
-    """Whether a file in `folder` is not as git has it, so that it would be lost."""
+    """Return whether a file in `folder` is not as git has it, so that it would be lost."""
     for place, folders, names in os.walk(folder):
         for name in [*names, *(one for one in folders if os.path.islink(Path(place, one)))]:
             path = Path(place, name)
@@ -278,7 +278,7 @@ def _is_committed(path: Path, entry: Entry | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class PruneStep:
-    """One worktree or branch: what was done with it, or would be."""
+    """One worktree or branch, and what was done with it, or would be."""
 
     what: str
     done: str
@@ -314,7 +314,7 @@ def prune(project: Project, *, dry_run: bool = False, tag: str | None = None) ->
 
 
 def _made(project: Project) -> list[tuple[str, str]]:
-    """Tag and worker of everything that a fleet made here."""
+    """Return tag and worker of everything that a fleet made here."""
     names = (ref.removeprefix(MARKERS) for ref in project.repository.refs(MARKERS))
     pairs = (tuple(name.split("/")) for name in names)
     return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2 and pair[1] != REFERENCE]
@@ -322,7 +322,7 @@ def _made(project: Project) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class _FormerWorker:
-    """What one worker of one tag left."""
+    """The worktrees and the branch that one worker of one tag left."""
 
     project: Project
     tag: str
@@ -330,7 +330,7 @@ class _FormerWorker:
     dry_run: bool
 
     def take_away(self, name_is_taken: bool) -> Iterator[PruneStep]:
-        """Worktrees first: a branch that is checked out cannot go.
+        """Remove the worktrees, then the branch: one that is checked out cannot go.
 
         Args:
             name_is_taken: the active fleet has a worker of this name, whose worktree it is.
@@ -348,21 +348,21 @@ class _FormerWorker:
             yield from self._remove_branch()
 
     def _remove_export(self, name: str) -> Iterator[PruneStep]:
-        """Where its runs had their files: those are in their commits, so nothing is kept."""
+        """Remove the files of its runs, which are in their commits."""
         export = Export(self.project.repository, name)
         if not export.path.is_dir():
             return
+        what = f"files of runs {export.path}"
         user = users_of(self.project.layout, self.worker, export.path)
         if user:
-            yield PruneStep(f"files of runs {export.path}", "left", f"they are used by {user}")
-        elif self.dry_run:
-            yield PruneStep(f"files of runs {export.path}", "would be removed")
-        else:
+            yield PruneStep(what, "left", f"they are used by {user}")
+            return
+        if not self.dry_run:
             export.remove()
-            yield PruneStep(f"files of runs {export.path}", "removed")
+        yield PruneStep(what, "would be removed" if self.dry_run else "removed")
 
     def _worktree(self, name: str) -> Worktree | None:
-        """The one of that name, if this very worker's."""
+        """Return the worktree of that name, if it is this worker's."""
         found = self.project.repository.worktree_at(self.project.layout.worktree(name))
         if found is None:
             return None
@@ -403,7 +403,7 @@ class _FormerWorker:
         yield PruneStep(f"branch {branch}", "removed", kept)
 
     def _keep_commit(self, commit: str) -> str:
-        """Commits that nothing else holds: somebody worked on the branch by hand."""
+        """Keep commits that nothing else holds, of work by hand on the branch."""
         repository = self.project.repository
         held = [*repository.experiments().values(), *self._references()]
         if commit in held or any(repository.is_ancestor(commit, one) for one in self._references()):
@@ -413,7 +413,7 @@ class _FormerWorker:
         return f"its commits are in {SALVAGE}{name}"
 
     def _references(self) -> list[str]:
-        """What stays: every search's reference, and where the main checkout stands."""
+        """Return what stays: every search's reference, and where the main checkout stands."""
         repository = self.project.repository
         made = {HEADS + worker_branch(tag, worker) for tag, worker in _made(self.project)}
         heads = repository.refs(HEADS)

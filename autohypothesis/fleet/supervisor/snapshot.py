@@ -24,7 +24,7 @@ from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outbox import REFUSED, SENT
 from autohypothesis.records import git_keep
-from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.bundles import ABSENT, Signature, read_decisions, signature_of
 from autohypothesis.records.files import (
     JSON_LIMIT,
     opened,
@@ -54,9 +54,6 @@ _SETTLED_NS = 1_000_000_000
 _STATE_LIMIT = 256 * 1024 * 1024
 _LOCK_S = 120.0
 
-Signature = tuple[int, int, int]
-"""Inode, time of modification in nanoseconds, size."""
-
 
 def ledger_ref(tag: str) -> str:
     return LEDGERS + checked_id(tag)
@@ -73,13 +70,13 @@ class KeptFile(NamedTuple):
 def snapshot(
     repository: Repository, layout: Layout, tag: str, *, everything: bool = False
 ) -> str | None:
-    """Keep what changed since the last snapshot; the new commit, or None when nothing did.
+    """Keep what changed since the last snapshot; return the new commit, None where nothing did.
 
     Args:
         everything: the ledger too, however long it is: for the end of a search.
 
     Raises:
-        GitError: git refused, or somebody else moved the ref.
+        GitError: git refused, or another process moved the ref.
         LockError: another snapshot has run for two minutes.
     """
     with hold(layout, "snapshot", doing=f"a snapshot of {tag}", timeout=_LOCK_S):
@@ -101,7 +98,7 @@ class _Snapshot:
         self.seen: dict[str, Signature] = {}
         self.queue = self._short(str(layout.hypotheses("done").parent)) + "/"
         self.queue_moved = False
-        self.memory = _memory(repository, tag)
+        self.memory = _memory_path(repository, tag)
 
     def take(self) -> str | None:
         batch: dict[str, bytes] = {}
@@ -132,7 +129,7 @@ class _Snapshot:
         )
 
     def _remember(self) -> None:
-        """A snapshot that is killed before this is made again, and finds nothing new."""
+        """Write what was seen. A snapshot that is killed before this is made again."""
         self.count += self.made is not None
         if self.count >= PACK_EVERY:
             self.repository.pack_objects()
@@ -143,7 +140,7 @@ class _Snapshot:
     # ── what changed ──────────────────────────────────────────────────────────────────────
 
     def _changed(self) -> Iterator[tuple[str, bytes]]:
-        """Path from the root, and content, of what is not known to be as it was."""
+        """Yield path from the root, and content, of what is not known to be as it was."""
         decisions = self._short(str(self.layout.decisions))
         for source in self._sources():
             name = self._short(source.path)
@@ -161,14 +158,14 @@ class _Snapshot:
 
     def _as_before(self, name: str, path: str) -> bool:
         known = self.before.get(name)
-        if known is None or known != _signature(path):
+        if known is None or known != signature_of(path):
             return False
         self.seen[name] = known
         return True
 
     def _run(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        """A bundle. One that has no result yet still grows: only its beginning is taken."""
-        run, before = RunPaths(Path(folder)), _signature(folder)
+        """Yield the files of a bundle; one without a result still grows: its config alone."""
+        run, before = RunPaths(Path(folder)), signature_of(folder)
         whole = run.result.exists()
         for source in _of_run(run) if whole else (KeptFile(str(run.config)),):
             name = self._short(source.path)
@@ -179,7 +176,7 @@ class _Snapshot:
             self._note(self._short(folder), before)
 
     def _read(self, name: str, source: KeptFile, *, remember: bool = True) -> bytes | None:
-        """The file's content; None when there is none that can be kept."""
+        """Return the file's content; None where there is none that can be kept."""
         with suppress(FileNotFoundError, RecordError, OSError):
             with opened(source.path) as (descriptor, status):
                 if status.st_size > source.limit and not source.tail:
@@ -191,12 +188,12 @@ class _Snapshot:
             return content[content.find(b"\n") + 1 :] if start else content
         return None
 
-    def _note(self, name: str, signature: Signature | None) -> None:
-        if signature is not None and time.time_ns() - signature[1] > _SETTLED_NS:
+    def _note(self, name: str, signature: Signature) -> None:
+        if signature != ABSENT and time.time_ns() - signature[1] > _SETTLED_NS:
             self.seen[name] = signature
 
     def _none_lost(self, content: bytes) -> bytes:
-        """decisions.jsonl as it is, behind what the last snapshot has and it has not."""
+        """Return decisions.jsonl behind those lines of the last snapshot that it has not."""
         content = content[: content.rfind(b"\n") + 1]
         return joined(self._kept(str(self.layout.decisions)), content)
 
@@ -206,7 +203,7 @@ class _Snapshot:
         return next(git_keep.contents(self.repository, there.values()), b"")
 
     def _left_places(self) -> list[str]:
-        """Places in the last snapshot of hypotheses that are in another state by now."""
+        """Return the paths in the last snapshot of hypotheses that are in another state by now."""
         if self.tip is None:
             return []
         now = {self._short(path) for path in _hypotheses(self.layout)}
@@ -222,32 +219,30 @@ class _Snapshot:
     def _sources(self) -> Iterator[KeptFile]:
         layout = self.layout
         yield KeptFile(str(layout.decisions), FILE_LIMIT)
-        for one in (layout.manifest, layout.brief, layout.knowledge_base, layout.search_model):
-            yield KeptFile(str(one))
-        yield KeptFile(str(layout.steering))
-        yield from (
-            KeptFile(str(one)) for one in (layout.registry, layout.written_copy(layout.registry))
-        )
-        yield from (KeptFile(path) for path in _files(layout.published_tools))
-        yield from (KeptFile(path) for path in _hypotheses(layout))
-        yield from (KeptFile(path) for path in _files(layout.plans))
-        for state in (SENT, REFUSED):  # what a hub was told is not told again
-            yield from (KeptFile(path) for path in _files(layout.outbox_state(state)))
+        registry = (layout.registry, layout.written_copy(layout.registry))
+        pages = (layout.manifest, layout.brief, layout.knowledge_base, layout.search_model)
+        for path in (*pages, layout.steering, *registry):
+            yield KeptFile(str(path))
+        folders = (layout.published_tools, layout.plans)
+        outbox = (layout.outbox_state(state) for state in (SENT, REFUSED))  # not reported again
+        for name in _hypotheses(layout):
+            yield KeptFile(name)
+        for folder in (*folders, *outbox):
+            yield from map(KeptFile, _files(folder))
         yield KeptFile(str(layout.results_tsv), FILE_LIMIT)
         yield KeptFile(str(layout.ledger), FILE_LIMIT if self.everything else LEDGER_LIMIT)
 
 
 def _of_run(run: RunPaths) -> Iterator[KeptFile]:
-    for whole in (run.config, run.metadata, run.result, run.exit, run.diff, run.run_spec):
-        yield KeptFile(str(whole))
-    yield KeptFile(str(run.events), EVENTS_TAIL, tail=True)
-    yield KeptFile(str(run.clock), EVENTS_TAIL, tail=True)
-    yield KeptFile(str(run.log), LOG_TAIL, tail=True)
-    yield KeptFile(str(run.score_log), LOG_TAIL, tail=True)
+    for path in (run.config, run.metadata, run.result, run.exit, run.diff, run.run_spec):
+        yield KeptFile(str(path))
+    tails = {run.events: EVENTS_TAIL, run.clock: EVENTS_TAIL}
+    for path, limit in {**tails, run.log: LOG_TAIL, run.score_log: LOG_TAIL}.items():
+        yield KeptFile(str(path), limit, tail=True)
 
 
 def joined(older: bytes, newer: bytes) -> bytes:
-    """`newer`, behind those lines of `older` that it has not."""
+    """Return `newer` behind those lines of `older` that it has not."""
     if newer.startswith(older):
         return newer
     there = set(newer.split(b"\n"))
@@ -258,16 +253,8 @@ def joined(older: bytes, newer: bytes) -> bytes:
 # ── files and folders ───────────────────────────────────────────────────────────────────────
 
 
-def _signature(path: str) -> Signature | None:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 def _files(folder: Path) -> list[str]:
-    """The files of a folder, by name; half-written ones begin with a dot."""
+    """Return the files of a folder by name; half-written ones begin with a dot."""
     return [path for path, is_folder in _entries(folder) if not is_folder]
 
 
@@ -296,14 +283,14 @@ def _hypotheses(layout: Layout) -> list[str]:
 # ── what was seen ───────────────────────────────────────────────────────────────────────────
 
 
-def _memory(repository: Repository, tag: str) -> Path:
+def _memory_path(repository: Repository, tag: str) -> Path:
     return repository.common_dir / "autohypothesis" / f"snapshot-{checked_id(tag)}.json"
 
 
 def _load(repository: Repository, tag: str, tip: str | None) -> tuple[dict[str, Signature], int]:
-    """What the snapshot at `tip` saw, and how many there were since the last packing."""
+    """Return what the snapshot at `tip` saw, and how many followed the last packing."""
     try:
-        state: Any = read_json(_memory(repository, tag), _STATE_LIMIT)
+        state: Any = read_json(_memory_path(repository, tag), _STATE_LIMIT)
         if tip is None or state["commit"] != tip:
             return {}, 0
         seen = {str(name): (int(a), int(b), int(c)) for name, (a, b, c) in state["seen"].items()}
@@ -319,17 +306,17 @@ FETCH = (
 
 
 class Restored(NamedTuple):
-    """What came back."""
+    """What was restored."""
 
     tag: str
     commit: str
     files: int
     decisions: int
-    """Lines that decisions.jsonl had not."""
+    """Lines that decisions.jsonl lacked."""
 
 
 def newest_tag(repository: Repository) -> str:
-    """The tag whose snapshot was made last.
+    """Return the tag whose snapshot was made last.
 
     Raises:
         FleetError: there is none.
@@ -348,7 +335,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
 
     Raises:
         FleetError: there is no snapshot of this tag.
-        LockError: decisions are taken or the queue is moved by somebody who does not end.
+        LockError: a process that decides or moves the queue does not end.
         RecordError: the disk is full, or something else lies where a file belongs.
     """
     commit = repository.read_ref(ledger_ref(tag))
@@ -373,7 +360,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
 
 
 def _not_queued(layout: Layout, kept: Mapping[str, str]) -> dict[str, str]:
-    """Hypotheses that are in no state here; of one that is kept in two, the later state's."""
+    """Return the hypotheses that are in no state here; of one kept in two, the later state's."""
     root = layout.hypotheses("done").parent
     here = {name for _, _, names in os.walk(root) for name in names}
     later = ("pending", "dispatched", "running", "done")
@@ -389,7 +376,7 @@ def _state(path: str, states: tuple[str, ...]) -> str:
 
 
 def _put(repository: Repository, layout: Layout, kept: Mapping[str, str]) -> int:
-    """Writes what is absent; how many files that were."""
+    """Write what is absent; return how many files that were."""
     absent = {path: blob for path, blob in kept.items() if _may_be_put(layout, path)}
     for path, content in zip(absent, git_keep.contents(repository, absent.values()), strict=True):
         place = layout.root / path
@@ -398,12 +385,12 @@ def _put(repository: Repository, layout: Layout, kept: Mapping[str, str]) -> int
 
 
 def _may_be_put(layout: Layout, path: str) -> bool:
-    """Whether nothing is there. A snapshot that was fetched may hold any path at all."""
+    """Return whether nothing is there; a snapshot that was fetched may hold any path at all."""
     return ".." not in PurePosixPath(path).parts and not os.path.lexists(layout.root / path)
 
 
 def _at_home(layout: Layout, place: Path, content: bytes) -> bytes:
-    """The manifest with the paths of this repository: it may have been made in another place."""
+    """Return the manifest with the paths of this repository: it may be from another place."""
     if place != layout.manifest:
         return content
     try:
@@ -427,7 +414,7 @@ def _with_root(value: Any, old: str, new: str) -> Any:
 
 
 def _join_decisions(repository: Repository, layout: Layout, blob: str | None) -> int:
-    """decisions.jsonl with the lines of the snapshot in front; how many it had not."""
+    """Put the lines of the snapshot before those of decisions.jsonl; return how many it lacked."""
     kept = next(git_keep.contents(repository, [blob] if blob else []), b"")
     with hold(layout, "settle", doing="restoring decisions"):
         try:
@@ -444,7 +431,7 @@ def _join_decisions(repository: Repository, layout: Layout, blob: str | None) ->
 
 
 def _restore_reference(repository: Repository, layout: Layout, tag: str) -> None:
-    """The commit that the last decision left as the reference, where the branch is missing."""
+    """Make a branch that is missing, at the commit that the last decision left as reference."""
     if repository.read_ref(reference_ref(tag)) is not None:
         return
     decisions, _ = read_decisions(layout)
