@@ -122,11 +122,11 @@ def observe(root: Path, runs: int, thought: float) -> None:
 def _observe(root: Path, runs: int, thought: float) -> None:
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Observer
-    from autohypothesis.fleet.observer.scheduling import Limits
+    from autohypothesis.fleet.observer.scheduling import SearchLimits
 
     with Stop() as stop:
         project = Project.open(root)
-        Observer(project, [Thinker(thought)], limits=Limits(max_experiments=runs)).run(stop)
+        Observer(project, [Thinker(thought)], limits=SearchLimits(max_experiments=runs)).run(stop)
 
 
 def sequential(root: Path, runs: int, seconds: float) -> dict[str, Any]:

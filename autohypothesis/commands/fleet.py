@@ -289,7 +289,7 @@ def observer(
     from autohypothesis.engine.isolation import holds_foreign_code
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Observer
-    from autohypothesis.fleet.observer.scheduling import Limits
+    from autohypothesis.fleet.observer.scheduling import SearchLimits
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
     from autohypothesis.proposers.configured import configured
@@ -307,7 +307,7 @@ def observer(
         if manifest.hub and allowed:
             proposers.insert(0, OtherFleets(project.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None
-        limits = Limits(max_experiments=max_experiments, until=end)
+        limits = SearchLimits(max_experiments=max_experiments, until=end)
         with hold(project.layout, "observer", doing="observing", timeout=ROLE_LOCK_S):
             made = Observer(
                 project, proposers, limits=limits, say=print, sharing=bool(manifest.hub)

@@ -24,7 +24,7 @@ from autohypothesis.errors import ChangeError, RecordError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.queue.states import Place, Queue
+    from autohypothesis.fleet.queue.states import Queue, QueuePlace
     from autohypothesis.records.layout import Layout
     from autohypothesis.schema import Hypothesis, Proposal
 
@@ -291,7 +291,9 @@ def hypotheses(
         remark(said, style="yellow")
 
 
-def _print_queue(queue: Queue, found: list[tuple[Place, Hypothesis]], state: State | None) -> None:
+def _print_queue(
+    queue: Queue, found: list[tuple[QueuePlace, Hypothesis]], state: State | None
+) -> None:
     from autohypothesis.terminal.fleet import queue_table
 
     if found:
@@ -305,23 +307,23 @@ def _print_queue(queue: Queue, found: list[tuple[Place, Hypothesis]], state: Sta
         remark(said)
 
 
-def _found(queue: Queue, state: str | None) -> Iterator[tuple[Place, Hypothesis]]:
+def _found(queue: Queue, state: str | None) -> Iterator[tuple[QueuePlace, Hypothesis]]:
     """What is nearest to a device first."""
-    from autohypothesis.fleet.queue.states import Place
+    from autohypothesis.fleet.queue.states import QueuePlace
 
     if state in (None, "running"):
         for worker, several in queue.running().items():
-            yield from ((Place("running", worker), one) for one in several)
+            yield from ((QueuePlace("running", worker), one) for one in several)
     if state in (None, "dispatched"):
         for worker, several in queue.dispatched().items():
-            yield from ((Place("dispatched", worker), one) for one in several)
+            yield from ((QueuePlace("dispatched", worker), one) for one in several)
     if state in (None, "pending"):
-        yield from ((Place("pending"), one) for one in queue.pending())
+        yield from ((QueuePlace("pending"), one) for one in queue.pending())
     if state == "done":
-        yield from ((Place("done"), one) for one in queue.done())
+        yield from ((QueuePlace("done"), one) for one in queue.done())
 
 
-def _with_place(place: Place, one: Hypothesis) -> dict[str, Any]:
+def _with_place(place: QueuePlace, one: Hypothesis) -> dict[str, Any]:
     return {"state": place.state, "worker": place.worker, **one.model_dump(mode="json")}
 
 

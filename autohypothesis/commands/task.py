@@ -172,7 +172,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.fleet.artifact.loop import TaskLoop
     from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
-    from autohypothesis.fleet.observer.scheduling import Limits, StopCriteria
+    from autohypothesis.fleet.observer.scheduling import SearchLimits, StopCriteria
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.history import LiveHistory
 
@@ -190,7 +190,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
         source=_source(project, history, queue, seed),
         history=history,
         ending=StopCriteria(
-            Limits(until=in_hours(project.task.budget.hours)),
+            SearchLimits(until=in_hours(project.task.budget.hours)),
             project.task,
             queue,
             history,

@@ -32,7 +32,7 @@ from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import LOOP, LOOP_WORKER
 from autohypothesis.fleet.live.stop import Stop, StopRequest
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.scheduling import ALL_RUN, Limits
+from autohypothesis.fleet.observer.scheduling import ALL_RUN, SearchLimits
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.roster.roster import begin_single
 from autohypothesis.fleet.supervisor import process_specs
@@ -327,7 +327,9 @@ class SingleLoop:
                 log.write(f"{rfc3339(now())} {line}\n")
                 log.flush()
 
-        limits = Limits(max_experiments=self.session.limit, until=self.until, ideas=not self.waits)
+        limits = SearchLimits(
+            max_experiments=self.session.limit, until=self.until, ideas=not self.waits
+        )
         return Observer(
             self.project,
             self.proposers,

@@ -18,7 +18,7 @@ from autohypothesis.fleet.overview.overview import (
     WaitingHypothesis,
     WorkerView,
 )
-from autohypothesis.fleet.queue.states import Place
+from autohypothesis.fleet.queue.states import QueuePlace
 from autohypothesis.plain import plain_line
 from autohypothesis.schema import Brief, Finding, Hypothesis
 from autohypothesis.terminal.parts import (
@@ -207,7 +207,7 @@ def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
 # ── the queue and the brief ─────────────────────────────────────────────────────────────────
 
 
-def queue_table(found: Sequence[tuple[Place, Hypothesis]]) -> Table:
+def queue_table(found: Sequence[tuple[QueuePlace, Hypothesis]]) -> Table:
     """Return hypotheses, one a line, with the outcome of those that are closed."""
     rows: list[list[Cell]] = []
     for place, hypothesis in found:

@@ -18,7 +18,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.scheduling import Limits
+from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.processes import Process
@@ -147,7 +147,7 @@ class Hands:
 def observer(
     project: Project, *proposers: Proposer, most: int | None = None, **limits: object
 ) -> Observer:
-    return Observer(project, proposers, limits=Limits(max_experiments=most, **limits))  # type: ignore[arg-type]
+    return Observer(project, proposers, limits=SearchLimits(max_experiments=most, **limits))  # type: ignore[arg-type]
 
 
 def turns(

@@ -255,13 +255,13 @@ import sys
 from pathlib import Path
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.scheduling import Limits
+from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
 
 project = Project.open(Path(sys.argv[1]))
 with Stop() as stop, hold(project.layout, "observer", doing="a test"):
-    Observer(project, [], limits=Limits()).run(stop)
+    Observer(project, [], limits=SearchLimits()).run(stop)
 """
 
 

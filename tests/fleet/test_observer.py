@@ -63,7 +63,7 @@ import sys
 from pathlib import Path
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.scheduling import Limits
+from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Proposal
@@ -77,7 +77,8 @@ class Ideas:
 
 project = Project.open(Path(sys.argv[1]))
 with Stop() as stop, hold(project.layout, "observer", doing="a test"):
-    print(Observer(project, [Ideas()], limits=Limits(max_experiments=int(sys.argv[2]))).run(stop))
+    limits = SearchLimits(max_experiments=int(sys.argv[2]))
+    print(Observer(project, [Ideas()], limits=limits).run(stop))
 """
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.errors import QueueError, RecordError
-from autohypothesis.fleet.queue.states import Place, Queue
+from autohypothesis.fleet.queue.states import Queue, QueuePlace
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis, Proposal
 
@@ -271,7 +271,7 @@ def test_a_kill_between_link_and_unlink_is_put_right_by_the_next_step(queue: Que
         again = Queue(queue.layout, "t")
         seen = again.read(name)
         assert seen is not None
-        assert seen[0] == Place(state, worker)
+        assert seen[0] == QueuePlace(state, worker)
         everywhere = [one.hypothesis_id for one in (*again.open(), *again.done())]
         assert everywhere.count(name) == 1
         assert sum(again.counts().values()) == len(everywhere)

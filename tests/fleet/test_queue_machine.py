@@ -31,7 +31,7 @@ from autohypothesis import system
 from autohypothesis.errors import AutohypothesisError, QueueError
 from autohypothesis.fleet.queue import states as queue_module
 from autohypothesis.fleet.queue.files import DONE, PENDING
-from autohypothesis.fleet.queue.states import Place, Queue
+from autohypothesis.fleet.queue.states import Queue, QueuePlace
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Proposal
 
@@ -109,7 +109,7 @@ class QueueRules(RuleBasedStateMachine):
         self.world = World()
         self.layout = self.world.layout
         self.actors: dict[str, Queue] = {}
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, QueuePlace] = {}
         """Where each hypothesis that was ever added must be."""
         self.cut_off: set[str] = set()
         """Those whose closing failed half-way: any later step may end it."""
@@ -117,7 +117,7 @@ class QueueRules(RuleBasedStateMachine):
         """Id -> what its file held before somebody damaged it."""
         self.strays: set[Path] = set()
         """Damaged files that never were a hypothesis."""
-        self.foreign: dict[str, Place] = {}
+        self.foreign: dict[str, QueuePlace] = {}
         """Another tag's."""
 
     @initialize(link=st.booleans(), ideas=st.integers(1, 5))
@@ -148,7 +148,7 @@ class QueueRules(RuleBasedStateMachine):
         )
         return found[number % len(found)] if found else None
 
-    def seen(self, name: str) -> Place:
+    def seen(self, name: str) -> QueuePlace:
         found = Queue(self.layout, "t").read(name)
         assert found is not None, f"{name} is lost"
         return found[0]
@@ -158,7 +158,7 @@ class QueueRules(RuleBasedStateMachine):
         moment: int,
         name: str,
         do: Callable[[], object],
-        after: Place,
+        after: QueuePlace,
         *,
         closes: bool = False,
     ) -> None:
@@ -261,7 +261,7 @@ class QueueRules(RuleBasedStateMachine):
 
     def dispatch(self, moment: int, name: str, worker: str) -> None:
         do = partial(self.queue().dispatch, name, worker)
-        self.step(moment, name, do, Place("dispatched", worker))
+        self.step(moment, name, do, QueuePlace("dispatched", worker))
 
     # ── what workers do ───────────────────────────────────────────────────────────────────
 
@@ -270,7 +270,7 @@ class QueueRules(RuleBasedStateMachine):
         waiting = {
             name
             for name, place in self.places.items()
-            if place == Place("dispatched", worker) and name not in self.damaged
+            if place == QueuePlace("dispatched", worker) and name not in self.damaged
         }
         best = self.queue().dispatched(worker)[worker]
         assert {one.hypothesis_id for one in best} <= waiting | self.cut_off
@@ -281,7 +281,10 @@ class QueueRules(RuleBasedStateMachine):
         except (AutohypothesisError, OSError):
             assert self.world.struck
             for name in free:
-                assert self.seen(name) in (Place("dispatched", worker), Place("running", worker))
+                assert self.seen(name) in (
+                    QueuePlace("dispatched", worker),
+                    QueuePlace("running", worker),
+                )
                 self.places[name] = self.seen(name)
             return
         got = claimed.hypothesis_id if claimed is not None else None
@@ -291,12 +294,12 @@ class QueueRules(RuleBasedStateMachine):
             assert got in free
             for name in free:  # a move that failed half-way may have been made
                 place = self.seen(name)
-                assert place == Place("running", worker) if name == got else True
+                assert place == QueuePlace("running", worker) if name == got else True
                 self.places[name] = place
 
     def release(self, moment: int, name: str, worker: str) -> None:
         do = partial(self.queue(worker).release, name, worker)
-        self.step(moment, name, do, Place("dispatched", worker))
+        self.step(moment, name, do, QueuePlace("dispatched", worker))
 
     def finish(self, moment: int, name: str, worker: str) -> None:
         do = partial(self.queue(worker).finish, name, worker, outcome="ü\n")
@@ -372,7 +375,7 @@ class QueueRules(RuleBasedStateMachine):
         self.foreign[name] = PENDING
         if given:
             other.dispatch(name, worker)
-            self.foreign[name] = Place("dispatched", worker)
+            self.foreign[name] = QueuePlace("dispatched", worker)
 
     # ── what must be true ─────────────────────────────────────────────────────────────────
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.proposals import LONGEST_PAUSE_S, Answer, ProposerPool
+from autohypothesis.fleet.observer.proposals import LONGEST_PAUSE_S, ProposerAnswer, ProposerPool
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
 from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
@@ -47,8 +47,8 @@ class Clock:
         return self.now
 
 
-def answered(refill: ProposerPool, count: int = 1) -> list[Answer]:
-    found: list[Answer] = []
+def answered(refill: ProposerPool, count: int = 1) -> list[ProposerAnswer]:
+    found: list[ProposerAnswer] = []
     deadline = time.monotonic() + 120
     while len(found) < count:
         assert time.monotonic() < deadline

@@ -402,9 +402,9 @@ def test_others_words_are_one_short_line_each_in_a_brief_that_fits(decided: Proj
         discussion=[{"id": n, "agent_id": "bob", "content": evil} for n in range(200)],
     )
     from autohypothesis.fleet.observer.observer import Observer
-    from autohypothesis.fleet.observer.scheduling import Limits
+    from autohypothesis.fleet.observer.scheduling import SearchLimits
 
-    watched = Observer(decided, [], limits=Limits(), sharing=True)
+    watched = Observer(decided, [], limits=SearchLimits(), sharing=True)
     watched.turn()
     text = decided.layout.brief.read_text(encoding="utf-8")
     brief = Brief.model_validate(read_json(decided.layout.brief))

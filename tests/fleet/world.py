@@ -37,7 +37,7 @@ from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
 from autohypothesis.fleet import sync
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer import background_tasks, deciding, observer, publishing
-from autohypothesis.fleet.observer.scheduling import Limits
+from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.queue import states as queue
 from autohypothesis.fleet.worker import preparation, worker
 from autohypothesis.records import bundles, git, locks, processes
@@ -612,7 +612,7 @@ class World:
             try:
                 if self.observer is None:
                     self.observer = observer.Observer(
-                        self.open_project(), (), limits=Limits(), say=lambda line: None
+                        self.open_project(), (), limits=SearchLimits(), say=lambda line: None
                     )
                 goes_on = self.observer.turn()
             except Killed:

@@ -27,7 +27,7 @@ from autohypothesis.errors import (
     describe,
 )
 from autohypothesis.fleet.queue.claims import end_claim
-from autohypothesis.fleet.queue.states import Place, Queue
+from autohypothesis.fleet.queue.states import Queue, QueuePlace
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.weights import trim
 from autohypothesis.records.files import load, load_or_none
@@ -287,7 +287,7 @@ def source_of(run: MissingRun) -> str:
     return f"{MARK}{run.commit[:12]}-{run.experiment.seed}#{run.platform_key[:KEY_LENGTH]}"
 
 
-def _is_replicate(place: Place, hypothesis: Hypothesis) -> bool:
+def _is_replicate(place: QueuePlace, hypothesis: Hypothesis) -> bool:
     """Whether it was ordered here, and no worker has begun it."""
     ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(MARK)
     return ours and place.state in ("pending", "dispatched")
@@ -370,7 +370,7 @@ class RequeuePolicy:
 
     def _end(self, project: Project, hypothesis_id: str, worker: str) -> str:
         placed = self.queue.read(hypothesis_id)
-        if placed is None or placed[0] != Place("running", worker):
+        if placed is None or placed[0] != QueuePlace("running", worker):
             return ""
         return end_claim(project, self.queue, placed[1], worker, self.history.latest)
 

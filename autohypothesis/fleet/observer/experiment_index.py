@@ -1,8 +1,8 @@
-"""Which settings each experiment had, and whether an idea was tried before.
+"""The settings that each experiment had, and whether an idea was tried before.
 
 An idea is the settings that it leads to, on the code that it leads to. Constants that are computed
-from others follow them, so they tell nothing; a patch makes other code, and so does a commit whose
-making nobody knows.
+from others follow them, so they tell nothing; a patch makes other code, and so does a commit of
+unknown origin.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ExperimentIndex:
         """Commit -> one with the same code, nearer to where that was made."""
 
     def refresh(self) -> None:
-        """Takes in the experiments that were submitted since."""
+        """Take in the experiments that were submitted since."""
         names = self.history.undecided
         if self._version != self.history.version:
             self._version = self.history.version
@@ -67,11 +67,11 @@ class ExperimentIndex:
                 self._take(name)
 
     def of_commit(self, commit: str) -> IndexedRun | None:
-        """A run of `commit`; what it was made of has its settings."""
+        """Return a run of `commit`, which has its settings."""
         return next((run for run in self.runs.values() if run.commit == commit), None)
 
     def code_of(self, commit: str) -> str:
-        """The same word for commits that differ in their settings only.
+        """Return the same commit for all that differ in their settings only.
 
         Followed when it is asked for: a retry of an early hypothesis stands on a later commit, and
         after a restart is read before it.
@@ -137,7 +137,7 @@ class Reference:
 
     @classmethod
     def of(cls, project: Project, index: ExperimentIndex, commit: str) -> Reference:
-        """The reference at `commit`, with what is known of its settings."""
+        """Read the reference at `commit`, with what is known of its settings."""
         sources = _sources(project, commit)
         names, derived = _constants(sources)
         run = index.of_commit(commit)
@@ -148,7 +148,7 @@ class Reference:
         return cls(commit, sources, settings, run.experiment_id, names, derived)
 
     def with_overrides(self, overrides: Mapping[str, Setting]) -> dict[str, Setting]:
-        """The settings that `overrides` lead to, by the constants' names."""
+        """Return the settings that `overrides` lead to, by the constants' names."""
         settings = dict(self.settings or {})
         spelled = {name.lower(): name for name in (*self.names, *settings)}
         for key, value in overrides.items():
@@ -169,7 +169,7 @@ def _sources(project: Project, commit: str) -> dict[str, str]:
 
 
 def _constants(sources: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The settable upper-case names of all scripts, and those computed from others of them."""
+    """Return the settable upper-case names of all scripts, and those computed from others."""
     names: list[str] = []
     derived: set[str] = set()
     for path, text in sources.items():
@@ -196,7 +196,7 @@ class DuplicateCheck:
     reference: Reference
 
     def before(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
-        """The experiment that was this very idea, other than those of hypothesis `besides`."""
+        """Return the experiment that was this very idea, not counting those of `besides`."""
         key = key_of(idea)
         if key:
             found = [run for run in self.index.runs.values() if run.key == key]
@@ -208,7 +208,7 @@ class DuplicateCheck:
         return others[0] if others else None
 
     def equal(self, one: Proposal, other: Proposal) -> bool:
-        """Whether two ideas, both of the queue, lead to the same."""
+        """Return whether two ideas, both of the queue, lead to the same."""
         keys = [key_of(one), key_of(other)]
         if any(keys):
             return keys[0] == keys[1]
@@ -220,7 +220,7 @@ class DuplicateCheck:
         return _equal(first, second, self._ignored(one.config_overrides, other.config_overrides))
 
     def changes_nothing(self, idea: Proposal) -> bool:
-        """Whether its overrides are what the reference has already."""
+        """Return whether its overrides are what the reference has already."""
         now = _lower(self.reference.settings or {})
         return bool(idea.config_overrides) and all(
             key.lower() in now and same(now[key.lower()], value)
@@ -240,7 +240,7 @@ class DuplicateCheck:
         ]
 
     def _ignored(self, *overrides: Mapping[str, Any]) -> set[str]:
-        """Computed constants that nobody set by hand."""
+        """Return the computed constants that neither side sets itself."""
         by_hand = {key.lower() for one in overrides for key in one}
         return set(self.reference.derived - by_hand)
 
@@ -257,7 +257,7 @@ def _equal(one: Settings, other: Settings, ignored: set[str]) -> bool:
 
 
 def key_of(idea: Proposal | PlannedHypothesis) -> str:
-    """A hash of what a text does: blank ends, blob ids and line numbers tell nothing."""
+    """Hash what a text does: blank ends, blob ids and line numbers tell nothing."""
     text = idea.patch or idea.instructions or idea.artifacts_from
     if not text or not text.strip():
         return ""

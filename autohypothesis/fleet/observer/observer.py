@@ -33,7 +33,7 @@ from autohypothesis.fleet.observer.scheduling import (
     AvailableWorkers,
     BaselineSchedule,
     Dispatcher,
-    Limits,
+    SearchLimits,
     StopCriteria,
     WorkerWatch,
 )
@@ -67,7 +67,7 @@ class Observer:
         project: Project,
         proposers: Sequence[Proposer],
         *,
-        limits: Limits,
+        limits: SearchLimits,
         say: Callable[[str], None] = lambda line: None,
         workers: Sequence[Worker] = (),
         command: str = "init-fleet",
@@ -301,7 +301,7 @@ class Observer:
 
     def _why_no_idea(self) -> str:
         words = len(self.queue.pending())
-        rest = f"; {words} ideas are words that somebody has to implement" if words else ""
+        rest = f"; {words} ideas are words that wait for an implementation" if words else ""
         return f"no proposer has an idea left on this evidence{rest}"
 
     # ── work for the workers ──────────────────────────────────────────────────────────────
@@ -399,7 +399,7 @@ class Observer:
         if words := self._to_implement():
             names = ", ".join(words[:5])
             notes.append(
-                f"{len(words)} hypotheses are words that somebody has to implement: {names}"
+                f"{len(words)} hypotheses are words that wait for an implementation: {names}"
             )
         return notes
 

@@ -52,7 +52,7 @@ BY_HAND = "person"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProposerAnswer:
     """The proposals of one proposer."""
 
     proposer: str
@@ -96,7 +96,7 @@ class ProposerPool:
         self, proposers: Sequence[Proposer], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._members = [_Member(proposer, proposer.name) for proposer in proposers]
-        self._answers: SimpleQueue[Answer] = SimpleQueue()
+        self._answers: SimpleQueue[ProposerAnswer] = SimpleQueue()
         self._clock = clock
 
     def wants(self, count: int, *, hungry: bool) -> bool:
@@ -124,9 +124,9 @@ class ProposerPool:
         """Whether `answers` would return any."""
         return not self._answers.empty()
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[ProposerAnswer]:
         """Return what was answered since the last call."""
-        answers: list[Answer] = []
+        answers: list[ProposerAnswer] = []
         while True:
             try:
                 answers.append(self._answers.get_nowait())
@@ -210,18 +210,18 @@ class ProposerPool:
 
     def _think(self, proposer: Proposer, name: str, situation: Situation, count: int) -> None:
         """Ask one proposer, in its thread."""
-        answer = Answer(name, problem="it ended without an answer")
+        answer = ProposerAnswer(name, problem="it ended without an answer")
         try:
             answer = _sorted_out(name, proposer.propose(situation, count), count)
         except AutohypothesisError as error:
-            answer = Answer(name, problem=str(error)[:SHOWN])
-        except Exception as error:  # a third party's code: whatever it raises is its failure
-            answer = Answer(name, problem=f"{type(error).__name__}: {error}"[:SHOWN])
+            answer = ProposerAnswer(name, problem=str(error)[:SHOWN])
+        except Exception as error:  # a third party's code: anything it raises is its failure
+            answer = ProposerAnswer(name, problem=f"{type(error).__name__}: {error}"[:SHOWN])
         finally:
             self._answers.put(answer)
 
 
-def _sorted_out(name: str, ideas: Sequence[object], count: int) -> Answer:
+def _sorted_out(name: str, ideas: Sequence[object], count: int) -> ProposerAnswer:
     """Return what can be read as proposals, and why the rest cannot."""
     proposals: list[Proposal] = []
     refused: dict[str, str] = {}
@@ -232,7 +232,7 @@ def _sorted_out(name: str, ideas: Sequence[object], count: int) -> Answer:
             title = idea.get("title") if isinstance(idea, dict) else getattr(idea, "title", None)
             first = error.errors(include_url=False, include_input=False)[0]
             refused[str(title or f"idea {len(refused) + 1}")[:200]] = str(first["msg"])
-    return Answer(name, tuple(proposals), refused)
+    return ProposerAnswer(name, tuple(proposals), refused)
 
 
 def situation(
@@ -416,7 +416,7 @@ class ProposalQueueing:
         """Take what was answered meanwhile; return a line for each idea."""
         return [line for answer in self.pool.answers() for line in self._take(answer)]
 
-    def _take(self, answer: Answer) -> list[str]:
+    def _take(self, answer: ProposerAnswer) -> list[str]:
         name = answer.proposer
         if answer.problem:
             return [f"proposer {name} failed: {answer.problem}"]
@@ -436,7 +436,7 @@ class ProposalQueueing:
         ]
 
     def validate(self) -> list[str]:
-        """Validate everything pending, whoever put it there; abandon what is no good.
+        """Validate everything pending, also a person's; abandon what is no good.
 
         Returns a line for each that was refused.
         """

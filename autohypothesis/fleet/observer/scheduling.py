@@ -379,7 +379,7 @@ def advice(kind: str, settings: Mapping[str, Setting]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SearchLimits:
     """When the search ends by itself."""
 
     max_experiments: int | None = None
@@ -393,7 +393,7 @@ class Limits:
 class StopCriteria:
     """The limits of one search: those it was started with, and those of its task."""
 
-    limits: Limits
+    limits: SearchLimits
     task: Task
     queue: Queue
     history: LiveHistory

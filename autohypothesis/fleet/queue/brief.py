@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
-from autohypothesis.fleet.queue.files import Place, best_first
+from autohypothesis.fleet.queue.files import QueuePlace, best_first
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.records.derived import DerivedFile
@@ -126,7 +126,7 @@ class Contents:
     """Of one tag."""
     steering: Steering
     settings: Mapping[str, Setting]
-    open: Sequence[tuple[Place, Hypothesis]]
+    open: Sequence[tuple[QueuePlace, Hypothesis]]
     done: Sequence[Hypothesis]
     notes: Sequence[str]
     carried: Sequence[Finding] = ()
@@ -156,7 +156,7 @@ class Contents:
         brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
         return brief
 
-    def _open(self) -> list[tuple[Place, Hypothesis]]:
+    def _open(self) -> list[tuple[QueuePlace, Hypothesis]]:
         """Return the running, then the dispatched, then the pending ones; each best first."""
         rank = {"running": 0, "dispatched": 1}
         return sorted(
@@ -242,7 +242,7 @@ def _entry(hypothesis: Hypothesis, rationale: int, **more: Any) -> QueueEntry:
     )
 
 
-def _open_entry(place: Place, hypothesis: Hypothesis) -> QueueEntry:
+def _open_entry(place: QueuePlace, hypothesis: Hypothesis) -> QueueEntry:
     """Return an open hypothesis; its status is `dispatched` while it runs, too."""
     status = "pending" if place.state == "pending" else "dispatched"
     return _entry(hypothesis, RATIONALE, status=status, assigned_worker=place.worker)

@@ -1,6 +1,6 @@
-"""The folders of the queue as they are found: listed, read with care, read once.
+"""The folders of the queue: listed, read with care, each file read once.
 
-Nothing here takes a lock or moves a file; `queue` does. A file that cannot be used is named in
+Nothing here takes a lock or moves a file; `states` does. A file that cannot be used is named in
 `problems` and stays where it is.
 """
 
@@ -34,7 +34,7 @@ _COUNTER = "-99999"
 """Room that `ids` leaves behind the stem of a tag."""
 
 
-class Place(NamedTuple):
+class QueuePlace(NamedTuple):
     """Where a hypothesis is; `worker` for the states that have one."""
 
     state: HypothesisState
@@ -44,34 +44,33 @@ class Place(NamedTuple):
         return self.state if self.worker is None else f"{self.state} for {self.worker}"
 
 
-DONE = Place("done")
-PENDING = Place("pending")
+DONE = QueuePlace("done")
+PENDING = QueuePlace("pending")
 _RANK = {"pending": 0, "dispatched": 1, "running": 2, "done": 3}
 
 
 def of_tag(name: str, tag: str) -> bool:
-    """Whether the id is one that `tag` may have: not one that was made for another tag."""
-    found = _MADE.fullmatch(name)
-    if found is None:
+    """Return whether `tag` may have this id: it was not made for another tag."""
+    made = _MADE.fullmatch(name)
+    if made is None:
         return True
-    if found[2] is not None:
+    if made[2] is not None:
         return name == baseline_id(tag)
-    return found[1] == slug(f"h-{tag}", MAX_LENGTH - len(_COUNTER))
+    return made[1] == slug(f"h-{tag}", MAX_LENGTH - len(_COUNTER))
 
 
 def newest_attempt(layout: Layout, hypothesis_id: str) -> int:
-    """The number of its newest experiment with a plan or a run folder; 0 before the first."""
+    """Return the number of its newest experiment, planned or begun; 0 before the first."""
     form = re.compile(re.escape(experiment_stem(hypothesis_id)) + r"-(\d{1,9})(\.json)?")
     numbers = [0]
     for folder in (layout.plans, layout.runs):
         with suppress(OSError):
-            found = map(form.fullmatch, os.listdir(folder))
-            numbers += [int(one[1]) for one in found if one]
+            numbers += [int(match[1]) for match in map(form.fullmatch, os.listdir(folder)) if match]
     return max(numbers)
 
 
 def summary(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
+    """Return the first thing that is wrong, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     words = str(first["msg"]).removeprefix("Value error, ")
@@ -79,94 +78,91 @@ def summary(error: ValidationError) -> str:
     return f"{where}: {words}{more}" if where else f"{words}{more}"
 
 
-def best_first(one: Hypothesis) -> tuple[float, str]:
-    """Sorts by priority, the highest first, then by age."""
-    return -(one.priority or 0.0), one.hypothesis_id
+def best_first(hypothesis: Hypothesis) -> tuple[float, str]:
+    """Return a key that sorts by priority, the highest first, then by age."""
+    return -(hypothesis.priority or 0.0), hypothesis.hypothesis_id
 
 
 class QueueFiles:
-    """What lies under research/hypotheses; every file is parsed once for as long as it stays."""
+    """The files under research/hypotheses; each is parsed once for as long as it stays."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._folders: dict[Place, str] = {}
+        self._folders: dict[QueuePlace, str] = {}
         self._read: dict[str, tuple[tuple[int, ...], Hypothesis | None, str]] = {}
-        """Path -> signature, what it holds, and otherwise what is wrong with it."""
-        self._done: tuple[int, list[str]] = (0, [])
-        self._ended: tuple[int, list[Hypothesis]] = (0, [])
+        """Path -> signature, content, and otherwise what is wrong with it."""
+        self._done_names: tuple[int, list[str]] = (0, [])
+        self._done: tuple[int, list[Hypothesis]] = (0, [])
 
-    def path(self, name: str, place: Place) -> Path:
+    def path(self, name: str, place: QueuePlace) -> Path:
         return self.layout.hypothesis(name, place.state, place.worker)
 
-    def _folder(self, place: Place) -> str:
-        """Made once: a look asks for thousands of paths."""
-        folder = self._folders.get(place)
-        if folder is None:
-            folder = str(self.layout.hypotheses(place.state, place.worker))
-            self._folders[place] = folder
-        return folder
+    def _folder(self, place: QueuePlace) -> str:
+        """Return the folder, made up once: a look asks for thousands of paths."""
+        if place not in self._folders:
+            self._folders[place] = str(self.layout.hypotheses(place.state, place.worker))
+        return self._folders[place]
 
-    def _at(self, name: str, place: Place) -> str:
-        """As `path`, of a name that is known to be an id."""
+    def _at(self, name: str, place: QueuePlace) -> str:
+        """Return the `path` of a name that is known to be an id."""
         return f"{self._folder(place)}/{name}.json"
 
     # ── listing ───────────────────────────────────────────────────────────────────────────
 
     def workers(self, state: HypothesisState) -> list[str]:
-        """Those that have a folder."""
         with suppress(OSError):
             return sorted(filter(ID.fullmatch, os.listdir(self.layout.hypotheses(state))))
         return []
 
-    def folders(self) -> Iterator[Place]:
-        """Every folder there is, earliest state first."""
+    def folders(self) -> Iterator[QueuePlace]:
+        """Yield every folder there is, earliest state first."""
         yield PENDING
         for state in SHARED:
-            yield from (Place(state, worker) for worker in self.workers(state))
+            yield from (QueuePlace(state, worker) for worker in self.workers(state))
         yield DONE
 
-    def names(self, place: Place) -> list[str]:
-        """The ids in one folder. A file whose name is no id is a problem, and left out."""
+    def names(self, place: QueuePlace) -> list[str]:
+        """Return the ids in one folder. A file whose name is no id is a problem, and left out."""
         folder = self._folder(place)
         try:
             files = os.listdir(folder)
         except OSError:
             return []
-        found = []
+        names = []
         for file in files:
             stem, _, suffix = file.rpartition(".")
             if suffix != "json" or file.startswith("."):
                 continue
             if ID.fullmatch(stem):
-                found.append(stem)
+                names.append(stem)
             else:
                 self._read[f"{folder}/{file}"] = ((), None, "has a name that is no id")
-        return sorted(found)
+        return sorted(names)
 
     def done_names(self) -> list[str]:
-        """As `names`; not listed again while the folder is as it was."""
+        """Return the `names` of what is done; not listed again while the folder is as it was."""
         changed = self._done_changed()
-        if not changed or changed != self._done[0]:
-            self._done = (changed, self.names(DONE))
-        return self._done[1]
+        if not changed or changed != self._done_names[0]:
+            self._done_names = (changed, self.names(DONE))
+        return self._done_names[1]
 
     def done(self) -> list[Hypothesis]:
-        """All that is done, whatever its tag; not looked at again while the folder is as it was."""
+        """Return all that is done, of every tag; not read again while the folder is as it was."""
         changed = self._done_changed()
-        if not changed or changed != self._ended[0]:
+        if not changed or changed != self._done[0]:
             loaded = (self.load(name, DONE) for name in self.done_names())
-            self._ended = (changed, [found for found in loaded if found is not None])
-        return self._ended[1]
+            self._done = (changed, [each for each in loaded if each is not None])
+        return self._done[1]
 
     def _done_changed(self) -> int:
-        """When the folder last changed; 0 where that is too recent to tell two changes apart."""
+        """Return when the folder last changed; 0 where that is too recent to tell changes apart."""
         with suppress(OSError):
             changed = os.stat(self.layout.hypotheses("done")).st_mtime_ns
             return changed if _is_old(changed) else 0
         return 0
 
-    def snapshot(self) -> dict[str, list[Place]]:
-        """Open id -> where it is seen, latest state first, without a lock: see `LOOKS`.
+    def snapshot(self) -> dict[str, list[QueuePlace]]:
+        """Return open id -> where it is seen, latest state first, without a lock: see `LOOKS`.
 
         An id that is done as well is left out: of two states the later one holds.
         """
@@ -180,36 +176,36 @@ class QueueFiles:
             self._order(name, places)
         return {name: places for name, places in before.items() if places[0] != DONE}
 
-    def _places(self) -> dict[str, list[Place]]:
-        seen: dict[str, list[Place]] = {}
+    def _places(self) -> dict[str, list[QueuePlace]]:
+        seen: dict[str, list[QueuePlace]] = {}
         for place in self.folders():
             if place.state != "done":
                 for name in self.names(place):
                     seen.setdefault(name, []).insert(0, place)
         return seen
 
-    def places(self, name: str) -> list[Place]:
-        """Every folder that has this id; the one that holds first.
+    def places(self, name: str) -> list[QueuePlace]:
+        """Return every folder that has this id; the one that holds first.
 
         Raises:
             UsageError: it is no id.
         """
         checked_id(name)
-        found = [place for place in self.folders() if place != DONE]
-        found = [place for place in reversed(found) if os.path.lexists(self._at(name, place))]
-        self._order(name, found)
-        return found
+        folders = [place for place in self.folders() if place != DONE]
+        places = [place for place in reversed(folders) if os.path.lexists(self._at(name, place))]
+        self._order(name, places)
+        return places
 
-    def _order(self, name: str, places: list[Place]) -> None:
-        """The latest state first, but what can be read before what cannot."""
+    def _order(self, name: str, places: list[QueuePlace]) -> None:
+        """Put the latest state first, but what can be read before what cannot."""
         if os.path.lexists(self._at(name, DONE)):
             places.insert(0, DONE)
         if len(places) > 1:
             usable = {place for place in places if self.load(name, place)}
             places.sort(key=lambda place: (place in usable, _RANK[place.state]), reverse=True)
 
-    def resolve(self, name: str, places: list[Place]) -> tuple[Place, Hypothesis] | None:
-        """Where it is now, and what it holds; None when it is nowhere, or cannot be read."""
+    def resolve(self, name: str, places: list[QueuePlace]) -> tuple[QueuePlace, Hypothesis] | None:
+        """Return place and content; None when it is nowhere, or cannot be read."""
         for _ in range(LOOKS):
             if not places:
                 return None
@@ -223,11 +219,9 @@ class QueueFiles:
 
     # ── reading ───────────────────────────────────────────────────────────────────────────
 
-    def load(self, name: str, place: Place) -> Hypothesis | None:
-        """The hypothesis, or None: the file is gone, or it is one of `problems`."""
-        return self._load(self._at(name, place), name)
-
-    def _load(self, path: str, name: str) -> Hypothesis | None:
+    def load(self, name: str, place: QueuePlace) -> Hypothesis | None:
+        """Return the hypothesis, or None: the file is gone, or it is one of `problems`."""
+        path = self._at(name, place)
         try:
             status = os.lstat(path)
         except OSError:
@@ -237,33 +231,15 @@ class QueueFiles:
         known = self._read.get(path)
         if known is not None and known[0] == signature:
             return known[1]
-        hypothesis, wrong = self._parse(path, name)
+        hypothesis, wrong = _parse(path, name)
         self._read.pop(path, None)
         if hypothesis is not None or wrong:
             seen = signature if _is_old(status.st_mtime_ns) else ()
             self._read[path] = (seen, hypothesis, wrong)
         return hypothesis
 
-    def _parse(self, path: str, name: str) -> tuple[Hypothesis | None, str]:
-        try:
-            content, _ = read_with_status(path)
-            hypothesis = Hypothesis.model_validate(parse_json(content))
-        except FileNotFoundError:
-            return None, ""
-        except RecordError as error:
-            return None, error.problem.removeprefix(f"{path} ")
-        except ValidationError as error:
-            return None, f"is no hypothesis: {summary(error)}"
-        except ValueError as error:
-            return None, str(error)
-        if hypothesis.hypothesis_id != name:
-            return None, f"holds {hypothesis.hypothesis_id!r}, which is not its name"
-        if not of_tag(name, hypothesis.tag):
-            return None, f"is of tag {hypothesis.tag!r}, which does not go with its name"
-        return hypothesis, ""
-
     def problems(self) -> list[Problem]:
-        """Files that could not be used when they were last looked at, and are still there."""
+        """Return the files that could not be used at the last look, and are still there."""
         for path in [path for path in self._read if not os.path.lexists(path)]:
             del self._read[path]
         root = f"{self.layout.root}/"
@@ -272,6 +248,26 @@ class QueueFiles:
             for path, (_, _, wrong) in sorted(self._read.items())
             if wrong
         ]
+
+
+def _parse(path: str, name: str) -> tuple[Hypothesis | None, str]:
+    """Return what the file holds, or what is wrong with it; neither where it is gone."""
+    try:
+        content, _ = read_with_status(path)
+        hypothesis = Hypothesis.model_validate(parse_json(content))
+    except FileNotFoundError:
+        return None, ""
+    except RecordError as error:
+        return None, error.problem.removeprefix(f"{path} ")
+    except ValidationError as error:
+        return None, f"is no hypothesis: {summary(error)}"
+    except ValueError as error:
+        return None, str(error)
+    if hypothesis.hypothesis_id != name:
+        return None, f"holds {hypothesis.hypothesis_id!r}, which is not its name"
+    if not of_tag(name, hypothesis.tag):
+        return None, f"is of tag {hypothesis.tag!r}, which does not go with its name"
+    return hypothesis, ""
 
 
 def _is_old(changed_ns: int) -> bool:

@@ -1,4 +1,4 @@
-"""The safe way in for anyone who writes files: `research/inbox/*.json`.
+"""`research/inbox/*.json`: the safe way in for people and programs that write files.
 
 A file holds one proposal or a list of them. It is taken by rename; then an id is reserved for each
 proposal and written down beside it, then they are added, then it is removed. So a kill at any
@@ -35,7 +35,7 @@ _TAKEN, _IDS = ".taken", ".ids"
 
 
 def take_inbox(queue: Queue) -> list[Hypothesis]:
-    """Everything in the inbox that can be taken, now pending.
+    """Queue everything in the inbox that can be taken; return it.
 
     Raises:
         LockError: another process takes it.
@@ -49,7 +49,7 @@ def take_inbox(queue: Queue) -> list[Hypothesis]:
 
 
 def _names(inbox: Path) -> list[str]:
-    """New files, and those that a killed look has taken already."""
+    """Return new files, and those that a killed look has taken already."""
     try:
         names = sorted(os.listdir(inbox))
     except OSError:
@@ -88,11 +88,11 @@ class _Inbox:
         path = self.folder / name
         if self._read(path, name) is not None:
             mark = os.urandom(4).hex()
-            with suppress(OSError):  # somebody took it back, or did not give it
+            with suppress(OSError):  # it was taken back meanwhile, or cannot be moved
                 rename_exclusive(path, self.folder / f".{_short(name)}.{mark}{_TAKEN}")
 
     def _read(self, path: Path, name: str) -> list[Any] | None:
-        """The proposals in a file, unread; None when it is still written, or was refused."""
+        """Return the proposals in a file, not validated; None if it is being written or refused."""
         try:
             value = read_json(path, exact=True)
         except FileNotFoundError:
@@ -109,17 +109,17 @@ class _Inbox:
         return None
 
     def _reserve(self, taken: Path) -> None:
-        """Writes down which proposal gets which id, and why others get none."""
+        """Write down which proposal gets which id, and why others get none."""
         name = taken.name[1:].removesuffix(_TAKEN).rpartition(".")[0]
-        said = self._read(taken, name)
-        if said is None:
+        ideas = self._read(taken, name)
+        if ideas is None:
             return
         claims: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
-        for one in said:
-            proposal, why = self._proposal(one)
+        for idea in ideas:
+            proposal, why = self._proposal(idea)
             if proposal is None:
-                refused.append({"said": one, "reason": why})
+                refused.append({"said": idea, "reason": why})
             else:
                 claims.append({"id": self.queue.reserve(), "proposal": proposal.model_dump()})
                 self._known().setdefault(proposal.source_id, claims[-1]["id"])
@@ -129,14 +129,15 @@ class _Inbox:
         self._add(ids)
 
     def _add(self, ids: Path) -> None:
-        """Adds what is not in the queue yet, sets aside what was refused, and forgets both."""
+        """Add what is not in the queue yet, set aside what was refused, and forget both."""
         ids.with_suffix(_TAKEN).unlink(missing_ok=True)
         try:
             noted = read_json(ids, 8 * JSON_LIMIT)
             claims = [
-                (one["id"], Proposal.model_validate(one["proposal"])) for one in noted["claims"]
+                (claim["id"], Proposal.model_validate(claim["proposal"]))
+                for claim in noted["claims"]
             ]
-            refused = [(one["said"], str(one["reason"])) for one in noted["refused"]]
+            refused = [(each["said"], str(each["reason"])) for each in noted["refused"]]
             name = str(noted["file"])
         except (RecordError, KeyError, TypeError, ValueError) as error:
             self._refuse_file(ids, ids.name.lstrip("."), f"was damaged after it was taken: {error}")
@@ -147,16 +148,16 @@ class _Inbox:
                     self.queue.add(proposal, proposer="inbox", hypothesis_id=identifier)
                 )
         if refused:
-            self._refuse(name, [said for said, _ in refused], [reason for _, reason in refused])
+            self._refuse(name, [idea for idea, _ in refused], [reason for _, reason in refused])
         ids.unlink(missing_ok=True)
 
     # ── what is wrong with a proposal ─────────────────────────────────────────────────────
 
-    def _proposal(self, said: object) -> tuple[Proposal | None, str]:
-        if not isinstance(said, dict):
-            return None, f"is {type(said).__name__}, no hypothesis"
+    def _proposal(self, idea: object) -> tuple[Proposal | None, str]:
+        if not isinstance(idea, dict):
+            return None, f"is {type(idea).__name__}, no hypothesis"
         try:
-            proposal = Proposal.model_validate(without_foreign_keys(said))
+            proposal = Proposal.model_validate(_without_foreign_keys(idea))
         except ValidationError as error:
             return None, summary(error)
         first = self._known().get(proposal.source_id) if proposal.source_id else None
@@ -167,7 +168,7 @@ class _Inbox:
     def _known(self) -> dict[str, str]:
         if self._sources is None:
             queue = self.queue
-            names = (*(one.hypothesis_id for one in queue.open()), *queue.done_ids())
+            names = (*(hypothesis.hypothesis_id for hypothesis in queue.open()), *queue.done_ids())
             self._sources = {**{name: name for name in names}, **queue.sources()}
         return self._sources
 
@@ -181,13 +182,13 @@ class _Inbox:
             return
         self._explain(target, [reason])
 
-    def _refuse(self, name: str, said: list[object], reasons: list[str]) -> None:
+    def _refuse(self, name: str, ideas: list[object], reasons: list[str]) -> None:
         target = self._free(name)
-        write_json(target, said if len(said) > 1 else said[0])
+        write_json(target, ideas if len(ideas) > 1 else ideas[0])
         self._explain(target, reasons)
 
     def _free(self, name: str) -> Path:
-        """A name in refused/ that nobody has."""
+        """Return a free name in refused/."""
         folder = self.queue.layout.inbox_refused
         folder.mkdir(parents=True, exist_ok=True)
         stem, number = _short(name.removesuffix(".json")), 1
@@ -201,10 +202,10 @@ class _Inbox:
         write_atomic(target.with_name(f"{target.name}.reason"), "\n".join(reasons) + "\n")
 
 
-def without_foreign_keys(said: Mapping[str, Any]) -> dict[str, Any]:
-    """A hypothesis as other tools write it, as a proposal: its id is kept as `source_id`."""
-    kept = {key: value for key, value in said.items() if key not in DROPPED}
-    foreign = said.get("hypothesis_id")
+def _without_foreign_keys(idea: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a hypothesis of another tool as a proposal; its id is kept as `source_id`."""
+    kept = {key: value for key, value in idea.items() if key not in DROPPED}
+    foreign = idea.get("hypothesis_id")
     if foreign not in (None, "") and not kept.get("source_id"):
         kept["source_id"] = str(foreign)
     return kept
@@ -218,5 +219,5 @@ def _just_written(path: Path) -> bool:
 
 
 def _short(name: str) -> str:
-    """Room for what is put around it: a name has 255 bytes at most."""
+    """Return a name with room for what is put around it: it has 255 bytes at most."""
     return os.fsencode(name)[:_NAME_BYTES].decode("utf-8", "ignore")

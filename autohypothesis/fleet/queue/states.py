@@ -5,7 +5,7 @@ system calls leaves a hypothesis in one state. Where the system cannot move excl
 seen in two: then the later one holds, and the next step removes the other. Content that changes
 with a step (`closed`, `outcome`) is rewritten in place first, so a hypothesis that is open and
 closed at once is one whose last step was cut off; the next step ends it. One that is done and not
-closed was to be queued again: whoever wanted that does it again.
+closed was to be queued again: the observer does it again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from autohypothesis.fleet.queue.files import (
     DONE,
     OPEN,
     PENDING,
-    Place,
     QueueFiles,
+    QueuePlace,
     best_first,
     newest_attempt,
     of_tag,
@@ -34,10 +34,10 @@ from autohypothesis.records.locks import hold
 from autohypothesis.schema import Hypothesis, HypothesisState, Problem, Proposal
 from autohypothesis.system import rename_exclusive
 
-__all__ = ["Place", "Queue"]
+__all__ = ["Queue", "QueuePlace"]
 
 BASELINE_PRIORITY = 1_000.0
-"""Above whatever a proposer says: the baseline is what all others are compared with."""
+"""Above every proposer's: the baseline is what all others are compared with."""
 REPAIR_S = 60.0
 """Between two looks through the whole queue for what killed steps left."""
 _SEE = "`python orchestrator.py hypotheses` lists them"
@@ -61,53 +61,52 @@ class Queue:
         self._files = QueueFiles(layout)
         self._repaired: float | None = None
 
-    # ── what is there ─────────────────────────────────────────────────────────────────────
+    # ── reading ───────────────────────────────────────────────────────────────────────────
 
     def pending(self) -> list[Hypothesis]:
-        """Those that wait for a worker, best first: highest priority, then the oldest id."""
-        return _best_first([found for place, found in self.placed() if place == PENDING])
+        """Return what waits for any worker, best first: highest priority, then the oldest id."""
+        return _best_first([waiting for place, waiting in self.placed() if place == PENDING])
 
     def dispatched(self, worker: str | None = None) -> dict[str, list[Hypothesis]]:
-        """Worker -> what waits for it, best first; a worker that is asked for is always a key."""
+        """Return worker -> what waits for it, best first; `worker` is a key even without any."""
         return self._by_worker("dispatched", worker)
 
     def running(self, worker: str | None = None) -> dict[str, list[Hypothesis]]:
-        """Worker -> what it has claimed: the one it runs, and the next."""
+        """Return worker -> what it has claimed: the one it runs, and the next."""
         return self._by_worker("running", worker)
 
-    def placed(self) -> list[tuple[Place, Hypothesis]]:
-        """What is open, with where it is, in no order."""
-        looked = (self._files.resolve(*seen) for seen in self._files.snapshot().items())
-        found = [one for one in looked if one is not None]
-        return [one for one in found if one[0] != DONE and one[1].tag == self.tag]
+    def placed(self) -> list[tuple[QueuePlace, Hypothesis]]:
+        """Return what is open, with where it is, in no order."""
+        resolved = (self._files.resolve(*seen) for seen in self._files.snapshot().items())
+        return [
+            (place, hypothesis)
+            for place, hypothesis in filter(None, resolved)
+            if place != DONE and hypothesis.tag == self.tag
+        ]
 
     def open(self) -> list[Hypothesis]:
-        """Pending, dispatched and running."""
-        return _best_first([found for _, found in self.placed()])
+        """Return what is pending, dispatched or running, best first."""
+        return _best_first([hypothesis for _, hypothesis in self.placed()])
 
     def done_ids(self) -> list[str]:
-        """By listing only; see `counts`."""
+        """Return the ids in the folder `done`; no file is read."""
         return [name for name in self._files.done_names() if self._is_ours(name)]
 
     def done(self) -> list[Hypothesis]:
-        """What has ended, by id."""
-        return [found for found in self._files.done() if found.tag == self.tag]
+        """Return what has ended, by id."""
+        return [ended for ended in self._files.done() if ended.tag == self.tag]
 
-    def read(self, hypothesis_id: str) -> tuple[Place, Hypothesis] | None:
-        """Where it is and what it holds; None when it is not there, or is one of `problems`."""
+    def read(self, hypothesis_id: str) -> tuple[QueuePlace, Hypothesis] | None:
+        """Return its place and content; None when it is not there, or is one of `problems`."""
         return self._files.resolve(hypothesis_id, self._files.places(hypothesis_id))
 
     def sources(self) -> dict[str, str]:
-        """The id under which somebody else knows a hypothesis -> ours."""
+        """Return `source_id` -> id, of the hypotheses that have a source."""
         known = (*self.open(), *self.done())
-        return {one.source_id: one.hypothesis_id for one in known if one.source_id}
-
-    def source(self, source_id: str) -> str | None:
-        """The id of the hypothesis that somebody else knows as `source_id`."""
-        return self.sources().get(source_id)
+        return {each.source_id: each.hypothesis_id for each in known if each.source_id}
 
     def counts(self) -> dict[str, int]:
-        """State -> how many, from names alone: damaged files count, other tags' names do not."""
+        """Return state -> how many, by names alone: damaged files count, other tags' do not."""
         counts: dict[str, int] = dict.fromkeys((*OPEN, "done"), 0)
         for name, places in self._files.snapshot().items():
             counts[places[0].state] += self._is_ours(name)
@@ -116,27 +115,23 @@ class Queue:
 
     @property
     def problems(self) -> list[Problem]:
-        """Files that were of no use at the last look; they stay where they are."""
+        """Files that could not be used at the last look; they stay where they are."""
         return self._files.problems()
 
     def _by_worker(self, state: HypothesisState, worker: str | None) -> dict[str, list[Hypothesis]]:
-        found: dict[str, list[Hypothesis]] = {worker: []} if worker is not None else {}
+        given: dict[str, list[Hypothesis]] = {worker: []} if worker is not None else {}
         for place, hypothesis in self.placed():
-            if place.worker is not None and place.state == state:
-                found.setdefault(place.worker, []).append(hypothesis)
-        return {
-            name: _best_first(several)
-            for name, several in sorted(found.items())
-            if worker in (None, name)
-        }
+            if place.worker is not None and place.state == state and worker in (None, place.worker):
+                given.setdefault(place.worker, []).append(hypothesis)
+        return {name: _best_first(several) for name, several in sorted(given.items())}
 
     def _is_ours(self, name: str) -> bool:
         return of_tag(name, self.tag)
 
-    # ── in ────────────────────────────────────────────────────────────────────────────────
+    # ── adding ────────────────────────────────────────────────────────────────────────────
 
     def reserve(self) -> str:
-        """An id for `add`, taken from now on: who writes it down first can add exactly once."""
+        """Return a new id for `add`: a caller that writes it down first can add exactly once."""
         return allocate_hypothesis(self.layout, self.tag)
 
     def add(
@@ -166,7 +161,7 @@ class Queue:
             return self._put(content, name, proposer, worker_id, platform_key)
 
     def add_baseline(self) -> Hypothesis | None:
-        """The unchanged script, pending; None if it is anywhere already."""
+        """Add the unchanged script, pending; return None if it is anywhere already."""
         name = baseline_id(self.tag)
         content = {
             "title": "baseline",
@@ -197,31 +192,31 @@ class Queue:
         write_json(self._files.path(name, PENDING), hypothesis)
         return hypothesis
 
-    # ── from state to state ───────────────────────────────────────────────────────────────
+    # ── moving ────────────────────────────────────────────────────────────────────────────
 
     def dispatch(self, hypothesis_id: str, worker: str) -> None:
-        """Pending -> waiting for `worker`."""
+        """Move pending -> dispatched to `worker`."""
         with self._step(f"dispatching {hypothesis_id}"):
             self._expect(hypothesis_id, ("pending",))
-            self._move(hypothesis_id, PENDING, Place("dispatched", worker))
+            self._move(hypothesis_id, PENDING, QueuePlace("dispatched", worker))
 
     def withdraw(self, hypothesis_id: str) -> None:
-        """Dispatched -> pending."""
+        """Move dispatched -> pending."""
         with self._step(f"withdrawing {hypothesis_id}"):
             self._move(hypothesis_id, self._expect(hypothesis_id, ("dispatched",)), PENDING)
 
     def claim(self, worker: str) -> Hypothesis | None:
-        """The best of what waits for `worker`, which is now running; None when nothing waits."""
-        if not self._files.names(Place("dispatched", worker)):
+        """Move the best that waits for `worker` to running; return None when nothing waits."""
+        if not self._files.names(QueuePlace("dispatched", worker)):
             return None  # a worker that looks often does not hold up the others
         refused: QueueError | None = None
         with self._step(f"a claim of {worker}"):
             for hypothesis in self._waiting_for(worker):
-                name, waiting = hypothesis.hypothesis_id, Place("dispatched", worker)
+                name, waiting = hypothesis.hypothesis_id, QueuePlace("dispatched", worker)
                 if self._locate(name) != waiting:
                     continue
                 try:
-                    self._move(name, waiting, Place("running", worker))
+                    self._move(name, waiting, QueuePlace("running", worker))
                     return hypothesis
                 except QueueError as error:
                     refused = error
@@ -230,18 +225,18 @@ class Queue:
         return None
 
     def _waiting_for(self, worker: str) -> list[Hypothesis]:
-        place = Place("dispatched", worker)
+        place = QueuePlace("dispatched", worker)
         loaded = (self._files.load(name, place) for name in self._files.names(place))
-        return _best_first([one for one in loaded if one is not None and one.tag == self.tag])
+        return _best_first([each for each in loaded if each and each.tag == self.tag])
 
     def release(self, hypothesis_id: str, worker: str) -> None:
-        """Running -> dispatched: it was claimed, and never begun."""
+        """Move running -> dispatched: it was claimed, and never begun."""
         with self._step(f"releasing {hypothesis_id}"):
             place = self._expect(hypothesis_id, ("running",), worker)
-            self._move(hypothesis_id, place, Place("dispatched", worker))
+            self._move(hypothesis_id, place, QueuePlace("dispatched", worker))
 
     def note_claim(self, hypothesis_id: str, worker: str, claimed: bool) -> None:
-        """Running, and stays so: whether a hub gave the right to try it."""
+        """Note of a running one whether a hub gave the right to try it."""
         with self._step(f"noting the claim of {hypothesis_id}"):
             place = self._expect(hypothesis_id, ("running",), worker)
             self._rewrite(hypothesis_id, place, claimed=claimed)
@@ -249,28 +244,28 @@ class Queue:
     def finish(
         self, hypothesis_id: str, worker: str, *, closed: Closed = "completed", outcome: str = ""
     ) -> None:
-        """Running -> done. What is done that way already stays as it is."""
+        """Move running -> done. What is done that way already stays as it is."""
         with self._step(f"finishing {hypothesis_id}"):
             if not self._is_closed(hypothesis_id, closed):
                 place = self._expect(hypothesis_id, ("running",), worker, end=False)
                 self._close(hypothesis_id, place, closed, outcome)
 
     def abandon(self, hypothesis_id: str, outcome: str, *, closed: Closed = "abandoned") -> None:
-        """Pending or dispatched -> done, without a run."""
+        """Move pending or dispatched -> done, without a run."""
         with self._step(f"abandoning {hypothesis_id}"):
             if not self._is_closed(hypothesis_id, closed):
                 place = self._expect(hypothesis_id, ("pending", "dispatched"), end=False)
                 self._close(hypothesis_id, place, closed, outcome)
 
     def requeue(self, hypothesis_id: str) -> None:
-        """Done or running -> pending, as if it had never been tried."""
+        """Move done or running -> pending, as if it had never been tried."""
         with self._step(f"requeueing {hypothesis_id}"):
             place = self._expect(hypothesis_id, ("done", "running"), end=False)
             tried = newest_attempt(self.layout, hypothesis_id)
             self._rewrite(hypothesis_id, place, closed=None, outcome="", tried=tried)
             self._move(hypothesis_id, place, PENDING)
 
-    # ── how a step is taken ───────────────────────────────────────────────────────────────
+    # ── steps ─────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
     def _step(self, doing: str) -> Iterator[None]:
@@ -281,15 +276,15 @@ class Queue:
             yield
 
     def _repair(self) -> None:
-        """Ends every step that was cut off, and removes what killed writers left."""
+        """End every step that was cut off, and remove what killed writers left."""
         for place in self._files.folders():
             sweep(self.layout.hypotheses(place.state, place.worker))
             if place != DONE:
                 for name in self._files.names(place):
                     self._locate(name)
 
-    def _locate(self, name: str, *, end: bool = True) -> Place | None:
-        """Where it is, after whatever was cut off; `end=False` leaves a begun closing open."""
+    def _locate(self, name: str, *, end: bool = True) -> QueuePlace | None:
+        """Return its place, after ending a step that was cut off; a closing only with `end`."""
         places = self._files.places(name)
         if not places:
             return None
@@ -314,8 +309,8 @@ class Queue:
         worker: str | None = None,
         *,
         end: bool = True,
-    ) -> Place:
-        """Its place, which is in one of `states`, for `worker` if one is given."""
+    ) -> QueuePlace:
+        """Return its place, which is in one of `states`, and of `worker` if one is given."""
         place = self._locate(name, end=end)
         if place is None:
             raise QueueError(f"hypothesis {name} is not in the queue", hint=_SEE)
@@ -325,7 +320,7 @@ class Queue:
         self._loaded(name, place)
         return place
 
-    def _loaded(self, name: str, place: Place) -> Hypothesis:
+    def _loaded(self, name: str, place: QueuePlace) -> Hypothesis:
         hypothesis = self._files.load(name, place)
         path = self._files.path(name, place)
         if hypothesis is None:
@@ -340,17 +335,17 @@ class Queue:
         hypothesis = self._files.load(name, DONE)
         return hypothesis is not None and hypothesis.closed == closed
 
-    def _close(self, name: str, place: Place, closed: Closed, outcome: str) -> None:
+    def _close(self, name: str, place: QueuePlace, closed: Closed, outcome: str) -> None:
         self._rewrite(name, place, closed=closed, outcome=outcome)
         self._move(name, place, DONE)
 
-    def _rewrite(self, name: str, place: Place, **change: object) -> None:
+    def _rewrite(self, name: str, place: QueuePlace, **change: object) -> None:
         hypothesis = self._loaded(name, place)
         changed = hypothesis.model_copy(update=change)
         if changed != hypothesis:
             write_json(self._files.path(name, place), changed)
 
-    def _move(self, name: str, old: Place, new: Place) -> None:
+    def _move(self, name: str, old: QueuePlace, new: QueuePlace) -> None:
         source, target = self._files.path(name, old), self._files.path(name, new)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)

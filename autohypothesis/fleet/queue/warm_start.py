@@ -1,4 +1,4 @@
-"""What an earlier search found, from its `results.tsv`: findings and anchors, never a reference.
+"""Findings and anchors of an earlier search, from its `results.tsv`; never a reference.
 
 Tables of this kind were written by people, agents and several programs, so columns are found by
 name and anything that is no measurement is none. A number from another machine is a hint: it goes
@@ -36,7 +36,7 @@ _METRIC = ("val_bpb", "metric_value", "metric")
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TableLine:
     """One line of the table."""
 
     line: int
@@ -53,65 +53,66 @@ class WarmStart:
     """A table of results, as far as it could be read."""
 
     path: Path
-    tried: Sequence[Tried]
+    tried: Sequence[TableLine]
     problems: Sequence[str] = ()
-    """Lines that were of no use, and columns that are not there."""
+    """Lines that were of no use, and columns that are missing."""
 
     @property
-    def first(self) -> Tried | None:
-        """Where it began: the first line that was kept."""
-        return next((one for one in self.tried if one.status == "keep"), None)
+    def first(self) -> TableLine | None:
+        """The first line that was kept: where that search began."""
+        return next((line for line in self.tried if line.status == "keep"), None)
 
     @property
-    def best(self) -> Tried | None:
-        kept = [one for one in self.tried if one.status == "keep" and one.value is not None]
-        return min(kept, key=lambda one: one.value or 0.0) if kept else None
+    def best(self) -> TableLine | None:
+        kept = [line for line in self.tried if line.status == "keep" and line.value is not None]
+        return min(kept, key=lambda line: line.value or 0.0) if kept else None
 
     def findings(self) -> list[Finding]:
-        """What helped most, what did not, and what failed; bounded."""
+        """Return what helped most, what did not, and what failed; bounded."""
         kept, best = [], None
-        for one in self.tried:
-            if one.status == "keep" and one.value is not None:
+        for line in self.tried:
+            if line.status == "keep" and line.value is not None:
                 if best is not None:
-                    kept.append((one.value - best, one))
-                best = one.value if best is None else min(best, one.value)
+                    kept.append((line.value - best, line))
+                best = line.value if best is None else min(best, line.value)
         kept.sort(key=lambda pair: pair[0])
-        helped = [self._helped(delta, one) for delta, one in kept[:KEPT]]
-        worse = [one for one in self.tried if one.status == "discard"][-DISCARDED:]
-        failed = [one for one in self.tried if one.status == "crash"][-CRASHED:]
-        return helped + [self._finding(one, "did not help") for one in worse] + [
-            self._finding(one, "failed") for one in failed
-        ]  # fmt: skip
+        worse = [line for line in self.tried if line.status == "discard"][-DISCARDED:]
+        failed = [line for line in self.tried if line.status == "crash"][-CRASHED:]
+        return [
+            *(
+                self._finding(line, f"changed val_bpb by {delta:+.6f}")
+                for delta, line in kept[:KEPT]
+            ),
+            *(self._finding(line, "did not help") for line in worse),
+            *(self._finding(line, "failed") for line in failed),
+        ]
 
-    def _helped(self, delta: float, one: Tried) -> Finding:
-        return self._finding(one, f"changed val_bpb by {delta:+.6f}")
-
-    def _finding(self, one: Tried, what: str) -> Finding:
-        digest = sha256(f"{one.commit}\t{one.value}\t{one.description}".encode()).hexdigest()
-        number = f", val_bpb {one.value:.6f}" if one.value is not None else ""
+    def _finding(self, line: TableLine, outcome: str) -> Finding:
+        digest = sha256(f"{line.commit}\t{line.value}\t{line.description}".encode()).hexdigest()
+        number = f", val_bpb {line.value:.6f}" if line.value is not None else ""
         return Finding(
             finding_id=f"{PREFIX}{digest[:12]}",
-            title=f"{one.description or one.commit or 'no description'}: {what}"[:200],
-            evidence=f"one run elsewhere, {self.path.name} line {one.line}{number}",
+            title=f"{line.description or line.commit or 'no description'}: {outcome}"[:200],
+            evidence=f"one run elsewhere, {self.path.name} line {line.line}{number}",
             confidence="low",
-            implication="try it here" if what.startswith("changed") else "not first",
+            implication="try it here" if outcome.startswith("changed") else "not first",
         )
 
     def anchors(self) -> list[dict[str, Any]]:
-        """Beginning and best of that search, to see where this one stands beside it."""
+        """Return beginning and best of that search, to see where this one stands beside it."""
         named = {"first": self.first, "best": self.best}
         return [
             {
-                "role": role, "commit": one.commit, "val_bpb": one.value,
-                "memory_gb": one.memory_gb, "description": one.description,
+                "role": role, "commit": line.commit, "val_bpb": line.value,
+                "memory_gb": line.memory_gb, "description": line.description,
                 "source": harmless(str(self.path)),
             }
-            for role, one in named.items() if one is not None
+            for role, line in named.items() if line is not None
         ]  # fmt: skip
 
 
 def read(path: Path, *, called: str = "--warm-start ") -> WarmStart:
-    """The table at `path`; `called` is what an error says before it.
+    """Read the table at `path`; an error begins with `called`.
 
     Raises:
         UsageError: it is not there, is no table, or has no column for the metric.
@@ -140,26 +141,26 @@ def read(path: Path, *, called: str = "--warm-start ") -> WarmStart:
     return WarmStart(path, tried, _problems(text, columns, tried))
 
 
-def _tried(number: int, line: str, columns: Sequence[str], metric: str) -> Tried:
+def _tried(number: int, line: str, columns: Sequence[str], metric: str) -> TableLine:
     cells = dict(zip(columns, (cell.strip().strip('"') for cell in line.split("\t")), strict=False))
     value = _measured(cells.get(metric, ""))
     memory = next((name for name in _MEMORY if name in cells), None)
     size = _measured(cells[memory]) if memory else None
-    said = cells.get("status", "").lower()
-    if said not in ("keep", "discard", "crash"):
-        said = "keep" if said in ("kept", "baseline") else "discard"
-    return Tried(
+    status = cells.get("status", "").lower()
+    if status not in ("keep", "discard", "crash"):
+        status = "keep" if status in ("kept", "baseline") else "discard"
+    return TableLine(
         line=number,
         commit=harmless(cells.get("commit", ""))[:40],
-        value=value if said != "crash" else None,
+        value=value if status != "crash" else None,
         memory_gb=round(size * _MEMORY[memory], 3) if memory and size is not None else None,
-        status=said if value is not None else "crash",
+        status=status if value is not None else "crash",
         description=harmless(cells.get("description", "")),
     )
 
 
 def _measured(cell: str) -> float | None:
-    """A number above zero; words, dashes, zeros and what is not finite are no measurement."""
+    """Return a number above zero; words, dashes, zeros and infinities are no measurement."""
     word = cell.strip().lower()
     if word in NOTHING or not _NUMBER.fullmatch(word):
         return None
@@ -167,20 +168,20 @@ def _measured(cell: str) -> float | None:
     return number if number is not None and number > 0 else None
 
 
-def _problems(text: str, columns: Sequence[str], tried: Sequence[Tried]) -> list[str]:
-    found = [f"no column {name}" for name in ("commit", "status", "description")
+def _problems(text: str, columns: Sequence[str], tried: Sequence[TableLine]) -> list[str]:
+    problems = [f"no column {name}" for name in ("commit", "status", "description")
              if name not in columns]  # fmt: skip
     if not any(name in columns for name in _MEMORY):
-        found.append("no column memory_gb or peak_vram_mb")
+        problems.append("no column memory_gb or peak_vram_mb")
     if "\ufffd" in text:
-        found.append("bytes that are not UTF-8; they are shown as \ufffd")
+        problems.append("bytes that are not UTF-8; they are shown as \ufffd")
     if not tried:
-        found.append("no line below the first")
-    return found
+        problems.append("no line below the first")
+    return problems
 
 
 def record(layout: Layout, warm: WarmStart) -> int:
-    """Put findings and anchors into the knowledge base; how many findings are new there.
+    """Put findings and anchors into the knowledge base; return how many findings are new there.
 
     Taken twice, a table adds nothing the second time. What else is there stays.
 
@@ -189,10 +190,10 @@ def record(layout: Layout, warm: WarmStart) -> int:
     """
     with hold(layout, "knowledge", doing="a warm start"):
         base = _knowledge(layout)
-        known = {one.finding_id for one in (*base.tentative_findings, *base.confirmed_findings)}
-        fresh = {one.finding_id: one for one in warm.findings() if one.finding_id not in known}
+        known = {each.finding_id for each in (*base.tentative_findings, *base.confirmed_findings)}
+        fresh = {each.finding_id: each for each in warm.findings() if each.finding_id not in known}
         _, anchors = carried(layout)
-        anchors = [*anchors, *(one for one in warm.anchors() if one not in anchors)]
+        anchors = [*anchors, *(anchor for anchor in warm.anchors() if anchor not in anchors)]
         if fresh or anchors != base.meta_research.get("anchors", []):
             changed = base.model_copy(
                 update={
@@ -206,7 +207,7 @@ def record(layout: Layout, warm: WarmStart) -> int:
 
 
 def carried(layout: Layout) -> tuple[list[Finding], list[Any]]:
-    """Findings and anchors of warm starts, for whoever makes the knowledge base anew.
+    """Return findings and anchors of warm starts, to be carried into a new knowledge base.
 
     A damaged one carries nothing.
     """
@@ -214,7 +215,7 @@ def carried(layout: Layout) -> tuple[list[Finding], list[Any]]:
         base = _knowledge(layout)
     except RecordError:
         return [], []
-    findings = [one for one in base.tentative_findings if one.finding_id.startswith(PREFIX)]
+    findings = [each for each in base.tentative_findings if each.finding_id.startswith(PREFIX)]
     anchors = base.meta_research.get("anchors", [])
     return findings, anchors if isinstance(anchors, list) else []
 
