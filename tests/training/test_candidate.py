@@ -139,29 +139,18 @@ def own_run(finished_run: Path, preflight: Any, tmp_path: Path) -> Path:
     return folder
 
 
-OWN_SCORE = """
-import json, sys, torch
-import prepare, train
-model = train.build_model(json.load(open(sys.argv[1] + "/config.json")))
-model.load_state_dict(torch.load(sys.argv[1] + "/weights.pt", weights_only=True))
-print("val_bpb:", prepare.evaluate_bpb(model))
-"""
-
-
 def test_the_official_score_is_the_one_that_train_py_prints_when_nobody_else_scores(
-    cache: Path, own_run: Path
+    cache: Path, own_run: Path, prepare: ModuleType, train: ModuleType
 ) -> None:
+    import torch
+
     arguments = ("--score", own_run, "--train", ROOT / "train.py")
     result = script("prepare.py", *arguments, AUTORESEARCH_CACHE=cache)
     assert result.returncode == 0, result.stderr
     found = last_json(result)
-    (own_run / "own_score.py").write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{OWN_SCORE}"
-    )
-    own = script(own_run / "own_score.py", own_run, AUTORESEARCH_CACHE=cache)
-    assert own.returncode == 0, own.stderr
-    printed = float(own.stdout.split("val_bpb:")[1])
-    assert found["val_bpb"] == pytest.approx(printed, abs=1e-5)
+    model = train.build_model(json.loads((own_run / "config.json").read_text()))
+    model.load_state_dict(torch.load(own_run / "weights.pt", weights_only=True))
+    assert found["val_bpb"] == pytest.approx(prepare.evaluate_bpb(model), abs=1e-5)
     assert found["peeking"] < 1e-3
     assert "val_bpb:          nan" in (own_run / "run.log").read_text()  # who trains sees no score
     assert {"tokens", "bytes", "documents", "seconds", "data_hash"} <= found.keys()

@@ -43,6 +43,7 @@ def test_a_window_means_the_same_in_flex_attention(train: ModuleType) -> None:
     assert torch.allclose(ours, reference_attention(q, k, v, window), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_training_step_compiles_in_one_graph(train: ModuleType) -> None:
     """As on a GPU, but for the last stage of compilation; flex_attention included."""
     model = train.build_model(config(train, window_pattern="SL", depth=3, head_dim=16))
