@@ -19,6 +19,7 @@ from autohypothesis.engine.environment import TrainingCommand, script_command
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import LaunchError, UsageError
+from autohypothesis.installation import as_called
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 
@@ -63,6 +64,9 @@ def make_repository(root: Path) -> bool:
     root.mkdir(parents=True, exist_ok=True)
     for name, original in FILES.items():
         shutil.copyfile(source / original, root / name)
+        if name.endswith(".md"):  # pages name the command line as it is called here
+            page = (root / name).read_text(encoding="utf-8")
+            (root / name).write_text(as_called(page), encoding="utf-8")
     ignored = "\n".join((*OWN_IGNORED, "# made on use", *Layout(root).made_on_use))
     (root / ".gitignore").write_text(f"{ignored}\n", encoding="utf-8")
     Repository.create(root, "Start: the training pair and its task")
