@@ -104,7 +104,7 @@ def test_an_installed_search_makes_a_repository_and_runs_in_it(run: Run, tmp_pat
     assert "python orchestrator.py" not in run("--help") + run("up", "--help")
     assert "autohypothesis --repo search setup" in run("new", "search")
     assert {path.name for path in (tmp_path / "search").iterdir()} >= set(FILES)
-    assert "autohypothesis runs" in (tmp_path / "search" / "SKILL.md").read_text()
+    assert "orchestrator.py" not in (tmp_path / "search" / "SKILL.md").read_text()
     assert "next: autohypothesis" in run("--repo", "search", "status")
     assert "run `autohypothesis" in run("bogus", code=2)
 
