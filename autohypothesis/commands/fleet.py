@@ -351,7 +351,7 @@ def _rights(project: Project, manifest: Manifest) -> ClaimService | None:
     if not manifest.hub:
         return None
     from autohypothesis.hub.client import credentials
-    from autohypothesis.hub.fleet.claims import HubClaims
+    from autohypothesis.hub.fleet.coordination import HubClaims
 
     try:
         found = credentials.of_server(project.repository.common_dir, manifest.hub)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, SecretStr
 
     from autohypothesis.hub.client.credentials import Credentials
-    from autohypothesis.hub.client.typed import TypedHub
-    from autohypothesis.hub.client.wire import Claim, Post
+    from autohypothesis.hub.client.hub import HubClient
+    from autohypothesis.hub.protocol import HubClaim, HubPost
     from autohypothesis.records.git import Repository
 
 LEASE_S = 3600
@@ -91,7 +91,7 @@ def join(
     Examples: `orchestrator.py hub join http://127.0.0.1:8000 --name my-machine`,
     `orchestrator.py hub join https://hub.example.org --name my-machine --key-file key.txt`
     """
-    from autohypothesis.hub.client.joining import join as join_hub
+    from autohypothesis.hub.client.credentials import join as join_hub
     from autohypothesis.records.git import Repository
 
     common = Repository.find(repository_path(context, repo)).common_dir
@@ -117,14 +117,14 @@ def join(
 def _refuse_other_search(context: typer.Context, repo: Path | None, found: Credentials) -> None:
     """Refuse a hub that searches something else: nothing could be compared."""
     from autohypothesis.engine.project import Project
-    from autohypothesis.hub.client.typed import TypedHub
-    from autohypothesis.hub.fleet.agreement import refuse_other_terms, terms_of
+    from autohypothesis.hub.client.hub import HubClient
+    from autohypothesis.hub.fleet.coordination import refuse_other_task, task_terms
 
     try:
         project = Project.of_search(repository_path(context, repo))
     except TaskError:
         return  # an agent without a search of its own reads and writes all the same
-    refuse_other_terms(TypedHub.of(found), terms_of(project))
+    refuse_other_task(HubClient.of(found), task_terms(project))
 
 
 def push(
@@ -141,10 +141,10 @@ def push(
 
     Examples: `orchestrator.py hub push`, `orchestrator.py hub push h-nov20-0003-1`
     """
-    from autohypothesis.hub.client import sharing
+    from autohypothesis.hub.client.hub import push as push_commit
 
     repository, hub = opened(context, repo)[0], connect(context, repo)
-    sent = sharing.push(hub, repository, _meant(repository, commit, tag))
+    sent = push_commit(hub, repository, _meant(repository, commit, tag))
     if as_json:
         print_json(sent._asdict())
         return
@@ -162,13 +162,13 @@ def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json
 
     Example: `orchestrator.py hub fetch a1b2c3d`
     """
-    from autohypothesis.hub.client import sharing
     from autohypothesis.hub.client.hub import checked_hash
+    from autohypothesis.hub.client.hub import fetch as fetch_commit
     from autohypothesis.records.tables import harmless
 
     checked_hash(commit)
     repository, hub = opened(context, repo)[0], connect(context, repo)
-    found = sharing.fetch(hub, repository, commit)
+    found = fetch_commit(hub, repository, commit)
     if as_json:
         answer = {"ref": found.ref, "bytes": found.bytes}
         print_json({**found.commit.model_dump(mode="json"), **answer})
@@ -451,10 +451,10 @@ def claim(
 # ── parts ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def connect(context: typer.Context, repo: Path | None) -> TypedHub:
+def connect(context: typer.Context, repo: Path | None) -> HubClient:
     """Return the hub that is joined here; outside of a repository that of the user's own file."""
     from autohypothesis.hub.client import credentials
-    from autohypothesis.hub.client.typed import TypedHub
+    from autohypothesis.hub.client.hub import HubClient
 
     try:
         common = opened(context, repo)[0].common_dir
@@ -462,7 +462,7 @@ def connect(context: typer.Context, repo: Path | None) -> TypedHub:
         if repo or context.find_root().obj:
             raise
         common = None
-    hub = TypedHub.of(credentials.find(common))
+    hub = HubClient.of(credentials.find(common))
 
     def name_left_out() -> None:
         for problem in hub.left_out:
@@ -506,8 +506,7 @@ def _read_key(key_file: str) -> tuple[str | None, SecretStr]:
 
 def _line(context: typer.Context, repo: Path | None, experiment_id: str) -> str:
     from autohypothesis.commands.show import ledger_rows
-    from autohypothesis.hub import line
-    from autohypothesis.hub.results import result_line
+    from autohypothesis.hub.result_line import result_line, write
 
     rows = ledger_rows(layout_of(context, repo))
     row = next((row for row in rows if row["id"] == experiment_id), None)
@@ -516,16 +515,16 @@ def _line(context: typer.Context, repo: Path | None, experiment_id: str) -> str:
             f"no experiment is called {experiment_id!r}",
             hint="run `python orchestrator.py runs --all` for their ids",
         )
-    return line.write(result_line(row))
+    return write(result_line(row))
 
 
 def _content(text: str) -> str:
-    from autohypothesis.hub.client.wire import POST_LIMIT
+    from autohypothesis.hub.protocol import POST_LIMIT
 
     return sys.stdin.read(POST_LIMIT + 1) if text == "-" else text
 
 
-def _posted(post: Post, as_json: bool) -> None:
+def _posted(post: HubPost, as_json: bool) -> None:
     if as_json:
         print_json(post.model_dump(mode="json"))
     else:
@@ -533,16 +532,16 @@ def _posted(post: Post, as_json: bool) -> None:
 
 
 def _claimed(
-    hub: TypedHub, platform_key: str, task_hash: str, tree: str, lease: int, title: str
-) -> Claim:
-    from autohypothesis.hub.client.refusals import TakenError
+    hub: HubClient, platform_key: str, task_hash: str, tree: str, lease: int, title: str
+) -> HubClaim:
+    from autohypothesis.hub.client.http import HubConflictError
 
     try:
         return hub.claim(
             platform_key=platform_key, task_hash=task_hash, tree=tree, lease_seconds=lease,
             title=title,
         )  # fmt: skip
-    except TakenError as error:
+    except HubConflictError as error:
         error.hint = "see who works on what: python orchestrator.py hub claim --list"
         raise
 

@@ -32,10 +32,10 @@ def deliver(
 
     Example: `orchestrator.py hub deliver`
     """
-    from autohypothesis.hub.fleet.courier import Courier
+    from autohypothesis.hub.fleet.courier import CourierProcess
 
     project = open_project(context, repo)
-    courier = Courier(project, _credentials(context, repo))
+    courier = CourierProcess(project, _credentials(context, repo))
     if watch:
         from autohypothesis.fleet.live.stop import Stop
         from autohypothesis.system import set_process_name
@@ -81,8 +81,8 @@ def verify(
     Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
     """
     from autohypothesis.engine.isolation import holds_foreign_code
-    from autohypothesis.hub.client.typed import TypedHub
-    from autohypothesis.hub.fleet.verifying import verify as queue_runs
+    from autohypothesis.hub.client.hub import HubClient
+    from autohypothesis.hub.fleet.coordination import verify as queue_runs
 
     found, project = _credentials(context, repo), open_project(context, repo)
     if not trust and not holds_foreign_code(project.task):
@@ -92,7 +92,7 @@ def verify(
             " or read the commits first (hub fetch HASH, git show) and add --trust",
         )
     wanted = results or []
-    rows = queue_runs(TypedHub.of(found), found.agent, project, wanted, max(most, len(wanted)))
+    rows = queue_runs(HubClient.of(found), found.agent, project, wanted, max(most, len(wanted)))
     if as_json:
         print_json([row._asdict() for row in rows])
         return

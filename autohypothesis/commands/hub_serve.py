@@ -184,7 +184,7 @@ def listing(data: Data, json_: Json = False) -> None:
     from autohypothesis.hub.server import agents
 
     with _database(data) as database:
-        rows = agents.listing(database)
+        rows = agents.every_agent(database)
     if json_:
         print_json(rows)
         return
@@ -220,9 +220,9 @@ def forget_task(
 def _database(data: Path) -> Iterator[Database]:
     """The database, also while the hub serves: it is asked anew at every request."""
     from autohypothesis.hub.server.database import Database
-    from autohypothesis.hub.server.settings import Home
+    from autohypothesis.hub.server.settings import DataFolder
 
-    database = Database(Home.make(data).database)
+    database = Database(DataFolder.make(data).database)
     try:
         yield database
     finally:

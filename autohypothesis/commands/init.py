@@ -154,20 +154,18 @@ def _hub(project: Project, url: str) -> tuple[str, list[str]]:
             " says `network: false`"
         ]
     from autohypothesis.hub.client import credentials
-    from autohypothesis.hub.client.address import checked_server
-    from autohypothesis.hub.client.joining import join
-    from autohypothesis.hub.client.refusals import PassingError
-    from autohypothesis.hub.client.typed import TypedHub
-    from autohypothesis.hub.fleet.agreement import agree
+    from autohypothesis.hub.client.http import HubUnavailableError, checked_server
+    from autohypothesis.hub.client.hub import HubClient
+    from autohypothesis.hub.fleet.coordination import tell_task
 
     server, common, notes = checked_server(url), project.repository.common_dir, list[str]()
     if credentials.own(common) is None:
-        joined = join(server, None, None, common, replace=False)
+        joined = credentials.join(server, None, None, common, replace=False)
         notes = [f"joined {server} as {joined.credentials.agent}", *joined.notes]
     found = credentials.of_server(common, server)
     try:
-        agree(TypedHub.of(found), project)
-    except PassingError as error:
+        tell_task(HubClient.of(found), project)
+    except HubUnavailableError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
     if project.task.isolation_level != "none" and not holds_foreign_code(project.task):
         notes.append(

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import typer
 
+from autohypothesis.hub.protocol import PAGE_LIMIT, POST_LIMIT
 from autohypothesis.hub.server.settings import Hourly, Limits
 from autohypothesis.records.normal_form import tree_of
 from tests.hub.conftest import Agent, Clone, Hub, curl
@@ -323,8 +324,8 @@ def test_the_limits_that_are_named_are_the_defaults() -> None:
     }
     limits, text = Limits(), page.split("## Limits")[1]
     assert Hourly().address_factor == 20 and "An address may do twenty times" in text
-    assert (limits.json_bytes, limits.post_bytes) == (64 << 10, 32 << 10)
-    assert f"{limits.page:,} rows" in text and f"{limits.diff_bytes >> 20} MB of a diff" in text
+    assert (limits.json_bytes, POST_LIMIT) == (64 << 10, 32 << 10)
+    assert f"{PAGE_LIMIT:,} rows" in text and f"{limits.diff_bytes >> 20} MB of a diff" in text
     assert f"{limits.commits:,} commits and {limits.objects:,} objects" in text
 
 

@@ -9,12 +9,18 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from autohypothesis.hub.server import serving
+from autohypothesis.hub.server.service import HubService
+from autohypothesis.hub.server.settings import MB, Hourly, Limits, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN_KEY = "an operator's key for tests only"
@@ -77,25 +83,87 @@ class Agent:
 
 @dataclass
 class Hub:
-    """One that runs as a process of its own."""
+    """A hub in a thread of this process, with options as `hub serve` has them."""
 
     data: Path
     options: tuple[str, ...] = ()
-    environment: dict[str, str] = field(default_factory=dict)
+    limits: Limits | None = None
+    url: str = ""
+    running: ExitStack = field(default_factory=ExitStack)
+
+    def start(self) -> Hub:
+        settings = settings_of(self.data, self.options)
+        settings = replace(settings, limits=self.limits or settings.limits)
+        sock = self.running.enter_context(serving.listening(settings))
+        server, listens = serving.HubServer(HubService.open(settings)), threading.Event()
+        server.announce = listens.set
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+
+        def end() -> None:
+            server.should_exit = True
+            thread.join(60)
+
+        self.running.callback(end)
+        assert listens.wait(60)
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        return self
+
+    def end(self) -> int:
+        self.running.close()
+        return 0
+
+    def agent(self, name: str, role: str = "push") -> Agent:
+        operator = Agent(self.url, "", ADMIN_KEY)
+        answer = operator.send("/api/admin/agents", {"id": name, "role": role})
+        assert answer.status == 201, answer.body
+        return Agent(self.url, name, answer.json["api_key"])
+
+    def git(self, *words: str, **options: Any) -> str:
+        return subprocess.run(
+            ["git", "-C", str(self.data / "commits.git"), *words],
+            check=True, capture_output=True, text=True, **options,
+        ).stdout  # fmt: skip
+
+
+def settings_of(data: Path, options: tuple[str, ...]) -> Settings:
+    """The settings that `hub serve --data DATA --port 0 OPTIONS` makes."""
+    given: dict[str, Any] = {"port": 0, "names": [], "proxies": []}
+    hourly: dict[str, int] = {}
+    limits: dict[str, int] = {}
+    words = iter(word.removeprefix("--").replace("-", "_") for word in options)
+    for word in words:
+        if word in ("open_registration", "private_pages"):
+            given[word] = True
+        elif word in ("name", "proxy"):
+            given[{"name": "names", "proxy": "proxies"}[word]].append(next(words))
+        elif word == "port":
+            given[word] = int(next(words))
+        elif word == "bundle_mb":
+            limits["bundle_bytes"] = int(next(words)) * MB
+        else:
+            (limits if word in ("channels", "connections") else hourly)[word] = int(next(words))
+    return Settings(data, admin_key=ADMIN_KEY, hourly=Hourly(**hourly),
+                    limits=Limits(**limits), **given)  # fmt: skip
+
+
+@dataclass
+class HubProcess(Hub):
+    """A hub as an operator starts it."""
+
     cwd: Path = ROOT
     process: subprocess.Popen[str] | None = None
-    url: str = ""
     said: str = ""
 
-    def start(self, **environment: str) -> Hub:
-        words = ["hub", "serve", "--data", str(self.data), "--port", "0", *self.options]
-        extra = {
-            "PYTHONPATH": str(ROOT), "AUTOHYPOTHESIS_HUB_ADMIN_KEY": ADMIN_KEY,
-            **self.environment, **environment,
-        }  # fmt: skip
+    def start(self, killed_after: str = "") -> HubProcess:
+        words = [str(ROOT / "orchestrator.py"), "hub", "serve", "--data", str(self.data)]
+        words += ["--port", "0", *self.options]
+        if killed_after:
+            words = ["-m", "tests.hub.gated_hub", killed_after, str(self.data), ADMIN_KEY]
+        extra = {"PYTHONPATH": str(ROOT), "AUTOHYPOTHESIS_HUB_ADMIN_KEY": ADMIN_KEY}
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "orchestrator.py"), *words],
-            cwd=self.cwd, env={**os.environ, **extra}, stderr=subprocess.PIPE, text=True,
+            [sys.executable, *words], cwd=self.cwd, env={**os.environ, **extra},
+            stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stderr is not None
         self.said, found = "", None
@@ -115,7 +183,8 @@ class Hub:
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
-        self.process.send_signal(how)
+        if self.process.poll() is None:
+            self.process.send_signal(how)
         return self.died()
 
     def died(self) -> int:
@@ -124,37 +193,35 @@ class Hub:
         self.process.stderr.close()
         return status
 
-    def agent(self, name: str, role: str = "push") -> Agent:
-        operator = Agent(self.url, "", ADMIN_KEY)
-        answer = operator.send("/api/admin/agents", {"id": name, "role": role})
-        assert answer.status == 201, answer.body
-        return Agent(self.url, name, answer.json["api_key"])
-
-    def git(self, *words: str, **options: Any) -> str:
-        return subprocess.run(
-            ["git", "-C", str(self.data / "commits.git"), *words],
-            check=True, capture_output=True, text=True, **options,
-        ).stdout  # fmt: skip
-
 
 Start = Callable[..., Hub]
+StartProcess = Callable[..., HubProcess]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
     """Starts hubs that end with the test."""
-    started: list[Hub] = []
+    with ExitStack() as started:
 
-    def make(*options: str, data: Path | None = None, **environment: str) -> Hub:
-        hub = Hub(data or tmp_path / f"hub{len(started)}", options)
-        started.append(hub)
-        return hub.start(**environment)
+        def make(
+            *options: str, data: Path | None = None, limits: Limits | None = None,
+            kind: type[Hub] = Hub,
+        ) -> Hub:  # fmt: skip
+            hub = kind(data or tmp_path / f"hub{secrets.token_hex(3)}", options, limits)
+            started.callback(hub.end)
+            return hub.start()
 
-    yield make
-    for hub in started:
-        if hub.process is not None and hub.process.poll() is None:
-            hub.process.kill()
-            hub.died()
+        yield make
+
+
+@pytest.fixture
+def start_process(start: Start) -> StartProcess:
+    def make(*options: str, data: Path | None = None) -> HubProcess:
+        hub = start(*options, data=data, kind=HubProcess)
+        assert isinstance(hub, HubProcess)
+        return hub
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +233,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     limits = ("--registrations", "--pushes", "--posts", "--results", "--claims")
     options = ("--open-registration", *(word for one in limits for word in (one, "100000")))
-    hub = Hub(tmp_path_factory.mktemp("conformance") / "data", options).start()
+    hub = HubProcess(tmp_path_factory.mktemp("conformance") / "data", options).start()
     yield hub.url
     assert hub.end() == -signal.SIGTERM
 

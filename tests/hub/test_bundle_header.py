@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.hub.server.bundle_header import parse
+from autohypothesis.hub.server.inspection import parse_header
 from autohypothesis.hub.server.refusals import BundleError
 from autohypothesis.hub.server.settings import Limits
 
@@ -31,7 +31,7 @@ def header(heads: list[tuple[str, bytes]], needed: list[str], objects: int = 3) 
 def test_no_bytes_are_more_than_refused(content: bytes) -> None:
     for start in (content, b"# v2 git bundle\n" + content, b"# v3 git bundle\n" + content):
         try:
-            found = parse(start, SMALL)
+            found = parse_header(start, SMALL)
         except BundleError as error:
             assert error.status == 400
         else:
@@ -47,7 +47,7 @@ def test_what_was_written_is_read(
     heads: list[tuple[str, bytes]], needed: list[str], objects: int, rest: bytes
 ) -> None:
     content = header(heads, needed, objects)
-    found = parse(content + rest, LIMITS)
+    found = parse_header(content + rest, LIMITS)
     assert found.heads == tuple(dict.fromkeys(name for name, _ in heads))
     assert found.prerequisites == tuple(dict.fromkeys(needed))
     assert (found.objects, found.pack_at) == (objects, len(content) - 12)
@@ -57,7 +57,7 @@ def test_what_was_written_is_read(
 def test_a_header_that_is_cut_is_refused(data: st.DataObject) -> None:
     content = header([("a" * 40, b"HEAD")], ["b" * 40])
     with pytest.raises(BundleError):
-        parse(content[: data.draw(st.integers(0, len(content) - 1))], LIMITS)
+        parse_header(content[: data.draw(st.integers(0, len(content) - 1))], LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_a_header_that_is_cut_is_refused(data: st.DataObject) -> None:
 )
 def test_too_much_is_refused_by_name(content: bytes, says: str) -> None:
     with pytest.raises(BundleError, match=says):
-        parse(content, SMALL)
+        parse_header(content, SMALL)

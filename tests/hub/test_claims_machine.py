@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from autohypothesis.hub.server import claims, results
+from autohypothesis.hub.protocol import ClaimQuery, NewClaimRequest, ResultRequest
+from autohypothesis.hub.server import results, tasks
 from autohypothesis.hub.server.database import Database
-from autohypothesis.hub.server.refusals import RefusedError
-from autohypothesis.hub.server.shapes import ToldResult, WantedClaim
+from autohypothesis.hub.server.refusals import HubRefusalError
 
 AGENTS = ("ada", "bob", "eve")
 TREES = tuple(f"n1:{number:040x}" for number in range(3))
@@ -43,7 +43,7 @@ class ClaimRules(RuleBasedStateMachine):
         self.database = Database(Path(self.folder.name) / "hub.sqlite3")
         self.moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
         self.patches = pytest.MonkeyPatch()
-        self.patches.setattr(claims, "now", lambda: self.moment)
+        self.patches.setattr(tasks, "now", lambda: self.moment)
         self.held: dict[str, Held] = {}
         self.tried: dict[str, set[str]] = {tree: set() for tree in TREES}
         self.numbers: set[int] = set()
@@ -61,18 +61,18 @@ class ClaimRules(RuleBasedStateMachine):
 
     @rule(agent=st.sampled_from(AGENTS), tree=st.sampled_from(TREES), lease=st.sampled_from(LEASES))
     def claim(self, agent: str, tree: str, lease: int) -> None:
-        wanted = WantedClaim.model_construct(
+        wanted = NewClaimRequest.model_construct(
             platform_key=KEY, task_hash=TASK, tree=tree, lease_seconds=lease, title=agent
         )
         holder, others = self.holder(tree), self.tried[tree] - {agent}
         free = holder is None and not others
         if not free and (holder is None or holder.agent != agent):
-            with pytest.raises(RefusedError) as refused:
-                claims.take(self.database, agent, wanted)
+            with pytest.raises(HubRefusalError) as refused:
+                tasks.claim(self.database, agent, wanted)
             said = f"claimed by {holder.agent}" if holder is not None else "tried by"
             assert refused.value.status == 409 and said in str(refused.value)
             return
-        made = claims.take(self.database, agent, wanted)
+        made = tasks.claim(self.database, agent, wanted)
         if holder is None:
             assert made["id"] not in self.numbers  # a number is never another claim's
         else:
@@ -85,7 +85,7 @@ class ClaimRules(RuleBasedStateMachine):
         self.told += 1
         result, _ = results.tell(
             self.database, agent,
-            ToldResult(
+            ResultRequest(
                 name=f"e-{self.told}", commit=f"{self.told:07x}", platform="CPU", platform_key=KEY,
                 task_hash=TASK, metric="m", value=1.0, status="keep", tree=tree,
             ),
@@ -102,11 +102,11 @@ class ClaimRules(RuleBasedStateMachine):
         tree = data.draw(st.sampled_from(sorted(self.held)))
         found = self.held[tree]
         if found.agent != agent:
-            with pytest.raises(RefusedError) as refused:
-                claims.give_back(self.database, agent, found.number)
+            with pytest.raises(HubRefusalError) as refused:
+                tasks.release(self.database, agent, found.number)
             assert refused.value.status == 403
             return
-        claims.give_back(self.database, agent, found.number)
+        tasks.release(self.database, agent, found.number)
         del self.held[tree]
 
     @rule(seconds=st.sampled_from((1, 59, *LEASES)))
@@ -116,12 +116,12 @@ class ClaimRules(RuleBasedStateMachine):
     @invariant()
     def what_is_done_names_its_result_for_good(self) -> None:
         for number, result in self.done.items():
-            found = claims.one(self.database, number)
+            found = tasks.one_claim(self.database, number)
             assert (found["state"], found["result"]) == ("done", result)
 
     @invariant()
     def what_holds_is_what_is_listed(self) -> None:
-        listed = claims.held(self.database)
+        listed = tasks.held_claims(self.database, ClaimQuery())
         expected = {
             (found.number, found.agent, tree)
             for tree in TREES

@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autohypothesis.hub.server.hub import Hub as Server
+from autohypothesis.hub.server.service import HubService
 from autohypothesis.hub.server.settings import Limits, Settings
 
-from .conftest import Agent, Clone, Hub, Start
+from .conftest import Agent, Clone, Hub, HubProcess, Start, StartProcess
+from .gated_hub import STEPS
 
 MakeClone = Callable[..., Clone]
-STEPS = ("received", "unpacked", "walked", "announced", "pack", "idx", "refs", "recorded")
 
 
 def state(hub: Hub) -> tuple[object, ...]:
@@ -108,7 +108,7 @@ def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
     tmp_path: Path, clone: MakeClone
 ) -> None:
     settings = Settings(tmp_path / "hub", limits=Limits(loose_packs=2))
-    mine, opened = clone(), Server.open(settings)
+    mine, opened = clone(), HubService.open(settings)
     lock = opened.store.packs / "multi-pack-index.lock"
 
     def push(message: str) -> str:
@@ -123,7 +123,7 @@ def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
     heads = [push("two"), push("three")]
     assert lock.with_suffix("").exists()
     lock.touch()
-    opened = Server.open(settings)
+    opened = HubService.open(settings)
     heads.append(push("four"))
     assert not lock.exists()
     subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=opened.store.path, check=True)
@@ -135,9 +135,11 @@ def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
 # ── killed half-way ─────────────────────────────────────────────────────────────────────────
 
 
-def test_a_push_that_is_killed_is_whole_or_not_there(start: Start, clone: MakeClone) -> None:
+def test_a_push_that_is_killed_is_whole_or_not_there(
+    start_process: StartProcess, clone: MakeClone
+) -> None:
     """At every step of one push; each start sweeps, and is killed at the next step."""
-    hub, mine = start(), clone()
+    hub, mine = start_process(), clone()
     agent = hub.agent("ada")
     first = mine.commit("one")
     assert agent.push(mine.bundle()).status == 201
@@ -146,7 +148,7 @@ def test_a_push_that_is_killed_is_whole_or_not_there(start: Start, clone: MakeCl
     second, third = mine.commit("two"), mine.commit("three")
     bundle = mine.bundle()
     for step in STEPS:
-        agent.hub = hub.start(AUTOHYPOTHESIS_HUB_CRASH_AT=step).url
+        agent.hub = hub.start(killed_after=step).url
         assert [one["hash"] for one in agent.get("/api/git/commits")] == [first], step
         assert state(hub) == before, step
         with pytest.raises(AssertionError, match="no answer"):
@@ -351,14 +353,14 @@ HOSTILE: dict[str, Callable[[Clone], bytes]] = {
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> object:
-    hub = Hub(tmp_path_factory.mktemp("victim") / "data", ("--pushes", "1000")).start()
+    hub = HubProcess(tmp_path_factory.mktemp("victim") / "data", ("--pushes", "1000")).start()
     yield hub, hub.agent("mallory")
     hub.end()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_hostile_is_refused_in_time_and_leaves_nothing(
-    victim: tuple[Hub, Agent], clone: MakeClone, tmp_path: Path, name: str
+    victim: tuple[HubProcess, Agent], clone: MakeClone, tmp_path: Path, name: str
 ) -> None:
     """Two seconds and 50 MB are the promise; the clock here is CPU time of git and server."""
     hub, mallory = victim
@@ -379,7 +381,7 @@ def _spent(process: psutil.Process) -> float:
 
 
 def test_git_takes_no_more_memory_than_it_is_given(
-    victim: tuple[Hub, Agent], clone: MakeClone, tmp_path: Path
+    victim: tuple[HubProcess, Agent], clone: MakeClone, tmp_path: Path
 ) -> None:
     hub, mallory = victim
     bundle = tmp_path / "bomb"

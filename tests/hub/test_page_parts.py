@@ -10,12 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autohypothesis.hub.server.pages.chart import HEIGHT, WIDTH, Told, chart
-from autohypothesis.hub.server.pages.diffs import Diffs, parts
-from autohypothesis.hub.server.pages.markdown import markdown
-from autohypothesis.hub.server.pages.rendering import number
-from autohypothesis.hub.server.pages.tree import LANES, drawn
-from autohypothesis.hub.server.refusals import RefusedError
+from autohypothesis.hub.server.boards import ChartPoint
+from autohypothesis.hub.server.diffs import DiffCache
+from autohypothesis.hub.server.pages.drawings import HEIGHT, LANES, WIDTH, chart, tree_rows
+from autohypothesis.hub.server.pages.rendering import diff_parts, markdown, number
+from autohypothesis.hub.server.refusals import HubRefusalError
 
 from .reading import Reading
 
@@ -88,7 +87,7 @@ def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 @given(histories())
 def test_every_lane_leads_from_a_commit_to_its_parent(commits: list[dict[str, Any]]) -> None:
-    lines = drawn(commits)
+    lines = tree_rows(commits)
     dots = {row["hash"]: place for place, row in enumerate(commits)}
     for place, (row, line) in enumerate(zip(commits, lines, strict=True)):
         assert line.width <= LANES + 1
@@ -113,7 +112,7 @@ def ends_at(lines: list[Any], place: int, lane: int) -> int:
 
 def test_many_tries_on_one_commit_stay_narrow() -> None:
     tries = [{"hash": f"t{one}", "parents": ["base"], "leaf": True} for one in range(30)]
-    lines = drawn([*tries, {"hash": "base", "parents": [], "leaf": False}])
+    lines = tree_rows([*tries, {"hash": "base", "parents": [], "leaf": False}])
     assert max(line.width for line in lines) == 2
 
 
@@ -133,8 +132,8 @@ RESULTS = st.tuples(
 def test_whatever_was_told_the_picture_stays_in_its_frame(
     told: list[tuple[float, float, str]],
 ) -> None:
-    shown = [Told(place, at, value, state) for place, (at, value, state) in enumerate(told)]
-    steps: list[Told] = []
+    shown = [ChartPoint(place, at, value, state) for place, (at, value, state) in enumerate(told)]
+    steps: list[ChartPoint] = []
     for one in shown:
         if one.state != "refuted" and (not steps or one.value < steps[-1].value):
             steps.append(one)
@@ -143,7 +142,7 @@ def test_whatever_was_told_the_picture_stays_in_its_frame(
         return
     for mark in found.marks:
         assert 0 <= mark.x <= WIDTH and 0 <= mark.y <= HEIGHT
-    assert {step.id for step in steps} <= {mark.told.id for mark in found.marks}
+    assert {step.id for step in steps} <= {mark.point.id for mark in found.marks}
     for tick in found.up:
         assert 0 <= tick.at <= HEIGHT and len(tick.label) <= 13
     for tick in found.across:
@@ -152,20 +151,22 @@ def test_whatever_was_told_the_picture_stays_in_its_frame(
 
 def test_the_picture_steps_down_at_each_improvement() -> None:
     hour = 3600.0
-    steps = [Told(1, 0, 1.0, "claimed"), Told(2, 2 * hour, 0.9, "reproduced")]
-    found = chart(steps, [Told(3, hour, 0.5, "refuted"), Told(4, hour, 0.95, "claimed")])
+    steps = [ChartPoint(1, 0, 1.0, "claimed"), ChartPoint(2, 2 * hour, 0.9, "reproduced")]
+    found = chart(
+        steps, [ChartPoint(3, hour, 0.5, "refuted"), ChartPoint(4, hour, 0.95, "claimed")]
+    )
     assert found is not None
-    first, last = (next(mark for mark in found.marks if mark.told.id == one) for one in (1, 2))
+    first, last = (next(mark for mark in found.marks if mark.point.id == one) for one in (1, 2))
     assert found.line.startswith(f"M{first.x} {first.y}H{last.x}V{last.y}H")
     assert first.x < last.x and first.y < last.y  # a better value stands lower
-    assert [mark.told.id for mark in found.marks] == [4, 1, 2]  # 3 is far outside
+    assert [mark.point.id for mark in found.marks] == [4, 1, 2]  # 3 is far outside
     assert [tick.label for tick in found.across] == ["00:00", "01:00", "02:00"]
     assert found.day == "1970-01-01"
     assert [tick.label for tick in found.up] == ["0.90", "0.92", "0.94", "0.96", "0.98", "1.00"]
 
 
 def test_one_result_is_no_picture() -> None:
-    assert chart([Told(1, 0, 1.0, "claimed")], [Told(1, 0, 1.0, "claimed")]) is None
+    assert chart([ChartPoint(1, 0, 1.0, "claimed")], [ChartPoint(1, 0, 1.0, "claimed")]) is None
 
 
 def test_numbers_keep_the_digits_that_say_something() -> None:
@@ -181,18 +182,18 @@ def test_lines_of_a_diff_are_what_they_are_and_not_what_they_begin_with() -> Non
         "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1,2 +1,3 @@\n--- not a file\n+++ nor this\n"
         " same\ndiff --git a/y b/y\nnew file mode 100644\n"
     )
-    assert [(one.kind, one.text) for one in parts(text.encode())] == [
+    assert [(one.kind, one.text) for one in diff_parts(text.encode())] == [
         ("file", "diff --git a/x b/x\n--- a/x\n+++ b/x"), ("hunk", "@@ -1,2 +1,3 @@"),
         ("removed", "--- not a file"), ("added", "+++ nor this"), ("same", " same"),
         ("file", "diff --git a/y b/y\nnew file mode 100644"),
     ]  # fmt: skip
-    assert list(parts(b"")) == []
-    assert next(parts(b"@@ \xff\n")).text == "@@ \ufffd"
+    assert list(diff_parts(b"")) == []
+    assert next(diff_parts(b"@@ \xff\n")).text == "@@ \ufffd"
 
 
 def test_diffs_in_memory_are_bounded_and_made_once_each() -> None:
     made: list[str] = []
-    diffs = Diffs(kept_bytes=100)
+    diffs = DiffCache(kept_bytes=100)
 
     def ask(name: str, size: int = 40) -> int:
         return len(diffs.of(name, lambda: None, lambda: made.append(name) or bytes(size)))
@@ -204,7 +205,7 @@ def test_diffs_in_memory_are_bounded_and_made_once_each() -> None:
 
 
 def test_one_diff_is_made_at_a_time_and_what_fails_is_not_kept() -> None:
-    diffs, begun, go = Diffs(), threading.Event(), threading.Event()
+    diffs, begun, go = DiffCache(), threading.Event(), threading.Event()
 
     def slow() -> bytes:
         begun.set()
@@ -214,16 +215,16 @@ def test_one_diff_is_made_at_a_time_and_what_fails_is_not_kept() -> None:
     other = threading.Thread(target=diffs.of, args=("a", lambda: None, slow))
     other.start()
     assert begun.wait(60)
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(HubRefusalError) as refused:
         diffs.of("b", lambda: None, lambda: b"")
     assert refused.value.status == 503
     go.set()
     other.join()
 
     def full() -> None:
-        raise RefusedError(429, "too many")
+        raise HubRefusalError(429, "too many")
 
-    with pytest.raises(RefusedError):
+    with pytest.raises(HubRefusalError):
         diffs.of("c", full, lambda: b"")
     assert diffs.of("a", full, full) == b"slow"  # type: ignore[arg-type]
     assert diffs.of("c", lambda: None, lambda: b"now") == b"now"

@@ -13,10 +13,10 @@ import pytest
 
 from autohypothesis.hub.server import commits
 from autohypothesis.hub.server.database import Database
-from autohypothesis.hub.server.pages import history
+from autohypothesis.hub.server.inspection import NewCommit
 from autohypothesis.hub.server.pages.rendering import POLICY, static
-from autohypothesis.hub.server.settings import Home
-from autohypothesis.hub.server.walk import NewCommit
+from autohypothesis.hub.server.pages.routes import COMMITS
+from autohypothesis.hub.server.settings import DataFolder
 
 from .conftest import ADMIN_KEY, Answer, Clone, Hub, Start, curl
 from .reading import BROWSER, Reading, crawl, read
@@ -157,7 +157,7 @@ def test_replies_stand_below_what_they_answer(shown: Showcase) -> None:
 
 
 def test_ten_thousand_commits_come_in_pieces(start: Start, tmp_path: Path) -> None:
-    home = Home.make(tmp_path / "many")
+    home = DataFolder.make(tmp_path / "many")
     database = Database(home.database)
     names = [f"{number:040x}" for number in range(10_000)]
     many = [
@@ -170,7 +170,7 @@ def test_ten_thousand_commits_come_in_pieces(start: Start, tmp_path: Path) -> No
     for number in (1, 2, 50, 100):
         page = get(hub, f"/commits?page={number}")
         messages = re.findall(r"<bdi>(number \d+)</bdi>", page.body.decode())
-        assert 0 < len(messages) == history.AT_ONCE <= 200
+        assert 0 < len(messages) == COMMITS <= 200
         seen += messages
     assert seen[0] == "number 9999" and seen[-1] == "number 0" and len(set(seen)) == 400
     assert "5,000 commits" in read(get(hub, "/commits?show=frontier")).words
@@ -408,7 +408,7 @@ def test_the_api_page_has_every_route_and_no_page_is_one(shown: Showcase) -> Non
         assert path.startswith("/api/")
         for method in methods:
             assert f"{method.upper()} {path}" in words
-    for name in description["components"]["schemas"]["Result"]["properties"]:
+    for name in description["components"]["schemas"]["HubResult"]["properties"]:
         assert name in words
     assert not any(link.startswith("http") for link in read(get(shown.hub, "/docs")).links)
 

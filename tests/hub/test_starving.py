@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import resource
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,22 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.hub.server import logbook
-from autohypothesis.hub.server.logbook import Logbook, keep_log
+from autohypothesis.hub.server import serving
+from autohypothesis.hub.server.serving import HubLog, keep_log
+from autohypothesis.hub.server.settings import Limits
 
-from .conftest import ROOT, Hub, Start, curl
+from .conftest import Start, StartProcess, curl
 
 HANG_S = 60.0
-IMPATIENT = """
-import sys
-from pathlib import Path
-from autohypothesis.hub.server.serving import serve
-from autohypothesis.hub.server.settings import Limits, Settings
-limits = Limits(connections=int(sys.argv[2]), header_seconds=0.5, idle_seconds=0.5,
-                stall_seconds=0.5)
-serve(Settings(Path(sys.argv[1]), port=0, limits=limits, proxies=tuple(sys.argv[3:])),
-      lambda line: print(line, file=sys.stderr, flush=True))
-"""
 
 
 @dataclass
@@ -59,24 +48,15 @@ Impatient = Callable[..., Served]
 
 
 @pytest.fixture
-def impatient(tmp_path: Path) -> Iterator[Impatient]:
-    with ExitStack() as stack:
+def impatient(start: Start) -> Impatient:
+    def make(connections: int, *proxies: str) -> Served:
+        limits = Limits(
+            connections=connections, header_seconds=0.5, idle_seconds=0.5, stall_seconds=0.5
+        )
+        hub = start(*(word for proxy in proxies for word in ("--proxy", proxy)), limits=limits)
+        return Served(hub.data, int(hub.url.rpartition(":")[2]))
 
-        def start(*words: str) -> Served:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, "-c", IMPATIENT, str(tmp_path / "data"), *words],
-                    cwd=ROOT,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
-            stack.callback(process.kill)
-            assert process.stderr is not None
-            line = process.stderr.readline()
-            return Served(tmp_path / "data", int(line.split(";")[0].rpartition(":")[2]))
-
-        yield start
+    return make
 
 
 def ended(connection: socket.socket) -> bool:
@@ -100,9 +80,11 @@ def descriptors(most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_silent_connections_beyond_all_descriptors_keep_nobody_out(start: Start) -> None:
+def test_silent_connections_beyond_all_descriptors_keep_nobody_out(
+    start_process: StartProcess,
+) -> None:
     with descriptors(256):
-        hub = start("--open-registration")
+        hub = start_process("--open-registration")
     port = int(hub.url.rpartition(":")[2])
     with ExitStack() as stack:
         for number in range(400):
@@ -128,14 +110,14 @@ def test_silent_connections_beyond_all_descriptors_keep_nobody_out(start: Start)
     ids=["nothing", "a line", "headers", "a request", "two", "a refused body"],
 )  # fmt: skip
 def test_a_connection_that_keeps_still_is_ended(impatient: Impatient, sent: bytes) -> None:
-    with impatient("64").connect() as connection:
+    with impatient(64).connect() as connection:
         connection.sendall(sent)
         assert ended(connection)
 
 
 def test_a_connection_that_drips_is_ended(impatient: Impatient) -> None:
     """Each byte comes long before any silence could be noticed."""
-    served = impatient("64")
+    served = impatient(64)
     for begin in (b"GET / HTTP/1.1\r\nX: ", b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
         with served.connect() as connection:
             connection.sendall(begin)
@@ -146,7 +128,7 @@ def test_a_connection_that_drips_is_ended(impatient: Impatient) -> None:
 
 
 def test_a_peer_that_does_not_read_its_answers_is_ended(impatient: Impatient) -> None:
-    served = impatient("64")
+    served = impatient(64)
     with served.connect() as connection:
         ask = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
         with pytest.raises(ConnectionError):
@@ -179,7 +161,7 @@ def test_an_address_has_its_share_and_others_theirs(start: Start) -> None:
 
 
 def test_a_proxy_stands_for_many(impatient: Impatient) -> None:
-    served = impatient("2", "127.0.0.1")
+    served = impatient(2, "127.0.0.1")
     with ExitStack() as stack:
         some = [stack.enter_context(served.connect()) for _ in range(8)]
         for connection in some:
@@ -219,7 +201,7 @@ class Kept(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def logger_of(book: Logbook) -> logging.Logger:
+def logger_of(book: HubLog) -> logging.Logger:
     found = logging.Logger("hub under test")
     found.addHandler(book)
     return found
@@ -227,16 +209,17 @@ def logger_of(book: Logbook) -> logging.Logger:
 
 def test_a_message_that_repeats_itself_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
-    book = Logbook([kept])
+    book = HubLog([kept])
     log = logger_of(book)
     for number in range(1000):
         log.warning("%s has too many", number)
     log.error("something else")
-    assert len(kept.lines) == logbook.MOST + 1 and kept.lines[-1] == "something else"
-    monkeypatch.setattr(logbook, "WINDOW_S", 0.0)
-    book.say_counts()
+    assert len(kept.lines) == serving.MESSAGES + 1 and kept.lines[-1] == "something else"
+    monkeypatch.setattr(serving, "WINDOW_S", 0.0)
+    book.write_counts()
     assert (
-        kept.lines[-1] == f"{1000 - logbook.MOST} more like this: hub under test: %s has too many"
+        kept.lines[-1]
+        == f"{1000 - serving.MESSAGES} more like this: hub under test: %s has too many"
     )
     log.warning("%s has too many", 7)
     assert kept.lines[-1] == "7 has too many", "a new window begins anew"
@@ -244,27 +227,27 @@ def test_a_message_that_repeats_itself_is_counted(monkeypatch: pytest.MonkeyPatc
 
 def test_messages_that_all_differ_are_bounded_too() -> None:
     kept = Kept()
-    log = logger_of(Logbook([kept]))
+    log = logger_of(HubLog([kept]))
     for number in range(10_000):
         log.warning(f"message {number}")
-    assert len(kept.lines) == logbook.KINDS + logbook.MOST
+    assert len(kept.lines) == serving.KINDS + serving.MESSAGES
 
 
 def test_the_file_is_turned_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logbook, "FILE_BYTES", 10_000)
-    monkeypatch.setattr(logbook, "MOST", 10**6)
+    monkeypatch.setattr(serving, "FILE_BYTES", 10_000)
+    monkeypatch.setattr(serving, "MESSAGES", 10**6)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(logging, "raiseExceptions", True)
     keep_log(tmp_path / "hub.log")
     for number in range(2_000):
         logging.getLogger("autohypothesis.hub").warning("message %d, %s", number, "x" * 50_000)
     files = list(tmp_path.iterdir())
-    assert len(files) == logbook.FILES
-    assert max(file.stat().st_size for file in files) <= max(10_000, logbook.LINE_LIMIT + 100)
+    assert len(files) == serving.FILES
+    assert max(file.stat().st_size for file in files) <= max(10_000, serving.LINE_LIMIT + 100)
 
 
-def test_a_hub_keeps_its_log_in_its_folder_for_its_owner_only(start: Start) -> None:
-    hub: Hub = start()
+def test_a_hub_keeps_its_log_in_its_folder_for_its_owner_only(start_process: StartProcess) -> None:
+    hub = start_process()
     port = int(hub.url.rpartition(":")[2])
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection:
@@ -272,6 +255,6 @@ def test_a_hub_keeps_its_log_in_its_folder_for_its_owner_only(start: Start) -> N
             assert ended(connection)
     hub.end()
     text = (hub.data / "hub.log").read_text()
-    assert text.count("Invalid HTTP request received.") == logbook.MOST + 1
-    assert f"{20 - logbook.MOST} more like this" in text
+    assert text.count("Invalid HTTP request received.") == serving.MESSAGES + 1
+    assert f"{20 - serving.MESSAGES} more like this" in text
     assert (hub.data / "hub.log").stat().st_mode & 0o077 == 0

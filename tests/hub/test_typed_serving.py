@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, Agent, Hub, Start
+from .conftest import ROOT, Agent, Hub, HubProcess, Start, StartProcess
 from .test_typed import Post, World, line, of_platform, task_body, world
 
 NEW = ("bests", "claims", "results", "task_data", "tasks")
@@ -176,7 +176,7 @@ def sent_and_never_answered(hub: Hub, agent: Agent, path: str, value: Any) -> so
     return connection
 
 
-def killed_once(hub: Hub, there: Callable[[sqlite3.Connection], Any]) -> None:
+def killed_once(hub: HubProcess, there: Callable[[sqlite3.Connection], Any]) -> None:
     """kill -9, as soon as the database shows it."""
     with closing(sqlite3.connect(hub.data / "hub.sqlite3", timeout=30)) as connection:
         until = time.monotonic() + 60
@@ -185,8 +185,8 @@ def killed_once(hub: Hub, there: Callable[[sqlite3.Connection], Any]) -> None:
     hub.end(signal.SIGKILL)
 
 
-def test_a_kill_between_claim_and_answer_leaves_one_holder(start: Start) -> None:
-    hub = start()
+def test_a_kill_between_claim_and_answer_leaves_one_holder(start_process: StartProcess) -> None:
+    hub = start_process()
     ada, bob = hub.agent("ada"), hub.agent("bob")
     here = world(ada)
     body = {"platform_key": here.key, "task_hash": here.task["task_hash"], "tree": TREE,
@@ -200,9 +200,9 @@ def test_a_kill_between_claim_and_answer_leaves_one_holder(start: Start) -> None
     assert (again.status, again.json["id"]) == (201, held["id"])
 
 
-def test_a_kill_between_result_and_answer_tells_it_once(start: Start) -> None:
+def test_a_kill_between_result_and_answer_tells_it_once(start_process: StartProcess) -> None:
     """The claim is done, the original is weighed: all of it or nothing."""
-    hub = start()
+    hub = start_process()
     ada, bob = hub.agent("ada"), hub.agent("bob")
     here = world(ada)
     claim, original = here.claim().json, here.tell(bob)
@@ -223,8 +223,8 @@ def test_a_kill_between_result_and_answer_tells_it_once(start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_kills_at_any_moment_leave_one_holder_of_every_key(start: Start) -> None:
-    hub = start("--claims", "100000", "--results", "100000", "--connections", "400")
+def test_kills_at_any_moment_leave_one_holder_of_every_key(start_process: StartProcess) -> None:
+    hub = start_process("--claims", "100000", "--results", "100000", "--connections", "400")
     agents = [hub.agent(f"agent-{number}") for number in range(4)]
     here = world(agents[0])
     for turn in range(6):
@@ -274,9 +274,16 @@ def test_a_hundred_thousand_results_are_read_through_an_index(start: Start) -> N
     """Of a plan, not of a clock: no question about the newest, a board or a claim scans them."""
     from sqlalchemy import event
 
-    from autohypothesis.hub.server import bests, claims, leaderboard, results
+    from autohypothesis.hub.protocol import (
+        BoardQuery,
+        ClaimQuery,
+        KeyQuery,
+        NewClaimRequest,
+        ResultQuery,
+        ResultRequest,
+    )
+    from autohypothesis.hub.server import boards, results, tasks
     from autohypothesis.hub.server.database import Database
-    from autohypothesis.hub.server.shapes import ToldResult, WantedClaim
 
     hub = start()
     hub.end()
@@ -292,13 +299,13 @@ def test_a_hundred_thousand_results_are_read_through_an_index(start: Start) -> N
     for filters in ({}, {"platform": "CPU"}, {"agent": "agent-1"}, {"state": "refuted"},
                     {"commit": "abcd"}, {"status": "crash"}, {"verifies": 7}, {"platform_key": key},
                     {"platform_key": key, "task_hash": task}):  # fmt: skip
-        results.newest(database, filters)
-    leaderboard.boards(database)
-    bests.all(database)
-    wanted = WantedClaim(platform_key=key, task_hash=task, tree=TREE, lease_seconds=60)
-    claims.take(database, "agent-1", wanted)
-    claims.held(database)
-    told = ToldResult(
+        results.newest(database, ResultQuery(**filters))
+    boards.leaderboard(database, BoardQuery())
+    boards.every_best(database, KeyQuery())
+    wanted = NewClaimRequest(platform_key=key, task_hash=task, tree=TREE, lease_seconds=60)
+    tasks.claim(database, "agent-1", wanted)
+    tasks.held_claims(database, ClaimQuery())
+    told = ResultRequest(
         name="x", commit="abcd" * 10, platform="CPU", platform_key=key, task_hash="",
         metric="val_bpb", value=1.0, status="keep", tree=TREE,
     )  # fmt: skip

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autohypothesis.hub.protocol import ResultState
 from autohypothesis.hub.server.verdicts import (
     STATES,
-    State,
     Verdict,
-    ranked,
-    score,
-    standing,
-    verdict,
+    derived,
+    standing_of,
+    verdict_of,
 )
 from autohypothesis.schema import Direction
 
@@ -32,16 +31,16 @@ History = list[tuple[str, Verdict]]
 @given(histories)
 def test_the_last_word_of_each_agent_counts_and_no_earlier_one(history: History) -> None:
     last = dict(history)
-    found = standing("ada", history)
-    assert found == standing("ada", list(last.items()))
-    assert found == standing("ada", list(last.items())[::-1])
+    found = standing_of("ada", history)
+    assert found == standing_of("ada", list(last.items()))
+    assert found == standing_of("ada", list(last.items())[::-1])
     assert found.reproduced + found.refuted == len(last)
     assert found.reproduced == sum(word == "reproduced" for word in last.values())
 
 
 @given(histories)
 def test_the_state_is_what_most_say(history: History) -> None:
-    state, reproduced, refuted = standing("ada", history)
+    state, reproduced, refuted = standing_of("ada", history)
     order = {"refuted": reproduced < refuted, "claimed": reproduced == refuted,
              "reproduced": reproduced > refuted}  # fmt: skip
     assert [word for word, holds in order.items() if holds] == [state]
@@ -51,15 +50,15 @@ def test_the_state_is_what_most_say(history: History) -> None:
 def test_what_the_author_takes_back_stays_taken_back(history: History, data: st.DataObject) -> None:
     place = data.draw(st.integers(0, len(history)))
     with_it: History = [*history[:place], ("ada", "refuted"), *history[place:]]
-    found, without = standing("ada", with_it), standing("ada", history)
+    found, without = standing_of("ada", with_it), standing_of("ada", history)
     assert found.state == "refuted"
     assert (found.reproduced, found.refuted) == (without.reproduced, without.refuted)
 
 
 @given(histories, words)
 def test_one_more_agent_moves_a_state_to_its_own_side(history: History, word: Verdict) -> None:
-    before, after = standing("ada", history), standing("ada", [*history, ("new", word)])
-    moved = after.rank - before.rank
+    before, after = standing_of("ada", history), standing_of("ada", [*history, ("new", word)])
+    moved = STATES.index(after.state) - STATES.index(before.state)
     assert moved <= 0 if word == "reproduced" else moved >= 0
 
 
@@ -67,8 +66,8 @@ def test_one_more_agent_moves_a_state_to_its_own_side(history: History, word: Ve
 def test_maximizing_is_minimizing_seen_from_the_other_side(
     original: float, again: float, delta: float
 ) -> None:
-    mirrored = verdict(-original, -again, "maximize", delta)
-    assert verdict(original, again, "minimize", delta) == mirrored
+    mirrored = verdict_of(-original, -again, "maximize", delta)
+    assert verdict_of(original, again, "minimize", delta) == mirrored
 
 
 @given(values, values, directions, deltas)
@@ -76,8 +75,8 @@ def test_as_good_is_reproduced_and_no_value_never_is(
     original: float, again: float, direction: Direction, delta: float
 ) -> None:
     better = min(original, again) if direction == "minimize" else max(original, again)
-    assert verdict(original, better, direction, delta) == "reproduced"
-    assert verdict(original, None, direction, delta) == "refuted"
+    assert verdict_of(original, better, direction, delta) == "reproduced"
+    assert verdict_of(original, None, direction, delta) == "refuted"
 
 
 @given(values, values, directions, deltas, deltas)
@@ -85,32 +84,37 @@ def test_who_allows_more_refutes_no_more(
     original: float, again: float, direction: Direction, less: float, more: float
 ) -> None:
     less, more = sorted((less, more))
-    if verdict(original, again, direction, less) == "reproduced":
-        assert verdict(original, again, direction, more) == "reproduced"
+    if verdict_of(original, again, direction, less) == "reproduced":
+        assert verdict_of(original, again, direction, more) == "reproduced"
 
 
 @given(st.decimals(-1000, 1000, places=6), st.decimals(0, 10, places=6))
 def test_exactly_the_tolerance_is_within_it(original: Decimal, delta: Decimal) -> None:
     """On paper, not as the computer subtracts."""
     at, past = original + delta, original + delta + Decimal("0.000001")
-    assert verdict(float(original), float(at), "minimize", float(delta)) == "reproduced"
-    assert verdict(float(original), float(past), "minimize", float(delta)) == "refuted"
+    assert verdict_of(float(original), float(at), "minimize", float(delta)) == "reproduced"
+    assert verdict_of(float(original), float(past), "minimize", float(delta)) == "refuted"
+
+
+def stored(value: float | None, direction: Direction = "minimize", **more: Any) -> dict[str, Any]:
+    return derived({"value": value, "status": "keep", "verifies": None, **more}, direction)
 
 
 @given(values, values)
 def test_the_better_value_has_the_lower_score(one: float, other: float) -> None:
     low, high = sorted((one, other))
-    assert score(low, "minimize") <= score(high, "minimize")  # type: ignore[operator]
-    assert score(high, "maximize") <= score(low, "maximize")  # type: ignore[operator]
-    assert score(None, "minimize") is score(None, "maximize") is None
+    assert stored(low)["score"] <= stored(high)["score"]
+    assert stored(high, "maximize")["score"] <= stored(low, "maximize")["score"]
+    assert stored(None)["score"] is stored(None, "maximize")["score"] is None
 
 
 @pytest.mark.parametrize("status", ["keep", "discard", "crash", "replicate"])
 def test_only_what_was_kept_has_a_place_on_a_board(status: str) -> None:
-    assert ranked(status, 1.0, None) == (status == "keep")
-    assert not ranked(status, None, None) and not ranked(status, 1.0, 7)
+    assert stored(1.0, status=status)["ranked"] == (status == "keep")
+    assert not stored(None, status=status)["ranked"]
+    assert not stored(1.0, status=status, verifies=7)["ranked"]
 
 
 def test_the_states_are_in_the_order_of_a_board() -> None:
     assert STATES == ("reproduced", "claimed", "refuted")
-    assert set(STATES) == set(get_args(State))
+    assert set(STATES) == set(get_args(ResultState))

@@ -1,10 +1,10 @@
-"""Who we are to a hub: read from three places, and written so that nobody else reads it.
+"""The agent that this repository is on a hub: read from three places, and written privately.
 
-The repository's own come first, in the user's configuration folder, under an id that the
-repository keeps in its `.git`: so a moved repository stays who it is, a clone is nobody yet, and no
-key lies where a run may look. Then comes the file that $AGENTHUB_CONFIG names, then
+The repository's own credentials come first, in the user's configuration folder, under an id that
+the repository keeps in its `.git`: so a moved repository stays the same agent, a clone is none yet,
+and no key lies where a run may look. Then comes the file that $AGENTHUB_CONFIG names, then
 `~/.agenthub/config.json`. All have the keys of the `ah` client. A file that is there and cannot be
-used is an error, never a reason to be somebody else.
+used is an error, never a reason to be another agent.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from itertools import chain, count
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import SecretStr
 
 from autohypothesis.errors import HubError, RecordError, UsageError
-from autohypothesis.hub.client.address import checked_server
-from autohypothesis.hub.client.wire import AGENT
+from autohypothesis.hub.client.http import checked_server, is_readable_on_the_way
+from autohypothesis.hub.client.hub import HubClient
+from autohypothesis.hub.protocol import AGENT
 from autohypothesis.records.files import parse_json, read_bytes, to_json, write_new
 from autohypothesis.records.secrets import (
     FILE_LIMIT,
     home_file,
     hub_keys_folder,
     shell_assignments,
+    shell_file,
 )
-from autohypothesis.system import rename_exclusive
+from autohypothesis.system import host_name, rename_exclusive
 
 PRIVATE = 0o600
 KEY = re.compile(r"[\x21-\x7e]{1,512}")
@@ -39,6 +43,7 @@ KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _ID = re.compile(r"[0-9a-f]{32}")
 _ID_LIMIT = 64
 _JOIN = "join one: python orchestrator.py hub join URL --name NAME"
+_MOVE_AND_JOIN = f"move it away and {_JOIN}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ class Credentials:
 
 
 def own(common_dir: Path) -> Credentials | None:
-    """Those of a repository by its `.git`, which all its worktrees share; None where it has none.
+    """The credentials of a repository by its `.git`, which its worktrees share; None: it has none.
 
     Raises:
         HubError: the file cannot be used, or a key in `.git` cannot be moved out of it.
@@ -64,7 +69,7 @@ def own(common_dir: Path) -> Credentials | None:
 
 
 def own_file(common_dir: Path) -> Path:
-    """Where those of a repository belong; it is given an id if it has none yet.
+    """The file for a repository's credentials; the repository is given an id if it has none yet.
 
     Raises:
         HubError: the id cannot be written, or is none.
@@ -86,19 +91,18 @@ def find(common_dir: Path | None) -> Credentials:
     """
     if common_dir is not None and (found := own(common_dir)) is not None:
         return found
-    named = os.environ.get("AGENTHUB_CONFIG")
-    places = [Path(named).expanduser()] if named else []
-    for place in [*places, home_file(".agenthub") / "config.json"]:
-        found = read(place)
-        if found is not None:
-            return found
-        if place in places:
+    if named := os.environ.get("AGENTHUB_CONFIG"):
+        place = Path(named).expanduser()
+        if (found := read(place)) is None:
             raise HubError(f"$AGENTHUB_CONFIG names {place}, which is not there", hint=_JOIN)
-    raise HubError("no hub is joined here", hint=_JOIN)
+        return found
+    if (found := read(home_file(".agenthub") / "config.json")) is None:
+        raise HubError("no hub is joined here", hint=_JOIN)
+    return found
 
 
 def of_server(common_dir: Path, server: str) -> Credentials:
-    """Those that count here, which have to be of that hub.
+    """The credentials that count here, which have to be of that hub.
 
     Raises:
         HubError: there are none, or they are of another one.
@@ -132,30 +136,31 @@ def read(path: Path) -> Credentials | None:
     except FileNotFoundError:
         return None
     except (ValueError, UsageError) as error:
-        raise HubError(f"{path} {error}", hint=f"move it away and {_JOIN}") from None
+        raise HubError(f"{path} {error}", hint=_MOVE_AND_JOIN) from None
 
 
-def write(path: Path, credentials: Credentials) -> None:
-    """For us and for the `ah` client; what was at `path` stays beside it."""
-    while not write_new(path, _as_json(credentials), mode=PRIVATE):
+def keep_aside(path: Path) -> None:
+    """Move the file at `path` beside it, never over another: it can be got back."""
+    for aside in _asides(path):
+        with suppress(FileExistsError):
+            with suppress(FileNotFoundError):
+                rename_exclusive(path, aside)
+            return
+
+
+def _write_private(path: Path, content: str) -> None:
+    """Write a file for its owner only; the file that was at `path` stays beside it."""
+    while not write_new(path, content, mode=PRIVATE):
         keep_aside(path)
 
 
-def leave_git(common_dir: Path) -> None:
-    """Move keys out of `.git` as `own` does; what is no credentials is set aside there.
-
-    Raises:
-        HubError: a key cannot be moved.
-    """
-    try:
-        read(_in_git(common_dir))
-    except HubError:
-        keep_aside(_in_git(common_dir))
-    _move_out(common_dir)
+def write(path: Path, credentials: Credentials) -> None:
+    """Write the file of an agent, for us and for the `ah` client."""
+    _write_private(path, _as_json(credentials))
 
 
 def make_private(folder: Path) -> None:
-    """Make `folder`, for its owner only; folders on the way to it are made like that too.
+    """Make `folder` and the folders on the way to it, for their owner only.
 
     Raises:
         OSError: it cannot be made.
@@ -167,22 +172,99 @@ def make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def keep_aside(path: Path) -> None:
-    """Move what is at `path` beside it, never over anything: it can be got back."""
-    for aside in _asides(path):
-        with suppress(FileExistsError):
-            with suppress(FileNotFoundError):
-                rename_exclusive(path, aside)
-            return
+# ── joining a hub ───────────────────────────────────────────────────────────────────────────
+
+
+class Joined(NamedTuple):
+    credentials: Credentials
+    registered: bool
+    """False: with a key that was there before."""
+    notes: list[str]
+
+
+def join(
+    server: str, agent: str | None, key: SecretStr | None, common_dir: Path, *, replace: bool
+) -> Joined:
+    """Register `agent`, or take the `key` that it was given, and write the credentials.
+
+    Raises:
+        HubError: the hub refuses; or this repository is another agent already, and is not to
+            `replace` that.
+    """
+    server = checked_server(server)
+    if replace:
+        _leave_git(common_dir)
+    before = None if replace else own(common_dir)
+    if before is not None:
+        same = before.server == server and agent in (None, before.agent)
+        if not same or (key is not None and key != before.key):  # a key is shown once
+            raise HubError(
+                f"this repository has joined {before.server} as {before.agent} already"
+                f" ({before.source})",
+                hint="to be another one, add --replace; the old file stays beside the new one",
+            )
+        HubClient.of(before).channels()  # raises, where the key is no longer good
+        return Joined(before, False, _share_with_shell(before, replace=False))
+    path = own_file(common_dir)
+    _refuse_unwritable(path.parent)  # before a name is registered: its key is told once only
+    name = checked_agent(agent or default_name())
+    if key is None:
+        made = HubClient(server).register(name)
+        found = Credentials(server, checked_agent(made.id), checked_key(made.api_key), str(path))
+    else:
+        found = Credentials(server, name, key, str(path))
+        HubClient.of(found).channels()
+    write(path, found)
+    notes = _share_with_shell(found, replace=replace)
+    if is_readable_on_the_way(server):
+        notes.append(f"{server} is plain HTTP: whoever is on the way can read the key")
+    return Joined(found, key is None, notes)
+
+
+def default_name() -> str:
+    """This machine's name, as an agent may be called."""
+    return re.sub(r"[^a-zA-Z0-9._-]+", "-", host_name()).strip("._-")[:63] or "agent"
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    try:
+        make_private(folder)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise HubError(
+            f"{folder} cannot be written, and keys are kept there",
+            hint="name another folder: export AUTOHYPOTHESIS_CONFIG=FOLDER",
+        )
 
 
 # ── the protocol's shell lines ──────────────────────────────────────────────────────────────
 
 
+def _share_with_shell(found: Credentials, *, replace: bool) -> list[str]:
+    """Write the protocol's file, unless it is another agent's; returns notes for the user."""
+    path = shell_file()
+    there = read_shell_file(path)
+    if there == (found.agent, found.key):
+        return []
+    if os.path.lexists(path) and not replace:
+        who = f"agent {there[0]}'s" if there else "something else"
+        return [f"{path} holds {who} and stays as it is; --replace writes this one there"]
+    try:
+        _write_private(path, shell_lines(found.agent, found.key))
+    except (RecordError, OSError) as error:
+        return [f"{path} could not be written: {error}"]
+    return [f"{path} is written, for the protocol's shell lines"]
+
+
 def shell_lines(agent: str, key: SecretStr) -> str:
-    """For `source`: what is in quotes is taken as it is, whatever a hub chose for a key."""
-    said = (("HUB_KEY", key.get_secret_value()), ("AGENT_ID", agent))
-    return "".join(f'export {name}="{_escaped(value)}"\n' for name, value in said)
+    """Lines for `source`: text in quotes is taken as it is, whatever key a hub chose."""
+    values = (("HUB_KEY", key.get_secret_value()), ("AGENT_ID", agent))
+    return "".join(
+        'export {}="{}"\n'.format(name, re.sub(r'([\\"$`])', r"\\\1", value))
+        for name, value in values
+    )
 
 
 def parse_shell_lines(text: str) -> tuple[str, SecretStr] | None:
@@ -202,7 +284,7 @@ def read_shell_file(path: Path) -> tuple[str, SecretStr] | None:
 
 
 def read_key(content: str) -> tuple[str | None, SecretStr]:
-    """What somebody was given: the bare key, or the protocol's lines with the agent's name.
+    """Agent and key from a key file: the bare key, or the protocol's lines with the agent's name.
 
     Raises:
         UsageError: it is neither; the content is not shown.
@@ -210,54 +292,25 @@ def read_key(content: str) -> tuple[str | None, SecretStr]:
     return parse_shell_lines(content) or (None, checked_key(content.strip()))
 
 
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def checked_agent(name: str) -> str:
-    if not AGENT.fullmatch(name):
-        raise UsageError(
-            f"{name[:80]!r} is no name of an agent: 1 to 63 letters, digits, '.', '_' and '-',"
-            " a letter or digit first",
-            hint="choose one: --name NAME",
-        )
-    return name
-
-
-def checked_key(key: str) -> SecretStr:
-    if not KEY.fullmatch(key):
-        raise UsageError(
-            "that is no key: it is empty, longer than 512 characters or has blanks",
-            hint="ask whoever runs the hub for one",
-        )
-    return SecretStr(key)
-
-
-def _own_file(repository_id: str) -> Path:
-    return hub_keys_folder() / f"{repository_id}.json"
+# ── keys that earlier versions wrote into .git ──────────────────────────────────────────────
 
 
 def _in_git(common_dir: Path) -> Path:
-    """Where earlier versions kept them: in sight of runs that see the repository."""
+    """The file of earlier versions: in sight of runs that see the repository."""
     return common_dir / "autohypothesis" / "hub.json"
 
 
-def _id_file(common_dir: Path) -> Path:
-    return common_dir / "autohypothesis" / "repository-id"
+def _leave_git(common_dir: Path) -> None:
+    """Move keys out of `.git` as `own` does; a file that holds no credentials is set aside there.
 
-
-def _read_id(path: Path) -> str | None:
-    """None where a repository has none yet."""
+    Raises:
+        HubError: a key cannot be moved.
+    """
     try:
-        known = read_bytes(path, _ID_LIMIT).decode("utf-8", "replace").strip()
-    except FileNotFoundError:
-        return None
-    except RecordError as error:
-        raise HubError(
-            f"{path} cannot be used: {error.problem}", hint=f"move it away and {_JOIN}"
-        ) from None
-    if not _ID.fullmatch(known):
-        raise HubError(f"{path} holds no id of a repository", hint=f"move it away and {_JOIN}")
-    return known
+        read(_in_git(common_dir))
+    except HubError:
+        keep_aside(_in_git(common_dir))
+    _move_out(common_dir)
 
 
 def _move_out(common_dir: Path) -> None:
@@ -277,7 +330,7 @@ def _move_out(common_dir: Path) -> None:
 
 
 def _move(old: Path, found: Credentials, places: Iterable[Path]) -> None:
-    """Write what `old` holds to the first free one of `places`, then remove `old`."""
+    """Write the credentials of `old` to the first free one of `places`, then remove `old`."""
     try:
         make_private(hub_keys_folder())
         for place in places:
@@ -293,11 +346,53 @@ def _move(old: Path, found: Credentials, places: Iterable[Path]) -> None:
 
 
 def _holds(path: Path, wanted: Credentials) -> bool:
-    try:
+    with suppress(HubError):
         found = read(path)
-    except HubError:
-        return False
-    return found is not None and replace(found, source="") == replace(wanted, source="")
+        return found is not None and changed(found, source="") == changed(wanted, source="")
+    return False
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────
+
+
+def checked_agent(name: str) -> str:
+    if not AGENT.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} is no name of an agent: 1 to 63 letters, digits, '.', '_' and '-',"
+            " a letter or digit first",
+            hint="choose one: --name NAME",
+        )
+    return name
+
+
+def checked_key(key: str) -> SecretStr:
+    if not KEY.fullmatch(key):
+        raise UsageError(
+            "that is no key: it is empty, longer than 512 characters or has blanks",
+            hint="ask the operator of the hub for one",
+        )
+    return SecretStr(key)
+
+
+def _own_file(repository_id: str) -> Path:
+    return hub_keys_folder() / f"{repository_id}.json"
+
+
+def _id_file(common_dir: Path) -> Path:
+    return common_dir / "autohypothesis" / "repository-id"
+
+
+def _read_id(path: Path) -> str | None:
+    """None where a repository has none yet."""
+    try:
+        known = read_bytes(path, _ID_LIMIT).decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return None
+    except RecordError as error:
+        raise HubError(f"{path} cannot be used: {error.problem}", hint=_MOVE_AND_JOIN) from None
+    if not _ID.fullmatch(known):
+        raise HubError(f"{path} holds no id of a repository", hint=_MOVE_AND_JOIN)
+    return known
 
 
 def _asides(path: Path) -> Iterator[Path]:
@@ -321,7 +416,3 @@ def _content(path: Path) -> bytes:
         return read_bytes(os.path.realpath(path), FILE_LIMIT)
     except RecordError as error:
         raise ValueError(f"cannot be used: {error.problem}") from None
-
-
-def _escaped(value: str) -> str:
-    return re.sub(r'([\\"$`])', r"\\\1", value)

@@ -1,172 +1,267 @@
-"""A hub as its routes: what can be asked of it, as values that were checked."""
+"""A hub as one agent sees it: each route as a method, with answers that were checked."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
 from autohypothesis.errors import HubError, UsageError
-from autohypothesis.hub.client.credentials import Credentials
-from autohypothesis.hub.client.http import Patience, Wire
-from autohypothesis.hub.client.refusals import NotThereError, TakenError
-from autohypothesis.hub.client.wire import (
+from autohypothesis.hub.client.http import (
+    HttpConnection,
+    HubConflictError,
+    HubNotFoundError,
+    Patience,
+)
+from autohypothesis.hub.protocol import (
     BUNDLE_LIMIT,
     CHANNEL,
     HASH,
     POST_LIMIT,
-    Channel,
-    Commit,
-    Post,
-    Pushed,
-    Registered,
+    AgentKey,
+    BestResult,
+    HubChannel,
+    HubClaim,
+    HubCommit,
+    HubPost,
+    HubResult,
+    HubTask,
+    PushedHeads,
+    RankedResult,
+    VerifiedResult,
 )
+from autohypothesis.records import git_bundle
+from autohypothesis.records.git import Repository
+from autohypothesis.records.secrets import refuse_secrets
 from autohypothesis.records.tables import harmless
+
+if TYPE_CHECKING:
+    from autohypothesis.hub.client.credentials import Credentials
 
 T = TypeVar("T")
 R = TypeVar("R", bound=BaseModel)
-H = TypeVar("H", bound="Hub")
 
-DIFF_LIMIT = 16 * 1024 * 1024
+DIFF_LIMIT = 16 << 20
 """Bytes of a diff that are taken."""
+FETCHED = "refs/hub/"
+"""Commits of other agents, by their full hash."""
 _LEFT_OUT = 20
 PROTOCOL_CHANNELS = {
     "results": "experiment results",
     "discussion": "ideas, observations and questions",
 }
-"""What the protocol has every agent make where it is missing."""
+"""Channels that the protocol has every agent make where they are missing."""
 
 
-class Hub:
-    """One hub, as one agent sees it."""
+class HubClient:
+    """One hub, as one agent or without a key.
+
+    Raises, in every method:
+        HubError: the hub refuses, or its answer cannot be used: HubNotFoundError for 404,
+            HubConflictError for 409, HubUnavailableError where it does not answer now.
+    """
 
     def __init__(
         self, server: str, key: SecretStr | None = None, patience: Patience | None = None
     ) -> None:
-        self._wire = Wire(server, key, patience)
+        self._connection = HttpConnection(server, key, patience)
         self.left_out: list[str] = []
-        """What was wrong with records of lists that were left out, the last few."""
+        """Problems of records that were left out of lists, the last few."""
 
     @classmethod
-    def of(cls: type[H], credentials: Credentials, patience: Patience | None = None) -> H:
+    def of(cls, credentials: Credentials, patience: Patience | None = None) -> HubClient:
         return cls(credentials.server, credentials.key, patience)
 
     @property
     def server(self) -> str:
-        return self._wire.server
+        return self._connection.server
 
-    def register(self, agent: str) -> Registered:
-        return self._told("/api/register", {"id": agent}, Registered)
+    def register(self, agent: str) -> AgentKey:
+        return self._post("/api/register", {"id": agent}, AgentKey)
 
     # ── commits ───────────────────────────────────────────────────────────────────────────
 
-    def commits(self, agent: str = "", limit: int = 50, offset: int = 0) -> list[Commit]:
+    def commits(self, agent: str = "", limit: int = 50, offset: int = 0) -> list[HubCommit]:
         """The newest first."""
-        who = {"agent": agent} if agent else {}
-        where: dict[str, str | int] = {**who, "limit": limit, "offset": offset}
-        return self._listed("/api/git/commits", Commit, where)
+        return self._list("/api/git/commits", HubCommit, agent=agent, limit=limit, offset=offset)
 
-    def commit(self, commit: str) -> Commit:
-        return self._asked(f"/api/git/commits/{checked_hash(commit)}", Commit)
+    def commit(self, commit: str) -> HubCommit:
+        return self._get(f"/api/git/commits/{checked_hash(commit)}", HubCommit)
 
     def has(self, commit: str) -> bool:
         """Whether the hub knows a commit by its full hash."""
         path = f"/api/git/commits/{commit}"
-        found = self._wire.ask(path, or_404=True)
-        return found is not None and self._shaped(path, found, Commit).hash == commit
+        found = self._connection.get(path, or_404=True)
+        return found is not None and self._shaped(path, found, HubCommit).hash == commit
 
-    def children(self, commit: str) -> list[Commit]:
-        return self._listed(f"/api/git/commits/{checked_hash(commit)}/children", Commit)
+    def children(self, commit: str) -> list[HubCommit]:
+        return self._list(f"/api/git/commits/{checked_hash(commit)}/children", HubCommit)
 
-    def lineage(self, commit: str) -> list[Commit]:
-        """Itself first, to the root."""
-        return self._listed(f"/api/git/commits/{checked_hash(commit)}/lineage", Commit)
+    def lineage(self, commit: str) -> list[HubCommit]:
+        """The commit itself first, to the root."""
+        return self._list(f"/api/git/commits/{checked_hash(commit)}/lineage", HubCommit)
 
-    def leaves(self) -> list[Commit]:
-        return self._listed("/api/git/leaves", Commit)
+    def leaves(self) -> list[HubCommit]:
+        return self._list("/api/git/leaves", HubCommit)
 
     def diff(self, base: str, other: str) -> str:
         path = f"/api/git/diff/{checked_hash(base)}/{checked_hash(other)}"
-        return self._wire.bytes_of(path, DIFF_LIMIT).decode("utf-8", "replace")
+        return self._connection.get_bytes(path, DIFF_LIMIT).decode("utf-8", "replace")
 
     def push(self, bundle: IO[bytes]) -> list[str]:
-        """The heads that it took."""
+        """The heads of the bundle, as the hub took them."""
         path = "/api/git/push"
-        return self._shaped(path, self._wire.send(path, bundle), Pushed).hashes
+        answer = self._connection.post_file(path, bundle)
+        return self._shaped(path, answer, PushedHeads).hashes
 
     def bundle(self, commit: str) -> bytes:
-        """A bundle of a commit, as it was sent: see `records.git_bundle` before it is used."""
-        return self._wire.bytes_of(f"/api/git/fetch/{checked_hash(commit)}", BUNDLE_LIMIT)
+        """The bundle of a commit, as it was sent: `records.git_bundle` checks it."""
+        path = f"/api/git/fetch/{checked_hash(commit)}"
+        return self._connection.get_bytes(path, BUNDLE_LIMIT)
 
     # ── channels and posts ────────────────────────────────────────────────────────────────
 
-    def channels(self) -> list[Channel]:
-        return self._listed("/api/channels", Channel)
+    def channels(self) -> list[HubChannel]:
+        return self._list("/api/channels", HubChannel)
 
-    def create_channel(self, name: str, description: str = "") -> Channel:
+    def create_channel(self, name: str, description: str = "") -> HubChannel:
         value = {"name": checked_channel(name), "description": description}
-        return self._told("/api/channels", value, Channel)
+        return self._post("/api/channels", value, HubChannel)
 
-    def posts(self, channel: str, limit: int = 50, offset: int = 0) -> list[Post]:
+    def posts(self, channel: str, limit: int = 50, offset: int = 0) -> list[HubPost]:
         """The newest first, replies among them."""
-        path = f"/api/channels/{quote(checked_channel(channel))}/posts"
-        return self._listed(path, Post, {"limit": limit, "offset": offset})
+        return self._list(_posts(channel), HubPost, limit=limit, offset=offset)
 
-    def get_post(self, post: int) -> Post:
-        return self._asked(f"/api/posts/{post}", Post)
+    def get_post(self, post: int) -> HubPost:
+        return self._get(f"/api/posts/{post}", HubPost)
 
-    def replies(self, post: int) -> list[Post]:
+    def replies(self, post: int) -> list[HubPost]:
         """The oldest first."""
-        return self._listed(f"/api/posts/{post}/replies", Post)
+        return self._list(f"/api/posts/{post}/replies", HubPost)
 
-    def post(self, channel: str, content: str, parent: int | None = None) -> Post:
-        """Say something. A channel of the protocol is made where there is none yet."""
-        path = f"/api/channels/{quote(checked_channel(channel))}/posts"
+    def post(self, channel: str, content: str, parent: int | None = None) -> HubPost:
+        """Post something. A channel of the protocol is made where there is none yet."""
         value: dict[str, Any] = {"content": checked_content(content)}
         if parent is not None:
             value["parent_id"] = parent
         try:
-            return self._told(path, value, Post)
-        except NotThereError:
+            return self._post(_posts(channel), value, HubPost)
+        except HubNotFoundError:
             if parent is not None or channel not in PROTOCOL_CHANNELS:
                 raise
         self.ensure_channel(channel)
-        return self._told(path, value, Post)
+        return self._post(_posts(channel), value, HubPost)
 
     def ensure_channel(self, name: str) -> None:
-        """A channel of the protocol; somebody else may be making it as well."""
+        """Make a channel of the protocol; another agent may be making it as well."""
         try:
             self.create_channel(name, PROTOCOL_CHANNELS[name])
-        except TakenError:
+        except HubConflictError:
             return
 
-    def reply(self, post: int, content: str) -> Post:
+    def reply(self, post: int, content: str) -> HubPost:
         """Answer a post, in its own channel."""
         checked_content(content)
         channel_id = self.get_post(post).channel_id
         names = {channel.id: channel.name for channel in self.channels()}
         if channel_id not in names:
-            raise self._wire.wrong(f"/api/posts/{post}", "with a channel that it does not list")
+            raise self._connection.wrong(
+                f"/api/posts/{post}", "with a channel that it does not list"
+            )
         return self.post(names[channel_id], content, post)
 
-    # ── parts ─────────────────────────────────────────────────────────────────────────────
+    # ── tasks and results ─────────────────────────────────────────────────────────────────
 
-    def _asked(self, path: str, shape: type[T], params: Mapping[str, str | int] | None = None) -> T:
-        return self._shaped(path, self._wire.ask(path, params), shape)
+    def tasks(self) -> list[HubTask]:
+        """By name."""
+        return self._list("/api/tasks", HubTask)
 
-    def _listed(
-        self, path: str, shape: type[R], params: Mapping[str, str | int] | None = None
-    ) -> list[R]:
-        """A list without its bad records: each costs itself alone.
+    def tell_task(self, task: Mapping[str, Any]) -> HubTask:
+        """The task as it is stored there, which is as it was told first."""
+        return self._post("/api/tasks", task, HubTask, repeatable=True)
+
+    def tell_result(self, result: Mapping[str, Any]) -> HubResult:
+        """The result as it is stored; told again, it is stored once."""
+        return self._post("/api/results", result, HubResult, repeatable=True)
+
+    def results(self, limit: int = 50, **filters: str | int) -> list[HubResult]:
+        """The newest first. `filters` are those of `ResultQuery`; empty ones are none."""
+        if commit := filters.get("commit"):
+            checked_hash(str(commit))
+        return self._list("/api/results", HubResult, limit=limit, **filters)
+
+    def result(self, number: int) -> VerifiedResult:
+        return self._get(f"/api/results/{number}", VerifiedResult)
+
+    def leaderboard(self, limit: int = 50, **filters: str) -> list[RankedResult]:
+        """Board after board, `limit` of each, the best first. `filters`: those of `BoardQuery`."""
+        return self._list("/api/leaderboard", RankedResult, limit=limit, **filters)
+
+    # ── claims and bests ──────────────────────────────────────────────────────────────────
+
+    def claim(
+        self, *, platform_key: str, task_hash: str, tree: str, lease_seconds: int, title: str = ""
+    ) -> HubClaim:
+        """Our claim, new or renewed.
+
+        Raises:
+            HubConflictError: another agent holds it, or has tried it.
+        """
+        value = {
+            "platform_key": platform_key, "task_hash": task_hash, "tree": tree,
+            "lease_seconds": lease_seconds, "title": title,
+        }  # fmt: skip
+        return self._post("/api/claims", value, HubClaim, repeatable=True)
+
+    def release(self, number: int) -> None:
+        """Give our own claim back before it expires."""
+        self._connection.delete(f"/api/claims/{number}")
+
+    def claims(self, limit: int = 50, **filters: str | int) -> list[HubClaim]:
+        """Claims that hold now, the newest first. `filters`: those of `ClaimQuery`."""
+        return self._list("/api/claims", HubClaim, limit=limit, **filters)
+
+    def best(self, **filters: str) -> list[BestResult]:
+        """The best of each platform and task. `filters`: those of `KeyQuery`."""
+        return self._list("/api/best", BestResult, **filters)
+
+    def swap_best(self, result: int, expected: int | None) -> BestResult:
+        """Make a result the best, if the best is `expected`. Sent once.
+
+        Raises:
+            HubConflictError: another one is; ask again which.
+        """
+        value = {"result": result, "expected": expected}
+        return self._shaped(
+            "/api/best", self._connection.post("/api/best", value, accept=(200,)), BestResult
+        )
+
+    # ── answers ───────────────────────────────────────────────────────────────────────────
+
+    def _get(self, path: str, shape: type[T]) -> T:
+        return self._shaped(path, self._connection.get(path), shape)
+
+    def _post(
+        self, path: str, value: Mapping[str, Any], shape: type[T], *, repeatable: bool = False
+    ) -> T:
+        accept = (200, 201) if repeatable else (201,)
+        answer = self._connection.post(path, value, accept=accept, repeatable=repeatable)
+        return self._shaped(path, answer, shape)
+
+    def _list(self, path: str, shape: type[R], **params: str | int) -> list[R]:
+        """A list without its bad records: each costs itself alone. Empty `params` are left out.
 
         Raises:
             HubError: it is no list, or none of its records is good.
         """
+        given = {name: value for name, value in params.items() if value not in ("", None)}
+        records = self._shaped(path, self._connection.get(path, given), list[object])
         good: list[R] = []
         bad: list[HubError] = []
-        for place, record in enumerate(self._asked(path, list[object], params)):
+        for place, record in enumerate(records):
             try:
                 good.append(shape.model_validate(record))
             except ValidationError as error:
@@ -175,9 +270,6 @@ class Hub:
             raise bad[0]
         self.left_out = [*self.left_out, *(error.problem for error in bad)][-_LEFT_OUT:]
         return good
-
-    def _told(self, path: str, value: Mapping[str, Any], shape: type[T]) -> T:
-        return self._shaped(path, self._wire.tell(path, value), shape)
 
     def _shaped(self, path: str, value: object, shape: type[T]) -> T:
         try:
@@ -189,7 +281,11 @@ class Hub:
         first = error.errors(include_url=False, include_input=False)[0]
         where = harmless(".".join([*place, *map(str, first["loc"])]))
         why = f"{where}: {first['msg']}" if where else first["msg"]
-        return self._wire.wrong(path, f"with the wrong shape: {why}")
+        return self._connection.wrong(path, f"with the wrong shape: {why}")
+
+
+def _posts(channel: str) -> str:
+    return f"/api/channels/{quote(checked_channel(channel))}/posts"
 
 
 def checked_hash(commit: str) -> str:
@@ -221,7 +317,76 @@ def checked_content(content: str) -> str:
     return content
 
 
-def first_known(hub: Hub, commits: Sequence[str]) -> int:
+# ── commits of a repository ─────────────────────────────────────────────────────────────────
+
+
+class PushedCommit(NamedTuple):
+    commit: str
+    commits: int
+    """New to the hub; 0: it had it already."""
+    on: str | None
+    """The hub's commit that the first of them is built on; None: all history was sent."""
+    bytes: int
+    hashes: list[str]
+
+
+class FetchedCommit(NamedTuple):
+    commit: HubCommit
+    ref: str
+    bytes: int
+    """0: it was here already."""
+
+
+def push(hub: HubClient, repository: Repository, commit: str) -> PushedCommit:
+    """Send `commit` with as much of its history as the hub lacks.
+
+    Raises:
+        HubError: the hub refuses, or the bundle is larger than any hub takes.
+        SecretError: a message, a file or a name in it holds a secret; nothing was sent.
+    """
+    line = git_bundle.first_parents(repository, commit)
+    at = first_known(hub, line)
+    known = line[at] if at < len(line) else None
+    if at == 0:
+        return PushedCommit(commit, 0, known, 0, [commit])
+    with tempfile.TemporaryFile() as bundle:
+        git_bundle.create(repository, commit, known, bundle)
+        size = bundle.tell()
+        if size > BUNDLE_LIMIT:
+            raise HubError(
+                f"{commit[:12]} with what the hub lacks has {size:,} bytes, and a hub takes"
+                f" {BUNDLE_LIMIT:,}",
+                hint="begin with a commit without history: git checkout --orphan NAME",
+            )
+        held = git_bundle.contents(repository, commit, known)
+        refuse_secrets(f"the push of {commit[:12]}", held)
+        hashes = hub.push(bundle)
+    new = git_bundle.count_new(repository, commit, known)
+    return PushedCommit(commit, new, known, size, hashes)
+
+
+def fetch(hub: HubClient, repository: Repository, wanted: str) -> FetchedCommit:
+    """Store a commit of the hub's under `refs/hub/`, by its hash or the beginning of one.
+
+    Raises:
+        HubError: the hub has no such commit, or another one.
+        GitError: the bundle that it sent is refused.
+    """
+    found = hub.commit(wanted)
+    if not found.hash.startswith(wanted):
+        raise HubError(
+            f"{hub.server} answered with commit {found.hash[:12]}, asked for {wanted}",
+            hint="give the full hash: python orchestrator.py hub log --json",
+        )
+    ref = FETCHED + found.hash
+    if repository.read_ref(ref) == found.hash:
+        return FetchedCommit(found, ref, 0)
+    bundle = hub.bundle(found.hash)
+    git_bundle.take_in(repository, bundle, found.hash, ref)
+    return FetchedCommit(found, ref, len(bundle))
+
+
+def first_known(hub: HubClient, commits: Sequence[str]) -> int:
     """Index of the first of `commits`, newest first, that the hub has; their number if none.
 
     A hub that has a commit has those before it, so the question is asked in growing steps, and

@@ -1,29 +1,32 @@
-"""The courier: the process of a fleet that speaks to its hub, so that nobody else has to wait.
+"""The courier: the process of a fleet that speaks to its hub, so that no other has to wait.
 
-It delivers what the outbox holds, writes down what the hub says, and says of itself whether the
-hub answers. It decides nothing, and a fleet without it runs as one without a hub.
+It delivers the entries of the outbox, writes down what the hub says, and reports in its own status
+whether the hub answers. It decides nothing, and a fleet without it runs as one without a hub.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, HubError, LockError
+from autohypothesis.errors import AutohypothesisError, GitError, HubError, LockError
 from autohypothesis.fleet.hub_sync.incoming import COURIER
 from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, DiskOutbox, Round, pause_s
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import StopRequest
-from autohypothesis.hub.client.courier import HubCourier
 from autohypothesis.hub.client.credentials import Credentials
-from autohypothesis.hub.client.refusals import PassingError
-from autohypothesis.hub.client.typed import TypedHub
-from autohypothesis.hub.fleet.agreement import agree
-from autohypothesis.hub.fleet.listening import Listener
+from autohypothesis.hub.client.delivery import HubDelivery
+from autohypothesis.hub.client.http import HubNotFoundError, HubUnavailableError
+from autohypothesis.hub.client.hub import HubClient, fetch
+from autohypothesis.hub.fleet.coordination import others_result, tell_task
 from autohypothesis.records import locks
-from autohypothesis.schema import now
+from autohypothesis.records.bundles import Signature, signature_of
+from autohypothesis.records.files import write_json
+from autohypothesis.records.ledger import read_ledger
+from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult, now
 
 LISTEN_S = 5.0
 """Between two looks at what others do."""
@@ -31,20 +34,23 @@ AGREE_S = 60.0
 """Between two tries to agree with a hub that has another task of our name."""
 LOOK_S = 0.5
 LOCK_S = 5.0
+BOARD, RESULTS, FRONTIER, DISCUSSION = 20, 40, 20, 20
+"""Entries of each kind in the feed."""
+DISCUSSED = "discussion"
 
 
-class Courier:
-    """One project's courier to one hub."""
+class CourierProcess:
+    """The courier of one project to one hub."""
 
     def __init__(self, project: Project, credentials: Credentials) -> None:
         self.project = project
         self.outbox = DiskOutbox(project.layout)
-        self._hub = TypedHub.of(credentials)
+        self._hub = HubClient.of(credentials)
         self._agent = credentials.agent
-        self._courier = HubCourier(
+        self._delivery = HubDelivery(
             self._hub, credentials.agent, project.repository, self.outbox.receipt
         )
-        self._listener = Listener(self._hub, credentials.agent, project)
+        self._feed = FeedWriter(self._hub, credentials.agent, project)
         self._began: datetime = now()
         self._agreed = self._reachable = False
         self._due = {"agree": 0.0, "deliver": 0.0, "listen": 0.0, "report": 0.0}
@@ -54,7 +60,7 @@ class Courier:
         self._reported: tuple[Any, ...] = ()
 
     def run(self, stop: StopRequest) -> None:
-        """Until asked to stop; then what waits is delivered once more, if the hub answers.
+        """Run until asked to stop; then deliver what waits once more, if the hub answers.
 
         Raises:
             LockError: another courier is at work; the message names it.
@@ -75,11 +81,11 @@ class Courier:
             HubError: it does not answer, or searches something else.
             LockError: another process is at it.
         """
-        agree(self._hub, self.project)
-        return self.outbox.deliver(self._courier)
+        tell_task(self._hub, self.project)
+        return self.outbox.deliver(self._delivery)
 
     def turn(self) -> None:
-        """One look: what is due is done, and what it came to is said."""
+        """Do what is due, and report."""
         moment = time.monotonic()
         if not self._agreed and moment >= self._due["agree"]:
             self._agree()
@@ -92,7 +98,7 @@ class Courier:
     def deliver(self) -> Round | None:
         """One round through the outbox; None while another process is at it."""
         try:
-            done = self.outbox.deliver(self._courier)
+            done = self.outbox.deliver(self._delivery)
         except LockError:
             return None
         except AutohypothesisError as error:  # a full disk
@@ -113,13 +119,11 @@ class Courier:
 
     def _agree(self) -> None:
         try:
-            agree(self._hub, self.project)
-        except PassingError as error:
-            self._failed("agree", error)
-            self._due["agree"] = time.monotonic() + pause_s(1)
+            tell_task(self._hub, self.project)
         except AutohypothesisError as error:
             self._failed("agree", error)
-            self._due["agree"] = time.monotonic() + AGREE_S
+            pause = pause_s(1) if isinstance(error, HubUnavailableError) else AGREE_S
+            self._due["agree"] = time.monotonic() + pause
         else:
             self._agreed = self._reachable = True
             self._problems.pop("agree", None)
@@ -127,7 +131,7 @@ class Courier:
     def _listen(self) -> None:
         self._hub.left_out.clear()
         try:
-            self._listener.listen()
+            self._feed.write()
         except AutohypothesisError as error:
             self._failed("listen", error)
         else:
@@ -147,10 +151,8 @@ class Courier:
         folder = self.project.layout.outbox_state(PENDING)
         return sum(1 for _ in folder.glob("[!.]*.json")) if folder.is_dir() else 0
 
-    # ── what it says ──────────────────────────────────────────────────────────────────────
-
     def _report(self, state: str) -> None:
-        """Best effort, and only what is new: whoever reads it asks whether we live."""
+        """Write the status, best effort, and only what is new."""
         details = {
             "hub": self._hub.server,
             "agent": self._agent,
@@ -158,8 +160,8 @@ class Courier:
             "waiting": self._waiting(),
             **self._counts,
         }
-        saying = (state, tuple(details.items()), tuple(self._problems.values()))
-        if saying == self._reported and time.monotonic() < self._due["report"]:
+        report = (state, tuple(details.items()), tuple(self._problems.values()))
+        if report == self._reported and time.monotonic() < self._due["report"]:
             return
         status = presence.own_status(
             COURIER, state=state, started_at=self._began, details=details,
@@ -170,5 +172,93 @@ class Courier:
             presence.write_role(self.project.layout, status)
         except (AutohypothesisError, OSError):
             return
-        self._reported = saying
+        self._reported = report
         self._due["report"] = time.monotonic() + 2.0
+
+
+class FeedWriter:
+    """Writes what one hub says into `hub.json`, for the brief and for runs of others' commits."""
+
+    def __init__(self, hub: HubClient, agent: str, project: Project) -> None:
+        self._hub = hub
+        self._agent = agent
+        self._project = project
+        self._bad: set[str] = set()
+        """Commits of results that the hub does not have, or that are refused here."""
+        self._ledger: Signature | None = None
+        self._keys: set[str] = set()
+
+    def write(self) -> HubFeed:
+        """Ask, fetch the commits that may be tried here, and write the feed.
+
+        Raises:
+            HubError: the hub does not answer.
+            RecordError: the disk is full.
+        """
+        feed = HubFeed(
+            generated_at=now(),
+            server=self._hub.server,
+            agent=self._agent,
+            board=self._fetched(self._board()),
+            results=self._results(),
+            frontier=[
+                OthersCommit(hash=leaf.hash, agent_id=leaf.agent_id, message=leaf.message[:300])
+                for leaf in self._hub.leaves()[:FRONTIER]
+            ],
+            discussion=self._discussion(),
+        )
+        write_json(self._project.layout.hub_feed, feed, durable=False)
+        return feed
+
+    def _board(self) -> list[OthersResult]:
+        """Kept results of others on our platforms, the hub's best first."""
+        found: list[OthersResult] = []
+        for key in sorted(self._platforms()):
+            try:
+                rows = self._hub.leaderboard(BOARD, platform_key=key)
+            except HubNotFoundError:
+                return []
+            found += [others_result(row) for row in rows if row.agent_id != self._agent]
+        return found
+
+    def _platforms(self) -> set[str]:
+        """Platform keys of the ledger; it is read again when it was written."""
+        signature = signature_of(str(self._project.layout.ledger))
+        if signature != self._ledger:
+            rows = read_ledger(self._project.layout)
+            self._keys = {str(row["platform_key"]) for row in rows if row.get("platform_key")}
+            self._ledger = signature
+        return self._keys
+
+    def _fetched(self, board: Iterable[OthersResult]) -> list[OthersResult]:
+        """Results whose commit is here, by its full hash; those that cannot be had are left out."""
+        found = []
+        for result in board:
+            if result.commit in self._bad:
+                continue
+            try:
+                fetched = fetch(self._hub, self._project.repository, result.commit)
+            except HubUnavailableError:
+                raise
+            except (HubError, GitError):  # never pushed, or no good
+                self._bad.add(result.commit)
+                continue
+            found.append(result.model_copy(update={"commit": fetched.commit.hash}))
+        return found
+
+    def _results(self) -> list[OthersResult]:
+        try:
+            rows = self._hub.results(RESULTS)
+        except HubNotFoundError:
+            return []
+        return [others_result(row) for row in rows if row.agent_id != self._agent]
+
+    def _discussion(self) -> list[OthersPost]:
+        try:
+            posts = self._hub.posts(DISCUSSED, DISCUSSION)
+        except HubNotFoundError:
+            return []
+        return [
+            OthersPost(id=post.id, agent_id=post.agent_id, content=post.content[:2_000])
+            for post in posts
+        ]

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    String,
+    cast,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
-from autohypothesis.hub.server.database import Database, commits, parents, pushes, stamp
+from autohypothesis.hub.protocol import HASH, PAGE_LIMIT
+from autohypothesis.hub.server.database import (
+    Database,
+    Row,
+    commits,
+    parents,
+    pushes,
+    row_of,
+    rows_of,
+    stamp,
+)
+from autohypothesis.hub.server.inspection import NewCommit
 from autohypothesis.hub.server.refusals import bad, missing
-from autohypothesis.hub.server.walk import NewCommit
 
-HASH = re.compile(r"[0-9a-f]{4,64}")
 FULL = 40
-SHOWN = (
+"""Characters of a whole hash."""
+_SHOWN = (
     commits.c.hash,
     commits.c.parent_hash,
     commits.c.agent_id,
@@ -23,46 +45,44 @@ SHOWN = (
 )
 _AT_ONCE = 500
 """Names in one query, and rows of a lineage that are read together."""
-_LINEAGE = text(
-    "WITH RECURSIVE line(step, hash) AS ("
-    " SELECT 0, CAST(:start AS VARCHAR) UNION ALL"
-    " SELECT step + 1, commits.parent_hash FROM line JOIN commits ON commits.hash = line.hash"
-    " WHERE commits.parent_hash <> '' AND step < :most)"
-    " SELECT commits.hash, parent_hash, agent_id, message, created_at"
-    " FROM line JOIN commits ON commits.hash = line.hash ORDER BY step"
-)
+_ANCESTORS = 8
+"""Of a commit, shown on its page."""
 
-Row = dict[str, Any]
+
+def begins_with(column: ColumnElement[str], start: str) -> ColumnElement[bool]:
+    """Whether a hash begins with `start`, read from the column's index."""
+    return (column >= start) & (column < start + "g")
+
+
+def checked_hash(text: str) -> str:
+    """
+    Raises:
+        HubRefusalError: 400, `text` is no beginning of a hash.
+    """
+    if not HASH.fullmatch(text):
+        raise bad(f"{text[:80]!r} is not a hash: 4 to 64 characters of 0-9 and a-f")
+    return text
 
 
 def known(database: Database, names: Iterable[str]) -> set[str]:
-    """Which of `names` are indexed."""
-    wanted = list(names)
-    found: set[str] = set()
+    """The indexed ones of `names`."""
     with database.read() as connection:
-        for part in _parts(wanted):
-            query = select(commits.c.hash).where(commits.c.hash.in_(part))
-            found.update(connection.execute(query).scalars())
-    return found
+        return _known(connection, list(names))
 
 
 def every(database: Database) -> set[str]:
-    with database.read() as connection:
-        return set(connection.execute(select(commits.c.hash)).scalars())
+    return set(database.scalars(select(commits.c.hash)))
 
 
 def resolve(database: Database, prefix: str) -> str | None:
     """The one commit that begins with `prefix`, of 4 characters or more; None: there is none.
 
     Raises:
-        RefusedError: 400, `prefix` is no hash, or several commits begin with it.
+        HubRefusalError: 400, `prefix` is no hash, or several commits begin with it.
     """
-    if not HASH.fullmatch(prefix):
-        raise bad(f"{prefix[:80]!r} is not a hash: 4 to 64 characters of 0-9 and a-f")
     column = commits.c.hash
-    query = select(column).where(column >= prefix, column < prefix + "g").limit(2)
-    with database.read() as connection:
-        found = connection.execute(query).scalars().all()
+    query = select(column).where(begins_with(column, checked_hash(prefix))).limit(2)
+    found: list[str] = database.scalars(query)
     if len(found) > 1:
         raise bad(f"{prefix} is ambiguous: several commits begin with it", hint="give more of it")
     return found[0] if found else None
@@ -72,7 +92,7 @@ def required(database: Database, prefix: str) -> str:
     """As `resolve`.
 
     Raises:
-        RefusedError: 404 as well, when there is no such commit.
+        HubRefusalError: 404 as well, when there is no such commit.
     """
     found = resolve(database, prefix)
     if found is None:
@@ -82,79 +102,82 @@ def required(database: Database, prefix: str) -> str:
 
 def one(database: Database, prefix: str) -> Row:
     name = required(database, prefix)
-    return _rows(database, select(*SHOWN).where(commits.c.hash == name))[0]
+    return database.rows(select(*_SHOWN).where(commits.c.hash == name))[0]
 
 
 def newest(database: Database, agent: str | None, limit: int, offset: int) -> list[Row]:
-    query = select(*SHOWN).order_by(commits.c.number.desc()).limit(limit).offset(offset)
-    return _rows(database, query.where(commits.c.agent_id == agent) if agent else query)
+    query = _narrowed(select(*_SHOWN), agent, frontier=False).order_by(commits.c.number.desc())
+    return database.rows(query.limit(limit).offset(offset))
 
 
-def children(database: Database, prefix: str, limit: int) -> list[Row]:
+def children(database: Database, prefix: str, limit: int = PAGE_LIMIT) -> list[Row]:
     """Newest first; merges are children of all their parents."""
     name = resolve(database, prefix)
-    if name is None:
-        return []
-    query = select(*SHOWN).join(parents, parents.c.child == commits.c.hash)
+    query = select(*_SHOWN).join(parents, parents.c.child == commits.c.hash)
     query = query.where(parents.c.parent == name).distinct()
-    return _rows(database, query.order_by(commits.c.number.desc()).limit(limit))
+    return database.rows(query.order_by(commits.c.number.desc()).limit(limit)) if name else []
 
 
-def leaves(database: Database, limit: int) -> list[Row]:
-    query = select(*SHOWN).where(commits.c.leaf.is_(True))
-    return _rows(database, query.order_by(commits.c.number.desc()).limit(limit))
+def leaves(database: Database) -> list[Row]:
+    query = _narrowed(select(*_SHOWN), None, frontier=True).order_by(commits.c.number.desc())
+    return database.rows(query.limit(PAGE_LIMIT))
 
 
 def lineage(database: Database, name: str) -> Iterator[Row]:
     """`name`, its first parent, and so on to the root, read piece by piece."""
     while name:
-        with database.read() as connection:
-            found = connection.execute(_LINEAGE, {"start": name, "most": _AT_ONCE - 1}).all()
-        yield from (dict(row._mapping) for row in found)
-        name = found[-1].parent_hash if found else ""
+        found = database.rows(_line_from(name))
+        yield from found
+        name = found[-1]["parent_hash"] if found else ""
+
+
+def _line_from(name: str) -> Select[Any]:
+    """`_AT_ONCE` commits of a lineage, by a recursive query."""
+    start = select(literal(0).label("step"), cast(literal(name), String).label("hash"))
+    line = start.cte("line", recursive=True)
+    here = select(line.c.step + 1, commits.c.parent_hash).join(
+        commits, commits.c.hash == line.c.hash
+    )
+    line = line.union_all(here.where(commits.c.parent_hash != "", line.c.step < _AT_ONCE - 1))
+    return select(*_SHOWN).join(line, line.c.hash == commits.c.hash).order_by(line.c.step)
 
 
 def record(database: Database, push: str, agent: str, found: Sequence[NewCommit]) -> None:
-    """One transaction that makes a push true: its commits, parents first, and that it happened."""
+    """One transaction that makes a push true: its commits, parents first, and the push itself."""
     with database.write() as connection:
-        fresh = _without_known(connection, found)
+        there = _known(connection, [commit.hash for commit in found])
+        fresh = [commit for commit in found if commit.hash not in there]
         if fresh:
             _insert(connection, agent, fresh)
         connection.execute(insert(pushes).values(id=push, agent_id=agent, created_at=stamp()))
 
 
 def recorded(database: Database, push: str) -> bool:
-    with database.read() as connection:
-        return (
-            connection.execute(select(pushes.c.id).where(pushes.c.id == push)).first() is not None
-        )
+    return bool(database.rows(select(pushes.c.id).where(pushes.c.id == push)))
 
 
-def _without_known(connection: Connection, found: Sequence[NewCommit]) -> list[NewCommit]:
-    names = [commit.hash for commit in found]
-    there: set[str] = set()
+def _known(connection: Connection, names: Sequence[str]) -> set[str]:
+    found: set[str] = set()
     for part in _parts(names):
         query = select(commits.c.hash).where(commits.c.hash.in_(part))
-        there.update(connection.execute(query).scalars())
-    return [commit for commit in found if commit.hash not in there]
+        found.update(connection.execute(query).scalars())
+    return found
 
 
 def _insert(connection: Connection, agent: str, fresh: Sequence[NewCommit]) -> None:
     inner = {parent for commit in fresh for parent in commit.parents}
-    connection.execute(
-        insert(commits),
-        [
-            {
-                "hash": commit.hash,
-                "parent_hash": commit.parents[0] if commit.parents else "",
-                "agent_id": agent,
-                "message": commit.message,
-                "created_at": stamp(later=place),
-                "leaf": commit.hash not in inner,
-            }
-            for place, commit in enumerate(fresh)
-        ],
-    )
+    rows = [
+        {
+            "hash": commit.hash,
+            "parent_hash": commit.parents[0] if commit.parents else "",
+            "agent_id": agent,
+            "message": commit.message,
+            "created_at": stamp(later=place),
+            "leaf": commit.hash not in inner,
+        }
+        for place, commit in enumerate(fresh)
+    ]
+    connection.execute(insert(commits), rows)
     edges = [
         {"child": commit.hash, "position": place, "parent": parent}
         for commit in fresh
@@ -166,11 +189,63 @@ def _insert(connection: Connection, agent: str, fresh: Sequence[NewCommit]) -> N
         connection.execute(update(commits).where(commits.c.hash.in_(part)).values(leaf=False))
 
 
-def _rows(database: Database, query: Select[Any]) -> list[Row]:
-    with database.read() as connection:
-        return [dict(row._mapping) for row in connection.execute(query)]
-
-
 def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(names), _AT_ONCE):
         yield names[start : start + _AT_ONCE]
+
+
+# ── for the pages ───────────────────────────────────────────────────────────────────────────
+
+
+def number_of(database: Database, agent: str | None = None, frontier: bool = False) -> int:
+    query = select(func.count()).select_from(commits)
+    return int(database.scalar(_narrowed(query, agent, frontier)))
+
+
+def with_parents(
+    database: Database, agent: str | None, frontier: bool, limit: int, offset: int
+) -> list[Row]:
+    """Newest first, each with its `parents` and whether it is a `leaf`."""
+    query = _narrowed(select(*_SHOWN, commits.c.leaf), agent, frontier)
+    query = query.order_by(commits.c.number.desc()).limit(limit).offset(offset)
+    with database.read() as connection:
+        rows = rows_of(connection, query)
+        above = _parents(connection, [row["hash"] for row in rows])
+    return [{**row, "parents": above[row["hash"]]} for row in rows]
+
+
+def with_relatives(database: Database, name: str, most_children: int) -> Row:
+    """A commit with its `parents`, `children` and nearest `ancestors`."""
+    with database.read() as connection:
+        row = row_of(connection, select(*_SHOWN).where(commits.c.hash == name)) or {}
+        row["parents"] = _parents(connection, [name])[name]
+    row["ancestors"] = list(islice(lineage(database, name), 1, _ANCESTORS + 1))
+    row["children"] = children(database, name, most_children)
+    return row
+
+
+def pages_of(database: Database, names: Iterable[str]) -> dict[str, str]:
+    """Whole hashes of the commits that are here, by what results call them: maybe beginnings."""
+    wanted = set(names)
+    whole = {name for name in wanted if len(name) >= FULL}
+    found = {name: name for name in known(database, whole)}
+    column = commits.c.hash
+    for start in wanted - whole:
+        there = database.scalars(select(column).where(begins_with(column, start)).limit(2))
+        if len(there) == 1:
+            found[start] = there[0]
+    return found
+
+
+def _narrowed(query: Select[Any], agent: str | None, frontier: bool) -> Select[Any]:
+    if agent:
+        query = query.where(commits.c.agent_id == agent)
+    return query.where(commits.c.leaf.is_(True)) if frontier else query
+
+
+def _parents(connection: Connection, names: Sequence[str]) -> dict[str, list[str]]:
+    query = select(parents.c.child, parents.c.parent).where(parents.c.child.in_(names))
+    found: dict[str, list[str]] = defaultdict(list)
+    for child, parent in connection.execute(query.order_by(parents.c.position)):
+        found[child].append(parent)
+    return found

@@ -1,13 +1,13 @@
-"""The database: SQLAlchemy core, so that another can follow; SQLite with one writer for now.
+"""The hub's tables: SQLAlchemy core, so that another database can follow; SQLite for now.
 
-Reads see the last commit and wait for nobody. Writes are one at a time, and begin with the lock
+Reads see the last commit and wait for no writer. Writes are one at a time, and begin with the lock
 that they need, so that no transaction fails half-way for want of it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Float,
@@ -24,37 +25,51 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     Text,
     create_engine,
     event,
+    insert,
     text,
 )
 from sqlalchemy.exc import OperationalError
 
-from autohypothesis.hub.server.refusals import RefusedError, disk_full
+from autohypothesis.hub.server.refusals import HubRefusalError, disk_full
+
+Row = dict[str, Any]
 
 BUSY_S = 8.0
 """How long a write waits for another. Some clients give up after ten."""
 
 metadata = MetaData()
 
+
+def _number() -> Column[int]:
+    return Column("id", Integer, primary_key=True)
+
+
+def _texts(**sizes: int | None) -> Iterator[Column[str]]:
+    """Text columns that are never null, with their largest number of characters; None: any."""
+    for name, size in sizes.items():
+        yield Column(name, String(size) if size else Text(), nullable=False)
+
+
 agents = Table(
     "agents",
     metadata,
     Column("id", String(63), primary_key=True),
-    Column("role", String(8), nullable=False),
+    *_texts(role=8),
     Column("key_hash", String(64), nullable=False, unique=True),
-    Column("created_at", String(32), nullable=False),
+    *_texts(created_at=32),
     Column("revoked_at", String(32)),
 )
 attempts = Table(
     "attempts",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("kind", String(16), nullable=False),
-    Column("who", String(80), nullable=False),
+    _number(),
+    *_texts(kind=16, who=80),
     Column("at", Float, nullable=False),
     Index("attempts_of", "kind", "who", "at"),
     Index("attempts_at", "at"),
@@ -64,10 +79,7 @@ commits = Table(
     metadata,
     Column("number", Integer, primary_key=True),
     Column("hash", String(64), nullable=False, unique=True),
-    Column("parent_hash", String(64), nullable=False),
-    Column("agent_id", String(63), nullable=False),
-    Column("message", Text, nullable=False),
-    Column("created_at", String(32), nullable=False),
+    *_texts(parent_hash=64, agent_id=63, message=None, created_at=32),
     Column("leaf", Boolean, nullable=False),
     Index("commits_of", "agent_id", "number"),
     Index("commits_leaf", "leaf", "number"),
@@ -83,26 +95,23 @@ pushes = Table(
     "pushes",
     metadata,
     Column("id", String(32), primary_key=True),
-    Column("agent_id", String(63), nullable=False),
-    Column("created_at", String(32), nullable=False),
+    *_texts(agent_id=63, created_at=32),
 )
 channels = Table(
     "channels",
     metadata,
-    Column("id", Integer, primary_key=True),
+    _number(),
     Column("name", String(31), nullable=False, unique=True),
-    Column("description", Text, nullable=False),
-    Column("created_at", String(32), nullable=False),
+    *_texts(description=None, created_at=32),
 )
 posts = Table(
     "posts",
     metadata,
-    Column("id", Integer, primary_key=True),
+    _number(),
     Column("channel_id", ForeignKey("channels.id"), nullable=False),
-    Column("agent_id", String(63), nullable=False),
+    *_texts(agent_id=63),
     Column("parent_id", ForeignKey("posts.id"), index=True),
-    Column("content", Text, nullable=False),
-    Column("created_at", String(32), nullable=False),
+    *_texts(content=None, created_at=32),
     Index("posts_in", "channel_id", "id"),
 )
 tasks = Table(
@@ -110,45 +119,31 @@ tasks = Table(
     metadata,
     Column("task_hash", String(64), primary_key=True),
     Column("name", String(120), nullable=False, unique=True),
-    Column("metric", String(80), nullable=False),
-    Column("direction", String(8), nullable=False),
+    *_texts(metric=80, direction=8),
     Column("min_delta", Float, nullable=False),
-    Column("baseline", String(64), nullable=False),
-    Column("agent_id", String(63), nullable=False),
-    Column("created_at", String(32), nullable=False),
+    *_texts(baseline=64, agent_id=63, created_at=32),
 )
 task_data = Table(
     "task_data",
     metadata,
     Column("task_hash", ForeignKey("tasks.task_hash"), primary_key=True),
     Column("profile", String(80), primary_key=True),
-    Column("data_hash", String(200), nullable=False),
+    *_texts(data_hash=200),
 )
 results = Table(
     "results",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("agent_id", String(63), nullable=False),
-    Column("name", String(120), nullable=False),
-    Column("source", String(8), nullable=False),
+    _number(),
+    *_texts(agent_id=63, name=120, source=8),
     Column("post_id", ForeignKey("posts.id")),
-    Column("created_at", String(32), nullable=False),
-    Column("commit", String(64), nullable=False),
-    Column("platform", String(63), nullable=False),
-    Column("platform_key", String(64), nullable=False),
-    Column("task_hash", String(64), nullable=False),
-    Column("metric", String(80), nullable=False),
+    *_texts(created_at=32, commit=64, platform=63, platform_key=64, task_hash=64, metric=80),
     Column("value", Float),
-    Column("status", String(16), nullable=False),
-    Column("confirmation", String(16), nullable=False),
+    *_texts(status=16, confirmation=16),
     Column("seed", BigInteger),
     Column("budget_seconds", Float),
     Column("steps", BigInteger),
     Column("memory_gb", Float),
-    Column("log_hash", String(64), nullable=False),
-    Column("tree", String(64), nullable=False),
-    Column("description", Text, nullable=False),
-    Column("reason", Text, nullable=False),
+    *_texts(log_hash=64, tree=64, description=None, reason=None),
     Column("verifies", ForeignKey("results.id")),
     Column("verdict", String(16)),
     Column("standing", Integer, nullable=False),
@@ -174,25 +169,19 @@ results = Table(
 )  # fmt: skip
 """`standing`, `reproduced`, `refuted`, `ranked` and `score` follow from the rest (`verdicts.py`).
 
-They are kept so that a board or a state is read from an index. `score` is the value with its sign
+They are stored so that a board or a state is read from an index. `score` is the value with its sign
 turned where the task maximizes: less is better.
 """
 claims = Table(
     "claims",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("platform_key", String(64), nullable=False),
-    Column("task_hash", String(64), nullable=False),
-    Column("tree", String(64), nullable=False),
-    Column("title", Text, nullable=False),
-    Column("agent_id", String(63), nullable=False),
-    Column("created_at", String(32), nullable=False),
-    Column("expires_at", String(32), nullable=False),
-    Column("state", String(8), nullable=False),
+    _number(),
+    *_texts(platform_key=64, task_hash=64, tree=64, title=None),
+    *_texts(agent_id=63, created_at=32, expires_at=32, state=8),
     Column("result", ForeignKey("results.id")),
     Index("claims_of", "agent_id", "id"),
     Index("claims_held", "state", "expires_at"),
-    sqlite_autoincrement=True,  # the number of one that was given back is never another's
+    sqlite_autoincrement=True,  # the number of a claim that was given back is never used again
 )
 Index(
     "claims_key",
@@ -204,14 +193,13 @@ Index(
 bests = Table(
     "bests",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("platform_key", String(64), nullable=False),
-    Column("task_hash", String(64), nullable=False),
+    _number(),
+    *_texts(platform_key=64, task_hash=64),
     Column("result", ForeignKey("results.id"), nullable=False),
-    Column("since", String(32), nullable=False),
+    *_texts(since=32),
     Index("bests_of", "platform_key", "task_hash", "id"),
 )
-"""All that ever were the best, in their order: one that is refuted gives way to the one before."""
+"""Every best there was, in order: a refuted one gives way to the one before."""
 
 
 def now() -> datetime:
@@ -224,8 +212,32 @@ def written(moment: datetime) -> str:
 
 
 def stamp(later: int = 0) -> str:
-    """Now, and `later` microseconds on, as it is `written`."""
+    """Now plus `later` microseconds, `written`."""
     return written(now() + timedelta(microseconds=later))
+
+
+def rows_of(connection: Connection, query: Select[Any]) -> list[Row]:
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def row_of(connection: Connection, query: Select[Any]) -> Row | None:
+    row = connection.execute(query).mappings().first()
+    return None if row is None else dict(row)
+
+
+def narrowed(query: Select[Any], wanted: object, **columns: ColumnElement[Any]) -> Select[Any]:
+    """`query` with a condition for each of `columns` whose attribute of `wanted` is not None."""
+    for name, column in columns.items():
+        if (value := getattr(wanted, name)) is not None:
+            query = query.where(column == value)
+    return query
+
+
+def inserted(connection: Connection, table: Table, row: Mapping[str, Any]) -> int:
+    """The number of a new row."""
+    key = connection.execute(insert(table).values(row)).inserted_primary_key
+    assert key is not None  # SQLite tells the number of a row that it stored
+    return int(key[0])
 
 
 class Database:
@@ -241,19 +253,32 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        with _in_words(), self._readers.connect() as connection:
+        with _refusals(), self._readers.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction: committed at the end of the block, or as if it had never been."""
+        """A transaction: committed at the end of the block, or rolled back as a whole."""
         if not self._turn.acquire(timeout=BUSY_S):
             raise _busy()
         try:
-            with _in_words(), self._writer.begin() as connection:
+            with _refusals(), self._writer.begin() as connection:
                 yield connection
         finally:
             self._turn.release()
+
+    def rows(self, query: Select[Any]) -> list[Row]:
+        with self.read() as connection:
+            return rows_of(connection, query)
+
+    def scalar(self, query: Select[Any]) -> Any:
+        """The one value that `query` gives."""
+        with self.read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def scalars(self, query: Select[Any]) -> list[Any]:
+        with self.read() as connection:
+            return list(connection.execute(query).scalars())
 
     def close(self) -> None:
         self._readers.dispose()
@@ -280,8 +305,8 @@ def _engine(path: Path, begin: str, connections: int) -> Engine:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
-    """A lock that does not come free and a full disk are the hub's trouble, not a mistake of it."""
+def _refusals() -> Iterator[None]:
+    """Turn a lock that does not come free and a full disk into refusals."""
     try:
         yield
     except OperationalError as error:
@@ -293,7 +318,7 @@ def _in_words() -> Iterator[None]:
         raise
 
 
-def _busy() -> RefusedError:
-    return RefusedError(
+def _busy() -> HubRefusalError:
+    return HubRefusalError(
         503, f"the hub's database was busy for {BUSY_S:g} s; nothing was stored", wait=5
     )

@@ -1,50 +1,208 @@
 """A push, from its bytes to an entry in the index; or nothing of it is left.
 
-One push is taken in at a time: what the next one builds on is then either there for good, or was
-never seen. The SQL transaction at the end is what makes a push true; what comes before it is
-undone, at once after an error and at the next start after a kill.
+A push is unpacked and looked at in a quarantine folder of its own, in the data folder, so that what
+is taken moves by rename. One push is taken in at a time: what the next one builds on is then either
+there for good, or was never seen. The SQL transaction at the end makes a push true; all before it
+is undone, at once after an error and at the next start after a kill, which finds in
+`publishing.json` what a publication touched.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
+import secrets
+import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from autohypothesis.errors import AutohypothesisError
+from autohypothesis.errors import AutohypothesisError, GitError
 from autohypothesis.hub.server import commits
-from autohypothesis.hub.server.bundle_header import Header
 from autohypothesis.hub.server.database import Database
-from autohypothesis.hub.server.quarantine import Quarantine
-from autohypothesis.hub.server.refusals import BundleError, RefusedError, disk_trouble
-from autohypothesis.hub.server.settings import Home, Limits
-from autohypothesis.hub.server.store import Store
-from autohypothesis.hub.server.walk import NewCommit, Walk
-from autohypothesis.records.git_limited import Bounds, objects
+from autohypothesis.hub.server.inspection import (
+    PACK_HEADER,
+    NewCommit,
+    PushHeader,
+    PushInspection,
+    parse_header,
+)
+from autohypothesis.hub.server.refusals import (
+    BundleError,
+    HubRefusalError,
+    disk_full,
+    disk_trouble,
+)
+from autohypothesis.hub.server.settings import MB, DataFolder, Limits
+from autohypothesis.hub.server.store import CommitStore
+from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.git_limited import Bounds, Ended, objects, run
 
-CRASH = "AUTOHYPOTHESIS_HUB_CRASH_AT"
-"""For tests: the step after which the server kills itself as `kill -9` would."""
-STEPS = ("received", "unpacked", "walked", "announced", "pack", "idx", "refs", "recorded")
+_UNSYNCED = "-c core.fsync=none"
+"""Objects in quarantine need not outlive the machine; published ones are flushed."""
 _WAIT_S = 60.0
 log = logging.getLogger("autohypothesis.hub")
 
+# ── quarantine ──────────────────────────────────────────────────────────────────────────────
 
-def reached(step: str) -> None:
-    """Where a test may end the process."""
-    if os.environ.get(CRASH) == step:
-        os.kill(os.getpid(), signal.SIGKILL)
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The folder of one push; objects of the repository are visible from it, not the reverse."""
+
+    folder: Path
+    repository: Path
+
+    @classmethod
+    def make(cls, incoming: Path, repository: Path) -> Quarantine:
+        made = cls(incoming / secrets.token_hex(16), repository)
+        made.packs.mkdir(parents=True)
+        return made
+
+    @property
+    def push(self) -> str:
+        """The name of this push."""
+        return self.folder.name
+
+    @property
+    def body(self) -> Path:
+        return self.folder / "body"
+
+    @property
+    def packs(self) -> Path:
+        return self.folder / "objects" / "pack"
+
+    @property
+    def _note(self) -> Path:
+        return self.folder / "publishing.json"
+
+    def environment(self, *, alone: bool = False) -> Mapping[str, str]:
+        """For a git that writes here, and reads here and (unless `alone`) in the repository."""
+        own = {
+            "GIT_OBJECT_DIRECTORY": str(self.folder / "objects"),
+            "GIT_QUARANTINE_PATH": str(self.folder / "objects"),
+        }
+        shared = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.repository / "objects")}
+        return own if alone else {**own, **shared}
+
+    def header(self, limits: Limits) -> PushHeader:
+        with self.body.open("rb") as body:
+            return parse_header(body.read(limits.header_bytes + PACK_HEADER + 2), limits)
+
+    def unpack(self, header: PushHeader, limits: Limits) -> None:
+        """Run index-pack on what follows the header.
+
+        Raises:
+            BundleError: git refuses the pack, or it is a bomb.
+        """
+        size = self.body.stat().st_size
+        seconds = 1 + size // (8 * MB) + header.objects // 25_000
+        bounds = Bounds(
+            seconds=5 + 4 * seconds, cpu_seconds=seconds, file=2 * limits.bundle_bytes + MB
+        )
+        with self.body.open("rb") as body:
+            os.lseek(body.fileno(), header.pack_at, os.SEEK_SET)
+            answer = run(
+                f"{_UNSYNCED} index-pack --stdin --fix-thin --strict --threads=1",
+                [f"--max-input-size={limits.bundle_bytes}"],
+                repository=self.repository, bounds=bounds, stdin=body,
+                environment=self.environment(),
+            )  # fmt: skip
+        if answer.status:
+            raise _refused(answer)
+
+    def listing(self, limits: Limits) -> set[str]:
+        """Every object in quarantine.
+
+        Raises:
+            BundleError: there are too many, or they are too large.
+        """
+        answer = run(
+            "cat-file --batch-check --batch-all-objects --unordered --buffer",
+            repository=self.repository, bounds=Bounds(cpu_seconds=4),
+            environment=self.environment(alone=True),
+        )  # fmt: skip
+        if answer.status:
+            raise _refused(answer)
+        facts = (line.split() for line in answer.text.splitlines())
+        sizes = {name: int(size) for name, _, size in facts}
+        if len(sizes) > 2 * limits.objects:
+            raise BundleError(f"it unpacks to {len(sizes):,} objects")
+        largest, total = max(sizes.values(), default=0), sum(sizes.values())
+        if largest > limits.object_bytes or total > limits.new_bytes:
+            raise BundleError(
+                f"its largest object has {largest:,} bytes, all of them {total:,};"
+                f" at most {limits.object_bytes:,} and {limits.new_bytes:,} are taken"
+            )
+        return set(sizes)
+
+    def pack(self, names: Iterable[str], everything: bool) -> str:
+        """The name of the pack that holds exactly `names`; `everything`: it is the one that came.
+
+        Raises:
+            GitError: git could not make it.
+        """
+        if everything:
+            return next(self.packs.glob("*.pack")).stem
+        new = self.folder / "new"
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        answer = run(
+            f"{_UNSYNCED} pack-objects --quiet --threads=1", [str(new / "pack")],
+            repository=self.repository, bounds=Bounds(file=256 * MB),
+            stdin="".join(f"{name}\n" for name in sorted(names)).encode(),
+            environment=self.environment(),
+        )  # fmt: skip
+        if answer.disk_full:
+            raise disk_full()
+        if answer.status:
+            raise GitError(f"the new objects could not be packed: {answer.cut or answer.reason}")
+        shutil.rmtree(self.packs)
+        new.rename(self.packs)
+        return f"pack-{answer.text}"
+
+    def announce(self, pack: str | None, refs: Sequence[str]) -> None:
+        """Write down, durably, what will be published."""
+        write_json(self._note, {"pack": pack, "refs": list(refs)})
+
+    def announced(self) -> tuple[str | None, list[str]] | None:
+        """Pack and refs that are being published; None: nothing is yet."""
+        try:
+            note: Any = read_json(self._note)
+        except FileNotFoundError:
+            return None
+        return note["pack"], list(note["refs"])
+
+    def withdraw(self) -> None:
+        """Nothing of what was announced is half-done any more."""
+        self._note.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _refused(answer: Ended) -> HubRefusalError:
+    if answer.cut:
+        return BundleError(f"unpacking it takes more {answer.cut} than is given to one push")
+    if answer.disk_full:
+        return disk_full()
+    hint = ""
+    if "did not receive expected object" in answer.words or "unresolved delta" in answer.words:
+        hint = "its history is not complete: push from a clone that is not shallow"
+    return BundleError(answer.reason, hint=hint)
+
+
+# ── publication ─────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(slots=True)
 class Intake:
     """Takes pushes into `store` and `database`."""
 
-    home: Home
-    store: Store
+    folder: DataFolder
+    store: CommitStore
     database: Database
     limits: Limits
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -52,19 +210,20 @@ class Intake:
     """Packs since the last common index."""
 
     def quarantine(self) -> Quarantine:
-        return Quarantine.make(self.home.incoming, self.store.path)
+        return Quarantine.make(self.folder.incoming, self.store.path)
 
     def take(self, quarantine: Quarantine, agent: str) -> list[str]:
         """The heads of the bundle in `quarantine`, now indexed as pushed by `agent`.
 
         Raises:
-            RefusedError: nothing of it was taken, and nothing of it is left.
+            HubRefusalError: nothing of it was taken, and nothing of it is left.
         """
         try:
-            reached("received")
             header = quarantine.header(self.limits)
             if not self._turn.acquire(timeout=_WAIT_S):
-                raise RefusedError(503, "too many pushes at one time; nothing was stored", wait=5)
+                raise HubRefusalError(
+                    503, "too many pushes at one time; nothing was stored", wait=5
+                )
             try:
                 self._take(quarantine, header, agent)
             finally:
@@ -76,28 +235,27 @@ class Intake:
             if quarantine.announced() is None:  # else the next push or start settles it first
                 quarantine.remove()
 
-    def _take(self, quarantine: Quarantine, header: Header, agent: str) -> None:
+    def _take(self, quarantine: Quarantine, header: PushHeader, agent: str) -> None:
         for folder in self._left():
             if folder != quarantine.folder and Quarantine(folder, self.store.path).announced():
                 self._settle(folder)
         self._check_prerequisites(header)
         quarantine.unpack(header, self.limits)
-        reached("unpacked")
         pack = quarantine.listing(self.limits)
         environment = quarantine.environment()
         with objects(self.store.path, Bounds(seconds=30, cpu_seconds=20), environment) as reader:
-            walk = Walk(reader, self._known, pack.keys(), self.limits)
-            found = walk.commits(header.heads)
-        reached("walked")
-        if found:
-            fresh = walk.reached - self.store.present(walk.reached)
-            name = quarantine.pack(fresh, everything=fresh == pack.keys()) if fresh else None
-            self._publish(quarantine, name, found, agent)
-            self._loose += name is not None
-            if self._loose >= self.limits.loose_packs:
-                self._index_packs()
+            inspection = PushInspection(reader, self._known, pack, self.limits)
+            found = inspection.commits(header.heads)
+        if not found:
+            return
+        fresh = inspection.reached - self.store.present(inspection.reached)
+        name = quarantine.pack(fresh, everything=fresh == pack) if fresh else None
+        self._publish(quarantine, name, found, agent)
+        self._loose += name is not None
+        if self._loose >= self.limits.loose_packs:
+            self._index_packs()
 
-    def _check_prerequisites(self, header: Header) -> None:
+    def _check_prerequisites(self, header: PushHeader) -> None:
         lacking = set(header.prerequisites) - self._known(header.prerequisites)
         if lacking:
             raise BundleError(
@@ -113,28 +271,24 @@ class Intake:
     ) -> None:
         refs = [commit.hash for commit in found]
         quarantine.announce(pack, refs)
-        reached("announced")
         try:
             if pack:
                 self._move(quarantine, pack)
             self.store.anchor(refs)
-            reached("refs")
             commits.record(self.database, quarantine.push, agent, found)
         except BaseException:
             self._take_back(pack, refs)
             quarantine.withdraw()
             raise
-        reached("recorded")
         quarantine.withdraw()
 
     def _move(self, quarantine: Quarantine, pack: str) -> None:
-        """The pack, then its index: git looks for the index first."""
+        """Move the pack, then its index: git looks for the index first."""
         for suffix in ("pack", "idx"):
             source = quarantine.packs / f"{pack}.{suffix}"
             source.chmod(0o444)
             _flush(source)
             source.rename(self.store.packs / source.name)
-            reached(suffix)
         _flush(self.store.packs)
 
     def _index_packs(self) -> None:
@@ -146,18 +300,19 @@ class Intake:
             log.warning("%s", error)
 
     def _take_back(self, pack: str | None, refs: Sequence[str]) -> None:
-        """Undo a publication that did not become true."""
         self.store.release(refs)
         for suffix in ("idx", "pack") if pack else ():
             (self.store.packs / f"{pack}.{suffix}").unlink(missing_ok=True)
 
+    # ── after a kill ──────────────────────────────────────────────────────────────────────
+
     def sweep(self) -> list[str]:
-        """After a start: undo what a killed server left half-done; what was done, in words.
+        """At a start: undo what a killed server left half-done; returns what was done, in words.
 
         A push that the database knows is whole, since it is recorded last. Refs that are missing
         for indexed commits are made again; a commit whose objects are gone is reported.
         """
-        said = [line for folder in self._left() for line in self._settle(folder)]
+        notes = [line for folder in self._left() for line in self._settle(folder)]
         self._remove_locks()
         self._loose = sum(1 for _ in self.store.packs.glob("*.idx"))
         indexed, anchored = commits.every(self.database), self.store.anchored()
@@ -165,32 +320,33 @@ class Intake:
         here = self.store.present(sorted(bare))
         if here:
             self.store.anchor(sorted(here))
-            said.append(f"{len(here)} commits had lost their refs, and have them again")
-        said += [f"commit {name} is indexed, but its objects are gone" for name in bare - here]
-        foreign = anchored - indexed
-        if foreign:
-            said.append(f"{len(foreign)} commits in the repository are not indexed: push them anew")
-        for line in said:
+            notes.append(f"{len(here)} commits had lost their refs, and have them again")
+        notes += [f"commit {name} is indexed, but its objects are gone" for name in bare - here]
+        if foreign := anchored - indexed:
+            notes.append(
+                f"{len(foreign)} commits in the repository are not indexed: push them anew"
+            )
+        for line in notes:
             log.warning("%s", line)
-        return said
+        return notes
 
     def _left(self) -> list[Path]:
-        return [folder for folder in self.home.incoming.iterdir() if folder.is_dir()]
+        return [folder for folder in self.folder.incoming.iterdir() if folder.is_dir()]
 
     def _settle(self, folder: Path) -> list[str]:
         """Take back what was announced in `folder` and did not become true."""
         quarantine = Quarantine(folder, self.store.path)
-        said = []
-        note = quarantine.announced()
-        if note and not commits.recorded(self.database, folder.name):
-            pack, refs = note
+        notes = []
+        announced = quarantine.announced()
+        if announced and not commits.recorded(self.database, folder.name):
+            pack, refs = announced
             known = self._known(refs)
             self._remove_locks()
             self._take_back(None if known else pack, [name for name in refs if name not in known])
-            said.append(f"push {folder.name} had not become true, and was taken back")
+            notes.append(f"push {folder.name} had not become true, and was taken back")
         quarantine.withdraw()
         quarantine.remove()
-        return said
+        return notes
 
     def _remove_locks(self) -> None:
         """Locks of a git that died with the server; no other process writes here."""

@@ -1,78 +1,113 @@
-"""One process that serves one data folder, from its start to its end."""
+"""One process that serves one data folder: its lock, its socket, its connections, its log.
+
+uvicorn waits without limit for the headers of a request, so any client could hold all descriptors
+with connections that say nothing. Here each connection has a deadline while it waits for a request
+or for its peer to read on, and where there are too many, the one that has waited longest makes
+room. What any client can make the hub log is bounded as well.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import os
+import resource
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any, ClassVar
 
+import uvicorn
 from filelock import FileLock, Timeout
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from autohypothesis.errors import LockError, UsageError
-from autohypothesis.hub.server.frame import loopback
-from autohypothesis.hub.server.settings import Home, Settings
+from autohypothesis.hub.server.agents import counted_address
+from autohypothesis.hub.server.app import application
+from autohypothesis.hub.server.service import HubService
+from autohypothesis.hub.server.settings import DataFolder, Limits, Settings, loopback
 
 _GRACE_S = 10
 _QUEUE = 1024
-"""Connections that wait to be accepted."""
+"""Connections that wait in the kernel to be accepted."""
+_MOST_CONNECTIONS = 2_000
+"""Of a hub, however many descriptors it may have."""
+_OTHER_DESCRIPTORS = 192
+"""Kept for the database, git and uploads."""
+_LEAST_CONNECTIONS = 16
+log = logging.getLogger("autohypothesis.hub")
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `say` gets what a person should read.
+    """Serve until SIGINT or SIGTERM; `say` shows a line to the operator.
 
     Raises:
         LockError: another process serves this folder.
         UsageError: the address cannot be listened on.
     """
-    import uvicorn
-
-    from autohypothesis.hub.server.app import application
-    from autohypothesis.hub.server.connections import Crowd, HeldConnection, backlog
-    from autohypothesis.hub.server.hub import Hub
-    from autohypothesis.hub.server.logbook import keep_log
-
     os.umask(0o077)
-    home = Home.make(settings.data)
-    with _alone(home), _listening(settings) as sock:
-        logbook = keep_log(home.log)
-        hub = Hub.open(settings)
+    folder = DataFolder.make(settings.data)
+    with _alone(folder), listening(settings) as sock:
+        hub_log = keep_log(folder.log)
+        server = HubServer(HubService.open(settings), hub_log)
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        server.announce = lambda: _announce(
+            settings, f"{folder.root} on http://{shown}:{port}", say
+        )
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        server.run(sockets=[sock])
+
+
+class HubServer(uvicorn.Server):
+    """Serves one opened hub."""
+
+    def __init__(self, hub: HubService, hub_log: HubLog | None = None) -> None:
+        limits = hub.settings.limits
+        self._crowd = crowd = Crowd(limits, hub.settings.proxies)
+        self._log = hub_log
+        self.announce: Callable[[], None] = lambda: None
+        """Called once it listens."""
 
         class Held(HeldConnection):
-            crowd = Crowd(settings.limits, settings.proxies)
+            pass
 
-        config = uvicorn.Config(
-            application(hub), http=Held, ws="none", loop="asyncio", proxy_headers=False,
-            access_log=False, server_header=False, log_config=None, log_level="warning",
-            timeout_keep_alive=math.ceil(settings.limits.idle_seconds), backlog=backlog(),
-            timeout_graceful_shutdown=_GRACE_S, lifespan="on",
+        Held.crowd = crowd
+        super().__init__(
+            uvicorn.Config(
+                application(hub), http=Held, ws="none", loop="asyncio", proxy_headers=False,
+                access_log=False, server_header=False, log_config=None, log_level="warning",
+                timeout_keep_alive=math.ceil(limits.idle_seconds), backlog=_backlog(),
+                timeout_graceful_shutdown=_GRACE_S, lifespan="on",
+            )
         )  # fmt: skip
 
-        class Server(uvicorn.Server):
-            async def on_tick(self, counter: int) -> bool:
-                Held.crowd.sweep()
-                logbook.turn()
-                return await super().on_tick(counter)
+    async def on_tick(self, counter: int) -> bool:
+        self._crowd.sweep()
+        if self._log is not None:
+            self._log.end_window()
+        return await super().on_tick(counter)
 
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                sock.listen(_QUEUE)  # in the kernel, where a connection costs no descriptor
-                _announce(settings, f"{home.root} on http://{shown}:{port}", say)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(_QUEUE)  # in the kernel, where a connection costs no descriptor
+        self.announce()
 
-            async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().shutdown(sockets)
-                logbook.say_counts()  # the signal that ended it is raised again after this
-
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        Server(config).run(sockets=[sock])
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self._log is not None:
+            self._log.write_counts()  # the signal that ended it is raised again after this
 
 
 def _announce(settings: Settings, where: str, say: Callable[[str], None]) -> None:
-    """Said once it listens, so that whoever waits for it may connect at once."""
+    """Said once it listens: a process that waits for this line may connect at once."""
     say(f"serving {where}; Ctrl-C ends it")
     if not loopback(settings.host):
         say(
@@ -82,22 +117,18 @@ def _announce(settings: Settings, where: str, say: Callable[[str], None]) -> Non
 
 
 @contextmanager
-def _alone(home: Home) -> Iterator[None]:
-    lock = FileLock(home.lock, timeout=0, mode=0o600, thread_local=False)
+def _alone(folder: DataFolder) -> Iterator[None]:
     try:
-        lock.acquire()
+        with FileLock(folder.lock, timeout=0, mode=0o600, thread_local=False):
+            yield
     except Timeout:
         raise LockError(
-            f"another process serves {home.root}", hint=f"`fuser -v {home.lock}` shows it"
+            f"another process serves {folder.root}", hint=f"`fuser -v {folder.lock}` shows it"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
-def _listening(settings: Settings) -> Iterator[socket.socket]:
+def listening(settings: Settings) -> Iterator[socket.socket]:
     where = (settings.host, settings.port)
     try:
         family = socket.getaddrinfo(*where, type=socket.SOCK_STREAM)[0][0]
@@ -112,3 +143,207 @@ def _listening(settings: Settings) -> Iterator[socket.socket]:
         ) from error
     with sock:
         yield sock
+
+
+# ── connections ─────────────────────────────────────────────────────────────────────────────
+
+
+def _descriptors() -> int:
+    """How many files and connections this process may have open."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_CONNECTIONS + _OTHER_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def _backlog() -> int:
+    """Connections that are accepted in one go: few enough that descriptors do not run out."""
+    return max(_LEAST_CONNECTIONS, min(128, _descriptors() // 8))
+
+
+def _most_connections() -> int:
+    return max(_LEAST_CONNECTIONS, min(_MOST_CONNECTIONS, _descriptors() - _OTHER_DESCRIPTORS))
+
+
+@dataclass(slots=True)
+class Crowd:
+    """All connections of one hub."""
+
+    limits: Limits
+    proxies: Collection[str] = ()
+    """Addresses that stand for many people; only the limit of the hub holds for them."""
+    most: int = field(default_factory=_most_connections)
+    _by_address: dict[str, set[HeldConnection]] = field(default_factory=dict)
+    _count: int = 0
+
+    def admit(self, new: HeldConnection, peer: str) -> bool:
+        """Take in a new connection; False where there is no room, and none can be made."""
+        where = counted_address(peer)
+        neighbours = self._by_address.get(where, set())
+        if peer not in self.proxies and len(neighbours) >= self.limits.connections:
+            log.warning("%s has %d connections, and may have no more", where, len(neighbours))
+            if not _make_room(neighbours):
+                return False
+        elif self._count >= self.most:
+            log.warning("there are %d connections, and may be no more", self._count)
+            if not _make_room(one for some in self._by_address.values() for one in some):
+                return False
+        new.address = where
+        self._by_address.setdefault(where, set()).add(new)
+        self._count += 1
+        return True
+
+    def leave(self, connection: HeldConnection) -> None:
+        """Count a connection no more; one that was never taken in may leave too."""
+        neighbours = self._by_address.get(connection.address, set())
+        if connection in neighbours:
+            neighbours.discard(connection)
+            self._count -= 1
+            if not neighbours:
+                del self._by_address[connection.address]
+
+    def sweep(self) -> None:
+        """End every connection whose time is up."""
+        now = time.monotonic()
+        for connection in [one for some in self._by_address.values() for one in some]:
+            if connection.deadline is not None and now > connection.deadline:
+                connection.cut()
+
+
+def _make_room(connections: Iterable[HeldConnection]) -> bool:
+    """End the one that has waited longest; False where each is at a request."""
+    waiting = [one for one in connections if one.waits_since is not None]
+    if waiting:
+        min(waiting, key=lambda one: one.waits_since or 0.0).cut()
+    return bool(waiting)
+
+
+class HeldConnection(H11Protocol):
+    """One connection, with a deadline where uvicorn has none."""
+
+    crowd: ClassVar[Crowd]
+    address = ""
+    deadline: float | None = None
+    """When it is ended, by the monotonic clock; None while the hub is at its request."""
+    waits_since: float | None = None
+    """Since when no request is here; None while one is."""
+    _began = True
+    """Whether a byte of the next request is here; a new connection counts as begun."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        peer = str((self.client or ("unknown", 0))[0])
+        self._wait(self.crowd.limits.header_seconds)
+        if not self.crowd.admit(self, peer):
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.crowd.leave(self)
+        super().connection_lost(exc)
+
+    def cut(self) -> None:
+        """End it now, with what was not sent yet."""
+        self.crowd.leave(self)
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._is_at_work():
+            self.deadline = self.waits_since = None
+        elif not self._began:
+            self._began = True
+            self.deadline = time.monotonic() + self.crowd.limits.header_seconds
+
+    def on_response_complete(self) -> None:
+        self._began = False
+        self._wait(self.crowd.limits.idle_seconds)
+        super().on_response_complete()
+        if self._is_at_work():  # the next request was here already
+            self.deadline = self.waits_since = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.deadline = time.monotonic() + self.crowd.limits.stall_seconds
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._is_at_work():
+            self.deadline = None
+
+    def _is_at_work(self) -> bool:
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _wait(self, seconds: float) -> None:
+        self.waits_since = time.monotonic()
+        self.deadline = self.waits_since + seconds
+
+
+# ── the log ─────────────────────────────────────────────────────────────────────────────────
+
+MESSAGES = 5
+"""Of one kind that are written in a window; the others are counted."""
+WINDOW_S = 60.0
+KINDS = 200
+"""Of messages that are told apart in a window; all beyond them count as one kind."""
+FILE_BYTES, FILES = 2 << 20, 5
+LINE_LIMIT = 8_000
+"""Characters of one message, with its traceback."""
+
+
+class HubLog(logging.Handler):
+    """Hands each kind of message to `targets` a few times in a window, and then its number."""
+
+    def __init__(self, targets: Sequence[logging.Handler]) -> None:
+        super().__init__()
+        self._targets = targets
+        self._counts: dict[str, int] = {}
+        self._until = time.monotonic() + WINDOW_S
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.end_window()
+        raised = record.exc_info[0] if record.exc_info else None
+        error = f"{raised.__name__}: " if raised is not None else ""
+        kind = f"{record.name}: {error}{str(record.msg)[:200]}"
+        if kind not in self._counts and len(self._counts) >= KINDS:
+            kind = "other messages"
+        self._counts[kind] = count = self._counts.get(kind, 0) + 1
+        if count <= MESSAGES:
+            self._hand_on(record)
+
+    def end_window(self) -> None:
+        """Write the counts, if the window has ended."""
+        if time.monotonic() >= self._until:
+            self.write_counts()
+
+    def write_counts(self) -> None:
+        """Write how many messages of each kind were left out, and begin a new window."""
+        self.acquire()
+        try:
+            counts, self._counts = self._counts, {}
+            self._until = time.monotonic() + WINDOW_S
+        finally:
+            self.release()
+        for kind, count in counts.items():
+            if count > MESSAGES:
+                words = f"{count - MESSAGES} more like this: {kind.strip()}"
+                self._hand_on(logging.makeLogRecord({"levelname": "WARNING", "msg": words}))
+
+    def _hand_on(self, record: logging.LogRecord) -> None:
+        for target in self._targets:
+            target.handle(record)
+
+
+class _ShortFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record)[:LINE_LIMIT]
+
+
+def keep_log(path: Path) -> HubLog:
+    """Write all that this process logs to stderr and to `path`."""
+    logging.raiseExceptions = False  # a full disk is not answered with more to write
+    file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8")
+    targets: list[logging.Handler] = [logging.StreamHandler(), file]
+    for target in targets:
+        target.setFormatter(_ShortFormatter("%(asctime)s %(levelname)s %(message)s"))
+    hub_log = HubLog(targets)
+    logging.getLogger().addHandler(hub_log)
+    return hub_log

@@ -1,7 +1,8 @@
-"""What an operator decides, and what nobody may exceed."""
+"""Settings of an operator, limits of every request, and the layout of the data folder."""
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,15 +35,11 @@ class Hourly:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes. Those of HUB contract first, then those of one push."""
+    """Sizes and times: of requests, of connections, of one push, of answers by git."""
 
     bundle_bytes: int = 50 * MB
     json_bytes: int = 64 << 10
-    post_bytes: int = 32 << 10
-    description_bytes: int = 4 << 10
     channels: int = 100
-    page: int = 1000
-    """Rows of one answer, whatever was asked for."""
     upload_seconds: float = 300.0
     silence_seconds: float = 30.0
     """Between two pieces of a body."""
@@ -100,20 +97,20 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Home:
-    """Where things are under `--data`; the only place that spells it."""
+class DataFolder:
+    """The paths under `--data`."""
 
     root: Path
 
     @classmethod
-    def make(cls, data: Path) -> Home:
-        """The folder, made if need be and closed to everybody else."""
-        home = cls(Path(data).absolute())
-        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        home.root.chmod(0o700)
-        for folder in (home.incoming, home.passing):
+    def make(cls, data: Path) -> DataFolder:
+        """The folder, made if need be, readable by its owner only."""
+        made = cls(Path(data).absolute())
+        made.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made.root.chmod(0o700)
+        for folder in (made.incoming, made.passing):
             folder.mkdir(mode=0o700, exist_ok=True)
-        return home
+        return made
 
     @property
     def database(self) -> Path:
@@ -141,3 +138,10 @@ class Home:
     def lock(self) -> Path:
         """Held by the one process that serves."""
         return self.root / "serving.lock"
+
+
+def loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,4 +1,4 @@
-"""The bare repository: what the hub asks of git. It never checks out, merges or collects.
+"""The bare repository of commits. The hub never checks out, merges or collects garbage.
 
 Each indexed commit has a ref of its own, `refs/commits/<hash>`, so that no `git gc` drops it, and
 so that a fetch needs no ref of the moment.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
-from autohypothesis.hub.server.refusals import RefusedError, disk_full
+from autohypothesis.hub.server.refusals import HubRefusalError, disk_full
 from autohypothesis.hub.server.settings import Limits
 from autohypothesis.records.git_limited import Bounds, Ended, run
 
@@ -25,9 +25,7 @@ _READERS = 4
 _SENDING = Bounds(memory=1 << 30, cpu_seconds=60)
 
 
-class Store:
-    """The repository of one hub."""
-
+class CommitStore:
     def __init__(self, path: Path, passing: Path, limits: Limits) -> None:
         self.path = path
         self._passing = passing
@@ -87,7 +85,7 @@ class Store:
         """A file, to be closed, with a self-contained bundle of `name` and all before it.
 
         Raises:
-            RefusedError: it is larger or takes longer than what is sent.
+            HubRefusalError: it is larger or takes longer than what is sent.
         """
         bounds = _SENDING.but(file=self._limits.fetch_bytes, seconds=self._limits.fetch_seconds)
         words, args = "bundle create --quiet -", [REFS + name]
@@ -96,7 +94,9 @@ class Store:
             with self._slot():
                 answer = run(words, args, repository=self.path, bounds=bounds, into=into)
             if answer.cut:
-                raise RefusedError(413, f"the bundle of {name} is more than this hub sends at once")
+                raise HubRefusalError(
+                    413, f"the bundle of {name} is more than this hub sends at once"
+                )
             self._must(answer)
             into.seek(0)
             stack.pop_all()
@@ -106,7 +106,7 @@ class Store:
         """The patch from `old` to `new`; cut after `diff_bytes`, and it says so.
 
         Raises:
-            RefusedError: it takes too long.
+            HubRefusalError: it takes too long.
         """
         limits = self._limits
         seconds = limits.diff_seconds
@@ -117,7 +117,7 @@ class Store:
         if answer.cut == "size":
             return answer.out + f"\n[cut after {limits.diff_bytes:,} bytes]\n".encode()
         if answer.cut:
-            raise RefusedError(
+            raise HubRefusalError(
                 413, f"this diff takes longer than {seconds:g} s", hint="fetch both commits"
             )
         self._must(answer)
@@ -131,7 +131,7 @@ class Store:
     @contextmanager
     def _slot(self) -> Iterator[None]:
         if not self._slots.acquire(timeout=30):
-            raise RefusedError(503, "too many fetches and diffs at one time", wait=5)
+            raise HubRefusalError(503, "too many fetches and diffs at one time", wait=5)
         try:
             yield
         finally:

@@ -1,117 +1,123 @@
-"""Tasks: what results of different machines can be compared in. The first to tell one decides."""
+"""Tasks, in which results of different machines can be compared, and claims on ideas.
+
+The first to tell a task decides what it is. A claim says that one agent works on an idea, so that
+no other does; it ends by itself.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
+from datetime import timedelta
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, update
 
-from autohypothesis.hub.server.commits import HASH
-from autohypothesis.hub.server.database import Database, results, stamp, task_data, tasks
-from autohypothesis.hub.server.refusals import RefusedError, bad, missing
-from autohypothesis.hub.server.shapes import ToldTask
+from autohypothesis.hub.protocol import ClaimQuery, NewClaimRequest, ResultRequest, TaskRequest
+from autohypothesis.hub.server.commits import begins_with, checked_hash
+from autohypothesis.hub.server.database import (
+    Database,
+    Row,
+    claims,
+    inserted,
+    narrowed,
+    now,
+    results,
+    row_of,
+    rows_of,
+    stamp,
+    task_data,
+    tasks,
+    written,
+)
+from autohypothesis.hub.server.refusals import HubRefusalError, bad, missing
 
-Row = dict[str, Any]
-
+HELD, DONE = "held", "done"
 _COMPARED = ("metric", "direction", "min_delta")
 
 
-def tell(database: Database, agent: str, told: ToldTask) -> tuple[Row, bool]:
-    """The task as it stands here, and whether it is new. A baseline that nobody said is filled in.
+def tell(database: Database, agent: str, told: TaskRequest) -> tuple[Row, bool]:
+    """The task as it is stored, and whether it is new. A baseline that was missing is filled in.
 
     Raises:
-        RefusedError: 409, what is here is another task, or has other data.
+        HubRefusalError: 409, the task here is another one, or has other data.
     """
+    mine = tasks.c.task_hash == told.task_hash
     with database.write() as connection:
-        named = select(tasks).where(tasks.c.task_hash == told.task_hash)
-        there = connection.execute(named).mappings().first()
+        there = row_of(connection, select(tasks).where(mine))
         if there is not None:
-            _refuse_other_terms(dict(there), told)
+            _refuse_other_terms(there, told)
         _refuse_other_hash(connection, told)
         if there is None:
-            _insert(connection, agent, told)
+            row = told.model_dump(exclude={"profile", "data_hash"})
+            connection.execute(insert(tasks).values(**row, agent_id=agent, created_at=stamp()))
         elif told.baseline and not there["baseline"]:
-            mine = tasks.c.task_hash == told.task_hash
             connection.execute(update(tasks).where(mine).values(baseline=told.baseline))
         _note_data(connection, told)
-        return _shown(connection, told.task_hash)[0], there is None
+        return _with_data(connection, told.task_hash)[0], there is None
 
 
 def every(database: Database) -> list[Row]:
-    """By name."""
+    """By name, each with its `data`: the data's hash by profile."""
     with database.read() as connection:
-        return _shown(connection)
+        return _with_data(connection)
 
 
 def known(connection: Connection, task_hash: str) -> Row | None:
-    """Terms of a task, without its data."""
-    found = connection.execute(select(tasks).where(tasks.c.task_hash == task_hash))
-    row = found.mappings().first()
-    return dict(row) if row is not None else None
+    """A task without its data."""
+    return row_of(connection, select(tasks).where(tasks.c.task_hash == task_hash))
 
 
 def forget(database: Database, start: str) -> Row:
     """Take a task away, by its hash or an unambiguous beginning of it.
 
     Raises:
-        RefusedError: 400, 404; 409 when there are results of it.
+        HubRefusalError: 400, 404; 409 when there are results of it.
     """
-    if not HASH.fullmatch(start):
-        raise bad(f"{start[:80]!r} is not a hash: 4 to 64 characters of 0-9 and a-f")
+    wanted = begins_with(tasks.c.task_hash, checked_hash(start))
     with database.write() as connection:
-        begins = tasks.c.task_hash.startswith(start)
-        found = connection.execute(select(tasks).where(begins).limit(2)).mappings().all()
+        found = rows_of(connection, select(tasks).where(wanted).limit(2))
         if len(found) != 1:
             raise bad(f"{start} is ambiguous") if found else missing(f"there is no task {start}")
-        row, mine = dict(found[0]), found[0]["task_hash"]
+        row, mine = found[0], found[0]["task_hash"]
         used = select(results.c.id).where(results.c.task_hash == mine).limit(1)
-        if connection.execute(used).first() is not None:
-            raise RefusedError(409, f"there are results of task {row['name']!r} ({mine[:7]})")
-        connection.execute(delete(task_data).where(task_data.c.task_hash == mine))
-        connection.execute(delete(tasks).where(tasks.c.task_hash == mine))
+        if row_of(connection, used) is not None:
+            raise HubRefusalError(409, f"there are results of task {row['name']!r} ({mine[:7]})")
+        for table in (task_data, tasks):
+            connection.execute(delete(table).where(table.c.task_hash == mine))
     return row
 
 
-def _refuse_other_terms(there: Row, told: ToldTask) -> None:
+def _refuse_other_terms(there: Row, told: TaskRequest) -> None:
     for name in _COMPARED:
         ours, theirs = there[name], getattr(told, name)
         if ours != theirs:
-            raise RefusedError(
-                409,
-                f"task {told.task_hash[:7]} has {name} {ours} here, not {theirs}",
+            raise HubRefusalError(
+                409, f"task {told.task_hash[:7]} has {name} {ours} here, not {theirs}"
             )
 
 
-def _refuse_other_hash(connection: Connection, told: ToldTask) -> None:
+def _refuse_other_hash(connection: Connection, told: TaskRequest) -> None:
     query = select(tasks.c.task_hash).where(tasks.c.name == told.name)
     other = connection.execute(query).scalar_one_or_none()
     if other not in (None, told.task_hash):
-        raise RefusedError(
+        raise HubRefusalError(
             409,
             f"task {told.name!r} is {other[:7]}… here, and yours is {told.task_hash[:7]}…",
             hint="the same task.yaml and protected files have the same hash",
         )
 
 
-def _insert(connection: Connection, agent: str, told: ToldTask) -> None:
-    names = ("task_hash", "name", *_COMPARED, "baseline")
-    row = {name: getattr(told, name) for name in names}
-    connection.execute(insert(tasks).values(**row, agent_id=agent, created_at=stamp()))
-
-
-def _note_data(connection: Connection, told: ToldTask) -> None:
-    """What a profile stands for; whoever says nothing of it is not asked."""
+def _note_data(connection: Connection, told: TaskRequest) -> None:
+    """Remember which data a profile stands for, if it is stated."""
     if not told.data_hash:
         return
     mine = (task_data.c.task_hash == told.task_hash) & (task_data.c.profile == told.profile)
     query = select(task_data.c.data_hash).where(mine)
     there = connection.execute(query).scalar_one_or_none()
     if there is None:
-        row = {name: getattr(told, name) for name in ("task_hash", "profile", "data_hash")}
+        row = told.model_dump(include={"task_hash", "profile", "data_hash"})
         connection.execute(insert(task_data).values(row))
     elif there != told.data_hash:
-        raise RefusedError(
+        raise HubRefusalError(
             409,
             f"profile {told.profile} of task {told.name!r} has data {there[:7]}… here, and yours"
             f" is {told.data_hash[:7]}…",
@@ -119,7 +125,7 @@ def _note_data(connection: Connection, told: ToldTask) -> None:
         )
 
 
-def _shown(connection: Connection, task_hash: str | None = None) -> list[Row]:
+def _with_data(connection: Connection, task_hash: str | None = None) -> list[Row]:
     of_data, of_tasks = select(task_data), select(tasks).order_by(tasks.c.name)
     if task_hash is not None:
         of_data = of_data.where(task_data.c.task_hash == task_hash)
@@ -127,5 +133,100 @@ def _shown(connection: Connection, task_hash: str | None = None) -> list[Row]:
     data: dict[str, dict[str, str]] = defaultdict(dict)
     for row in connection.execute(of_data.order_by(task_data.c.profile)):
         data[row.task_hash][row.profile] = row.data_hash
-    found = connection.execute(of_tasks).mappings()
-    return [{**row, "data": data.get(row["task_hash"], {})} for row in found]
+    return [{**row, "data": data[row["task_hash"]]} for row in rows_of(connection, of_tasks)]
+
+
+# ── claims ──────────────────────────────────────────────────────────────────────────────────
+
+
+def claim(database: Database, agent: str, wanted: NewClaimRequest) -> Row:
+    """The agent's claim, new or renewed, in one transaction under the one writer.
+
+    Raises:
+        HubRefusalError: 409 when another agent holds one that has not expired, or told a result.
+    """
+    with database.write() as connection:
+        moment = now()
+        end = written(moment + timedelta(seconds=wanted.lease_seconds))
+        held = select(claims).where(_of_key(claims, wanted), claims.c.state == HELD)
+        there = row_of(connection, held)
+        if there is not None and there["expires_at"] > written(moment):
+            if there["agent_id"] != agent:
+                raise HubRefusalError(
+                    409, f"claimed by {there['agent_id']} until {there['expires_at']}"
+                )
+            values = {"title": wanted.title, "expires_at": end}
+            connection.execute(update(claims).where(claims.c.id == there["id"]).values(values))
+            return {**there, **values}
+        _refuse_tried(connection, agent, wanted)
+        if there is not None:
+            connection.execute(delete(claims).where(claims.c.id == there["id"]))
+        row = {
+            **wanted.model_dump(exclude={"lease_seconds"}), "agent_id": agent,
+            "created_at": written(moment), "expires_at": end, "state": HELD, "result": None,
+        }  # fmt: skip
+        return {"id": inserted(connection, claims, row), **row}
+
+
+def release(database: Database, agent: str, number: int) -> None:
+    """End the agent's own claim. One that is done stays as it is.
+
+    Raises:
+        HubRefusalError: 403, 404.
+    """
+    with database.write() as connection:
+        there = _one_claim(connection, number)
+        if there["agent_id"] != agent:
+            raise HubRefusalError(403, f"claim {number} is {there['agent_id']}'s")
+        if there["state"] == HELD:
+            connection.execute(delete(claims).where(claims.c.id == number))
+
+
+def close_claim(connection: Connection, agent: str, told: ResultRequest, result: int) -> None:
+    """End the claim of an agent that its new result answers, if there is one."""
+    mine = _of_key(claims, told) & (claims.c.agent_id == agent) & (claims.c.state == HELD)
+    connection.execute(update(claims).where(mine).values(state=DONE, result=result))
+
+
+def held_claims(database: Database, wanted: ClaimQuery) -> list[Row]:
+    """Claims that hold now, newest first."""
+    query = select(claims).where(claims.c.state == HELD, claims.c.expires_at > written(now()))
+    query = narrowed(
+        query, wanted, platform_key=claims.c.platform_key, task_hash=claims.c.task_hash,
+        agent=claims.c.agent_id,
+    ).order_by(claims.c.id.desc())  # fmt: skip
+    return database.rows(query.limit(wanted.limit).offset(wanted.offset))
+
+
+def one_claim(database: Database, number: int) -> Row:
+    """A claim, also one that is done or has expired.
+
+    Raises:
+        HubRefusalError: 404.
+    """
+    with database.read() as connection:
+        return _one_claim(connection, number)
+
+
+def _one_claim(connection: Connection, number: int) -> Row:
+    found = row_of(connection, select(claims).where(claims.c.id == number))
+    if found is None:
+        raise missing(f"there is no claim {number}")
+    return found
+
+
+def _of_key(table: Table, wanted: NewClaimRequest | ResultRequest) -> ColumnElement[bool]:
+    return (
+        (table.c.platform_key == wanted.platform_key)
+        & (table.c.task_hash == wanted.task_hash)
+        & (table.c.tree == wanted.tree)
+    )
+
+
+def _refuse_tried(connection: Connection, agent: str, wanted: NewClaimRequest) -> None:
+    query = select(results.c.id, results.c.agent_id).where(
+        _of_key(results, wanted), results.c.agent_id != agent, results.c.verifies.is_(None)
+    )
+    found = row_of(connection, query.order_by(results.c.id).limit(1))
+    if found is not None:
+        raise HubRefusalError(409, f"tried by {found['agent_id']}: result {found['id']}")

@@ -5,15 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from autohypothesis.hub.client.http import Wire
-from autohypothesis.hub.client.hub import Hub
-from tests.conftest import ROOT
+from autohypothesis.hub.client.hub import HubClient
 from tests.hub.client.stand_in import StandIn, serving
+from tests.hub.conftest import Hub as ServedHub
 
 
 @pytest.fixture
@@ -42,11 +40,11 @@ def stand_in(tmp_path: Path, home: Path) -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def hub(stand_in: StandIn) -> Hub:
+def hub(stand_in: StandIn) -> HubClient:
     """The way of agent `ada` to it."""
     from pydantic import SecretStr
 
-    return Hub(stand_in.url, SecretStr(Hub(stand_in.url).register("ada").api_key))
+    return HubClient(stand_in.url, SecretStr(HubClient(stand_in.url).register("ada").api_key))
 
 
 @pytest.fixture
@@ -67,34 +65,9 @@ def inside(
     return call
 
 
-@pytest.fixture(params=["stand-in", "real"])
-def served(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Iterator[str]:
-    """The address of a hub that lets everybody in: the stand-in, and the real one."""
-    if request.param == "stand-in":
-        with serving(tmp_path / "hub.git") as hub:
-            yield hub.url
-        return
-    with really_serving(tmp_path) as url:
-        yield url
-
-
 @pytest.fixture
 def real(tmp_path: Path, home: Path) -> Iterator[str]:
-    """The address of the real one."""
-    with really_serving(tmp_path) as url:
-        yield url
-
-
-@contextmanager
-def really_serving(tmp_path: Path) -> Iterator[str]:
-    words = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "serve", "--port", "0",
-             "--data", str(tmp_path / "hub data"), "--open-registration"]  # fmt: skip
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        assert process.stderr
-        try:
-            url = process.stderr.readline().split(" on ")[1].split(";")[0]
-            assert Wire(url).ask("/api/health") == {"status": "ok"}
-            yield url
-        finally:
-            process.terminate()
-            process.communicate(timeout=30)
+    """The address of a real hub that is open to register."""
+    hub = ServedHub(tmp_path / "hub data", ("--open-registration",)).start()
+    yield hub.url
+    hub.end()

@@ -14,10 +14,11 @@ import pytest
 from pydantic import SecretStr
 
 from autohypothesis.errors import HubError
-from autohypothesis.hub.client import credentials, sharing
-from autohypothesis.hub.client.hub import Hub, first_known
-from autohypothesis.hub.client.refusals import TakenError
-from autohypothesis.hub.client.wire import Commit
+from autohypothesis.hub.client import credentials
+from autohypothesis.hub.client import hub as hub_client
+from autohypothesis.hub.client.http import HubConflictError
+from autohypothesis.hub.client.hub import HubClient, first_known
+from autohypothesis.hub.protocol import HubCommit
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from tests.conftest import ROOT
@@ -47,7 +48,7 @@ def grace(foreign: Path, tmp_path: Path) -> Path:
 
 
 def test_two_agents_share_commits_and_words(
-    inside: Run, served: str, foreign: Path, grace: Path
+    inside: Run, real: str, foreign: Path, grace: Path
 ) -> None:
     def said(*words: str, cwd: Path = foreign) -> object:
         answer = inside("hub", *words, "--json", cwd=cwd)
@@ -55,8 +56,8 @@ def test_two_agents_share_commits_and_words(
         return json.loads(answer.stdout)
 
     base, new = git(foreign, "rev-parse", "HEAD"), _change(foreign, 0.2)
-    assert inside("hub", "join", served, "--name", "ada").returncode == 0
-    joined = said("join", served, "--name", "grace", cwd=grace)
+    assert inside("hub", "join", real, "--name", "ada").returncode == 0
+    joined = said("join", real, "--name", "grace", cwd=grace)
     assert isinstance(joined, dict) and joined["registered"] is True
     assert joined["file"] == str(credentials.own_file(grace / ".git"))
 
@@ -80,20 +81,20 @@ def test_two_agents_share_commits_and_words(
     assert git(foreign, "status", "--porcelain") == ""  # no file of ours is anybody's to commit
 
 
-def test_every_question_has_its_answer(served: str, foreign: Path) -> None:
-    hub = Hub(served, SecretStr(Hub(served).register("ada").api_key))
+def test_every_question_has_its_answer(real: str, foreign: Path) -> None:
+    hub = HubClient(real, SecretStr(HubClient(real).register("ada").api_key))
     repository, base = Repository(foreign), git(foreign, "rev-parse", "HEAD")
     assert (hub.commits(), hub.leaves(), hub.channels()) == ([], [], [])
-    sharing.push(hub, repository, base)
+    hub_client.push(hub, repository, base)
     left = _change(foreign, 0.1)
-    sharing.push(hub, repository, left)
+    hub_client.push(hub, repository, left)
     git(foreign, "reset", "-q", "--hard", base)
     right = _change(foreign, 0.2)
-    assert sharing.push(hub, repository, right).on == base
-    again = sharing.push(hub, repository, right)
+    assert hub_client.push(hub, repository, right).on == base
+    again = hub_client.push(hub, repository, right)
     assert (again.commits, again.bytes) == (0, 0)
 
-    def hashes(commits: list[Commit]) -> list[str]:
+    def hashes(commits: list[HubCommit]) -> list[str]:
         return [commit.hash for commit in commits]
 
     assert hashes(hub.commits()) == [right, left, base]
@@ -107,7 +108,7 @@ def test_every_question_has_its_answer(served: str, foreign: Path) -> None:
     assert "+# 0.2" in hub.diff(left[:7], right)
     made = hub.create_channel("ideas", "not tried yet")
     assert (made.name, made.description) == ("ideas", "not tried yet")
-    with pytest.raises(TakenError):
+    with pytest.raises(HubConflictError):
         hub.create_channel("ideas")
     first = hub.post("ideas", "# an **idea**\n\n- ä")
     reply = hub.reply(first.id, "tried")
@@ -116,15 +117,15 @@ def test_every_question_has_its_answer(served: str, foreign: Path) -> None:
     assert hub.replies(first.id) == [reply]
 
 
-def test_only_what_the_hub_lacks_is_sent(hub: Hub, stand_in: StandIn, foreign: Path) -> None:
+def test_only_what_the_hub_lacks_is_sent(hub: HubClient, stand_in: StandIn, foreign: Path) -> None:
     repository, base = Repository(foreign), git(foreign, "rev-parse", "HEAD")
-    sharing.push(hub, repository, base)
+    hub_client.push(hub, repository, base)
     for rate in range(5):
         new = _change(foreign, rate)
-    sent = sharing.push(hub, repository, new)
+    sent = hub_client.push(hub, repository, new)
     assert (sent.commits, sent.on, sent.hashes) == (5, base, [new])
     assert git_bundle.parse_header(stand_in.bundles[-1]).prerequisites == [base]
-    assert sharing.push(hub, repository, new).commits == 0
+    assert hub_client.push(hub, repository, new).commits == 0
     assert len(stand_in.bundles) == 2
 
 
@@ -132,7 +133,7 @@ def test_only_what_the_hub_lacks_is_sent(hub: Hub, stand_in: StandIn, foreign: P
 def test_a_long_history_is_asked_about_a_few_times(there: int) -> None:
     asked: list[str] = []
 
-    class Known(Hub):
+    class Known(HubClient):
         def __init__(self) -> None:
             pass
 
@@ -146,21 +147,21 @@ def test_a_long_history_is_asked_about_a_few_times(there: int) -> None:
 
 
 def test_a_bundle_that_no_hub_takes_is_not_sent(
-    hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharing, "BUNDLE_LIMIT", 100)
+    monkeypatch.setattr(hub_client, "BUNDLE_LIMIT", 100)
     with pytest.raises(HubError, match="a hub takes 100"):
-        sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
+        hub_client.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     assert stand_in.bundles == []
 
 
 def test_other_peoples_words_do_nothing_to_a_terminal(
-    inside: Run, hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+    inside: Run, hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside("hub", "join", stand_in.url, "--name", "grace")
     git(foreign, "commit", "-q", "--allow-empty", "-m", "\x1b[31m[bold]red[/] \u202e")
     new = _change(foreign, 0.3)
-    sharing.push(hub, Repository(foreign), new)
+    hub_client.push(hub, Repository(foreign), new)
     hub.create_channel("ideas", NASTY)
     hub.post("ideas", NASTY)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -234,7 +235,7 @@ def test_a_failure_is_one_line_and_the_exit_code_1(
 
 
 def test_outside_of_a_repository_the_users_own_file_counts(
-    inside: Run, hub: Hub, stand_in: StandIn, home: Path
+    inside: Run, hub: HubClient, stand_in: StandIn, home: Path
 ) -> None:
     (home / ".agenthub").mkdir()
     said = {"server_url": stand_in.url, "api_key": "key-of-ada-0", "agent_id": "ada"}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autohypothesis.hub.line import ResultLine, parse, results_in, write
+from autohypothesis.hub.result_line import ResultLine, parse, results_in, write
 
 EXAMPLES = {
     "commit:a1b2c3d platform:H100 val_bpb:0.9932 vram_gb:44.2 | increase LR to 0.04":

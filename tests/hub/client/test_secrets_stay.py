@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import SecretError
-from autohypothesis.hub.client import sharing
-from autohypothesis.hub.client.hub import Hub
+from autohypothesis.hub.client import hub as hub_client
+from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from tests.conftest import run_git as git
@@ -89,27 +89,27 @@ WHERE = {
 
 @pytest.mark.parametrize("make", WHERE)
 def test_a_push_with_a_secret_is_not_sent(
-    make: Callable[[Path], None], hub: Hub, stand_in: StandIn, foreign: Path
+    make: Callable[[Path], None], hub: HubClient, stand_in: StandIn, foreign: Path
 ) -> None:
     repository = Repository(foreign)
-    assert sharing.push(hub, repository, repository.head()).commits == 1
+    assert hub_client.push(hub, repository, repository.head()).commits == 1
     make(foreign)
     head = git(foreign, "rev-parse", "HEAD")
     with pytest.raises(SecretError, match=f"{WHERE[make]}.* holds the value of ") as caught:
-        sharing.push(hub, Repository(foreign), head)
+        hub_client.push(hub, Repository(foreign), head)
     assert SECRET not in str(caught.value)
     assert len(stand_in.bundles) == 1
 
 
 def test_what_the_hub_has_already_is_not_searched_again(
-    hub: Hub, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubClient, stand_in: StandIn, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _file(foreign)
     monkeypatch.delenv("HF_TOKEN")
-    sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
+    hub_client.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     monkeypatch.setenv("HF_TOKEN", SECRET)
     (foreign / "more.txt").write_text("fine\n")
     git(foreign, "add", "-A")
     git(foreign, "commit", "-q", "-m", "more")
-    sent = sharing.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
+    sent = hub_client.push(hub, Repository(foreign), git(foreign, "rev-parse", "HEAD"))
     assert sent.commits == 1

@@ -17,10 +17,8 @@ from pydantic import SecretStr
 
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client import http
-from autohypothesis.hub.client.address import checked_server
-from autohypothesis.hub.client.hub import Hub
-from autohypothesis.hub.client.refusals import PassingError
-from autohypothesis.hub.client.typed import TypedHub
+from autohypothesis.hub.client.http import HubUnavailableError, checked_server
+from autohypothesis.hub.client.hub import HubClient
 from tests.hub.client.stand_in import Handler, StandIn, serving
 
 KEY = "key-of-ada-0"
@@ -29,7 +27,7 @@ COMMIT = {"hash": "a" * 40, "parent_hash": "", "agent_id": "x", "message": "m", 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "PATIENT", http.Patience(pauses=(0.0, 0.0)))
+    monkeypatch.setattr(http, "PATIENT", http.Patience(backoff=0.0))
 
 
 def _drip(handler: Handler) -> None:
@@ -98,13 +96,12 @@ SLOW = ("dripping", "dripping headers", "silent")
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_answer_is_one_clear_line(
-    name: str, hub: Hub, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    name: str, hub: HubClient, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act, words = BAD[name]
     limit = 0.4 if name in SLOW else 60.0  # the others are read in time on a busy machine too
-    patience = http.Patience(read=limit, pauses=(0.0, 0.0))
-    monkeypatch.setattr(hub._wire, "_patience", patience)
-    monkeypatch.setattr(http, "TOTAL_S", limit)
+    patience = http.Patience(read=limit, backoff=0.0, total=limit)
+    monkeypatch.setattr(hub._connection, "_patience", patience)
     stand_in.behave = lambda handler: act(handler) is not Ellipsis
     with pytest.raises(HubError) as caught:
         hub.commits()
@@ -138,8 +135,8 @@ def test_a_hub_that_drips_without_end_is_left_and_its_connection_cut(
 
     stand_in.behave = drip
     patience = http.HURRIED._replace(total=1.0)
-    with pytest.raises(PassingError, match="too long, and had not ended") as caught:
-        Hub(stand_in.url, SecretStr(KEY), patience).commits()
+    with pytest.raises(HubUnavailableError, match="too long, and had not ended") as caught:
+        HubClient(stand_in.url, SecretStr(KEY), patience).commits()
     assert caught.value.arrived
     assert cut.wait(60), "the connection stayed open"
 
@@ -156,8 +153,8 @@ def test_a_name_server_that_is_slow_holds_nobody(
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     try:
-        with pytest.raises(PassingError, match="too long") as caught:
-            Hub("http://hub.example", None, http.HURRIED._replace(total=0.5)).commits()
+        with pytest.raises(HubUnavailableError, match="too long") as caught:
+            HubClient("http://hub.example", None, http.HURRIED._replace(total=0.5)).commits()
     finally:
         answered.set()
     assert not caught.value.arrived
@@ -171,7 +168,7 @@ GOOD_POST = {"id": 1, "channel_id": 1, "content": "fine", "created_at": "2026-05
 GOOD_RESULT = {"id": 1, "commit": "a" * 40, "created_at": "2026-05-04T03:02:01Z"}
 GOOD_TASK = {"task_hash": "t", "created_at": "2026-05-04T03:02:01Z"}
 HUGE = "9" * 3_000
-LISTS: dict[str, tuple[dict[str, Any], Callable[[TypedHub], list[Any]], dict[str, list[str]]]] = {
+LISTS: dict[str, tuple[dict[str, Any], Callable[[HubClient], list[Any]], dict[str, list[str]]]] = {
     "commits": (GOOD_COMMIT, lambda hub: hub.commits(), {}),
     "posts": (
         GOOD_POST, lambda hub: hub.posts("results"),
@@ -204,7 +201,7 @@ def test_one_bad_value_costs_its_own_record(
     bad = json.dumps({**good, name: "BAD"}).replace('"BAD"', value)
     body = f"[{json.dumps(good)}, {bad}, {json.dumps(good)}]".encode()
     stand_in.behave = lambda handler: handler.say(200, body) is None
-    hub = TypedHub(stand_in.url, SecretStr(KEY))
+    hub = HubClient(stand_in.url, SecretStr(KEY))
     assert len(ask(hub)) == 2
     (said,) = hub.left_out
     assert f"1.{name}" in said and said.isprintable() and len(said) < 1_000
@@ -216,10 +213,10 @@ def test_a_number_that_is_none_is_no_number_and_the_result_stays(
 ) -> None:
     one = json.dumps({**GOOD_RESULT, "value": "BAD"}).replace('"BAD"', value)
     stand_in.behave = lambda handler: handler.say(200, f"[{one}]".encode()) is None
-    assert TypedHub(stand_in.url, SecretStr(KEY)).results()[0].value is None
+    assert HubClient(stand_in.url, SecretStr(KEY)).results()[0].value is None
 
 
-def test_a_length_in_strange_digits_is_no_length(hub: Hub, stand_in: StandIn) -> None:
+def test_a_length_in_strange_digits_is_no_length(hub: HubClient, stand_in: StandIn) -> None:
     def answer(handler: Handler) -> bool:
         handler.wfile.write("HTTP/1.1 200 OK\r\nContent-Length: ²\r\n\r\n[]".encode("latin-1"))
         return True
@@ -230,14 +227,16 @@ def test_a_length_in_strange_digits_is_no_length(hub: Hub, stand_in: StandIn) ->
 
 
 def test_a_hub_that_is_down_is_named(home: Path) -> None:
-    with pytest.raises(PassingError, match=r"127\.0\.0\.1:9/.* nothing listens there") as caught:
-        Hub("http://127.0.0.1:9").leaves()
+    with pytest.raises(
+        HubUnavailableError, match=r"127\.0\.0\.1:9/.* nothing listens there"
+    ) as caught:
+        HubClient("http://127.0.0.1:9").leaves()
     assert not caught.value.arrived
     with pytest.raises(HubError, match="the name is not known"):
-        Hub("http://hub.invalid").leaves()
+        HubClient("http://hub.invalid").leaves()
 
 
-def test_reading_is_tried_again(hub: Hub, stand_in: StandIn) -> None:
+def test_reading_is_tried_again(hub: HubClient, stand_in: StandIn) -> None:
     answers = iter([True, True, False])
 
     def busy(handler: Handler) -> bool:
@@ -250,17 +249,19 @@ def test_reading_is_tried_again(hub: Hub, stand_in: StandIn) -> None:
     assert hub.commits() == []
 
 
-def test_a_post_is_never_said_twice(hub: Hub, stand_in: StandIn) -> None:
+def test_a_post_is_never_said_twice(hub: HubClient, stand_in: StandIn) -> None:
     """It was taken, and the answer was lost: whether to go on is for somebody to look at."""
     hub.ensure_channel("results")
     stand_in.behave = lambda handler: handler.connection.close() is None
     stand_in.asked.clear()
-    with pytest.raises(PassingError, match="may stand there nevertheless"):
+    with pytest.raises(HubUnavailableError, match="may stand there nevertheless"):
         hub.post("results", "hello")
     assert stand_in.asked == ["POST /api/channels/results/posts"]
 
 
-def test_a_redirect_carries_the_key_nowhere(hub: Hub, stand_in: StandIn, tmp_path: Path) -> None:
+def test_a_redirect_carries_the_key_nowhere(
+    hub: HubClient, stand_in: StandIn, tmp_path: Path
+) -> None:
     with serving(tmp_path / "other.git") as other:
         stand_in.behave = lambda h: h.say(307, b"", Location=other.url + h.path) is None
         for ask in (hub.commits, lambda: hub.create_channel("x")):
@@ -269,16 +270,18 @@ def test_a_redirect_carries_the_key_nowhere(hub: Hub, stand_in: StandIn, tmp_pat
         assert other.asked == []
 
 
-def test_a_netrc_is_not_read(hub: Hub, stand_in: StandIn, home: Path) -> None:
+def test_a_netrc_is_not_read(hub: HubClient, stand_in: StandIn, home: Path) -> None:
     """requests sends what it finds there in place of the key."""
     (home / ".netrc").write_text("machine 127.0.0.1 login x password secret\n")
     hub.commits()
-    Hub(stand_in.url).register("grace")
+    HubClient(stand_in.url).register("grace")
     assert stand_in.headers[-2]["Authorization"] == f"Bearer {KEY}"
     assert "Authorization" not in stand_in.headers[-1]
 
 
-def test_a_proxy_is_not_asked_for_this_machine(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_is_not_asked_for_this_machine(
+    hub: HubClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert hub.commits() == []
 
@@ -298,8 +301,10 @@ def test_what_is_no_address_of_a_hub_is_refused(address: str) -> None:
 
 
 def test_a_key_shows_itself_nowhere(stand_in: StandIn) -> None:
-    hub = Hub(stand_in.url, SecretStr("very-secret"))
+    hub = HubClient(stand_in.url, SecretStr("very-secret"))
     with pytest.raises(HubError) as caught:
         hub.commits()
     assert "401" in str(caught.value) and "join" in caught.value.hint
-    assert "very-secret" not in repr(hub.__dict__) + repr(hub._wire.__dict__) + str(caught.value)
+    assert "very-secret" not in repr(hub.__dict__) + repr(hub._connection.__dict__) + str(
+        caught.value
+    )

@@ -26,11 +26,15 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.hub.client import credentials
 from autohypothesis.hub.client.credentials import Credentials
-from autohypothesis.hub.client.typed import TypedHub
-from autohypothesis.hub.fleet.agreement import agree, refuse_other_terms, terms_of
-from autohypothesis.hub.fleet.claims import HubClaims
-from autohypothesis.hub.fleet.courier import Courier
-from autohypothesis.hub.fleet.verifying import verify
+from autohypothesis.hub.client.hub import HubClient
+from autohypothesis.hub.fleet.coordination import (
+    HubClaims,
+    refuse_other_task,
+    task_terms,
+    tell_task,
+    verify,
+)
+from autohypothesis.hub.fleet.courier import CourierProcess
 from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -77,15 +81,20 @@ def left(project: Project, state: str) -> list[str]:
     return sorted(path.stem for path in folder.glob("[!.]*.json"))
 
 
+def other_task(task_hash: str, name: str) -> dict[str, str | float]:
+    return {"task_hash": task_hash, "name": name, "metric": "val_bpb", "direction": "minimize",
+            "min_delta": 0.1}  # fmt: skip
+
+
 # ── agreeing ────────────────────────────────────────────────────────────────────────────────
 
 
 def test_another_task_of_the_same_name_is_refused_by_both_hashes(
     hub: Hub, fleet_project: Project, tmp_path: Path
 ) -> None:
-    ada, bob = TypedHub.of(member(hub)), TypedHub.of(member(hub, "bob"))
-    ours = agree(ada, fleet_project)
-    assert ours is not None
+    ada, bob = HubClient.of(member(hub)), HubClient.of(member(hub, "bob"))
+    tell_task(ada, fleet_project)
+    (ours,) = ada.tasks()
     other = tmp_path / "other"
     shutil.copytree(fleet_project.layout.root, other)
     (other / "data.py").write_text("MORE = 1\n")
@@ -93,24 +102,25 @@ def test_another_task_of_the_same_name_is_refused_by_both_hashes(
     git(other, "commit", "-q", "-m", "another file that counts")
     theirs = Project.open(other)
     theirs = Project(theirs.repository, theirs.layout, theirs.task, None)
-    for refuse in (lambda: refuse_other_terms(bob, terms_of(theirs)), lambda: agree(bob, theirs)):
+    for refuse in (
+        lambda: refuse_other_task(bob, task_terms(theirs)),
+        lambda: tell_task(bob, theirs),
+    ):
         with pytest.raises(HubError) as refused:
             refuse()
         assert ours.task_hash[:7] in refused.value.problem
-        assert terms_of(theirs).task_hash[:7] in refused.value.problem
+        assert str(task_terms(theirs)["task_hash"])[:7] in refused.value.problem
 
 
 def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
     hub: Hub, fleet_project: Project
 ) -> None:
-    ada = TypedHub.of(member(hub))
-    terms = terms_of(fleet_project)
-    from dataclasses import asdict
-
-    ada.register_task(**asdict(replace(terms, profile="cpu", data_hash="1" * 12)))
+    ada = HubClient.of(member(hub))
+    terms = task_terms(fleet_project)
+    ada.tell_task({**terms, "profile": "cpu", "data_hash": "1" * 12})
     with pytest.raises(HubError, match=r"profile 'cpu'.* is 1{12} .* 2{12} here"):
-        refuse_other_terms(ada, replace(terms, profile="cpu", data_hash="2" * 12))
-    refuse_other_terms(ada, replace(terms, profile="h100", data_hash="2" * 12))
+        refuse_other_task(ada, {**terms, "profile": "cpu", "data_hash": "2" * 12})
+    refuse_other_task(ada, {**terms, "profile": "h100", "data_hash": "2" * 12})
 
 
 # ── telling ─────────────────────────────────────────────────────────────────────────────────
@@ -118,7 +128,7 @@ def test_other_data_under_the_same_profile_is_refused_by_both_hashes(
 
 def test_results_lines_and_commits_arrive_and_the_best_moves(hub: Hub, decided: Project) -> None:
     tell(decided)
-    courier = Courier(decided, member(hub))
+    courier = CourierProcess(decided, member(hub))
     done = courier.once()
     assert (done.refused, done.left, done.error) == (0, 0, "") and done.sent == 6
     reader = hub.agent("reader")
@@ -146,7 +156,7 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
     shutil.copytree(hub.data, tmp_path / "backup")
     hub.start()
     tell(decided)
-    assert Courier(decided, ada).once().sent == 6
+    assert CourierProcess(decided, ada).once().sent == 6
     hub.end()
     shutil.rmtree(hub.data)
     (tmp_path / "backup").rename(hub.data)
@@ -155,7 +165,7 @@ def test_a_hub_from_an_old_backup_is_told_nothing_twice_and_takes_what_is_new(
     turns(watched, lambda: watched.history.counted() >= 3, Hands(decided, "w0"))
     watched.last_turn()
     tell(decided)
-    done = Courier(decided, ada).once()
+    done = CourierProcess(decided, ada).once()
     assert (done.sent, done.refused, done.left) == (3, 0, 0)
     reader = hub.agent("reader")
     posts = reader.get("/api/channels/results/posts")
@@ -168,11 +178,9 @@ def test_a_hub_that_searches_something_else_is_told_nothing_and_the_courier_says
     hub: Hub, decided: Project
 ) -> None:
     ada = member(hub)
-    TypedHub.of(ada).register_task(
-        task_hash="f" * 64, name="train", metric="val_bpb", direction="minimize", min_delta=0.1
-    )
+    HubClient.of(ada).tell_task(other_task("f" * 64, "train"))
     tell(decided)
-    courier = Courier(decided, ada)
+    courier = CourierProcess(decided, ada)
     courier.turn()
     status = presence.read_role(decided.layout, COURIER)
     assert status is not None and "task 'train' is fffffff" in status.problems[0]
@@ -189,13 +197,13 @@ def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
     plan.write_text(plan.read_text().replace("RATE 2.0", f"RATE {secret}"))
     monkeypatch.setenv("HF_TOKEN", secret)
     tell(decided)
-    done = Courier(decided, member(hub)).once()
+    done = CourierProcess(decided, member(hub)).once()
     assert (done.sent, done.refused, done.left, done.error) == (3, 3, 0, "")
     for kind in ("push", "result", "line"):
         path = decided.layout.outbox_entry(REFUSED, kind, kept["id"])
         said = read_json(path)["last_error"]
         assert "holds the value of $HF_TOKEN" in said and secret not in said
-    courier = Courier(decided, member(hub, "bob"))
+    courier = CourierProcess(decided, member(hub, "bob"))
     for path in decided.layout.outbox_state(REFUSED).glob("*.json"):
         path.rename(decided.layout.outbox_state(PENDING) / path.name)
     courier.turn()
@@ -209,7 +217,7 @@ def test_a_secret_in_what_is_told_is_refused_by_name_and_the_rest_is_delivered(
 
 
 def test_the_courier_delivers_what_comes_until_it_is_stopped(hub: Hub, decided: Project) -> None:
-    courier, stop = Courier(decided, member(hub)), Asked()
+    courier, stop = CourierProcess(decided, member(hub)), Asked()
     thread = threading.Thread(target=courier.run, args=(stop,))
     thread.start()
     try:
@@ -232,13 +240,13 @@ def test_a_courier_hears_others_and_fetches_what_can_be_tried(
     bob = tmp_path / "bob"
     git(tmp_path, "clone", "-q", str(decided.layout.root), str(bob))
     tell(decided)
-    Courier(decided, member(hub)).once()
+    CourierProcess(decided, member(hub)).once()
     # bob is on the same platform: his ledger is a copy, his commits are not.
     shutil.copytree(decided.layout.research, bob / "research")
     shutil.copy(decided.layout.ledger, bob / "experiments.jsonl")
     git(bob, "branch", "autoresearch/t", "origin/autoresearch/t")
     project = Project.open(bob)
-    courier = Courier(project, member(hub, "bob"))
+    courier = CourierProcess(project, member(hub, "bob"))
     courier.turn()
     from autohypothesis.fleet.hub_sync.incoming import FeedReader
 
@@ -266,9 +274,7 @@ def reachable(project: Project) -> None:
 
 def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) -> None:
     ada, bob = member(hub), member(hub, "bob")
-    TypedHub.of(ada).register_task(
-        task_hash="b" * 64, name="x", metric="val_bpb", direction="minimize", min_delta=0.1
-    )
+    HubClient.of(ada).tell_task(other_task("b" * 64, "x"))
     reachable(fleet_project)
     first = HubClaims(ada, fleet_project.layout)
     assert first.claim(IDEA).said == "granted" == first.claim(IDEA).said
@@ -354,14 +360,14 @@ def test_without_a_courier_nobody_is_asked(silent: str, fleet_project: Project) 
 
 
 def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Project) -> None:
-    ada, bob = TypedHub.of(member(hub)), TypedHub.of(member(hub, "bob"))
+    ada, bob = HubClient.of(member(hub)), HubClient.of(member(hub, "bob"))
     tell(decided)
-    courier = Courier(decided, Credentials(hub.url, "ada", ada._wire._key or SecretStr("")))
-    courier.once()
-    terms = terms_of(decided)
+    key = ada._connection._key or SecretStr("")
+    CourierProcess(decided, Credentials(hub.url, "ada", key)).once()
+    terms = task_terms(decided)
     key = next(row["platform_key"] for row in read_ledger(decided.layout))
     given = {"commit": "d" * 40, "platform": "CPU", "metric": "val_bpb", "status": "keep",
-             "value": 1.0, "task_hash": terms.task_hash}  # fmt: skip
+             "value": 1.0, "task_hash": terms["task_hash"]}  # fmt: skip
     absent = bob.tell_result({**given, "name": "1", "platform_key": key})
     elsewhere = bob.tell_result({**given, "name": "2", "platform_key": "e" * 64})
     mine = ada.results(agent="ada")[0].id
@@ -375,35 +381,35 @@ def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Project) -> N
 
 def test_verify_before_anything_ran_says_what_to_run(hub: Hub, fleet_project: Project) -> None:
     with pytest.raises(UsageError, match=r"orchestrator\.py up"):
-        verify(TypedHub.of(member(hub)), "ada", fleet_project, [], 5)
+        verify(HubClient.of(member(hub)), "ada", fleet_project, [], 5)
 
 
 def claimed(hub: Hub, decided: Project) -> tuple[int, str]:
     """Result and commit of bob, who says that he is better."""
     root = decided.layout.root
-    bob = TypedHub.of(member(hub, "bob"))
+    bob = HubClient.of(member(hub, "bob"))
     git(root, "checkout", "-q", "--orphan", "theirs")
     text = (root / "train.py").read_text().replace("RATE = 1.0", "RATE = 5.0")
     (root / "train.py").write_text(text)
     git(root, "commit", "-q", "-am", "RATE 5")
     commit = git(root, "rev-parse", "HEAD")
-    from autohypothesis.hub.client import sharing
+    from autohypothesis.hub.client import hub as hub_client
 
-    sharing.push(bob, Repository(root), commit)
+    hub_client.push(bob, Repository(root), commit)
     git(root, "checkout", "-q", "main")
-    agree(bob, decided)
-    terms = terms_of(decided)
+    tell_task(bob, decided)
+    terms = task_terms(decided)
     key = next(row["platform_key"] for row in read_ledger(Layout(root)))
     told = bob.tell_result(
         {"name": "1", "commit": commit, "platform": "CPU", "platform_key": key, "value": 1.0,
-         "task_hash": terms.task_hash, "metric": "val_bpb", "status": "keep"}
+         "task_hash": terms["task_hash"], "metric": "val_bpb", "status": "keep"}
     )  # fmt: skip
     return told.id, commit
 
 
 def test_a_commit_that_was_fetched_is_queued_once(hub: Hub, decided: Project) -> None:
     told, commit = claimed(hub, decided)
-    ada = TypedHub.of(member(hub))
+    ada = HubClient.of(member(hub))
     (row,) = verify(ada, "ada", decided, [], 5)
     assert row.result == told and row.hypothesis_id
     found = Queue(decided.layout, "t").read(row.hypothesis_id)

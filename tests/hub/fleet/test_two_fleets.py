@@ -21,7 +21,7 @@ from autohypothesis import sandbox
 from autohypothesis.engine.devices import cpu_slots
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
-from tests.hub.conftest import Hub, Start
+from tests.hub.conftest import ADMIN_KEY, Agent, HubProcess, StartProcess
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
 import time
@@ -104,26 +104,17 @@ def until(what: Callable[[], bool], seconds: float = HANG_S) -> None:
         time.sleep(0.1)
 
 
-def api(hub: Hub, path: str) -> Any:
-    reader = _reader(hub)
-    return reader.get(path)
+def api(hub: HubProcess, path: str) -> Any:
+    return Agent(hub.url, "", ADMIN_KEY).get(path)
 
 
-def _reader(hub: Hub) -> Any:
-    if "reader" not in hub.environment:
-        hub.environment["reader"] = hub.agent("reader").key
-    from tests.hub.conftest import Agent
-
-    return Agent(hub.url, "reader", hub.environment["reader"])
-
-
-def join(hub: Hub, *fleets: Fleet) -> None:
+def join(hub: HubProcess, *fleets: Fleet) -> None:
     for fleet in fleets:
         fleet("hub", "join", hub.url, "--name", fleet.name)
         fleet("init-fleet", "--tag", "t", "--cpu-workers", "1", "--hub", hub.url)
 
 
-def kill_and_restart(hub: Hub, away_s: float) -> None:
+def kill_and_restart(hub: HubProcess, away_s: float) -> None:
     hub.end(signal.SIGKILL)
     time.sleep(away_s)
     hub.start()
@@ -142,7 +133,7 @@ def check_nothing_was_tried_twice(results: list[dict[str, Any]], *fleets: Fleet)
     assert not twice
 
 
-def check_nothing_was_lost(hub: Hub, results: list[dict[str, Any]], *fleets: Fleet) -> None:
+def check_nothing_was_lost(hub: HubProcess, results: list[dict[str, Any]], *fleets: Fleet) -> None:
     """Each decided experiment stands there once, as result and as line; each keep as a commit."""
     posts = api(hub, "/api/channels/results/posts?limit=1000")
     for fleet in fleets:
@@ -159,8 +150,10 @@ def check_nothing_was_lost(hub: Hub, results: list[dict[str, Any]], *fleets: Fle
 
 @needs_bwrap
 @pytest.mark.slow
-def test_two_fleets_share_one_hub(start: Start, fleets: Callable[..., tuple[Fleet, Fleet]]) -> None:
-    hub = start("--open-registration", "--port", str(free_port()))
+def test_two_fleets_share_one_hub(
+    start_process: StartProcess, fleets: Callable[..., tuple[Fleet, Fleet]]
+) -> None:
+    hub = start_process("--open-registration", "--port", str(free_port()))
     ada, bob = fleets()
     join(hub, ada, bob)
     for fleet in (ada, bob):
@@ -189,7 +182,7 @@ def check_strangers_code_was_shut_in(*fleets: Fleet) -> None:
                 assert json.loads(metadata.read_text())["runtime"]["sandbox"] == "bwrap"
 
 
-def check_history_stays_private(hub: Hub, *fleets: Fleet) -> None:
+def check_history_stays_private(hub: HubProcess, *fleets: Fleet) -> None:
     """One root for both, of the task's files alone, and no commit as a fleet has it."""
     commits = api(hub, "/api/git/commits?limit=1000")
     roots = {one["hash"] for one in commits if not one["parent_hash"]}
@@ -203,10 +196,10 @@ def check_history_stays_private(hub: Hub, *fleets: Fleet) -> None:
 
 @pytest.mark.slow
 def test_a_fleet_goes_on_without_its_hub(
-    start: Start, fleets: Callable[..., tuple[Fleet, Fleet]]
+    start_process: StartProcess, fleets: Callable[..., tuple[Fleet, Fleet]]
 ) -> None:
     """It is never held up; what is run meanwhile is known as unclaimed, and told later, once."""
-    hub = start("--open-registration", "--port", str(free_port()))
+    hub = start_process("--open-registration", "--port", str(free_port()))
     ada, _ = fleets()
     join(hub, ada)
     hub.end(signal.SIGKILL)
@@ -225,9 +218,11 @@ def test_a_fleet_goes_on_without_its_hub(
 @needs_bwrap
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_cpu_profile_twice_on_one_hub(start: Start, tmp_path: Path, own_locks: Path) -> None:
+def test_the_cpu_profile_twice_on_one_hub(
+    start_process: StartProcess, tmp_path: Path, own_locks: Path
+) -> None:
     """Real trainings: two clones of this repository, a dozen experiments, one hub."""
-    hub = start("--open-registration", "--port", str(free_port()))
+    hub = start_process("--open-registration", "--port", str(free_port()))
     cores = [(lane.cores or (0,))[0] for lane in cpu_slots()]
     pair = []
     for number, name in enumerate(("ada", "bob")):

@@ -1,4 +1,4 @@
-"""The protocol's one line about a result: written and read here, by client and server alike.
+"""The protocol's one line about a result, written and read by client and server alike.
 
     commit:<7-char-hash> platform:<gpu> val_bpb:<value> vram_gb:<value> | <description>
 
@@ -9,22 +9,33 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from autohypothesis.engine.task import short_device_name
+from autohypothesis.errors import UsageError
+from autohypothesis.fleet.hub_sync.outgoing import REPORTED_STATUSES
+from autohypothesis.hub.protocol import LARGEST
 from autohypothesis.records.tables import harmless
+from autohypothesis.schema import finite
 
 Mark = Literal["", "DISCARD", "CRASH"]
-"""Nothing: an improvement, or at least no failure."""
+"""Empty: no failure."""
+MARKS: dict[str, Mark] = {"discard": "DISCARD", "crash": "CRASH"}
+"""By the status of a result."""
 
 METRIC = "val_bpb"
 NOTHING = "---"
 LINE_LIMIT = 2_000
 """Characters of a line that may still be one."""
 
+DESCRIPTION, REASON, METRIC_LENGTH, PLATFORM = 2_000, 200, 80, 63
+"""Characters that a hub takes."""
+
 _NAMED = {"commit", "platform", "vram_gb"}
 """The fields beside the metric."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{4,64}")
 _FIELD = re.compile(r"([A-Za-z][A-Za-z0-9_.-]*):(\S+)")
 _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{0,20})?(?:[eE][+-]?[0-9]{1,3})?")
@@ -34,12 +45,12 @@ _MARKED = re.compile(r"(?:^|\s)\((DISCARD|CRASH)(?::\s*([^()]*))?\)$")
 
 @dataclass(frozen=True, slots=True)
 class ResultLine:
-    """One result, as the line can hold it: what it cannot is made to fit when one is made."""
+    """One result, as the line can hold it: values are made to fit."""
 
     commit: str
     platform: str
     value: float | None
-    """Of the metric; None where the run has none."""
+    """None where the run has none."""
     memory_gb: float | None
     description: str = ""
     mark: Mark = ""
@@ -72,7 +83,7 @@ def write(line: ResultLine) -> str:
 
 
 def parse(text: str) -> ResultLine | None:
-    """The result that one line of a post tells; None where it tells none.
+    """The result in one line of a post; None where there is none.
 
     People and agents write these by hand: the fields may come in any order, in back-ticks or as an
     item of a list, and the mark may stand anywhere in the description.
@@ -101,13 +112,9 @@ def parse(text: str) -> ResultLine | None:
 
 
 def results_in(post: str) -> list[ResultLine]:
-    """Every result that a post tells, one a line."""
-    return [found for line in _lines(post) if (found := parse(line)) is not None]
-
-
-def _lines(post: str) -> Iterable[str]:
-    """Lines that are somebody's own: a quoted one is another's result."""
-    return (line for line in post.splitlines() if not line.lstrip().startswith(">"))
+    """The results in the lines of a post; a quoted line is a result of another agent."""
+    lines = (line for line in post.splitlines() if not line.lstrip().startswith(">"))
+    return [result for line in lines if (result := parse(line)) is not None]
 
 
 def _marked(told: str) -> tuple[str, Mark, str]:
@@ -142,3 +149,81 @@ def _rounded(value: float | None, digits: int) -> float | None:
     if value is None or not math.isfinite(value) or value < 0:
         return None
     return round(value, digits)
+
+
+# ── from a row of the ledger ────────────────────────────────────────────────────────────────
+
+
+def result_line(row: Mapping[str, Any]) -> ResultLine:
+    """The protocol's line for a row of the ledger. A failed run has no numbers.
+
+    Raises:
+        UsageError: it is not decided, or has no commit.
+    """
+    name, status = row["id"], str(row.get("status"))
+    if status not in REPORTED_STATUSES or not row.get("commit"):
+        raise UsageError(
+            f"{name} is {status}, and only what is decided is told to others",
+            hint=f"see how it stands: python orchestrator.py show {name}",
+        )
+    mark = MARKS.get(status, "")
+    failed = status == "crash"
+    said = harmless(str(row.get("description") or name))
+    if row.get("replicates"):
+        said = f"{said} [seed {row.get('seed')}, repeats {row['replicates']}]"
+    return ResultLine(
+        commit=str(row["commit"])[:7],
+        platform=short_device_name(str(row.get("gpu_name") or ""))[:PLATFORM],
+        value=None if failed else row.get("metric_value"),
+        memory_gb=None if failed else row.get("peak_vram_gb"),
+        description=said,
+        mark=mark,
+        reason=_reason(row) if mark else "",
+        metric=str(row.get("metric_name") or "val_bpb")[:METRIC_LENGTH],
+    )
+
+
+def typed_result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a typed result for a row of the ledger.
+
+    Raises:
+        UsageError: as `result_line`.
+    """
+    line = result_line(row)
+    return {
+        "name": f"{row['id']}:{str(row['commit'])[:12]}",  # a search begun anew has the same ids
+        "commit": str(row["commit"]),
+        "platform": line.platform,
+        "platform_key": _hash(row.get("platform_key")),
+        "task_hash": _hash(row.get("task_hash")),
+        "metric": line.metric,
+        "value": None if line.mark == "CRASH" else finite(row.get("metric_value")),
+        "status": str(row["status"]),
+        "confirmation": str(row.get("confirmation") or "none"),
+        "seed": _integer(row.get("seed")),
+        "budget_seconds": finite(row.get("budget_seconds")),
+        "steps": _integer(row.get("num_steps")),
+        "memory_gb": line.memory_gb,
+        "log_hash": _hash(row.get("log_hash")),
+        "tree": str(row.get("tree") or ""),
+        "description": line.description[:DESCRIPTION],
+        "reason": (line.reason or str(row.get("outcome") or ""))[:REASON],
+        "verifies": row.get("verifies"),
+    }
+
+
+def _hash(value: object) -> str:
+    """Empty for what is no SHA-256: the key of a run by hand compares with nothing."""
+    return value if isinstance(value, str) and _SHA256.fullmatch(value) else ""
+
+
+def _integer(value: object) -> int | None:
+    """None for what 64 bits do not hold."""
+    return value if isinstance(value, int) and abs(value) <= LARGEST else None
+
+
+def _reason(row: Mapping[str, Any]) -> str:
+    kind = str(row.get("failure_kind") or "").replace("_", " ")
+    if kind in ("oom", "nan"):
+        return kind.upper()
+    return kind or ("refuted" if row.get("confirmation") == "refuted" else "")

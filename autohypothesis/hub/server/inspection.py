@@ -1,11 +1,18 @@
-"""What a push would add, looked at object by object before anything is published.
+"""Inspects a push before anything of it is published.
 
-git's own checks let through links, submodules, attributes, and trees that unfold without end. A
-tree is read once, however often it is used, and what it unfolds to is computed, not enumerated.
+git would believe a bundle's header, and its own checks let through links, submodules, attributes,
+and trees that unfold without end. Here the header is parsed with limits, and each object is read
+once: what a tree unfolds to is computed, not enumerated.
+
+    # v2 git bundle
+    -<hash> <comment>        a commit that the sender expects here; any number
+    <hash> <ref>             a head; at least one
+                             an empty line, then the pack
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,12 +22,73 @@ from autohypothesis.hub.server.refusals import BundleError
 from autohypothesis.hub.server.settings import Limits
 from autohypothesis.records.git_limited import Objects
 
+PACK_HEADER = 12
+"""Bytes: "PACK", version, number of objects."""
+_SIGNATURES = (b"# v2 git bundle", b"# v3 git bundle")
+_LINE = re.compile(rb"(-?)([0-9a-f]{40}) ?(.*)", re.DOTALL)
 _TREE = b"40000"
 _FILES = (b"100644", b"100755")
 _REFUSED_MODES = {b"120000": "a symbolic link", b"160000": "a submodule"}
 _REFUSED_NAMES = (b".gitmodules", b".gitattributes", b".git")
 _MESSAGE = 1000
 """Characters of a subject line that are kept."""
+
+# ── the header ──────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class PushHeader:
+    heads: tuple[str, ...]
+    """Each once, in the sender's order."""
+    prerequisites: tuple[str, ...]
+    objects: int
+    """As many as the pack says it holds."""
+    pack_at: int
+    """Bytes before the pack."""
+
+
+def parse_header(start: bytes, limits: Limits) -> PushHeader:
+    """The header of a bundle that begins with `start`, the first `header_bytes` and some more.
+
+    Raises:
+        BundleError: there is none, or it is over `limits`.
+    """
+    head, end, _ = start.partition(b"\n\n")
+    if not end or len(head) > limits.header_bytes:
+        what = "an empty body" if not start else "no header that ends"
+        raise BundleError(what, hint="send what `git bundle create FILE HEAD` makes, as it is")
+    signature, *lines = head.split(b"\n")
+    if signature not in _SIGNATURES:
+        raise BundleError("it does not begin as a git bundle does")
+    while signature == _SIGNATURES[1] and lines and lines[0].startswith(b"@"):
+        capability = lines.pop(0)
+        if capability != b"@object-format=sha1":
+            raise BundleError(f"it asks for {capability[1:60]!r}, which this hub does not take")
+    heads: dict[str, None] = {}
+    prerequisites: dict[str, None] = {}
+    for line in lines:
+        found = _LINE.fullmatch(line)
+        if found is None or not (found[1] or found[3]):
+            raise BundleError(f"a line of the header is neither a head nor a commit: {line[:60]!r}")
+        (prerequisites if found[1] else heads)[found[2].decode()] = None
+    pack_at = len(head) + len(end)
+    opening = start[pack_at : pack_at + PACK_HEADER]
+    if len(opening) < PACK_HEADER or opening[:4] != b"PACK":
+        raise BundleError("no pack follows its header")
+    objects = int.from_bytes(opening[8:], "big")
+    for what, number, limit in (
+        ("heads", len(heads), limits.heads),
+        ("prerequisites", len(prerequisites), limits.prerequisites),
+        ("objects", objects, limits.objects),
+    ):
+        if number > limit:
+            raise BundleError(f"it has {number:,} {what}; at most {limit:,} are taken")
+    if not heads:
+        raise BundleError("it has no head")
+    return PushHeader(tuple(heads), tuple(prerequisites), objects, pack_at)
+
+
+# ── commits and trees ───────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +99,8 @@ class NewCommit:
     message: str
 
 
-class Unfolded(NamedTuple):
-    """What a tree amounts to when it is checked out."""
+class UnfoldedTree(NamedTuple):
+    """The size of a tree when it is checked out."""
 
     entries: int
     depth: int
@@ -41,44 +109,44 @@ class Unfolded(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Open:
+class _OpenTree:
     """A tree whose folders are being looked at."""
 
     hash: str
-    files: int
-    longest: int
-    folders: list[tuple[int, str]]
+    files: int = 0
+    longest: int = 0
+    folders: list[tuple[int, str]] = field(default_factory=list)
     """Bytes of the name, and the tree; taken from the end."""
     depth: int = 1
 
-    def add(self, name_bytes: int, below: Unfolded) -> None:
+    def add(self, name_bytes: int, below: UnfoldedTree) -> None:
         self.files += below.entries
         self.depth = max(self.depth, 1 + below.depth)
         self.longest = max(self.longest, name_bytes + 1 + below.path)
 
 
 @dataclass(slots=True)
-class Walk:
-    """Reads from `objects`; `known` tells commits that are indexed already."""
+class PushInspection:
+    """Reads from `objects`; `known` tells which commits are indexed already."""
 
     objects: Objects
     known: Callable[[Iterable[str]], set[str]]
     pack: Collection[str]
     limits: Limits
     reached: set[str] = field(default_factory=set)
-    """What of the pack belongs to a new commit."""
-    _trees: dict[str, Unfolded] = field(default_factory=dict)
+    """The objects of the pack that belong to a new commit."""
+    _trees: dict[str, UnfoldedTree] = field(default_factory=dict)
 
     def commits(self, heads: Iterable[str]) -> list[NewCommit]:
-        """All new commits, parents before children, with their trees looked at.
+        """All new commits, parents before children, with their trees checked.
 
         Raises:
-            BundleError: something is missing, is no commit, or is not taken.
+            BundleError: an object is missing, is no commit, or is not taken.
         """
         found: dict[str, NewCommit] = {}
         ahead = list(dict.fromkeys(heads))
-        known = self.known([*ahead, *self.pack])
         asked = {*ahead, *self.pack}
+        known = self.known(asked)
         while ahead:
             unasked = [name for name in ahead if name not in asked]
             known |= self.known(unasked) if unasked else set()
@@ -87,9 +155,9 @@ class Walk:
             if len(found) + len(fresh) > self.limits.commits:
                 raise BundleError(f"it has more than {self.limits.commits:,} new commits")
             found.update((name, self._commit(name)) for name in fresh)
-            ahead = list(dict.fromkeys(one for name in fresh for one in found[name].parents))
+            ahead = list(dict.fromkeys(parent for name in fresh for parent in found[name].parents))
         for commit in found.values():
-            self._tree(commit)
+            self._check_size(commit)
         self.reached.update(name for name in found if name in self.pack)
         return parents_first(found)
 
@@ -114,25 +182,23 @@ class Walk:
         except GitError as error:
             raise BundleError(error.problem) from error
 
-    def _tree(self, commit: NewCommit) -> None:
-        whole = self._unfold(commit.tree)
+    def _check_size(self, commit: NewCommit) -> None:
+        tree = self._unfold(commit.tree)
         for what, value, most in (
-            ("files and folders", whole.entries, self.limits.entries),
-            ("levels of folders", whole.depth, self.limits.depth),
-            ("bytes in a path", whole.path, self.limits.path_bytes),
+            ("files and folders", tree.entries, self.limits.entries),
+            ("levels of folders", tree.depth, self.limits.depth),
+            ("bytes in a path", tree.path, self.limits.path_bytes),
         ):
             if value > most:
                 raise BundleError(f"commit {commit.hash} has {value:,} {what}; at most {most:,}")
 
-    def _unfold(self, root: str) -> Unfolded:
+    def _unfold(self, root: str) -> UnfoldedTree:
         """Depth first without recursion; a tree is done when all the folders in it are."""
-        if root in self._trees:
-            return self._trees[root]
-        path = [self._open(root)]
+        path = [] if root in self._trees else [self._open(root)]
         while path:
             tree = path[-1]
             if not tree.folders:
-                self._trees[tree.hash] = Unfolded(tree.files, tree.depth, tree.longest)
+                self._trees[tree.hash] = UnfoldedTree(tree.files, tree.depth, tree.longest)
                 path.pop()
                 continue
             name_bytes, inner = tree.folders[-1]
@@ -145,13 +211,13 @@ class Walk:
                 path.append(self._open(inner))
         return self._trees[root]
 
-    def _open(self, name: str) -> _Open:
+    def _open(self, name: str) -> _OpenTree:
         if len(self._trees) > self.limits.objects:
             raise BundleError(f"it has more than {self.limits.objects:,} folders")
         answer = self._read(name, self.limits.tree_bytes)
         if answer is None or answer[0] != "tree":
             raise BundleError(f"tree {name} is missing")
-        tree = _Open(name, 0, 0, [])
+        tree = _OpenTree(name)
         self._reach(name)
         for mode, entry, inner in parse_tree(answer[1]):
             _check_entry(mode, entry)
@@ -196,15 +262,15 @@ def parse_tree(content: bytes) -> Iterable[tuple[bytes, bytes, str]]:
 def parse_commit(name: str, content: bytes) -> NewCommit:
     """A commit from its bytes; git has checked that they are one."""
     head, _, message = content.partition(b"\n\n")
-    facts = [line.partition(b" ") for line in head.split(b"\n")]
-    trees = [value.decode("ascii", "replace") for key, _, value in facts if key == b"tree"]
-    parents = tuple(value.decode("ascii", "replace") for key, _, value in facts if key == b"parent")
+    facts = [line.partition(" ") for line in head.decode("utf-8", "replace").split("\n")]
+    trees = [value for key, _, value in facts if key == "tree"]
+    parents = tuple(value for key, _, value in facts if key == "parent")
     if len(trees) != 1:
         raise BundleError(f"commit {name} has {len(trees)} trees")
-    return NewCommit(name, trees[0], parents, subject(message))
+    return NewCommit(name, trees[0], parents, subject_of(message))
 
 
-def subject(message: bytes) -> str:
+def subject_of(message: bytes) -> str:
     """The first paragraph on one line, as `git log --format=%s` has it."""
     text = message.decode("utf-8", "replace").lstrip("\n")
     lines = text.split("\n\n", 1)[0].splitlines()
@@ -218,12 +284,10 @@ def parents_first(commits: Mapping[str, NewCommit]) -> list[NewCommit]:
         ahead = [start]
         while ahead:
             name = ahead[-1]
-            waiting = [
-                one for one in commits[name].parents if one in commits and one not in ordered
-            ]
+            parents = commits[name].parents
+            waiting = [one for one in parents if one in commits and one not in ordered]
             if name not in ordered and waiting:
                 ahead.extend(waiting)
-                continue
-            ordered.setdefault(name, commits[name])
-            ahead.pop()
+            else:
+                ordered.setdefault(name, commits[ahead.pop()])
     return list(ordered.values())

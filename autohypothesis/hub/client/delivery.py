@@ -1,7 +1,7 @@
 """Delivers an outbox's entries to a hub: commits, results, their lines, posts.
 
 A commit and a result may be sent twice, since a hub knows them by their names; a post is looked for
-before it is said again.
+before it is sent again.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from autohypothesis.errors import (
     UndeliverableError,
 )
 from autohypothesis.fleet.hub_sync.outgoing import LINE, PUSH, REFUTED, REFUTED_LINE, RESULT
-from autohypothesis.hub import line
-from autohypothesis.hub.client import sharing
-from autohypothesis.hub.client.refusals import NotThereError, PassingError, TakenError
-from autohypothesis.hub.client.typed import TypedHub
-from autohypothesis.hub.client.wire import Post
-from autohypothesis.hub.results import result_line, told
+from autohypothesis.hub import result_line
+from autohypothesis.hub.client.http import HubConflictError, HubNotFoundError, HubUnavailableError
+from autohypothesis.hub.client.hub import HubClient, push
+from autohypothesis.hub.protocol import HubPost
 from autohypothesis.records.git import Repository
 from autohypothesis.schema import OutboxEntry
 
@@ -30,22 +28,22 @@ T = TypeVar("T")
 
 POST = "post"
 LINES = (LINE, REFUTED_LINE)
-SAID = (POST, *LINES)
-"""What becomes a post."""
+POSTED = (POST, *LINES)
+"""Kinds of entries that become a post."""
 RESULTS = "results"
 """The protocol's channel for lines."""
-SWAPS = 3
+_SWAPS = 3
 """Tries to be the best, while others move it."""
-FOR_GOOD = (400, 404, 409, 413, 422)
-"""Refusals of the thing itself. Any other is one of us, now: a key, a limit, a hub in trouble."""
+_FINAL = (400, 404, 409, 413, 422)
+"""Refusals of the entry itself. Any other is about us, now: a key, a limit, a hub in trouble."""
 _PAGE = 200
 _NEWEST = 20
 """Posts that are asked for to see the newest: the very newest may be a bad record."""
 _MOST_PAGES = 50
 
 
-class HubCourier:
-    """A `fleet.Courier`.
+class HubDelivery:
+    """A courier of an outbox to one hub.
 
     Args:
         receipt: by kind and name the receipt of an entry that was delivered before.
@@ -53,7 +51,7 @@ class HubCourier:
 
     def __init__(
         self,
-        hub: TypedHub,
+        hub: HubClient,
         agent: str,
         repository: Repository,
         receipt: Callable[[str, str], str] = lambda kind, name: "",
@@ -64,97 +62,96 @@ class HubCourier:
         self._receipt = receipt
 
     def mark(self, entry: OutboxEntry) -> int | None:
-        """For a post the number of the newest one there: what has a higher one may be ours."""
-        if entry.kind not in SAID:
+        """For a post the number of the newest one there: a higher one may be ours."""
+        if entry.kind not in POSTED:
             return None
-        newest = _asked(lambda: next(self._posts(self._channel(entry), _NEWEST), None))
+        newest = _asked(lambda: next(self._posts(_channel(entry), _NEWEST), None))
         return newest.id if newest is not None else 0
 
     def found(self, entry: OutboxEntry) -> str | None:
-        return _asked(lambda: self._found(entry))
+        if entry.kind not in POSTED:
+            return None  # a hub takes the same commit and the same result twice
+        return _asked(lambda: self._find_post(entry))
 
     def deliver(self, entry: OutboxEntry) -> str:
-        if entry.kind in SAID:
-            return _asked(lambda: str(self._hub.post(self._channel(entry), _content(entry)).id))
+        if entry.kind in POSTED:
+            return _asked(lambda: str(self._hub.post(_channel(entry), _content(entry)).id))
         if entry.kind == PUSH:
             commit = str(entry.payload.get("commit") or "")
-            return _asked(lambda: sharing.push(self._hub, self._repository, commit).commit)
+            return _asked(lambda: push(self._hub, self._repository, commit).commit)
         if entry.kind == RESULT:
-            return _asked(lambda: self._tell(told(entry.payload)))
+            return _asked(lambda: self._tell(result_line.typed_result(entry.payload)))
         if entry.kind == REFUTED:
             return _asked(lambda: self._take_back(entry))
-        raise UndeliverableError(f"nobody knows how to deliver {entry.kind!r}")
+        raise UndeliverableError(f"there is no way to deliver {entry.kind!r}")
 
     def _tell(self, result: dict[str, Any]) -> str:
-        stands = self._hub.tell_result(result)
+        stored = self._hub.tell_result(result)
         if result["status"] == "keep" and result["verifies"] is None and result["platform_key"]:
             with suppress(HubError):  # the next keep tries again
-                self._become_best(stands.id, result)
-        return str(stands.id)
+                self._become_best(stored.id, result)
+        return str(stored.id)
 
     def _become_best(self, number: int, result: Mapping[str, Any]) -> None:
-        """The hub refuses what is not better than the best; a race for it is tried again."""
-        for _ in range(SWAPS):
-            there = self._hub.best(
-                platform_key=result["platform_key"], task_hash=result["task_hash"]
-            )
-            try:
-                self._hub.swap_best(number, there[0].result.id if there else None)
-            except TakenError:
-                continue
-            return
+        """The hub refuses a result that is not better than the best; a race is tried again."""
+        for _ in range(_SWAPS):
+            key = {name: result[name] for name in ("platform_key", "task_hash")}
+            present = self._hub.best(**key)
+            with suppress(HubConflictError):
+                self._hub.swap_best(number, present[0].result.id if present else None)
+                return
 
     def _take_back(self, entry: OutboxEntry) -> str:
-        """An own result that did not hold, by the number that it was given."""
+        """Refute a result of our own, by the number that it was given."""
         number = self._receipt(RESULT, entry.name)
         if not number:
             raise UndeliverableError(f"result {entry.name} was never told")
-        result = told(entry.payload)
+        result = result_line.typed_result(entry.payload)
         name = f"{result['name']}/refuted"
         again = {"name": name, "verifies": int(number), "confirmation": "refuted"}
         return str(self._hub.tell_result({**result, **again}).id)
 
-    def _found(self, entry: OutboxEntry) -> str | None:
-        if entry.kind not in SAID:
-            return None  # a hub takes the same commit and the same result twice
-        said = _content(entry)
-        for post in self._posts(self._channel(entry), _PAGE):
+    def _find_post(self, entry: OutboxEntry) -> str | None:
+        content = _content(entry)
+        for post in self._posts(_channel(entry), _PAGE):
             if post.id <= (entry.mark or 0):
                 break
-            if post.agent_id == self._agent and post.content == said:
+            if post.agent_id == self._agent and post.content == content:
                 return str(post.id)
         return None
 
-    def _posts(self, channel: str, at_once: int) -> Iterator[Post]:
+    def _posts(self, channel: str, at_once: int) -> Iterator[HubPost]:
         """The newest first; none where there is no such channel yet."""
         for page in range(_MOST_PAGES):
             try:
-                found = self._hub.posts(channel, at_once, page * at_once)
-            except NotThereError:
+                posts = self._hub.posts(channel, at_once, page * at_once)
+            except HubNotFoundError:
                 return
-            if not found:  # fewer than asked for may be a page with bad records
+            if not posts:  # fewer than asked for may be a page with bad records
                 return
-            yield from found
+            yield from posts
 
-    def _channel(self, entry: OutboxEntry) -> str:
-        return RESULTS if entry.kind in LINES else str(entry.payload.get("channel") or "")
+
+def _channel(entry: OutboxEntry) -> str:
+    return RESULTS if entry.kind in LINES else str(entry.payload.get("channel") or "")
 
 
 def _content(entry: OutboxEntry) -> str:
     if entry.kind in LINES:
-        return line.write(result_line(entry.payload))
+        return result_line.write(result_line.result_line(entry.payload))
     return str(entry.payload.get("content") or "")
 
 
 def _asked(call: Callable[[], T]) -> T:
-    """What `call` answers, with a hub's errors as an outbox takes them."""
+    """The answer of `call`, with a hub's errors as an outbox takes them."""
     try:
         return call()
     except HubError as error:
-        if error.status in FOR_GOOD:
+        if error.status in _FINAL:
             raise UndeliverableError(error.problem) from None
         later = DeliveryError(error.problem)
-        later.reached = error.status == 500 or (isinstance(error, PassingError) and error.arrived)
+        arrived = isinstance(error, HubUnavailableError) and error.arrived
+        later.reached = arrived or error.status == 500
         raise later from None
     except AutohypothesisError as error:  # ours: no such commit, no name of a channel, too long
         raise UndeliverableError(error.problem) from None
