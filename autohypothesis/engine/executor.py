@@ -13,11 +13,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from pydantic import Field
 
 from autohypothesis.engine.inputs import Inputs
+from autohypothesis.engine.shim import Status
 from autohypothesis.engine.task import Task
 from autohypothesis.schema import Metadata, Result, RunIdentity, Runtime, Strict, now
 from autohypothesis.system import host_name
 
-RunState = Literal["running", "finished", "dead", "absent"]
+RunState = Status
 
 
 class Resources(Strict):

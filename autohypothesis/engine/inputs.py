@@ -55,14 +55,25 @@ class Inputs:
     reports: Mapping[str, InputReport] = field(default_factory=dict)
     """By the variable that gets the path."""
 
+    def _said(self, name: str) -> list[Any]:
+        return [getattr(report, name) for report in self.reports.values()]
+
+    def _first(self, name: str, otherwise: Any) -> Any:
+        return next((value for value in self._said(name) if value not in (None, "")), otherwise)
+
+    def _joined(self, name: str) -> str:
+        """Return one input's hash as it is, so that people can recognise it, else one of all."""
+        hashes = self._said(name)
+        return hashes[0] if len(hashes) == 1 else canonical_hash(hashes) if hashes else ""
+
     @property
     def environment(self) -> dict[str, str]:
         return {name: report.path for name, report in self.reports.items()}
 
     @property
     def data(self) -> tuple[Path, ...]:
-        """Where they lie."""
-        return tuple(Path(report.path) for report in self.reports.values())
+        """The folders or files of the inputs."""
+        return tuple(Path(path) for path in self._said("path"))
 
     @property
     def held_out(self) -> tuple[Path, ...]:
@@ -73,47 +84,40 @@ class Inputs:
 
     @property
     def profile(self) -> str:
-        return next((one.profile for one in self.reports.values() if one.profile), "")
+        return str(self._first("profile", ""))
 
     @property
     def profile_hash(self) -> str:
-        return self._joined([one.profile_hash for one in self.reports.values()])
+        return self._joined("profile_hash")
 
     @property
     def data_hash(self) -> str:
-        return self._joined([one.data_hash for one in self.reports.values()])
+        return self._joined("data_hash")
 
     @property
     def device(self) -> str:
         """The kind of device the profile is for: cpu or cuda; empty when no input says."""
-        return next((one.device for one in self.reports.values() if one.device), "")
+        return str(self._first("device", ""))
 
     @property
     def constants(self) -> dict[str, Any]:
         merged: dict[str, Any] = {}
-        for report in self.reports.values():
-            merged = {**report.constants, **merged}
+        for constants in reversed(self._said("constants")):
+            merged |= constants
         return merged
 
     @property
     def start_allowance_s(self) -> float:
-        said = [one.start_allowance_s for one in self.reports.values()]
-        return next((one for one in said if one is not None), START_ALLOWANCE_S)
+        return float(self._first("start_allowance_s", START_ALLOWANCE_S))
 
     @property
     def evaluation_allowance_s(self) -> float:
-        said = [one.evaluation_allowance_s for one in self.reports.values()]
-        return next((one for one in said if one is not None), EVALUATION_ALLOWANCE_S)
+        return float(self._first("evaluation_allowance_s", EVALUATION_ALLOWANCE_S))
 
     def budget(self, task: Task) -> Budget:
-        """The task's own, else what an input reports, else 300 s of wall clock."""
-        said = [task.run.budget, *(one.budget for one in self.reports.values())]
-        return next((one for one in said if one is not None), Budget())
-
-    @staticmethod
-    def _joined(hashes: list[str]) -> str:
-        """One input's hash as it is, so that people can recognise it."""
-        return hashes[0] if len(hashes) == 1 else canonical_hash(hashes) if hashes else ""
+        """Return the task's own, else what an input reports, else 300 s of wall clock."""
+        budget: Budget = task.run.budget or self._first("budget", Budget())
+        return budget
 
 
 def locate_inputs(

@@ -104,14 +104,14 @@ def run(
         if process.stdin is not None:
             threading.Thread(target=_tell, args=(process.stdin, stdin), daemon=True).start()
         limit.hold(MOST_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
-
-        def is_enough() -> bool:
-            nonlocal crowd
+        code: int | None = None
+        while code is None and (left := began + timeout_s - time.monotonic()) > 0:
             crowd = limit.over()
-            return bool(crowd) or out.overflow or cancelled()
-
-        exit_code = _wait(process, began + timeout_s, is_enough)
-    code = None if out.overflow else exit_code
+            if crowd or out.overflow or cancelled():
+                break
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(min(left, _LOOK_S))
+    code = None if out.overflow else code
     return ProgramEnd(code, out.text(), err.text(), time.monotonic() - began, out.overflow, crowd)
 
 
@@ -178,15 +178,6 @@ def found(word: str, cwd: Path) -> str:
     if file is None:
         raise FileNotFoundError(f"there is no program {word!r}")
     return str(file)
-
-
-def _wait(
-    process: subprocess.Popen[bytes], deadline: float, enough: Callable[[], bool]
-) -> int | None:
-    while (left := deadline - time.monotonic()) > 0 and not enough():
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(min(left, _LOOK_S))
-    return None
 
 
 def _tell(stream: IO[bytes], content: bytes) -> None:

@@ -109,7 +109,7 @@ class ShimRun:
         self.clock: ClockWatch | None = None
         self.ended: ChildEnd | None = None
         self.kernel_ms: list[float] = []
-        """What the fixed kernel took before and after the training."""
+        """Milliseconds of the fixed kernel, before and after the training."""
         self.score: dict[str, Any] | None = None
         self.cpu_seconds = 0.0
         self.error: str | None = None
