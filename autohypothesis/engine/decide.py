@@ -148,21 +148,6 @@ def settle_by_hand(
         return decision
 
 
-def runs_needed(project: Project, experiment_id: str) -> NeedsRuns | None:
-    """Look which runs an experiment needs, with what is decided by now; nothing is decided here.
-
-    Raises:
-        SettleError: it is unfinished, or cannot be decided whatever is run.
-        RecordError: a file of its bundle is damaged.
-    """
-    past = DecisionHistory.of_tag(project.layout, project.tag)
-    if past.of(experiment_id) is not None:
-        return None
-    case = as_it_counts(past, finished(project, experiment_id))
-    verdict = _verdict(past, case, gather(past, case, project.reference()))
-    return verdict if isinstance(verdict, NeedsRuns) else None
-
-
 def edits_in_results(layout: Layout, edits: Iterable[HandEdit]) -> list[str]:
     """Remarks about decisions that were written into a result.json of ours: they decide nothing.
 
@@ -303,9 +288,14 @@ class _Settling:
         )
         bundles.append_decision(project.layout, decision)
         past.add(decision)
-        past.reference = ""  # until it has moved
-        _carry_out(project, decision, reference)
+        past.reference = ""  # until it has moved; a kill from here on is mended by `repair`
+        if after != reference:
+            _move(project, decision, reference)
         past.reference = after
+        _stamp(project, decision)
+        if decision.decision_status in ("discard", "crash"):
+            # Nothing is built on it, and its commit and seed make the weights again.
+            project.layout.run(experiment_id).weights.unlink(missing_ok=True)
         return decision
 
 
@@ -427,16 +417,6 @@ def _record(others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evi
         simplification=verdict.simplification,
         requeue=verdict.requeue,
     )
-
-
-def _carry_out(project: Project, decision: Decision, reference: str) -> None:
-    """Do what follows from a record; a kill in between is mended by `repair`."""
-    if decision.reference_after != reference:
-        _move(project, decision, reference)
-    _stamp(project, decision)
-    if decision.decision_status in ("discard", "crash"):
-        # Nothing is built on it, and its commit and seed make the weights again.
-        project.layout.run(decision.experiment_id).weights.unlink(missing_ok=True)
 
 
 def _move(project: Project, decision: Decision, reference: str) -> None:

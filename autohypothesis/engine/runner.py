@@ -41,8 +41,7 @@ from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.outputs import is_strangers_worktree
 
 POLL_S = 0.2
-"""Between two looks at a running experiment: whoever looks runs beside what is measured."""
-
+"""Between two looks at a running experiment: a look takes time from what is measured."""
 NOTICE_S = 1.0
 """Between two looks whether a running experiment stands still."""
 
@@ -61,16 +60,8 @@ class Watch(Protocol):
     def ended(self) -> None: ...
 
 
-class Unwatched:
+class Unwatched(Watch):
     """A watch that shows nothing."""
-
-    def preparing(self, title: str) -> None: ...
-
-    def tick(self, project: Project, experiment_id: str) -> None: ...
-
-    def notice(self, text: str) -> None: ...
-
-    def ended(self) -> None: ...
 
 
 def run(

@@ -11,7 +11,7 @@ import pytest
 
 from autohypothesis.engine import contention, local_executor, replication, runner
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.decide import runs_needed, settle
+from autohypothesis.engine.decide import NeedsRuns, settle
 from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -47,12 +47,15 @@ def win(project: Project) -> str:
     return runner.run(project, Experiment(change)).experiment_id
 
 
+def needed(project: Project, win: str) -> NeedsRuns:
+    (found,) = settle(project, [win], decided_by="test").needs_runs
+    return found
+
+
 def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
     project: Project, win: str
 ) -> None:
-    needed = runs_needed(project, win)
-    assert needed
-    of_change, of_base = [run.experiment for run in needed.runs]
+    of_change, of_base = [run.experiment for run in needed(project, win).runs]
     assert (of_change.replicates, of_base.replicates) == (win, "baseline-t-1")
     executor = LocalExecutor(project.repository, project.layout)
     handle: Handle = executor.submit(runner.plan(project, of_change, "solo-9"))
@@ -61,7 +64,6 @@ def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
     (*_, decision) = replication.confirm(project, win, decided_by="test")
     follower.join()
     assert decision.confirmation == "confirmed"
-    assert runs_needed(project, win) is None
     assert len(run_ids(project.layout)) == 4
 
 
@@ -71,8 +73,7 @@ def _collect(project: Project, executor: LocalExecutor, handle: Handle) -> None:
 
 
 def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:
-    needed = runs_needed(project, win)
-    made = runner.run(project, needed.runs[0].experiment if needed else Experiment(Change.none()))
+    made = runner.run(project, needed(project, win).runs[0].experiment)
     assert made.experiment_id.startswith("h-t-")
     assert replication.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autohypothesis.engine.task import Task, task_schema
+from autohypothesis.engine.task import Task, matches, pattern_problem, task_schema
 from autohypothesis.engine.task_file import MAX_BYTES, TaskFileError, default_task, load_task
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
@@ -232,3 +232,50 @@ def test_a_repository_with_nothing_to_train_says_what_to_write(
 ) -> None:
     with pytest.raises(TaskError, match=r"neither a task\.yaml nor a train\.py.*write"):
         default_task(make({"main.py": ""}))
+
+
+# ── patterns: too much lets a change out; too little, and nothing can change ─────────────────
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "does"),
+    [
+        ("train.py", "train.py", True),
+        ("train.py", "src/train.py", False),
+        ("train.py", "trainXpy", False),
+        ("*.py", "train.py", True),
+        ("*.py", "src/train.py", False),
+        ("*", "src/train.py", True),  # the folder `src`, and so what is in it
+        ("src/*.py", "src/a/b.py", False),
+        ("**/*.py", "train.py", True),
+        ("**/*.py", "a/b/c.py", True),
+        ("**", "a/b/c", True),
+        ("a/**/z", "a/z", True),
+        ("a/**/z", "a/b/c/z", True),
+        ("prompts", "prompts/a/b.md", True),
+        ("prompts/", "prompts/a.md", True),
+        ("prompts/", "prompts2/a.md", False),
+        ("./train.py", "train.py", True),
+        (".", "anything/at/all", True),
+        ("a?c", "abc", True),
+        ("a?c", "a/c", False),
+        ("[ab].md", "a.md", True),
+        ("[!ab].md", "a.md", False),
+        ("[!ab].md", "c.md", True),
+        ("a+b(1).md", "a+b(1).md", True),
+        ("a[", "a[", True),
+        ("prömpt.md", "prömpt.md", True),
+    ],
+)
+def test_a_pattern_names_what_people_think(pattern: str, path: str, does: bool) -> None:
+    assert matches(path, [pattern]) is does
+
+
+def test_no_pattern_names_nothing() -> None:
+    assert not matches("", []) and not matches("train.py", [])
+
+
+def test_a_pattern_stays_inside() -> None:
+    outside = ["", " a", "/a", "~/a", "a\\b", "../a", "a/../b", "a\nb", "c:/x"]
+    inside = ["a..b", "...", ".hidden", "a b/ü.md", "a/b"]
+    assert [one for one in (*outside, *inside) if pattern_problem(one)] == outside
