@@ -106,7 +106,7 @@ def tree_of(repository: Repository, task: Task, base: str, change: Change) -> st
     if change.kind == "commit":
         return repository.tree_with(base, _artifacts(repository, task, base, change.commit))
     raise ChangeError(
-        f"instructions need somebody to implement them: {change.text[:80]!r}",
+        f"instructions have to be implemented first: {change.text[:80]!r}",
         hint="propose config_overrides or a patch",
     )
 

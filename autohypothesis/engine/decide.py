@@ -428,7 +428,7 @@ def _move(project: Project, decision: Decision, reference: str) -> None:
     ref = reference_ref(project.active())
     if not project.repository.compare_and_swap(ref, str(decision.reference_after), reference):
         raise SettleError(
-            f"{ref} was moved by somebody else while {decision.experiment_id} was decided",
+            f"{ref} was moved by another process while {decision.experiment_id} was decided",
             hint=f"see where it is: git log -1 {ref}",
         )
 

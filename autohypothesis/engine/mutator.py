@@ -165,7 +165,7 @@ class Mutator:
             _restore(repository, tree, change)
         names = ", ".join(change.path for change in changes[:MAX_NAMED])
         back = " (what was deleted is back)" if deleted else ""
-        return [f"or somebody else changed {names} of your checkout{back}; before: {ref}"]
+        return [f"or another process changed {names} of your checkout{back}; before: {ref}"]
 
 
 def _restore(repository: Repository, tree: str, change: FileChange) -> None:

@@ -246,7 +246,7 @@ def _compared(
         within = abs(improvement) < evidence.least or improvement == 0
         return discard("within_noise" if within else "worse")
     if evidence.unattested:
-        return discard("unattested", "nobody vouches for it: run it with run-experiment")
+        return discard("unattested", "no evaluator vouches for it: run it with run-experiment")
     if not evidence.base_is_reference:
         return discard("stale_base", "the reference moved while it ran", requeue=True)
     if improved and evidence.replicates:

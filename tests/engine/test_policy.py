@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from statistics import fmean
 
 import pytest
@@ -30,6 +31,10 @@ def at(**changes: object) -> Evidence:
     return dataclasses.replace(BASE, **changes)  # type: ignore[arg-type]
 
 
+def outcome(verdict: Verdict) -> tuple[str, str]:
+    return verdict.decision_status, verdict.reason
+
+
 def judged(evidence: Evidence) -> Verdict:
     verdict = verdict_of(evidence)
     assert isinstance(verdict, Verdict)
@@ -38,8 +43,7 @@ def judged(evidence: Evidence) -> Verdict:
 
 def test_better_by_min_delta_is_kept_provisionally() -> None:
     verdict = judged(BASE)
-    assert (verdict.decision_status, verdict.reason) == ("keep", "improved")
-    assert verdict.confirmation == "provisional"
+    assert said(verdict) == ("keep", "improved", "provisional")
     assert verdict.improvement == pytest.approx(0.05)
 
 
@@ -56,7 +60,7 @@ def test_better_by_min_delta_is_kept_provisionally() -> None:
 )
 def test_the_line_between_noise_and_a_result(value: float, status: str, reason: str) -> None:
     verdict = judged(at(value=value))
-    assert (verdict.decision_status, verdict.reason) == (status, reason)
+    assert outcome(verdict) == (status, reason)
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf, 0.0, -1.0])
@@ -64,7 +68,7 @@ def test_without_a_real_number_nothing_is_kept(value: float | None) -> None:
     """The crash that was stamped `keep` at 0.0 is the best for ever."""
     for baseline in (False, True):
         verdict = judged(at(value=value, is_baseline=baseline))
-        assert (verdict.decision_status, verdict.reason) == ("crash", "no_metric")
+        assert outcome(verdict) == ("crash", "no_metric")
 
 
 def test_another_metric_may_be_negative() -> None:
@@ -74,7 +78,7 @@ def test_another_metric_may_be_negative() -> None:
 
 def test_a_change_that_is_nothing_new_is_discarded_without_a_run() -> None:
     verdict = judged(at(failure="nothing_new", failure_detail="tried as h-1-1", value=None))
-    assert (verdict.decision_status, verdict.reason) == ("discard", "nothing_new")
+    assert outcome(verdict) == ("discard", "nothing_new")
     assert verdict.detail == "tried as h-1-1" and not verdict.requeue
 
 
@@ -88,7 +92,7 @@ def test_a_failure_is_a_crash_of_its_kind_whatever_the_number(kind: str) -> None
 
 def test_an_equal_score_from_fewer_lines_is_kept() -> None:
     verdict = judged(at(value=1.56, lines_changed=-4))
-    assert (verdict.decision_status, verdict.reason) == ("keep", "simpler")
+    assert outcome(verdict) == ("keep", "simpler")
     assert verdict.simplification
     assert "4 fewer lines" in verdict.detail
 
@@ -153,7 +157,7 @@ def test_a_hard_limit_discards_and_a_soft_one_is_noted(
 def test_a_win_on_an_old_base_goes_back_to_the_queue() -> None:
     for changes in ({}, {"value": 1.55, "lines_changed": -5}):
         verdict = judged(at(base_is_reference=False, **changes))
-        assert (verdict.decision_status, verdict.reason) == ("discard", "stale_base")
+        assert outcome(verdict) == ("discard", "stale_base")
         assert verdict.requeue
     lost = judged(at(base_is_reference=False, value=1.6))
     assert (lost.reason, lost.requeue) == ("worse", False)
@@ -161,23 +165,22 @@ def test_a_win_on_an_old_base_goes_back_to_the_queue() -> None:
 
 def test_a_baseline_is_kept_and_needs_no_reference() -> None:
     verdict = judged(at(is_baseline=True, reference_value=None))
-    assert (verdict.decision_status, verdict.reason) == ("keep", "baseline")
-    assert verdict.confirmation == "none"
+    assert said(verdict) == ("keep", "baseline", "none")
 
 
-def test_a_replicate_is_not_a_second_win() -> None:
-    assert judged(at(is_replicate=True)).decision_status == "replicate"
-
-
-def test_nothing_to_compare_with_is_no_decision() -> None:
-    with pytest.raises(SettleError, match="run the baseline"):
-        judged(at(reference_value=None))
-
-
-def test_a_missing_seed_of_the_reference_names_the_command_that_runs_it() -> None:
+@pytest.mark.parametrize(
+    ("changes", "command"),
+    [
+        ({}, "run-experiment --baseline`"),
+        ({"seed": 7, "other_seeds": True}, "run-experiment --baseline --seed 7 --settle"),
+    ],
+)
+def test_nothing_to_compare_with_is_no_decision_and_names_the_command(
+    changes: dict[str, object], command: str
+) -> None:
     with pytest.raises(SettleError) as refused:
-        judged(at(reference_value=None, seed=7, other_seeds=True))
-    assert "run-experiment --baseline --seed 7 --settle" in refused.value.hint
+        verdict_of(at(reference_value=None, **changes))
+    assert command in refused.value.hint
 
 
 def test_a_replicate_needs_nothing_to_compare_with() -> None:
@@ -188,11 +191,7 @@ def test_a_replicate_needs_nothing_to_compare_with() -> None:
 @pytest.mark.parametrize("changes", [{}, {"base_is_reference": False}, {"lines_changed": -5}])
 def test_an_unattested_win_is_no_win(changes: dict[str, object]) -> None:
     verdict = judged(at(unattested=True, **changes))
-    assert (verdict.decision_status, verdict.reason, verdict.requeue) == (
-        "discard",
-        "unattested",
-        False,
-    )
+    assert (*outcome(verdict), verdict.requeue) == ("discard", "unattested", False)
 
 
 @pytest.mark.parametrize("kind", ["infra", "contended"])
@@ -277,10 +276,6 @@ def test_a_win_is_no_decision_before_every_pair_is_there(
     assert "1.5 against 1.55" in unconfirmed.words
 
 
-def test_no_replicates_is_what_it_always_was() -> None:
-    assert said(judged(win(replicates=0))) == ("keep", "improved", "provisional")
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -298,7 +293,7 @@ def test_nothing_is_run_again_but_a_win(
     changes: dict[str, object], expected: tuple[str, str]
 ) -> None:
     verdict = judged(win(Pair(43), Pair(44), **changes))
-    assert (verdict.decision_status, verdict.reason) == expected
+    assert outcome(verdict) == expected
 
 
 @pytest.mark.parametrize(
@@ -327,7 +322,7 @@ def test_a_base_that_fails_at_every_seed_confirms_nothing() -> None:
 )
 def test_a_replicate_says_what_it_is_not_good_for(changes: dict[str, object], reason: str) -> None:
     verdict = judged(win(is_replicate=True, **changes))
-    assert (verdict.decision_status, verdict.reason) == ("replicate", reason)
+    assert outcome(verdict) == ("replicate", reason)
 
 
 # ── properties ──────────────────────────────────────────────────────────────────────────────
@@ -374,13 +369,8 @@ def test_both_directions_are_mirror_images(evidence: Evidence) -> None:
         reference_value=-(evidence.reference_value or 0.0),
         last_improvement=None if evidence.last_improvement is None else -evidence.last_improvement,
     )
-    one, other = judged(evidence), judged(mirrored)
-    assert (one.decision_status, one.reason, one.requeue, one.simplification) == (
-        other.decision_status,
-        other.reason,
-        other.requeue,
-        other.simplification,
-    )
+    facts = attrgetter("decision_status", "reason", "requeue", "simplification")
+    assert facts(judged(evidence)) == facts(judged(mirrored))
 
 
 @given(numbers, numbers, st.floats(0, 10), st.sampled_from(["minimize", "maximize"]))
@@ -388,18 +378,14 @@ def test_a_keep_for_its_score_is_better_and_the_reverse_is_not(
     value: float, reference: float, min_delta: float, direction: str
 ) -> None:
     def kept(one: float, other: float) -> bool:
-        return (
-            judged(
-                Evidence(
-                    value=one,
-                    reference_value=other,
-                    direction=direction,  # type: ignore[arg-type]
-                    min_delta=min_delta,
-                    metric="score",
-                )
-            ).decision_status
-            == "keep"
+        evidence = Evidence(
+            one,
+            other,
+            direction,
+            min_delta,
+            "score",  # type: ignore[arg-type]
         )
+        return judged(evidence).decision_status == "keep"
 
     assert not (kept(value, reference) and kept(reference, value))
     if kept(value, reference):

@@ -34,12 +34,11 @@ def overrides(**values: object) -> Change:
 
 
 def prepare(
-    repository: Repository, task: Task, base: str, change: Change, experiment_id: str,
-    *, title: str = "", rationale: str = "", hypothesis_id: str = "", **more: Any,
+    repository: Repository, task: Task, change: Change, experiment_id: str = "h-1",
+    *words: str, base: str = "HEAD", **more: Any,
 ) -> Experiment:  # fmt: skip
-    experiment = Experiment(
-        change, title, rationale, hypothesis_id, experiment_id=experiment_id, base=base
-    )
+    """`words`: title, rationale and hypothesis id."""
+    experiment = Experiment(change, *words, experiment_id=experiment_id, base=base)
     return candidates.prepare(repository, task, experiment, **more)
 
 
@@ -48,12 +47,11 @@ def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Tas
     candidate = prepare(
         repository,
         task,
-        "HEAD",
         overrides(depth=6, adam_betas=[0.9, 0.95]),
         "h-nov20-0001-1",
-        title="Deeper,\nand slower betas",
-        rationale="Because.",
-        hypothesis_id="h-nov20-0001",
+        "Deeper,\nand slower betas",
+        "Because.",
+        "h-nov20-0001",
     )
     assert (candidate.base, candidate.parent_commit) == (base, base)
     source = repository.show_file(candidate.commit, "train.py").decode()
@@ -89,7 +87,7 @@ def test_a_hypothesis_holds_its_change() -> None:
 
 
 def test_a_baseline_is_the_base_itself(repository: Repository, task: Task) -> None:
-    candidate = prepare(repository, task, "HEAD", Change.none(), "baseline-nov20-1")
+    candidate = prepare(repository, task, Change.none(), "baseline-nov20-1")
     assert candidate.commit == repository.head()
     assert candidate.parent_commit is None
     assert (candidate.diff, candidate.diff_stat, candidate.lines_added) == ("", "", 0)
@@ -98,17 +96,17 @@ def test_a_baseline_is_the_base_itself(repository: Repository, task: Task) -> No
 
 
 def test_the_working_tree_runs_as_it_is(repository: Repository, task: Task) -> None:
-    clean = prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "run-1")
+    clean = prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "run-1")
     assert clean.parent_commit is None
     path = repository.root / "train.py"
     path.write_text(path.read_text().replace("0.04", "0.05"))
     tree = repository.snapshot_tree(also=["train.py"])
-    edited = prepare(repository, task, "HEAD", Change.from_tree(tree), "run-2")
+    edited = prepare(repository, task, Change.from_tree(tree), "run-2")
     assert edited.parent_commit == repository.head()
     assert edited.config["matrix_lr"] == 0.05
     (repository.root / "helper.py").write_text("cheat = 1\n")
     with pytest.raises(ChangeError, match=r"helper\.py may not change"):
-        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "run-3")
+        prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "run-3")
 
 
 @pytest.mark.parametrize(
@@ -117,14 +115,14 @@ def test_the_working_tree_runs_as_it_is(repository: Repository, task: Task) -> N
         (Change.from_overrides({"DEPTH": 4}), "DEPTH is 4 already"),
         (Change.from_overrides({"SEED": 4}), "belongs to the orchestrator"),
         (Change.from_patch("nothing at all"), "does not apply"),
-        (Change.from_instructions("Make it better."), "need somebody to implement them"),
+        (Change.from_instructions("Make it better."), "have to be implemented first"),
     ],
 )
 def test_a_refused_change_costs_no_run_and_leaves_no_ref(
     repository: Repository, task: Task, change: Change, said: str
 ) -> None:
     with pytest.raises(ChangeError, match=said):
-        prepare(repository, task, "HEAD", change, "h-1")
+        prepare(repository, task, change)
     assert repository.experiments() == {}
 
 
@@ -133,13 +131,13 @@ def test_a_patch_that_changes_nothing_is_refused(repository: Repository, task: T
     forth = repository.diff(head, repository.tree_with(head, {"train.py": b"A = 1\n"}))
     back = repository.diff(repository.tree_with(head, {"train.py": b"A = 1\n"}), head)
     with pytest.raises(ChangeError, match=r"the lines of the patch change nothing|does not apply"):
-        prepare(repository, task, "HEAD", Change.from_patch(forth + back), "h-1")
+        prepare(repository, task, Change.from_patch(forth + back))
 
 
 def test_an_expression_that_was_that_value_already_is_no_change_of_text(
     repository: Repository, task: Task
 ) -> None:
-    candidate = prepare(repository, task, "HEAD", overrides(head_dim=8), "h-1")
+    candidate = prepare(repository, task, overrides(head_dim=8))
     assert "HEAD_DIM = 8\n" in repository.show_file(candidate.commit, "train.py").decode()
 
 
@@ -151,7 +149,7 @@ def _patch_to(repository: Repository, files: dict[str, bytes]) -> Change:
 def test_files_that_are_no_artifacts_stay(repository: Repository, task: Task) -> None:
     files = {"helper.py": b"x\n", "train.py": b"A = 1\n", "sitecustomize.py": b"x\n"}
     with pytest.raises(ChangeError) as caught:
-        prepare(repository, task, "HEAD", _patch_to(repository, files), "h-1")
+        prepare(repository, task, _patch_to(repository, files))
     assert "helper.py, sitecustomize.py may not change" in caught.value.problem
     assert "train.py" in caught.value.problem
 
@@ -163,14 +161,14 @@ def test_an_artifact_stays_a_plain_file_of_its_mode(
     (root / "train.py").unlink()
     (root / "train.py").symlink_to("helper.py")
     with pytest.raises(ChangeError, match=r"train\.py becomes a symbolic link"):
-        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "h-1")
+        prepare(repository, task, Change.from_tree(repository.snapshot_tree()))
     git(root, "checkout", "-q", "--", "train.py")
     os.chmod(root / "train.py", 0o755)
     with pytest.raises(ChangeError, match=r"the mode of train\.py changes from 100644 to 100755"):
-        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "h-2")
+        prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "h-2")
     (root / "train.py").unlink()
     with pytest.raises(ChangeError, match=r"train\.py is deleted"):
-        prepare(repository, task, "HEAD", Change.from_tree(repository.snapshot_tree()), "h-3")
+        prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "h-3")
 
 
 def test_a_submodule_is_no_artifact(make: Make, task: Task) -> None:
@@ -181,7 +179,7 @@ def test_a_submodule_is_no_artifact(make: Make, task: Task) -> None:
         repository._run(f"update-index --add --cacheinfo 160000,{head},inner", index=index)
         tree = repository._run("write-tree", index=index).text
     with pytest.raises(ChangeError, match="inner becomes a submodule"):
-        prepare(repository, loose, "HEAD", Change.from_tree(tree), "h-1")
+        prepare(repository, loose, Change.from_tree(tree))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,7 @@ def test_a_change_keeps_within_its_limits(
     limited = task.model_copy(update={"artifacts": ("*.py",), "mutation": limits})
     files = {"train.py": b"A = 1\nB = 2\n", "helper.py": b"C = 3\nD = 4\n"}
     with pytest.raises(ChangeError, match=said):
-        prepare(repository, limited, "HEAD", _patch_to(repository, files), "h-1")
+        prepare(repository, limited, _patch_to(repository, files))
 
 
 def test_a_script_that_does_not_parse_is_refused_with_its_line(
@@ -206,41 +204,41 @@ def test_a_script_that_does_not_parse_is_refused_with_its_line(
 ) -> None:
     files = {"train.py": b"A = 1\nB = (\n"}
     with pytest.raises(PreflightError, match=r"train\.py line 2 does not parse"):
-        prepare(repository, task, "HEAD", _patch_to(repository, files), "h-1")
+        prepare(repository, task, _patch_to(repository, files))
     assert "h-1" in repository.experiments(), "the refused diff stays in git"
 
 
 def test_sizes_that_do_not_fit_are_refused_without_running(make: Make, task: Task) -> None:
     repository = make({"train.py": "TOTAL_BATCH_SIZE = 2**12\nDEVICE_BATCH_SIZE = 16\n"})
     known = Inputs({})
-    assert prepare(repository, task, "HEAD", Change.none(), "h-0", inputs=known)
+    assert prepare(repository, task, Change.none(), "h-0", inputs=known)
     with pytest.raises(PreflightError, match="DEVICE_BATCH_SIZE = 0 is not a positive number"):
-        prepare(repository, task, "HEAD", overrides(device_batch_size=0), "h-1", inputs=known)
+        prepare(repository, task, overrides(device_batch_size=0), inputs=known)
     files = {"train.py": b"TOTAL_BATCH_SIZE = 100\nDEVICE_BATCH_SIZE = 16\nMAX_SEQ_LEN = 64\n"}
     with pytest.raises(PreflightError, match=r"100 is not a multiple of .* = 16 x 64"):
-        prepare(repository, task, "HEAD", _patch_to(repository, files), "h-2", inputs=known)
+        prepare(repository, task, _patch_to(repository, files), "h-2", inputs=known)
 
 
 def test_an_id_is_used_once(repository: Repository, task: Task) -> None:
-    first = prepare(repository, task, "HEAD", overrides(depth=5), "h-1")
+    first = prepare(repository, task, overrides(depth=5))
     with pytest.raises(GitError, match="exists and is another commit"):
-        prepare(repository, task, "HEAD", overrides(depth=6), "h-1")
+        prepare(repository, task, overrides(depth=6))
     assert repository.read_ref(experiment_ref("h-1")) == first.commit
 
 
 def test_the_constant_is_looked_for_in_every_script(make: Make, task: Task) -> None:
     repository = make({"a.py": "ALPHA = 1\nBOTH = 1\n", "b.py": "BETA = 1\nBOTH = 1\n", "c": "x"})
     several = task.model_copy(update={"artifacts": ("*.py",)})
-    candidate = prepare(repository, several, "HEAD", overrides(beta=2, alpha=3), "h-1")
+    candidate = prepare(repository, several, overrides(beta=2, alpha=3))
     assert candidate.diff_stat.startswith("2 files changed")
     assert candidate.config == {"alpha": 3, "both": 1, "beta": 2}
     with pytest.raises(ChangeError, match=r"'both' is in a\.py and in b\.py"):
-        prepare(repository, several, "HEAD", overrides(both=2), "h-2")
+        prepare(repository, several, overrides(both=2), "h-2")
     with pytest.raises(ChangeError, match="there is no constant 'gamma'"):
-        prepare(repository, several, "HEAD", overrides(gamma=2), "h-3")
+        prepare(repository, several, overrides(gamma=2), "h-3")
     texts = task.model_copy(update={"artifacts": ("c",)})
     with pytest.raises(ChangeError, match="overrides set constants of Python files"):
-        prepare(repository, texts, "HEAD", overrides(gamma=2), "h-4")
+        prepare(repository, texts, overrides(gamma=2), "h-4")
 
 
 class Edits:
@@ -262,9 +260,7 @@ def test_instructions_are_implemented_in_a_checkout_of_the_base(
     done = prepare(
         repository,
         task,
-        "HEAD",
         Change.from_instructions("Shorter."),
-        "h-1",
         workspace=workspace,
         implementer=Edits(train="DEPTH = 1\n"),
     )
@@ -278,7 +274,6 @@ def test_instructions_are_implemented_in_a_checkout_of_the_base(
             prepare(
                 repository,
                 task,
-                "HEAD",
                 Change.from_instructions("More."),
                 "h-2",
                 workspace=workspace,
@@ -332,9 +327,7 @@ def test_the_preflight_runs_the_pristine_evaluator_without_gpu_or_secrets(
     candidate = prepare(
         searched,
         model_task,
-        "HEAD",
         overrides(depth=2),
-        "h-1",
         workspace=Workspace.named(searched, "preflight"),
         inputs=Inputs({"DATA": InputReport(path="/data")}),
     )
@@ -359,9 +352,7 @@ def test_a_hopeless_candidate_is_refused_in_seconds(
         prepare(
             searched,
             model_task,
-            "HEAD",
             _patch_to(searched, {"train.py": code.encode()}),
-            "h-1",
             workspace=Workspace.named(searched, "preflight"),
         )
     assert "h-1" in searched.experiments()
@@ -420,9 +411,9 @@ def test_settings_are_what_json_can_hold_and_never_the_seed() -> None:
 def test_the_same_idea_on_another_base_has_the_same_hash(
     repository: Repository, task: Task
 ) -> None:
-    first = prepare(repository, task, "HEAD", overrides(depth=6), "h-1")
-    other = prepare(repository, task, "HEAD", overrides(matrix_lr=0.05), "h-2")
-    again = prepare(repository, task, other.commit, overrides(depth=6), "h-3")
+    first = prepare(repository, task, overrides(depth=6))
+    other = prepare(repository, task, overrides(matrix_lr=0.05), "h-2")
+    again = prepare(repository, task, overrides(depth=6), "h-3", base=other.commit)
     assert first.diff != again.diff
     assert first.diff_hash == again.diff_hash
     assert first.diff_hash != other.diff_hash
