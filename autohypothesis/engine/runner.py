@@ -60,8 +60,16 @@ class Watch(Protocol):
     def ended(self) -> None: ...
 
 
-class Unwatched(Watch):
+class Unwatched:
     """A watch that shows nothing."""
+
+    def preparing(self, title: str) -> None: ...
+
+    def tick(self, project: Project, experiment_id: str) -> None: ...
+
+    def notice(self, text: str) -> None: ...
+
+    def ended(self) -> None: ...
 
 
 def run(
