@@ -15,7 +15,7 @@ from pathlib import Path
 
 from autohypothesis.engine.executor import Handle, RunSpec, RunState
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_json, write_atomic, write_json
 from autohypothesis.records.layout import Layout
@@ -129,7 +129,7 @@ def main() -> None:
         for name in names:
             project = Project.open(root)
             entry = Entry(worker_id=name, gpu_id=name, device=f"sim-{name}")
-            worker = Worker(
+            worker = FleetWorker(
                 project, entry, executor=Sleeping(project.layout, f"sim-{name}", seconds)
             )
             threads.append(threading.Thread(target=worker.run, args=(stop,)))

@@ -329,7 +329,7 @@ def worker(
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.roster.roster import worker_named
     from autohypothesis.fleet.supervisor import process_specs
-    from autohypothesis.fleet.worker.worker import Worker
+    from autohypothesis.fleet.worker.worker import FleetWorker
     from autohypothesis.system import set_process_name
 
     set_process_name(f"ah:worker-{worker_id}")
@@ -337,7 +337,7 @@ def worker(
         project = open_project(context, repo)
         manifest = process_specs.require_fleet(project.layout)
         entry = worker_named(manifest, worker_id)
-        Worker(project, entry, rights=_rights(project, manifest)).run(stop)
+        FleetWorker(project, entry, rights=_rights(project, manifest)).run(stop)
 
 
 def _rights(project: Project, manifest: Manifest) -> ClaimService | None:

@@ -51,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a proposer is told. All of it is a copy: nothing that is done to it has an effect."""
+    """The input of a proposer. All of it is a copy: changes to it have no effect."""
 
     tag: str
     metric: str

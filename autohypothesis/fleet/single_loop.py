@@ -37,7 +37,7 @@ from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.roster.roster import begin_single
 from autohypothesis.fleet.supervisor import process_specs
 from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
-from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.records.layout import Layout
@@ -219,7 +219,7 @@ class LoopWorker:
                 # A repository object is one thread's.
                 project = replace(self._project, repository=Repository(self._project.layout.root))
                 self.problem = ""
-                Worker(project, loop_worker_entry(project), label=self._label).run(self)
+                FleetWorker(project, loop_worker_entry(project), label=self._label).run(self)
             except Exception as error:
                 # The boundary of the thread: whatever it was, the search goes on.
                 failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
@@ -340,7 +340,7 @@ class SingleLoop:
         )
 
     def _start_keeper(self) -> Popen[bytes] | None:
-        """A fleet's niced child, which draws and keeps; a loop does without where none starts."""
+        """Start the niced process that draws and keeps; without it the loop works all the same."""
         with suppress(OSError):
             return process_specs.start_process(
                 self.project.layout, process_specs.sync_process(self.project.layout)
@@ -366,7 +366,7 @@ class SingleLoop:
         return "stopped"
 
     def close(self, outcome: Outcome) -> None:
-        """The very last step: a loop that is killed before this is not done, and goes on."""
+        """Close the session: a loop that is killed before this goes on with it."""
         problems = [self.ended] if outcome == "failed" else []
         action = f"{self._how_far}; {self.ended}"[:500]
         with suppress(AutohypothesisError):
@@ -374,7 +374,7 @@ class SingleLoop:
                   problems=problems, started=self._started, durable=True)  # fmt: skip
 
     def look(self, observer: Observer, worker: LoopWorker) -> None:
-        """Says how far it is, when that is news."""
+        """Report how far it is, when that is news."""
         self.tick()
         if time.monotonic() < self._due:
             return
@@ -390,7 +390,7 @@ class SingleLoop:
 
 @dataclass(frozen=True)
 class _ObserverStop:
-    """What the observer asks between two turns: it leaves after the worker, to decide its last."""
+    """The observer's `StopRequest`: it leaves after the worker, to decide its last run."""
 
     loop: SingleLoop
     observer: Observer
@@ -419,7 +419,7 @@ class _ObserverStop:
 
 
 def _end(process: Popen[bytes] | None) -> None:
-    """Ends what draws; it is made again at the end, and by the next.
+    """End the process that draws; the pictures are made again at the end.
 
     It is niced, so on a busy machine it may take minutes to leave by itself.
     """

@@ -66,7 +66,7 @@ LATEST = 12
 
 @dataclass(slots=True)
 class SyncReport:
-    """What a sync found and did."""
+    """The outcome of a sync."""
 
     rows: int
     changed: int

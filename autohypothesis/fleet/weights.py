@@ -1,8 +1,8 @@
 """Which saved weights are worth their disk.
 
-A commit and its seed make the weights again, so only those are kept that somebody is about to
-need: the reference's, the best's, and those of runs that are not decided yet. Everything else goes,
-and what is left is held against a budget, so that a search of a week does not fill a disk.
+A commit and its seed make the weights again, so only those are kept that are needed soon: of the
+reference, the best, and runs that are not decided yet. The rest has a budget, so that a search of a
+week does not fill a disk.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DISK_BUDGET_BYTES = 20 << 30
 def trim(
     project: Project, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDGET_BYTES
 ) -> int:
-    """Remove weights that nobody needs; the bytes that were freed.
+    """Remove weights that are not needed; return the bytes that were freed.
 
     Args:
         rows: of the ledger, all tags; another tag's weights are left alone.

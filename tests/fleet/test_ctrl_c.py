@@ -21,7 +21,7 @@ from autohypothesis.fleet.single_loop import _end
 from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.fleet.supervisor.supervisor import KEEPER_S, Supervisor
 from autohypothesis.fleet.worker import worker
-from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Proposal
 from autohypothesis.schema import Worker as Entry
@@ -190,7 +190,7 @@ def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
     jobs.dispatch(name, "cpu0")
     with Stop() as stop:
         entry = Entry(worker_id="cpu0", gpu_id="0", device="cpu-0", kind="cpu")
-        made = Worker(fleet_project, entry)
+        made = FleetWorker(fleet_project, entry)
         thread = threading.Thread(target=made.run, args=(stop,), daemon=True)
         thread.start()
         try:

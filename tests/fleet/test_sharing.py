@@ -28,7 +28,7 @@ from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer.scheduling import Dispatcher
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
-from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.proposers.others import OtherFleets
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
@@ -300,7 +300,7 @@ class Says:
 
 
 def run_worker(project: Project, jobs: Queue, says: Says, names: list[str], until: Any) -> None:
-    worker, stop = Worker(project, ENTRY, rights=says), Asked()
+    worker, stop = FleetWorker(project, ENTRY, rights=says), Asked()
     thread = threading.Thread(target=worker.run, args=(stop,))
     thread.start()
     try:

@@ -30,7 +30,7 @@ from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker import preparation, worker
 from autohypothesis.fleet.worker.preparation import WorkerQueue
-from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.schema import Heartbeat, Proposal, Result, now
@@ -47,11 +47,11 @@ import sys
 from pathlib import Path
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.worker.worker import Worker
+from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.schema import Worker as Entry
 entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")
 with Stop() as stop:
-    Worker(Project.open(Path(sys.argv[1])), entry).run(stop)
+    FleetWorker(Project.open(Path(sys.argv[1])), entry).run(stop)
 """
 
 
@@ -73,7 +73,7 @@ class Asked:
 class Running:
     """A worker in a thread."""
 
-    def __init__(self, made: Worker) -> None:
+    def __init__(self, made: FleetWorker) -> None:
         self.worker, self.stop = made, Asked()
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -95,7 +95,7 @@ class Running:
 
 @contextmanager
 def working(project: Project, entry: Entry = ENTRY, executor: object = None) -> Iterator[Running]:
-    running = Running(Worker(project, entry, executor=executor))  # type: ignore[arg-type]
+    running = Running(FleetWorker(project, entry, executor=executor))  # type: ignore[arg-type]
     try:
         yield running
     finally:
@@ -272,7 +272,7 @@ def test_a_second_process_of_one_worker_is_refused_by_name(
     with working(fleet_project):
         until(lambda: worker_lives(seen(fleet_project)))
         with pytest.raises(LockError, match=f"worker-{NAME}.*pid {os.getpid()}"):
-            Worker(fleet_project, ENTRY).run(Asked())
+            FleetWorker(fleet_project, ENTRY).run(Asked())
 
 
 def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
@@ -391,7 +391,7 @@ def test_an_abandoned_worker_leaves_its_training_to_its_successor(
 ) -> None:
     gate = fleet_project.layout.root / "go"
     first, second = propose(jobs, 2, overrides={"GATE": str(gate)})
-    running = Running(Worker(fleet_project, ENTRY))
+    running = Running(FleetWorker(fleet_project, ENTRY))
     until(lambda: trains(fleet_project, f"{first}-1"))
     until(lambda: seen(fleet_project).next_hypothesis_id == second)
     running.end(abandoned=True)

@@ -293,7 +293,7 @@ class Hands:
         try:
             project = self.world.open_project()
             entry = next(one for one in self.world.entries if one.worker_id == self.name)
-            worker.Worker(project, entry).run(self.stop)
+            worker.FleetWorker(project, entry).run(self.stop)
         except Killed:
             pass
         except BaseException as error:

@@ -54,7 +54,7 @@ def meet_user(project: Project) -> Iterator[str]:
     A branch that has gone another way is left alone, and so is the reference.
 
     Raises:
-        FleetError: the reference would move, and somebody has its branch checked out.
+        FleetError: the reference would move, and its branch is checked out somewhere.
     """
     repository = project.repository
     head = repository.head()
@@ -63,7 +63,7 @@ def meet_user(project: Project) -> Iterator[str]:
         named = ", ".join(changed[:MAX_NAMED])
         yield f"not committed, so no part of this: {named}{more}"
     with locks.hold(project.layout, "settle", doing="following your branch"):
-        repair(project)  # what was kept and not moved to, when somebody was killed, comes first
+        repair(project)  # a keep whose move a kill has prevented comes first
         reference = project.reference()
         if head == reference:
             return

@@ -1,4 +1,4 @@
-"""Where the changes of a round come from: the task's program, a search over knobs, or people."""
+"""The sources of the changes of a round: the task's program, a search over knobs, or people."""
 
 from __future__ import annotations
 

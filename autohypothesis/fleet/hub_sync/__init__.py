@@ -1,1 +1,1 @@
-"""What a fleet reports to a hub and hears from it; it knows no hub, only seams to one."""
+"""Reports to a hub and news from it; it knows no hub, only seams to one."""

@@ -1,4 +1,4 @@
-"""What a fleet hears from others: the hub's feed, their results as proposals, and claims.
+"""News of other fleets: the hub's feed, their results as proposals, and claims.
 
 A worker asks whether another fleet tries the same change once a candidate is made, while its device
 still trains the one before. What is refused is not run; where no hub answers, the candidate is run
@@ -45,15 +45,15 @@ _RESULTS, _FRONTIER, _DISCUSSION = 16, 8, 8
 
 @dataclass(frozen=True, slots=True)
 class HubConnection:
-    """What is known of the way to the hub."""
+    """The state of the connection, as the courier reports it."""
 
     is_open: bool
-    """Whether the last thing that was sent or asked got an answer."""
+    """The last request got an answer."""
     problem: str = ""
 
 
 def hub_connection(layout: Layout) -> HubConnection:
-    """By the courier's own word, while it lives."""
+    """Return the connection by the courier's status, while it lives."""
     status = presence.read_role(layout, COURIER)
     if status is None or not presence.role_lives(status):
         return HubConnection(False, "no courier is at work")
@@ -61,7 +61,7 @@ def hub_connection(layout: Layout) -> HubConnection:
 
 
 class FeedReader:
-    """What was last heard; read when it changed."""
+    """Reads the courier's last feed when it changed."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
@@ -69,7 +69,7 @@ class FeedReader:
         self._heard: HubFeed | None = None
 
     def heard(self) -> HubFeed | None:
-        """None before the first word."""
+        """Return the feed; None before the first."""
         signature = signature_of(str(self._layout.hub_feed))
         if signature != self._seen:
             self._seen = signature
@@ -78,7 +78,7 @@ class FeedReader:
 
 
 def quote_feed(feed: HubFeed | None) -> Quoted | None:
-    """For the brief: a line for each, and short, whatever was said."""
+    """Return the feed for the brief: a short line for each entry."""
     if feed is None:
         return None
     return Quoted(
@@ -105,7 +105,7 @@ def _post(one: OthersPost) -> str:
 
 
 def _line(agent: str, said: str) -> str:
-    """One line, and no control characters: nobody's words look like a section of ours."""
+    """Return one line without control characters, so that it cannot look like a section of ours."""
     words = " ".join("".join(c if c.isprintable() else " " for c in said).split())
     text = f"{agent} said: {words}"
     return text if len(text) <= _LINE else f"{text[: _LINE - 1]}…"
@@ -124,13 +124,13 @@ def source_id_of(result: int) -> str:
 
 
 def result_number(idea: Proposal) -> int | None:
-    """The number of the result that an idea is about; None for any other idea."""
+    """Return the number of the result that a proposal repeats; None for any other."""
     found = _SOURCE.fullmatch(idea.source_id)
     return int(found[1]) if found else None
 
 
 def proposal_from_result(result: OthersResult, *, priority: float) -> Proposal:
-    """A run of what somebody has told of, to be tried here before anything is believed."""
+    """Return the proposal to run another agent's commit here, before its result is believed."""
     value = "" if result.value is None else f", {result.metric} {result.value:g}"
     return Proposal(
         title=f"{result.agent_id}'s {result.commit[:7]}: {result.description}"[:200],
@@ -146,7 +146,7 @@ def proposal_from_result(result: OthersResult, *, priority: float) -> Proposal:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRequest:
-    """What is claimed: a change is the artifacts that it leads to, on a platform, for a task."""
+    """A change, as the artifacts that it leads to, on a platform, for a task."""
 
     platform_key: str
     task_hash: str
@@ -154,32 +154,32 @@ class ClaimRequest:
     """`n1:<hash>`, see `records.normal_form`."""
     title: str
     lease_seconds: float
-    """How long the right is wanted for."""
+    """Duration of the claim."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimAnswer:
     said: Literal["granted", "refused", "unknown"]
-    """unknown: nobody could be asked."""
+    """unknown: no hub could be asked."""
     reason: str = ""
 
 
 class ClaimService(Protocol):
-    """Whoever gives the right to try an idea."""
+    """Grants the right to try a change."""
 
     def claim(self, idea: ClaimRequest) -> ClaimAnswer:
-        """Never raises, and takes a few seconds at most, whatever becomes of the other side."""
+        """Ask for a claim. Never raises, and takes a few seconds at most."""
 
 
 class NoClaimService:
-    """A fleet of its own."""
+    """For a fleet without a hub."""
 
     def claim(self, idea: ClaimRequest) -> ClaimAnswer:
         return ClaimAnswer("unknown", "there is no hub")
 
 
 def tree_of_commit(project: Project, commit: str) -> str:
-    """The artifacts of a commit by their normal form."""
+    """Return the hash of the artifacts of a commit in their normal form."""
     repository = project.repository
     paths = project.task.artifacts_in(repository.entries(commit))
     return tree_of({path: repository.show_file(commit, path) for path in paths})

@@ -1,8 +1,8 @@
-"""What others are to be told, kept on disk until they were told, each thing once.
+"""The outbox: entries for a hub, kept on disk until each was delivered once.
 
-Whoever has news puts it here and goes on at once: a hub that is slow, down or gone delays nobody.
-A courier delivers it later. Before a try the entry says that one is begun; so whoever finds it
-after a kill asks first whether that try arrived, and tells it again only where it did not.
+A hub that is slow, down or gone delays no search: a courier delivers the entries later. Before a
+try the entry says that one is begun; so after a kill the courier asks first whether that try
+arrived, and delivers again only where it did not.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ from autohypothesis.schema import OutboxEntry, now
 
 PENDING, SENT, REFUSED = "pending", "sent", "refused"
 MOST_TRIES = 20
-"""That reached somebody. Then it is set aside, so that it holds up nothing else."""
+"""Tries that reached the hub. Then the entry is set aside, and holds up nothing else."""
 LOOK_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
 """After the first round that failed, and after many."""
 
 
 class Outbox(Protocol):
-    """Where a fleet leaves what others are to be told."""
+    """Takes entries for a hub."""
 
     def put(self, kind: str, name: str, payload: Mapping[str, Any]) -> bool:
         """Take it, once; False where `kind` and `name` were taken before. Never waits."""
 
     def knows(self, kind: str, name: str) -> bool:
-        """Whether they were taken before, whatever became of it."""
+        """Return whether they were taken before, delivered or not."""
 
 
-class Courier(Protocol):
-    """Whoever can deliver entries. Each call may take as long as it needs.
+class EntryCourier(Protocol):
+    """Delivers entries. Each call may take as long as it needs.
 
     All of them raise DeliveryError where it did not work just now.
     """
 
     def mark(self, entry: OutboxEntry) -> Any:
-        """How it stands there before the first try, as JSON: for `found`."""
+        """Return the state of the hub before the first try, as JSON: for `found`."""
 
     def found(self, entry: OutboxEntry) -> str | None:
-        """The receipt of an earlier try that arrived; None where none did."""
+        """Return the receipt of an earlier try that arrived; None where none did."""
 
     def deliver(self, entry: OutboxEntry) -> str:
-        """Tell it; the receipt. UndeliverableError where it is refused for good."""
+        """Deliver it and return the receipt. UndeliverableError where it is refused for good."""
 
 
 class Round(NamedTuple):
-    """What became of the entries that were looked at."""
+    """The outcome of one round of deliveries."""
 
     sent: int
     refused: int
@@ -79,12 +79,12 @@ class DiskOutbox:
         return any(path.exists() for path in paths)
 
     def receipt(self, kind: str, name: str) -> str:
-        """What an entry that was sent is called there; empty where none was."""
+        """Return the name that the hub gave an entry; empty where it was not sent."""
         entry = load_or_none(OutboxEntry, self.layout.outbox_entry(SENT, kind, name))
         return entry.receipt if entry else ""
 
     def pending(self) -> list[OutboxEntry]:
-        """In the order in which they were put. What cannot be read is set aside."""
+        """Return entries in the order in which they were put; a damaged one is set aside."""
         found = []
         folder = self.layout.outbox_state(PENDING)
         for path in sorted(folder.glob("[!.]*.json")):
@@ -98,15 +98,15 @@ class DiskOutbox:
                 path.replace(aside)
         return sorted(found, key=lambda entry: entry.number)
 
-    def deliver(self, courier: Courier) -> Round:
-        """Deliver what is pending, until there is nobody to deliver it to.
+    def deliver(self, courier: EntryCourier) -> Round:
+        """Deliver what is pending, until the hub cannot be reached.
 
         Raises:
             LockError: another process is at it.
         """
         sent = refused = 0
         error = ""
-        with locks.hold(self.layout, "outbox", doing="telling others", timeout=0):
+        with locks.hold(self.layout, "outbox", doing="delivering", timeout=0):
             sweep(self.layout.outbox_state(PENDING))
             waiting = self.pending()
             for entry in waiting:
@@ -125,8 +125,8 @@ class DiskOutbox:
                     sent += 1
         return Round(sent, refused, len(waiting) - sent - refused, error)
 
-    def _delivered(self, courier: Courier, entry: OutboxEntry) -> str:
-        """The receipt of this try or an earlier one."""
+    def _delivered(self, courier: EntryCourier, entry: OutboxEntry) -> str:
+        """Return the receipt of this try or an earlier one."""
         if self._path(SENT, entry).exists():  # a kill came before it was taken out of the queue
             return load(OutboxEntry, self._path(SENT, entry)).receipt
         if entry.tries:
@@ -140,7 +140,7 @@ class DiskOutbox:
         return courier.deliver(entry)
 
     def _failed(self, entry: OutboxEntry, error: DeliveryError) -> bool:
-        """Whether it is given up. What reached nobody is no try, and waits as long as it takes."""
+        """Return whether it is given up. What did not reach the hub is no try, and waits."""
         if entry.tries >= MOST_TRIES and error.reached:
             why = f"given up after {entry.tries} tries: {error.problem}"
             self._close(REFUSED, entry, last_error=why)

@@ -33,20 +33,20 @@ from autohypothesis.schema import Metadata, Plan, Runtime, utc
 PUSH, RESULT, LINE = "push", "result", "line"
 REFUTED, REFUTED_LINE = "refuted", "refuted-line"
 REPORTED_STATUSES = ("keep", "discard", "crash", "replicate")
-"""What a row says of an experiment that is over and decided."""
+"""Statuses of experiments that are over and decided."""
 COPIED_FIELDS = (
     "id", "commit", "status", "description", "metric_name", "metric_value", "seed", "replicates",
     "confirmation", "failure_kind", "num_steps", "peak_vram_gb", "gpu_name", "platform_key",
     "direction", "outcome",
 )  # fmt: skip
-"""What of a row goes along; an entry says all of it, whatever becomes of the row."""
+"""Fields of a row that an entry copies, so that it does not depend on the row."""
 AT_ONCE = 20
-"""Experiments that one turn tells of."""
+"""Experiments that one turn reports."""
 _PIECE = 1 << 20
 
 
 class HubReporter:
-    """Tells of one search, look after look at its rows."""
+    """Reports the decided experiments of one search, turn after turn."""
 
     def __init__(self, project: Project, queue: Queue, outbox: Outbox) -> None:
         self.project = project
@@ -58,12 +58,12 @@ class HubReporter:
         self._reasons: dict[str, str] = {}
         """Experiment -> why it was decided as it was, in a word."""
         self.problems: list[str] = []
-        """What could not be told, a line each."""
+        """A line for each experiment that could not be reported."""
 
     def turn(self, rows: Iterable[Mapping[str, Any]]) -> bool:
-        """Puts what is new, in the order of decisions; whether that was all of it.
+        """Put what is new in the order of decisions; return whether that was all of it.
 
-        A search that joined late has much to tell: a little each time, so that no turn is long.
+        A search that joined late has much to report: a little each turn.
 
         Raises:
             RecordError: the outbox cannot be written now.
@@ -90,7 +90,7 @@ class HubReporter:
         return True
 
     def _was_told(self, name: str) -> bool:
-        """Whether all of it was put before; a kill may have come in between."""
+        """Return whether all entries were put before; a kill may have come in between."""
         return self.outbox.knows(RESULT, name) and self.outbox.knows(LINE, name)
 
     def _is_new(self, row: Mapping[str, Any]) -> bool:
@@ -128,8 +128,8 @@ class HubReporter:
             self.outbox.put(REFUTED_LINE, name, said)
 
     def _about(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """What is said of an experiment in words: bounded, on one line, from its plan and from
-        the decision about it. What its run printed or wrote is not told."""
+        """Return an experiment in words, bounded, from its plan and its decision; what the run
+        printed or wrote is not reported."""
         plan, name = self._plan(row["id"]), row["id"]
         title = plan.hypothesis.title if plan is not None else ""
         return {
@@ -138,11 +138,11 @@ class HubReporter:
         }
 
     def _plan(self, name: str) -> Plan | None:
-        """None for what was recorded by hand."""
+        """Return the plan; None for what was recorded by hand."""
         return load_or_none(Plan, self.project.layout.plan(name))
 
     def _show(self, row: Mapping[str, Any], description: str) -> str:
-        """The commit of a keep as others get it."""
+        """Return the commit of a keep as others get it."""
         base = row.get("parent_commit")
         if base is None:
             return self.lineage.baseline(row["commit"])
@@ -154,7 +154,7 @@ class HubReporter:
         return self.lineage.keep(row["commit"], str(base), message, _moment(row))
 
     def _theirs(self, row: Mapping[str, Any]) -> tuple[int, str] | None:
-        """The result of somebody else that this run repeats, and its commit."""
+        """Return the result of another agent that this run repeats, and its commit."""
         if row.get("replicates"):
             return None
         plan = self._plan(row["id"])
@@ -177,13 +177,13 @@ def _is_refuted(row: Mapping[str, Any]) -> bool:
 
 
 def _moment(row: Mapping[str, Any]) -> datetime:
-    """When the run ended; it is in the row, so a second try makes the same commit."""
+    """Return when the run ended, by the row, so that a second try makes the same commit."""
     found = utc(row.get("timestamp"))
     return found if isinstance(found, datetime) else BEGINNING
 
 
 def _hash_of(run: RunPaths) -> str:
-    """SHA-256 of the log as it lies here; empty where there is none."""
+    """Return the SHA-256 of the log; empty where there is none."""
     digest = hashlib.sha256()
     try:
         with opened(run.log) as (descriptor, _), open(descriptor, "rb", closefd=False) as log:
@@ -203,23 +203,23 @@ _READ_BY_GIT = (".gitattributes", ".gitmodules", ".gitignore")
 
 
 class SharedHistory:
-    """What one project shows of its commits."""
+    """The commits that one project shows to others."""
 
     def __init__(self, project: Project) -> None:
         self.project = project
 
     def shown(self, commit: str) -> str | None:
-        """What others know a commit of ours as; None where it was never shown."""
+        """Return the commit that others know ours as; None where it was never shown."""
         return self.project.repository.read_ref(SHOWN_REFS + commit)
 
     def baseline(self, commit: str) -> str:
-        """The task's files at `commit`, as a commit without a parent."""
+        """Return the task's files at `commit`, as a commit without a parent."""
         return self.shown(commit) or self._remember(
             commit, self._commit(self._files(commit), [], self._about(), BEGINNING)
         )
 
     def keep(self, commit: str, base: str, message: str, at: datetime) -> str:
-        """A kept commit on what its base is known as: the same call makes the same commit."""
+        """Return a kept commit on its base as shown; the same call makes the same commit."""
         if (known := self.shown(commit)) is not None:
             return known
         parent = self.baseline(base)
@@ -228,7 +228,7 @@ class SharedHistory:
         return self._remember(commit, self._commit(files, [parent], message, at))
 
     def adopt(self, commit: str, theirs: str) -> None:
-        """A commit of ours has somebody's artifacts: what is built on it is built on theirs."""
+        """Note that a commit of ours has the artifacts of `theirs`, which is shown instead."""
         if self.shown(commit) is None:
             self._remember(commit, theirs)
 
@@ -247,7 +247,7 @@ class SharedHistory:
         return f"baseline of {self.project.task.id}: {goal.direction} {goal.metric}\n"
 
     def _files(self, commit: str) -> dict[str, Entry]:
-        """Artifacts, and what the task says is protected; never all the rest of a repository."""
+        """Return artifacts and what the task names as protected; nothing else."""
         task = self.project.task
         every = self.project.repository.entries(commit)
         named = task.protected is not None

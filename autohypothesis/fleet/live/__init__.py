@@ -1,1 +1,1 @@
-"""What the processes of a fleet know of each other while they live, and what binds them all."""
+"""Which processes live, how they are stopped, and the steering that binds them all."""

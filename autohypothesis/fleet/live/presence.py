@@ -171,7 +171,7 @@ class HeartbeatWriter:
 
     @property
     def busy_seconds(self) -> float:
-        """How long the device has run something for this worker."""
+        """Return how long the device has run something for this worker."""
         running = 0.0 if self._busy_since is None else time.monotonic() - self._busy_since
         return round(self._busy + running, 3)
 

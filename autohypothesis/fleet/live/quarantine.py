@@ -1,4 +1,4 @@
-"""Why a device is not used: two failures in a row quarantine it; or it is gone, or held.
+"""Devices that are not used: two failures in a row quarantine it; or it is gone, or held.
 
 `research/live/benched.json` lists quarantined devices, and how many such failures each device has
 had in a row. A damaged file is an empty one, and a time in the future counts as long past, so that
@@ -28,7 +28,7 @@ _LIMIT = 1 << 20
 _REASON = 500
 
 
-class Quarantine(Tolerant):
+class DeviceQuarantine(Tolerant):
     """The entry of one device."""
 
     since: Time
@@ -42,14 +42,14 @@ class Quarantine(Tolerant):
 class QuarantineFile(Tolerant):
     """The content of the file; devices are named by UUID, or `cpu-<core>`."""
 
-    devices: dict[str, Quarantine] = Field(default_factory=dict)
+    devices: dict[str, DeviceQuarantine] = Field(default_factory=dict)
     in_a_row: dict[str, int] = Field(default_factory=dict)
     """Device -> failures that spoke against it since its last good run."""
 
     def put(self, device: str, reason: str) -> None:
-        """Quarantine `device` from now on, and forget those whose time is over."""
+        """DeviceQuarantine `device` from now on, and forget those whose time is over."""
         self.devices = {name: entry for name, entry in self.devices.items() if not entry.is_over}
-        self.devices[device] = Quarantine(since=now(), reason=reason[:_REASON])
+        self.devices[device] = DeviceQuarantine(since=now(), reason=reason[:_REASON])
 
 
 def quarantine(layout: Layout, device: str, reason: str) -> None:
@@ -116,7 +116,7 @@ def _read(layout: Layout) -> QuarantineFile:
     document, state = read_object(layout.benched, _LIMIT), QuarantineFile()
     for name, entry in _items(document.get("devices")):
         with suppress(ValidationError):
-            state.devices[name] = Quarantine.model_validate(entry)
+            state.devices[name] = DeviceQuarantine.model_validate(entry)
     counts = _items(document.get("in_a_row"))
     state.in_a_row = {
         name: count for name, count in counts if isinstance(count, int) and 0 < count < IN_A_ROW

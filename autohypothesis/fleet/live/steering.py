@@ -187,7 +187,7 @@ class SteeringFiles:
             problem = str(error)
         short = path.relative_to(self.layout.root)
         page.problem = problem and f"{short} {problem}; the last good steering stays in force"
-        page.signature = signature  # last: whoever sees it may use `good`
+        page.signature = signature  # last: a thread that sees it may use `good`
         return page
 
 

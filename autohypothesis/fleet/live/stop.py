@@ -27,7 +27,7 @@ _LOOK_S = 0.5
 
 
 class StopRequest(Protocol):
-    """What a role asks between two steps; see `Stop`."""
+    """The questions of a role between two steps; see `Stop`."""
 
     @property
     def requested(self) -> bool: ...
@@ -77,16 +77,16 @@ class Stop:
             self._abandoned = True
         self.request(signal.Signals(number).name)
 
-    # ── what is asked ─────────────────────────────────────────────────────────────────────
+    # ── questions ─────────────────────────────────────────────────────────────────────
 
     @property
     def requested(self) -> bool:
-        """Whether to leave, for whatever reason."""
+        """Return whether to leave, for any reason."""
         return self._requested or self.abandoned
 
     @property
     def abandoned(self) -> bool:
-        """Whether to leave at once, without ending the training."""
+        """Return whether to leave at once, without ending the training."""
         if not self._abandoned and self._orphaned():
             self._abandoned = True
             self.request("the supervisor has ended")
@@ -94,18 +94,18 @@ class Stop:
 
     @property
     def hard(self) -> bool:
-        """Whether Ctrl-C was pressed twice: everything ends now."""
+        """Return whether Ctrl-C was pressed twice: everything ends now."""
         return self._interrupts > 1
 
     def request(self, reason: str = "asked") -> None:
         """As a SIGTERM would; from any thread."""
         self._requested = True
         self.reason = self.reason or reason
-        with suppress(OSError):  # full: somebody is awake already
+        with suppress(OSError):  # full: it is awake already
             os.write(self._wake_write, b"!")
 
     def wait(self, seconds: float) -> bool:
-        """Sleep for `seconds`, or until asked to leave; whether that was asked."""
+        """Sleep for `seconds`, or until asked to leave; return whether that was asked."""
         end = time.monotonic() + seconds
         while not self.requested:
             left = end - time.monotonic()
@@ -114,7 +114,7 @@ class Stop:
             self._sleep(left)
         return True
 
-    # ── how it is noticed ─────────────────────────────────────────────────────────────────
+    # ── waiting ─────────────────────────────────────────────────────────────────
 
     def _sleep(self, seconds: float) -> None:
         poll = select.poll()
@@ -157,7 +157,7 @@ class Stop:
 
 
 def _supervisor() -> Process | None:
-    """The supervisor that started this process; None for one that a person started."""
+    """Return the supervisor that started this process; None where a person did."""
     pid, colon, start = os.environ.get(SUPERVISOR, "").partition(":")
     try:
         return Process(int(pid), float(start), host_name()) if colon else None
@@ -166,7 +166,7 @@ def _supervisor() -> Process | None:
 
 
 def _watch(process: Process | None) -> int:
-    """A descriptor that is readable once `process` has ended; -1 where there is no such thing."""
+    """Return a descriptor that is readable once `process` has ended; -1 without pidfd."""
     if process is None or not hasattr(os, "pidfd_open"):
         return -1
     try:
@@ -175,5 +175,5 @@ def _watch(process: Process | None) -> int:
         return -1
     if is_alive(process.pid, process.start):
         return fd
-    os.close(fd)  # the number belongs to somebody else by now
+    os.close(fd)  # another process has the number by now
     return -1

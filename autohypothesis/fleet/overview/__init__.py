@@ -1,1 +1,1 @@
-"""How a fleet stands and what it did, gathered from files for whoever looks."""
+"""The state and the results of a fleet, gathered from files."""

@@ -1,4 +1,4 @@
-"""What a search did, over the whole of it or since some hours ago: the page of the morning.
+"""The digest of a search, over the whole of it or since some hours ago: the page of the morning.
 
 It only reads: the ledger as the last sync left it, the decisions, each run's `exit.json`, and of
 each hypothesis who proposed it and what was predicted.
@@ -57,7 +57,7 @@ class CrashKind:
 
 @dataclass(frozen=True, slots=True)
 class DeviceUse:
-    """What one worker's device did."""
+    """The use of one worker's device."""
 
     worker_id: str
     experiments: int
@@ -71,7 +71,7 @@ class DeviceUse:
 
 @dataclass(frozen=True, slots=True)
 class ProposerRecord:
-    """How one proposer's ideas fared; replicates, baselines and faults of the machine left out."""
+    """The record of one proposer; replicates, baselines and faults of the machine left out."""
 
     proposer: str
     tried: int
@@ -135,7 +135,7 @@ class _Decided:
 
     @property
     def counts(self) -> bool:
-        """Whether it says something about a hypothesis."""
+        """Return whether it says something about a hypothesis."""
         return (
             self.decision["decision_status"] in DECIDED
             and self.row.get("failure_kind") not in NOT_EVIDENCE
@@ -145,7 +145,7 @@ class _Decided:
 
 
 def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None = None) -> Digest:
-    """What happened under `tag` (default: the active one) in the last `since_hours`, or ever."""
+    """Return what happened under `tag` (default: the active one), ever or in `since_hours`."""
     standing = overview(layout)
     tag = tag or standing.tag
     until = now()
@@ -183,7 +183,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
 
 
 def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[Notice]) -> list[Row]:
-    """What `reader` finds; a file that it cannot read is one of `unread`."""
+    """Return the rows of `reader`; a file that it cannot read is added to `unread`."""
     try:
         return reader(layout)
     except RecordError as error:
@@ -197,7 +197,7 @@ def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[No
 def _decided(
     decisions: Iterable[Row], rows: Iterable[Mapping[str, Any]], tag: str, since: datetime | None
 ) -> list[_Decided]:
-    """Rows of the tag with their latest decision, when that lies in the window; in its order."""
+    """Return rows of the tag with their latest decision in the window, in its order."""
     by_id = {str(row["id"]): dict(row) for row in rows}
     latest: dict[str, _Decided] = {}
     for decision in decisions:
@@ -209,7 +209,7 @@ def _decided(
 
 
 def _is_kept(one: _Decided) -> bool:
-    """Whether it was kept, and its bundle says nothing else: a damaged one is no step."""
+    """Return whether it was kept and its bundle agrees: a damaged one is no step."""
     return one.decision["decision_status"] == "keep" and one.row.get("status") != "damaged"
 
 
@@ -326,7 +326,7 @@ def _change(decision: Mapping[str, Any]) -> float | None:
 
 
 def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
-    """Who proposed a hypothesis, and the change that was predicted."""
+    """Return the proposer of a hypothesis, and the change that was predicted."""
     name = str(row.get("hypothesis_id") or "")
     document: dict[str, Any] = {}
     if ID.fullmatch(name):

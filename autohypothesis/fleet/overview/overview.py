@@ -1,4 +1,4 @@
-"""How a fleet stands now: gathered from many small files, none of which is trusted.
+"""The state of a fleet: gathered from many small files, none of which is trusted.
 
 It only reads, takes no lock, starts nothing but one `git rev-parse`, and opens neither the ledger
 nor a log, so that it costs the same at ten experiments and at ten thousand. What is damaged,
@@ -186,7 +186,7 @@ class Overview:
 
     @property
     def alive(self) -> bool:
-        """Whether any process of the fleet lives."""
+        """Return whether any process of the fleet lives."""
         return any_alive(self.roles, self.workers)
 
 

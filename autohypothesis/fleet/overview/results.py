@@ -1,4 +1,4 @@
-"""What a search found, in numbers: from the rows of a ledger, or from anybody's results.tsv.
+"""The results of a search in numbers: from the rows of a ledger, or from anybody's results.tsv.
 
 Only experiments that say something about a hypothesis count, as in results.tsv: no repeats, no
 failures of the machine. What a table cannot tell is None, never zero.
@@ -95,7 +95,7 @@ class KeptTrial:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What a search found. Hours are None where no experiment says when it ran."""
+    """The results of a search. Hours are None where no experiment says when it ran."""
 
     source: str
     tag: str | None

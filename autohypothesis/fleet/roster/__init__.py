@@ -1,1 +1,1 @@
-"""Who belongs to a fleet: devices, worktrees, prompts, and what earlier searches left."""
+"""The members of a fleet: devices, worktrees, prompts, and what earlier searches left."""

@@ -1,4 +1,4 @@
-"""Pages for whoever plays a role: prompts, protocols and assignments, from templates.
+"""Pages for the players of a role: prompts, protocols and assignments, from templates.
 
 They are made from the manifest and the queue, replaced whenever those change, and never read back.
 What others wrote is quoted line by line, without control characters and cut to a length, so that
@@ -41,7 +41,7 @@ SETTINGS = 40
 
 
 class Waiting(Protocol):
-    """What an assignment is made of: `fleet.queue.Queue`."""
+    """The part of `fleet.queue.states.Queue` that an assignment is made of."""
 
     def pending(self) -> list[Hypothesis]: ...
 
@@ -53,7 +53,7 @@ class Waiting(Protocol):
 
 
 def write_all(project: Project, manifest: Manifest, queue: Waiting | None = None) -> list[str]:
-    """Every page of a fleet; remarks about files of somebody else's that were put aside."""
+    """Write every page of a fleet; return remarks about files that were put aside."""
     from autohypothesis.fleet.queue.states import Queue
 
     layout, notes = project.layout, []
@@ -73,7 +73,7 @@ def write_all(project: Project, manifest: Manifest, queue: Waiting | None = None
 
 
 def write_assignments(project: Project, queue: Waiting, manifest: Manifest) -> list[str]:
-    """What each role is to do now. A page that would say the same is not written again."""
+    """Write what each role is to do now. A page that says the same is not written again."""
     facts = _facts(project, manifest)
     waiting, running, pending = queue.dispatched(), queue.running(), queue.pending()
     pages = {
@@ -127,7 +127,7 @@ def _facts(project: Project, manifest: Manifest) -> dict[str, Any]:
 
 
 def program(root: Path) -> str:
-    """How the command line is called from `root`."""
+    """Return how the command line is called from `root`."""
     return "python orchestrator.py" if (root / "orchestrator.py").is_file() else "autohypothesis"
 
 

@@ -153,7 +153,7 @@ class _FleetSetup:
     def begin(self) -> Project:
         """Return the project on its tag, once nothing is in the way."""
         self._refuse_while_at_work()
-        self._refuse_a_strangers_tag()
+        self._refuse_foreign_tag()
         base = self._base()
         self.trees.refuse_obstacles([one.worker_id for one in self.chosen])
         if self.repository.read_ref(marker(self.tag)) is None:
@@ -198,7 +198,7 @@ class _FleetSetup:
             or any(was[name] and now[name] and was[name] != now[name] for name in was)
         )
 
-    def _refuse_a_strangers_tag(self) -> None:
+    def _refuse_foreign_tag(self) -> None:
         if self.is_new or self._is_known():
             return
         branch = reference_ref(self.tag).removeprefix("refs/heads/")

@@ -1,8 +1,8 @@
-"""A worktree and a branch per worker: made, found whole, or made again; never somebody else's.
+"""A worktree and a branch per worker: made, found whole, or made again; never another's.
 
 What is ours is known by a marker ref, `refs/autohypothesis/fleet/<tag>/<worker>`, set before the
 branch is made. So a kill between the two leaves a marker alone, and a branch of that name without
-one belongs to somebody else. Before anything of ours is replaced, what differs in it from its
+one is not ours. Before anything of ours is replaced, what differs in it from its
 commit is kept: in a commit under `refs/fleet/salvage/`, or, where git can no longer read it, by
 putting the folder aside.
 """

@@ -1,1 +1,1 @@
-"""What keeps a fleet alive: its processes, how they start and leave, and the snapshots."""
+"""The processes of a fleet, how they start and leave, and the snapshots."""

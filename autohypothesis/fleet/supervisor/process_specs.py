@@ -50,7 +50,7 @@ class ProcessSpec:
 
 
 def start_process(layout: Layout, role: ProcessSpec) -> subprocess.Popen[bytes]:
-    """A role's process, in a session of its own: a Ctrl-C here does not reach it.
+    """Start a role's process in a session of its own: a Ctrl-C here does not reach it.
 
     Raises:
         OSError: there is no such program, or no memory for it.
@@ -66,7 +66,7 @@ def start_process(layout: Layout, role: ProcessSpec) -> subprocess.Popen[bytes]:
 def spawn(
     layout: Layout, name: str, command: Sequence[str], extra: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """`command` in a session of its own, with its output in the log of `name`."""
+    """Start `command` in a session of its own, with its output in the log of `name`."""
     log = open_log(layout, name)
     environment = {key: word for key, word in os.environ.items() if key != SUPERVISOR}
     with log.open("ab") as output:
@@ -82,7 +82,7 @@ def spawn(
 
 
 def open_log(layout: Layout, name: str) -> Path:
-    """The log of a role that begins, ready to be appended to; a long one is set aside first."""
+    """Return the log of a role that begins, to append to; a long one is set aside first."""
     log = layout.role_log(name)
     log.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
@@ -92,7 +92,7 @@ def open_log(layout: Layout, name: str) -> Path:
 
 
 def log_tail(layout: Layout, name: str, limit: int = 4096) -> list[str]:
-    """The last lines that a role printed."""
+    """Return the last lines that a role printed."""
     with suppress(AutohypothesisError, OSError), opened(layout.role_log(name)) as (fd, status):
         text = os.pread(fd, limit, max(0, status.st_size - limit)).decode("utf-8", "replace")
         return [line.strip() for line in text.splitlines() if line.strip()]
@@ -100,13 +100,13 @@ def log_tail(layout: Layout, name: str, limit: int = 4096) -> list[str]:
 
 
 def exit_reason(layout: Layout, name: str, code: int) -> str:
-    """How a role ended, with the last line that it printed."""
+    """Return how a role ended, with the last line that it printed."""
     lines = log_tail(layout, name)
     return exit_words(code) + (f": {lines[-1][:200]}" if lines else "")
 
 
 def exit_words(code: int) -> str:
-    """An exit code of `subprocess`, in words."""
+    """Return an exit code of `subprocess` in words."""
     if code >= 0:
         return f"ended with {code}"
     try:
@@ -124,12 +124,12 @@ _LOOK_S = 0.05
 
 
 def command_line(layout: Layout) -> tuple[str, ...]:
-    """How a command of ours is called by another process, from anywhere."""
+    """Return how a command of ours is called by another process, from anywhere."""
     return (sys.executable, str(program_script()), "--repo", str(layout.root))
 
 
 def require_fleet(layout: Layout) -> Manifest:
-    """The manifest of a fleet with workers.
+    """Return the manifest of a fleet with workers.
 
     Raises:
         FleetError: there is none yet, or another machine works on it, or a loop does.
@@ -147,10 +147,10 @@ def require_fleet(layout: Layout) -> Manifest:
 
 
 def workers_without_device(manifest: Manifest) -> dict[str, str]:
-    """Worker -> why it cannot train here. A device that somebody holds now may come free.
+    """Return worker -> why it cannot train here. A device that is held now may come free.
 
     Raises:
-        FleetError: nobody can.
+        FleetError: no worker can.
     """
     missing = {}
     for worker in manifest.workers:
@@ -176,7 +176,7 @@ def observer_options(
     proposers: Sequence[str] = (),
     mix: float | None = None,
 ) -> list[str]:
-    """The observer's options. It counts all experiments of the tag; people count those to come."""
+    """Return the observer's options: it counts all experiments of the tag, not those to come."""
     words = []
     if more_runs is not None:
         history = LiveHistory(layout, manifest.tag)
@@ -199,7 +199,7 @@ def fleet_processes(
     *,
     tool_command: str | None = None,
 ) -> list[ProcessSpec]:
-    """The processes of a fleet, the observer first: it has work ready when workers ask.
+    """Return the processes of a fleet, the observer first: it has work ready for the workers.
 
     Args:
         tool_command: in place of the manifest's.
@@ -221,18 +221,18 @@ def fleet_processes(
 
 
 def sync_process(layout: Layout) -> ProcessSpec:
-    """Who draws, and keeps bundles and ledger in git, beside whoever trains."""
+    """Return the niced process that draws, and keeps bundles and ledger in git."""
     watch = ("sync", "--watch", str(SYNC_S), "--snapshot")
     return ProcessSpec("sync", (*command_line(layout), *watch), 3, reports=False, nice=WATCH_NICE)
 
 
 def final_sync(layout: Layout, *, hurried: bool = False) -> tuple[str, ...]:
-    """What folds and keeps everything once all have left; `hurried` leaves out old pictures."""
+    """Return the last sync, once all have left; `hurried` leaves out old pictures."""
     return (*command_line(layout), "sync", *(() if hurried else ("--all",)), "--snapshot")
 
 
 def refuse_second_supervisor(layout: Layout) -> None:
-    """For a command that would only find out once its terminal is gone.
+    """Refuse a second supervisor, for a command that would notice without its terminal.
 
     Raises:
         FleetError: a supervisor is at work.
@@ -253,7 +253,7 @@ class Detached(NamedTuple):
 
 
 def detach(layout: Layout, words: Sequence[str]) -> Detached:
-    """A supervisor of its own, on no terminal, once it is at work or has taken `START_S` already.
+    """Start a supervisor on no terminal; return once it is at work or `START_S` are over.
 
     Raises:
         FleetError: it ended before that; the message holds its last words.

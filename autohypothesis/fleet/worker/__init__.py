@@ -1,1 +1,1 @@
-"""Who trains: one process per device, from claim to report."""
+"""Training: one process per device, from claim to report."""

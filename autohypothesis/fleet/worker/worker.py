@@ -60,7 +60,7 @@ FRESH_S = 5.0  # between two looks whether what is prepared still stands on the 
 LONGEST_PAUSE_S, TRIES = 30.0, 3
 
 
-class Worker:
+class FleetWorker:
     """The process behind one entry of the manifest.
 
     Args:
