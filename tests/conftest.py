@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,17 @@ def run_git(folder: Path, *words: str) -> str:
         cwd=folder, check=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     return answer.stdout.rstrip("\n")
+
+
+def copy_of_the_project(root: Path, *, without: tuple[str, ...] = ()) -> list[str]:
+    """Copy what git tracks or would track here to `root`; return the names, `without` these."""
+    listing = run_git(ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    names = [name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+    wanted = [name for name in names if not name.startswith(without)] if without else names
+    for name in wanted:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, root / name)
+    return wanted
 
 
 @pytest.fixture

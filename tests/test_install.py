@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,28 +16,24 @@ import pytest
 
 from autohypothesis.engine.setup import FILES
 from autohypothesis.installation import EXTRAS
-from tests.conftest import ROOT, run_git
+from tests.conftest import ROOT, copy_of_the_project
 
-LISTING = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
 Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def tracked() -> list[str]:
-    names = run_git(ROOT, *LISTING).split("\0")
-    return [name for name in names if name and (ROOT / name).is_file()]
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A copy of the working tree, since a build leaves its traces there, and its files."""
+    root = tmp_path_factory.mktemp("build") / "source"
+    return root, copy_of_the_project(root, without=("tests/", "docs/", "benchmarks/"))
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory, tracked: list[str]) -> Path:
+def wheel(source: tuple[Path, list[str]]) -> Path:
     """The wheel of the working tree, by way of its source distribution; needs no network."""
-    folder = tmp_path_factory.mktemp("build")
-    for name in tracked:
-        if not name.startswith(("tests/", "docs/", "benchmarks/")):
-            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / "source" / name)
+    root, folder = source[0], source[0].parent
     build = "from setuptools.build_meta import build_sdist as b; print(b({!r}))"
-    python(folder / "source", "-c", build.format(str(folder)))
+    python(root, "-c", build.format(str(folder)))
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
         opened.extractall(folder, filter="data")
@@ -86,8 +81,9 @@ def run(installed: Path, tmp_path: Path, own_locks: Path) -> Run:
 
 
 def test_the_wheel_holds_the_package_and_what_a_repository_begins_with(
-    wheel: Path, tracked: list[str]
+    wheel: Path, source: tuple[Path, list[str]]
 ) -> None:
+    tracked = source[1]
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         assert {name.partition("/")[0] for name in names} == {"autohypothesis"}

@@ -28,6 +28,7 @@ from autohypothesis.engine.project import todays_tag
 from autohypothesis.engine.task_file import load_task
 from autohypothesis.fleet.live import steering
 from autohypothesis.schema import Steering
+from tests.conftest import copy_of_the_project
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -51,8 +52,10 @@ STAND_INS = {
 }
 RUN = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md", "docs/tasks.md")
 """The pages with commands; each is run in a clone of its own."""
-LONG = ("README.md", "SKILL.md", "program.md", "USAGE.md", "docs/fleet.md")
-"""Those that train for minutes, fleet and all, and the one whose task is tested below."""
+USAGE = "USAGE.md"
+"""Its task is run by a test of its own."""
+LONG = ("README.md", "SKILL.md", "program.md", "docs/fleet.md")
+"""Those that train for minutes, fleet and all."""
 OF_THE_HUB = ("docs/hub.md", "program_agenthub.md")
 """Pages whose commands test_hub_documents.py runs, with hubs behind them."""
 IDENTITY = {
@@ -61,7 +64,6 @@ IDENTITY = {
     "GIT_COMMITTER_NAME": "Ada",
     "GIT_COMMITTER_EMAIL": "ada@example.org",
 }
-LISTING = ("ls-files", "-z", "--cached", "--others", "--exclude-standard")
 OTHER_SCRIPT = """
 RATE = 0.1
 print(f"val_bpb: {1 + (RATE - 0.3) ** 2:.6f}")
@@ -100,20 +102,12 @@ def commit_all(folder: Path) -> None:
     git(folder, "commit", "-qm", "start")
 
 
-def copy_of_the_project(root: Path) -> Path:
-    """What git tracks here, as it is in the working tree, in a repository of its own."""
-    for name in filter(None, git(ROOT, *LISTING).split("\0")):
-        if (ROOT / name).is_file():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, root / name)
-    commit_all(root)
-    return root
-
-
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """A copy of the project, and somebody else's repository beside it."""
-    root = copy_of_the_project(tmp_path / "autohypothesis")
+    root = tmp_path / "autohypothesis"
+    copy_of_the_project(root)
+    commit_all(root)
     other = tmp_path / "my-repository"
     other.mkdir()
     (other / "train.py").write_text(OTHER_SCRIPT)
@@ -156,7 +150,12 @@ def run(command: str, cwd: Path, environment: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "page", [pytest.param(page, marks=[pytest.mark.slow] * (page in LONG)) for page in RUN]
+    "page",
+    [
+        pytest.param(page, marks=[pytest.mark.slow] * (page in LONG))
+        for page in RUN
+        if page != USAGE
+    ],
 )
 @pytest.mark.timeout(1800)
 def test_every_command_of_a_page_runs_in_its_order(
@@ -182,7 +181,7 @@ def test_no_page_has_commands_that_nobody_runs() -> None:
 
 def test_the_task_of_the_usage_page_improves(clone: Path, environment: dict[str, str]) -> None:
     """The task is made by its shell lines alone, and its user's branch follows what is kept."""
-    for command in commands("USAGE.md"):
+    for command in commands(USAGE):
         run(command, clone, environment)
     task = clone.parent / "fewer-words"
     lines = [json.loads(line) for line in (task / "work/results.jsonl").read_text().splitlines()]

@@ -110,11 +110,15 @@ def intact(prepared: Any, hub: Hub) -> bool:
     return all(f.read_bytes() == hub.files[f.name] for f in prepared.train_files)
 
 
-@pytest.mark.parametrize("fault", ["drop", "busy", "corrupt", "torn_list"])
+@pytest.mark.parametrize(
+    "faults",
+    [{"drop": 2}, {"busy": 2}, {"corrupt": 2}, {"torn_list": 2}, {"drop": 1, "no_ranges": 1}],
+    ids=str,
+)
 def test_a_fault_costs_a_retry_and_no_byte(
-    prepare: ModuleType, hub: Hub, tmp_path: Path, fault: str
+    prepare: ModuleType, hub: Hub, tmp_path: Path, faults: dict[str, int]
 ) -> None:
-    hub.faults[fault] = 2
+    hub.faults |= faults
     prepared = make(prepare, tmp_path)
     assert len(prepared.train_files) == 2 and intact(prepared, hub)
     assert not list(tmp_path.rglob("*.part"))
@@ -127,11 +131,6 @@ def test_a_broken_transfer_goes_on_where_it_broke(
     assert intact(make(prepare, tmp_path), hub)
     ranges = [asked for _, asked, _ in hub.requests if asked]
     assert len(ranges) == 1 and ranges[0] != "bytes=0-"
-
-
-def test_a_server_without_ranges_starts_over(prepare: ModuleType, hub: Hub, tmp_path: Path) -> None:
-    hub.faults |= {"drop": 1, "no_ranges": 1}
-    assert intact(make(prepare, tmp_path), hub)
 
 
 def test_a_killed_download_is_resumed_by_the_next(
@@ -182,15 +181,9 @@ def test_shards_are_downloaded_once_for_all_preparations_of_a_source(
     assert second.path != first.path
     assert [path for path, _, _ in hub.requests if "/resolve/" in path] == fetched
     assert first.train_files[0].stat().st_ino == second.train_files[0].stat().st_ino
-
-
-def test_a_complete_preparation_asks_no_server(
-    prepare: ModuleType, hub: Hub, tmp_path: Path
-) -> None:
-    make(prepare, tmp_path)
     hub.requests.clear()
     make(prepare, tmp_path)
-    assert hub.requests == []
+    assert hub.requests == [], "a complete preparation asks no server"
 
 
 def test_a_damaged_shared_shard_is_refused_by_name(
