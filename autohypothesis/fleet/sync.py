@@ -26,7 +26,6 @@ from autohypothesis.errors import RecordError
 from autohypothesis.plain import plain
 from autohypothesis.records import tables
 from autohypothesis.records.bundles import LOOK_AGAIN, reason_in
-from autohypothesis.records.by_hand import MOST, ledger_lines, table_lines, take_in
 from autohypothesis.records.files import (
     JSON_LIMIT,
     kind_of,
@@ -50,6 +49,7 @@ from autohypothesis.records.ledger import (
     stamp,
 )
 from autohypothesis.records.locks import hold
+from autohypothesis.records.outputs import MOST, ledger_lines, table_lines, take_in
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Problem, Row, now, rfc3339
 from autohypothesis.system import process_start

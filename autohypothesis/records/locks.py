@@ -7,6 +7,7 @@ descriptor is inherited by the training, and filelock would give it up too early
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +23,27 @@ from autohypothesis.errors import (
 )
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.processes import Process
+from autohypothesis.system import host_name, is_alive, process_start
 
 DEFAULT_TIMEOUT_S = 30.0
+
+
+class Process(NamedTuple):
+    """A process as it names itself in a file."""
+
+    pid: int
+    start: float
+    """Seconds since boot on Linux, since the epoch elsewhere: to compare, not to show."""
+    host: str
+
+    @classmethod
+    def own(cls) -> Process:
+        pid = os.getpid()
+        return cls(pid, process_start(pid) or 0.0, host_name())
+
+    def lives(self) -> bool:
+        """A process of another host counts as living: nobody here can know better."""
+        return self.host != host_name() or is_alive(self.pid, self.start)
 
 
 class Holder(NamedTuple):

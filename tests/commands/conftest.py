@@ -19,7 +19,7 @@ from autohypothesis.records import bundles
 from autohypothesis.records.files import write_json as write_durably
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.schema import (
     Decision,
     ExitRecord,

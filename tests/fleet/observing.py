@@ -21,7 +21,7 @@ from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.records.files import read_json, write_json
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now
 
 PAUSE_S = 0.02

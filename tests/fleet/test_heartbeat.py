@@ -19,7 +19,7 @@ from autohypothesis.fleet.live.presence import (
 )
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.schema import Heartbeat, Worker, now
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.system import process_start
 
 

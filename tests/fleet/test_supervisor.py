@@ -21,7 +21,7 @@ from autohypothesis.fleet.supervisor import process_specs, supervisor
 from autohypothesis.fleet.supervisor.process_specs import ProcessSpec, log_tail
 from autohypothesis.fleet.supervisor.supervisor import ManagedProcess, RestartPolicy, Supervisor
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.schema import Manifest, now
 from autohypothesis.system import is_alive, process_start
 
@@ -34,7 +34,7 @@ from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.schema import Heartbeat, now
 
 root, name, how = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.by_hand import MOST
+from autohypothesis.records.outputs import MOST
 
 
 def asides(root: Path) -> list[Path]:

@@ -150,7 +150,7 @@ def test_a_stamp_is_shown_only_while_its_record_may_be_one_that_cannot_be_read(l
 
 
 def test_planned_running_and_abandoned_runs(lab: Any) -> None:
-    from autohypothesis.records.processes import Process
+    from autohypothesis.records.locks import Process
 
     for name in ("planned-1", "running-1", "dead-1", "ended-1"):
         lab.plan(name)

@@ -9,8 +9,8 @@ import pytest
 
 from autohypothesis import schema
 from autohypothesis.errors import UsageError
-from autohypothesis.records.files_page import PAGE, page
 from autohypothesis.records.layout import Layout, Place, RunPaths, checked_id
+from tests.docs.files_page import PAGE, page
 
 ROOT = Path(schema.__file__).resolve().parents[1]
 
@@ -46,7 +46,7 @@ def test_the_readme_shows_the_tree_of_the_code() -> None:
 
 
 def test_docs_files_is_current() -> None:
-    assert (ROOT / PAGE).read_text() == page(), "run python -m autohypothesis.records.files_page"
+    assert (ROOT / PAGE).read_text() == page(), "run python -m tests.docs.files_page"
 
 
 def test_every_field_of_every_file_is_on_the_page() -> None:

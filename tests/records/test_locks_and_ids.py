@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from autohypothesis.errors import LockError, UsageError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.layout import ID
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.system import is_alive, process_start
 
 HOLD = """

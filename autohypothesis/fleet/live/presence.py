@@ -21,8 +21,7 @@ from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import load, load_or_none, write_json
 from autohypothesis.records.layout import ID, Layout
-from autohypothesis.records.locks import held
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process, held
 from autohypothesis.schema import Heartbeat, Manifest, RoleStatus, Worker, WorkerState, now
 
 ROLE_LIMIT = 256 * 1024

@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process
 from autohypothesis.system import CtrlC, host_name, is_alive
 
 SUPERVISOR = "AUTOHYPOTHESIS_SUPERVISOR"

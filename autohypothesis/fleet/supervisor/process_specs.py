@@ -25,8 +25,7 @@ from autohypothesis.installation import program_script
 from autohypothesis.records.files import opened
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.locks import held
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process, held
 from autohypothesis.schema import Manifest, rfc3339
 from autohypothesis.system import process_start
 

@@ -33,8 +33,7 @@ from autohypothesis.fleet.supervisor.process_specs import (
 from autohypothesis.records import locks
 from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.locks import hold
-from autohypothesis.records.processes import Process
+from autohypothesis.records.locks import Process, hold
 from autohypothesis.schema import Manifest, now
 from autohypothesis.system import host_name, process_start, signal_process, wait_for_end
 

@@ -1,4 +1,4 @@
-"""docs/files.md, from the models of schema.py: `python -m autohypothesis.records.files_page`.
+"""docs/files.md, from the models of schema.py: `python -m tests.docs.files_page`.
 
 Field by field: name, type, and what the docstring under the field says. A test compares the page
 in the repository with what this makes.
@@ -47,7 +47,7 @@ def page() -> str:
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=False,  # Markdown
         keep_trailing_newline=True,
         trim_blocks=True,
