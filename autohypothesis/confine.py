@@ -73,9 +73,9 @@ def die_with(parent: int) -> None:
 
 
 def die_without(pipe: int) -> None:
-    """End now if nobody holds the other end of `pipe` any more; close it else.
+    """End now if the other end of `pipe` is closed; close this end otherwise.
 
-    Inside of bubblewrap nobody sees the parent. It may have ended before bubblewrap asked the
+    Inside of bubblewrap the parent cannot be seen. It may have ended before bubblewrap asked the
     kernel to be ended with it.
     """
     poll = select.poll()

@@ -38,7 +38,7 @@ class UnwritableError(RecordError):
 
 
 class LockError(AutohypothesisError):
-    """Somebody else holds the lock; the message names the holder."""
+    """Another process holds the lock; the message names the holder."""
 
 
 class GitError(AutohypothesisError):
@@ -75,7 +75,7 @@ class UnjudgedError(AutohypothesisError):
 
 
 class LeaseError(AutohypothesisError):
-    """The device is held by somebody else, or the lock folder cannot be used."""
+    """The device is held by another process, or the lock folder cannot be used."""
 
 
 class LaunchError(AutohypothesisError):
@@ -110,10 +110,10 @@ class HubError(AutohypothesisError):
 
 
 class DeliveryError(AutohypothesisError):
-    """What is meant for others could not be delivered just now; it stays in the outbox."""
+    """An entry could not be delivered just now; it stays in the outbox."""
 
     reached = True
-    """Whether somebody was there to try it on: a hub that is down does not count as a try."""
+    """Whether the receiver answered: a hub that is down does not count as a try."""
 
 
 class UndeliverableError(DeliveryError):
@@ -121,7 +121,7 @@ class UndeliverableError(DeliveryError):
 
 
 class SecretError(AutohypothesisError):
-    """What would leave this machine holds a secret; the message names it, and never shows it."""
+    """A text that would leave this machine holds a secret; the message names it, and never shows it."""
 
 
 class UnsupportedSystemError(AutohypothesisError):
@@ -138,7 +138,7 @@ RECOVERABLE_ERRORS = (
     ArithmeticError,
     AssertionError,
 )
-"""What costs the step in which it is raised, never the process: a damaged file, a full disk, or a
+"""Errors that cost the step in which they are raised, never the process: a damaged file, a full disk, or a
 fault of our own, which `describe` names as one."""
 
 

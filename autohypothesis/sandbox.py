@@ -99,7 +99,7 @@ sys.exit(0 if cuda.cuInit(0) == 0 else 1)
 
 @dataclass(frozen=True)
 class Confinement:
-    """What one program is granted. Of several listed folders around a path the innermost decides.
+    """The grants of one program. Of several listed folders around a path the innermost decides.
 
     Attributes:
         read: files and folders that it may read.
@@ -250,7 +250,7 @@ def _bwrap(granted: Confinement) -> list[str]:
 
 
 def _kernel_settings() -> list[str]:
-    """What can be written below /proc beside processes: root could change the machine there."""
+    """Return what can be written below /proc beside processes: root could change the machine there."""
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() or entry.is_symlink():
@@ -278,13 +278,13 @@ def _covered(path: Path, granted: Confinement, number: int) -> list[str]:
 
 
 def _unseen(granted: Confinement) -> list[Path]:
-    """What is hidden, without what is granted by its own name."""
+    """Return the hidden paths, without those that are granted by name."""
     private = [one for one in _private_folders(granted.network) if one not in granted.read]
     return [*granted.hidden, *private]
 
 
 def _not_yet_seen(granted: Confinement, hidden: set[str]) -> list[str]:
-    """What may be read, without what lies in a folder that is there already.
+    """Return the readable paths, without those in a folder that is mounted already.
 
     bubblewrap cannot make a mount point below a folder that is read-only.
     """
@@ -336,7 +336,7 @@ def _real_names(paths: Iterable[Path | str]) -> set[str]:
 
 
 def system_folders() -> tuple[Path, ...]:
-    """What any program needs to run at all, without anybody's data."""
+    """Return the folders that any program needs to run at all; they hold no user's data."""
     named = [*SYSTEM, *(f"/etc/{name}" for name in SETTINGS), RESOLVER]
     return tuple(Path(one) for one in named if os.path.lexists(one))
 
@@ -380,7 +380,7 @@ def _base_of(environment: Path) -> Iterator[Path]:
 
 
 def _programs(program: str) -> set[Path]:
-    """What the program itself needs to be seen: its file, its Python, and the launcher's."""
+    """Return the files that the program itself needs: its file, its Python, and the launcher's."""
     file = Path(program)
     launcher = {Path(confine.__file__), Path(cache_from_source(confine.__file__))}
     found = {Path(sys.prefix), Path(sys.base_prefix), *launcher}

@@ -183,7 +183,7 @@ def _read_word(path: str) -> str:
 
 
 def cpu_model() -> str:
-    """What the processor is called; the architecture where the system does not say."""
+    """Return the name of the processor; the architecture where the system does not say."""
     try:
         for line in read("/proc/cpuinfo").decode("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
@@ -202,7 +202,7 @@ def host_id() -> str:
 
 
 def host_name() -> str:
-    """What people call this machine."""
+    """Return the network name of this machine."""
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
@@ -266,7 +266,7 @@ def process_state(pid: int) -> str:
 
 
 def suspended_seconds() -> float:
-    """How long this machine was suspended since it was started; 0 where the system does not say."""
+    """Return the seconds that this machine was suspended since its start; 0 where unknown."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return 0.0
     return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
@@ -447,7 +447,7 @@ def file_size_limit() -> int | None:
 
 
 def room_advice(number: int | None) -> str:
-    """What a person does about a write that failed for want of room; empty for another error.
+    """Return advice about a write that failed for want of room; empty for another error.
 
     Args:
         number: the `errno` of the write.

@@ -1,1 +1,1 @@
-"""What is on disk: layout, ids, whole-file writes, locks, bundles, and the fold."""
+"""Files on disk: layout, ids, whole-file writes, locks, bundles, and the fold."""

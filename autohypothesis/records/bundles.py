@@ -78,7 +78,7 @@ class Bundle(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """What was written when the id was given."""
+    """The files that were written when the id was given."""
 
     plan: Document | None = None
     page: str | None = None
@@ -254,7 +254,7 @@ def _read_bundle(folder: str, reader: _Reader) -> Bundle:
 
 
 def reason_in(error: RecordError, path: object) -> str:
-    """What is wrong, without the path that the error names as well."""
+    """Return the reason of an error without the path that it begins with."""
     return error.problem.removeprefix(f"{path} ")
 
 

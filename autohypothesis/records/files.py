@@ -182,7 +182,7 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold, in place of numbers that are not finite, paths, models and times."""
+    """Replace numbers that are not finite, paths, models and times by what JSON can hold."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, float):

@@ -79,7 +79,7 @@ def undecided_stamp(facts: Facts) -> str:
 
     A stamp with the id of a record is a copy of one that cannot be read; where every record can,
     such a bundle is damaged. A failed run that an older tool called a crash is one. Any other stamp
-    is somebody's wish, and decides nothing yet.
+    is a person's wish, and decides nothing yet.
     """
     if facts.stamp_id is not None and facts.stamp in (*DECIDED, "replicate"):
         return facts.stamp
@@ -160,7 +160,7 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
 
 
 def _score(decision: Document, fact: Facts | None) -> float | None:
-    """What was decided on. A bundle that has another value, or has one where none was decided, is
+    """Return the decided value. A bundle that has another value, or has one where none was decided, is
     damaged; its value stands for nothing."""
     named = fact.metric_name if fact is not None else "val_bpb"
     return real(decision["metric_value"], decision["metric_name"] or named)
@@ -195,7 +195,7 @@ def in_words(damage: list[list[str]]) -> list[str]:
 
 
 def gone_row(decision: Document) -> RowDocument:
-    """The row of an experiment whose bundle and plan somebody removed: the decision remembers."""
+    """Return the row of an experiment whose bundle and plan were removed, from its decision."""
     row = base_row(decision["experiment_id"], None, Planned())
     name = decision["metric_name"] or "val_bpb"
     value = real(decision["metric_value"], name)
@@ -226,7 +226,7 @@ Fault = list[str]
 def disagreements(
     decisions: Iterable[Document], facts: Mapping[str, Facts], *, complete: bool
 ) -> dict[str, list[Fault]]:
-    """What each bundle says that decisions.jsonl does not; experiments that agree are absent.
+    """Return what bundles say against decisions.jsonl, by experiment; those that agree are absent.
 
     Args:
         complete: every line of decisions.jsonl could be read. Else a stamp whose record is not
@@ -265,7 +265,7 @@ def _unknown_record(decision_id: str, subject: Mapping[str, str], *, complete: b
 
 
 def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
-    """What metadata.json says of the run, against the latest record; silence is no fault."""
+    """Compare metadata.json with the latest record; a missing value is no fault."""
     if not records:
         return []
     latest = records[-1]
@@ -278,7 +278,7 @@ def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
 
 
 def _result(records: Sequence[Document], fact: Facts) -> list[str]:
-    """What result.json says, against the record that it names, and against the latest one."""
+    """Compare result.json with the record that it names, and with the latest one."""
     if not fact.stamp or not records:
         return []
     latest = records[-1]

@@ -180,7 +180,7 @@ class Repository:
         return answer.text
 
     def read_ref(self, ref: str, worktree: Path | None = None) -> str | None:
-        """What `ref` holds; `HEAD` is that of `worktree`, where one is given."""
+        """Return the commit of `ref`, or None; `HEAD` is that of `worktree`, if given."""
         answer = self._run(_VERIFY, ref, cwd=worktree, accept=(0, 1, 128))
         return answer.text if answer.status == 0 else None
 
@@ -234,7 +234,7 @@ class Repository:
         return self._known[key]  # type: ignore[no-any-return]
 
     def tracked_files(self) -> list[str]:
-        """What the main checkout's index holds."""
+        """Return the paths in the main checkout's index."""
         return sorted(set(self._run("ls-files -z --full-name").records))
 
     def tracks(self, path: Path) -> bool:
@@ -305,7 +305,7 @@ class Repository:
     def snapshot_tree(
         self, also: Iterable[str] = (), worktree: Path | None = None, *, untracked: bool = False
     ) -> str:
-        """What is in a working tree, as a tree: tracked files, and `also` where they are there.
+        """Return the tree of a working tree: its tracked files, and those of `also` that exist.
 
         With `untracked`, all files that git does not ignore.
 
@@ -410,7 +410,7 @@ class Repository:
                 raise
 
     def worktree_remove(self, path: Path) -> None:
-        """Remove a worktree and everything in it. Salvage first what somebody may want."""
+        """Remove a worktree and everything in it. Salvage first what may be wanted."""
         with self.lock():
             self._forget(path)
 

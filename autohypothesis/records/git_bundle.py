@@ -1,4 +1,4 @@
-"""Commits as bundles: made for somebody else, and taken in from somebody who is not trusted.
+"""Commits as bundles: made for other machines, and taken in from sources that are not trusted.
 
 git's own `bundle` wants a ref to name and checks nothing that it takes in. So the header is written
 and read here, which is a few lines of text before a pack, and a foreign pack is unpacked and looked
@@ -35,7 +35,7 @@ MOST_NAMES = 1_000
 MOST_COMMITS = 50_000
 """That one bundle may bring."""
 INTAKE_S = 60.0
-"""How long git may work on somebody else's pack."""
+"""Seconds that git may work on a foreign pack."""
 
 _PIECE = 8 << 20
 _OVERLAP = 64 << 10
@@ -64,7 +64,7 @@ def first_parents(repository: Repository, commit: str) -> list[str]:
 
 
 def count_new(repository: Repository, commit: str, known: str | None) -> int:
-    """How many commits `create` would put into a bundle."""
+    """Return the number of commits that `create` would put into a bundle."""
     return int(_ask(repository, "rev-list --count", *_range(commit, known)))
 
 
@@ -144,7 +144,7 @@ def _refuse_cut(repository: Repository, commit: str, known: str | None) -> None:
 
 
 def parse_header(bundle: bytes) -> Header:
-    """What a bundle says of itself.
+    """Read the header of a bundle.
 
     Raises:
         GitError: it is no bundle, or one that we would not make.
@@ -172,11 +172,11 @@ def parse_header(bundle: bytes) -> Header:
 
 
 def take_in(repository: Repository, bundle: bytes, commit: str, ref: str) -> None:
-    """Have `ref` hold `commit` out of a bundle that somebody sent; nothing is checked out.
+    """Have `ref` hold `commit` out of a bundle that was received; nothing is checked out.
 
     Raises:
         GitError: the bundle is damaged, does not hold the commit with all that it stands on, or
-            has a tree that nobody could list; then the repository is as it was.
+            has a tree that cannot be listed; then the repository is as it was.
     """
     header = parse_header(bundle)
     if commit not in header.heads.values():
@@ -249,7 +249,7 @@ def _publish(pack: Path, target: Path) -> None:
         os.replace(path, target / path.name)
 
 
-# ── trees of somebody else's commit ─────────────────────────────────────────────────────────
+# ── trees of foreign commits ────────────────────────────────────────────────────────────────
 
 
 class Item(NamedTuple):

@@ -47,7 +47,7 @@ _TO_TIDY_UP_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one call of git said."""
+    """The answer of one call of git."""
 
     status: int
     out: bytes

@@ -275,7 +275,7 @@ def filters_left_out(part: Part, place: Path) -> list[str]:
 def changed(
     repository: Repository, commit: str, checkout: Path, paths: Collection[str]
 ) -> list[str]:
-    """Which plain files of `commit`, of those at `paths`, are not as a checkout makes them."""
+    """Return the plain files of `commit`, of those at `paths`, that differ from a checkout."""
     found = []
     for part in parts(repository, commit) if paths else ():
         own = part.files()

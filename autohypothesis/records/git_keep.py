@@ -44,7 +44,7 @@ def blob_id(content: bytes, like: str) -> str:
 
 
 def contents(repository: Repository, blobs: Iterable[str]) -> Iterator[bytes]:
-    """What is in each of `blobs`, in their order.
+    """Yield the content of each of `blobs`, in their order.
 
     Raises:
         GitError: one of them is not in the repository.
@@ -75,10 +75,10 @@ def keep(
     """`ref` one commit further: `parent`'s tree with `files` in it and `gone` out of it.
 
     Raises:
-        GitError: somebody else moved the ref meanwhile, which then stays as it is.
+        GitError: another process moved the ref meanwhile, which then stays as it is.
     """
     if (there := repository.read_ref(ref)) and there != parent:
-        raise GitError(f"{ref} in {repository.root} was moved by somebody else meanwhile")
+        raise GitError(f"{ref} in {repository.root} was moved by another process meanwhile")
     stream = _stream(ref, parent, files, gone, message)
     _call(repository, "fast-import --quiet --date-format=now", stdin=stream)
     return repository.resolve(ref)

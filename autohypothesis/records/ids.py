@@ -50,7 +50,7 @@ def baseline_id(tag: str) -> str:
 
 
 def experiment_stem(hypothesis_id: str) -> str:
-    """What the ids of a hypothesis' experiments begin with: its id, where that is short enough."""
+    """Return the prefix of the ids of a hypothesis' experiments: its id, if short enough."""
     return _with_suffix(checked_id(hypothesis_id), "-99999").removesuffix("-99999")
 
 
@@ -65,7 +65,7 @@ def allocate_hypothesis(layout: Layout, tag: str) -> str:
         given = _given(layout)
         number = max(_numbers(stem, _hypothesis_names(layout)), default=0)
         number = max(number, given.get(stem, 0)) + 1
-        # After a power cut nobody lives who was given a number and has not written its file.
+        # After a power cut no process lives that was given a number and has not written its file.
         write_json(_memory(layout), {**given, stem: number}, durable=False)
     return f"{stem}-{number:04d}"
 

@@ -36,7 +36,7 @@ _APPEND = (
 
 
 class News(NamedTuple):
-    """What was appended since `offset`, and where to go on next time."""
+    """The records appended since `offset`, and where to continue next time."""
 
     records: list[dict[str, Any]]
     problems: list[str]
@@ -68,7 +68,7 @@ def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> N
 
 
 def _write_once(path: Path, descriptor: int, line: bytes, size: int) -> None:
-    """A write that the disk took only in part is taken back: half a record helps nobody."""
+    """A write that the disk took only in part is taken back."""
     try:
         written = os.write(descriptor, line)
     except OSError as error:
@@ -92,7 +92,7 @@ def _locked(path: Path) -> Iterator[tuple[int, int]]:
         with opened(path, _APPEND) as (descriptor, _):
             _wait_for_lock(path, descriptor, deadline)
             status = os.fstat(descriptor)
-            if status.st_nlink > 0:  # else somebody moved a new file here while we waited
+            if status.st_nlink > 0:  # else a new file was moved here while we waited
                 yield descriptor, status.st_size
                 return
 
@@ -133,7 +133,7 @@ def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], lis
 
 
 def read_new(path: Path, offset: int, limit: int = FILE_LIMIT) -> News:
-    """What was appended to `path` after `offset`; a line that has not ended yet is left for later.
+    """Read the records appended to `path` after `offset`; an unfinished last line is left for later.
 
     Raises:
         RecordError: the path is no regular file, or more than `limit` bytes are new.

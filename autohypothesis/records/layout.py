@@ -69,7 +69,7 @@ class RunPaths(PathsBelow):
     out = Place("out")
     """The one folder of a bundle that the run itself may write to."""
     clock = Place("clock.jsonl")
-    """What the budget's clock wrote, taken from `out` when the run has ended."""
+    """The record of the budget's clock, taken from `out` when the run has ended."""
     clock_in_out = Place("out/clock.jsonl")
     log = Place("run.log")
     score_log = Place("score.log")
@@ -85,7 +85,7 @@ class RunPaths(PathsBelow):
     """Blocks of the disk that are given up for exit.json when it is full."""
     run_spec = Place("run-spec.json")
     local = Place("local.json")
-    """What only this machine knows of a run: its checkout, and what that held before."""
+    """Facts of a run for this machine only: its checkout, and the hashes from before."""
     scoring_home = Place("scoring")
     """HOME of what scores a run: nothing of the training's is in it."""
     home = Place("home")
@@ -165,7 +165,7 @@ class Layout(PathsBelow):
         return path.with_name(f".{path.stem}.before{path.suffix}")
 
     checkout_lacks = Place("research/.checkout_lacks.json")
-    """What people were told last about files that runs do not have."""
+    """The last message to people about files that runs do not have."""
     knowledge_base = Place("research/knowledge_base.json")
     search_model = Place("research/search_model.md")
     steering = Place("research/steering.md")
@@ -188,7 +188,7 @@ class Layout(PathsBelow):
         return self.fleet / "protocols" / f"{checked_id(role)}.md"
 
     def assignment(self, role: str) -> Path:
-        """What the observer or the tool-builder is to do now."""
+        """The current task of the observer or the tool-builder."""
         return self.fleet / "assignments" / f"{checked_id(role)}.md"
 
     def worker_assignment(self, worker: str) -> Path:
@@ -223,14 +223,14 @@ class Layout(PathsBelow):
         return self.live / "workers" / f"{checked_id(worker)}.json"
 
     live = Place("research/live")
-    """Who is at work: true while they live, and of no use afterwards."""
+    """Status of running processes: of no use once they have ended."""
 
     def role(self, name: str) -> Path:
-        """How the observer, the tool-builder or the supervisor stands."""
+        """The status of the observer, the tool-builder or the supervisor."""
         return self.live / f"{checked_id(name)}.json"
 
     def role_log(self, name: str) -> Path:
-        """What a process of the fleet printed."""
+        """The output of a process of the fleet."""
         return self.live / "logs" / f"{checked_id(name)}.log"
 
     benched = Place("research/live/benched.json")
@@ -240,7 +240,7 @@ class Layout(PathsBelow):
     aggregate_experiments = Place("research/aggregate/experiments.json")
     aggregate_parquet = Place("research/aggregate/experiments.parquet")
     aggregate_results_tsv = Place("research/aggregate/results.tsv")
-    """Our lines of results.tsv alone, wherever that name is somebody's."""
+    """Our lines of results.tsv alone, where the name in the root is taken by the user."""
     results_before = Place("research/aggregate/results-before.tsv")
     """The lines of the results.tsv that was there before our first."""
     aggregate_progress_png = Place("research/aggregate/progress.png")
@@ -249,7 +249,7 @@ class Layout(PathsBelow):
     fleet_brief = Place("research/aggregate/fleet_brief.md")
     fold_index = Place("research/aggregate/.fold-index")
     problems = Place("research/aggregate/problems.json")
-    """What the last fold could not use, and why."""
+    """Files that the last fold could not use, each with its reason."""
     registry = Place("research/tools/registry.json")
     published_tools = Place("research/tools/published")
 
@@ -258,7 +258,7 @@ class Layout(PathsBelow):
 
     tool_calls = Place("research/tools/calls.jsonl")
     outbox = Place("research/outbox")
-    """What others are to be told: a folder each for pending, sent and refused."""
+    """Messages for the hub: a folder each for pending, sent and refused."""
 
     def outbox_state(self, state: str) -> Path:
         return self.outbox / checked_id(state)
@@ -267,7 +267,7 @@ class Layout(PathsBelow):
         return self.outbox_state(state) / f"{checked_id(kind)}.{checked_id(name)}.json"
 
     hub_feed = Place("research/live/hub.json")
-    """What was last heard from the hub."""
+    """The last answer of the hub."""
     locks = Place("research/locks")
 
     def lock(self, name: str) -> Path:

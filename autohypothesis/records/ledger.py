@@ -58,7 +58,7 @@ class Entry(NamedTuple):
     facts: Facts
     placement: Placement | None
     wrong: list[Fault]
-    """What its bundle says that was not decided."""
+    """Statements of its bundle that contradict the decisions."""
     offset: int
     """Where its line lies in the ledger."""
     length: int
@@ -74,7 +74,7 @@ class Index(NamedTuple):
 
 
 def stamp(path: Path) -> Stamp:
-    """What changes when a file is written; empty when it is absent."""
+    """Return values that change when a file is written; empty when it is absent."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -136,7 +136,7 @@ def _code() -> int:
 
 
 class _Known(NamedTuple):
-    """What a fold knows about one experiment before it is placed."""
+    """One experiment before it is placed."""
 
     signature: int
     facts: Facts
@@ -145,11 +145,11 @@ class _Known(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """What decisions.jsonl says."""
+    """The result of reading decisions.jsonl."""
 
     places: dict[str, Placement]
     wrong: dict[str, list[Fault]]
-    """What bundles say that was not decided."""
+    """Statements of bundles that contradict the decisions."""
     gone: dict[str, Document]
     """Decisions about experiments of which nothing else is left."""
     last_tag: str
@@ -178,7 +178,7 @@ class Folded:
     index_current: bool = False
     """Whether the index on the disk says all this already."""
     aggregate: Stamp = field(default_factory=list)
-    """What aggregate/experiments.json was when the index was written."""
+    """The stamp of aggregate/experiments.json when the index was written."""
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""

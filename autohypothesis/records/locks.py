@@ -42,12 +42,12 @@ class Process(NamedTuple):
         return cls(pid, process_start(pid) or 0.0, host_name())
 
     def lives(self) -> bool:
-        """A process of another host counts as living: nobody here can know better."""
+        """Return whether it lives; a process of another host counts as living."""
         return self.host != host_name() or is_alive(self.pid, self.start)
 
 
 class Holder(NamedTuple):
-    """Who took a lock, and for what."""
+    """The process that took a lock, and its purpose."""
 
     process: Process
     doing: str
@@ -64,7 +64,7 @@ def hold(
     """Holds the lock `name`; `doing` says for what, in a few words.
 
     Raises:
-        LockError: somebody else has held it for `timeout` seconds; the message names the holder.
+        LockError: another process has held it for `timeout` seconds; the message names the holder.
         UnwritableError: research/ is read-only, or the disk is full.
     """
     path = layout.lock(name)
@@ -87,7 +87,7 @@ def hold(
 
 
 def held(layout: Layout, name: str) -> str:
-    """Who holds the lock `name`, in words; empty when nobody does."""
+    """Return the holder of the lock `name`, in words; empty when it is free."""
     path = layout.lock(name)
     if not path.is_file():
         return ""
@@ -101,7 +101,7 @@ def held(layout: Layout, name: str) -> str:
 
 
 def holder(layout: Layout, name: str) -> Holder | None:
-    """Who took the lock `name` last; whether it is still held only the lock can say."""
+    """Return the last holder of the lock `name`; whether it is still held only the lock can say."""
     try:
         value = read_json(_beside(layout, name), limit=4096)
         process = Process(int(value["pid"]), float(value["start"]), str(value["host"]))

@@ -166,7 +166,7 @@ def picture_place(layout: Layout) -> Path:
 WORKER = "by-hand"
 FAILED = ("crash", "failed", "artifact_invalid")
 MOST = 2_000
-"""Lines that are taken in at once; a longer table is somebody's data, no note of a run."""
+"""Lines that are taken in at once; a longer table is the user's data, no note of a run."""
 
 
 _ROW = set(Row.model_fields)
@@ -183,7 +183,7 @@ class HandLine(NamedTuple):
 
 
 class LedgerLines(NamedTuple):
-    """What lies in experiments.jsonl."""
+    """The lines of experiments.jsonl, sorted."""
 
     by_hand: list[HandLine]
     ours: dict[str, bytes]

@@ -29,7 +29,7 @@ _NOTHING: Document = {}
 
 
 class Facts(NamedTuple):
-    """What the other rows, the tables and the next fold need to know about one experiment."""
+    """The values of one experiment that other rows, the tables and the next fold need."""
 
     tag: str
     platform_key: str
@@ -38,7 +38,7 @@ class Facts(NamedTuple):
     recorded_value: float | None
     """`metric_value` of a result.json that says completed; null where metrics alone have one."""
     voided_value: float | None
-    """What a run came to that was voided because somebody else disturbed it."""
+    """The value of a run that was voided because another process disturbed it."""
     direction: str
     commit: str
     parent_commit: str | None
@@ -63,7 +63,7 @@ class Facts(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """What the sequence of decisions says about one experiment."""
+    """The place of one experiment in the sequence of decisions."""
 
     ordinal: int
     delta: float | None
@@ -84,7 +84,7 @@ def real(value: object, metric: str) -> float | None:
 
 
 def base_row(experiment_id: str, bundle: Bundle | None, planned: Planned) -> RowDocument:
-    """What bundle and plan say, decisions left out."""
+    """Return the row from bundle and plan alone, without decisions."""
     row = _EMPTY.copy()
     row["id"] = experiment_id
     row["notes"] = []
@@ -163,7 +163,7 @@ def _from_result(row: RowDocument, result: Document) -> None:
 
 
 def _without_result(row: RowDocument, bundle: Bundle) -> None:
-    """Still running; or ended, and nobody has recorded what came of it."""
+    """Fill in the status of a run that is running, or that ended and was not collected."""
     status, note = "planned", ""
     if bundle.shim_lives:
         status = "running"

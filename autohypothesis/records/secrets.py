@@ -24,7 +24,7 @@ FILE_LIMIT = 64 * 1024
 """Bytes of a file with a key."""
 
 Known = Mapping[bytes, str]
-"""What is looked for -> what it is, for people."""
+"""Encoded form that is looked for -> description for people."""
 
 _SECRET_NAME = re.compile(
     r"(?:KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PWD|PASSPHRASE|CREDENTIALS?|(?:^|_)PAT)(?:_|$)",
@@ -52,7 +52,7 @@ def home_file(name: str) -> Path:
 
 
 def shell_file() -> Path:
-    """What the hub protocol's shell lines look for."""
+    """Return the file that the hub protocol's shell lines read."""
     return home_file(".agenthub_creds")
 
 

@@ -1,4 +1,4 @@
-"""What sync derives from a fold: results.tsv, the leaderboard, the page for agents. Pure."""
+"""The tables that sync derives from a fold: results.tsv, the leaderboard, the page for agents. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DESCRIPTION_LIMIT = 300
 
 
 class HandEdit(NamedTuple):
-    """A `decision_status` that somebody wrote into the result.json of an undecided experiment."""
+    """A `decision_status` that a person wrote into the result.json of an undecided experiment."""
 
     experiment_id: str
     status: str
@@ -84,7 +84,7 @@ def harmless(text: str) -> str:
 
 
 def harmless_lines(text: str) -> list[str]:
-    """Somebody else's text for a terminal, line by line, as it is but for what acts on one.
+    """Return foreign text for a terminal, line by line, without what acts on a terminal.
 
     Blanks and quotes stay. Escapes, other control characters and marks that turn the direction of
     writing become blanks.
@@ -175,7 +175,7 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
 
 
 def hand_edits(entries: Mapping[str, Entry]) -> list[HandEdit]:
-    """Stamps that name no record, on experiments that nobody has decided yet."""
+    """Return stamps that name no record, on experiments that are not decided yet."""
     return [
         HandEdit(key, entry.facts.stamp)
         for key, entry in entries.items()

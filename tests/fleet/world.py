@@ -40,7 +40,7 @@ from autohypothesis.fleet.observer import background_tasks, deciding, observer, 
 from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.queue import states as queue
 from autohypothesis.fleet.worker import preparation, worker
-from autohypothesis.records import bundles, git, locks, processes
+from autohypothesis.records import bundles, git, locks
 from autohypothesis.records.files import read_json, write_json
 from tests.conftest import run_git
 
