@@ -121,7 +121,7 @@ class UndeliverableError(DeliveryError):
 
 
 class SecretError(AutohypothesisError):
-    """A text that would leave this machine holds a secret; the message names it, and never shows it."""
+    """A text that is to leave this machine holds a secret; the message only names it."""
 
 
 class UnsupportedSystemError(AutohypothesisError):
@@ -138,8 +138,8 @@ RECOVERABLE_ERRORS = (
     ArithmeticError,
     AssertionError,
 )
-"""Errors that cost the step in which they are raised, never the process: a damaged file, a full disk, or a
-fault of our own, which `describe` names as one."""
+"""Errors that cost the step in which they are raised, never the process: a damaged file, a full
+disk, or a fault of our own, which `describe` names as one."""
 
 
 def describe(error: BaseException) -> str:

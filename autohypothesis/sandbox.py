@@ -250,7 +250,7 @@ def _bwrap(granted: Confinement) -> list[str]:
 
 
 def _kernel_settings() -> list[str]:
-    """Return what can be written below /proc beside processes: root could change the machine there."""
+    """Return the writable settings below /proc: root could change the machine there."""
     found = []
     for entry in os.scandir("/proc"):
         if entry.name.isdigit() or entry.is_symlink():

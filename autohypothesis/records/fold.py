@@ -160,8 +160,7 @@ def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str
 
 
 def _score(decision: Document, fact: Facts | None) -> float | None:
-    """Return the decided value. A bundle that has another value, or has one where none was decided, is
-    damaged; its value stands for nothing."""
+    """Return the decided value; a bundle with another one is damaged, and its value is not used."""
     named = fact.metric_name if fact is not None else "val_bpb"
     return real(decision["metric_value"], decision["metric_name"] or named)
 

@@ -1,6 +1,6 @@
 """git on what strangers sent: no configuration, no hook, and an end in time, memory and bytes.
 
-`git_call.py` runs git for the user, with the user's configuration; this module runs it with no user's settings.
+`git_call.py` runs git with the user's configuration, this module with none.
 Each call gets a fresh environment, limits that the kernel holds, a clock that kills the whole
 group, and files instead of pipes, so that no answer is larger than what was allowed. The folders
 are the caller's, and absolute.

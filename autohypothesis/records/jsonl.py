@@ -133,7 +133,7 @@ def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], lis
 
 
 def read_new(path: Path, offset: int, limit: int = FILE_LIMIT) -> News:
-    """Read the records appended to `path` after `offset`; an unfinished last line is left for later.
+    """Read the records appended to `path` after `offset`; an unfinished last line stays for later.
 
     Raises:
         RecordError: the path is no regular file, or more than `limit` bytes are new.

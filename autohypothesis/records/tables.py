@@ -1,4 +1,4 @@
-"""The tables that sync derives from a fold: results.tsv, the leaderboard, the page for agents. Pure."""
+"""The tables that sync makes from a fold: results.tsv, leaderboard, fleet brief. Pure."""
 
 from __future__ import annotations
 

@@ -456,9 +456,9 @@ class World:
                     return True
             return False
 
-        for module in (system, processes, sync, workspace):
+        for module in (system, locks, sync, workspace):
             self.patches.setattr(module, "process_start", start)
-        for module in (system, processes, bundles):
+        for module in (system, locks, bundles):
             self.patches.setattr(module, "is_alive", alive)
         self.patches.setattr(system, "signal_process", signalled)
         self.patches.setattr(system, "physical_cores", lambda: list(range(len(WORKERS))))
