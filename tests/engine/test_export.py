@@ -257,8 +257,6 @@ import sys
 from pathlib import Path
 from autohypothesis.engine.workspace import Export
 from autohypothesis.engine.task_file import foreign_task
-from autohypothesis.engine.workspace import Export
-from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.records.git import Repository
 repository = Repository(Path(sys.argv[1]))
 while True:

@@ -135,25 +135,20 @@ def test_a_warm_shim_goes_with_a_killed_starter(
     assert [path.name for path in launch.run.folder.iterdir()] == ["out"]
 
 
-def test_a_warm_shim_that_died_is_not_mistaken_for_a_run(
+def test_a_warm_shim_that_died_is_no_run_and_one_that_fails_says_why_in_its_log(
     make_launch: Callable[..., Launch],
 ) -> None:
     launch = make_launch("quick")
-    warm = shim.warm(launch.run, launch.experiment_id)
-    warm.kill()
-    warm.wait()
-    with pytest.raises(LaunchError, match="does not start"):
-        shim.start(launch, warm)
-    assert shim.status(launch.run_dir) == "absent"
-
-
-def test_what_a_failing_warm_shim_says_is_in_its_log(make_launch: Callable[..., Launch]) -> None:
-    launch = make_launch("quick")
-    warm = shim.warm(launch.run, launch.experiment_id)
-    warm.stdin.write(shim.GO + b"x\n")  # with no launch.json to go by
-    warm.stdin.close()
-    assert warm.wait() == 1
+    died, failing = (shim.warm(launch.run, launch.experiment_id) for _ in range(2))
+    failing.stdin.write(shim.GO + b"x\n")  # with no launch.json to go by
+    failing.stdin.close()
+    assert failing.wait() == 1
     assert "FileNotFoundError" in launch.run.shim_log.read_text()
+    died.kill()
+    died.wait()
+    with pytest.raises(LaunchError, match="does not start"):
+        shim.start(launch, died)
+    assert shim.status(launch.run_dir) == "absent"
 
 
 def test_a_shim_is_known_as_soon_as_start_returns(start: Callable[..., Any]) -> None:
