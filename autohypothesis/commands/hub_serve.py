@@ -87,7 +87,7 @@ def serve(
     Example: `orchestrator.py hub serve --data hub --open-registration`
     """
     from autohypothesis.hub.server.serving import serve as run
-    from autohypothesis.hub.server.settings import MB, Hourly, Limits, Settings
+    from autohypothesis.hub.server.settings import MB, Hourly, HubLimits, Settings
     from autohypothesis.plain import plain
 
     settings = Settings(
@@ -98,7 +98,7 @@ def serve(
             registrations=registrations, pushes=pushes, posts=posts, diffs=diffs,
             page_diffs=page_diffs, results=results, claims=claims,
         ),
-        limits=Limits(
+        limits=HubLimits(
             bundle_bytes=bundle_mb * MB, channels=channels, connections=connections,
         ),
     )  # fmt: skip

@@ -170,7 +170,7 @@ class HubClaim(HubAnswer):
     result: Integer | None = None
 
 
-class BestResult(HubAnswer):
+class PlatformBest(HubAnswer):
     platform: Text = ""
     platform_key: Text = ""
     task_hash: Text = ""

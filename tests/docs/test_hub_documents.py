@@ -24,7 +24,7 @@ import pytest
 import typer
 
 from autohypothesis.hub.protocol import PAGE_LIMIT, POST_LIMIT
-from autohypothesis.hub.server.settings import Hourly, Limits
+from autohypothesis.hub.server.settings import Hourly, HubLimits
 from autohypothesis.records.normal_form import tree_of
 from tests.hub.conftest import Agent, Clone, Hub, curl
 
@@ -322,7 +322,7 @@ def test_the_limits_that_are_named_are_the_defaults() -> None:
         for name, value in defaults.items()
         if isinstance(value, int) and not isinstance(value, bool) and name != "--port"
     }
-    limits, text = Limits(), page.split("## Limits")[1]
+    limits, text = HubLimits(), page.split("## Limits")[1]
     assert Hourly().address_factor == 20 and "An address may do twenty times" in text
     assert (limits.json_bytes, POST_LIMIT) == (64 << 10, 32 << 10)
     assert f"{PAGE_LIMIT:,} rows" in text and f"{limits.diff_bytes >> 20} MB of a diff" in text

@@ -20,10 +20,11 @@ import pytest
 
 from autohypothesis.hub.server import serving
 from autohypothesis.hub.server.service import HubService
-from autohypothesis.hub.server.settings import MB, Hourly, Limits, Settings
+from autohypothesis.hub.server.settings import MB, Hourly, HubLimits, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 ADMIN_KEY = "an operator's key for tests only"
+AS_JSON = ("-X", "POST", "-H", "Content-Type: application/json")
 
 
 @dataclass
@@ -87,7 +88,7 @@ class Hub:
 
     data: Path
     options: tuple[str, ...] = ()
-    limits: Limits | None = None
+    limits: HubLimits | None = None
     url: str = ""
     running: ExitStack = field(default_factory=ExitStack)
 
@@ -144,7 +145,7 @@ def settings_of(data: Path, options: tuple[str, ...]) -> Settings:
         else:
             (limits if word in ("channels", "connections") else hourly)[word] = int(next(words))
     return Settings(data, admin_key=ADMIN_KEY, hourly=Hourly(**hourly),
-                    limits=Limits(**limits), **given)  # fmt: skip
+                    limits=HubLimits(**limits), **given)  # fmt: skip
 
 
 @dataclass
@@ -194,6 +195,13 @@ class HubProcess(Hub):
         return status
 
 
+def admin(hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
+    """`hub admin WORDS`, beside the hub that serves."""
+    command = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "admin", *words]
+    command += ["--data", str(hub.data)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
 Start = Callable[..., Hub]
 StartProcess = Callable[..., HubProcess]
 
@@ -204,7 +212,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as started:
 
         def make(
-            *options: str, data: Path | None = None, limits: Limits | None = None,
+            *options: str, data: Path | None = None, limits: HubLimits | None = None,
             kind: type[Hub] = Hub,
         ) -> Hub:  # fmt: skip
             hub = kind(data or tmp_path / f"hub{secrets.token_hex(3)}", options, limits)
@@ -240,8 +248,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def register(url: str, name: str = "") -> Agent:
     name = name or f"agent-{secrets.token_hex(6)}"
-    words = ("-X", "POST", "-H", "Content-Type: application/json", "-d", f'{{"id":"{name}"}}')
-    answer = curl(*words, f"{url}/api/register")
+    answer = curl(*AS_JSON, "-d", f'{{"id":"{name}"}}', f"{url}/api/register")
     assert answer.status == 201, answer.body
     assert set(answer.json) == {"id", "api_key"} and answer.json["id"] == name
     return Agent(url, name, answer.json["api_key"])

@@ -18,10 +18,10 @@ from autohypothesis.hub.server.settings import Settings
 from autohypothesis.hub.server.store import CommitStore
 
 STEPS: dict[str, tuple[Any, str]] = {
-    "received": (intake.Quarantine, "header"),
-    "unpacked": (intake.Quarantine, "unpack"),
+    "received": (intake.PushQuarantine, "header"),
+    "unpacked": (intake.PushQuarantine, "unpack"),
     "walked": (inspection.PushInspection, "commits"),
-    "announced": (intake.Quarantine, "announce"),
+    "announced": (intake.PushQuarantine, "announce"),
     "pack": (Path, "rename"),
     "idx": (Path, "rename"),
     "refs": (CommitStore, "anchor"),

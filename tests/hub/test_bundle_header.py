@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from autohypothesis.hub.server.inspection import parse_header
 from autohypothesis.hub.server.refusals import BundleError
-from autohypothesis.hub.server.settings import Limits
+from autohypothesis.hub.server.settings import HubLimits
 
-LIMITS = Limits()
-SMALL = Limits(header_bytes=400, heads=3, prerequisites=2, objects=10)
+LIMITS = HubLimits()
+SMALL = HubLimits(header_bytes=400, heads=3, prerequisites=2, objects=10)
 names = st.text("0123456789abcdef", min_size=40, max_size=40)
 refs = st.binary(min_size=1, max_size=40).filter(lambda ref: b"\n" not in ref)
 

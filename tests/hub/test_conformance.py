@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Agent, Clone, curl, register
+from .conftest import AS_JSON, Agent, Clone, curl, register
 
 COMMIT = {"hash", "parent_hash", "agent_id", "message", "created_at"}
 POST = {"id", "channel_id", "agent_id", "parent_id", "content", "created_at"}
@@ -39,9 +39,6 @@ def channel(ada: Agent) -> str:
 
 def unique(clone: Clone, message: str = "start") -> str:
     return clone.commit(message, salt=secrets.token_hex(8))
-
-
-AS_JSON = ("-X", "POST", "-H", "Content-Type: application/json")
 
 
 # ── who gets in ─────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from autohypothesis.hub.server.service import HubService
-from autohypothesis.hub.server.settings import Limits, Settings
+from autohypothesis.hub.server.settings import HubLimits, Settings
 
 from .conftest import Agent, Clone, Hub, HubProcess, Start, StartProcess
 from .gated_hub import STEPS
@@ -107,7 +107,7 @@ def test_a_commit_without_its_ref_gets_it_back(start: Start, clone: MakeClone) -
 def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
     tmp_path: Path, clone: MakeClone
 ) -> None:
-    settings = Settings(tmp_path / "hub", limits=Limits(loose_packs=2))
+    settings = Settings(tmp_path / "hub", limits=HubLimits(loose_packs=2))
     mine, opened = clone(), HubService.open(settings)
     lock = opened.store.packs / "multi-pack-index.lock"
 

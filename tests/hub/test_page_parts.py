@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.hub.server.boards import ChartPoint
-from autohypothesis.hub.server.diffs import DiffCache
 from autohypothesis.hub.server.pages.drawings import HEIGHT, LANES, WIDTH, chart, tree_rows
 from autohypothesis.hub.server.pages.rendering import diff_parts, markdown, number
 from autohypothesis.hub.server.refusals import HubRefusalError
+from autohypothesis.hub.server.store import DiffCache
 
 from .reading import Reading
 

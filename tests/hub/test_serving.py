@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,26 +15,18 @@ import pytest
 
 from .conftest import (
     ADMIN_KEY,
-    ROOT,
+    AS_JSON,
     Agent,
     Clone,
     Hub,
     HubProcess,
     Start,
     StartProcess,
+    admin,
     curl,
 )
 
-AS_JSON = ("-X", "POST", "-H", "Content-Type: application/json")
 MakeClone = Callable[..., Clone]
-
-
-def admin(data: Path, *words: str) -> str:
-    """`hub admin WORDS`, beside the hub that serves."""
-    command = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "admin", *words]
-    command += ["--data", str(data)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return done.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +70,16 @@ def test_keys_roles_and_what_the_folder_shows(hub: Hub, clone: MakeClone) -> Non
 
 
 def test_the_operator_gives_keys_while_the_hub_serves(hub: Hub) -> None:
-    agent = Agent(hub.url, "ada", admin(hub.data, "create", "ada", "--role", "read"))
+    agent = Agent(hub.url, "ada", admin(hub, "create", "ada", "--role", "read").stdout.strip())
     assert agent("/api/channels").status == 200
-    admin(hub.data, "role", "ada", "post")
+    assert admin(hub, "role", "ada", "post").returncode == 0
     assert agent.send("/api/channels/none/posts", {"content": "x"}).status == 404
-    admin(hub.data, "revoke", "ada")
+    assert admin(hub, "revoke", "ada").returncode == 0
     assert agent("/api/channels").status == 401
-    (row,) = [one for one in json.loads(admin(hub.data, "list", "--json")) if one["id"] == "ada"]
+    listed = json.loads(admin(hub, "list", "--json").stdout)
+    (row,) = [one for one in listed if one["id"] == "ada"]
     assert row["role"] == "post" and row["revoked_at"]
-    agent.key = admin(hub.data, "rotate", "ada")
+    agent.key = admin(hub, "rotate", "ada").stdout.strip()
     assert agent("/api/channels").status == 200
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from autohypothesis.hub.server import serving
 from autohypothesis.hub.server.serving import HubLog, keep_log
-from autohypothesis.hub.server.settings import Limits
+from autohypothesis.hub.server.settings import HubLimits
 
 from .conftest import Start, StartProcess, curl
 
@@ -50,7 +50,7 @@ Impatient = Callable[..., Served]
 @pytest.fixture
 def impatient(start: Start) -> Impatient:
     def make(connections: int, *proxies: str) -> Served:
-        limits = Limits(
+        limits = HubLimits(
             connections=connections, header_seconds=0.5, idle_seconds=0.5, stall_seconds=0.5
         )
         hub = start(*(word for proxy in proxies for word in ("--proxy", proxy)), limits=limits)

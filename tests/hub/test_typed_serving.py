@@ -6,8 +6,6 @@ import json
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, contextmanager
@@ -15,18 +13,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import ROOT, Agent, Hub, HubProcess, Start, StartProcess
+from .conftest import Agent, Hub, HubProcess, Start, StartProcess, admin
 from .test_typed import Post, World, line, of_platform, task_body, world
 
 NEW = ("bests", "claims", "results", "task_data", "tasks")
 """Tables that the first half of the hub did not have; those that refer to others first."""
 TREE = "n1:" + "d" * 40
-
-
-def admin(hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "admin", *words]
-    command += ["--data", str(hub.data)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def said_on(agent: Agent) -> Post:

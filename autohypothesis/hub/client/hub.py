@@ -22,13 +22,13 @@ from autohypothesis.hub.protocol import (
     HASH,
     POST_LIMIT,
     AgentKey,
-    BestResult,
     HubChannel,
     HubClaim,
     HubCommit,
     HubPost,
     HubResult,
     HubTask,
+    PlatformBest,
     PushedHeads,
     RankedResult,
     VerifiedResult,
@@ -224,11 +224,11 @@ class HubClient:
         """Claims that hold now, the newest first. `filters`: those of `ClaimQuery`."""
         return self._list("/api/claims", HubClaim, limit=limit, **filters)
 
-    def best(self, **filters: str) -> list[BestResult]:
+    def best(self, **filters: str) -> list[PlatformBest]:
         """The best of each platform and task. `filters`: those of `KeyQuery`."""
-        return self._list("/api/best", BestResult, **filters)
+        return self._list("/api/best", PlatformBest, **filters)
 
-    def swap_best(self, result: int, expected: int | None) -> BestResult:
+    def swap_best(self, result: int, expected: int | None) -> PlatformBest:
         """Make a result the best, if the best is `expected`. Sent once.
 
         Raises:
@@ -236,7 +236,7 @@ class HubClient:
         """
         value = {"result": result, "expected": expected}
         return self._shaped(
-            "/api/best", self._connection.post("/api/best", value, accept=(200,)), BestResult
+            "/api/best", self._connection.post("/api/best", value, accept=(200,)), PlatformBest
         )
 
     # ── answers ───────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from autohypothesis.hub.protocol import LARGEST
 from autohypothesis.hub.server import agents, boards, commits, posts, results, tasks
 from autohypothesis.hub.server.agents import Caller
 from autohypothesis.hub.server.database import Row
-from autohypothesis.hub.server.intake import Quarantine
+from autohypothesis.hub.server.intake import PushQuarantine
 from autohypothesis.hub.server.refusals import disk_trouble
 from autohypothesis.hub.server.service import (
     Admin,
@@ -227,7 +227,7 @@ async def push(request: Request, caller: PushAttempt) -> Any:
     return JSONResponse({"hashes": heads}, 201)
 
 
-async def _receive(request: Request, quarantine: Quarantine) -> None:
+async def _receive(request: Request, quarantine: PushQuarantine) -> None:
     """The body into quarantine; if that fails the quarantine is gone."""
     try:
         with quarantine.body.open("wb") as target:
@@ -407,13 +407,13 @@ def release_claim(hub: Service, number: RowNumber, caller: Claimant) -> None:
     tasks.release(hub.database, caller.agent_id, number)
 
 
-@_get("/api/best", list[protocol.BestResult])
+@_get("/api/best", list[protocol.PlatformBest])
 def every_best(hub: Service, wanted: Annotated[protocol.KeyQuery, Query()], _: Reader) -> Any:
     """The best result of each platform key and task, by platform."""
     return JSONResponse(boards.every_best(hub.database, wanted))
 
 
-@_post("/api/best", protocol.BestRequest, protocol.BestResult, 401, 404, 409, status=200)
+@_post("/api/best", protocol.BestRequest, protocol.PlatformBest, 401, 404, 409, status=200)
 def swap_best(hub: Service, _: ResultTeller, wanted: BestBody) -> Any:
     """Make a result the best of its platform and task; 409 when another one is than `expected`."""
     return JSONResponse(boards.swap_best(hub.database, wanted))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from autohypothesis.errors import GitError
 from autohypothesis.hub.server.refusals import BundleError
-from autohypothesis.hub.server.settings import Limits
+from autohypothesis.hub.server.settings import HubLimits
 from autohypothesis.records.git_limited import Objects
 
 PACK_HEADER = 12
@@ -47,7 +47,7 @@ class PushHeader:
     """Bytes before the pack."""
 
 
-def parse_header(start: bytes, limits: Limits) -> PushHeader:
+def parse_header(start: bytes, limits: HubLimits) -> PushHeader:
     """The header of a bundle that begins with `start`, the first `header_bytes` and some more.
 
     Raises:
@@ -132,7 +132,7 @@ class PushInspection:
     objects: Objects
     known: Callable[[Iterable[str]], set[str]]
     pack: Collection[str]
-    limits: Limits
+    limits: HubLimits
     reached: set[str] = field(default_factory=set)
     """The objects of the pack that belong to a new commit."""
     _trees: dict[str, UnfoldedTree] = field(default_factory=dict)

@@ -35,7 +35,7 @@ from autohypothesis.hub.server.refusals import (
     disk_full,
     disk_trouble,
 )
-from autohypothesis.hub.server.settings import MB, DataFolder, Limits
+from autohypothesis.hub.server.settings import MB, DataFolder, HubLimits
 from autohypothesis.hub.server.store import CommitStore
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git_limited import Bounds, Ended, objects, run
@@ -49,14 +49,14 @@ log = logging.getLogger("autohypothesis.hub")
 
 
 @dataclass(frozen=True, slots=True)
-class Quarantine:
+class PushQuarantine:
     """The folder of one push; objects of the repository are visible from it, not the reverse."""
 
     folder: Path
     repository: Path
 
     @classmethod
-    def make(cls, incoming: Path, repository: Path) -> Quarantine:
+    def make(cls, incoming: Path, repository: Path) -> PushQuarantine:
         made = cls(incoming / secrets.token_hex(16), repository)
         made.packs.mkdir(parents=True)
         return made
@@ -87,11 +87,11 @@ class Quarantine:
         shared = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.repository / "objects")}
         return own if alone else {**own, **shared}
 
-    def header(self, limits: Limits) -> PushHeader:
+    def header(self, limits: HubLimits) -> PushHeader:
         with self.body.open("rb") as body:
             return parse_header(body.read(limits.header_bytes + PACK_HEADER + 2), limits)
 
-    def unpack(self, header: PushHeader, limits: Limits) -> None:
+    def unpack(self, header: PushHeader, limits: HubLimits) -> None:
         """Run index-pack on what follows the header.
 
         Raises:
@@ -113,7 +113,7 @@ class Quarantine:
         if answer.status:
             raise _refused(answer)
 
-    def listing(self, limits: Limits) -> set[str]:
+    def listing(self, limits: HubLimits) -> set[str]:
         """Every object in quarantine.
 
         Raises:
@@ -204,15 +204,15 @@ class Intake:
     folder: DataFolder
     store: CommitStore
     database: Database
-    limits: Limits
+    limits: HubLimits
     _turn: threading.Lock = field(default_factory=threading.Lock)
     _loose: int = 0
     """Packs since the last common index."""
 
-    def quarantine(self) -> Quarantine:
-        return Quarantine.make(self.folder.incoming, self.store.path)
+    def quarantine(self) -> PushQuarantine:
+        return PushQuarantine.make(self.folder.incoming, self.store.path)
 
-    def take(self, quarantine: Quarantine, agent: str) -> list[str]:
+    def take(self, quarantine: PushQuarantine, agent: str) -> list[str]:
         """The heads of the bundle in `quarantine`, now indexed as pushed by `agent`.
 
         Raises:
@@ -235,9 +235,9 @@ class Intake:
             if quarantine.announced() is None:  # else the next push or start settles it first
                 quarantine.remove()
 
-    def _take(self, quarantine: Quarantine, header: PushHeader, agent: str) -> None:
+    def _take(self, quarantine: PushQuarantine, header: PushHeader, agent: str) -> None:
         for folder in self._left():
-            if folder != quarantine.folder and Quarantine(folder, self.store.path).announced():
+            if folder != quarantine.folder and PushQuarantine(folder, self.store.path).announced():
                 self._settle(folder)
         self._check_prerequisites(header)
         quarantine.unpack(header, self.limits)
@@ -267,7 +267,7 @@ class Intake:
         return commits.known(self.database, names)
 
     def _publish(
-        self, quarantine: Quarantine, pack: str | None, found: Sequence[NewCommit], agent: str
+        self, quarantine: PushQuarantine, pack: str | None, found: Sequence[NewCommit], agent: str
     ) -> None:
         refs = [commit.hash for commit in found]
         quarantine.announce(pack, refs)
@@ -282,7 +282,7 @@ class Intake:
             raise
         quarantine.withdraw()
 
-    def _move(self, quarantine: Quarantine, pack: str) -> None:
+    def _move(self, quarantine: PushQuarantine, pack: str) -> None:
         """Move the pack, then its index: git looks for the index first."""
         for suffix in ("pack", "idx"):
             source = quarantine.packs / f"{pack}.{suffix}"
@@ -335,7 +335,7 @@ class Intake:
 
     def _settle(self, folder: Path) -> list[str]:
         """Take back what was announced in `folder` and did not become true."""
-        quarantine = Quarantine(folder, self.store.path)
+        quarantine = PushQuarantine(folder, self.store.path)
         notes = []
         announced = quarantine.announced()
         if announced and not commits.recorded(self.database, folder.name):

@@ -21,11 +21,10 @@ from autohypothesis.errors import AutohypothesisError
 from autohypothesis.hub.server import agents, results
 from autohypothesis.hub.server.agents import Caller
 from autohypothesis.hub.server.database import Database, pushes
-from autohypothesis.hub.server.diffs import DiffCache
 from autohypothesis.hub.server.intake import Intake
 from autohypothesis.hub.server.refusals import HubRefusalError, bad
-from autohypothesis.hub.server.settings import DataFolder, Limits, Settings
-from autohypothesis.hub.server.store import CommitStore
+from autohypothesis.hub.server.settings import DataFolder, HubLimits, Settings
+from autohypothesis.hub.server.store import CommitStore, DiffCache
 from autohypothesis.records.files import parse_json
 from autohypothesis.records.secrets import has_hub_key
 
@@ -234,7 +233,7 @@ async def write_body(request: Request, target: IO[bytes]) -> None:
         target.write(piece)
 
 
-async def _pieces(request: Request, most: int, limits: Limits) -> AsyncIterator[bytes]:
+async def _pieces(request: Request, most: int, limits: HubLimits) -> AsyncIterator[bytes]:
     too_large = HubRefusalError(413, f"the body is larger than {most:,} bytes")
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced[:20]) > most:

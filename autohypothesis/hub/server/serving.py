@@ -31,7 +31,7 @@ from autohypothesis.errors import LockError, UsageError
 from autohypothesis.hub.server.agents import counted_address
 from autohypothesis.hub.server.app import application
 from autohypothesis.hub.server.service import HubService
-from autohypothesis.hub.server.settings import DataFolder, Limits, Settings, loopback
+from autohypothesis.hub.server.settings import DataFolder, HubLimits, Settings, loopback
 
 _GRACE_S = 10
 _QUEUE = 1024
@@ -167,7 +167,7 @@ def _most_connections() -> int:
 class Crowd:
     """All connections of one hub."""
 
-    limits: Limits
+    limits: HubLimits
     proxies: Collection[str] = ()
     """Addresses that stand for many people; only the limit of the hub holds for them."""
     most: int = field(default_factory=_most_connections)

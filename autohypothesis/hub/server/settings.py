@@ -34,7 +34,7 @@ class Hourly:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class HubLimits:
     """Sizes and times: of requests, of connections, of one push, of answers by git."""
 
     bundle_bytes: int = 50 * MB
@@ -93,7 +93,7 @@ class Settings:
     """Addresses whose X-Forwarded-For is believed."""
     admin_key: str = ""
     hourly: Hourly = field(default_factory=Hourly)
-    limits: Limits = field(default_factory=Limits)
+    limits: HubLimits = field(default_factory=HubLimits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,29 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
 from autohypothesis.hub.server.refusals import HubRefusalError, disk_full
-from autohypothesis.hub.server.settings import Limits
+from autohypothesis.hub.server.settings import HubLimits
 from autohypothesis.records.git_limited import Bounds, Ended, run
 
 REFS = "refs/commits/"
 _READERS = 4
 """Fetches and diffs at one time; the others wait."""
+KEPT_DIFFS = 32 << 20
+"""Bytes of diffs that are kept for pages."""
+_PATIENCE_S = 2.0
 _SENDING = Bounds(memory=1 << 30, cpu_seconds=60)
 
 
 class CommitStore:
-    def __init__(self, path: Path, passing: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, passing: Path, limits: HubLimits) -> None:
         self.path = path
         self._passing = passing
         self._limits = limits
@@ -148,3 +153,52 @@ class CommitStore:
             raise disk_full()
         if answer.status:
             raise GitError(f"git in {self.path} failed: {answer.cut or answer.reason}")
+
+
+@dataclass(slots=True)
+class DiffCache:
+    """The diffs that pages asked for last: made once each, one at a time, kept in memory.
+
+    A commit and its parent never change, so neither does their diff. Agents' own diffs are counted
+    elsewhere, and never wait for these.
+    """
+
+    kept_bytes: int = KEPT_DIFFS
+    _kept: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    _size: int = 0
+    _access: threading.Lock = field(default_factory=threading.Lock)
+    _making: threading.Lock = field(default_factory=threading.Lock)
+
+    def of(self, name: str, count: Callable[[], None], make: Callable[[], bytes]) -> bytes:
+        """The diff of commit `name`. Only one that is not kept is counted and made.
+
+        Raises:
+            HubRefusalError: what `count` and `make` raise; 503 while another one is made.
+        """
+        kept = self._get(name)
+        if kept is not None:
+            return kept
+        if not self._making.acquire(timeout=_PATIENCE_S):
+            raise HubRefusalError(503, "another diff is being made", hint="load this page again")
+        try:
+            diff = self._get(name)
+            if diff is None:
+                count()
+                diff = make()
+                self._keep(name, diff)
+            return diff
+        finally:
+            self._making.release()
+
+    def _get(self, name: str) -> bytes | None:
+        with self._access:
+            if name in self._kept:
+                self._kept.move_to_end(name)
+            return self._kept.get(name)
+
+    def _keep(self, name: str, diff: bytes) -> None:
+        with self._access:
+            self._kept[name] = diff
+            self._size += len(diff)
+            while self._size > self.kept_bytes:
+                self._size -= len(self._kept.popitem(last=False)[1])
