@@ -58,12 +58,8 @@ class Change:
 
     @classmethod
     def from_instructions(cls, instructions: str) -> Change:
+        """Empty: the idea is the task's own program's as well."""
         return cls("instructions", text=instructions)
-
-    @classmethod
-    def by_mutator(cls) -> Change:
-        """The idea and the edit are the task's own program's."""
-        return cls("instructions")
 
     @classmethod
     def from_tree(cls, tree: str) -> Change:

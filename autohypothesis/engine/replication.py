@@ -14,7 +14,6 @@ from dataclasses import replace
 from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, settle
 from autohypothesis.engine.evidence import finished
-from autohypothesis.engine.executor import Executor
 from autohypothesis.engine.experiment import Outcome
 from autohypothesis.engine.project import Project, is_running, run_ids
 from autohypothesis.engine.runner import Unwatched, Watch
@@ -34,7 +33,6 @@ def confirm(
     *,
     decided_by: str,
     watch: Callable[[], Watch] = Unwatched,
-    executor: Executor | None = None,
     ran: Callable[[MissingRun, Outcome, NeedsRuns], None] = lambda run, finished, win: None,
 ) -> list[Decision]:
     """Decide an experiment; a win is run again first, as often as its task wants it.
@@ -61,7 +59,7 @@ def confirm(
 
     def make(own: Project, win: NeedsRuns, runs: Sequence[MissingRun]) -> None:
         for run in runs:
-            made = runner.run(own, run.experiment, watch=watch(), executor=executor)
+            made = runner.run(own, run.experiment, watch=watch())
             ran(run, made, win)
             _check_platform(project, win, run, made)
 

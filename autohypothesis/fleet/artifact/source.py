@@ -50,7 +50,7 @@ class MutatorSource:
         again = list(self._again())[:count]
         first = APART * self._seed + sum(1 for _ in self._history.experiments())
         return again + [
-            Experiment(Change.by_mutator(), mutation_seed=first + number)
+            Experiment(Change.from_instructions(""), mutation_seed=first + number)
             for number in range(count - len(again))
         ]
 
