@@ -63,7 +63,7 @@ PANELS = {
 ONLY_SHOW = (
     "show-results", "status", "digest", "runs", "show", "best", "schema", "hypotheses", "briefing",
 )  # fmt: skip
-"""What they print is all that they do: they fail when it cannot be written."""
+"""Commands that only print: they fail when their output cannot be written."""
 
 _command = [""]
 """The one that was called."""
@@ -159,7 +159,7 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
 
 
 def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
-    """One line on stderr: what is wrong, and what to run next."""
+    """Print what is wrong and what to run next, in a line on stderr, and exit."""
     line = plain(f"error: {problem.strip().rstrip('.')}")
     lost(sys.stdout)  # what was printed before comes first
     print(f"{line}; {plain(hint)}" if hint else line, file=sys.stderr)
@@ -167,7 +167,7 @@ def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
 
 
 def _first_line(error: Exception) -> str:
-    """`error` in one line: pydantic says its name, the field and the reason on three."""
+    """Return `error` in one line: pydantic takes three."""
     return " ".join(str(error).split())[:300]
 
 

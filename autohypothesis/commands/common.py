@@ -1,4 +1,4 @@
-"""What most commands need: the project they work in, JSON on stdout, a console on stderr."""
+"""Shared by the commands: opening the project, JSON on stdout, remarks on stderr, roles."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from autohypothesis.terminal.streams import is_unicode
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
+    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
     from autohypothesis.terminal.screen import Screen
 
 _ACTS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What JSON need not escape, and what acts on a terminal or is no character."""
+"""Characters that JSON need not escape, but that act on a terminal or are none."""
 
 
 def repository_path(context: typer.Context, repo: Path | None) -> Path:
-    """`--repo` after the command, else before it, else the current directory."""
+    """Return `--repo` after the command, else before it, else the current directory."""
     return repo or context.find_root().obj or Path.cwd()
 
 
@@ -56,7 +57,7 @@ def open_project(
 
 
 def _take_keys_out(common_dir: Path) -> None:
-    """A hub key of an earlier version leaves `.git` before any run; what hinders that is said."""
+    """Move a hub key of an earlier version out of `.git`, or warn, before anything is run."""
     if not os.path.lexists(common_dir / "autohypothesis" / "hub.json"):
         return
     from autohypothesis.errors import HubError
@@ -69,12 +70,12 @@ def _take_keys_out(common_dir: Path) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, nothing else."""
+    """Print one JSON document on stdout."""
     sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """`value` as JSON that stdout can hold and a terminal can show; its values are exact."""
+    """Return `value` as JSON that stdout can hold and a terminal can show; values are exact."""
     text = json.dumps(
         value,
         indent=indent,
@@ -110,8 +111,19 @@ def err() -> Screen:
 
 
 @contextmanager
+def role(name: str) -> Iterator[Stop]:
+    """Name this process `ah:NAME`, and note signals that ask it to stop."""
+    from autohypothesis.fleet.live.stop import Stop
+    from autohypothesis.system import set_process_name
+
+    set_process_name(f"ah:{name}")
+    with Stop() as stop:
+        yield stop
+
+
+@contextmanager
 def telling_what_runs_lack(project: Project) -> Iterator[None]:
-    """Say which of the user's files a run will not have, where that is news; then the block.
+    """Tell which of the user's files a run will not have, where that is news; then run the block.
 
     Raises:
         GitError: a submodule, or contents of git-lfs, are not on this disk.
@@ -129,7 +141,7 @@ def telling_what_runs_lack(project: Project) -> Iterator[None]:
 
 
 def complete_experiment(incomplete: str) -> list[str]:
-    """Ids of run folders below the current directory, for the shell."""
+    """Return ids of run folders below the current directory, for the shell."""
     from autohypothesis.records.layout import Layout
 
     runs = Layout(Path.cwd()).runs

@@ -67,7 +67,7 @@ def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
 
 
 def require(checks: Sequence[Check]) -> None:
-    """Tell what is only doubtful.
+    """Print warnings.
 
     Raises:
         FleetError: something is missing; it names all of it, and the first command that helps.
@@ -83,7 +83,7 @@ def require(checks: Sequence[Check]) -> None:
 
 
 def machine_checks(machine: Machine) -> Iterator[Check]:
-    """What holds for the machine, whatever the repository."""
+    """Check the machine, whatever the repository."""
     yield from _system()
     yield from _tools()
     yield from _libraries()
@@ -129,7 +129,7 @@ def _tools() -> Iterator[Check]:
 
 
 def _sandbox(machine: Machine) -> Check:
-    """The best sandbox in which torch works here; a lower one is a warning with its one fix."""
+    """Check for the best sandbox in which torch works; a weaker one is a warning with its fix."""
     from autohypothesis import confine
     from autohypothesis.engine.isolation import trials
 
@@ -173,7 +173,7 @@ def _devices(machine: Machine) -> Iterator[Check]:
 
 
 def _profile(machine: Machine) -> Iterator[Check]:
-    """What `auto` is here, and whether it has what it needs."""
+    """Check which profile `auto` is here, and whether its device works."""
     choice = machine.choice
     if choice is None:
         yield Check("profile", "missing", f"auto is not known: {machine.why_no_choice}")
@@ -194,7 +194,7 @@ def _profile(machine: Machine) -> Iterator[Check]:
 
 
 def _gpu(gpu: GpuState) -> Check:
-    """One GPU: what it is, and what is on it that is not ours to end."""
+    """Describe a GPU, and foreign processes on it."""
     if gpu.problem:
         return Check(f"gpu {gpu.index}", "warning", gpu.problem, "see `nvidia-smi`")
     said = f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}"
@@ -262,7 +262,7 @@ def _repository(path: Path) -> Iterator[Check]:
 
 
 def _checkout(project: Project) -> Iterator[Check]:
-    """What of the user's folder the runs do not have."""
+    """Check which files of the user's folder runs lack."""
     from autohypothesis.engine.untracked_files import look, problem, remedy
     from autohypothesis.errors import GitError
     from autohypothesis.plain import plain_line
@@ -306,7 +306,7 @@ def check_hardware(context: typer.Context, repo: Repo = None) -> None:
 
 
 def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
-    """The published keys first, then ours. Yes and no are 1 and 0."""
+    """Return the published keys first, then ours. Yes and no are 1 and 0."""
     from autohypothesis.fleet.roster.devices import python_problem, torch_problem, uv_path
 
     gpu, choice = machine.gpu, machine.choice

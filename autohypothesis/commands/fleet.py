@@ -9,13 +9,13 @@ import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
-    err,
     layout_of,
     open_project,
     opened,
     out,
     print_json,
     remark,
+    role,
     say,
     telling_what_runs_lack,
 )
@@ -122,7 +122,7 @@ def bring_up(
     missing: dict[str, str],
     tool_command: str | None = None,
 ) -> None:
-    """A fleet in the foreground, until it has finished or is stopped.
+    """Run a fleet in the foreground, until it has finished or is stopped.
 
     Raises:
         typer.Exit: the search has failed; why is on stderr.
@@ -146,11 +146,8 @@ def bring_up(
 
 def _supervise(layout: Layout, supervisor: Supervisor) -> None:
     from autohypothesis.commands.progress import shown
-    from autohypothesis.fleet.live.stop import Stop
-    from autohypothesis.system import set_process_name
 
-    set_process_name("ah:supervisor")
-    with Stop() as stop, shown(layout, stop) as tick:
+    with role("supervisor") as stop, shown(layout, stop) as tick:
         supervisor.tick = tick
         outcome = supervisor.run(stop)
     _say_outcome(outcome, supervisor.message)
@@ -160,7 +157,7 @@ def _say_outcome(outcome: Outcome, message: str) -> None:
     if outcome == "failed":
         remark(message, style="red")
         raise typer.Exit(1)
-    err().print(f"the fleet has {outcome}; see `python orchestrator.py digest`", soft_wrap=True)
+    remark(f"the fleet has {outcome}; see `python orchestrator.py digest`")
 
 
 def _check_words(
@@ -170,7 +167,7 @@ def _check_words(
     mix: float | None,
     tool_command: str | None,
 ) -> None:
-    """A wrong word is said here, and not in the log of who was started with it."""
+    """Refuse a wrong word here rather than in the log of the process started with it."""
     from autohypothesis.fleet.toolbuilder.builder import command_words
     from autohypothesis.proposers.configured import configured
 
@@ -189,8 +186,7 @@ def _detached(layout: Layout, given: dict[str, object], words: list[str]) -> Non
         say(f"the fleet is at work, pid {pid}")
     else:
         log = layout.role_log("supervisor")
-        said = f"the fleet is still starting, pid {pid}: see {log}"
-        say(said)
+        say(f"the fleet is still starting, pid {pid}: see {log}")
     for command in ("monitor", "down"):
         say(f"  python orchestrator.py {command}")
 
@@ -220,7 +216,7 @@ def down(
 
 
 def _keep(layout: Layout) -> None:
-    """The last sync and snapshot, where no supervisor is left to make them."""
+    """Make the last sync and snapshot, where no supervisor is left to make them."""
     from autohypothesis.commands.sync import keep, refresh
     from autohypothesis.engine import recovery
     from autohypothesis.records.git import Repository
@@ -287,7 +283,6 @@ def observer(
     from datetime import timezone
 
     from autohypothesis.engine.isolation import holds_foreign_code
-    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.observer.observer import Observer
     from autohypothesis.fleet.observer.scheduling import SearchLimits
     from autohypothesis.fleet.supervisor import process_specs
@@ -295,10 +290,8 @@ def observer(
     from autohypothesis.proposers.configured import configured
     from autohypothesis.proposers.others import OtherFleets
     from autohypothesis.records.locks import hold
-    from autohypothesis.system import set_process_name
 
-    set_process_name("ah:observer")
-    with Stop() as stop:
+    with role("observer") as stop:
         project = open_project(context, repo)
         manifest = process_specs.require_fleet(project.layout)
         mix = manifest.mix if mix is None else mix
@@ -326,14 +319,11 @@ def worker(
 
     Example: `orchestrator.py worker gpu0`
     """
-    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.roster.roster import worker_named
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.worker.worker import FleetWorker
-    from autohypothesis.system import set_process_name
 
-    set_process_name(f"ah:worker-{worker_id}")
-    with Stop() as stop:
+    with role(f"worker-{worker_id}") as stop:
         project = open_project(context, repo)
         manifest = process_specs.require_fleet(project.layout)
         entry = worker_named(manifest, worker_id)
@@ -341,7 +331,7 @@ def worker(
 
 
 def _rights(project: Project, manifest: Manifest) -> ClaimService | None:
-    """Who says what other fleets try already; nobody, where nothing is shared.
+    """Return the service that tells what other fleets try; None where nothing is shared.
 
     A worker trains whatever is wrong with the way to the hub: the courier says what that is.
     """
@@ -372,17 +362,14 @@ def tool_builder(
 
     Example: `orchestrator.py tool-builder --command "my-model --write-script"`
     """
-    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.toolbuilder.builder import ToolBuilder, command_words
-    from autohypothesis.system import set_process_name
 
-    set_process_name("ah:tool-builder")
-    with Stop() as stop:
+    with role("tool-builder") as stop:
         ToolBuilder(layout_of(context, repo), command=command_words(command or "")).run(stop)
 
 
 def least(one: float | None, other: float | None) -> float | None:
-    """The stricter of two limits, either of which may not be set."""
+    """Return the stricter of two limits, either of which may not be set."""
     return min((limit for limit in (one, other) if limit is not None), default=None)
 
 

@@ -158,7 +158,7 @@ def push(
 
 
 def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json = False) -> None:
-    """Have somebody's commit here, under `refs/hub/`. Nothing is checked out, and nothing is run.
+    """Fetch a commit to `refs/hub/`. Nothing is checked out, and nothing is run.
 
     Example: `orchestrator.py hub fetch a1b2c3d`
     """
@@ -199,7 +199,7 @@ def log(
 def children(
     context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json = False
 ) -> None:
-    """What was tried on top of a commit.
+    """List the commits that are built on a commit.
 
     Example: `orchestrator.py hub children a1b2c3d`
     """
@@ -220,7 +220,7 @@ def leaves(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
 
 
 def lineage(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json = False) -> None:
-    """What a commit is built on: itself first, to the root.
+    """List what a commit is built on: itself first, to the root.
 
     Example: `orchestrator.py hub lineage a1b2c3d`
     """
@@ -234,7 +234,7 @@ def diff(
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
-    """What differs between two commits of the hub. With `--json` exactly as it was sent.
+    """Show what differs between two commits of the hub. With `--json` exactly as it was sent.
 
     Example: `orchestrator.py hub diff a1b2c3d b2c3d4e`
     """
@@ -417,7 +417,7 @@ def claim(
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
-    """Say that you work on something, so that nobody else does; again, to renew it.
+    """Claim what you work on, so that no other agent does; again, to renew it.
 
     Examples: `orchestrator.py hub claim --tree n1:5d6e… --platform-key 9f1b… --task-hash 1a2b…
     --title "twice the heads"`, `orchestrator.py hub claim --list`,
@@ -505,17 +505,10 @@ def _read_key(key_file: str) -> tuple[str | None, SecretStr]:
 
 
 def _line(context: typer.Context, repo: Path | None, experiment_id: str) -> str:
-    from autohypothesis.commands.show import ledger_rows
+    from autohypothesis.commands.show import experiment_row
     from autohypothesis.hub.result_line import result_line, write
 
-    rows = ledger_rows(layout_of(context, repo))
-    row = next((row for row in rows if row["id"] == experiment_id), None)
-    if row is None:
-        raise UsageError(
-            f"no experiment is called {experiment_id!r}",
-            hint="run `python orchestrator.py runs --all` for their ids",
-        )
-    return write(result_line(row))
+    return write(result_line(experiment_row(layout_of(context, repo), experiment_id)))
 
 
 def _content(text: str) -> str:

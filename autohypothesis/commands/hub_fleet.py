@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import open_project, opened, print_json, remark, say
+from autohypothesis.commands.common import open_project, opened, print_json, remark, role, say
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,19 +37,14 @@ def deliver(
     project = open_project(context, repo)
     courier = CourierProcess(project, _credentials(context, repo))
     if watch:
-        from autohypothesis.fleet.live.stop import Stop
-        from autohypothesis.system import set_process_name
-
-        set_process_name("ah:courier")
-        with Stop() as stop:
+        with role("courier") as stop:
             courier.run(stop)
         return
     done = courier.once()
     if as_json:
         print_json(done._asdict())
     else:
-        said = f"{done.sent} told, {done.refused} refused, {done.left} wait"
-        say(said)
+        say(f"{done.sent} told, {done.refused} refused, {done.left} wait")
     if done.refused:
         from autohypothesis.fleet.hub_sync.outbox import REFUSED
 
@@ -98,8 +93,7 @@ def verify(
         return
     for row in rows:
         what = row.hypothesis_id or f"not queued, {row.reason}"
-        line = f"{row.result}  {row.agent}  {row.description}: {what}"
-        say(line)
+        say(f"{row.result}  {row.agent}  {row.description}: {what}")
     if not rows:
         remark("nothing there is only claimed, on a platform of ours")
 

@@ -212,8 +212,7 @@ def forget_task(
 
     with _database(data) as database:
         row = tasks.forget(database, task_hash)
-    said = f"task {harmless(row['name'])} ({row['task_hash'][:7]}) is forgotten"
-    say(said)
+    say(f"task {harmless(row['name'])} ({row['task_hash'][:7]}) is forgotten")
 
 
 @contextmanager

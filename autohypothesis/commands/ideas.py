@@ -11,7 +11,6 @@ import typer
 
 from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
-    err,
     layout_of,
     open_project,
     out,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class State(str, Enum):
-    """Where a hypothesis can be."""
+    """The states of a hypothesis."""
 
     pending = "pending"
     dispatched = "dispatched"
@@ -127,7 +126,7 @@ def _change(
     diff: bool,
     instructions: str | None,
 ) -> dict[str, Any]:
-    """The one kind of change that was asked for, as a field of a proposal."""
+    """Return the one kind of change that was given, as a field of a proposal."""
     from autohypothesis.commands.run import _read_patch, _setting
 
     given = {"--set": overrides, "--patch": patch, "--diff": diff, "--instructions": instructions}
@@ -149,7 +148,7 @@ def _change(
 
 
 def _working_tree(project: Project, checkout: Path) -> str:
-    """What differs from the reference in `checkout`, as a patch."""
+    """Return the difference of `checkout` to the reference, as a patch."""
     from autohypothesis.engine.workspace import working_tree
 
     reference = project.reference()
@@ -163,7 +162,7 @@ def _working_tree(project: Project, checkout: Path) -> str:
 
 
 def _as_text(patch: str, source: str) -> str:
-    """A hypothesis is JSON, and JSON is UTF-8."""
+    """Return a patch that a hypothesis can hold: UTF-8, and not empty."""
     try:
         patch.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -177,7 +176,7 @@ def _as_text(patch: str, source: str) -> str:
 
 
 def _title(change: dict[str, Any]) -> str:
-    """What a person who named none would have said."""
+    """Return a title for a change that was given none."""
     if "config_overrides" in change:
         pairs = (f"{name} = {value}" for name, value in change["config_overrides"].items())
         return ", ".join(pairs)[:200]
@@ -201,11 +200,11 @@ def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any
 
 
 def _remark(project: Project, proposal: Proposal, worker: str | None) -> None:
-    """On stderr: stdout has the id, for whoever pipes it."""
+    """Tell on stderr what to do next: stdout has the id, for a pipe."""
     where = f"given to {worker}" if worker else "waits in the queue"
-    err().print(f"{where}; watch it: python orchestrator.py hypotheses", soft_wrap=True)
+    remark(f"{where}; watch it: python orchestrator.py hypotheses")
     if proposal.instructions and project.task.mutator.command is None:
-        said = "these are words: somebody has to turn them into a change, and propose that"
+        said = "these are words: turn them into a change, and propose that"
         remark(said, style="yellow")
 
 
@@ -287,8 +286,7 @@ def hypotheses(
     else:
         _print_queue(queue, found, state)
     for problem in queue.problems:
-        said = f"damaged: {problem.path}: {problem.reason}"
-        remark(said, style="yellow")
+        remark(f"damaged: {problem.path}: {problem.reason}", style="yellow")
 
 
 def _print_queue(
@@ -303,12 +301,11 @@ def _print_queue(
         remark(f"no hypothesis of {queue.tag} is {which}")
     done = queue.counts()["done"]
     if state is None and done:
-        said = f"{done:,} are done: python orchestrator.py hypotheses --state done"
-        remark(said)
+        remark(f"{done:,} are done: python orchestrator.py hypotheses --state done")
 
 
 def _found(queue: Queue, state: str | None) -> Iterator[tuple[QueuePlace, Hypothesis]]:
-    """What is nearest to a device first."""
+    """Yield hypotheses, those nearest to a device first."""
     from autohypothesis.fleet.queue.states import QueuePlace
 
     if state in (None, "running"):
@@ -385,7 +382,7 @@ def _queue(layout: Layout, tag: str | None) -> Queue:
 
 
 def _workers(layout: Layout) -> list[str]:
-    """Ids of the manifest's workers; none where it cannot be read."""
+    """Return ids of the manifest's workers; none where it cannot be read."""
     from autohypothesis.records.files import load_or_none
     from autohypothesis.schema import Manifest
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class NamesWhatLacksItsValue(TyperCommand):
-    """An option that is followed by another option lacks its value; click would swallow it."""
+    """Refuses an option that is followed by another one: it lacks its value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options = {name: one for one in self.params for name in (*one.opts, *one.secondary_opts)
@@ -135,12 +135,12 @@ def init_fleet(
 
 
 def _hub(project: Project, url: str) -> tuple[str, list[str]]:
-    """The hub's address once this project is an agent there, and what to know about it.
+    """Join a hub; return its address, and notes.
 
     A hub that does not answer is no reason to wait: the courier agrees with it later.
 
     Raises:
-        HubError: it searches something else, or lets nobody in.
+        HubError: it searches something else, or refuses this agent.
     """
     from autohypothesis.engine.isolation import holds_foreign_code
     from autohypothesis.engine.project import shared_with
@@ -241,7 +241,7 @@ def bootstrap(
 
 
 def _check_machine(project: Project) -> None:
-    """The doctor's checks; data that is missing is made in the next step."""
+    """Make the doctor's checks, without data, which is made in the next step."""
     from autohypothesis.commands.doctor import CHECKS, require
 
     checks = [check for ask in CHECKS for check in ask(project.layout.root)]
@@ -262,7 +262,7 @@ def _prepare(project: Project) -> None:
 
 
 def _baseline(project: Project, device: str) -> None:
-    """The reference as it stands, run once on a device of the fleet, and decided."""
+    """Run the reference once on a device of the fleet, and decide it."""
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.fleet.roster.roster import has_baseline, run_baseline
 
@@ -303,7 +303,6 @@ def prune(
         print_json({"dry_run": dry_run, "steps": [asdict(step) for step in steps]})
         return
     for step in steps:
-        said = f"{step.done}: {step.what}" + (f" ({step.detail})" if step.detail else "")
-        say(said)
+        say(f"{step.done}: {step.what}" + (f" ({step.detail})" if step.detail else ""))
     if not steps:
         say("nothing to remove")

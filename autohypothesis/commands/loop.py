@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from autohypothesis.commands.app import Repo
-from autohypothesis.commands.common import open_project, remark, telling_what_runs_lack
+from autohypothesis.commands.common import open_project, remark, role, telling_what_runs_lack
 from autohypothesis.commands.fleet import Mix, Proposers, in_hours, least
 
 if TYPE_CHECKING:
@@ -64,12 +64,9 @@ def run_loop(
     with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`
     """  # fmt: skip
     from autohypothesis.engine.project import whole_or_nothing
-    from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.fleet.single_loop import exclusive_search
-    from autohypothesis.system import set_process_name
 
-    set_process_name("ah:loop")
-    with Stop() as stop:
+    with role("loop") as stop:
         project = open_project(context, repo, task=task, tag=tag)
         _proposers(project, proposer or [], mix)  # a wrong word is said before anything is begun
         begun = whole_or_nothing(project.repository, project.layout)
@@ -89,7 +86,7 @@ def run_loop(
 
 
 def _proposers(project: Project, words: list[str], mix: float | None) -> list[Proposer]:
-    """Those that were named, else those that the search was begun with, else `search`."""
+    """Return the named proposers, else those the search was begun with, else `search`."""
     from autohypothesis.fleet.live.presence import read_manifest
     from autohypothesis.proposers.configured import configured
 
@@ -136,7 +133,7 @@ def _run(loop: SingleLoop, stop: Stop) -> Outcome:
 
 
 def _finish(project: Project, stop: Stop) -> None:
-    """Ledger, tables, picture and snapshot as they are at the end.
+    """Write ledger, tables, picture and snapshot at the end.
 
     After a Ctrl-C without what takes seconds to make; the next `sync` makes it.
     """
@@ -193,7 +190,7 @@ def _summary(loop: SingleLoop, outcome: Outcome) -> None:
 
 
 def _word(decision: Decision) -> str:
-    """What became of it; the baseline is kept as it is, which is no find."""
+    """Return the outcome in a word; a kept baseline is no find."""
     from autohypothesis.records.rows import NOT_EVIDENCE
 
     if decision.reason in NOT_EVIDENCE:

@@ -26,7 +26,7 @@ _HAVE_SAID = ("finished", "failed", "stopped")
 
 @contextmanager
 def shown(layout: Layout, stop: Stop) -> Iterator[Callable[[], None]]:
-    """Something to call often while the fleet works; it shows what is new, on stderr."""
+    """Yield a function to call often while the fleet works; it shows news on stderr."""
     console = err()
     if not console.is_terminal:
         quiet = FleetLines(layout, stop)
@@ -52,7 +52,7 @@ def shown(layout: Layout, stop: Stop) -> Iterator[Callable[[], None]]:
 
 
 class FleetLines:
-    """One line for each decision and each problem, as they come."""
+    """Prints a line for each decision and each problem, as they come."""
 
     def __init__(self, layout: Layout, stop: Stop) -> None:
         self._layout = layout
@@ -80,7 +80,7 @@ class FleetLines:
         self._look_for_problems()
 
     def last_look(self) -> None:
-        """What came since the last one; the end is no time to fail for a line."""
+        """Print what came since the last look; a failure of this does not fail the command."""
         from autohypothesis.errors import AutohypothesisError
 
         with suppress(AutohypothesisError, OSError, ValueError):
@@ -100,7 +100,7 @@ class FleetLines:
             self._say_once(line)
 
     def _say_once(self, problem: str) -> None:
-        """A problem that counts seconds or tries is the same one all the while."""
+        """Print a problem once; one that counts seconds or tries stays the same problem."""
         known = _NUMBER.sub("#", problem)
         if known not in self._problems and len(self._problems) < 1000:
             self._problems.add(known)
@@ -117,7 +117,7 @@ class FleetLines:
 
 
 def line_of(decision: dict[str, Any]) -> str:
-    """`keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
+    """Return `keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
     from autohypothesis.records.rows import NOT_EVIDENCE
     from autohypothesis.records.tables import harmless
 
@@ -135,7 +135,7 @@ def line_of(decision: dict[str, Any]) -> str:
 
 
 def _every(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
-    """`look`, that often. A view that cannot be drawn, on a full disk say, ends no fleet."""
+    """Return `look`, limited to that often; a view that cannot be drawn ends no fleet."""
     from autohypothesis.errors import AutohypothesisError
 
     due = 0.0
@@ -213,7 +213,7 @@ class ProgressWatch:
 
 
 def facts(metrics: dict[str, Any]) -> str:
-    """`loss 3.12, 27,123 tok/s`, as far as it is known."""
+    """Return `loss 3.12, 27,123 tok/s`, as far as it is known."""
     loss, speed = metrics.get("train_loss"), metrics.get("tok_per_sec")
     words = []
     if isinstance(loss, (int, float)):

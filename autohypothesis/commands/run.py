@@ -14,7 +14,6 @@ import typer
 from autohypothesis.commands.app import Json, PublishedExitCodes, Repo, Tag
 from autohypothesis.commands.common import (
     complete_experiment,
-    err,
     open_project,
     out,
     print_json,
@@ -150,7 +149,7 @@ def _refuse_beside_replicate(given: list[str]) -> None:
 def _replicate(
     context: typer.Context, repo: Path | None, tag: str | None, experiment_id: str
 ) -> None:
-    """Every run that is missing, a published line each, and the decision."""
+    """Run what is missing to confirm a win, a published line each, and decide it."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine import recovery
     from autohypothesis.engine.project import whole_or_nothing
@@ -160,7 +159,7 @@ def _replicate(
     with whole_or_nothing(project.repository, project.layout):
         try:
             if not _decide(project, experiment_id, lines=True):
-                err().print(f"{experiment_id} is decided already", soft_wrap=True)
+                remark(f"{experiment_id} is decided already")
         finally:
             refresh(project.layout)
 
@@ -168,7 +167,7 @@ def _replicate(
 def _change(
     project: Project, checkout: Path, overrides: list[str], patch: Path | None, baseline: bool
 ) -> Change:
-    """The one change that was asked for; with none, what is in the working tree."""
+    """Return the one change that was given; with none, what is in the working tree."""
     from autohypothesis.engine.change import Change
     from autohypothesis.engine.workspace import working_tree
 
@@ -189,7 +188,7 @@ def _change(
 
 
 def _setting(word: str) -> tuple[str, Any]:
-    """`NAME=VALUE`, the value as JSON where it is JSON, else as text."""
+    """Return name and value of `NAME=VALUE`, the value as JSON where it is JSON."""
     name, equals, text = word.partition("=")
     if not name or not equals:
         raise UsageError(f"{word!r} is not NAME=VALUE", hint="for example --set DEPTH=3")
@@ -207,7 +206,7 @@ def _read_patch(path: Path) -> str:
 
 
 def _print_line(project: Project, finished: Outcome, log: Path | None) -> None:
-    """The published line on stdout, before anything else can go wrong."""
+    """Print the published line on stdout, before anything else can go wrong."""
     result, run = finished.result, project.layout.run(finished.experiment_id)
     path = run.log
     if log is not None and run.log.exists():
@@ -223,7 +222,7 @@ def _print_line(project: Project, finished: Outcome, log: Path | None) -> None:
 
 
 def _after(project: Project, finished: Outcome, decide: bool) -> None:
-    """The ledger, the decision where one was asked for, and the published exit code."""
+    """Write the ledger, decide where that was asked for, and exit with the published code."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.workspace import pack_when_due
 
@@ -235,15 +234,14 @@ def _after(project: Project, finished: Outcome, decide: bool) -> None:
         refresh(project.layout)
     pack_when_due(project.repository)
     if result.failure_kind is not None:
-        said = f"{result.failure_kind}: {result.failure_detail}"
-        remark(said, style="red")
+        remark(f"{result.failure_kind}: {result.failure_detail}", style="red")
         raise typer.Exit(EXIT_DEADLINE if result.failure_kind == "timeout" else EXIT_CRASH)
     if not decide:
-        err().print(f"decide it: python orchestrator.py decide {identity}", soft_wrap=True)
+        remark(f"decide it: python orchestrator.py decide {identity}")
 
 
 def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int:
-    """Decides, after the runs that confirm a win; how many decisions it took.
+    """Decide, after the runs that confirm a win; return how many decisions it took.
 
     With `lines` each of these runs prints its line on stdout, else it is a remark.
     """
@@ -263,8 +261,7 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     )
     for decision in decisions:
         if decision.decision_status != "replicate":
-            said = f"{decision.decision_status}: {decision.reason}, {decision.detail}"
-            remark(said)
+            remark(f"{decision.decision_status}: {decision.reason}, {decision.detail}")
     return len(decisions)
 
 
@@ -280,7 +277,7 @@ def record(
     tag: Tag = None,
     repo: Repo = None,
 ) -> None:
-    """Make a bundle of a run you made yourself. Nobody vouches for its number: attested is false.
+    """Make a bundle of a run you made yourself. Its number is not verified: attested is false.
 
     Example: `python train.py > run.log 2>&1; orchestrator.py record run.log --desc "depth 3"`
     """
@@ -295,16 +292,15 @@ def record(
             commit = project.repository.head_of(repository_path(context, repo))
         experiment_id, result = record_log(project, log, commit=commit, title=description)
     refresh(project.layout)
-    said = f"{experiment_id}: {result.status}, {result.outcome}"
-    say(said)
-    err().print(f"decide it: python orchestrator.py decide {experiment_id}", soft_wrap=True)
+    say(f"{experiment_id}: {result.status}, {result.outcome}")
+    remark(f"decide it: python orchestrator.py decide {experiment_id}")
 
 
 EXIT_REFUSED = 1
 
 
 class Status(str, Enum):
-    """What a person may decide."""
+    """The decisions that a person may make."""
 
     keep = "keep"
     discard = "discard"
@@ -347,10 +343,9 @@ def decide(
     for decision in () if as_json else decisions:
         print_decision(decision)
     if not decisions and not undecided and not as_json:
-        err().print("nothing waits for a decision")
+        remark("nothing waits for a decision")
     for one in undecided:
-        said = f"not decided: {one.experiment_id}: {one.error}"
-        remark(said, style="yellow")
+        remark(f"not decided: {one.experiment_id}: {one.error}", style="yellow")
     if undecided:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -358,7 +353,7 @@ def decide(
 def _project(
     context: typer.Context, repo: Path | None, tag: str | None
 ) -> tuple[Project, TaskError | None]:
-    """The project, and what is wrong with its task today.
+    """Return the project, and what is wrong with its task today.
 
     A run is decided by the task that it was made with, so the task of today is seldom needed.
     """
@@ -377,7 +372,7 @@ def _project(
 
 
 def _check_task(project: Project, no_task: TaskError | None, experiment_id: str) -> None:
-    """A run that nobody submitted has no task of its own, and needs the one of today."""
+    """Require the task of today for a run that has no task of its own: a recorded one."""
     if no_task is not None and not project.layout.run(experiment_id).run_spec.exists():
         raise no_task
 
@@ -412,7 +407,7 @@ def _one(
 
 
 def print_decision(decision: Decision) -> None:
-    """One line a person can act on."""
+    """Print a decision in a line."""
     from rich.markup import escape
 
     from autohypothesis.terminal.parts import styled

@@ -73,7 +73,7 @@ def setup(
 
 
 def _check_environment(root: Path) -> None:
-    """Raises FleetError when something that a search needs is missing; the rest is told."""
+    """Raise FleetError when something that a search needs is missing; print warnings."""
     from autohypothesis.commands.doctor import machine_checks, require
     from autohypothesis.fleet.roster.devices import inspect_machine
 
@@ -82,7 +82,7 @@ def _check_environment(root: Path) -> None:
 
 
 def _prepare(project: Project, options: list[str]) -> None:
-    """Data and tokenizer by the repository's own prepare.py, unless it has nothing to do."""
+    """Have the repository's own prepare.py make data and tokenizer, where they are missing."""
     from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare, takes
 
     root, task = project.layout.root, project.task
@@ -185,7 +185,7 @@ def demo(
 
 
 def _make_repository(root: Path) -> None:
-    """A repository at `root` with our training pair in it; one that is there is used again."""
+    """Make a repository with our training pair; one that exists is used again."""
     from autohypothesis.engine.setup import make_repository
 
     if make_repository(root):
@@ -193,7 +193,7 @@ def _make_repository(root: Path) -> None:
 
 
 def _located(project: Project, cache: Path) -> dict[str, str]:
-    """Variable -> folder of what was just prepared."""
+    """Return variable -> folder of the data that was just prepared."""
     from autohypothesis.engine.inputs import locate_inputs
 
     project.repository.exclude([f"/{cache.name}/"])
@@ -204,7 +204,7 @@ def _located(project: Project, cache: Path) -> dict[str, str]:
 
 
 def _next_tag(project: Project) -> str:
-    """`demo`, then `demo-2` and so on: each demo is a search of its own from the same start."""
+    """Return `demo`, then `demo-2` and so on: each demo is a search of its own."""
     from itertools import count
 
     from autohypothesis.engine.project import reference_ref
@@ -214,7 +214,7 @@ def _next_tag(project: Project) -> str:
 
 
 def _finish(project: Project, seconds: float) -> None:
-    """The table, the picture, and what to try next."""
+    """Print the table, the picture, and what to try next."""
     from autohypothesis.commands.sync import refresh
     from autohypothesis.records.history import best_kept, of_tag
     from autohypothesis.records.ledger import read_ledger
@@ -238,6 +238,6 @@ def _finish(project: Project, seconds: float) -> None:
 
 
 def _short(path: Path) -> Path:
-    """`path` as one would type it here."""
+    """Return `path` as it is typed here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from autohypothesis.commands.app import Json, Repo, Tag
 from autohypothesis.commands.common import (
     complete_experiment,
     err,
+    layout_of,
     opened,
     out,
     print_json,
@@ -18,7 +19,7 @@ from autohypothesis.commands.common import (
     repository_path,
     say,
 )
-from autohypothesis.errors import UsageError
+from autohypothesis.errors import RecordError, SettleError, UnwritableError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.fleet.overview.results import Results
@@ -53,8 +54,8 @@ def runs(
 
     Example: `orchestrator.py runs --last 20`
     """
-    _, layout = opened(context, repo)
-    wanted = None if every_tag else tag or _active(layout)
+    layout = layout_of(context, repo)
+    wanted = None if every_tag else meant_tag(layout, tag)
     rows = [row for row in ledger_rows(layout) if wanted is None or row.get("tag") == wanted]
     rows = rows[-last:] if last else rows
     if as_json:
@@ -77,10 +78,8 @@ def show(
     """
     from autohypothesis.records.bundles import read_bundle
 
-    _, layout = opened(context, repo)
-    row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
-    if row is None:
-        _unknown(experiment_id)
+    layout = layout_of(context, repo)
+    row = experiment_row(layout, experiment_id)
     run = layout.run(experiment_id)
     bundle = read_bundle(run)
     samples = bundle.exit["samples"] if bundle.exit else []
@@ -121,7 +120,10 @@ def best(
     rows = [row for row in ledger_rows(layout) if row.get("tag") == wanted]
     found, start = best_kept(rows), first_baseline(rows)
     if found is None:
-        _nothing_kept(wanted)
+        raise SettleError(
+            f"nothing is kept under tag {wanted!r} yet" if wanted else "nothing is kept yet",
+            hint="run the baseline: python orchestrator.py run-experiment --baseline",
+        )
     changes = ""
     if diff and start is not None and start["commit"] != found["commit"]:
         changes = repository.diff(start["commit"], found["commit"])
@@ -151,11 +153,12 @@ def adopt(
     repository, layout = opened(context, repo)
     commit = _reference(repository, meant_tag(layout, tag))
     if experiment_id is not None:
-        row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
-        if row is None:
-            _unknown(experiment_id)
+        row = experiment_row(layout, experiment_id)
         if row["status"] != "keep":
-            _not_kept(experiment_id, str(row["status"]))
+            raise UsageError(
+                f"{experiment_id} is a {row['status']}, and only what was kept can be adopted",
+                hint=f"look at it: python orchestrator.py show {experiment_id}",
+            )
         commit = row["commit"]
     before = repository.head()
     branch = repository.fast_forward(commit)
@@ -192,22 +195,16 @@ def schema(
         )
 
 
-def _active(layout: Layout) -> str | None:
-    from autohypothesis.engine.project import active_tag
-
-    return active_tag(layout)
-
-
 def meant_tag(layout: Layout, tag: str | None) -> str | None:
-    """The search that is meant: `--tag`, else the active one."""
+    """Return the search that is meant: `--tag`, else the active one."""
+    from autohypothesis.engine.project import active_tag
     from autohypothesis.records.layout import checked_id
 
-    return checked_id(tag) if tag else _active(layout)
+    return checked_id(tag) if tag else active_tag(layout)
 
 
 def _reference(repository: Repository, tag: str | None) -> str:
     from autohypothesis.engine.project import reference_ref
-    from autohypothesis.errors import SettleError
 
     commit = repository.read_ref(reference_ref(tag)) if tag else None
     if commit is None:
@@ -219,12 +216,26 @@ def _reference(repository: Repository, tag: str | None) -> str:
     return commit
 
 
+def experiment_row(layout: Layout, experiment_id: str) -> dict[str, Any]:
+    """Return an experiment's row of the ledger.
+
+    Raises:
+        UsageError: there is none of this id.
+    """
+    row = next((row for row in ledger_rows(layout) if row["id"] == experiment_id), None)
+    if row is None:
+        raise UsageError(
+            f"no experiment is called {experiment_id!r}",
+            hint="run `python orchestrator.py runs --all` for their ids",
+        )
+    return row
+
+
 def ledger_rows(layout: Layout) -> list[dict[str, Any]]:
-    """The ledger, brought up to date first: reading costs a fraction of a second.
+    """Return the ledger, brought up to date first, which costs a fraction of a second.
 
     Where nothing can be written it is folded in memory.
     """
-    from autohypothesis.errors import UnwritableError
     from autohypothesis.fleet.sync import sync
     from autohypothesis.records.ledger import parse_ledger, read_ledger, refold
 
@@ -236,7 +247,7 @@ def ledger_rows(layout: Layout) -> list[dict[str, Any]]:
 
 
 def _config_at(layout: Layout, commit: str | None) -> dict[str, Any]:
-    """The settings of an experiment that ran `commit`: what a change is seen against."""
+    """Return the settings of an experiment that ran `commit`, to compare a change with."""
     from autohypothesis.records.bundles import read_bundle
     from autohypothesis.records.ledger import read_ledger
 
@@ -245,40 +256,12 @@ def _config_at(layout: Layout, commit: str | None) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    from autohypothesis.errors import RecordError
     from autohypothesis.records.files import read_bytes
 
     try:
         return read_bytes(path, 64 << 20).decode("utf-8", "replace")
     except (FileNotFoundError, RecordError):
         return ""
-
-
-def _unknown(experiment_id: str) -> NoReturn:
-    from autohypothesis.errors import UsageError
-
-    raise UsageError(
-        f"no experiment is called {experiment_id!r}",
-        hint="run `python orchestrator.py runs --all` for their ids",
-    )
-
-
-def _not_kept(experiment_id: str, status: str) -> NoReturn:
-    from autohypothesis.errors import UsageError
-
-    raise UsageError(
-        f"{experiment_id} is a {status}, and only what was kept can be adopted",
-        hint=f"look at it: python orchestrator.py show {experiment_id}",
-    )
-
-
-def _nothing_kept(tag: str | None) -> NoReturn:
-    from autohypothesis.errors import SettleError
-
-    raise SettleError(
-        f"nothing is kept under tag {tag!r} yet" if tag else "nothing is kept yet",
-        hint="run the baseline: python orchestrator.py run-experiment --baseline",
-    )
 
 
 def show_results(
@@ -291,7 +274,7 @@ def show_results(
     repo: Repo = None,
     as_json: Json = False,
 ) -> None:
-    """How a search stands: start, best, the gain of each kept step, keep rate, crashes, hours.
+    """Show a search: start, best, the gain of each kept step, keep rate, crashes, hours.
 
     Without a ledger a results.tsv of any other loop is read; what it cannot tell is null.
     Example: `orchestrator.py show-results --top 5 --kept-only`
@@ -311,7 +294,7 @@ def show_results(
 
 
 def _layout(path: Path) -> Layout:
-    """The folder itself where it holds a ledger or a table, else the repository around it."""
+    """Return the folder itself where it holds a ledger or a table, else its repository."""
     from autohypothesis.records.git import Repository, refuse_path
     from autohypothesis.records.layout import Layout
 
@@ -330,7 +313,7 @@ def _results(layout: Layout, tag: str | None) -> Results:
     from autohypothesis.records.ledger import read_ledger
     from autohypothesis.schema import now
 
-    # A ledger without the bundles it was folded from is somebody's copy: it is read, never folded.
+    # A ledger without the bundles it was folded from is a copy: it is read, never folded.
     rows = ledger_rows(layout) if layout.research.is_dir() else read_ledger(layout)
     if not rows and not tag and layout.results_tsv.is_file():
         return from_table(warm_start.read(layout.results_tsv, called=""))

@@ -84,7 +84,7 @@ def digest(
 
 
 def _plain(view: Any) -> Any:
-    """A page as JSON has it: times as everywhere else, no number that is not finite."""
+    """Return a page for JSON: times as everywhere else, no number that is not finite."""
     import json
     from dataclasses import asdict
     from datetime import datetime

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import print_json, remark, repository_path, say
+from autohypothesis.commands.common import print_json, remark, repository_path, role, say
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def sync(
         print_json({**report.as_dict(), "drawn": drawn is not None, "snapshot": kept})
         return
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
-    said = f"{report.rows} experiments in {layout.ledger}{news}"
-    say(said)
+    say(f"{report.rows} experiments in {layout.ledger}{news}")
     if report.taken:
         names = ", ".join(report.taken[:4]) + (" and more" if len(report.taken) > 4 else "")
         remark(f"taken in, written by hand: {names}")
@@ -99,7 +98,7 @@ def refresh(
 
 
 def _problems(layout: Layout) -> list[Any]:
-    """What the last sync complained of."""
+    """Return the problems of the last sync."""
     from autohypothesis.records.files import read_object
 
     problems = read_object(layout.problems).get("problems")
@@ -109,14 +108,11 @@ def _problems(layout: Layout) -> list[Any]:
 def _watch(
     repository: Repository, layout: Layout, seconds: float, everything: bool, snapshot: bool
 ) -> None:
-    """Until asked to stop. What fails once, a full disk say, is said and tried again."""
+    """Sync until asked to stop. What fails once, on a full disk say, is told and tried again."""
     from autohypothesis.engine.workspace import pack_when_due
     from autohypothesis.errors import AutohypothesisError
-    from autohypothesis.fleet.live.stop import Stop
-    from autohypothesis.system import set_process_name
 
-    set_process_name("ah:sync")
-    with Stop() as stop:
+    with role("sync") as stop:
         while not stop.requested:
             try:
                 refresh(layout, everything=everything)
@@ -129,7 +125,7 @@ def _watch(
 
 
 def keep(repository: Repository, layout: Layout, *, everything: bool = False) -> str | None:
-    """A snapshot of the active tag; the commit, or None when nothing is new or no tag active."""
+    """Make a snapshot of the active tag; return its commit, None where nothing is new."""
     from autohypothesis.fleet.supervisor.snapshot import snapshot
     from autohypothesis.records.layout import ID
     from autohypothesis.records.ledger import active_tag
@@ -141,7 +137,7 @@ def keep(repository: Repository, layout: Layout, *, everything: bool = False) ->
 
 
 def _picture_is_due(layout: Layout) -> bool:
-    """Whether it is older than a minute and than the ledger, whoever folded that."""
+    """Whether the picture is older than a minute and than the ledger."""
     drawn = min(_age(layout.progress_png), _age(layout.aggregate_progress_png))
     return drawn > max(PICTURE_AGE_S, _age(layout.ledger))
 
@@ -155,7 +151,7 @@ def _remarks(layout: Layout, report: SyncReport) -> list[str]:
 
 
 def draw(layout: Layout) -> Path:
-    """progress.png of the active tag, from the ledger; where it is."""
+    """Draw progress.png of the active tag from the ledger; return where it is."""
     from autohypothesis.records.ledger import active_tag, read_ledger
     from autohypothesis.records.outputs import picture_place
     from autohypothesis.terminal.plots import draw_progress

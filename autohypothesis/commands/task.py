@@ -146,7 +146,7 @@ SANDBOXES = {
 
 
 def _summary(project: Project, tried: Sequence[Decision]) -> str:
-    """What came of one call, in a line."""
+    """Return how many changes were kept, in a line."""
     kept = [one for one in tried if one.decision_status == "keep"]
     said = f"{project.active()}: {len(kept)} of {len(tried)} changes kept"
     if kept:
@@ -156,7 +156,7 @@ def _summary(project: Project, tried: Sequence[Decision]) -> str:
 
 
 def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
-    """The project of a task: the repository that its file is in, unless another is named."""
+    """Open a task, in the repository that its file is in unless another is named."""
     file = path / "task.yaml" if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"there is no task file at {file}", hint="name one: task run PATH")
@@ -166,7 +166,7 @@ def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
 
 
 def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
-    """The loop of one task, not begun."""
+    """Return the loop of one task, not begun."""
     from autohypothesis.commands.fleet import in_hours
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
@@ -213,7 +213,7 @@ def _source(project: Project, history: Any, queue: Any, seed: int) -> Any:
 
 
 def _show(line: dict[str, Any]) -> None:
-    """An iteration as a person reads it."""
+    """Print an iteration as a line to read."""
     from rich.markup import escape
 
     from autohypothesis.records.tables import harmless

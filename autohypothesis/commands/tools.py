@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, layout_of, out, print_json, remark, say
+from autohypothesis.commands.common import layout_of, out, print_json, remark, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -153,7 +153,7 @@ def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False)
         out().print(_table(found.tools))
     else:
         hint = "ask for one: [bold]python orchestrator.py tools request noise --problem WHY[/]"
-        err().print(f"no tools yet; {hint}", soft_wrap=True)
+        remark(f"no tools yet; {hint}")
 
 
 def run(

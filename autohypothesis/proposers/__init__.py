@@ -1,1 +1,1 @@
-"""Where hypotheses come from: a search over knobs, any command, people."""
+"""Sources of hypotheses: a search over knobs, any command, people, other fleets."""

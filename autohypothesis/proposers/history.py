@@ -1,4 +1,4 @@
-"""What the trials tell about the knobs: what was tried, what each move did, what only crashes."""
+"""Evidence about the knobs: values that were tried, the effect of each move, crashes."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class KnobSearch:
         return sum(random.random() < (self._mix or 0.0) for _ in range(count))
 
     def _remember(self, situation: Situation, history: History) -> None:
-        """What was refused counts until the reference moves."""
+        """Note what was refused; that counts until the reference moves."""
         if history.here != self._around:
             self._around, self._refused = history.here, set()
         self._refused.update(situation.refused)

@@ -1,1 +1,1 @@
-"""What a person sees: tables, curves, pictures."""
+"""Output for people: tables, curves, pictures, the console and the streams."""

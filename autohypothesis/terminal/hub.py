@@ -1,4 +1,4 @@
-"""What a hub answers, for people. All of it was written by others: nothing in it is markup."""
+"""A hub's answers as tables. All of it was written by others: nothing in it is markup."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Standard streams that no command fails for: what was done is done, also where nobody can read it.
+"""Standard streams that no command fails for: what was done is done, whether it can be read or not.
 
-The light half, for every command; `screen.py` is what tables and texts are printed with.
+The light half, for every command; `screen.py` prints tables and texts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def make_steady() -> None:
 
 
 def _steady(stream: TextIO | None, number: int) -> TextIO:
-    """`stream` on a steady file; one that is not on a descriptor stays as it is."""
+    """Return `stream` on a steady file; one that is not on a descriptor stays as it is."""
     try:
         number = stream.fileno() if stream is not None else number
     except (OSError, ValueError):
@@ -69,7 +69,7 @@ def is_unicode(encoding: str | None) -> bool:
 
 
 def lost(stream: Any) -> OSError | None:
-    """Why the last text could not be written to a steady stream; None while all was."""
+    """Return why a text could not be written to a steady stream; None while all was."""
     with suppress(ValueError):
         stream.flush()
     raw = getattr(getattr(stream, "buffer", None), "raw", None)
@@ -77,7 +77,7 @@ def lost(stream: Any) -> OSError | None:
 
 
 def complaint(stream: Any) -> str:
-    """Why the output is not whole, for a person; empty where a reader left (head, less)."""
+    """Return why the output is not whole; empty where a reader left (head, less)."""
     error = lost(stream)
     if error is None or error.errno == errno.EPIPE:
         return ""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 
@@ -23,6 +27,12 @@ NAMES = sorted(
     path.stem for path in CATALOGUE.glob("*.py") if path.stem not in ("__init__", "reader")
 )
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Answer(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Research:
@@ -59,11 +69,17 @@ class Research:
         self.path.parent.joinpath("experiments.jsonl").write_text("\n".join(lines) + "\n")
         return name
 
-    def call(self, tool: str, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(CATALOGUE / f"{tool}.py"), "--research", str(self.path)]
-        return subprocess.run(
-            [*command, *words], capture_output=True, text=True, timeout=120, cwd=self.path.parent
-        )
+    def call(self, tool: str, *words: str) -> Answer:
+        """Run a script in this process, as `python SCRIPT WORDS` does in another."""
+        script, out, err, code = str(CATALOGUE / f"{tool}.py"), StringIO(), StringIO(), 0
+        argv = [script, "--research", str(self.path), *words]
+        with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+            try:
+                runpy.run_path(script, run_name="__main__")
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 1
+                print(end.code if code and not isinstance(end.code, int) else "", file=err)
+        return Answer(code, out.getvalue(), err.getvalue())
 
     def figure(self, tool: str, *words: str) -> dict[str, Any]:
         answer = self.call(tool, "--json", *words)

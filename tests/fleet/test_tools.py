@@ -350,23 +350,6 @@ def test_calls_are_counted_across_a_kill(layout: Layout, held: str) -> None:
 # ── the registry ────────────────────────────────────────────────────────────────────────────
 
 
-def test_requests_at_once_lose_none(layout: Layout) -> None:
-    code = (
-        "import sys; from pathlib import Path; from autohypothesis.fleet.toolbuilder import tools\n"
-        "from autohypothesis.records.layout import Layout\n"
-        "for n in range(10): tools.request(Layout(Path(sys.argv[1])), f'tool-{sys.argv[2]}-{n}',"
-        " problem='', requested_by='')"
-    )
-    askers = [
-        subprocess.Popen([sys.executable, "-c", code, str(layout.root), str(n)], cwd=ROOT)
-        for n in range(4)
-    ]
-    assert [asker.wait(PATIENCE_S) for asker in askers] == [0] * 4
-    names = {f"tool-{a}-{n}" for a in range(4) for n in range(10)}
-    assert {tool.tool_id for tool in tools.registry(layout).tools} == names
-    assert {tool["tool_id"] for tool in json.loads(layout.registry.read_text())["tools"]} == names
-
-
 REQUESTS = """
 import sys
 from pathlib import Path
@@ -379,15 +362,18 @@ for n in range(1000):
 """
 
 
-def test_requests_that_were_answered_outlive_a_kill(layout: Layout) -> None:
-    answered: list[str] = []
-    for number in range(8):
-        asker = subprocess.Popen(
-            [sys.executable, "-c", REQUESTS, str(layout.root), f"kill-{number}"],
+def test_requests_of_several_at_once_that_were_answered_outlive_a_kill(layout: Layout) -> None:
+    askers = [
+        subprocess.Popen(
+            [sys.executable, "-c", REQUESTS, str(layout.root), f"asker-{number}"],
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        )
+        for number in range(4)
+    ]  # fmt: skip
+    answered: list[str] = []
+    for number, asker in enumerate(askers):
         assert asker.stdout is not None
-        heard = [asker.stdout.readline() for _ in range(1 + number % 3)]
+        heard = [asker.stdout.readline() for _ in range(2 + number)]
         asker.send_signal(signal.SIGKILL)  # in the middle of whatever the next one does
         heard += asker.stdout.readlines()
         asker.wait()
@@ -397,7 +383,7 @@ def test_requests_that_were_answered_outlive_a_kill(layout: Layout) -> None:
     tools.refresh(layout)
     assert not layout.conflicts.exists()
     found = {tool.tool_id for tool in tools.registry(layout).tools}
-    assert found >= set(answered) and len(answered) >= 8
+    assert found >= set(answered) and len(answered) >= 14
     assert {tool["tool_id"] for tool in json.loads(layout.registry.read_text())["tools"]} == found
 
 
@@ -450,16 +436,16 @@ def test_a_second_request_changes_nothing_unless_a_person_makes_it(layout: Layou
 
 
 def test_two_builders_at_once_publish_everything(layout: Layout) -> None:
-    names = ("noise", "compare", "curves")
+    names = ("noise", "compare")
     for name in names:
         ask(layout, name)
     builders = [ToolBuilder(layout), ToolBuilder(layout)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda one: [one.turn() for _ in range(6)], builders))
-    assert [status(layout, name) for name in names] == ["published"] * 3
-    assert len(tools.registry(layout).tools) == 3
+        list(pool.map(lambda one: [one.turn() for _ in range(4)], builders))
+    assert [status(layout, name) for name in names] == ["published"] * 2
+    assert len(tools.registry(layout).tools) == 2
     ended = [tools.run(layout, name, ["--self-test"]) for name in names]
-    assert [one.exit_code for one in ended] == [0] * 3, ended
+    assert [one.exit_code for one in ended] == [0] * 2, ended
 
 
 def test_a_machine_that_cannot_check_is_a_failed_attempt(

@@ -1,1 +1,1 @@
-"""Who builds helper scripts: requests, checks, the registry, the launcher, the catalogue."""
+"""Helper scripts: requests, checks, the registry, the launcher, the tool-builder, a catalogue."""

@@ -94,7 +94,7 @@ def _changed(event: str, words: tuple[Any, ...]) -> list[str]:
 
 
 def _real(path: object, folder: int, *, follow: bool) -> list[str]:
-    """`path` as seen from the open `folder`; nothing for a descriptor, or where nobody can tell."""
+    """Return `path` as seen from the open `folder`; nothing where that cannot be known."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         return []
     name = os.fsdecode(path)

@@ -88,7 +88,7 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
 
 
 def latest_platform(runs: list[Row]) -> str:
-    """That of the latest run whose commit was run twice there; without one, of the latest run."""
+    """Return the platform of the latest repeated run; without one, of the latest run."""
     repeated = [same[-1] for same in grouped(runs, "commit", "platform_key") if len(same) > 1]
     order = {id(run): place for place, run in enumerate(runs)}
     latest = max(repeated or runs[-1:], key=lambda run: order[id(run)], default={})

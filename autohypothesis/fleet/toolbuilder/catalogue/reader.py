@@ -1,4 +1,4 @@
-"""What the scripts of the catalogue share: reading the ledger and bundles, and one command line.
+"""Shared by the scripts of the catalogue: reading the ledger and bundles, and one command line.
 
 `tools.publish` copies this file into a script that imports it, so a published script stands alone.
 """
