@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis.errors import DeliveryError, LockError, UndeliverableError
 from autohypothesis.fleet.hub_sync import outbox
-from autohypothesis.fleet.hub_sync.outbox import DiskOutbox, pause_s
+from autohypothesis.fleet.hub_sync.outbox import Outbox, pause_s
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OutboxEntry
@@ -25,7 +25,7 @@ COURIER = '''
 import os, signal, sys
 from pathlib import Path
 from autohypothesis.fleet.hub_sync import outbox as module
-from autohypothesis.fleet.hub_sync.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.records.layout import Layout
 
 root, step, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -64,7 +64,7 @@ def counted(path, value):
     write(path, value)
     reached("written")
 module.write_json = counted
-DiskOutbox(Layout(root)).deliver(ToFile())
+Outbox(Layout(root)).deliver(ToFile())
 '''
 
 
@@ -96,11 +96,11 @@ def _unreached() -> DeliveryError:
 
 
 @pytest.fixture
-def box(layout: Layout) -> DiskOutbox:
-    return DiskOutbox(layout)
+def box(layout: Layout) -> Outbox:
+    return Outbox(layout)
 
 
-def _states(box: DiskOutbox) -> dict[str, list[str]]:
+def _states(box: Outbox) -> dict[str, list[str]]:
     folders = {state: box.layout.outbox_state(state) for state in ("pending", "sent", "refused")}
     return {
         state: sorted(path.name for path in folder.glob("[!.]*"))
@@ -108,7 +108,7 @@ def _states(box: DiskOutbox) -> dict[str, list[str]]:
     }
 
 
-def test_things_are_told_once_and_in_order(box: DiskOutbox) -> None:
+def test_things_are_told_once_and_in_order(box: Outbox) -> None:
     courier = Collector()
     for name in ("c", "a", "b"):
         assert box.put("post", name, {"text": name})
@@ -121,7 +121,7 @@ def test_things_are_told_once_and_in_order(box: DiskOutbox) -> None:
     assert _states(box)["pending"] == []
 
 
-def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: DiskOutbox) -> None:
+def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: Outbox) -> None:
     courier, asked = Collector(), set()
 
     def down(entry: OutboxEntry) -> Exception:
@@ -140,7 +140,7 @@ def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: DiskOut
     assert courier.heard == ["a", "b", "c"]
 
 
-def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: DiskOutbox) -> None:
+def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: Outbox) -> None:
     courier = Collector()
     courier.trouble = lambda entry: DeliveryError("500") if entry.name == "a" else None
     box.put("post", "a", {})
@@ -154,7 +154,7 @@ def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: DiskOutbox
     )
 
 
-def test_what_is_refused_for_good_is_not_tried_again(box: DiskOutbox) -> None:
+def test_what_is_refused_for_good_is_not_tried_again(box: Outbox) -> None:
     courier = Collector()
     courier.trouble = lambda _: UndeliverableError("no such channel")
     box.put("post", "a", {})
@@ -164,7 +164,7 @@ def test_what_is_refused_for_good_is_not_tried_again(box: DiskOutbox) -> None:
     assert not box.put("post", "a", {})
 
 
-def test_an_answer_that_was_lost_is_not_told_again(box: DiskOutbox) -> None:
+def test_an_answer_that_was_lost_is_not_told_again(box: Outbox) -> None:
     courier = Collector()
 
     def lost(entry: OutboxEntry) -> Exception:
@@ -179,7 +179,7 @@ def test_an_answer_that_was_lost_is_not_told_again(box: DiskOutbox) -> None:
     assert courier.heard == ["a"]
 
 
-def test_what_was_sent_and_still_waits_is_not_told_again(box: DiskOutbox) -> None:
+def test_what_was_sent_and_still_waits_is_not_told_again(box: Outbox) -> None:
     """As a kill between the two leaves it, and a hub that cannot be asked about it."""
     box.put("post", "a", {})
     waiting = box.layout.outbox_entry("pending", "post", "a")
@@ -190,7 +190,7 @@ def test_what_was_sent_and_still_waits_is_not_told_again(box: DiskOutbox) -> Non
     assert (courier.heard, _states(box)["pending"]) == ([], [])
 
 
-def test_a_damaged_entry_stops_no_other(box: DiskOutbox) -> None:
+def test_a_damaged_entry_stops_no_other(box: Outbox) -> None:
     box.put("post", "a", {})
     box.put("post", "b", {})
     box.layout.outbox_entry("pending", "post", "a").write_text("{")
@@ -199,13 +199,13 @@ def test_a_damaged_entry_stops_no_other(box: DiskOutbox) -> None:
     assert _states(box)["refused"] == ["post.a.json"]
 
 
-def test_only_one_delivers_at_a_time(box: DiskOutbox) -> None:
+def test_only_one_delivers_at_a_time(box: Outbox) -> None:
     box.put("post", "a", {})
     with locks.hold(box.layout, "outbox", doing="test"), pytest.raises(LockError):
         box.deliver(Collector())
 
 
-def test_many_who_put_the_same_thing_put_it_once(box: DiskOutbox) -> None:
+def test_many_who_put_the_same_thing_put_it_once(box: Outbox) -> None:
     taken: list[bool] = []
     start = threading.Barrier(8)
 
@@ -226,9 +226,7 @@ STEPS = [(step, n) for step in ("mark", "before", "after", "write", "written") f
 
 
 @pytest.mark.parametrize(("step", "number"), STEPS)
-def test_a_kill_at_any_step_loses_and_repeats_nothing(
-    step: str, number: int, box: DiskOutbox
-) -> None:
+def test_a_kill_at_any_step_loses_and_repeats_nothing(step: str, number: int, box: Outbox) -> None:
     root = box.layout.root
     for name in "ab":
         box.put("post", name, {"text": name})
@@ -241,7 +239,7 @@ def test_a_kill_at_any_step_loses_and_repeats_nothing(
     }  # fmt: skip
 
 
-def test_kills_at_any_time_lose_and_repeat_nothing(box: DiskOutbox) -> None:
+def test_kills_at_any_time_lose_and_repeat_nothing(box: Outbox) -> None:
     root, names = box.layout.root, [f"n{number}" for number in range(60)]
     for name in names:
         box.put("post", name, {"text": name})

@@ -22,7 +22,7 @@ from autohypothesis.fleet.hub_sync.incoming import (
     ClaimRequest,
     tree_of_commit,
 )
-from autohypothesis.fleet.hub_sync.outbox import PENDING, DiskOutbox
+from autohypothesis.fleet.hub_sync.outbox import PENDING, Outbox
 from autohypothesis.fleet.hub_sync.outgoing import HubReporter, SharedHistory
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer.scheduling import Dispatcher
@@ -173,7 +173,7 @@ def decided(fleet_project: Project) -> Project:
 def test_every_decided_experiment_is_told_once_and_a_keep_with_its_commit(decided: Project) -> None:
     rows, queue = read_ledger(decided.layout), Queue(decided.layout, "t")
     for _ in range(2):  # the second one is an observer that was started anew
-        telling = HubReporter(decided, queue, DiskOutbox(decided.layout))
+        telling = HubReporter(decided, queue, Outbox(decided.layout))
         for _ in range(2):
             assert telling.turn(rows) and telling.problems == []
     told = entries(decided)
@@ -204,7 +204,7 @@ def test_what_was_told_is_not_told_again_after_research_was_deleted_and_restored
         def deliver(self, entry: OutboxEntry) -> str:
             return f"{entry.kind} {entry.name}"
 
-    rows, box = read_ledger(decided.layout), DiskOutbox(decided.layout)
+    rows, box = read_ledger(decided.layout), Outbox(decided.layout)
     HubReporter(decided, Queue(decided.layout, "t"), box).turn(rows)
     assert box.deliver(Heard()).left == 0
     receipt = box.receipt("result", rows[0]["id"])
@@ -223,7 +223,7 @@ def test_what_is_said_comes_from_plan_and_decision_and_not_from_what_a_run_wrote
               "rationale": "forged"}  # fmt: skip
     rows = [{**row, **forged} for row in read_ledger(decided.layout)]
     queue = Queue(decided.layout, "t")
-    HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    HubReporter(decided, queue, Outbox(decided.layout)).turn(rows)
     told = entries(decided)
     assert "forged" not in str(told)
     said = {one["description"] for name, one in told.items() if name.startswith("result.")}
@@ -239,7 +239,7 @@ def test_what_is_said_comes_from_plan_and_decision_and_not_from_what_a_run_wrote
 def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Project) -> None:
     (row, *_) = read_ledger(decided.layout)
     decided.layout.plan(row["id"]).unlink()
-    HubReporter(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout)).turn(
+    HubReporter(decided, Queue(decided.layout, "t"), Outbox(decided.layout)).turn(
         [{**row, "description": "a\nb\x1b[2J " + "long " * 1_000}]
     )
     said = entries(decided)[f"result.{row['id']}"]["description"]
@@ -248,14 +248,14 @@ def test_what_was_recorded_by_hand_is_told_on_one_short_line(decided: Project) -
 
 def test_a_later_refutation_is_told_once(decided: Project) -> None:
     rows, queue = read_ledger(decided.layout), Queue(decided.layout, "t")
-    HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    HubReporter(decided, queue, Outbox(decided.layout)).turn(rows)
     kept = next(row for row in rows if row["status"] == "keep" and row["parent_commit"])
     later = [
         {**row, "status": "discard", "confirmation": "refuted"} if row is kept else row
         for row in rows
     ]
     for _ in range(2):
-        telling = HubReporter(decided, queue, DiskOutbox(decided.layout))
+        telling = HubReporter(decided, queue, Outbox(decided.layout))
         telling.turn(later)
         telling.turn(later)
     new = {name: said for name, said in entries(decided).items() if name.startswith("refuted")}
@@ -276,7 +276,7 @@ def test_a_run_of_somebodys_result_is_told_as_its_verification(decided: Project)
     turns(watched, lambda: watched.history.counted() >= 5, Hands(decided, "w0"))
     watched.last_turn()
     rows = read_ledger(decided.layout)
-    HubReporter(decided, queue, DiskOutbox(decided.layout)).turn(rows)
+    HubReporter(decided, queue, Outbox(decided.layout)).turn(rows)
     row = next(row for row in rows if "bob" in row["description"])
     said = entries(decided)[f"result.{row['id']}"]
     assert (said["verifies"], said["commit"]) == (17, theirs)
@@ -470,7 +470,7 @@ def test_a_search_that_joined_late_tells_a_little_at_each_turn(
 
     monkeypatch.setattr(outgoing, "AT_ONCE", 1)
     rows = read_ledger(decided.layout)
-    telling = HubReporter(decided, Queue(decided.layout, "t"), DiskOutbox(decided.layout))
+    telling = HubReporter(decided, Queue(decided.layout, "t"), Outbox(decided.layout))
     turns_taken = 1
     while not telling.turn(rows):
         turns_taken += 1

@@ -26,16 +26,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 600.0
 """After the first round that failed, and after many."""
 
 
-class Outbox(Protocol):
-    """Takes entries for a hub."""
-
-    def put(self, kind: str, name: str, payload: Mapping[str, Any]) -> bool:
-        """Take it, once; False where `kind` and `name` were taken before. Never waits."""
-
-    def knows(self, kind: str, name: str) -> bool:
-        """Return whether they were taken before, delivered or not."""
-
-
 class EntryCourier(Protocol):
     """Delivers entries. Each call may take as long as it needs.
 
@@ -62,19 +52,21 @@ class Round(NamedTuple):
     """The last thing that stood in the way."""
 
 
-class DiskOutbox:
+class Outbox:
     """An outbox under research/: a file for each entry, a folder for each state."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def put(self, kind: str, name: str, payload: Mapping[str, Any]) -> bool:
+        """Take an entry without waiting; return False where it was taken before."""
         if self.knows(kind, name):
             return False
         entry = OutboxEntry(kind=kind, name=name, payload=dict(payload), number=time.time_ns())
         return write_new(self._path(PENDING, entry), to_json(entry, indent=2) + "\n")
 
     def knows(self, kind: str, name: str) -> bool:
+        """Return whether an entry was taken before, delivered or not."""
         paths = (self.layout.outbox_entry(one, kind, name) for one in (SENT, REFUSED, PENDING))
         return any(path.exists() for path in paths)
 

@@ -20,7 +20,7 @@ from autohypothesis.fleet.hub_sync.incoming import (
     hub_connection,
     quote_feed,
 )
-from autohypothesis.fleet.hub_sync.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.fleet.hub_sync.outgoing import HubReporter
 from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.observer.experiment_index import ExperimentIndex, Reference
@@ -458,7 +458,7 @@ class HubSync:
 
     def __init__(self, project: Project, queue: Queue) -> None:
         self._layout = project.layout
-        self._telling = HubReporter(project, queue, DiskOutbox(project.layout))
+        self._telling = HubReporter(project, queue, Outbox(project.layout))
         self._feed = FeedReader(project.layout)
         self._rows: Sequence[Mapping[str, Any]] | None = None
         self._contact = HubConnection(False)

@@ -10,19 +10,18 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.plain import plain
-from autohypothesis.records.files import load, read_bytes, to_json, write_atomic
-from autohypothesis.records.layout import Layout
+from autohypothesis.records.files import load_or_none, read_bytes, to_json, write_atomic
 from autohypothesis.records.tables import harmless
-from autohypothesis.schema import Hypothesis, Manifest, Registry, Tool
+from autohypothesis.schema import Hypothesis, Manifest, Registry
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -40,24 +39,9 @@ LISTED = 20
 SETTINGS = 40
 
 
-class Waiting(Protocol):
-    """The part of `fleet.queue.states.Queue` that an assignment is made of."""
-
-    def pending(self) -> list[Hypothesis]: ...
-
-    def dispatched(self, worker: str | None = None) -> dict[str, list[Hypothesis]]: ...
-
-    def running(self, worker: str | None = None) -> dict[str, list[Hypothesis]]: ...
-
-    def counts(self) -> dict[str, int]: ...
-
-
-def write_all(project: Project, manifest: Manifest, queue: Waiting | None = None) -> list[str]:
+def write_all(project: Project, manifest: Manifest) -> list[str]:
     """Write every page of a fleet; return remarks about files that were put aside."""
-    from autohypothesis.fleet.queue.states import Queue
-
-    layout, notes = project.layout, []
-    facts = _facts(project, manifest)
+    layout, facts = project.layout, _facts(project, manifest)
     pages = {
         layout.observer_prompt: _page("observer-agent", facts),
         layout.tool_builder_prompt: _page("tool-builder", facts),
@@ -67,41 +51,46 @@ def write_all(project: Project, manifest: Manifest, queue: Waiting | None = None
     for worker in manifest.workers:
         own = {"worker": worker, "assignment": place(layout.worker_assignment(worker.worker_id))}
         pages[layout.worker_prompt(worker.worker_id)] = _page("worker", {**facts, **own})
-    for path, page in pages.items():
-        notes += _put(path, page)
-    return notes + write_assignments(project, queue or Queue(layout, manifest.tag), manifest)
+    return _put_all(pages) + write_assignments(project, Queue(layout, manifest.tag), manifest)
 
 
-def write_assignments(project: Project, queue: Waiting, manifest: Manifest) -> list[str]:
+def write_assignments(project: Project, queue: Queue, manifest: Manifest) -> list[str]:
     """Write what each role is to do now. A page that says the same is not written again."""
-    facts = _facts(project, manifest)
+    layout, facts = project.layout, _facts(project, manifest)
     waiting, running, pending = queue.dispatched(), queue.running(), queue.pending()
+    names = [worker.worker_id for worker in manifest.workers]
+    idle = [name for name in names if not waiting.get(name) and not running.get(name)]
+    registry = load_or_none(Registry, layout.registry)
+    tools = registry.tools if registry is not None else []
+    requested = [tool for tool in tools if tool.status == "requested"]
+    of_observer = {
+        "counts": queue.counts(),
+        "idle": idle[:LISTED],
+        "hidden_idle": len(idle[LISTED:]),
+        "pending": pending[:LISTED],
+        "more": len(pending[LISTED:]),
+    }
+    of_builder = {"requested": requested[:SHOWN], "more": len(requested[SHOWN:])}
     pages = {
-        project.layout.assignment("observer"): _page(
-            "assignment-observer",
-            {**facts, **_observers(manifest, queue.counts(), pending, waiting, running)},
-        ),
-        project.layout.assignment("tool-builder"): _page(
-            "assignment-tool-builder", {**facts, **_requests(project.layout)}
+        layout.assignment("observer"): _page("assignment-observer", {**facts, **of_observer}),
+        layout.assignment("tool-builder"): _page(
+            "assignment-tool-builder", {**facts, **of_builder}
         ),
     }
     for worker in manifest.workers:
-        mine = waiting.get(worker.worker_id, [])
-        own = {
+        own = waiting.get(worker.worker_id, [])
+        of_worker = {
             "worker": worker,
             "running": running.get(worker.worker_id, [])[:SHOWN],
-            "waiting": mine[:SHOWN],
-            "more": len(mine[SHOWN:]),
+            "waiting": own[:SHOWN],
+            "more": len(own[SHOWN:]),
         }
-        path = project.layout.worker_assignment(worker.worker_id)
-        pages[path] = _page("assignment-worker", {**facts, **own})
-    notes = []
-    for path, page in pages.items():
-        notes += _put(path, page)
-    return notes
+        path = layout.worker_assignment(worker.worker_id)
+        pages[path] = _page("assignment-worker", {**facts, **of_worker})
+    return _put_all(pages)
 
 
-# ── what the pages are made of ──────────────────────────────────────────────────────────────
+# ── facts of the pages ──────────────────────────────────────────────────────────────
 
 
 def _facts(project: Project, manifest: Manifest) -> dict[str, Any]:
@@ -131,33 +120,7 @@ def program(root: Path) -> str:
     return "python orchestrator.py" if (root / "orchestrator.py").is_file() else "autohypothesis"
 
 
-def _observers(
-    manifest: Manifest,
-    counts: Mapping[str, int],
-    pending: Sequence[Hypothesis],
-    waiting: Mapping[str, Sequence[Hypothesis]],
-    running: Mapping[str, Sequence[Hypothesis]],
-) -> dict[str, Any]:
-    names = [one.worker_id for one in manifest.workers]
-    idle = [name for name in names if not waiting.get(name) and not running.get(name)]
-    return {
-        "counts": counts,
-        "idle": idle[:LISTED],
-        "hidden_idle": len(idle[LISTED:]),
-        "pending": pending[:LISTED],
-        "more": len(pending[LISTED:]),
-    }
-
-
-def _requests(layout: Layout) -> dict[str, Any]:
-    wanted: list[Tool] = []
-    with suppress(FileNotFoundError, RecordError):
-        tools = load(Registry, layout.registry).tools
-        wanted = [tool for tool in tools if tool.status == "requested"]
-    return {"requested": wanted[:SHOWN], "more": len(wanted[SHOWN:])}
-
-
-# ── how a page is made ──────────────────────────────────────────────────────────────────────
+# ── making a page ──────────────────────────────────────────────────────────────────────
 
 
 def _page(name: str, facts: Mapping[str, Any]) -> bytes:
@@ -220,6 +183,10 @@ def one_line_of_many(line: str) -> str:
 
 def _settings(one: Hypothesis) -> list[tuple[str, Any]]:
     return list(one.config_overrides.items())[:SETTINGS]
+
+
+def _put_all(pages: Mapping[Path, bytes]) -> list[str]:
+    return [note for path, page in pages.items() for note in _put(path, page)]
 
 
 def _put(path: Path, page: bytes) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, GitError, HubError, LockError
 from autohypothesis.fleet.hub_sync.incoming import COURIER
-from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, DiskOutbox, Round, pause_s
+from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, Outbox, Round, pause_s
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.hub.client.credentials import Credentials
@@ -44,7 +44,7 @@ class CourierProcess:
 
     def __init__(self, project: Project, credentials: Credentials) -> None:
         self.project = project
-        self.outbox = DiskOutbox(project.layout)
+        self.outbox = Outbox(project.layout)
         self._hub = HubClient.of(credentials)
         self._agent = credentials.agent
         self._delivery = HubDelivery(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet.hub_sync.outbox import DiskOutbox
+from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.hub.client import http
 from autohypothesis.hub.client.delivery import HubDelivery
 from autohypothesis.hub.client.hub import HubClient
@@ -17,8 +17,8 @@ from tests.hub.client.stand_in import Handler, StandIn
 
 
 @pytest.fixture
-def box(foreign: Path) -> DiskOutbox:
-    return DiskOutbox(Layout(foreign))
+def box(foreign: Path) -> Outbox:
+    return Outbox(Layout(foreign))
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def courier(hub: HubClient, foreign: Path, monkeypatch: pytest.MonkeyPatch) -> H
     return HubDelivery(hub, "ada", Repository(foreign))
 
 
-def _put(box: DiskOutbox, name: str, channel: str = "results", content: str = "same") -> None:
+def _put(box: Outbox, name: str, channel: str = "results", content: str = "same") -> None:
     assert box.put("post", name, {"channel": channel, "content": content})
 
 
@@ -36,7 +36,7 @@ def _said(stand_in: StandIn) -> list[str]:
 
 
 def test_posts_and_commits_arrive(
-    box: DiskOutbox, courier: HubDelivery, stand_in: StandIn, foreign: Path
+    box: Outbox, courier: HubDelivery, stand_in: StandIn, foreign: Path
 ) -> None:
     commit = git(foreign, "rev-parse", "HEAD")
     box.put("push", "h-1", {"commit": commit})
@@ -46,7 +46,7 @@ def test_posts_and_commits_arrive(
 
 
 def test_an_answer_that_was_lost_is_looked_for(
-    box: DiskOutbox, courier: HubDelivery, stand_in: StandIn, hub: HubClient
+    box: Outbox, courier: HubDelivery, stand_in: StandIn, hub: HubClient
 ) -> None:
     """It stands there, between an older one and others' of the same words."""
     hub.post("results", "same")
@@ -70,7 +70,7 @@ def test_an_answer_that_was_lost_is_looked_for(
 
 
 def test_words_that_were_said_before_do_not_count(
-    box: DiskOutbox, courier: HubDelivery, stand_in: StandIn, hub: HubClient
+    box: Outbox, courier: HubDelivery, stand_in: StandIn, hub: HubClient
 ) -> None:
     """A try that never arrived is not found in what stood there already."""
     hub.post("results", "same")
@@ -83,7 +83,7 @@ def test_words_that_were_said_before_do_not_count(
 
 
 def test_a_hub_of_yesterday_is_told_again(
-    box: DiskOutbox, courier: HubDelivery, stand_in: StandIn, hub: HubClient
+    box: Outbox, courier: HubDelivery, stand_in: StandIn, hub: HubClient
 ) -> None:
     """Restored from a backup while an entry was on its way: what it forgot it hears once."""
     hub.post("results", "old")
@@ -105,7 +105,7 @@ def test_a_hub_of_yesterday_is_told_again(
 @pytest.mark.parametrize(("status", "waits"), [(401, True), (429, True), (500, True), (403, True),
                                                (400, False), (413, False)])  # fmt: skip
 def test_a_refusal_of_the_thing_is_final_and_one_of_us_is_not(
-    status: int, waits: bool, box: DiskOutbox, courier: HubDelivery, stand_in: StandIn
+    status: int, waits: bool, box: Outbox, courier: HubDelivery, stand_in: StandIn
 ) -> None:
     _put(box, "a")
     stand_in.behave = lambda handler: handler.say(status, b'{"error": "no"}') is None
@@ -116,7 +116,7 @@ def test_a_refusal_of_the_thing_is_final_and_one_of_us_is_not(
 
 
 def test_what_cannot_be_sent_is_set_aside(
-    box: DiskOutbox, courier: HubDelivery, stand_in: StandIn
+    box: Outbox, courier: HubDelivery, stand_in: StandIn
 ) -> None:
     _put(box, "a", channel="No Such Name")
     _put(box, "b", content="x" * 40_000)

@@ -19,7 +19,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.hub_sync.incoming import COURIER, ClaimRequest
-from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, SENT, DiskOutbox
+from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, SENT, Outbox
 from autohypothesis.fleet.hub_sync.outgoing import HubReporter
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
@@ -72,7 +72,7 @@ def decided(fleet_project: Project) -> Project:
 def tell(project: Project) -> None:
     sync(project.layout)
     queue = Queue(project.layout, "t")
-    telling = HubReporter(project, queue, DiskOutbox(project.layout))
+    telling = HubReporter(project, queue, Outbox(project.layout))
     assert telling.turn(read_ledger(project.layout)) and telling.problems == []
 
 
