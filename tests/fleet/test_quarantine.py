@@ -1,4 +1,4 @@
-"""The bench: two in a row that speak against a device, and never for ever."""
+"""Quarantine: two failures in a row that speak against a device, and never for ever."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def test_devices_are_counted_apart(layout: Layout) -> None:
 
 
 def test_the_count_survives_the_worker(layout: Layout) -> None:
-    """It lies on disk: `judge` knows nothing but the layout."""
+    """It lies on disk: `count_device_failure` knows nothing but the layout."""
     count_device_failure(layout, GPU, LOST)
     assert count_device_failure(Layout(layout.root), GPU, LOST)
 
 
 @pytest.mark.parametrize("shift", [-QUARANTINE_FOR - timedelta(seconds=1), timedelta(days=400)])
-def test_a_device_is_benched_for_ten_minutes_and_a_wrong_clock_is_not_for_ever(
+def test_a_device_is_quarantined_for_ten_minutes_and_a_wrong_clock_is_not_for_ever(
     layout: Layout, shift: timedelta
 ) -> None:
     entry = {"since": rfc3339(now() + shift), "reason": "lost"}
@@ -84,7 +84,7 @@ def test_a_device_is_benched_for_ten_minutes_and_a_wrong_clock_is_not_for_ever(
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", '{"devices": [1], "in_a_row": 3}', '{"devices": {"GPU-0000": 1}}']
 )
-def test_a_damaged_bench_is_an_empty_one(layout: Layout, content: str) -> None:
+def test_a_damaged_file_is_an_empty_quarantine(layout: Layout, content: str) -> None:
     layout.benched.parent.mkdir(parents=True)
     layout.benched.write_text(content)
     assert quarantined(layout) == {}
