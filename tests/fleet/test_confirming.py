@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -278,7 +279,8 @@ def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_non
         assert kills < 30
         process = subprocess.Popen([sys.executable, "-c", OBSERVE, str(careful.layout.root)])
         try:
-            until(lambda: _has_work(eyes) or careful.reference() != before)
+            until(partial(_has_news, eyes, process, before))
+            assert process.poll() is None, read_role(careful.layout, "observer")
             hand.work(eyes)
             time.sleep(0.05 * (kills % 5))
         finally:
@@ -296,5 +298,7 @@ def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_non
     assert len(seen) == len(set(seen)) == 4
 
 
-def _has_work(eyes: Observer) -> bool:
-    return bool(eyes.queue.dispatched("w0")["w0"])
+def _has_news(eyes: Observer, process: subprocess.Popen[bytes], before: str) -> bool:
+    """Return whether there is work, the reference has moved, or the observer has ended."""
+    work = bool(eyes.queue.dispatched("w0")["w0"])
+    return work or eyes.project.reference() != before or process.poll() is not None

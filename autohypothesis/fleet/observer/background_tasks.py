@@ -24,13 +24,13 @@ REGISTRY_S = 2.0
 
 
 class BackgroundTasks:
-    """Asks for the tool, and calls it; a turn never waits for it."""
+    """Requests the tool `noise` and calls it in a thread; a turn never waits for it."""
 
     def __init__(self, project: Project, history: LiveHistory) -> None:
         self.project = project
         self.history = history
         self.noise: dict[str, Any] | None = None
-        """What the tool answered last; None before it is published."""
+        """The last answer of the tool; None before it is published."""
         self.problem = ""
         self._thread: Thread | None = None
         self._asked = False
@@ -41,7 +41,7 @@ class BackgroundTasks:
         self._due = self._look = 0.0
 
     def turn(self) -> None:
-        """Starts what is due, unless something is under way.
+        """Start the tool if it is due, unless it runs.
 
         Raises:
             LockError, RecordError: the registry cannot be written.
@@ -65,7 +65,7 @@ class BackgroundTasks:
             self._thread.start()
 
     def _repeated(self) -> int:
-        """How many runs share a commit with another; counted when something was decided."""
+        """Return how many runs share a commit with another; counted after each decision."""
         version = self.history.version
         if self._counted[0] != version:
             self._counted = (version, self._count())

@@ -99,12 +99,12 @@ class Decider:
         return decisions
 
     def waits(self) -> list[str]:
-        """Experiments that have ended, of whatever tag, and may still be decided."""
+        """Return the experiments of any tag that have ended and may still be decided."""
         known = {*self.refused, *(win.experiment_id for win in self.needs_runs)}
         return [name for name in self.history.ended() if name not in known]
 
     def _retry_is_due(self) -> bool:
-        """What was refused may be decided once something else was, or once a file was mended."""
+        """Return whether to try again what was refused: after a decision, or after a while."""
         if not self.refused and not self.needs_runs:
             return False
         later = time.monotonic() - self._last_try >= LOOK_S
@@ -122,7 +122,7 @@ class Decider:
         return settlement.decisions
 
     def _may(self, experiment_id: str) -> None:
-        """A repeat of the baseline waits for the baseline: it is no baseline itself.
+        """Refuse a repeat of the baseline before the baseline: it is no baseline itself.
 
         Raises:
             SettleError: nothing is kept yet, and this repeats something.
@@ -139,7 +139,7 @@ class Decider:
             raise SettleError(f"{plan.experiment_id} repeats {first}, which is not decided yet")
 
     def _decided_now(self) -> set[str]:
-        """What is decided, this very settle included."""
+        """Return what is decided, this very settle included."""
         self.history.refresh()
         return set(self.history.latest)
 
@@ -162,7 +162,7 @@ class Decider:
                     recovery.recover(self.project.repository, layout, name)
 
     def _is_claimed(self, experiment_id: str) -> bool:
-        """Whether a worker holds its hypothesis: then that worker collects it."""
+        """Return whether a worker holds its hypothesis: then that worker collects it."""
         layout = self.project.layout
         plan = load(Plan, layout.plan(experiment_id))
         name, worker = plan.hypothesis.hypothesis_id, plan.worker_id
@@ -197,7 +197,7 @@ class ReplicateScheduler:
         return [line for line in [*lines, *self._take_back(wanted)] if line]
 
     def problems(self, wins: Sequence[NeedsRuns]) -> list[str]:
-        """Wins that wait for a run which was refused, or which said nothing about them."""
+        """Return the wins that wait for a run which was refused, or is no evidence about them."""
         problems, known = [], self.queue.sources() if wins else {}
         for win in wins:
             for run in win.runs:
@@ -232,7 +232,7 @@ class ReplicateScheduler:
         return ""
 
     def _take_back(self, wanted: Iterable[str]) -> list[str]:
-        """What is queued for a win that was decided meanwhile, or whose base is none any more."""
+        """Abandon what is queued for a win that was decided meanwhile, or whose base is gone."""
         still, lines = set(wanted), []
         for place, hypothesis in self.queue.placed():
             if not _is_replicate(place, hypothesis) or hypothesis.source_id in still:
@@ -252,7 +252,7 @@ class ReplicateScheduler:
         return there[1] if there is not None and there[0].state == "done" else None
 
     def _ran_elsewhere(self, hypothesis: Hypothesis, run: MissingRun) -> bool:
-        """Whether its worker turned out to be on another platform, and is known for that now."""
+        """Return whether its worker turned out to be on another platform."""
         decision = self.history.decision_about(hypothesis.hypothesis_id)
         key = decision.platform_key if decision is not None else ""
         return bool(key) and key != run.platform_key
@@ -270,7 +270,7 @@ class ReplicateScheduler:
 
 
 def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
-    """The wins that need runs, for the status."""
+    """Return the wins that need runs, as the status has them."""
     return [
         {
             "experiment_id": win.experiment_id,
@@ -283,12 +283,12 @@ def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
 
 
 def source_of(run: MissingRun) -> str:
-    """The same for the same run, whichever win waits for it."""
+    """Return the source id of a run; the same for all wins that wait for it."""
     return f"{MARK}{run.commit[:12]}-{run.experiment.seed}#{run.platform_key[:KEY_LENGTH]}"
 
 
 def _is_replicate(place: QueuePlace, hypothesis: Hypothesis) -> bool:
-    """Whether it was ordered here, and no worker has begun it."""
+    """Return whether it was queued here, and no worker has begun it."""
     ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(MARK)
     return ours and place.state in ("pending", "dispatched")
 

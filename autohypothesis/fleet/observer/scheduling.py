@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import QueueError, RecordError
+from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import REPEAT_PRIORITY, RequeuePolicy
 from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import load, load_or_none
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
@@ -330,7 +330,7 @@ class BaselineSchedule:
         decision = self.history.decision_about(placed[1].hypothesis_id)
         if decision is None or decision.requeue or decision.decision_status != "crash":
             return []
-        return explained(self.layout, decision.experiment_id, settings, self.command)
+        return _explained(self.layout, decision.experiment_id, settings, self.command)
 
 
 def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
@@ -349,25 +349,24 @@ def _begin_again(command: str) -> str:
     )
 
 
-def explained(
-    layout: Layout, experiment_id: str, settings: Mapping[str, Setting], command: str = "init-fleet"
+def _explained(
+    layout: Layout, experiment_id: str, settings: Mapping[str, Setting], command: str
 ) -> list[str]:
     """Return the failure of a baseline, line by line."""
-    try:
-        result = load(Result, layout.run(experiment_id).result)
-    except (FileNotFoundError, RecordError):
+    result = load_or_none(Result, layout.run(experiment_id).result)
+    if result is None:
         return [f"the baseline {experiment_id} failed, and its result cannot be read"]
     kind = result.failure_kind or "code_error"
     tail = [line.rstrip() for line in result.log_tail.splitlines() if line.strip()]
     return [
         f"the baseline {experiment_id} failed: {kind}: {result.failure_detail}",
-        advice(kind, settings),
+        _advice(kind, settings),
         _begin_again(command),
         *(f"log: {line[:300]}" for line in tail[-TAIL_LINES:]),
     ]
 
 
-def advice(kind: str, settings: Mapping[str, Setting]) -> str:
+def _advice(kind: str, settings: Mapping[str, Setting]) -> str:
     """Return which setting to lower, with the value that the script has."""
     for name in LOWER.get(kind, ()):
         if name in settings:
