@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -200,3 +202,21 @@ def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
     keys = {key_of(Proposal(title="x", patch=text)) for text in (patch, moved, other)}
     assert len(keys) == 2
     assert key_of(Proposal(title="x")) == ""
+
+
+def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates() -> None:
+    """It was voided for contention after they had run."""
+    first = experiment_index.IndexedRun(
+        experiment_id="h-t-0001-1", hypothesis_id="h-t-0001", begun=now(), settings={"rate": 2.0},
+        commit="c1", parent="c0", overrides={"RATE": 2.0}, key="", seed=42, replicates=None,
+    )  # fmt: skip
+    again = replace(
+        first, experiment_id="h-t-0002-1", hypothesis_id="h-t-0002", replicates="h-t-0001-1"
+    )
+    runs = {run.experiment_id: run for run in (again, first)}
+    index = cast(ExperimentIndex, SimpleNamespace(runs=runs, code_of=lambda commit: "the same"))
+    reference = Reference("c0", {}, {"RATE": 1.0}, names=("RATE",))
+    check = experiment_index.DuplicateCheck(index, reference)
+    idea = Proposal(title="x", config_overrides={"RATE": 2.0})
+    assert check.before(idea, besides="h-t-0001") is None
+    assert check.before(idea) is first

@@ -196,7 +196,11 @@ class DuplicateCheck:
     reference: Reference
 
     def before(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
-        """Return the experiment that was this very idea, not counting those of `besides`."""
+        """Return the experiment that was this very idea, not counting those of `besides`.
+
+        A replicate does not count: its first experiment does. Else a win that was voided after its
+        replicates had run would be refused as a duplicate of them when it comes back.
+        """
         key = key_of(idea)
         if key:
             found = [run for run in self.index.runs.values() if run.key == key]
@@ -204,7 +208,7 @@ class DuplicateCheck:
             found = self._with_settings(idea.config_overrides)
         else:
             return None
-        others = [run for run in found if run.hypothesis_id != besides]
+        others = [run for run in found if run.hypothesis_id != besides and not run.replicates]
         return others[0] if others else None
 
     def equal(self, one: Proposal, other: Proposal) -> bool:
