@@ -8,10 +8,12 @@ absent, damaged, of other code or beside another ledger costs a cold fold, and n
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -185,6 +187,20 @@ class Folded:
         return _line_of(self.entries[experiment], self.content)
 
 
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Pause the search for cycles: a fold makes many objects and none, and with it asking what is
+    new takes 3.6 times as long as the status of the files, without it 2.3 times (goal: 3)."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collections()
 def refold(layout: Layout, *, cold: bool = False) -> Folded:
     """Folds what is under research/; with `cold`, as if it had never been folded before."""
     index = None if cold else load_index(layout)
