@@ -212,7 +212,7 @@ class Prepared:
         return self.path / "val.parquet"
 
     def locate(self) -> dict[str, Any]:
-        """What the engine must know of the active data, as JSON values."""
+        """Return what the engine must know of the active data, as JSON values."""
         profile, validation = self.profile, self.manifest["validation"]
         return {
             "path": str(self.path),

@@ -1,4 +1,4 @@
-"""What every proposer, executor and scorer must do, as test classes for pytest.
+"""Test classes for pytest that every proposer, executor and scorer must pass.
 
 A package that brings one inherits the class of its seam and gives it what it tests:
 

@@ -1,4 +1,4 @@
-"""What several rooms' tests need: a repository that shares no file with ours, and its project."""
+"""Fixtures of several rooms' tests: a repository that shares no file with ours, its project."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def foreign(tmp_path: Path, own_locks: Path) -> Path:
-    """A repository of somebody else's, in a folder with a blank and an umlaut."""
+    """A repository that is not ours, in a folder with a blank and an umlaut."""
     root = tmp_path / "jemandes skript ü"
     root.mkdir()
     run_git(root, "init", "-q", "-b", "main")
@@ -143,7 +143,7 @@ def called(*words: str, cwd: Path, **env: str) -> Answer:
 
 @contextmanager
 def taken() -> Iterator[list[str]]:
-    """What this process and those that it starts write to stdout and stderr: two texts, after."""
+    """Collect what this process and its children write to stdout and stderr: two texts, after."""
     said: list[str] = []
     with ExitStack() as stack:
         files = [stack.enter_context(TemporaryFile()) for _ in range(2)]

@@ -104,7 +104,7 @@ def commit_all(folder: Path) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A copy of the project, and somebody else's repository beside it."""
+    """A copy of the project, and a repository that is not ours beside it."""
     root = tmp_path / "autohypothesis"
     copy_of_the_project(root)
     commit_all(root)
@@ -139,7 +139,7 @@ def known_commands() -> set[str | None]:
 
 
 def run(command: str, cwd: Path, environment: dict[str, str]) -> str:
-    """What a command printed; a shell runs it, as a reader's would."""
+    """Return what a command printed; a shell runs it, as a reader's would."""
     command = STAND_INS.get(command, command)
     answer = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
@@ -174,7 +174,7 @@ def test_the_two_commands_come_first() -> None:
     assert list(commands("README.md"))[:2] == ["make demo", "make test"]
 
 
-def test_no_page_has_commands_that_nobody_runs() -> None:
+def test_the_commands_of_every_page_are_run() -> None:
     pages = {str(page.relative_to(ROOT)) for page in PAGES}
     assert {page for page in pages if list(commands(page))} == {*RUN, *OF_THE_HUB}
 
@@ -203,7 +203,7 @@ def test_the_published_loop_is_printed_as_it_is() -> None:
 
 
 class PublishedLoop:
-    """Somebody who edits train.py, commits, runs, looks, records, and keeps or resets."""
+    """A user who edits train.py, commits, runs, looks, records, and keeps or resets."""
 
     def __init__(self, clone: Path, environment: dict[str, str]) -> None:
         self.clone, self.environment = clone, environment
@@ -235,7 +235,7 @@ class PublishedLoop:
 def test_the_published_loop_on_a_branch_of_its_user(
     clone: Path, environment: dict[str, str], name: str
 ) -> None:
-    """A worse change, then a better one; a person's word keeps what nobody vouches for."""
+    """A worse change, then a better one; a person's word keeps what is not attested."""
     loop = PublishedLoop(clone, environment)
     loop.run("python prepare.py")
     loop.edit(USELESS)

@@ -1,4 +1,4 @@
-"""What the pages about the hub say is true: commands run, recipes are valid, messages exist.
+"""The pages about the hub are true: commands run, recipes are valid, messages exist.
 
 Each page is one shell session, in its order, as its reader would type it. `STAND_INS` are all that
 is run in another form. A `hub serve` stays in its terminal: here in the background, on a free port.
@@ -64,7 +64,7 @@ exec {curl} --fail-with-body "$@"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Ports that are free now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -82,7 +82,7 @@ def page_lines(page: str) -> str:
 
 @pytest.fixture
 def reader(tmp_path: Path) -> dict[str, str]:
-    """The environment of somebody with a home of his own, our Python, and the checking curl."""
+    """The environment of a user with a home of their own, our Python, and the checking curl."""
     tools, home = tmp_path / "tools", tmp_path / "home"
     tools.mkdir()
     home.mkdir()
@@ -101,7 +101,7 @@ def reader(tmp_path: Path) -> dict[str, str]:
 
 
 def session(lines: str, cwd: Path, environment: dict[str, str]) -> str:
-    """What the lines print; each of them has to succeed."""
+    """Return what the lines print; each of them has to succeed."""
     for name, port in zip(PORTS, free_ports(len(PORTS)), strict=True):
         lines = lines.replace(name, str(port))
     done = subprocess.run(
@@ -170,7 +170,7 @@ PAIR = {
 
 
 @dataclass
-class Somebody:
+class Visitor:
     """Another agent, who was here first: a baseline, a better commit, a result and a question."""
 
     agent: Agent
@@ -181,7 +181,7 @@ class Somebody:
     result: int = 0
 
     @classmethod
-    def make(cls, hub: Hub, root: Path) -> Somebody:
+    def make(cls, hub: Hub, root: Path) -> Visitor:
         root.mkdir()
         clone = Clone(root)
         clone.git("init", "-q", "-b", "main")
@@ -237,7 +237,7 @@ def test_the_page_for_agents_from_its_start_to_its_end(
     tmp_path: Path, reader: dict[str, str], hub: Hub, search: Path
 ) -> None:
     """Every line of it, as an agent that comes second; then, what the hub holds."""
-    grace = Somebody.make(hub, tmp_path / "grace")
+    grace = Visitor.make(hub, tmp_path / "grace")
     grace.tell()
     lines = page_lines(AGENTS_PAGE).replace("http://127.0.0.1:8000", hub.url)
     uv = {"UV_NO_SYNC": "1", "UV_PROJECT_ENVIRONMENT": str(Path(sys.executable).parents[1])}
@@ -252,7 +252,7 @@ def test_the_page_for_agents_from_its_start_to_its_end(
     check_talk(grace.agent)
 
 
-def check_told(told: dict[str, Any], grace: Somebody) -> None:
+def check_told(told: dict[str, Any], grace: Visitor) -> None:
     """One result for each thing, whether its line came too or not."""
     mine = told.pop("higher-rate-1")
     assert (mine["value"], mine["source"], mine["memory_gb"]) == (1.01, "typed", 44.0)

@@ -58,7 +58,7 @@ def bpe() -> Programs:
 
 
 def document(artifact: str, seed: int, trials: list[dict[str, Any]] | None = None) -> Any:
-    """What a mutator reads on stdin."""
+    """Return what a mutator reads on stdin."""
     return {
         "task_id": "t",
         "iteration_id": "t-1",

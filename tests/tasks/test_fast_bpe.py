@@ -1,4 +1,4 @@
-"""What is wrong is caught, what hangs ends, and rewrites are what they say they are."""
+"""Mistakes are caught, candidates that hang are ended, and rewrites are what they say they are."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_rewritten_file_is_shorter_in_time(bpe: Programs, fast: bytes) -> No
 
 
 def answer(bpe: Programs, checkout: Path, candidate: str) -> dict[str, object]:
-    """What the scorer prints about a candidate: one line on stdout, and nothing else."""
+    """Return what the scorer prints about a candidate: one line on stdout, and nothing else."""
     (checkout / ARTIFACT).write_text(candidate, encoding="utf-8")
     found = bpe.run("bench.py", cwd=checkout)
     assert found.returncode == 0, found.stderr

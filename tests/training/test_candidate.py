@@ -139,7 +139,7 @@ def own_run(finished_run: Path, preflight: Any, tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_official_score_is_the_one_that_train_py_prints_when_nobody_else_scores(
+def test_the_official_score_is_the_one_that_train_py_would_print(
     cache: Path, own_run: Path, prepare: ModuleType, train: ModuleType
 ) -> None:
     import torch

@@ -1,4 +1,4 @@
-"""What can go wrong between a bare machine and prepared data."""
+"""Faults between a bare machine and prepared data, and what they cost."""
 
 from __future__ import annotations
 
