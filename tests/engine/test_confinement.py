@@ -141,7 +141,7 @@ def test_a_record_that_a_run_made_is_set_aside_and_decided_as_a_crash(
     assert "result.json of its record, which it made" in ran.result.failure_detail
     assert (ran.run.out / "from-the-record-result.json").read_text() == "{}"
     decided = decide.settle(Project.open(foreign), [ran.run.folder.name], decided_by="loop")
-    assert [one.decision_status for one in decided] == ["crash"]
+    assert [one.decision_status for one in decided.decisions] == ["crash"]
 
 
 def test_a_run_that_kills_its_shim_and_writes_the_end_itself_is_invalid(
