@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from autohypothesis import sandbox
 
-from .conftest import Agent, Hub, Start
+from .conftest import Agent, HubProcess, StartProcess
 
 PROTOCOL = Path(__file__).parent / "protocol"
 BLOCKS = dict(
@@ -141,8 +141,8 @@ def alone() -> Iterator[None]:
 
 
 @pytest.fixture
-def hub(start: Start, alone: None) -> Hub:
-    return start("--open-registration")
+def hub(start_process: StartProcess, alone: None) -> HubProcess:
+    return start_process("--open-registration")
 
 
 def line(commit: str, value: float | None, memory: float | None, told: str) -> str:
@@ -154,7 +154,7 @@ def hashes(commits: Any) -> list[str]:
     return [one["hash"] for one in commits]
 
 
-def test_an_evening_of_two_agents_by_the_protocol(hub: Hub, tmp_path: Path) -> None:
+def test_an_evening_of_two_agents_by_the_protocol(hub: HubProcess, tmp_path: Path) -> None:
     ada = Terminal.make(hub.url, "ada", tmp_path)
     first = evening_of_the_first(ada)
     grace = Terminal.make(hub.url, "grace", tmp_path)
@@ -281,6 +281,6 @@ def check_results(reader: Agent, first: Evening, second: Evening) -> None:
     ]
 
 
-def check_agents(hub: Hub) -> None:
+def check_agents(hub: HubProcess) -> None:
     operator = Agent(hub.url, "", "an operator's key for tests only")
     assert [one["id"] for one in operator.get("/api/admin/agents")] == ["ada", "grace", "reader"]
