@@ -172,7 +172,7 @@ _RESULT = [name for name, _ in _MODELS].index("result.json")
 # ── reading ─────────────────────────────────────────────────────────────────────────────────
 
 
-class _Reader:
+class _FileReader:
     """Reads files, and notes the signature of each and what is wrong with it."""
 
     def __init__(self) -> None:
@@ -216,7 +216,7 @@ class _Reader:
 
 def read(places: Places) -> Records:
     """Read all records of one experiment, whatever state they are in."""
-    started, reader = time.time_ns(), _Reader()
+    started, reader = time.time_ns(), _FileReader()
     bundle = _read_bundle(places.run, reader) if places.run is not None else None
     plan = reader.document(places.plan, Plan) if places.plan is not None else None
     page = reader.page(places.page) if places.page is not None else None
@@ -228,10 +228,10 @@ def read(places: Places) -> Records:
 
 def read_bundle(run: RunPaths) -> Bundle:
     """Read the bundle in `run`'s folder, whatever state it is in."""
-    return _read_bundle(str(run.folder), _Reader())
+    return _read_bundle(str(run.folder), _FileReader())
 
 
-def _read_bundle(folder: str, reader: _Reader) -> Bundle:
+def _read_bundle(folder: str, reader: _FileReader) -> Bundle:
     config, metadata, result, exit_record = (
         reader.document(f"{folder}/{name}", model) for name, model in _MODELS
     )

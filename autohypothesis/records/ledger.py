@@ -52,7 +52,7 @@ Stamp = list[int]
 # ── the index: what the last fold saw ───────────────────────────────────────────────────────
 
 
-class Entry(NamedTuple):
+class FoldEntry(NamedTuple):
     """One experiment as the last fold saw it."""
 
     signature: int
@@ -67,7 +67,7 @@ class Entry(NamedTuple):
 
 
 class Index(NamedTuple):
-    entries: dict[str, Entry]
+    entries: dict[str, FoldEntry]
     ledger: Stamp
     aggregate: Stamp
     decisions: Stamp
@@ -105,7 +105,7 @@ def load_index(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
 
 
 def save_index(
-    layout: Layout, entries: Mapping[str, Entry], decisions: Stamp, last_tag: str
+    layout: Layout, entries: Mapping[str, FoldEntry], decisions: Stamp, last_tag: str
 ) -> None:
     """Writes down the fold whose ledger and aggregate lie on the disk now."""
     written = [stamp(layout.ledger), stamp(layout.aggregate_experiments)]
@@ -115,9 +115,9 @@ def save_index(
 
 def _entry(
     signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Fault], *where: int
-) -> Entry:
+) -> FoldEntry:
     placed = None if placement is None else Placement(*placement)
-    return Entry(signature, Facts(*facts), placed, wrong, *where)
+    return FoldEntry(signature, Facts(*facts), placed, wrong, *where)
 
 
 def _head(body: bytes) -> bytes:
@@ -137,7 +137,7 @@ def _code() -> int:
 # ── folding ─────────────────────────────────────────────────────────────────────────────────
 
 
-class _Known(NamedTuple):
+class _Unplaced(NamedTuple):
     """One experiment before it is placed."""
 
     signature: int
@@ -165,7 +165,7 @@ class Folded:
     """A fold: the ledger as it is to be, and what the tables are made from."""
 
     content: bytes
-    entries: dict[str, Entry]
+    entries: dict[str, FoldEntry]
     problems: list[Problem]
     changed: int
     """Lines that the ledger does not hold as they are."""
@@ -213,7 +213,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     for key, decision in judged.gone.items():
         row = gone_row(decision)
         facts[key] = facts_of(row, None, [])
-        known[key] = _Known(bundles.LOOK_AGAIN, facts[key], row)
+        known[key] = _Unplaced(bundles.LOOK_AGAIN, facts[key], row)
     old = read_bytes(layout.ledger, LIMIT) if index else b""
     lines, entries, changed = [], {}, 0
     for key in in_order(known, judged.places, facts):
@@ -244,28 +244,28 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     )
 
 
-def _look(found: Mapping[str, Places], index: Index | None) -> dict[str, _Known]:
+def _look(found: Mapping[str, Places], index: Index | None) -> dict[str, _Unplaced]:
     """Reads what is new or changed, and trusts the index about the rest."""
-    known: dict[str, _Known] = {}
+    known: dict[str, _Unplaced] = {}
     before = index.entries if index is not None else {}
     for key, places in found.items():
         entry = before.get(key)
         if entry is None or entry.facts.volatile:
             known[key] = _read(places)
         elif entry.signature == bundles.current_signature(places):
-            known[key] = _Known(entry.signature, entry.facts, None)
+            known[key] = _Unplaced(entry.signature, entry.facts, None)
         else:
             known[key] = _read(places)
     return known
 
 
-def _read(places: Places) -> _Known:
+def _read(places: Places) -> _Unplaced:
     records = bundles.read(places)
     row = base_row(places.experiment_id, records.bundle, records.planned)
     damage = [[path, reason] for path, reason in records.damage]
     if not records.bundle and not records.planned.plan and not damage:
         damage = [[str(places.plan or places.page), "vanished while it was read"]]
-    return _Known(records.signature, facts_of(row, records.bundle, damage), row)
+    return _Unplaced(records.signature, facts_of(row, records.bundle, damage), row)
 
 
 def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> _Judged:
@@ -284,7 +284,7 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
 
 
 def _places_as_before(
-    layout: Layout, known: Mapping[str, _Known], index: Index | None
+    layout: Layout, known: Mapping[str, _Unplaced], index: Index | None
 ) -> _Judged | None:
     """The places of the last fold, where no decision is new and no decided bundle changed."""
     if index is None or not index.decisions or index.decisions != stamp(layout.decisions):
@@ -301,13 +301,13 @@ def _places_as_before(
 
 
 def _folded_line(
-    known: _Known,
+    known: _Unplaced,
     judged: _Judged,
     key: str,
     found: Mapping[str, Places],
-    before: Entry | None,
+    before: FoldEntry | None,
     old: bytes,
-) -> tuple[bytes, Entry]:
+) -> tuple[bytes, FoldEntry]:
     """The line of one experiment, as it was where nothing changed, and its entry."""
     placement, wrong = judged.places.get(key), judged.wrong.get(key, [])
     if known.row is None and before is not None:
@@ -318,14 +318,14 @@ def _folded_line(
     unusable = in_words(known.facts.damage)
     finish(row, placement, undecided_stamp(known.facts), unusable, in_words(wrong))
     line = to_json(row, inf_nan_mode="null") + b"\n"
-    return line, Entry(known.signature, known.facts, placement, wrong, -1, len(line))
+    return line, FoldEntry(known.signature, known.facts, placement, wrong, -1, len(line))
 
 
-def _line_of(entry: Entry, content: bytes) -> bytes:
+def _line_of(entry: FoldEntry, content: bytes) -> bytes:
     return content[entry.offset : entry.offset + entry.length]
 
 
-def _set_offsets(entries: dict[str, Entry]) -> None:
+def _set_offsets(entries: dict[str, FoldEntry]) -> None:
     offset = 0
     for key, entry in entries.items():
         if entry.offset != offset:

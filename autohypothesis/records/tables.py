@@ -9,7 +9,7 @@ from pydantic_core import from_json
 
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.history import Kept, best_of
-from autohypothesis.records.ledger import Entry, Folded
+from autohypothesis.records.ledger import Folded, FoldEntry
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Facts, Placement
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
@@ -28,7 +28,7 @@ class HandEdit(NamedTuple):
 # ── results.tsv ─────────────────────────────────────────────────────────────────────────────
 
 
-def results_tsv(entries: Mapping[str, Entry], tag: str) -> str:
+def results_tsv(entries: Mapping[str, FoldEntry], tag: str) -> str:
     """Keeps, discards and crashes of one tag, in the order in which they were decided."""
     lines = [
         _tsv_line(entry.facts, entry.placement)
@@ -38,13 +38,13 @@ def results_tsv(entries: Mapping[str, Entry], tag: str) -> str:
     return HEADER + "".join(lines)
 
 
-def commits_of(entries: Mapping[str, Entry]) -> set[str]:
+def commits_of(entries: Mapping[str, FoldEntry]) -> set[str]:
     """The commits of all experiments, as results.tsv has them."""
     placed = ((e.facts.commit, e.placement.commit if e.placement else "") for e in entries.values())
     return {harmless(one)[:7] for pair in placed for one in pair if one}
 
 
-def _decided(entries: Iterable[Entry], tag: str) -> list[Entry]:
+def _decided(entries: Iterable[FoldEntry], tag: str) -> list[FoldEntry]:
     places = [(e.placement.ordinal, e) for e in entries if e.placement and e.placement.tag == tag]
     return [entry for _, entry in sorted(places, key=lambda pair: pair[0])]
 
@@ -95,7 +95,7 @@ def harmless_lines(text: str) -> list[str]:
 # ── the best, and how it stands ─────────────────────────────────────────────────────────────
 
 
-def best_entry(entries: Mapping[str, Entry], tag: str) -> str | None:
+def best_entry(entries: Mapping[str, FoldEntry], tag: str) -> str | None:
     """The id of the best kept experiment of a tag."""
     return best_of(
         [
@@ -112,13 +112,13 @@ def best_entry(entries: Mapping[str, Entry], tag: str) -> str | None:
     )
 
 
-def _compared(entry: Entry, placed: Placement) -> tuple[str, str]:
+def _compared(entry: FoldEntry, placed: Placement) -> tuple[str, str]:
     """Platform and direction as they were decided, else as the bundle has them."""
     platform = placed.fixed.get("platform_key") or entry.facts.platform_key
     return platform, placed.fixed.get("direction") or entry.facts.direction
 
 
-def _baseline_of(entries: Mapping[str, Entry], tag: str, best: str | None) -> float | None:
+def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -> float | None:
     """The first kept run of the unchanged script, on the platform of the best."""
     if best is None or (placed := entries[best].placement) is None:
         return None
@@ -152,7 +152,7 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     }
 
 
-def _tag_of(entry: Entry) -> str:
+def _tag_of(entry: FoldEntry) -> str:
     return entry.placement.tag if entry.placement is not None else entry.facts.tag
 
 
@@ -174,7 +174,7 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
 # ── hand-made decisions ─────────────────────────────────────────────────────────────────────
 
 
-def hand_edits(entries: Mapping[str, Entry]) -> list[HandEdit]:
+def hand_edits(entries: Mapping[str, FoldEntry]) -> list[HandEdit]:
     """Return stamps that name no record, on experiments that are not decided yet."""
     return [
         HandEdit(key, entry.facts.stamp)
