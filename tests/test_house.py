@@ -54,31 +54,58 @@ def _runs_git(path: Path) -> bool:
     return "git" in set(commands)
 
 
-PLACES = {
-    "research", "runs", "plans", "decisions.jsonl", "result.json", "experiments.jsonl",
-}  # fmt: skip
+LAYOUT = ROOT / "autohypothesis" / "records" / "layout.py"
+ELSEWHERE = {"hub.json", "config.json", "run.log", "task.yaml", "home", "worktrees"}
+"""Names of the layout that files and folders outside of `research/` have as well."""
+
+
+def _places() -> set[str]:
+    """Every part of a path that the layout declares."""
+    calls = (
+        node for node in ast.walk(ast.parse(LAYOUT.read_bytes())) if isinstance(node, ast.Call)
+    )
+    declared = [word for call in calls if _called(call.func) == "Place" for word in call.args]
+    return {part for word in declared for part in _words(word)} - ELSEWHERE
 
 
 def test_only_the_layout_spells_a_path_under_research() -> None:
     """Scripts of the tool catalogue are published as files, and run outside of the package."""
-    inside = [path for path in MODULES if path.parent.name != "catalogue"]
-    wrong = [path for path in inside if path.name != "layout.py" and _joined(path) & PLACES]
-    assert not wrong
+    places = _places()
+    assert places >= {"research", "runs", "plans", "decisions.jsonl", "result.json"}
+    inside = [path for path in MODULES if path.parent.name != "catalogue" and path != LAYOUT]
+    wrong = {path: _joined(path.read_text()) & places for path in inside}
+    assert not {path: found for path, found in wrong.items() if found}
 
 
-def _joined(path: Path) -> set[str]:
+@pytest.mark.parametrize(
+    "code",
+    [
+        'root / "research" / name', 'root / f"research/{name}"', 'root.joinpath("research", name)',
+        'os.path.join(root, "research")', 'Path(f"{root}/research/x")',
+        'open(f"{root}/research/x")', 'root + "/research"', '"%s/research" % root',
+    ],
+)  # fmt: skip
+def test_a_path_is_found_however_it_is_spelled(code: str) -> None:
+    assert "research" in _joined(code)
+
+
+def _joined(code: str) -> set[str]:
     """Strings that are joined to a path; the ones that people read are messages and help."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             found |= _words(node.right)
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+            for side in (node.left, node.right):
+                words = _words(side)
+                found |= words if "" in words or "%s" in words else set()
         elif isinstance(node, ast.Call) and _called(node.func) in JOINERS:
             for word in node.args:
                 found |= _words(word)
     return found
 
 
-JOINERS = {"join", "joinpath", "Path", "PurePath", "with_name"}
+JOINERS = {"join", "joinpath", "Path", "PurePath", "with_name", "open"}
 
 
 def _called(function: ast.expr) -> str:

@@ -165,6 +165,7 @@ def test_the_loaders_thread_hands_its_errors_over(prepare: ModuleType) -> None:
 
 def test_tokenizing_in_threads_keeps_the_order(prepare: ModuleType) -> None:
     tokenizer = prepare.Tokenizer.load()
-    one, many = (prepare._encoded_text(tokenizer, threads) for threads in (1, 3))
-    for (a, _), (b, _) in itertools.islice(zip(one, many, strict=False), 300):
-        assert (a == b).all()
+    streams = (prepare._encoded_text(tokenizer, threads) for threads in (1, 3))
+    one, many = ([tokens for tokens, _ in itertools.islice(stream, 300)] for stream in streams)
+    assert len(one) == len(many) == 300 and sum(map(len, one)) > 1000
+    assert all((a == b).all() for a, b in zip(one, many, strict=True))
