@@ -459,7 +459,7 @@ def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
     """Killed after the bundle, before the shim: one that comes late finds the folder taken."""
     name, spec = claimed(fleet_project, jobs)
     with monkeypatch.context() as patched:
-        patched.setattr(LocalExecutor, "_start", lambda *words: None)
+        patched.setattr(shim, "start", lambda *words: None)
         LocalExecutor(fleet_project.repository, fleet_project.layout).submit(spec)
     with working(fleet_project):
         until(lambda: is_done(jobs, name))
