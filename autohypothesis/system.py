@@ -2,7 +2,7 @@
 
 Linux comes first; WSL2 is Linux. On macOS there is no subreaper, no parent-death signal and no
 affinity: a training still ends with its process group, and what escapes it is found later by the
-experiment id in its environment (`strays`). Native Windows is refused in one line.
+mark of the run in its environment (`engine.processes`). Native Windows is refused in one line.
 
 This module is imported by the shim before it starts a training, so it costs a few milliseconds:
 standard library only, psutil on first use where /proc is missing.

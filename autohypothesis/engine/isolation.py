@@ -37,7 +37,7 @@ _REAL_FOLDERS = (
 """Folders of a home that are made anew in the run's own, each after the one around it: programs
 and libraries add to them."""
 _NOT_LINKED = (".triton", ".nv", ".cache/torch_extensions", ".cache/uv", ".cache/compiled")
-"""Caches that a run has to write to, and that hold code: see compile_cache.py."""
+"""Caches that a run has to write to, and that hold code: see `compile_cache_variables`."""
 _MOST_LINKS = 400
 _OUTSIDE = (
     "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "SSH_AUTH_SOCK", "GPG_AGENT_INFO",

@@ -114,7 +114,7 @@ class Budget(TaskSection):
 
 class RunConfig(TaskSection):
     command: Words | None = None
-    """None: nothing where a program scores; else found as run_command.py says (uv, .venv, ...)."""
+    """None: nothing where a program scores; else `environment.training_command` finds one."""
     cwd: Inside = "."
     """Relative to the repository."""
     env: Annotated[dict[VariableName, str], BeforeValidator(_texts)] = {}

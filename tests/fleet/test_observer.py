@@ -615,7 +615,7 @@ def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
     watched.history.refresh()
     watched.index.refresh()
     assert len(watched.index.runs) == 3
-    same = {watched.index.code_of(commit) for commit in (base, "c1", "c2", "c3")}
+    same = {watched.index.code_ancestor(commit) for commit in (base, "c1", "c2", "c3")}
     assert same == {base}
     reference = Reference("c3", {}, {"RATE": 2.0, "WIDTH": 9, "SLEEP": 0.0})
     again = DuplicateCheck(watched.index, reference).before(idea(SLEEP=0.1))

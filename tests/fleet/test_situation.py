@@ -214,7 +214,8 @@ def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates() -> None:
         first, experiment_id="h-t-0002-1", hypothesis_id="h-t-0002", replicates="h-t-0001-1"
     )
     runs = {run.experiment_id: run for run in (again, first)}
-    index = cast(ExperimentIndex, SimpleNamespace(runs=runs, code_of=lambda commit: "the same"))
+    stand_in = SimpleNamespace(runs=runs, code_ancestor=lambda commit: "the same")
+    index = cast(ExperimentIndex, stand_in)
     reference = Reference("c0", {}, {"RATE": 1.0}, names=("RATE",))
     check = experiment_index.DuplicateCheck(index, reference)
     idea = Proposal(title="x", config_overrides={"RATE": 2.0})

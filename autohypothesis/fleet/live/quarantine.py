@@ -47,7 +47,7 @@ class QuarantineFile(Tolerant):
     """Device -> failures that spoke against it since its last good run."""
 
     def put(self, device: str, reason: str) -> None:
-        """DeviceQuarantine `device` from now on, and forget those whose time is over."""
+        """Quarantine `device` from now on, and forget those whose time is over."""
         self.devices = {name: entry for name, entry in self.devices.items() if not entry.is_over}
         self.devices[device] = DeviceQuarantine(since=now(), reason=reason[:_REASON])
 

@@ -53,8 +53,8 @@ class ExperimentIndex:
         self._last: dict[str, datetime] = {}
         self._not_ours: set[str] = set()
         self._version = -1
-        self._same: dict[str, str] = {}
-        """Commit -> one with the same code, nearer to where that was made."""
+        self._parents: dict[str, str] = {}
+        """Commit -> an ancestor with the same code: its parent, or one further back."""
 
     def refresh(self) -> None:
         """Take in the experiments that were submitted since."""
@@ -70,19 +70,20 @@ class ExperimentIndex:
         """Return a run of `commit`, which has its settings."""
         return next((run for run in self.runs.values() if run.commit == commit), None)
 
-    def code_of(self, commit: str) -> str:
-        """Return the same commit for all that differ in their settings only.
+    def code_ancestor(self, commit: str) -> str:
+        """Return the ancestor in which the code of `commit` was written.
 
-        Followed when it is asked for: a retry of an early hypothesis stands on a later commit, and
-        after a restart is read before it.
+        Commits that differ in their settings only have the same one. It is looked up when it is
+        asked for, not when a run is taken in: after a restart, the runs are read in the order of
+        their names, and a child may come before its parent.
         """
         passed: dict[str, None] = {}
-        while (earlier := self._same.get(commit)) is not None and commit not in passed:
+        while (earlier := self._parents.get(commit)) is not None and commit not in passed:
             passed[commit] = None
             commit = earlier
-        for one in passed:  # the next time it is one step
-            if one != commit:
-                self._same[one] = commit
+        for descendant in passed:  # the next time it is one step
+            if descendant != commit:
+                self._parents[descendant] = commit
         return commit
 
     def _take(self, name: str) -> None:
@@ -117,7 +118,7 @@ class ExperimentIndex:
         if runtime.platform_key and plan.created_at >= self._last.get(worker, plan.created_at):
             self.platforms[worker], self._last[worker] = runtime.platform_key, plan.created_at
         if runtime.parent_commit and idea.config_overrides:
-            self._same[runtime.commit] = runtime.parent_commit
+            self._parents[runtime.commit] = runtime.parent_commit
 
 
 @dataclass(frozen=True)
@@ -233,13 +234,13 @@ class DuplicateCheck:
 
     def _with_settings(self, overrides: Mapping[str, Setting]) -> list[IndexedRun]:
         wanted = _lower(self.reference.with_overrides(overrides))
-        code = self.index.code_of(self.reference.commit)
+        code = self.index.code_ancestor(self.reference.commit)
         keys = [key.lower() for key in overrides]
         return [
             run
             for run in self.index.runs.values()
             if all(key in run.settings and same(wanted[key], run.settings[key]) for key in keys)
-            and self.index.code_of(run.commit) == code
+            and self.index.code_ancestor(run.commit) == code
             and _equal(wanted, run.settings, self._ignored(overrides, run.overrides))
         ]
 

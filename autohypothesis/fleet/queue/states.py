@@ -3,9 +3,11 @@
 Every step is taken under the lock `queue`; what is read is read without it. A kill between any two
 system calls leaves a hypothesis in one state. Where the system cannot move exclusively it may be
 seen in two: then the later one holds, and the next step removes the other. Content that changes
-with a step (`closed`, `outcome`) is rewritten in place first, so a hypothesis that is open and
-closed at once is one whose last step was cut off; the next step ends it. One that is done and not
-closed was to be queued again: the observer does it again.
+with a step (`closed`, `outcome`) is rewritten in place before the move, so two states mean that a
+kill cut a step off:
+
+- not in `done`, but `closed` is set: it was being finished; the next step moves it to `done`.
+- in `done`, but `closed` is not set: it was being requeued; the observer requeues it.
 """
 
 from __future__ import annotations
