@@ -37,6 +37,8 @@ ALL_CLAIMS = 1000
 group = typer.Typer(
     help="Share commits, results and ideas with agents on other machines.", no_args_is_help=True
 )
+PARTS = (hub_fleet, hub_serve)
+"""Modules with more commands of the group."""
 Hash = Annotated[
     str, typer.Argument(metavar="HASH", help="A commit of the hub's; the beginning will do.")
 ]
@@ -52,13 +54,23 @@ Text = typer.Argument(metavar="TEXT", help="Markdown; `-` reads it from stdin.")
 
 
 def register(app: typer.Typer) -> None:
-    for command in (
-        join, push, fetch, log, children, leaves, lineage, diff, channels, post, read, reply,
-        results, leaderboard, claim,
-    ):  # fmt: skip
-        group.command(command.__name__)(command)
-    hub_fleet.add(group)
-    hub_serve.add(group)
+    group.command("join")(join)
+    group.command("push")(push)
+    group.command("fetch")(fetch)
+    group.command("log")(log)
+    group.command("children")(children)
+    group.command("leaves")(leaves)
+    group.command("lineage")(lineage)
+    group.command("diff")(diff)
+    group.command("channels")(channels)
+    group.command("post")(post)
+    group.command("read")(read)
+    group.command("reply")(reply)
+    group.command("results")(results)
+    group.command("leaderboard")(leaderboard)
+    group.command("claim")(claim)
+    for part in PARTS:
+        part.add(group)
     app.add_typer(group, name="hub")
 
 

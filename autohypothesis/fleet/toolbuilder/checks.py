@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,7 +131,7 @@ def allowed_modules() -> frozenset[str]:
 
 
 def _dependencies() -> set[str]:
-    """Return the names of the distributions that we depend on.
+    """Return the names of the distributions that we depend on, those of our extras included.
 
     A checkout's pyproject.toml counts as well: an editable install keeps the metadata of its day.
     """
@@ -138,8 +139,7 @@ def _dependencies() -> set[str]:
         required = importlib.metadata.requires("autohypothesis") or []
     except importlib.metadata.PackageNotFoundError:
         required = []
-    required = [line for line in [*required, *_from_checkout()] if "extra ==" not in line]
-    return {name[0] for name in map(_NAME.match, required) if name}
+    return {name[0] for name in map(_NAME.match, [*required, *_from_checkout()]) if name}
 
 
 def _from_checkout() -> list[str]:
@@ -149,8 +149,10 @@ def _from_checkout() -> list[str]:
     import tomllib
 
     project = tomllib.loads(page.read_text(encoding="utf-8")).get("project", {})
-    ours = project.get("name") == "autohypothesis"
-    return list(map(str, project.get("dependencies", []))) if ours else []
+    if project.get("name") != "autohypothesis":
+        return []
+    extras = project.get("optional-dependencies", {}).values()
+    return list(map(str, chain(project.get("dependencies", []), *extras)))
 
 
 def _modules_of(distribution: str) -> set[str]:
