@@ -1,9 +1,8 @@
 """The contract: every file that a fleet reads or writes, as pydantic models.
 
-Two kinds of models. `Strict` ones are what people and agents write: an unknown key is an error
-that names the nearest known one. `Tolerant` ones are what runs left behind, old tools included:
-strings that hold numbers are read as numbers, unknown keys are kept, and what is not a finite
-number is `null`, never 0.0. Both publish the same names: see docs/files.md, generated from here.
+Two kinds of models. In `Strict` ones an unknown key is an error that names the nearest known one.
+`Tolerant` ones are what runs left behind, old tools included: strings that hold numbers are read as
+numbers, unknown keys are kept, and what is not a finite number is `null`, never 0.0. Both publish the same names: see docs/files.md, generated from here.
 
 Times are UTC, RFC 3339. Memory is in MiB (`_mb`) or GiB (`_gb`), as published; `val_bpb` is bits
 per UTF-8 byte of the validation text; durations are seconds.
@@ -141,7 +140,7 @@ def nearest(name: str, known: list[str]) -> str:
 
 
 class Strict(BaseModel):
-    """Written by people and agents: an unknown key is an error that names the nearest known one."""
+    """An unknown key is an error that names the nearest known one."""
 
     model_config = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True)
 
@@ -630,7 +629,8 @@ class Terms(Tolerant):
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []
-    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`."""
+    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`, or a package's
+    own name."""
     mix: Number = None
     """Share of joint moves among the search's proposals; null: after a plateau."""
     tool_command: str = ""

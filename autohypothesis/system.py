@@ -66,7 +66,7 @@ def die_with_parent(parent: int) -> None:
     """SIGKILL this process when `parent` dies, and at once if it is dead already.
 
     Call after fork and before exec; the setting survives exec. Without prctl only the check is
-    made, and a killed parent leaves a stray.
+    made, and a killed parent leaves its child alive.
     """
     _prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != parent:

@@ -2,7 +2,7 @@
 
 What is left is what a fleet itself costs: queue, preparing, collecting, deciding, folding.
 
-    python -m benchmarks.simulated ROOT SECONDS NAME...
+    python -m benchmarks._simulated ROOT SECONDS NAME...
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from autohypothesis.schema import Worker as Entry
 
 @dataclass
 class Sleeping:
-    """See `engine.Executor`. An experiment runs for `seconds` on nothing at all."""
+    """See `engine.executor.Executor`. An experiment runs for `seconds` on nothing at all."""
 
     layout: Layout
     device: str

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Protocol
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -67,12 +67,6 @@ ONLY_SHOW = (
 
 _command = [""]
 """The one that was called."""
-
-
-class CommandGroup(Protocol):
-    """A module of commands."""
-
-    def register(self, app: typer.Typer) -> None: ...
 
 
 class PublishedExitCodes(TyperCommand):

@@ -294,7 +294,6 @@ def check_hardware(context: typer.Context, repo: Repo = None) -> None:
     `ready` is 1 when trainings of that profile can run here, on a CPU too; `gpu_ready` when they
     run on a GPU. `doctor` says more. Example: `orchestrator.py check-hardware 2>/dev/null`
     """
-    from autohypothesis.commands.doctor import machine_checks
     from autohypothesis.fleet.roster.devices import inspect_machine
 
     machine = inspect_machine(repository_path(context, repo))

@@ -35,7 +35,7 @@ Proposers = Annotated[
     typer.Option(
         "--proposer",
         metavar="WORD",
-        help="search, command:PROGRAM or inbox; repeatable, the first is asked first.",
+        help="search, command:PROGRAM, inbox or a package's own; repeatable, first first.",
     ),
 ]
 Mix = Annotated[

@@ -64,7 +64,10 @@ Start = Annotated[
 ]
 ProposerWords = Annotated[
     list[str] | None,
-    typer.Option("--proposer", help="search, inbox or command:PROGRAM; repeatable, first first."),
+    typer.Option(
+        "--proposer",
+        help="search, command:PROGRAM, inbox or a package's own; repeatable, first first.",
+    ),
 ]
 Mix = Annotated[
     float | None,

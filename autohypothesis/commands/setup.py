@@ -159,7 +159,7 @@ def demo(
     another search beside the first. Example: `orchestrator.py demo --runs 6`
     """
     from autohypothesis.commands.fleet import bring_up
-    from autohypothesis.engine.devices import cpu_slots as all_lanes
+    from autohypothesis.engine.devices import cpu_slots as cpu_slots
     from autohypothesis.engine.project import Project
     from autohypothesis.engine.setup import prepare_options, run_prepare
     from autohypothesis.fleet.roster import roster
@@ -174,7 +174,7 @@ def demo(
     project = Project.open(root)
     process_specs.refuse_second_supervisor(project.layout)
     project = project.with_tag(_next_tag(project), inputs=_located(project, cache))
-    workers = min(lanes, len(all_lanes()))
+    workers = min(lanes, len(cpu_slots()))
     fleet = roster.init_fleet(project, roster.FleetOptions(tag=project.tag, cpu_workers=workers))
     manifest = fleet.manifest
     names = ", ".join(worker.worker_id for worker in manifest.workers)

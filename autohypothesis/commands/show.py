@@ -306,7 +306,6 @@ def _layout(path: Path) -> Layout:
 
 
 def _results(layout: Layout, tag: str | None) -> Results:
-    from autohypothesis.commands.show import ledger_rows, meant_tag
     from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
     from autohypothesis.fleet.queue import warm_start
     from autohypothesis.records.history import of_tag

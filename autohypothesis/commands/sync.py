@@ -13,6 +13,7 @@ from autohypothesis.commands.common import print_json, remark, repository_path, 
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
+    from autohypothesis.fleet.sync import SyncReport
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
@@ -168,7 +169,3 @@ def _age(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return float("inf")
-
-
-if TYPE_CHECKING:
-    from autohypothesis.fleet.sync import SyncReport

@@ -152,7 +152,7 @@ def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False)
     elif found.tools:
         out().print(_table(found.tools))
     else:
-        hint = "ask for one: [bold]python orchestrator.py tools request noise --problem WHY[/]"
+        hint = "ask for one: python orchestrator.py tools request noise --problem WHY"
         remark(f"no tools yet; {hint}")
 
 

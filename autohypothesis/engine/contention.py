@@ -59,7 +59,7 @@ def judged(past: DecisionHistory, metadata: Metadata, result: Result) -> tuple[R
         return result, ""
     if len(past.with_reason(metadata.run.hypothesis_id, "contended")) < MOST_CONTAMINATED:
         return contaminated(result, reason), ""
-    return restored(result), f"contended, and kept because it was voided twice: {reason}"
+    return restored(result), f"contended, and kept because it was contaminated twice: {reason}"
 
 
 def contaminated(result: Result, reason: str) -> Result:

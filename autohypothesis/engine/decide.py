@@ -27,7 +27,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Confirmation, Decision, Metadata, Result, now
 
-HandMade = Literal["keep", "discard", "crash"]
+StatusByHand = Literal["keep", "discard", "crash"]
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def settle(
 
 
 def settle_by_hand(
-    project: Project, experiment_id: str, status: HandMade, *, reason: str, decided_by: str
+    project: Project, experiment_id: str, status: StatusByHand, *, reason: str, decided_by: str
 ) -> Decision:
     """Record a person's decision, which may differ from the policy's and replace an earlier one.
 
@@ -188,7 +188,7 @@ def repair(project: Project) -> DecisionHistory:
 class _ByHand(NamedTuple):
     """A person's decision, and the reason given for it."""
 
-    status: HandMade
+    status: StatusByHand
     reason: str
 
 

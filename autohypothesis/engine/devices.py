@@ -255,12 +255,11 @@ def lease_of(device: Device) -> Lease:
     return Lease(os.path.join(folder, f"cpu-{core}.lock"), f"CPU slot {core}")
 
 
-def experiments_of(repository: str, environ: Mapping[str, str] | None = None) -> list[str]:
+def experiments_of(repository: str) -> list[str]:
     """Return what runs for a repository now, as far as lock files name it. Makes no file."""
-    environ = os.environ if environ is None else environ
-    folders = [os.path.abspath(environ[LOCKS_VARIABLE])] if environ.get(LOCKS_VARIABLE) else []
+    named = os.environ.get(LOCKS_VARIABLE)
     found = []
-    for folder in folders or [SHARED_FOLDER, _own_folder(environ)]:
+    for folder in [os.path.abspath(named)] if named else [SHARED_FOLDER, _own_folder(os.environ)]:
         with suppress(OSError):
             for name in sorted(os.listdir(folder)):
                 note = Lease(os.path.join(folder, name), name).note()
@@ -327,10 +326,10 @@ def _gpu(pynvml: Any, index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     total = pynvml.nvmlDeviceGetMemoryInfo(handle).total / MIB
     uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-    return Gpu(index, _text(uuid), _text(name), total)
+    return Gpu(index, as_text(uuid), as_text(name), total)
 
 
-def _text(value: str | bytes) -> str:
+def as_text(value: str | bytes) -> str:
     """Older bindings answer in bytes."""
     return value.decode() if isinstance(value, bytes) else value
 

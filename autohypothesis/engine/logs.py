@@ -13,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MAX_LINE = 4096  # characters of one line that are looked at
@@ -246,11 +246,10 @@ class StreamReader:
     Both kinds of line end count. Of a large chunk only the last progress lines are parsed.
     """
 
-    def __init__(self, metric: str, on_progress: Callable[[Progress], None] | None = None) -> None:
+    def __init__(self, metric: str) -> None:
         self.progress: Progress | None = None
         self.summaries = 0
         self._line_start = f"\n{metric}:".encode()
-        self._on_progress = on_progress
         self._carry = b""
         self._samples: dict[int, tuple[float, float | None, float | None, float | None]] = {}
 
@@ -284,8 +283,6 @@ class StreamReader:
             earlier = self._samples.get(slot)
             bpb = earlier[2] if earlier and progress.bpb is None else progress.bpb
             self._samples[slot] = (progress.share, progress.loss, bpb, progress.tok_per_sec)
-        if self._on_progress is not None:
-            self._on_progress(progress)
 
 
 def _last_matches(data: bytes) -> list[bytes]:

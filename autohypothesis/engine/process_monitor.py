@@ -141,7 +141,7 @@ def _widen(pipe: int) -> None:
 CHUNK = 1 << 18
 TICK_S = 0.1
 LEAVE_S = 0.3  # helpers of a training that has ended may leave by themselves
-STRAY_GRACE_S = 2.0
+LEFTOVER_GRACE_S = 2.0
 KILL_S = 10.0
 _RSS_UNIT = 1024 if system.LINUX else 1
 
@@ -340,7 +340,7 @@ class ProcessMonitor:
         else:
             self._wait_empty(LEAVE_S)
             told = self._signal_tree(signal.SIGTERM)
-            self._wait_empty(min(self._grace, STRAY_GRACE_S) if told else 0.0)
+            self._wait_empty(min(self._grace, LEFTOVER_GRACE_S) if told else 0.0)
         if self._crowd and self._stopped is None:
             self._stop_crowd()
         give_up = time.monotonic() + KILL_S

@@ -45,9 +45,9 @@ def reference_ref(tag: str) -> str:
     return f"refs/heads/{reference_branch(tag)}"
 
 
-def todays_tag(today: date | None = None) -> str:
+def todays_tag() -> str:
     """`nov20` on the 20th of November, as these branches are named by hand."""
-    day = today or date.today()
+    day = date.today()
     return f"{day:%b}{day.day}".lower()
 
 

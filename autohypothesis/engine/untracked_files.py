@@ -89,14 +89,14 @@ def find(repository: Repository, task: Task, tracked: Collection[str]) -> Includ
     patterns = patterns_of(root, task)
     if not patterns:
         return Included()
-    folders = {parent for path in tracked for parent in _parents(path)}
+    folders = {parent for path in tracked for parent in parents_of(path)}
     taken = folders | set(tracked)
     origins: dict[str, Origin] = {}
     entries: dict[str, str] = {}
     left = COPIED_IN_ALL
     for entry in untracked(root, leave_out=Layout(root).made_folders, patterns=patterns):
         path = entry.rstrip("/")
-        if path in tracked or any(parent in tracked for parent in _parents(path)):
+        if path in tracked or any(parent in tracked for parent in parents_of(path)):
             continue  # there is a file of the commit
         size, files = _size(root / path, min(COPIED_BYTES, left), COPIED_FILES)
         small = size <= min(COPIED_BYTES, left) and files <= COPIED_FILES
@@ -111,7 +111,8 @@ def find(repository: Repository, task: Task, tracked: Collection[str]) -> Includ
     return Included(origins, entries)
 
 
-def _parents(path: str) -> Iterator[str]:
+def parents_of(path: str) -> Iterator[str]:
+    """Yield the folders that hold `path`, the innermost first; not the root."""
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path

@@ -133,7 +133,11 @@ class Export:
         copies = untracked_files.Copies(self.path, self._state / "included.json", wanted)
         unchanged = copies.unchanged()
         kept = {*files, *unchanged}
-        folders = {parent for path in {*kept, *_submodules(parts)} for parent in _parents(path)}
+        folders = {
+            parent
+            for path in {*kept, *_submodules(parts)}
+            for parent in untracked_files.parents_of(path)
+        }
         _tidy(os.fsencode(self.path), b"", _as_bytes(kept), _as_bytes(folders))
         for part in parts:
             git_export.fill(part, self.path / part.prefix, self._index(part))
@@ -190,12 +194,6 @@ def _submodules(parts: list[Part]) -> Iterator[str]:
         for path, entry in part.entries.items():
             if entry.mode == SUBMODULE:
                 yield f"{part.prefix}{path}/"
-
-
-def _parents(path: str) -> Iterator[str]:
-    while "/" in path:
-        path = path.rpartition("/")[0]
-        yield path
 
 
 def _as_bytes(paths: Collection[str]) -> set[bytes]:

@@ -79,7 +79,7 @@ class Proposer(Protocol):
 
     @property
     def name(self) -> str:
-        """As the user names it: `search`, `command:PROGRAM`, `inbox`."""
+        """As the user names it: `search`, `command:PROGRAM`, `inbox`, or a package's own name."""
 
     def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
         """At most `count` ideas, best first; none when it has none.

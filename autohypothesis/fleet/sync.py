@@ -23,6 +23,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
+from autohypothesis.installation import as_called
 from autohypothesis.plain import plain
 from autohypothesis.records import tables
 from autohypothesis.records.bundles import LOOK_AGAIN, reason_in
@@ -419,7 +420,7 @@ class _Sync:
             open=waiting,
             problems=self.folded.problems[:LATEST],
         )
-        return plain(page).encode("utf-8", "replace")
+        return plain(as_called(page)).encode("utf-8", "replace")
 
     def _parquet(self) -> bytes:
         return as_parquet(self.folded.content.splitlines())

@@ -18,9 +18,7 @@ DISK_BUDGET_BYTES = 20 << 30
 """Of all weights together; under it, a group that is being repeated keeps its own as well."""
 
 
-def trim(
-    project: Project, rows: Iterable[Mapping[str, Any]], *, budget: int = DISK_BUDGET_BYTES
-) -> int:
+def trim(project: Project, rows: Iterable[Mapping[str, Any]]) -> int:
     """Remove weights that are not needed; return the bytes that were freed.
 
     Args:
@@ -35,7 +33,7 @@ def trim(
     for name, size in sizes.items():
         if name in needed:
             continue
-        if name in repeated and held + size <= budget:
+        if name in repeated and held + size <= DISK_BUDGET_BYTES:
             held += size
             continue
         with suppress(FileNotFoundError):  # another turn was faster

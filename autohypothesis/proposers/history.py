@@ -148,11 +148,11 @@ class History:
                 earlier = (base for base in reversed(kept[-BASES:]) if self._difference(key, base))
                 for base in dict.fromkeys((self.here, next(earlier, self.here))):
                     if knob := self._difference(key, base):
-                        yield self._effect(trial, key, base, knob)
+                        yield self._effect(trial, base, knob)
             if trial.status == "keep" and key not in kept:
                 kept.append(key)
 
-    def _effect(self, trial: Trial, key: Key, base: Key, knob: str) -> Effect:
+    def _effect(self, trial: Trial, base: Key, knob: str) -> Effect:
         before = self.reference[knob] if base == self.here else self._settings[base][knob]
         after = trial.settings[knob]
         was = self.value(base, trial.seed)

@@ -1,1 +1,1 @@
-"""Files on disk: layout, ids, whole-file writes, locks, bundles, and the fold."""
+"""Files on disk: layout, ids, whole-file writes, locks, bundles, the fold, the ledger and git."""

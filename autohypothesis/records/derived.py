@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from autohypothesis.errors import RecordError
+from autohypothesis.installation import as_called
 from autohypothesis.records.files import load_or_none, read_bytes, sweep, write_atomic, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import now
@@ -60,8 +61,8 @@ class DerivedFile:
             if _mark(path) not in (None, *marks)
         ]
 
-    def write(self, content: bytes, *, durable: bool = True) -> list[Path]:
-        """Replace the file, after `move_edits`, whose answer is returned.
+    def write(self, content: bytes, *, durable: bool = True) -> None:
+        """Replace the file, after `move_edits`.
 
         An edit that arrives meanwhile stays where it is until the next call. The replaced version
         stays for as long, since an editor that has it open may still write into it.
@@ -69,7 +70,7 @@ class DerivedFile:
         Raises:
             RecordError: the disk is full.
         """
-        moved = self.move_edits()
+        self.move_edits()
         marks = [sha256(content).hexdigest(), *self._written().marks][:REMEMBERED]
         write_json(self._state, Written(marks=marks, content=content.decode()), durable=durable)
         with suppress(FileNotFoundError):
@@ -77,14 +78,13 @@ class DerivedFile:
             if _mark(self._before) not in marks:
                 with suppress(FileExistsError):
                     rename_exclusive(self._before, self.path)
-                return moved
+                return
         new = self._before.with_name(f"{self._before.name}.new")
         write_atomic(new, content, durable=durable)
         with suppress(FileExistsError):
             rename_exclusive(new, self.path)
         new.unlink(missing_ok=True)
         sweep(self.path.parent)
-        return moved
 
     def _written(self) -> Written:
         return load_or_none(Written, self._state, limit=STATE_LIMIT) or Written()
@@ -94,7 +94,7 @@ class DerivedFile:
         stamp = f"{now():%Y%m%d-%H%M%S}-{os.urandom(3).hex()}"
         kept = self.layout.conflicts / f"{stamp}-{self.path.name}"
         reason = f"{self.path.name} is made from other files, so an edit has no effect: "
-        write_atomic(kept.with_name(f"{kept.name}.reason"), f"{reason}{self._remedy}\n")
+        write_atomic(kept.with_name(f"{kept.name}.reason"), as_called(f"{reason}{self._remedy}\n"))
         with suppress(FileNotFoundError):
             os.rename(path, kept)
         return kept

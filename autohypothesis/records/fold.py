@@ -292,7 +292,7 @@ def _result(records: Sequence[Document], fact: Facts) -> list[str]:
 
 
 def _value(latest: Document, fact: Facts) -> list[str]:
-    """The number and the kind of failure. What is disturbed is voided only after its record."""
+    """The number and the kind of failure; a disturbed run loses its value after its record."""
     decided = real(latest["metric_value"], fact.metric_name)
     if latest["reason"] == "contended" and fact.stamp_id != latest["decision_id"]:
         return []

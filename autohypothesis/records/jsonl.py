@@ -132,19 +132,19 @@ def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], lis
     return parse(content)
 
 
-def read_new(path: Path, offset: int, limit: int = FILE_LIMIT) -> News:
+def read_new(path: Path, offset: int) -> News:
     """Read the records appended to `path` after `offset`; an unfinished last line stays for later.
 
     Raises:
-        RecordError: the path is no regular file, or more than `limit` bytes are new.
+        RecordError: the path is no regular file, or more than `FILE_LIMIT` bytes are new.
     """
     try:
         with opened(path) as (descriptor, status):
             restarted = status.st_size < offset
             start = 0 if restarted else offset
             new = status.st_size - start
-            if new > limit:
-                raise RecordError(f"{path} has {new:,} new bytes, more than {limit:,}")
+            if new > FILE_LIMIT:
+                raise RecordError(f"{path} has {new:,} new bytes, more than {FILE_LIMIT:,}")
             content = os.pread(descriptor, new, start)
     except FileNotFoundError:
         return News([], [], 0, restarted=offset > 0)

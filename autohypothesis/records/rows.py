@@ -38,7 +38,7 @@ class Facts(NamedTuple):
     recorded_value: float | None
     """`metric_value` of a result.json that says completed; null where metrics alone have one."""
     voided_value: float | None
-    """The value of a run that was voided because another process disturbed it."""
+    """The value of a run that was contaminated: another process disturbed it."""
     direction: str
     commit: str
     parent_commit: str | None

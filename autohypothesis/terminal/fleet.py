@@ -19,6 +19,7 @@ from autohypothesis.fleet.overview.overview import (
     WorkerView,
 )
 from autohypothesis.fleet.queue.states import QueuePlace
+from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
 from autohypothesis.schema import Brief, Finding, Hypothesis
 from autohypothesis.terminal.parts import (
@@ -201,7 +202,7 @@ def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
         text.append("! ", "yellow").append(f"{plain_line(need.what)}\n", "default")
     left = len(needs) - most
     rest = f"and {left} more: " if left > 0 else "what to do: "
-    return text.append(f"{rest}python orchestrator.py status", "bright_black")
+    return text.append(as_called(f"{rest}python orchestrator.py status"), "bright_black")
 
 
 # ── the queue and the brief ─────────────────────────────────────────────────────────────────

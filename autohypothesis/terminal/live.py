@@ -18,6 +18,7 @@ from rich.text import Text
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.overview.overview import Overview, WorkerView, overview
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import ID, Layout
@@ -216,7 +217,7 @@ def _workers(workers: Sequence[WorkerView], room: int | None) -> RenderableType:
     if len(shown) == len(workers):
         return table
     rest = f"and {len(workers) - len(shown)} more: python orchestrator.py status"
-    return Group(table, Text(rest, "bright_black"))
+    return Group(table, Text(as_called(rest), "bright_black"))
 
 
 def _lines(worker: WorkerView) -> tuple[list[Text], list[Text]]:

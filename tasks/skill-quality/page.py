@@ -239,7 +239,7 @@ def _registered(node: ast.AST) -> tuple[str, str]:
 
 
 def _parts(tree: ast.AST) -> dict[str, str]:
-    """`PARTS = (hub_client, hub_serve)` in the module that makes a group: part -> the group."""
+    """`PARTS = (hub_fleet, hub_serve)` in the module that makes a group: part -> the group."""
     group = next(iter(_groups(tree).values()), "")
     return {
         name.id: group

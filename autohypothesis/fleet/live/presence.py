@@ -26,6 +26,8 @@ from autohypothesis.schema import Heartbeat, Manifest, RoleStatus, Worker, Worke
 
 ROLE_LIMIT = 256 * 1024
 HEARTBEAT_LIMIT = 64 * 1024
+SHOWN = 4
+"""Names that a message lists."""
 BEAT_S = 1.0
 LOOP = "loop"
 """Name of the lock and the status of a single loop."""
@@ -295,10 +297,10 @@ def _holders(layout: Layout, *names: str) -> list[str]:
     return [f"{name} ({holder})" for name in names if (holder := held(layout, name))]
 
 
-def some_of(names: list[str], most: int = 4) -> str:
+def some_of(names: list[str]) -> str:
     """Return the first of `names` as one text, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def users_of(layout: Layout, worker: str, worktree: Path) -> str:

@@ -199,8 +199,8 @@ class DuplicateCheck:
     def before(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
         """Return the experiment that was this very idea, not counting those of `besides`.
 
-        A replicate does not count: its first experiment does. Else a win that was voided after its
-        replicates had run would be refused as a duplicate of them when it comes back.
+        A replicate does not count: its first experiment does. Else a win that was contaminated
+        after its replicates had run would be refused as a duplicate of them when it comes back.
         """
         key = key_of(idea)
         if key:

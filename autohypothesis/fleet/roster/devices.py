@@ -249,7 +249,10 @@ def _found(nvml: Any, index: int) -> GpuState:
     """Return what NVML says about one device; a failure is part of the answer."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
+        uuid, name = (
+            engine.as_text(nvml.nvmlDeviceGetUUID(handle)),
+            engine.as_text(nvml.nvmlDeviceGetName(handle)),
+        )
     except nvml.NVMLError as error:
         return GpuState(index, "", "", 0.0, problem=str(error))
     try:
@@ -284,10 +287,6 @@ def _throttle(nvml: Any, handle: Any) -> list[str]:
     except nvml.NVMLError:
         return []
     return [name for bit, name in meters._THROTTLE.items() if bits & bit]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
 
 
 PYTHON_FROM = (3, 10)
@@ -330,11 +329,10 @@ class Machine:
         return self.choice is not None and self.choice.device == "cuda" and not self.device_problem
 
 
-def inspect_machine(root: Path, environ: Mapping[str, str] | None = None) -> Machine:
+def inspect_machine(root: Path) -> Machine:
     """Return the facts of this machine; prepare.py of `root`, else ours, chooses the profile."""
-    environ = os.environ if environ is None else environ
-    _, why_no_gpu = engine.gpus(environ)
-    choice, why_no_choice = _profile_choice(root, environ)
+    _, why_no_gpu = engine.gpus(os.environ)
+    choice, why_no_choice = _profile_choice(root, os.environ)
     problem = ""
     if choice is not None:
         try:
@@ -342,7 +340,7 @@ def inspect_machine(root: Path, environ: Mapping[str, str] | None = None) -> Mac
         except LeaseError as error:
             problem = error.problem
     return Machine(
-        gpus=gpu_states(environ),
+        gpus=gpu_states(os.environ),
         why_no_gpu=why_no_gpu,
         cuda_version=engine.cuda_version(),
         cpu_lanes=len(engine.cpu_slots()),

@@ -30,6 +30,8 @@ from autohypothesis.schema import Manifest, rfc3339
 from autohypothesis.system import process_start
 
 LOG_LIMIT = 4 * 1024 * 1024
+LOG_TAIL = 4096
+"""Bytes of it that are read for the last lines."""
 """Bytes; the log of a role that grew longer is set aside once, as `.log.1`, when it starts."""
 
 
@@ -90,10 +92,10 @@ def open_log(layout: Layout, name: str) -> Path:
     return log
 
 
-def log_tail(layout: Layout, name: str, limit: int = 4096) -> list[str]:
+def log_tail(layout: Layout, name: str) -> list[str]:
     """Return the last lines that a role printed."""
     with suppress(AutohypothesisError, OSError), opened(layout.role_log(name)) as (fd, status):
-        text = os.pread(fd, limit, max(0, status.st_size - limit)).decode("utf-8", "replace")
+        text = os.pread(fd, LOG_TAIL, max(0, status.st_size - LOG_TAIL)).decode("utf-8", "replace")
         return [line.strip() for line in text.splitlines() if line.strip()]
     return []
 

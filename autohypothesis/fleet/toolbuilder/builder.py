@@ -21,7 +21,7 @@ from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.fleet.toolbuilder.checks import TrialLimits, allowed_modules
+from autohypothesis.fleet.toolbuilder.checks import allowed_modules
 from autohypothesis.fleet.toolbuilder.launch import run_command
 from autohypothesis.records import locks
 from autohypothesis.records.bundles import signature_of
@@ -55,10 +55,9 @@ class ToolBuilder:
         command: Sequence[str] = (),
         command_s: float = COMMAND_S,
         back_off_s: float = BACK_OFF_S,
-        limits: TrialLimits | None = None,
     ) -> None:
         self._layout, self._command = layout, list(command)
-        self._command_s, self._back_off_s, self._limits = command_s, back_off_s, limits
+        self._command_s, self._back_off_s = command_s, back_off_s
         self._stop: StopRequest | None = None
         self._started, self._action, self._reported = now(), "", dict[str, Any]()
         self._seen: tuple[object, ...] = ()
@@ -129,7 +128,7 @@ class ToolBuilder:
                 content, origin = self._ask(tool), f"built by {self._command[0]}"
             tools.publish(
                 self._layout, tool.tool_id, content, decided_by=ROLE, notes=origin,
-                limits=self._limits, cancelled=self._asked_to_stop,
+                cancelled=self._asked_to_stop,
             )  # fmt: skip
         except (ToolError, OSError) as error:
             why = error.problem if isinstance(error, ToolError) else str(error)

@@ -1,6 +1,6 @@
 """Runs one helper script, and refuses its writes below protected folders; a program, not a module.
 
-    python tool_guard.py SHA256 FOLDER[:FOLDER...] SCRIPT [ARGS...]
+    python guard.py SHA256 FOLDER[:FOLDER...] SCRIPT [ARGS...]
 
 Exactly the bytes that have the hash are run, whatever happens to the file meanwhile. A write that
 was tried is refused, named on stderr, and ends in exit code `WROTE` even if the script took no

@@ -53,7 +53,7 @@ PREPARATION_S = 5.0  # for what is being prepared, when a worker leaves
 LOCK_S = 5.0
 """How long a successor waits for its predecessor to be gone."""
 SETTLE_IN_S = 0.3
-"""A training that has just begun is left alone for so long: its lane is being timed."""
+"""A training that has just begun is left alone for so long: its slot is being timed."""
 HELD_S = 60.0
 """After so long behind a device that a stranger holds, its hypotheses go to other workers."""
 FRESH_S = 5.0  # between two looks whether what is prepared still stands on the reference

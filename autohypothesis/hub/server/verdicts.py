@@ -18,7 +18,7 @@ Verdict = Literal["reproduced", "refuted"]
 
 STATES: tuple[ResultState, ...] = get_args(ResultState)
 """In the order in which a board shows them."""
-CLAIMED, REFUTED = STATES.index("claimed"), STATES.index("refuted")
+REFUTED = STATES.index("refuted")
 LINE_DIRECTION: Direction = "minimize"
 """Of results without a task: the protocol's lines are about a loss."""
 
