@@ -2,7 +2,8 @@
 
 Two kinds of models. In `Strict` ones an unknown key is an error that names the nearest known one.
 `Tolerant` ones are what runs left behind, old tools included: strings that hold numbers are read as
-numbers, unknown keys are kept, and what is not a finite number is `null`, never 0.0. Both publish the same names: see docs/files.md, generated from here.
+numbers, unknown keys are kept, and what is not a finite number is `null`, never 0.0. Both publish
+the same names: see docs/files.md, generated from here.
 
 Times are UTC, RFC 3339. Memory is in MiB (`_mb`) or GiB (`_gb`), as published; `val_bpb` is bits
 per UTF-8 byte of the validation text; durations are seconds.
@@ -629,8 +630,8 @@ class Terms(Tolerant):
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []
-    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`, or a package's
-    own name."""
+    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`, or what a
+    package brings."""
     mix: Number = None
     """Share of joint moves among the search's proposals; null: after a plateau."""
     tool_command: str = ""
