@@ -9,25 +9,13 @@ import re
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from autohypothesis.engine.logs import printed_nonsense
 from autohypothesis.system import room_advice
 
 if TYPE_CHECKING:
-    from autohypothesis.schema import Result
-
-FailureKind = Literal[
-    "oom",
-    "nan",
-    "timeout",
-    "code_error",
-    "no_metric",
-    "invalid",
-    "nothing_new",
-    "contended",
-    "infra",
-]
+    from autohypothesis.schema import FailureKind, Result
 
 CANCELLED = "cancelled"
 NO_SHIM = "the shim ended without writing exit.json"

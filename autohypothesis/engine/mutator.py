@@ -18,7 +18,7 @@ from typing import Any
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment, resolved
-from autohypothesis.engine.failures import FailureKind, room_in, why_unjudged
+from autohypothesis.engine.failures import room_in, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
@@ -36,7 +36,16 @@ from autohypothesis.records.files import read_bytes, read_object
 from autohypothesis.records.git import SALVAGE, FileChange, Repository, experiment_ref
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.sandbox import Kind
-from autohypothesis.schema import Decision, Metadata, Plan, Result, RunIdentity, Runtime, now
+from autohypothesis.schema import (
+    Decision,
+    FailureKind,
+    Metadata,
+    Plan,
+    Result,
+    RunIdentity,
+    Runtime,
+    now,
+)
 
 TITLE_LIMIT = 200
 MAX_TRIALS = 20

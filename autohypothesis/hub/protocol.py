@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from autohypothesis.records.normal_form import TREE
 from autohypothesis.schema import Confirmation, Direction, Number, Strict, Time
 
 AGENT = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}")
@@ -265,7 +266,7 @@ class ResultRequest(TypedBody):
     steps: Integer | None = None
     memory_gb: Amount | None = None
     log_hash: Sha256OrEmpty = ""
-    tree: Annotated[str, Field(pattern=r"^(?:n1:[0-9a-f]{40})?$")] = ""
+    tree: Annotated[str, Field(pattern=rf"^(?:{TREE.pattern})?$")] = ""
     description: Annotated[str, Field(max_length=2000)] = ""
     reason: Annotated[str, Field(max_length=200)] = ""
     verifies: RowId | None = None
@@ -274,7 +275,7 @@ class ResultRequest(TypedBody):
 class NewClaimRequest(TypedBody):
     platform_key: Sha256
     task_hash: Sha256
-    tree: Annotated[str, Field(pattern=r"^n1:[0-9a-f]{40}$")]
+    tree: Annotated[str, Field(pattern=rf"^{TREE.pattern}$")]
     lease_seconds: Annotated[int, Field(ge=60, le=86_400)]
     title: Annotated[str, Field(max_length=200)] = ""
 

@@ -156,6 +156,12 @@ def self_test() -> None:
         assert math.isclose(found["units_of_noise"], -2.5), found
         assert found["verdict"].startswith("better"), found
         assert compare(research, ["a-1", "a-2"])["verdict"].startswith("within noise")
+        try:
+            compare(research, ["a-1", "none"])
+        except SystemExit:
+            pass
+        else:
+            raise AssertionError("an unknown run was found")
 
 
 def figures(words: argparse.Namespace) -> dict[str, Any]:

@@ -271,6 +271,10 @@ def self_test() -> None:
         assert importance(research, "t")["different"] == 6
         assert importance(research, "t")["settings"][0]["pairs"] == 6
         assert importance(research, "none")["settings"] == []
+        for depth_too in range(4, 4 + ENOUGH):
+            run(10.0 - 2 * depth_too, depth=depth_too, rate=0.1, word="same")
+        given = [setting["share"] for setting in importance(research, "t")["settings"]]
+        assert None in given or math.isclose(sum(given), 1.0, rel_tol=1e-6), given
 
 
 if __name__ == "__main__":
