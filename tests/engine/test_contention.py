@@ -115,7 +115,7 @@ def test_a_machine_that_is_always_disturbed_still_gets_an_answer() -> None:
         disturbed, metadata(), contaminated(result(kernel=2.0), "seen by the shim")
     )
     assert (counted.status, counted.metric_value) == ("completed", 1.5)
-    assert "voided twice" in flag
+    assert "contaminated twice" in flag
 
 
 def test_a_failure_of_its_own_is_not_excused_by_a_slow_lane() -> None:

@@ -245,7 +245,7 @@ class Exchange(Generic[T]):
 
 
 class _Adapter(HTTPAdapter):
-    """Makes connections that an exchange can cut, also those to a proxy."""
+    """Makes a connection for each try, one that the exchange can cut, also to a proxy."""
 
     def __init__(self, exchange: Exchange[Any], retry: Retry) -> None:
         super().__init__(max_retries=retry)
@@ -260,6 +260,8 @@ class _Adapter(HTTPAdapter):
                 return exchange.connected(super()._new_conn)
 
         pool.ConnectionCls = Watched
+        # An answer need not say that the connection ends with it: no try uses the one before.
+        pool._put_conn = lambda connection: connection.close() if connection else None
         return pool
 
 

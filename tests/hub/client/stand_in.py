@@ -145,6 +145,8 @@ def now() -> str:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: StandIn
+    left_open = False
+    """Whether the connection stays open after an answer of `behave`, whatever the client says."""
 
     def do_GET(self) -> None:
         self._answer(b"")
@@ -159,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(f"{self.command} {self.path}")
         self.hub.headers.append(dict(self.headers))
         if self.hub.behave(self):
-            self.close_connection = True
+            self.close_connection = not self.left_open
             return
         with self.hub.lock:
             try:

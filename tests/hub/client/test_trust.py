@@ -249,6 +249,23 @@ def test_reading_is_tried_again(hub: HubClient, stand_in: StandIn) -> None:
     assert hub.commits() == []
 
 
+def test_a_connection_that_an_answer_left_open_is_not_used_for_the_next_try(
+    hub: HubClient, stand_in: StandIn
+) -> None:
+    """A hub may hang up on an idle one just when it is used again, which costs a try."""
+    peers: list[object] = []
+
+    def behave(handler: Handler) -> bool:
+        peers.append(handler.client_address)
+        handler.left_open = True
+        handler.say(503 if len(peers) < 3 else 200, b"[]")
+        return True
+
+    stand_in.behave = behave
+    assert hub.commits() == []
+    assert len(set(peers)) == 3
+
+
 def test_a_post_is_never_said_twice(hub: HubClient, stand_in: StandIn) -> None:
     """It was taken, and the answer was lost: whether to go on is for somebody to look at."""
     hub.ensure_channel("results")
