@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -33,7 +33,7 @@ from autohypothesis.engine.isolation import Surroundings
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import ChangeError, PreflightError, UnjudgedError
 from autohypothesis.records import git_export
-from autohypothesis.records.files import shown
+from autohypothesis.records.files import FileStamp, file_stamp, shown
 from autohypothesis.records.git import Entry, FileChange, Repository
 from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.schema import nearest
@@ -121,16 +121,6 @@ def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
 # ── a checkout ──────────────────────────────────────────────────────────────────────────────
 
 
-class Stamp(NamedTuple):
-    """What `lstat` says of a file; equal stamps mean that nothing wrote to it."""
-
-    mode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    inode: int
-
-
 class Before(BaseModel):
     """A checkout and an environment before a training, kept with its run until it has ended.
 
@@ -142,12 +132,12 @@ class Before(BaseModel):
     """
 
     commit: str
-    files: dict[str, Stamp]
+    files: dict[str, FileStamp]
     distributions: dict[str, int]
     site_folders: list[str]
     copies: dict[str, str] = {}
 
-    def stamps(self) -> dict[str, Stamp]:
+    def stamps(self) -> dict[str, FileStamp]:
         """`files` by their paths."""
         return {_path(name): stamp for name, stamp in self.files.items()}
 
@@ -174,7 +164,7 @@ def look(
     """
     files = {}
     for path in (*entries, *(copies or {}), *links):
-        stamp = _stamp(checkout / path)
+        stamp = file_stamp(checkout / path)
         if stamp is not None and not (path in entries and entries[path].mode == SUBMODULE):
             files[_latin(path)] = stamp
     folders = [str(folder) for folder in site_folders]
@@ -196,7 +186,7 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     problems: list[str] = []
     rewritten: list[str] = []
     for path, stamp in before.stamps().items():
-        now = _stamp(checkout / path)
+        now = file_stamp(checkout / path)
         if now != stamp:
             problem = _replaced(checkout, path, stamp, now)
             problems += [problem] if problem else []
@@ -239,15 +229,7 @@ def _is_importable(path: Path) -> bool:
     return path.suffix in (".py", ".pyc", ".so") or (path / "__init__.py").exists()
 
 
-def _stamp(path: Path) -> Stamp | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return Stamp(found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-
-
-def _replaced(checkout: Path, path: str, before: Stamp, now: Stamp | None) -> str:
+def _replaced(checkout: Path, path: str, before: FileStamp, now: FileStamp | None) -> str:
     """How `path` is another thing than it was; empty when only its content can be."""
     for parent in PurePosixPath(path).parents:
         if (checkout / parent).is_symlink() and parent != PurePosixPath("."):

@@ -23,6 +23,8 @@ from autohypothesis.engine.task import Task, canonical_hash, matches
 from autohypothesis.errors import LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import (
+    FileStamp,
+    file_stamp,
     read_bytes,
     read_object,
     shown,
@@ -49,8 +51,8 @@ class Origin(NamedTuple):
     """Where one file of the checkout comes from."""
 
     source: str
-    stamp: tuple[int, ...]
-    """Of the original; empty for a link."""
+    stamp: FileStamp | None
+    """Of the original; None for a link."""
     target: str = ""
     """Of a link; empty for a copy."""
 
@@ -58,8 +60,8 @@ class Origin(NamedTuple):
 class Copied(BaseModel):
     """One copy: the original and the copy as they were, and the hash of both."""
 
-    source: tuple[int, ...]
-    copy_stamp: tuple[int, ...]
+    source: FileStamp
+    copy_stamp: FileStamp
     sha256: str
 
 
@@ -101,7 +103,7 @@ def find(repository: Repository, task: Task, tracked: Collection[str]) -> Includ
         size, files = _size(root / path, min(COPIED_BYTES, left), COPIED_FILES)
         small = size <= min(COPIED_BYTES, left) and files <= COPIED_FILES
         if (root / path).is_symlink() or (not small and path not in folders):
-            origins[path] = Origin(str(root / path), (), os.path.realpath(root / path))
+            origins[path] = Origin(str(root / path), None, os.path.realpath(root / path))
             entries[entry] = "linked folder" if entry.endswith("/") else f"linked, {size} bytes"
             continue
         left -= size if small else 0
@@ -133,8 +135,8 @@ def _size(place: Path, most: int, most_files: int) -> tuple[int, int]:
 
 
 def _length(file: Path) -> int:
-    mode, size, *_ = stamp_of(file) or (0, 0)
-    return size if stat.S_ISREG(mode) else 0
+    stamp = file_stamp(file)
+    return stamp.size if stamp and stat.S_ISREG(stamp.mode) else 0
 
 
 def _copies(root: Path, path: str, small: bool) -> Iterator[tuple[str, Origin]]:
@@ -154,30 +156,22 @@ def _copies(root: Path, path: str, small: bool) -> Iterator[tuple[str, Origin]]:
             place = Path(folder, name)
             inside = str(place.relative_to(root))
             if place.is_symlink():
-                yield inside, Origin(str(place), (), _target(place, top))
+                yield inside, Origin(str(place), None, _target(place, top))
             elif (origin := _file(place, small)) is not None:
                 yield inside, origin
 
 
 def _file(place: Path, small: bool) -> Origin | None:
-    stamp = stamp_of(place)
-    if not stamp or not stat.S_ISREG(stamp[0]):
+    stamp = file_stamp(place)
+    if stamp is None or not stat.S_ISREG(stamp.mode):
         return None
-    return Origin(str(place), stamp) if small else Origin(str(place), (), str(place))
+    return Origin(str(place), stamp) if small else Origin(str(place), None, str(place))
 
 
 def _target(link: Path, top: Path) -> str:
     said, real = os.readlink(link), os.path.realpath(link)
     stays = not os.path.isabs(said) and real.startswith(os.path.realpath(top) + os.sep)
     return said if stays else real
-
-
-def stamp_of(place: Path) -> tuple[int, ...]:
-    """Return what `lstat` tells of a file; empty where there is none."""
-    with suppress(OSError):
-        found = os.lstat(place)
-        return found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
-    return ()
 
 
 class Copies:
@@ -200,7 +194,7 @@ class Copies:
         return (
             known is not None
             and known.source == origin.stamp
-            and known.copy_stamp == stamp_of(place)
+            and known.copy_stamp == file_stamp(place)
         )
 
     def put(self, there: Collection[str]) -> dict[str, str]:
@@ -232,17 +226,17 @@ class Copies:
 
     def _make(self, path: str, origin: Origin, known: dict[str, Copied]) -> None:
         place, digest = self._place / path, hashlib.sha256()
-        if origin.target:
+        if origin.stamp is None:
             os.symlink(origin.target, place)
             return
         with open(origin.source, "rb") as source, place.open("wb") as copy:
             while chunk := source.read(1 << 20):
                 digest.update(chunk)
                 copy.write(chunk)
-        place.chmod(stat.S_IMODE(origin.stamp[0]) & 0o777 | 0o600)
-        os.utime(place, ns=(origin.stamp[2], origin.stamp[2]))
-        stamp, content = stamp_of(place), digest.hexdigest()
-        known[path] = Copied(source=origin.stamp, copy_stamp=stamp, sha256=content)
+        place.chmod(stat.S_IMODE(origin.stamp.mode) & 0o777 | 0o600)
+        os.utime(place, ns=(origin.stamp.mtime_ns, origin.stamp.mtime_ns))
+        stamp = FileStamp.of(os.lstat(place))
+        known[path] = Copied(source=origin.stamp, copy_stamp=stamp, sha256=digest.hexdigest())
 
     def _read(self) -> dict[str, Copied]:
         with suppress(ValidationError):

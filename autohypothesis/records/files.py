@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from autohypothesis.errors import RecordError, UnwritableError
 from autohypothesis.system import rename_exclusive, room_advice
@@ -454,6 +454,30 @@ def _without_surrogates(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_surrogates(item) for item in value]
     return value
+
+
+class FileStamp(NamedTuple):
+    """What `lstat` tells of a file; while two are equal, nothing wrote to it."""
+
+    mode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileStamp:
+        return cls(
+            status.st_mode, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        )
+
+
+def file_stamp(path: Path | str) -> FileStamp | None:
+    """Return the stamp of what is at `path`, which may be a link; None where nothing is."""
+    try:
+        return FileStamp.of(os.lstat(path))
+    except OSError:
+        return None
 
 
 def remove_folder(path: Path) -> None:
