@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from autohypothesis.installation import as_called
 
 
@@ -140,6 +142,17 @@ RECOVERABLE_ERRORS = (
 )
 """Errors that cost the step in which they are raised, never the process: a damaged file, a full
 disk, or a fault of our own, which `describe` names as one."""
+
+
+def faults_in(error: Any, most: int = 3) -> str:
+    """Return the first faults of pydantic's ValidationError on one line, each with its place."""
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    parts = [
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
+        for fault in faults[:most]
+    ]
+    more = f" (and {len(faults) - most} more)" if len(faults) > most else ""
+    return "; ".join(part.removeprefix(": ") for part in parts) + more
 
 
 def describe(error: BaseException) -> str:

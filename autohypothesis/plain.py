@@ -1,12 +1,22 @@
-"""Foreign text for a terminal: one function decides what may reach it.
+"""Text written by others, made fit for a terminal, a table or a page.
 
-Logs, titles, names of files and keys, and what hubs say are written by others. Standard library
-only: error messages go through here before anything else is imported.
+Logs, titles, names of files and keys, and what hubs say are foreign. Standard library only:
+error messages go through here before anything else is imported.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+CELL_LIMIT = 300
+"""Characters; results.tsv is read in a terminal."""
+MARKDOWN_LIMIT = 160
 
 
 def plain(text: str, instead: str = "") -> str:
@@ -31,3 +41,33 @@ def _shown(character: str, instead: str) -> str:
 def plain_line(text: str) -> str:
     """`text` on one line: what `plain` removes, line breaks and tabs are blanks."""
     return " ".join(plain(text, " ").split())
+
+
+def table_text(text: str) -> str:
+    """`text` as a cell of results.tsv: no tab, break or control character, no opening quote.
+
+    A double quote makes readers of tables swallow the lines that follow, up to the next one.
+    """
+    return plain_line(text).replace('"', "'")[:CELL_LIMIT]
+
+
+def markdown_line(text: object) -> str:
+    """`text` as a piece of one line of Markdown: no cell, code mark or comment begins in it."""
+    cell = table_text(str(text))[:MARKDOWN_LIMIT]
+    return cell.replace("|", "/").replace("`", "'").replace("<!--", "<!- -")
+
+
+@cache
+def templates(folder: Path, *, html: bool = False) -> Environment:
+    """Return the templates in `folder`, of Markdown unless `html`; `one_line` is a filter.
+
+    Texts of others stay in their place: HTML is escaped, in Markdown by the filters.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(folder), undefined=StrictUndefined, autoescape=html,
+        trim_blocks=True, lstrip_blocks=html,
+    )  # fmt: skip
+    made.filters["one_line"] = markdown_line
+    return made

@@ -176,7 +176,7 @@ def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json
     """
     from autohypothesis.hub.client.hub import checked_hash
     from autohypothesis.hub.client.hub import fetch as fetch_commit
-    from autohypothesis.records.tables import harmless
+    from autohypothesis.plain import table_text
 
     checked_hash(commit)
     repository, hub = opened(context, repo)[0], connect(context, repo)
@@ -186,7 +186,7 @@ def fetch(context: typer.Context, commit: Hash, repo: Repo = None, as_json: Json
         print_json({**found.commit.model_dump(mode="json"), **answer})
         return
     one = found.commit
-    who = harmless(f"{one.agent_id}: {one.message}")
+    who = table_text(f"{one.agent_id}: {one.message}")
     say(f"{one.hash[:7]} by {who}")
     remark(f"look at it: git show {one.hash[:12]}")
 

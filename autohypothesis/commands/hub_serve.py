@@ -208,11 +208,11 @@ def forget_task(
     Example: `orchestrator.py hub admin forget-task 1a2b3c4 --data hub`
     """
     from autohypothesis.hub.server import tasks
-    from autohypothesis.records.tables import harmless
+    from autohypothesis.plain import table_text
 
     with _database(data) as database:
         row = tasks.forget(database, task_hash)
-    say(f"task {harmless(row['name'])} ({row['task_hash'][:7]}) is forgotten")
+    say(f"task {table_text(row['name'])} ({row['task_hash'][:7]}) is forgotten")
 
 
 @contextmanager

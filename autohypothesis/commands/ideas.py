@@ -188,14 +188,14 @@ def _title(change: dict[str, Any]) -> str:
 def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any]) -> Proposal:
     from pydantic import ValidationError
 
-    from autohypothesis.fleet.queue.files import summary
+    from autohypothesis.errors import faults_in
     from autohypothesis.schema import Proposal
 
     try:
         return Proposal(title=title, rationale=rationale, priority=priority, **change)
     except ValidationError as error:
         raise UsageError(
-            f"not a hypothesis: {summary(error)}", hint="run `python orchestrator.py propose -h`"
+            f"not a hypothesis: {faults_in(error)}", hint="run `python orchestrator.py propose -h`"
         ) from None
 
 
@@ -257,11 +257,11 @@ def abandon(
 
     Example: `orchestrator.py abandon h-nov20-0007 --reason "needs a tokenizer we do not have"`
     """
+    from autohypothesis.plain import table_text
     from autohypothesis.records.layout import checked_id
-    from autohypothesis.records.tables import harmless
 
     queue = _queue(layout_of(context, repo), None)
-    queue.abandon(checked_id(hypothesis_id), harmless(reason) or "abandoned by hand")
+    queue.abandon(checked_id(hypothesis_id), table_text(reason) or "abandoned by hand")
     say(f"{hypothesis_id} is abandoned")
 
 
@@ -353,7 +353,7 @@ def briefing(context: typer.Context, repo: Repo = None, as_json: Json = False) -
 def _print_brief(layout: Layout, document: Any) -> None:
     from pydantic import ValidationError
 
-    from autohypothesis.fleet.queue.files import summary
+    from autohypothesis.errors import faults_in
     from autohypothesis.schema import Brief
     from autohypothesis.terminal.fleet import print_brief
 
@@ -361,7 +361,7 @@ def _print_brief(layout: Layout, document: Any) -> None:
         brief = Brief.model_validate(document)
     except ValidationError as error:
         raise RecordError(
-            f"{layout.brief} is no brief: {summary(error)}",
+            f"{layout.brief} is no brief: {faults_in(error)}",
             hint="see it as it is: python orchestrator.py briefing --json",
         ) from None
     print_brief(out(), brief)

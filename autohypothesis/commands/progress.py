@@ -118,8 +118,8 @@ class FleetLines:
 
 def line_of(decision: dict[str, Any]) -> str:
     """Return `keep h-t-0003-1  1.2345, improved (0.01 better)`, as far as it is known."""
+    from autohypothesis.plain import table_text
     from autohypothesis.records.rows import NOT_EVIDENCE
-    from autohypothesis.records.tables import harmless
 
     lost = decision.get("reason") in NOT_EVIDENCE
     value = decision.get("metric_value")
@@ -131,7 +131,7 @@ def line_of(decision: dict[str, Any]) -> str:
         str(decision.get("reason", "")),
     ]
     detail = str(decision.get("detail") or "")
-    return harmless("  ".join(words) + (f"  ({detail})" if detail else ""))
+    return table_text("  ".join(words) + (f"  ({detail})" if detail else ""))
 
 
 def _every(seconds: float, look: Callable[[], None]) -> Callable[[], None]:

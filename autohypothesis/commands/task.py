@@ -216,14 +216,14 @@ def _show(line: dict[str, Any]) -> None:
     """Print an iteration as a line to read."""
     from rich.markup import escape
 
-    from autohypothesis.records.tables import harmless
+    from autohypothesis.plain import table_text
     from autohypothesis.terminal.parts import number, styled
 
     scores = f"{number(line['baseline_score'])} -> {number(line['candidate_score'])}"
     said = line["description"] or line["detail"]
     if line["candidate_score"] is None:
         scores, said = line["reason"], line["detail"] or said
-    text = f"{scores:<22} {escape(harmless(said))}"
+    text = f"{scores:<22} {escape(table_text(said))}"
     pad = " " * (8 - len(line["status"]))
     out().print(f"{styled(line['status'])}{pad}{text}", soft_wrap=True)
 

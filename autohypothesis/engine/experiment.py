@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.task import Task
-from autohypothesis.plain import plain, plain_line
+from autohypothesis.plain import plain, templates
 from autohypothesis.schema import Hypothesis, Plan, PlannedHypothesis, Prediction, Result, now
 from autohypothesis.system import host_name
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-LONGEST_LINE = 200
-"""Characters of a title or a value on a page; the whole text stands in the JSON beside it."""
 FIRST_SEED = 42
 """Every first run of a hypothesis has this seed, so that it meets the reference's equal. What is
 run again to confirm it has the seeds that follow, see `further_seed`."""
@@ -142,27 +136,10 @@ class Outcome(NamedTuple):
 
 def plan_page(plan: Plan) -> str:
     """Make `plans/<experiment_id>.md`. Foreign text is quoted: it cannot forge a heading."""
-    page = _templates().get_template("plan.md.j2").render(plan=plan.model_dump(mode="json"))
+    environment = templates(Path(__file__).parent / "templates")
+    environment.filters["quoted"] = _quoted
+    page = environment.get_template("plan.md.j2").render(plan=plan.model_dump(mode="json"))
     return plain(page).rstrip() + "\n"
-
-
-@cache
-def _templates() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        autoescape=False,  # markdown, not HTML; `quoted` and `one_line` keep texts in their place
-        trim_blocks=True,
-    )
-    environment.filters.update(one_line=one_line, quoted=_quoted)
-    return environment
-
-
-def one_line(text: object) -> str:
-    """`text` without line breaks, control characters and table separators, cut where it is long."""
-    return plain_line(str(text)).replace("|", "/")[:LONGEST_LINE]
 
 
 def _quoted(text: str) -> str:

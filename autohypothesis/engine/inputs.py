@@ -18,7 +18,7 @@ from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, resolved
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.task import Budget, Input, Task, canonical_hash
-from autohypothesis.errors import LaunchError, RecordError
+from autohypothesis.errors import LaunchError, RecordError, faults_in
 from autohypothesis.records.files import load
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -192,7 +192,7 @@ def _report(out: str, said: str, hint: str) -> InputReport:
             found = json.loads(text.splitlines()[-1])
         report = InputReport.model_validate(found)
     except (ValueError, IndexError, RecursionError) as error:
-        first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        first = faults_in(error) if isinstance(error, ValidationError) else error
         raise LaunchError(f"`{said}` printed no report of an input: {first}", hint=hint) from error
     if not Path(report.path).exists():
         raise LaunchError(f"`{said}` names {report.path}, which is not there", hint=hint)

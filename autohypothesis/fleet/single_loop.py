@@ -38,11 +38,11 @@ from autohypothesis.fleet.roster.roster import begin_single
 from autohypothesis.fleet.supervisor import process_specs
 from autohypothesis.fleet.supervisor.supervisor import KEEPER_S
 from autohypothesis.fleet.worker.worker import FleetWorker
+from autohypothesis.plain import table_text
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Decision, Identifier, Time, Tolerant, now, rfc3339
 from autohypothesis.schema import Worker as Entry
 
@@ -95,7 +95,7 @@ class LoopSession(Tolerant):
 
 def session_name(text: str) -> str:
     """Return a name as every table, commit and terminal can take it: one short line."""
-    return harmless(text)[:NAME_LENGTH].strip()
+    return table_text(text)[:NAME_LENGTH].strip()
 
 
 def open_session(

@@ -24,7 +24,7 @@ from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
 from autohypothesis.installation import as_called
-from autohypothesis.plain import plain
+from autohypothesis.plain import plain, templates
 from autohypothesis.records import tables
 from autohypothesis.records.bundles import LOOK_AGAIN, reason_in
 from autohypothesis.records.files import (
@@ -402,16 +402,9 @@ class _Sync:
     # ── made only now and then ────────────────────────────────────────────────────
 
     def _brief(self, board: Mapping[str, Any]) -> bytes:
-        from jinja2 import Environment, FileSystemLoader
-
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            autoescape=False,  # a page of Markdown for agents, no HTML
-            keep_trailing_newline=True,
-        )
-        environment.filters["one_line"] = tables.harmless
         decided, waiting = tables.latest(self.folded, self.tag, LATEST)
-        page = environment.get_template("fleet_brief.md.j2").render(
+        template = templates(Path(__file__).parent / "templates").get_template("fleet_brief.md.j2")
+        page = template.render(
             tag=self.tag,
             generated_at=rfc3339(now()),
             board=board,
@@ -420,7 +413,7 @@ class _Sync:
             open=waiting,
             problems=self.folded.problems[:LATEST],
         )
-        return plain(as_called(page)).encode("utf-8", "replace")
+        return (plain(as_called(page)).rstrip() + "\n").encode("utf-8", "replace")
 
     def _parquet(self) -> bytes:
         return as_parquet(self.folded.content.splitlines())

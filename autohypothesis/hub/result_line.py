@@ -17,7 +17,7 @@ from autohypothesis.engine.task import short_device_name
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.hub_sync.outgoing import REPORTED_STATUSES
 from autohypothesis.hub.protocol import LARGEST
-from autohypothesis.records.tables import harmless
+from autohypothesis.plain import table_text
 from autohypothesis.schema import finite
 
 Mark = Literal["", "DISCARD", "CRASH"]
@@ -59,13 +59,13 @@ class ResultLine:
     metric: str = METRIC
 
     def __post_init__(self) -> None:
-        spoken = _SPOKEN.sub(lambda match: match[0].lower(), harmless(self.description))
+        spoken = _SPOKEN.sub(lambda match: match[0].lower(), table_text(self.description))
         fit = {
-            "platform": "-".join(harmless(self.platform.replace("|", "-")).split()) or "device",
+            "platform": "-".join(table_text(self.platform.replace("|", "-")).split()) or "device",
             "value": _rounded(self.value, 6),
             "memory_gb": _rounded(self.memory_gb, 1),
-            "description": harmless(spoken),
-            "reason": harmless(re.sub(r"[()]", " ", self.reason)).strip() if self.mark else "",
+            "description": table_text(spoken),
+            "reason": table_text(re.sub(r"[()]", " ", self.reason)).strip() if self.mark else "",
             "metric": _metric_name(self.metric),
         }
         for name, value in fit.items():
@@ -168,7 +168,7 @@ def result_line(row: Mapping[str, Any]) -> ResultLine:
         )
     mark = MARKS.get(status, "")
     failed = status == "crash"
-    said = harmless(str(row.get("description") or name))
+    said = table_text(str(row.get("description") or name))
     if row.get("replicates"):
         said = f"{said} [seed {row.get('seed')}, repeats {row['replicates']}]"
     return ResultLine(

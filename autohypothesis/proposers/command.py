@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment
-from autohypothesis.errors import ProposerError, UsageError
+from autohypothesis.errors import ProposerError, UsageError, faults_in
 from autohypothesis.fleet.proposing import Situation, Trial
+from autohypothesis.plain import templates
 from autohypothesis.proposers.history import best_and_latest
 from autohypothesis.proposers.knobs import knobs_of
 from autohypothesis.schema import Proposal
@@ -199,11 +200,8 @@ def _bounded_sources(sources: Mapping[str, str]) -> dict[str, str]:
 
 @cache
 def _instructions() -> str:
-    from jinja2 import Environment, FileSystemLoader
-
     folder = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=False)
-    return environment.get_template("answer.md.j2").render().strip()
+    return templates(folder).get_template("answer.md.j2").render().strip()
 
 
 # ── the answer ──────────────────────────────────────────────────────────────────────────────
@@ -278,9 +276,7 @@ def _proposal(line: str, item: object) -> Proposal | BadLine:
     except RecursionError:
         return BadLine(line, "nested too deeply")
     except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)[:5]
-        parts = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}".lstrip(": ") for one in details)
-        return BadLine(line, "; ".join(parts))
+        return BadLine(line, faults_in(error))
     changes = proposal.config_overrides or proposal.patch or proposal.instructions
     if not changes and not proposal.replicates:
         return BadLine(line, "it changes nothing: give config_overrides, a patch or instructions")

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from autohypothesis.errors import RecordError, UnwritableError
+from autohypothesis.errors import RecordError, UnwritableError, faults_in
 from autohypothesis.system import rename_exclusive, room_advice
 
 if TYPE_CHECKING:
@@ -358,17 +358,9 @@ def validated(model: type[Model], value: object) -> Model:
     try:
         return model.model_validate(value)
     except ValueError as error:
-        raise ValueError(_faults_in(error)) from None
+        raise ValueError(f"is not as it should be: {faults_in(error)}") from None
     except RecursionError:
         raise ValueError("is nested too deep") from None
-
-
-def _faults_in(error: Any) -> str:
-    """The first three faults of a ValidationError, each with its place."""
-    faults = error.errors(include_url=False, include_context=False, include_input=False)
-    parts = [f"{'.'.join(map(str, fault['loc'])) or 'it'}: {fault['msg']}" for fault in faults[:3]]
-    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-    return "is not as it should be: " + "; ".join(parts) + more
 
 
 def parse_json(content: bytes, *, exact: bool = False) -> Any:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from pydantic_core import from_json
 
 from autohypothesis.errors import FleetError, RecordError
-from autohypothesis.plain import plain
+from autohypothesis.plain import plain, table_text
 from autohypothesis.records import bundles
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.files import kind_of, read_bytes, write_atomic, write_json
@@ -30,7 +30,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import LIMIT
 from autohypothesis.records.rows import DECIDED, MB_PER_GB, real
-from autohypothesis.records.tables import COLUMNS, harmless
+from autohypothesis.records.tables import COLUMNS
 from autohypothesis.schema import Metrics, Plan, PlannedHypothesis, Result, Row, finite, now
 
 PICTURE_MARK = "autohypothesis"
@@ -245,7 +245,7 @@ def _take(layout: Layout, tag: str, line: HandLine) -> Iterator[str]:
     name = given if isinstance(given, str) and ID.fullmatch(given) else f"{WORKER}-{digest}-1"
     if layout.run(name).folder.exists() or layout.plan(name).exists():
         return
-    title = harmless(str(line.fields.get("description") or "")) or f"a line of {line.source}"
+    title = table_text(str(line.fields.get("description") or "")) or f"a line of {line.source}"
     plan = Plan(
         experiment_id=name,
         created_at=now(),
@@ -264,8 +264,8 @@ def _take(layout: Layout, tag: str, line: HandLine) -> Iterator[str]:
 def _result(line: HandLine, title: str) -> Result:
     fields = line.fields
     metric = fields.get("metric_name")
-    metric = harmless(metric)[:64] if isinstance(metric, str) and metric else "val_bpb"
-    status = harmless(str(fields.get("status") or ""))[:40]
+    metric = table_text(metric)[:64] if isinstance(metric, str) and metric else "val_bpb"
+    status = table_text(str(fields.get("status") or ""))[:40]
     stated = fields.get("metric_value", fields.get(metric))
     value = None if status in FAILED else real(_number(stated), metric)
     memory = _number(fields.get("peak_vram_gb"))
@@ -273,7 +273,7 @@ def _result(line: HandLine, title: str) -> Result:
     return Result(
         status="failed" if value is None else "completed",
         recorded_at=now(),
-        commit=harmless(str(fields.get("commit") or ""))[:64],
+        commit=table_text(str(fields.get("commit") or ""))[:64],
         title=title,
         outcome=said,
         failure_detail=said if value is None else "",

@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 from pydantic_core import from_json
 
-from autohypothesis.plain import plain, plain_line
+from autohypothesis.plain import table_text
 from autohypothesis.records.history import Kept, best_of
 from autohypothesis.records.ledger import Folded, FoldEntry
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Facts, Placement
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 HEADER = "\t".join(COLUMNS) + "\n"
-DESCRIPTION_LIMIT = 300
-"""Characters; results.tsv is read in a terminal."""
 
 
 class HandEdit(NamedTuple):
@@ -41,7 +39,7 @@ def results_tsv(entries: Mapping[str, FoldEntry], tag: str) -> str:
 def commits_of(entries: Mapping[str, FoldEntry]) -> set[str]:
     """The commits of all experiments, as results.tsv has them."""
     placed = ((e.facts.commit, e.placement.commit if e.placement else "") for e in entries.values())
-    return {harmless(one)[:7] for pair in placed for one in pair if one}
+    return {table_text(one)[:7] for pair in placed for one in pair if one}
 
 
 def _decided(entries: Iterable[FoldEntry], tag: str) -> list[FoldEntry]:
@@ -66,30 +64,13 @@ def _lost(facts: Facts, placement: Placement | None) -> bool:
 
 
 def _tsv_line(facts: Facts, placement: Placement) -> str:
-    commit = harmless(placement.commit or facts.commit)[:7]
+    commit = table_text(placement.commit or facts.commit)[:7]
     value = placement.metric_value
     memory = facts.peak_vram_gb or 0.0
     if placement.status == "crash" or value is None:
         value = memory = 0.0
-    description = harmless(facts.description)
+    description = table_text(facts.description)
     return f"{commit}\t{value:.6f}\t{memory:.1f}\t{placement.status}\t{description}\n"
-
-
-def harmless(text: str) -> str:
-    """`text` on one line of a table: no tab, break or control character, no opening quote.
-
-    A double quote makes readers of tables swallow the lines that follow, up to the next one.
-    """
-    return plain_line(text).replace('"', "'")[:DESCRIPTION_LIMIT]
-
-
-def harmless_lines(text: str) -> list[str]:
-    """Return foreign text for a terminal, line by line, without what acts on a terminal.
-
-    Blanks and quotes stay. Escapes, other control characters and marks that turn the direction of
-    writing become blanks.
-    """
-    return plain(text.replace("\r\n", "\n").expandtabs(4), " ").split("\n")
 
 
 # ── the best, and how it stands ─────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autohypothesis.records.tables import harmless, harmless_lines
+from autohypothesis.plain import plain, table_text
 from autohypothesis.terminal.parts import STATUS_STYLE, diff_text, number, table
 
 QUOTE = "│ "
@@ -41,8 +41,8 @@ def posts_text(posts: Rows) -> RenderableType:
     for post in reversed(posts):
         to = f", to {post['parent_id']}" if post.get("parent_id") is not None else ""
         text.append(f"{post['id']}", style="bold")
-        text.append(f"  {harmless(str(post['agent_id']))}  {_time(post)}{to}\n")
-        for line in harmless_lines(str(post["content"]).rstrip()):
+        text.append(f"  {table_text(str(post['agent_id']))}  {_time(post)}{to}\n")
+        for line in _lines(str(post["content"]).rstrip()):
             text.append(QUOTE, style="bright_black").append(f"{line}\n")
     text.rstrip()
     return text
@@ -50,7 +50,7 @@ def posts_text(posts: Rows) -> RenderableType:
 
 def foreign_diff(diff: str) -> Text:
     """Return a diff of other people's commits."""
-    return diff_text("\n".join(harmless_lines(diff)))
+    return diff_text("\n".join(_lines(diff)))
 
 
 def results_table(results: Rows) -> RenderableType:
@@ -107,7 +107,7 @@ def _short(record: Row, name: str) -> str:
 
 def _time(record: Row, name: str = "created_at") -> str:
     """Return a time to the minute."""
-    return harmless(str(record[name]))[:16].replace("T", " ")
+    return table_text(str(record[name]))[:16].replace("T", " ")
 
 
 def _whose(result: Row) -> tuple[str, str, str]:
@@ -120,13 +120,18 @@ def _state(result: Row) -> Text:
     """Return what others found, and how many of them; an author takes a result back alone."""
     state = str(result["state"])
     agents = result.get(state) if state in ("reproduced", "refuted") else 0
-    return Text(harmless(f"{state} ×{agents}" if agents else state), STATE_STYLE.get(state, ""))
+    return Text(table_text(f"{state} ×{agents}" if agents else state), STATE_STYLE.get(state, ""))
 
 
 def _status(result: Row) -> Text:
     status = str(result["status"])
-    return Text(harmless(status), STATUS_STYLE.get(status, ""))
+    return Text(table_text(status), STATUS_STYLE.get(status, ""))
 
 
 def _board(result: Row) -> tuple[str, ...]:
     return tuple(str(result[n]) for n in ("platform", "platform_key", "task_hash", "metric"))
+
+
+def _lines(text: str) -> list[str]:
+    """Foreign text line by line; blanks and quotes stay."""
+    return plain(text.replace("\r\n", "\n").expandtabs(4), " ").split("\n")

@@ -100,7 +100,7 @@ def test_a_report_over_several_lines_is_read_and_so_is_a_last_line(
         ("import sys; sys.exit('nothing is prepared; run: python prepare.py')", "nothing is prep"),
         ("pass", "printed no report"),
         ("print('[1, 2]')", "printed no report"),
-        ("print('{}')", "printed no report of an input: Field required"),
+        ("print('{}')", "printed no report of an input: path: Field required"),
         ("print('[' * 100000)", "printed no report"),
         ('print(\'{"path": "/absent/data"}\')', "names /absent/data, which is not there"),
         ('print(\'{"path": "/", "budget": {"seconds": -1}}\')', "greater than 0"),

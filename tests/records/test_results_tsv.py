@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.tables import HEADER, harmless
+from autohypothesis.plain import table_text
+from autohypothesis.records.tables import HEADER
 
 HOSTILE = (
     'tab\there, line\nbreak, return\r, "quote, \x00\x07\x1b[31m, \x85\u2028\u2029, \u202eback, '
@@ -105,7 +106,7 @@ def test_pandas_reads_it_with_the_defaults_of_everybody(searched: Any) -> None:
 def test_no_title_makes_a_line_or_a_column(title: str) -> None:
     text = (
         HEADER
-        + f"abc1234\t1.000000\t1.0\tkeep\t{harmless(title)}\n"
+        + f"abc1234\t1.000000\t1.0\tkeep\t{table_text(title)}\n"
         + ("abc1235\t2.000000\t1.0\tdiscard\tnext\n")
     )
     table = pandas.read_csv(StringIO(text), sep="\t")

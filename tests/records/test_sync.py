@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from autohypothesis.errors import LockError
 from autohypothesis.fleet import sync as sync_module
 from autohypothesis.fleet.sync import sync
+from autohypothesis.plain import table_text
 from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import hold
-from autohypothesis.records.tables import HEADER, harmless
+from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Leaderboard, Problem, Row
 
 
@@ -77,7 +78,7 @@ def test_results_tsv(lab: Any) -> None:
 
 @given(st.text(max_size=400))
 def test_a_description_is_one_harmless_cell(text: str) -> None:
-    cell = harmless(text)
+    cell = table_text(text)
     assert cell.splitlines() in ([cell], [])
     assert not {"\t", '"', "\x00", "\x1b", "\u202e"} & set(cell)
     assert len(cell) <= 300

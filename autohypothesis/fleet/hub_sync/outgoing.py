@@ -23,11 +23,11 @@ from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.hub_sync.incoming import result_number, tree_of_commit
 from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.plain import table_text
 from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import load, load_or_none, opened
 from autohypothesis.records.git import Entry
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Metadata, Plan, Runtime, utc
 
 PUSH, RESULT, LINE = "push", "result", "line"
@@ -72,7 +72,7 @@ class HubReporter:
         new.sort(key=lambda row: row.get("ordinal") or 0)
         if new:
             decisions, _ = read_decisions(self.project.layout)
-            self._reasons = {one.experiment_id: harmless(one.reason) for one in decisions}
+            self._reasons = {one.experiment_id: table_text(one.reason) for one in decisions}
         told = 0
         for row in new:
             if told >= AT_ONCE:
@@ -133,7 +133,7 @@ class HubReporter:
         plan, name = self._plan(row["id"]), row["id"]
         title = plan.hypothesis.title if plan is not None else ""
         return {
-            "description": harmless(title or str(row.get("description") or name)),
+            "description": table_text(title or str(row.get("description") or name)),
             "outcome": self._reasons.get(name, ""),
         }
 

@@ -18,7 +18,13 @@ from autohypothesis.engine.change import Change, tree_of
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import AutohypothesisError, ChangeError, QueueError, UsageError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    ChangeError,
+    QueueError,
+    UsageError,
+    faults_in,
+)
 from autohypothesis.fleet.live.steering import current_steering, narrowed_knobs, violation
 from autohypothesis.fleet.observer.experiment_index import (
     DuplicateCheck,
@@ -230,8 +236,7 @@ def _sorted_out(name: str, ideas: Sequence[object], count: int) -> ProposerAnswe
             proposals.append(Proposal.model_validate(idea, from_attributes=False))
         except ValidationError as error:
             title = idea.get("title") if isinstance(idea, dict) else getattr(idea, "title", None)
-            first = error.errors(include_url=False, include_input=False)[0]
-            refused[str(title or f"idea {len(refused) + 1}")[:200]] = str(first["msg"])
+            refused[str(title or f"idea {len(refused) + 1}")[:200]] = faults_in(error)
     return ProposerAnswer(name, tuple(proposals), refused)
 
 

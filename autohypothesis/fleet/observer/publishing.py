@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine.experiment import one_line
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.hub_sync.incoming import (
     FeedReader,
@@ -29,7 +28,7 @@ from autohypothesis.fleet.queue import brief as briefs
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.queue.warm_start import carried
 from autohypothesis.fleet.roster.prompts import write_assignments
-from autohypothesis.plain import plain
+from autohypothesis.plain import plain, templates
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import read_object, write_atomic, write_json
 from autohypothesis.records.history import LiveHistory, best_kept, is_lost, of_tag
@@ -364,15 +363,7 @@ class LearntPages:
     # ── search_model.md ───────────────────────────────────────────────────────────────────
 
     def page(self) -> str:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent / "templates"),
-            undefined=StrictUndefined,
-            autoescape=False,  # markdown, not HTML; `one_line` keeps texts in their place
-            trim_blocks=True,
-        )
-        environment.filters["one_line"] = one_line
+        environment = templates(Path(__file__).parent / "templates")
         every = list(self.history.latest.values())
         changes = [decision for decision in every if decision.base_commit and not is_lost(decision)]
         text = environment.get_template("search_model.md.j2").render(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from autohypothesis.errors import RecordError
+from autohypothesis.errors import RecordError, faults_in
 from autohypothesis.records.files import parse_json, read_with_status, shown
 from autohypothesis.records.ids import MAX_LENGTH, baseline_id, experiment_stem, slug
 from autohypothesis.records.layout import ID, Layout, checked_id
@@ -67,15 +67,6 @@ def newest_attempt(layout: Layout, hypothesis_id: str) -> int:
         with suppress(OSError):
             numbers += [int(match[1]) for match in map(form.fullmatch, os.listdir(folder)) if match]
     return max(numbers)
-
-
-def summary(error: ValidationError) -> str:
-    """Return the first thing that is wrong, in one line."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    words = str(first["msg"]).removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {words}{more}" if where else f"{words}{more}"
 
 
 def best_first(hypothesis: Hypothesis) -> tuple[float, str]:
@@ -260,7 +251,7 @@ def _parse(path: str, name: str) -> tuple[Hypothesis | None, str]:
     except RecordError as error:
         return None, error.problem.removeprefix(f"{path} ")
     except ValidationError as error:
-        return None, f"is no hypothesis: {summary(error)}"
+        return None, f"is no hypothesis: {faults_in(error)}"
     except ValueError as error:
         return None, str(error)
     if hypothesis.hypothesis_id != name:

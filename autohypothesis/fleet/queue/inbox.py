@@ -17,8 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autohypothesis.errors import QueueError, RecordError
-from autohypothesis.fleet.queue.files import summary
+from autohypothesis.errors import QueueError, RecordError, faults_in
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import reason_in
 from autohypothesis.records.files import JSON_LIMIT, read_json, sweep, write_atomic, write_json
@@ -159,7 +158,7 @@ class _Inbox:
         try:
             proposal = Proposal.model_validate(_without_foreign_keys(idea))
         except ValidationError as error:
-            return None, summary(error)
+            return None, faults_in(error)
         first = self._known().get(proposal.source_id) if proposal.source_id else None
         if first is not None:
             return None, f"{proposal.source_id!r} is in the queue already, as {first}"

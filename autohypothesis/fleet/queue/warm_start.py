@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.errors import RecordError, UsageError
+from autohypothesis.plain import table_text
 from autohypothesis.records.files import load, read_bytes, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Finding, KnowledgeBase, finite, now
 
 LIMIT = 16 * 1024 * 1024
@@ -105,7 +105,7 @@ class WarmStart:
             {
                 "role": role, "commit": line.commit, "val_bpb": line.value,
                 "memory_gb": line.memory_gb, "description": line.description,
-                "source": harmless(str(self.path)),
+                "source": table_text(str(self.path)),
             }
             for role, line in named.items() if line is not None
         ]  # fmt: skip
@@ -133,7 +133,7 @@ def read(path: Path, *, called: str = "--warm-start ") -> WarmStart:
     if metric is None:
         raise UsageError(
             f"{called}{path} has no column val_bpb; its first line has "
-            f"{', '.join(harmless(name)[:40] for name in columns[:8])}",
+            f"{', '.join(table_text(name)[:40] for name in columns[:8])}",
             hint="the first line names the columns, with tabs between them: commit val_bpb"
             " memory_gb status description",
         )
@@ -151,11 +151,11 @@ def _tried(number: int, line: str, columns: Sequence[str], metric: str) -> Table
         status = "keep" if status in ("kept", "baseline") else "discard"
     return TableLine(
         line=number,
-        commit=harmless(cells.get("commit", ""))[:40],
+        commit=table_text(cells.get("commit", ""))[:40],
         value=value if status != "crash" else None,
         memory_gb=round(size * _MEMORY[memory], 3) if memory and size is not None else None,
         status=status if value is not None else "crash",
-        description=harmless(cells.get("description", "")),
+        description=table_text(cells.get("description", "")),
     )
 
 

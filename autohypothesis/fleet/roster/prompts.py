@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.plain import plain
+from autohypothesis.plain import markdown_line, plain, templates
 from autohypothesis.records.files import load_or_none, read_bytes, to_json, write_atomic
-from autohypothesis.records.tables import harmless
 from autohypothesis.schema import Hypothesis, Manifest, Registry
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 MARK = "<!-- made by the fleet, and made again when it changes: write into program.md instead -->"
 LIMIT = 24 * 1024
 """Bytes of one page. A model reads it at every turn."""
-TITLE = 160
 QUOTED_LINES, QUOTED_CHARACTERS = 40, 3_000
 """Of one quoted text; the whole of it stands in the file that it is from."""
 LONGEST_LINE = 500
@@ -104,7 +102,7 @@ def _facts(project: Project, manifest: Manifest) -> dict[str, Any]:
         "charter": place(layout.program),
         "steering": place(layout.steering),
         "manifest": place(layout.manifest),
-        "artifacts": ", ".join(f"`{one_line(path)}`" for path in project.task.artifacts[:LISTED]),
+        "artifacts": ", ".join(map(code, project.task.artifacts[:LISTED])),
         "workers": manifest.workers[:LISTED],
         "hidden_workers": len(manifest.workers[LISTED:]),
         "observer_protocol": place(layout.protocol("observer")),
@@ -134,28 +132,12 @@ def _page(name: str, facts: Mapping[str, Any]) -> bytes:
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=StrictUndefined,
-        autoescape=False,  # Markdown, not HTML; the filters keep texts in their place
-        trim_blocks=True,
-    )
+    environment = templates(Path(__file__).parent / "templates")
     environment.filters.update(
-        one_line=one_line,
-        place=place,
-        quoted=quoted,
-        code=code,
-        shell=lambda text: shlex.quote(str(text)),
+        place=place, quoted=quoted, code=code, shell=lambda text: shlex.quote(str(text))
     )
     environment.globals["settings"] = _settings
     return environment
-
-
-def one_line(text: object) -> str:
-    """`text` as a piece of one line: no break, no control character, no cell or code mark."""
-    return harmless(str(text)).replace("|", "/").replace("`", "'").replace("<!--", "<!- -")[:TITLE]
 
 
 def place(path: object) -> str:
@@ -165,7 +147,7 @@ def place(path: object) -> str:
 
 def code(value: object) -> str:
     """A name or a value as inline code."""
-    return f"`{one_line(value if isinstance(value, str) else to_json(value))}`"
+    return f"`{markdown_line(value if isinstance(value, str) else to_json(value))}`"
 
 
 def quoted(text: str) -> str:

@@ -23,6 +23,7 @@ from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.checks import allowed_modules
 from autohypothesis.fleet.toolbuilder.launch import run_command
+from autohypothesis.plain import templates
 from autohypothesis.records import locks
 from autohypothesis.records.bundles import signature_of
 from autohypothesis.records.files import to_json
@@ -238,10 +239,6 @@ def from_catalogue(tool: Tool) -> Path | None:
 
 def rules() -> str:
     """Return the rules for scripts, for the program that writes one."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=False
-    )
+    environment = templates(Path(__file__).parent / "templates")
     modules = sorted(allowed_modules() - sys.stdlib_module_names)
     return environment.get_template("tool_rules.md.j2").render(modules=modules)

@@ -27,9 +27,9 @@ from urllib3.util.retry import Retry
 
 from autohypothesis import __version__
 from autohypothesis.errors import HubError, UsageError
+from autohypothesis.plain import table_text
 from autohypothesis.records.files import parse_json
 from autohypothesis.records.secrets import refuse_secrets, texts_in
-from autohypothesis.records.tables import harmless
 
 T = TypeVar("T")
 
@@ -83,7 +83,8 @@ def checked_server(server: str) -> str:
         )
     if not fits or not server.isprintable() or " " in server:
         raise UsageError(
-            f"{harmless(server)!r} is no address of a hub", hint="give one as http://127.0.0.1:8000"
+            f"{table_text(server)!r} is no address of a hub",
+            hint="give one as http://127.0.0.1:8000",
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
@@ -133,7 +134,7 @@ def _unreached(server: str, path: str, error: Exception) -> HubUnavailableError:
     """The error for a request without an answer; the libraries' own texts are a page long."""
     text = str(error).lower()
     why = next((words for sign, words in _REASONS if sign.lower() in text), "")
-    why = why or harmless(f"{type(error).__name__}: {error}")
+    why = why or table_text(f"{type(error).__name__}: {error}")
     made = HubUnavailableError(
         f"{server}{path} cannot be reached: {why}",
         hint=f"see whether it runs: curl -s {server}/api/health",
@@ -171,10 +172,11 @@ def _words_of(body: bytes) -> str:
         value = parse_json(body)
     if isinstance(value, dict):
         words = value.get("error") or value.get("detail") or value
-        return harmless(words if isinstance(words, str) else json.dumps(words)) or "no reason given"
+        words = words if isinstance(words, str) else json.dumps(words)
+        return table_text(words) or "no reason given"
     if body.lstrip()[:1] == b"<":
         return "a web page, no reason given"
-    return harmless(body.decode("utf-8", "replace")) or "no reason given"
+    return table_text(body.decode("utf-8", "replace")) or "no reason given"
 
 
 # ── one deadline for a request and its answer ───────────────────────────────────────────────
@@ -414,11 +416,11 @@ class HttpConnection:
     def _refused(self, path: str, response: requests.Response) -> HubError:
         status = response.status_code
         if 300 <= status < 400:
-            to = harmless(response.headers.get("Location", "elsewhere"))
+            to = table_text(response.headers.get("Location", "elsewhere"))
             return self.wrong(path, f"{status}, a redirect to {to}, which is not followed")
         body = _read(response, ERROR_LIMIT)[:ERROR_LIMIT]
         said = self._without_key(body.decode("utf-8", "replace")).encode()
-        retry_after = harmless(response.headers.get("Retry-After", ""))
+        retry_after = table_text(response.headers.get("Retry-After", ""))
         return _refusal(self.server, path, status, said, retry_after)
 
     def _without_key(self, text: str) -> str:

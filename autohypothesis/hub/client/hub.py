@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
 
-from autohypothesis.errors import HubError, UsageError
+from autohypothesis.errors import HubError, UsageError, faults_in
 from autohypothesis.hub.client.http import (
     HttpConnection,
     HubConflictError,
@@ -33,10 +33,10 @@ from autohypothesis.hub.protocol import (
     RankedResult,
     VerifiedResult,
 )
+from autohypothesis.plain import table_text
 from autohypothesis.records import git_bundle
 from autohypothesis.records.git import Repository
 from autohypothesis.records.secrets import refuse_secrets
-from autohypothesis.records.tables import harmless
 
 if TYPE_CHECKING:
     from autohypothesis.hub.client.credentials import Credentials
@@ -278,9 +278,7 @@ class HubClient:
             raise self._misshapen(path, error) from None
 
     def _misshapen(self, path: str, error: ValidationError, *place: str) -> HubError:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = harmless(".".join([*place, *map(str, first["loc"])]))
-        why = f"{where}: {first['msg']}" if where else first["msg"]
+        why = table_text(".".join([*place, faults_in(error, 1)]))
         return self._connection.wrong(path, f"with the wrong shape: {why}")
 
 
@@ -291,7 +289,7 @@ def _posts(channel: str) -> str:
 def checked_hash(commit: str) -> str:
     if not HASH.fullmatch(commit):
         raise UsageError(
-            f"{harmless(commit)!r} is no hash of a commit: 4 to 64 of 0-9 and a-f",
+            f"{table_text(commit)!r} is no hash of a commit: 4 to 64 of 0-9 and a-f",
             hint="see what there is: python orchestrator.py hub log",
         )
     return commit
@@ -301,7 +299,7 @@ def checked_channel(name: str) -> str:
     name = name.removeprefix("#")
     if not CHANNEL.fullmatch(name):
         raise UsageError(
-            f"{harmless(name)!r} is no name of a channel: up to 31 of a-z, 0-9, '_' and '-'",
+            f"{table_text(name)!r} is no name of a channel: up to 31 of a-z, 0-9, '_' and '-'",
             hint="see what there is: python orchestrator.py hub channels",
         )
     return name

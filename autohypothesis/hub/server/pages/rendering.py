@@ -20,13 +20,14 @@ from urllib.parse import urlencode, urlsplit
 import nh3
 from fastapi import Request
 from fastapi.responses import Response
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 from autohypothesis.hub.server.refusals import bad
 from autohypothesis.hub.server.service import service_of
+from autohypothesis.plain import templates
 
 POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -42,10 +43,7 @@ _PAGE_DIGITS = 9
 
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("autohypothesis.hub.server", "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+    environment = templates(Path(__file__).parents[1] / "templates", html=True)
     environment.filters.update(
         number=number, moment=moment, query=query, markdown=markdown, type_words=type_words
     )
