@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.executor import Executor, RunSpec
 from autohypothesis.engine.scoring import Scorer
 from autohypothesis.engine.task import Knob
 from autohypothesis.errors import LaunchError
@@ -126,37 +126,37 @@ class ExecutorSuite:
     def test_a_run_ends_and_is_collected_however_often(
         self, executor: Executor, spec: RunSpec
     ) -> None:
-        handle = executor.submit(spec)
-        assert handle.experiment_id == spec.experiment_id
-        wait_for_end(executor, handle)
-        result = executor.collect(handle)
+        experiment_id = executor.submit(spec)
+        assert experiment_id == spec.experiment_id
+        wait_for_end(executor, experiment_id)
+        result = executor.collect(experiment_id)
         assert (result.status, result.commit) == ("completed", spec.commit)
         assert result.metric_value is not None and math.isfinite(result.metric_value)
-        assert executor.collect(handle) == result
+        assert executor.collect(experiment_id) == result
 
     def test_a_running_one_is_not_collected_and_a_cancelled_one_has_failed(
         self, executor: Executor, endless: RunSpec
     ) -> None:
-        handle = executor.submit(endless)
-        assert executor.poll(handle) == "running"
+        experiment_id = executor.submit(endless)
+        assert executor.poll(experiment_id) == "running"
         with pytest.raises(LaunchError):
-            executor.collect(handle)
-        executor.cancel(handle)
-        wait_for_end(executor, handle)
-        result = executor.collect(handle)
+            executor.collect(experiment_id)
+        executor.cancel(experiment_id)
+        wait_for_end(executor, experiment_id)
+        result = executor.collect(experiment_id)
         assert (result.status, result.failure_kind) == ("failed", "infra")
         assert result.metric_value is None
 
     def test_an_unknown_experiment_is_absent(self, executor: Executor) -> None:
-        assert executor.poll(Handle("never-submitted-1")) == "absent"
-        executor.cancel(Handle("never-submitted-1"))
+        assert executor.poll("never-submitted-1") == "absent"
+        executor.cancel("never-submitted-1")
 
 
-def wait_for_end(executor: Executor, handle: Handle) -> None:
-    """Return once `handle` no longer runs; fail after `LONGEST_S`."""
+def wait_for_end(executor: Executor, experiment_id: str) -> None:
+    """Return once an experiment no longer runs; fail after `LONGEST_S`."""
     until = time.monotonic() + LONGEST_S
-    while executor.poll(handle) == "running":
-        assert time.monotonic() < until, f"{handle.experiment_id} still runs"
+    while executor.poll(experiment_id) == "running":
+        assert time.monotonic() < until, f"{experiment_id} still runs"
         time.sleep(0.05)
 
 

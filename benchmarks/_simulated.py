@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autohypothesis.engine.executor import Handle, RunSpec, RunState
+from autohypothesis.engine.executor import Executor, RunSpec, RunState
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records import bundles
@@ -33,7 +33,7 @@ from autohypothesis.schema import Worker as Entry
 
 
 @dataclass
-class Sleeping:
+class Sleeping(Executor):
     """See `engine.executor.Executor`. An experiment runs for `seconds` on nothing at all."""
 
     layout: Layout
@@ -41,7 +41,7 @@ class Sleeping:
     seconds: float
     began: dict[str, float] = field(default_factory=dict)
 
-    def submit(self, spec: RunSpec) -> Handle:
+    def submit(self, spec: RunSpec) -> str:
         run = self.layout.run(spec.experiment_id)
         run.folder.mkdir(parents=True)
         write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
@@ -49,19 +49,19 @@ class Sleeping:
         bundles.write_config(run, spec.config)
         bundles.write_metadata(run, self._metadata(spec))
         self.began[spec.experiment_id] = time.time()
-        return Handle(spec.experiment_id)
+        return spec.experiment_id
 
-    def poll(self, handle: Handle) -> RunState:
-        return "running" if self._left(handle) > 0 else "finished"
+    def poll(self, experiment_id: str) -> RunState:
+        return "running" if self._left(experiment_id) > 0 else "finished"
 
-    def wait(self, handle: Handle, timeout: float) -> None:
-        time.sleep(max(0.0, min(self._left(handle), timeout)))
+    def wait(self, experiment_id: str, timeout: float) -> None:
+        time.sleep(max(0.0, min(self._left(experiment_id), timeout)))
 
-    def cancel(self, handle: Handle) -> None:
-        self.began[handle.experiment_id] = 0.0
+    def cancel(self, experiment_id: str) -> None:
+        self.began[experiment_id] = 0.0
 
-    def collect(self, handle: Handle) -> Result:
-        run, began = self.layout.run(handle.experiment_id), self.began[handle.experiment_id]
+    def collect(self, experiment_id: str) -> Result:
+        run, began = self.layout.run(experiment_id), self.began[experiment_id]
         spec = RunSpec.model_validate(read_json(run.run_spec))
         value = 2.0 - float(spec.config.get("rate", 0.0)) / 100
         result = Result(
@@ -79,8 +79,8 @@ class Sleeping:
         bundles.write_result(run, result)
         return result
 
-    def _left(self, handle: Handle) -> float:
-        return self.began[handle.experiment_id] + self.seconds - time.time()
+    def _left(self, experiment_id: str) -> float:
+        return self.began[experiment_id] + self.seconds - time.time()
 
     def _metadata(self, spec: RunSpec) -> Metadata:
         identity = RunIdentity(

@@ -75,7 +75,7 @@ def measure(root: Path, iterations: int) -> dict[str, Any]:
     made = loop_of(project, 1, 0)
     loop = Timed(**{one.name: getattr(made, one.name) for one in fields(TaskLoop)})
     loop.emit = loop.watched
-    loop.say, loop.watch = lambda text: None, runner.Unwatched()
+    loop.say, loop.watch = lambda text: None, runner.ProgressListener()
     loop.run(iterations + 2)
     rows = loop.rows[2:]
     steps = {name: statistics.median(row[name] for row in rows) for name in rows[0]}

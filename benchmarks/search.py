@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine.executor import Handle, RunSpec
+from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import follow
@@ -110,8 +110,8 @@ def again(project: Project, name: str, original: str, seed: int) -> float:
             }
         )
     )
-    follow(project, executor, Handle(identity))
-    value = executor.collect(Handle(identity)).metric_value
+    follow(project, executor, identity)
+    value = executor.collect(identity).metric_value
     if value is None:
         raise SystemExit(f"{identity} failed: see {project.layout.run(identity).log}")
     return value

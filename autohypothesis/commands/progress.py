@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis.commands.common import err
+from autohypothesis.engine.runner import ProgressListener
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -87,7 +88,7 @@ class FleetLines:
             self.look()
 
     def _look_for_problems(self) -> None:
-        from autohypothesis.engine.recovery import standing_still
+        from autohypothesis.engine.recovery import stalled_runs
         from autohypothesis.fleet.live.presence import ROLES, read_role, role_lives
 
         for name in ROLES:
@@ -96,7 +97,7 @@ class FleetLines:
                 continue
             for problem in status.problems:
                 self._say_once(f"{name}: {problem}")
-        for line in standing_still(self._layout):
+        for line in stalled_runs(self._layout):
             self._say_once(line)
 
     def _say_once(self, problem: str) -> None:
@@ -153,7 +154,7 @@ def _every(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
 BAR_REFRESH_S = 0.2
 
 
-class ProgressWatch:
+class ProgressWatch(ProgressListener):
     """Shows an experiment's share of its budget, loss and speed, from its own events.
 
     Off a terminal it draws nothing, so that logs stay readable.
@@ -198,7 +199,7 @@ class ProgressWatch:
                 facts=facts(event.get("metrics") or {}),
             )
 
-    def notice(self, text: str) -> None:
+    def stalled(self, text: str) -> None:
         self._progress.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def ended(self) -> None:

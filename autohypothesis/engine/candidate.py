@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine.change import Change, Implementer, tree_of
+from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.guard import check_candidate, check_sources, run_preflight
 from autohypothesis.engine.inputs import Inputs
@@ -33,7 +34,7 @@ def prepare(
     workspace: Workspace | None = None,
     inputs: Inputs | None = None,
     implementer: Implementer | None = None,
-) -> Experiment:
+) -> RunSpec:
     """Make the commit of a planned experiment, reachable as `refs/experiments/<experiment_id>`.
 
     Without a change (a baseline, a replicate, a clean working tree) the commit is the base itself.
@@ -44,7 +45,7 @@ def prepare(
             it neither runs.
         inputs: located inputs, for the preflight.
 
-    Returns the experiment with its commit, diff and settings.
+    Returns what to run: the commit, its diff and its settings.
 
     Raises:
         ChangeError: it does not apply, is not allowed, or changes nothing.
@@ -63,16 +64,39 @@ def prepare(
     if changes:
         commit = repository.commit_tree(tree, [base], commit_message(experiment))
     _keep(repository, experiment.experiment_id, commit)
+    config = _settings(repository, task, commit, workspace, inputs or Inputs())
+    return spec_of(repository, task, experiment, commit, config)
+
+
+def spec_of(
+    repository: Repository,
+    task: Task,
+    experiment: Experiment,
+    commit: str,
+    config: dict[str, Any],
+) -> RunSpec:
+    """Return what to run: `commit` with its settings, and its difference from the base."""
+    base = experiment.base
+    changes = repository.changes(base, commit) if commit != base else []
     diff = repository.diff(base, commit) if changes else ""
-    return replace(
-        experiment,
+    return RunSpec(
+        experiment_id=experiment.experiment_id,
+        task=task,
         commit=commit,
+        parent_commit=base if commit != base else None,
+        seed=experiment.seed,
+        tag=experiment.tag,
+        hypothesis_id=experiment.hypothesis_id,
+        worker_id=experiment.worker_id,
+        title=experiment.title,
+        rationale=experiment.rationale,
+        replicates=experiment.replicates,
+        config=config,
         diff=diff,
         diff_stat=diff_stat(changes),
         diff_hash=diff_hash(diff),
-        lines_added=sum(one.added or 0 for one in changes),
-        lines_removed=sum(one.removed or 0 for one in changes),
-        config=_settings(repository, task, commit, workspace, inputs or Inputs()),
+        lines_added=sum(change.added or 0 for change in changes),
+        lines_removed=sum(change.removed or 0 for change in changes),
     )
 
 

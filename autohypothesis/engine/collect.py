@@ -201,7 +201,7 @@ def result_of(
     failure: Failure | None,
     tail: str,
     evidence: dict[str, Any],
-    metrics: Metrics,
+    metrics: Metrics | None = None,
     *,
     attested: bool = False,
 ) -> Result:
@@ -224,7 +224,7 @@ def result_of(
         metric_value=None if failure else value,
         direction=objective.direction,
         evidence=evidence,
-        metrics=metrics,
+        metrics=metrics or Metrics(),
     )
 
 

@@ -7,10 +7,10 @@ is the shim (local_executor.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+import time
+from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.shim import Status
@@ -59,90 +59,57 @@ class RunSpec(Strict):
 
 def metadata_of(spec: RunSpec, gpu_id: str = "", **measured: Any) -> Metadata:
     """Return the metadata of a run; `gpu_id` and what was `measured` once a device was chosen."""
+
+    def common(model: type[BaseModel]) -> dict[str, Any]:
+        return {name: value for name, value in spec if name in model.model_fields}
+
+    identity = {**common(RunIdentity), "gpu_id": gpu_id, "node_id": host_name()}
     return Metadata(
         recorded_at=now(),
-        run=RunIdentity(
-            experiment_id=spec.experiment_id,
-            worker_id=spec.worker_id,
-            gpu_id=gpu_id,
-            hypothesis_id=spec.hypothesis_id,
-            rationale=spec.rationale,
-            title=spec.title,
-            tag=spec.tag,
-            seed=spec.seed,
-            replicates=spec.replicates,
-            node_id=host_name(),
-        ),
-        runtime=Runtime(
-            commit=spec.commit,
-            parent_commit=spec.parent_commit,
-            diff_stat=spec.diff_stat,
-            diff_hash=spec.diff_hash,
-            lines_added=spec.lines_added,
-            lines_removed=spec.lines_removed,
-            **measured,
-        ),
+        run=RunIdentity(**identity),
+        runtime=Runtime(**{**common(Runtime), **measured}),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Handle:
-    """A submitted experiment. It says nothing that a successor could not read from disk."""
-
-    experiment_id: str
-
-
 class Executor(Protocol):
-    """Runs experiments somewhere."""
+    """Runs experiments somewhere. An executor inherits this class for what it does not define."""
 
-    def submit(self, spec: RunSpec) -> Handle:
-        """Start it; returns once the training's owner is alive and cannot be lost.
+    def submit(self, spec: RunSpec) -> str:
+        """Start it; return its experiment id once the training's owner is alive and cannot be lost.
 
         Raises:
             LeaseError: no device of that kind is free.
             LaunchError: the checkout or the command cannot be made.
         """
 
-    def poll(self, handle: Handle) -> RunState:
-        """Return where it stands, by liveness, never by age."""
+    def poll(self, experiment_id: str) -> RunState:
+        """Return its state, by liveness, never by age."""
 
-    def cancel(self, handle: Handle) -> None:
+    def cancel(self, experiment_id: str) -> None:
         """Ask it to end; `collect` then finds a cancelled experiment.
 
         One whose `submit` was cut short counts too; one that left nothing is none.
         """
 
-    def collect(self, handle: Handle) -> Result:
+    def collect(self, experiment_id: str) -> Result:
         """Return the finished bundle's result, written exactly once however often this is called.
 
         Raises:
             LaunchError: it is still running.
         """
 
+    def wait(self, experiment_id: str, timeout: float) -> None:
+        """Return after `timeout` seconds, or earlier if the experiment has ended."""
+        time.sleep(timeout)
 
-@runtime_checkable
-class Waits(Protocol):
-    """An executor that is told when an experiment ends, and need not be asked all the time."""
-
-    def wait(self, handle: Handle, timeout: float) -> None:
-        """Return when it has ended, after `timeout` seconds at most."""
-
-
-@runtime_checkable
-class Notices(Protocol):
-    """An executor that can say why a run does not go on."""
-
-    def notice(self, handle: Handle) -> str:
+    def stall(self, experiment_id: str) -> str:
         """Return what a person should do about a run that stands still; empty while all is well."""
+        return ""
 
-
-@runtime_checkable
-class Offers(Protocol):
-    """An executor that knows beforehand whether there is a device to run on."""
-
-    def offer(self, task: Task, inputs: Inputs) -> None:
-        """See that one is free now; another process may take it before `submit`.
+    def check_device_free(self, task: Task, inputs: Inputs) -> None:
+        """See that a device is free now; another process may take it before `submit`.
 
         Raises:
             LeaseError: none is.
         """
+        return

@@ -1,15 +1,12 @@
-"""One experiment on its way: asked for, planned, prepared; and its outcome."""
+"""One experiment: asked for, planned, and its outcome."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import Resources, RunSpec
-from autohypothesis.engine.task import Task
 from autohypothesis.plain import plain, templates
 from autohypothesis.schema import Hypothesis, Plan, PlannedHypothesis, Prediction, Result, now
 from autohypothesis.system import host_name
@@ -26,8 +23,7 @@ def further_seed(first: int | None, number: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A value that is completed step by step: `runner.plan` fills in the second part, and
-    `candidate.prepare` the third."""
+    """A request for a run; `runner.plan` fills in the second part."""
 
     change: Change
     title: str = ""
@@ -47,15 +43,6 @@ class Experiment:
     base: str = ""
     """The commit that the change is applied to."""
 
-    commit: str = ""
-    """`base` itself where nothing is changed."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    diff: str = ""
-    diff_stat: str = ""
-    diff_hash: str = ""
-    lines_added: int = 0
-    lines_removed: int = 0
-
     @classmethod
     def of(cls, hypothesis: Hypothesis, *, label: str = "") -> Experiment:
         """The experiment that a hypothesis asks for; `label` is put before its title."""
@@ -72,11 +59,6 @@ class Experiment:
     @property
     def is_baseline(self) -> bool:
         return self.change.kind == "none" and self.replicates is None
-
-    @property
-    def parent_commit(self) -> str | None:
-        """None where nothing is changed: the base as it stands."""
-        return self.base if self.commit != self.base else None
 
     def plan(self) -> Plan:
         """The file of a planned experiment."""
@@ -101,27 +83,6 @@ class Experiment:
                 prediction=self.prediction,
             ),
         )
-
-    def spec(
-        self, task: Task, resources: Resources, mutation: dict[str, Any] | None = None
-    ) -> RunSpec:
-        """The value that an executor takes, of a prepared experiment."""
-        return RunSpec(
-            task=task,
-            resources=resources,
-            seed=self.seed or 0,
-            parent_commit=self.parent_commit,
-            config=dict(self.config),
-            mutation=mutation,
-            **{name: getattr(self, name) for name in _AS_THEY_ARE},
-        )
-
-
-_AS_THEY_ARE = (
-    "experiment_id", "tag", "worker_id", "hypothesis_id", "title", "rationale", "replicates",
-    "commit", "diff", "diff_stat", "diff_hash", "lines_added", "lines_removed",
-)  # fmt: skip
-"""Fields of an experiment that its `RunSpec` has under the same name."""
 
 
 class Outcome(NamedTuple):

@@ -26,7 +26,7 @@ from autohypothesis.engine.environment import (
     training_command,
     version_of,
 )
-from autohypothesis.engine.executor import Handle, Resources, RunSpec, RunState, metadata_of
+from autohypothesis.engine.executor import Executor, Resources, RunSpec, RunState, metadata_of
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
 from autohypothesis.engine.scoring import scorer_for
@@ -142,13 +142,13 @@ class RunPlace:
 
 
 @dataclass(frozen=True, slots=True)
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Runs experiments of one repository, each in the export of its worker."""
 
     repository: Repository
     layout: Layout
 
-    def submit(self, spec: RunSpec) -> Handle:
+    def submit(self, spec: RunSpec) -> str:
         """See `Executor.submit`. The worker's export must be free."""
         warm = shim.warm(self.layout.run(spec.experiment_id), spec.experiment_id)
         try:
@@ -156,9 +156,9 @@ class LocalExecutor:
         finally:
             shim.dismiss(warm)
 
-    def _submit(self, spec: RunSpec, warm: Any) -> Handle:
+    def _submit(self, spec: RunSpec, warm: Any) -> str:
         """`submit`, with a shim that gets ready meanwhile."""
-        task, root, handle = spec.task, self.repository.root, Handle(spec.experiment_id)
+        task, root = spec.task, self.repository.root
         files = Export(self.repository, spec.worker_id).checkout(spec.commit, task)
         inputs = locate_inputs(task, files.path, root, os.environ)
         command = training_command(task, root, os.environ)
@@ -193,35 +193,34 @@ class LocalExecutor:
             shim.start(self._launch(place), warm)
             # See it hold its lease or end, so that others may choose.
             devices.await_taken(
-                device, spec.experiment_id, ended=lambda: self.poll(handle) != "running"
+                device,
+                spec.experiment_id,
+                ended=lambda: self.poll(spec.experiment_id) != "running",
             )
-        return handle
+        return spec.experiment_id
 
-    def offer(self, task: Task, inputs: Inputs) -> None:
-        """See `Offers.offer`."""
+    def check_device_free(self, task: Task, inputs: Inputs) -> None:
         devices.first_free(offered(Resources(kind=task.run.device), inputs))
 
-    def poll(self, handle: Handle) -> RunState:
+    def poll(self, experiment_id: str) -> RunState:
         """See `Executor.poll`. A shim that is past all its limits is ended first."""
-        run = self.layout.run(handle.experiment_id)
+        run = self.layout.run(experiment_id)
         state = shim.status(str(run.folder))
         ended = state == "running" and recovery.end_overdue(run)
         return shim.status(str(run.folder)) if ended else state
 
-    def notice(self, handle: Handle) -> str:
-        """See `Notices.notice`."""
-        return recovery.stopped(self.layout.run(handle.experiment_id))
+    def stall(self, experiment_id: str) -> str:
+        return recovery.stopped_shim(self.layout.run(experiment_id))
 
-    def wait(self, handle: Handle, timeout: float) -> None:
-        """See `Waits.wait`."""
-        running = shim.attach(str(self.layout.run(handle.experiment_id).folder))
+    def wait(self, experiment_id: str, timeout: float) -> None:
+        running = shim.attach(str(self.layout.run(experiment_id).folder))
         if running is None or not running.pid:
             time.sleep(timeout)
         else:
             shim.wait(running, timeout)
 
-    def cancel(self, handle: Handle) -> None:
-        run = self.layout.run(handle.experiment_id)
+    def cancel(self, experiment_id: str) -> None:
+        run = self.layout.run(experiment_id)
         folder = str(run.folder)
         running = shim.attach(folder)
         if running is None and run.folder.is_dir() and not shim.forbid(folder):
@@ -229,11 +228,11 @@ class LocalExecutor:
         if running is not None:
             shim.cancel(running)
 
-    def collect(self, handle: Handle) -> Result:
-        ended = shim.attach(str(self.layout.run(handle.experiment_id).folder))
-        if ended is not None and self.poll(handle) == "finished":
+    def collect(self, experiment_id: str) -> Result:
+        ended = shim.attach(str(self.layout.run(experiment_id).folder))
+        if ended is not None and self.poll(experiment_id) == "finished":
             shim.wait(ended, LAST_STEPS_S)
-        return collect(self.repository, self.layout, handle.experiment_id)
+        return collect(self.repository, self.layout, experiment_id)
 
     # ── before the shim ───────────────────────────────────────────────────────────────────
 

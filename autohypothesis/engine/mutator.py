@@ -12,13 +12,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import program
+from autohypothesis.engine.candidate import spec_of
+from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
-from autohypothesis.engine.failures import room_in, why_unjudged
+from autohypothesis.engine.executor import metadata_of
+from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.failures import Failure, room_in, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
@@ -39,12 +43,6 @@ from autohypothesis.sandbox import Kind
 from autohypothesis.schema import (
     Decision,
     FailureKind,
-    Metadata,
-    Plan,
-    Result,
-    RunIdentity,
-    Runtime,
-    now,
 )
 
 TITLE_LIMIT = 200
@@ -287,7 +285,7 @@ class RecordedRefusalError(ChangeError):
 
 
 def record_refusal(
-    project: Project, plan: Plan, error: AutohypothesisError, mutation: Mapping[str, Any]
+    project: Project, experiment: Experiment, error: AutohypothesisError, mutator: Mutator | None
 ) -> RecordedRefusalError | None:
     """Write the bundle of a change that was refused before it ran.
 
@@ -300,38 +298,21 @@ def record_refusal(
     kind = _kind_of_refusal(error)
     if kind is None:
         return None
-    run, base = project.layout.run(plan.experiment_id), plan.based_on_commit
-    commit = project.repository.read_ref(experiment_ref(plan.experiment_id)) or base
-    objective, hypothesis = project.task.objective, plan.hypothesis
-    title = hypothesis.title or str(mutation.get("note") or "")
+    name, base, mutation = (
+        experiment.experiment_id,
+        experiment.base,
+        mutator.made if mutator else {},
+    )
+    run = project.layout.run(name)
+    commit = project.repository.read_ref(experiment_ref(name)) or base
+    title = experiment.title or str(mutation.get("note") or "")
+    spec = spec_of(project.repository, project.task, replace(experiment, title=title), commit, {})
+    spec = spec.model_copy(update={"parent_commit": base})
     run.folder.mkdir(parents=True, exist_ok=True)
-    identity = RunIdentity(
-        experiment_id=plan.experiment_id,
-        worker_id=plan.worker_id,
-        hypothesis_id=hypothesis.hypothesis_id,
-        rationale=hypothesis.rationale,
-        title=title,
-        tag=plan.tag,
-        seed=plan.seed,
-        node_id=plan.node_id,
-    )
-    runtime = Runtime(commit=commit, parent_commit=base, sandbox=str(mutation.get("sandbox") or ""))
-    bundles.write_metadata(run, Metadata(recorded_at=now(), run=identity, runtime=runtime))
-    result = Result(
-        status="failed",
-        recorded_at=now(),
-        commit=commit,
-        parent_commit=base,
-        title=title,
-        outcome=f"{kind}: {error.problem}",
-        failure_kind=kind,
-        failure_detail=error.problem,
-        metric_name=objective.metric,
-        direction=objective.direction,
-        evidence={"mutation": dict(mutation)},
-    )
-    bundles.write_result(run, result)
-    return RecordedRefusalError(f"{plan.experiment_id}: {error.problem}", hint=error.hint)
+    bundles.write_metadata(run, metadata_of(spec, sandbox=str(mutation.get("sandbox") or "")))
+    failure = Failure(kind, error.problem)
+    bundles.write_result(run, result_of(spec, None, failure, "", {"mutation": dict(mutation)}))
+    return RecordedRefusalError(f"{name}: {error.problem}", hint=error.hint)
 
 
 def _kind_of_refusal(error: AutohypothesisError) -> FailureKind | None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine.candidate import config_of, diff_hash, diff_stat
+from autohypothesis.engine.candidate import config_of, spec_of
+from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import RunSpec, metadata_of
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import classify
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.logs import parse_summary
@@ -20,14 +23,7 @@ from autohypothesis.errors import ChangeError, UsageError
 from autohypothesis.records import bundles, ids
 from autohypothesis.records.files import read_bytes, write_atomic
 from autohypothesis.records.git import experiment_ref
-from autohypothesis.schema import (
-    Metrics,
-    Plan,
-    PlannedHypothesis,
-    Result,
-    finite,
-    now,
-)
+from autohypothesis.schema import Metrics, Result, finite
 from autohypothesis.system import host_name
 
 LOG_LIMIT = 256 << 20
@@ -52,19 +48,13 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple
     text = read_bytes(log.resolve(), LOG_LIMIT).decode("utf-8", "replace")
     sha, base = project.repository.resolve(commit), project.reference()
     _check(project, sha, base)
-    title = title or f"by hand: {project.repository.subject(sha)}"
-    hypothesis_id = ids.allocate_hypothesis(project.layout, project.active())
-    experiment_id = ids.allocate_experiment(
-        project.layout,
-        hypothesis_id,
-        project.repository.experiments(),
-        plan=lambda given: _plan(project, given, hypothesis_id, base, title),
-    )
+    experiment = _planned(project, title or f"by hand: {project.repository.subject(sha)}", base)
+    experiment_id = experiment.experiment_id
     project.repository.compare_and_swap(experiment_ref(experiment_id), sha, None)
     run = project.layout.run(experiment_id)
     run.folder.mkdir(parents=True)
     shutil.copyfile(log, run.log)
-    spec = _spec(project, experiment_id, hypothesis_id, sha, base if sha != base else None, title)
+    spec = spec_of(project.repository, project.task, experiment, sha, _settings(project, sha))
     write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"))
     bundles.write_config(run, spec.config)
     platform = f"{BY_HAND}{host_name()}"
@@ -88,52 +78,34 @@ def _check(project: Project, commit: str, base: str) -> None:
     )
 
 
-def _plan(project: Project, experiment_id: str, hypothesis_id: str, base: str, title: str) -> Plan:
-    return Plan(
-        experiment_id=experiment_id,
-        created_at=now(),
-        based_on_commit=base,
-        worker_id=WORKER,
-        tag=project.active(),
-        node_id=host_name(),
-        hypothesis=PlannedHypothesis(hypothesis_id=hypothesis_id, title=title),
-    )
-
-
-def _spec(
-    project: Project,
-    experiment_id: str,
-    hypothesis_id: str,
-    commit: str,
-    parent: str | None,
-    title: str,
-) -> RunSpec:
-    """Return what the commit says about the run: its settings and its change."""
-    repository = project.repository
-    changes = repository.changes(parent, commit) if parent else []
-    diff = repository.diff(parent, commit) if parent else ""
-    literals: dict[str, Any] = {}
-    for path in project.task.artifacts_in(repository.entries(commit)):
-        if path.endswith(".py"):
-            with suppress(ChangeError):  # a script that does not parse still has a log
-                literals |= read_constants(repository.show_file(commit, path))
-    return RunSpec(
-        experiment_id=experiment_id,
-        task=project.task,
-        commit=commit,
-        parent_commit=parent,
-        seed=None,
-        tag=project.active(),
-        hypothesis_id=hypothesis_id,
-        worker_id=WORKER,
+def _planned(project: Project, title: str, base: str) -> Experiment:
+    """Return the experiment under ids of its own; its plan is written."""
+    hypothesis_id = ids.allocate_hypothesis(project.layout, project.active())
+    planned = Experiment(
+        Change.none(),
         title=title,
-        config=config_of(literals, None),
-        diff=diff,
-        diff_stat=diff_stat(changes),
-        diff_hash=diff_hash(diff),
-        lines_added=sum(change.added or 0 for change in changes),
-        lines_removed=sum(change.removed or 0 for change in changes),
+        hypothesis_id=hypothesis_id,
+        tag=project.active(),
+        worker_id=WORKER,
+        base=base,
     )
+    experiment_id = ids.allocate_experiment(
+        project.layout,
+        hypothesis_id,
+        project.repository.experiments(),
+        plan=lambda given: replace(planned, experiment_id=given).plan(),
+    )
+    return replace(planned, experiment_id=experiment_id)
+
+
+def _settings(project: Project, commit: str) -> dict[str, Any]:
+    """Return the literals of a commit; a script that does not parse still has a log."""
+    literals: dict[str, Any] = {}
+    for path in project.task.artifacts_in(project.repository.entries(commit)):
+        if path.endswith(".py"):
+            with suppress(ChangeError):
+                literals |= read_constants(project.repository.show_file(commit, path))
+    return config_of(literals, None)
 
 
 def _result(spec: RunSpec, text: str) -> Result:

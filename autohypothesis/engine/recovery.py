@@ -61,7 +61,7 @@ def _living(run: RunPaths) -> _LivingShim | None:
     return _LivingShim(pid, start, system.process_state(pid), limit, left)
 
 
-def stopped(run: RunPaths) -> str:
+def stopped_shim(run: RunPaths) -> str:
     """Return what a person should know of a run whose shim is stopped; empty for any other run."""
     owner = _living(run)
     if owner is None or owner.state not in STOPPED:
@@ -75,10 +75,12 @@ def stopped(run: RunPaths) -> str:
     )
 
 
-def standing_still(layout: Layout) -> list[str]:
+def stalled_runs(layout: Layout) -> list[str]:
     """Return a line for each run of a repository whose shim is stopped, as far as locks name it."""
     names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
-    return [f"{name} stands still: {text}" for name in names if (text := stopped(layout.run(name)))]
+    return [
+        f"{name} stands still: {text}" for name in names if (text := stopped_shim(layout.run(name)))
+    ]
 
 
 def end_overdue(run: RunPaths) -> bool:

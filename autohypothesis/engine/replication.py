@@ -16,7 +16,7 @@ from autohypothesis.engine.decide import MissingRun, NeedsRuns, settle
 from autohypothesis.engine.evidence import finished
 from autohypothesis.engine.experiment import Outcome
 from autohypothesis.engine.project import Project, is_running, run_ids
-from autohypothesis.engine.runner import Unwatched, Watch
+from autohypothesis.engine.runner import ProgressListener
 from autohypothesis.errors import AutohypothesisError, SettleError
 from autohypothesis.records.files import load
 from autohypothesis.schema import Decision, Metadata
@@ -32,7 +32,7 @@ def confirm(
     experiment_id: str,
     *,
     decided_by: str,
-    watch: Callable[[], Watch] = Unwatched,
+    watch: Callable[[], ProgressListener] = ProgressListener,
     ran: Callable[[MissingRun, Outcome, NeedsRuns], None] = lambda run, finished, win: None,
 ) -> list[Decision]:
     """Decide an experiment; a win is run again first, as often as its task wants it.
@@ -41,7 +41,7 @@ def confirm(
     already. The runs are made one after another.
 
     Args:
-        watch: makes a watch for each run.
+        watch: makes a listener for each run.
         ran: is told of each run that was made for this.
 
     Raises:

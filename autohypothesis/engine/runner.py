@@ -13,20 +13,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from itertools import count
-from typing import Protocol
 
 from autohypothesis.engine import recovery
 from autohypothesis.engine.candidate import prepare
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import (
-    Executor,
-    Handle,
-    Notices,
-    Offers,
-    Resources,
-    RunSpec,
-    Waits,
-)
+from autohypothesis.engine.executor import Executor, Resources, RunSpec
 from autohypothesis.engine.experiment import FIRST_SEED, Experiment, Outcome, plan_page
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -46,28 +37,16 @@ NOTICE_S = 1.0
 """Between two looks whether a running experiment stands still."""
 
 
-class Watch(Protocol):
-    """Sees a run while it lasts."""
+class ProgressListener:
+    """Is told of a run while it lasts; this one ignores it."""
 
     def preparing(self, title: str) -> None: ...
 
     def tick(self, project: Project, experiment_id: str) -> None:
         """Called about every `POLL_S` seconds while it runs."""
 
-    def notice(self, text: str) -> None:
+    def stalled(self, text: str) -> None:
         """Called when the run stands still, with what a person can do about that."""
-
-    def ended(self) -> None: ...
-
-
-class Unwatched:
-    """A watch that shows nothing."""
-
-    def preparing(self, title: str) -> None: ...
-
-    def tick(self, project: Project, experiment_id: str) -> None: ...
-
-    def notice(self, text: str) -> None: ...
 
     def ended(self) -> None: ...
 
@@ -76,7 +55,7 @@ def run(
     project: Project,
     experiment: Experiment,
     *,
-    watch: Watch | None = None,
+    watch: ProgressListener | None = None,
     executor: Executor | None = None,
 ) -> Outcome:
     """Prepare `experiment` on the reference, execute it, and collect its bundle.
@@ -90,7 +69,7 @@ def run(
     """
     layout = project.layout
     require_writable(layout.research, layout.plans, layout.runs, layout.locks)
-    watch = watch or Unwatched()
+    watch = watch or ProgressListener()
     executor = executor or LocalExecutor(project.repository, project.layout)
     recovery.collect_ended(project.repository, project.layout)
     with free_worker(project) as worker:
@@ -103,7 +82,10 @@ def run(
 
 
 def execute(
-    project: Project, executor: Executor, specs: Sequence[RunSpec], watch: Watch | None = None
+    project: Project,
+    executor: Executor,
+    specs: Sequence[RunSpec],
+    watch: ProgressListener | None = None,
 ) -> list[Outcome]:
     """Run candidates side by side, each on a device of its own, and collect them in their order.
 
@@ -112,27 +94,27 @@ def execute(
     Raises:
         LeaseError: there are fewer devices free than candidates.
     """
-    handles = [Handle(spec.experiment_id) for spec in specs]
+    names = [spec.experiment_id for spec in specs]
     try:
         for spec in specs:
             executor.submit(spec)
-        for handle in handles:
-            follow(project, executor, handle, watch)
+        for name in names:
+            follow(project, executor, name, watch)
     except BaseException:
-        for handle in handles:
-            _call_off(project, executor, handle)
+        for name in names:
+            _call_off(project, executor, name)
         raise
-    return [Outcome(handle.experiment_id, executor.collect(handle)) for handle in handles]
+    return [Outcome(name, executor.collect(name)) for name in names]
 
 
-def _call_off(project: Project, executor: Executor, handle: Handle) -> None:
-    if not project.layout.run(handle.experiment_id).run_spec.exists():
-        forget(project, handle.experiment_id)
+def _call_off(project: Project, executor: Executor, experiment_id: str) -> None:
+    if not project.layout.run(experiment_id).run_spec.exists():
+        forget(project, experiment_id)
         return
     with suppress(AutohypothesisError):
-        executor.cancel(handle)
-        follow(project, executor, handle)
-        executor.collect(handle)
+        executor.cancel(experiment_id)
+        follow(project, executor, experiment_id)
+        executor.collect(experiment_id)
 
 
 def forget(project: Project, experiment_id: str) -> None:
@@ -143,23 +125,23 @@ def forget(project: Project, experiment_id: str) -> None:
 
 
 def follow(
-    project: Project, executor: Executor, handle: Handle, watch: Watch | None = None
+    project: Project,
+    executor: Executor,
+    experiment_id: str,
+    watch: ProgressListener | None = None,
 ) -> None:
     """Wait until an experiment has ended."""
-    watch = watch or Unwatched()
-    wait: Callable[[Handle, float], None] = (
-        executor.wait if isinstance(executor, Waits) else lambda _, timeout: time.sleep(timeout)
-    )
-    look_at, said = 0.0, False
-    while executor.poll(handle) == "running":
-        watch.tick(project, handle.experiment_id)
-        if isinstance(executor, Notices) and time.monotonic() >= look_at:
+    watch = watch or ProgressListener()
+    look_at, is_stalled = 0.0, False
+    while executor.poll(experiment_id) == "running":
+        watch.tick(project, experiment_id)
+        if time.monotonic() >= look_at:
             look_at = time.monotonic() + NOTICE_S
-            text = executor.notice(handle)
-            if text and not said:
-                watch.notice(f"{handle.experiment_id}: {text}")
-            said = bool(text)
-        wait(handle, POLL_S)
+            stall = executor.stall(experiment_id)
+            if stall and not is_stalled:
+                watch.stalled(f"{experiment_id}: {stall}")
+            is_stalled = bool(stall)
+        executor.wait(experiment_id, POLL_S)
 
 
 def plan(
@@ -191,28 +173,31 @@ def plan(
     base = _base(project, experiment)
     side = Workspace.named(project.repository, workspace or worker, fleet=project.active())
     inputs = _inputs(project, side, base)
-    if isinstance(executor, Offers):
-        executor.offer(project.task, inputs)
+    if executor is not None:
+        executor.check_device_free(project.task, inputs)
     experiment = _planned(project, experiment, worker, base)
     experiment_id = experiment.experiment_id
     mutator = _mutator(project, experiment, cancelled)
     try:
-        prepared = prepare(
+        spec = prepare(
             project.repository, project.task, experiment,
             workspace=side, inputs=inputs, implementer=mutator,
         )  # fmt: skip
-        _refuse_what_was_tried(prepared, mutator)
+        _refuse_duplicate(experiment.base, spec.diff_hash, mutator)
     except BaseException as error:
-        if record_refused and isinstance(error, AutohypothesisError):
-            made = mutator.made if mutator else {}
-            if refused := record_refusal(project, experiment.plan(), error, made):
-                raise refused from error
+        if (
+            record_refused
+            and isinstance(error, AutohypothesisError)
+            and (refused := record_refusal(project, experiment, error, mutator))
+        ):
+            raise refused from error
         forget(project, experiment_id)
         raise
     resources = resources or Resources()
     if resources.kind is None:
         resources = resources.model_copy(update={"kind": project.task.run.device})
-    return prepared.spec(project.task, resources, mutator.made if mutator else None)
+    mutation = mutator.made if mutator else None
+    return spec.model_copy(update={"resources": resources, "mutation": mutation})
 
 
 def _base(project: Project, experiment: Experiment) -> str:
@@ -291,11 +276,11 @@ def _mutator(
     return Mutator(project.repository, project.task, seed, document, past, cancelled)
 
 
-def _refuse_what_was_tried(experiment: Experiment, mutator: Mutator | None) -> None:
+def _refuse_duplicate(base: str, diff_hash: str, mutator: Mutator | None) -> None:
     """A program forgets; the same change of the same commit is not measured until it is lucky."""
     if mutator is None:
         return
-    before = tried_before(mutator.past, experiment.base, experiment.diff_hash)
+    before = tried_before(mutator.past, base, diff_hash)
     if before is not None:
         raise NothingNewError(
             f"the same change was tried as {before.experiment_id}:"

@@ -14,7 +14,7 @@ import pytest
 
 from autohypothesis.commands import task as command
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.runner import Unwatched
+from autohypothesis.engine.runner import ProgressListener
 from autohypothesis.errors import AutohypothesisError
 from tests.conftest import ROOT, Answer, called, run_git
 
@@ -109,7 +109,7 @@ class Letters:
         lines: list[dict[str, Any]] = []
         said: list[str] = []
         loop = command.loop_of(project.with_tag("letters"), 1, 0)
-        loop.emit, loop.say, loop.watch = lines.append, said.append, Unwatched()
+        loop.emit, loop.say, loop.watch = lines.append, said.append, ProgressListener()
         try:
             loop.run(iterations)
         except AutohypothesisError as error:

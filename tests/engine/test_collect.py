@@ -38,8 +38,8 @@ def ended(project: Project, **task: Any) -> RunSpec:
     with runner.free_worker(project) as worker:
         spec = runner.plan(project, Experiment(Change.none()), worker)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
-        handle = executor.submit(spec)
-        runner.follow(project, executor, handle)
+        experiment_id = executor.submit(spec)
+        runner.follow(project, executor, experiment_id)
         shim_handle = shim.attach(str(project.layout.run(spec.experiment_id).folder))
         assert shim_handle is not None
         shim.wait(shim_handle, 10)

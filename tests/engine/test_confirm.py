@@ -12,7 +12,6 @@ import pytest
 from autohypothesis.engine import contention, local_executor, replication, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import NeedsRuns, settle
-from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, run_ids
@@ -58,8 +57,8 @@ def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
     of_change, of_base = [run.experiment for run in needed(project, win).runs]
     assert (of_change.replicates, of_base.replicates) == (win, "baseline-t-1")
     executor = LocalExecutor(project.repository, project.layout)
-    handle: Handle = executor.submit(runner.plan(project, of_change, "solo-9"))
-    follower = Thread(target=_collect, args=(project, executor, handle))
+    experiment_id = executor.submit(runner.plan(project, of_change, "solo-9"))
+    follower = Thread(target=_collect, args=(project, executor, experiment_id))
     follower.start()
     (*_, decision) = replication.confirm(project, win, decided_by="test")
     follower.join()
@@ -67,9 +66,9 @@ def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
     assert len(run_ids(project.layout)) == 4
 
 
-def _collect(project: Project, executor: LocalExecutor, handle: Handle) -> None:
-    runner.follow(project, executor, handle)
-    executor.collect(handle)
+def _collect(project: Project, executor: LocalExecutor, experiment_id: str) -> None:
+    runner.follow(project, executor, experiment_id)
+    executor.collect(experiment_id)
 
 
 def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:

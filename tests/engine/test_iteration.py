@@ -74,7 +74,7 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
     assert not project.layout.runs.exists() or not list(project.layout.runs.iterdir())
 
 
-class Seen(runner.Unwatched):
+class Seen(runner.ProgressListener):
     """Stops the shim of a run that trains, and keeps what is said about that."""
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Seen(runner.Unwatched):
             os.kill(self.pid, signal.SIGSTOP)
             run.shim.write_text(json.dumps({**known, "overdue_after": [3.0, 3.0]}))
 
-    def notice(self, text: str) -> None:
+    def stalled(self, text: str) -> None:
         self.said.append(text)
         self.needs += [need.what for need in overview(self.project.layout).needs]
         lines = FleetLines(self.project.layout, Stop())

@@ -16,6 +16,7 @@ from autohypothesis.engine import candidate as candidates
 from autohypothesis.engine.candidate import config_of, diff_hash
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.environment import resolved
+from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.guard import run_preflight
 from autohypothesis.engine.inputs import InputReport, Inputs
@@ -36,7 +37,7 @@ def overrides(**values: object) -> Change:
 def prepare(
     repository: Repository, task: Task, change: Change, experiment_id: str = "h-1",
     *words: str, base: str = "HEAD", **more: Any,
-) -> Experiment:  # fmt: skip
+) -> RunSpec:  # fmt: skip
     """`words`: title, rationale and hypothesis id."""
     experiment = Experiment(change, *words, experiment_id=experiment_id, base=base)
     return candidates.prepare(repository, task, experiment, **more)
@@ -53,7 +54,7 @@ def test_overrides_become_a_commit_on_the_base(repository: Repository, task: Tas
         "Because.",
         "h-nov20-0001",
     )
-    assert (candidate.base, candidate.parent_commit) == (base, base)
+    assert candidate.parent_commit == base
     source = repository.show_file(candidate.commit, "train.py").decode()
     assert "DEPTH = 6  # layers" in source
     assert "ADAM_BETAS = (0.9, 0.95)" in source

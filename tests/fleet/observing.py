@@ -11,7 +11,6 @@ import pytest
 
 from autohypothesis.engine import contention, runner
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import Handle
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
@@ -108,7 +107,7 @@ class Hands:
     def claim(self, observer: Observer) -> Hypothesis | None:
         return observer.queue.claim(self.name)
 
-    def begin(self, one: Hypothesis) -> Handle:
+    def begin(self, one: Hypothesis) -> str:
         """Submits what was claimed."""
         request = Experiment(
             Change.of(one), title=one.title, rationale=one.rationale,
@@ -117,14 +116,14 @@ class Hands:
         spec = runner.plan(self.project, request, self.name)
         return LocalExecutor(self.project.repository, self.project.layout).submit(spec)
 
-    def end(self, observer: Observer, one: Hypothesis, handle: Handle) -> Result:
+    def end(self, observer: Observer, one: Hypothesis, experiment_id: str) -> Result:
         """Waits for it, collects it, and moves the hypothesis on."""
         executor = LocalExecutor(self.project.repository, self.project.layout)
-        runner.follow(self.project, executor, handle)
-        result = executor.collect(handle)
+        runner.follow(self.project, executor, experiment_id)
+        result = executor.collect(experiment_id)
         if self.spoil is not None:
-            result = self.spoil(one, handle.experiment_id, result)
-            write_json(self.project.layout.run(handle.experiment_id).result, result)
+            result = self.spoil(one, experiment_id, result)
+            write_json(self.project.layout.run(experiment_id).result, result)
         observer.queue.finish(one.hypothesis_id, self.name)
         return result
 
@@ -134,14 +133,14 @@ class Hands:
         if one is None:
             return None
         try:
-            handle = self.begin(one)
+            experiment_id = self.begin(one)
         except (ChangeError, PreflightError) as error:
             observer.queue.finish(
                 one.hypothesis_id, self.name, closed="abandoned", outcome=str(error)
             )
             return None
-        self.end(observer, one, handle)
-        return handle.experiment_id
+        self.end(observer, one, experiment_id)
+        return experiment_id
 
 
 def observer(

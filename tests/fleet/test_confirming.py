@@ -236,12 +236,12 @@ def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Proj
     turns(watched, lambda: "w1" in watched.queue.dispatched())
     taken = hands[1].claim(watched)
     assert taken is not None and taken.replicates
-    handle = hands[1].begin(taken)
-    path = careful.layout.run(handle.experiment_id).metadata
+    experiment_id = hands[1].begin(taken)
+    path = careful.layout.run(experiment_id).metadata
     metadata = Metadata.model_validate(read_json(path))
     other = metadata.runtime.model_copy(update={"platform_key": "another card"})
     write_json(path, metadata.model_copy(update={"runtime": other}))
-    hands[1].end(watched, taken, handle)
+    hands[1].end(watched, taken, experiment_id)
     before = careful.reference()
     turns(watched, lambda: careful.reference() != before, *hands)
     assert len(watched.history.attempts(taken.hypothesis_id)) == 2

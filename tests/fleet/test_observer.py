@@ -117,12 +117,12 @@ def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Projec
     assert not listed.told
     one = hand.claim(watched)
     assert one is not None and one.hypothesis_id == "baseline-t"
-    handle = hand.begin(one)
+    experiment_id = hand.begin(one)
     turns(watched, lambda: listed.told and watched.queue.dispatched("w0")["w0"])
     assert dict(listed.told[0].reference) == {
         "RATE": 1.0, "WIDTH": 8, "SLEEP": 0.0, "MODE": "train", "GATE": "",
     }  # fmt: skip
-    hand.end(watched, one, handle)
+    hand.end(watched, one, experiment_id)
 
 
 def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
@@ -134,7 +134,7 @@ def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
     watched.turn()
     one = hands[0].claim(watched)
     assert one is not None
-    handle = hands[0].begin(one)
+    experiment_id = hands[0].begin(one)
     turns(watched, lambda: len(watched.queue.dispatched()) >= 2)
     waiting = watched.queue.dispatched()
     assert sorted(waiting) == ["w1", "w2"]  # at most two, however many are idle
@@ -146,7 +146,7 @@ def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
         watched.turn()
     assert not watched.history.latest  # and wait for it
     assert watched.status.problems == []
-    hands[0].end(watched, one, handle)
+    hands[0].end(watched, one, experiment_id)
     turns(watched, lambda: len(watched.history.latest) == 3)
     reasons = {each.hypothesis_id: each.reason for each in watched.history.latest.values()}
     assert reasons.pop("baseline-t") == "baseline"
@@ -259,9 +259,9 @@ def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project:
     turns(watched, lambda: watched.queue.dispatched().get("w0"))
     one = hand.claim(watched)
     assert one is not None
-    handle = hand.begin(one)
+    experiment_id = hand.begin(one)
     assert all(watched.turn() for _ in range(5))
-    hand.end(watched, one, handle)
+    hand.end(watched, one, experiment_id)
     turns(watched, lambda: watched.status.state == "finished")
     assert watched.history.counted() == 2
 
@@ -341,11 +341,11 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_project: Pr
     watched.turn()
     one = hands[0].claim(watched)
     assert one is not None
-    handle = hands[0].begin(one)
+    experiment_id = hands[0].begin(one)
     turns(watched, lambda: watched.queue.dispatched())
     assert not tools.registry(fleet_project.layout).tools
     hands[1].work(watched)
-    hands[0].end(watched, one, handle)
+    hands[0].end(watched, one, experiment_id)
     turns(watched, lambda: tools.registry(fleet_project.layout).tools)
     (asked,) = tools.registry(fleet_project.layout).tools
     assert (asked.tool_id, asked.status, asked.requested_by) == ("noise", "requested", "observer")
@@ -572,11 +572,11 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(
     watched.queue.dispatch(mine.hypothesis_id, "old")
     one = old.claim(watched)
     assert one is not None
-    handle = old.begin(one)
+    experiment_id = old.begin(one)
     runner.follow(
-        fleet_project, LocalExecutor(fleet_project.repository, fleet_project.layout), handle
+        fleet_project, LocalExecutor(fleet_project.repository, fleet_project.layout), experiment_id
     )
-    write_json(fleet_project.layout.run(handle.experiment_id).local, left)
+    write_json(fleet_project.layout.run(experiment_id).local, left)
     old.beat("stopped")
     members(fleet_project, "w0")
     watched.queue.add(idea(RATE=3.0), proposer="ada")

@@ -125,9 +125,9 @@ def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Pr
     turns(watched, lambda: len(watched.queue.dispatched()) == 2)
     claimed = [hand.claim(watched) for hand in hands]
     handles = [hand.begin(one) for hand, one in zip(hands, claimed, strict=True) if one]
-    for hand, one, handle in zip(hands, claimed, handles, strict=True):
+    for hand, one, experiment_id in zip(hands, claimed, handles, strict=True):
         assert one is not None
-        hand.end(watched, one, handle)
+        hand.end(watched, one, experiment_id)
     turns(watched, lambda: len(watched.history.latest) >= 4 and not watched.queue.open(), *hands)
     stale = [one for one in watched.history.latest.values() if one.reason == "stale_base"]
     assert len(stale) == 1

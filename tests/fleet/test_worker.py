@@ -18,7 +18,7 @@ import pytest
 
 from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.executor import Handle, Resources, RunSpec
+from autohypothesis.engine.executor import Executor, Resources, RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
@@ -293,11 +293,11 @@ def test_a_result_that_cannot_be_written_now_is_written_later(
     """The worktree keeps its evidence until then: the next experiment waits."""
     real, refused = LocalExecutor.collect, []
 
-    def full(self: LocalExecutor, handle: Handle) -> Result:
+    def full(self: LocalExecutor, experiment_id: str) -> Result:
         if len(refused) < 2:
-            refused.append(handle.experiment_id)
+            refused.append(experiment_id)
             raise RecordError("cannot write result.json: No space left on device")
-        return real(self, handle)
+        return real(self, experiment_id)
 
     monkeypatch.setattr(LocalExecutor, "collect", full)
     monkeypatch.setattr(worker, "LOOK_S", 0.05)
@@ -472,8 +472,8 @@ def test_an_ended_run_that_nobody_collected_is_collected_once(
 ) -> None:
     name, spec = claimed(fleet_project, jobs)
     executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    handle = executor.submit(spec)
-    until(lambda: executor.poll(handle) != "running")
+    experiment_id = executor.submit(spec)
+    until(lambda: executor.poll(experiment_id) != "running")
     with working(fleet_project):
         until(lambda: is_done(jobs, name))
     assert result_of(fleet_project, f"{name}-1").status == "completed"
@@ -485,9 +485,9 @@ def test_a_collected_run_that_was_not_reported_is_only_reported(
 ) -> None:
     name, spec = claimed(fleet_project, jobs)
     executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    handle = executor.submit(spec)
-    until(lambda: executor.poll(handle) != "running")
-    executor.collect(handle)
+    experiment_id = executor.submit(spec)
+    until(lambda: executor.poll(experiment_id) != "running")
+    executor.collect(experiment_id)
     before = fleet_project.layout.run(spec.experiment_id).result.read_bytes()
     with working(fleet_project):
         until(lambda: is_done(jobs, name))
@@ -503,9 +503,9 @@ def test_a_recorded_run_is_not_run_again_after_its_claim_was_copied(
     project = fleet_project
     name, spec = claimed(project, jobs)
     executor = LocalExecutor(project.repository, project.layout)
-    handle = executor.submit(spec)
-    until(lambda: executor.poll(handle) != "running")
-    executor.collect(handle)
+    experiment_id = executor.submit(spec)
+    until(lambda: executor.poll(experiment_id) != "running")
+    executor.collect(experiment_id)
     if how == "copied":
         claim = project.layout.hypothesis(name, "running", NAME)
         claim.write_bytes(claim.read_bytes())
@@ -525,11 +525,11 @@ def test_the_successor_of_a_worker_that_was_killed_while_it_cleaned_up_does_that
 ) -> None:
     name, spec = claimed(fleet_project, jobs)
     executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    handle = executor.submit(spec)
-    until(lambda: executor.poll(handle) != "running")
+    experiment_id = executor.submit(spec)
+    until(lambda: executor.poll(experiment_id) != "running")
     with monkeypatch.context() as killed:
         killed.setattr(collect, "_clean_up", lambda run, local: None)
-        executor.collect(handle)
+        executor.collect(experiment_id)
     assert list(recovery.uncollected(fleet_project.layout)) == [f"{name}-1"]
     with working(fleet_project):
         until(lambda: is_done(jobs, name))
@@ -543,8 +543,8 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
     """A container was made anew in the middle of a training: nobody can look after it any more."""
     name, spec = claimed(fleet_project, jobs)
     executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    handle = executor.submit(spec)
-    until(lambda: executor.poll(handle) != "running")
+    experiment_id = executor.submit(spec)
+    until(lambda: executor.poll(experiment_id) != "running")
     run = fleet_project.layout.run(spec.experiment_id)
     run.exit.unlink()
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
@@ -615,8 +615,8 @@ def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(
 ) -> None:
     name, spec = claimed(fleet_project, jobs)
     executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    handle = executor.submit(spec)
-    until(lambda: executor.poll(handle) != "running")
+    experiment_id = executor.submit(spec)
+    until(lambda: executor.poll(experiment_id) != "running")
     fleet_project.layout.run(spec.experiment_id).local.write_bytes(b'{"checkout": "/to')
     with working(fleet_project):
         until(lambda: is_done(jobs, name))
@@ -748,22 +748,22 @@ def test_a_gpu_that_no_driver_ever_named_is_not_replaced_by_any_other(
         until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
 
 
-class Lossy:
+class Lossy(Executor):
     """An executor whose device fails every time, and says so."""
 
     def __init__(self, project: Project) -> None:
         self.project, self.submitted = project, []  # type: ignore[var-annotated]
 
-    def submit(self, spec: RunSpec) -> Handle:
+    def submit(self, spec: RunSpec) -> str:
         self.submitted.append(spec.experiment_id)
-        return Handle(spec.experiment_id)
+        return spec.experiment_id
 
-    def poll(self, handle: Handle) -> str:
+    def poll(self, experiment_id: str) -> str:
         return "finished"
 
-    def cancel(self, handle: Handle) -> None: ...
+    def cancel(self, experiment_id: str) -> None: ...
 
-    def collect(self, handle: Handle) -> Result:
+    def collect(self, experiment_id: str) -> Result:
         return Result(
             status="failed", recorded_at=now(), failure_kind="infra",
             failure_detail="NVML: GPU is lost", evidence={"device": {"lost": True}},
@@ -882,24 +882,24 @@ def test_a_worker_whose_supervisor_was_killed_leaves_its_training_alone(
 # ── what is said between preparing and beginning ────────────────────────────────────────────
 
 
-class Gate:
+class Gate(Executor):
     """An executor whose runs last until `opened`, and end well."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
         self.submitted: list[str] = []
 
-    def submit(self, spec: RunSpec) -> Handle:
+    def submit(self, spec: RunSpec) -> str:
         self.submitted.append(spec.experiment_id)
-        return Handle(spec.experiment_id)
+        return spec.experiment_id
 
-    def poll(self, handle: Handle) -> str:
+    def poll(self, experiment_id: str) -> str:
         return "finished" if self.opened.is_set() else "running"
 
-    def cancel(self, handle: Handle) -> None:
+    def cancel(self, experiment_id: str) -> None:
         self.opened.set()
 
-    def collect(self, handle: Handle) -> Result:
+    def collect(self, experiment_id: str) -> Result:
         return Result(status="completed", recorded_at=now(), metric_value=1.0)
 
 

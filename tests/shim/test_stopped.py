@@ -81,9 +81,9 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     run = start("family", "0", "60", "close", "wait")
     helpers.wait_until(lambda: run.text("daemon") != "")
     paths = run.launch.run
-    assert recovery.stopped(paths) == "" and not recovery.end_overdue(paths)
+    assert recovery.stopped_shim(paths) == "" and not recovery.end_overdue(paths)
     stop(run, helpers)
-    words, pid = recovery.stopped(paths), run.handle.pid
+    words, pid = recovery.stopped_shim(paths), run.handle.pid
     assert f"its owner process {pid} is stopped (state T): `kill -CONT {pid}` resumes it" in words
     assert not recovery.end_overdue(paths), "it has time left"
     make_overdue(run, 0.0)

@@ -18,7 +18,7 @@ from typing import Any
 from autohypothesis.engine import devices, recovery, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
-from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.executor import Executor, RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -26,7 +26,7 @@ from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.policy import best_first
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
 from autohypothesis.engine.replication import make_missing_runs
-from autohypothesis.engine.runner import Unwatched, Watch
+from autohypothesis.engine.runner import ProgressListener
 from autohypothesis.engine.task import task_hash
 from autohypothesis.errors import GitError, SettleError, UsageError
 from autohypothesis.fleet.artifact.results import ResultLines
@@ -116,7 +116,7 @@ class TaskLoop:
     parallel: int = 1
     say: Callable[[str], None] = lambda text: None
     emit: Callable[[dict[str, Any]], None] = lambda line: None
-    watch: Watch = field(default_factory=Unwatched)
+    watch: ProgressListener = field(default_factory=ProgressListener)
     workers: tuple[str, ...] = ()
     decided: list[Decision] = field(default_factory=list)
 
@@ -342,10 +342,9 @@ class TaskLoop:
         """Wait for what still runs, collect it, and forget what was never begun."""
         layout = self.project.layout
         for name in recovery.uncollected(layout):
-            handle = Handle(name)
-            if self.executor.poll(handle) == "running":
+            if self.executor.poll(name) == "running":
                 self.say(f"waiting for {name}, which an earlier loop began")
-                runner.follow(self.project, self.executor, handle, self.watch)
+                runner.follow(self.project, self.executor, name, self.watch)
         self.watch.ended()
         recovery.collect_ended(self.project.repository, layout)
         self.history.refresh()

@@ -407,9 +407,9 @@ class _Reader:
 
     def note_devices_and_runs(self) -> None:
         """Name runs whose process was stopped, and devices in quarantine."""
-        from autohypothesis.engine.recovery import standing_still
+        from autohypothesis.engine.recovery import stalled_runs
 
-        self.needs += [Notice(line) for line in standing_still(self.layout)]
+        self.needs += [Notice(line) for line in stalled_runs(self.layout)]
         for device, reason in quarantined(self.layout).items():
             self._note(f"device {device} is left alone for a while: {reason}", "doctor")
 

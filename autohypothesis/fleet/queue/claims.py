@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from autohypothesis.engine import recovery, runner
-from autohypothesis.engine.executor import Executor, Handle, RunSpec
+from autohypothesis.engine.executor import Executor, RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.files import newest_attempt
@@ -35,10 +35,6 @@ class Job:
     spec: RunSpec | None = None
     problem: str = ""
     """Why its run is left alone, and what a person can do about that."""
-
-    @property
-    def handle(self) -> Handle:
-        return Handle(self.experiment_id)
 
 
 def newest_experiment(layout: Layout, hypothesis_id: str) -> str | None:
@@ -91,10 +87,10 @@ def examine_claim(
 
 
 def _is_running(executor: Executor, job: Job) -> bool:
-    state = executor.poll(job.handle)
+    state = executor.poll(job.experiment_id)
     if state == "absent":
-        executor.cancel(job.handle)  # a shim that was about to begin finds the folder taken
-        state = executor.poll(job.handle)
+        executor.cancel(job.experiment_id)  # a shim that was about to begin finds the folder taken
+        state = executor.poll(job.experiment_id)
     return state == "running"
 
 
@@ -109,7 +105,7 @@ def unclaimed_runs(
         if spec is not None and spec.worker_id == worker:
             job = Job("", experiment_id, spec)
             with suppress(LaunchError):  # it is on another machine: nothing of ours uses it
-                if executor.poll(job.handle) == "running":
+                if executor.poll(job.experiment_id) == "running":
                     yield job
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.executor import Handle, Resources, RunSpec
+from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.experiment import Experiment, Outcome
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref
-from autohypothesis.engine.runner import Watch, run
+from autohypothesis.engine.runner import ProgressListener, run
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     FleetError,
@@ -396,7 +396,7 @@ class OnDevice(LocalExecutor):
 
     device: str = ""
 
-    def submit(self, spec: RunSpec) -> Handle:
+    def submit(self, spec: RunSpec) -> str:
         pinned = spec.model_copy(update={"resources": Resources(device=self.device)})
         return LocalExecutor.submit(self, pinned)
 
@@ -407,7 +407,9 @@ def has_baseline(project: Project) -> bool:
     return first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None
 
 
-def run_baseline(project: Project, device: str, watch: Watch) -> tuple[Outcome, list[Decision]]:
+def run_baseline(
+    project: Project, device: str, watch: ProgressListener
+) -> tuple[Outcome, list[Decision]]:
     """Run it, decide it, and bring the ledger up to date.
 
     Raises:

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from contextlib import suppress
 
 from autohypothesis.engine import recovery
-from autohypothesis.engine.executor import Executor, Handle, Notices, Waits
+from autohypothesis.engine.executor import Executor
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
@@ -397,36 +397,30 @@ class FleetWorker:
 
     def _cancel(self, job: Job) -> None:
         with suppress(*RECOVERABLE_ERRORS):
-            self.executor.cancel(job.handle)
+            self.executor.cancel(job.experiment_id)
 
     def _follow(self, job: Job) -> None:
         """Wait a little for the end of the run, and handle it."""
-        self._wait(job.handle)
-        if self.executor.poll(job.handle) == "running":
+        self.executor.wait(job.experiment_id, POLL_S)
+        if self.executor.poll(job.experiment_id) == "running":
             if job.hypothesis_id and not self.claims.holds(job.hypothesis_id):
                 self._cancel(job)  # its claim was taken away
                 self.current = Job("", job.experiment_id, job.spec)
-            self._notice_standstill(job.handle)
+            self._report_stall(job)
         elif time.monotonic() < self._collect_at:
             time.sleep(POLL_S)
         else:
             self._end(job)
 
-    def _notice_standstill(self, handle: Handle) -> None:
-        """Say why a run stands still, and that it goes on again."""
-        if not isinstance(self.executor, Notices) or time.monotonic() < self._notice_at:
+    def _report_stall(self, job: Job) -> None:
+        """Report why a run stands still, and that it goes on again."""
+        if time.monotonic() < self._notice_at:
             return
         self._notice_at = time.monotonic() + LOOK_S
-        text = self.executor.notice(handle)
+        text = self.executor.stall(job.experiment_id)
         if text or self._stands_still:
             self._say(self.pulse.state, text)
         self._stands_still = bool(text)
-
-    def _wait(self, handle: Handle) -> None:
-        if isinstance(self.executor, Waits):
-            self.executor.wait(handle, POLL_S)
-        else:
-            time.sleep(POLL_S)
 
     # ── report ────────────────────────────────────────────────────────────────────────────
 
@@ -439,7 +433,7 @@ class FleetWorker:
         result: Result | None = None
         if self.claims.holds(job.hypothesis_id):
             try:
-                result = self.executor.collect(job.handle)
+                result = self.executor.collect(job.experiment_id)
             except RECOVERABLE_ERRORS as error:
                 if recovery.is_readable(self.project.layout.run(job.experiment_id)):
                     self._collect_at = time.monotonic() + LOOK_S
@@ -487,8 +481,8 @@ class FleetWorker:
             if self.current is not None:
                 self._cancel(self.current)
         if self.current is not None:
-            self._wait(self.current.handle)
-            if self.executor.poll(self.current.handle) != "running":
+            self.executor.wait(self.current.experiment_id, POLL_S)
+            if self.executor.poll(self.current.experiment_id) != "running":
                 self._end(self.current, go_on=False)
             return self.current is None or self._uncollected < TRIES
         if self.next is None or time.monotonic() > self._leave_by:
