@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
-from autohypothesis.fleet.toolbuilder.tools import CATALOGUE
+from autohypothesis.fleet.toolbuilder.tools import CATALOGUE, registry
 from autohypothesis.records.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,7 +161,7 @@ def test_what_a_killed_builder_was_at_is_built_by_the_next(
     until(lambda: not asked.exists())  # no stray goes on
     second = subprocess.Popen(words, cwd=foreign)
     try:
-        until(lambda: '"status": "published"' in Layout(foreign).registry.read_text())
+        until(lambda: registry(Layout(foreign)).tools[0].status == "published")
         late = cli("tool-builder")
         assert late.returncode == 1 and f"pid {second.pid}" in late.stderr
     finally:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -19,11 +20,12 @@ from typing import Any
 import pytest
 
 from autohypothesis import system
+from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import LockError, ToolError, UsageError
 from autohypothesis.fleet.live.presence import read_role
-from autohypothesis.fleet.toolbuilder import tools
+from autohypothesis.fleet.toolbuilder import builder, checks, guard, tools
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
-from autohypothesis.fleet.toolbuilder.checks import TrialLimits
+from autohypothesis.fleet.toolbuilder.checks import run_script
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Tool
@@ -76,8 +78,7 @@ def ask(layout: Layout, tool_id: str, problem: str = "why?") -> Tool:
 
 
 def status(layout: Layout, tool_id: str) -> str | None:
-    tool = tools.find(tools.registry(layout), tool_id)
-    return tool.status if tool else None
+    return {tool.tool_id: tool.status for tool in tools.registry(layout).tools}.get(tool_id)
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -90,37 +91,39 @@ def until(condition: Callable[[], Any]) -> None:
 # ── checks ──────────────────────────────────────────────────────────────────────────────────
 
 
-WRITES = {
-    "in its self-test": "if words.self_test: (words.research / 'x').write_text('x')",
-    "when it is called": "if words.json: (words.research / 'x').write_text('x')",
-    "and hides it": """
-        try:
-            open(words.research / 'x', 'w')
-        except OSError:
-            pass
-    """,
-    "by taking away": "if words.self_test: os.remove(words.research / 'decisions.jsonl')",
-    "by moving": "if words.self_test: os.rename(words.research, str(words.research) + '2')",
-    "through a link": """
-        if words.self_test:
-            os.symlink(words.research, 'link')
-            open('link/x', 'a')
-    """,
-    "from an open folder": """
-        if words.self_test:
-            os.remove('decisions.jsonl', dir_fd=os.open(words.research, os.O_RDONLY))
-    """,
-    "beside research": "if words.json: open(words.research.parent / 'experiments.jsonl', 'a')",
-}
+WAYS = """
+    if words.json:
+        os.symlink(words.research, 'link')
+        ways = [
+            lambda: (words.research / 'x').write_text('x'),
+            lambda: open('link/x', 'a'),
+            lambda: open(words.research.parent / 'experiments.jsonl', 'a'),
+            lambda: os.remove(words.research / 'decisions.jsonl'),
+            lambda: os.remove('decisions.jsonl', dir_fd=os.open(words.research, os.O_RDONLY)),
+            lambda: os.rename(words.research, str(words.research) + '2'),
+        ]
+        for way in ways:
+            try:
+                way()
+            except OSError:
+                pass
+"""
 
 
-@pytest.mark.parametrize("then", WRITES.values(), ids=WRITES.keys())
 def test_a_tool_that_writes_to_research_is_not_published(
-    layout: Layout, then: str, held_by: str
+    layout: Layout, tmp_path: Path, held_by: str
 ) -> None:
     before = sorted(layout.root.rglob("*"))
-    with pytest.raises(ToolError, match="changes the research"):
-        publish(layout, source=script(then=then))
+    path, source = tmp_path / "aside" / "tool.py", script(then=WAYS)
+    path.parent.mkdir()
+    path.write_bytes(source)
+    ended = run_script(
+        path, sha256(source).hexdigest(), ["--research", str(layout.research), "--json"],
+        read_only=layout.root, cwd=path.parent, timeout_s=60,
+    )  # fmt: skip
+    assert ended.exit_code == guard.WROTE and ended.err.count("refused: ") == 6, ended
+    with pytest.raises(ToolError, match="changes the research with --json"):
+        publish(layout, source=source)
     assert sorted(layout.root.rglob("*")) == before
     assert layout.decisions.read_text() == "kept\n"
     assert status(layout, "answer") is None
@@ -168,13 +171,13 @@ def asked_for_help(layout: Layout) -> list[int]:
     return found
 
 
-def test_one_whose_help_hangs_is_refused_within_the_limit(layout: Layout, held_by: str) -> None:
-    hangs, limits = script(first="time.sleep(600)"), TrialLimits(help_s=2.0)
+def test_one_whose_help_hangs_is_refused_within_the_limit(
+    layout: Layout, held_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "HELP_S", 2.0)
     began = time.monotonic()
     with ThreadPoolExecutor() as beside:
-        asked = beside.submit(
-            tools.publish, layout, "answer", hangs, decided_by="a test", limits=limits
-        )
+        asked = beside.submit(publish, layout, source=script(first="time.sleep(600)"))
         until(lambda: asked_for_help(layout))
         with pytest.raises(ToolError, match="does not end --help within 2 s"):
             asked.result()
@@ -288,18 +291,19 @@ def test_a_tool_may_have_a_research_folder_of_its_own(layout: Layout, held_by: s
     assert layout.decisions.read_text() == "kept\n"
 
 
-def test_the_figure_of_a_tool_that_fails_is_an_error(layout: Layout) -> None:
-    publish(layout)
-    assert tools.figure(layout, "answer") == {"answer": 42}
-    with pytest.raises(ToolError, match="ended with 3"):
-        tools.figure(layout, "answer", ["--fail", "3"])
-    with pytest.raises(ToolError, match=r"took over 0\.5 s"):
-        tools.figure(layout, "answer", ["--sleep", "600"], timeout_s=0.5)
-    publish(layout, source=script().replace(b'json.dumps({"answer": 42})', b"'no json'"))
-    with pytest.raises(ToolError, match="is not JSON"):
-        tools.figure(layout, "answer")
-    tool = tools.registry(layout).tools[0]
-    assert (tool.calls, tool.failures) == (4, 2)
+def test_the_figure_of_a_tool_that_fails_is_an_error(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [(0, "{}", {}), (3, "", "ended with 3"), (None, "", "took over 300 s"),
+               (0, "no json", "is not JSON"), (0, "[1]", "no JSON object")]  # fmt: skip
+    for code, out, expected in answers:
+        ended = ProgramEnd(code, out, "", 1.0)
+        monkeypatch.setattr(tools, "run", lambda *words, ended=ended: ended)
+        if isinstance(expected, dict):
+            assert tools.figure(layout, "answer") == expected
+        else:
+            with pytest.raises(ToolError, match=expected):
+                tools.figure(layout, "answer")
 
 
 NO_SANDBOX = """
@@ -404,23 +408,22 @@ def test_an_edit_of_the_registry_is_moved_aside_and_named(layout: Layout) -> Non
     assert kept == {"", mine}
 
 
-@pytest.mark.parametrize("content", [b"", b'{"tools": [{"tool', b"\xff\xfe", b"[1, 2", b'{"a": 1}'])
-def test_a_torn_registry_loses_no_published_tool(layout: Layout, content: bytes) -> None:
+def test_a_torn_registry_loses_no_published_tool(layout: Layout) -> None:
     publish(layout)
-    layout.written_copy(layout.registry).write_bytes(content)
-    assert status(layout, "answer") == "published"
-    layout.registry.write_bytes(content)
-    assert status(layout, "answer") == "published"
-    ask(layout, "noise")
-    assert ToolBuilder(layout).turn()
-    assert status(layout, "noise") == status(layout, "answer") == "published"
+    for content in (b"", b'{"tools": [{"tool', b"\xff\xfe", b"[1, 2", b'{"a": 1}'):
+        layout.written_copy(layout.registry).write_bytes(content)
+        assert status(layout, "answer") == "published"
+        layout.registry.write_bytes(content)
+        assert status(layout, "answer") == "published"
+        ask(layout, "mine")
+        assert (status(layout, "mine"), status(layout, "answer")) == ("requested", "published")
     assert tools.figure(layout, "answer") == {"answer": 42}
 
 
 def test_a_second_request_changes_nothing_unless_a_person_makes_it(layout: Layout) -> None:
     first = ask(layout, "noise", "first")
     assert ask(layout, "noise", "second") == first
-    tools.note_failure(layout, first, "no idea", retry_in_s=600)
+    tools.note_failure(layout, first, "no idea", 600)
     again = tools.request(layout, "noise", problem="better", requested_by="ada", by_person=True)
     assert (again.problem, again.attempts, again.retry_at) == ("better", 0, None)
     publish(layout, "noise")
@@ -435,6 +438,14 @@ def test_a_second_request_changes_nothing_unless_a_person_makes_it(layout: Layou
         tools.decide(layout, "noise", "adopted", decided_by="ada")
 
 
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishing checks nothing: what a script does is not looked at."""
+    checked = {"sha256": "0", "summary": "a figure", "usage": "tools run noise"}
+    monkeypatch.setattr(tools, "check", lambda *words, **more: checked)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_two_builders_at_once_publish_everything(layout: Layout) -> None:
     names = ("noise", "compare")
     for name in names:
@@ -444,8 +455,6 @@ def test_two_builders_at_once_publish_everything(layout: Layout) -> None:
         list(pool.map(lambda one: [one.turn() for _ in range(4)], builders))
     assert [status(layout, name) for name in names] == ["published"] * 2
     assert len(tools.registry(layout).tools) == 2
-    ended = [tools.run(layout, name, ["--self-test"]) for name in names]
-    assert [one.exit_code for one in ended] == [0] * 2, ended
 
 
 def test_a_machine_that_cannot_check_is_a_failed_attempt(
@@ -457,7 +466,8 @@ def test_a_machine_that_cannot_check_is_a_failed_attempt(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
-    ToolBuilder(layout, back_off_s=0.0).run(Stop(10))
+    monkeypatch.setattr(builder, "BACK_OFF_S", 0.0)
+    ToolBuilder(layout).run(Stop(10))
     (tool,) = tools.registry(layout).tools
     assert (tool.status, tool.attempts) == ("requested", ATTEMPTS)
     assert "No space left" in tool.notes
@@ -525,10 +535,12 @@ def test_what_the_command_prints_is_published_after_the_checks(
     ids=["fails", "syntax", "hangs", "docstring"],
 )  # fmt: skip
 def test_a_command_that_fails_is_asked_three_times_and_then_a_person(
-    layout: Layout, tmp_path: Path, code: str, why: str
+    layout: Layout, tmp_path: Path, code: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(builder, "BACK_OFF_S", 0.0)
+    monkeypatch.setattr(builder, "COMMAND_S", 1.0)
     ask(layout, "mine")
-    asking = ToolBuilder(layout, command=command(tmp_path, code), command_s=1.0, back_off_s=0.0)
+    asking = ToolBuilder(layout, command=command(tmp_path, code))
     for _ in range(ATTEMPTS):
         assert asking.turn()
     assert not asking.turn()
@@ -543,8 +555,8 @@ def test_a_command_that_fails_is_asked_three_times_and_then_a_person(
 def test_a_failure_is_told_and_not_tried_again_at_once(layout: Layout, tmp_path: Path) -> None:
     ask(layout, "mine")
     words = command(tmp_path, "sys.exit('told: ' + asked['last_failure'])")
-    assert ToolBuilder(layout, command=words, back_off_s=600.0).turn()
-    assert not ToolBuilder(layout, command=words, back_off_s=600.0).turn()
+    assert ToolBuilder(layout, command=words).turn()
+    assert not ToolBuilder(layout, command=words).turn()
     tools.request(layout, "mine", problem="said better", requested_by="ada", by_person=True)
     assert ToolBuilder(layout, command=words).turn()  # a new problem is worth a new attempt
     assert tools.registry(layout).tools[0].problem == "said better"
@@ -574,6 +586,7 @@ def test_a_builder_that_is_asked_to_stop_ends_its_command(layout: Layout, tmp_pa
     assert said is not None and said.state == "stopped" and said.pid == os.getpid()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_an_idle_builder_reads_nothing_and_hears_of_what_comes(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,7 +613,8 @@ def test_a_failed_attempt_is_made_again_when_it_is_due(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(layout, "mine")
-    idle = ToolBuilder(layout, command=command(tmp_path, "sys.exit(1)"), back_off_s=0.3)
+    monkeypatch.setattr(builder, "BACK_OFF_S", 0.3)
+    idle = ToolBuilder(layout, command=command(tmp_path, "sys.exit(1)"))
     assert idle.turn() and not idle.turn()
     until(idle.turn)
     assert tools.registry(layout).tools[0].attempts == 2

@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -21,14 +22,13 @@ from autohypothesis.errors import AutohypothesisError, ToolError, UsageError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.fleet.toolbuilder.checks import allowed_modules
-from autohypothesis.fleet.toolbuilder.launch import run_command
+from autohypothesis.fleet.toolbuilder.checks import allowed_modules, run_command
 from autohypothesis.plain import templates
 from autohypothesis.records import locks
 from autohypothesis.records.bundles import signature_of
 from autohypothesis.records.files import to_json
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Registry, Tool, now
+from autohypothesis.schema import Tool, now
 
 ATTEMPTS = 3
 COMMAND_S = 600.0
@@ -49,16 +49,8 @@ _FENCE = re.compile(r"\A\s*```[a-z]*\n(.*?)\n```\s*\Z", re.DOTALL)
 class ToolBuilder:
     """Works on one request a turn. Two at once publish the same, so they do no harm."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        *,
-        command: Sequence[str] = (),
-        command_s: float = COMMAND_S,
-        back_off_s: float = BACK_OFF_S,
-    ) -> None:
+    def __init__(self, layout: Layout, *, command: Sequence[str] = ()) -> None:
         self._layout, self._command = layout, list(command)
-        self._command_s, self._back_off_s = command_s, back_off_s
         self._stop: StopRequest | None = None
         self._started, self._action, self._reported = now(), "", dict[str, Any]()
         self._seen: tuple[object, ...] = ()
@@ -95,32 +87,26 @@ class ToolBuilder:
         seen = tuple(signature_of(str(path)) for path in paths)
         if seen == self._seen and not (self._retry_at and self._retry_at <= now()):
             return False
-        registry = tools.refresh(self._layout)
-        due = next(filter(self._is_due, registry.tools), None)
-        if due is None:
-            waiting = [tool.retry_at for tool in registry.tools if tool.retry_at]
-            self._seen, self._retry_at = seen, min(filter(_is_later, waiting), default=None)
-            self._report("waiting", registry=registry)
+        open_requests = [
+            tool
+            for tool in tools.refresh(self._layout).tools
+            if tool.status == "requested" and tool.attempts < ATTEMPTS and self._has_source(tool)
+        ]
+        due = [tool for tool in open_requests if not tool.retry_at or tool.retry_at <= now()]
+        if not due:
+            waiting = (tool.retry_at for tool in open_requests if tool.retry_at)
+            self._seen, self._retry_at = seen, min(waiting, default=None)
+            self._report("waiting")
             return False
-        self._report("working", action=f"building {due.tool_id}")
-        self._build(due)
-        self._report("waiting")
+        self._report("working", action=f"building {due[0].tool_id}")
+        self._report("waiting", action=self._build(due[0]))
         return True
-
-    # ── building ──────────────────────────────────────────────────────────────────────────
-
-    def _is_due(self, tool: Tool) -> bool:
-        return (
-            tool.status == "requested"
-            and tool.attempts < ATTEMPTS
-            and not (tool.retry_at and _is_later(tool.retry_at))
-            and self._has_source(tool)
-        )
 
     def _has_source(self, tool: Tool) -> bool:
         return bool(self._command) or from_catalogue(tool) is not None
 
-    def _build(self, tool: Tool) -> None:
+    def _build(self, tool: Tool) -> str:
+        """Publish what was asked for, or note why it cannot be; return what was done, in words."""
         shipped = from_catalogue(tool)
         try:
             if shipped is not None:
@@ -132,13 +118,12 @@ class ToolBuilder:
                 cancelled=self._asked_to_stop,
             )  # fmt: skip
         except (ToolError, OSError) as error:
+            if self._asked_to_stop():
+                return ""
             why = error.problem if isinstance(error, ToolError) else str(error)
-            if not self._asked_to_stop():
-                pause = self._back_off_s * 4**tool.attempts
-                tools.note_failure(self._layout, tool, why, retry_in_s=pause)
-                self._action = f"{tool.tool_id} failed: {why}"
-        else:
-            self._action = f"published {tool.tool_id}, {origin}"
+            tools.note_failure(self._layout, tool, why, BACK_OFF_S * 4**tool.attempts)
+            return f"{tool.tool_id} failed: {why}"
+        return f"published {tool.tool_id}, {origin}"
 
     def _ask(self, tool: Tool) -> bytes:
         """Return the script that the configured command prints."""
@@ -152,13 +137,13 @@ class ToolBuilder:
         ended = run_command(
             self._command,
             stdin=to_json(asked).encode() + b"\n",
-            timeout_s=self._command_s,
+            timeout_s=COMMAND_S,
             cwd=self._layout.root,
             environment=program_environment(os.environ),
             cancelled=self._asked_to_stop,
         )
         if ended.exit_code is None:
-            raise ToolError(f"{self._command[0]} took over {self._command_s:g} s")
+            raise ToolError(f"{self._command[0]} took over {COMMAND_S:g} s")
         if ended.exit_code != 0:
             words = ended.last_words()
             raise ToolError(f"{self._command[0]} ended with {ended.exit_code}: {words}")
@@ -168,25 +153,17 @@ class ToolBuilder:
     def _asked_to_stop(self) -> bool:
         return self._stop is not None and self._stop.requested
 
-    # ── the status ────────────────────────────────────────────────────────────────────────
-
-    def _report(
-        self,
-        state: str,
-        *,
-        action: str = "",
-        problem: str = "",
-        registry: Registry | None = None,
-    ) -> None:
+    def _report(self, state: str, *, action: str = "", problem: str = "") -> None:
         """Write the status when it changed; on a full disk, later."""
         self._action = action or self._action
-        found = (registry or tools.registry(self._layout)).tools
+        found = tools.registry(self._layout).tools
+        counts = Counter(tool.status for tool in found)
         report = {
             "state": state,
             "last_action": self._action,
             "problems": [one for one in (problem, *map(self._for_a_person, found)) if one],
             "details": {
-                status: sum(tool.status == status for tool in found)
+                status: counts[status]
                 for status in ("requested", "published", "adopted", "discarded")
             },
         }
@@ -206,10 +183,6 @@ class ToolBuilder:
         if tool.attempts >= ATTEMPTS:
             return f"tool {tool.tool_id!r} failed {tool.attempts} times ({tool.notes}); {hint}"
         return "" if self._has_source(tool) else f"tool {tool.tool_id!r} is requested, {hint}"
-
-
-def _is_later(time: datetime) -> bool:
-    return time > now()
 
 
 def command_words(command: str) -> list[str]:

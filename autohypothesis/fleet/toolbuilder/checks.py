@@ -1,66 +1,47 @@
-"""The checks that a helper script passes before it is published.
+"""Runs helper scripts, and checks one before it is published.
 
-It parses, has a docstring, imports the standard library and our dependencies only, answers
-`--help`, passes its own `--self-test`, and writes nothing below the repository.
+A script parses, has a docstring, imports the standard library and our dependencies only, answers
+`--help`, passes its own `--self-test`, and writes nothing below the repository. Wherever it runs,
+research/ is read-only to it, its time is limited, and all of it ends.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.metadata
+import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from autohypothesis.engine.program import ProgramEnd
+from autohypothesis import sandbox
+from autohypothesis.engine import program
+from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES
 from autohypothesis.errors import ToolError
 from autohypothesis.fleet.toolbuilder import guard
-from autohypothesis.fleet.toolbuilder.launch import Script, run_script
-from autohypothesis.installation import program_script
 from autohypothesis.records.layout import Layout
 
+HELP_S = 10.0
+TRIAL_S = 60.0
+"""Seconds for `--self-test`, and for `--json`."""
 SUMMARY_LENGTH = 200
 USAGE_LENGTH = 400
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
-class TrialLimits(NamedTuple):
-    """Seconds that a script may take for each of its trials."""
-
-    help_s: float = 10.0
-    self_test_s: float = 60.0
-    trial_s: float = 60.0
-
-
-class Checked(NamedTuple):
-    """The fields of a tool that follow from its script."""
-
-    sha256: str
-    summary: str
-    """The first line of its docstring."""
-    usage: str
-
-
 def check(
-    layout: Layout,
-    tool_id: str,
-    source: bytes,
-    *,
-    limits: TrialLimits | None = None,
-    cancelled: Callable[[], bool] = lambda: False,
-) -> Checked:
-    """Put `source` through all checks, on a private copy.
+    layout: Layout, tool_id: str, source: bytes, *, cancelled: Callable[[], bool] = lambda: False
+) -> dict[str, str]:
+    """Put `source` through all checks, on a private copy; return sha256, summary and usage.
 
     Raises:
         ToolError: naming the failed check and what the script did.
     """
-    limits = limits or TrialLimits()
     tree = _parsed(tool_id, source)
     summary = (ast.get_docstring(tree) or "").strip().partition("\n")[0].strip()
     if not summary:
@@ -69,21 +50,57 @@ def check(
     digest = sha256(source).hexdigest()
     try:
         with tempfile.TemporaryDirectory(prefix="tool-") as folder:
-            script = Script(Path(folder, f"{tool_id}.py"), digest)
-            script.path.write_bytes(source)
-            trial = _Trial(layout, tool_id, script, cancelled)
-            usage = _usage(tool_id, trial.passes("--help", limits.help_s).out)
-            trial.passes("--self-test", limits.self_test_s)
-            # A script that needs arguments may refuse this; it must only end, and change nothing.
-            trial.ends("--json", limits.trial_s)
+            path = Path(folder, f"{tool_id}.py")
+            path.write_bytes(source)
+
+            def passes(option: str, limit_s: float) -> program.ProgramEnd:
+                ended = run_script(
+                    path, digest, ["--research", str(layout.research), option],
+                    read_only=layout.root, cwd=path.parent, timeout_s=limit_s, cancelled=cancelled,
+                )  # fmt: skip
+                if ended.exit_code is None and cancelled():
+                    raise ToolError(f"the checks of tool {tool_id!r} were stopped")
+                if why := _failure(option, limit_s, ended):
+                    raise _refused(tool_id, why)
+                return ended
+
+            usage = _usage(tool_id, passes("--help", HELP_S).out)
+            passes("--self-test", TRIAL_S)
+            passes("--json", TRIAL_S)
     except OSError as error:
         raise ToolError(
             f"tool {tool_id!r} cannot be checked: {error}", hint="see `df -h` and `ulimit -a`"
         ) from error
-    return Checked(digest, summary[:SUMMARY_LENGTH], usage)
+    return {"sha256": digest, "summary": summary[:SUMMARY_LENGTH], "usage": usage}
 
 
-# ── by reading the script ───────────────────────────────────────────────────────────────────
+def _failure(option: str, limit_s: float, ended: program.ProgramEnd) -> str:
+    """Return what is wrong with a trial; empty when nothing is."""
+    if ended.exit_code == guard.WROTE:
+        refused = re.search(r"^refused: (.*)", ended.err, re.MULTILINE)
+        what = refused[1] if refused else ended.last_words()
+        return f"changes the research with {option}: {what}"
+    if ended.exit_code is None:
+        return f"does not end {option} within {limit_s:g} s"
+    # A script that needs arguments may refuse --json; it must only end, and change nothing.
+    if ended.exit_code != 0 and option != "--json":
+        return f"answers {option} with exit code {ended.exit_code}: {ended.last_words()}"
+    return ""
+
+
+def _usage(tool_id: str, page: str) -> str:
+    """Return how a script is called, from the first paragraph of its help."""
+    first = page.strip().split("\n\n")[0].removeprefix("usage:")
+    words = " ".join(first.split()).replace(f"{tool_id}.py", "", 1).replace("[-h]", "", 1)
+    words = re.sub(r"\[?--research \S+\]?", "", words, count=1)
+    return f"tools run {tool_id} {' '.join(words.split())}"[:USAGE_LENGTH].strip()
+
+
+def _refused(tool_id: str, why: str) -> ToolError:
+    return ToolError(
+        f"tool {tool_id!r} {why}",
+        hint=f"mend it, then `python orchestrator.py tools publish {tool_id} PATH`",
+    )
 
 
 def _parsed(tool_id: str, source: bytes) -> ast.Module:
@@ -126,33 +143,13 @@ def _is_import(function: ast.expr) -> bool:
 
 @cache
 def allowed_modules() -> frozenset[str]:
-    """Return the import names of the standard library and of our direct dependencies."""
-    return frozenset(sys.stdlib_module_names).union(*map(_modules_of, _dependencies()))
-
-
-def _dependencies() -> set[str]:
-    """Return the names of the distributions that we depend on, those of our extras included.
-
-    A checkout's pyproject.toml counts as well: an editable install keeps the metadata of its day.
-    """
+    """Return the import names of the standard library and of our dependencies, extras included."""
     try:
         required = importlib.metadata.requires("autohypothesis") or []
     except importlib.metadata.PackageNotFoundError:
         required = []
-    return {name[0] for name in map(_NAME.match, [*required, *_from_checkout()]) if name}
-
-
-def _from_checkout() -> list[str]:
-    page = program_script().with_name("pyproject.toml")
-    if sys.version_info < (3, 11) or not page.is_file():
-        return []
-    import tomllib
-
-    project = tomllib.loads(page.read_text(encoding="utf-8")).get("project", {})
-    if project.get("name") != "autohypothesis":
-        return []
-    extras = project.get("optional-dependencies", {}).values()
-    return list(map(str, chain(project.get("dependencies", []), *extras)))
+    names = (match[0] for match in map(_NAME.match, required) if match)
+    return frozenset(sys.stdlib_module_names).union(*map(_modules_of, names))
 
 
 def _modules_of(distribution: str) -> set[str]:
@@ -167,56 +164,74 @@ def _modules_of(distribution: str) -> set[str]:
     return {name for name in names if name.isidentifier()}
 
 
-# ── by running the script ───────────────────────────────────────────────────────────────────
+def run_script(
+    path: Path,
+    digest: str,
+    arguments: Sequence[str],
+    *,
+    read_only: Path,
+    cwd: Path,
+    timeout_s: float,
+    capture: bool = True,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> program.ProgramEnd:
+    """Run a helper script with this Python, behind the guard and in the sandbox.
 
+    Args:
+        digest: SHA-256 of the content that may be run.
+        read_only: a folder that it may not change.
+        capture: without it the script prints where this process prints.
 
-class _Trial(NamedTuple):
-    """One script, run with different options in a repository that it may only read."""
-
-    layout: Layout
-    tool_id: str
-    script: Script
-    cancelled: Callable[[], bool]
-
-    def passes(self, option: str, limit_s: float) -> ProgramEnd:
-        ended = self.ends(option, limit_s)
-        if ended.exit_code != 0:
-            raise _refused(
-                self.tool_id,
-                f"answers {option} with exit code {ended.exit_code}: {ended.last_words()}",
-            )
-        return ended
-
-    def ends(self, option: str, limit_s: float) -> ProgramEnd:
-        ended = run_script(
-            self.script,
-            ["--research", str(self.layout.research), option],
-            read_only=[self.layout.root],
-            timeout_s=limit_s,
-            cwd=self.script.path.parent,
-            cancelled=self.cancelled,
-        )
-        if ended.exit_code == guard.WROTE:
-            marked = [line for line in ended.err.splitlines() if line.startswith("refused: ")]
-            what = marked[0].removeprefix("refused: ") if marked else ended.last_words()
-            raise _refused(self.tool_id, f"changes the research with {option}: {what}")
-        if ended.exit_code is None and self.cancelled():
-            raise ToolError(f"the checks of tool {self.tool_id!r} were stopped")
-        if ended.exit_code is None:
-            raise _refused(self.tool_id, f"does not end {option} within {limit_s:g} s")
-        return ended
-
-
-def _usage(tool_id: str, page: str) -> str:
-    """Return how a script is called, from the first paragraph of its help."""
-    first = page.strip().split("\n\n")[0].removeprefix("usage:")
-    words = " ".join(first.split()).replace(f"{tool_id}.py", "", 1).replace("[-h]", "", 1)
-    words = re.sub(r"\[?--research \S+\]?", "", words, count=1)
-    return f"tools run {tool_id} {' '.join(words.split())}"[:USAGE_LENGTH].strip()
-
-
-def _refused(tool_id: str, why: str) -> ToolError:
-    return ToolError(
-        f"tool {tool_id!r} {why}",
-        hint=f"mend it, then `python orchestrator.py tools publish {tool_id} PATH`",
+    Raises:
+        ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
+    """
+    folder, cwd = read_only.absolute(), cwd.absolute()
+    granted = sandbox.Confinement(
+        read=(Path("/"), path, Path(guard.__file__), folder, cwd),
+        write=() if cwd == folder or folder in cwd.parents else (cwd,),
+        hidden=(
+            *sandbox.existing([folder / ".git", folder.parent / ".git"]),
+            *sandbox.secret_places(),
+        ),
+        protected=(folder,) if cwd in folder.parents else (),
     )
+    return run_command(
+        [sys.executable, guard.__file__, digest, str(folder), str(path), *arguments],
+        cwd=cwd,
+        environment=_environment(),
+        timeout_s=timeout_s,
+        capture=capture,
+        cancelled=cancelled,
+        confined=(granted, sandbox.best_kind()),
+    )
+
+
+def run_command(words: Sequence[str], **how: Any) -> program.ProgramEnd:
+    """Run a command as `program.run` does.
+
+    Raises:
+        ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
+    """
+    try:
+        ended = program.run(words, **how)
+    except OSError as error:
+        raise ToolError(
+            f"{words[0]} does not start: {error}", hint=f"try `{words[0]}` yourself"
+        ) from error
+    if ended.overflow:
+        raise ToolError(f"{words[-1]} prints more than {program.OUT_LIMIT:,} bytes")
+    return ended
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables that trainings inherit, without a GPU, which trainings need."""
+    inherited = {name: value for name, value in os.environ.items() if name in INHERITED}
+    return {
+        **inherited,
+        "HOME": os.path.expanduser("~"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "MPLBACKEND": "Agg",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONIOENCODING": "utf-8",
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
+    }

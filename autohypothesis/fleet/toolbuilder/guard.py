@@ -1,6 +1,6 @@
-"""Runs one helper script, and refuses its writes below protected folders; a program, not a module.
+"""Runs one helper script, and refuses its writes below a protected folder; a program, no module.
 
-    python guard.py SHA256 FOLDER[:FOLDER...] SCRIPT [ARGS...]
+    python guard.py SHA256 FOLDER SCRIPT [ARGS...]
 
 Exactly the bytes that have the hash are run, whatever happens to the file meanwhile. A write that
 was tried is refused, named on stderr, and ends in exit code `WROTE` even if the script took no
@@ -16,7 +16,6 @@ if __name__ == "__main__":
     del sys.path[0]  # this folder: names in it would hide modules of the standard library
 
 import os
-from collections.abc import Callable
 from hashlib import sha256
 from types import ModuleType
 from typing import Any
@@ -44,45 +43,35 @@ _ITSELF = frozenset(f"os.{name}" for name in ("link", "remove", "rename", "rmdir
 
 
 def main() -> None:
-    digest, protected, script = sys.argv[1:4]
+    digest, folder, script = sys.argv[1:4]
     with open(script, "rb") as file:
         source = file.read()
     if sha256(source).hexdigest() != digest:
         print(f"{script} is not the file that was published", file=sys.stderr)
         sys.exit(CHANGED)
-    refused: list[str] = []
-    sys.addaudithook(
-        _guard([os.path.realpath(one) for one in protected.split(os.pathsep)], refused)
-    )
+    protected, refused = os.path.realpath(folder), list[str]()
+
+    def hook(event: str, words: tuple[Any, ...]) -> None:
+        for real in _changed(event, words):
+            if real == protected or real.startswith(protected + os.sep):
+                refused.append(real)
+                os.write(2, f"refused: it writes to {real}\n".encode("utf-8", "replace"))
+                raise PermissionError(f"a helper script may not write to {real}")
+
+    sys.addaudithook(hook)
     sys.argv = sys.argv[3:]
+    module = sys.modules["__main__"] = ModuleType("__main__")
+    module.__file__ = script
     try:
-        _run(source, script)
+        exec(compile(source, script, "exec"), module.__dict__)
     finally:
         if refused:
             sys.stdout.flush()
             os._exit(WROTE)
 
 
-def _run(source: bytes, script: str) -> None:
-    module = ModuleType("__main__")
-    module.__file__ = script
-    sys.modules["__main__"] = module
-    exec(compile(source, script, "exec"), module.__dict__)
-
-
-def _guard(folders: list[str], refused: list[str]) -> Callable[[str, tuple[Any, ...]], None]:
-    def hook(event: str, words: tuple[Any, ...]) -> None:
-        for real in _changed(event, words):
-            if any(real == folder or real.startswith(folder + os.sep) for folder in folders):
-                refused.append(real)
-                os.write(2, f"refused: it writes to {real}\n".encode("utf-8", "replace"))
-                raise PermissionError(f"a helper script may not write to {real}")
-
-    return hook
-
-
 def _changed(event: str, words: tuple[Any, ...]) -> list[str]:
-    """The real paths that an audited call changes."""
+    """Return the real paths that an audited call changes."""
     if event == "open":
         writes = isinstance(words[2], int) and words[2] & _WRITING
         return _real(words[0], -1, follow=True) if writes else []

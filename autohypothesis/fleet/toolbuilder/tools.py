@@ -11,8 +11,8 @@ import ast
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -21,8 +21,7 @@ from typing import Any, Literal
 from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import RecordError, ToolError
 from autohypothesis.fleet.toolbuilder import guard
-from autohypothesis.fleet.toolbuilder.checks import TrialLimits, check
-from autohypothesis.fleet.toolbuilder.launch import Script, run_script
+from autohypothesis.fleet.toolbuilder.checks import check, run_script
 from autohypothesis.records import jsonl, locks
 from autohypothesis.records.derived import DerivedFile
 from autohypothesis.records.files import parse_json, read_bytes, to_json, write_atomic
@@ -42,17 +41,9 @@ CATALOGUE = Path(__file__).parent / "catalogue"
 _READER = f"{__package__}.catalogue.reader"
 
 
-# ── the registry ────────────────────────────────────────────────────────────────────────────
-
-
 def registry(layout: Layout) -> Registry:
     """Return all tools with their calls counted, without writing anything."""
     return _counted(layout, _stored(layout))
-
-
-def find(registry: Registry, tool_id: str) -> Tool | None:
-    """Return a tool by its id."""
-    return next((tool for tool in registry.tools if tool.tool_id == tool_id), None)
 
 
 def refresh(layout: Layout) -> Registry:
@@ -81,19 +72,16 @@ def _stored(layout: Layout) -> Registry:
         with suppress(FileNotFoundError, RecordError, ValueError):
             return Registry.model_validate(parse_json(read() or b""))
     scripts = [path for path in layout.published_tools.glob("*.py") if ID.fullmatch(path.stem)]
-    return Registry(
-        updated_at=now(),
-        shared_tools_dir=str(layout.published_tools),
-        tools=[_found(path) for path in sorted(scripts) if path.is_file()],
-    )
-
-
-def _found(path: Path) -> Tool:
-    return Tool(
-        tool_id=path.stem, title=path.stem, status="published", path=str(path),
-        sha256=sha256(read_bytes(path, SCRIPT_LIMIT)).hexdigest(),
-        decided_at=now(), notes="found when the registry was made anew",
-    )  # fmt: skip
+    tools = [
+        Tool(
+            tool_id=path.stem, title=path.stem, status="published", path=str(path),
+            sha256=sha256(read_bytes(path, SCRIPT_LIMIT)).hexdigest(),
+            decided_at=now(), notes="found when the registry was made anew",
+        )
+        for path in sorted(scripts) if path.is_file()
+    ]  # fmt: skip
+    folder = str(layout.published_tools)
+    return Registry(updated_at=now(), shared_tools_dir=folder, tools=tools)
 
 
 def _counted(layout: Layout, registry: Registry) -> Registry:
@@ -114,38 +102,29 @@ def _show(layout: Layout, registry: Registry) -> None:
     _file(layout).write(content.encode())
 
 
-def _update(
-    layout: Layout, tool_id: str, change: Callable[[Tool | None], Tool | None], *, doing: str
-) -> Tool:
-    """Replace a tool by what `change` makes of it, under the registry's lock.
+@contextmanager
+def _changing(layout: Layout, doing: str) -> Iterator[dict[str, Tool]]:
+    """Yield the tools by their ids, under the registry's lock; what the block changes is written.
 
-    `change` gets the present tool, or None; where it returns None, the tool stays as it is.
+    Raises:
+        LockError, RecordError: the registry cannot be written.
     """
     with locks.hold(layout, "registry", doing=doing):
-        registry = _stored(layout)
-        old = find(registry, tool_id)
-        if (new := change(old)) is not None:
-            tools = [new if tool.tool_id == tool_id else tool for tool in registry.tools]
-            registry.tools = tools if old is not None else [*tools, new]
-            registry.updated_at = now()
-            _show(layout, registry)
-        tool = new or old
-        assert tool is not None
-        return tool
+        before = _stored(layout)
+        known = {tool.tool_id: tool for tool in before.tools}
+        yield known
+        tools = list(known.values())
+        if tools != before.tools:
+            _show(layout, before.model_copy(update={"tools": tools, "updated_at": now()}))
 
 
-def _known(registry: Registry, tool_id: str) -> Tool:
-    tool = find(registry, tool_id)
-    if tool is None:
-        near = nearest(tool_id, [tool.tool_id for tool in registry.tools])
+def _named(known: Mapping[str, Tool], tool_id: str) -> Tool:
+    if tool_id not in known:
         raise ToolError(
-            f"no tool is called {tool_id!r}{near}",
+            f"no tool is called {tool_id!r}{nearest(tool_id, list(known))}",
             hint="`python orchestrator.py tools list` names them",
         )
-    return tool
-
-
-# ── requests, scripts and decisions ─────────────────────────────────────────────────────────
+    return known[tool_id]
 
 
 def request(
@@ -171,16 +150,12 @@ def request(
         tool_id=checked_id(tool_id), title=title or tool_id, status="requested",
         requested_at=now(), requested_by=requested_by, problem=problem[:TEXT_LIMIT],
     )  # fmt: skip
-
-    def ask(old: Tool | None) -> Tool | None:
-        stays = old is not None and (
-            not by_person
-            or old.status in RUNNABLE
-            or (old.status == "requested" and old.problem == asked.problem)
-        )
-        return None if stays else asked
-
-    return _update(layout, tool_id, ask, doing=f"asking for {tool_id}")
+    with _changing(layout, f"asking for {tool_id}") as known:
+        old = known.setdefault(tool_id, asked)
+        is_same = old.status == "requested" and old.problem == asked.problem
+        if by_person and old.status not in RUNNABLE and not is_same:
+            known[tool_id] = asked
+        return known[tool_id]
 
 
 def publish(
@@ -191,7 +166,6 @@ def publish(
     decided_by: str,
     title: str = "",
     notes: str = "",
-    limits: TrialLimits | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Tool:
     """Check a script, pin it by its hash, and let it be run; it replaces one of the same name.
@@ -202,26 +176,22 @@ def publish(
     """
     path = layout.published_tool(tool_id)
     content = with_reader(source if isinstance(source, bytes) else _read(source, tool_id))
-    checked = check(layout, tool_id, content, limits=limits, cancelled=cancelled)
-
-    def put(old: Tool | None) -> Tool:
+    update = {
+        **check(layout, tool_id, content, cancelled=cancelled),
+        "status": "published",
+        "path": str(path),
+        "decided_at": now(),
+        "decided_by": decided_by,
+        "notes": notes[:TEXT_LIMIT],
+        "attempts": 0,
+        "retry_at": None,
+    }
+    with _changing(layout, f"publishing {tool_id}") as known:
         write_atomic(path, content)
         os.chmod(path, 0o444)
-        old = old or Tool(tool_id=tool_id, title=tool_id, status="requested")
-        update = {
-            **checked._asdict(),
-            "title": title or old.title,
-            "status": "published",
-            "path": str(path),
-            "decided_at": now(),
-            "decided_by": decided_by,
-            "notes": notes[:TEXT_LIMIT],
-            "attempts": 0,
-            "retry_at": None,
-        }
-        return old.model_copy(update=update)
-
-    return _update(layout, tool_id, put, doing=f"publishing {tool_id}")
+        old = known.get(tool_id) or Tool(tool_id=tool_id, title=tool_id, status="requested")
+        known[tool_id] = old.model_copy(update={**update, "title": title or old.title})
+        return known[tool_id]
 
 
 def with_reader(source: bytes) -> bytes:
@@ -267,36 +237,26 @@ def decide(
     Raises:
         ToolError: there is none of this name, or it is not published.
     """
-
-    def record(old: Tool | None) -> Tool:
-        old = old or _known(_stored(layout), tool_id)
+    with _changing(layout, f"{tool_id}: {status}") as known:
+        old = _named(known, tool_id)
         if status == "adopted" and old.status not in RUNNABLE:
             raise ToolError(
                 f"tool {tool_id!r} is {old.status}, and only a published one is adopted"
             )
         update = {"status": status, "decided_at": now(), "decided_by": decided_by}
-        return old.model_copy(update={**update, "notes": notes[:TEXT_LIMIT] or old.notes})
+        update["notes"] = notes[:TEXT_LIMIT] or old.notes
+        known[tool_id] = old.model_copy(update=update)
+        return known[tool_id]
 
-    return _update(layout, tool_id, record, doing=f"{tool_id}: {status}")
 
-
-def note_failure(layout: Layout, tool: Tool, why: str, *, retry_in_s: float) -> None:
+def note_failure(layout: Layout, tool: Tool, why: str, retry_in_s: float) -> None:
     """Record that building a requested tool has failed, and when to try again."""
-
-    def record(old: Tool | None) -> Tool | None:
-        if old is None or old.status != "requested":
-            return None
-        update = {
-            "attempts": old.attempts + 1,
-            "retry_at": now() + timedelta(seconds=retry_in_s),
-            "notes": why[:TEXT_LIMIT],
-        }
-        return old.model_copy(update=update)
-
-    _update(layout, tool.tool_id, record, doing=f"a failed attempt at {tool.tool_id}")
-
-
-# ── running ─────────────────────────────────────────────────────────────────────────────────
+    with _changing(layout, f"a failed attempt at {tool.tool_id}") as known:
+        old = known.get(tool.tool_id)
+        if old is not None and old.status == "requested":
+            retry_at = now() + timedelta(seconds=retry_in_s)
+            update = {"attempts": old.attempts + 1, "retry_at": retry_at, "notes": why[:TEXT_LIMIT]}
+            known[tool.tool_id] = old.model_copy(update=update)
 
 
 def run(
@@ -304,42 +264,58 @@ def run(
     tool_id: str,
     arguments: Sequence[str] = (),
     *,
-    timeout_s: float = RUN_S,
+    timeout_s: float | None = None,
     capture: bool = True,
     cwd: Path | None = None,
 ) -> ProgramEnd:
     """Call a published tool, and add a line to calls.jsonl.
 
+    Args:
+        timeout_s: default: `RUN_S`.
+
     Raises:
         ToolError: it is unknown, not published, or its file was changed.
     """
+    tool = _named({tool.tool_id: tool for tool in _stored(layout).tools}, tool_id)
+    if tool.status not in RUNNABLE:
+        raise ToolError(
+            f"tool {tool_id!r} is {tool.status}, not published",
+            hint=f"publish it with `python orchestrator.py tools publish {tool_id} PATH`",
+        )
+    path = layout.published_tool(tool_id)
+    changed = ToolError(
+        f"{path} is not the file that was published as {tool_id!r}",
+        hint=f"if it is to be run: python orchestrator.py tools publish {tool_id}"
+        f" {shlex.quote(str(path))}",
+    )
+    if not path.is_file() or path.is_symlink():
+        raise changed
     ended = run_script(
-        _verified(layout, tool_id),
+        path,
+        tool.sha256,
         ["--research", str(layout.research), *arguments],
-        read_only=[layout.research],
-        timeout_s=timeout_s,
+        read_only=layout.research,
+        timeout_s=RUN_S if timeout_s is None else timeout_s,
         cwd=cwd or layout.root,
         capture=capture,
     )
     if ended.exit_code == guard.CHANGED:
-        raise _changed(layout, tool_id)
+        raise changed
     call = {"time": rfc3339(now()), "tool_id": tool_id, "exit_code": ended.exit_code}
     jsonl.append(layout.tool_calls, {**call, "seconds": round(ended.seconds, 3)})
     return ended
 
 
-def figure(
-    layout: Layout, tool_id: str, arguments: Sequence[str] = (), *, timeout_s: float = RUN_S
-) -> dict[str, Any]:
+def figure(layout: Layout, tool_id: str) -> dict[str, Any]:
     """Return the JSON object that a published tool prints with `--json`.
 
     Raises:
         ToolError: as `run` does; or the call fails, or its answer is no JSON object.
     """
-    ended = run(layout, tool_id, ["--json", *arguments], timeout_s=timeout_s)
+    ended = run(layout, tool_id, ["--json"])
     hint = f"`python orchestrator.py tools run {tool_id} --json`"
     if ended.exit_code is None:
-        raise ToolError(f"tool {tool_id!r} took over {timeout_s:g} s", hint=hint)
+        raise ToolError(f"tool {tool_id!r} took over {RUN_S:g} s", hint=hint)
     if ended.exit_code != 0:
         raise ToolError(
             f"tool {tool_id!r} ended with {ended.exit_code}: {ended.last_words()}", hint=hint
@@ -351,26 +327,3 @@ def figure(
     if not isinstance(answer, dict):
         raise ToolError(f"tool {tool_id!r} answers with no JSON object", hint=hint)
     return answer
-
-
-def _verified(layout: Layout, tool_id: str) -> Script:
-    tool = _known(_stored(layout), tool_id)
-    if tool.status not in RUNNABLE:
-        raise ToolError(
-            f"tool {tool_id!r} is {tool.status}, not published",
-            hint=f"publish it with `python orchestrator.py tools publish {tool_id} PATH`",
-        )
-    path = layout.published_tool(tool_id)
-    with suppress(FileNotFoundError, RecordError):
-        if sha256(read_bytes(path, SCRIPT_LIMIT)).hexdigest() == tool.sha256:
-            return Script(path, tool.sha256)
-    raise _changed(layout, tool_id)
-
-
-def _changed(layout: Layout, tool_id: str) -> ToolError:
-    path = layout.published_tool(tool_id)
-    command = f"python orchestrator.py tools publish {tool_id} {shlex.quote(str(path))}"
-    return ToolError(
-        f"{path} is not the file that was published as {tool_id!r}",
-        hint=f"if it is to be run: {command}",
-    )

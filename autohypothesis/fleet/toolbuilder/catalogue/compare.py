@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     Row,
     completed,
+    folder_of,
+    grouped,
     main,
     number,
+    pooled_sd,
     read_document,
     read_rows,
-    write_document,
-    write_rows,
+    shown,
 )
 
 METRICS = (
@@ -32,23 +32,11 @@ METRICS = (
 FACTS = ("status", "commit", "seed", "gpu_name", "platform_key", "description")
 CLEAR = 2.0
 """Standard deviations of a pair."""
-
-
-def sd_of_a_pair(rows: list[Row], platform: str) -> float | None:
-    """sqrt(2) times the pooled spread of runs of one commit; None without a repeat."""
-    groups: dict[str, list[float]] = {}
-    for row in completed(rows):
-        if row.get("platform_key") == platform and row.get("commit"):
-            groups.setdefault(str(row["commit"]), []).append(float(row["metric_value"]))
-    repeated = [group for group in groups.values() if len(group) > 1]
-    if not repeated:
-        return None
-    squares = sum((len(group) - 1) * statistics.variance(group) for group in repeated)
-    return math.sqrt(2 * squares / sum(len(group) - 1 for group in repeated))
+WIDEST = 32
 
 
 def compare(research: Path, names: list[str]) -> dict[str, Any]:
-    """Everything that tells the two runs apart; the second is seen against the first.
+    """Return what tells the two runs apart; the second is seen against the first.
 
     Raises:
         SystemExit: a run is not in the ledger.
@@ -60,11 +48,6 @@ def compare(research: Path, names: list[str]) -> dict[str, Any]:
         sys.exit(f"no run {missing[0]!r} in experiments.jsonl ({len(known)} runs)")
     first, second = (known[name] for name in names)
     ours, theirs = (read_document(research, "runs", name, "config.json") for name in names)
-    differing = {
-        key: [ours.get(key), theirs.get(key)]
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    }
     metrics = {}
     for key in METRICS:
         a, b = number(first.get(key)), number(second.get(key))
@@ -75,65 +58,65 @@ def compare(research: Path, names: list[str]) -> dict[str, Any]:
         "runs": names,
         "metric": first.get("metric_name", ""),
         "facts": {key: [first.get(key), second.get(key)] for key in FACTS},
-        "settings": differing,
+        "settings": {
+            key: [ours.get(key), theirs.get(key)]
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        },
         "metrics": metrics,
         **verdict(rows, first, second, metrics.get("metric_value", [None] * 3)[2]),
     }
 
 
 def verdict(rows: list[Row], first: Row, second: Row, difference: float | None) -> dict[str, Any]:
-    """The difference in units of noise, and what it means in words."""
+    """Return the difference in units of noise, and what it means in words."""
     platform = str(first.get("platform_key", ""))
-    pair = sd_of_a_pair(rows, platform)
+    runs = [row for row in completed(rows, platform_key=platform) if row.get("commit")]
+    commits = grouped(runs, lambda row: row["commit"])
+    sd = pooled_sd([float(row["metric_value"]) for row in same] for same in commits)
+    pair = None if sd is None else math.sqrt(2) * sd
     units = difference / pair if pair and difference is not None else None
     gain = (difference or 0.0) * (1 if first.get("direction") == "maximize" else -1)
-    better = gain > 0
+    side = "better" if gain > 0 else "worse"
     if second.get("platform_key", "") != platform:
-        words = "not comparable: the runs are of different platforms"
-        units = None
+        words, units = "not comparable: the runs are of different platforms", None
     elif first.get("metric_name") != second.get("metric_name"):
-        words = "not comparable: the runs have different metrics"
-        units = None
+        words, units = "not comparable: the runs have different metrics", None
     elif difference is None:
         words = "not comparable: a run has no value"
-    elif units is None and pair is None:
+    elif pair is None:
         words = "no commit was run twice here, so the noise is unknown"
     elif difference == 0:
         words = "the same"
     elif units is None:
-        words = f"{'better' if better else 'worse'}, and repeated runs are exactly equal here"
+        words = f"{side}, and repeated runs are exactly equal here"
     elif abs(units) < CLEAR:
         words = f"within noise: {units:+.1f} standard deviations of a pair"
     else:
-        words = f"{'better' if better else 'worse'}: {units:+.1f} standard deviations of a pair"
+        words = f"{side}: {units:+.1f} standard deviations of a pair"
     return {"difference": difference, "sd_pair": pair, "units_of_noise": units, "verdict": words}
 
 
 def text(found: dict[str, Any]) -> str:
+    gap = ["", "", "", ""]
     table = [["", *found["runs"], "difference"]]
-    table += [[key, *map(shown, pair), ""] for key, pair in found["facts"].items()]
-    table += [["", "", "", ""]]
+    table += [[key, *map(cell, pair), ""] for key, pair in found["facts"].items()]
+    table.append(gap)
     for key, (a, b, difference) in found["metrics"].items():
         name = found["metric"] if key == "metric_value" else key
-        change = "–" if difference is None else f"{difference:+.6g}"
-        table.append([name, shown(a), shown(b), change])
-    table += [["", "", "", ""]]
-    table += [[key, *map(shown, pair), ""] for key, pair in found["settings"].items()]
+        table.append([name, cell(a), cell(b), shown(difference, "+.6g")])
+    table.append(gap)
+    table += [[key, *map(cell, pair), ""] for key, pair in found["settings"].items()]
     if not found["settings"]:
         table.append(["(the settings are the same)", "", "", ""])
-    widths = [max(len(row[column]) for row in table) for column in range(3)]
-    lines = [
-        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[3]])
-        for row in table
-    ]
-    return "\n".join([*(line.rstrip() for line in lines), "", found["verdict"]])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    return "\n".join([*lines, "", found["verdict"]])
 
 
-def shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    line = f"{value:.6g}" if isinstance(value, float) else " ".join(str(value).split())
-    return line if len(line) <= 32 else line[:31] + "…"
+def cell(value: Any) -> str:
+    line = shown(value)
+    return line if len(line) <= WIDEST else line[: WIDEST - 1] + "…"
 
 
 def self_test() -> None:
@@ -143,11 +126,10 @@ def self_test() -> None:
             "execution_status": "completed", "metric_name": "val_bpb", "num_steps": 10,
         }  # fmt: skip
 
-    with tempfile.TemporaryDirectory() as folder:
-        research = Path(folder, "research")
-        write_rows(research, [row("a-1", 1.0, "a"), row("a-2", 1.2, "a"), row("b-1", 0.5, "b")])
-        for name, depth in (("a-1", 2), ("b-1", 3)):
-            write_document(research, name, "config.json", {"depth": depth, "lr": 0.1})
+    rows = [row("a-1", 1.0, "a"), row("a-2", 1.2, "a"), row("b-1", 0.5, "b")]
+    configs = {f"{name}/config.json": {"depth": depth, "lr": 0.1}
+               for name, depth in (("a-1", 2), ("b-1", 3))}  # fmt: skip
+    with folder_of(rows, configs) as research:
         found = compare(research, ["a-1", "b-1"])
         assert found["settings"] == {"depth": [2, 3]}, found
         # the variance of 1.0 and 1.2 is 0.02, that of a pair 0.04
@@ -159,9 +141,8 @@ def self_test() -> None:
         try:
             compare(research, ["a-1", "none"])
         except SystemExit:
-            pass
-        else:
-            raise AssertionError("an unknown run was found")
+            return
+        raise AssertionError("an unknown run was found")
 
 
 def figures(words: argparse.Namespace) -> dict[str, Any]:

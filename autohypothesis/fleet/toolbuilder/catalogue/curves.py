@@ -6,16 +6,15 @@ Reads the samples in exit.json: rows of [share of the budget, loss, bits per byt
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.fleet.toolbuilder.catalogue.reader import (
+    folder_of,
     main,
     number,
     read_document,
     read_rows,
-    write_document,
 )
 
 Point = tuple[float, float]
@@ -51,7 +50,7 @@ def latest(research: Path) -> list[str]:
 
 
 def figures(points: list[Point]) -> dict[str, Any]:
-    """First, lowest and last value, and that at each quarter of the budget, or before."""
+    """Return first, lowest and last value, and the last one up to each quarter of the budget."""
     values = [value for _, value in points]
     quarters = {}
     for percent in (25, 50, 75, 100):
@@ -67,7 +66,7 @@ def figures(points: list[Point]) -> dict[str, Any]:
 
 
 def plot(curves: dict[str, list[Point]], unit: str) -> str:
-    """All curves in one field of characters; where two meet, the first one is seen."""
+    """Return all curves in one field of characters; where two meet, the first one is seen."""
     points = [point for one in curves.values() for point in one]
     if not points:
         return "none of these runs left samples"
@@ -92,7 +91,7 @@ def plot(curves: dict[str, list[Point]], unit: str) -> str:
 
 
 def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
-    """The same as a picture."""
+    """Write the same as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -114,11 +113,9 @@ def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
 
 
 def self_test() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        research = Path(folder, "research")
-        samples = [[0.1, 4.0, 2.0, 9.0], [0.5, 3.0, None, 9.0], [0.6, None, 1.0, 9.0]]
-        samples += [[1.0, 2.0, 1.0, 9.0]]
-        write_document(research, "a-1", "exit.json", {"samples": samples})
+    samples = [[0.1, 4.0, 2.0, 9.0], [0.5, 3.0, None, 9.0], [0.6, None, 1.0, 9.0]]
+    samples += [[1.0, 2.0, 1.0, 9.0]]
+    with folder_of([], {"a-1/exit.json": {"samples": samples}}) as research:
         points = curve(research, "a-1", "loss")
         assert points == [(0.1, 4.0), (0.5, 3.0), (1.0, 2.0)], points
         found = figures(points)
@@ -127,7 +124,7 @@ def self_test() -> None:
         page = plot({"a-1": points}, "loss").splitlines()
         assert page[1].endswith("●") and page[1].split()[0] == "4", page[1]
         assert page[HEIGHT].endswith("●") and page[HEIGHT].split()[0] == "2", page[HEIGHT]
-        picture = Path(folder, "curves.png")
+        picture = research.with_name("curves.png")
         draw({"a-1": points}, "loss", picture)
         assert picture.read_bytes().startswith(b"\x89PNG")
 

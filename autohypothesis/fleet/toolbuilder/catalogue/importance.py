@@ -13,8 +13,8 @@ import argparse
 import json
 import math
 import statistics
-import tempfile
 import warnings
+from bisect import bisect_left, bisect_right
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from typing import Any
 from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     Row,
     completed,
+    folder_of,
+    grouped,
     main,
     number,
     read_document,
     read_rows,
-    write_document,
-    write_rows,
+    shown,
 )
 
 Settings = dict[str, Any]
@@ -40,16 +41,15 @@ VALUES_LIMIT = 40
 
 
 def active_tag(research: Path, rows: list[Row]) -> str:
-    """The manifest's, else that of the last row."""
+    """Return the manifest's tag, else that of the last row."""
     tag = read_document(research, "fleet", "manifest.json").get("tag")
     return str(tag or (rows[-1].get("tag", "") if rows else ""))
 
 
 def measured(rows: list[Row], tag: str) -> list[Row]:
-    """Completed runs of the tag with a value, on the platform of the last of them."""
-    runs = [row for row in completed(rows) if row.get("tag") == tag]
-    platform = runs[-1].get("platform_key", "") if runs else ""
-    return [row for row in runs if row.get("platform_key", "") == platform]
+    """Return completed runs of the tag with a value, on the platform of the last of them."""
+    runs = completed(rows, tag=tag)
+    return completed(runs, platform_key=runs[-1].get("platform_key", "")) if runs else []
 
 
 def key(value: Any) -> str:
@@ -57,43 +57,43 @@ def key(value: Any) -> str:
 
 
 def tried(research: Path, runs: list[Row]) -> list[Tried]:
-    """Each different choice of settings once, with the mean of its runs."""
-    groups: dict[str, tuple[Settings, list[float]]] = {}
-    for run in runs:
-        settings = read_document(research, "runs", str(run["id"]), "config.json")
-        if settings:
-            _, values = groups.setdefault(key(settings), (settings, []))
-            values.append(float(run["metric_value"]))
-    return [(settings, statistics.fmean(values)) for settings, values in groups.values()]
+    """Return each different choice of settings once, with the mean of its runs."""
+    found = [
+        (settings, float(run["metric_value"]))
+        for run in runs
+        if (settings := read_document(research, "runs", str(run["id"]), "config.json"))
+    ]
+    return [
+        (same[0][0], statistics.fmean(value for _, value in same))
+        for same in grouped(found, lambda one: key(one[0]))
+    ]
 
 
 def varying(found: list[Tried]) -> list[str]:
-    """Settings that every run has, and that differ between some of them."""
+    """Return settings that every run has, and that differ between some of them."""
     if not found:
         return []
     shared = set.intersection(*(set(settings) for settings, _ in found))
     return sorted(name for name in shared if len({key(s[name]) for s, _ in found}) > 1)
 
 
-# ── directly: pairs ─────────────────────────────────────────────────────────────────────────
-
-
 def pairs(found: list[Tried], name: str) -> list[tuple[Any, Any, float]]:
-    """(value, other value, difference of the metric) for runs that differ in `name` only."""
-    groups: dict[str, list[Tried]] = {}
-    for settings, value in found:
-        rest = {other: settings[other] for other in settings if other != name}
-        groups.setdefault(key(rest), []).append((settings, value))
-    answer = []
-    for group in groups.values():
-        group = [one for one in group if name in one[0]][:VALUES_LIMIT]
-        for (first, a), (second, b) in combinations(group, 2):
-            answer.append((first[name], second[name], b - a))
-    return answer
+    """Return (value, other value, difference of the metric) for runs that differ in `name` only."""
+    having = [one for one in found if name in one[0]]
+    groups = grouped(having, lambda one: key({k: v for k, v in one[0].items() if k != name}))
+    return [
+        (first[name], second[name], b - a)
+        for group in groups
+        for (first, a), (second, b) in combinations(group[:VALUES_LIMIT], 2)
+    ]
 
 
 def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
-    """Mean size of the effect, and the change that helped most (`sign` -1: lower is better)."""
+    """Return the mean size of the effect, and the change that helped most.
+
+    Args:
+        sign: -1 where a lower metric is better.
+    """
     seen = pairs(found, name)
     if not seen:
         return {"pairs": 0, "effect": None, "best_change": None}
@@ -106,26 +106,14 @@ def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
     }
 
 
-# ── indirectly: all runs ────────────────────────────────────────────────────────────────────
-
-
 def ranks(values: list[float]) -> list[float]:
-    """From 1; equal values share the mean of their ranks."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    answer = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for place in order[start:end]:
-            answer[place] = (start + end + 1) / 2
-        start = end
-    return answer
+    """Return ranks from 1; equal values share the mean of theirs."""
+    order = sorted(values)
+    return [(bisect_left(order, one) + bisect_right(order, one) + 1) / 2 for one in values]
 
 
 def rank_correlation(found: list[Tried], name: str) -> float | None:
-    """Spearman's, between a numeric setting and the metric; None for other settings."""
+    """Return Spearman's, between a numeric setting and the metric; None for other settings."""
     values = [settings[name] for settings, _ in found]
     if len(found) < 3 or None in map(number, values):
         return None
@@ -136,7 +124,7 @@ def rank_correlation(found: list[Tried], name: str) -> float | None:
 
 
 def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float]:
-    """PED-ANOVA's share of each setting; empty where it cannot be had."""
+    """Return PED-ANOVA's share of each setting; empty where it cannot be had."""
     if len(found) < ENOUGH or not names:
         return {}
     try:
@@ -149,13 +137,12 @@ def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float
     study = optuna.create_study(direction="minimize" if sign < 0 else "maximize")
     spaces = {name: space(found, name) for name in names}
     for settings, value in found:
-        study.add_trial(
-            optuna.trial.create_trial(
-                params={name: plain(settings[name], spaces[name]) for name in names},
-                distributions=spaces,
-                value=value,
-            )
-        )
+        params = {
+            name: float(settings[name]) if hasattr(spaces[name], "low") else key(settings[name])
+            for name in names
+        }
+        trial = optuna.trial.create_trial(params=params, distributions=spaces, value=value)
+        study.add_trial(trial)
     try:
         evaluator = PedAnovaImportanceEvaluator()
         return dict(get_param_importances(study, evaluator=evaluator, params=names))
@@ -172,15 +159,8 @@ def space(found: list[Tried], name: str) -> Any:
     return CategoricalDistribution(sorted({key(value) for value in values}))
 
 
-def plain(value: Any, where: Any) -> Any:
-    return float(value) if hasattr(where, "low") else key(value)
-
-
-# ── the answer ──────────────────────────────────────────────────────────────────────────────
-
-
 def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
-    """Every setting that varies, the most important first."""
+    """Return every setting that varies, the most important first."""
     rows = read_rows(research)
     wanted = tag or active_tag(research, rows)
     runs = measured(rows, wanted)
@@ -238,43 +218,39 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines + ([found["note"]] if found["note"] else []))
 
 
-def shown(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
 def self_test() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        research = Path(folder, "research")
-        rows: list[Row] = []
+    rows: list[Row] = []
+    configs: dict[str, Settings] = {}
 
-        def run(value: float, tag: str = "t", **settings: Any) -> None:
-            name = f"r-{len(rows)}"
-            write_document(research, name, "config.json", settings)
-            row = {"id": name, "tag": tag, "execution_status": "completed", "platform_key": "p"}
-            rows.append({**row, "metric_value": value, "metric_name": "val_bpb"})
-            write_rows(research, rows)
+    def ran(value: float, tag: str = "t", **settings: Any) -> None:
+        name = f"r-{len(rows)}"
+        configs[f"{name}/config.json"] = settings
+        row = {"id": name, "tag": tag, "execution_status": "completed", "platform_key": "p"}
+        rows.append({**row, "metric_value": value, "metric_name": "val_bpb"})
 
-        for depth in (1, 2, 3):
-            for rate in (0.1, 0.2):
-                run(10.0 - 2 * depth + rate, depth=depth, rate=rate, word="same")
-        run(99.0, tag="other", depth=9, rate=9, word="other")
-        found = importance(research, "t")
-        depth, rate = found["settings"]
-        assert (found["runs"], depth["name"], rate["name"]) == (6, "depth", "rate"), found
-        # depth: differences 2, 2, 4 at each of two rates; rate: 0.1 at each of three depths
-        assert depth["pairs"] == 6 and math.isclose(depth["effect"], 8 / 3), depth
-        assert rate["pairs"] == 3 and math.isclose(rate["effect"], 0.1), rate
-        assert math.isclose(depth["best_change"]["difference"], -4.0), depth
-        assert (depth["best_change"]["from"], depth["best_change"]["to"]) == (1, 3), depth
-        assert depth["rank_correlation"] < -0.9, depth
-        run(5.0, depth=3, rate=0.2, word="same")  # a repeat is averaged, and is no pair
-        assert importance(research, "t")["different"] == 6
-        assert importance(research, "t")["settings"][0]["pairs"] == 6
-        assert importance(research, "none")["settings"] == []
-        for depth_too in range(4, 4 + ENOUGH):
-            run(10.0 - 2 * depth_too, depth=depth_too, rate=0.1, word="same")
-        given = [setting["share"] for setting in importance(research, "t")["settings"]]
-        assert None in given or math.isclose(sum(given), 1.0, rel_tol=1e-6), given
+    def found(tag: str = "t") -> dict[str, Any]:
+        with folder_of(rows, configs) as research:
+            return importance(research, tag)
+
+    for depth in (1, 2, 3):
+        for rate in (0.1, 0.2):
+            ran(10.0 - 2 * depth + rate, depth=depth, rate=rate, word="same")
+    ran(99.0, tag="other", depth=9, rate=9, word="other")
+    first, second = found()["settings"]
+    assert (found()["runs"], first["name"], second["name"]) == (6, "depth", "rate"), found()
+    # depth: differences 2, 2, 4 at each of two rates; rate: 0.1 at each of three depths
+    assert first["pairs"] == 6 and math.isclose(first["effect"], 8 / 3), first
+    assert second["pairs"] == 3 and math.isclose(second["effect"], 0.1), second
+    assert math.isclose(first["best_change"]["difference"], -4.0), first
+    assert (first["best_change"]["from"], first["best_change"]["to"]) == (1, 3), first
+    assert first["rank_correlation"] < -0.9, first
+    ran(5.0, depth=3, rate=0.2, word="same")  # a repeat is averaged, and is no pair
+    assert found()["different"] == 6 and found()["settings"][0]["pairs"] == 6
+    assert found("none")["settings"] == []
+    for deeper in range(4, 4 + ENOUGH):
+        ran(10.0 - 2 * deeper, depth=deeper, rate=0.1, word="same")
+    given = [setting["share"] for setting in found()["settings"]]
+    assert None in given or math.isclose(sum(given), 1.0, rel_tol=1e-6), given
 
 
 if __name__ == "__main__":

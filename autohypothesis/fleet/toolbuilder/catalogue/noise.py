@@ -14,16 +14,17 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     Row,
     completed,
+    folder_of,
+    grouped,
     main,
+    pooled_sd,
     read_rows,
-    write_rows,
+    shown,
 )
 
 FEW = 4
@@ -31,25 +32,18 @@ FEW = 4
 
 
 def pooled(groups: list[list[float]]) -> dict[str, Any] | None:
-    """The standard deviation over all groups, each around its own mean; None without a repeat."""
+    """Return the spread over all groups and what it rests on; None without a repeat."""
     groups = [group for group in groups if len(group) > 1]
-    freedom = sum(len(group) - 1 for group in groups)
-    if freedom == 0:
+    if not groups:
         return None
-    squares = sum((len(group) - 1) * statistics.variance(group) for group in groups)
-    return {
-        "sd": math.sqrt(squares / freedom),
-        "runs": sum(len(group) for group in groups),
-        "groups": len(groups),
-        "degrees_of_freedom": freedom,
-    }
+    runs = sum(map(len, groups))
+    freedom = runs - len(groups)
+    sd = pooled_sd(groups)
+    return {"sd": sd, "runs": runs, "groups": len(groups), "degrees_of_freedom": freedom}
 
 
-def grouped(rows: list[Row], *keys: str) -> list[list[Row]]:
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
-    return list(groups.values())
+def by(rows: list[Row], *keys: str) -> list[list[Row]]:
+    return grouped(rows, lambda row: tuple(row.get(key) for key in keys))
 
 
 def values(rows: list[Row]) -> list[float]:
@@ -57,8 +51,8 @@ def values(rows: list[Row]) -> list[float]:
 
 
 def one_per_seed(rows: list[Row]) -> list[float]:
-    """The mean of each seed, so that a seed that was run often counts once."""
-    return [statistics.fmean(values(same)) for same in grouped(rows, "seed")]
+    """Return the mean of each seed, so that a seed that was run often counts once."""
+    return [statistics.fmean(values(same)) for same in by(rows, "seed")]
 
 
 def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
@@ -67,7 +61,7 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
     if platform is None:
         platform = latest_platform(runs)
     runs = [run for run in runs if run.get("platform_key", "") == platform]
-    commits = grouped(runs, "commit")
+    commits = by(runs, "commit")
     total = pooled([values(group) for group in commits])
     sd = total["sd"] if total else None
     pair = None if sd is None else math.sqrt(2) * sd
@@ -80,7 +74,7 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
         "sd_pair": pair,
         "min_delta": None if pair is None else 2 * pair,
         **{key: total[key] if total else 0 for key in ("runs", "groups", "degrees_of_freedom")},
-        "same_seed": pooled([values(group) for group in grouped(runs, "commit", "seed")]),
+        "same_seed": pooled([values(group) for group in by(runs, "commit", "seed")]),
         "across_seeds": pooled([one_per_seed(group) for group in commits]),
         "enough": total is not None and total["degrees_of_freedom"] >= FEW,
         "note": note(total, len(runs)),
@@ -89,8 +83,8 @@ def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
 
 def latest_platform(runs: list[Row]) -> str:
     """Return the platform of the latest repeated run; without one, of the latest run."""
-    repeated = [same[-1] for same in grouped(runs, "commit", "platform_key") if len(same) > 1]
-    order = {id(run): place for place, run in enumerate(runs)}
+    repeated = [same[-1] for same in by(runs, "commit", "platform_key") if len(same) > 1]
+    order = {id(run): index for index, run in enumerate(runs)}
     latest = max(repeated or runs[-1:], key=lambda run: order[id(run)], default={})
     return str(latest.get("platform_key", ""))
 
@@ -109,16 +103,15 @@ def text(found: dict[str, Any]) -> str:
     where = f" on {found['device']}" if found["device"] else ""
     if found["sd"] is None:
         return f"Noise of {name}{where}: {found['note']}"
-    lines = [
-        f"Noise of {name}{where}, from {found['runs']} runs of {found['groups']} commits",
-        f"  sd of a run          {found['sd']:.6f}",
-        f"  sd of a pair         {found['sd_pair']:.6f}",
-        f"  suggested min_delta  {found['min_delta']:.6f}",
-    ]
+    lines = [f"Noise of {name}{where}, from {found['runs']} runs of {found['groups']} commits"]
+    for key, words in (
+        ("sd", "sd of a run"), ("sd_pair", "sd of a pair"), ("min_delta", "suggested min_delta"),
+    ):  # fmt: skip
+        lines.append(f"  {words:<21}{shown(found[key], '.6f')}")
     for key, words in (("same_seed", "with the same seed"), ("across_seeds", "across seeds")):
         part = found[key]
-        said = "no repeats" if part is None else f"{part['sd']:.6f}, {part['runs']} runs"
-        lines.append(f"  sd {words:<18}{said}")
+        spread = "no repeats" if part is None else f"{part['sd']:.6f}, {part['runs']} runs"
+        lines.append(f"  sd {words:<18}{spread}")
     return "\n".join(lines + ([found["note"]] if found["note"] else []))
 
 
@@ -132,10 +125,8 @@ def self_test() -> None:
 
     rows = [row("a", 1.0, 1), row("a", 3.0, 1), row("a", 9.0, 1, "other"), row("b", None, 1)]
     rows += [row("b", 4.0, 1), row("b", 5.0, 2), row("b", 6.0, 3), row("c", 7.0, 1)]
-    with tempfile.TemporaryDirectory() as folder:
-        research = Path(folder, "research")
-        assert noise(read_rows(research))["sd"] is None
-        write_rows(research, rows)
+    assert noise([])["sd"] is None
+    with folder_of(rows) as research:
         found = noise(read_rows(research))
     # a: 1 and 3, variance 2; b: 4, 5, 6, variance 1; pooled (1 * 2 + 2 * 1) / 3
     assert math.isclose(found["sd"], math.sqrt(4 / 3)), found

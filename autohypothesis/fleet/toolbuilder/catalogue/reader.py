@@ -8,11 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def read_rows(research: Path) -> list[Row]:
@@ -47,28 +51,59 @@ def number(value: Any) -> float | None:
     return float(value) if good else None
 
 
-def completed(rows: list[Row]) -> list[Row]:
-    """Return the rows of completed runs with a finite metric."""
+def completed(rows: list[Row], **wanted: Any) -> list[Row]:
+    """Return the rows of completed runs with a finite metric and the `wanted` fields."""
     return [
         row
         for row in rows
         if row.get("execution_status") == "completed"
         and number(row.get("metric_value")) is not None
+        and all(row.get(key, "") == value for key, value in wanted.items())
     ]
 
 
-def write_rows(research: Path, rows: list[Row]) -> None:
-    """Write a ledger beside `research`, for a self-test."""
-    research.mkdir(exist_ok=True)
-    lines = "\n".join(json.dumps(row) for row in rows)
-    research.with_name("experiments.jsonl").write_text(lines + '\n{"torn', "utf-8")
+def grouped(items: Iterable[T], key: Callable[[T], object]) -> list[list[T]]:
+    """Return the items with equal keys together, in the order of each one's first."""
+    groups: dict[object, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
 
 
-def write_document(research: Path, run: str, name: str, value: Any) -> None:
-    """Write a JSON file into a run's folder, for a self-test."""
-    folder = research.joinpath("runs", run)
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.joinpath(name).write_text(json.dumps(value))
+def pooled_sd(groups: Iterable[list[float]]) -> float | None:
+    """Return the standard deviation around the groups' own means; None without a repeat."""
+    repeated = [group for group in groups if len(group) > 1]
+    squares = sum((len(group) - 1) * statistics.variance(group) for group in repeated)
+    freedom = sum(len(group) - 1 for group in repeated)
+    return math.sqrt(squares / freedom) if freedom else None
+
+
+def shown(value: Any, form: str = ".6g") -> str:
+    """Return a value as text, a number in `form`; a dash for None."""
+    if value is None:
+        return "–"
+    return format(value, form) if isinstance(value, float) else " ".join(str(value).split())
+
+
+@contextmanager
+def folder_of(
+    rows: list[Row], documents: dict[str, dict[str, Any]] | None = None
+) -> Iterator[Path]:
+    """Yield a research folder for a self-test, with a torn ledger.
+
+    Args:
+        documents: content by its path below runs/.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        research = Path(folder, "research")
+        research.mkdir()
+        lines = "\n".join(json.dumps(row) for row in rows)
+        research.with_name("experiments.jsonl").write_text(lines + '\n{"torn', "utf-8")
+        for name, document in (documents or {}).items():
+            path = research / "runs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(document))
+        yield research
 
 
 def main(
