@@ -134,10 +134,10 @@ def sequential(root: Path, runs: int, seconds: float) -> dict[str, Any]:
     project = make_project(root, seconds)
     thinker = Thinker(seconds)
     for number in range(runs):
-        change = Change.none()
+        change = Change()
         if number:
             time.sleep(thinker.seconds)
-            change = Change.from_overrides(idea(number).config_overrides)
+            change = Change(overrides=idea(number).config_overrides)
         finished = runner.run(project, Experiment(change))
         settle(project, [finished.experiment_id], decided_by="benchmark")
         sync(project.layout)

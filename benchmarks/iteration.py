@@ -117,7 +117,7 @@ def fill(root: Path) -> None:
 def one(project: Project, number: int) -> dict[str, float]:
     """Milliseconds of each step of one iteration."""
     executor = LocalExecutor(project.repository, project.layout)
-    change = Change.none() if number == 0 else Change.from_overrides({"RATE": 1.0 + number})
+    change = Change() if number == 0 else Change(overrides={"RATE": 1.0 + number})
     with runner.free_worker(project) as worker:
         spec, planned = timed(lambda: runner.plan(project, Experiment(change), worker))
         handle, submitted = timed(lambda: executor.submit(spec))

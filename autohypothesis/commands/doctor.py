@@ -263,19 +263,19 @@ def _repository(path: Path) -> Iterator[Check]:
 
 def _checkout(project: Project) -> Iterator[Check]:
     """Check which files of the user's folder runs lack."""
-    from autohypothesis.engine.untracked_files import look, problem, remedy
+    from autohypothesis.engine.untracked_files import look
     from autohypothesis.errors import GitError
     from autohypothesis.plain import plain_line
     from autohypothesis.records.git_export import refuse_missing
 
     try:
         refuse_missing(project.repository, project.repository.head())
-        found = look(project.repository, project.task)
+        missing = look(project.repository, project.task)
     except GitError as error:
         yield Check("checkout", "missing", error.problem, error.hint)
         return
-    if words := problem(found):
-        hint = remedy(found)
+    if words := missing.problem():
+        hint = missing.remedy()
         told = f"if a run needs one, add its line: {hint}" if hint else ""
         safe = (plain_line(text) for text in (words, told))
         yield Check("checkout", "warning", *safe)

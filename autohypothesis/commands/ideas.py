@@ -149,11 +149,11 @@ def _change(
 
 def _working_tree(project: Project, checkout: Path) -> str:
     """Return the difference of `checkout` to the reference, as a patch."""
-    from autohypothesis.engine.workspace import working_tree
+    from autohypothesis.engine.change import working_tree
 
     reference = project.reference()
     change = working_tree(project.repository, project.task, reference, checkout)
-    if change.kind == "none":
+    if change.tree is None:
         raise ChangeError(
             f"{checkout} is equal to the reference {reference[:7]}",
             hint=f"change one of {', '.join(project.task.artifacts)} first",

@@ -168,8 +168,7 @@ def _change(
     project: Project, checkout: Path, overrides: list[str], patch: Path | None, baseline: bool
 ) -> Change:
     """Return the one change that was given; with none, what is in the working tree."""
-    from autohypothesis.engine.change import Change
-    from autohypothesis.engine.workspace import working_tree
+    from autohypothesis.engine.change import Change, working_tree
 
     given = {"--set": overrides, "--patch": patch, "--baseline": baseline}
     asked = [name for name, value in given.items() if value]
@@ -179,11 +178,11 @@ def _change(
             hint="an experiment tests one change; name one of them",
         )
     if overrides:
-        return Change.from_overrides(dict(_setting(word) for word in overrides))
+        return Change(overrides=dict(_setting(word) for word in overrides))
     if patch is not None:
-        return Change.from_patch(_read_patch(patch))
+        return Change(patch=_read_patch(patch))
     if baseline:
-        return Change.none()
+        return Change()
     return working_tree(project.repository, project.task, project.reference(), checkout)
 
 

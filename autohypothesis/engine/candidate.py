@@ -1,29 +1,63 @@
 """The first third of an iteration: from a change to a commit that is worth running.
 
 Nothing here touches the user's checkout, and nothing trains. A change that cannot be applied,
-touches more than it may, changes nothing or is seen to be hopeless costs no run.
+touches more than it may, changes nothing or is seen to be hopeless costs no run. That is read from
+its sources first; then the task's own test, the preflight, runs in a checkout of the candidate but
+with the evaluator as it was committed. It may import the candidate, which nothing else here does.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine.change import Change, Implementer, tree_of
+from pydantic import BaseModel, ConfigDict
+
+from autohypothesis.engine import program
+from autohypothesis.engine.change import Change, tree_of
+from autohypothesis.engine.constants import parse, read_constants
+from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
-from autohypothesis.engine.guard import check_candidate, check_sources, run_preflight
+from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
+from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
-from autohypothesis.errors import AutohypothesisError, ChangeError, GitError, NothingNewError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    ChangeError,
+    GitError,
+    NothingNewError,
+    PreflightError,
+    UnjudgedError,
+)
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.git import FileChange, Repository, experiment_ref
+
+MAX_TITLE = 100
+TIMEOUT_S = 120.0
+TRIES = 3
+"""How often a preflight is run that could not judge."""
+PAUSE_S = 0.5
+"""Before the second try; each later pause is longer by as much."""
+TAIL = 64 * 1024
+"""Bytes of what the preflight printed that are looked at."""
+
+Implement = Callable[[str, Path], str]
+"""Turns instructions into edits of a checkout; returns what was done in a line, or nothing.
+
+What it touched beside the artifacts is refused afterwards. Without instructions the idea is its
+own. It raises a `MutatorError` where it failed.
+"""
 
 
 def prepare(
@@ -33,7 +67,7 @@ def prepare(
     *,
     workspace: Workspace | None = None,
     inputs: Inputs | None = None,
-    implementer: Implementer | None = None,
+    implement: Implement | None = None,
 ) -> RunSpec:
     """Make the commit of a planned experiment, reachable as `refs/experiments/<experiment_id>`.
 
@@ -41,8 +75,8 @@ def prepare(
     The ref is set before the preflight, so that a refused diff stays in git as well.
 
     Args:
-        workspace: where an implementer works, and the task's preflight, in its export; without
-            it neither runs.
+        workspace: where instructions are implemented, and the task's preflight runs, in its
+            export; without it neither is.
         inputs: located inputs, for the preflight.
 
     Returns what to run: the commit, its diff and its settings.
@@ -52,18 +86,28 @@ def prepare(
         PreflightError: it applies, and can be seen to fail.
     """
     base, change = repository.resolve(experiment.base), experiment.change
-    tree, note = _tree(repository, task, base, change, workspace, implementer)
+    tree, note = _tree(repository, task, base, change, workspace, implement)
     changes = repository.changes(base, tree)
     if not changes and change.kind not in ("none", "tree"):
+        names = {
+            "overrides": f"overrides of {', '.join(change.overrides or ())}",
+            "patch": "lines of the patch",
+        }
         raise NothingNewError(
-            f"the {_named(change)} change nothing in {base[:12]}", hint="propose something else"
+            f"the {names.get(change.kind, change.kind)} change nothing in {base[:12]}",
+            hint="propose something else",
         )
     check_candidate(repository, task, tree, changes)
     experiment = replace(experiment, base=base, title=experiment.title or note)
     commit = base
     if changes:
         commit = repository.commit_tree(tree, [base], commit_message(experiment))
-    _keep(repository, experiment.experiment_id, commit)
+    ref = experiment_ref(experiment.experiment_id)
+    if not repository.compare_and_swap(ref, commit, None) and repository.read_ref(ref) != commit:
+        raise GitError(
+            f"{ref} exists and is another commit",
+            hint=f"see `python orchestrator.py show {experiment.experiment_id}`",
+        )
     config = _settings(repository, task, commit, workspace, inputs or Inputs())
     return spec_of(repository, task, experiment, commit, config)
 
@@ -106,19 +150,23 @@ def _tree(
     base: str,
     change: Change,
     workspace: Workspace | None,
-    implementer: Implementer | None,
+    implement: Implement | None,
 ) -> tuple[str, str]:
-    """The tree of the change, and what its maker says it is.
+    """Return the tree of the change, and what its maker says it is.
 
-    Instructions are implemented in the workspace first, which is left as it was: what a program
-    wrote there may have filled the disk.
+    Instructions are implemented in the workspace first, which after an error is left as it was:
+    what a program wrote there may have filled the disk.
     """
-    if change.kind != "instructions" or workspace is None or implementer is None:
+    if change.instructions is None or workspace is None or implement is None:
         return tree_of(repository, task, base, change), ""
     checkout = workspace.checkout(base)
     try:
-        note = implementer.implement(change.text, checkout)
-        return _left_in(repository, checkout), note
+        note = implement(change.instructions, checkout)
+        try:
+            return repository.snapshot_tree(worktree=checkout, untracked=True), note
+        except GitError as error:  # a pipe, a repository in it, a name that git refuses
+            words = f"what was left in the checkout is no change: {error.problem}"
+            raise ChangeError(words) from error
     except AutohypothesisError:
         with suppress(AutohypothesisError):
             repository.clean(checkout)
@@ -127,81 +175,39 @@ def _tree(
         raise
 
 
-def _left_in(repository: Repository, checkout: Path) -> str:
-    """The tree of what is in a checkout now.
-
-    Raises:
-        ChangeError: git does not take it: a pipe, a repository in it, a name that it refuses.
-    """
-    try:
-        return repository.snapshot_tree(worktree=checkout, untracked=True)
-    except GitError as error:
-        raise ChangeError(f"what was left in the checkout is no change: {error.problem}") from error
-
-
-def _keep(repository: Repository, experiment_id: str, commit: str) -> None:
-    """Make the commit reachable for good; an id is used once."""
-    ref = experiment_ref(experiment_id)
-    if not repository.compare_and_swap(ref, commit, None) and repository.read_ref(ref) != commit:
-        raise GitError(
-            f"{ref} exists and is another commit",
-            hint=f"see `python orchestrator.py show {experiment_id}`",
-        )
-
-
 def _settings(
     repository: Repository, task: Task, commit: str, workspace: Workspace | None, inputs: Inputs
 ) -> dict[str, Any]:
-    """The settings of a commit, once neither its text nor its preflight speaks against it."""
-    scripts = [path for path in task.artifacts_in(repository.entries(commit)) if _is_python(path)]
-    sources = {path: repository.show_file(commit, path) for path in scripts}
+    """Return the settings of a commit, once neither its text nor its preflight is against it."""
+    artifacts = task.artifacts_in(repository.entries(commit))
+    sources = {
+        path: repository.show_file(commit, path) for path in artifacts if path.endswith(".py")
+    }
     literals = check_sources(sources, inputs.constants)
     if task.run.preflight is None or workspace is None:
         return config_of(literals, None)
-    files = workspace.export.checkout(commit, task)
+    checkout = workspace.export.checkout(commit, task)
     around = Surroundings(
         repository,
         task,
         sandbox_kind(task),
         data=inputs.data,
         held_out=inputs.held_out,
-        linked=files.linked,
+        linked=tuple(checkout.links.values()),
     )
-    verdict = run_preflight(
-        task,
-        files.path,
-        repository.root,
-        evaluator=evaluator_of(repository, commit, task),
-        inputs=inputs.environment,
-        around=around,
-    )
+    evaluator = evaluator_of(repository, commit, task)
+    verdict = run_preflight(around, checkout.path, evaluator, inputs)
     return config_of(literals, verdict.constants)
 
 
-def _is_python(path: str) -> bool:
-    return path.endswith(".py")
-
-
-def _named(change: Change) -> str:
-    if change.kind == "overrides":
-        return f"overrides of {', '.join(change.overrides)}"
-    return {"patch": "lines of the patch"}.get(change.kind, change.kind)
-
-
-MAX_TITLE = 100
-
-
 def diff_stat(changes: Sequence[FileChange]) -> str:
-    """`1 file changed, 2 insertions(+), 1 deletion(-)`, as git says it; empty for no change."""
-    if not changes:
-        return ""
-    added = sum(one.added or 0 for one in changes)
-    removed = sum(one.removed or 0 for one in changes)
-    parts = [f"{len(changes)} file{_s(len(changes))} changed"]
-    if added:
-        parts.append(f"{added} insertion{_s(added)}(+)")
-    if removed:
-        parts.append(f"{removed} deletion{_s(removed)}(-)")
+    """Return `1 file changed, 2 insertions(+)`, as git says it; empty for no change."""
+    counts = (
+        (len(changes), "file", " changed"),
+        (sum(one.added or 0 for one in changes), "insertion", "(+)"),
+        (sum(one.removed or 0 for one in changes), "deletion", "(-)"),
+    )
+    parts = [f"{n} {word}{'s' * (n != 1)}{end}" for n, word, end in counts if n]
     return ", ".join(parts)
 
 
@@ -246,14 +252,13 @@ def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) 
 
 def commit_message(experiment: Experiment) -> str:
     """The title as subject, the rationale, and the ids as trailers."""
-    experiment_id, hypothesis_id = experiment.experiment_id, experiment.hypothesis_id
-    subject = plain_line(experiment.title)[:MAX_TITLE].strip() or f"Experiment {experiment_id}"
-    trailers = [f"Experiment: {experiment_id}"]
-    if hypothesis_id:
-        trailers.append(f"Hypothesis: {hypothesis_id}")
-    rationale = plain(experiment.rationale).strip()
-    body = f"{rationale}\n\n" if rationale else ""
-    return f"{subject}\n\n{body}" + "\n".join(trailers) + "\n"
+    name = f"Experiment {experiment.experiment_id}"
+    subject = plain_line(experiment.title)[:MAX_TITLE].strip() or name
+    trailers = f"Experiment: {experiment.experiment_id}\n"
+    if experiment.hypothesis_id:
+        trailers += f"Hypothesis: {experiment.hypothesis_id}\n"
+    parts = (subject, plain(experiment.rationale).strip(), trailers)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _is_plain(value: Any) -> bool:
@@ -265,5 +270,139 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _s(count: int) -> str:
-    return "" if count == 1 else "s"
+# ── a preflight ─────────────────────────────────────────────────────────────────────────────
+
+
+class PreflightVerdict(BaseModel):
+    """The last line that a preflight command prints.
+
+    Attributes:
+        constants: values of the script's constants, expressions evaluated.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    ok: bool
+    problem: str = ""
+    constants: dict[str, Any] | None = None
+
+
+def check_sources(sources: Mapping[str, bytes], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the literal constants of Python `sources`, when they parse and fit together.
+
+    Args:
+        sources: the artifacts of the candidate, by path.
+        known: constants of the profile, by lower-case name.
+
+    Raises:
+        PreflightError: with file and line, or the rule that is broken.
+    """
+    constants: dict[str, Any] = {}
+    for path, source in sources.items():
+        try:
+            parse(source, path)
+        except ChangeError as error:
+            raise PreflightError(error.problem, hint=error.hint) from error
+        constants = {**read_constants(source), **constants}
+    problem = _shape_problem({name.lower(): value for name, value in constants.items()}, known)
+    if problem:
+        raise PreflightError(problem, hint="propose other sizes")
+    return constants
+
+
+def _shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """The rule of the published recipe that literal `constants` break."""
+    for name in ("depth", "head_dim", "total_batch_size", "device_batch_size"):
+        value = constants.get(name)
+        if isinstance(value, (int, float)) and (isinstance(value, bool) or not value > 0):
+            return f"{name.upper()} = {value} is not a positive number"
+    total, rows = constants.get("total_batch_size"), constants.get("device_batch_size")
+    length = constants.get("max_seq_len", known.get("max_seq_len"))
+    sizes = (total, rows, length)
+    are_sizes = all(type(size) is int and size > 0 for size in sizes)
+    if are_sizes and total % (rows * length):
+        return (
+            f"TOTAL_BATCH_SIZE = {total} is not a multiple of DEVICE_BATCH_SIZE x MAX_SEQ_LEN"
+            f" = {rows} x {length}"
+        )
+    return ""
+
+
+def run_preflight(
+    around: Surroundings,
+    checkout: Path,
+    evaluator: Path | None,
+    inputs: Inputs,
+    *,
+    timeout_s: float = TIMEOUT_S,
+) -> PreflightVerdict:
+    """Run the task's preflight command in `checkout`, without any GPU.
+
+    A command that could not judge is run again, `TRIES` times in all.
+
+    Args:
+        around: what the command may see and change.
+        evaluator: the pristine file that stands for `scorer.evaluator` in the command.
+
+    Raises:
+        PreflightError: the candidate is refused, or the command gave no verdict in time.
+        UnjudgedError: the command could not judge, each time.
+    """
+    task = around.task
+    words = [
+        str(evaluator) if evaluator is not None and word == task.scorer.evaluator else word
+        for word in resolved(task.run.preflight or (), around.repository.root)
+    ]
+    hint = f"run `{' '.join(words)}` in {checkout}"
+    environment = around.environment(_environment(task, inputs), None)
+    confined = around.bound(around.preflight(checkout, evaluator))
+    why = ""
+    for attempt in range(TRIES):
+        time.sleep(PAUSE_S * attempt)
+        try:
+            ended = program.run(
+                words, cwd=checkout / task.run.cwd, environment=environment, confined=confined,
+                timeout_s=timeout_s, out_limit=TAIL, tail=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise PreflightError(
+                f"the preflight does not start: {error}", hint="correct run.preflight of the task"
+            ) from error
+        verdict = _verdict(ended.out)
+        # The command may import the candidate, so one that crashes was crashed by it.
+        could_judge = verdict or not ended.exit_code or signal_of(ended.exit_code) in CRASHES
+        why = why_unjudged(ended.exit_code, None, ended.err or ended.out)
+        if could_judge or not why:
+            break
+    else:
+        raise UnjudgedError(f"the preflight could not judge, {TRIES} times: {why}", hint=hint)
+    if ended.exit_code is None:
+        limit = ended.limit(timeout_s)
+        raise PreflightError(f"the preflight {limit}", hint="propose a smaller model")
+    if verdict is None:
+        reason = ended.err.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]
+        raise PreflightError(f"the preflight gave no verdict: {reason[0][:300]}", hint=hint)
+    if not verdict.ok:
+        problem = verdict.problem or "the preflight refused it"
+        raise PreflightError(problem, hint="propose something else")
+    return verdict
+
+
+def _environment(task: Task, inputs: Inputs) -> dict[str, str]:
+    return {
+        **{name: value for name, value in os.environ.items() if name in INHERITED},
+        "HOME": os.path.expanduser("~"),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "SEED": "0",
+        **dict.fromkeys(THREAD_VARIABLES, "1"),
+        **task.run.env,
+        **inputs.environment,
+    }
+
+
+def _verdict(out: str) -> PreflightVerdict | None:
+    try:
+        return PreflightVerdict.model_validate(json.loads(out.strip().splitlines()[-1]))
+    except (ValueError, IndexError, RecursionError):
+        return None

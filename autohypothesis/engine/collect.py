@@ -251,7 +251,7 @@ def _looked_at(
         return None, None, ["local.json of its record"]
     checkout = Path(str(local["checkout"]))
     before = guard.Before.model_validate(local["before"])
-    at = Export.at(repository, checkout).holds()
+    at = Export(repository, checkout.name).holds()
     if at != before.commit:  # it was deleted, or given to another run
         why = f"it holds {at[:12]}, the run was of {before.commit[:12]}" if at else str(checkout)
         return None, Failure("infra", f"its checkout is gone: {why}"), []

@@ -342,7 +342,7 @@ def _missing_runs(others: DecisionHistory, case: Case, win: Unconfirmed) -> Iter
         commit = case.result.commit if of_change else case.base
         what = name if of_change else f"the base of {name}"
         experiment = Experiment(
-            Change.none(),
+            Change(),
             title=f"{what} again, at seed {seed}",
             rationale=f"{name} is kept when it is better at further seeds as well",
             # An earlier try that was lost is continued: how often it may be is counted by it.

@@ -165,7 +165,7 @@ class LocalExecutor(Executor):
         sites = site_folders(command.python) if command.python else ()
         hashed = task_hash(task, guard.protected_blobs(task, self.repository.entries(spec.commit)))
         evaluator = evaluator_of(self.repository, spec.commit, task)
-        before = guard.look(files.path, spec.commit, files.files, sites, files.copies, files.links)
+        before = guard.look(files, sites)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
             on_gpu = device.kind == "cuda"
@@ -184,7 +184,7 @@ class LocalExecutor(Executor):
                     data=inputs.data,
                     held_out=inputs.held_out,
                     python=command.python,
-                    linked=files.linked,
+                    linked=tuple(files.links.values()),
                     gpus=on_gpu,
                 ),
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),

@@ -82,7 +82,7 @@ def _planned(project: Project, title: str, base: str) -> Experiment:
     """Return the experiment under ids of its own; its plan is written."""
     hypothesis_id = ids.allocate_hypothesis(project.layout, project.active())
     planned = Experiment(
-        Change.none(),
+        Change(),
         title=title,
         hypothesis_id=hypothesis_id,
         tag=project.active(),

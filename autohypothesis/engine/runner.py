@@ -171,7 +171,7 @@ def plan(
         LeaseError: every device is held.
     """
     base = _base(project, experiment)
-    side = Workspace.named(project.repository, workspace or worker, fleet=project.active())
+    side = Workspace(project.repository, workspace or worker, fleet=project.active())
     inputs = _inputs(project, side, base)
     if executor is not None:
         executor.check_device_free(project.task, inputs)
@@ -181,7 +181,7 @@ def plan(
     try:
         spec = prepare(
             project.repository, project.task, experiment,
-            workspace=side, inputs=inputs, implementer=mutator,
+            workspace=side, inputs=inputs, implement=mutator.implement if mutator else None,
         )  # fmt: skip
         _refuse_duplicate(experiment.base, spec.diff_hash, mutator)
     except BaseException as error:
@@ -243,15 +243,15 @@ def _planned(project: Project, experiment: Experiment, worker: str, base: str) -
 
 def _title(change: Change) -> str:
     """The title of a change that was given none; what makes the change may still say one."""
-    if change.kind == "overrides":
+    if change.overrides is not None:
         return ", ".join(f"{name.upper()} = {value}" for name, value in change.overrides.items())
     words = {
         "none": "baseline",
         "tree": "the working tree",
         "patch": "a patch",
-        "commit": f"the artifacts of {change.commit[:7]}",
+        "commit": f"the artifacts of {(change.commit or '')[:7]}",
     }
-    first_line = change.text.strip().splitlines()[:1]
+    first_line = (change.instructions or "").strip().splitlines()[:1]
     return words.get(change.kind) or "".join(first_line)[:100]
 
 

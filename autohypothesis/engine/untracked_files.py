@@ -12,12 +12,11 @@ import os
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
-
-from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine.task import Task, canonical_hash, matches
 from autohypothesis.errors import LaunchError
@@ -28,8 +27,6 @@ from autohypothesis.records.files import (
     read_bytes,
     read_object,
     shown,
-    to_json,
-    write_atomic,
     write_json,
 )
 from autohypothesis.records.git import Repository
@@ -47,32 +44,76 @@ LIMIT = 1 << 20
 """Bytes of `.worktreeinclude`."""
 
 
-class Origin(NamedTuple):
-    """Where one file of the checkout comes from."""
+class Original(NamedTuple):
+    """The user's file that one file of the checkout is made from."""
 
-    source: str
-    stamp: FileStamp | None
-    """Of the original; None for a link."""
+    path: str
+    stamp: FileStamp
     target: str = ""
     """Of a link; empty for a copy."""
-
-
-class Copied(BaseModel):
-    """One copy: the original and the copy as they were, and the hash of both."""
-
-    source: FileStamp
-    copy_stamp: FileStamp
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class Included:
     """The files that a checkout has beside its commit."""
 
-    origins: Mapping[str, Origin] = field(default_factory=dict)
-    """Path in the checkout -> where it comes from."""
+    originals: Mapping[str, Original] = field(default_factory=dict)
+    """By path in the checkout."""
     entries: Mapping[str, str] = field(default_factory=dict)
     """File or folder -> `linked ...`, or empty: it is copied."""
+
+    def put(self, checkout: Path) -> dict[str, str]:
+        """Copy or link all of them to `checkout`; return path -> SHA-256 of every copy.
+
+        Raises:
+            LaunchError: an original cannot be read, or the commit has a link on the way.
+        """
+        hashes = {}
+        for path, original in self.originals.items():
+            try:
+                if digest := _put(checkout, path, original):
+                    hashes[path] = digest
+            except FileNotFoundError:
+                continue  # it was deleted meanwhile
+            except OSError as error:
+                raise LaunchError(
+                    f"{original.path} cannot be brought into a checkout: {error.strerror}",
+                    hint="see .worktreeinclude, and run.include of the task",
+                ) from error
+        return hashes
+
+    def described(self, hashes: Mapping[str, str]) -> dict[str, str]:
+        """Return file or folder -> the hash of what was copied, or `linked ...`."""
+        described = {
+            shown(entry): kind or _hash_of(entry.rstrip("/"), hashes)
+            for entry, kind in self.entries.items()
+        }
+        if len(described) <= MAX_NAMED:
+            return described
+        return {f"{len(described)} files and folders": canonical_hash(described)}
+
+
+def _hash_of(path: str, hashes: Mapping[str, str]) -> str:
+    inside = {name: digest for name, digest in hashes.items() if name.startswith(f"{path}/")}
+    return hashes.get(path) or canonical_hash(inside)
+
+
+def _put(checkout: Path, path: str, original: Original) -> str:
+    """Make one file; return the hash of a copy, and nothing for a link."""
+    if any((checkout / parent).is_symlink() for parent in parents_of(path)):
+        raise OSError(errno.ELOOP, "the commit has a link on the way there")
+    place, digest = checkout / path, hashlib.sha256()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if original.target:
+        os.symlink(original.target, place)
+        return ""
+    with open(original.path, "rb") as source, place.open("wb") as copy:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+            copy.write(chunk)
+    place.chmod(stat.S_IMODE(original.stamp.mode) & 0o777 | 0o600)
+    os.utime(place, ns=(original.stamp.mtime_ns, original.stamp.mtime_ns))
+    return digest.hexdigest()
 
 
 def patterns_of(root: Path, task: Task) -> list[str]:
@@ -93,24 +134,28 @@ def find(repository: Repository, task: Task, tracked: Collection[str]) -> Includ
         return Included()
     folders = {parent for path in tracked for parent in parents_of(path)}
     taken = folders | set(tracked)
-    origins: dict[str, Origin] = {}
+    originals: dict[str, Original] = {}
     entries: dict[str, str] = {}
     left = COPIED_IN_ALL
     for entry in untracked(root, leave_out=Layout(root).made_folders, patterns=patterns):
         path = entry.rstrip("/")
         if path in tracked or any(parent in tracked for parent in parents_of(path)):
             continue  # there is a file of the commit
-        size, files = _size(root / path, min(COPIED_BYTES, left), COPIED_FILES)
-        small = size <= min(COPIED_BYTES, left) and files <= COPIED_FILES
-        if (root / path).is_symlink() or (not small and path not in folders):
-            origins[path] = Origin(str(root / path), None, os.path.realpath(root / path))
+        files = dict(islice(_files(root, path), COPIED_FILES + 1))
+        size = sum(map(_bytes_of, files.values()))
+        small = size <= min(COPIED_BYTES, left) and len(files) <= COPIED_FILES
+        if (root / path).is_symlink() or not (small or path in folders):
             entries[entry] = "linked folder" if entry.endswith("/") else f"linked, {size} bytes"
+            if stamp := file_stamp(root / path):
+                target = os.path.realpath(root / path)
+                originals[path] = Original(str(root / path), stamp, target)
             continue
         left -= size if small else 0
         entries[entry] = "" if small else "linked file by file"
-        files_of = _copies(root, path, small)
-        origins |= {at: one for at, one in files_of if at not in taken}
-    return Included(origins, entries)
+        for inside, stamp in (files if small else dict(_files(root, path))).items():
+            if inside not in taken:
+                originals[inside] = _original(root, path, inside, stamp, small)
+    return Included(originals, entries)
 
 
 def parents_of(path: str) -> Iterator[str]:
@@ -120,147 +165,38 @@ def parents_of(path: str) -> Iterator[str]:
         yield path
 
 
-def _size(place: Path, most: int, most_files: int) -> tuple[int, int]:
-    """Return bytes and files below `place`, counted until they are more than that."""
-    if place.is_symlink() or not place.is_dir():
-        return _length(place), 1
-    size = files = 0
-    for folder, inner, names in os.walk(place):
-        inner[:] = [name for name in inner if name != ".git"]
-        for name in names:
-            size, files = size + _length(Path(folder, name)), files + 1
-            if size > most or files > most_files:
-                return size, files
-    return size, files
-
-
-def _length(file: Path) -> int:
-    stamp = file_stamp(file)
-    return stamp.size if stamp and stat.S_ISREG(stamp.mode) else 0
-
-
-def _copies(root: Path, path: str, small: bool) -> Iterator[tuple[str, Origin]]:
-    """Each file of an entry, linked where it is not `small`.
-
-    Links inside stay; those that lead out of it are made absolute.
-    """
+def _files(root: Path, path: str) -> Iterator[tuple[str, FileStamp]]:
+    """Yield the plain files and links that `path` is, or has in it, with their stamps."""
     top = root / path
-    if not top.is_dir():
-        if (origin := _file(top, small)) is not None:
-            yield path, origin
-        return
+    if top.is_symlink() or not top.is_dir():
+        paths: Iterator[Path] = iter([top])
+    else:
+        paths = _paths_in(top)
+    for place in paths:
+        stamp = file_stamp(place)
+        if stamp and (stat.S_ISREG(stamp.mode) or stat.S_ISLNK(stamp.mode)):
+            yield str(place.relative_to(root)), stamp
+
+
+def _paths_in(top: Path) -> Iterator[Path]:
     for folder, inner, names in os.walk(top):
-        links = [name for name in inner if os.path.islink(os.path.join(folder, name))]
-        inner[:] = sorted(set(inner) - {".git", *links})
-        for name in sorted({*names, *links} - {".git"}):
-            place = Path(folder, name)
-            inside = str(place.relative_to(root))
-            if place.is_symlink():
-                yield inside, Origin(str(place), None, _target(place, top))
-            elif (origin := _file(place, small)) is not None:
-                yield inside, origin
+        links = {name for name in inner if os.path.islink(os.path.join(folder, name))}
+        inner[:] = sorted(set(inner) - {".git"} - links)
+        yield from (Path(folder, name) for name in sorted({*names, *links} - {".git"}))
 
 
-def _file(place: Path, small: bool) -> Origin | None:
-    stamp = file_stamp(place)
-    if stamp is None or not stat.S_ISREG(stamp.mode):
-        return None
-    return Origin(str(place), stamp) if small else Origin(str(place), None, str(place))
+def _bytes_of(stamp: FileStamp) -> int:
+    return stamp.size if stat.S_ISREG(stamp.mode) else 0
 
 
-def _target(link: Path, top: Path) -> str:
-    said, real = os.readlink(link), os.path.realpath(link)
-    stays = not os.path.isabs(said) and real.startswith(os.path.realpath(top) + os.sep)
-    return said if stays else real
-
-
-class Copies:
-    """The included files of one checkout, and what is known of them from the last time."""
-
-    def __init__(self, place: Path, record: Path, wanted: Included) -> None:
-        self._place, self._record, self._wanted = place, record, wanted
-        self._known = self._read() if wanted.origins or record.exists() else {}
-
-    def unchanged(self) -> set[str]:
-        """Return the paths whose copies and originals are what they were."""
-        return {
-            path for path, origin in self._wanted.origins.items() if self._is_same(path, origin)
-        }
-
-    def _is_same(self, path: str, origin: Origin) -> bool:
-        place, known = self._place / path, self._known.get(path)
-        if origin.target:
-            return place.is_symlink() and os.readlink(place) == origin.target
-        return (
-            known is not None
-            and known.source == origin.stamp
-            and known.copy_stamp == file_stamp(place)
-        )
-
-    def put(self, there: Collection[str]) -> dict[str, str]:
-        """Make those that are not `there`; return path -> SHA-256 of every copy."""
-        known = {path: one for path, one in self._known.items() if path in there}
-        for path, origin in self._wanted.origins.items():
-            if path not in there:
-                try:
-                    self._make_room(path)
-                    self._make(path, origin, known)
-                except FileNotFoundError:
-                    continue  # it was deleted meanwhile
-                except OSError as error:
-                    raise LaunchError(
-                        f"{origin.source} cannot be brought into a checkout: {error.strerror}",
-                        hint="see .worktreeinclude, and run.include of the task",
-                    ) from error
-        if known != self._known:
-            said = {path: one.model_dump() for path, one in known.items()}
-            write_atomic(self._record, to_json(said), durable=False)
-        self._known = known
-        return {path: one.sha256 for path, one in known.items()}
-
-    def _make_room(self, path: str) -> None:
-        """Make the folder of a copy; never through a link that the commit has on the way."""
-        if any((self._place / parent).is_symlink() for parent in Path(path).parents):
-            raise OSError(errno.ELOOP, "the commit has a link on the way there")
-        (self._place / path).parent.mkdir(parents=True, exist_ok=True)
-
-    def _make(self, path: str, origin: Origin, known: dict[str, Copied]) -> None:
-        place, digest = self._place / path, hashlib.sha256()
-        if origin.stamp is None:
-            os.symlink(origin.target, place)
-            return
-        with open(origin.source, "rb") as source, place.open("wb") as copy:
-            while chunk := source.read(1 << 20):
-                digest.update(chunk)
-                copy.write(chunk)
-        place.chmod(stat.S_IMODE(origin.stamp.mode) & 0o777 | 0o600)
-        os.utime(place, ns=(origin.stamp.mtime_ns, origin.stamp.mtime_ns))
-        stamp = FileStamp.of(os.lstat(place))
-        known[path] = Copied(source=origin.stamp, copy_stamp=stamp, sha256=digest.hexdigest())
-
-    def _read(self) -> dict[str, Copied]:
-        with suppress(ValidationError):
-            recorded = read_object(self._record).items()
-            return {path: Copied.model_validate(copied) for path, copied in recorded}
-        return {}
-
-    def described(self, hashes: Mapping[str, str]) -> dict[str, str]:
-        """Return file or folder -> the hash of what was copied, or `linked ...`."""
-        found = {
-            shown(entry): said or self._hash(entry.rstrip("/"), hashes)
-            for entry, said in self._wanted.entries.items()
-        }
-        if len(found) <= MAX_NAMED:
-            return found
-        return {f"{len(found)} files and folders": canonical_hash(found)}
-
-    @staticmethod
-    def _hash(path: str, hashes: Mapping[str, str]) -> str:
-        if path in hashes:
-            return hashes[path]
-        return canonical_hash(
-            {one: said for one, said in hashes.items() if one.startswith(f"{path}/")}
-        )
+def _original(root: Path, top: str, path: str, stamp: FileStamp, small: bool) -> Original:
+    """Links inside of the entry `top` stay; those that lead out of it are made absolute."""
+    place = str(root / path)
+    if stat.S_ISREG(stamp.mode):
+        return Original(place, stamp, "" if small else place)
+    said, real = os.readlink(place), os.path.realpath(place)
+    stays = not os.path.isabs(said) and real.startswith(os.path.realpath(root / top) + os.sep)
+    return Original(place, stamp, said if stays else real)
 
 
 LARGEST = 5
@@ -277,16 +213,26 @@ MADE_ANEW = (
 
 
 class Absent(NamedTuple):
-    """A file or a folder of the user's, relative to the repository."""
+    """A file or a folder of the user's, relative to the repository; a folder ends in a slash."""
 
     path: str
-    """A folder ends in a slash."""
     size: int
     is_more: bool
-    """It is larger: its measuring was cut short."""
+    """Whether it is larger: its measuring was cut short."""
 
     def __str__(self) -> str:
-        return f"{shown(self.path)} ({'over ' if self.is_more else ''}{_bytes(self.size)})"
+        units = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"))
+        size = next(
+            (f"{self.size / unit:.1f} {name}" for unit, name in units if self.size >= unit),
+            f"{self.size} bytes",
+        )
+        return f"{shown(self.path)} ({'over ' if self.is_more else ''}{size})"
+
+    @property
+    def pattern(self) -> str:
+        """Its line of .worktreeinclude, in single quotes of a shell."""
+        escaped = "".join(f"\\{sign}" if sign in "*?[\\" else sign for sign in self.path)
+        return "'/" + escaped.replace("'", "'\\''") + "'"
 
 
 class Lacking(NamedTuple):
@@ -302,6 +248,25 @@ class Lacking(NamedTuple):
         more = [f"and {self.others} more"] if self.others else []
         left_out = [f"filter {name} is not applied" for name in self.filters]
         return [*map(str, self.largest), *more, *left_out]
+
+    def problem(self) -> str:
+        """Return what a person should know; empty when there is nothing to say."""
+        problems = []
+        if self.largest:
+            more = f" and {self.others} more" if self.others else ""
+            names = ", ".join(map(str, self.largest))
+            problems.append(f"a run does not have {names}{more}, which git does not track")
+        if self.filters:
+            problems.append(
+                f"a run has the files of the git filter {', '.join(self.filters)} as they are"
+                " stored, since no program but git-lfs runs for its checkout"
+            )
+        return "; ".join(problems)
+
+    def remedy(self) -> str:
+        """Return the command that brings all of it into every run; empty when there is none."""
+        lines = " ".join(absent.pattern for absent in self.largest)
+        return f"printf '%s\\n' {lines} >> .worktreeinclude" if lines else ""
 
 
 _known: dict[tuple[str, ...], tuple[float, Lacking]] = {}
@@ -349,56 +314,17 @@ def _is_ours(root: Path, path: str) -> bool:
     made = Layout(root).made_files
     if not path.endswith("/"):
         return bare in made
-    inside = {one.removeprefix(path) for one in made if one.startswith(path)}
+    inside = {name.removeprefix(path) for name in made if name.startswith(path)}
     return bool(inside) and set(os.listdir(root / bare)) <= inside
 
 
 def _measured(root: Path, path: str, deadline: float) -> Absent:
-    if not path.endswith("/"):
-        return Absent(path, _length(root / path), False)
     size = 0
-    for folder, _, names in os.walk(root / path):
-        for name in names:
-            size += _length(Path(folder, name))
-            if time.monotonic() > deadline:
-                return Absent(path, size, True)
+    for _, stamp in _files(root, path.rstrip("/")):
+        size += _bytes_of(stamp)
+        if path.endswith("/") and time.monotonic() > deadline:
+            return Absent(path, size, True)
     return Absent(path, size, False)
-
-
-def _bytes(size: int) -> str:
-    for unit, name in ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} bytes"
-
-
-# ── telling people ──────────────────────────────────────────────────────────────────────────
-
-
-def problem(found: Lacking) -> str:
-    """Return what a person should know; empty when there is nothing to say."""
-    said = []
-    if found.largest:
-        more = f" and {found.others} more" if found.others else ""
-        names = ", ".join(map(str, found.largest))
-        said.append(f"a run does not have {names}{more}, which git does not track")
-    if found.filters:
-        said.append(
-            f"a run has the files of the git filter {', '.join(found.filters)} as they are stored,"
-            " since no program but git-lfs runs for its checkout"
-        )
-    return "; ".join(said)
-
-
-def remedy(found: Lacking) -> str:
-    """Return the command that brings all of it into every run; empty when there is none."""
-    lines = " ".join(f"'/{_pattern(one.path)}'" for one in found.largest)
-    return f"printf '%s\\n' {lines} >> .worktreeinclude" if lines else ""
-
-
-def _pattern(path: str) -> str:
-    """Return `path` as a line of .worktreeinclude, in single quotes of a shell."""
-    return "".join(f"\\{one}" if one in "*?[\\" else one for one in path).replace("'", "'\\''")
 
 
 @contextmanager
@@ -407,11 +333,11 @@ def telling(repository: Repository, task: Task, tag: str) -> Iterator[str]:
 
     It counts as told when the block ends without an error.
     """
-    found, path = look(repository, task), Layout(repository.root).checkout_lacks
-    names = sorted([*(shown(one.path) for one in found.largest), *found.filters])
-    said = {"tag": tag, "names": names}
-    words = "" if read_object(path) == said else problem(found)
-    hint = remedy(found)
-    yield f"{words}; if it needs one, add its line: {hint}" if words and hint else words
-    if words:
-        write_json(path, said, durable=False)
+    missing, path = look(repository, task), Layout(repository.root).checkout_lacks
+    names = sorted([*(shown(absent.path) for absent in missing.largest), *missing.filters])
+    news = {"tag": tag, "names": names}
+    problem = "" if read_object(path) == news else missing.problem()
+    remedy = missing.remedy()
+    yield f"{problem}; if it needs one, add its line: {remedy}" if problem and remedy else problem
+    if problem:
+        write_json(path, news, durable=False)

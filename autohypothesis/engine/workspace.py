@@ -12,17 +12,15 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from hashlib import sha256
 from pathlib import Path
 
 from autohypothesis.engine import untracked_files
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.task import Task
-from autohypothesis.errors import ChangeError, GitError
+from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import remove_folder, write_atomic
 from autohypothesis.records.git import EXPERIMENTS, FULL, SALVAGE, Entry, Repository
@@ -43,16 +41,15 @@ class Checkout:
     """A folder that holds a commit, and what it has beside it."""
 
     path: Path
+    commit: str
     files: Mapping[str, Entry]
     """Every file of the commit and of its submodules."""
     copies: Mapping[str, str] = field(default_factory=dict)
     """Path -> SHA-256 of every file that was copied from the user's checkout."""
+    links: Mapping[str, Path] = field(default_factory=dict)
+    """Path -> target of what leads to files of the user's."""
     included: Mapping[str, str] = field(default_factory=dict)
     """File or folder -> the hash of what was copied, or how it is linked."""
-    links: tuple[str, ...] = ()
-    """Paths that lead to files of the user's."""
-    linked: tuple[Path, ...] = ()
-    """Their targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +58,6 @@ class Export:
 
     repository: Repository
     name: str
-
-    @classmethod
-    def at(cls, repository: Repository, path: Path) -> Export:
-        """Return the export whose folder is `path`."""
-        return cls(repository, path.name)
 
     @property
     def path(self) -> Path:
@@ -96,56 +88,53 @@ class Export:
         commit = commit if FULL.fullmatch(commit) else self.repository.resolve(commit)
         parts = git_export.parts(self.repository, commit)
         files = {path: entry for part in parts for path, entry in part.files().items()}
-        wanted = untracked_files.find(self.repository, task, files.keys())
+        included = untracked_files.find(self.repository, task, files.keys())
         (self._state / "commit").unlink(missing_ok=True)
         try:
-            copies, hashes = self._fill(parts, files, wanted)
+            self._fill(parts, files)
         except (GitError, OSError):
             self.remove()
-            copies, hashes = self._fill(parts, files, wanted)
+            self._fill(parts, files)
+        copies = included.put(self.path)
         self._refuse_pointers(parts)
         if task.run.git:
-            self._add_repository(parts[0])
+            tree = self.repository.tree_of(commit)
+            alone = self.repository.commit_tree(tree, [], MESSAGE, at=_EPOCH)
+            git_export.one_commit(parts[0], alone, VERSION_TAG, self.path, self._index(parts[0]))
         write_atomic(self._state / "commit", f"{commit}\n", durable=False)
-        links = {path: one.source for path, one in wanted.origins.items() if one.target}
-        return Checkout(
-            path=self.path,
-            files=files,
-            copies=hashes,
-            included=copies.described(hashes),
-            links=tuple(links),
-            linked=tuple(Path(os.path.realpath(source)) for source in links.values()),
-        )
+        links = {
+            path: Path(os.path.realpath(original.path))
+            for path, original in included.originals.items()
+            if original.target
+        }
+        return Checkout(self.path, commit, files, copies, links, included.described(copies))
 
     def remove(self) -> None:
         """Delete the folder and all that is known of it."""
         _remove(self.path)
         _remove(self._state)
 
-    # ── the steps of a checkout ───────────────────────────────────────────────────────────
-
-    def _fill(
-        self, parts: list[Part], files: Mapping[str, Entry], wanted: untracked_files.Included
-    ) -> tuple[untracked_files.Copies, dict[str, str]]:
+    def _fill(self, parts: list[Part], files: Iterable[str]) -> None:
+        """Make the folder hold the files of the commit and nothing else."""
         if self.path.is_symlink() or not self.path.is_dir():
             _remove(self.path)
             self.path.mkdir(parents=True)
-        copies = untracked_files.Copies(self.path, self._state / "included.json", wanted)
-        unchanged = copies.unchanged()
-        kept = {*files, *unchanged}
+        submodules = [
+            f"{part.prefix}{path}/"
+            for part in parts
+            for path, entry in part.entries.items()
+            if entry.mode == SUBMODULE
+        ]
         folders = {
-            parent
-            for path in {*kept, *_submodules(parts)}
-            for parent in untracked_files.parents_of(path)
+            parent for path in (*files, *submodules) for parent in untracked_files.parents_of(path)
         }
-        _tidy(os.fsencode(self.path), b"", _as_bytes(kept), _as_bytes(folders))
+        kept = set(map(os.fsencode, files))
+        _tidy(os.fsencode(self.path), b"", kept, set(map(os.fsencode, folders)))
         for part in parts:
             git_export.fill(part, self.path / part.prefix, self._index(part))
-        there = {path for path in unchanged if os.path.lexists(self.path / path)}
-        return copies, copies.put(there)
 
     def _index(self, part: Part) -> Path:
-        digest = sha256(os.fsencode(part.prefix)).hexdigest()[:16]
+        digest = hashlib.sha256(os.fsencode(part.prefix)).hexdigest()[:16]
         return self._state / (f"index-{digest}" if part.prefix else "index")
 
     def _refuse_pointers(self, parts: list[Part]) -> None:
@@ -156,23 +145,19 @@ class Export:
         ]
         git_export.refuse_pointers(missing, self.repository.root)
 
-    def _add_repository(self, part: Part) -> None:
-        """A repository of one commit in the folder, which is the same for the same tree."""
-        tree = self.repository.tree_of(part.commit)
-        commit = self.repository.commit_tree(tree, [], MESSAGE, at=_EPOCH)
-        git_export.one_commit(part, commit, VERSION_TAG, self.path, self._index(part))
-
     def _make_room(self) -> None:
         """Make the folder of all exports, with its barrier; never take a folder of the user's."""
         room = self.path.parent
         barrier = room / ".git"
-        if room.is_symlink() or (os.path.lexists(room) and not room.is_dir()):
-            raise _in_the_way(room)
         with suppress(OSError, ValueError):
-            if not barrier.is_symlink() and barrier.read_text("utf-8") == BARRIER:
+            if not (room.is_symlink() or barrier.is_symlink()) and barrier.read_text() == BARRIER:
                 return
-        if room.is_dir() and any(room.iterdir()) and not self._state.parent.is_dir():
-            raise _in_the_way(room)
+        is_folder = room.is_dir() and not room.is_symlink()
+        is_strange = not is_folder or (any(room.iterdir()) and not self._state.parent.is_dir())
+        if os.path.lexists(room) and is_strange:
+            raise GitError(
+                f"{room} is in the way: it is not of our making", hint=f"mv {room} {room}.old"
+            )
         self.repository.exclude(Layout(self.repository.root).made_on_use)
         try:
             self._state.mkdir(parents=True, exist_ok=True)  # first: it says whose the room is
@@ -182,22 +167,6 @@ class Export:
         if barrier.is_dir() and not barrier.is_symlink():
             remove_folder(barrier)
         write_atomic(barrier, BARRIER, durable=False)
-
-
-def _in_the_way(path: Path) -> GitError:
-    return GitError(f"{path} is in the way: it is not of our making", hint=f"mv {path} {path}.old")
-
-
-def _submodules(parts: list[Part]) -> Iterator[str]:
-    """The folders of submodules, each as a path inside of it."""
-    for part in parts:
-        for path, entry in part.entries.items():
-            if entry.mode == SUBMODULE:
-                yield f"{part.prefix}{path}/"
-
-
-def _as_bytes(paths: Collection[str]) -> set[bytes]:
-    return {path.encode("utf-8", "surrogateescape") for path in paths}
 
 
 def _remove(path: Path) -> None:
@@ -234,28 +203,19 @@ def _tidy(folder: bytes, prefix: bytes, files: Set[bytes], folders: Set[bytes]) 
             _remove(Path(os.fsdecode(entry.path)))
 
 
-PRISTINE = "pristine"
-"""The folder of all pristine evaluators, one folder each."""
-PLAIN, PROGRAM = "100644", "100755"
-_ATTEMPTS = 4
-
-
 @dataclass(frozen=True)
 class Workspace:
-    """A worktree with one holder. It is made at the first checkout and reused afterwards."""
+    """The worktree `worktrees/<name>` with one holder, made at the first checkout and reused."""
 
     repository: Repository
-    path: Path
+    name: str
     branch: str | None = None
     """None: detached."""
     fleet: str = ""
 
-    @classmethod
-    def named(
-        cls, repository: Repository, name: str, *, branch: str | None = None, fleet: str = ""
-    ) -> Workspace:
-        """Return `worktrees/<name>`."""
-        return cls(repository, Layout(repository.root).worktree(name), branch, fleet)
+    @property
+    def path(self) -> Path:
+        return Layout(self.repository.root).worktree(self.name)
 
     def checkout(self, commit: str) -> Path:
         """Return the worktree, holding exactly `commit` and nothing else.
@@ -279,7 +239,7 @@ class Workspace:
     @property
     def export(self) -> Export:
         """The checkout, no worktree, in which candidates that are made here are tried."""
-        return Export(self.repository, self.path.name)
+        return Export(self.repository, self.name)
 
     def salvage(self, name: str) -> str | None:
         """Keep what differs from the worktree's commit as `refs/fleet/salvage/<name>`.
@@ -311,35 +271,36 @@ class Workspace:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
         fleet = f"fleet={self.fleet} " if self.fleet else ""
-        reason = f"{fleet}worker={self.path.name} pid={pid} start={process_start(pid)}"
+        reason = f"{fleet}worker={self.name} pid={pid} start={process_start(pid)}"
         self.repository.worktree_add(self.path, commit, reason=reason, branch=self.branch)
 
 
+PRISTINE = "pristine"
+"""The folder of all pristine evaluators, one folder each."""
+PLAIN, PROGRAM = "100644", "100755"
+_ATTEMPTS = 4
+
+
 def evaluator_of(repository: Repository, commit: str, task: Task) -> Path | None:
-    """Return the pristine evaluator of `task`, beside all files that the task protects by name.
+    """Return the evaluator of `task` as `commit` has it, at a path named after its content.
 
-    Without a list all other tracked files are protected, and the evaluator stands alone.
-    """
-    if task.scorer.evaluator is None:
-        return None
-    listed = task.protected is not None
-    beside = [path for path in repository.entries(commit) if listed and task.is_protected(path)]
-    return pristine(repository, commit, task.scorer.evaluator, beside)
-
-
-def pristine(repository: Repository, commit: str, path: str, beside: Iterable[str] = ()) -> Path:
-    """Return a protected file as `commit` has it, read-only, at a path named after its content.
-
-    What it imports may lie in the files `beside` it, which keep their places relative to it. All
-    are outside every checkout, so no training runs in their folder, and are compared with their
+    It lies read-only beside all files that the task protects by name, which it may import; without
+    such a list all other tracked files are protected, and the evaluator stands alone. All are
+    outside every checkout, so no training runs in their folder, and are compared with their
     hashes each time they are asked for; nothing else may lie there, for it could be imported.
     """
-    entries = repository.entries(commit)
+    path, entries = task.scorer.evaluator, repository.entries(commit)
+    if path is None:
+        return None
     if path not in entries or entries[path].mode not in (PLAIN, PROGRAM):
         raise GitError(f"there is no file {path!r} in {commit[:12]}")
-    wanted = {name: entries[name] for name in sorted({path, *beside}) if name in entries}
-    files = {name: one for name, one in wanted.items() if one.mode in (PLAIN, PROGRAM)}
-    named = "".join(f"{name}\0{one.mode}\0{one.blob}\0" for name, one in files.items())
+    listed = task.protected is not None
+    files = {
+        name: entry
+        for name, entry in sorted(entries.items())
+        if entry.mode in (PLAIN, PROGRAM) and (name == path or (listed and task.is_protected(name)))
+    }
+    named = "".join(f"{name}\0{entry.mode}\0{entry.blob}\0" for name, entry in files.items())
     digest = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()
     folder = repository.common_dir / "autohypothesis" / PRISTINE / digest
     for _ in range(_ATTEMPTS):
@@ -353,22 +314,25 @@ def pristine(repository: Repository, commit: str, path: str, beside: Iterable[st
 
 def _holds_exactly(folder: Path, files: Mapping[str, Entry]) -> bool:
     """Return whether `folder` holds `files` and nothing else; what Python compiled is deleted."""
-    found = set()
-    for place, folders, names in os.walk(folder):
-        if "__pycache__" in folders and not os.path.islink(os.path.join(place, "__pycache__")):
-            folders.remove("__pycache__")
-            shutil.rmtree(os.path.join(place, "__pycache__"), ignore_errors=True)
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        found |= {os.path.relpath(os.path.join(place, name), folder) for name in names + links}
-    same = found == set(files) and not folder.is_symlink()
-    return same and all(_holds(folder / name, one.blob) for name, one in files.items())
-
-
-def _holds(place: Path, blob: str) -> bool:
-    """Return whether a plain file at `place` has the content that git calls `blob`."""
-    if place.is_symlink() or not place.is_file():
+    if folder.is_symlink():
         return False
-    content = place.read_bytes()
+    found = set()
+    for parent, folders, names in os.walk(folder):
+        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
+        if "__pycache__" in set(folders) - links:
+            folders.remove("__pycache__")
+            shutil.rmtree(os.path.join(parent, "__pycache__"), ignore_errors=True)
+        found |= {os.path.relpath(os.path.join(parent, name), folder) for name in {*names, *links}}
+    return found == set(files) and all(
+        _has_content(folder / name, entry.blob) for name, entry in files.items()
+    )
+
+
+def _has_content(file: Path, blob: str) -> bool:
+    """Return whether a plain file has the content that git calls `blob`."""
+    if file.is_symlink() or not file.is_file():
+        return False
+    content = file.read_bytes()
     algorithm = hashlib.sha1 if len(blob) == 40 else hashlib.sha256
     return algorithm(b"blob %d\0" % len(content) + content).hexdigest() == blob
 
@@ -380,88 +344,19 @@ def _make_anew(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
     try:
-        made = beside / "made"
-        made.mkdir()
         for name, entry in files.items():
-            place = made / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(repository.show_file(commit, name))
-            place.chmod(0o555 if entry.mode == PROGRAM else 0o444)
+            file = beside / "made" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(repository.show_file(commit, name))
+            file.chmod(0o555 if entry.mode == PROGRAM else 0o444)
         if os.path.lexists(folder):
             os.rename(folder, beside / "damaged")
-        os.rename(made, folder)
+        os.rename(beside / "made", folder)
     except OSError as error:
         if not os.path.lexists(folder):
             raise GitError(f"{folder} cannot be made: {error.strerror or error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def working_tree(repository: Repository, task: Task, reference: str, checkout: Path) -> Change:
-    """Return the artifacts as they are in `checkout`, as a change of `reference`, or no change.
-
-    No index or working tree is touched. Files that are neither artifacts nor protected (a
-    README, say) are left as the reference has them.
-
-    Raises:
-        ChangeError: a protected file differs, an artifact is gone, or the checkout lacks what was
-            kept since it was made, so that running it would silently undo that.
-    """
-    present = [path for path in task.artifacts if (checkout / path).is_file()]
-    tree = repository.snapshot_tree(also=present, worktree=checkout)
-    seen, kept = repository.entries(tree), repository.entries(reference)
-    _refuse_protected(
-        task, [path for path in {*seen, *kept} if seen.get(path) != kept.get(path)], reference
-    )
-    gone = [path for path in task.artifacts_in(kept) if path not in seen]
-    if gone:
-        raise ChangeError(f"{', '.join(gone)} is gone", hint=f"git checkout -- {gone[0]}")
-    files = {
-        path: repository.show_file(tree, path)
-        for path in task.artifacts_in(seen)
-        if seen[path] != kept.get(path)
-    }
-    if not files:
-        return Change.none()
-    _refuse_undoing(repository, reference, checkout, files)
-    return Change.from_tree(repository.tree_with(reference, files))
-
-
-def _refuse_protected(task: Task, paths: list[str], reference: str) -> None:
-    protected = sorted(path for path in paths if task.is_protected(path))
-    if protected:
-        raise ChangeError(
-            f"{', '.join(protected[:8])} may not differ from the reference {reference[:7]}",
-            hint="undo that, or commit it and begin another search: --tag NAME",
-        )
-
-
-def _refuse_undoing(
-    repository: Repository, reference: str, checkout: Path, files: Mapping[str, bytes]
-) -> None:
-    """Refuse a checkout that is older than the reference and does not hold what was kept since."""
-    head = repository.head_of(checkout)
-    if head == reference or not repository.is_ancestor(head, reference):
-        return
-    for path, content in files.items():
-        before = _lines(repository.show_file(head, path))
-        kept = _lines(repository.show_file(reference, path))
-        if _lacks(before, kept, _lines(content)):
-            raise ChangeError(
-                f"{path} in this checkout ({head[:7]}) lacks what was kept since, up to"
-                f" {reference[:7]}",
-                hint="git stash, then `python orchestrator.py adopt`, then git stash pop",
-            )
-
-
-def _lacks(before: set[bytes], kept: set[bytes], now: set[bytes]) -> bool:
-    """Return whether lines that a keep removed are back; if it only added some, all miss."""
-    removed, added = before - kept, kept - before
-    return bool(removed & now) if removed else bool(added) and not added & now
-
-
-def _lines(content: bytes) -> set[bytes]:
-    return {line.strip() for line in content.splitlines()} - {b""}
 
 
 LOOSE_REFS = 200

@@ -93,7 +93,7 @@ def test_a_log_and_a_failure_are_shown_without_their_escapes(
 
 def test_a_commits_subject_is_one_clean_line() -> None:
     experiment = Experiment(
-        Change.none(), f"{HOSTILE}\nsecond\ttab", f"why\n{HOSTILE}", "x", experiment_id="x-1"
+        Change(), f"{HOSTILE}\nsecond\ttab", f"why\n{HOSTILE}", "x", experiment_id="x-1"
     )
     subject, blank, *rest = commit_message(experiment).split("\n")
     assert subject.endswith("second tab") and blank == ""

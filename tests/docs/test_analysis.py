@@ -96,8 +96,8 @@ def test_a_table_of_another_loop(notebook: Notebook, tmp_path: Path) -> None:
 
 def test_a_fresh_search_with_a_prediction_and_a_crash(notebook: Notebook, foreign: Path) -> None:
     project = Project.open(foreign).with_tag("t")
-    changes = [Change.none(), Change.from_overrides({"RATE": 0.3}),
-               Change.from_overrides({"MODE": "crash"})]  # fmt: skip
+    changes = [Change(), Change(overrides={"RATE": 0.3}),
+               Change(overrides={"MODE": "crash"})]  # fmt: skip
     for number, change in enumerate(changes):
         finished = run(
             project, Experiment(change, title=f"RATE {number}" if number else "baseline")

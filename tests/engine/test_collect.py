@@ -36,7 +36,7 @@ def ended(project: Project, **task: Any) -> RunSpec:
     """A run that has ended and that nobody has collected."""
     executor = LocalExecutor(project.repository, project.layout)
     with runner.free_worker(project) as worker:
-        spec = runner.plan(project, Experiment(Change.none()), worker)
+        spec = runner.plan(project, Experiment(Change()), worker)
         spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
         experiment_id = executor.submit(spec)
         runner.follow(project, executor, experiment_id)

@@ -72,7 +72,7 @@ def attack(root: Path, code: str, *, task: str = "", tag: str = "t") -> Ran:
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "an attack", "--allow-empty")
     project = Project.open(root).with_tag(tag)
-    finished = runner.run(project, Experiment(Change.none()))
+    finished = runner.run(project, Experiment(Change()))
     run = project.layout.run(finished.experiment_id)
     log = run.log.read_text(errors="replace") if run.log.exists() else ""
     said = [line for line in log.splitlines() if line.startswith("came: ")]
@@ -443,7 +443,7 @@ attempt("there", lambda: sorted(path.name for path in cache.iterdir()))
     project = Project.open(foreign)
     decide.settle(project, [first.run.folder.name], decided_by="loop")
     for seed in (7, 8):
-        request = Experiment(Change.none(), seed=seed, replicates=first.run.folder.name)
+        request = Experiment(Change(), seed=seed, replicates=first.run.folder.name)
         finished = runner.run(project, request)
         log = project.layout.run(finished.experiment_id).log.read_text()
         assert "came: {'there': \"['42']\"}" in log, log

@@ -34,15 +34,13 @@ def project(foreign: Path, git: Callable[..., str]) -> Project:
     opened = Project.open(foreign).with_tag("t")
     task = opened.task.model_copy(update={"policy": Policy(replicates=1)})
     project = replace(opened, task=task)
-    settle(
-        project, [runner.run(project, Experiment(Change.none())).experiment_id], decided_by="test"
-    )
+    settle(project, [runner.run(project, Experiment(Change())).experiment_id], decided_by="test")
     return project
 
 
 @pytest.fixture
 def win(project: Project) -> str:
-    change = Change.from_overrides({"RATE": 0.2})
+    change = Change(overrides={"RATE": 0.2})
     return runner.run(project, Experiment(change)).experiment_id
 
 

@@ -31,12 +31,12 @@ class TestLocalExecutor(ExecutorSuite):
     @pytest.fixture
     def spec(self, project: Project) -> RunSpec:
         with runner.free_worker(project) as worker:
-            return runner.plan(project, Experiment(Change.none()), worker)
+            return runner.plan(project, Experiment(Change()), worker)
 
     @pytest.fixture
     def endless(self, project: Project) -> RunSpec:
         with runner.free_worker(project) as worker:
-            change = Change.from_overrides({"SLEEP": 600.0})
+            change = Change(overrides={"SLEEP": 600.0})
             return runner.plan(project, Experiment(change), worker)
 
 

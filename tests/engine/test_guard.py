@@ -13,7 +13,7 @@ import pytest
 from autohypothesis.engine.environment import installed, site_folders
 from autohypothesis.engine.guard import Before, inspect, look, protected_blobs
 from autohypothesis.engine.task import ScorerConfig, Task
-from autohypothesis.engine.workspace import Workspace
+from autohypothesis.engine.workspace import Checkout, Workspace
 from autohypothesis.errors import ChangeError, LaunchError
 from autohypothesis.records.git import Repository
 from tests.conftest import run_git
@@ -38,8 +38,8 @@ def looked(make: Callable[..., Repository], tmp_path: Path) -> Looked:
     (site / "torch-2.0.dist-info").mkdir(parents=True)
     (site / "torch-2.0.dist-info" / "RECORD").write_text("")
     head = repository.head()
-    checkout = Workspace.named(repository, "one").checkout(head)
-    before = look(checkout, head, repository.entries(head), [site])
+    checkout = Workspace(repository, "one").checkout(head)
+    before = look(Checkout(checkout, head, repository.entries(head)), [site])
     return repository, checkout, before, site
 
 
@@ -97,7 +97,7 @@ def _link_to_a_copy(p: Path) -> None:
         (_replaced("prepare.py", lambda p: p.symlink_to("train.py")),
          "prepare.py was replaced by a symbolic link"),
         (_replaced("prepare.py", lambda p: p.mkdir()), "prepare.py was replaced by a folder"),
-        (_replaced("prepare.py", os.mkfifo), "prepare.py was replaced by a pipe"),
+        (_replaced("prepare.py", os.mkfifo), "prepare.py was replaced by a named pipe"),
         (_replaced("link", lambda p: p.symlink_to("/etc/passwd")),
          "the symbolic link link was replaced"),
         (_link_to_a_copy,
@@ -142,8 +142,8 @@ def test_a_thousand_touched_files_are_a_short_list(
 ) -> None:
     repository = make({f"f{n}": "1\n" for n in range(60)})
     head = repository.head()
-    checkout = Workspace.named(repository, "one").checkout(head)
-    before = look(checkout, head, repository.entries(head), [])
+    checkout = Workspace(repository, "one").checkout(head)
+    before = look(Checkout(checkout, head, repository.entries(head)), [])
     for n in range(60):
         (checkout / f"f{n}").unlink()
     assert inspect(repository, checkout, before)[-1] == "and 52 more"

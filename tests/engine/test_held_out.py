@@ -71,7 +71,7 @@ def run(root: Path, data: Path, level: str) -> tuple[Result, str]:
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "data")
     project = Project.open(root).with_tag("t")
-    finished = runner.run(project, Experiment(Change.none()))
+    finished = runner.run(project, Experiment(Change()))
     return finished.result, project.layout.run(finished.experiment_id).log.read_text().strip()
 
 

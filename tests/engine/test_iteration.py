@@ -47,7 +47,7 @@ def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
         lease = devices.lease_of(lane)
         held.append(lease.acquire({"experiment_id": "other-1"}))
     with pytest.raises(LeaseError, match="other-1"):
-        runner.run(project, Experiment(Change.none()))
+        runner.run(project, Experiment(Change()))
     for one in held:
         one.release()
     assert plans(project) == []
@@ -69,7 +69,7 @@ def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
     else:
         monkeypatch.setattr(local_executor, "to_json", fail)
     with pytest.raises(type(error)):
-        runner.run(project, Experiment(Change.none()))
+        runner.run(project, Experiment(Change()))
     assert plans(project) == []
     assert not project.layout.runs.exists() or not list(project.layout.runs.iterdir())
 
@@ -109,7 +109,7 @@ def test_a_run_whose_shim_is_stopped_is_named_and_ended(foreign: Path) -> None:
     run_git(foreign, "commit", "-qam", "it takes a minute")
     watch, project = Seen(), Project.open(foreign).with_tag("t")
     watch.project = project
-    ended = runner.run(project, Experiment(Change.none()), watch=watch)
+    ended = runner.run(project, Experiment(Change()), watch=watch)
     words = f"its owner process {watch.pid} is stopped (state T): `kill -CONT {watch.pid}`"
     assert len(watch.said) == 1 and words in watch.said[0]
     assert [words in need for need in watch.needs] == [True, True], "status and the loop name it"
@@ -131,7 +131,7 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 
     monkeypatch.setattr(shim, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(project, Experiment(Change.from_overrides({"SLEEP": 60.0})))
+        runner.run(project, Experiment(Change(overrides={"SLEEP": 60.0})))
     (folder,) = project.layout.runs.iterdir()
     result = read_json(folder / "result.json")
     assert (result["status"], result["failure_kind"]) == ("failed", "infra")
@@ -149,7 +149,7 @@ def test_a_shim_that_cannot_be_started_is_recorded_at_once(
 
     monkeypatch.setattr(shim, "start", refuse)
     with pytest.raises(LaunchError, match="no more processes"):
-        runner.run(project, Experiment(Change.none()))
+        runner.run(project, Experiment(Change()))
     (folder,) = project.layout.runs.iterdir()
     assert read_json(folder / "result.json")["failure_kind"] == "infra"
 
@@ -171,7 +171,7 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
     def one(rate: float) -> None:
         own = Project.open(project.layout.root)
         go.wait()
-        change = Change.from_overrides({"RATE": rate, "SLEEP": 1.5})
+        change = Change(overrides={"RATE": rate, "SLEEP": 1.5})
         finished.append(runner.run(own, Experiment(change)))
 
     threads = [threading.Thread(target=one, args=(rate,)) for rate in (0.2, 0.25)]
@@ -192,7 +192,7 @@ def test_a_chooser_that_is_stuck_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setattr(devices, "CHOOSING_S", 0.1)
     with devices.choosing("stuck-1"):
-        assert runner.run(project, Experiment(Change.none())).result.status == "completed"
+        assert runner.run(project, Experiment(Change())).result.status == "completed"
 
 
 def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
@@ -211,7 +211,7 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
     monkeypatch.setattr(LocalExecutor, "poll", counted)
     executor = LocalExecutor(project.repository, project.layout)
     with runner.free_worker(project) as worker:
-        change = Change.from_overrides({"SLEEP": 1.0})
+        change = Change(overrides={"SLEEP": 1.0})
         spec = runner.plan(project, Experiment(change), worker)
         handle = executor.submit(spec)
         asked.clear()
@@ -225,17 +225,17 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
 def test_a_repeat_runs_the_commit_that_it_repeats_wherever_the_reference_is(
     project: Project,
 ) -> None:
-    first = runner.run(project, Experiment(Change.none()))
-    later = runner.run(project, Experiment(Change.from_overrides({"RATE": 0.2})))
+    first = runner.run(project, Experiment(Change()))
+    later = runner.run(project, Experiment(Change(overrides={"RATE": 0.2})))
     reference = reference_ref(project.active())
     assert project.repository.compare_and_swap(reference, later.result.commit, first.result.commit)
-    again = runner.run(project, Experiment(Change.none(), replicates=first.experiment_id))
+    again = runner.run(project, Experiment(Change(), replicates=first.experiment_id))
     assert again.result.commit == first.result.commit
 
 
 def test_a_repeat_of_nothing_is_refused_by_name(project: Project) -> None:
     with pytest.raises(ChangeError, match="no experiment 'h-nothing-1' to repeat"):
-        runner.run(project, Experiment(Change.none(), replicates="h-nothing-1"))
+        runner.run(project, Experiment(Change(), replicates="h-nothing-1"))
     assert plans(project) == []
 
 
@@ -249,7 +249,7 @@ def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_deci
     with monkeypatch.context() as patches, pytest.raises(KeyboardInterrupt):
         patches.setattr(runner, "follow", lambda *_: None)
         patches.setattr("autohypothesis.engine.local_executor.LocalExecutor.collect", killed)
-        runner.run(project, Experiment(Change.none()))
+        runner.run(project, Experiment(Change()))
     monkeypatch.undo()
     collect_ended(project.repository, project.layout)
     settlement = settle(project, decided_by="test")

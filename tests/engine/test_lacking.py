@@ -11,7 +11,7 @@ import pytest
 
 from autohypothesis.engine import untracked_files
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.untracked_files import look, problem, remedy, telling
+from autohypothesis.engine.untracked_files import look, telling
 from autohypothesis.records.git import Repository
 
 Git = Callable[..., str]
@@ -32,8 +32,8 @@ def test_the_largest_five_are_named_with_their_sizes(repository: Repository, tas
         "w.bin (5.0 MB)", "data/ (3.9 KB)", ".gitignore (12 bytes)", "n4 (4 bytes)", "n3 (3 bytes)",
         "and 2 more",
     ]  # fmt: skip
-    assert "data/ (3.9 KB)" in problem(found)
-    assert "'/data/'" in remedy(found) and ">> .worktreeinclude" in remedy(found)
+    assert "data/ (3.9 KB)" in found.problem()
+    assert "'/data/'" in found.remedy() and ">> .worktreeinclude" in found.remedy()
 
 
 def test_what_we_and_what_tools_make_is_not_named(repository: Repository, task: Task) -> None:
@@ -44,7 +44,7 @@ def test_what_we_and_what_tools_make_is_not_named(repository: Repository, task: 
         (repository.root / name).parent.mkdir(parents=True, exist_ok=True)
         (repository.root / name).write_text("x")
     assert look(repository, task).lines() == []
-    assert problem(look(repository, task)) == "" == remedy(look(repository, task))
+    assert look(repository, task).problem() == "" == look(repository, task).remedy()
     put(repository.root, work__mine=1)
     assert look(repository, task).lines() == ["work/ (2 bytes)"]
 
@@ -65,7 +65,7 @@ def test_the_line_that_is_proposed_includes_exactly_that_file(
         (repository.root / name).write_text("x\n")
     assert len(look(repository, task).largest) == 5
     for _ in range(2):
-        command = remedy(look(repository, task))
+        command = look(repository, task).remedy()
         assert os.system(f"cd '{repository.root}' && {command}") == 0
     assert look(repository, task).lines() == []
 
@@ -79,7 +79,7 @@ def test_a_filter_that_is_not_applied_is_named(
     assert look(repository, task).filters == ()
     git(repository.root, "config", "filter.crypt.smudge", "cat")
     assert look(repository, task).lines() == ["filter crypt is not applied"]
-    assert "git filter crypt" in problem(look(repository, task))
+    assert "git filter crypt" in look(repository, task).problem()
 
 
 def test_it_is_told_once_for_a_search_and_again_when_it_changes(

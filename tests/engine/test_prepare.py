@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import candidate as candidates
-from autohypothesis.engine.candidate import config_of, diff_hash
+from autohypothesis.engine.candidate import PreflightVerdict, config_of, diff_hash, run_preflight
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
-from autohypothesis.engine.guard import run_preflight
 from autohypothesis.engine.inputs import InputReport, Inputs
+from autohypothesis.engine.isolation import Surroundings
 from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError
@@ -31,7 +31,7 @@ Git = Callable[..., str]
 
 
 def overrides(**values: object) -> Change:
-    return Change.from_overrides(values)  # type: ignore[arg-type]
+    return Change(overrides=values)  # type: ignore[arg-type]
 
 
 def prepare(
@@ -81,14 +81,14 @@ def test_a_hypothesis_holds_its_change() -> None:
             Hypothesis(hypothesis_id="h-1", tag="nov20", title="x", **change)  # type: ignore[arg-type]
         )
 
-    assert made(config_overrides={"DEPTH": 3}) == Change.from_overrides({"DEPTH": 3})
-    assert made(patch="--- a") == Change.from_patch("--- a")
-    assert made(instructions="Try it.") == Change.from_instructions("Try it.")
-    assert made() == Change.none()
+    assert made(config_overrides={"DEPTH": 3}) == Change(overrides={"DEPTH": 3})
+    assert made(patch="--- a") == Change(patch="--- a")
+    assert made(instructions="Try it.") == Change(instructions="Try it.")
+    assert made() == Change()
 
 
 def test_a_baseline_is_the_base_itself(repository: Repository, task: Task) -> None:
-    candidate = prepare(repository, task, Change.none(), "baseline-nov20-1")
+    candidate = prepare(repository, task, Change(), "baseline-nov20-1")
     assert candidate.commit == repository.head()
     assert candidate.parent_commit is None
     assert (candidate.diff, candidate.diff_stat, candidate.lines_added) == ("", "", 0)
@@ -97,26 +97,26 @@ def test_a_baseline_is_the_base_itself(repository: Repository, task: Task) -> No
 
 
 def test_the_working_tree_runs_as_it_is(repository: Repository, task: Task) -> None:
-    clean = prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "run-1")
+    clean = prepare(repository, task, Change(tree=repository.snapshot_tree()), "run-1")
     assert clean.parent_commit is None
     path = repository.root / "train.py"
     path.write_text(path.read_text().replace("0.04", "0.05"))
     tree = repository.snapshot_tree(also=["train.py"])
-    edited = prepare(repository, task, Change.from_tree(tree), "run-2")
+    edited = prepare(repository, task, Change(tree=tree), "run-2")
     assert edited.parent_commit == repository.head()
     assert edited.config["matrix_lr"] == 0.05
     (repository.root / "helper.py").write_text("cheat = 1\n")
     with pytest.raises(ChangeError, match=r"helper\.py may not change"):
-        prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "run-3")
+        prepare(repository, task, Change(tree=repository.snapshot_tree()), "run-3")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (Change.from_overrides({"DEPTH": 4}), "DEPTH is 4 already"),
-        (Change.from_overrides({"SEED": 4}), "belongs to the orchestrator"),
-        (Change.from_patch("nothing at all"), "does not apply"),
-        (Change.from_instructions("Make it better."), "have to be implemented first"),
+        (Change(overrides={"DEPTH": 4}), "DEPTH is 4 already"),
+        (Change(overrides={"SEED": 4}), "belongs to the orchestrator"),
+        (Change(patch="nothing at all"), "does not apply"),
+        (Change(instructions="Make it better."), "have to be implemented first"),
     ],
 )
 def test_a_refused_change_costs_no_run_and_leaves_no_ref(
@@ -132,7 +132,7 @@ def test_a_patch_that_changes_nothing_is_refused(repository: Repository, task: T
     forth = repository.diff(head, repository.tree_with(head, {"train.py": b"A = 1\n"}))
     back = repository.diff(repository.tree_with(head, {"train.py": b"A = 1\n"}), head)
     with pytest.raises(ChangeError, match=r"the lines of the patch change nothing|does not apply"):
-        prepare(repository, task, Change.from_patch(forth + back))
+        prepare(repository, task, Change(patch=forth + back))
 
 
 def test_an_expression_that_was_that_value_already_is_no_change_of_text(
@@ -144,7 +144,7 @@ def test_an_expression_that_was_that_value_already_is_no_change_of_text(
 
 def _patch_to(repository: Repository, files: dict[str, bytes]) -> Change:
     head = repository.head()
-    return Change.from_patch(repository.diff(head, repository.tree_with(head, files)))
+    return Change(patch=repository.diff(head, repository.tree_with(head, files)))
 
 
 def test_files_that_are_no_artifacts_stay(repository: Repository, task: Task) -> None:
@@ -162,14 +162,14 @@ def test_an_artifact_stays_a_plain_file_of_its_mode(
     (root / "train.py").unlink()
     (root / "train.py").symlink_to("helper.py")
     with pytest.raises(ChangeError, match=r"train\.py becomes a symbolic link"):
-        prepare(repository, task, Change.from_tree(repository.snapshot_tree()))
+        prepare(repository, task, Change(tree=repository.snapshot_tree()))
     git(root, "checkout", "-q", "--", "train.py")
     os.chmod(root / "train.py", 0o755)
     with pytest.raises(ChangeError, match=r"the mode of train\.py changes from 100644 to 100755"):
-        prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "h-2")
+        prepare(repository, task, Change(tree=repository.snapshot_tree()), "h-2")
     (root / "train.py").unlink()
     with pytest.raises(ChangeError, match=r"train\.py is deleted"):
-        prepare(repository, task, Change.from_tree(repository.snapshot_tree()), "h-3")
+        prepare(repository, task, Change(tree=repository.snapshot_tree()), "h-3")
 
 
 def test_a_submodule_is_no_artifact(make: Make, task: Task) -> None:
@@ -180,7 +180,7 @@ def test_a_submodule_is_no_artifact(make: Make, task: Task) -> None:
         repository._run(f"update-index --add --cacheinfo 160000,{head},inner", index=index)
         tree = repository._run("write-tree", index=index).text
     with pytest.raises(ChangeError, match="inner becomes a submodule"):
-        prepare(repository, loose, Change.from_tree(tree))
+        prepare(repository, loose, Change(tree=tree))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_script_that_does_not_parse_is_refused_with_its_line(
 def test_sizes_that_do_not_fit_are_refused_without_running(make: Make, task: Task) -> None:
     repository = make({"train.py": "TOTAL_BATCH_SIZE = 2**12\nDEVICE_BATCH_SIZE = 16\n"})
     known = Inputs({})
-    assert prepare(repository, task, Change.none(), "h-0", inputs=known)
+    assert prepare(repository, task, Change(), "h-0", inputs=known)
     with pytest.raises(PreflightError, match="DEVICE_BATCH_SIZE = 0 is not a positive number"):
         prepare(repository, task, overrides(device_batch_size=0), inputs=known)
     files = {"train.py": b"TOTAL_BATCH_SIZE = 100\nDEVICE_BATCH_SIZE = 16\nMAX_SEQ_LEN = 64\n"}
@@ -242,43 +242,42 @@ def test_the_constant_is_looked_for_in_every_script(make: Make, task: Task) -> N
         prepare(repository, texts, overrides(gamma=2), "h-4")
 
 
-class Edits:
-    """An implementer that writes files."""
+def writes(**files: str) -> Callable[[str, Path], str]:
+    """Return what implements any instructions by writing files."""
 
-    def __init__(self, **files: str) -> None:
-        self.files = files
-
-    def implement(self, instructions: str, checkout: Path) -> str:
-        for name, text in self.files.items():
+    def implement(instructions: str, checkout: Path) -> str:
+        for name, text in files.items():
             (checkout / f"{name}.py").write_text(text)
         return "wrote it"
+
+    return implement
 
 
 def test_instructions_are_implemented_in_a_checkout_of_the_base(
     repository: Repository, task: Task
 ) -> None:
-    workspace = Workspace.named(repository, "implement")
+    workspace = Workspace(repository, "implement")
     done = prepare(
         repository,
         task,
-        Change.from_instructions("Shorter."),
+        Change(instructions="Shorter."),
         workspace=workspace,
-        implementer=Edits(train="DEPTH = 1\n"),
+        implement=writes(train="DEPTH = 1\n"),
     )
     assert repository.show_file(done.commit, "train.py") == b"DEPTH = 1\n"
     assert (done.title, repository.subject(done.commit)) == ("wrote it", "wrote it")
-    for implementer, said in (
-        (Edits(), "the instructions change nothing"),
-        (Edits(train="A = 1\n", new="B = 1\n"), r"new\.py may not change"),
+    for implement, said in (
+        (writes(), "the instructions change nothing"),
+        (writes(train="A = 1\n", new="B = 1\n"), r"new\.py may not change"),
     ):
         with pytest.raises(ChangeError, match=said):
             prepare(
                 repository,
                 task,
-                Change.from_instructions("More."),
+                Change(instructions="More."),
                 "h-2",
                 workspace=workspace,
-                implementer=implementer,
+                implement=implement,
             )
 
 
@@ -315,6 +314,11 @@ def model_task(task: Task) -> Task:
     )
 
 
+def preflight(repository: Repository, task: Task, timeout_s: float = 60) -> PreflightVerdict:
+    around = Surroundings(repository, task, "none")
+    return run_preflight(around, repository.root, None, Inputs(), timeout_s=timeout_s)
+
+
 @pytest.fixture
 def searched(make: Make) -> Repository:
     return make({"train.py": "DEPTH = 1\nHEAD_DIM = f()\n", "prepare.py": EVALUATOR})
@@ -329,7 +333,7 @@ def test_the_preflight_runs_the_pristine_evaluator_without_gpu_or_secrets(
         searched,
         model_task,
         overrides(depth=2),
-        workspace=Workspace.named(searched, "preflight"),
+        workspace=Workspace(searched, "preflight"),
         inputs=Inputs({"DATA": InputReport(path="/data")}),
     )
     settings = dict(candidate.config)
@@ -354,7 +358,7 @@ def test_a_hopeless_candidate_is_refused_in_seconds(
             searched,
             model_task,
             _patch_to(searched, {"train.py": code.encode()}),
-            workspace=Workspace.named(searched, "preflight"),
+            workspace=Workspace(searched, "preflight"),
         )
     assert "h-1" in searched.experiments()
 
@@ -362,11 +366,10 @@ def test_a_hopeless_candidate_is_refused_in_seconds(
 def test_a_preflight_that_hangs_ends_with_all_it_started(
     searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkout = Workspace.named(searched, "preflight").checkout(searched.head())
-    (checkout / "train.py").write_text("SLEEP = 1\n")
+    (searched.root / "train.py").write_text("SLEEP = 1\n")
     started = time.monotonic()
     with pytest.raises(PreflightError, match="took over"):
-        run_preflight(model_task, checkout, searched.root, timeout_s=0.5)
+        preflight(searched, model_task, timeout_s=0.5)
     assert time.monotonic() - started < 15
 
 
@@ -376,7 +379,7 @@ def test_a_preflight_that_prints_for_ever_fills_nothing(
     code = "import os, sys\nwhile True: os.write(1, b'x' * 65536)"
     loud = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
     with pytest.raises(PreflightError, match="took over"):
-        run_preflight(loud, searched.root, searched.root, timeout_s=0.5)
+        preflight(searched, loud, timeout_s=0.5)
 
 
 def test_a_verdict_counts_although_a_daemon_holds_the_output(
@@ -388,13 +391,13 @@ def test_a_verdict_counts_although_a_daemon_holds_the_output(
         "subprocess.Popen(['sleep', '5'], start_new_session=True)"
     )
     odd = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
-    assert run_preflight(odd, searched.root, searched.root).ok
+    assert preflight(searched, odd).ok
 
 
 def test_a_preflight_that_cannot_start_is_named(searched: Repository, model_task: Task) -> None:
     broken = model_task.model_copy(update={"run": RunConfig(preflight=("/absent/program",))})
     with pytest.raises(PreflightError, match=r"does not start.*/absent/program"):
-        run_preflight(broken, searched.root, searched.root)
+        preflight(searched, broken)
 
 
 # ── settings and hashes ─────────────────────────────────────────────────────────────────────

@@ -81,9 +81,9 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
         patch.setattr(runner.LocalExecutor, "collect", refuse)
         patch.setattr(recovery, "collect", refuse)
         with pytest.raises(AutohypothesisError, match="not now"):
-            runner.run(project, Experiment(Change.none()))
+            runner.run(project, Experiment(Change()))
         patch.setattr(runner.LocalExecutor, "collect", lambda *_: None)
-        second = Experiment(Change.from_overrides({"RATE": 0.2}))
+        second = Experiment(Change(overrides={"RATE": 0.2}))
         with pytest.raises(AutohypothesisError, match="not now"):
             patch.setattr(runner.LocalExecutor, "collect", refuse)
             runner.run(project, second)
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
 
 def test_no_cgroup_is_left_of_a_run_that_was_collected(project: Project) -> None:
     """The shim ends in its cgroup; the process that collects the run removes it."""
-    finished = runner.run(project, Experiment(Change.none()))
+    finished = runner.run(project, Experiment(Change()))
     shim = read_json(project.layout.run(finished.experiment_id).shim)
     home = processes._own_group()
     assert not (home and list(Path(home).glob(f"autohypothesis-{shim['pid']}-*")))

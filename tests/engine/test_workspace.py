@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.workspace import Workspace, pristine
+from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import GitError
 from autohypothesis.records.git import SALVAGE, Repository
 
@@ -25,7 +24,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 def test_a_reused_worktree_holds_exactly_the_commit(repository: Repository) -> None:
-    workspace = Workspace.named(repository, "worker-gpu0", fleet="nov20")
+    workspace = Workspace(repository, "worker-gpu0", fleet="nov20")
     path = workspace.checkout(repository.head())
     assert path == repository.root / "worktrees" / "worker-gpu0"
     (path / "train.py").write_text("changed\n")
@@ -45,7 +44,7 @@ def test_a_reused_worktree_holds_exactly_the_commit(repository: Repository) -> N
 
 
 def test_it_is_locked_by_name_and_ignored_by_the_user(repository: Repository) -> None:
-    Workspace.named(repository, "w", fleet="nov20").checkout(repository.head())
+    Workspace(repository, "w", fleet="nov20").checkout(repository.head())
     found = repository.worktree_at(repository.root / "worktrees" / "w")
     assert found is not None
     assert found.lock_reason is not None
@@ -54,7 +53,7 @@ def test_it_is_locked_by_name_and_ignored_by_the_user(repository: Repository) ->
 
 
 def test_a_worker_stands_on_its_branch(repository: Repository) -> None:
-    workspace = Workspace.named(repository, "w", branch="autoresearch/nov20-gpu0")
+    workspace = Workspace(repository, "w", branch="autoresearch/nov20-gpu0")
     for depth in (b"2", b"3"):
         commit = commit_of(repository, train_py=b"DEPTH = " + depth + b"\n")
         workspace.checkout(commit)
@@ -65,7 +64,7 @@ def test_a_worker_stands_on_its_branch(repository: Repository) -> None:
 @pytest.mark.parametrize("damage", ["index.lock", "HEAD", "gitdir", "folder"])
 def test_a_damaged_worktree_is_made_again(repository: Repository, damage: str) -> None:
     """A git that was killed leaves its lock, a full disk an empty file, a person nothing."""
-    workspace = Workspace.named(repository, "w")
+    workspace = Workspace(repository, "w")
     path = workspace.checkout(repository.head())
     inside = repository.root / ".git" / "worktrees" / "w"
     if damage == "index.lock":
@@ -83,7 +82,7 @@ def test_a_damaged_worktree_is_made_again(repository: Repository, damage: str) -
 
 
 def test_a_folder_without_rights_does_not_stop_the_next(repository: Repository) -> None:
-    workspace = Workspace.named(repository, "w")
+    workspace = Workspace(repository, "w")
     path = workspace.checkout(repository.head())
     (path / "locked" / "deep").mkdir(parents=True)
     (path / "locked" / "deep" / "file").write_text("x")
@@ -98,12 +97,12 @@ def test_somebody_elses_folder_is_not_taken(repository: Repository) -> None:
     place.mkdir(parents=True)
     (place / "mine.txt").write_text("mine")
     with pytest.raises(GitError, match="already exists"):
-        Workspace.named(repository, "w").checkout(repository.head())
+        Workspace(repository, "w").checkout(repository.head())
     assert (place / "mine.txt").exists()
 
 
 def test_work_is_salvaged_before_a_worktree_goes(repository: Repository) -> None:
-    workspace = Workspace.named(repository, "w")
+    workspace = Workspace(repository, "w")
     assert workspace.salvage("s-1") is None
     path = workspace.checkout(repository.head())
     assert workspace.salvage("s-1") is None, "a clean one has nothing to keep"
@@ -116,43 +115,3 @@ def test_work_is_salvaged_before_a_worktree_goes(repository: Repository) -> None
     assert repository.read_ref(SALVAGE + "s-1") == commit
     assert repository.show_file(commit, "notes.txt") == b"why\n"
     assert repository.show_file(commit, "train.py") == b"half an idea\n"
-
-
-def test_the_pristine_file_is_what_was_committed(repository: Repository) -> None:
-    head = repository.head()
-    (repository.root / "helper.py").write_text("dirty\n")
-    place = pristine(repository, head, "helper.py")
-    assert place.read_text() == "def width(): return 8\n"
-    assert place.name == "helper.py"
-    assert place.stat().st_mode & 0o222 == 0
-    with pytest.raises(GitError, match=r"no file 'absent\.py'"):
-        pristine(repository, head, "absent.py")
-
-
-@pytest.mark.parametrize("damage", ["edit", "link", "same size"])
-def test_a_touched_pristine_file_is_put_right(
-    repository: Repository, tmp_path: Path, damage: str
-) -> None:
-    head = repository.head()
-    place = pristine(repository, head, "helper.py")
-    good = place.read_text()
-    os.chmod(place, 0o644)
-    if damage == "link":
-        (tmp_path / "other.py").write_text("cheat\n")
-        place.unlink()
-        place.symlink_to(tmp_path / "other.py")
-    else:
-        place.write_text("cheat" if damage == "edit" else good.replace("8", "9"))
-    assert pristine(repository, head, "helper.py") == place
-    assert place.read_text() == good
-    assert not place.is_symlink()
-
-
-def test_two_versions_lie_beside_each_other(
-    make: Callable[..., Repository],
-) -> None:
-    repository = make({"prepare.py": "A = 1\n"})
-    other = commit_of(repository, prepare_py=b"A = 2\n")
-    one = pristine(repository, repository.head(), "prepare.py")
-    two = pristine(repository, other, "prepare.py")
-    assert (one.read_text(), two.read_text()) == ("A = 1\n", "A = 2\n")

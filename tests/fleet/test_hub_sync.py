@@ -61,7 +61,7 @@ def commit_of(root: Path, message: str = "m", **files: str) -> str:
 def tried(project: Project, commit: str) -> str:
     from autohypothesis.engine import runner
 
-    request = Experiment(Change.from_commit(commit), title="theirs")
+    request = Experiment(Change(commit=commit), title="theirs")
     return runner.plan(project, request, "solo-0").commit
 
 

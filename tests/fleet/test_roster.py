@@ -311,7 +311,7 @@ def test_a_worker_that_leaves_hands_in_what_it_had_finished(fleet_root: Path) ->
     one = queue.add(Proposal(title="x", config_overrides={"RATE": 1.1}), proposer="test")
     queue.dispatch(one.hypothesis_id, "cpu1")
     queue.claim("cpu1")
-    run(project, Experiment(Change.from_overrides({"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
+    run(project, Experiment(Change(overrides={"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
     init(fleet_root, 1)
     assert queue.done_ids() == [one.hypothesis_id]
 
@@ -326,7 +326,7 @@ def test_a_worker_that_leaves_before_a_second_try_does_not_end_it_with_the_first
     queue = Queue(project.layout, "t")
     proposal = Proposal(title="x", config_overrides={"RATE": 1.1})
     name = queue.add(proposal, proposer="test").hypothesis_id
-    request = Experiment(Change.from_overrides({"RATE": 1.1}), hypothesis_id=name)
+    request = Experiment(Change(overrides={"RATE": 1.1}), hypothesis_id=name)
     queue.dispatch(name, "cpu1")
     queue.claim("cpu1")
     run(project, request)
@@ -394,7 +394,7 @@ def test_another_tag_keeps_what_lay_in_the_worktree(fleet_root: Path, git: Git) 
 def test_from_best_begins_where_the_last_search_ended(fleet_root: Path) -> None:
     init(fleet_root, 1, tag="one")
     project = Project.open(fleet_root)
-    for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
+    for change in (Change(), Change(overrides={"RATE": 2.0})):
         settle(project, [run(project, Experiment(change)).experiment_id], decided_by="test")
     sync(project.layout)
     best = project.reference()
@@ -410,7 +410,7 @@ def test_a_deleted_reference_comes_back_where_the_decisions_left_it(
 ) -> None:
     init(fleet_root, 1, tag="t")
     project = Project.open(fleet_root)
-    for change in (Change.none(), Change.from_overrides({"RATE": 2.0})):
+    for change in (Change(), Change(overrides={"RATE": 2.0})):
         settle(project, [run(project, Experiment(change)).experiment_id], decided_by="test")
     best = project.reference()
     git(fleet_root, "branch", "-q", "-D", "autoresearch/t")
@@ -635,7 +635,7 @@ def test_prune_takes_the_side_worktree_of_a_worker_that_left(fleet_root: Path) -
     init(fleet_root, 2)
     project = Project.open(fleet_root)
     for name in ("cpu0", "cpu1"):
-        side = Workspace.named(project.repository, f"{name}-next", fleet=todays_tag())
+        side = Workspace(project.repository, f"{name}-next", fleet=todays_tag())
         side.checkout(project.reference())
     init(fleet_root, 1)
     prune(project)

@@ -83,7 +83,7 @@ def quiet(layout: Layout) -> None:
 def test_a_cleaned_repository_gives_the_same_ledger_and_decisions(
     project: Project, git: Git
 ) -> None:
-    for change in (Change.none(), Change.from_overrides({"RATE": 0.2})):
+    for change in (Change(), Change(overrides={"RATE": 0.2})):
         settle(project, [run(project, Experiment(change)).experiment_id], decided_by="test")
     sync(project.layout)
     ledger, decisions = project.layout.ledger.read_bytes(), project.layout.decisions.read_bytes()
@@ -102,7 +102,7 @@ def test_a_cleaned_repository_gives_the_same_ledger_and_decisions(
     assert project.layout.results_tsv.read_bytes() == table
     assert project.layout.manifest.read_bytes() == manifest
     again = Project.open(project.layout.root)
-    settle(again, [run(again, Experiment(Change.from_overrides({"RATE": 0.3}))).experiment_id],
+    settle(again, [run(again, Experiment(Change(overrides={"RATE": 0.3}))).experiment_id],
            decided_by="test")  # fmt: skip
     sync(project.layout)
     assert project.layout.ledger.read_bytes().startswith(ledger)
@@ -111,7 +111,7 @@ def test_a_cleaned_repository_gives_the_same_ledger_and_decisions(
 def test_a_clone_has_the_reference_that_the_last_decision_left(
     project: Project, git: Git, tmp_path: Path
 ) -> None:
-    for change in (Change.none(), Change.from_overrides({"RATE": 0.3})):
+    for change in (Change(), Change(overrides={"RATE": 0.3})):
         settle(project, [run(project, Experiment(change)).experiment_id], decided_by="test")
     take(project)
     clone = tmp_path / "clone"

@@ -630,7 +630,7 @@ def test_only_the_newest_plan_of_a_claim_counts(fleet_project: Project, jobs: Qu
     jobs.release(name, NAME)
     again = runner.plan(
         fleet_project,
-        Experiment(Change.from_overrides({"RATE": 3.0}), hypothesis_id=name),
+        Experiment(Change(overrides={"RATE": 3.0}), hypothesis_id=name),
         NAME,
     )
     assert (

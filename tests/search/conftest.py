@@ -51,14 +51,14 @@ def attempt(project: Project) -> Try:
     def tried(
         *, old: str = "", new: str = "", seed: int | None = None, **overrides: object
     ) -> tuple[str, Result]:
-        change = Change.none()
+        change = Change()
         if overrides:
-            change = Change.from_overrides(overrides)  # type: ignore[arg-type]
+            change = Change(overrides=overrides)  # type: ignore[arg-type]
         elif old:
             source = project.repository.show_file(project.reference(), "train.py").decode()
             assert source.count(old) == 1, f"{source.count(old)} x {old!r} in train.py"
             edited = {"train.py": source.replace(old, new).encode()}
-            change = Change.from_tree(project.repository.tree_with(project.reference(), edited))
+            change = Change(tree=project.repository.tree_with(project.reference(), edited))
         finished = run(project, Experiment(change, seed=seed))
         return finished.experiment_id, finished.result
 

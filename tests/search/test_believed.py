@@ -33,7 +33,7 @@ def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Projec
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
         make_repository(folder / "research repository")
         project = Project.open(folder / "research repository").with_tag("t")
-        finished = run(project, Experiment(Change.none()))
+        finished = run(project, Experiment(Change()))
     return project, finished.experiment_id, finished.result
 
 

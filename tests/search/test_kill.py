@@ -29,7 +29,7 @@ from autohypothesis.engine.change import Change
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.runner import run
 from autohypothesis.engine.project import Project
-run(Project.open(Path(sys.argv[1])), Experiment(Change.none()))
+run(Project.open(Path(sys.argv[1])), Experiment(Change()))
 """
 ROOT = Path(__file__).resolve().parents[2]
 VICTIMS = ("starter", "shim", "training")

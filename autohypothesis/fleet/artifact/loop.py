@@ -249,9 +249,7 @@ class TaskLoop:
         self.say(f"measuring {reference[:7]}, which every change is compared with")
         for lost in range(1, MOST_LOST + 1):
             before = len(self.decided)
-            spec = runner.plan(
-                self.project, Experiment(Change.none()), self.workers[0], self.executor
-            )
+            spec = runner.plan(self.project, Experiment(Change()), self.workers[0], self.executor)
             self.execute([spec])
             self.decide()
             own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]

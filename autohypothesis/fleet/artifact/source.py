@@ -50,7 +50,7 @@ class MutatorSource:
         again = list(self._again())[:count]
         first = APART * self._seed + sum(1 for _ in self._history.experiments())
         return again + [
-            Experiment(Change.from_instructions(""), mutation_seed=first + number)
+            Experiment(Change(instructions=""), mutation_seed=first + number)
             for number in range(count - len(again))
         ]
 
@@ -69,7 +69,7 @@ class MutatorSource:
                 continue  # it was lost before there was a change
             if diff:
                 title = self._project.repository.subject(decision.commit)
-                yield Experiment(Change.from_patch(diff), title=title, hypothesis_id=name)
+                yield Experiment(Change(patch=diff), title=title, hypothesis_id=name)
 
 
 class QueueSource:

@@ -416,9 +416,7 @@ def run_baseline(
         LeaseError: the device is held.
     """
     executor = OnDevice(project.repository, project.layout, device=device)
-    finished = run(
-        project, Experiment(Change.none(), title="baseline"), watch=watch, executor=executor
-    )
+    finished = run(project, Experiment(Change(), title="baseline"), watch=watch, executor=executor)
     settlement = settle(project, [finished.experiment_id], decided_by="bootstrap")
     decisions = settlement.decisions_or_raise()
     sync(project.layout)

@@ -51,7 +51,7 @@ class Worktrees:
 
     def workspace(self, worker: str) -> Workspace:
         branch = worker_branch(self.tag, worker)
-        return Workspace.named(self.repository, worker, branch=branch, fleet=self.tag)
+        return Workspace(self.repository, worker, branch=branch, fleet=self.tag)
 
     # ── obstacles ─────────────────────────────────────────────────────────────────────────
 

@@ -149,7 +149,7 @@ def make_worktree(project: Project, worker: Worker) -> None:
     Runs have checkouts of their own, so a failure is no reason not to work.
     """
     if worker.branch:
-        place = Workspace.named(
+        place = Workspace(
             project.repository, worker.worker_id, branch=worker.branch, fleet=project.active()
         )
         with suppress(AutohypothesisError):
