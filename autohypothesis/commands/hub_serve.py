@@ -144,7 +144,7 @@ def rotate(name: Agent, data: Data) -> None:
     from autohypothesis.hub.server import agents
 
     with _database(data) as database:
-        print(agents.rotate(database, name))
+        print(agents.rotate(database, name)["api_key"])
 
 
 @admin.command("revoke")
@@ -221,7 +221,7 @@ def _database(data: Path) -> Iterator[Database]:
     from autohypothesis.hub.server.database import Database
     from autohypothesis.hub.server.settings import DataFolder
 
-    database = Database(DataFolder.make(data).database)
+    database = Database(DataFolder(data).database)
     try:
         yield database
     finally:

@@ -27,7 +27,7 @@ POST_LIMIT = 32 << 10
 DESCRIPTION_LIMIT = 4 << 10
 """Bytes of a channel's description."""
 PAGE_LIMIT = 1000
-"""Rows of one list, whatever was asked for."""
+"""Rows of one list; a higher limit is refused."""
 LARGEST = (1 << 63) - 1
 """The largest integer that is taken or stored: seeds, steps and row numbers of every hub fit."""
 
@@ -290,11 +290,7 @@ class BestRequest(TypedBody):
 
 
 class LimitQuery(BaseModel):
-    limit: Annotated[
-        int,
-        Field(ge=1, description="Rows, 1 or more."),
-        AfterValidator(lambda rows: min(rows, PAGE_LIMIT)),
-    ] = 50
+    limit: Annotated[int, Field(ge=1, le=PAGE_LIMIT, description="Rows.")] = 50
 
 
 class PageQuery(LimitQuery):

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.hub.server import serving
-from autohypothesis.hub.server.service import HubService
+from autohypothesis.hub.server.app import open_hub
 from autohypothesis.hub.server.settings import MB, Hourly, HubLimits, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ class Hub:
         settings = settings_of(self.data, self.options)
         settings = replace(settings, limits=self.limits or settings.limits)
         sock = self.running.enter_context(serving.listening(settings))
-        server, listens = serving.HubServer(HubService.open(settings)), threading.Event()
+        server, listens = serving.HubServer(open_hub(settings)), threading.Event()
         server.announce = listens.set
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()

@@ -16,6 +16,7 @@ from autohypothesis.hub.protocol import ClaimQuery, NewClaimRequest, ResultReque
 from autohypothesis.hub.server import results, tasks
 from autohypothesis.hub.server.database import Database
 from autohypothesis.hub.server.refusals import HubRefusalError
+from autohypothesis.hub.server.service import Caller
 
 AGENTS = ("ada", "bob", "eve")
 TREES = tuple(f"n1:{number:040x}" for number in range(3))
@@ -68,11 +69,11 @@ class ClaimRules(RuleBasedStateMachine):
         free = holder is None and not others
         if not free and (holder is None or holder.agent != agent):
             with pytest.raises(HubRefusalError) as refused:
-                tasks.claim(self.database, agent, wanted)
+                tasks.claim(self.database, Caller(agent, "push"), wanted)
             said = f"claimed by {holder.agent}" if holder is not None else "tried by"
             assert refused.value.status == 409 and said in str(refused.value)
             return
-        made = tasks.claim(self.database, agent, wanted)
+        made = tasks.claim(self.database, Caller(agent, "push"), wanted)
         if holder is None:
             assert made["id"] not in self.numbers  # a number is never another claim's
         else:
@@ -83,8 +84,8 @@ class ClaimRules(RuleBasedStateMachine):
     @rule(agent=st.sampled_from(AGENTS), tree=st.sampled_from(TREES))
     def tell(self, agent: str, tree: str) -> None:
         self.told += 1
-        result, _ = results.tell(
-            self.database, agent,
+        result, _ = results.tell_result(
+            self.database, Caller(agent, "push"),
             ResultRequest(
                 name=f"e-{self.told}", commit=f"{self.told:07x}", platform="CPU", platform_key=KEY,
                 task_hash=TASK, metric="m", value=1.0, status="keep", tree=tree,
@@ -103,10 +104,10 @@ class ClaimRules(RuleBasedStateMachine):
         found = self.held[tree]
         if found.agent != agent:
             with pytest.raises(HubRefusalError) as refused:
-                tasks.release(self.database, agent, found.number)
+                tasks.release_claim(self.database, Caller(agent, "push"), found.number)
             assert refused.value.status == 403
             return
-        tasks.release(self.database, agent, found.number)
+        tasks.release_claim(self.database, Caller(agent, "push"), found.number)
         del self.held[tree]
 
     @rule(seconds=st.sampled_from((1, 59, *LEASES)))

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autohypothesis.hub.server.service import HubService
+from autohypothesis.hub.server.app import open_hub
 from autohypothesis.hub.server.settings import HubLimits, Settings
 
 from .conftest import Agent, Clone, Hub, HubProcess, Start, StartProcess
@@ -108,7 +108,7 @@ def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
     tmp_path: Path, clone: MakeClone
 ) -> None:
     settings = Settings(tmp_path / "hub", limits=HubLimits(loose_packs=2))
-    mine, opened = clone(), HubService.open(settings)
+    mine, opened = clone(), open_hub(settings)
     lock = opened.store.packs / "multi-pack-index.lock"
 
     def push(message: str) -> str:
@@ -123,7 +123,7 @@ def test_many_packs_get_one_index_that_a_kill_and_gc_do_not_hurt(
     heads = [push("two"), push("three")]
     assert lock.with_suffix("").exists()
     lock.touch()
-    opened = HubService.open(settings)
+    opened = open_hub(settings)
     heads.append(push("four"))
     assert not lock.exists()
     subprocess.run(["git", "gc", "-q", "--prune=now"], cwd=opened.store.path, check=True)

@@ -157,7 +157,7 @@ def test_replies_stand_below_what_they_answer(shown: Showcase) -> None:
 
 
 def test_ten_thousand_commits_come_in_pieces(start: Start, tmp_path: Path) -> None:
-    home = DataFolder.make(tmp_path / "many")
+    home = DataFolder(tmp_path / "many")
     database = Database(home.database)
     names = [f"{number:040x}" for number in range(10_000)]
     many = [

@@ -94,7 +94,7 @@ def test_attempts_count_and_are_remembered_over_a_restart(start: Start, clone: M
     agent, other = hub.agent("ada"), hub.agent("bob")
     for _ in range(2):
         assert agent.send("/api/git/push", "no bundle").status == 400
-        assert agent.send("/api/channels/none/posts", {}).status == 404
+        assert agent.send("/api/channels/none/posts", {}).status == 400
         assert agent("/api/git/diff/abcd/abcd").status == 404
         assert curl(*AS_JSON, "-d", "{}", f"{hub.url}/api/register").status == 400
     hub.end()

@@ -276,6 +276,7 @@ def test_a_hundred_thousand_results_are_read_through_an_index(start: Start) -> N
     )
     from autohypothesis.hub.server import boards, results, tasks
     from autohypothesis.hub.server.database import Database
+    from autohypothesis.hub.server.service import Caller
 
     hub = start()
     hub.end()
@@ -291,17 +292,17 @@ def test_a_hundred_thousand_results_are_read_through_an_index(start: Start) -> N
     for filters in ({}, {"platform": "CPU"}, {"agent": "agent-1"}, {"state": "refuted"},
                     {"commit": "abcd"}, {"status": "crash"}, {"verifies": 7}, {"platform_key": key},
                     {"platform_key": key, "task_hash": task}):  # fmt: skip
-        results.newest(database, ResultQuery(**filters))
+        results.newest_results(database, ResultQuery(**filters))
     boards.leaderboard(database, BoardQuery())
     boards.every_best(database, KeyQuery())
     wanted = NewClaimRequest(platform_key=key, task_hash=task, tree=TREE, lease_seconds=60)
-    tasks.claim(database, "agent-1", wanted)
+    tasks.claim(database, Caller("agent-1", "push"), wanted)
     tasks.held_claims(database, ClaimQuery())
     told = ResultRequest(
         name="x", commit="abcd" * 10, platform="CPU", platform_key=key, task_hash="",
         metric="val_bpb", value=1.0, status="keep", tree=TREE,
     )  # fmt: skip
-    results.tell(database, "agent-1", told)
+    results.tell_result(database, Caller("agent-1", "push"), told)
     with database.read() as connection:
         for statement, parameters in list(asked):
             if statement.startswith(("SELECT", "UPDATE", "DELETE")):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autohypothesis.hub.protocol import ResultState
-from autohypothesis.hub.server.verdicts import (
+from autohypothesis.hub.server.results import (
     STATES,
     Verdict,
     derived,

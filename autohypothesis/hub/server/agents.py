@@ -1,25 +1,18 @@
-"""Agents, their roles and keys, and how often they may ask. A key is stored as a hash only."""
+"""Agents, their roles and keys. A key is stored as a hash only."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import ipaddress
-import math
 import secrets
-import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from sqlalchemy import Select, delete, func, insert, select, update
+from fastapi import Request
+from sqlalchemy import Select, func, insert, select, update
 
-from autohypothesis.hub.protocol import AGENT, Role
+from autohypothesis.hub.protocol import AGENT, AgentKey, AgentRequest, HubAgent, NewAgentRequest
 from autohypothesis.hub.server.database import (
     Database,
     Row,
     agents,
-    attempts,
     claims,
     commits,
     posts,
@@ -28,37 +21,25 @@ from autohypothesis.hub.server.database import (
     stamp,
 )
 from autohypothesis.hub.server.refusals import HubRefusalError, bad, missing
+from autohypothesis.hub.server.service import (
+    ADMIN,
+    ROLES,
+    HubService,
+    address_of,
+    key_hash,
+    route,
+)
 
-ROLES: tuple[Role, ...] = get_args(Role)
-"""Each may do what those before it may."""
-OPERATOR = ""
-"""The agent id of the operator's own key, which is no agent's."""
 _KEY_PREFIX = "ahk_"
-_HOUR_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The agent whose key came with a request."""
-
-    agent_id: str
-    role: str
-
-    def may(self, role: str) -> bool:
-        return ROLES.index(self.role) >= ROLES.index(role)
-
-
-def _hashed(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def new_key() -> str:
-    """256 random bits."""
+    """Return 256 random bits as a key."""
     return _KEY_PREFIX + secrets.token_urlsafe(32)
 
 
 def create(database: Database, name: str, role: str = "push") -> str:
-    """The key of a new agent; it cannot be read again.
+    """Return the key of a new agent; it cannot be read again.
 
     Raises:
         HubRefusalError: 400 for a wrong name or role, 409 when the name is taken.
@@ -70,41 +51,12 @@ def create(database: Database, name: str, role: str = "push") -> str:
     with database.write() as connection:
         if row_of(connection, select(agents.c.id).where(agents.c.id == name)) is not None:
             raise HubRefusalError(409, f"agent {name} is taken", hint="choose another id")
-        connection.execute(insert(agents).values(**row, key_hash=_hashed(key)))
+        connection.execute(insert(agents).values(**row, key_hash=key_hash(key)))
     return key
-
-
-def rotate(database: Database, name: str) -> str:
-    """A new key for `name`; the old one ends here. Revives a revoked agent."""
-    key = new_key()
-    _change(database, name, key_hash=_hashed(key), revoked_at=None)
-    return key
-
-
-def revoke(database: Database, name: str) -> None:
-    """End the key of `name`; what it sent stays."""
-    _change(database, name, revoked_at=stamp())
 
 
 def set_role(database: Database, name: str, role: str) -> None:
     _change(database, name, role=_checked_role(role))
-
-
-def every_agent(database: Database) -> list[Row]:
-    """Agents by name, without keys or hashes."""
-    columns = (agents.c.id, agents.c.role, agents.c.created_at, agents.c.revoked_at)
-    return database.rows(select(*columns).order_by(agents.c.id))
-
-
-def caller_of(database: Database, key: str, admin_key: str) -> Caller | None:
-    """The agent that `key` belongs to, or None. Hashes are compared, never keys."""
-    given = _hashed(key)
-    if admin_key and hmac.compare_digest(given, _hashed(admin_key)):
-        return Caller(OPERATOR, "admin")
-    query = select(agents.c.id, agents.c.role)
-    query = query.where(agents.c.key_hash == given, agents.c.revoked_at.is_(None))
-    found = database.rows(query)
-    return Caller(found[0]["id"], found[0]["role"]) if found else None
 
 
 def _change(database: Database, name: str, **values: str | None) -> None:
@@ -120,11 +72,71 @@ def _checked_role(role: str) -> str:
     return role
 
 
+# ── routes ──────────────────────────────────────────────────────────────────────────────────
+
+
+def registrant(request: Request) -> None:
+    """Count one attempt to register, as a dependency.
+
+    A body without a key has to come as JSON: a web page of another site can make a browser send
+    any other type unasked.
+
+    Raises:
+        HubRefusalError: 403 when registration is closed; 415, 429.
+    """
+    hub: HubService = request.app.state.hub
+    if not hub.settings.open_registration:
+        raise HubRefusalError(
+            403, "registration is closed on this hub",
+            hint="ask its operator for a key: `orchestrator.py hub admin create NAME --data DIR`",
+        )  # fmt: skip
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HubRefusalError(
+            415, f"the body has to be of type application/json, not {kind[:80] or 'unnamed'!r}",
+            hint="send `Content-Type: application/json`",
+        )  # fmt: skip
+    hub.count("registration", None, address_of(request), hub.settings.hourly.registrations)
+
+
+@route("POST", "/api/register", AgentKey, 409, 415, may=registrant, status=201)
+def register(database: Database, wanted: AgentRequest) -> Row:
+    """A new agent and its key, which is shown once."""
+    return {"id": wanted.id, "api_key": create(database, wanted.id)}
+
+
+@route("POST", "/api/admin/agents", AgentKey, 409, may=ADMIN, status=201)
+def create_agent(database: Database, wanted: NewAgentRequest) -> Row:
+    """A new agent, also when registration is closed; `role` is push unless said."""
+    return {"id": wanted.id, "api_key": create(database, wanted.id, wanted.role)}
+
+
+@route("GET", "/api/admin/agents", list[HubAgent], may=ADMIN)
+def every_agent(database: Database) -> list[Row]:
+    """Every agent, by name; no key and no hash of one."""
+    columns = (agents.c.id, agents.c.role, agents.c.created_at, agents.c.revoked_at)
+    return database.rows(select(*columns).order_by(agents.c.id))
+
+
+@route("POST", "/api/admin/agents/{name}/rotate", AgentKey, 400, 404, may=ADMIN)
+def rotate(database: Database, name: str) -> Row:
+    """A new key in place of the old one; it revives a revoked agent."""
+    key = new_key()
+    _change(database, name, key_hash=key_hash(key), revoked_at=None)
+    return {"id": name, "api_key": key}
+
+
+@route("POST", "/api/admin/agents/{name}/revoke", None, 400, 404, may=ADMIN, status=204)
+def revoke(database: Database, name: str) -> None:
+    """From here on no key of this agent is worth anything; what it sent stays."""
+    _change(database, name, revoked_at=stamp())
+
+
 # ── what agents shared, for the pages ───────────────────────────────────────────────────────
 
 
 def with_counts() -> Select[Any]:
-    """Agents with the numbers of their `commits`, `results`, `posts` and `claims`."""
+    """Return the query for agents with the numbers of their commits, results, posts and claims."""
     counts = (
         select(func.count())
         .where(table.c.agent_id == agents.c.id)
@@ -136,51 +148,8 @@ def with_counts() -> Select[Any]:
 
 
 def one_with_counts(database: Database, name: str) -> Row:
-    """
-    Raises:
-        HubRefusalError: 404.
-    """
-    found = database.rows(with_counts().where(agents.c.id == name))
-    if not found:
+    """Return an agent with these numbers, or raise HubRefusalError 404."""
+    row = database.row(with_counts().where(agents.c.id == name))
+    if row is None:
         raise missing(f"there is no agent {name[:80]!r}")
-    return found[0]
-
-
-# ── hourly limits ───────────────────────────────────────────────────────────────────────────
-
-
-def count_attempt(database: Database, kind: str, whose: Iterable[tuple[str, int]]) -> None:
-    """Count one attempt at `kind` for each of `whose`: names with their limits.
-
-    Attempts count, not successes, and they are stored, so a restart forgets none. A refused one is
-    not counted: to wait always helps, and the table stays small.
-
-    Raises:
-        HubRefusalError: 429, one of the names has made all its attempts of the last hour.
-    """
-    moment = time.time()
-    with database.write() as connection:
-        connection.execute(delete(attempts).where(attempts.c.at <= moment - _HOUR_S))
-        for who, limit in whose:
-            mine = (attempts.c.kind == kind) & (attempts.c.who == who)
-            query = select(func.count(), func.min(attempts.c.at)).where(mine)
-            made, first = connection.execute(query).one()
-            if made >= limit:
-                wait = max(1, math.ceil((first or moment) + _HOUR_S - moment))
-                raise HubRefusalError(
-                    429, f"too many attempts: {who} may make {limit} of kind {kind!r} an hour",
-                    hint=f"try again in {wait} s", wait=wait,
-                )  # fmt: skip
-            connection.execute(insert(attempts).values(kind=kind, who=who, at=moment))
-
-
-def counted_address(value: str) -> str:
-    """The name under which an address is counted: one for all 2^64 of an IPv6 user."""
-    try:
-        parsed = ipaddress.ip_address(value)
-    except ValueError:
-        return f"address {value[:60]}"
-    if parsed.version == 6:
-        mapped = parsed.ipv4_mapped
-        parsed = mapped or ipaddress.ip_network((parsed, 64), strict=False).network_address
-    return f"address {parsed}"
+    return row

@@ -1,4 +1,4 @@
-"""The application: what holds for every request, the routes, and refusals in one shape."""
+"""The application: the opened hub, its routes, what holds for every request, and refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 
 import anyio.to_thread
 from fastapi import FastAPI, Request
@@ -21,11 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autohypothesis import __version__
 from autohypothesis.errors import GitError
-from autohypothesis.hub.server import api
+from autohypothesis.hub.server import results
+from autohypothesis.hub.server.database import Database
+from autohypothesis.hub.server.intake import Intake
 from autohypothesis.hub.server.pages import routes as pages
 from autohypothesis.hub.server.refusals import HubRefusalError
-from autohypothesis.hub.server.service import HubService
-from autohypothesis.hub.server.settings import Settings, loopback
+from autohypothesis.hub.server.service import HubService, router
+from autohypothesis.hub.server.settings import DataFolder, Settings, loopback
+from autohypothesis.hub.server.store import CommitStore
 
 THREADS = 64
 _WILDCARDS = ("", "0.0.0.0", "::")
@@ -39,8 +41,20 @@ _HEADERS = {
 log = logging.getLogger("autohypothesis.hub")
 
 
+def open_hub(settings: Settings) -> HubService:
+    """Open the hub in `settings.data`, made if need be, and swept."""
+    folder = DataFolder(settings.data)
+    store = CommitStore(folder.repository, folder.passing, settings.limits)
+    store.make()
+    database = Database(folder.database)
+    results.read_old_posts(database)
+    intake = Intake(folder, store, database, settings.limits)
+    intake.sweep()
+    return HubService(settings, database, store, intake)
+
+
 def application(hub: HubService) -> FastAPI:
-    """The ASGI application that uvicorn serves."""
+    """Make the ASGI application that uvicorn serves."""
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
@@ -54,9 +68,8 @@ def application(hub: HubService) -> FastAPI:
     )  # fmt: skip
     app.state.hub = hub
     app.add_middleware(RequestGuard, settings=hub.settings)
-    app.include_router(api.router)
-    app.include_router(pages.open_router)
-    app.include_router(pages.router)
+    for routes in (router, pages.open_router, pages.router):
+        app.include_router(routes)
     _answer_errors_in_one_shape(app)
     return app
 
@@ -112,12 +125,12 @@ def problem(request: Request, status: int, words: str, wait: int = 0) -> Respons
 # ── every request ───────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True)
 class RequestGuard:
     """The outermost layer: refuses foreign host names, tells the client's address, adds headers."""
 
-    app: ASGIApp
-    settings: Settings
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app = app
+        self.settings = settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,16 +138,29 @@ class RequestGuard:
             return
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["address"] = client_address(scope, self.settings.proxies)
-        body = _RequestBody(receive)
         waits = "100-continue" in headers.get("expect", "").lower()
         empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        begun = done = False
+
+        async def body() -> Message:
+            nonlocal begun, done
+            begun = True
+            message = await receive()
+            done = not message.get("more_body", False)
+            return message
+
+        async def drain() -> None:
+            """Read on for a while, so that the sender comes to see our answer."""
+            left = _DRAIN_BYTES
+            while not done and left > 0:
+                left -= len((await body()).get("body", b""))
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(_HEADERS)
-                if message["status"] >= 400 and not empty and (body.begun or not waits):
+                if message["status"] >= 400 and not empty and (begun or not waits):
                     with suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(body.drain(), _DRAIN_S)
+                        await asyncio.wait_for(drain(), _DRAIN_S)
             await send(message)
 
         app = self.app
@@ -144,52 +170,23 @@ class RequestGuard:
         await app(scope, body, answer)
 
 
-@dataclass(slots=True)
-class _RequestBody:
-    """Receives a request's body, and knows how much of it has come."""
-
-    receive: Receive
-    begun: bool = False
-    done: bool = False
-
-    async def __call__(self) -> Message:
-        self.begun = True
-        message = await self.receive()
-        self.done = not message.get("more_body", False)
-        return message
-
-    async def drain(self) -> None:
-        """Read on for a while, so that the sender comes to see our answer."""
-        left = _DRAIN_BYTES
-        while not self.done and left > 0:
-            left -= len((await self()).get("body", b""))
-
-
 def is_ours(header: str, settings: Settings) -> bool:
     """Whether a Host header names this hub.
 
     A web page can make its own name point here; it cannot name an address.
     """
-    name, listening = _host_of(header), settings.host.lower()
-    if name in {listening, *map(str.lower, settings.names)} - set(_WILDCARDS):
-        return True
-    if loopback(name):
-        return True
-    if loopback(listening):
-        return False
-    return _is_address(name) or name == socket.gethostname().lower()
-
-
-def _host_of(header: str) -> str:
-    """The name in a Host header, without its port."""
-    name = header.strip().lower()
+    name, listening = header.strip().lower(), settings.host.lower()
     if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.partition(":")[0].rstrip(".")
+        name = name[1:].partition("]")[0]
+    else:
+        name = name.partition(":")[0].rstrip(".")
+    if name in {listening, *map(str.lower, settings.names)} - set(_WILDCARDS) or loopback(name):
+        return True
+    return not loopback(listening) and (_is_address(name) or name == socket.gethostname().lower())
 
 
 def client_address(scope: Scope, proxies: Collection[str]) -> str:
-    """The address that counts: the last one in X-Forwarded-For that no proxy of ours has."""
+    """Return the address that counts: the last one in X-Forwarded-For that no proxy of ours has."""
     peer = str((scope.get("client") or ("unknown", 0))[0])
     if peer not in proxies:
         return peer

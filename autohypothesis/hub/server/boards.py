@@ -8,18 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, func, insert, select
 from sqlalchemy import Row as SqlRow
 
-from autohypothesis.hub.protocol import BestRequest, BoardQuery, KeyQuery
+from autohypothesis.hub.protocol import (
+    BestRequest,
+    BoardQuery,
+    KeyQuery,
+    PlatformBest,
+    RankedResult,
+)
 from autohypothesis.hub.server import tasks
-from autohypothesis.hub.server.database import Database, Row, bests, narrowed, results, stamp
+from autohypothesis.hub.server.database import (
+    Database,
+    Row,
+    bests,
+    moment_of,
+    narrowed,
+    results,
+    stamp,
+)
 from autohypothesis.hub.server.refusals import HubRefusalError, bad, missing
-from autohypothesis.hub.server.results import SHOWN, shown, shown_rows
-from autohypothesis.hub.server.verdicts import LINE_DIRECTION, REFUTED, STATES
+from autohypothesis.hub.server.results import (
+    LINE_DIRECTION,
+    REFUTED,
+    SHOWN,
+    STATES,
+    shown,
+    shown_rows,
+)
+from autohypothesis.hub.server.service import TELL, route
 
 ROWS = 5_000
 """Of all boards together, in one answer: there may be any number of boards."""
@@ -32,8 +52,9 @@ BoardKey = Mapping[str, str]
 """platform, platform_key, task_hash and metric."""
 
 
+@route("GET", "/api/leaderboard", list[RankedResult], 400)
 def leaderboard(database: Database, wanted: BoardQuery) -> list[Row]:
-    """Results with their `rank` on their board, board after board, at most `limit` of each."""
+    """The boards one after another: reproduced results first, then by value; `limit` of each."""
     query = select(*_KEY).where(results.c.ranked.is_(True)).distinct().order_by(*_KEY)
     query = narrowed(query, wanted, platform=results.c.platform)
     with database.read() as connection:
@@ -60,18 +81,16 @@ def _on(key: BoardKey) -> list[ColumnElement[bool]]:
 # ── the best ────────────────────────────────────────────────────────────────────────────────
 
 
+@route("GET", "/api/best", list[PlatformBest])
 def every_best(database: Database, wanted: KeyQuery) -> list[Row]:
-    """The best of each platform key and task, by platform."""
+    """The best result of each platform key and task, by platform."""
     with database.read() as connection:
         return _bests(connection, wanted)
 
 
+@route("POST", "/api/best", PlatformBest, 404, 409, may=TELL)
 def swap_best(database: Database, wanted: BestRequest) -> Row:
-    """Make a result the best of its platform and task, if the best is the one that was expected.
-
-    Raises:
-        HubRefusalError: 404; 400 when it cannot be the best; 409 when another one is.
-    """
+    """Make a result the best of its platform and task; 409 when another one is than `expected`."""
     with database.write() as connection:
         result = connection.execute(select(results).where(results.c.id == wanted.result)).first()
         if result is None:
@@ -81,9 +100,9 @@ def swap_best(database: Database, wanted: BestRequest) -> Row:
         present = [entry["result"]["id"] for entry in _bests(connection, key)]
         best = present[0] if present else None
         if best != wanted.expected:
-            said = f"result {best}" if best is not None else "none yet"
+            present_one = f"result {best}" if best is not None else "none yet"
             expected = "none" if wanted.expected is None else f"result {wanted.expected}"
-            raise HubRefusalError(409, f"the best is {said}, not {expected}")
+            raise HubRefusalError(409, f"the best is {present_one}, not {expected}")
         if best is not None:
             _check_better(connection, result, best)
         row = {**key.model_dump(), "result": result.id, "since": stamp()}
@@ -100,29 +119,27 @@ def _bests(connection: Connection, wanted: KeyQuery) -> list[Row]:
     query: Select[Any] = select(*SHOWN, bests.c.since).where(bests.c.id.in_(standing))
     query = query.join(bests, bests.c.result == results.c.id)
     rows = connection.execute(query.order_by(results.c.platform, *key.values()))
-    return [_best(shown(row)) for row in rows]
-
-
-def _best(result: Row) -> Row:
-    since = result.pop("since")
-    named = {name: result[name] for name in ("platform", "platform_key", "task_hash")}
-    return {**named, "result": result, "since": since}
+    return [
+        {
+            "platform": row.platform, "platform_key": row.platform_key,
+            "task_hash": row.task_hash, "since": row.since,
+            "result": shown(row, leave_out="since"),
+        }
+        for row in rows
+    ]  # fmt: skip
 
 
 def _check_worthy(result: SqlRow[Any]) -> None:
-    why = ""
-    if result.status != "keep":
-        why = f"its status is {result.status}, not keep"
-    elif result.value is None:
-        why = "it has no value"
-    elif not result.platform_key:
-        why = "it has no platform_key"
-    elif result.verifies is not None:
-        why = f"it verifies result {result.verifies}"
-    elif result.standing == REFUTED:
-        why = "it is refuted"
-    if why:
-        raise bad(f"result {result.id} cannot be the best: {why}")
+    reasons = {
+        f"its status is {result.status}, not keep": result.status != "keep",
+        "it has no value": result.value is None,
+        "it has no platform_key": not result.platform_key,
+        f"it verifies result {result.verifies}": result.verifies is not None,
+        "it is refuted": result.standing == REFUTED,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise bad(f"result {result.id} cannot be the best: {reason}")
 
 
 def _check_better(connection: Connection, result: SqlRow[Any], best: int) -> None:
@@ -139,7 +156,7 @@ def _check_better(connection: Connection, result: SqlRow[Any], best: int) -> Non
 
 
 class ChartPoint(NamedTuple):
-    """A result, as far as a picture shows it."""
+    """A result, as far as a chart shows it."""
 
     id: int
     at: float
@@ -227,8 +244,7 @@ def _newest(connection: Connection, key: BoardKey) -> list[ChartPoint]:
 def _points(connection: Connection, query: Select[Any]) -> list[ChartPoint]:
     return [
         ChartPoint(
-            row.id, datetime.fromisoformat(row.created_at.replace("Z", "+00:00")).timestamp(),
-            row.value, STATES[row.standing],
+            row.id, moment_of(row.created_at).timestamp(), row.value, STATES[row.standing],
         )
         for row in connection.execute(query)
     ]  # fmt: skip

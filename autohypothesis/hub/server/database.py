@@ -167,7 +167,7 @@ results = Table(
         "ranked", "platform", "platform_key", "task_hash", "metric", "standing", "score", "id",
     ),
 )  # fmt: skip
-"""`standing`, `reproduced`, `refuted`, `ranked` and `score` follow from the rest (`verdicts.py`).
+"""`standing`, `reproduced`, `refuted`, `ranked` and `score` follow from the rest (`results.py`).
 
 They are stored so that a board or a state is read from an index. `score` is the value with its sign
 turned where the task maximizes: less is better.
@@ -209,6 +209,11 @@ def now() -> datetime:
 def written(moment: datetime) -> str:
     """RFC 3339, UTC, to the microsecond: the earlier of two is also the smaller text."""
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def moment_of(text: str) -> datetime:
+    """As `written` backwards."""
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 def stamp(later: int = 0) -> str:
@@ -270,6 +275,11 @@ class Database:
     def rows(self, query: Select[Any]) -> list[Row]:
         with self.read() as connection:
             return rows_of(connection, query)
+
+    def row(self, query: Select[Any]) -> Row | None:
+        """The first row of `query`; None: it has none."""
+        with self.read() as connection:
+            return row_of(connection, query)
 
     def scalar(self, query: Select[Any]) -> Any:
         """The one value that `query` gives."""

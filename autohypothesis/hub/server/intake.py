@@ -15,6 +15,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,6 @@ _UNSYNCED = "-c core.fsync=none"
 _WAIT_S = 60.0
 log = logging.getLogger("autohypothesis.hub")
 
-# ── quarantine ──────────────────────────────────────────────────────────────────────────────
-
 
 @dataclass(frozen=True, slots=True)
 class PushQuarantine:
@@ -54,17 +53,7 @@ class PushQuarantine:
 
     folder: Path
     repository: Path
-
-    @classmethod
-    def make(cls, incoming: Path, repository: Path) -> PushQuarantine:
-        made = cls(incoming / secrets.token_hex(16), repository)
-        made.packs.mkdir(parents=True)
-        return made
-
-    @property
-    def push(self) -> str:
-        """The name of this push."""
-        return self.folder.name
+    limits: HubLimits
 
     @property
     def body(self) -> Path:
@@ -75,11 +64,12 @@ class PushQuarantine:
         return self.folder / "objects" / "pack"
 
     @property
-    def _note(self) -> Path:
+    def note(self) -> Path:
+        """Names what is being published; while it is there, the publication may be half-done."""
         return self.folder / "publishing.json"
 
     def environment(self, *, alone: bool = False) -> Mapping[str, str]:
-        """For a git that writes here, and reads here and (unless `alone`) in the repository."""
+        """Return that of a git that writes here, and reads here and in the repository."""
         own = {
             "GIT_OBJECT_DIRECTORY": str(self.folder / "objects"),
             "GIT_QUARANTINE_PATH": str(self.folder / "objects"),
@@ -87,34 +77,32 @@ class PushQuarantine:
         shared = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": str(self.repository / "objects")}
         return own if alone else {**own, **shared}
 
-    def header(self, limits: HubLimits) -> PushHeader:
+    def header(self) -> PushHeader:
         with self.body.open("rb") as body:
-            return parse_header(body.read(limits.header_bytes + PACK_HEADER + 2), limits)
+            start = body.read(self.limits.header_bytes + PACK_HEADER + 2)
+        return parse_header(start, self.limits)
 
-    def unpack(self, header: PushHeader, limits: HubLimits) -> None:
+    def unpack(self, header: PushHeader) -> None:
         """Run index-pack on what follows the header.
 
         Raises:
             BundleError: git refuses the pack, or it is a bomb.
         """
-        size = self.body.stat().st_size
-        seconds = 1 + size // (8 * MB) + header.objects // 25_000
-        bounds = Bounds(
-            seconds=5 + 4 * seconds, cpu_seconds=seconds, file=2 * limits.bundle_bytes + MB
-        )
+        largest = self.limits.bundle_bytes
+        seconds = 1 + self.body.stat().st_size // (8 * MB) + header.objects // 25_000
+        bounds = Bounds(seconds=5 + 4 * seconds, cpu_seconds=seconds, file=2 * largest + MB)
         with self.body.open("rb") as body:
             os.lseek(body.fileno(), header.pack_at, os.SEEK_SET)
             answer = run(
                 f"{_UNSYNCED} index-pack --stdin --fix-thin --strict --threads=1",
-                [f"--max-input-size={limits.bundle_bytes}"],
+                [f"--max-input-size={largest}"],
                 repository=self.repository, bounds=bounds, stdin=body,
                 environment=self.environment(),
             )  # fmt: skip
-        if answer.status:
-            raise _refused(answer)
+        _check(answer)
 
-    def listing(self, limits: HubLimits) -> set[str]:
-        """Every object in quarantine.
+    def listing(self) -> set[str]:
+        """Return every object in quarantine.
 
         Raises:
             BundleError: there are too many, or they are too large.
@@ -124,9 +112,8 @@ class PushQuarantine:
             repository=self.repository, bounds=Bounds(cpu_seconds=4),
             environment=self.environment(alone=True),
         )  # fmt: skip
-        if answer.status:
-            raise _refused(answer)
-        facts = (line.split() for line in answer.text.splitlines())
+        _check(answer)
+        limits, facts = self.limits, (line.split() for line in answer.text.splitlines())
         sizes = {name: int(size) for name, _, size in facts}
         if len(sizes) > 2 * limits.objects:
             raise BundleError(f"it unpacks to {len(sizes):,} objects")
@@ -138,16 +125,9 @@ class PushQuarantine:
             )
         return set(sizes)
 
-    def pack(self, names: Iterable[str], everything: bool) -> str:
-        """The name of the pack that holds exactly `names`; `everything`: it is the one that came.
-
-        Raises:
-            GitError: git could not make it.
-        """
-        if everything:
-            return next(self.packs.glob("*.pack")).stem
+    def pack(self, names: Iterable[str]) -> str:
+        """Replace the pack that came by one that holds exactly `names`; return its name."""
         new = self.folder / "new"
-        shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         answer = run(
             f"{_UNSYNCED} pack-objects --quiet --threads=1", [str(new / "pack")],
@@ -165,36 +145,24 @@ class PushQuarantine:
 
     def announce(self, pack: str | None, refs: Sequence[str]) -> None:
         """Write down, durably, what will be published."""
-        write_json(self._note, {"pack": pack, "refs": list(refs)})
-
-    def announced(self) -> tuple[str | None, list[str]] | None:
-        """Pack and refs that are being published; None: nothing is yet."""
-        try:
-            note: Any = read_json(self._note)
-        except FileNotFoundError:
-            return None
-        return note["pack"], list(note["refs"])
-
-    def withdraw(self) -> None:
-        """Nothing of what was announced is half-done any more."""
-        self._note.unlink(missing_ok=True)
+        write_json(self.note, {"pack": pack, "refs": list(refs)})
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _refused(answer: Ended) -> HubRefusalError:
+def _check(answer: Ended) -> None:
+    """Raise where git refused what came."""
+    if not answer.status:
+        return
     if answer.cut:
-        return BundleError(f"unpacking it takes more {answer.cut} than is given to one push")
+        raise BundleError(f"unpacking it takes more {answer.cut} than is given to one push")
     if answer.disk_full:
-        return disk_full()
+        raise disk_full()
     hint = ""
     if "did not receive expected object" in answer.words or "unresolved delta" in answer.words:
         hint = "its history is not complete: push from a clone that is not shallow"
-    return BundleError(answer.reason, hint=hint)
-
-
-# ── publication ─────────────────────────────────────────────────────────────────────────────
+    raise BundleError(answer.reason, hint=hint)
 
 
 @dataclass(slots=True)
@@ -209,17 +177,22 @@ class Intake:
     _loose: int = 0
     """Packs since the last common index."""
 
-    def quarantine(self) -> PushQuarantine:
-        return PushQuarantine.make(self.folder.incoming, self.store.path)
+    def quarantine(self, name: str = "") -> PushQuarantine:
+        """Return the quarantine of a push by its name; without one that of a new push."""
+        folder = self.folder.incoming / (name or secrets.token_hex(16))
+        made = PushQuarantine(folder, self.store.path, self.limits)
+        if not name:
+            made.packs.mkdir(parents=True)
+        return made
 
     def take(self, quarantine: PushQuarantine, agent: str) -> list[str]:
-        """The heads of the bundle in `quarantine`, now indexed as pushed by `agent`.
+        """Return the heads of the bundle in `quarantine`, now indexed as pushed by `agent`.
 
         Raises:
             HubRefusalError: nothing of it was taken, and nothing of it is left.
         """
         try:
-            header = quarantine.header(self.limits)
+            header = quarantine.header()
             if not self._turn.acquire(timeout=_WAIT_S):
                 raise HubRefusalError(
                     503, "too many pushes at one time; nothing was stored", wait=5
@@ -232,72 +205,65 @@ class Intake:
         except OSError as error:
             raise disk_trouble(error) from error
         finally:
-            if quarantine.announced() is None:  # else the next push or start settles it first
+            if not quarantine.note.exists():  # else the next push or start settles it first
                 quarantine.remove()
 
     def _take(self, quarantine: PushQuarantine, header: PushHeader, agent: str) -> None:
-        for folder in self._left():
-            if folder != quarantine.folder and PushQuarantine(folder, self.store.path).announced():
-                self._settle(folder)
-        self._check_prerequisites(header)
-        quarantine.unpack(header, self.limits)
-        pack = quarantine.listing(self.limits)
-        environment = quarantine.environment()
-        with objects(self.store.path, Bounds(seconds=30, cpu_seconds=20), environment) as reader:
-            inspection = PushInspection(reader, self._known, pack, self.limits)
-            found = inspection.commits(header.heads)
-        if not found:
-            return
-        fresh = inspection.reached - self.store.present(inspection.reached)
-        name = quarantine.pack(fresh, everything=fresh == pack) if fresh else None
-        self._publish(quarantine, name, found, agent)
-        self._loose += name is not None
-        if self._loose >= self.limits.loose_packs:
-            self._index_packs()
-
-    def _check_prerequisites(self, header: PushHeader) -> None:
+        for other in self._left():
+            if other.folder != quarantine.folder and other.note.exists():
+                self._settle(other)
         lacking = set(header.prerequisites) - self._known(header.prerequisites)
         if lacking:
             raise BundleError(
                 f"parent not found: it builds on commit {min(lacking)}, which is not here",
                 hint="push that one first, or a bundle of the full history",
             )
+        quarantine.unpack(header)
+        came = quarantine.listing()
+        environment = quarantine.environment()
+        with objects(self.store.path, Bounds(seconds=30, cpu_seconds=20), environment) as reader:
+            inspection = PushInspection(reader, self._known, came, self.limits)
+            new = inspection.commits(header.heads)
+        if not new:
+            return
+        fresh, pack = inspection.reached - self.store.present(inspection.reached), None
+        if fresh == came:
+            pack = next(quarantine.packs.glob("*.pack")).stem
+        elif fresh:
+            pack = quarantine.pack(fresh)
+        self._publish(quarantine, pack, new, agent)
+        self._loose += pack is not None
+        if self._loose >= self.limits.loose_packs:  # git would look through all of them each time
+            self._loose = 0
+            try:
+                self.store.index_packs()
+            except AutohypothesisError as error:  # the push is true; only the next ones are slower
+                log.warning("%s", error)
 
     def _known(self, names: Iterable[str]) -> set[str]:
-        return commits.known(self.database, names)
+        with self.database.read() as connection:
+            return commits.known(connection, names)
 
     def _publish(
-        self, quarantine: PushQuarantine, pack: str | None, found: Sequence[NewCommit], agent: str
+        self, quarantine: PushQuarantine, pack: str | None, new: Sequence[NewCommit], agent: str
     ) -> None:
-        refs = [commit.hash for commit in found]
+        refs = [commit.hash for commit in new]
         quarantine.announce(pack, refs)
         try:
-            if pack:
-                self._move(quarantine, pack)
+            # git looks for the index first, so it is moved last.
+            for suffix in ("pack", "idx") if pack else ():
+                source = quarantine.packs / f"{pack}.{suffix}"
+                source.chmod(0o444)
+                _flush(source)
+                source.rename(self.store.packs / source.name)
+            _flush(self.store.packs)
             self.store.anchor(refs)
-            commits.record(self.database, quarantine.push, agent, found)
+            commits.record(self.database, quarantine.folder.name, agent, new)
         except BaseException:
             self._take_back(pack, refs)
-            quarantine.withdraw()
+            quarantine.note.unlink()
             raise
-        quarantine.withdraw()
-
-    def _move(self, quarantine: PushQuarantine, pack: str) -> None:
-        """Move the pack, then its index: git looks for the index first."""
-        for suffix in ("pack", "idx"):
-            source = quarantine.packs / f"{pack}.{suffix}"
-            source.chmod(0o444)
-            _flush(source)
-            source.rename(self.store.packs / source.name)
-        _flush(self.store.packs)
-
-    def _index_packs(self) -> None:
-        """Each push leaves a pack; without this git would look through all of them each time."""
-        self._loose = 0
-        try:
-            self.store.index_packs()
-        except AutohypothesisError as error:  # the push is true; only the next ones are slower
-            log.warning("%s", error)
+        quarantine.note.unlink()
 
     def _take_back(self, pack: str | None, refs: Sequence[str]) -> None:
         self.store.release(refs)
@@ -306,13 +272,14 @@ class Intake:
 
     # ── after a kill ──────────────────────────────────────────────────────────────────────
 
-    def sweep(self) -> list[str]:
-        """At a start: undo what a killed server left half-done; returns what was done, in words.
+    def sweep(self) -> None:
+        """Undo at a start what a killed server left half-done; the log says what.
 
         A push that the database knows is whole, since it is recorded last. Refs that are missing
         for indexed commits are made again; a commit whose objects are gone is reported.
         """
-        notes = [line for folder in self._left() for line in self._settle(folder)]
+        for quarantine in self._left():
+            self._settle(quarantine)
         self._remove_locks()
         self._loose = sum(1 for _ in self.store.packs.glob("*.idx"))
         indexed, anchored = commits.every(self.database), self.store.anchored()
@@ -320,33 +287,32 @@ class Intake:
         here = self.store.present(sorted(bare))
         if here:
             self.store.anchor(sorted(here))
-            notes.append(f"{len(here)} commits had lost their refs, and have them again")
-        notes += [f"commit {name} is indexed, but its objects are gone" for name in bare - here]
+            log.warning("%d commits had lost their refs, and have them again", len(here))
+        for name in bare - here:
+            log.warning("commit %s is indexed, but its objects are gone", name)
         if foreign := anchored - indexed:
-            notes.append(
-                f"{len(foreign)} commits in the repository are not indexed: push them anew"
+            log.warning(
+                "%d commits in the repository are not indexed: push them anew", len(foreign)
             )
-        for line in notes:
-            log.warning("%s", line)
-        return notes
 
-    def _left(self) -> list[Path]:
-        return [folder for folder in self.folder.incoming.iterdir() if folder.is_dir()]
+    def _left(self) -> list[PushQuarantine]:
+        folders = (folder for folder in self.folder.incoming.iterdir() if folder.is_dir())
+        return [self.quarantine(folder.name) for folder in folders]
 
-    def _settle(self, folder: Path) -> list[str]:
-        """Take back what was announced in `folder` and did not become true."""
-        quarantine = PushQuarantine(folder, self.store.path)
-        notes = []
-        announced = quarantine.announced()
-        if announced and not commits.recorded(self.database, folder.name):
-            pack, refs = announced
-            known = self._known(refs)
+    def _settle(self, quarantine: PushQuarantine) -> None:
+        """Take back what was announced and did not become true."""
+        name = quarantine.folder.name
+        note: Any = None
+        with suppress(FileNotFoundError):
+            note = read_json(quarantine.note)
+        if note is not None and not commits.recorded(self.database, name):
+            known = self._known(note["refs"])
             self._remove_locks()
-            self._take_back(None if known else pack, [name for name in refs if name not in known])
-            notes.append(f"push {folder.name} had not become true, and was taken back")
-        quarantine.withdraw()
+            refs = [ref for ref in note["refs"] if ref not in known]
+            self._take_back(None if known else note["pack"], refs)
+            log.warning("push %s had not become true, and was taken back", name)
+        quarantine.note.unlink(missing_ok=True)
         quarantine.remove()
-        return notes
 
     def _remove_locks(self) -> None:
         """Locks of a git that died with the server; no other process writes here."""

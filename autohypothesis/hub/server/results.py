@@ -1,20 +1,28 @@
-"""Results that agents tell: as typed bodies, or as the protocol's lines in posts.
+"""Results that agents tell, as typed bodies or as the protocol's lines, and verdicts about them.
 
-A result is stored once, in whichever order its line and its typed form arrive.
+A result is stored once, in whichever order its line and its typed form arrive. What runs of it by
+other agents amount to is stored with it, in the transaction that tells it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
-from sqlalchemy import Connection, Select, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, update
 from sqlalchemy import Row as SqlRow
 
-from autohypothesis.hub.protocol import ResultQuery, ResultRequest
+from autohypothesis.hub.protocol import (
+    HubResult,
+    ResultQuery,
+    ResultRequest,
+    ResultState,
+    VerifiedResult,
+)
 from autohypothesis.hub.result_line import MARKS, ResultLine, results_in
-from autohypothesis.hub.server import tasks, verdicts
+from autohypothesis.hub.server import tasks
 from autohypothesis.hub.server.commits import begins_with
 from autohypothesis.hub.server.database import (
     Database,
@@ -24,16 +32,28 @@ from autohypothesis.hub.server.database import (
     narrowed,
     posts,
     results,
+    row_of,
     rows_of,
     stamp,
 )
 from autohypothesis.hub.server.refusals import HubRefusalError, bad, missing
-from autohypothesis.hub.server.verdicts import LINE_DIRECTION, STATES, Verdict
+from autohypothesis.hub.server.service import TELL, Caller, RowNumber, route
 from autohypothesis.schema import Direction
 
+Verdict = Literal["reproduced", "refuted"]
+
+STATES: tuple[ResultState, ...] = get_args(ResultState)
+"""In the order in which a board shows them."""
+REFUTED = STATES.index("refuted")
+LINE_DIRECTION: Direction = "minimize"
+"""Of results without a task: the protocol's lines are about a loss."""
 LINES_CHANNEL = "results"
 """The channel whose posts are read for lines."""
 SHOWN = tuple(column for column in results.c if column.name not in ("verdict", "ranked", "score"))
+_EXACT = 1e-12
+"""Relative rounding error of measured numbers."""
+_SHORTEST = 4
+"""Characters of a commit's hash."""
 _LINES_PER_POST = 200
 _POSTS_AT_ONCE = 200
 _SHORT = 7
@@ -47,48 +67,50 @@ _NOT_IN_A_LINE: Row = {
 }  # fmt: skip
 
 
-def shown(row: SqlRow[Any]) -> Row:
-    """A row of `SHOWN` as others see it."""
-    found = dict(row._mapping)
-    found["state"] = STATES[found.pop("standing")]
-    return found
+def shown(row: SqlRow[Any], leave_out: str = "") -> Row:
+    """Return a row of `SHOWN` as others see it, without one further column."""
+    result = {name: value for name, value in row._mapping.items() if name != leave_out}
+    result["state"] = STATES[result.pop("standing")]
+    return result
 
 
 def shown_rows(connection: Connection, query: Select[Any]) -> list[Row]:
     return [shown(row) for row in connection.execute(query)]
 
 
-def tell(database: Database, agent: str, told: ResultRequest) -> tuple[Row, bool]:
-    """The result as it is stored, and whether it is new: told twice, it is stored once.
+# ── told as bodies ──────────────────────────────────────────────────────────────────────────
 
-    It may take the place of its line. A run of another result moves that one's state; any other
-    ends the agent's claim on the same key. All of it is one transaction.
 
-    Raises:
-        HubRefusalError: 400; 404 for what it verifies; 409 when the name is another result's.
+@route(
+    "POST", "/api/results", HubResult, 404, 409, may=TELL, status=201, again="It was told before."
+)
+def tell_result(database: Database, caller: Caller, told: ResultRequest) -> tuple[Row, bool]:
+    """A result. The same again answers 200 with what is stored; another one of its name is 409.
+
+    With `verifies` it says what came of running another agent's result again, or, with
+    `confirmation` refuted, takes one's own back.
     """
     if told.status == "crash" and told.value is not None:
         raise bad("value: a crash has none", hint="leave it out, or send null")
     if _OF_A_LINE.fullmatch(told.name):
         raise bad(f"name: {told.name!r} is how the lines of posts are named")
-    content = told.model_dump()
+    content, agent = told.model_dump(), caller.agent_id
     with database.write() as connection:
         there = _named(connection, agent, told)
         if there is not None:
             return there, False
         direction, verdict = _judged(connection, agent, told)
-        derived = verdicts.derived(content, direction)
-        row = {**content, **derived, "source": "typed", "verdict": verdict}
+        row = {**content, **derived(content, direction), "source": "typed", "verdict": verdict}
         number = _stored(connection, agent, row)
         if told.verifies is not None:
-            verdicts.weigh(connection, told.verifies)
+            _weigh(connection, told.verifies)
         else:
             tasks.close_claim(connection, agent, told, number)
         return _one(connection, number), True
 
 
 def _named(connection: Connection, agent: str, told: ResultRequest) -> Row | None:
-    """The result that this agent told under this name, if it is this one."""
+    """Return the result that this agent told under this name, if it is this one."""
     mine = (results.c.agent_id == agent) & (results.c.name == told.name)
     for there in shown_rows(connection, select(*SHOWN).where(mine)):
         for key, value in told.model_dump().items():
@@ -105,18 +127,18 @@ def _named(connection: Connection, agent: str, told: ResultRequest) -> Row | Non
 def _judged(
     connection: Connection, agent: str, told: ResultRequest
 ) -> tuple[Direction, Verdict | None]:
-    """The direction of its metric, and the verdict about what it verifies."""
+    """Return the direction of its metric, and the verdict about what it verifies."""
     task = tasks.known(connection, told.task_hash) if told.task_hash else None
     if told.task_hash and task is None:
         raise bad(f"task {told.task_hash[:7]}… is not known here", hint="POST /api/tasks first")
     if task is not None and task["metric"] != told.metric:
         raise bad(f"task {task['name']!r} has metric {task['metric']}, not {told.metric}")
-    verdict = verdicts.judged(connection, agent, told, task) if told.verifies else None
-    return (task["direction"] if task is not None else LINE_DIRECTION), verdict
+    direction = task["direction"] if task is not None else LINE_DIRECTION
+    return direction, _verdict(connection, agent, told, task) if told.verifies else None
 
 
 def _stored(connection: Connection, agent: str, row: Row) -> int:
-    """The number of the result: that of its line, if that was told before."""
+    """Return the number of the result: that of its line, if that was told before."""
     for line in _told(connection, agent, row["commit"], "line"):
         if _facts(line) == _facts(row):
             connection.execute(update(results).where(results.c.id == line["id"]).values(row))
@@ -126,14 +148,20 @@ def _stored(connection: Connection, agent: str, row: Row) -> int:
 
 
 def _told(connection: Connection, agent: str, commit: str, source: str) -> list[Row]:
-    """The agent's results of a commit from one source, the oldest first."""
+    """Return the agent's results of a commit from one source, the oldest first."""
     mine = (results.c.agent_id == agent) & (results.c.source == source)
-    query = select(results).where(mine, verdicts.of_commit(commit))
+    query = select(results).where(mine, _of_commit(commit))
     return rows_of(connection, query.order_by(results.c.id))
 
 
+def _of_commit(commit: str) -> ColumnElement[bool]:
+    """Results of a commit: either hash may be the beginning of the other."""
+    shorter = [commit[:end] for end in range(_SHORTEST, len(commit))]
+    return or_(begins_with(results.c.commit, commit), results.c.commit.in_(shorter))
+
+
 def _facts(row: Row) -> tuple[str, float | None, str]:
-    """Metric, value and mark, as far as a line can hold them: equal ones are one result."""
+    """Return metric, value and mark as a line can hold them: equal ones are one result."""
     line = ResultLine(
         row["commit"], row["platform"], row["value"], None,
         mark=MARKS.get(row["status"], ""), metric=row["metric"],
@@ -141,7 +169,107 @@ def _facts(row: Row) -> tuple[str, float | None, str]:
     return line.metric, line.value, line.mark
 
 
-# ── lines ───────────────────────────────────────────────────────────────────────────────────
+# ── verdicts ────────────────────────────────────────────────────────────────────────────────
+
+
+class Standing(NamedTuple):
+    """The verdicts of other agents about a result, summed up."""
+
+    state: ResultState
+    reproduced: int
+    refuted: int
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """As stored with the result."""
+        rank = STATES.index(self.state)
+        return {"standing": rank, "reproduced": self.reproduced, "refuted": self.refuted}
+
+
+def verdict_of(
+    original: float, again: float | None, direction: Direction, min_delta: float
+) -> Verdict:
+    """Return the verdict of a run that repeats another; `again` is None where it has no value."""
+    if again is None:
+        return "refuted"
+    worse_by = again - original if direction == "minimize" else original - again
+    exact = _EXACT * max(1.0, abs(original), abs(again))
+    return "reproduced" if worse_by <= min_delta + exact else "refuted"
+
+
+def standing_of(author: str, verdicts: Iterable[tuple[str, Verdict]]) -> Standing:
+    """Sum up (agent, verdict), the oldest first: the latest of each agent counts.
+
+    The author's own verdict is that the result is taken back, which is final.
+    """
+    latest = dict(verdicts)
+    taken_back = latest.pop(author, None) is not None
+    counted = Counter(latest.values())
+    reproduced, refuted = counted["reproduced"], counted["refuted"]
+    state: ResultState = "claimed"
+    if taken_back or refuted > reproduced:
+        state = "refuted"
+    elif reproduced > refuted:
+        state = "reproduced"
+    return Standing(state, reproduced, refuted)
+
+
+def derived(content: Row, direction: Direction) -> dict[str, Any]:
+    """Return the columns of a new result that follow from its content."""
+    value, verifies = content["value"], content["verifies"]
+    turned = value is not None and direction == "maximize"
+    return {
+        **Standing("claimed", 0, 0).columns,
+        "ranked": content["status"] == "keep" and value is not None and verifies is None,
+        "score": -value if turned else value,
+    }
+
+
+def _verdict(connection: Connection, agent: str, told: ResultRequest, task: Row | None) -> Verdict:
+    """Return the verdict of `told` about the result that it verifies; `task` is that of both."""
+    original = row_of(connection, select(results).where(results.c.id == told.verifies))
+    if original is None:
+        raise missing(f"there is no result {told.verifies}")
+    _check_comparable(original, told)
+    if original["agent_id"] == agent:
+        if told.confirmation != "refuted":
+            raise bad(
+                f"result {told.verifies} is your own: others verify it",
+                hint='take it back with "confirmation": "refuted"',
+            )
+        return "refuted"
+    assert task is not None  # comparable ones have a task, and this one's is known
+    return verdict_of(original["value"], told.value, task["direction"], task["min_delta"])
+
+
+def _weigh(connection: Connection, number: int) -> None:
+    """Store what all verdicts about a result amount to."""
+    mine = results.c.id == number
+    author = connection.execute(select(results.c.agent_id).where(mine)).scalar_one()
+    query = select(results.c.agent_id, results.c.verdict).where(results.c.verifies == number)
+    rows = connection.execute(query.order_by(results.c.id))
+    standing = standing_of(author, [(row[0], row[1]) for row in rows])
+    connection.execute(update(results).where(mine).values(standing.columns))
+
+
+def _check_comparable(original: Row, told: ResultRequest) -> None:
+    number, commit = told.verifies, original["commit"]
+    if original["verifies"] is not None:
+        raise bad(f"result {number} verifies another one: verify {original['verifies']}")
+    if original["value"] is None:
+        raise bad(f"result {number} has no value to verify")
+    for name in ("platform_key", "task_hash"):
+        ours, theirs = original[name], getattr(told, name)
+        if not ours or ours != theirs:
+            difference = (
+                f"{ours[:7]}…, not {theirs[:7]}…" if ours and theirs else "not said by both"
+            )
+            raise bad(f"result {number} cannot be compared: its {name} is {difference}")
+    if not (commit.startswith(told.commit) or told.commit.startswith(commit)):
+        raise bad(f"result {number} is of commit {commit}, not {told.commit}")
+
+
+# ── told as lines ───────────────────────────────────────────────────────────────────────────
 
 
 def store_lines(connection: Connection, post: Row) -> None:
@@ -163,7 +291,7 @@ def store_lines(connection: Connection, post: Row) -> None:
                 "agent_id": post["agent_id"], "post_id": post["id"],
                 "created_at": post["created_at"],
             }  # fmt: skip
-            inserted(connection, results, {**row, **verdicts.derived(row, LINE_DIRECTION)})
+            inserted(connection, results, {**row, **derived(row, LINE_DIRECTION)})
 
 
 def _is_stored(connection: Connection, post: Row, content: Row) -> bool:
@@ -201,34 +329,33 @@ def read_old_posts(database: Database) -> None:
 # ── found again ─────────────────────────────────────────────────────────────────────────────
 
 
-def newest(database: Database, wanted: ResultQuery) -> list[Row]:
+@route("GET", "/api/results", list[HubResult], 400)
+def newest_results(database: Database, wanted: ResultQuery) -> list[Row]:
+    """Results, newest first, those of posts among them."""
     query = _filtered(select(*SHOWN), wanted).order_by(results.c.id.desc())
     with database.read() as connection:
         return shown_rows(connection, query.limit(wanted.limit).offset(wanted.offset))
 
 
 def number_of(database: Database, wanted: ResultQuery) -> int:
-    """How many `newest` would list without a limit."""
+    """Return how many `newest_results` would list without a limit."""
     return int(database.scalar(_filtered(select(func.count()).select_from(results), wanted)))
 
 
-def one(database: Database, number: int) -> Row:
-    """A result with its `verifications`: runs of it by other agents, the oldest first.
-
-    Raises:
-        HubRefusalError: 404.
-    """
+@route("GET", "/api/results/{number}", VerifiedResult, 400, 404)
+def one_result(database: Database, number: RowNumber) -> Row:
+    """A result, and what came of running it again."""
     query = select(*SHOWN).where(results.c.verifies == number).order_by(results.c.id)
     with database.read() as connection:
-        found = _one(connection, number)
-        return {**found, "verifications": shown_rows(connection, query)}
+        result = _one(connection, number)
+        return {**result, "verifications": shown_rows(connection, query)}
 
 
 def _one(connection: Connection, number: int) -> Row:
-    found = shown_rows(connection, select(*SHOWN).where(results.c.id == number))
-    if not found:
+    rows = shown_rows(connection, select(*SHOWN).where(results.c.id == number))
+    if not rows:
         raise missing(f"there is no result {number}")
-    return found[0]
+    return rows[0]
 
 
 def _filtered(query: Select[Any], wanted: ResultQuery) -> Select[Any]:
@@ -248,28 +375,28 @@ def _filtered(query: Select[Any], wanted: ResultQuery) -> Select[Any]:
 
 
 def with_verdicts(database: Database, rows: Sequence[Row]) -> list[Row]:
-    """`rows`, each with its `verdict`: None where it verifies no other result."""
+    """Return `rows`, each with its `verdict`: None where it verifies no other result."""
     numbers = [row["id"] for row in rows if row["verifies"] is not None]
     query = select(results.c.id, results.c.verdict).where(results.c.id.in_(numbers))
-    found = {row["id"]: row["verdict"] for row in database.rows(query)}
-    return [{**row, "verdict": found.get(row["id"])} for row in rows]
+    verdicts = {row["id"]: row["verdict"] for row in database.rows(query)}
+    return [{**row, "verdict": verdicts.get(row["id"])} for row in rows]
 
 
 def with_checks(database: Database, commit: str, most: int) -> list[Row]:
-    """Results of a commit, each followed by its verifications."""
+    """Return results of a commit, each followed by its verifications."""
     order = (func.coalesce(results.c.verifies, results.c.id), results.c.id)
-    query = select(*SHOWN).where(verdicts.of_commit(commit)).order_by(*order).limit(most)
+    query = select(*SHOWN).where(_of_commit(commit)).order_by(*order).limit(most)
     with database.read() as connection:
         return shown_rows(connection, query)
 
 
 def best_of_each(database: Database, names: Iterable[str]) -> dict[str, Row]:
-    """The first result of each commit in the order of a board, also those told by lines."""
+    """Return the first result of each commit in the order of a board, also those of lines."""
     full = {name[:_SHORT]: name for name in names}
     wanted = results.c.commit.in_([*full, *full.values()]) & results.c.ranked.is_(True)
     query = select(*SHOWN).where(wanted).order_by(results.c.standing, results.c.score)
-    found: dict[str, Row] = {}
+    best: dict[str, Row] = {}
     with database.read() as connection:
         for row in shown_rows(connection, query):
-            found.setdefault(full.get(row["commit"]) or row["commit"], row)
-    return found
+            best.setdefault(full.get(row["commit"]) or row["commit"], row)
+    return best

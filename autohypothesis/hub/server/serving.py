@@ -28,9 +28,8 @@ from filelock import FileLock, Timeout
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from autohypothesis.errors import LockError, UsageError
-from autohypothesis.hub.server.agents import counted_address
-from autohypothesis.hub.server.app import application
-from autohypothesis.hub.server.service import HubService
+from autohypothesis.hub.server.app import application, open_hub
+from autohypothesis.hub.server.service import HubService, counted_address
 from autohypothesis.hub.server.settings import DataFolder, HubLimits, Settings, loopback
 
 _GRACE_S = 10
@@ -52,15 +51,23 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
         UsageError: the address cannot be listened on.
     """
     os.umask(0o077)
-    folder = DataFolder.make(settings.data)
+    folder = DataFolder(settings.data)
     with _alone(folder), listening(settings) as sock:
         hub_log = keep_log(folder.log)
-        server = HubServer(HubService.open(settings), hub_log)
+        server = HubServer(open_hub(settings), hub_log)
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        server.announce = lambda: _announce(
-            settings, f"{folder.root} on http://{shown}:{port}", say
-        )
+
+        def announce() -> None:
+            say(f"serving {folder.root} on http://{shown}:{port}; Ctrl-C ends it")
+            if not loopback(settings.host):
+                say(
+                    f"warning: {settings.host} is reached by others, and plain HTTP shows them"
+                    " every key: put a TLS proxy before it, or bind 127.0.0.1 and use an ssh"
+                    " tunnel"
+                )
+
+        server.announce = announce
         signal.signal(signal.SIGINT, signal.default_int_handler)
         server.run(sockets=[sock])
 
@@ -73,7 +80,7 @@ class HubServer(uvicorn.Server):
         self._crowd = crowd = Crowd(limits, hub.settings.proxies)
         self._log = hub_log
         self.announce: Callable[[], None] = lambda: None
-        """Called once it listens."""
+        """Called once it listens: who waits for what it says may connect at once."""
 
         class Held(HeldConnection):
             pass
@@ -83,8 +90,10 @@ class HubServer(uvicorn.Server):
             uvicorn.Config(
                 application(hub), http=Held, ws="none", loop="asyncio", proxy_headers=False,
                 access_log=False, server_header=False, log_config=None, log_level="warning",
-                timeout_keep_alive=math.ceil(limits.idle_seconds), backlog=_backlog(),
+                timeout_keep_alive=math.ceil(limits.idle_seconds),
                 timeout_graceful_shutdown=_GRACE_S, lifespan="on",
+                # Accepted in one go: few enough that descriptors do not run out.
+                backlog=max(_LEAST_CONNECTIONS, min(128, _descriptors() // 8)),
             )
         )  # fmt: skip
 
@@ -104,16 +113,6 @@ class HubServer(uvicorn.Server):
         await super().shutdown(sockets)
         if self._log is not None:
             self._log.write_counts()  # the signal that ended it is raised again after this
-
-
-def _announce(settings: Settings, where: str, say: Callable[[str], None]) -> None:
-    """Said once it listens: a process that waits for this line may connect at once."""
-    say(f"serving {where}; Ctrl-C ends it")
-    if not loopback(settings.host):
-        say(
-            f"warning: {settings.host} is reached by others, and plain HTTP shows them every"
-            " key: put a TLS proxy before it, or bind 127.0.0.1 and use an ssh tunnel"
-        )
 
 
 @contextmanager
@@ -152,11 +151,6 @@ def _descriptors() -> int:
     """How many files and connections this process may have open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST_CONNECTIONS + _OTHER_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
-
-
-def _backlog() -> int:
-    """Connections that are accepted in one go: few enough that descriptors do not run out."""
-    return max(_LEAST_CONNECTIONS, min(128, _descriptors() // 8))
 
 
 def _most_connections() -> int:

@@ -96,48 +96,23 @@ class Settings:
     limits: HubLimits = field(default_factory=HubLimits)
 
 
-@dataclass(frozen=True, slots=True)
 class DataFolder:
-    """The paths under `--data`."""
+    """The paths under `--data`, made if need be, readable by its owner only."""
 
-    root: Path
-
-    @classmethod
-    def make(cls, data: Path) -> DataFolder:
-        """The folder, made if need be, readable by its owner only."""
-        made = cls(Path(data).absolute())
-        made.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made.root.chmod(0o700)
-        for folder in (made.incoming, made.passing):
-            folder.mkdir(mode=0o700, exist_ok=True)
-        return made
-
-    @property
-    def database(self) -> Path:
-        return self.root / "hub.sqlite3"
-
-    @property
-    def repository(self) -> Path:
-        return self.root / "commits.git"
-
-    @property
-    def incoming(self) -> Path:
+    def __init__(self, data: Path) -> None:
+        self.root = data.absolute()
+        self.database = self.root / "hub.sqlite3"
+        self.repository = self.root / "commits.git"
+        self.incoming = self.root / "incoming"
         """A folder for each push that is being taken in."""
-        return self.root / "incoming"
-
-    @property
-    def passing(self) -> Path:
+        self.passing = self.root / "passing"
         """Answers on their way out."""
-        return self.root / "passing"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "hub.log"
-
-    @property
-    def lock(self) -> Path:
+        self.log = self.root / "hub.log"
+        self.lock = self.root / "serving.lock"
         """Held by the one process that serves."""
-        return self.root / "serving.lock"
+        for folder in (self.root, self.incoming, self.passing):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.chmod(0o700)
 
 
 def loopback(host: str) -> bool:

@@ -11,7 +11,14 @@ from datetime import timedelta
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, insert, select, update
 
-from autohypothesis.hub.protocol import ClaimQuery, NewClaimRequest, ResultRequest, TaskRequest
+from autohypothesis.hub.protocol import (
+    ClaimQuery,
+    HubClaim,
+    HubTask,
+    NewClaimRequest,
+    ResultRequest,
+    TaskRequest,
+)
 from autohypothesis.hub.server.commits import begins_with, checked_hash
 from autohypothesis.hub.server.database import (
     Database,
@@ -29,17 +36,17 @@ from autohypothesis.hub.server.database import (
     written,
 )
 from autohypothesis.hub.server.refusals import HubRefusalError, bad, missing
+from autohypothesis.hub.server.service import CLAIM, TELL, Caller, RowNumber, route
 
 HELD, DONE = "held", "done"
 _COMPARED = ("metric", "direction", "min_delta")
 
 
-def tell(database: Database, agent: str, told: TaskRequest) -> tuple[Row, bool]:
-    """The task as it is stored, and whether it is new. A baseline that was missing is filled in.
-
-    Raises:
-        HubRefusalError: 409, the task here is another one, or has other data.
-    """
+@route(
+    "POST", "/api/tasks", HubTask, 409, may=TELL, status=201, again="It was known, as it was told."
+)
+def tell_task(database: Database, caller: Caller, told: TaskRequest) -> tuple[Row, bool]:
+    """Tell a task, in which results are compared. The first to tell it decides; 409 for another."""
     mine = tasks.c.task_hash == told.task_hash
     with database.write() as connection:
         there = row_of(connection, select(tasks).where(mine))
@@ -48,21 +55,23 @@ def tell(database: Database, agent: str, told: TaskRequest) -> tuple[Row, bool]:
         _refuse_other_hash(connection, told)
         if there is None:
             row = told.model_dump(exclude={"profile", "data_hash"})
-            connection.execute(insert(tasks).values(**row, agent_id=agent, created_at=stamp()))
+            row |= {"agent_id": caller.agent_id, "created_at": stamp()}
+            connection.execute(insert(tasks).values(row))
         elif told.baseline and not there["baseline"]:
             connection.execute(update(tasks).where(mine).values(baseline=told.baseline))
         _note_data(connection, told)
         return _with_data(connection, told.task_hash)[0], there is None
 
 
-def every(database: Database) -> list[Row]:
-    """By name, each with its `data`: the data's hash by profile."""
+@route("GET", "/api/tasks", list[HubTask])
+def every_task(database: Database) -> list[Row]:
+    """Every task, by name."""
     with database.read() as connection:
         return _with_data(connection)
 
 
 def known(connection: Connection, task_hash: str) -> Row | None:
-    """A task without its data."""
+    """Return a task without its data."""
     return row_of(connection, select(tasks).where(tasks.c.task_hash == task_hash))
 
 
@@ -139,12 +148,10 @@ def _with_data(connection: Connection, task_hash: str | None = None) -> list[Row
 # ── claims ──────────────────────────────────────────────────────────────────────────────────
 
 
-def claim(database: Database, agent: str, wanted: NewClaimRequest) -> Row:
-    """The agent's claim, new or renewed, in one transaction under the one writer.
-
-    Raises:
-        HubRefusalError: 409 when another agent holds one that has not expired, or told a result.
-    """
+@route("POST", "/api/claims", HubClaim, 409, may=CLAIM, status=201)
+def claim(database: Database, caller: Caller, wanted: NewClaimRequest) -> Row:
+    """Say that one works on this; one's own claim is renewed. 409 says who does, or did already."""
+    agent = caller.agent_id
     with database.write() as connection:
         moment = now()
         end = written(moment + timedelta(seconds=wanted.lease_seconds))
@@ -168,18 +175,15 @@ def claim(database: Database, agent: str, wanted: NewClaimRequest) -> Row:
         return {"id": inserted(connection, claims, row), **row}
 
 
-def release(database: Database, agent: str, number: int) -> None:
-    """End the agent's own claim. One that is done stays as it is.
-
-    Raises:
-        HubRefusalError: 403, 404.
-    """
+@route("DELETE", "/api/claims/{number}", None, 400, 404, may=CLAIM, status=204)
+def release_claim(database: Database, caller: Caller, number: RowNumber) -> None:
+    """End one's own claim before it expires; one that is done stays as it is."""
+    there = one_claim(database, number)
     with database.write() as connection:
-        there = _one_claim(connection, number)
-        if there["agent_id"] != agent:
+        if there["agent_id"] != caller.agent_id:
             raise HubRefusalError(403, f"claim {number} is {there['agent_id']}'s")
-        if there["state"] == HELD:
-            connection.execute(delete(claims).where(claims.c.id == number))
+        held = (claims.c.id == number) & (claims.c.state == HELD)
+        connection.execute(delete(claims).where(held))
 
 
 def close_claim(connection: Connection, agent: str, told: ResultRequest, result: int) -> None:
@@ -188,8 +192,9 @@ def close_claim(connection: Connection, agent: str, told: ResultRequest, result:
     connection.execute(update(claims).where(mine).values(state=DONE, result=result))
 
 
+@route("GET", "/api/claims", list[HubClaim], 400)
 def held_claims(database: Database, wanted: ClaimQuery) -> list[Row]:
-    """Claims that hold now, newest first."""
+    """The claims that hold now, newest first."""
     query = select(claims).where(claims.c.state == HELD, claims.c.expires_at > written(now()))
     query = narrowed(
         query, wanted, platform_key=claims.c.platform_key, task_hash=claims.c.task_hash,
@@ -198,21 +203,13 @@ def held_claims(database: Database, wanted: ClaimQuery) -> list[Row]:
     return database.rows(query.limit(wanted.limit).offset(wanted.offset))
 
 
-def one_claim(database: Database, number: int) -> Row:
-    """A claim, also one that is done or has expired.
-
-    Raises:
-        HubRefusalError: 404.
-    """
-    with database.read() as connection:
-        return _one_claim(connection, number)
-
-
-def _one_claim(connection: Connection, number: int) -> Row:
-    found = row_of(connection, select(claims).where(claims.c.id == number))
-    if found is None:
+@route("GET", "/api/claims/{number}", HubClaim, 400, 404)
+def one_claim(database: Database, number: RowNumber) -> Row:
+    """A claim, and which result it led to."""
+    row = database.row(select(claims).where(claims.c.id == number))
+    if row is None:
         raise missing(f"there is no claim {number}")
-    return found
+    return row
 
 
 def _of_key(table: Table, wanted: NewClaimRequest | ResultRequest) -> ColumnElement[bool]:

@@ -26,7 +26,6 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 from autohypothesis.hub.server.refusals import bad
-from autohypothesis.hub.server.service import service_of
 from autohypothesis.plain import templates
 
 POLICY = (
@@ -53,7 +52,7 @@ def _environment() -> Environment:
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """The page of `template`; without a body where the browser has this very one."""
-    private = service_of(request).settings.private_pages
+    private = request.app.state.hub.settings.private_pages
     filled = _environment().get_template(f"{template}.html.j2")
     html = filled.render(private=private, here=request.url.path, **values)
     content = html.encode("utf-8", "replace")  # text of agents may hold half of a character

@@ -27,8 +27,8 @@ from autohypothesis.hub.server.database import Database, Row
 from autohypothesis.hub.server.pages.drawings import STEP, chart, lane_x, tree_rows
 from autohypothesis.hub.server.pages.rendering import ListPiece, diff_parts, file, page
 from autohypothesis.hub.server.refusals import HubRefusalError
-from autohypothesis.hub.server.service import Service, address_of, service_of
-from autohypothesis.hub.server.verdicts import STATES
+from autohypothesis.hub.server.results import STATES
+from autohypothesis.hub.server.service import HubService, address_of, database_of, service_of
 
 CHALLENGE = 'Basic realm="hub", charset="UTF-8"'
 """Makes a browser ask for a key."""
@@ -44,11 +44,13 @@ _OF_AGENT = 20
 """Commits and results of an agent, shown on its page."""
 _REPLIES = 100
 
+Base = Annotated[Database, Depends(database_of)]
+Service = Annotated[HubService, Depends(service_of)]
 Route = TypeVar("Route", bound=Callable[..., Any])
 
 
 def visitor(request: Request) -> None:
-    """A dependency: with `--private-pages` a browser asks for a key, any agent's.
+    """Ask for a key, any agent's, with `--private-pages`; a dependency.
 
     It is sent as HTTP Basic, which browsers know without a script; the user's name is not looked
     at. The API takes no such header, so no page elsewhere can use what the browser remembers.
@@ -56,7 +58,7 @@ def visitor(request: Request) -> None:
     Raises:
         HubRefusalError: 401, 429.
     """
-    hub = service_of(request)
+    hub: HubService = request.app.state.hub
     if not hub.settings.private_pages:
         return
     scheme, _, packed = request.headers.get("authorization", "").partition(" ")
@@ -103,15 +105,15 @@ def front(request: Request, hub: Service) -> Response:
 
 @_read("/board")
 def one_board(
-    request: Request, hub: Service, platform: str = "", platform_key: str = "",
+    request: Request, database: Base, platform: str = "", platform_key: str = "",
     task_hash: str = "", metric: str = "",
 ) -> Response:  # fmt: skip
     """A board with all its rows."""
     key = {"platform": platform, "platform_key": platform_key, "task_hash": task_hash,
            "metric": metric}  # fmt: skip
-    piece = ListPiece.asked(request, _ROWS, boards.size(hub.database, key))
-    board = boards.board(hub.database, key, piece.size, piece.offset)
-    known = _known(hub.database, board.rows)
+    piece = ListPiece.asked(request, _ROWS, boards.size(database, key))
+    board = boards.board(database, key, piece.size, piece.offset)
+    known = _known(database, board.rows)
     return page(request, "board", board=board, chart=chart, piece=piece, known=known)
 
 
@@ -129,23 +131,22 @@ class ListedResults(BaseModel):
 
 @_read("/results")
 def newest_results(
-    request: Request, hub: Service, wanted: Annotated[ListedResults, Query()]
+    request: Request, database: Base, wanted: Annotated[ListedResults, Query()]
 ) -> Response:
     """Results as they were told, also those that are on no board."""
     given = wanted.model_dump()
-    total = results.number_of(hub.database, ResultQuery(**given))
+    total = results.number_of(database, ResultQuery(**given))
     piece = ListPiece.asked(request, _RESULTS, total)
     asked = ResultQuery(**given, limit=piece.size, offset=piece.offset)
-    rows = results.with_verdicts(hub.database, results.newest(hub.database, asked))
-    known = _known(hub.database, rows)
+    rows = results.with_verdicts(database, results.newest_results(database, asked))
+    known = _known(database, rows)
     return page(request, "results", rows=rows, piece=piece, wanted=given, known=known)
 
 
 @_read("/results/{number}")
-def one_result(request: Request, hub: Service, number: int) -> Response:
+def one_result(request: Request, database: Base, number: int) -> Response:
     """A result, and what came of running it again."""
-    database = hub.database
-    (found,) = results.with_verdicts(database, [results.one(database, min(number, LARGEST))])
+    (found,) = results.with_verdicts(database, [results.one_result(database, min(number, LARGEST))])
     found["verifications"] = results.with_verdicts(database, found["verifications"])
     key = KeyQuery(platform_key=found["platform_key"], task_hash=found["task_hash"])
     best = [entry["result"]["id"] for entry in boards.every_best(database, key)]
@@ -158,30 +159,30 @@ def one_result(request: Request, hub: Service, number: int) -> Response:
 
 @_read("/commits")
 def every_commit(
-    request: Request, hub: Service, wanted: Annotated[AgentQuery, Query()]
+    request: Request, database: Base, wanted: Annotated[AgentQuery, Query()]
 ) -> Response:
     """The tree of commits, or its frontier, or those of one agent."""
     frontier, agent = request.query_params.get("show") == "frontier", wanted.agent or None
-    total = commits.number_of(hub.database, agent, frontier)
+    total = commits.number_of(database, agent, frontier)
     piece = ListPiece.asked(request, COMMITS, total)
-    rows = _commits(hub.database, piece, agent, frontier)
+    rows = _commits(database, piece, agent, frontier)
     whole = not frontier and agent is None
     return page(
         request, "commits", commits=rows, piece=piece, frontier=frontier, agent=agent,
         lines=tree_rows(rows) if whole else [],
-        leaves=commits.number_of(hub.database, frontier=True), x=lane_x, step=STEP,
+        leaves=commits.number_of(database, frontier=True), x=lane_x, step=STEP,
     )  # fmt: skip
 
 
 @_read("/commits/{name}")
-def one_commit(request: Request, hub: Service, name: str) -> Response:
+def one_commit(request: Request, database: Base, name: str) -> Response:
     """A commit with what belongs to it, and its diff to its first parent."""
-    full = commits.required(hub.database, name)
+    full = commits.required(database, name)
     if full != name:
         return RedirectResponse(f"/commits/{full}", 307)
-    found = commits.with_relatives(hub.database, full, COMMITS)
-    told = results.with_checks(hub.database, full, _RESULTS_OF_COMMIT)
-    found["results"] = results.with_verdicts(hub.database, told)
+    found = commits.with_relatives(database, full, COMMITS)
+    told = results.with_checks(database, full, _RESULTS_OF_COMMIT)
+    found["results"] = results.with_verdicts(database, told)
     diff, refusal = _diff(request, found)
     return page(
         request, "commit", commit=found, parts_of_diff=list(diff_parts(diff)), refusal=refusal,
@@ -190,8 +191,8 @@ def one_commit(request: Request, hub: Service, name: str) -> Response:
 
 
 def _diff(request: Request, commit: Row) -> tuple[bytes, str]:
-    """The diff of a commit to its first parent, or why it is not shown."""
-    hub = service_of(request)
+    """Return the diff of a commit to its first parent, or why it is not shown."""
+    hub: HubService = request.app.state.hub
     if not commit["parents"]:
         return b"", "This is a root: there is no parent to compare it with."
 
@@ -221,24 +222,23 @@ def _commits(
 
 
 @_read("/channels")
-def every_channel(request: Request, hub: Service) -> Response:
-    return page(request, "channels", channels=posts.channels_with_counts(hub.database))
+def every_channel(request: Request, database: Base) -> Response:
+    return page(request, "channels", channels=posts.channels_with_counts(database))
 
 
 @_read("/channels/{name}")
-def in_channel(request: Request, hub: Service, name: str) -> Response:
+def in_channel(request: Request, database: Base, name: str) -> Response:
     """The threads of a channel, newest first."""
-    channel = posts.channel(hub.database, name)
-    total = posts.number_of_threads(hub.database, channel["id"])
+    channel = posts.channel(database, name)
+    total = posts.number_of_threads(database, channel["id"])
     piece = ListPiece.asked(request, posts.THREADS, total)
-    found = posts.threads(hub.database, channel["id"], piece.size, piece.offset)
+    found = posts.threads(database, channel["id"], piece.size, piece.offset)
     return page(request, "channel", channel=channel, posts=found, piece=piece)
 
 
 @_read("/posts/{number}")
-def one_post(request: Request, hub: Service, number: int) -> Response:
+def one_post(request: Request, database: Base, number: int) -> Response:
     """A post, and all replies to it."""
-    database = hub.database
     post = posts.post(database, number)
     channel = next(
         row for row in posts.all_channels(database) if row["id"] == post["channel_id"]
@@ -246,26 +246,25 @@ def one_post(request: Request, hub: Service, number: int) -> Response:
     numbers = posts.numbers_below(database, post["id"])
     piece = ListPiece.asked(request, _REPLIES, len(numbers))
     shown = numbers[piece.offset : piece.offset + piece.size]
-    found = [posts.as_root(post), *posts.replies_in_order(database, post["id"], shown)]
-    return page(request, "post", post=post, channel=channel, posts=found, piece=piece)
+    thread = posts.thread(database, post, shown)
+    return page(request, "post", post=post, channel=channel, posts=thread, piece=piece)
 
 
 @_read("/agents")
-def every_agent(request: Request, hub: Service) -> Response:
-    total = hub.database.scalar(select(func.count()).select_from(tables.agents))
+def every_agent(request: Request, database: Base) -> Response:
+    total = database.scalar(select(func.count()).select_from(tables.agents))
     piece = ListPiece.asked(request, _ROWS, total)
-    found = hub.database.rows(agents.with_counts().limit(piece.size).offset(piece.offset))
+    found = database.rows(agents.with_counts().limit(piece.size).offset(piece.offset))
     return page(request, "agents", agents=found, piece=piece)
 
 
 @_read("/agents/{name}")
-def one_agent(request: Request, hub: Service, name: str) -> Response:
+def one_agent(request: Request, database: Base, name: str) -> Response:
     """The results, commits and posts of an agent."""
-    database = hub.database
     agent = agents.one_with_counts(database, name)
     piece = ListPiece.asked(request, posts.THREADS, agent["posts"])
     first = ListPiece(1, _OF_AGENT, agent["commits"])
-    told = results.newest(database, ResultQuery(agent=name, limit=_OF_AGENT))
+    told = results.newest_results(database, ResultQuery(agent=name, limit=_OF_AGENT))
     told = results.with_verdicts(database, told)
     return page(
         request, "agent", agent=agent, piece=piece, results=told, known=_known(database, told),
