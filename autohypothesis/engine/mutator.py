@@ -12,15 +12,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import program
-from autohypothesis.engine.candidate import spec_of
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
-from autohypothesis.engine.executor import metadata_of
+from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import Failure, room_in, why_unjudged
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
@@ -305,11 +304,23 @@ def record_refusal(
     )
     run = project.layout.run(name)
     commit = project.repository.read_ref(experiment_ref(name)) or base
-    title = experiment.title or str(mutation.get("note") or "")
-    spec = spec_of(project.repository, project.task, replace(experiment, title=title), commit, {})
-    spec = spec.model_copy(update={"parent_commit": base})
+    spec = RunSpec(
+        experiment_id=name,
+        task=project.task,
+        commit=commit,
+        parent_commit=base,
+        seed=experiment.seed,
+        tag=experiment.tag,
+        hypothesis_id=experiment.hypothesis_id,
+        worker_id=experiment.worker_id,
+        title=experiment.title or str(mutation.get("note") or ""),
+        rationale=experiment.rationale,
+    )
     run.folder.mkdir(parents=True, exist_ok=True)
-    bundles.write_metadata(run, metadata_of(spec, sandbox=str(mutation.get("sandbox") or "")))
+    sandbox = str(mutation.get("sandbox") or "")
+    # Without a diff: what was refused once may come again, and is no duplicate then.
+    unknown: dict[str, Any] = {"lines_added": None, "lines_removed": None}
+    bundles.write_metadata(run, metadata_of(spec, sandbox=sandbox, **unknown))
     failure = Failure(kind, error.problem)
     bundles.write_result(run, result_of(spec, None, failure, "", {"mutation": dict(mutation)}))
     return RecordedRefusalError(f"{name}: {error.problem}", hint=error.hint)

@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +95,19 @@ class Letters:
             command, cwd=self.root, env={**os.environ, **env}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+
+    def edit_task(self, old: str, new: str) -> None:
+        """Replace a part of the task file, not committed."""
+        file = self.folder / "task.yaml"
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new, 1))
+
+    def until(self, condition: Callable[[], object]) -> None:
+        limit = time.monotonic() + 120
+        while not condition():
+            assert time.monotonic() < limit
+            time.sleep(0.02)
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> Ran:
         """`task run` on the task."""
