@@ -306,8 +306,8 @@ def _layout(path: Path) -> Layout:
 
 
 def _results(layout: Layout, tag: str | None) -> Results:
+    from autohypothesis.fleet.knowledge import warm_start
     from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
-    from autohypothesis.fleet.queue import warm_start
     from autohypothesis.records.history import of_tag
     from autohypothesis.records.ledger import read_ledger
     from autohypothesis.schema import now

@@ -171,8 +171,8 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.fleet.artifact.loop import TaskLoop
-    from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
     from autohypothesis.fleet.observer.scheduling import SearchLimits, StopCriteria
+    from autohypothesis.fleet.observer.search_state import ExperimentIndex
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.history import LiveHistory
 
@@ -191,9 +191,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
         history=history,
         ending=StopCriteria(
             SearchLimits(until=in_hours(project.task.budget.hours)),
-            project.task,
             queue,
-            history,
             ExperimentIndex(project, history),
         ),
         parallel=parallel,

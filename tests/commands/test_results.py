@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from autohypothesis.fleet.knowledge import warm_start
 from autohypothesis.fleet.overview.results import Results, from_rows, from_table
-from autohypothesis.fleet.queue import warm_start
 from autohypothesis.schema import Row
 from autohypothesis.terminal.experiments import results_page
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
+from autohypothesis.fleet.knowledge.brief import BriefPublisher
 from autohypothesis.fleet.overview.overview import overview
-from autohypothesis.fleet.queue.brief import publish
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import write_json
@@ -49,8 +49,11 @@ def row(name: str, status: str, value: float | None = None, **more: Any) -> Json
 
 
 def published(project: Project, queue: Queue, **more: Any) -> Brief:
-    given: Json = {"rows": [], "steering": Steering(), "reference_settings": {}, "notes": []}
-    return publish(project, queue, **{**given, **more})
+    publisher = BriefPublisher(project, queue)
+    given: Json = {"rows": [], "steering": Steering(), "settings": {}}
+    assert publisher.publish(**{**given, **more})
+    assert publisher.brief is not None
+    return publisher.brief
 
 
 def on_disk(project: Project) -> Json:
@@ -92,7 +95,7 @@ def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue
     )
     published(
         fleet_project, queue, rows=rows, steering=steering,
-        reference_settings={"RATE": 2, "P": (1, 2)},
+        settings={"RATE": 2, "P": (1, 2)},
         notes=["a note"], noise={"sd": 0.01, "note": "two runs differ by 0.01"},
     )  # fmt: skip
     brief = on_disk(fleet_project)
@@ -138,8 +141,8 @@ def test_a_long_history_of_huge_texts_fits_with_the_newest_first(
     settings = {f"SETTING_{n}": huge if n % 2 else n for n in range(5_000)}
     for notes in ([], [huge] * 5_000):
         published(
-            fleet_project, queue, rows=rows, steering=steering, reference_settings=settings,
-            notes=notes, noise=huge,
+            fleet_project, queue, rows=rows, steering=steering, settings=settings,
+            notes=notes, noise={"note": huge},
         )  # fmt: skip
         brief = on_disk(fleet_project)
         assert brief["hypothesis_queue"][0]["hypothesis_id"] == "h-t-4999"
@@ -152,16 +155,16 @@ def test_a_long_history_of_huge_texts_fits_with_the_newest_first(
 def test_a_brief_is_not_written_again_for_its_date(fleet_project: Project, queue: Queue) -> None:
     name = propose(queue)
     settings = {"RATE": (1, 2), "X": float("nan")}
-    first = published(fleet_project, queue, reference_settings=settings)
+    first = published(fleet_project, queue, settings=settings)
     before = os.stat(fleet_project.layout.brief)
-    again = published(fleet_project, queue, reference_settings=settings)
+    again = published(fleet_project, queue, settings=settings)
     assert os.stat(fleet_project.layout.brief).st_ino == before.st_ino
     assert again.generated_at == first.generated_at
     queue.dispatch(name, "cpu0")
-    published(fleet_project, queue, reference_settings=settings)
+    published(fleet_project, queue, settings=settings)
     assert on_disk(fleet_project)["hypothesis_queue"][0]["status"] == "dispatched"
     fleet_project.layout.brief.unlink()
-    published(fleet_project, queue, reference_settings=settings)
+    published(fleet_project, queue, settings=settings)
     assert on_disk(fleet_project)["hypothesis_queue"][0]["assigned_worker"] == "cpu0"
 
 

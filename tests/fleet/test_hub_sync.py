@@ -25,7 +25,6 @@ from autohypothesis.fleet.hub_sync.incoming import (
 from autohypothesis.fleet.hub_sync.outbox import PENDING, Outbox
 from autohypothesis.fleet.hub_sync.outgoing import HubReporter, SharedHistory
 from autohypothesis.fleet.live import presence
-from autohypothesis.fleet.observer.scheduling import Dispatcher
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker.worker import FleetWorker
@@ -370,15 +369,13 @@ def test_without_a_hub_what_is_claimed_comes_first_and_contested_ideas_last(
     queue.claim("w1")
     queue.note_claim(ours.hypothesis_id, "w1", True)
     queue.requeue(ours.hypothesis_id)
-    dispatcher = watched._dispatcher()
+    dispatcher = replace(watched.dispatcher, hub_unreachable=True)
     order = []
     for _ in range(3):
-        given = replace(dispatcher, alone=True)
-        given.give(lambda _: True, None)
+        dispatcher.give(lambda _: True, None)
         order.append(queue.claim("w0"))
     names = [one.hypothesis_id for one in order if one is not None]
     assert names == [ours.hypothesis_id, repeat.hypothesis_id, new.hypothesis_id]
-    assert isinstance(dispatcher, Dispatcher) and not dispatcher.alone
 
 
 def replace_priority(proposal: Proposal, priority: float) -> Proposal:

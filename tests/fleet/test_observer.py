@@ -22,9 +22,9 @@ from autohypothesis.engine import runner
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role, role_lives
-from autohypothesis.fleet.observer.experiment_index import DuplicateCheck, Reference
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
+from autohypothesis.fleet.observer.search_state import Reference, SearchState
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
@@ -43,6 +43,7 @@ from autohypothesis.schema import (
     Proposal,
     Result,
     Runtime,
+    Steering,
     now,
 )
 from tests.fleet.observing import (
@@ -618,8 +619,8 @@ def test_a_successor_knows_the_code_of_a_retry_that_stands_on_a_later_commit(
     same = {watched.index.code_ancestor(commit) for commit in (base, "c1", "c2", "c3")}
     assert same == {base}
     reference = Reference("c3", {}, {"RATE": 2.0, "WIDTH": 9, "SLEEP": 0.0})
-    again = DuplicateCheck(watched.index, reference).before(idea(SLEEP=0.1))
-    assert again is not None and again.experiment_id == "h-t-0003-1"
+    again = SearchState(watched.index, reference, Steering()).earlier_run(idea(SLEEP=0.1))
+    assert again is not None and again.plan.experiment_id == "h-t-0003-1"
 
 
 def _begun(project: Project, name: str, *, commit: str, parent: str, **overrides: object) -> None:

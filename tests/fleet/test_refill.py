@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.proposals import LONGEST_PAUSE_S, ProposerAnswer, ProposerPool
+from autohypothesis.fleet.observer import proposer_pool
+from autohypothesis.fleet.observer.proposer_pool import (
+    LONGEST_PAUSE_S,
+    ProposerAnswer,
+    ProposerPool,
+)
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
 from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
@@ -47,6 +52,19 @@ class Clock:
         return self.now
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(proposer_pool, "monotonic", clock)
+    return clock
+
+
+def ask(refill: ProposerPool, count: int = 1, *, device_idle: bool = True) -> None:
+    name = refill.next_to_ask(count, device_idle=device_idle)
+    assert name is not None
+    refill.ask(name, situation(), count)
+
+
 def answered(refill: ProposerPool, count: int = 1) -> list[ProposerAnswer]:
     found: list[ProposerAnswer] = []
     deadline = time.monotonic() + 120
@@ -57,18 +75,18 @@ def answered(refill: ProposerPool, count: int = 1) -> list[ProposerAnswer]:
     return found
 
 
-def test_a_proposer_that_fails_is_asked_later_and_later() -> None:
-    clock, broken = Clock(), Broken()
-    refill = ProposerPool([broken], clock)
+def test_a_proposer_that_fails_is_asked_later_and_later(clock: Clock) -> None:
+    broken = Broken()
+    refill = ProposerPool([broken])
     pauses = []
     for _ in range(12):
-        assert refill.wants(1, hungry=True)
-        refill.ask(situation(), 1, hungry=True)
+        assert refill.next_to_ask(1, device_idle=True)
+        ask(refill)
         (answer,) = answered(refill)
         assert answer.problem == "it has no key"
         before = clock.now
-        while not refill.wants(1, hungry=True):
-            refill.news()  # a decision makes no failed one well
+        while not refill.next_to_ask(1, device_idle=True):
+            refill.reset_after_decision()  # a decision makes no failed one well
             clock.now += 0.5
         pauses.append(clock.now - before)
     assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
@@ -76,8 +94,7 @@ def test_a_proposer_that_fails_is_asked_later_and_later() -> None:
     assert "asked again in" in refill.problems()[0]
 
 
-def test_one_that_works_again_is_no_problem_any_more() -> None:
-    clock = Clock()
+def test_one_that_works_again_is_no_problem_any_more(clock: Clock) -> None:
 
     @dataclass
     class Moody:
@@ -90,48 +107,47 @@ def test_one_that_works_again_is_no_problem_any_more() -> None:
             return [idea(RATE=2.0)]
 
     moody = Moody()
-    refill = ProposerPool([moody], clock)
-    refill.ask(situation(), 1, hungry=True)
+    refill = ProposerPool([moody])
+    ask(refill)
     answered(refill)
     assert "RuntimeError: not now" in refill.problems()[0]
     moody.fails = False
     clock.now += 1
-    refill.ask(situation(), 1, hungry=True)
+    ask(refill)
     (answer,) = answered(refill)
-    refill.took("moody", len(answer.proposals), {})
-    assert refill.problems() == [] and refill.wants(1, hungry=True)
+    refill.record_answer_outcome("moody", len(answer.proposals), {})
+    assert refill.problems() == [] and refill.next_to_ask(1, device_idle=True)
 
 
-def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles() -> None:
-    clock, thinker = Clock(), Thinker()
+def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles(clock: Clock) -> None:
+    thinker = Thinker()
     refill = ProposerPool(
-        [Broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")], clock
+        [Broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")]
     )
     asked = []
     for _ in range(2):
-        refill.ask(situation(), 1, hungry=False)
+        ask(refill, 1, device_idle=False)
         (answer,) = answered(refill)
-        refill.took(answer.proposer, len(answer.proposals), {})
+        refill.record_answer_outcome(answer.proposer, len(answer.proposals), {})
         asked.append(answer.proposer)
     assert asked == ["command:broken", "empty"]
-    refill.ask(situation(), 1, hungry=False)
+    ask(refill, 1, device_idle=False)
     assert refill.thinking == ["thinker"]
-    assert not refill.wants(1, hungry=False)  # nobody is in need: wait for the better idea
-    assert refill.wants(1, hungry=True)
-    refill.ask(situation(), 1, hungry=True)
+    assert not refill.next_to_ask(1, device_idle=False)  # no device waits for a worse idea
+    assert refill.next_to_ask(1, device_idle=True)
+    ask(refill)
     assert answered(refill)[0].proposer == "last"
     thinker.done.set()
 
 
-def test_one_without_ideas_is_asked_again_when_something_was_decided() -> None:
-    clock = Clock()
-    refill = ProposerPool([Listed()], clock)
-    refill.ask(situation(), 1, hungry=True)
+def test_one_without_ideas_is_asked_again_when_something_was_decided(clock: Clock) -> None:
+    refill = ProposerPool([Listed()])
+    ask(refill)
     answered(refill)
-    refill.took("listed", 0, {})
-    assert not refill.wants(1, hungry=True)
-    refill.news()
-    assert refill.wants(1, hungry=True)
+    refill.record_answer_outcome("listed", 0, {})
+    assert not refill.next_to_ask(1, device_idle=True)
+    refill.reset_after_decision()
+    assert refill.next_to_ask(1, device_idle=True)
     assert refill.problems() == []
 
 
@@ -150,7 +166,7 @@ def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
             ]
 
     refill = ProposerPool([Babbler()])
-    refill.ask(situation(), 4, hungry=True)
+    ask(refill, 4, device_idle=True)
     (answer,) = answered(refill)
     assert [one.title for one in answer.proposals] == ["fine"]
     assert "one kind" in answer.refused["two kinds"]
@@ -170,7 +186,7 @@ class Exits:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_that_exits_is_not_waited_for_for_ever() -> None:
     refill = ProposerPool([Exits()])
-    refill.ask(situation(), 1, hungry=True)
+    ask(refill)
     (answer,) = answered(refill)
     assert answer.problem
 
@@ -303,26 +319,25 @@ def _rewrite(project: Project, edit: Callable[[str], str]) -> None:
     project.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
 
 
-def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted() -> None:
-    clock = Clock()
-    refill = ProposerPool([Listed()], clock)
+def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) -> None:
+    refill = ProposerPool([Listed()])
     for asked in range(3):
         assert not refill.is_exhausted, f"after {asked} answers"
-        refill.ask(situation(), 1, hungry=True)
+        ask(refill)
         assert not refill.is_exhausted, "while it thinks"
         (answer,) = answered(refill)
-        refill.took(answer.proposer, 0, {})
+        refill.record_answer_outcome(answer.proposer, 0, {})
         clock.now += 100.0
     assert refill.is_exhausted
-    refill.news()
+    refill.reset_after_decision()
     assert not refill.is_exhausted
 
 
-def test_who_fails_may_have_an_idea_later() -> None:
-    clock, broken = Clock(), Broken()
-    refill = ProposerPool([broken], clock)
+def test_who_fails_may_have_an_idea_later(clock: Clock) -> None:
+    broken = Broken()
+    refill = ProposerPool([broken])
     for _ in range(5):
-        refill.ask(situation(), 1, hungry=True)
+        ask(refill)
         answered(refill)
         clock.now += 1000.0
     assert broken.asked == 5 and not refill.is_exhausted

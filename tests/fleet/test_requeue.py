@@ -392,7 +392,7 @@ def test_a_removed_workers_run_on_another_machine_is_left_alone_and_run_anew(
     run = fleet_project.layout.run(f"{name}-1")
     run.exit.unlink()
     write_json(run.shim, {**read_json(run.shim), "host": "gone", "hostname": "rack-7"})
-    (line,) = watched.requeue.end_dead_claim(fleet_project, name, "old")
+    (line,) = watched.requeue.end_dead_claim(name, "old")
     assert "rack-7" in line and f"rm '{run.shim}'" in line
     assert [one.hypothesis_id for one in watched.queue.pending()] == [name]
     assert run.run_spec.exists() and not run.result.exists()

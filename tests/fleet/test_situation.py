@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,13 +10,19 @@ import pytest
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Knob
-from autohypothesis.fleet.observer import experiment_index
-from autohypothesis.fleet.observer.experiment_index import ExperimentIndex, Reference, key_of
+from autohypothesis.fleet.observer import search_state
+from autohypothesis.fleet.observer.search_state import (
+    ExperimentIndex,
+    IndexedRun,
+    Reference,
+    SearchState,
+    key_of,
+)
 from autohypothesis.records import bundles, jsonl
 from autohypothesis.records.files import write_json
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Decision, Proposal, now
+from autohypothesis.schema import Decision, Plan, PlannedHypothesis, Proposal, Steering, now
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 
@@ -49,7 +54,7 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     assert one is not None
     handle = hand.begin(one)
     before = len(listed.told)
-    watched.pool.news()
+    watched.pool.reset_after_decision()
     turns(watched, lambda: len(listed.told) > before)
     told = listed.told[-1]
     assert [(trial.settings["RATE"], trial.settings["MODE"], trial.status) for trial in told.trials
@@ -97,9 +102,9 @@ def test_a_run_is_read_once_however_often_a_proposer_asks(
     hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed)
     turns(watched, lambda: watched.history.counted() == 2, hand)
-    monkeypatch.setattr(experiment_index, "read_json", None)
+    monkeypatch.setattr(search_state, "read_json", None)
     before = len(listed.told)
-    watched.pool.news()
+    watched.pool.reset_after_decision()
     turns(watched, lambda: len(listed.told) > before)
     assert len(listed.told[-1].trials) == 2
 
@@ -189,7 +194,7 @@ def test_computed_constants_are_known(fleet_project: Project) -> None:
     tree = fleet_project.repository.tree_with(old, {"train.py": text})
     commit = fleet_project.repository.commit_tree(tree, [old], "x")
     index = ExperimentIndex(fleet_project, LiveHistory(fleet_project.layout, "t"))
-    reference = Reference.of(fleet_project, index, commit)
+    reference = Reference.of(index, commit)
     assert reference.names == ("A", "B", "C", "D")
     assert reference.derived == {"b", "c"}
     assert reference.settings is None
@@ -206,18 +211,22 @@ def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
 
 def test_a_win_that_comes_back_is_no_duplicate_of_its_own_replicates() -> None:
     """It was voided for contention after they had run."""
-    first = experiment_index.IndexedRun(
-        experiment_id="h-t-0001-1", hypothesis_id="h-t-0001", begun=now(), settings={"rate": 2.0},
-        commit="c1", parent="c0", overrides={"RATE": 2.0}, key="", seed=42, replicates=None,
+    first, again = (
+        IndexedRun(
+            Plan(
+                experiment_id=f"{name}-1", created_at=now(), based_on_commit="c0",
+                replicates=replicates,
+                hypothesis=PlannedHypothesis(hypothesis_id=name, config_overrides={"RATE": 2.0}),
+            ),
+            settings={"rate": 2.0}, commit="c1", key="",
+        )
+        for name, replicates in (("h-t-0001", None), ("h-t-0002", "h-t-0001-1"))
     )  # fmt: skip
-    again = replace(
-        first, experiment_id="h-t-0002-1", hypothesis_id="h-t-0002", replicates="h-t-0001-1"
-    )
-    runs = {run.experiment_id: run for run in (again, first)}
+    runs = {run.plan.experiment_id: run for run in (again, first)}
     stand_in = SimpleNamespace(runs=runs, code_ancestor=lambda commit: "the same")
     index = cast(ExperimentIndex, stand_in)
     reference = Reference("c0", {}, {"RATE": 1.0}, names=("RATE",))
-    check = experiment_index.DuplicateCheck(index, reference)
+    state = SearchState(index, reference, Steering())
     idea = Proposal(title="x", config_overrides={"RATE": 2.0})
-    assert check.before(idea, besides="h-t-0001") is None
-    assert check.before(idea) is first
+    assert state.earlier_run(idea, besides="h-t-0001") is None
+    assert state.earlier_run(idea) is first

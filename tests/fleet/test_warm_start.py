@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import RecordError, UsageError
-from autohypothesis.fleet.queue import warm_start
-from autohypothesis.fleet.queue.warm_start import carried, read, record
+from autohypothesis.fleet.knowledge import warm_start
+from autohypothesis.fleet.knowledge.warm_start import carried, read, record
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import KnowledgeBase

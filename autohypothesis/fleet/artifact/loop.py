@@ -179,7 +179,7 @@ class TaskLoop:
         return max(1, min(self.parallel, devices.free(self.project.task.run.device)))
 
     def _is_over(self) -> bool:
-        return self._steering.combined().stop or self.ending.is_over()
+        return self._steering.combined().stop or bool(self.ending.why_over())
 
     @contextmanager
     def _worktrees(self) -> Iterator[tuple[str, ...]]:

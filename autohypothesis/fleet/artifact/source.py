@@ -11,14 +11,12 @@ from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.steering import SteeringFiles
-from autohypothesis.fleet.observer.experiment_index import ExperimentIndex, Reference
-from autohypothesis.fleet.observer.proposals import ProposalValidation, situation
+from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference, SearchState
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import read_bytes
 from autohypothesis.records.history import LiveHistory
-from autohypothesis.schema import Brief, now
 
 ASKED = 3
 """How often a proposer is asked when nothing that it said could be used."""
@@ -108,17 +106,12 @@ class QueueSource:
     def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
         """Ask for proposals, validate and queue them; return whether any was taken."""
         self._index.refresh()
-        steering = self._steering.combined()
-        reference = Reference.of(self._project, self._index, self._project.reference())
-        told = situation(
-            self._project, self._history, self._index, reference, steering=steering,
-            waiting=self._queue.open(), closed=self._queue.done(),
-            brief=Brief(generated_at=now()),
-        )  # fmt: skip
-        validation = ProposalValidation(self._index, reference, self._history, steering)
+        reference = Reference.of(self._index, self._project.reference())
+        state = SearchState(self._index, reference, self._steering.combined())
+        situation = replace(state.situation(self._queue), refused=dict(refused))
         taken = 0
-        for proposal in proposer.propose(replace(told, refused=dict(refused)), count):
-            reason = validation.reason_against(proposal, self._queue.open())
+        for proposal in proposer.propose(situation, count):
+            reason = state.reason_against(proposal, self._queue.open())
             if reason:
                 refused[proposal.title] = reason
             else:

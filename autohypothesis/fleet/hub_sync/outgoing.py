@@ -13,7 +13,7 @@ the commit that each stands for remembers it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -57,10 +57,12 @@ class HubReporter:
         """Experiment -> whether it stood when it was looked at last."""
         self._reasons: dict[str, str] = {}
         """Experiment -> why it was decided as it was, in a word."""
+        self._reported: object = None
+        """The rows of the last turn, if all of them are reported."""
         self.problems: list[str] = []
         """A line for each experiment that could not be reported."""
 
-    def turn(self, rows: Iterable[Mapping[str, Any]]) -> bool:
+    def turn(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Put what is new in the order of decisions; return whether that was all of it.
 
         A search that joined late has much to report: a little each turn.
@@ -68,6 +70,8 @@ class HubReporter:
         Raises:
             RecordError: the outbox cannot be written now.
         """
+        if rows is self._reported:
+            return True
         new = [row for row in rows if self._is_new(row)]
         new.sort(key=lambda row: row.get("ordinal") or 0)
         if new:
@@ -87,6 +91,7 @@ class HubReporter:
                     said = f"{row['id']} is not told to others: {error.problem}"
                     self.problems = [*self.problems, said][-AT_ONCE:]
             self._told[row["id"]] = not _is_refuted(row)
+        self._reported = rows
         return True
 
     def _was_told(self, name: str) -> bool:

@@ -7,7 +7,7 @@ a step twice does nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 
 from autohypothesis.engine import recovery
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, edits_in_results, settle
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Constraint
@@ -22,7 +23,6 @@ from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     AutohypothesisError,
     QueueError,
-    RecordError,
     SettleError,
     describe,
 )
@@ -38,7 +38,7 @@ from autohypothesis.schema import Decision, Hypothesis, Metadata, Plan, Proposal
 
 REPEAT_PRIORITY = 900.0
 """Of runs that decisions wait for: before every idea, after the baseline."""
-MARK = "confirm-"
+CONFIRM_PREFIX = "confirm-"
 KEY_LENGTH = 16
 """Characters of a platform's key that tell it from the others."""
 NEEDLESS = "nothing waits for it any more"
@@ -49,8 +49,8 @@ SYNC_S = 1.0
 """The ledger lags by this much at most while runs begin and end."""
 LOOK_S = 10.0
 """Between two looks for runs that no process collected."""
-SHARE = 50
-"""A look that takes a second is taken once in so many."""
+LOOK_EVERY = 50
+"""Such a look takes one part in so many of the time."""
 
 
 class Decider:
@@ -69,7 +69,7 @@ class Decider:
         self._last_try = self._last_sync = self._last_look = float("-inf")
         self._pause = LOOK_S
         self._dirty = True
-        self._sight = (0, 0)
+        self._counts = (0, 0)
 
     def turn(self, limits: Mapping[str, Constraint], *, begun: int) -> list[Decision]:
         """Decide what has ended since.
@@ -81,20 +81,19 @@ class Decider:
             LockError: another process is settling, or syncing, and does not finish.
             RecordError: the disk is full.
         """
-        self._dirty |= self._sight != (sight := (begun, len(self.history.undecided)))
-        self._sight = sight
-        fresh = self.history.fresh()
+        counts, fresh = (begun, len(self.history.undecided)), bool(self.history.fresh())
+        self._dirty |= fresh or counts != self._counts
+        self._counts = counts
         decisions = self._settle(limits) if fresh or self._retry_is_due() else []
-        self._dirty |= bool(fresh)
         now = time.monotonic()
         if now - self._last_look >= self._pause:
-            self._collect_strangers()
+            self._collect_unattended_runs()
             self._sync()
             self._last_look = time.monotonic()
-            self._pause = max(LOOK_S, SHARE * (self._last_look - now))
+            self._pause = max(LOOK_S, LOOK_EVERY * (self._last_look - now))
         elif decisions or (self._dirty and now - self._last_sync >= SYNC_S):
             self._sync()
-        if any(one.decision_status in ("keep", "replicate") for one in decisions):
+        if any(decision.decision_status in ("keep", "replicate") for decision in decisions):
             trim(self.project, read_ledger(self.project.layout))
         return decisions
 
@@ -116,7 +115,7 @@ class Decider:
         seen = self.history.results()
         settlement = settle(self.project, decided_by="observer", may=self._may, limits=limits)
         self.history.seen(seen)
-        self.refused = {one.experiment_id: one.error for one in settlement.refused}
+        self.refused = {refused.experiment_id: refused.error for refused in settlement.refused}
         self.needs_runs = settlement.needs_runs
         self.history.refresh()
         return settlement.decisions
@@ -129,19 +128,14 @@ class Decider:
         """
         if self.history.has_reference():
             return
-        with suppress(FileNotFoundError, RecordError):
-            plan = load(Plan, self.project.layout.plan(experiment_id))
-            self._refuse_early(plan)
-
-    def _refuse_early(self, plan: Plan) -> None:
-        first = plan.replicates
-        if first is not None and first not in self._decided_now():
-            raise SettleError(f"{plan.experiment_id} repeats {first}, which is not decided yet")
-
-    def _decided_now(self) -> set[str]:
-        """Return what is decided, this very settle included."""
-        self.history.refresh()
-        return set(self.history.latest)
+        plan = load_or_none(Plan, self.project.layout.plan(experiment_id))
+        if plan is None or plan.replicates is None:
+            return
+        self.history.refresh()  # it may have been decided by this very settle
+        if plan.replicates not in self.history.latest:
+            raise SettleError(
+                f"{experiment_id} repeats {plan.replicates}, which is not decided yet"
+            )
 
     def _sync(self) -> None:
         report = sync(self.project.layout, light=True)
@@ -150,7 +144,7 @@ class Decider:
         self._last_sync = time.monotonic()
         self.history.refresh()
 
-    def _collect_strangers(self) -> None:
+    def _collect_unattended_runs(self) -> None:
         """Collect runs that were begun by hand, and whose starter was killed."""
         layout = self.project.layout
         for name in list(self.history.undecided):
@@ -158,18 +152,32 @@ class Decider:
             if not run.run_spec.exists() or run.result.exists():
                 continue
             with suppress(*RECOVERABLE_ERRORS):
-                if not self._is_claimed(name):
+                plan = load(Plan, layout.plan(name))
+                claim = (plan.hypothesis.hypothesis_id, "running", plan.worker_id)
+                # Where a worker holds its hypothesis, that worker collects it.
+                if not plan.worker_id or not layout.hypothesis(*claim).exists():
                     recovery.recover(self.project.repository, layout, name)
 
-    def _is_claimed(self, experiment_id: str) -> bool:
-        """Return whether a worker holds its hypothesis: then that worker collects it."""
-        layout = self.project.layout
-        plan = load(Plan, layout.plan(experiment_id))
-        name, worker = plan.hypothesis.hypothesis_id, plan.worker_id
-        return bool(worker) and layout.hypothesis(name, "running", worker).exists()
+
+# ── runs again ──────────────────────────────────────────────────────────────────────────────
 
 
-# ── replicates of wins ──────────────────────────────────────────────────────────────────────
+def queue_repeat(queue: Queue, source_id: str, experiment: Experiment, **only: str) -> str:
+    """Queue a run of an experiment again, before every idea; return a line.
+
+    Args:
+        only: the `worker_id` or the `platform_key` that it is for, as `Queue.add` takes them.
+    """
+    proposal = Proposal(
+        title=experiment.title,
+        rationale=experiment.rationale,
+        priority=REPEAT_PRIORITY,
+        source_id=source_id,
+        replicates=experiment.replicates,
+        seed=experiment.seed,
+    )
+    added = queue.add(proposal, proposer="observer", **only)
+    return f"{added.hypothesis_id} is queued: {added.title}"
 
 
 @dataclass(frozen=True)
@@ -190,11 +198,11 @@ class ReplicateScheduler:
             LockError, RecordError: the queue cannot be written now.
         """
         wanted = {source_of(run): run for win in wins for run in win.runs}
-        if not wanted and not self._may_hold_replicates():
-            return []
-        known = self.queue.sources()
+        queued = [one for place, one in self.queue.placed() if _waits(place, one)]
+        known = self.queue.sources() if wanted else {}
         lines = [self._order(source, run, known.get(source)) for source, run in wanted.items()]
-        return [line for line in [*lines, *self._take_back(wanted)] if line]
+        lines += [self._take_back(one) for one in queued if one.source_id not in wanted]
+        return [line for line in lines if line]
 
     def problems(self, wins: Sequence[NeedsRuns]) -> list[str]:
         """Return the wins that wait for a run which was refused, or is no evidence about them."""
@@ -212,44 +220,24 @@ class ReplicateScheduler:
     def _order(self, source: str, run: MissingRun, hypothesis_id: str | None) -> str:
         """Queue one run, unless it is in the queue, or has been."""
         if hypothesis_id is None:
-            wanted = run.experiment
-            proposal = Proposal(
-                title=wanted.title,
-                rationale=wanted.rationale,
-                priority=REPEAT_PRIORITY,
-                source_id=source,
-                replicates=wanted.replicates,
-                seed=wanted.seed,
-            )
-            added = self.queue.add(
-                proposal, proposer="observer", platform_key=run.platform_key[:KEY_LENGTH]
-            )
-            return f"{added.hypothesis_id} is queued: {added.title}"
+            key = run.platform_key[:KEY_LENGTH]
+            return queue_repeat(self.queue, source, run.experiment, platform_key=key)
         ended = self._ended(hypothesis_id)
         if ended is not None and (ended.outcome == NEEDLESS or self._ran_elsewhere(ended, run)):
             self.queue.requeue(hypothesis_id)
             return f"{hypothesis_id} is queued again: {ended.title}"
         return ""
 
-    def _take_back(self, wanted: Iterable[str]) -> list[str]:
+    def _take_back(self, replicate: Hypothesis) -> str:
         """Abandon what is queued for a win that was decided meanwhile, or whose base is gone."""
-        still, lines = set(wanted), []
-        for place, hypothesis in self.queue.placed():
-            if not _is_replicate(place, hypothesis) or hypothesis.source_id in still:
-                continue
-            try:
-                self.queue.abandon(hypothesis.hypothesis_id, NEEDLESS)
-            except QueueError:
-                continue  # a worker has just claimed it
-            lines.append(f"{hypothesis.hypothesis_id} is taken back: {NEEDLESS}")
-        return lines
-
-    def _may_hold_replicates(self) -> bool:
-        return any(_is_replicate(place, one) for place, one in self.queue.placed())
+        with suppress(QueueError):  # a worker has just claimed it
+            self.queue.abandon(replicate.hypothesis_id, NEEDLESS)
+            return f"{replicate.hypothesis_id} is taken back: {NEEDLESS}"
+        return ""
 
     def _ended(self, hypothesis_id: str) -> Hypothesis | None:
-        there = self.queue.read(hypothesis_id)
-        return there[1] if there is not None and there[0].state == "done" else None
+        placed = self.queue.read(hypothesis_id)
+        return placed[1] if placed is not None and placed[0].state == "done" else None
 
     def _ran_elsewhere(self, hypothesis: Hypothesis, run: MissingRun) -> bool:
         """Return whether its worker turned out to be on another platform."""
@@ -284,12 +272,13 @@ def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
 
 def source_of(run: MissingRun) -> str:
     """Return the source id of a run; the same for all wins that wait for it."""
-    return f"{MARK}{run.commit[:12]}-{run.experiment.seed}#{run.platform_key[:KEY_LENGTH]}"
+    key = run.platform_key[:KEY_LENGTH]
+    return f"{CONFIRM_PREFIX}{run.commit[:12]}-{run.experiment.seed}#{key}"
 
 
-def _is_replicate(place: QueuePlace, hypothesis: Hypothesis) -> bool:
+def _waits(place: QueuePlace, hypothesis: Hypothesis) -> bool:
     """Return whether it was queued here, and no worker has begun it."""
-    ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(MARK)
+    ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(CONFIRM_PREFIX)
     return ours and place.state in ("pending", "dispatched")
 
 
@@ -303,29 +292,33 @@ class RequeuePolicy:
     has moved since is no evidence yet: its decision has `requeue`.
     """
 
-    def __init__(self, layout: Layout, history: LiveHistory, queue: Queue) -> None:
-        self.layout = layout
+    def __init__(self, project: Project, history: LiveHistory, queue: Queue) -> None:
+        self.project = project
         self.history = history
         self.queue = queue
-        self._evidence: dict[str, str | None] = {}
+        self._blamed: dict[str, str | None] = {}
         """Lost experiment -> the device that it speaks against, None where it speaks of none."""
-        self._requeued: tuple[int, tuple[str, ...]] = (-1, ())
+        self._requeued: tuple[int, list[str]] = (-1, [])
         """Version of the history, and the hypotheses with a decision that sent them back."""
         self._refused: dict[str, str] = {}
         self._reported: dict[str, str] = {}
 
     def turn(self) -> list[str]:
         """Take every step that is due; return a line for each. A turn begins with this."""
-        lines = []
         self._reported, self._refused = self._refused, {}
-        for hypothesis_id in self._to_come_back():
-            place = self.queue.read(hypothesis_id)
-            # One that is done and not closed is on its way back: its last requeueing was cut off.
-            if place is None or place[0].state != "done" or place[1].closed == "abandoned":
+        lines = []
+        for hypothesis_id in self._sent_back():
+            decision = self.history.decision_about(hypothesis_id)
+            placed = self.queue.read(hypothesis_id)
+            if decision is None or not decision.requeue or placed is None:
                 continue
-            lines += self._attempt(hypothesis_id, partial(self._bring_back, hypothesis_id))
-        for hypothesis in self._met_devices():
-            lines += self._give_up(hypothesis)
+            if placed[0].state == "running" or placed[1].closed == "abandoned":
+                continue
+            # One that is done and not closed is on its way back: its last requeueing was cut off.
+            if placed[0].state == "done":
+                step = partial(self._bring_back, hypothesis_id, decision.reason)
+                lines += self._attempt(hypothesis_id, step)
+            lines += self._give_up(hypothesis_id)
         return lines
 
     def problems(self) -> list[str]:
@@ -339,20 +332,12 @@ class RequeuePolicy:
             return None
         return self._device_blamed(decision.experiment_id)
 
-    def device_failures(self, hypothesis_id: str) -> int:
-        """Return how many of its runs speak against the device that they ran on."""
-        return sum(
-            self._device_blamed(experiment) is not None
-            for experiment in self.history.attempts(hypothesis_id)
-            if (decision := self.history.latest.get(experiment)) and is_lost(decision)
-        )
-
-    def end_dead_claim(self, project: Project, hypothesis_id: str, worker: str) -> list[str]:
+    def end_dead_claim(self, hypothesis_id: str, worker: str) -> list[str]:
         """End a claim of a worker that is gone for good; no line while its run lives on.
 
         One that cannot be ended now is tried again, and never stands in the way of the others.
         """
-        return self._attempt(hypothesis_id, partial(self._end, project, hypothesis_id, worker))
+        return self._attempt(hypothesis_id, partial(self._end, hypothesis_id, worker))
 
     def _attempt(self, hypothesis_id: str, step: Callable[[], str]) -> list[str]:
         """Return the line of a step; of one that cannot be taken the reason, once."""
@@ -363,50 +348,47 @@ class RequeuePolicy:
             self._refused[hypothesis_id] = line
         return [line] if line and line != self._reported.get(hypothesis_id) else []
 
-    def _bring_back(self, hypothesis_id: str) -> str:
-        decision = self.history.decision_about(hypothesis_id)
+    def _bring_back(self, hypothesis_id: str, reason: str) -> str:
         self.queue.requeue(hypothesis_id)
-        return f"{hypothesis_id} is queued again: {decision.reason if decision else ''}"
+        return f"{hypothesis_id} is queued again: {reason}"
 
-    def _end(self, project: Project, hypothesis_id: str, worker: str) -> str:
+    def _end(self, hypothesis_id: str, worker: str) -> str:
         placed = self.queue.read(hypothesis_id)
         if placed is None or placed[0] != QueuePlace("running", worker):
             return ""
-        return end_claim(project, self.queue, placed[1], worker, self.history.latest)
+        return end_claim(self.project, self.queue, placed[1], worker, self.history.latest)
 
-    def _to_come_back(self) -> list[str]:
-        """Return the hypotheses whose latest experiment's decision sends them back."""
+    def _sent_back(self) -> list[str]:
+        """Return the hypotheses with a decision that sent them back, at any time."""
         if self._requeued[0] != self.history.version:
             every = self.history.latest.values()
-            ids = {decision.hypothesis_id for decision in every if decision.requeue}
-            self._requeued = (self.history.version, tuple(sorted(ids)))
-        about = {name: self.history.decision_about(name) for name in self._requeued[1]}
-        return [name for name, decision in about.items() if decision and decision.requeue]
+            names = sorted({decision.hypothesis_id for decision in every if decision.requeue})
+            self._requeued = (self.history.version, names)
+        return self._requeued[1]
 
-    def _met_devices(self) -> list[Hypothesis]:
-        requeued = set(self._requeued[1])
-        return [
-            hypothesis
-            for place, hypothesis in self.queue.placed()
-            if place.state in ("pending", "dispatched")
-            and hypothesis.hypothesis_id in requeued
-            and self.device_failures(hypothesis.hypothesis_id) >= MOST_DEVICE_FAILURES
+    def _give_up(self, hypothesis_id: str) -> list[str]:
+        """Abandon what waits again, if too many of its runs speak against their devices."""
+        blamed = [
+            experiment
+            for experiment in self.history.attempts(hypothesis_id)
+            if (decision := self.history.latest.get(experiment))
+            and is_lost(decision)
+            and self._device_blamed(experiment) is not None
         ]
-
-    def _give_up(self, hypothesis: Hypothesis) -> list[str]:
-        name = hypothesis.hypothesis_id
+        if len(blamed) < MOST_DEVICE_FAILURES:
+            return []
         why = f"{MOST_DEVICE_FAILURES} of its runs were lost with their device"
         try:
-            self.queue.abandon(name, why)
+            self.queue.abandon(hypothesis_id, why)
         except QueueError:
             return []  # a worker has just claimed it; the next turn sees what became of that
-        return [f"{name} is abandoned: {why}"]
+        return [f"{hypothesis_id} is abandoned: {why}"]
 
     def _device_blamed(self, experiment_id: str) -> str | None:
         """Return the name of the device that a result speaks against."""
-        if experiment_id not in self._evidence:
-            self._evidence[experiment_id] = _blamed(self.layout, experiment_id)
-        return self._evidence[experiment_id]
+        if experiment_id not in self._blamed:
+            self._blamed[experiment_id] = _blamed(self.project.layout, experiment_id)
+        return self._blamed[experiment_id]
 
 
 def _blamed(layout: Layout, experiment_id: str) -> str | None:

@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
+from autohypothesis.fleet.hub_sync.incoming import FeedReader, hub_connection, quote_feed
+from autohypothesis.fleet.hub_sync.outbox import Outbox
+from autohypothesis.fleet.hub_sync.outgoing import HubReporter
 from autohypothesis.fleet.live import presence, steering
 from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.observer.background_tasks import BackgroundTasks
@@ -21,13 +24,9 @@ from autohypothesis.fleet.observer.deciding import (
     RequeuePolicy,
     awaiting,
 )
-from autohypothesis.fleet.observer.experiment_index import ExperimentIndex, Reference
-from autohypothesis.fleet.observer.proposals import (
-    ProposalQueueing,
-    ProposerPool,
-    needs_implementing,
-)
-from autohypothesis.fleet.observer.publishing import HubSync, Publishing
+from autohypothesis.fleet.observer.proposals import ProposalQueueing, needs_implementing
+from autohypothesis.fleet.observer.proposer_pool import ProposerPool
+from autohypothesis.fleet.observer.publishing import Publishing
 from autohypothesis.fleet.observer.scheduling import (
     ALL_RUN,
     AvailableWorkers,
@@ -35,14 +34,14 @@ from autohypothesis.fleet.observer.scheduling import (
     Dispatcher,
     SearchLimits,
     StopCriteria,
-    WorkerWatch,
 )
+from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference, SearchState
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import signature_of
 from autohypothesis.records.history import LiveHistory
-from autohypothesis.schema import RoleStatus, Steering, Worker, now
+from autohypothesis.schema import Hypothesis, RoleStatus, Steering, Worker, now
 
 TURN_S = 0.1
 """Between two turns: a worker has one hypothesis waiting, so no worker is idle meanwhile."""
@@ -73,32 +72,33 @@ class Observer:
         command: str = "init-fleet",
         sharing: bool = False,
     ) -> None:
-        tag = project.active()
+        layout, tag = project.layout, project.active()
         self.project = project
-        self.queue = Queue(project.layout, tag)
-        self.history = LiveHistory(project.layout, tag)
+        self.queue = Queue(layout, tag)
+        self.history = LiveHistory(layout, tag)
         self.index = ExperimentIndex(project, self.history)
         self.decider = Decider(project, self.history)
-        self.requeue = RequeuePolicy(project.layout, self.history, self.queue)
-        self.baseline = BaselineSchedule(project.layout, self.queue, self.history, command)
+        self.requeue = RequeuePolicy(project, self.history, self.queue)
+        self.baseline = BaselineSchedule(layout, self.queue, self.history, command)
         self.replicates = ReplicateScheduler(self.queue, self.history)
         self.pool = ProposerPool(proposers)
         self.background = BackgroundTasks(project, self.history)
-        self.publishing = Publishing(project, self.queue, self.history, self.index)
-        self.hub = HubSync(project, self.queue) if sharing else None
-        self.proposals = ProposalQueueing(project, self.queue, self.history, self.index, self.pool)
-        self.criteria = StopCriteria(limits, project.task, self.queue, self.history, self.index)
-        self.available = AvailableWorkers()
+        self.publishing = Publishing(project, self.queue, self.index)
+        self.reporter = HubReporter(project, self.queue, Outbox(layout)) if sharing else None
+        self.proposals = ProposalQueueing(project.task, self.queue, self.pool)
+        self.criteria = StopCriteria(limits, self.queue, self.index)
+        self.available = AvailableWorkers(layout, tag, workers)
+        self.dispatcher = Dispatcher(self.queue, self.requeue, self.available, self.index.platforms)
         self.steering = Steering()
         self.reference: Reference | None = None
         self.status: RoleStatus = presence.own_status("observer", state="starting")
         self.ended = ""
         """Why the search is finished."""
-        self._steering = steering.SteeringFiles(project.layout)
-        self._workers = WorkerWatch(project.layout, tag, workers)
+        self._steering_files = steering.SteeringFiles(layout)
+        self._feed = FeedReader(layout)
         self._say = say
-        self._outlook: tuple[str, list[str]] = ("starting", [])
-        """State and problems, of this turn."""
+        self._state: tuple[str, list[str]] = ("starting", [])
+        """State and what a person must know, of this turn."""
         self._closing = False
         self._failed: dict[str, str] = {}
         """Step of the turn -> why it could not be taken."""
@@ -119,11 +119,11 @@ class Observer:
     def _turns(self, stop: StopRequest) -> str:
         last = float("-inf")
         while not stop.requested:
-            glance = self._glance()
-            if glance != self._seen or time.monotonic() - last >= FULL_S:
+            seen = self._change_signature()
+            if seen != self._seen or time.monotonic() - last >= FULL_S:
                 if not self.turn():
                     return self.status.state
-                self._seen, last = glance, time.monotonic()
+                self._seen, last = seen, time.monotonic()
             stop.wait(TURN_S)
         if not stop.abandoned:
             self.last_turn()
@@ -136,9 +136,9 @@ class Observer:
         tried again with the next turn; the other steps are taken all the same.
         """
         self._attempt(self._look, self._take_in, self._decide, self._requeue)
-        self._outlook = ("waiting", [])  # while it is not known whether anything may begin
-        self._attempt(self._look_out)
-        state, problems = self._outlook
+        self._state = ("waiting", [])  # while it is not known whether anything may begin
+        self._attempt(self._update_state)
+        state, problems = self._state
         if state == "working":
             self._attempt(
                 self._schedule_baseline,
@@ -162,13 +162,15 @@ class Observer:
         self._attempt(self._look, self._take_in, self._decide, self._requeue, self._take_back)
         self._publish("stopped", [], all=True)
 
-    def _glance(self) -> tuple[object, ...]:
+    def _change_signature(self) -> tuple[object, ...]:
         """Return what can be seen without reading a file; the rest is seen with the next turn."""
         layout = self.project.layout
-        files = (layout.plans, layout.runs, layout.decisions, layout.inbox, layout.brief)
-        steering = (layout.program, layout.steering, layout.benched)
-        paths = [*map(str, files), *map(str, steering), *self._queue_folders()]
-        return (*map(signature_of, paths), *self.history.fresh(), self.pool.answered)
+        paths = (
+            layout.plans, layout.runs, layout.decisions, layout.inbox, layout.brief,
+            layout.program, layout.steering, layout.benched,
+        )  # fmt: skip
+        signatures = (signature_of(path) for path in (*map(str, paths), *self._queue_folders()))
+        return (*signatures, *self.history.fresh(), self.pool.answered)
 
     def _queue_folders(self) -> Iterator[str]:
         for state in ("pending", "done"):
@@ -194,11 +196,14 @@ class Observer:
     # ── looking ───────────────────────────────────────────────────────────────────────────
 
     def _look(self) -> None:
-        self.steering = self._steering.combined()
-        self.available = self._workers.look()
+        self.steering = self._steering_files.combined()
+        self.available.look()
         self.history.refresh()
         self.index.refresh()
         self._look_at_reference()
+        if self.reporter is not None:
+            connection = hub_connection(self.project.layout)
+            self.dispatcher.hub_unreachable = not connection.is_open
 
     def _look_at_reference(self) -> None:
         commit = self.project.reference()
@@ -207,8 +212,8 @@ class Observer:
             or self.reference.commit != commit
             or (self.reference.settings is None and self.index.of_commit(commit) is not None)
         ):
-            self.reference = Reference.of(self.project, self.index, commit)
-        self.proposals.reference, self.proposals.steering = self.reference, self.steering
+            self.reference = Reference.of(self.index, commit)
+        self.proposals.state = SearchState(self.index, self.reference, self.steering)
 
     def _take_in(self) -> None:
         for taken in inbox.take_inbox(self.queue):
@@ -222,62 +227,59 @@ class Observer:
             detail = f", {decision.detail}" if decision.detail else ""
             outcome = f"{decision.decision_status}, {decision.reason}{detail}"
             self._log(f"{decision.experiment_id}: {outcome}")
-            self.pool.news()
+            self.pool.reset_after_decision()
             self._look_at_reference()
-        undecidable = [name for name, _ in self._undecidable()]
-        if undecidable and self.reference:
-            self._log(
-                *self.baseline.queue_references(
-                    undecidable, self.reference.experiment_id, self.reference.commit
-                )
-            )
+        undecidable, reference = self._undecidable(), self.reference
+        if undecidable and reference:
+            first, commit = reference.experiment_id, reference.commit
+            self._log(*self.baseline.queue_references(undecidable, first, commit))
 
     def _requeue(self) -> None:
-        self._log(*self.requeue.turn())
-        self._end_dead_claims()
+        """Bring back what is lost, and end the claims of workers that are gone for good.
 
-    def _end_dead_claims(self) -> None:
-        """End the claims of workers that the manifest names no more, and that live no more."""
-        known = {worker.worker_id for worker in self.available.workers} | set(self.available.alive)
-        beats = self.available.heartbeats
-        at_work = {beat.worker_id for beat in beats if presence.worker_lives(beat)}
+        Those are workers that the manifest names no more, and that live no more.
+        """
+        self._log(*self.requeue.turn())
+        known = {worker.worker_id for worker in self.available.workers}
+        known |= {
+            beat.worker_id for beat in self.available.heartbeats if presence.worker_lives(beat)
+        }
         for worker, claimed in self.queue.running().items():
-            if not self.available.workers or worker in known or worker in at_work:
+            if not self.available.workers or worker in known:
                 continue
             for hypothesis in claimed:
-                name = hypothesis.hypothesis_id
-                self._log(*self.requeue.end_dead_claim(self.project, name, worker))
+                self._log(*self.requeue.end_dead_claim(hypothesis.hypothesis_id, worker))
 
-    def _undecidable(self) -> list[tuple[str, AutohypothesisError]]:
+    def _undecidable(self) -> dict[str, AutohypothesisError]:
         """Return what cannot be decided; what only waits for the baseline can be."""
-        return list(self.decider.refused.items()) if self.history.has_reference() else []
+        return self.decider.refused if self.history.has_reference() else {}
 
     # ── whether to go on ──────────────────────────────────────────────────────────────────
 
-    def _look_out(self) -> None:
+    def _update_state(self) -> None:
         """Set the state: `working`, `waiting`, `failed` or `finished`, and what a person must know.
 
         Workers are told when the search is over: what they have prepared is not begun any more.
         """
-        self._outlook = self._state()
-
-    def _state(self) -> tuple[str, list[str]]:
         settings = (self.reference.settings if self.reference else None) or {}
         if failure := self.baseline.failure(settings):
-            self._closing = True
-            return "failed", failure
+            self._closing, self._state = True, ("failed", failure)
+            return
         criteria = self.criteria
         self.ended = criteria.why_over()
         self._closing = bool(self.ended)
+        state = "waiting" if self.steering.stop else "working"
         if self._closing or (criteria.room() == 0 and not criteria.is_given_out()):
             self.ended = self.ended or ALL_RUN
             self._attempt(self._take_back_all)
             busy = criteria.is_given_out() or self._has_to_decide()
-            return ("working" if busy else "finished"), []
-        if criteria.limits.ideas and not self.steering.stop and self._has_no_idea_left():
-            self.ended, self._closing = self._why_no_idea(), True
-            return "finished", []
-        return ("waiting" if self.steering.stop else "working"), []
+            state = "working" if busy else "finished"
+        elif criteria.limits.ideas and not self.steering.stop and self._has_no_idea_left():
+            words = len(self.queue.pending())
+            rest = f"; {words} ideas are words that wait for an implementation" if words else ""
+            self.ended = f"no proposer has an idea left on this evidence{rest}"
+            self._closing, state = True, "finished"
+        self._state = (state, [])
 
     def _has_to_decide(self) -> bool:
         """Return whether something of this search has ended, and may still be decided."""
@@ -290,26 +292,19 @@ class Observer:
             and self.pool.is_exhausted
             and not self.criteria.is_given_out()
             and not self._has_to_decide()
-            and len(self._to_implement()) == len(self.queue.pending())
+            and all(map(self._is_words, self.queue.pending()))
         )
 
-    def _to_implement(self) -> list[str]:
-        """Return the pending hypotheses that are words, and no program can implement."""
-        task = self.project.task
-        pending = self.queue.pending()
-        return [idea.hypothesis_id for idea in pending if needs_implementing(idea, task)]
-
-    def _why_no_idea(self) -> str:
-        words = len(self.queue.pending())
-        rest = f"; {words} ideas are words that wait for an implementation" if words else ""
-        return f"no proposer has an idea left on this evidence{rest}"
+    def _is_words(self, hypothesis: Hypothesis) -> bool:
+        """Return whether it is words, and no program can implement them."""
+        return needs_implementing(hypothesis, self.project.task)
 
     # ── work for the workers ──────────────────────────────────────────────────────────────
 
     def _schedule_baseline(self) -> None:
         if self.baseline.queue_baseline():
             self._log("the baseline is queued")
-        room, idle = self.criteria.room(), len(self._dispatcher().idle())
+        room, idle = self.criteria.room(), len(self.dispatcher.idle())
         idle = idle if room is None else min(idle, room)
         if added := self.baseline.queue_repeats(idle):
             self._log(f"{added} repeat{'s' * (added > 1)} of the baseline for idle devices")
@@ -327,38 +322,33 @@ class Observer:
             self._notes = [*self._notes, line][-20:]  # for the next briefs
 
     def _dispatch(self) -> None:
-        dispatcher = self._dispatcher()
-        self._log(*dispatcher.take_back())
-        self._log(*dispatcher.give(self.proposals.may_begin, self.criteria.room()))
+        self._take_back()
+        self._log(*self.dispatcher.give(self.proposals.may_begin, self.criteria.room()))
 
     def _take_back(self) -> None:
-        self._log(*self._dispatcher().take_back())
+        self._log(*self.dispatcher.take_back())
 
     def _take_back_all(self) -> None:
-        self._log(*self._dispatcher().take_back(all=True))
-
-    def _dispatcher(self) -> Dispatcher:
-        alone = self.hub is not None and self.hub.is_alone()
-        return Dispatcher(self.queue, self.requeue, self.available, self.index.platforms, alone)
+        self._log(*self.dispatcher.take_back(all=True))
 
     def _ask_proposers(self) -> None:
         """Ask for ideas when fewer are pending than there are workers to take them."""
-        dispatcher = self._dispatcher()
+        dispatcher = self.dispatcher
         pending = [
             idea
             for idea in self.queue.pending()
-            if not needs_implementing(idea, self.project.task) and dispatcher.has_taker(idea)
+            if not self._is_words(idea) and dispatcher.has_taker(idea)
         ]
-        hungry = [
-            idle
-            for idle in dispatcher.idle()
-            if not any(dispatcher.suits(idea, idle) for idea in pending)
+        idle = [
+            worker
+            for worker in dispatcher.idle()
+            if not any(dispatcher.suits(idea, worker) for idea in pending)
         ]
         room = self.criteria.room()
-        count = max(self.available.capacity - len(pending), len(hungry))
+        count = max(self.available.capacity - len(pending), len(idle))
         if room is not None:
             count = min(count, room - len(pending))
-        self.proposals.ask(count, hungry=bool(hungry), brief=self.publishing.brief)
+        self.proposals.ask(count, device_idle=bool(idle), brief=self.publishing.brief)
 
     def _start_background_tasks(self) -> None:
         self.background.turn()
@@ -375,16 +365,16 @@ class Observer:
         self._failed.pop("publish", None)
         try:
             self.publishing.turn(
-                reference=self.reference,
+                self.proposals.state,
                 steering=self.steering,
                 available=self.available,
                 noise=self.background.noise,
                 notes=self._all_notes(),
-                others=self.hub.others() if self.hub else None,
+                others=quote_feed(self._feed.heard()) if self.reporter else None,
                 all=all or state in ENDED,
             )
-            if self.hub:
-                self.hub.tell(self.publishing.rows)
+            if self.reporter:
+                self.reporter.turn(self.publishing.rows)
         except RECOVERABLE_ERRORS as error:
             self._failed["publish"] = describe(error)
         self._report(state, [*problems, *self._problems()])
@@ -392,11 +382,11 @@ class Observer:
     def _all_notes(self) -> list[str]:
         notes = [*self._notes, *self.decider.edits]
         notes += [
-            f"{win['experiment_id']} awaits {win['missing']} of {win['wanted']} runs that confirm"
-            f" it: {win['found']}"
-            for win in awaiting(self.decider.needs_runs)
+            f"{win.experiment_id} awaits {len(win.runs)} of {win.wanted} runs that confirm it:"
+            f" {win.words}"
+            for win in self.decider.needs_runs
         ]
-        if words := self._to_implement():
+        if words := [one.hypothesis_id for one in self.queue.pending() if self._is_words(one)]:
             names = ", ".join(words[:5])
             notes.append(
                 f"{len(words)} hypotheses are words that wait for an implementation: {names}"
@@ -406,17 +396,17 @@ class Observer:
     def _problems(self) -> list[str]:
         names = list(self.reference.names) if self.reference else []
         problems = [
-            *self._steering.problems(),
+            *self._steering_files.problems(),
             *(steering.unknown_names(self.steering, names) if names else []),
             *self.pool.problems(),
             *self._damaged(),
             *self.requeue.problems(),
             *self.replicates.problems(self.decider.needs_runs),
-            *(f"{name} is not decided: {error}" for name, error in self._undecidable()),
+            *(f"{name} is not decided: {error}" for name, error in self._undecidable().items()),
             *self.decider.edits,
             *(f"could not {step}: {why}" for step, why in self._failed.items()),
             *([self.background.problem] if self.background.problem else []),
-            *(self.hub.problems if self.hub else []),
+            *(self.reporter.problems if self.reporter else []),
         ]
         return [line[:500] for line in problems[:30]]
 
@@ -434,9 +424,9 @@ class Observer:
             "proposed": self.proposals.proposed,
             "refused": self.proposals.refused,
             "experiments": self.history.counted(),
-            "max_experiments": self.criteria.most,
+            "max_experiments": self.criteria.max_experiments,
             "until": self.criteria.limits.until,
-            "best": self.publishing.best,
+            "best": self.publishing.best(),
             "awaiting": awaiting(self.decider.needs_runs),
             "thinking": self.pool.thinking,
             "steering": self.steering.model_dump(mode="json"),

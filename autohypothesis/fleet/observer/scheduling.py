@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
-from autohypothesis.fleet.observer.deciding import REPEAT_PRIORITY, RequeuePolicy
-from autohypothesis.fleet.observer.experiment_index import ExperimentIndex
+from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
+from autohypothesis.fleet.observer.search_state import ExperimentIndex
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import load_or_none
@@ -22,7 +24,6 @@ from autohypothesis.schema import (
     Hypothesis,
     Manifest,
     Metadata,
-    Proposal,
     Result,
     Setting,
     Worker,
@@ -32,13 +33,13 @@ from autohypothesis.schema import (
 MOST_REPEATS = 2
 TAIL_LINES = 20
 ALL_RUN = "all that were to be run are run"
-LOWER: Mapping[str, tuple[str, ...]] = {
+SETTINGS_TO_LOWER: Mapping[str, tuple[str, ...]] = {
     "oom": ("DEVICE_BATCH_SIZE", "BATCH_SIZE", "TOTAL_BATCH_SIZE", "DEPTH", "MAX_SEQ_LEN"),
     "timeout": ("DEPTH", "ASPECT_RATIO", "TOTAL_BATCH_SIZE", "BATCH_SIZE"),
     "nan": ("MATRIX_LR", "LEARNING_RATE", "LR", "EMBEDDING_LR"),
 }
 """Failure -> constants of which one is to be lowered, the likeliest first."""
-OTHERWISE = {
+ADVICE = {
     "oom": "lower the batch size, or the size of the model",
     "timeout": "make the model smaller, or raise run.deadline_seconds in the task",
     "nan": "lower the learning rate",
@@ -46,68 +47,48 @@ OTHERWISE = {
     "invalid": "the run is not valid as it is: the detail above says what to change",
     "code_error": "mend the script at the line above",
 }
+"""Failure -> what to do where the script has none of those constants."""
 
 
 # ── workers ─────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
 class AvailableWorkers:
-    """The workers of a fleet at one moment."""
-
-    workers: tuple[Worker, ...] = ()
-    """Of the manifest, in its order."""
-    alive: tuple[str, ...] = ()
-    ready: tuple[str, ...] = ()
-    """Alive, and with a device that is not quarantined: they can be given work."""
-    heartbeats: tuple[Heartbeat, ...] = ()
-
-    def worker(self, worker_id: str) -> Worker | None:
-        return next((worker for worker in self.workers if worker.worker_id == worker_id), None)
-
-    def has_device(self, worker_id: str, device: str | None) -> bool:
-        """Return whether `device` is the one that the worker uses."""
-        worker = self.worker(worker_id)
-        return worker is not None and device is not None and device in (worker.device, worker_id)
-
-    @property
-    def capacity(self) -> int:
-        """For how many workers to have ideas; for all, before the first has come."""
-        return len(self.ready) or len(self.workers)
-
-
-class WorkerWatch:
-    """Looks at manifest and heartbeats, again and again.
+    """The workers of a fleet, as `look` saw them last.
 
     Args:
         workers: the workers, where the manifest does not name them.
+
+    Attributes:
+        workers: of the manifest, in its order.
+        ready: alive, and with a device that is not quarantined: they can be given work.
     """
 
     def __init__(self, layout: Layout, tag: str, workers: Sequence[Worker] = ()) -> None:
         self.layout = layout
         self.tag = tag
-        self._workers = tuple(workers)
-        self._given = bool(workers)
+        self.workers = list(workers)
+        self.alive: list[str] = []
+        self.ready: list[str] = []
+        self.heartbeats: list[Heartbeat] = []
+        self._reads_manifest = not workers
         self._manifest: Signature | None = None
 
-    def look(self) -> AvailableWorkers:
-        if not self._given:
+    def look(self) -> None:
+        """Read manifest, heartbeats and quarantine again."""
+        if self._reads_manifest:
             self._read_manifest()
-        names = [worker.worker_id for worker in self._workers]
-        heartbeats = presence.read_heartbeats(self.layout)
-        alive = {beat.worker_id for beat in heartbeats if presence.worker_lives(beat)}
+        self.heartbeats = presence.read_heartbeats(self.layout)
+        living = {beat.worker_id for beat in self.heartbeats if presence.worker_lives(beat)}
+        resting = {beat.worker_id for beat in self.heartbeats if beat.state == "benched"}
         quarantined = quarantine.quarantined(self.layout)
-        resting = {beat.worker_id for beat in heartbeats if beat.state == "benched"}
-        return AvailableWorkers(
-            workers=self._workers,
-            alive=tuple(name for name in names if name in alive),
-            ready=tuple(
-                worker.worker_id
-                for worker in self._workers
-                if worker.worker_id in alive - resting and worker.device not in quarantined
-            ),
-            heartbeats=tuple(heartbeats),
-        )
+        alive = [worker for worker in self.workers if worker.worker_id in living]
+        self.alive = [worker.worker_id for worker in alive]
+        self.ready = [
+            worker.worker_id
+            for worker in alive
+            if worker.worker_id not in resting and worker.device not in quarantined
+        ]
 
     def _read_manifest(self) -> None:
         """Keep the workers of the last good manifest when it is damaged or another tag's."""
@@ -117,22 +98,35 @@ class WorkerWatch:
         self._manifest = signature
         manifest = load_or_none(Manifest, self.layout.manifest)
         if manifest is not None and manifest.tag == self.tag:
-            self._workers = tuple(manifest.workers)
+            self.workers = manifest.workers
+
+    def worker(self, worker_id: str) -> Worker | None:
+        return next((worker for worker in self.workers if worker.worker_id == worker_id), None)
+
+    def has_device(self, worker_id: str, device: str) -> bool:
+        """Return whether `device` is the one that the worker uses."""
+        worker = self.worker(worker_id)
+        return worker is not None and device in (worker.device, worker_id)
+
+    @property
+    def capacity(self) -> int:
+        """For how many workers to have ideas; for all, before the first has come."""
+        return len(self.ready) or len(self.workers)
 
 
 # ── dispatching ─────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dispatcher:
-    """One round of giving out work: one hypothesis waits for each worker."""
+    """Gives out work: one hypothesis waits for each worker."""
 
     queue: Queue
     requeue: RequeuePolicy
     available: AvailableWorkers
-    platforms: Mapping[str, str] = field(default_factory=dict)
+    platforms: Mapping[str, str]
     """Worker -> the key of the platform that it ran on last."""
-    alone: bool = False
+    hub_unreachable: bool = False
     """The fleet shares, and the hub cannot be asked: what no other fleet tries comes first."""
 
     def give(self, may_begin: Callable[[Hypothesis], bool], room: int | None) -> list[str]:
@@ -142,8 +136,8 @@ class Dispatcher:
             room: how many more may begin; None: as many as there are workers.
         """
         pending = [idea for idea in self.queue.pending() if may_begin(idea)]
-        if self.alone:
-            pending.sort(key=_contested)
+        if self.hub_unreachable:
+            pending.sort(key=_claim_rank)
         lines: list[str] = []
         for worker in self._without_work():
             if room is not None and len(lines) >= room:
@@ -175,16 +169,13 @@ class Dispatcher:
 
     def idle(self) -> list[str]:
         """Return the ready workers that run nothing and have nothing waiting."""
-        busy = {name for given in self._given() for name, several in given.items() if several}
+        busy = {*self.queue.running(), *self.queue.dispatched()}
         return [name for name in self.available.ready if name not in busy]
-
-    def _given(self) -> tuple[dict[str, list[Hypothesis]], dict[str, list[Hypothesis]]]:
-        return self.queue.running(), self.queue.dispatched()
 
     def _without_work(self) -> Iterator[str]:
         """Yield the ready workers that nothing waits for, the idle ones first."""
-        running, waiting = self._given()
-        free = [name for name in self.available.ready if not waiting.get(name)]
+        running, waiting = self.queue.running(), self.queue.dispatched()
+        free = [name for name in self.available.ready if name not in waiting]
         yield from sorted(free, key=lambda name: len(running.get(name, ())))
 
     def has_taker(self, hypothesis: Hypothesis) -> bool:
@@ -197,14 +188,15 @@ class Dispatcher:
 
         The device that it was lost with is avoided while there is another.
         """
-        if self.available.worker(hypothesis.worker_id) is not None:
+        available = self.available
+        if available.worker(hypothesis.worker_id) is not None:
             return hypothesis.worker_id == worker
         if hypothesis.platform_key and not self._is_on(worker, hypothesis.platform_key):
             return False
         device = self.requeue.avoided_device(hypothesis.hypothesis_id)
-        if device is None or not self.available.has_device(worker, device):
+        if device is None or not available.has_device(worker, device):
             return True
-        return all(self.available.has_device(other, device) for other in self.available.ready)
+        return all(available.has_device(other, device) for other in available.ready)
 
     def _is_on(self, worker: str, key: str) -> bool:
         """Return whether a worker runs on a platform, as far as is known.
@@ -218,7 +210,7 @@ class Dispatcher:
         return all(are_on_it) or not any(are_on_it)
 
 
-def _contested(hypothesis: Hypothesis) -> int:
+def _claim_rank(hypothesis: Hypothesis) -> int:
     """Sort the claimed before what needs no claim, and that before what others may be trying."""
     if hypothesis.claimed:
         return 0
@@ -249,23 +241,21 @@ class BaselineSchedule:
 
     def queue_repeats(self, idle: int) -> int:
         """Queue repeats of a baseline that runs now, for idle devices; return how many are new."""
-        if self.history.has_reference() or idle <= 0:
+        first = self._running_baseline() if idle > 0 and not self.history.has_reference() else None
+        if first is None:
             return 0
-        first, added = self._running_baseline(), 0
-        for number in range(1, MOST_REPEATS + 1):
-            source = f"{baseline_id(self.queue.tag)}-repeat-{number}"
-            if first is None or added >= idle or source in self.queue.sources():
-                continue
-            repeat = Proposal(
-                title="the baseline again",
-                rationale="two runs of one commit tell what a difference is worth",
-                priority=REPEAT_PRIORITY,
-                source_id=source,
-                replicates=first,
-            )
-            self.queue.add(repeat, proposer="observer")
-            added += 1
-        return added
+        name, known = baseline_id(self.queue.tag), self.queue.sources()
+        sources = [f"{name}-repeat-{number}" for number in range(1, MOST_REPEATS + 1)]
+        new = [source for source in sources if source not in known][:idle]
+        again = Experiment(
+            Change(),
+            title="the baseline again",
+            rationale="two runs of one commit tell what a difference is worth",
+            replicates=first,
+        )
+        for source in new:
+            queue_repeat(self.queue, source, again)
+        return len(new)
 
     def queue_references(
         self, undecided: Iterable[str], first: str | None, commit: str
@@ -287,16 +277,14 @@ class BaselineSchedule:
             source = f"reference-{commit[:12]}-{key[:12]}-{run.seed}@{run.worker_id}"
             if self._has_value(commit, key, run.seed) or source in self.queue.sources():
                 continue
-            again = Proposal(
+            again = Experiment(
+                Change(),
                 title=f"the reference again, for {run.gpu_id or run.worker_id}",
                 rationale=f"{experiment_id} has nothing there to be compared with",
-                priority=REPEAT_PRIORITY,
-                source_id=source,
-                replicates=first,
                 seed=run.seed,
+                replicates=first,
             )
-            added = self.queue.add(again, proposer="observer", worker_id=run.worker_id)
-            lines.append(f"{added.hypothesis_id} runs {again.title}: {again.rationale}")
+            lines.append(queue_repeat(self.queue, source, again, worker_id=run.worker_id))
         return lines
 
     def _has_value(self, commit: str, key: str, seed: int | None) -> bool:
@@ -310,9 +298,8 @@ class BaselineSchedule:
     def _running_baseline(self) -> str | None:
         """Return the experiment of the baseline that was submitted, and has no result yet."""
         name = baseline_id(self.queue.tag)
-        attempts = self.history.attempts(name)
-        place = self.queue.read(name)
-        if place is None or place[0].state != "running" or not attempts:
+        placed, attempts = self.queue.read(name), self.history.attempts(name)
+        if placed is None or placed[0].state != "running" or not attempts:
             return None
         run = self.layout.run(attempts[-1])
         submitted = run.metadata.exists() and not run.result.exists()
@@ -325,12 +312,28 @@ class BaselineSchedule:
         placed = self.queue.read(baseline_id(self.queue.tag))
         if placed is None or placed[0].state != "done":
             return []
+        again = (
+            f"then commit it and begin again: `python orchestrator.py {self.command} --tag NAME`;"
+            " if the machine was at fault: `python orchestrator.py run-experiment --baseline"
+            " --settle`"
+        )
         if placed[1].closed == "abandoned":
-            return [f"the baseline was refused: {placed[1].outcome}", _begin_again(self.command)]
+            return [f"the baseline was refused: {placed[1].outcome}", again]
         decision = self.history.decision_about(placed[1].hypothesis_id)
         if decision is None or decision.requeue or decision.decision_status != "crash":
             return []
-        return _explained(self.layout, decision.experiment_id, settings, self.command)
+        name = decision.experiment_id
+        result = load_or_none(Result, self.layout.run(name).result)
+        if result is None:
+            return [f"the baseline {name} failed, and its result cannot be read"]
+        kind = result.failure_kind or "code_error"
+        log = [line.rstrip() for line in result.log_tail.splitlines() if line.strip()]
+        return [
+            f"the baseline {name} failed: {kind}: {result.failure_detail}",
+            _advice(kind, settings),
+            again,
+            *(f"log: {line[:300]}" for line in log[-TAIL_LINES:]),
+        ]
 
 
 def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
@@ -342,36 +345,12 @@ def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
     return load_or_none(Metadata, run.metadata)
 
 
-def _begin_again(command: str) -> str:
-    return (
-        f"then commit it and begin again: `python orchestrator.py {command} --tag NAME`; if the"
-        " machine was at fault: `python orchestrator.py run-experiment --baseline --settle`"
-    )
-
-
-def _explained(
-    layout: Layout, experiment_id: str, settings: Mapping[str, Setting], command: str
-) -> list[str]:
-    """Return the failure of a baseline, line by line."""
-    result = load_or_none(Result, layout.run(experiment_id).result)
-    if result is None:
-        return [f"the baseline {experiment_id} failed, and its result cannot be read"]
-    kind = result.failure_kind or "code_error"
-    tail = [line.rstrip() for line in result.log_tail.splitlines() if line.strip()]
-    return [
-        f"the baseline {experiment_id} failed: {kind}: {result.failure_detail}",
-        _advice(kind, settings),
-        _begin_again(command),
-        *(f"log: {line[:300]}" for line in tail[-TAIL_LINES:]),
-    ]
-
-
 def _advice(kind: str, settings: Mapping[str, Setting]) -> str:
     """Return which setting to lower, with the value that the script has."""
-    for name in LOWER.get(kind, ()):
+    for name in SETTINGS_TO_LOWER.get(kind, ()):
         if name in settings:
             return f"lower {name}, which is {settings[name]!r}"
-    return OTHERWISE.get(kind, "see the log below")
+    return ADVICE.get(kind, "see the log below")
 
 
 # ── the end ─────────────────────────────────────────────────────────────────────────────────
@@ -393,57 +372,62 @@ class StopCriteria:
     """The limits of one search: those it was started with, and those of its task."""
 
     limits: SearchLimits
-    task: Task
     queue: Queue
-    history: LiveHistory
     index: ExperimentIndex
 
     @property
-    def most(self) -> int | None:
-        """The most experiments that the tag may come to; None: no limit."""
-        own, task = self.limits.max_experiments, self.task.budget.runs
-        return min((most for most in (own, task) if most is not None), default=None)
+    def _task(self) -> Task:
+        return self.index.project.task
 
-    def is_over(self) -> bool:
-        """Return whether nothing new is to begin for good."""
-        return bool(self.why_over())
+    @property
+    def _history(self) -> LiveHistory:
+        return self.index.history
+
+    @property
+    def max_experiments(self) -> int | None:
+        """How many experiments the tag may come to; None: no limit."""
+        given = (self.limits.max_experiments, self._task.budget.runs)
+        return min((limit for limit in given if limit is not None), default=None)
 
     def why_over(self) -> str:
         """Return why nothing new is to begin for good; empty while it may."""
+        most, task = self.max_experiments, self._task
         if self.limits.until is not None and now() >= self.limits.until:
             return "its time is over"
-        if self.most is not None and self.history.counted() >= self.most:
+        if most is not None and self._history.counted() >= most:
             return ALL_RUN
         if self._target_is_met():
-            return f"the task's target of {self.task.objective.target:g} is met"
+            return f"the task's target of {task.objective.target:g} is met"
         if self._patience_is_over():
-            return f"the task's patience is over: nothing kept in {self.task.policy.patience} runs"
+            return f"the task's patience is over: nothing kept in {task.policy.patience} runs"
         return ""
 
     def room(self) -> int | None:
         """Return how many more may begin beside those that have; None: no limit."""
-        if self.is_over():
+        if self.why_over():
             return 0
-        if self.most is None:
+        if self.max_experiments is None:
             return None
         # The queue first, then the runs: what moves on meanwhile is seen in the one or the other.
         given = [*self.queue.dispatched().values(), *self.queue.running().values()]
         names = {hypothesis.hypothesis_id for several in given for hypothesis in several}
-        self.history.refresh()
+        self._history.refresh()
         self.index.refresh()
         ended = [
             name
-            for name in self.history.ended()
-            if (run := self.index.runs.get(name)) is not None and run.hypothesis_id not in names
+            for name in self._history.ended()
+            if (run := self.index.runs.get(name)) is not None
+            and run.plan.hypothesis.hypothesis_id not in names
         ]
-        return max(0, self.most - self.history.counted() - len(names) - len(ended))
+        begun = self._history.counted() + len(names) + len(ended)
+        return max(0, self.max_experiments - begun)
 
     def is_given_out(self) -> bool:
         """Return whether a worker has a hypothesis, or has one waiting."""
-        return any(self.queue.running().values()) or any(self.queue.dispatched().values())
+        return bool(self.queue.running() or self.queue.dispatched())
 
     def _target_is_met(self) -> bool:
-        objective = self.task.objective
+        objective = self._task.objective
         if objective.target is None:
             return False
         sign = 1.0 if objective.direction == "minimize" else -1.0
@@ -451,15 +435,15 @@ class StopCriteria:
             decision.decision_status == "keep"
             and decision.metric_value is not None
             and sign * decision.metric_value <= sign * objective.target
-            for decision in self.history.latest.values()
+            for decision in self._history.latest.values()
         )
 
     def _patience_is_over(self) -> bool:
-        patience = self.task.policy.patience
+        patience = self._task.policy.patience
         if patience is None:
             return False
         since = 0
-        for decision in reversed(self.history.latest.values()):
+        for decision in reversed(self._history.latest.values()):
             if decision.decision_status == "keep":
                 break
             failed = decision.decision_status in ("discard", "crash") and not decision.requeue

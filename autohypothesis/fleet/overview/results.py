@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from autohypothesis.engine.policy import better_by
-from autohypothesis.fleet.queue import warm_start
+from autohypothesis.fleet.knowledge import warm_start
 from autohypothesis.records.files import read_object
 from autohypothesis.records.history import Kept, best_of
 from autohypothesis.records.layout import ID, Layout

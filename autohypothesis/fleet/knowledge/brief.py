@@ -8,24 +8,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from heapq import nlargest
 from itertools import chain
+from statistics import fmean
 from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
+from autohypothesis.fleet.knowledge.warm_start import carried
 from autohypothesis.fleet.queue.files import QueuePlace, best_first
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.queue.warm_start import carried
+from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.derived import DerivedFile
 from autohypothesis.records.files import to_json
 from autohypothesis.records.history import best_kept, of_tag
-from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
 from autohypothesis.schema import (
@@ -34,6 +33,7 @@ from autohypothesis.schema import (
     Finding,
     Hypothesis,
     Others,
+    PlannedHypothesis,
     QueueEntry,
     Setting,
     Steering,
@@ -60,50 +60,83 @@ Item = TypeVar("Item")
 Row = Mapping[str, Any]
 
 
-def publish(
-    project: Project,
-    queue: Queue,
-    *,
-    rows: Sequence[Row],
-    steering: Steering,
-    reference_settings: Mapping[str, Setting],
-    notes: Sequence[str] = (),
-    noise: Mapping[str, Any] | str | None = None,
-    others: Others | None = None,
-) -> Brief:
-    """Write the brief, unless only its date would change; return what is on disk then.
+@dataclass(frozen=True)
+class BriefSources:
+    """Everything that a brief may say."""
 
-    Raises:
-        LockError: another process has published for half a minute.
-        RecordError: the disk is full.
-    """
-    words = noise if isinstance(noise, str) else noise_words(noise or {})
-    problems = [f"{problem.path} {problem.reason}" for problem in queue.problems[:5]]
-    brief = Contents(
-        repository=str(project.layout.root),
-        task=project.task,
-        rows=of_tag(rows, queue.tag),
-        steering=steering,
-        settings=reference_settings,
-        open=queue.placed(),
-        done=queue.done(),
-        notes=[*([f"noise: {words}"] if words else []), *notes, *problems],
-        carried=carried(project.layout)[0],
-        others=others,
-    ).brief()
-    with hold(project.layout, "brief", doing="publishing the brief"):
-        return _write(project.layout, brief)
+    rows: Sequence[Row]
+    """Of the tag."""
+    steering: Steering
+    settings: Mapping[str, Setting]
+    """Of the reference."""
+    notes: Sequence[str]
+    others: Others | None
+    """News of fleets on other machines."""
+    open: Sequence[tuple[QueuePlace, Hypothesis]]
+    done: Sequence[Hypothesis]
+    carried: Sequence[Finding]
+    """Of searches before this one."""
 
 
-def _write(layout: Layout, brief: Brief) -> Brief:
-    file = DerivedFile(layout, layout.brief, remedy=REMEDY)
-    content = to_json(brief, indent=2).encode("utf-8", "replace") + b"\n"
-    file.move_edits()
-    before = _parsed(file.content()) if layout.brief.exists() else None
-    if before is not None and _undated(before) == _undated(brief):
-        return before
-    file.write(content, durable=False)
-    return brief
+class BriefPublisher:
+    """Writes the brief of one search, where it says something new."""
+
+    def __init__(self, project: Project, queue: Queue) -> None:
+        self.brief: Brief | None = None
+        """The one that is on disk."""
+        self._project = project
+        self._queue = queue
+        self._sources: BriefSources | None = None
+        self._written: Signature | None = None
+
+    def publish(
+        self,
+        *,
+        rows: Sequence[Row],
+        steering: Steering,
+        settings: Mapping[str, Setting],
+        notes: Sequence[str] = (),
+        noise: Mapping[str, Any] | None = None,
+        others: Others | None = None,
+    ) -> bool:
+        """Write the brief, unless only its date would change; return whether anything is new.
+
+        Raises:
+            LockError: another process has published for half a minute.
+            RecordError: the disk is full.
+        """
+        layout, queue = self._project.layout, self._queue
+        words = noise_words(noise or {})
+        problems = [f"{problem.path} {problem.reason}" for problem in queue.problems[:5]]
+        sources = BriefSources(
+            rows=of_tag(rows, queue.tag),
+            steering=steering,
+            settings=dict(settings),
+            notes=[*([f"noise: {words}"] if words else []), *notes, *problems],
+            others=others,
+            open=queue.placed(),
+            done=queue.done(),
+            carried=carried(layout)[0],
+        )
+        path = str(layout.brief)
+        if sources == self._sources and signature_of(path) == self._written:
+            return False
+        brief = _compose(self._project, sources)
+        with hold(layout, "brief", doing="publishing the brief"):
+            self.brief = self._write(brief)
+        self._sources, self._written = sources, signature_of(path)
+        return True
+
+    def _write(self, brief: Brief) -> Brief:
+        layout = self._project.layout
+        file = DerivedFile(layout, layout.brief, remedy=REMEDY)
+        file.move_edits()
+        before = _parsed(file.content()) if layout.brief.exists() else None
+        if before is not None and _undated(before) == _undated(brief):
+            return before
+        content = to_json(brief, indent=2).encode("utf-8", "replace") + b"\n"
+        file.write(content, durable=False)
+        return brief
 
 
 def _undated(brief: Brief) -> dict[str, Any]:
@@ -111,67 +144,42 @@ def _undated(brief: Brief) -> dict[str, Any]:
 
 
 def _parsed(content: bytes | None) -> Brief | None:
-    with suppress(ValidationError):
+    try:
         return Brief.model_validate_json(content or b"")
-    return None
+    except ValidationError:
+        return None
 
 
-@dataclass(frozen=True)
-class Contents:
-    """Everything that a brief may say."""
+def _compose(project: Project, sources: BriefSources) -> Brief:
+    """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
+    steering = sources.steering
+    brief = Brief(
+        generated_at=now(),
+        repository=cut(str(project.layout.root), 1_000),
+        objective=_objective(project.task),
+        constraints=_fit(_constraints(project.task, steering), MOST_CONSTRAINTS),
+        current_config=_fitting(sources.settings, MOST_SETTINGS),
+        best_result=_best(sources.rows),
+        open_questions=_fit(_lines(steering.directions), MOST_QUESTIONS),
+        notes=_fit(_lines(sources.notes), MOST_NOTES),
+    )
+    if sources.others is not None:
+        brief.others = _heard(sources.others)
+    waiting = (_open_entry(*placed) for placed in sorted(sources.open, key=_running_first))
+    brief.hypothesis_queue = _fit(waiting, min(MOST_OPEN, _room_in(brief)))
+    known = chain((hypothesis for _, hypothesis in sources.open), sources.done)
+    by_id = {hypothesis.hypothesis_id: hypothesis for hypothesis in known}
+    new = findings(sources.rows, lambda name: change_of(by_id[name]) if name in by_id else "")
+    brief.findings = _fit(chain(new, sources.carried), min(MOST_FINDINGS, _room_in(brief)))
+    newest = nlargest(_ENOUGH_DONE, sources.done, key=lambda done: done.hypothesis_id)
+    brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
+    return brief
 
-    repository: str
-    task: Task
-    rows: Sequence[Row]
-    """Of one tag."""
-    steering: Steering
-    settings: Mapping[str, Setting]
-    open: Sequence[tuple[QueuePlace, Hypothesis]]
-    done: Sequence[Hypothesis]
-    notes: Sequence[str]
-    carried: Sequence[Finding] = ()
-    """Of searches before this one."""
-    others: Others | None = None
-    """News of fleets on other machines."""
 
-    def brief(self) -> Brief:
-        """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
-        brief = Brief(
-            generated_at=now(),
-            repository=cut(self.repository, 1_000),
-            objective=_objective(self.task),
-            constraints=_fit(_constraints(self.task, self.steering), MOST_CONSTRAINTS),
-            current_config=_fitting(self.settings, MOST_SETTINGS),
-            best_result=_best(self.rows),
-            open_questions=_fit(_lines(self.steering.directions), MOST_QUESTIONS),
-            notes=_fit(_lines(self.notes), MOST_NOTES),
-        )
-        if self.others is not None:
-            brief.others = _heard(self.others)
-        waiting = (_open_entry(place, hypothesis) for place, hypothesis in self._open())
-        brief.hypothesis_queue = _fit(waiting, min(MOST_OPEN, _room_in(brief)))
-        known = findings(self.rows, self._change)
-        brief.findings = _fit(chain(known, self.carried), min(MOST_FINDINGS, _room_in(brief)))
-        newest = nlargest(_ENOUGH_DONE, self.done, key=lambda done: done.hypothesis_id)
-        brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
-        return brief
-
-    def _open(self) -> list[tuple[QueuePlace, Hypothesis]]:
-        """Return the running, then the dispatched, then the pending ones; each best first."""
-        rank = {"running": 0, "dispatched": 1}
-        return sorted(
-            self.open,
-            key=lambda placed: (rank.get(placed[0].state, 2), *best_first(placed[1])),
-        )
-
-    @cached_property
-    def _by_id(self) -> dict[str, Hypothesis]:
-        every = (*self.done, *(hypothesis for _, hypothesis in self.open))
-        return {hypothesis.hypothesis_id: hypothesis for hypothesis in every}
-
-    def _change(self, hypothesis_id: str) -> str:
-        hypothesis = self._by_id.get(hypothesis_id)
-        return "" if hypothesis is None else change_of(hypothesis)
+def _running_first(placed: tuple[QueuePlace, Hypothesis]) -> tuple[object, ...]:
+    """Sort the running before the dispatched, and those before the pending; each best first."""
+    rank = {"running": 0, "dispatched": 1}
+    return rank.get(placed[0].state, 2), *best_first(placed[1])
 
 
 # ── sections ────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +261,7 @@ def _closed_entry(hypothesis: Hypothesis) -> QueueEntry:
     return _entry(hypothesis, RATIONALE // 2, status=status, outcome=outcome)
 
 
-def change_of(hypothesis: Hypothesis) -> str:
+def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
     """Return the change of a hypothesis in a few words."""
     if hypothesis.config_overrides:
         overrides = (f"{name} = {value!r}" for name, value in hypothesis.config_overrides.items())
@@ -283,8 +291,11 @@ def _pair_words(noise: Mapping[str, Any]) -> str:
     spread = finite(noise.get("sd_pair"))
     if spread is None:
         return ""
-    counts = [f"{noise[key]} {word}{'s' * (noise[key] != 1)}"
-              for key, word in (("runs", "run"), ("groups", "commit")) if key in noise]  # fmt: skip
+    counts = [
+        f"{noise[key]} {word}{'s' * (noise[key] != 1)}"
+        for key, word in (("runs", "run"), ("groups", "commit"))
+        if key in noise
+    ]
     figure = f"sd of a pair {_short(spread)}"
     return f"{figure} from {' of '.join(counts)}" if counts else figure
 
@@ -354,8 +365,8 @@ def _evidence(row: Row, seeds: Mapping[object, float]) -> str:
     if len(seeds) < 2:
         return f"{text}, 1 seed"
     values = list(seeds.values())
-    mean, spread = sum(values) / len(values), max(values) - min(values)
-    return f"{text}, {len(values)} seeds: mean {mean:.6f}, spread {spread:.6f}"
+    spread = max(values) - min(values)
+    return f"{text}, {len(values)} seeds: mean {fmean(values):.6f}, spread {spread:.6f}"
 
 
 def _seeds(rows: Sequence[Row], wanted: Set[str]) -> dict[str, dict[object, float]]:

@@ -1,0 +1,1 @@
+"""What a search knows: the brief, the knowledge base, and what earlier searches left."""
