@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from autohypothesis.errors import UnsupportedSystemError
@@ -139,20 +140,14 @@ class FileWatch:
         self.fd = -1
         if _libc is not None:
             self.fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-        if (
-            _libc is not None
-            and self.fd >= 0
-            and _libc.inotify_add_watch(self.fd, os.fsencode(path), _IN_MODIFY) < 0
-        ):
-            self.close()
+            if _libc.inotify_add_watch(self.fd, os.fsencode(path), _IN_MODIFY) < 0:
+                self.close()
 
     def drain(self) -> None:
         """Throw the notices away; that there was one is all they say."""
-        try:
+        with suppress(OSError):
             while os.read(self.fd, 4096):
                 pass
-        except (BlockingIOError, OSError):
-            return
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -164,15 +159,9 @@ class FileWatch:
 
 
 def read(path: str) -> bytes:
-    """The content of a file of the kernel's, whose size it does not tell."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(fd, 65536):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(fd)
+    """Return the content of a file of the kernel's, whose size it does not tell."""
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 def _read_word(path: str) -> str:
@@ -252,17 +241,14 @@ def process_start(pid: int) -> float | None:
         return None
 
 
-def process_state(pid: int) -> str:
-    """The state of a process as `ps` shows it: R, S, D, T (stopped), Z; empty if it is gone."""
-    if LINUX:
-        fields = stat_fields(pid)
-        return fields[0].decode("ascii", "replace") if fields else ""
+def is_stopped(pid: int) -> bool:
+    """Return whether a process was stopped, by a signal or by a debugger."""
     import psutil
 
-    try:
-        return "T" if psutil.Process(pid).status() == psutil.STATUS_STOPPED else "S"
-    except psutil.Error:
-        return ""
+    with suppress(psutil.Error):
+        status = psutil.Process(pid).status()
+        return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+    return False
 
 
 def suspended_seconds() -> float:
@@ -318,39 +304,34 @@ def signal_process(pid: int, start: float, number: int) -> bool:
 
 def wait_for_end(pid: int, timeout_s: float) -> None:
     """Sleep until the process ends, `timeout_s` at most; without pidfd, for `timeout_s`."""
-    try:
-        fd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
-    except (OSError, OverflowError):
-        return
-    if fd < 0:
-        time.sleep(timeout_s)
-        return
-    try:
-        poll = select.poll()
-        poll.register(fd, select.POLLIN)
-        poll.poll(1000 * timeout_s)
-    finally:
-        os.close(fd)
+    if not hasattr(os, "pidfd_open"):
+        return time.sleep(timeout_s)
+    with suppress(OSError, OverflowError):
+        fd = os.pidfd_open(pid)
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(1000 * timeout_s)
+        finally:
+            os.close(fd)
 
 
 # Trees of processes.
 
 
 def all_pids() -> list[int]:
-    if LINUX:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
     import psutil
 
     return list(psutil.pids())
 
 
 def descendants(root: int) -> list[int]:
-    """Live and zombie descendants of `root`, without itself.
+    """Return live and zombie descendants of `root`, without itself.
 
     A process that forks or is orphaned during the call may be missed: who ends a tree asks again.
     On Linux orphans stay in the tree of a subreaper; elsewhere they have left it.
     """
-    if not LINUX:
+    if not _HAS_CHILDREN:
         import psutil
 
         try:
@@ -360,52 +341,37 @@ def descendants(root: int) -> list[int]:
     found: list[int] = []
     queue = [root]
     while queue:
-        pid = queue.pop()
-        children = _children(pid)
+        children = _children(queue.pop())
         found += children
         queue += children
     return found
 
 
+_HAS_CHILDREN = os.path.exists("/proc/thread-self/children")  # CONFIG_PROC_CHILDREN
+
+
 def _children(pid: int) -> list[int]:
-    """Direct children, over all threads of the process."""
-    try:
-        threads = os.listdir(f"/proc/{pid}/task")
-    except OSError:
-        return []
+    """Return the direct children of all threads of a process."""
     found: list[int] = []
-    for thread in threads:
-        try:
-            found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
-        except OSError:
-            if not os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
-                return _by_ppid(pid)  # a kernel without CONFIG_PROC_CHILDREN
+    with suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):  # the thread has ended
+                found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
     return found
 
 
-def _by_ppid(parent: int) -> list[int]:
-    wanted = str(parent).encode()
-    return [
-        pid
-        for pid in all_pids()
-        if (fields := stat_fields(pid)) is not None and fields[1] == wanted
-    ]
-
-
 def environment_has(pid: int, assignment: str) -> bool:
-    """Whether `NAME=value` is in the environment the process was started with; False if unknown."""
+    """Return whether a process was started with `NAME=value`; False if unknown."""
     if LINUX:
-        try:
+        with suppress(OSError):
             return assignment.encode() in read(f"/proc/{pid}/environ").split(b"\0")
-        except OSError:
-            return False
+        return False
     import psutil
 
     name, _, value = assignment.partition("=")
-    try:
+    with suppress(psutil.Error, OSError):
         return bool(psutil.Process(pid).environ().get(name) == value)
-    except (psutil.Error, OSError):
-        return False
+    return False
 
 
 # Files.

@@ -101,7 +101,7 @@ def make_project(root: Path, seconds: float) -> Project:
 def fleet(root: Path, lanes: int, runs: int, seconds: float) -> dict[str, Any]:
     """Observer and workers until there were `runs` experiments per lane."""
     project = make_project(root, seconds)
-    names = [devices.name_of(lane) for lane in devices.cpu_slots()[:lanes]]
+    names = [slot.id for slot in devices.cpu_slots()[:lanes]]
     entries = [
         Entry(worker_id=f"cpu{n}", gpu_id=str(n), device=name, kind="cpu")
         for n, name in enumerate(names)

@@ -124,7 +124,7 @@ def _words(node: ast.expr) -> set[str]:
 STARTERS = {
     "shim.py": "the shim itself",
     "process_monitor.py": "the training and its scoring",
-    "meters.py": "the process that asks NVML, which may hang",
+    "gpus.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "git_limited.py": "git, under limits",
     "environment.py": "another Python, to ask where its packages are",

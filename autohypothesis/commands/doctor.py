@@ -18,8 +18,9 @@ from autohypothesis.commands.common import out, print_json, remark, repository_p
 from autohypothesis.errors import FleetError
 
 if TYPE_CHECKING:
+    from autohypothesis.engine.gpus import Gpu
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.roster.devices import GpuState, Machine
+    from autohypothesis.fleet.roster.devices import Machine
 
 
 Verdict = Literal["ok", "warning", "missing"]
@@ -193,7 +194,7 @@ def _profile(machine: Machine) -> Iterator[Check]:
         yield Check("profile", "ok", f"auto is {choice.profile}: {choice.reason}")
 
 
-def _gpu(gpu: GpuState) -> Check:
+def _gpu(gpu: Gpu) -> Check:
     """Describe a GPU, and foreign processes on it."""
     if gpu.problem:
         return Check(f"gpu {gpu.index}", "warning", gpu.problem, "see `nvidia-smi`")

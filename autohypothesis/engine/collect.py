@@ -57,7 +57,7 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         if is_collected(run):
             _clean_up(run, _local(run) if run.local.exists() else {})
             return load(Result, run.result)
-        state = shim.status(str(run.folder))
+        state = shim.status(run)
         if state == "running":
             raise LaunchError(
                 f"{experiment_id} is still running",
@@ -65,9 +65,8 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
             )
         spec = load(RunSpec, run.run_spec)
         local = _local(run)
-        killed = processes.end_orphan_processes(
-            str(run.folder), finite(local.get("started_at")) or 0.0
-        )
+        began = finite(local.get("started_at")) or 0.0
+        killed = processes.end_marked(processes.run_mark(run), began)
         processes.sweep()
         odd = _take_out(run)
         result = judge(repository, spec, run, local, killed, odd)

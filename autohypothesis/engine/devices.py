@@ -24,8 +24,6 @@ from autohypothesis.errors import LeaseError
 
 LOCKS_VARIABLE = "AUTOHYPOTHESIS_LOCKS"
 SHARED_FOLDER = "/run/lock/autohypothesis"
-MIB = 1 << 20
-HIDDEN = "CUDA_VISIBLE_DEVICES hides every GPU"
 NVIDIA_NODES = "/dev/nvidia[0-9]*"
 """Device files of NVIDIA GPUs, which are there whether or not NVML answers."""
 CHOOSING_FILE = "choosing.lock"
@@ -34,7 +32,8 @@ CHOOSING_S = 10.0
 TAKEN_S = 5.0
 """How long a shim may take from its start to its lease while others wait to choose."""
 _LOOK_S = 0.004
-_INFO_LIMIT = 4096
+_NOTE_BYTES = 4096
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 _RETRY_S = 0.02
 
 
@@ -45,6 +44,11 @@ class Device(NamedTuple):
     uuid: str | None = None
     name: str = "CPU"
     cores: tuple[int, ...] | None = None
+
+    @property
+    def id(self) -> str:
+        """What a record calls the device: its UUID, or `cpu-<core>`."""
+        return str(self.uuid) if self.kind == "cuda" else f"cpu-{(self.cores or (0,))[0]}"
 
 
 class LockFolder(NamedTuple):
@@ -101,9 +105,6 @@ def _make_folder(path: str, mode: int) -> None:
         )
 
 
-# ── leases ──────────────────────────────────────────────────────────────────────────────────
-
-
 class Held(NamedTuple):
     """A lease that this process holds on `fd`; pass the descriptor on to let a child hold it too.
 
@@ -141,12 +142,10 @@ class Lease(NamedTuple):
                 return None
             time.sleep(_RETRY_S)
         pid = os.getpid()
-        info = {"pid": pid, "start": system.process_start(pid), **holder}
-        try:
+        note = {"pid": pid, "start": system.process_start(pid), **holder}
+        with suppress(OSError):  # a full lock folder costs the holder its name, not the lease
             os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(info).encode()[:_INFO_LIMIT], 0)
-        except OSError:
-            pass  # a full lock folder costs the holder its name in a message, not the lease
+            os.pwrite(fd, json.dumps(note).encode()[:_NOTE_BYTES], 0)
         return Held(self.path, fd)
 
     def acquire(self, holder: Mapping[str, Any]) -> Held:
@@ -168,10 +167,9 @@ class Lease(NamedTuple):
         Takes no lock, so it disturbs no other process.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return _read_note(os.open(self.path, _READ))
         except OSError:
             return {}
-        return _read_info(fd)
 
     def holder(self) -> dict[str, Any] | None:
         """Return who holds the lease: None if it is free, an empty dict if its holder is unnamed.
@@ -179,7 +177,7 @@ class Lease(NamedTuple):
         Asks with a shared lock for an instant, which is why those who acquire try again.
         """
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self.path, _READ)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -187,24 +185,20 @@ class Lease(NamedTuple):
         if _lock(fd, fcntl.LOCK_SH):
             os.close(fd)
             return None
-        return _read_info(fd)
+        return _read_note(fd)
 
     def _open(self) -> int:
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
+            # O_CREAT on another user's file in a sticky folder is refused even to root
+            # (fs.protected_regular), so it is used only when there is no file.
             while True:
-                # O_CREAT on another user's file in a sticky folder is refused even to root
-                # (fs.protected_regular), so it is used only when there is no file.
-                try:
+                with suppress(FileNotFoundError):
                     return os.open(self.path, flags)
-                except FileNotFoundError:
-                    pass
-                try:
+                with suppress(FileExistsError):
                     fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-                except FileExistsError:
-                    continue
-                os.fchmod(fd, 0o666)  # past the umask
-                return fd
+                    os.fchmod(fd, 0o666)  # past the umask
+                    return fd
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -225,15 +219,15 @@ def _lock(fd: int, how: int) -> bool:
     return True
 
 
-def _read_info(fd: int) -> dict[str, Any]:
+def _read_note(fd: int) -> dict[str, Any]:
     """Read what a holder wrote, and close `fd`."""
     try:
-        info = json.loads(os.pread(fd, _INFO_LIMIT, 0))
+        note = json.loads(os.pread(fd, _NOTE_BYTES, 0))
     except (OSError, ValueError, RecursionError):
         return {}
     finally:
         os.close(fd)
-    return info if isinstance(info, dict) else {}
+    return note if isinstance(note, dict) else {}
 
 
 def describe(holder: Mapping[str, Any] | None) -> str:
@@ -247,12 +241,11 @@ def describe(holder: Mapping[str, Any] | None) -> str:
 
 def lease_of(device: Device) -> Lease:
     """Return the lease of `device` on this machine."""
-    folder = lock_folder().path
+    file, name = device.id, f"CPU slot {device.id.removeprefix('cpu-')}"
     if device.kind == "cuda":
-        file = re.sub(r"[^A-Za-z0-9.-]", "_", str(device.uuid))
-        return Lease(os.path.join(folder, f"gpu-{file}.lock"), f"{device.name} {device.uuid}")
-    core = (device.cores or (0,))[0]
-    return Lease(os.path.join(folder, f"cpu-{core}.lock"), f"CPU slot {core}")
+        file = "gpu-" + re.sub(r"[^A-Za-z0-9.-]", "_", device.id)
+        name = f"{device.name} {device.uuid}"
+    return Lease(os.path.join(lock_folder().path, f"{file}.lock"), name)
 
 
 def experiments_of(repository: str) -> list[str]:
@@ -266,91 +259,6 @@ def experiments_of(repository: str) -> list[str]:
                 if name.endswith(".lock") and note.get("repository") == repository:
                     found.append(str(note.get("experiment_id")))
     return found
-
-
-# ── devices ─────────────────────────────────────────────────────────────────────────────────
-
-
-class Gpu(NamedTuple):
-    """One NVIDIA device as NVML sees it."""
-
-    index: int  # type: ignore[assignment]
-    uuid: str
-    name: str
-    memory_mb: float
-
-
-def gpus(environ: Mapping[str, str] | None = None) -> tuple[list[Gpu], str]:
-    """Return the GPUs that this process may use, and why there are none (empty when there are)."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return [], f"no NVIDIA driver answers: {error}"
-    found, lost = [], ""
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            try:
-                found.append(_gpu(pynvml, index))
-            except pynvml.NVMLError as error:  # one that fell off the bus is not the others' end
-                lost = f"GPU {index} does not answer: {error}"
-    except pynvml.NVMLError as error:
-        return [], f"NVML lists no devices: {error}"
-    finally:
-        pynvml.nvmlShutdown()
-    if not found:
-        return [], lost or "NVML lists no devices"
-    visible = _visible(found, (os.environ if environ is None else environ))
-    return visible, "" if visible else HIDDEN
-
-
-def cuda_version() -> str | None:
-    """The newest CUDA that the driver can run, as `nvidia-smi` prints it; None without a driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    try:
-        version = pynvml.nvmlSystemGetCudaDriverVersion()
-    except pynvml.NVMLError:
-        return None
-    finally:
-        pynvml.nvmlShutdown()
-    return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _gpu(pynvml: Any, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    total = pynvml.nvmlDeviceGetMemoryInfo(handle).total / MIB
-    uuid, name = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-    return Gpu(index, as_text(uuid), as_text(name), total)
-
-
-def as_text(value: str | bytes) -> str:
-    """Older bindings answer in bytes."""
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _visible(found: list[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
-    """`found` inside an inherited mask, in the mask's order; it ends at the first unknown name."""
-    mask = environ.get("CUDA_VISIBLE_DEVICES")
-    if mask is None:
-        return found
-    chosen: list[Gpu] = []
-    for word in (word.strip() for word in mask.split(",")):
-        matching = [
-            gpu
-            for gpu in found
-            if (word.isdigit() and int(word) == gpu.index)
-            or (word.startswith("GPU-") and gpu.uuid.startswith(word))
-        ]
-        if len(matching) != 1:
-            break
-        chosen += matching
-    return chosen
 
 
 def cpu_slots() -> list[Device]:
@@ -369,7 +277,9 @@ def best_kind() -> Literal["cpu", "cuda"]:
     """
     from glob import glob
 
-    found, why_none = gpus()
+    from autohypothesis.engine.gpus import HIDDEN, usable_gpus
+
+    found, why_none = usable_gpus()
     if not found and why_none != HIDDEN and (nodes := sorted(glob(NVIDIA_NODES))):
         raise LeaseError(
             f"{nodes[0]} is there, but {why_none}",
@@ -386,18 +296,15 @@ def devices(kind: Literal["cpu", "cuda"]) -> list[Device]:
     """
     if kind == "cpu":
         return cpu_slots()
-    found, why_none = gpus()
+    from autohypothesis.engine.gpus import usable_gpus
+
+    found, why_none = usable_gpus()
     if not found:
         raise LeaseError(
             f"the prepared profile needs a GPU and {why_none}",
             hint="run `python prepare.py --profile cpu` to work without one",
         )
     return [Device(kind="cuda", uuid=gpu.uuid, name=gpu.name) for gpu in found]
-
-
-def name_of(device: Device) -> str:
-    """Return what a record calls the device: its UUID, or `cpu-<core>`."""
-    return str(device.uuid) if device.kind == "cuda" else f"cpu-{(device.cores or (0,))[0]}"
 
 
 def first_free(candidates: Iterable[Device]) -> Device:
@@ -416,7 +323,7 @@ def first_free(candidates: Iterable[Device]) -> Device:
     raise LeaseError("; ".join(held) or "no device", hint="wait for one, or end its holder")
 
 
-def free(kind: Literal["cpu", "cuda"] | None) -> int:
+def count_free(kind: Literal["cpu", "cuda"] | None) -> int:
     """Return how many devices of a kind are free now. Raises LeaseError if there is none at all."""
     return sum(lease_of(device).holder() is None for device in devices(kind or best_kind()))
 

@@ -150,14 +150,14 @@ class LocalExecutor(Executor):
 
     def submit(self, spec: RunSpec) -> str:
         """See `Executor.submit`. The worker's export must be free."""
-        warm = shim.warm(self.layout.run(spec.experiment_id), spec.experiment_id)
+        process = shim.prestart(self.layout.run(spec.experiment_id), spec.experiment_id)
         try:
-            return self._submit(spec, warm)
+            return self._submit(spec, process)
         finally:
-            shim.dismiss(warm)
+            shim.dismiss(process)
 
-    def _submit(self, spec: RunSpec, warm: Any) -> str:
-        """`submit`, with a shim that gets ready meanwhile."""
+    def _submit(self, spec: RunSpec, process: Any) -> str:
+        """Submit to a shim that gets ready meanwhile."""
         task, root = spec.task, self.repository.root
         files = Export(self.repository, spec.worker_id).checkout(spec.commit, task)
         inputs = locate_inputs(task, files.path, root, os.environ)
@@ -190,7 +190,7 @@ class LocalExecutor(Executor):
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )
             self._write_bundle(place, before, hashed)
-            shim.start(self._launch(place), warm)
+            shim.start(self._launch(place), process)
             # See it hold its lease or end, so that others may choose.
             devices.await_taken(
                 device,
@@ -205,15 +205,15 @@ class LocalExecutor(Executor):
     def poll(self, experiment_id: str) -> RunState:
         """See `Executor.poll`. A shim that is past all its limits is ended first."""
         run = self.layout.run(experiment_id)
-        state = shim.status(str(run.folder))
+        state = shim.status(run)
         ended = state == "running" and recovery.end_overdue(run)
-        return shim.status(str(run.folder)) if ended else state
+        return shim.status(run) if ended else state
 
     def stall(self, experiment_id: str) -> str:
         return recovery.stopped_shim(self.layout.run(experiment_id))
 
     def wait(self, experiment_id: str, timeout: float) -> None:
-        running = shim.attach(str(self.layout.run(experiment_id).folder))
+        running = shim.attach(self.layout.run(experiment_id))
         if running is None or not running.pid:
             time.sleep(timeout)
         else:
@@ -221,15 +221,14 @@ class LocalExecutor(Executor):
 
     def cancel(self, experiment_id: str) -> None:
         run = self.layout.run(experiment_id)
-        folder = str(run.folder)
-        running = shim.attach(folder)
-        if running is None and run.folder.is_dir() and not shim.forbid(folder):
-            running = shim.attach(folder)  # it was just about to claim the folder
+        running = shim.attach(run)
+        if running is None and run.folder.is_dir() and not shim.claim(run):
+            running = shim.attach(run)  # it was just about to claim the folder
         if running is not None:
             shim.cancel(running)
 
     def collect(self, experiment_id: str) -> Result:
-        ended = shim.attach(str(self.layout.run(experiment_id).folder))
+        ended = shim.attach(self.layout.run(experiment_id))
         if ended is not None and self.poll(experiment_id) == "finished":
             shim.wait(ended, LAST_STEPS_S)
         return collect(self.repository, self.layout, experiment_id)
@@ -271,7 +270,7 @@ class LocalExecutor(Executor):
         data_hash = data_hash_with(inputs.data_hash, place.files.included)
         return metadata_of(
             spec,
-            devices.name_of(place.device),
+            place.device.id,
             gpu_name=place.device.name,
             platform_key=platform_key(
                 device_name=place.device.name,
@@ -319,11 +318,13 @@ class LocalExecutor(Executor):
             contention_kernel=place.device.kind == "cpu" and place.is_timed,
             metric=spec.task.objective.metric,
             max_processes=spec.task.run.max_processes,
-            worker_id=spec.worker_id,
-            gpu_id=devices.name_of(place.device),
-            commit=spec.commit,
-            hypothesis_id=spec.hypothesis_id,
-            title=spec.title,
+            labels={
+                "worker_id": spec.worker_id,
+                "gpu_id": place.device.id,
+                "commit": spec.commit,
+                "hypothesis_id": spec.hypothesis_id,
+                "title": spec.title,
+            },
             repository=str(self.repository.root),
             watched=tuple(map(str, plans)),
         )
@@ -339,11 +340,11 @@ def offered(wanted: Resources, inputs: Inputs) -> list[Device]:
     if not inputs.device:
         kind = wanted.kind or devices.best_kind()
     every = devices.devices(kind)
-    found = [device for device in every if wanted.device in (None, devices.name_of(device))]
+    found = [device for device in every if wanted.device in (None, device.id)]
     if not found:
         raise LeaseError(
             f"{wanted.device} is no {kind} device of this machine: "
-            f"{', '.join(map(devices.name_of, every))}",
+            f"{', '.join(device.id for device in every)}",
             hint="make the fleet's workers anew: python orchestrator.py init-fleet",
         )
     return found

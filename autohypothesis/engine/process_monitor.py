@@ -74,11 +74,19 @@ def spawn(
     """
     output, child_output = os.pipe()
     failure, child_failure = os.pipe()
-    parent = os.getpid()
-    started = time.monotonic()
+    parent, started = os.getpid(), time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become(command, cwd, env, cores, inherit, parent, child_output, child_failure)
+        try:
+            _prepare_child(parent, child_output, cores, inherit)
+            os.chdir(cwd)
+            os.execvpe(command[0], list(command), dict(env))
+        except BaseException as error:
+            # The boundary of the child process: the parent turns these words into an error.
+            words = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            os.write(child_failure, words.encode(errors="replace"))
+        finally:
+            os._exit(127)
     os.close(child_output)
     os.close(child_failure)
     with os.fdopen(failure, "rb") as pipe:
@@ -94,48 +102,30 @@ def spawn(
     return ChildProcess(pid, started, output)
 
 
-def _become(
-    command: Sequence[str],
-    cwd: str,
-    env: Mapping[str, str],
-    cores: Sequence[int] | None,
-    inherit: Sequence[int],
-    parent: int,
-    output: int,
-    failure: int,
+def _prepare_child(
+    parent: int, output: int, cores: Sequence[int] | None, inherit: Sequence[int]
 ) -> None:
-    """The child's side. Never returns: whatever happens ends in exec or exit."""
-    try:
-        os.setsid()
-        system.die_with_parent(parent)
-        # What Python or a shell ignores, exec hands on; a training expects the defaults.
-        for number in signal.valid_signals() - _KEPT:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        system.set_affinity(cores)
-        nothing = os.open(os.devnull, os.O_RDONLY)
-        for source, target in ((nothing, 0), (output, 1), (output, 2)):
-            os.dup2(source, target)
-        for fd in inherit:
-            os.set_inheritable(fd, True)
-        os.chdir(cwd)
-        os.execvpe(command[0], list(command), dict(env))
-    except BaseException as error:
-        # The boundary of the child process: the parent turns these words into an error.
-        words = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-        os.write(failure, words.encode(errors="replace"))
-    finally:
-        os._exit(127)
+    os.setsid()
+    system.die_with_parent(parent)
+    # What Python or a shell ignores, exec hands on; a training expects the defaults.
+    for number in signal.valid_signals() - _KEPT:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    system.set_affinity(cores)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    for fd in inherit:
+        os.set_inheritable(fd, True)
 
 
 def _widen(pipe: int) -> None:
-    """A wide pipe lets a talkative training write on while the shim does something else."""
-    try:
+    """Let a talkative training write on while the shim does something else."""
+    # AttributeError: not Linux; OSError: over this user's pipe limit, and 64 KiB work as well.
+    with contextlib.suppress(AttributeError, OSError):
         import fcntl
 
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined,unused-ignore]
-    except (AttributeError, OSError):
-        return  # not Linux, or over this user's pipe limit: the default of 64 KiB works
 
 
 CHUNK = 1 << 18
@@ -159,15 +149,15 @@ class ChildEnd(NamedTuple):
     exit_code: int | None
     signal: int | None
     wall_seconds: float
-    strays_killed: int
+    leftovers_killed: int
     switches: int  # involuntary context switches: another process wanted the core
     asleep: float  # seconds in which the shim itself was stopped
     error: str | None
 
 
 class ProcessMonitor:
-    """Looks after one child. `wakeups` are descriptors and what to call when they are readable;
-    `tick` is called about ten times a second."""
+    """Looks after one child. `tick` is called about ten times a second; `wakeups` are descriptors
+    and what to call when they are readable."""
 
     def __init__(
         self,
@@ -176,84 +166,77 @@ class ProcessMonitor:
         reader: StreamReader,
         meter: TreeMeter,
         interrupts: Interrupts,
+        limit: ProcessLimit,
         *,
         deadline_s: float,
         grace_s: float,
-        limit: ProcessLimit,
-        wakeups: Mapping[int, Callable[[], None]],
         tick: Callable[[], None],
+        wakeups: Mapping[int, Callable[[], None]] | None = None,
     ) -> None:
         self._child = child
         self._log = log
         self._reader = reader
         self._meter = meter
         self._interrupts = interrupts
-        self._grace = grace_s
         self._limit = limit
+        self._grace = grace_s
         self._tick = tick
-        self._started = child.started
-        self._deadline = self._started + deadline_s
-        self._next_tick = self._started
-        self._wakeups = {fd: call for fd, call in wakeups.items() if fd >= 0}
+        self._deadline = child.started + deadline_s
+        self._next_tick = child.started
+        self._wakeups = {child.output: self._pump, interrupts.fd: interrupts.drain}
+        self._wakeups |= {fd: call for fd, call in (wakeups or {}).items() if fd >= 0}
         self._poll = select.poll()
-        for fd in (child.output, interrupts.fd, *self._wakeups):
+        for fd in self._wakeups:
             self._poll.register(fd, select.POLLIN)
         self._output_open = True
         self._fault: str | None = None
+        self._too_many = ""
+        """How many processes there are, in words, once those are too many."""
         self._stopped: EndStatus | None = None
         self._kill_at = 0.0
         self._status: int | None = None
         self._switches = 0
         self._looked = time.monotonic()
-        self._over = False
-        """The end of the child was seen."""
-        self._crowd = ""
         self._asleep = 0.0
 
     def watch(self) -> ChildEnd:
         while self._status is None:
             self._round()
             self._stop_if_due()
-        wall = time.monotonic() - self._started
+        wall = time.monotonic() - self._child.started
         self._guarded(self._tick)  # what it wrote last, before others add to its CPU time
-        self._look_at_crowd()
-        strays = self._end_leftovers()
+        self._count_processes()
+        killed = self._end_leftovers()
         self._drain()
-        return self._ended(wall, strays)
+        return self._end(wall, killed)
 
     def _round(self) -> None:
         """Wait for something to happen, for a tick at most."""
+        was_running = self._status is None
         wait = max(self._next_tick - time.monotonic(), 0.0)
         for fd, _ in self._poll.poll(1000 * min(wait, TICK_S)):
-            if fd == self._child.output:
-                self._pump()
-            elif fd == self._interrupts.fd:
-                self._interrupts.drain()
-            else:
-                self._wakeups[fd]()
+            self._wakeups[fd]()
         self._reap()
         if time.monotonic() >= self._next_tick:
             self._next_tick = time.monotonic() + TICK_S
             self._guarded(self._tick)
-            self._look_at_crowd()
-        self._look_at_gap()
+            self._count_processes()
+        if was_running:
+            self._look_for_a_gap()
 
-    def _look_at_gap(self) -> None:
+    def _look_for_a_gap(self) -> None:
         """Notice that this process was stopped: what happened at its deadline, it did not see."""
         now, before = time.monotonic(), self._looked
-        self._looked = now
-        gap, over, self._over = now - before, self._over, self._status is not None
-        if over:
-            return
+        self._looked, gap = now, now - before
         self._asleep += gap if gap >= ASLEEP_S else 0.0
         if gap >= LATE_S and before < self._deadline <= now:
             self._fault = self._fault or (
                 f"the process that owns the run was stopped for {gap:.1f} s, past its deadline"
             )
 
-    def _look_at_crowd(self) -> None:
-        if not self._crowd and (crowd := self._limit.over()):
-            self._crowd = f"{crowd} (run.max_processes)"
+    def _count_processes(self) -> None:
+        if not self._too_many and (excess := self._limit.excess()):
+            self._too_many = f"{excess} (run.max_processes)"
 
     def _pump(self) -> None:
         """Move one chunk from the pipe to the log."""
@@ -301,8 +284,8 @@ class ProcessMonitor:
                 self._stop("infra")
             elif self._interrupts.cancelled:
                 self._stop("cancelled")
-            elif self._crowd:
-                self._stop_crowd()
+            elif self._too_many:
+                self._freeze()
             elif now >= self._deadline and self._status is None:
                 self._stop("deadline")
         elif now >= self._kill_at and self._status is None:
@@ -315,14 +298,14 @@ class ProcessMonitor:
         if self._status is None:
             self._signal_tree(signal.SIGTERM)
 
-    def _stop_crowd(self) -> None:
-        """Without a last word: what is told to end forks on, so it is frozen and then killed."""
+    def _freeze(self) -> None:
+        """Stop too many processes without a last word: what is told to end forks on."""
         self._limit.forbid_more()
         self._signal_tree(signal.SIGSTOP)
         self._stopped, self._kill_at = "processes", time.monotonic()
 
     def _signal_tree(self, number: signal.Signals) -> int:
-        """Signal every living descendant; how many there were."""
+        """Signal every living descendant; return how many there were."""
         if not system.LINUX and self._status is None:
             with contextlib.suppress(OSError):
                 os.killpg(self._child.pid, number)
@@ -333,7 +316,7 @@ class ProcessMonitor:
         return count
 
     def _end_leftovers(self) -> int:
-        """End what the child left behind; how many processes had to be told."""
+        """End what the child left behind; return how many processes had to be told."""
         told = 0
         if self._stopped is not None:
             self._wait_empty(self._kill_at - time.monotonic())
@@ -341,8 +324,8 @@ class ProcessMonitor:
             self._wait_empty(LEAVE_S)
             told = self._signal_tree(signal.SIGTERM)
             self._wait_empty(min(self._grace, LEFTOVER_GRACE_S) if told else 0.0)
-        if self._crowd and self._stopped is None:
-            self._stop_crowd()
+        if self._too_many and self._stopped is None:
+            self._freeze()
         give_up = time.monotonic() + KILL_S
         killed = 0
         while self._meter.pids() and time.monotonic() < give_up:
@@ -356,7 +339,7 @@ class ProcessMonitor:
         while self._meter.pids() and time.monotonic() < until:
             self._next_tick = min(self._next_tick, time.monotonic() + 0.01)
             self._round()
-            if self._crowd and self._stopped is None:
+            if self._too_many and self._stopped is None:
                 return
 
     def _drain(self) -> None:
@@ -370,21 +353,21 @@ class ProcessMonitor:
         self._reader.finish()
         self._guarded(self._log.close if self._fault is None else self._log.discard)
 
-    def _ended(self, wall: float, strays: int) -> ChildEnd:
+    def _end(self, wall: float, killed: int) -> ChildEnd:
         code = os.waitstatus_to_exitcode(self._status or 0)
         status: EndStatus = "exited" if code >= 0 else "signalled"
         if self._fault is not None:
             status = "infra"
         elif self._stopped is not None:
             status = self._stopped
-        crowd = f"it ran {self._crowd}" if status == "processes" else None
+        too_many = f"it ran {self._too_many}" if status == "processes" else None
         return ChildEnd(
             status=status,
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             wall_seconds=wall,
-            strays_killed=strays,
+            leftovers_killed=killed,
             switches=self._switches,
             asleep=self._asleep,
-            error=self._fault or crowd,
+            error=self._fault or too_many,
         )

@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from pathlib import Path
 
 from autohypothesis import system
 from autohypothesis.records.layout import RunPaths
@@ -165,7 +164,7 @@ class ProcessLimit:
             except OSError:
                 self.leave()
 
-    def over(self) -> str:
+    def excess(self) -> str:
         """Return how many processes there are, in words, when that is too many; else empty.
 
         Costs next to nothing while there are few.
@@ -227,8 +226,7 @@ class ProcessLimit:
     def _number(self, name: str) -> int | None:
         """Return the last number in a file of the cgroup."""
         try:
-            with open(f"{self._group}/{name}", encoding="ascii") as file:
-                return int(file.read().split()[-1])
+            return int(system.read(f"{self._group}/{name}").split()[-1])
         except (OSError, ValueError, IndexError):
             return None
 
@@ -248,46 +246,27 @@ def sweep(home: str = "") -> None:
 
 def _own_group() -> str:
     """Return the folder of this process's cgroup in the hierarchy that counts processes, or ""."""
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            own = [line.strip().split(":", 2) for line in file]
-        paths = {name: path for _, names, path in own for name in names.split(",")}
-        wanted = "pids" if "pids" in paths else ""  # version 2 has one line without a name
-        for root, place, kind, options in _mounts():
-            is_it = "pids" in options if wanted else kind == "cgroup2"
-            if is_it and wanted in paths and (path := _below(paths[wanted], root)) is not None:
-                return place + path
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError):
+        lines = system.read("/proc/self/cgroup").decode().splitlines()
+        paths = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
+        top, path = ("/sys/fs/cgroup/pids", paths["pids"]) if "pids" in paths else (
+            "/sys/fs/cgroup", paths.get("", "/"),
+        )  # fmt: skip
+        # A container may see the hierarchy from somewhere below its root.
+        parts = path.strip("/").split("/")
+        for skipped in range(len(parts) + 1):
+            group = "/".join([top, *parts[skipped:]]).rstrip("/")
+            with suppress(OSError):
+                if str(os.getpid()).encode() in system.read(f"{group}/cgroup.procs").split():
+                    return group
     return ""
 
 
-def _mounts() -> Iterator[tuple[str, str, str, list[str]]]:
-    """Yield the root in the hierarchy, folder, kind and controllers of each cgroup mount."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            kind, _, options = after.split()[:3]
-            if kind in ("cgroup", "cgroup2"):
-                yield before.split()[3], before.split()[4], kind, options.split(",")
-
-
-def _below(path: str, root: str) -> str | None:
-    """Return `path` as seen from a mount whose top is `root`; None when it is outside."""
-    if root in ("/", path):
-        return "" if path in ("/", root) else path
-    return path[len(root) :] if path.startswith(f"{root}/") else None
-
-
 def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+    with open(path, "wb", buffering=0) as file:
+        file.write(text.encode())
 
 
-# ── processes that outlive their owner ──────────────────────────────────────────────────────
 # When a shim is killed the kernel kills the training, but not what the training had started. Those
 # processes still carry the run folder in the environment they were born with. The folder, not the
 # experiment's id: two repositories on one machine give the same ids.
@@ -298,9 +277,9 @@ _ROUNDS = 100
 _PAUSE_S = 0.02
 
 
-def run_mark(run_dir: str) -> str:
+def run_mark(run: RunPaths) -> str:
     """Return the variable that is in the environment of all processes of a run."""
-    return f"{RUN_VARIABLE}={RunPaths(Path(run_dir)).out}"
+    return f"{RUN_VARIABLE}={run.out}"
 
 
 def find_marked(assignment: str, not_before: float = 0.0) -> dict[int, float]:
@@ -323,16 +302,11 @@ def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:
     """SIGKILL all that `find_marked` finds until none is left; return the pids that were killed."""
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        orphans = find_marked(assignment, not_before)
-        if not orphans:
+        found = find_marked(assignment, not_before)
+        if not found:
             break
-        for pid, start in orphans.items():
-            if system.signal_process(pid, start, signal.SIGKILL):
-                killed.add(pid)
+        killed |= {
+            pid for pid, start in found.items() if system.signal_process(pid, start, signal.SIGKILL)
+        }
         time.sleep(_PAUSE_S)
     return sorted(killed)
-
-
-def end_orphan_processes(run_dir: str, not_before: float) -> list[int]:
-    """End all processes of a run whose shim is dead; return the pids that were killed."""
-    return end_marked(run_mark(run_dir), not_before)

@@ -106,7 +106,7 @@ def run(
         limit.hold(MOST_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
         code: int | None = None
         while code is None and (left := began + timeout_s - time.monotonic()) > 0:
-            crowd = limit.over()
+            crowd = limit.excess()
             if crowd or out.overflow or cancelled():
                 break
             with suppress(subprocess.TimeoutExpired):

@@ -264,7 +264,7 @@ def run_ids(layout: Layout) -> list[str]:
 
 def is_running(layout: Layout, experiment_id: str) -> bool:
     """Whether its shim lives: liveness decides, never age."""
-    return shim.status(str(layout.run(experiment_id).folder)) == "running"
+    return shim.status(layout.run(experiment_id)) == "running"
 
 
 # ── taking back a beginning ─────────────────────────────────────────────────────────────────

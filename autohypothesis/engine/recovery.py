@@ -30,8 +30,6 @@ from autohypothesis.records.layout import ID, Layout, RunPaths
 
 RunFate = Literal["running", "ended", "never_begun", "lost"]
 
-STOPPED = ("T", "t")
-"""States of a process that was stopped, by a signal or by a debugger."""
 KILLED_S = 5.0
 """How long a killed shim may take to be gone."""
 
@@ -44,33 +42,31 @@ class _LivingShim(NamedTuple):
 
     pid: int
     start: float
-    state: str
+    stopped: bool
     limit_s: float
     left_s: float
 
 
 def _living(run: RunPaths) -> _LivingShim | None:
-    known = shim.identity(str(run.folder))
-    if not known or known["host"] != system.host_id() or known["boot"] != system.boot_id():
+    known = shim.read_record(run)
+    if not known or not known.lives:
         return None
-    pid, start, limits = known["pid"], known["start"], known["overdue_after"]
-    if not system.is_alive(pid, start):
-        return None
+    limits = known.overdue_after
     limit = limits[run.score_log.exists()] if limits else math.inf
-    left = limit - (time.monotonic() - known["began"])
-    return _LivingShim(pid, start, system.process_state(pid), limit, left)
+    left = limit - (time.monotonic() - known.began)
+    return _LivingShim(known.pid, known.start, system.is_stopped(known.pid), limit, left)
 
 
 def stopped_shim(run: RunPaths) -> str:
     """Return what a person should know of a run whose shim is stopped; empty for any other run."""
     owner = _living(run)
-    if owner is None or owner.state not in STOPPED:
+    if owner is None or not owner.stopped:
         return ""
     then = (
         f"; else it is ended in {max(owner.left_s, 0.0):.0f} s" if owner.limit_s < math.inf else ""
     )
     return (
-        f"its owner process {owner.pid} is stopped (state {owner.state}):"
+        f"its owner process {owner.pid} is stopped (state T):"
         f" `kill -CONT {owner.pid}` resumes it{then}"
     )
 
@@ -99,7 +95,7 @@ def end_overdue(run: RunPaths) -> bool:
         system.wait_for_end(owner.pid, 0.1)
     if run.exit.exists():
         return True
-    why = f"was stopped (state {owner.state})" if owner.state in STOPPED else "hung"
+    why = "was stopped (state T)" if owner.stopped else "hung"
     error = (
         f"its owner process {owner.pid} {why} and did not end the run"
         f" {owner.limit_s:.0f} s after its begin, so it was killed"
@@ -139,7 +135,7 @@ def is_over(run: RunPaths) -> bool:
 
     A shim that is past all its limits is ended. Raises LaunchError if it is on another machine.
     """
-    state = shim.status(str(run.folder))
+    state = shim.status(run)
     if state != "absent":
         return state != "running" or end_overdue(run)
     with suppress(KeyError, TypeError, ValueError, OverflowError):
@@ -147,7 +143,7 @@ def is_over(run: RunPaths) -> bool:
         if system.is_alive(int(starter["pid"]), float(starter["start"])):
             return False
     # Its starter was killed; a shim that it may have begun finds the folder taken and goes.
-    return shim.forbid(str(run.folder))
+    return shim.claim(run)
 
 
 def is_readable(run: RunPaths) -> bool:
@@ -176,7 +172,7 @@ def busy_workers(layout: Layout) -> set[str]:
 
 def _may_live(run: RunPaths) -> bool:
     try:
-        return shim.status(str(run.folder)) == "running"
+        return shim.status(run) == "running"
     except LaunchError:
         return True  # on another machine
 

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,10 +28,8 @@ Status = Literal["running", "finished", "dead", "absent"]
 
 FOREIGN_DEADLINE_S = 600.0
 PROCESS = "autohypothesis.engine.shim_run"
-WAIT = "wait"
-"""The last word of the command line of a shim that begins when it reads `GO`."""
 GO = b"go "
-"""Before the seal of the run and a line end."""
+"""What a shim waits for on its standard input; the seal of the run and a line end follow."""
 _SLACK_S = 30.0
 _DEVICE_S = 20.0  # until NVML answers
 _DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}
@@ -67,11 +65,13 @@ class ScoreCommand(NamedTuple):
 class Launch(NamedTuple):
     """One experiment, as the shim runs it. Times in seconds, paths absolute.
 
-    `env` is the whole environment of the training. `clock_required` is for a task whose budget
-    clock is ours: no line in clock.jsonl is then evidence of `invalid`. `metric` is the name whose
-    lines are counted and read from the log. `watched` are records outside of the run folder that
-    nothing may change meanwhile. `seal` is the SHA-256 of the word that this shim alone is told,
-    and writes into exit.json.
+    Attributes:
+        env: the whole environment of the training.
+        clock_required: no line in clock.jsonl is evidence of `invalid`.
+        metric: the name whose lines are counted and read from the log.
+        labels: fields of every event, beside the experiment's id.
+        watched: records outside of the run folder that nothing may change meanwhile.
+        seal: the SHA-256 of the word that this shim alone is told, and writes into exit.json.
     """
 
     experiment_id: str
@@ -93,18 +93,13 @@ class Launch(NamedTuple):
     heartbeat_s: float = 5.0
     memory_back_s: float = 15.0
     max_processes: int = 512
-    worker_id: str | None = None
-    gpu_id: str | None = None
-    commit: str | None = None
-    hypothesis_id: str | None = None
-    title: str | None = None
+    labels: Mapping[str, str | None] = {}
     repository: str | None = None
     watched: tuple[str, ...] = ()
     seal: str = ""
 
     @property
     def run(self) -> RunPaths:
-        """The files of the run folder."""
         return RunPaths(Path(self.run_dir))
 
     @property
@@ -136,16 +131,35 @@ _PARTS: Mapping[str, Any] = {"lease": Lease, "device": Device, "score": ScoreCom
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(one) if isinstance(one, list) else one for name, one in values.items()}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
-class ShimHandle(NamedTuple):
-    """A shim process: pid and start time together are its identity."""
+class ShimRecord(NamedTuple):
+    """shim.json: pid and start time, on one boot of one host, are the identity of a shim."""
 
     pid: int
     start: float
-    run_dir: str
+    host: str
+    hostname: str
+    boot: str
     experiment_id: str
+    began: float = 0.0
+    overdue_after: tuple[float, ...] = ()
+
+    @property
+    def lives(self) -> bool:
+        here = self.host == system.host_id() and self.boot == system.boot_id()
+        return here and system.is_alive(self.pid, self.start)
+
+
+class ShimHandle(NamedTuple):
+    """The process of a shim, and the run that it owns."""
+
+    pid: int
+    start: float
+    run: RunPaths
 
 
 def utc_now() -> str:
@@ -155,10 +169,7 @@ def utc_now() -> str:
     return f"{whole}.{int(now % 1 * 1000):03d}+00:00"
 
 
-# ── start one ───────────────────────────────────────────────────────────────────────────────
-
-
-def warm(run: RunPaths, experiment_id: str) -> Any:
+def prestart(run: RunPaths, experiment_id: str) -> Any:
     """Return a shim process that has not begun: it imports its modules, and waits for `start`.
 
     For a caller that has other things to do before the launch is known. It touches no file, and
@@ -172,11 +183,13 @@ def warm(run: RunPaths, experiment_id: str) -> Any:
     named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     folders = dict.fromkeys((root, *filter(os.path.isabs, (*named, *sys.path))))
     env["PYTHONPATH"] = os.pathsep.join(folders)
-    # -S: what `site` does at start-up costs a tenth of the shim's own, and we name the folders.
-    command = [sys.executable, "-S", "-m", PROCESS, str(run.launch), experiment_id, WAIT]
-    with _cancel_held_back():
+    # SIGTERM stays blocked in the child until it is ready for a cancel.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
         return subprocess.Popen(
-            command,
+            # -S: what `site` does at start-up costs a tenth of the shim's own, and we name the
+            # folders.
+            [sys.executable, "-S", "-m", PROCESS, str(run.launch), experiment_id],
             cwd="/",  # python -m would otherwise import from the run folder
             env=env,
             stdin=subprocess.PIPE,
@@ -184,20 +197,12 @@ def warm(run: RunPaths, experiment_id: str) -> Any:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-
-
-@contextlib.contextmanager
-def _cancel_held_back() -> Iterator[None]:
-    """A child started in here has SIGTERM blocked until it is ready for it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
-        yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def dismiss(process: Any) -> None:
-    """End a warm shim that is not needed; one that was started is left alone."""
+    """End a shim of `prestart` that is not needed; one that was started is left alone."""
     import subprocess
 
     if process.stdin is not None and not process.stdin.closed:
@@ -212,18 +217,19 @@ def dismiss(process: Any) -> None:
 def start(launch: Launch, process: Any = None) -> ShimHandle:
     """Start a shim in a session of its own, and return without waiting for the training.
 
-    A run folder is used once. `process` is a warm shim of the same run. Raises LaunchError if the
-    folder was used before or the shim does not start, RecordError or OSError if the folder cannot
-    be written.
+    A run folder is used once. `process` is of `prestart` for the same run. Raises LaunchError if
+    the folder was used before or the shim does not start, RecordError or OSError if the folder
+    cannot be written.
     """
     from autohypothesis.records.files import write_atomic
 
-    if launch.run.shim.exists():
-        raise LaunchError(f"run folder {launch.run_dir} was used before", hint="take a new id")
+    run = launch.run
+    if run.shim.exists():
+        raise used_before(run)
     seal = os.urandom(16).hex()
     launch = launch._replace(seal=sealed(seal))
-    write_atomic(launch.run.launch, launch.to_json(), durable=False)  # for this shim alone
-    process = process or warm(launch.run, launch.experiment_id)
+    write_atomic(run.launch, launch.to_json(), durable=False)  # for this shim alone
+    process = process or prestart(run, launch.experiment_id)
     began = system.process_start(process.pid)
     try:
         process.stdin.write(GO + seal.encode() + b"\n")
@@ -234,8 +240,13 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
             hint=f"see why: {sys.executable} -m {PROCESS}",
         ) from error
     process.returncode = 0  # no warning about a child that outlives its Popen; `wait` reaps it
-    claim_folder(launch.run_dir, launch.experiment_id, process.pid, launch.overdue_after)
-    return ShimHandle(process.pid, began or 0.0, launch.run_dir, launch.experiment_id)
+    if not claim(run, launch, process.pid):
+        raise used_before(run)
+    return ShimHandle(process.pid, began or 0.0, run)
+
+
+def used_before(run: RunPaths) -> LaunchError:
+    return LaunchError(f"run folder {run.folder} was used before", hint="take a new experiment id")
 
 
 def sealed(word: str) -> str:
@@ -245,90 +256,92 @@ def sealed(word: str) -> str:
     return hashlib.sha256(word.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def claim_folder(
-    run_dir: str, experiment_id: str, pid: int, overdue_after: Sequence[float] = ()
-) -> None:
-    """Write shim.json for the shim with this pid: whole or not at all, and only if there is none.
+def claim(run: RunPaths, launch: Launch | None = None, pid: int = 0) -> bool:
+    """Write shim.json for the shim with this pid; return whether the folder is that shim's.
 
     The shim and its starter both do this, so that a kill of either leaves no moment in which an
-    unknown training runs. Raises LaunchError if the folder is another shim's, and OSError. Nothing
-    is flushed to the disk: after a power cut there is no shim to find.
+    unknown training runs. Without a launch it makes sure that no shim will ever begin here: one
+    that was forked but has not claimed the folder yet then starts nothing. The file is whole or not
+    there, and not flushed to the disk: after a power cut there is no shim to find.
+
+    Raises:
+        OSError: the folder cannot be written.
     """
-    known = {
-        "pid": pid,
-        "start": system.process_start(pid) if pid else None,
-        "host": system.host_id(),
-        "hostname": system.host_name(),
-        "boot": system.boot_id(),
-        "experiment_id": experiment_id,
-        "began": time.monotonic(),
-        "overdue_after": list(overdue_after),
-    }
-    path = RunPaths(Path(run_dir)).shim
-    beside = f"{path}.{os.getpid()}"
+    start = system.process_start(pid) or 0.0 if pid else 0.0
+    record = ShimRecord(
+        pid,
+        start,
+        system.host_id(),
+        system.host_name(),
+        system.boot_id(),
+        launch.experiment_id if launch else "",
+        time.monotonic(),
+        launch.overdue_after if launch else (),
+    )
+    beside = f"{run.shim}.{os.getpid()}"
     with open(beside, "wb") as file:
-        file.write(json.dumps(known).encode())
+        file.write(json.dumps(record._asdict()).encode())
     try:
-        os.link(beside, path)
-    except FileExistsError as error:
-        there = identity(run_dir) or {"pid": -1}
-        if there["pid"] != pid or there["start"] not in (0.0, system.process_start(pid)):
-            raise LaunchError(
-                f"run folder {run_dir} was used before", hint="take a new experiment id"
-            ) from error
+        os.link(beside, run.shim)
+    except FileExistsError:
+        there = read_record(run)
+        return (there.pid, there.start) in ((pid, 0.0), (pid, start)) if there else False
     finally:
         os.unlink(beside)
+    return True
 
 
-# ── find one ────────────────────────────────────────────────────────────────────────────────
-
-
-def attach(run_dir: str) -> ShimHandle | None:
-    """Return the shim of a run folder, as it described itself; None if it never came so far."""
-    known = identity(run_dir)
-    if not known:
+def read_record(run: RunPaths) -> ShimRecord | Literal[False] | None:
+    """Return shim.json; None if there is none, False if it cannot be read."""
+    try:
+        with open(run.shim, "rb") as file:
+            known = json.loads(file.read(65536))
+        return ShimRecord(
+            int(known["pid"]),
+            float(known["start"] or 0.0),
+            str(known["host"]),
+            str(known["hostname"]),
+            str(known["boot"]),
+            str(known["experiment_id"]),
+            float(known.get("began") or 0.0),
+            tuple(float(seconds) for seconds in known.get("overdue_after") or ())[:2],
+        )
+    except FileNotFoundError:
         return None
-    return ShimHandle(known["pid"], known["start"], run_dir, known["experiment_id"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return False
 
 
-def status(run_dir: str) -> Status:
+def attach(run: RunPaths) -> ShimHandle | None:
+    """Return the shim of a run folder, as it described itself; None if it never came so far."""
+    known = read_record(run)
+    return ShimHandle(known.pid, known.start, run) if known else None
+
+
+def status(run: RunPaths) -> Status:
     """Return what became of the shim of a run folder.
 
     "finished": exit.json is there. "dead": the shim has gone without writing it. "absent": no shim
     has begun here. Raises LaunchError if it runs on another machine, whose processes are unknown.
     """
-    if RunPaths(Path(run_dir)).exit.exists():
+    if run.exit.exists():
         return "finished"
-    known = identity(run_dir)
+    known = read_record(run)
     if known is None:
         return "absent"
-    if known and known["host"] != system.host_id():
+    if known and known.host != system.host_id():
         import shlex
 
-        file = shlex.quote(str(RunPaths(Path(run_dir)).shim))
         raise LaunchError(
-            f"{run_dir} belongs to a shim on another machine ({known['hostname']})",
+            f"{run.folder} belongs to a shim on another machine ({known.hostname})",
             hint="one fleet is one machine; is that one gone for good (a container made anew), then"
-            f" record the run as lost: `rm {file}`, and `python orchestrator.py sync`",
+            f" record the run as lost: `rm {shlex.quote(str(run.shim))}`, and"
+            " `python orchestrator.py sync`",
         )
-    same_boot = known.get("boot") == system.boot_id()
-    if known and same_boot and system.is_alive(known["pid"], known["start"]):
+    if known and known.lives:
         return "running"
     # It may have finished between the two looks.
-    return "finished" if RunPaths(Path(run_dir)).exit.exists() else "dead"
-
-
-def forbid(run_dir: str) -> bool:
-    """Make sure that no shim will ever begin in a run folder; False if one has begun.
-
-    For a collector that finds "absent" and wants to judge: a shim that was forked but has not
-    claimed the folder yet then finds it taken, and starts nothing.
-    """
-    try:
-        claim_folder(run_dir, "", 0)
-    except LaunchError:
-        return False
-    return True
+    return "finished" if run.exit.exists() else "dead"
 
 
 def wait(handle: ShimHandle, timeout: float | None = None) -> Status:
@@ -341,7 +354,7 @@ def wait(handle: ShimHandle, timeout: float | None = None) -> Status:
         system.wait_for_end(handle.pid, left)
     with contextlib.suppress(ChildProcessError):  # it may be a child of another process
         os.waitpid(handle.pid, os.WNOHANG)
-    return status(handle.run_dir)
+    return status(handle.run)
 
 
 def cancel(handle: ShimHandle) -> bool:
@@ -352,24 +365,3 @@ def cancel(handle: ShimHandle) -> bool:
     asked = system.signal_process(handle.pid, handle.start, signal.SIGTERM)
     system.signal_process(handle.pid, handle.start, signal.SIGCONT)
     return asked
-
-
-def identity(run_dir: str) -> dict[str, Any] | None:
-    """Return shim.json; None if there is none, empty if it cannot be read."""
-    try:
-        with open(RunPaths(Path(run_dir)).shim, "rb") as file:
-            known = json.loads(file.read(65536))
-        return {
-            "pid": int(known["pid"]),
-            "start": float(known["start"] or 0.0),
-            "host": str(known["host"]),
-            "hostname": str(known["hostname"]),
-            "boot": str(known["boot"]),
-            "experiment_id": str(known["experiment_id"]),
-            "began": float(known.get("began") or 0.0),
-            "overdue_after": [float(seconds) for seconds in known.get("overdue_after") or ()][:2],
-        }
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return {}

@@ -103,7 +103,7 @@ class Place:
         """What runs an experiment now."""
         from autohypothesis.engine import recovery, shim
 
-        handles = [shim.attach(str(self.layout.run(name).folder))
+        handles = [shim.attach(self.layout.run(name))
                    for name in recovery.uncollected(self.layout)]  # fmt: skip
         return [("shim", handle.pid) for handle in handles if handle is not None]
 

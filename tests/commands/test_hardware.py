@@ -16,7 +16,7 @@ import pytest
 from autohypothesis.fleet.roster import devices
 
 ROOT = Path(__file__).resolve().parents[2]
-GPUS = ROOT / "tests" / "fleet" / "stand_in_gpus"
+GPUS = ROOT / "tests" / "stand_in_nvml"
 TORCH = ROOT / "tests" / "commands" / "stand_in_torch"
 PUBLISHED = ["gpu_name", "vram_mb", "cuda_version", "python_ok", "uv_ok", "ready"]
 H100 = {"uuid": "GPU-a", "name": "NVIDIA H100 80GB HBM3", "memory_mb": 81_559}

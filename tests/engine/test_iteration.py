@@ -26,6 +26,7 @@ from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.records.files import read_json
+from autohypothesis.records.layout import RunPaths
 from tests.conftest import run_git
 
 
@@ -124,9 +125,9 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 ) -> None:
     start = shim.start
 
-    def interrupted(launch: Any, warm: Any) -> None:
+    def interrupted(launch: Any, process: Any) -> None:
         if moment == "after the shim":
-            start(launch, warm)
+            start(launch, process)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(shim, "start", interrupted)
@@ -135,7 +136,7 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
     (folder,) = project.layout.runs.iterdir()
     result = read_json(folder / "result.json")
     assert (result["status"], result["failure_kind"]) == ("failed", "infra")
-    assert shim.status(str(folder)) != "running"
+    assert shim.status(RunPaths(folder)) != "running"
     for lane in devices.cpu_slots():
         lease = devices.lease_of(lane)
         assert lease.holder() is None
@@ -144,7 +145,7 @@ def test_ctrl_c_inside_submit_cancels_the_training_and_leaves_its_record(
 def test_a_shim_that_cannot_be_started_is_recorded_at_once(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(launch: Any, warm: Any) -> None:
+    def refuse(launch: Any, process: Any) -> None:
         raise LaunchError("no more processes")
 
     monkeypatch.setattr(shim, "start", refuse)
@@ -160,9 +161,9 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
 ) -> None:
     start = shim.start
 
-    def slow(launch: Any, warm: Any) -> Any:
+    def slow(launch: Any, process: Any) -> Any:
         time.sleep(0.3)  # both would have chosen by now
-        return start(launch, warm)
+        return start(launch, process)
 
     monkeypatch.setattr(shim, "start", slow)
     finished: list[Outcome] = []

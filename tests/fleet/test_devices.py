@@ -12,10 +12,12 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import devices as engine
+from autohypothesis.engine.gpus import all_gpus
 from autohypothesis.errors import LeaseError, UsageError
-from autohypothesis.fleet.roster.devices import choose, gpu_states
+from autohypothesis.fleet.roster.devices import choose
+from tests.conftest import ROOT
 
-STAND_IN = Path(__file__).parent / "stand_in_gpus" / "pynvml.py"
+STAND_IN = ROOT / "tests" / "stand_in_nvml" / "pynvml.py"
 Machine = Callable[..., None]
 
 
@@ -133,18 +135,18 @@ def test_more_lanes_than_cores_are_refused() -> None:
 
 def test_what_is_on_a_device_is_listed(machine: Machine) -> None:
     machine(devices=[{"used_mb": 9000, "processes": [[77, 8500], [78, None]], "throttle": 0x44}])
-    (found,) = gpu_states()
+    (found,), _ = all_gpus()
     assert (found.used_mb, found.processes) == (9000.0, [(77, 8500.0), (78, None)])
     assert set(found.throttle) == {"sw_power_cap", "hw_thermal"} and found.visible
 
 
 def test_a_device_that_has_vanished_hides_no_other(machine: Machine) -> None:
     machine(devices=[{}, {"lost": True}, {}])
-    found = gpu_states({"CUDA_VISIBLE_DEVICES": "0,1"})
+    found, _ = all_gpus({"CUDA_VISIBLE_DEVICES": "0,1"})
     assert [one.problem for one in found] == ["", "GPU is lost", ""]
     assert [one.visible for one in found] == [True, False, False]
 
 
 def test_without_a_driver_there_is_nothing_to_list(machine: Machine) -> None:
     machine(driver=False)
-    assert gpu_states() == []
+    assert all_gpus() == ([], "no NVIDIA driver answers: Driver Not Loaded")

@@ -55,7 +55,7 @@ class Machine:
         stand_in = folder / "stand-in"
         self.state = stand_in / "gpus.json"
         stand_in.mkdir()
-        shutil.copy(Path(__file__).parent / "stand_in_gpus" / "pynvml.py", stand_in)
+        shutil.copy(ROOT / "tests" / "stand_in_nvml" / "pynvml.py", stand_in)
         self.env = {**os.environ, "PYTHONPATH": str(stand_in)}
         # With Landlock alone a training knows itself by the pid that NVML would tell.
         config = stand_in / "config"

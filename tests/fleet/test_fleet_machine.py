@@ -284,7 +284,9 @@ class FleetRules(RuleBasedStateMachine):
             assert launch.lease.holder() is not None
             export = Export(Repository(self.layout.root), Path(launch.cwd).name)
             assert export.path == Path(launch.cwd)
-            assert export.holds() == launch.commit, f"{one.experiment_id} lost its checkout"
+            assert export.holds() == launch.labels["commit"], (
+                f"{one.experiment_id} lost its checkout"
+            )
 
     def what_was_decided_stays_decided(self, decisions: list[Decision]) -> None:
         ids = [one.experiment_id for one in decisions]

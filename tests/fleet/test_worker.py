@@ -37,7 +37,7 @@ from autohypothesis.schema import Heartbeat, Proposal, Result, now
 from autohypothesis.schema import Worker as Entry
 
 NAME = "w0"
-LANE = devices.name_of(devices.cpu_slots()[0])
+LANE = devices.cpu_slots()[0].id
 ENTRY = Entry(worker_id=NAME, gpu_id="0", device=LANE, kind="cpu")
 Until = Callable[..., None]
 SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\n"
@@ -143,7 +143,7 @@ def is_done(jobs: Queue, *names: str) -> bool:
 
 
 def is_running(project: Project, experiment_id: str) -> bool:
-    return shim.status(str(project.layout.run(experiment_id).folder)) == "running"
+    return shim.status(project.layout.run(experiment_id)) == "running"
 
 
 def trains(project: Project, experiment_id: str) -> bool:

@@ -160,13 +160,14 @@ class Shim:
         with self.world.as_process(self.pid):
             try:
                 self.launch = Launch.from_json(self.launch_path.read_bytes())
-                claim = (self.launch.run_dir, self.launch.experiment_id, self.pid)
-                shim.claim_folder(*claim)
             except (OSError, LaunchError):
+                return self.die()
+            if not shim.claim(self.launch.run, self.launch, self.pid):
                 return self.die()
             spec = self.launch.lease
             assert spec is not None
-            holder = {"experiment_id": self.experiment_id, "worker_id": self.launch.worker_id}
+            labels = self.launch.labels
+            holder = {"experiment_id": self.experiment_id, "worker_id": labels["worker_id"]}
             self.lease = spec.try_acquire(holder, 0.0)
             if self.lease is None:
                 return self.leave({"status": "infra", "error": f"{spec.name} is leased"})
@@ -201,7 +202,7 @@ class Shim:
         with self.world.as_process(self.pid):
             self._release()
             report = {**_report(self.launch), "seal": self.seal, **more}
-            shim_run.write_exit(self.launch, report)
+            shim_run.write_exit(self.launch.run, report)
         self.die()
 
     def die(self) -> None:
@@ -463,19 +464,19 @@ class World:
         self.patches.setattr(system, "signal_process", signalled)
         self.patches.setattr(system, "physical_cores", lambda: list(range(len(WORKERS))))
         self.patches.setattr(os, "getpid", getpid)
-        self.patches.setattr(shim, "warm", self._warm)
+        self.patches.setattr(shim, "prestart", self._prestart)
         self.patches.setattr(shim, "wait", self._wait_for_shim)
         self.patches.setattr(devices, "TAKEN_S", 0.0)
-        self.patches.setattr(collecting.processes, "end_orphan_processes", lambda *_: [])
+        self.patches.setattr(collecting.processes, "end_marked", lambda *_: [])
 
-    def _warm(self, run: Any, experiment_id: str) -> Shim:
+    def _prestart(self, run: Any, experiment_id: str) -> Shim:
         self.shims.append(Shim(self, self.fork(), run.launch, experiment_id, self.slow))
         self.slow = False
         return self.shims[-1]
 
     def _wait_for_shim(self, handle: shim.ShimHandle, timeout: float | None = None) -> shim.Status:
         self.sleep(timeout or 0.1)
-        return shim.status(handle.run_dir)
+        return shim.status(handle.run)
 
     def end_cancelled(self) -> None:
         for one in self.shims:

@@ -46,12 +46,12 @@ def newest_run(project: Project, known: set[str]) -> str | None:
 
 def alive(project: Project, identity: str | None, victim: str) -> tuple[int, float] | None:
     """Pid and start time of the process to kill, if it is alive now."""
-    handle = shim.attach(str(project.layout.run(identity).folder)) if identity else None
+    handle = shim.attach(project.layout.run(identity)) if identity else None
     if handle is None:
         return None
     if victim == "shim":
         return (handle.pid, handle.start) if system.is_alive(handle.pid, handle.start) else None
-    found = processes.find_marked(processes.run_mark(handle.run_dir))
+    found = processes.find_marked(processes.run_mark(handle.run))
     return next(iter(found.items()), None)
 
 
@@ -104,7 +104,7 @@ def check(project: Project, identity: str) -> None:
     first = run.result.read_bytes()
     recovery.collect_ended(project.repository, project.layout)
     assert run.result.read_bytes() == first, "collected twice"
-    assert processes.find_marked(processes.run_mark(str(run.folder))) == {}
+    assert processes.find_marked(processes.run_mark(run)) == {}
     for lane in cpu_slots():
         lease = lease_of(lane)
         assert lease.holder() is None

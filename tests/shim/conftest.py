@@ -123,7 +123,7 @@ def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
             if system.is_alive(run.handle.pid, run.handle.start):
                 os.kill(run.handle.pid, signal.SIGKILL)
         shim.wait(run.handle, 30)
-        processes.end_orphan_processes(run.launch.run_dir, 0.0)
+        processes.end_marked(processes.run_mark(run.launch.run), 0.0)
 
 
 @pytest.fixture

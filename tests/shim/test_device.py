@@ -14,35 +14,36 @@ import pytest
 
 from autohypothesis.engine import failures
 from autohypothesis.engine.devices import Device
-from autohypothesis.engine.meters import DeviceRecord
+from autohypothesis.engine.gpus import Gpu, GpuRecord
+from tests.conftest import ROOT
 
 GPU = Device("cuda", "GPU-stand-in", "H100")
 
 
-class Gpu:
+class StandIn:
     """The device of the stand-in module."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        shutil.copy(Path(__file__).parent / "stand_in" / "pynvml.py", folder / "pynvml.py")
+        shutil.copy(ROOT / "tests" / "stand_in_nvml" / "pynvml.py", folder / "pynvml.py")
         self.set()
 
     def set(self, **changes: object) -> None:
-        idle: dict[str, object] = {"used_mb": 500, "utilisation": 90, "processes": []}
-        (self.folder / "part").write_text(json.dumps({**idle, **changes}))
-        (self.folder / "part").rename(self.folder / "state.json")
+        device = {"uuid": GPU.uuid, "used_mb": 500, "utilisation": 90, **changes}
+        (self.folder / "part").write_text(json.dumps({"devices": [device]}))
+        (self.folder / "part").rename(self.folder / "gpus.json")
 
 
 @pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Gpu:
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     folder = tmp_path / "stand-in"
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    return Gpu(folder)
+    return StandIn(folder)
 
 
 def test_memory_load_and_energy_of_a_training(
-    start: Callable[..., Any], gpu: Gpu, helpers: Any
+    start: Callable[..., Any], gpu: StandIn, helpers: Any
 ) -> None:
     run = start("gated", device=GPU, heartbeat_s=0.1)
     pid = int(run.wait_for("pid"))
@@ -64,9 +65,9 @@ def test_memory_load_and_energy_of_a_training(
 
 
 def test_a_training_never_starts_on_a_device_that_does_not_answer(
-    start: Callable[..., Any], gpu: Gpu
+    start: Callable[..., Any], gpu: StandIn
 ) -> None:
-    gpu.set(error=15)
+    gpu.set(lost=True)
     run = start("quick", device=GPU)
     end = run.wait()
     assert end["status"] == "infra" and "GPU is lost" in end["error"]
@@ -74,17 +75,17 @@ def test_a_training_never_starts_on_a_device_that_does_not_answer(
     assert failures.device_evidence(end) is not None
 
 
-def test_a_wrong_uuid_is_named(start: Callable[..., Any], gpu: Gpu) -> None:
+def test_a_wrong_uuid_is_named(start: Callable[..., Any], gpu: StandIn) -> None:
     end = start("quick", device=Device("cuda", "GPU-other", "H100")).wait()
     assert "GPU-other" in end["error"] and "Not Found" in end["error"]
 
 
 def test_a_device_lost_on_the_way_is_infra_not_the_hypothesis(
-    start: Callable[..., Any], gpu: Gpu
+    start: Callable[..., Any], gpu: StandIn
 ) -> None:
     run = start("gated", device=GPU)
     run.wait_for("pid")
-    gpu.set(error=15)
+    gpu.set(lost=True)
     time.sleep(1.5)  # it is asked once a second
     run.go()
     end = run.wait()
@@ -94,7 +95,7 @@ def test_a_device_lost_on_the_way_is_infra_not_the_hypothesis(
 
 
 def test_a_driver_that_hangs_does_not_hold_the_deadline_up(
-    start: Callable[..., Any], gpu: Gpu
+    start: Callable[..., Any], gpu: StandIn
 ) -> None:
     run = start("gated", device=GPU, deadline_seconds=3.0, memory_back_s=0.5)
     run.wait_for("pid")
@@ -104,17 +105,12 @@ def test_a_driver_that_hangs_does_not_hold_the_deadline_up(
     assert "not answered" in end["device"]["nvml_error"]
 
 
-def test_memory_that_does_not_come_back_is_said(start: Callable[..., Any], gpu: Gpu) -> None:
+def test_memory_that_does_not_come_back_is_said(start: Callable[..., Any], gpu: StandIn) -> None:
     run = start("gated", device=GPU, memory_back_s=0.5)
     run.wait_for("pid")
     gpu.set(used_mb=9000)
     run.go()
     assert run.wait()["device"]["memory_not_back"] == {"before_mb": 500.0, "after_mb": 9000.0}
-
-
-def sample(used: float = 500.0, *processes: tuple[int, float], **more: Any) -> dict[str, Any]:
-    base = {"t": 0.0, "utilisation": None, "energy_j": None, "power_w": None, "throttle": None}
-    return {**base, "used_mb": used, "processes": [list(p) for p in processes], **more}
 
 
 OURS = {100, 101}
@@ -135,16 +131,16 @@ OURS = {100, 101}
 def test_foreign_compute_is_memory_that_grew_never_a_pid_alone(
     before: list[Any], during: list[Any], foreign: list[Any]
 ) -> None:
-    record = DeviceRecord(sample(500.0, *before))
-    record.take(sample(9000.0, *during), OURS)
+    record = GpuRecord(Gpu(used_mb=500.0, processes=before))
+    record.take(Gpu(used_mb=9000.0, processes=during), OURS)
     assert record.foreign() == []  # once may be a process of ours that has gone since
-    record.take(sample(9000.0, *during), OURS)
+    record.take(Gpu(used_mb=9000.0, processes=during), OURS)
     assert record.foreign() == foreign
 
 
 def test_energy_from_power_where_there_is_no_counter() -> None:
-    record = DeviceRecord(sample(t=10.0))
+    record = GpuRecord(Gpu(monotonic=10.0))
     for second in (11.0, 12.0, 14.0):
-        record.take(sample(t=second, power_w=100.0), OURS)
+        record.take(Gpu(monotonic=second, power_w=100.0), OURS)
     assert record.energy_joules() == 400.0
-    assert DeviceRecord(sample()).energy_joules() is None
+    assert GpuRecord(Gpu()).energy_joules() is None

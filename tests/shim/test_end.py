@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autohypothesis.engine import processes, shim
+from autohypothesis.engine.shim import ScoreCommand
+from tests.conftest import ROOT
 
 
 def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
-    run = start("quick", worker_id="gpu0", gpu_id=0, commit="abc", title="a title")
+    labels = {"worker_id": "gpu0", "gpu_id": "0", "commit": "abc", "title": "a title"}
+    run = start("quick", labels=labels)
     end = run.wait()
     assert (end["status"], end["exit_code"], end["signal"], end["error"]) == (
         "exited",
@@ -32,9 +34,7 @@ def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
     first, last = run.events()
     assert (first["event_type"], last["event_type"]) == ("run_started", "run_completed")
     assert last["progress"] == {"progress_pct": 100.0} and last["metrics"]["train_loss"] == 2.5
-    assert {first[key] for key in ("worker_id", "gpu_id", "commit", "title")} == {
-        "gpu0", 0, "abc", "a title",
-    }  # fmt: skip
+    assert {name: first[name] for name in labels} == labels
     left = {path.name for path in run.dir.iterdir()}
     assert left == {
         "launch.json", "shim.json", "exit.json", "events.jsonl", "out", "run.log",
@@ -48,7 +48,7 @@ def test_the_deadline_ends_a_training_that_ignores_sigterm_with_its_children(
     end = run.wait()
     assert end["status"] == "deadline" and end["signal"] == 9
     assert 1.6 < end["wall_seconds"] < 30  # it would go on for a minute
-    assert processes.find_marked(processes.run_mark(run.launch.run_dir)) == {}
+    assert processes.find_marked(processes.run_mark(run.launch.run)) == {}
 
 
 def test_a_training_may_say_a_last_word_at_the_deadline(start: Callable[..., Any]) -> None:
@@ -96,7 +96,7 @@ def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_end(
 def test_processes_that_fork_while_they_are_killed_are_all_ended(start: Callable[..., Any]) -> None:
     run = start("storm", deadline_seconds=0.4, stop_grace_s=0.1)
     assert run.wait()["status"] == "deadline"
-    assert processes.find_marked(processes.run_mark(run.launch.run_dir)) == {}
+    assert processes.find_marked(processes.run_mark(run.launch.run)) == {}
 
 
 def test_a_command_that_is_not_there_is_named(start: Callable[..., Any]) -> None:
@@ -129,8 +129,6 @@ def test_scoring_runs_as_the_second_child(
     result: object,
     error: str | None,
 ) -> None:
-    from autohypothesis.engine.shim import ScoreCommand
-
     model = make_launch("score", manner)
     spec = ScoreCommand(model.command, model.cwd, model.env, 0.4 if manner == "hang" else 60.0)
     run = start("quick", score=spec)
@@ -144,8 +142,6 @@ def test_scoring_runs_as_the_second_child(
 def test_a_failed_training_is_not_scored(
     start: Callable[..., Any], make_launch: Callable[..., Any]
 ) -> None:
-    from autohypothesis.engine.shim import ScoreCommand
-
     model = make_launch("score", "good")
     spec = ScoreCommand(model.command, model.cwd, model.env, 60.0)
     run = start("quick", score=spec, command=("/bin/false",))
@@ -163,13 +159,13 @@ sys.exit(shim_run.main(sys.argv))
 
 
 def test_a_fault_of_the_shim_ends_the_training_and_is_recorded(
-    make_launch: Callable[..., Any], tmp_path: Path
+    make_launch: Callable[..., Any],
 ) -> None:
     launch = make_launch("deaf")
     launch.run.launch.write_bytes(launch.to_json())
     command = [sys.executable, "-c", BROKEN, str(launch.run.launch), launch.experiment_id]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, timeout=120)
+    subprocess.run(command, cwd=ROOT, input=shim.GO + b"x\n", timeout=120, check=True)
     end = json.loads(launch.run.exit.read_text())
     assert end["status"] == "infra" and "ZeroDivisionError" in end["error"]
-    assert b"a fault of ours" in done.stderr
-    assert processes.find_marked(processes.run_mark(launch.run_dir)) == {}
+    assert "a fault of ours" in launch.run.shim_log.read_text()
+    assert processes.find_marked(processes.run_mark(launch.run)) == {}

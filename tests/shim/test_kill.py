@@ -28,16 +28,14 @@ def _pid(run: Any) -> int:
 
 
 def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: float) -> None:
-    lease = Lease(str(tmp_path / "cpu-0.lock"), "lane 0")
+    lease = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     began = time.time()
     run = start("steady", "20", lease=lease)
     time.sleep(after)
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     # Nobody has to end it: the kernel does, in its own time.
-    helpers.wait_until(
-        lambda: not processes.find_marked(processes.run_mark(run.launch.run_dir), began)
-    )
+    helpers.wait_until(lambda: not processes.find_marked(processes.run_mark(run.launch.run), began))
     helpers.wait_until(lambda: not helpers.alive(_pid(run)))
     held = lease.try_acquire({}, wait_s=60)
     assert held is not None, "the lease outlived the shim and its training"
@@ -67,8 +65,8 @@ def test_strays_of_a_killed_shim_are_found_by_run_folder_and_start_time(
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     assert helpers.alive(daemon)
-    assert processes.end_orphan_processes(run.launch.run_dir, time.time() + 3600) == []
-    assert daemon in processes.end_orphan_processes(run.launch.run_dir, began)
+    assert processes.end_marked(processes.run_mark(run.launch.run), time.time() + 3600) == []
+    assert daemon in processes.end_marked(processes.run_mark(run.launch.run), began)
     assert not helpers.alive(daemon)
 
 
@@ -116,10 +114,10 @@ def _kill_parent(make_launch: Callable[..., Launch], tmp_path: Path, after: floa
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    if shim.forbid(launch.run_dir):
+    if shim.claim(launch.run):
         assert not launch.run.log.exists()
         return False
-    handle = shim.attach(launch.run_dir)
+    handle = shim.attach(launch.run)
     assert handle is not None and shim.wait(handle, 60) == "finished"
     return True
 
@@ -167,6 +165,6 @@ def test_ending_strays_leaves_an_experiment_of_the_same_name_elsewhere_alone(
     theirs.wait_for("pid")
     os.kill(ours.handle.pid, signal.SIGKILL)
     assert shim.wait(ours.handle, 60) == "dead"
-    processes.end_orphan_processes(ours.launch.run_dir, began)
+    processes.end_marked(processes.run_mark(ours.launch.run), began)
     assert helpers.alive(_pid(theirs))
-    assert shim.status(theirs.launch.run_dir) == "running"
+    assert shim.status(theirs.launch.run) == "running"

@@ -32,7 +32,7 @@ def test_a_launch_survives_its_file(make_launch: Callable[..., Launch]) -> None:
         lease=Lease("/locks/cpu-0.lock", "lane 0"),
         device=Device("cuda", "GPU-1", "H100", (1, 2)),
         score=ScoreCommand(("a", "b"), "/", {"X": "1"}, 3.0),
-        gpu_id=1,
+        labels={"gpu_id": "1"},
     )
     for launch in (plain, full):
         assert Launch.from_json(launch.to_json()) == launch

@@ -67,18 +67,18 @@ def test_a_fork_bomb_is_one_failed_run(
     if how == "cgroup":
         beside = start("gated")
         run = start("bomb", manner, "3000", max_processes=40)
-        end, run_dir = run.wait(), run.launch.run_dir
+        end, paths = run.wait(), run.launch.run
         beside.go()
         assert beside.wait()["exit_code"] == 0, "the bomb disturbed another run"
     else:
         launch = make_launch("bomb", manner, "3000", max_processes=40)
-        end, run_dir = counted(launch), launch.run_dir
+        end, paths = counted(launch), launch.run
     assert end["status"] == "processes", end
     failure = failures.classify(end, "", None)
     assert failure is not None and failure.kind == "code_error"
     assert "40 are allowed (run.max_processes)" in failure.detail
     assert int(failure.detail.split()[2]) > 40
-    assert processes.find_marked(processes.run_mark(run_dir)) == {}
+    assert processes.find_marked(processes.run_mark(paths)) == {}
 
 
 @pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
@@ -136,26 +136,18 @@ def test_only_its_own_process_is_in_the_cgroup() -> None:
     assert said.stdout == before == Path("/proc/self/cgroup").read_text()
 
 
-def test_the_own_group_is_found_below_the_root_of_a_mount() -> None:
-    assert processes._below("/a/b", "/") == "/a/b"
-    assert processes._below("/", "/") == ""
-    assert processes._below("/docker/x", "/docker/x") == ""
-    assert processes._below("/docker/x/y", "/docker/x") == "/y"
-    assert processes._below("/docker/xy", "/docker/x") is None
-
-
 def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_own_group", lambda: "")
     owned = 3
     limit = ProcessLimit()
     limit.enter()
     limit.hold(3, lambda: owned)
-    assert limit.over() == ""
+    assert limit.excess() == ""
     owned = 4
-    assert limit.over() == "", "it was counted just now"
+    assert limit.excess() == "", "it was counted just now"
     monkeypatch.setattr(processes, "COUNT_S", 0.0)
     limit._next = 0.0
-    assert limit.over() == "4 processes at once, 3 are allowed"
+    assert limit.excess() == "4 processes at once, 3 are allowed"
     limit.leave()
 
 

@@ -17,11 +17,11 @@ from autohypothesis import system
 from autohypothesis.engine import shim
 from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import LaunchError
+from autohypothesis.records.layout import RunPaths
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).parents[2]
 
-
-def _identity(tmp_path: Path, **changes: object) -> str:
+def _record(tmp_path: Path, **changes: object) -> RunPaths:
     me = {
         "pid": os.getpid(),
         "start": system.process_start(os.getpid()),
@@ -31,43 +31,50 @@ def _identity(tmp_path: Path, **changes: object) -> str:
         "experiment_id": "x-1",
     }
     (tmp_path / "shim.json").write_text(json.dumps({**me, **changes}))
-    return str(tmp_path)
+    return RunPaths(tmp_path)
+
+
+def run_shim(launch: Launch, code: str = "import sys; sys.exit(main(sys.argv))") -> int:
+    """Run `code` with the `main` of a shim that is told to go; return its exit code."""
+    code = f"from autohypothesis.engine.shim_run import main\n{code}"
+    command = [sys.executable, "-c", code, str(launch.run.launch), launch.experiment_id]
+    return subprocess.run(command, cwd=ROOT, input=shim.GO + b"x\n").returncode
 
 
 def test_the_states_of_a_real_run(start: Callable[..., Any], tmp_path: Path) -> None:
-    assert shim.status(str(tmp_path)) == "absent"
+    assert shim.status(RunPaths(tmp_path)) == "absent"
     run = start("gated")
     run.wait_for("pid")
-    assert shim.status(str(run.dir)) == "running"
-    assert shim.attach(str(run.dir)) == run.handle
+    assert shim.status(run.launch.run) == "running"
+    assert shim.attach(run.launch.run) == run.handle
     assert shim.wait(run.handle, 0.01) == "running"
     run.go()
     assert shim.wait(run.handle, 60) == "finished"
 
 
 def test_a_reused_pid_is_not_the_shim(tmp_path: Path) -> None:
-    assert shim.status(_identity(tmp_path)) == "running"
-    assert shim.status(_identity(tmp_path, start=1.0)) == "dead"
-    assert shim.status(_identity(tmp_path, boot="before the reboot")) == "dead"
+    assert shim.status(_record(tmp_path)) == "running"
+    assert shim.status(_record(tmp_path, start=1.0)) == "dead"
+    assert shim.status(_record(tmp_path, boot="before the reboot")) == "dead"
 
 
 def test_a_shim_on_another_machine_is_not_judged(tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match="another machine \\(there\\)"):
-        shim.status(_identity(tmp_path, host="other", hostname="there"))
+        shim.status(_record(tmp_path, host="other", hostname="there"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"pid": "x"}', "\xff"])
 def test_a_damaged_identity_is_a_dead_shim(tmp_path: Path, content: str) -> None:
     (tmp_path / "shim.json").write_text(content, encoding="latin-1")
-    assert shim.status(str(tmp_path)) == "dead"
-    assert shim.attach(str(tmp_path)) is None
+    assert shim.status(RunPaths(tmp_path)) == "dead"
+    assert shim.attach(RunPaths(tmp_path)) is None
 
 
 def test_a_zombie_is_dead(start: Callable[..., Any]) -> None:
     run = start("quick")
     while system.process_start(run.handle.pid) is not None:
         time.sleep(0.01)
-    assert shim.status(str(run.dir)) == "finished"
+    assert shim.status(run.launch.run) == "finished"
     shim.wait(run.handle, 1)
     assert not Path(f"/proc/{run.handle.pid}").exists()
 
@@ -78,12 +85,8 @@ def test_a_run_folder_is_used_once(start: Callable[..., Any]) -> None:
     with pytest.raises(LaunchError, match="was used before"):
         shim.start(run.launch)
     # Not even by a shim that looked before the first one had begun.
-    code = subprocess.run(
-        [sys.executable, "-m", "autohypothesis.engine.shim_run", str(run.launch.run.launch), "x"],
-        cwd=ROOT,
-        capture_output=True,
-    )
-    assert code.returncode == 1 and b"was used before" in code.stderr
+    assert run_shim(run.launch) == 1
+    assert "was used before" in run.launch.run.shim_log.read_text()
     assert run.exit() == end
 
 
@@ -93,14 +96,12 @@ def test_a_forbidden_folder_never_sees_a_training(
     """Between the fork of a shim and its first word a collector may have judged."""
     launch = make_launch("quick")
     launch.run.launch.write_bytes(launch.to_json())
-    assert shim.status(launch.run_dir) == "absent"
-    assert shim.forbid(launch.run_dir) and shim.forbid(launch.run_dir)
-    assert shim.status(launch.run_dir) == "dead"
-    command = [sys.executable, "-m", "autohypothesis.engine.shim_run", str(launch.run.launch)]
-    done = subprocess.run([*command, "x"], cwd=ROOT, capture_output=True)
-    assert done.returncode == 1 and not launch.run.log.exists()
+    assert shim.status(launch.run) == "absent"
+    assert shim.claim(launch.run) and shim.claim(launch.run)
+    assert shim.status(launch.run) == "dead"
+    assert run_shim(launch) == 1 and not launch.run.log.exists()
     run = start("quick")
-    assert not shim.forbid(str(run.dir))
+    assert not shim.claim(run.launch.run)
     assert run.wait()["status"] == "exited"
 
 
@@ -108,7 +109,7 @@ def test_a_warm_shim_that_is_never_told_to_go_leaves_nothing(
     make_launch: Callable[..., Launch],
 ) -> None:
     launch = make_launch("quick")
-    dismissed = shim.warm(launch.run, launch.experiment_id)
+    dismissed = shim.prestart(launch.run, launch.experiment_id)
     shim.dismiss(dismissed)
     assert dismissed.returncode == 0
     assert [path.name for path in launch.run.folder.iterdir()] == ["out"]
@@ -121,7 +122,7 @@ def test_a_warm_shim_goes_with_a_killed_starter(
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom autohypothesis.engine import shim\n"
         "from autohypothesis.records.layout import RunPaths\n"
-        "print(shim.warm(RunPaths(Path(sys.argv[1])), 'x').pid, flush=True)\ntime.sleep(60)"
+        "print(shim.prestart(RunPaths(Path(sys.argv[1])), 'x').pid, flush=True)\ntime.sleep(60)"
     )
     starter = subprocess.Popen(
         [sys.executable, "-c", code, launch.run_dir], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -139,7 +140,7 @@ def test_a_warm_shim_that_died_is_no_run_and_one_that_fails_says_why_in_its_log(
     make_launch: Callable[..., Launch],
 ) -> None:
     launch = make_launch("quick")
-    died, failing = (shim.warm(launch.run, launch.experiment_id) for _ in range(2))
+    died, failing = (shim.prestart(launch.run, launch.experiment_id) for _ in range(2))
     failing.stdin.write(shim.GO + b"x\n")  # with no launch.json to go by
     failing.stdin.close()
     assert failing.wait() == 1
@@ -148,31 +149,27 @@ def test_a_warm_shim_that_died_is_no_run_and_one_that_fails_says_why_in_its_log(
     died.wait()
     with pytest.raises(LaunchError, match="does not start"):
         shim.start(launch, died)
-    assert shim.status(launch.run_dir) == "absent"
+    assert shim.status(launch.run) == "absent"
 
 
 def test_a_shim_is_known_as_soon_as_start_returns(start: Callable[..., Any]) -> None:
     for _ in range(5):
-        assert shim.attach(str((run := start("quick")).dir)) == run.handle
+        assert shim.attach((run := start("quick")).launch.run) == run.handle
 
 
 def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> None:
     """Its whole life, with every lazy import, in one process."""
     launch = make_launch("quick")
     launch.run.launch.write_bytes(launch.to_json())
+    seen = launch.run.out / "modules.json"
     code = (
         "import sys, json\n"
-        "import autohypothesis.engine.shim\n"
-        "from autohypothesis.engine.shim_run import main\n"
         "early = sorted(sys.modules)\n"
         "assert main(sys.argv) == 0\n"
-        "print(json.dumps([early, sorted(sys.modules)]))"
+        f"json.dump([early, sorted(sys.modules)], open({str(seen)!r}, 'w'))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(launch.run.launch), "x"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    early, late = (set(names) for names in json.loads(done.stdout))
+    assert run_shim(launch, code) == 0
+    early, late = (set(names) for names in json.loads(seen.read_text()))
     heavy = {"autohypothesis.schema", "pydantic", "torch", "numpy", "filelock", "psutil", "pynvml"}
     assert not heavy & late
     assert not {"subprocess", "socket", "threading", "traceback", "logging"} & early

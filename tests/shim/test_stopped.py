@@ -27,7 +27,7 @@ def make_overdue(run: Any, seconds: float) -> None:
 
 def stop(run: Any, helpers: Any) -> None:
     os.kill(run.handle.pid, signal.SIGSTOP)
-    helpers.wait_until(lambda: system.process_state(run.handle.pid) == "T")
+    helpers.wait_until(lambda: system.is_stopped(run.handle.pid))
 
 
 @pytest.mark.parametrize("seconds", [4.2, ASLEEP_S + 4.0])
@@ -88,13 +88,13 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     assert not recovery.end_overdue(paths), "it has time left"
     make_overdue(run, 0.0)
     assert recovery.end_overdue(paths)
-    assert shim.status(run.launch.run_dir) == "finished"
+    assert shim.status(run.launch.run) == "finished"
     end = run.exit()
     assert end["status"] == "infra" and f"{pid} was stopped (state T)" in end["error"]
     failure = failures.classify(end, "", 1.0)
     assert failure is not None and failure.kind == "infra"
     assert not failures.is_interruption(failure.detail), "it would come back without end"
-    processes.end_orphan_processes(run.launch.run_dir, 0.0)
+    processes.end_marked(processes.run_mark(run.launch.run), 0.0)
     assert not helpers.alive(int(run.text("daemon")))
     assert not recovery.end_overdue(paths)
 
@@ -126,6 +126,6 @@ def test_an_older_identity_without_limits_is_waited_for(
     known = json.loads(path.read_text())
     path.write_text(json.dumps({k: known[k] for k in known if k not in ("began", "overdue_after")}))
     assert not recovery.end_overdue(run.launch.run)
-    assert shim.status(run.launch.run_dir) == "running"
+    assert shim.status(run.launch.run) == "running"
     run.go()
     assert run.wait()["status"] == "exited"

@@ -176,7 +176,7 @@ class TaskLoop:
         """Return how many changes fit into a round now: some devices may be held."""
         if self.parallel == 1:
             return 1
-        return max(1, min(self.parallel, devices.free(self.project.task.run.device)))
+        return max(1, min(self.parallel, devices.count_free(self.project.task.run.device)))
 
     def _is_over(self) -> bool:
         return self._steering.combined().stop or bool(self.ending.why_over())

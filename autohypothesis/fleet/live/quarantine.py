@@ -152,7 +152,7 @@ def device_problem(worker: Worker) -> DeviceProblem | None:
         every = devices.devices(kind)
     except LeaseError as error:
         return DeviceProblem("gone", f"{worker.device} does not answer: {error.problem}")
-    own = [device for device in every if devices.name_of(device) == worker.device]
+    own = [device for device in every if device.id == worker.device]
     if not own:
         return DeviceProblem("gone", f"{worker.device} is no longer a device of this machine")
     try:

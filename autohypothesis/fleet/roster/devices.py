@@ -15,17 +15,17 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
 from autohypothesis import system
 from autohypothesis.engine import devices as engine
-from autohypothesis.engine import meters, program
-from autohypothesis.engine.devices import MIB, Gpu
+from autohypothesis.engine import program
+from autohypothesis.engine.gpus import Gpu, all_gpus, cuda_version, usable_gpus
 from autohypothesis.engine.inputs import TIMEOUT_S
 from autohypothesis.engine.setup import SCRIPT, source_folder, takes
 from autohypothesis.errors import LaunchError, LeaseError, UsageError
@@ -96,13 +96,13 @@ def choose_cpu_slots(count: int) -> list[WorkerDevice]:
             hint=f"name 1 to {len(slots)}; a lane is one core of its own",
         )
     return [
-        WorkerDevice(f"cpu{number}", str((slot.cores or (0,))[0]), engine.name_of(slot), "cpu")
+        WorkerDevice(f"cpu{number}", slot.id.removeprefix("cpu-"), slot.id, "cpu")
         for number, slot in enumerate(slots[:count])
     ]
 
 
 def _everything(environ: Mapping[str, str]) -> DeviceSelection:
-    found, why_none = engine.gpus(environ)
+    found, why_none = usable_gpus(environ)
     if found:
         return DeviceSelection([_chosen(gpu) for gpu in sorted(found, key=lambda gpu: gpu.index)])
     try:
@@ -136,7 +136,7 @@ def _words(text: str) -> list[str]:
 
 
 def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> DeviceSelection:
-    everything, why_none = engine.gpus({})
+    everything, why_none = usable_gpus({})
     if not everything:
         return DeviceSelection(
             [_unknown(word) for word in words],
@@ -145,7 +145,7 @@ def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> DeviceSelec
                 " before a driver answers and `init-fleet` is run again"
             ],
         )
-    visible, _ = engine.gpus(environ)
+    visible, _ = usable_gpus(environ)
     taken: dict[str, str] = {}
     for word in words:
         gpu = _matching_gpu(word, everything)
@@ -188,105 +188,18 @@ def _unknown(word: str) -> WorkerDevice:
     return WorkerDevice(checked_id(stem[:40].strip("-")), word, "", "cuda")
 
 
-# ── GPUs as they are now ─────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class GpuState:
-    """One GPU as it stands now. Memory in MiB."""
-
-    index: int
-    uuid: str
-    name: str
-    memory_mb: float
-    used_mb: float | None = None
-    processes: Sequence[tuple[int, float | None]] = ()
-    """Pid and memory of each compute process; in a container pids may be of another namespace."""
-    throttle: Sequence[str] = ()
-    """Why it is slower than it could be, just now."""
-    visible: bool = True
-    """Whether the inherited mask lets this process use it."""
-    problem: str = ""
-    """The error of NVML."""
-
-
-def gpu_states(environ: Mapping[str, str] | None = None) -> list[GpuState]:
-    """Return every GPU of this machine with its processes; none where no driver answers.
-
-    A device that does not answer is listed with its problem, and hides no other.
-    """
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        found = [_found(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return []
-    finally:
-        pynvml.nvmlShutdown()
-    visible = {gpu.uuid for gpu in engine.gpus(environ)[0]}
-    return [replace(one, visible=one.uuid in visible) for one in found]
-
-
 def device_users(uuids: Sequence[str]) -> list[str]:
     """Return a line for each of these devices that computes for others, or does not answer."""
     said = []
-    for one in gpu_states() if uuids else ():
+    for one in all_gpus()[0] if uuids else ():
         if one.uuid not in uuids and not (one.problem and not one.uuid):
             continue
         if one.problem:
             said.append(f"GPU {one.index} does not answer: {one.problem}")
         elif one.processes:
             who = ", ".join(f"pid {pid}" for pid, _ in one.processes[:4])
-            said.append(f"GPU {one.index} is used by {who} ({one.used_mb or 0:.0f} MiB)")
+            said.append(f"GPU {one.index} is used by {who} ({one.used_mb:.0f} MiB)")
     return said
-
-
-def _found(nvml: Any, index: int) -> GpuState:
-    """Return what NVML says about one device; a failure is part of the answer."""
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        uuid, name = (
-            engine.as_text(nvml.nvmlDeviceGetUUID(handle)),
-            engine.as_text(nvml.nvmlDeviceGetName(handle)),
-        )
-    except nvml.NVMLError as error:
-        return GpuState(index, "", "", 0.0, problem=str(error))
-    try:
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        return GpuState(
-            index,
-            uuid,
-            name,
-            memory.total / MIB,
-            used_mb=memory.used / MIB,
-            processes=_processes(nvml, handle),
-            throttle=_throttle(nvml, handle),
-        )
-    except nvml.NVMLError as error:
-        return GpuState(index, uuid, name, 0.0, problem=str(error))
-
-
-def _processes(nvml: Any, handle: Any) -> list[tuple[int, float | None]]:
-    try:
-        running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    except nvml.NVMLError:
-        return []
-    return [
-        (int(one.pid), None if one.usedGpuMemory is None else one.usedGpuMemory / MIB)
-        for one in running
-    ]
-
-
-def _throttle(nvml: Any, handle: Any) -> list[str]:
-    try:
-        bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-    except nvml.NVMLError:
-        return []
-    return [name for bit, name in meters._THROTTLE.items() if bits & bit]
 
 
 PYTHON_FROM = (3, 10)
@@ -306,7 +219,7 @@ class ProfileChoice(BaseModel):
 class Machine:
     """The facts. Memory in MiB."""
 
-    gpus: Sequence[GpuState]
+    gpus: Sequence[Gpu]
     why_no_gpu: str
     """Empty where there is one to use."""
     cuda_version: str | None
@@ -319,7 +232,7 @@ class Machine:
     """Why the chosen profile has no device here; empty when it has."""
 
     @property
-    def gpu(self) -> GpuState | None:
+    def gpu(self) -> Gpu | None:
         """The first that may be used."""
         return next((gpu for gpu in self.gpus if gpu.visible and not gpu.problem), None)
 
@@ -331,7 +244,8 @@ class Machine:
 
 def inspect_machine(root: Path) -> Machine:
     """Return the facts of this machine; prepare.py of `root`, else ours, chooses the profile."""
-    _, why_no_gpu = engine.gpus(os.environ)
+    gpus, why_none = all_gpus()
+    why_no_gpu = why_none or usable_gpus()[1]
     choice, why_no_choice = _profile_choice(root, os.environ)
     problem = ""
     if choice is not None:
@@ -340,9 +254,9 @@ def inspect_machine(root: Path) -> Machine:
         except LeaseError as error:
             problem = error.problem
     return Machine(
-        gpus=gpu_states(os.environ),
+        gpus=gpus,
         why_no_gpu=why_no_gpu,
-        cuda_version=engine.cuda_version(),
+        cuda_version=cuda_version(),
         cpu_lanes=len(engine.cpu_slots()),
         memory_mb=system.memory_mb(),
         choice=choice,

@@ -432,7 +432,7 @@ def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> lis
         run = layout.run(experiment_id)
         try:
             spec = load(RunSpec, run.run_spec)
-            handle = shim.attach(str(run.folder)) if spec.worker_id in workers else None
+            handle = shim.attach(run) if spec.worker_id in workers else None
         except (FileNotFoundError, AutohypothesisError):
             continue
         if handle is not None and shim.cancel(handle):
