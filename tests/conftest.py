@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -15,7 +17,8 @@ from tempfile import TemporaryFile
 
 import pytest
 
-from autohypothesis import sandbox
+from autohypothesis import sandbox, system
+from autohypothesis.engine import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -193,3 +196,23 @@ def program(foreign: Path) -> Cli:
 @pytest.fixture
 def git() -> Callable[..., str]:
     return run_git
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Eight GPUs in a stand-in for NVML, and two cores; called with other facts, they hold."""
+    path = tmp_path / "gpus.json"
+    monkeypatch.setenv("STAND_IN_GPUS", str(path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    spec = importlib.util.spec_from_file_location("pynvml", ROOT / "tests/stand_in_nvml/pynvml.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "pynvml", module)
+    monkeypatch.setattr(system, "physical_cores", lambda: [0, 2])
+    monkeypatch.setattr(devices, "NVIDIA_NODES", f"{tmp_path}/nvidia[0-9]*")
+
+    def change(**state: object) -> None:
+        path.write_text(json.dumps(state))
+
+    return change

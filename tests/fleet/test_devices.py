@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from autohypothesis import system
-from autohypothesis.engine import devices as engine
 from autohypothesis.engine.gpus import all_gpus
 from autohypothesis.errors import LeaseError, UsageError
 from autohypothesis.fleet.roster.devices import choose
-from tests.conftest import ROOT
 
-STAND_IN = ROOT / "tests" / "stand_in_nvml" / "pynvml.py"
 Machine = Callable[..., None]
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Eight GPUs and two cores; called with other facts, they hold from then on."""
-    path = tmp_path / "gpus.json"
-    monkeypatch.setenv("STAND_IN_GPUS", str(path))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    spec = importlib.util.spec_from_file_location("pynvml", STAND_IN)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setitem(sys.modules, "pynvml", module)
-    monkeypatch.setattr(system, "physical_cores", lambda: [0, 2])
-    monkeypatch.setattr(engine, "NVIDIA_NODES", f"{tmp_path}/nvidia[0-9]*")
-
-    def change(**state: object) -> None:
-        path.write_text(json.dumps(state))
-
-    return change
 
 
 @pytest.mark.usefixtures("machine")
