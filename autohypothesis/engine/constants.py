@@ -34,6 +34,11 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+_KINDS: tuple[tuple[str, tuple[type, ...]], ...] = (
+    ("a number", (int, float)),
+    ("text", (str,)),
+    ("a list", (list, tuple)),
+)
 
 
 class NotLiteralError(ChangeError):
@@ -42,17 +47,12 @@ class NotLiteralError(ChangeError):
 
 @dataclass
 class _Binding:
-    """Everything at the top of a module that binds one name.
+    """All that code at the top of a module does to one name."""
 
-    Attributes:
-        value: what the last plain assignment to it assigns.
-        sites: every binding in words, with its line.
-        plain: how many of them are plain assignments.
-    """
-
-    value: ast.expr | None = None
     sites: list[str] = field(default_factory=list)
-    plain: int = 0
+    """Every binding in words, with its line."""
+    values: list[ast.expr] = field(default_factory=list)
+    """Those that plain assignments assign."""
 
 
 def parse(source: bytes, name: str = "the script") -> ast.Module:
@@ -78,9 +78,9 @@ def read_constants(source: bytes | str) -> dict[str, Any]:
     content = source.encode() if isinstance(source, str) else source
     constants = {}
     for name, binding in _bindings(parse(content)).items():
-        if binding.value is not None and len(binding.sites) == 1:
+        if binding.values and len(binding.sites) == 1:
             try:
-                constants[name] = literal(binding.value)
+                constants[name] = _literal(binding.values[0])
             except NotLiteralError:
                 continue
     return constants
@@ -88,7 +88,7 @@ def read_constants(source: bytes | str) -> dict[str, Any]:
 
 def settable_names(source: bytes) -> list[str]:
     """Return the names that `set_constants` could find in `source`."""
-    return [name for name, binding in _bindings(parse(source)).items() if binding.plain]
+    return [name for name, binding in _bindings(parse(source)).items() if binding.values]
 
 
 def computed_names(source: bytes) -> set[str]:
@@ -97,16 +97,14 @@ def computed_names(source: bytes) -> set[str]:
     Raises:
         ChangeError: the script cannot be parsed.
     """
-    settable = set(settable_names(source))
-    constants = {name for name in settable if name.isupper()} or settable
-    computed = set()
-    for statement in parse(source).body:
-        name, value = _plain_assignment(statement)
-        if value is not None and name in settable:
-            mentioned = {node.id for node in ast.walk(value) if isinstance(node, ast.Name)}
-            if mentioned & constants:
-                computed.add(name)
-    return computed
+    values = {name: one.values for name, one in _bindings(parse(source)).items() if one.values}
+    constants = {name for name in values if name.isupper()} or values.keys()
+    return {
+        name
+        for name, assigned in values.items()
+        for value in assigned
+        if any(isinstance(node, ast.Name) and node.id in constants for node in ast.walk(value))
+    }
 
 
 def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
@@ -117,7 +115,7 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
             plain statement, already has that value, belongs to the orchestrator (SEED), or the
             value cannot be written.
     """
-    bom, content = (_BOM, source[len(_BOM) :]) if source.startswith(_BOM) else (b"", source)
+    content = source.removeprefix(_BOM)
     _refuse_other_encodings(content)
     names = _bindings(parse(content))
     chosen: dict[str, Setting] = {}
@@ -128,31 +126,28 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
         chosen[name] = value
     # Of every line that Python knows: they end with \n, \r\n or \r.
     starts = [0, *accumulate(map(len, content.splitlines(keepends=True)))]
-    edits = [_edit(name, names[name], value, starts) for name, value in chosen.items()]
+    edits = [_edit(name, names[name].values[-1], value, starts) for name, value in chosen.items()]
     for start, end, text in sorted(edits, reverse=True):
         content = content[:start] + text.encode() + content[end:]
-    there = read_constants(content)
+    written = read_constants(content)
     for name, value in chosen.items():
-        if name not in there or not same(there[name], value):
+        if name not in written or not same(written[name], value):
             raise ChangeError(
-                f"{name} reads back as {there.get(name)!r}, not {value!r}", hint=_PATCH
+                f"{name} reads back as {written.get(name)!r}, not {value!r}", hint=_PATCH
             )
-    return bom + content
-
-
-# ── finding the assignment ──────────────────────────────────────────────────────────────────
+    return source[: len(source) - len(source.removeprefix(_BOM))] + content
 
 
 def _bindings(tree: ast.Module) -> dict[str, _Binding]:
-    """Every name that code at the top of the module binds, in the order of the file."""
+    """Return every name that code at the top of the module binds, in the order of the file."""
     names: dict[str, _Binding] = {}
     for statement in tree.body:
-        target, value = _plain_assignment(statement)
-        if target is not None:
-            binding = names.setdefault(target, _Binding())
-            binding.value, binding.plain = value, binding.plain + 1
+        plain, value = _plain_assignment(statement)
+        if value is not None:
+            binding = names.setdefault(plain, _Binding())
+            binding.values.append(value)
             binding.sites.append(f"line {statement.lineno}")
-        for name, site in _other_bindings(statement, plain=target):
+        for name, site in _other_bindings(statement, plain):
             names.setdefault(name, _Binding()).sites.append(site)
     for node in ast.walk(tree):
         if isinstance(node, ast.Global):
@@ -161,20 +156,18 @@ def _bindings(tree: ast.Module) -> dict[str, _Binding]:
     return names
 
 
-def _plain_assignment(statement: ast.stmt) -> tuple[str | None, ast.expr | None]:
-    """`NAME = value` or `NAME: type = value`: the one form that can be set."""
-    if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target: ast.expr = statement.targets[0]
-        value: ast.expr | None = statement.value
-    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        target, value = statement.target, statement.value
-    else:
-        return None, None
-    return (target.id, value) if isinstance(target, ast.Name) else (None, None)
+def _plain_assignment(statement: ast.stmt) -> tuple[str, ast.expr | None]:
+    """Return name and value of `NAME = value` or `NAME: type = value`: what can be set."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, value
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+            return name, value
+    return "", None
 
 
-def _other_bindings(statement: ast.stmt, plain: str | None) -> Iterator[tuple[str, str]]:
-    """Names that a statement binds in any other way: in a branch, a loop, by unpacking, `+=`."""
+def _other_bindings(statement: ast.stmt, plain: str) -> Iterator[tuple[str, str]]:
+    """Yield names that a statement binds in any other way: in a branch, a loop, by unpacking."""
     kind = type(statement).__name__.lower()
     words = {
         "assign": "an assignment to several names",
@@ -185,9 +178,8 @@ def _other_bindings(statement: ast.stmt, plain: str | None) -> Iterator[tuple[st
         yield statement.name, f"line {statement.lineno} (a definition)"
         return
     for node in _module_scope(statement):
-        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
-            if node.id != plain:
-                yield node.id, f"line {node.lineno} (inside {words})"
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load) and node.id != plain:
+            yield node.id, f"line {node.lineno} (inside {words})"
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             for alias in node.names:
                 name = alias.asname or alias.name.split(".")[0]
@@ -195,7 +187,7 @@ def _other_bindings(statement: ast.stmt, plain: str | None) -> Iterator[tuple[st
 
 
 def _module_scope(node: ast.AST) -> Iterator[ast.AST]:
-    """`node` and what is in it, without what has a scope of its own."""
+    """Yield `node` and what is in it, without what has a scope of its own."""
     own = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)
     yield node
     for child in ast.iter_child_nodes(node):
@@ -204,7 +196,7 @@ def _module_scope(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _find(key: str, names: Mapping[str, _Binding]) -> str:
-    """The constant that `key` means.
+    """Return the constant that `key` means.
 
     Raises:
         ChangeError: none, more than one, or one that cannot be set.
@@ -214,52 +206,57 @@ def _find(key: str, names: Mapping[str, _Binding]) -> str:
             f"{key} belongs to the orchestrator, which gives every candidate the same seeds",
             hint="choose it with `python orchestrator.py run-experiment --seed N`",
         )
-    settable = [name for name, binding in names.items() if binding.plain]
+    settable = [name for name, binding in names.items() if binding.values]
     alike = [key] if key in settable else [n for n in settable if n.lower() == key.lower()]
     if len(alike) > 1:
         raise ChangeError(f"{key!r} can mean {' or '.join(alike)}", hint="write it as the script")
-    if not alike:
-        elsewhere = names.get(key) or names.get(key.upper())
-        if elsewhere is not None:
-            site = elsewhere.sites[0]
-            raise ChangeError(f"{key} is not set by a plain assignment, but in {site}", hint=_PATCH)
-        near = nearest(key.upper(), [one for one in settable if one.isupper()] or settable)
-        raise ChangeError(
-            f"there is no constant {key!r}{near}", hint="`show ID` lists an experiment's settings"
-        )
-    sites = names[alike[0]].sites
-    if len(sites) > 1:
-        raise ChangeError(
-            f"{alike[0]} is bound more than once: {', '.join(sites[:4])}", hint=_PATCH
-        )
-    return alike[0]
+    if alike:
+        sites = names[alike[0]].sites
+        if len(sites) > 1:
+            words = ", ".join(sites[:4])
+            raise ChangeError(f"{alike[0]} is bound more than once: {words}", hint=_PATCH)
+        return alike[0]
+    if elsewhere := names.get(key) or names.get(key.upper()):
+        site = elsewhere.sites[0]
+        raise ChangeError(f"{key} is not set by a plain assignment, but in {site}", hint=_PATCH)
+    near = nearest(key.upper(), [name for name in settable if name.isupper()] or settable)
+    raise ChangeError(
+        f"there is no constant {key!r}{near}", hint="`show ID` lists an experiment's settings"
+    )
 
 
-# ── writing the value ───────────────────────────────────────────────────────────────────────
-
-
-def _edit(name: str, binding: _Binding, value: Setting, starts: list[int]) -> tuple[int, int, str]:
-    """Where the present value stands, and what to put there."""
-    node = binding.value
-    assert node is not None and node.end_lineno is not None and node.end_col_offset is not None
+def _edit(name: str, node: ast.expr, value: Setting, starts: list[int]) -> tuple[int, int, str]:
+    """Return where the present value stands, and what to put there."""
     try:
-        present = literal(node)
+        present = _literal(node)
     except NotLiteralError as error:
         if not name.isupper():  # `model = build()` is no constant, `DEPTH = profile.depth` is one
             raise ChangeError(
                 f"{name} is computed ({error}), not a constant", hint=_PATCH
             ) from error
-        text = render(name, value, like=None)
+        present = None
     else:
-        _refuse_other_kind(name, present, value)
-        if same(present, value):
-            raise ChangeError(
-                f"{name} is {present!r} already, so this changes nothing",
-                hint="propose another value",
-            )
-        text = render(name, value, like=present)
+        _refuse_slip(name, present, value)
+    assert node.end_lineno is not None and node.end_col_offset is not None
     start = starts[node.lineno - 1] + node.col_offset
-    return start, starts[node.end_lineno - 1] + node.end_col_offset, text
+    return start, starts[node.end_lineno - 1] + node.end_col_offset, _render(name, value, present)
+
+
+def _refuse_slip(name: str, present: Any, value: Setting) -> None:
+    """Refuse a number for a text, or the reverse, and a value that is there already."""
+    was, becomes = (
+        next((word for word, types in _KINDS if isinstance(setting, types)), None)
+        for setting in (present, value)
+    )
+    if was and becomes and was != becomes:
+        raise ChangeError(
+            f"{name} is {was} ({present!r}), and {value!r} is {becomes}",
+            hint="propose a value of the same kind, or a patch",
+        )
+    if same(present, value):
+        raise ChangeError(
+            f"{name} is {present!r} already, so this changes nothing", hint="propose another value"
+        )
 
 
 def _refuse_other_encodings(content: bytes) -> None:
@@ -276,24 +273,7 @@ def _refuse_other_encodings(content: bytes) -> None:
         raise ChangeError(problem, hint="save it as UTF-8 and commit it")
 
 
-def _refuse_other_kind(name: str, present: Any, value: Setting) -> None:
-    """Refuse a number for a text, or the reverse: a slip in the change."""
-    kinds = (("a number", (int, float)), ("text", (str,)), ("a list", (list, tuple)))
-    was, becomes = (
-        next((word for word, types in kinds if isinstance(one, types)), None)
-        for one in (present, value)
-    )
-    if was and becomes and was != becomes:
-        raise ChangeError(
-            f"{name} is {was} ({present!r}), and {value!r} is {becomes}",
-            hint="propose a value of the same kind, or a patch",
-        )
-
-
-# ── literals ────────────────────────────────────────────────────────────────────────────────
-
-
-def literal(node: ast.expr) -> Any:
+def _literal(node: ast.expr) -> Any:
     """Return the value of `node`, where it can be known without running anything.
 
     Raises:
@@ -303,14 +283,16 @@ def literal(node: ast.expr) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         pass
-    if isinstance(node, (ast.Tuple, ast.List)):
-        items = [literal(item) for item in node.elts]
-        return tuple(items) if isinstance(node, ast.Tuple) else items
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
-        value = _number(node.operand)
-        return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return _arithmetic(node)
+    match node:
+        case ast.Tuple(elts=items):
+            return tuple(map(_literal, items))
+        case ast.List(elts=items):
+            return list(map(_literal, items))
+        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
+            number = _number(operand)
+            return -number if isinstance(sign, ast.USub) else number
+        case ast.BinOp(op=op) if type(op) in _OPERATORS:
+            return _arithmetic(node)
     raise NotLiteralError(ast.unparse(node)[:80])
 
 
@@ -328,13 +310,13 @@ def _arithmetic(node: ast.BinOp) -> Any:
 
 
 def _number(node: ast.expr) -> Any:
-    value = literal(node)
+    value = _literal(node)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise NotLiteralError(ast.unparse(node)[:80])
     return value
 
 
-def render(name: str, value: Setting, like: Any) -> str:
+def _render(name: str, value: Setting, like: Any) -> str:
     """Write `value` in Python, in the shape of `like`: JSON has lists where Python has tuples.
 
     Raises:
@@ -342,21 +324,21 @@ def render(name: str, value: Setting, like: Any) -> str:
     """
     if isinstance(value, (list, tuple)):
         inner = like[0] if isinstance(like, (list, tuple)) and like else like
-        parts = [render(name, item, inner) for item in value]
+        parts = ", ".join(_render(name, item, inner) for item in value)
         if isinstance(like, list):
-            return f"[{', '.join(parts)}]"
-        return f"({parts[0]},)" if len(parts) == 1 else f"({', '.join(parts)})"
+            return f"[{parts}]"
+        return f"({parts},)" if len(value) == 1 else f"({parts})"
     if isinstance(value, float) and not math.isfinite(value):
         raise ChangeError(f"{name} cannot be {value}", hint="propose a finite number")
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value.bit_length() > MAX_BITS:
-            raise ChangeError(f"{name} cannot be a whole number of {value.bit_length()} bits")
-        return repr(float(value)) if isinstance(like, float) else repr(value)
     if isinstance(value, float) and value.is_integer() and type(like) is int and abs(value) < 2**53:
         return repr(int(value))  # a search that thinks in floats must not make DEPTH 8.0
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ChangeError(f"{name} cannot be a whole number of {value.bit_length()} bits")
+    if type(value) is int and isinstance(like, float):
+        return repr(float(value))
     if isinstance(value, str) and (len(value) > MAX_TEXT or not _is_text(value)):
         raise ChangeError(f"{name} cannot be a text of {len(value)} characters like that")
-    if value is None or isinstance(value, (bool, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     raise ChangeError(f"{name} cannot be a {type(value).__name__}")
 
@@ -370,7 +352,7 @@ def _is_text(value: str) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two settings are equal: 1 is 1.0 but not True, and a list is a tuple."""
+    """Return whether two settings are equal: 1 is 1.0 but not True, and a list is a tuple."""
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, bool) or isinstance(other, bool):

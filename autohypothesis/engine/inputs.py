@@ -18,8 +18,8 @@ from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, resolved
 from autohypothesis.engine.isolation import Surroundings, sandbox_kind
 from autohypothesis.engine.task import Budget, Input, Task, canonical_hash
-from autohypothesis.errors import LaunchError, RecordError, faults_in
-from autohypothesis.records.files import load
+from autohypothesis.errors import LaunchError, faults_in
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Manifest
@@ -41,6 +41,7 @@ class InputReport(BaseModel):
     data_hash: str = ""
     budget: Budget | None = None
     device: str = ""
+    """The kind of device that the profile is for: cpu or cuda."""
     start_allowance_s: float | None = None
     evaluation_allowance_s: float | None = None
     constants: dict[str, Any] = {}
@@ -55,16 +56,14 @@ class Inputs:
     reports: Mapping[str, InputReport] = field(default_factory=dict)
     """By the variable that gets the path."""
 
-    def _said(self, name: str) -> list[Any]:
-        return [getattr(report, name) for report in self.reports.values()]
+    def _first(self, name: str, default: Any) -> Any:
+        reported = (getattr(report, name) for report in self.reports.values())
+        return next((value for value in reported if value not in (None, "")), default)
 
-    def _first(self, name: str, otherwise: Any) -> Any:
-        return next((value for value in self._said(name) if value not in (None, "")), otherwise)
-
-    def _joined(self, name: str) -> str:
+    def _joined_hash(self, name: str) -> str:
         """Return one input's hash as it is, so that people can recognise it, else one of all."""
-        hashes = self._said(name)
-        return hashes[0] if len(hashes) == 1 else canonical_hash(hashes) if hashes else ""
+        hashes = [getattr(report, name) for report in self.reports.values()]
+        return canonical_hash(hashes) if len(hashes) > 1 else "".join(hashes)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,12 +71,10 @@ class Inputs:
 
     @property
     def data(self) -> tuple[Path, ...]:
-        """The folders or files of the inputs."""
-        return tuple(Path(path) for path in self._said("path"))
+        return tuple(Path(report.path) for report in self.reports.values())
 
     @property
     def held_out(self) -> tuple[Path, ...]:
-        """Files and folders of them that the scorer reads and no training may."""
         return tuple(
             Path(report.path) / name for report in self.reports.values() for name in report.held_out
         )
@@ -88,22 +85,21 @@ class Inputs:
 
     @property
     def profile_hash(self) -> str:
-        return self._joined("profile_hash")
+        return self._joined_hash("profile_hash")
 
     @property
     def data_hash(self) -> str:
-        return self._joined("data_hash")
+        return self._joined_hash("data_hash")
 
     @property
     def device(self) -> str:
-        """The kind of device the profile is for: cpu or cuda; empty when no input says."""
         return str(self._first("device", ""))
 
     @property
     def constants(self) -> dict[str, Any]:
         merged: dict[str, Any] = {}
-        for constants in reversed(self._said("constants")):
-            merged |= constants
+        for report in reversed(list(self.reports.values())):
+            merged |= report.constants
         return merged
 
     @property
@@ -136,64 +132,60 @@ def locate_inputs(
     Raises:
         LaunchError: one fails, or prints something else; it holds the program's own words.
     """
-    seen = {
+    passed = {
         name: value
         for name, value in environment.items()
         if name in INHERITED or name == "HOME" or name.startswith(_OURS)
-    } | dict(pinned_inputs(root) if pins is None else pins)
-    return Inputs({one.env: _located(task, one, checkout, root, seen) for one in task.inputs})
+    }
+    passed |= {**(pinned_inputs(root) if pins is None else pins), "PYTHONDONTWRITEBYTECODE": "1"}
+    # Beside each program, in the checkout, lies the candidate, which it may import.
+    around = Surroundings(Repository(root), task, sandbox_kind(task))
+    return Inputs({one.env: _located(around, one, checkout, passed) for one in task.inputs})
 
 
 def pinned_inputs(root: Path) -> dict[str, str]:
-    """Variable -> folder of the data that the active search began with.
+    """Return variable -> folder of the data that the active search began with.
 
     Data that is prepared since, for another profile say, belongs to the next search.
     """
-    try:
-        manifest = load(Manifest, Layout(root).manifest)
-    except (FileNotFoundError, RecordError):
-        return {}
-    return manifest.inputs
+    manifest = load_or_none(Manifest, Layout(root).manifest)
+    return manifest.inputs if manifest else {}
 
 
 def _located(
-    task: Task, wanted: Input, checkout: Path, root: Path, environment: Mapping[str, str]
+    around: Surroundings, wanted: Input, checkout: Path, environment: Mapping[str, str]
 ) -> InputReport:
-    said = " ".join(wanted.locate)
-    # Beside the program, in the checkout, lies the candidate, which it may import.
-    around = Surroundings(Repository(root), task, sandbox_kind(task))
-    hint = f"run `{said}` in {checkout}"
+    command = " ".join(wanted.locate)
+    hint = f"run `{command}` in {checkout}"
     try:
         ended = program.run(
-            resolved(wanted.locate, root),
-            cwd=checkout / task.run.cwd,
-            environment={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+            resolved(wanted.locate, around.repository.root),
+            cwd=checkout / around.task.run.cwd,
+            environment=environment,
             timeout_s=TIMEOUT_S,
             confined=around.bound(around.locate()),
         )
     except OSError as error:
-        raise LaunchError(f"`{said}` does not start: {error}", hint=hint) from error
+        raise LaunchError(f"`{command}` does not start: {error}", hint=hint) from error
     if ended.exit_code is None:
-        raise LaunchError(f"`{said}` {ended.limit(TIMEOUT_S)}", hint=hint)
+        raise LaunchError(f"`{command}` {ended.limit(TIMEOUT_S)}", hint=hint)
     if ended.exit_code:
-        words = ended.err.strip().splitlines()
-        reason = words[-1][:300] if words else f"exit code {ended.exit_code}"
+        reason = (ended.err.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1][:300]
         raise LaunchError(f"the data cannot be located: {reason}", hint=hint)
-    return _report(ended.out, said, hint)
-
-
-def _report(out: str, said: str, hint: str) -> InputReport:
-    """The report in `out`: all of it is one JSON object, or its last line is."""
-    text = out.strip()
     try:
-        try:
-            found = json.loads(text)
-        except ValueError:
-            found = json.loads(text.splitlines()[-1])
-        report = InputReport.model_validate(found)
+        report = InputReport.model_validate(_last_object(ended.out.strip()))
     except (ValueError, IndexError, RecursionError) as error:
         first = faults_in(error) if isinstance(error, ValidationError) else error
-        raise LaunchError(f"`{said}` printed no report of an input: {first}", hint=hint) from error
+        words = f"`{command}` printed no report of an input: {first}"
+        raise LaunchError(words, hint=hint) from error
     if not Path(report.path).exists():
-        raise LaunchError(f"`{said}` names {report.path}, which is not there", hint=hint)
+        raise LaunchError(f"`{command}` names {report.path}, which is not there", hint=hint)
     return report
+
+
+def _last_object(text: str) -> Any:
+    """Read JSON that is all of `text`, or its last line."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(text.splitlines()[-1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import date
@@ -46,34 +46,33 @@ def reference_ref(tag: str) -> str:
 
 
 def todays_tag() -> str:
-    """`nov20` on the 20th of November, as these branches are named by hand."""
+    """Return `nov20` on the 20th of November, as these branches are named by hand."""
     day = date.today()
     return f"{day:%b}{day.day}".lower()
 
 
 def new_tag(repository: Repository) -> str:
-    """Today's; with a number where the branch of that name is checked out: it stays its user's."""
-    taken = {one.branch for one in repository.worktrees()}
+    """Return today's; with a number where its branch is checked out: it stays its user's."""
+    taken = {worktree.branch for worktree in repository.worktrees()}
     names = (todays_tag() + (f"-{number}" if number > 1 else "") for number in count(1))
     return next(name for name in names if reference_ref(name) not in taken)
 
 
 def refuse_checked_out(repository: Repository, tag: str) -> None:
-    """See that the reference can move: under a checkout it would leave a dirty tree.
+    """Refuse a reference that cannot move: under a checkout it would leave a dirty tree.
 
     Raises:
         FleetError: the branch of the reference is checked out somewhere.
     """
-    for one in repository.worktrees():
-        if one.branch != reference_ref(tag):
+    for worktree in repository.worktrees():
+        if worktree.branch != reference_ref(tag):
             continue
-        if one.path.exists():
-            hint = f"leave it: git -C {shlex.quote(str(one.path))} switch -c NAME"
-            hint += ", or choose another tag: --tag NAME"
-        else:
-            hint = f"it is gone: git worktree remove -f -f {shlex.quote(str(one.path))}"
+        quoted = shlex.quote(str(worktree.path))
+        hint = f"leave it: git -C {quoted} switch -c NAME, or choose another tag: --tag NAME"
+        if not worktree.path.exists():
+            hint = f"it is gone: git worktree remove -f -f {quoted}"
         raise FleetError(
-            f"branch {reference_branch(tag)} is the search's, and checked out in {one.path}",
+            f"branch {reference_branch(tag)} is the search's, and checked out in {worktree.path}",
             hint=hint,
         )
 
@@ -89,7 +88,7 @@ class Project:
 
     @classmethod
     def open(cls, path: Path, *, task: Path | None = None, tag: str | None = None) -> Project:
-        """The project around `path`, which may be a subfolder or a worktree.
+        """Return the project around `path`, which may be a subfolder or a worktree.
 
         Raises:
             GitError: not in a repository.
@@ -110,7 +109,7 @@ class Project:
 
     @classmethod
     def of_search(cls, path: Path) -> Project:
-        """The same with the task of the active search, wherever its file is.
+        """Return it with the task of the active search, wherever its file is.
 
         Raises:
             GitError, TaskError: as `open`.
@@ -127,7 +126,7 @@ class Project:
         base: str = "HEAD",
         inputs: Mapping[str, str] | None = None,
     ) -> Project:
-        """This project on `tag` (default: the active one, else today's), started if need be.
+        """Return this project on `tag` (default: the active, else today's), started if need be.
 
         Starting a tag makes its reference at `base`, pins its data, and makes it the active one;
         another tag's experiments stay as they are. `inputs` (variable -> folder) names the data,
@@ -161,13 +160,13 @@ class Project:
         return replace(self, tag=wanted)
 
     def usual_tag(self) -> str:
-        """The active tag, if it is a search of this task; else a new one."""
+        """Return the active tag, if it is a search of this task; else a new one."""
         if self.tag is not None and self._task_of(self.tag) in ("", self.task.id):
             return self.tag
         return new_tag(self.repository)
 
     def reference(self) -> str:
-        """The commit that new hypotheses start from.
+        """Return the commit that new hypotheses start from.
 
         Raises:
             SettleError: no search has been started here.
@@ -181,7 +180,7 @@ class Project:
         return commit
 
     def active(self) -> str:
-        """The tag, for code that runs after `with_tag`."""
+        """Return the tag, for code that runs after `with_tag`."""
         if self.tag is None:
             raise SettleError(
                 f"no tag is active in {self.layout.root}",
@@ -203,27 +202,25 @@ class Project:
             )
 
     def _task_of(self, tag: str) -> str:
-        """Id of the task that a tag searches; empty when that is unknown."""
-        terms = self._earlier().get(tag)
-        return terms.task if terms is not None else ""
+        """Return the id of the task that a tag searches; empty when that is unknown."""
+        return self._earlier().get(tag, Terms()).task
 
     def _earlier(self) -> dict[str, Terms]:
-        """The terms of each tag up to now."""
-        before = load_or_none(Manifest, self.layout.manifest)
-        if before is None:
+        """Return the terms of each tag up to now."""
+        manifest = load_or_none(Manifest, self.layout.manifest)
+        if manifest is None:
             return {}
-        terms = {name: getattr(before, name) for name in Terms.model_fields}
-        return {**before.earlier, before.tag: Terms.model_validate(terms)}
+        terms = Terms.model_validate(manifest.model_dump(include=set(Terms.model_fields)))
+        return {**manifest.earlier, manifest.tag: terms}
 
     def _manifest(self, tag: str, inputs: Mapping[str, str] | None) -> Manifest:
-        """The manifest of a tag which begins, or goes on with the terms that it had."""
+        """Return the manifest of a tag which begins, or goes on with the terms that it had."""
         earlier, root = self._earlier(), self.layout.root
         terms = earlier.get(tag, Terms()).model_dump()
         if inputs is not None:
             terms["inputs"] = dict(inputs)
         elif not terms["inputs"]:
-            located = locate_inputs(self.task, root, root, os.environ, pins={})
-            terms["inputs"] = located.environment
+            terms["inputs"] = locate_inputs(self.task, root, root, os.environ, pins={}).environment
         terms |= {"task": self.task.id, "task_file": self.task.source}
         return Manifest(
             tag=tag,
@@ -237,7 +234,7 @@ class Project:
 
 
 def active_tag(layout: Layout) -> str | None:
-    """The tag that the manifest names; None before the first one.
+    """Return the tag that the manifest names; None before the first one.
 
     Raises:
         RecordError: the manifest is damaged.
@@ -251,23 +248,21 @@ def active_tag(layout: Layout) -> str | None:
 
 
 def shared_with(layout: Layout) -> str:
-    """The hub that the fleet here shares with; empty where there is none."""
+    """Return the hub that the fleet here shares with; empty where there is none."""
     manifest = load_or_none(Manifest, layout.manifest)
     return manifest.hub if manifest else ""
 
 
 def run_ids(layout: Layout) -> list[str]:
-    """Every experiment that has a run folder, by name; a folder whose name is no id has none."""
+    """Return every experiment that has a run folder; a folder whose name is no id has none."""
     folders = layout.runs.iterdir() if layout.runs.is_dir() else ()
-    return sorted(one.name for one in folders if ID.fullmatch(one.name) and one.is_dir())
+    return sorted(path.name for path in folders if ID.fullmatch(path.name) and path.is_dir())
 
 
 def is_running(layout: Layout, experiment_id: str) -> bool:
-    """Whether its shim lives: liveness decides, never age."""
+    """Return whether its shim lives: liveness decides, never age."""
     return shim.status(layout.run(experiment_id)) == "running"
 
-
-# ── taking back a beginning ─────────────────────────────────────────────────────────────────
 
 _TAGS = "refs/heads/autoresearch/"
 _OURS = (_TAGS, "refs/autohypothesis/", EXPERIMENTS)
@@ -280,78 +275,73 @@ def whole_or_nothing(repository: Repository, layout: Layout) -> Iterator[None]:
     In a repository without a search nothing of ours is left; in another the active tag is again
     what it was. What another process has begun meanwhile is left alone.
     """
-    before = _Before(repository, layout)
+    is_fresh = not _entries(layout)
+    manifest, refs = _read(layout.manifest), repository.refs("refs/" if is_fresh else _TAGS)
+    worktrees = {worktree.path for worktree in repository.worktrees()} if is_fresh else set()
+    exclude_file = repository.common_dir / "info" / "exclude"
+    exclude = _read(exclude_file)
+    made = {layout.ledger, layout.results_tsv, layout.worktrees}
+    made -= {path for path in made if os.path.lexists(path)}
     try:
         yield
     except AutohypothesisError:
         with suppress(AutohypothesisError, OSError):  # the first error is the one to show
-            before.restore()
+            if is_fresh and nothing_happened(layout):
+                for worktree in repository.worktrees():
+                    if worktree.path not in worktrees:
+                        repository.worktree_remove(worktree.path)
+                _delete_new_refs(repository, _OURS, refs)
+                _remove_what_is_ours(layout, made)
+                _restore_exclude(exclude_file, exclude)
+            elif not is_fresh and _read(layout.manifest) != manifest:
+                if manifest is not None:
+                    write_atomic(layout.manifest, manifest)
+                _delete_new_refs(repository, (_TAGS,), refs)
         raise
 
 
-class _Before:
-    """The state of a repository before the command; `restore` goes back to it."""
+def _delete_new_refs(
+    repository: Repository, prefixes: Iterable[str], before: Mapping[str, str]
+) -> None:
+    for prefix in prefixes:
+        for name, at in repository.refs(prefix).items():
+            if name not in before:
+                repository.delete_ref(name, at)
 
-    def __init__(self, repository: Repository, layout: Layout) -> None:
-        self.repository, self.layout = repository, layout
-        self.fresh = not _entries(layout)
-        self.manifest = _read(layout.manifest)
-        self.exclude_file = repository.common_dir / "info" / "exclude"
-        self.exclude = _read(self.exclude_file)
-        self.refs = repository.refs("refs/" if self.fresh else _TAGS)
-        self.worktrees = {one.path for one in repository.worktrees()} if self.fresh else set()
-        self.names = {layout.ledger, layout.results_tsv, layout.worktrees}
-        """Ours in the root, those left out that were there."""
-        self.names -= {path for path in self.names if os.path.lexists(path)}
 
-    def restore(self) -> None:
-        if self.fresh and nothing_happened(self.layout):
-            self._take_back()
-        elif not self.fresh and _read(self.layout.manifest) != self.manifest:
-            if self.manifest is not None:
-                write_atomic(self.layout.manifest, self.manifest)
-            self._delete_new_refs(_TAGS)
+def _remove_what_is_ours(layout: Layout, made: Set[Path]) -> None:
+    """Delete what lies in research/, and of the paths that were `made` in the root the empty."""
+    for path in _entries(layout):
+        remove_folder(path)
+    for folder in (layout.research, *(made & {layout.worktrees})):
+        with suppress(OSError):
+            folder.rmdir()
+    for path, empty in ((layout.ledger, b""), (layout.results_tsv, HEADER.encode())):
+        if path in made and _read(path) == empty:
+            path.unlink()
 
-    def _take_back(self) -> None:
-        layout = self.layout
-        for one in self.repository.worktrees():
-            if one.path not in self.worktrees:
-                self.repository.worktree_remove(one.path)
-        self._delete_new_refs(*_OURS)
-        for path in _entries(layout):
-            remove_folder(path)
-        for folder in (layout.research, *(self.names & {layout.worktrees})):
-            with suppress(OSError):
-                folder.rmdir()
-        for path, empty in ((layout.ledger, b""), (layout.results_tsv, HEADER.encode())):
-            if path in self.names and _read(path) == empty:
-                path.unlink()
-        there = _read(self.exclude_file)
-        if there is None or not there.startswith(self.exclude or b""):
-            return  # it has not only grown: others wrote to it
-        if self.exclude is None:
-            self.exclude_file.unlink()
-        elif there != self.exclude:
-            write_atomic(self.exclude_file, self.exclude)
 
-    def _delete_new_refs(self, *prefixes: str) -> None:
-        for prefix in prefixes:
-            for name, at in self.repository.refs(prefix).items():
-                if name not in self.refs:
-                    self.repository.delete_ref(name, at)
+def _restore_exclude(path: Path, before: bytes | None) -> None:
+    now = _read(path)
+    if now is None or now == before or not now.startswith(before or b""):
+        return  # where it has not only grown, others wrote to it
+    if before is None:
+        path.unlink()
+    else:
+        write_atomic(path, before)
 
 
 def nothing_happened(layout: Layout) -> bool:
-    """Whether research/ holds no word of a run, a plan or an idea, and no process works there."""
+    """Return whether research/ holds no run, plan or idea, and no process works there."""
     ours = (layout.locks, layout.fleet, layout.live, layout.aggregate)
     for path in _entries(layout):
-        if path not in ours and (path.is_file() or any(one.is_file() for one in path.rglob("*"))):
+        if path not in ours and (path.is_file() or any(p.is_file() for p in path.rglob("*"))):
             return False
     return not any(held(layout, path.stem) for path in layout.locks.glob("*.lock"))
 
 
 def _entries(layout: Layout) -> list[Path]:
-    """What lies in research/, its page left out."""
+    """Return what lies in research/, its page left out."""
     with suppress(OSError):
         return [path for path in layout.research.iterdir() if path.name != "README.md"]
     return []
