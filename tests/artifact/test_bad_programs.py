@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import sandbox, system
-from autohypothesis.engine import guard, program
-from autohypothesis.engine.guard import TRIES
+from autohypothesis.engine import candidate, program
+from autohypothesis.engine.candidate import TRIES
 from autohypothesis.fleet.artifact import loop
 from autohypothesis.fleet.artifact.loop import MOST_LOST
 from tests.artifact.conftest import MUTATE, SCORE, Letters, Ran
@@ -407,7 +407,7 @@ def test_a_preflight_that_could_not_judge_is_run_again(
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "PAUSE_S", 0.0)
-    monkeypatch.setattr(guard, "PAUSE_S", 0.0)
+    monkeypatch.setattr(candidate, "PAUSE_S", 0.0)
 
 
 def test_a_baseline_without_a_score_ends_the_loop_and_says_why(letters: Letters) -> None:
