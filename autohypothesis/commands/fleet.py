@@ -137,8 +137,6 @@ def bring_up(
         process_specs.fleet_processes(
             layout, manifest, observer, missing, tool_command=tool_command
         ),
-        final=process_specs.final_sync(layout),
-        hurried=process_specs.final_sync(layout, hurried=True),
         notes=[f"{name} does not train: {reason}" for name, reason in missing.items()],
     )
     _supervise(layout, supervisor)

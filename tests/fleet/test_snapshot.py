@@ -366,7 +366,7 @@ def test_a_snapshot_beside_writers_holds_whole_records(project: Project, git: Gi
 
 
 def test_a_killed_snapshot_is_made_again(project: Project, git: Git) -> None:
-    for number in range(300):
+    for number in range(100):
         bundle(project.layout, f"h-{number}")
     code = (
         "import sys; from pathlib import Path\n"
@@ -386,5 +386,5 @@ def test_a_killed_snapshot_is_made_again(project: Project, git: Git) -> None:
         process.kill()
         process.communicate()
     take(project)
-    assert len([path for path in tree(project, git) if path.endswith("result.json")]) == 300
+    assert len([path for path in tree(project, git) if path.endswith("result.json")]) == 100
     git(project.layout.root, "fsck", "--no-dangling")

@@ -18,14 +18,12 @@ from autohypothesis.errors import FleetError, LockError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.supervisor import process_specs, supervisor
-from autohypothesis.fleet.supervisor.process_specs import ProcessSpec, log_tail
-from autohypothesis.fleet.supervisor.supervisor import ManagedProcess, RestartPolicy, Supervisor
+from autohypothesis.fleet.supervisor.process_specs import ProcessSpec, last_line
+from autohypothesis.fleet.supervisor.supervisor import ManagedProcess, Supervisor
 from autohypothesis.records.layout import Layout
-from autohypothesis.records.locks import Process
+from autohypothesis.records.locks import Process, hold
 from autohypothesis.schema import Manifest, now
 from autohypothesis.system import is_alive, process_start
-
-PACE = "RestartPolicy(first_pause=0.1, longest_pause=0.4, steady=60.0, patience=30.0)"
 
 ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
 import sys, time
@@ -77,27 +75,28 @@ with Stop() as stop, hold(layout, name, doing=name, timeout=20):
     note("abandoned" if stop.abandoned else "stopped")
 '''
 
-UP = f"""
+UP = """
 import json, sys
 from pathlib import Path
-from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.supervisor.supervisor import RestartPolicy, Supervisor
+from autohypothesis.fleet.supervisor import supervisor as module
+from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.records.layout import Layout
 
 root, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-crew = [ProcessSpec(name, (sys.executable, str(root / "role.py"), str(root), name, how),
-             {{"w": 0, "t": 1, "o": 2, "s": 3}}[name[0]],
-             worker=name[7:] if name.startswith("worker-") else None) for name, how in plan.items()]
-final = (sys.executable, "-c", "open(%r, 'a').write('final\\\\n')" % str(root / "notes"))
-supervisor = Supervisor(Layout(root), crew, final=final, pace={PACE})
+crew = [ProcessSpec(name, (sys.executable, str(root / "role.py"), str(root), name, how))
+        for name, how in plan.items()]
+final = "open(%r, 'a').write('final\\\\n')" % str(root / "notes")
+module.last_sync = lambda layout, hurried: ProcessSpec("sync", (sys.executable, "-c", final))
+module.FIRST_PAUSE_S, module.LONGEST_PAUSE_S, module.PATIENCE_S = 0.1, 0.4, 30.0
+supervisor = module.Supervisor(Layout(root), crew)
 with Stop() as stop:
     outcome = supervisor.run(stop)
 print(outcome, supervisor.message)
 """
 
-USUAL = {"observer": "works", "worker-cpu0": "works", "worker-cpu1": "works",
-         "tool-builder": "works"}  # fmt: skip
+USUAL = {"observer": "works", "worker-cpu0": "works"}
+EVERY = {**USUAL, "worker-cpu1": "works", "tool-builder": "works"}
 
 
 class Fleet:
@@ -157,7 +156,9 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
     made.clear()
 
 
-def test_a_killed_role_is_started_again(fleet: Fleet) -> None:
+def test_a_killed_role_is_started_again_and_one_that_was_stopped_by_hand_is_not(
+    fleet: Fleet,
+) -> None:
     up = fleet.up()
     fleet.at_work()
     before = fleet.pid("worker-cpu0")
@@ -165,14 +166,20 @@ def test_a_killed_role_is_started_again(fleet: Fleet) -> None:
     os.kill(before, signal.SIGKILL)
     until(lambda: fleet.pid("worker-cpu0") not in (None, before))
     assert fleet.children()["worker-cpu0"]["restarts"] == 1
-    assert fleet.children()["worker-cpu1"]["restarts"] == 0
+    assert fleet.children()["observer"]["restarts"] == 0
+    until(lambda: fleet.notes().count("worker-cpu0 began") == 2)
+    os.kill(fleet.pid("worker-cpu0") or 0, signal.SIGTERM)
+    until(lambda: fleet.children()["worker-cpu0"]["state"] == "ended")
     up.send_signal(signal.SIGTERM)
     assert up.communicate(timeout=60)[0].startswith("stopped")
+    assert fleet.notes().count("worker-cpu0 began") == 2
 
 
 def test_roles_are_stopped_in_order_and_the_last_sync_comes_last(fleet: Fleet) -> None:
-    up = fleet.up()
-    fleet.at_work()
+    up = fleet.up(EVERY)
+    fleet.at_work(EVERY)
+    pids = [fleet.pid(name) for name in EVERY]
+    assert all(pids) and not any(os.getpgid(pid or 0) == os.getpgid(up.pid) for pid in pids)
     up.send_signal(signal.SIGINT)
     up.communicate(timeout=60)
     ends = [line for line in fleet.notes() if not line.endswith("began")]
@@ -183,15 +190,8 @@ def test_roles_are_stopped_in_order_and_the_last_sync_comes_last(fleet: Fleet) -
     assert not supervisor.live_processes(fleet.layout)
 
 
-def test_ctrl_c_does_not_reach_the_roles_past_the_supervisor(fleet: Fleet) -> None:
-    up = fleet.up()
-    fleet.at_work()
-    pids = [fleet.pid(name) for name in USUAL]
-    assert not any(os.getpgid(pid) == os.getpgid(up.pid) for pid in pids if pid)
-
-
 def test_a_second_ctrl_c_does_not_wait_for_a_deaf_role(fleet: Fleet) -> None:
-    plan = {**USUAL, "worker-cpu0": "deaf"}
+    plan = {"worker-cpu0": "deaf", "worker-cpu1": "works"}
     up = fleet.up(plan)
     fleet.at_work(plan)
     until(lambda: "worker-cpu0 began" in fleet.notes())
@@ -205,21 +205,20 @@ def test_a_second_ctrl_c_does_not_wait_for_a_deaf_role(fleet: Fleet) -> None:
     assert "final" not in fleet.notes()
 
 
-def test_a_role_that_always_fails_is_tried_ever_more_rarely(fleet: Fleet) -> None:
-    plan = {**USUAL, "worker-cpu0": "fails"}
-    up = fleet.up(plan)
-    fleet.at_work(plan)
-    until(lambda: fleet.children()["worker-cpu0"]["restarts"] >= 4)
+def test_a_role_that_fails_or_leaves_without_a_word_is_tried_ever_more_rarely(
+    fleet: Fleet,
+) -> None:
+    fleet.up({"observer": "works", "worker-cpu0": "fails", "worker-cpu1": "silent"})
+    until(lambda: fleet.children().get("worker-cpu0", {}).get("restarts", 0) >= 4)
     status = presence.read_role(fleet.layout, "supervisor")
     assert status is not None
     assert any("worker-cpu0 ended with 1: error: it is no good" in one for one in status.problems)
     assert fleet.pid("observer") and fleet.children()["observer"]["restarts"] == 0
-    up.send_signal(signal.SIGTERM)
-    up.communicate(timeout=60)
+    until(lambda: fleet.notes().count("worker-cpu1 began") >= 2)
 
 
 def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_steady_life(tmp_path: Path) -> None:
-    role = ProcessSpec("observer", ("true",), 2)
+    role = ProcessSpec("observer", ("true",))
     supervisor = Supervisor(Layout(tmp_path), [role])
     child = ManagedProcess(role)
     pauses = []
@@ -233,21 +232,6 @@ def test_pauses_double_up_to_a_minute_and_begin_anew_after_a_steady_life(tmp_pat
     child.began = time.monotonic() - 61
     supervisor._take(child, 1)
     assert child.due is not None and child.due - time.monotonic() < 1.1
-
-
-def test_a_role_that_left_without_a_word_is_started_again(fleet: Fleet) -> None:
-    fleet.up({**USUAL, "worker-cpu0": "silent"})
-    until(lambda: fleet.notes().count("worker-cpu0 began") >= 2)
-
-
-def test_a_role_that_was_stopped_by_hand_is_left_alone(fleet: Fleet) -> None:
-    fleet.up()
-    fleet.at_work()
-    pid = fleet.pid("worker-cpu0")
-    assert pid is not None
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: fleet.children()["worker-cpu0"]["state"] == "ended")
-    assert fleet.notes().count("worker-cpu0 began") == 1
 
 
 def test_a_killed_supervisor_is_followed_by_another_and_no_role_is_there_twice(
@@ -268,35 +252,23 @@ def test_a_killed_supervisor_is_followed_by_another_and_no_role_is_there_twice(
     assert fleet.notes().count("worker-cpu0 began") == 2
 
 
-def test_without_a_successor_the_roles_of_a_killed_supervisor_leave(fleet: Fleet) -> None:
-    up = fleet.up()
-    fleet.at_work()
-    up.kill()
-    until(lambda: not supervisor.live_processes(fleet.layout))
-    assert {f"{name} abandoned" for name in USUAL} <= set(fleet.notes())
+def test_a_second_supervisor_is_refused_by_name(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    with (
+        hold(layout, "supervisor", doing="up"), Stop() as stop,
+        pytest.raises(LockError, match=f"pid {os.getpid()}"),
+    ):  # fmt: skip
+        Supervisor(layout, []).run(stop)
 
 
-def test_a_second_supervisor_is_refused_by_name(fleet: Fleet) -> None:
-    up = fleet.up()
-    fleet.at_work()
-    second = fleet.up()
-    said = second.communicate(timeout=60)[1]
-    assert second.returncode and f"pid {up.pid}" in said
-    with Stop() as stop, pytest.raises(LockError, match=f"pid {up.pid}"):
-        Supervisor(fleet.layout, []).run(stop)
-    assert fleet.pid("observer")
-
-
-def test_a_failed_search_stops_everything_and_says_why(fleet: Fleet) -> None:
-    up = fleet.up({**USUAL, "observer": "failed"})
-    assert up.communicate(timeout=60)[0] == "failed MODE is no good\n"
-    assert not supervisor.live_processes(fleet.layout)
-    assert fleet.notes()[-1] == "final"
-
-
-def test_a_finished_search_stops_everything(fleet: Fleet) -> None:
-    up = fleet.up({**USUAL, "observer": "finished"})
-    assert up.communicate(timeout=60)[0].startswith("finished")
+@pytest.mark.parametrize(
+    ("how", "words"), [("failed", "failed MODE is no good\n"), ("finished", "finished ")]
+)
+def test_a_search_that_has_ended_stops_everything_and_says_why(
+    fleet: Fleet, how: str, words: str
+) -> None:
+    up = fleet.up({**USUAL, "observer": how})
+    assert up.communicate(timeout=60)[0].startswith(words)
     assert not supervisor.live_processes(fleet.layout)
     assert fleet.notes()[-1] == "final"
 
@@ -313,8 +285,8 @@ def test_a_closed_terminal_leaves_the_trainings_alone(fleet: Fleet) -> None:
 def test_down_stops_what_a_killed_supervisor_left_behind(fleet: Fleet) -> None:
     """Roles that somebody started alone have no supervisor to miss."""
     command = [sys.executable, str(fleet.layout.root / "role.py"), str(fleet.layout.root)]
-    alone = [subprocess.Popen([*command, name, "works"]) for name in USUAL]
-    until(lambda: all(f"{name} began" in fleet.notes() for name in USUAL))
+    alone = [subprocess.Popen([*command, name, "works"]) for name in EVERY]
+    until(lambda: all(f"{name} began" in fleet.notes() for name in EVERY))
     until(lambda: len(supervisor.live_processes(fleet.layout)) == 4)
     said: list[str] = []
     assert not supervisor.end_supervisor(fleet.layout, 30, said.append)
@@ -325,43 +297,56 @@ def test_down_stops_what_a_killed_supervisor_left_behind(fleet: Fleet) -> None:
     assert [process.wait(timeout=30) for process in alone] == [0, 0, 0, 0]
 
 
-def test_a_reused_pid_is_nobody_to_be_stopped(fleet: Fleet) -> None:
-    own = Process.own()
-    status = presence.own_status("observer", state="working").model_copy(
-        update={"pid": own.pid, "process_start": own.start - 50}
-    )
-    presence.write_role(fleet.layout, status)
-    assert not supervisor.live_processes(fleet.layout)
-
-
-def test_a_program_that_is_not_there_is_tried_again_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("children", [{"observer": 3}, [1], {"observer": {"pid": 1}}])
+def test_damaged_children_are_nobody_to_be_stopped(tmp_path: Path, children: object) -> None:
     layout = Layout(tmp_path)
-    supervisor = Supervisor(
-        layout,
-        [ProcessSpec("observer", ("/nowhere/python",), 2)],
-        pace=RestartPolicy(0.01, 0.02, 60, 1),
-    )
+    presence.write_role(layout, presence.own_status("supervisor", details={"children": children}))
+    assert not supervisor.live_processes(layout)
+
+
+def test_a_reused_pid_is_nobody_to_be_stopped(tmp_path: Path) -> None:
+    own, layout = Process.own(), Layout(tmp_path)
+    child = {"state": "running", "pid": own.pid, "process_start": own.start, "restarts": 0,
+             "said": ""}  # fmt: skip
+    for start, found in ((own.start, ["observer"]), (own.start - 50, [])):
+        details = {"children": {"observer": {**child, "process_start": start}}}
+        presence.write_role(layout, presence.own_status("supervisor", details=details))
+        assert [live.name for live in supervisor.live_processes(layout)] == found
+
+
+@pytest.fixture
+def no_last_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    last = ProcessSpec("sync", ("true",))
+    monkeypatch.setattr(supervisor, "last_sync", lambda layout, hurried: last)
+
+
+@pytest.mark.usefixtures("no_last_sync")
+def test_a_program_that_is_not_there_is_tried_again_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.01)
+    made = Supervisor(Layout(tmp_path), [ProcessSpec("observer", ("/nowhere/python",))])
     with Stop() as stop:
-        supervisor.tick = lambda: stop.request() if supervisor.children[0].restarts > 2 else None
-        assert supervisor.run(stop) == "stopped"
-    assert "No such file" in supervisor.children[0].said
+        made.tick = lambda: stop.request() if made.children[0].restarts > 2 else None
+        assert made.run(stop) == "stopped"
+    assert "No such file" in made.children[0].ending
 
 
+@pytest.mark.usefixtures("no_last_sync")
 def test_a_full_disk_does_not_end_the_supervisor(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
-    sleeper = ProcessSpec("tool-builder", ("sleep", "600"), 1, reports=False)
-    supervisor = Supervisor(layout, [sleeper])
+    made = Supervisor(layout, [ProcessSpec("tool-builder", ("sleep", "600"))])
     layout.role("supervisor").mkdir(parents=True)  # nothing can be written there
     with Stop() as stop:
-        supervisor.tick = lambda: stop.request() if supervisor.children[0].process else None
-        assert supervisor.run(stop) == "stopped"
+        made.tick = lambda: stop.request() if made.children[0].process else None
+        assert made.run(stop) == "stopped"
 
 
 def test_the_end_of_a_log_is_read_although_it_is_no_text(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     layout.role_log("observer").parent.mkdir(parents=True)
     layout.role_log("observer").write_bytes(b"\xff\n" * 10_000 + b"error: the end\n")
-    assert log_tail(layout, "observer")[-1] == "error: the end"
+    assert last_line(layout, "observer") == "error: the end"
 
 
 def test_a_supervisor_that_starts_slowly_is_no_failure(
@@ -370,12 +355,12 @@ def test_a_supervisor_that_starts_slowly_is_no_failure(
     slow = (sys.executable, "-c", "import time; time.sleep(600)")
     monkeypatch.setattr(process_specs, "command_line", lambda layout: slow)
     monkeypatch.setattr(process_specs, "START_S", 0.3)
-    started = process_specs.detach(Layout(tmp_path), ["up"])
+    pid, is_at_work = process_specs.detach(Layout(tmp_path), ["up"])
     try:
-        assert not started.is_at_work and Path(f"/proc/{started.pid}").exists()
+        assert not is_at_work and Path(f"/proc/{pid}").exists()
     finally:
-        os.kill(started.pid, signal.SIGKILL)
-        os.waitpid(started.pid, 0)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
     monkeypatch.setattr(
         process_specs, "command_line", lambda layout: (sys.executable, "-c", "raise KeyError")
     )

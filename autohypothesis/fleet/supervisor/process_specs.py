@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from subprocess import Popen
-from typing import NamedTuple
 
 from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.fleet.hub_sync.incoming import COURIER
@@ -30,56 +28,67 @@ from autohypothesis.schema import Manifest, rfc3339
 from autohypothesis.system import process_start
 
 LOG_LIMIT = 4 * 1024 * 1024
-LOG_TAIL = 4096
-"""Bytes of it that are read for the last lines."""
 """Bytes; the log of a role that grew longer is set aside once, as `.log.1`, when it starts."""
+LOG_TAIL = 4096
+"""Bytes of it that are read for the last line."""
+SUPERVISOR_ROLE = "supervisor"
+WORKER = presence.worker_lock("")
+SYNC_S = 60
+"""Between two pictures and snapshots."""
+WATCH_NICE = 10
+START_S = 60.0
+_LOOK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessSpec:
-    """One process of the fleet."""
+    """One process of the fleet; its log is named after it.
+
+    A niced one only makes what can be made again: it reports nothing, and is not waited for.
+    """
 
     name: str
-    """Of its log and, for all but workers, of its status file."""
     command: tuple[str, ...]
-    stage: int
-    """In which order roles are stopped: lower ones first, those of one stage together."""
-    worker: str | None = None
-    reports: bool = True
-    """Whether it says in a file of its own how it left."""
     nice: int = 0
 
+    @property
+    def worker(self) -> str:
+        """The id of a worker; empty for other roles."""
+        return self.name.removeprefix(WORKER) if self.name.startswith(WORKER) else ""
 
-def start_process(layout: Layout, role: ProcessSpec) -> subprocess.Popen[bytes]:
-    """Start a role's process in a session of its own: a Ctrl-C here does not reach it.
+
+def stop_stage(name: str) -> int:
+    """Return when a role is stopped: lower stages first, those of one stage together."""
+    if name.startswith(WORKER) or name == presence.LOOP:
+        return 0
+    return {"tool-builder": 1, "observer": 2}.get(name, 3)
+
+
+def start_process(
+    layout: Layout, spec: ProcessSpec, *, outlives: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own: a Ctrl-C here does not reach it.
+
+    Args:
+        outlives: it goes on when this process ends.
 
     Raises:
         OSError: there is no such program, or no memory for it.
     """
-    own = Process.own()
-    process = spawn(layout, role.name, role.command, {SUPERVISOR: f"{own.pid}:{own.start}"})
-    if role.nice:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop(SUPERVISOR, None)
+    if not outlives:
+        own = Process.own()
+        environment[SUPERVISOR] = f"{own.pid}:{own.start}"
+    with open_log(layout, spec.name).open("ab") as output:
+        process = subprocess.Popen(
+            spec.command, cwd=layout.root, env=environment, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+        )  # fmt: skip
+    if spec.nice:
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, role.nice)
+            os.setpriority(os.PRIO_PROCESS, process.pid, spec.nice)
     return process
-
-
-def spawn(
-    layout: Layout, name: str, command: Sequence[str], extra: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own, with its output in the log of `name`."""
-    log = open_log(layout, name)
-    environment = {key: word for key, word in os.environ.items() if key != SUPERVISOR}
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            list(command),
-            cwd=layout.root,
-            env={**environment, "PYTHONUNBUFFERED": "1", **extra},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
 
 
 def open_log(layout: Layout, name: str) -> Path:
@@ -92,36 +101,21 @@ def open_log(layout: Layout, name: str) -> Path:
     return log
 
 
-def log_tail(layout: Layout, name: str) -> list[str]:
-    """Return the last lines that a role printed."""
+def last_line(layout: Layout, name: str) -> str:
+    """Return the last line that a role printed; empty where there is none."""
     with suppress(AutohypothesisError, OSError), opened(layout.role_log(name)) as (fd, status):
         text = os.pread(fd, LOG_TAIL, max(0, status.st_size - LOG_TAIL)).decode("utf-8", "replace")
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    return []
+        return text.strip().rpartition("\n")[2].strip()
+    return ""
 
 
 def exit_reason(layout: Layout, name: str, code: int) -> str:
-    """Return how a role ended, with the last line that it printed."""
-    lines = log_tail(layout, name)
-    return exit_words(code) + (f": {lines[-1][:200]}" if lines else "")
-
-
-def exit_words(code: int) -> str:
-    """Return an exit code of `subprocess` in words."""
-    if code >= 0:
-        return f"ended with {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
-
-
-SUPERVISOR_ROLE = "supervisor"
-SYNC_S = 60
-"""Between two pictures and snapshots."""
-WATCH_NICE = 10
-START_S = 60.0
-_LOOK_S = 0.05
+    """Return how a role ended, in words, with the last line that it printed."""
+    words = f"ended with {code}" if code >= 0 else f"was ended by signal {-code}"
+    with suppress(ValueError):
+        words = words if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    line = last_line(layout, name)
+    return f"{words}: {line[:200]}" if line else words
 
 
 def command_line(layout: Layout) -> tuple[str, ...]:
@@ -153,15 +147,16 @@ def workers_without_device(manifest: Manifest) -> dict[str, str]:
     Raises:
         FleetError: no worker can.
     """
-    missing = {}
-    for worker in manifest.workers:
-        found = device_problem(worker)
-        if found is not None and found.kind == "gone":
-            missing[worker.worker_id] = found.reason
+    problems = {worker.worker_id: device_problem(worker) for worker in manifest.workers}
+    missing = {
+        name: problem.reason
+        for name, problem in problems.items()
+        if problem is not None and problem.kind == "gone"
+    }
     if len(missing) == len(manifest.workers):
-        said = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise FleetError(
-            f"no worker has its device: {said}",
+            f"no worker has its device: {reasons}",
             hint="see `python orchestrator.py doctor`, or make a fleet of what is there:"
             " python orchestrator.py init-fleet",
         )
@@ -203,6 +198,8 @@ def fleet_processes(
     """Return the processes of a fleet, the observer first: it has work ready for the workers.
 
     Args:
+        observer: its options.
+        left_out: workers that are not started.
         tool_command: in place of the manifest's.
     """
     ours = command_line(layout)
@@ -210,13 +207,10 @@ def fleet_processes(
     command = manifest.tool_command if tool_command is None else tool_command
     builder = ("tool-builder", *(("--command", command) if command else ()))
     return [
-        ProcessSpec("observer", (*ours, "observer", *observer), 2),
-        *(
-            ProcessSpec(presence.worker_lock(name), (*ours, "worker", name), 0, worker=name)
-            for name in workers
-        ),
-        ProcessSpec("tool-builder", (*ours, *builder), 1),
-        *([ProcessSpec(COURIER, (*ours, "hub", "deliver", "--watch"), 3)] if manifest.hub else []),
+        ProcessSpec("observer", (*ours, "observer", *observer)),
+        *(ProcessSpec(presence.worker_lock(name), (*ours, "worker", name)) for name in workers),
+        ProcessSpec("tool-builder", (*ours, *builder)),
+        *([ProcessSpec(COURIER, (*ours, "hub", "deliver", "--watch"))] if manifest.hub else []),
         sync_process(layout),
     ]
 
@@ -224,12 +218,13 @@ def fleet_processes(
 def sync_process(layout: Layout) -> ProcessSpec:
     """Return the niced process that draws, and keeps bundles and ledger in git."""
     watch = ("sync", "--watch", str(SYNC_S), "--snapshot")
-    return ProcessSpec("sync", (*command_line(layout), *watch), 3, reports=False, nice=WATCH_NICE)
+    return ProcessSpec("sync", (*command_line(layout), *watch), WATCH_NICE)
 
 
-def final_sync(layout: Layout, *, hurried: bool = False) -> tuple[str, ...]:
-    """Return the last sync, once all have left; `hurried` leaves out old pictures."""
-    return (*command_line(layout), "sync", *(() if hurried else ("--all",)), "--snapshot")
+def last_sync(layout: Layout, *, hurried: bool) -> ProcessSpec:
+    """Return the sync once all have left; a `hurried` one leaves out old pictures."""
+    every = () if hurried else ("--all",)
+    return ProcessSpec("sync", (*command_line(layout), "sync", *every, "--snapshot"))
 
 
 def refuse_second_supervisor(layout: Layout) -> None:
@@ -245,39 +240,28 @@ def refuse_second_supervisor(layout: Layout) -> None:
         )
 
 
-class Detached(NamedTuple):
-    """A supervisor on no terminal."""
+def detach(layout: Layout, words: Sequence[str]) -> tuple[int, bool]:
+    """Start a supervisor on no terminal, and wait until it is at work, `START_S` at most.
 
-    pid: int
-    is_at_work: bool
-    """Else it lives, and is still starting."""
-
-
-def detach(layout: Layout, words: Sequence[str]) -> Detached:
-    """Start a supervisor on no terminal; return once it is at work or `START_S` are over.
+    Returns its pid, and whether it is at work; else it is still starting.
 
     Raises:
         FleetError: it ended before that; the message holds its last words.
     """
-    process = spawn(layout, SUPERVISOR_ROLE, (*command_line(layout), *words), {})
-    start = process_start(process.pid)
+    spec = ProcessSpec(SUPERVISOR_ROLE, (*command_line(layout), *words))
+    process = start_process(layout, spec, outlives=True)
+    own, is_at_work = (process.pid, process_start(process.pid)), False
     until = time.monotonic() + START_S
-    while time.monotonic() < until:
-        if process.poll() is not None:
-            break
-        status = presence.read_role(layout, SUPERVISOR_ROLE)
-        mine = status is not None and (status.pid, status.process_start) == (process.pid, start)
-        if status is not None and mine and status.state == "working":
-            return _outlives(process, True)
+    while process.poll() is None and not is_at_work and time.monotonic() < until:
         time.sleep(_LOOK_S)
-    if process.poll() is None:
-        return _outlives(process, False)
-    said = " ".join(log_tail(layout, SUPERVISOR_ROLE)[-1:]) or "it said nothing"
-    raise FleetError(
-        f"the supervisor did not start: {said}", hint=f"see {layout.role_log(SUPERVISOR_ROLE)}"
-    )
-
-
-def _outlives(process: Popen[bytes], is_at_work: bool) -> Detached:
+        status = presence.read_role(layout, SUPERVISOR_ROLE)
+        mine = status is not None and (status.pid, status.process_start) == own
+        is_at_work = status is not None and mine and status.state == "working"
+    if process.poll() is not None and not is_at_work:
+        raise FleetError(
+            "the supervisor did not start: "
+            + (last_line(layout, SUPERVISOR_ROLE) or "it said nothing"),
+            hint=f"see {layout.role_log(SUPERVISOR_ROLE)}",
+        )
     process.returncode = 0  # no warning about a child left behind
-    return Detached(process.pid, is_at_work)
+    return process.pid, is_at_work

@@ -18,7 +18,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import BaseModel
 
 from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError, RecordError
@@ -27,10 +29,10 @@ from autohypothesis.records import git_keep
 from autohypothesis.records.bundles import ABSENT, Signature, read_decisions, signature_of
 from autohypothesis.records.files import (
     JSON_LIMIT,
+    load_or_none,
     opened,
     parse_json,
     read_bytes,
-    read_json,
     to_json,
     write_atomic,
     write_json,
@@ -55,8 +57,20 @@ _STATE_LIMIT = 256 * 1024 * 1024
 _LOCK_S = 120.0
 
 
+STATES = ("pending", "dispatched", "running", "done")
+
+
 def ledger_ref(tag: str) -> str:
     return LEDGERS + checked_id(tag)
+
+
+class _Memory(BaseModel):
+    """What a snapshot saw; kept beside the repository's objects."""
+
+    commit: str | None = None
+    count: int = 0
+    """Snapshots since the last packing."""
+    seen: dict[str, Signature] = {}
 
 
 class KeptFile(NamedTuple):
@@ -94,11 +108,12 @@ class _Snapshot:
         self.tip = repository.read_ref(self.ref)
         self.like = self.tip or repository.head()
         self.made: str | None = None
-        self.before, self.count = _load(repository, tag, self.tip)
+        self.memory = repository.common_dir / "autohypothesis" / f"snapshot-{checked_id(tag)}.json"
+        before = load_or_none(_Memory, self.memory, _STATE_LIMIT) or _Memory()
+        self.before = before if self.tip and before.commit == self.tip else _Memory()
         self.seen: dict[str, Signature] = {}
-        self.queue = self._short(str(layout.hypotheses("done").parent)) + "/"
+        self.queue = _queue(layout)
         self.queue_moved = False
-        self.memory = _memory_path(repository, tag)
 
     def take(self) -> str | None:
         batch: dict[str, bytes] = {}
@@ -110,7 +125,7 @@ class _Snapshot:
                 self._commit(batch)
                 batch, size = {}, 0
         self._commit(batch, gone=self._left_places() if self.queue_moved else [])
-        if self.made or self.seen != self.before:
+        if self.made or self.seen != self.before.seen:
             self._remember()
         return self.made
 
@@ -130,14 +145,12 @@ class _Snapshot:
 
     def _remember(self) -> None:
         """Write what was seen. A snapshot that is killed before this is made again."""
-        self.count += self.made is not None
-        if self.count >= PACK_EVERY:
+        count = self.before.count + (self.made is not None)
+        if count >= PACK_EVERY:
             self.repository.pack_objects()
-            self.count = 0
-        state = {"commit": self.tip, "count": self.count, "seen": self.seen}
-        write_json(self.memory, state, durable=False)
-
-    # ── what changed ──────────────────────────────────────────────────────────────────────
+            count = 0
+        memory = _Memory(commit=self.tip, count=count, seen=self.seen)
+        write_json(self.memory, memory, durable=False)
 
     def _changed(self) -> Iterator[tuple[str, bytes]]:
         """Yield path from the root, and content, of what is not known to be as it was."""
@@ -148,16 +161,16 @@ class _Snapshot:
                 continue
             content = self._read(name, source)
             self.queue_moved |= name.startswith(self.queue)
+            if content is not None and name == decisions:
+                content = joined(self._kept(name), content[: content.rfind(b"\n") + 1])
             if content is not None:
-                yield name, self._none_lost(content) if name == decisions else content
+                yield name, content
         for folder in _folders(self.layout.runs):
-            name = self._short(folder)
-            if self._as_before(name, folder):
-                continue
-            yield from self._run(folder)
+            if not self._as_before(self._short(folder), folder):
+                yield from self._run(folder)
 
     def _as_before(self, name: str, path: str) -> bool:
-        known = self.before.get(name)
+        known = self.before.seen.get(name)
         if known is None or known != signature_of(path):
             return False
         self.seen[name] = known
@@ -192,13 +205,8 @@ class _Snapshot:
         if signature != ABSENT and time.time_ns() - signature[1] > _SETTLED_NS:
             self.seen[name] = signature
 
-    def _none_lost(self, content: bytes) -> bytes:
-        """Return decisions.jsonl behind those lines of the last snapshot that it has not."""
-        content = content[: content.rfind(b"\n") + 1]
-        return joined(self._kept(str(self.layout.decisions)), content)
-
-    def _kept(self, path: str) -> bytes:
-        name = self._short(path)
+    def _kept(self, name: str) -> bytes:
+        """Return a file as the last snapshot has it."""
         there = git_keep.listing(self.repository, self.tip, [name]) if self.tip else {}
         return next(git_keep.contents(self.repository, there.values()), b"")
 
@@ -210,8 +218,6 @@ class _Snapshot:
         names = {os.path.basename(path) for path in now}
         there = git_keep.listing(self.repository, self.tip, [self.queue])
         return [path for path in there if path not in now and os.path.basename(path) in names]
-
-    # ── what is kept ──────────────────────────────────────────────────────────────────────
 
     def _short(self, path: str) -> str:
         return path.removeprefix(f"{self.layout.root}/")
@@ -242,15 +248,16 @@ def _of_run(run: RunPaths) -> Iterator[KeptFile]:
 
 
 def joined(older: bytes, newer: bytes) -> bytes:
-    """Return `newer` behind those lines of `older` that it has not."""
+    """Return `older`, and behind it those lines of `newer` that it has not."""
     if newer.startswith(older):
         return newer
-    there = set(newer.split(b"\n"))
-    lost = [line for line in older.split(b"\n") if line and line not in there]
-    return b"".join(line + b"\n" for line in lost) + newer
+    there = set(older.split(b"\n"))
+    since = (line for line in newer.split(b"\n") if line and line not in there)
+    return older + b"".join(line + b"\n" for line in since)
 
 
-# ── files and folders ───────────────────────────────────────────────────────────────────────
+def _queue(layout: Layout) -> str:
+    return f"{layout.hypotheses('done').parent.relative_to(layout.root)}/"
 
 
 def _files(folder: Path) -> list[str]:
@@ -278,25 +285,6 @@ def _hypotheses(layout: Layout) -> list[str]:
         for folder in _folders(layout.hypotheses(state)):
             found += _files(Path(folder))
     return found
-
-
-# ── what was seen ───────────────────────────────────────────────────────────────────────────
-
-
-def _memory_path(repository: Repository, tag: str) -> Path:
-    return repository.common_dir / "autohypothesis" / f"snapshot-{checked_id(tag)}.json"
-
-
-def _load(repository: Repository, tag: str, tip: str | None) -> tuple[dict[str, Signature], int]:
-    """Return what the snapshot at `tip` saw, and how many followed the last packing."""
-    try:
-        state: Any = read_json(_memory_path(repository, tag), _STATE_LIMIT)
-        if tip is None or state["commit"] != tip:
-            return {}, 0
-        seen = {str(name): (int(a), int(b), int(c)) for name, (a, b, c) in state["seen"].items()}
-        return seen, int(state["count"])
-    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError, AttributeError):
-        return {}, 0  # absent, damaged, or of another shape
 
 
 FETCH = (
@@ -349,8 +337,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
     there = git_keep.listing(repository, commit, [f"{research}/"])
     decisions = str(layout.decisions.relative_to(layout.root))
     lines = _join_decisions(repository, layout, there.pop(decisions, None))
-    queue = str(layout.hypotheses("done").parent.relative_to(layout.root)) + "/"
-    moving = {path: blob for path, blob in there.items() if path.startswith(queue)}
+    moving = {path: blob for path, blob in there.items() if path.startswith(_queue(layout))}
     rest = {path: blob for path, blob in there.items() if path not in moving}
     with hold(layout, "queue", doing=f"restoring {tag}"):
         files = _put(repository, layout, _not_queued(layout, moving))
@@ -361,18 +348,14 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
 
 def _not_queued(layout: Layout, kept: Mapping[str, str]) -> dict[str, str]:
     """Return the hypotheses that are in no state here; of one kept in two, the later state's."""
-    root = layout.hypotheses("done").parent
-    here = {name for _, _, names in os.walk(root) for name in names}
-    later = ("pending", "dispatched", "running", "done")
-    chosen: dict[str, str] = {}
-    for path in sorted(kept, key=lambda path: later.index(_state(path, later))):
-        if os.path.basename(path) not in here:
-            chosen[os.path.basename(path)] = path
-    return {path: kept[path] for path in chosen.values()}
-
-
-def _state(path: str, states: tuple[str, ...]) -> str:
-    return next((part for part in PurePosixPath(path).parts if part in states), states[0])
+    here = {name for _, _, names in os.walk(layout.root / _queue(layout)) for name in names}
+    chosen = {
+        os.path.basename(path): path
+        for state in STATES
+        for path in kept
+        if path.startswith(f"{_queue(layout)}{state}/")
+    }
+    return {path: kept[path] for name, path in chosen.items() if name not in here}
 
 
 def _put(repository: Repository, layout: Layout, kept: Mapping[str, str]) -> int:
@@ -394,23 +377,13 @@ def _at_home(layout: Layout, place: Path, content: bytes) -> bytes:
     if place != layout.manifest:
         return content
     try:
-        manifest = parse_json(content)
-    except ValueError:
+        former = to_json(parse_json(content)["repository_root"])[1:-1]
+    except (ValueError, TypeError, KeyError):  # damaged: it is kept as it is
         return content
-    root = str(manifest.get("repository_root") or "") if isinstance(manifest, dict) else ""
-    if not root or root == str(layout.root):
+    if not former:
         return content
-    return to_json(_with_root(manifest, root, str(layout.root)), indent=2).encode()
-
-
-def _with_root(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_root(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_root(item, old, new) for item in value]
-    if isinstance(value, str) and (value == old or value.startswith(f"{old}/")):
-        return new + value[len(old) :]
-    return value
+    text, own = content.decode(), to_json(str(layout.root))[1:-1]
+    return text.replace(f'"{former}"', f'"{own}"').replace(f'"{former}/', f'"{own}/').encode()
 
 
 def _join_decisions(repository: Repository, layout: Layout, blob: str | None) -> int:
@@ -421,12 +394,9 @@ def _join_decisions(repository: Repository, layout: Layout, blob: str | None) ->
             here = read_bytes(layout.decisions, FILE_LIMIT)
         except FileNotFoundError:
             here = b""
-        there = _lines(kept)
-        lost = there - _lines(here)
-        if not lost:
-            return 0
-        since = [line for line in here.split(b"\n") if line and line not in there]
-        write_atomic(layout.decisions, kept + b"".join(line + b"\n" for line in since))
+        lost = set(kept.splitlines()) - set(here.splitlines())
+        if lost:
+            write_atomic(layout.decisions, joined(kept, here))
         return len(lost)
 
 
@@ -438,7 +408,3 @@ def _restore_reference(repository: Repository, layout: Layout, tag: str) -> None
     left = [one.reference_after for one in decisions if one.tag == tag and one.reference_after]
     if left and (commit := repository.read_ref(f"{left[-1]}^{{commit}}")):
         repository.compare_and_swap(reference_ref(tag), commit, None)
-
-
-def _lines(content: bytes) -> set[bytes]:
-    return {line for line in content.split(b"\n") if line}

@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from subprocess import Popen
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from autohypothesis.engine import recovery, shim
 from autohypothesis.engine.executor import RunSpec
@@ -25,10 +27,12 @@ from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.supervisor.process_specs import (
     SUPERVISOR_ROLE,
+    WORKER,
     ProcessSpec,
     exit_reason,
-    exit_words,
+    last_sync,
     start_process,
+    stop_stage,
 )
 from autohypothesis.records import locks
 from autohypothesis.records.files import load, load_or_none
@@ -43,6 +47,13 @@ LOOK_S = 0.2
 LOCK_S = 2.0
 OBSERVER_FAILED = 3
 """Exit code of an observer that found that nothing can be searched."""
+FIRST_PAUSE_S = 1.0
+"""Before the first restart; it doubles with each."""
+LONGEST_PAUSE_S = 60.0
+STEADY_S = 60.0
+"""A role that lived so long begins anew with the first pause."""
+PATIENCE_S = 180.0
+"""For the roles of one stage to leave; then they are killed."""
 KEEPER_S = 3.0
 """For a niced role to leave; then it is killed, as what it makes can be made again."""
 LAST_SYNC_S = 8.0
@@ -52,27 +63,26 @@ ORPHANS_S = 20.0
 SHIM_S = 60.0
 """For a training that was cancelled to end, its processes gone and its exit written."""
 _POLL_S = 0.1
-_WORKER = presence.worker_lock("")
 
 
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """Seconds."""
+class ChildStatus(BaseModel):
+    """One child in `supervisor.json`."""
 
-    first_pause: float = 1.0
-    """Before the first restart; it doubles with each."""
-    longest_pause: float = 60.0
-    steady: float = 60.0
-    """A role that lived so long begins anew with the first pause."""
-    patience: float = 180.0
-    """For the roles of one stage to leave; then they are killed."""
+    state: str
+    pid: int | None
+    process_start: float | None
+    restarts: int
+    said: str
+
+
+_CHILDREN = TypeAdapter(dict[str, ChildStatus])
 
 
 @dataclass(slots=True)
 class ManagedProcess:
     """A role's process, or the pause before its next one."""
 
-    role: ProcessSpec
+    spec: ProcessSpec
     process: Popen[bytes] | None = None
     start: float = 0.0
     began: float = 0.0
@@ -81,7 +91,7 @@ class ManagedProcess:
     """In a row."""
     due: float | None = None
     """When it is to be started again, on the monotonic clock; None: it runs, or has left."""
-    said: str = ""
+    ending: str = ""
     """How the last one ended."""
 
     @property
@@ -90,15 +100,11 @@ class ManagedProcess:
             return "running"
         return "waiting" if self.due is not None else "ended"
 
-    def document(self) -> dict[str, Any]:
-        pid = self.process.pid if self.process is not None else None
-        return {
-            "state": self.state,
-            "pid": pid,
-            "process_start": self.start if pid is not None else None,
-            "restarts": self.restarts,
-            "said": self.said,
-        }
+    def status(self) -> ChildStatus:
+        pid, start = (self.process.pid, self.start) if self.process is not None else (None, None)
+        return ChildStatus(
+            state=self.state, pid=pid, process_start=start, restarts=self.restarts, said=self.ending
+        )
 
 
 @dataclass(slots=True)
@@ -106,14 +112,9 @@ class Supervisor:
     """The processes of one fleet. `run` returns when all of them have ended."""
 
     layout: Layout
-    roles: Sequence[ProcessSpec]
-    final: Sequence[str] = ()
-    """What to run once everything has ended: the last sync and snapshot."""
-    hurried: Sequence[str] = ()
-    """The same where a person waits: without what takes long to draw."""
+    specs: Sequence[ProcessSpec]
     tick: Callable[[], None] = lambda: None
     """Called about every `LOOK_S`, to show the progress."""
-    pace: RestartPolicy = field(default_factory=RestartPolicy)
     notes: Sequence[str] = ()
     """What a person should know from the start; part of the problems in the status."""
     began: datetime = field(default_factory=now)
@@ -132,7 +133,7 @@ class Supervisor:
             self._report("starting", "waits for what an ended supervisor left")
             for process in await_gone([live.process for live in former], ORPHANS_S):
                 _send(process, signal.SIGKILL)
-            self.children = [ManagedProcess(role, due=0.0) for role in self.roles]
+            self.children = [ManagedProcess(spec, due=0.0) for spec in self.specs]
             outcome = self._watch(stop)
             self._end(stop)
             self._report(outcome, self.message or f"the fleet has {outcome}")
@@ -144,12 +145,8 @@ class Supervisor:
             self.tick()
             if outcome is not None:
                 return outcome
-            if all(child.state == "ended" for child in self.children):
+            if all(child.state == "ended" for child in self.children) or stop.wait(LOOK_S):
                 return "stopped"
-            if stop.wait(LOOK_S):
-                return "stopped"
-
-    # ── one look ──────────────────────────────────────────────────────────────────────────
 
     def _look(self) -> Outcome | None:
         """Take in what ended and start what is due; return an outcome once the search is over."""
@@ -168,7 +165,7 @@ class Supervisor:
     def _start(self, child: ManagedProcess) -> None:
         child.due = None
         try:
-            child.process = start_process(self.layout, child.role)
+            child.process = start_process(self.layout, child.spec)
         except OSError as error:
             self._pause(child, f"cannot be started: {error.strerror}")
             return
@@ -178,69 +175,68 @@ class Supervisor:
     def _take(self, child: ManagedProcess, code: int) -> Outcome | None:
         """Handle the end of a role: for good, or to be started again."""
         assert child.process is not None
-        state = self._state(child.role, child.process.pid) if code == 0 else ""
+        left = self._left_as(child.spec, child.process.pid) if code == 0 else ""
         child.process = None
-        if time.monotonic() - child.began > self.pace.steady:
+        if time.monotonic() - child.began > STEADY_S:
             child.failures = 0
-        if child.role.name == "observer" and code == OBSERVER_FAILED:
+        if child.spec.name == "observer" and code == OBSERVER_FAILED:
             status = presence.read_role(self.layout, "observer")
             lines = [*status.problems, status.last_action] if status else []
             self.message = "\n".join(filter(None, lines)) or "the observer has failed"
             return "failed"
-        if state:
-            child.said = state
-            return "finished" if child.role.name == "observer" and state == "finished" else None
-        self._pause(child, exit_reason(self.layout, child.role.name, code))
+        if left:
+            child.ending = left
+            return "finished" if child.spec.name == "observer" and left == "finished" else None
+        self._pause(child, exit_reason(self.layout, child.spec.name, code))
         return None
 
-    def _state(self, role: ProcessSpec, pid: int) -> str:
+    def _left_as(self, spec: ProcessSpec, pid: int) -> str:
         """Return how a role that exited with 0 reports that it left; empty where it did not."""
-        if not role.reports:
+        if spec.nice:
             return "stopped"
-        if role.worker is not None:
-            beat = presence.read_heartbeat(self.layout, role.worker)
-            return "stopped" if beat and beat.pid == pid and beat.state == "stopped" else ""
-        status = presence.read_role(self.layout, role.name)
-        ended = status is not None and status.pid == pid
-        return status.state if status and ended and status.state in ("finished", "stopped") else ""
+        report = (
+            presence.read_heartbeat(self.layout, spec.worker)
+            if spec.worker
+            else presence.read_role(self.layout, spec.name)
+        )
+        left = report is not None and report.pid == pid and report.state in ("finished", "stopped")
+        return report.state if report is not None and left else ""
 
-    def _pause(self, child: ManagedProcess, said: str) -> None:
-        pause = self.pace.first_pause * 2 ** min(child.failures, 30)
-        child.due = time.monotonic() + min(self.pace.longest_pause, pause)
+    def _pause(self, child: ManagedProcess, ending: str) -> None:
+        pause = FIRST_PAUSE_S * 2 ** min(child.failures, 30)
+        child.due = time.monotonic() + min(LONGEST_PAUSE_S, pause)
         child.failures += 1
         child.restarts += 1
-        child.said = said
-
-    # ── the end ───────────────────────────────────────────────────────────────────────────
+        child.ending = ending
 
     def _end(self, stop: Stop) -> None:
         """End the roles stage by stage; a second Ctrl-C ends everything at once."""
-        patience = self.pace.patience
         for child in self.children:
             child.due = None
         if stop.abandoned:
             self._signal(self.children, signal.SIGHUP)
-            self._wait(self.children, lambda: stop.hard, patience)
-        for stage in sorted({child.role.stage for child in self.children}):
-            staged = [child for child in self.children if child.role.stage == stage]
-            if not stop.hard:
-                self._report("stopping", f"asks {_names(staged)} to stop")
-                self._signal(staged, signal.SIGTERM)
-                for slow, seconds in ((False, patience), (True, min(KEEPER_S, patience))):
-                    group = [child for child in staged if bool(child.role.nice) is slow]
-                    self._wait(group, lambda: stop.hard, seconds)
-            self._signal(self.children if stop.hard else staged, signal.SIGKILL)
-            self._wait(staged, lambda: False, patience)
-            if any(child.role.worker for child in staged) and not stop.abandoned:
-                workers = {str(child.role.worker) for child in staged}
-                cancel_runs(self.layout, workers, 0.0 if stop.hard else SHIM_S)
-        if self.final and not stop.hard:
+            self._wait(self.children, lambda: stop.hard, PATIENCE_S)
+        for _, group in groupby(sorted(self.children, key=_stage), key=_stage):
+            self._end_stage(list(group), stop)
+        if not stop.hard:
             self._report("stopping", "the last sync")
-            words = self.hurried if stop.requested and self.hurried else self.final
-            last = ManagedProcess(ProcessSpec("sync", tuple(words), 9))
+            last = ManagedProcess(last_sync(self.layout, hurried=stop.requested))
             self._start(last)
-            self._wait([last], lambda: stop.hard, LAST_SYNC_S if stop.requested else patience)
+            self._wait([last], lambda: stop.hard, LAST_SYNC_S if stop.requested else PATIENCE_S)
             self._signal([last], signal.SIGKILL)
+
+    def _end_stage(self, staged: list[ManagedProcess], stop: Stop) -> None:
+        if not stop.hard:
+            self._report("stopping", f"asks {_names(staged)} to stop")
+            self._signal(staged, signal.SIGTERM)
+            for slow, seconds in ((False, PATIENCE_S), (True, KEEPER_S)):
+                group = [child for child in staged if bool(child.spec.nice) is slow]
+                self._wait(group, lambda: stop.hard, seconds)
+        self._signal(self.children if stop.hard else staged, signal.SIGKILL)
+        self._wait(staged, lambda: False, PATIENCE_S)
+        workers = {child.spec.worker for child in staged if child.spec.worker}
+        if workers and not stop.abandoned:
+            cancel_runs(self.layout, workers, 0.0 if stop.hard else SHIM_S)
 
     def _signal(self, children: Iterable[ManagedProcess], number: int) -> None:
         for child in children:
@@ -255,31 +251,29 @@ class Supervisor:
         while not given_up() and time.monotonic() < until:
             for child in children:
                 if child.process is not None and (code := child.process.poll()) is not None:
-                    child.process, child.said = None, exit_words(code)
-            left = next((child for child in children if child.process is not None), None)
-            if left is None:
+                    child.process = None
+                    child.ending = exit_reason(self.layout, child.spec.name, code)
+            running = [child.process for child in children if child.process is not None]
+            if not running:
                 return
-            assert left.process is not None
-            wait_for_end(left.process.pid, LOOK_S)
+            wait_for_end(running[0].pid, LOOK_S)
             self.tick()
-
-    # ── the status ──────────────────────────────────────────────────────────────────────
 
     def _news(self) -> str:
         waiting = [child for child in self.children if child.state == "waiting"]
         if not waiting:
             return f"{_names(self.children)} at work"
         last = max(waiting, key=lambda child: child.due or 0.0)
-        return f"{last.role.name} {last.said}"
+        return f"{last.spec.name} {last.ending}"
 
     def _report(self, state: str, action: str) -> None:
         """Best effort: a full disk must not end the fleet."""
         problems = [
-            f"{child.role.name} {child.said}; tried again, {child.restarts} times by now"
+            f"{child.spec.name} {child.ending}; tried again, {child.restarts} times by now"
             for child in self.children
             if child.state == "waiting" and child.failures > 1
         ]
-        known = {child.role.name: child.document() for child in self.children}
+        known = {child.spec.name: child.status().model_dump() for child in self.children}
         with suppress(AutohypothesisError, OSError):
             status = presence.own_status(
                 SUPERVISOR_ROLE, state=state, started_at=self.began, last_action=action,
@@ -289,8 +283,12 @@ class Supervisor:
             presence.write_role(self.layout, status)
 
 
+def _stage(child: ManagedProcess) -> int:
+    return stop_stage(child.spec.name)
+
+
 def _names(children: Sequence[ManagedProcess]) -> str:
-    return ", ".join(child.role.name for child in children) or "nothing"
+    return ", ".join(child.spec.name for child in children) or "nothing"
 
 
 class LiveProcess(NamedTuple):
@@ -299,78 +297,49 @@ class LiveProcess(NamedTuple):
     name: str
     process: Process
 
-    @property
-    def stage(self) -> int:
-        """Its place in the order of stopping: workers, tool-builder, observer, the rest."""
-        if self.name.startswith(_WORKER) or self.name == presence.LOOP:
-            return 0
-        return {"tool-builder": 1, "observer": 2}.get(self.name, 3)
-
-    @property
-    def words(self) -> str:
+    def __str__(self) -> str:
         return f"{self.name} (pid {self.process.pid})"
-
-
-# ── which processes live ────────────────────────────────────────────────────────────────────
 
 
 def find_supervisor(layout: Layout) -> Process | None:
     """Return the supervisor, where one lives."""
-    found = _role_processes(layout, SUPERVISOR_ROLE)
-    return found[0].process if found else None
+    return _lock_holder(layout, SUPERVISOR_ROLE)
 
 
 def children_of(layout: Layout) -> list[LiveProcess]:
     """Return the living processes that the last supervisor wrote down."""
     status = presence.read_role(layout, SUPERVISOR_ROLE)
-    children = status.details.get("children") if status else None
-    if status is None or not isinstance(children, dict):
+    if status is None:
         return []
-    found = []
-    for name, child in children.items():
-        with suppress(KeyError, TypeError, ValueError, OverflowError):  # a damaged entry
-            pid, start = int(child["pid"]), float(child["process_start"])
-            found += _living(str(name), pid, start, status.node_id)
-    return found
+    try:
+        children = _CHILDREN.validate_python(status.details.get("children", {}))
+    except ValidationError:  # damaged
+        return []
+    found = [
+        LiveProcess(name, Process(child.pid, child.process_start, status.node_id))
+        for name, child in children.items()
+        if child.pid and child.process_start
+    ]
+    return [live for live in found if live.process.pid > 0 and live.process.lives()]
 
 
 def live_processes(layout: Layout) -> list[LiveProcess]:
-    """Return every role's process in the order of stopping, the supervisor left out."""
+    """Return every role's process in the order of stopping, the supervisor left out.
+
+    One that was started alone, or that a killed supervisor left, is known by the lock of its role.
+    """
     found = children_of(layout)
-    for name in (presence.LOOP, "tool-builder", "observer"):
-        found += _role_processes(layout, name)
-    for beat in presence.read_heartbeats(layout):
-        if beat.state != "stopped":
-            name = presence.worker_lock(beat.worker_id)
-            found += _living(name, beat.pid, beat.process_start, beat.node_id or "")
-    for name in presence.worker_locks(layout):
-        found += _lock_holder(layout, name)
+    for name in (presence.LOOP, "tool-builder", "observer", *presence.worker_locks(layout)):
+        if (process := _lock_holder(layout, name)) is not None:
+            found.append(LiveProcess(name, process))
     once = {(live.process.pid, live.process.start): live for live in reversed(found)}
-    return sorted(once.values(), key=lambda live: (live.stage, live.name))
+    return sorted(once.values(), key=lambda live: (stop_stage(live.name), live.name))
 
 
-def _living(name: str, pid: int | None, start: float | None, host: str) -> list[LiveProcess]:
-    if not pid or pid <= 0 or start is None:
-        return []
-    process = Process(pid, start, host or host_name())
-    return [LiveProcess(name, process)] if process.lives() else []
-
-
-def _role_processes(layout: Layout, name: str) -> list[LiveProcess]:
-    """Return the process of a role by its status, and by its lock."""
-    status, found = presence.read_role(layout, name), []
-    if status is not None and status.state not in ("stopped", "finished"):
-        found = _living(name, status.pid, status.process_start, status.node_id)
-    return found + _lock_holder(layout, name)
-
-
-def _lock_holder(layout: Layout, name: str) -> list[LiveProcess]:
+def _lock_holder(layout: Layout, name: str) -> Process | None:
     """Return the holder of a lock that is held now: its note alone names the last holder."""
     holder = locks.holder(layout, name) if locks.held(layout, name) else None
-    return [LiveProcess(name, holder.process)] if holder and holder.process.lives() else []
-
-
-# ── ending them ─────────────────────────────────────────────────────────────────────────────
+    return holder.process if holder and holder.process.lives() else None
 
 
 def end_supervisor(layout: Layout, seconds: float, say: Callable[[str], None]) -> list[str]:
@@ -401,20 +370,20 @@ def end_all(layout: Layout, seconds: float, say: Callable[[str], None]) -> list[
     """
     until = time.monotonic() + seconds
     everything = live_processes(layout)
-    for _, group in groupby(everything, key=lambda live: live.stage):
+    for _, group in groupby(everything, key=lambda live: stop_stage(live.name)):
         staged = list(group)
         for live in staged:
-            say(f"stops {live.words}")
+            say(f"stops {live}")
             _send(live.process, signal.SIGTERM)
         left = await_gone([live.process for live in staged], until - time.monotonic())
         if left:
-            names = ", ".join(live.words for live in staged if live.process in left)
+            names = ", ".join(str(live) for live in staged if live.process in left)
             raise FleetError(
                 f"still there after {seconds:g} s: {names}",
                 hint="run `python orchestrator.py down --timeout 600`, or `kill -9` them",
             )
-    workers = {live.name.removeprefix(_WORKER) for live in everything if live.stage == 0}
-    runs = cancel_runs(layout, workers | worker_ids(layout), max(0.0, until - time.monotonic()))
+    workers = {live.name.removeprefix(WORKER) for live in everything} | worker_ids(layout)
+    runs = cancel_runs(layout, workers, max(0.0, until - time.monotonic()))
     return [live.name for live in everything] + runs
 
 
