@@ -59,7 +59,7 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple
     bundles.write_config(run, spec.config)
     platform = f"{BY_HAND}{host_name()}"
     bundles.write_metadata(run, metadata_of(spec, platform_key=platform, home="kept"))
-    result = _result(spec, text)
+    result = result_of_log(spec, text)
     bundles.write_result(run, result)
     return experiment_id, result
 
@@ -108,7 +108,7 @@ def _settings(project: Project, commit: str) -> dict[str, Any]:
     return config_of(literals, None)
 
 
-def _result(spec: RunSpec, text: str) -> Result:
+def result_of_log(spec: RunSpec, text: str) -> Result:
     """Return what the log says: completed with a finite metric, else failed as it shows."""
     metric = spec.task.objective.metric
     summary = parse_summary(text + "\n", metric)

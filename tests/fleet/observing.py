@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 
 import pytest
 
 from autohypothesis.engine import contention, runner
-from autohypothesis.engine.change import Change
+from autohypothesis.engine.executor import Executor, RunSpec, RunState, metadata_of
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.recorded_runs import result_of_log
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.proposing import Proposer, Situation
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records import bundles
+from autohypothesis.records.files import load, read_json, write_atomic, write_json
 from autohypothesis.records.locks import Process
 from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now
 
@@ -81,15 +86,62 @@ def members(project: Project, *names: str, devices: Sequence[str] = ()) -> None:
     write_json(project.layout.manifest, manifest)
 
 
+@dataclass(frozen=True)
+class InstantExecutor(Executor):
+    """Runs train.py in this process when the run is collected: no checkout, lease or shim."""
+
+    project: Project
+
+    def submit(self, spec: RunSpec) -> str:
+        run = self.project.layout.run(spec.experiment_id)
+        run.folder.mkdir(parents=True)
+        write_json(run.run_spec, spec, durable=False)
+        write_atomic(run.diff, spec.diff, durable=False)
+        bundles.write_config(run, spec.config)
+        hashes = dict.fromkeys(("platform_key", "task_hash", "data_hash"), "0" * 64)
+        bundles.write_metadata(run, metadata_of(spec, "cpu-0", gpu_name="CPU", **hashes))
+        return spec.experiment_id
+
+    def poll(self, experiment_id: str) -> RunState:
+        return "finished"
+
+    def collect(self, experiment_id: str) -> Result:
+        run = self.project.layout.run(experiment_id)
+        spec = load(RunSpec, run.run_spec)
+        script = self.project.repository.show_file(spec.commit, "train.py").decode()
+        run.log.write_text(_printed(script, spec), encoding="utf-8")
+        result = result_of_log(spec, run.log.read_text(encoding="utf-8"))
+        bundles.write_result(run, result)
+        return result
+
+
+def _printed(script: str, spec: RunSpec) -> str:
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed):
+        patched.setenv("SEED", str(spec.seed))
+        try:
+            exec(compile(script, "train.py", "exec"), {"__name__": "__main__"})
+        except Exception:
+            traceback.print_exc(file=printed)
+    return printed.getvalue()
+
+
 @dataclass
 class Hands:
-    """A worker of this process: it lives as long as the test, and works when it is told."""
+    """A worker of this process: it lives as long as the test, and works when it is told.
+
+    With `trains` its runs are trainings with a shim, else they end at once.
+    """
 
     project: Project
     name: str
     spoil: Callable[[Hypothesis, str, Result], Result] | None = None
+    trains: bool = False
 
     def __post_init__(self) -> None:
+        self.executor: Executor = InstantExecutor(self.project)
+        if self.trains:
+            self.executor = LocalExecutor(self.project.repository, self.project.layout)
         self.beat()
 
     def beat(self, state: str = "idle") -> None:
@@ -109,18 +161,12 @@ class Hands:
 
     def begin(self, one: Hypothesis) -> str:
         """Submits what was claimed."""
-        request = Experiment(
-            Change.of(one), title=one.title, rationale=one.rationale,
-            hypothesis_id=one.hypothesis_id, seed=one.seed, replicates=one.replicates,
-        )  # fmt: skip
-        spec = runner.plan(self.project, request, self.name)
-        return LocalExecutor(self.project.repository, self.project.layout).submit(spec)
+        return self.executor.submit(runner.plan(self.project, Experiment.of(one), self.name))
 
     def end(self, observer: Observer, one: Hypothesis, experiment_id: str) -> Result:
         """Waits for it, collects it, and moves the hypothesis on."""
-        executor = LocalExecutor(self.project.repository, self.project.layout)
-        runner.follow(self.project, executor, experiment_id)
-        result = executor.collect(experiment_id)
+        runner.follow(self.project, self.executor, experiment_id)
+        result = self.executor.collect(experiment_id)
         if self.spoil is not None:
             result = self.spoil(one, experiment_id, result)
             write_json(self.project.layout.run(experiment_id).result, result)

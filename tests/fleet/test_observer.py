@@ -565,7 +565,7 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(
 ) -> None:
     """Its worker is gone for good, so the observer has to end its claim."""
     members(fleet_project, "w0", "old")
-    hand, old = Hands(fleet_project, "w0"), Hands(fleet_project, "old")
+    hand, old = (Hands(fleet_project, name, trains=True) for name in ("w0", "old"))
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)

@@ -172,7 +172,7 @@ def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(
 def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) -> None:
     """Another fleet on the same search: its manifest has other workers."""
     members(fleet_project, "w0", "old")
-    hand, old = Hands(fleet_project, "w0"), Hands(fleet_project, "old")
+    hand, old = Hands(fleet_project, "w0", trains=True), Hands(fleet_project, "old", trains=True)
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
@@ -229,7 +229,7 @@ ALARM = "import os, signal\nos.kill(os.getpid(), signal.SIGALRM)\n"
 def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_project: Project) -> None:
     """An alarm looks like a kill from outside: a few times it is believed, then it counts."""
     members(fleet_project, "w0")
-    hand = Hands(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", trains=True)
     watched = observer(fleet_project, most=2)
     base = fleet_project.reference()
     text = fleet_project.repository.show_file(base, "train.py").decode()
@@ -325,7 +325,7 @@ def full(*_: object) -> None:
 def strangers(project: Project, *rates: float) -> tuple[Observer, list[str]]:
     """Ideas that a worker had begun before it was taken out of the fleet; their runs have ended."""
     members(project, "w0", "old")
-    hand, old = Hands(project, "w0"), Hands(project, "old")
+    hand, old = Hands(project, "w0", trains=True), Hands(project, "old", trains=True)
     watched = observer(project)
     turns(watched, lambda: watched.history.has_reference(), hand)
     turns(watched, lambda: not watched.queue.open(), hand, old)
@@ -353,7 +353,7 @@ def test_a_damaged_run_of_a_removed_worker_is_run_anew_and_stops_no_other(
 ) -> None:
     watched, (torn, whole) = strangers(fleet_project, 2.0, 3.0)
     fleet_project.layout.run(f"{torn}-1").local.write_bytes(b'{"checkout": "/to')
-    hand = Hands(fleet_project, "w0")
+    hand = Hands(fleet_project, "w0", trains=True)
     turns(watched, lambda: not watched.queue.open(), hand)
     watched.turn()
     assert {one.closed for one in watched.queue.done()} == {"completed"}
