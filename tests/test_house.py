@@ -28,16 +28,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-GIT_CALLERS = {
-    "git_call.py": "git on the user's repository, as the user has set it up",
-    "git_limited.py": "git on what strangers sent: no configuration, and limits on everything",
-}
-"""In `records/`. The rules differ in every word, so there is one module for each."""
-
-
-def test_only_these_modules_call_git() -> None:
-    callers = {ROOT / "autohypothesis" / "records" / name for name in GIT_CALLERS}
-    assert not [path for path in MODULES if path not in callers and _runs_git(path)]
+def test_only_one_module_calls_git() -> None:
+    caller = ROOT / "autohypothesis" / "records" / "git_call.py"
+    assert not [path for path in MODULES if path != caller and _runs_git(path)]
 
 
 def _runs_git(path: Path) -> bool:
@@ -126,7 +119,6 @@ STARTERS = {
     "process_monitor.py": "the training and its scoring",
     "gpus.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
-    "git_limited.py": "git, under limits",
     "environment.py": "another Python, to ask where its packages are",
     "setup.py": "prepare.py, which makes the data",
     "sandbox.py": "a small program in a sandbox, to see whether that works",

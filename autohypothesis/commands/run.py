@@ -283,12 +283,13 @@ def record(
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.engine.recorded_runs import record_log
+    from autohypothesis.records.git import Repository
 
     project = open_project(context, repo, tag=tag)
     with whole_or_nothing(project.repository, project.layout):
         project = project.with_tag(tag)
         if commit == "HEAD":  # of this checkout, which need not be the main one
-            commit = project.repository.head_of(repository_path(context, repo))
+            commit = Repository(repository_path(context, repo)).head()
         experiment_id, result = record_log(project, log, commit=commit, title=description)
     refresh(project.layout)
     say(f"{experiment_id}: {result.status}, {result.outcome}")

@@ -172,7 +172,7 @@ def _refuse_undoing(
     repository: Repository, reference: str, checkout: Path, files: Mapping[str, bytes]
 ) -> None:
     """Refuse a checkout that is older than the reference and does not hold what was kept since."""
-    head = repository.head_of(checkout)
+    head = Repository(checkout).head()
     if head == reference or not repository.is_ancestor(head, reference):
         return
     for path, content in files.items():

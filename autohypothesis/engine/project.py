@@ -33,7 +33,7 @@ from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.locks import held
 from autohypothesis.records.outputs import refuse_foreign_ledger
 from autohypothesis.records.tables import HEADER
-from autohypothesis.schema import Manifest, Terms, now
+from autohypothesis.schema import Manifest, SearchSettings, now
 
 
 def reference_branch(tag: str) -> str:
@@ -203,20 +203,22 @@ class Project:
 
     def _task_of(self, tag: str) -> str:
         """Return the id of the task that a tag searches; empty when that is unknown."""
-        return self._earlier().get(tag, Terms()).task
+        return self._earlier().get(tag, SearchSettings()).task
 
-    def _earlier(self) -> dict[str, Terms]:
+    def _earlier(self) -> dict[str, SearchSettings]:
         """Return the terms of each tag up to now."""
         manifest = load_or_none(Manifest, self.layout.manifest)
         if manifest is None:
             return {}
-        terms = Terms.model_validate(manifest.model_dump(include=set(Terms.model_fields)))
+        terms = SearchSettings.model_validate(
+            manifest.model_dump(include=set(SearchSettings.model_fields))
+        )
         return {**manifest.earlier, manifest.tag: terms}
 
     def _manifest(self, tag: str, inputs: Mapping[str, str] | None) -> Manifest:
         """Return the manifest of a tag which begins, or goes on with the terms that it had."""
         earlier, root = self._earlier(), self.layout.root
-        terms = earlier.get(tag, Terms()).model_dump()
+        terms = earlier.get(tag, SearchSettings()).model_dump()
         if inputs is not None:
             terms["inputs"] = dict(inputs)
         elif not terms["inputs"]:

@@ -23,7 +23,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import remove_folder, write_atomic
-from autohypothesis.records.git import EXPERIMENTS, FULL, SALVAGE, Entry, Repository
+from autohypothesis.records.git import EXPERIMENTS, FULL, SALVAGE, Entry, Repository, blob_id
 from autohypothesis.records.git_export import SUBMODULE, Part
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
@@ -119,6 +119,9 @@ class Export:
         if self.path.is_symlink() or not self.path.is_dir():
             _remove(self.path)
             self.path.mkdir(parents=True)
+        for part in parts:  # a git that outlived its killed checkout writes no more after this
+            with git_export.exclusive(self._index(part)):
+                pass
         submodules = [
             f"{part.prefix}{path}/"
             for part in parts
@@ -332,9 +335,7 @@ def _has_content(file: Path, blob: str) -> bool:
     """Return whether a plain file has the content that git calls `blob`."""
     if file.is_symlink() or not file.is_file():
         return False
-    content = file.read_bytes()
-    algorithm = hashlib.sha1 if len(blob) == 40 else hashlib.sha256
-    return algorithm(b"blob %d\0" % len(content) + content).hexdigest() == blob
+    return blob_id(file.read_bytes(), blob) == blob
 
 
 def _make_anew(

@@ -116,8 +116,6 @@ def sync(
 
 
 class _Sync:
-    """One sync, under the lock."""
-
     def __init__(self, layout: Layout, folded: Folded) -> None:
         self.layout = layout
         self.folded = folded
@@ -181,7 +179,6 @@ class _Sync:
         return newest_tag((fact.timestamp, fact.tag) for fact in facts)
 
     def _active_workers(self) -> int:
-        """Return how many workers live and have not left."""
         folder = self.layout.heartbeat("any").parent
         try:
             names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
@@ -251,14 +248,12 @@ class _Sync:
         return True
 
     def _name_asides(self) -> None:
-        """Name the ledgers that were set aside, as long as they lie there."""
         name = self.layout.ledger.name + ASIDE
         for aside in sorted(one for one in os.listdir(self.layout.root) if one.startswith(name)):
             hint = "was set-aside: it held what is not ours; take from it what you need"
             self._complain(self.layout.root / aside, f"{hint}, and delete it")
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
-        """Return whether a row differs from ours, although nothing about its experiment is new."""
         before = load_index(self.layout, of_any_ledger=True)
         for key, line in lines.items() if before else ():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
@@ -316,7 +311,6 @@ class _Sync:
         return True
 
     def _their_lines(self, ours: str, before: list[str] | None) -> list[str]:
-        """Return the lines of results.tsv that we did not write."""
         mine = {*ours.split("\n"), *(before or ()), tables.HEADER.strip(), ""}
         known = tables.commits_of(self.folded.entries) if before is None else set()
         lines = self._lines(self.layout.results_tsv) or []
@@ -325,7 +319,6 @@ class _Sync:
         return [one for one in lines if one not in mine and one.split("\t")[0] not in known]
 
     def _lines(self, path: Path) -> list[str] | None:
-        """Return the lines of a table, its header left out; None when there is none."""
         try:
             text = read_bytes(path, RESULTS_LIMIT).decode("utf-8", "replace")
         except (FileNotFoundError, RecordError):
@@ -333,7 +326,6 @@ class _Sync:
         return [line.rstrip("\r") for line in text.split("\n")[1:] if line.strip()]
 
     def _tracked(self, path: Path) -> bool:
-        """Return whether the repository tracks the file at `path`, which then stays."""
         if tracked := Repository(self.layout.root).tracks(path):
             self._complain(path, f"is tracked by the repository, and stays; ours is {self._copy}")
         return tracked
@@ -375,7 +367,6 @@ class _Sync:
             self.aged.append((path, make))
 
     def _write_problems(self) -> None:
-        """Write what this sync could not read or write; last, since it names the others."""
         problems = [problem.model_dump() for problem in self.folded.problems]
         self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
 
@@ -424,7 +415,6 @@ def _joined(lines: Iterable[str]) -> str:
 
 
 def _written_at(path: Path) -> float:
-    """Return when `path` was written, in seconds since the epoch; 0 when it is not there."""
     try:
         return os.lstat(path).st_mtime
     except OSError:

@@ -43,7 +43,6 @@ def trim(project: Project, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _needed(project: Project, rows: list[Mapping[str, Any]]) -> set[str]:
-    """Runs of the reference as it stands, the best, and what is damaged: it may be mended."""
     reference, best = project.reference(), best_kept(rows)
     needed = {
         str(row["id"])

@@ -48,40 +48,9 @@ _SETTLING_NS = 100_000_000
 _PAGE_BYTES = 1024 * 1024
 
 
-class Damage(NamedTuple):
-    """A file that could not be used. `reason` follows its name in a sentence."""
-
-    path: str
-    reason: str
-
-
-class Bundle(NamedTuple):
-    """The documents of one run, each in the canonical shape of its model."""
-
-    experiment_id: str
-    folder: str
-    config: Document
-    """The hyper-parameters, flat, in lower case."""
-    metadata: Document | None = None
-    result: Document | None = None
-    exit: Document | None = None
-    shim_seen: bool = False
-    shim_lives: bool = False
-    """Whether the shim that wrote shim.json lives; asked only while there is no result."""
-    damage: tuple[Damage, ...] = ()
-
-    @property
-    def source_id(self) -> str:
-        """The name of the folder, where it is not usable as an id."""
-        name = os.path.basename(self.folder)
-        return "" if name == self.experiment_id else name
-
-
-class Planned(NamedTuple):
-    """The files that were written when the id was given."""
-
-    plan: Document | None = None
-    page: str | None = None
+_NOTHING: Document = {}
+Damage = list[str]
+"""[path, reason] of a file that could not be used; the reason follows its name in a sentence."""
 
 
 class Places(NamedTuple):
@@ -94,16 +63,30 @@ class Places(NamedTuple):
 
 
 class Records(NamedTuple):
-    """One experiment's records, read."""
+    """One experiment's records, each document in the canonical shape of its model."""
 
-    bundle: Bundle | None
-    planned: Planned
-    damage: tuple[Damage, ...]
-    signature: int
+    experiment_id: str
+    folder: str | None = None
+    """Of its run."""
+    config: Document = _NOTHING
+    """The hyper-parameters, flat, in lower case."""
+    metadata: Document | None = None
+    result: Document | None = None
+    exit: Document | None = None
+    shim_seen: bool = False
+    shim_lives: bool = False
+    """Whether the shim that wrote shim.json lives; asked only while there is no result."""
+    plan: Document | None = None
+    page: str | None = None
+    damage: Sequence[Damage] = ()
+    signature: int = LOOK_AGAIN
     """The hash of the signatures of its files; LOOK_AGAIN when one changed just now."""
 
-
-# ── finding ─────────────────────────────────────────────────────────────────────────────────
+    @property
+    def source_id(self) -> str:
+        """The name of the run's folder, where it is not usable as an id."""
+        name = os.path.basename(self.folder or self.experiment_id)
+        return "" if name == self.experiment_id else name
 
 
 def find(layout: Layout) -> tuple[dict[str, Places], list[Damage]]:
@@ -136,15 +119,15 @@ def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, s
                 if entry.name.startswith("."):
                     continue
                 if not is_utf8(entry.name):
-                    damage.append(Damage(entry.path, NOT_UTF8))
+                    damage.append([entry.path, NOT_UTF8])
                 elif folders and not entry.is_dir(follow_symlinks=False):
-                    damage.append(Damage(entry.path, "is not the folder of a run"))
+                    damage.append([entry.path, "is not the folder of a run"])
                 else:
                     names[entry.name] = entry.path
     except FileNotFoundError:
         pass
     except OSError as error:
-        damage.append(Damage(str(folder), f"cannot be listed: {error.strerror}"))
+        damage.append([str(folder), f"cannot be listed: {error.strerror}"])
     return names
 
 
@@ -169,12 +152,7 @@ def current_signature(places: Places) -> int:
 _RESULT = [name for name, _ in _MODELS].index("result.json")
 
 
-# ── reading ─────────────────────────────────────────────────────────────────────────────────
-
-
 class _FileReader:
-    """Reads files, and notes the signature of each and what is wrong with it."""
-
     def __init__(self) -> None:
         self.damage: list[Damage] = []
         self.signatures: list[Signature] = []
@@ -186,7 +164,7 @@ class _FileReader:
         try:
             return plain_object(content) if model is None else canonical(model, content)
         except ValueError as error:
-            self.damage.append(Damage(path, str(error)))
+            self.damage.append([path, str(error)])
             return None
 
     def content(self, path: str, limit: int) -> bytes | None:
@@ -196,7 +174,7 @@ class _FileReader:
             self.signatures.append(ABSENT)
             return None
         except RecordError as error:
-            self.damage.append(Damage(path, reason_in(error, path)))
+            self.damage.append([path, reason_in(error, path)])
             self.signatures.append(signature_of(path))
             return None
         self.signatures.append((status.st_ino, status.st_mtime_ns, status.st_size))
@@ -210,47 +188,38 @@ class _FileReader:
             return content.decode()[:PAGE_LIMIT]
         except UnicodeDecodeError as error:
             reason = f"is not UTF-8: {error.reason} at byte {error.start}"
-            self.damage.append(Damage(path, reason))
+            self.damage.append([path, reason])
             return None
 
 
 def read(places: Places) -> Records:
     """Read all records of one experiment, whatever state they are in."""
     started, reader = time.time_ns(), _FileReader()
-    bundle = _read_bundle(places.run, reader) if places.run is not None else None
+    metadata = result = exit_record = shim = None
+    config: Document = _NOTHING
+    if places.run is not None:
+        found, metadata, result, exit_record = (
+            reader.document(f"{places.run}/{name}", model) for name, model in _MODELS
+        )
+        config = _flat(found, metadata, result)
+        if result is None:
+            shim = reader.document(f"{places.run}/shim.json", None)
+            if reader.signatures[_RESULT] != ABSENT:  # result.json is damaged: `current_signature`
+                reader.signatures.pop()  # asks for shim.json only where there is none
     plan = reader.document(places.plan, Plan) if places.plan is not None else None
     page = reader.page(places.page) if places.page is not None else None
     newest = max((modified for _, modified, _ in reader.signatures), default=0)
     settling = newest > started - _SETTLING_NS
     signature = LOOK_AGAIN if settling else hash(tuple(reader.signatures))
-    return Records(bundle, Planned(plan, page), tuple(reader.damage), signature)
+    return Records(
+        places.experiment_id, places.run, config, metadata, result, exit_record,
+        shim is not None, _lives(shim), plan, page, reader.damage, signature,
+    )  # fmt: skip
 
 
-def read_bundle(run: RunPaths) -> Bundle:
-    """Read the bundle in `run`'s folder, whatever state it is in."""
-    return _read_bundle(str(run.folder), _FileReader())
-
-
-def _read_bundle(folder: str, reader: _FileReader) -> Bundle:
-    config, metadata, result, exit_record = (
-        reader.document(f"{folder}/{name}", model) for name, model in _MODELS
-    )
-    shim = None
-    if result is None:
-        shim = reader.document(f"{folder}/shim.json", None)
-        if reader.signatures[_RESULT] != ABSENT:  # result.json is damaged: `current_signature`
-            reader.signatures.pop()  # asks for shim.json only where there is none
-    return Bundle(
-        experiment_id=slug(os.path.basename(folder)),
-        folder=folder,
-        config=_flat(config, metadata, result),
-        metadata=metadata,
-        result=result,
-        exit=exit_record,
-        shim_seen=shim is not None,
-        shim_lives=_lives(shim),
-        damage=tuple(reader.damage),
-    )
+def read_bundle(run: RunPaths) -> Records:
+    """Read the bundle in `run`'s folder, whatever state it is in, without its plan."""
+    return read(Places(slug(run.folder.name), str(run.folder), None, None))
 
 
 def reason_in(error: RecordError, path: object) -> str:
@@ -278,9 +247,6 @@ def _flat(config: Document | None, *elsewhere: Document | None) -> Document:
     return {key.lower(): value for key, value in config.items()} if config else {}
 
 
-# ── writing ─────────────────────────────────────────────────────────────────────────────────
-
-
 def write_config(run: RunPaths, config: Mapping[str, Any]) -> None:
     """The flat hyper-parameters; names are published in lower case."""
     write_json(run.config, {key.lower(): value for key, value in config.items()})
@@ -292,9 +258,6 @@ def write_metadata(run: RunPaths, metadata: Metadata) -> None:
 
 def write_result(run: RunPaths, result: Result) -> None:
     write_json(run.result, result)
-
-
-# ── decisions ───────────────────────────────────────────────────────────────────────────────
 
 
 def append_decision(layout: Layout, decision: Decision) -> None:

@@ -101,7 +101,6 @@ class DerivedFile:
 
 
 def _mark(path: Path) -> str | None:
-    """Return the hash of a file's content; None when nothing is there."""
     try:
         return sha256(read_bytes(path)).hexdigest()
     except FileNotFoundError:

@@ -80,9 +80,6 @@ def _a_kind(value: object) -> str:
     return kinds.get(type(value), "a number")
 
 
-# ── from a model to a dictionary schema ─────────────────────────────────────────────────────
-
-
 @cache
 def _strict_reader(model: type[BaseModel]) -> Callable[[bytes], Document]:
     return SchemaValidator(_strict(_dictionary(model))).validate_json
@@ -131,8 +128,7 @@ def _dictionary(model: type[BaseModel]) -> CoreSchema:
 
 
 def _with_default(shape: CoreSchema, default: Any) -> CoreSchema:
-    """A default that can change would be copied deeply each time; a shared one is not, and is
-    never changed by anybody."""
+    """A mutable default would be copied deeply each time; this one is shared, and never changed."""
     if isinstance(default, BaseModel):
         default = {**_absent(type(default)), **default.model_dump(mode="json")}
     if isinstance(default, (dict, list)):
@@ -145,7 +141,6 @@ def _or_none(shape: CoreSchema) -> CoreSchema:
 
 
 def _shape(kind: Any, metadata: tuple[Any, ...] = ()) -> CoreSchema:
-    """The canonical spelling of one field."""
     if get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind):
         inner = [_shape(member, metadata) for member in get_args(kind) if member is not _NONE]
         one = inner[0] if len(inner) == 1 else core_schema.union_schema(list(inner))

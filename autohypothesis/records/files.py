@@ -182,7 +182,6 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Replace numbers that are not finite, paths, models and times by what JSON can hold."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     if isinstance(value, float):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autohypothesis.records.bundles import Bundle, Planned
+from autohypothesis.records.bundles import Damage, Records
 from autohypothesis.records.fast_json import Document
 from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
@@ -31,45 +31,36 @@ from autohypothesis.records.rows import (
 )
 from autohypothesis.schema import FAILURE_KINDS
 
+_OF_ROW = (
+    "tag", "platform_key", "metric_name", "metric_value", "direction", "commit", "parent_commit",
+    "seed", "confirmation", "peak_vram_gb", "description", "execution_status", "failure_kind",
+    "replicates",
+)  # fmt: skip
 
-def facts_of(row: RowDocument, bundle: Bundle | None, damage: list[list[str]]) -> Facts:
+
+def facts_of(row: RowDocument, records: Records) -> Facts:
     """The facts of a row of `base_row`: what the bundle says, before anything was decided."""
-    result = bundle.result if bundle else None
-    name = row["metric_name"]
+    result, name = records.result, row["metric_name"]
     completed = result is not None and result["status"] == "completed"
     return Facts(
-        tag=row["tag"],
-        platform_key=row["platform_key"],
-        metric_name=name,
-        metric_value=row["metric_value"],
+        **{key: row[key] for key in _OF_ROW},
         recorded_value=real(result["metric_value"], name) if result and completed else None,
         voided_value=real(result["evidence"].get("voided_value"), name) if result else None,
-        direction=row["direction"],
-        commit=row["commit"],
-        parent_commit=row["parent_commit"],
-        seed=row["seed"],
-        confirmation=row["confirmation"],
-        peak_vram_gb=row["peak_vram_gb"],
-        description=row["description"],
-        execution_status=row["execution_status"],
-        failure_kind=row["failure_kind"],
-        replicates=row["replicates"],
         timestamp=row["timestamp"] or "",
         baseline=is_baseline(row),
         stamp=result["decision_status"] if result else "",
         stamp_id=result["decision_id"] if result else None,
-        stranger=_stranger(bundle) if bundle else None,
-        volatile=bool(bundle and bundle.shim_lives),
-        damage=damage,
+        stranger=_stranger(records),
+        volatile=records.shim_lives,
+        damage=list(records.damage),
     )
 
 
-def _stranger(bundle: Bundle) -> list[str] | None:
-    """The first file of a bundle that names another experiment than its folder does."""
-    run = bundle.metadata["run"] if bundle.metadata else None
-    for file, document in (("metadata.json", run), ("exit.json", bundle.exit)):
+def _stranger(records: Records) -> list[str] | None:
+    run = records.metadata["run"] if records.metadata else None
+    for file, document in (("metadata.json", run), ("exit.json", records.exit)):
         name = document["experiment_id"] if document else ""
-        if name and slug(name) != bundle.experiment_id:
+        if name and slug(name) != records.experiment_id:
             return [file, name]
     return None
 
@@ -87,8 +78,6 @@ def undecided_stamp(facts: Facts) -> str:
         return facts.stamp
     return ""
 
-
-# ── places ──────────────────────────────────────────────────────────────────────────────────
 
 _FIXED = {
     "commit": "commit",
@@ -185,17 +174,9 @@ def in_order(
     return [*places, *waiting]
 
 
-# ── a row that is complete ──────────────────────────────────────────────────────────────────
-
-
-def in_words(damage: list[list[str]]) -> list[str]:
-    """Damage as notes of a row: the file's own name is enough there."""
-    return [f"{path.rpartition('/')[2]} {reason}" for path, reason in damage]
-
-
 def gone_row(decision: Document) -> RowDocument:
     """Return the row of an experiment whose bundle and plan were removed, from its decision."""
-    row = base_row(decision["experiment_id"], None, Planned())
+    row = base_row(Records(decision["experiment_id"]))
     name = decision["metric_name"] or "val_bpb"
     value = real(decision["metric_value"], name)
     row.update(
@@ -216,16 +197,12 @@ def gone_row(decision: Document) -> RowDocument:
     return row
 
 
-# ── whether bundles say what was decided about them ─────────────────────────────────────────
-
-Fault = list[str]
-"""[file of the bundle, reason]: a list, as the index keeps it."""
-
-
 def disagreements(
     decisions: Iterable[Document], facts: Mapping[str, Facts], *, complete: bool
-) -> dict[str, list[Fault]]:
+) -> dict[str, list[Damage]]:
     """Return what bundles say against decisions.jsonl, by experiment; those that agree are absent.
+
+    Each is [file of the bundle, reason].
 
     Args:
         complete: every line of decisions.jsonl could be read. Else a stamp whose record is not
@@ -236,12 +213,16 @@ def disagreements(
     for decision in decisions:
         about[decision["experiment_id"]].append(decision)
         subject[decision["decision_id"]] = decision["experiment_id"]
-    wrong: dict[str, list[Fault]] = {}
+    wrong: dict[str, list[Damage]] = {}
     for key, fact in facts.items():
-        faults = [["metadata.json", reason] for reason in _platform(about.get(key, []), fact)]
-        faults += [["result.json", reason] for reason in _result(about.get(key, []), fact)]
-        if fact.stamp_id is not None and not _names(about.get(key, []), fact.stamp_id):
-            faults += _unknown_record(fact.stamp_id, subject, complete=complete)
+        records, stamp = about.get(key, []), fact.stamp_id
+        faults = [["metadata.json", reason] for reason in _platform(records, fact)]
+        faults += [["result.json", reason] for reason in _result(records, fact)]
+        if stamp is not None and not any(record["decision_id"] == stamp for record in records):
+            other = subject.get(stamp)
+            why = f"is about {other}" if other is not None else "decisions.jsonl lacks"
+            if other is not None or complete:
+                faults.append(["result.json", f"names the decision {stamp!r}, which {why}"])
         if fact.stranger:
             file, name = fact.stranger
             faults.append([file, f"is of experiment {name!r}, and lies in the folder of {key}"])
@@ -250,21 +231,7 @@ def disagreements(
     return wrong
 
 
-def _names(records: Sequence[Document], decision_id: str) -> bool:
-    return any(record["decision_id"] == decision_id for record in records)
-
-
-def _unknown_record(decision_id: str, subject: Mapping[str, str], *, complete: bool) -> list[Fault]:
-    other = subject.get(decision_id)
-    if other is not None:
-        return [["result.json", f"names the decision {decision_id!r}, which is about {other}"]]
-    if not complete:
-        return []
-    return [["result.json", f"names the decision {decision_id!r}, which decisions.jsonl lacks"]]
-
-
 def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
-    """Compare metadata.json with the latest record; a missing value is no fault."""
     if not records:
         return []
     latest = records[-1]
@@ -277,7 +244,6 @@ def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
 
 
 def _result(records: Sequence[Document], fact: Facts) -> list[str]:
-    """Compare result.json with the record that it names, and with the latest one."""
     if not fact.stamp or not records:
         return []
     latest = records[-1]

@@ -9,6 +9,7 @@ for one in five.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -95,18 +96,17 @@ class Repository:
         here = cls(Path(path).absolute())
         if not here.root.is_dir():
             raise GitError(f"{shown(path)} is not a folder", hint="name a repository: --repo PATH")
-        where = here._run(
-            "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel",
-            accept=(0, 128),
-        )
-        if where.status:
+        words = "rev-parse --path-format=absolute --git-dir --git-common-dir --show-toplevel"
+        answer = here._run(words, accept=(0, 128))
+        if answer.status:
             raise GitError(
-                f"{shown(path)} is not in a git checkout: {where.reason}",
+                f"{shown(path)} is not in a git checkout: {answer.reason}",
                 hint="run `git init` there, or name another: --repo PATH",
             )
-        folder, common, top = parse_places(where)
-        if folder == common:
-            return cls(Path(top))
+        lines = answer.text.split("\n")  # three paths, each of several lines if it has breaks
+        top = refuse_path(Path("\n".join(lines[len(lines) // 3 * 2 :])))
+        if lines[0] == lines[1]:
+            return cls(top)
         main = refuse_path(here.worktrees()[0].path)
         if not (main / ".git").exists():
             raise GitError(f"{main} is a bare repository", hint=f"clone it: git clone {main}")
@@ -142,10 +142,6 @@ class Repository:
             )
         return commit
 
-    def head_of(self, checkout: Path) -> str:
-        """The commit that any checkout of this repository stands on."""
-        return self._run(_VERIFY, "HEAD^{commit}", cwd=checkout).text
-
     def checkout_at(self, path: Path) -> Path:
         """The top folder of the checkout, main or linked, that `path` is in."""
         return Path(self._run("rev-parse --path-format=absolute --show-toplevel", cwd=path).text)
@@ -156,26 +152,22 @@ class Repository:
         return answer.text.removeprefix("refs/heads/") if answer.status == 0 else None
 
     def resolve(self, revision: str) -> str:
-        """The full id of the commit that `revision` names."""
-
-        return self._once(
-            "commit",
-            revision,
-            lambda: self._named(f"{revision}^{{commit}}", f"there is no commit {revision!r}"),
-        )
+        """Return the full id of the commit that `revision` names."""
+        return self._once("commit", revision, lambda: self._named(revision, "commit"))
 
     def subject(self, revision: str) -> str:
         """The first line of a commit's message."""
         return self._run("log -1 --format=%s --end-of-options", revision, "--").text
 
     def tree_of(self, revision: str) -> str:
-        return self._named(f"{revision}^{{tree}}", f"there is no tree {revision!r}")
+        return self._named(revision, "tree")
 
-    def _named(self, name: str, problem: str) -> str:
-        answer = self._run(_VERIFY, name, accept=(0, 1, 128))
+    def _named(self, revision: str, kind: str) -> str:
+        answer = self._run(_VERIFY, f"{revision}^{{{kind}}}", accept=(0, 1, 128))
         if answer.status:
             raise GitError(
-                f"{problem} in {self.root}", hint="run `git log --oneline --all` for what there is"
+                f"there is no {kind} {revision!r} in {self.root}",
+                hint="run `git log --oneline --all` for what there is",
             )
         return answer.text
 
@@ -211,11 +203,9 @@ class Repository:
         return {path: listing[path] for path in paths or listing if path in listing}
 
     def _listing(self, commit: str) -> dict[str, Entry]:
-        """All files of a commit."""
+        words = "ls-tree -r -z --full-tree"
         return self._once(
-            "listing",
-            commit,
-            lambda: parse_listing(self._run("ls-tree -r -z --full-tree", commit).records),
+            "listing", commit, lambda: parse_listing(self._run(words, commit).records)
         )
 
     def _once(self, kind: str, name: str, ask: Callable[[], T]) -> T:
@@ -267,19 +257,16 @@ class Repository:
             mode = there[path].mode if path in there else "100644"
             lines[path] = f"{mode} blob {blob}\t{path}"
         if any("/" in path for path in files):
-            with self._index(base) as index:
-                listed = "".join(f"{line}\0" for line in lines.values()).encode(*_BYTES)
-                self._run("update-index -z --index-info", stdin=listed, index=index)
-                return self._run("write-tree", index=index).text
-        top = {line.partition("\t")[2]: line for line in self._top(base)}
-        listed = "".join(f"{line}\0" for line in {**top, **lines}.values()).encode(*_BYTES)
-        return self._run("mktree -z", stdin=listed).text
+            return self._tree_of(lines.values(), base)
+        words = "ls-tree -z --full-tree"
+        listed = self._once("top", base, lambda: self._run(words, base).records)
+        top = {line.partition("\t")[2]: line for line in listed}
+        return self._run("mktree -z", stdin=_joined({**top, **lines}.values())).text
 
-    def _top(self, commit: str) -> list[str]:
-        """The uppermost level of a commit's tree, as `ls-tree` prints it."""
-        return self._once(
-            "top", commit, lambda: self._run("ls-tree -z --full-tree", commit).records
-        )
+    def _tree_of(self, lines: Iterable[str], base: str | None = None) -> str:
+        with self._index(base) as index:
+            self._run("update-index -z --index-info", stdin=_joined(lines), index=index)
+            return self._run("write-tree", index=index).text
 
     def patched_tree(self, base: str, patch: str) -> str:
         """The tree of `base` with a unified diff applied, wholly or not at all.
@@ -325,11 +312,8 @@ class Repository:
             return self._run("write-tree", index=index, cwd=place).text
 
     def tree_of_files(self, files: Mapping[str, Entry]) -> str:
-        """A tree of just these, whose blobs are here."""
-        listed = "".join(f"{one.mode} {one.blob}\t{path}\0" for path, one in files.items())
-        with self._index(None) as index:
-            self._run("update-index -z --index-info", stdin=listed.encode(*_BYTES), index=index)
-            return self._run("write-tree", index=index).text
+        """Return a tree of just these, whose blobs are here."""
+        return self._tree_of(f"{entry.mode} {entry.blob}\t{path}" for path, entry in files.items())
 
     def commit_tree(
         self, tree: str, parents: Sequence[str], message: str, *, at: datetime | None = None
@@ -352,8 +336,8 @@ class Repository:
 
     def compare_and_swap(self, ref: str, new: str, old: str | None) -> bool:
         """Move `ref` from `old` (None: it must not exist) to `new`; False when it was elsewhere."""
-        expected = old or "0" * len(new)
-        answer = self._run("update-ref --no-deref", ref, new, expected, accept=(0, 1, 128))
+        words, expected = "update-ref --no-deref", old or "0" * len(new)
+        answer = self._run(words, ref, new, expected, accept=(0, 1, 128))
         if answer.status == 0:
             return True
         if self.read_ref(ref) != old:
@@ -396,8 +380,7 @@ class Repository:
         """
         commit = self.resolve(commit)
         ref = f"refs/heads/{branch}"
-        place = ["--no-track", "-B", branch] if branch else ["--detach"]
-        how = [*place, "--lock", "--reason", reason, str(path), commit]
+        how = [*_standing(branch), "--lock", "--reason", reason, str(path), commit]
         with self.lock():
             self._forget(path)
             before = self.read_ref(ref) if branch else None
@@ -429,9 +412,8 @@ class Repository:
 
     def checkout(self, worktree: Path, commit: str, branch: str | None = None) -> None:
         """Make a worktree hold exactly `commit`: tracked files reset, everything else deleted."""
-        place = ["--no-track", "-B", branch] if branch else ["--detach"]
-        how = ["--force", "--quiet", *place, commit]
-        self._run("checkout", *how, cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
+        how = [*_standing(branch), commit]
+        self._run("checkout --force --quiet", *how, cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
         self.clean(worktree)
 
     def clean(self, worktree: Path) -> None:
@@ -495,7 +477,6 @@ class Repository:
 
     @contextmanager
     def _index(self, base: str | None) -> Iterator[Path]:
-        """An index of our own, filled from `base`."""
         with tempfile.TemporaryDirectory(prefix="autohypothesis-index-") as folder:
             index = Path(folder) / "index"
             if base is not None:
@@ -513,17 +494,26 @@ class Repository:
         accept: tuple[int, ...] = (0,),
         extra: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Run `git WORDS ARGS`; `words` is split at blanks, `args` never are.
-
-        Raises:
-            GitError: the exit status is not in `accept`; it holds the command and git's words.
-        """
         settings = {**({"GIT_INDEX_FILE": str(index)} if index else {}), **(extra or {})}
-        place = cwd or self.root
-        return call(words, args, place, settings, stdin=stdin, timeout=timeout, accept=accept)
+        folder = cwd or self.root
+        return call(words, args, folder, settings, stdin=stdin, timeout=timeout, accept=accept)
 
 
 # ── reading its answers ─────────────────────────────────────────────────────────────────────
+
+
+def _standing(branch: str | None) -> list[str]:
+    return ["--no-track", "-B", branch] if branch else ["--detach"]
+
+
+def _joined(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\0" for line in lines).encode(*_BYTES)
+
+
+def blob_id(content: bytes, like: str) -> str:
+    """Return the id that `content` has in a repository with ids like this one."""
+    algorithm = "sha1" if len(like) == 40 else "sha256"
+    return hashlib.new(algorithm, b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def refuse_path(path: Path) -> Path:
@@ -540,18 +530,6 @@ def refuse_path(path: Path) -> Path:
         f"the path of the repository, '{shown(name)}', {what}",
         hint="records could not name it; move the folder to another name, or clone it there",
     )
-
-
-def parse_places(answer: Answer) -> tuple[str, str, str]:
-    """The three paths, a line each, that `rev-parse` said; the last is the top of a checkout.
-
-    Raises:
-        GitError: one of them is none that records could name.
-    """
-    lines = answer.out.decode("utf-8", "surrogateescape").split("\n")[:-1]
-    refuse_path(Path("\n".join(lines[len(lines) // 3 * 2 :])))
-    folder, common, top = lines
-    return folder, common, top
 
 
 def parse_changes(records: list[str]) -> list[FileChange]:

@@ -1,4 +1,4 @@
-"""Commits as bundles: made for other machines, and taken in from sources that are not trusted.
+"""Commits as bundles, for other machines and from sources that are not trusted; files on a ref.
 
 git's own `bundle` wants a ref to name and checks nothing that it takes in. So the header is written
 and read here, which is a few lines of text before a pack, and a foreign pack is unpacked and looked
@@ -10,24 +10,22 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from autohypothesis.errors import GitError
-from autohypothesis.records.git import Repository
-from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, call
+from autohypothesis.records.git import Repository, parse_listing
+from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, ENVIRONMENT, Answer, batch, call
 
-FOLDER = "40000"
+FOLDER = b"40000"
+PLAIN = "100644"
 MOST_PATHS = 100_000
 """Files of one commit."""
 MOST_TREES = 50_000
 """Different folders, of all commits that are looked at together."""
 MOST_LEVELS = 64
-
-Read = Callable[[list[str]], Mapping[str, bytes]]
-"""Ids of trees -> what is in each, as git stores it."""
 
 HEADER_LIMIT = 64 * 1024
 MOST_NAMES = 1_000
@@ -42,9 +40,8 @@ _OVERLAP = 64 << 10
 """Bytes; what is looked for in a file is shorter."""
 _VERSIONS = {b"# v2 git bundle": 2, b"# v3 git bundle": 3}
 _NAMED = re.compile(r"(-?)([0-9a-f]{40}|[0-9a-f]{64})(?: (.{0,1000}))?")
-_CAREFUL = "-c core.bigFileThreshold=1m"
-_MODEST = {"GIT_ALLOC_LIMIT": "256m"}
-"""A small pack of deltas can ask for a gigabyte."""
+_AT_ONCE = 500
+"""Paths or objects in one call."""
 
 
 class Header(NamedTuple):
@@ -55,21 +52,18 @@ class Header(NamedTuple):
     """Bytes before the pack."""
 
 
-# ── making one ──────────────────────────────────────────────────────────────────────────────
-
-
 def first_parents(repository: Repository, commit: str) -> list[str]:
     """`commit` and what it is built on, the newest first."""
-    return _ask(repository, "rev-list --first-parent", commit).split()
+    return _ask(repository, "rev-list --first-parent", commit).text.split()
 
 
 def count_new(repository: Repository, commit: str, known: str | None) -> int:
     """Return the number of commits that `create` would put into a bundle."""
-    return int(_ask(repository, "rev-list --count", *_range(commit, known)))
+    return int(_ask(repository, "rev-list --count", *_range(commit, known)).text)
 
 
 def create(repository: Repository, commit: str, known: str | None, target: IO[bytes]) -> None:
-    """Write a bundle of `commit` to `target`, without what whoever has `known` has.
+    """Write a bundle of `commit` to `target`, without the history of `known`.
 
     Raises:
         GitError: the history of this clone is cut off where the bundle would need it.
@@ -80,30 +74,19 @@ def create(repository: Repository, commit: str, known: str | None, target: IO[by
         "# v2 git bundle\n" if len(commit) == 40 else "# v3 git bundle\n@object-format=sha256\n"
     )
     target.write(f"{version}{needs}{commit} HEAD\n\n".encode())
-    call(
-        "pack-objects --revs --thin --stdout --delta-base-offset -q",
-        (),
-        repository.root,
-        stdin="".join(f"{word}\n" for word in _range(commit, known)).encode(),
-        timeout=CHECKOUT_TIMEOUT_S,
-        output=target,
-    )
+    wanted = "".join(f"{word}\n" for word in _range(commit, known)).encode()
+    words = "pack-objects --revs --thin --stdout --delta-base-offset -q"
+    call(words, (), repository.root, stdin=wanted, timeout=CHECKOUT_TIMEOUT_S, output=target)
     target.flush()
 
 
 def contents(repository: Repository, commit: str, known: str | None) -> Iterator[tuple[str, bytes]]:
     """All that `create` would send: what it is, for people, and what is in it, piece by piece."""
-    listed = _ask(repository, "rev-list --objects", *_range(commit, known)).splitlines()
+    listed = _ask(repository, "rev-list --objects", *_range(commit, known)).text.splitlines()
     paths = dict(line.partition(" ")[::2] for line in listed)
+    asked = "".join(f"{name}\n" for name in paths).encode()
     with tempfile.TemporaryFile() as objects:
-        call(
-            "cat-file --batch",
-            (),
-            repository.root,
-            stdin="".join(f"{name}\n" for name in paths).encode(),
-            timeout=CHECKOUT_TIMEOUT_S,
-            output=objects,
-        )
+        _ask(repository, "cat-file --batch", stdin=asked, output=objects)
         objects.seek(0)
         while head := objects.readline():
             name, kind, size = head.decode("ascii").split()
@@ -133,14 +116,11 @@ def _refuse_cut(repository: Repository, commit: str, known: str | None) -> None:
         edges = set((repository.common_dir / "shallow").read_text(encoding="ascii").split())
     except FileNotFoundError:
         return
-    if edges & set(_ask(repository, "rev-list", *_range(commit, known)).split()):
+    if edges & set(_ask(repository, "rev-list", *_range(commit, known)).text.split()):
         raise GitError(
             f"{repository.root} is a shallow clone, and {commit[:12]} needs what it lacks",
             hint="get the rest: git fetch --unshallow",
         )
-
-
-# ── taking one in ───────────────────────────────────────────────────────────────────────────
 
 
 def parse_header(bundle: bytes) -> Header:
@@ -182,14 +162,8 @@ def take_in(repository: Repository, bundle: bytes, commit: str, ref: str) -> Non
     if commit not in header.heads.values():
         raise GitError(f"the bundle does not bring {commit[:12]}", hint="ask the hub again")
     with _quarantine(repository) as (folder, settings):
-        call(
-            f"{_CAREFUL} index-pack --stdin --fix-thin --strict --max-input-size={len(bundle)}",
-            (),
-            repository.root,
-            settings,
-            stdin=bundle[header.size :],
-            timeout=INTAKE_S,
-        )
+        words = f"index-pack --stdin --fix-thin --strict --max-input-size={len(bundle)}"
+        _ask(repository, words, stdin=bundle[header.size :], settings=settings)
         _refuse_incomplete(repository, commit, settings)
         _publish(folder / "pack", repository.common_dir / "objects" / "pack")
     if not repository.compare_and_swap(ref, commit, None) and repository.read_ref(ref) != commit:
@@ -205,40 +179,32 @@ def _quarantine(repository: Repository) -> Iterator[tuple[Path, dict[str, str]]]
             "GIT_OBJECT_DIRECTORY": place,
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
             "GIT_QUARANTINE_PATH": place,
-            **_MODEST,
+            "GIT_ALLOC_LIMIT": "256m",  # a small pack of deltas can ask for a gigabyte
         }
         yield Path(place), settings
 
 
 def _refuse_incomplete(repository: Repository, commit: str, settings: Mapping[str, str]) -> None:
-    """See that everything below `commit` is there and that all of it can be listed."""
     new = ["--not", "--all"]
-    kind = _ask(repository, "cat-file -t", commit, settings=settings).strip()
+    kind = _ask(repository, "cat-file -t", commit, settings=settings).text
     if kind != "commit":
         raise GitError(f"{commit[:12]} is a {kind}, no commit", hint="ask the hub again")
     many = ["--format=%T", f"--max-count={MOST_COMMITS + 1}", commit, *new]
-    said = _ask(repository, "rev-list --no-commit-header", *many, settings=settings).split()
-    if len(said) > MOST_COMMITS:
+    roots = _ask(repository, "rev-list --no-commit-header", *many, settings=settings).text.split()
+    if len(roots) > MOST_COMMITS:
         raise GitError(f"the bundle brings more than {MOST_COMMITS:,} commits")
 
     def read(trees: list[str]) -> dict[str, bytes]:
         asked = "".join(f"{tree}\n" for tree in trees).encode()
-        return dict(_trees(_raw(repository, "cat-file --batch", stdin=asked, settings=settings)))
+        answer = _ask(repository, "cat-file --batch", stdin=asked, settings=settings)
+        found = list(batch(answer.out))
+        for name, kind, _ in found:
+            if kind != "tree":
+                raise GitError(f"{name[:12]} is {kind}, where a folder should be")
+        return {name: content for name, _, content in found}
 
-    refuse_endless(said, read)
-    _raw(repository, "rev-list --objects --quiet", commit, *new, settings=settings)
-
-
-def _trees(out: bytes) -> Iterator[tuple[str, bytes]]:
-    """The answers of `cat-file --batch` to ids of trees."""
-    at = 0
-    while at < len(out):
-        end = out.index(b"\n", at)
-        ident, kind, *size = out[at:end].decode().split(" ")
-        if kind != "tree":
-            raise GitError(f"{ident[:12]} is {kind}, where a folder should be")
-        yield ident, out[end + 1 : end + 1 + int(size[0])]
-        at = end + int(size[0]) + 2
+    _refuse_endless(roots, read)
+    _ask(repository, "rev-list --objects --quiet", commit, *new, settings=settings)
 
 
 def _publish(pack: Path, target: Path) -> None:
@@ -249,87 +215,133 @@ def _publish(pack: Path, target: Path) -> None:
         os.replace(path, target / path.name)
 
 
-# ── trees of foreign commits ────────────────────────────────────────────────────────────────
-
-
-class Item(NamedTuple):
-    mode: str
-    name: str
-    id: str
-
-
-def parse_tree(content: bytes, id_bytes: int) -> list[Item]:
-    """The items of one tree. `index-pack --strict` has seen that it is well formed."""
-    found, at = [], 0
-    while at < len(content):
-        end = content.index(b"\0", at)
-        mode, _, name = content[at:end].partition(b" ")
+def _items(tree: bytes, id_bytes: int) -> Iterator[tuple[bytes, str]]:
+    """Mode and id of what is in one tree; `index-pack --strict` has seen that it is well formed."""
+    at = 0
+    while at < len(tree):
+        end = tree.index(b"\0", at)
+        mode = tree[at:end].partition(b" ")[0]
         at = end + 1 + id_bytes
-        ident = content[end + 1 : at].hex()
-        found.append(Item(mode.decode("ascii"), name.decode("utf-8", "surrogateescape"), ident))
-    return found
+        yield mode, tree[end + 1 : at].hex()
 
 
-def refuse_endless(roots: Iterable[str], read: Read) -> None:
-    """See that every one of the trees `roots` can be listed.
-
-    Raises:
-        GitError: one has too many paths or levels, or there are too many trees.
-    """
+def _refuse_endless(roots: Sequence[str], read: Callable[[list[str]], dict[str, bytes]]) -> None:
     folders: dict[str, list[str]] = {}
     files: dict[str, int] = {}
     level, depth = sorted(set(roots)), 0
-    starts = list(level)
     while level:
         if len(folders) + len(level) > MOST_TREES or depth == MOST_LEVELS:
             raise _endless(f"more than {MOST_TREES:,} folders or {MOST_LEVELS} levels")
-        for ident, content in read(level).items():
-            items = parse_tree(content, len(ident) // 2)
-            folders[ident] = [item.id for item in items if item.mode == FOLDER]
-            files[ident] = len(items) - len(folders[ident])
-        below = {inner for ident in level for inner in folders[ident]}
+        for tree, content in read(level).items():
+            items = list(_items(content, len(tree) // 2))
+            folders[tree] = [inner for mode, inner in items if mode == FOLDER]
+            files[tree] = len(items) - len(folders[tree])
+        below = {inner for tree in level for inner in folders[tree]}
         level, depth = sorted(below - folders.keys()), depth + 1
-    _refuse_many(starts, folders, files)
-
-
-def _refuse_many(
-    starts: Iterable[str], folders: Mapping[str, list[str]], files: Mapping[str, int]
-) -> None:
-    """Paths below each tree, counted once per tree; no tree can be inside itself."""
     paths: dict[str, int] = {}
 
-    def count(ident: str) -> int:
-        if ident not in paths:
-            paths[ident] = 1 + files[ident] + sum(count(inner) for inner in folders[ident])
-        return paths[ident]
+    def count(tree: str) -> int:
+        """Paths below a tree, counted once; no tree can be inside itself."""
+        if tree not in paths:
+            paths[tree] = 1 + files[tree] + sum(count(inner) for inner in folders[tree])
+        return paths[tree]
 
-    for start in starts:
-        if count(start) > MOST_PATHS:
-            raise _endless(f"more than {MOST_PATHS:,} paths")
+    if any(count(root) > MOST_PATHS for root in roots):
+        raise _endless(f"more than {MOST_PATHS:,} paths")
 
 
 def _endless(why: str) -> GitError:
     return GitError(f"a commit has {why}", hint="it was not taken in; leave it alone")
 
 
-# ── calls ───────────────────────────────────────────────────────────────────────────────────
+#
+# They go in as one stream: git makes one pack of them, not a loose object for each, and copies of
+# trees for what changed only. No index is read or written and no filter or attribute of the
+# repository is applied, so that what comes out is byte for byte what went in.
+
+
+def kept_refs(repository: Repository, prefix: str) -> list[str]:
+    """Return the refs below `prefix`, the one that was written last first."""
+    words = ["--sort=-committerdate", "--format=%(refname)", prefix]
+    return _ask(repository, "for-each-ref", *words).text.split()
+
+
+def listing(repository: Repository, commit: str, paths: Sequence[str]) -> dict[str, str]:
+    """Return path -> blob, for the plain files of a commit at or below `paths`."""
+    found = {}
+    for some in _parts(paths):
+        answer = _ask(repository, "ls-tree -r -z --full-tree", commit, "--", *some)
+        entries = parse_listing(answer.records).items()
+        found.update({path: entry.blob for path, entry in entries if entry.mode == PLAIN})
+    return found
+
+
+def blobs(repository: Repository, names: Sequence[str]) -> Iterator[bytes]:
+    """Yield the content of each of the blobs `names`, in their order.
+
+    Raises:
+        GitError: one of them is not in the repository.
+    """
+    for some in _parts(names):
+        asked = "".join(f"{name}\n" for name in some).encode()
+        for name, kind, content in batch(_ask(repository, "cat-file --batch", stdin=asked).out):
+            if kind == "missing":
+                raise GitError(f"object {name} is missing in {repository.root}")
+            yield content
+
+
+def keep(
+    repository: Repository,
+    ref: str,
+    parent: str | None,
+    files: Mapping[str, bytes],
+    *,
+    gone: Iterable[str] = (),
+    message: str,
+) -> str:
+    """Move `ref` one commit further: `parent`'s tree with `files` in it and `gone` out of it.
+
+    Raises:
+        GitError: another process moved the ref meanwhile, which then stays as it is.
+    """
+    if (there := repository.read_ref(ref)) and there != parent:
+        raise GitError(f"{ref} in {repository.root} was moved by another process meanwhile")
+    who = f"{ENVIRONMENT['GIT_COMMITTER_NAME']} <{ENVIRONMENT['GIT_COMMITTER_EMAIL']}>"
+    words = message.encode()
+    parts = [f"commit {ref}\ncommitter {who} now\ndata {len(words)}\n".encode(), words, b"\n"]
+    if parent is not None:
+        parts.append(f"from {parent}\n".encode())
+    parts += [b"D " + _spelled(path) + b"\n" for path in gone]
+    for path, content in files.items():
+        parts.append(b"M %s inline %s\n" % (PLAIN.encode(), _spelled(path)))
+        parts += [b"data %d\n" % len(content), content, b"\n"]
+    # fast-import moves the ref only forward from what it was
+    _ask(repository, "fast-import --quiet --date-format=now", stdin=b"".join(parts))
+    return repository.resolve(ref)
+
+
+def _spelled(path: str) -> bytes:
+    """A path for fast-import: in quotes, so that any name is one."""
+    raw = path.encode("utf-8", "surrogateescape")
+    return b'"' + raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") + b'"'
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[at : at + _AT_ONCE] for at in range(0, len(names), _AT_ONCE))
 
 
 def _ask(
-    repository: Repository, words: str, *args: str, settings: Mapping[str, str] | None = None
-) -> str:
-    return _raw(repository, words, *args, settings=settings or {}).decode("utf-8", "replace")
-
-
-def _raw(
     repository: Repository,
     words: str,
     *args: str,
-    settings: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
     stdin: bytes = b"",
-) -> bytes:
-    words = f"{_CAREFUL} {words}"
-    return call(words, args, repository.root, settings, stdin=stdin, timeout=INTAKE_S).out
+    output: IO[bytes] | None = None,
+) -> Answer:
+    """Ask about objects of others: no large one is read whole, and foreign ones have a limit."""
+    limit = INTAKE_S if settings else CHECKOUT_TIMEOUT_S
+    words = f"-c core.bigFileThreshold=1m {words}"
+    return call(words, args, repository.root, settings, stdin=stdin, timeout=limit, output=output)
 
 
 def _no_bundle(why: str) -> GitError:

@@ -1,34 +1,28 @@
-"""The one module that calls git: what a call may not do, who it is, and what it must not see."""
+"""The one module that calls git: its rights, its identity, its limits, and what it must not see.
+
+`call` is for the user's repository, under the user's configuration. `run` and `objects` are for
+what strangers sent: no configuration, limits that the kernel holds, and files instead of pipes, so
+that no answer is larger than what was allowed.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
 
-_SETTINGS = (
-    "gc.auto=0",
-    "maintenance.auto=false",
-    "core.hooksPath=/dev/null",
-    "core.fsmonitor=false",
-    "core.quotePath=false",
-    "core.splitIndex=false",
-    "core.filesRefLockTimeout=5000",
-    "core.packedRefsTimeout=5000",
-    "commit.gpgSign=false",
-    "merge.verifySignatures=false",
-    "submodule.recurse=false",
-    "advice.detachedHead=false",
-)
-OPTIONS = tuple(word for setting in _SETTINGS for word in ("-c", setting))
+TIMEOUT_S = 60.0
+CHECKOUT_TIMEOUT_S = 600.0
 ENVIRONMENT = {
     "GIT_OPTIONAL_LOCKS": "0",
     "GIT_TERMINAL_PROMPT": "0",
@@ -38,11 +32,69 @@ ENVIRONMENT = {
     "GIT_COMMITTER_NAME": "Autohypothesis",
     "GIT_COMMITTER_EMAIL": "fleet@autohypothesis.invalid",
 }
+NO_CONFIGURATION = {
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_CONFIG_SYSTEM": "/dev/null",
+    "GIT_CONFIG_NOSYSTEM": "1",
+}
 _INHERITED = {"GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_EXEC_PATH"}
 """Which configuration and which git: the user's choice. All else is one caller's state."""
-TIMEOUT_S = 60.0
-CHECKOUT_TIMEOUT_S = 600.0
+_LIMITED_ENVIRONMENT = {
+    **NO_CONFIGURATION,
+    "HOME": "/nonexistent",
+    "LC_ALL": "C",
+    "GIT_ALLOC_LIMIT": "256m",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+
+
+def _options(*settings: str) -> tuple[str, ...]:
+    return tuple(word for setting in settings for word in ("-c", setting))
+
+
+_COMMON = _options(
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "core.hooksPath=/dev/null",
+    "core.filesRefLockTimeout=5000",
+    "core.packedRefsTimeout=5000",
+)
+OPTIONS = _COMMON + _options(
+    "core.fsmonitor=false",
+    "core.quotePath=false",
+    "core.splitIndex=false",
+    "commit.gpgSign=false",
+    "merge.verifySignatures=false",
+    "submodule.recurse=false",
+    "advice.detachedHead=false",
+)
+_LIMITED_OPTIONS = _COMMON + _options(
+    "core.attributesFile=/dev/null",
+    "core.logAllRefUpdates=false",
+    "core.bigFileThreshold=1m",
+    "core.packedGitWindowSize=8m",
+    "core.packedGitLimit=64m",
+    "core.deltaBaseCacheLimit=16m",
+    "pack.threads=1",
+    "pack.writeReverseIndex=false",
+    "pack.windowMemory=32m",
+    "pack.deltaCacheSize=16m",
+    "protocol.allow=never",
+)
+_LIMITED = (
+    'ulimit -c 0; ulimit -v "$1" 2>/dev/null || :; ulimit -t "$2"; ulimit -f "$3"; shift 3;'
+    ' exec "$@"'
+)
+"""A shell sets the limits: nothing of ours may run between fork and exec where there are threads.
+Memory cannot be limited on macOS; git's own limit on one allocation still holds there."""
+_FULL_DISK = re.compile(r"No space left|quota exceeded|write error", re.IGNORECASE)
 _TO_TIDY_UP_S = 5.0
+_BLOCK = 512
+_WORDS_LIMIT = 4096
+"""Bytes of standard error that are kept of a limited call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +105,8 @@ class Answer:
     out: bytes
     words: str
     """Standard error."""
+    cut: str = ""
+    """What cut a limited call short: "time" or "size", else empty."""
 
     @property
     def text(self) -> str:
@@ -69,6 +123,23 @@ class Answer:
         lines = [line.strip() for line in self.words.splitlines() if line.strip()]
         return "; ".join(lines[-3:])[:500] or f"exit code {self.status}"
 
+    @property
+    def disk_full(self) -> bool:
+        return bool(self.status and _FULL_DISK.search(self.words))
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of one call."""
+
+    seconds: float = 20.0
+    """By the clock on the wall."""
+    cpu_seconds: int = 10
+    memory: int = 290 << 20
+    """Bytes of address space."""
+    file: int = 64 << 20
+    """Bytes of any file that is written, the answer among them."""
+
 
 def call(
     words: str,
@@ -80,6 +151,7 @@ def call(
     timeout: float = TIMEOUT_S,
     accept: tuple[int, ...] = (0,),
     output: IO[bytes] | None = None,
+    lock: IO[bytes] | None = None,
 ) -> Answer:
     """Run `git WORDS ARGS` in `place`; `words` is split at blanks, `args` never are.
 
@@ -87,54 +159,186 @@ def call(
         settings: environment variables.
         timeout: seconds after which git is ended, as it is when this call is interrupted.
         output: a file that takes what git prints, which then is not in the answer.
+        lock: a locked file that git inherits, so that it stays locked until git has ended, should
+            this process be killed.
 
     Raises:
         GitError: git or `place` is missing, or the exit status is not in `accept`; then the
             message holds the command and git's own words.
     """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name in _INHERITED
+    }
+    command = ["git", *OPTIONS, *words.split(), *args]
+    environment = {**inherited, **ENVIRONMENT, **(settings or {})}
     if output is not None:
         output.flush()
-    with tempfile.TemporaryFile() as source:  # whole, should this process be killed meanwhile
-        source.write(stdin)
-        source.seek(0)
-        process = _start([*words.split(), *args], place, settings, source, output)
+    pipe = subprocess.PIPE
+    target = pipe if output is None else output
+    with (
+        _source(stdin) as source,
+        _start(command, place, environment, source, target, pipe, lock) as process,
+    ):
         try:
-            out, words_of_git = process.communicate(timeout=timeout)
+            out, said = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            _end_group(process)
-            out, words_of_git = b"", f"it did not complete in {timeout:g} s".encode()
+            _end(process, signal.SIGTERM, signal.SIGKILL)
+            out, said = b"", f"it did not complete in {timeout:g} s".encode()
         except BaseException:
-            _end_group(process)
+            _end(process, signal.SIGTERM, signal.SIGKILL)
             raise
-    answer = Answer(process.returncode, out or b"", words_of_git.decode("utf-8", "replace"))
+    answer = Answer(process.returncode, out or b"", said.decode("utf-8", "replace"))
     if answer.status not in accept:
         shown = " ".join([words, *args])[:200]
         raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
     return answer
 
 
+def run(
+    words: str,
+    args: Sequence[str] = (),
+    *,
+    repository: Path,
+    bounds: Bounds,
+    stdin: bytes | IO[bytes] = b"",
+    into: IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Answer:
+    """Run `git WORDS ARGS` in the bare `repository` under `bounds`, without any configuration.
+
+    Whatever the exit status, it is returned: here a refusal is news, not a mistake of ours.
+
+    Args:
+        stdin: a file is read from where its owner left it.
+        into: a file that takes what git prints, which then is not in the answer.
+
+    Raises:
+        GitError: git or the shell is missing.
+    """
+    command, variables = _limited([*words.split(), *args], repository, bounds, environment)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+        with _source(stdin) as source:
+            process = _start(command, Path("/"), variables, source, into or out, said)
+            try:
+                process.wait(bounds.seconds)
+            except subprocess.TimeoutExpired:
+                _end(process, signal.SIGKILL)
+        status = process.returncode
+        late = status in (-signal.SIGXCPU, -signal.SIGKILL)
+        cut = "time" if late else "size" if status == -signal.SIGXFSZ else ""
+        said.seek(max(0, said.seek(0, os.SEEK_END) - _WORDS_LIMIT))
+        out.seek(0)
+        content = b"" if into else out.read()
+        return Answer(status, content, said.read().decode("utf-8", "replace"), cut)
+
+
+class Objects:
+    """Reads objects one by one from a single git, which ends with the `with` block."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin and process.stdout
+        self._ask = process.stdin
+        self._answers = process.stdout
+
+    def read(self, name: str, most: int) -> tuple[str, bytes] | None:
+        """Return kind and content of `name`; None where there is no such object.
+
+        Raises:
+            GitError: git ended, or the object has more than `most` bytes. Read no more then.
+        """
+        self._ask.write(name.encode("ascii") + b"\n")
+        self._ask.flush()
+        facts = self._answers.readline(_WORDS_LIMIT).split()
+        if len(facts) == 2 and facts[1] == b"missing":
+            return None
+        if len(facts) != 3:
+            raise GitError(f"git ended while object {name[:12]} was read")
+        kind, size = facts[1].decode(), int(facts[2])
+        if size > most:
+            raise GitError(f"{kind} {name[:12]} has {size:,} bytes; at most {most:,} are allowed")
+        content = self._answers.read(size + 1)
+        if len(content) != size + 1:
+            raise GitError(f"git ended while object {name[:12]} was read")
+        return kind, content[:-1]
+
+
+@contextmanager
+def objects(
+    repository: Path, bounds: Bounds, environment: Mapping[str, str] | None = None
+) -> Iterator[Objects]:
+    """Give the objects that `repository` sees, for as long as `bounds` allows."""
+    command, variables = _limited(["cat-file", "--batch"], repository, bounds, environment)
+    pipe = subprocess.PIPE
+    process = _start(command, Path("/"), variables, pipe, pipe, subprocess.DEVNULL)
+    clock = threading.Timer(bounds.seconds, _end, (process, signal.SIGKILL))
+    clock.daemon = True
+    clock.start()
+    try:
+        yield Objects(process)
+    except BrokenPipeError as error:
+        raise GitError("git ended while objects were read") from error
+    finally:
+        clock.cancel()
+        _end(process, signal.SIGKILL)
+        for stream in (process.stdin, process.stdout):
+            with suppress(OSError):
+                if stream:
+                    stream.close()
+
+
+def batch(answer: bytes) -> Iterator[tuple[str, str, bytes]]:
+    """Yield id, kind and content of each object in an answer of `cat-file --batch`.
+
+    The kind of one that is not there is "missing".
+    """
+    at = 0
+    while at < len(answer):
+        end = answer.index(b"\n", at)
+        name, kind, *size = answer[at:end].decode().split(" ")
+        at = end + 1
+        yield name, kind, answer[at : at + int(size[0])] if size else b""
+        at += int(size[0]) + 1 if size else 0
+
+
+def _limited(
+    words: list[str], repository: Path, bounds: Bounds, environment: Mapping[str, str] | None
+) -> tuple[list[str], dict[str, str]]:
+    limits = (bounds.memory >> 10, bounds.cpu_seconds, max(1, bounds.file // _BLOCK))
+    shell = ["/bin/sh", "-c", _LIMITED, "sh", *map(str, limits)]
+    own = {"PATH": os.environ.get("PATH", os.defpath), "GIT_DIR": str(repository.absolute())}
+    command = [*shell, "git", *_LIMITED_OPTIONS, *words]
+    return command, {**_LIMITED_ENVIRONMENT, **own, **(environment or {})}
+
+
+@contextmanager
+def _source(stdin: bytes | IO[bytes]) -> Iterator[IO[bytes]]:
+    """A file for git's standard input: whole, should this process be killed meanwhile."""
+    if not isinstance(stdin, bytes):
+        yield stdin
+        return
+    with tempfile.TemporaryFile() as source:
+        source.write(stdin)
+        source.seek(0)
+        yield source
+
+
 def _start(
-    words: list[str],
+    command: list[str],
     place: Path,
-    settings: Mapping[str, str] | None,
-    source: IO[bytes],
-    output: IO[bytes] | None,
+    environment: Mapping[str, str],
+    stdin: IO[bytes] | int,
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | int,
+    lock: IO[bytes] | None = None,
 ) -> subprocess.Popen[bytes]:
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name in _INHERITED
-    }
     try:
         return subprocess.Popen(
-            ["git", *OPTIONS, *words],
-            cwd=place,
-            env={**inherited, **ENVIRONMENT, **(settings or {})},
-            stdin=source,
-            stdout=subprocess.PIPE if output is None else output,
-            stderr=subprocess.PIPE,
+            command, cwd=place, env=environment, stdin=stdin, stdout=stdout, stderr=stderr,
+            pass_fds=[lock.fileno()] if lock else [],
             start_new_session=True,  # Ctrl-C is for us: we end git
-        )
+        )  # fmt: skip
     except OSError as error:
         if isinstance(error, FileNotFoundError) and error.filename == "git":
             raise GitError(
@@ -143,15 +347,11 @@ def _start(
         raise GitError(f"git cannot be started in {place}: {error.strerror or error}") from error
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ask git and what it started to end, so that lock files are removed; kill what does not."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+def _end(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:
+    """End git and what it started: asked first, it removes its lock files; killed, it does not."""
+    for number in signals:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_TO_TIDY_UP_S)
-            break
-    for stream in (process.stdin, process.stdout, process.stderr):
-        with suppress(OSError):
-            if stream:
-                stream.close()
+            return

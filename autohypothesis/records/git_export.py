@@ -8,6 +8,7 @@ Folders and indexes lie in `.git/autohypothesis/`, where no run may write.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -15,18 +16,26 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import IO
 
 from autohypothesis.errors import GitError
 from autohypothesis.records.files import write_atomic
 from autohypothesis.records.git import Entry, Repository, parse_listing
-from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, Answer, call
+from autohypothesis.records.git_call import (
+    CHECKOUT_TIMEOUT_S,
+    NO_CONFIGURATION,
+    Answer,
+    batch,
+    call,
+)
 
 SUBMODULE = "160000"
 POINTER = b"version https://git-lfs.github.com/spec/v1\n"
+_POINTER = re.compile(POINTER + rb"(?:ext-.*\n)*oid sha256:([0-9a-f]{64})\n")
 MAX_NAMED = 5
 _OWN = "autohypothesis"
 _LFS_FILES = ":(attr:filter=lfs)"
@@ -45,11 +54,6 @@ _LFS = (
     '[filter "lfs"]', "\tprocess = git-lfs filter-process", "\trequired = false",
 )  # fmt: skip
 """git-lfs without a server: what is not on this disk stays a pointer."""
-_NO_CONFIGURATION = {
-    "GIT_CONFIG_GLOBAL": "/dev/null",
-    "GIT_CONFIG_SYSTEM": "/dev/null",
-    "GIT_CONFIG_NOSYSTEM": "1",
-}
 _FILTER = re.compile(rb"\bfilter=([^\s\"]+)")
 
 
@@ -90,22 +94,20 @@ def _submodules(part: Part, checkout: Path) -> Iterator[Part]:
     names = _submodule_names(part.source, part.commit) if links else {}
     for path, commit in links.items():
         source = _source_of(part, checkout, path, names.get(path), commit)
-        if source is None and path not in names:
-            continue  # no .gitmodules names it: git leaves its folder empty as well
-        if source is None:
-            place = part.prefix + path
+        if source is not None:
+            inner = Part(source, commit, _entries(source, commit), f"{part.prefix}{path}/")
+            yield inner
+            yield from _submodules(inner, checkout)
+        elif path in names:  # else git leaves its folder empty as well
             raise GitError(
-                f"submodule {place} is not here at {commit[:12]}, which the commit names",
-                hint=f"run `git submodule update --init --recursive -- {place}`",
+                f"submodule {part.prefix}{path} is not here at {commit[:12]}, which the commit"
+                " names",
+                hint=f"run `git submodule update --init --recursive -- {part.prefix}{path}`",
             )
-        found = Part(source, commit, _entries(source, commit), f"{part.prefix}{path}/")
-        yield found
-        yield from _submodules(found, checkout)
 
 
 @lru_cache(maxsize=32)
 def _submodule_names(source: Path, commit: str) -> dict[str, str]:
-    """Path -> name, as the commit's .gitmodules has them."""
     listed = ["--blob", f"{commit}:.gitmodules", "--get-regexp", r"^submodule\..*\.path$"]
     answer = _ask(source, "config -z", *listed, accept=(0, 1, 128))
     return {
@@ -115,7 +117,6 @@ def _submodule_names(source: Path, commit: str) -> dict[str, str]:
 
 
 def _source_of(part: Part, checkout: Path, path: str, name: str | None, commit: str) -> Path | None:
-    """The git folder that has `commit` of the submodule at `path`; None where none has."""
     candidates = []
     if name and ".." not in name.split("/"):
         candidates.append(part.source / "modules" / name)
@@ -130,7 +131,6 @@ def _source_of(part: Part, checkout: Path, path: str, name: str | None, commit: 
 
 
 def _has(source: Path, commit: str) -> bool:
-    """Whether all that `commit` lists can be read, as far as its trees tell."""
     try:
         _entries(source, commit)  # remembered, also of a folder that is gone since
         return source.is_dir()
@@ -160,19 +160,29 @@ def _ask(
 def fill(part: Part, place: Path, index: Path) -> None:
     """Make `place` hold the files of `part`, as a checkout does; what has not changed stays.
 
-    Files of other names stay too. The index has one user: a lock that is there is a killed git's.
+    Files of other names stay too. The index has one user; a lock of git's that is there is left
+    by a kill.
 
     Raises:
         GitError: git cannot, for a damaged index too; the message has its words.
     """
     place.mkdir(parents=True, exist_ok=True)
+    with exclusive(index) as user:
+        index.with_name(f"{index.name}.lock").unlink(missing_ok=True)
+        _run(part, "read-tree --reset -u", part.commit, index=index, place=place, lock=user)
+
+
+@contextmanager
+def exclusive(index: Path) -> Iterator[IO[bytes]]:
+    """Wait until no git works on `index`, that of a killed checkout included."""
     index.parent.mkdir(parents=True, exist_ok=True)
-    index.with_name(index.name + ".lock").unlink(missing_ok=True)
-    _run(part, "read-tree --reset -u", part.commit, index=index, place=place)
+    with index.with_name(f"{index.name}.user").open("wb") as user:
+        fcntl.flock(user, fcntl.LOCK_EX)
+        yield user
 
 
 def pointers(part: Part, place: Path, index: Path) -> list[str]:
-    """Files of git-lfs whose contents are not on this disk; they are taken out of `place`.
+    """Take files of git-lfs whose contents are not on this disk out of `place`; return them.
 
     So the next `fill` asks for them again.
     """
@@ -183,14 +193,16 @@ def pointers(part: Part, place: Path, index: Path) -> list[str]:
     for path in listed.records:
         file = place / path
         with suppress(OSError):
-            if not file.is_symlink() and _first_bytes(file) == POINTER:
+            with file.open("rb") as opened:
+                is_pointer = not file.is_symlink() and opened.read(len(POINTER)) == POINTER
+            if is_pointer:
                 file.unlink()
                 missing.append(part.prefix + path)
     return missing
 
 
 def refuse_missing(repository: Repository, commit: str) -> None:
-    """See that a checkout of `commit` can be made, before anything is begun.
+    """See that a checkout of `commit` can be made.
 
     Raises:
         GitError: a submodule, or contents of git-lfs, are not on this disk.
@@ -219,38 +231,28 @@ def refuse_pointers(missing: Sequence[str], root: Path) -> None:
 
 
 def _absent(part: Part) -> list[str]:
-    """Files of git-lfs in a commit whose contents are not here, found without a checkout."""
     with tempfile.TemporaryDirectory(prefix="autohypothesis-lfs-") as folder:
         index = Path(folder) / "index"
         _run(part, "read-tree", part.commit, index=index, place=Path(folder))
         listed = _run(part, "ls-files -z --", _LFS_FILES, index=index, place=Path(folder)).records
     paths = [path for path in listed if part.entries[path].mode != SUBMODULE]
     asked = "".join(f"{part.entries[path].blob}\n" for path in paths).encode()
-    out = _ask(part.source, "cat-file --batch", stdin=asked).out
-    return [path for path in paths if not _is_here(part, part.entries[path].blob, out)]
+    blobs = batch(_ask(part.source, "cat-file --batch", stdin=asked).out)
+    return [path for path, (_, _, blob) in zip(paths, blobs, strict=True) if _lacks(part, blob)]
 
 
-def _is_here(part: Part, blob: str, answers: bytes) -> bool:
-    """Whether a blob is no pointer, or its contents are in the store of git-lfs."""
-    found = re.search(
-        rb"^%s blob \d+\n%s(?:ext-.*\n)*oid sha256:([0-9a-f]{64})\n" % (blob.encode(), POINTER),
-        answers,
-        re.MULTILINE,
-    )
-    if found is None:
-        return True
-    name = found[1].decode()
+def _lacks(part: Part, blob: bytes) -> bool:
+    """Whether a blob is a pointer to contents that are not in the store of git-lfs."""
+    pointer = _POINTER.match(blob)
+    if pointer is None:
+        return False
+    name = pointer[1].decode()
     inside = _lfs_storage(part) / "objects" / name[:2] / name[2:4] / name
-    return shutil.which("git-lfs") is not None and inside.is_file()
+    return shutil.which("git-lfs") is None or not inside.is_file()
 
 
 def _lfs_storage(part: Part) -> Path:
     return part.source / dict(_conversions(part.source)).get("lfs.storage", "lfs")
-
-
-def _first_bytes(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return opened.read(len(POINTER))
 
 
 def filters_named(part: Part, place: Path) -> set[bytes]:
@@ -325,7 +327,7 @@ def one_commit(part: Part, commit: str, tag: str, place: Path, index: Path) -> N
     (folder / "config").write_text("\n".join([*_core(part), ""]), "utf-8", "surrogateescape")
     (folder / "index").write_bytes(index.read_bytes())
     (folder / "HEAD").write_text("ref: refs/heads/main\n")
-    settings = {"GIT_DIR": str(folder), "GIT_COMMITTER_DATE": "@0 +0000", **_NO_CONFIGURATION}
+    settings = {"GIT_DIR": str(folder), "GIT_COMMITTER_DATE": "@0 +0000", **NO_CONFIGURATION}
     tagging = ["--annotate", "--no-sign", "--message", tag, tag, commit]
     call("tag", tagging, place, settings)
 
@@ -334,16 +336,23 @@ def one_commit(part: Part, commit: str, tag: str, place: Path, index: Path) -> N
 
 
 def _run(
-    part: Part, words: str, *args: str, index: Path, place: Path, stdin: bytes = b""
+    part: Part,
+    words: str,
+    *args: str,
+    index: Path,
+    place: Path,
+    stdin: bytes = b"",
+    lock: IO[bytes] | None = None,
 ) -> Answer:
     settings = {
         "GIT_DIR": str(_own_folder(part)),
         "GIT_OBJECT_DIRECTORY": str(part.source / "objects"),
         "GIT_INDEX_FILE": str(index),
         "GIT_WORK_TREE": str(place),
-        **_NO_CONFIGURATION,
+        **NO_CONFIGURATION,
     }
-    return call(words, args, place, settings, stdin=stdin, timeout=CHECKOUT_TIMEOUT_S)
+    limit = CHECKOUT_TIMEOUT_S
+    return call(words, args, place, settings, stdin=stdin, timeout=limit, lock=lock)
 
 
 def _own_folder(part: Part) -> Path:
@@ -406,10 +415,10 @@ def _asked_conversions(source: Path, *_: tuple[int, int]) -> tuple[tuple[str, st
 
 def _changed_at(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return 0, 0
-    return found.st_mtime_ns, found.st_size
+    return status.st_mtime_ns, status.st_size
 
 
 # ── files of the user's checkout that are in no commit ──────────────────────────────────────
@@ -439,7 +448,6 @@ def untracked(root: Path, *, leave_out: Collection[str], patterns: Sequence[str]
 
 
 def _outermost(listed: Sequence[str]) -> list[str]:
-    """`listed` without what is inside of a folder that is listed itself."""
     found: list[str] = []
     for path in sorted(listed):
         if not (found and found[-1].endswith("/") and path.startswith(found[-1])):

@@ -63,8 +63,6 @@ class DecisionHistory:
         """Return the latest decision about one experiment."""
         return self.latest.get(experiment_id)
 
-    # ── runs of one commit ────────────────────────────────────────────────────────────────
-
     def keeps(self, platform_key: str) -> list[Decision]:
         """Return the keeps on one platform that stand and have a value, oldest first."""
         return [d for d in self._valued(platform_key) if d.decision_status == "keep"]
@@ -126,8 +124,6 @@ class DecisionHistory:
         every = self.latest.values()
         return [d for d in every if d.platform_key == platform_key and d.metric_value is not None]
 
-    # ── the search as a whole ─────────────────────────────────────────────────────────────
-
     def anchor(self, platform_key: str, seed: int | None) -> float | None:
         """Return the metric of the last keep that was no simplification; a chain may not undo it.
 
@@ -183,8 +179,6 @@ class DecisionHistory:
             "requeued": sum(d.requeue for d in every),
         }
 
-    # ── the reference ─────────────────────────────────────────────────────────────────────
-
     def dangling_move(self, reference: str) -> Decision | None:
         """Return the last decision that moves the reference, if it has not moved yet."""
         moves = [d for d in self.decisions if _moves(d)]
@@ -226,9 +220,6 @@ def _is_evidence(decision: Decision) -> bool:
 def _moves(decision: Decision) -> bool:
     before, after = decision.reference_before, decision.reference_after
     return before is not None and after is not None and before != after
-
-
-# ── a running search ────────────────────────────────────────────────────────────────────────
 
 
 class LiveHistory(DecisionHistory):
@@ -277,8 +268,6 @@ class LiveHistory(DecisionHistory):
         """Return every experiment that has a plan or a run folder, of whatever tag."""
         return (f"{stem}-{n}" for stem, numbers in self._attempts.items() for n in numbers)
 
-    # ── results that wait for a decision ──────────────────────────────────────────────────
-
     def ended(self) -> list[str]:
         """Return the undecided experiments that have a result."""
         return [name for name, seen in self.results().items() if seen != ABSENT]
@@ -298,8 +287,6 @@ class LiveHistory(DecisionHistory):
     def seen(self, results: dict[str, Signature]) -> None:
         """Note that settle had a look at these."""
         self._looked_at = results
-
-    # ── reading ───────────────────────────────────────────────────────────────────────────
 
     def _read_decisions(self) -> bool:
         news = jsonl.read_new(self.layout.decisions, self._offset)
@@ -350,9 +337,6 @@ class LiveHistory(DecisionHistory):
         listed = sorted(name for name in names if ID.fullmatch(name))
         self._folders[folder] = (changed, listed)
         return before is None or listed != before[1]
-
-
-# ── rows of the ledger ──────────────────────────────────────────────────────────────────────
 
 
 class Kept(NamedTuple):

@@ -2,7 +2,7 @@
 
 An id is a file name, a git ref and a word on a command line, so it is `[a-z0-9-]{1,63}`. It is
 given under the lock `ids`, and an experiment's plan is written before the lock is let go: from
-then on the name is taken, whoever is killed when.
+then on the name is taken, whichever process is killed when.
 """
 
 from __future__ import annotations
@@ -97,16 +97,12 @@ def allocate_experiment(
     return experiment_id
 
 
-# ── what is taken ───────────────────────────────────────────────────────────────────────────
-
-
 def _numbers(stem: str, names: Iterable[str]) -> Iterator[int]:
     form = re.compile(re.escape(stem) + r"-(\d{1,9})")
     return (int(found[1]) for name in names if (found := form.fullmatch(name)))
 
 
 def _names(folder: Path) -> list[str]:
-    """The ids in `folder`, of files and folders alike."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return [name.removesuffix(".json").removesuffix(".md") for name in os.listdir(folder)]
     return []

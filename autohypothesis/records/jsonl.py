@@ -45,9 +45,6 @@ class News(NamedTuple):
     """The file is shorter than it was: this is a new one, read from its start."""
 
 
-# ── writing ─────────────────────────────────────────────────────────────────────────────────
-
-
 def append(path: Path, record: Mapping[str, Any], *, durable: bool = False) -> None:
     """Adds one line. `durable` has it on the disk before this returns: for decisions.
 
@@ -112,9 +109,6 @@ def _wait_for_lock(path: Path, descriptor: int, deadline: float) -> None:
             raise RecordError(f"{path} cannot be locked: {error.strerror}") from error
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
-
-
-# ── reading ─────────────────────────────────────────────────────────────────────────────────
 
 
 def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], list[str]]:

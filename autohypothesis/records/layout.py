@@ -99,8 +99,6 @@ class Layout(PathsBelow):
     def root(self) -> Path:
         return self.base
 
-    # ── the root ──────────────────────────────────────────────────────────────────────────
-
     ledger = Place("experiments.jsonl")
     results_tsv = Place("results.tsv")
     progress_png = Place("progress.png")
@@ -148,8 +146,6 @@ class Layout(PathsBelow):
         made = (self.ledger, self.results_tsv, self.progress_png, self.task_results)
         return tuple(str(path.relative_to(self.root)) for path in made)
 
-    # ── research/ ─────────────────────────────────────────────────────────────────────────
-
     research = Place("research")
     decisions = Place("research/decisions.jsonl")
     brief = Place("research/research_brief.json")
@@ -173,8 +169,6 @@ class Layout(PathsBelow):
     inbox_refused = Place("research/inbox/refused")
     """Files of the inbox that were not taken, each beside a `.reason`."""
 
-    # ── the fleet ─────────────────────────────────────────────────────────────────────────
-
     fleet = Place("research/fleet")
     manifest = Place("research/fleet/manifest.json")
     observer_prompt = Place("research/fleet/observer-agent.md")
@@ -184,7 +178,7 @@ class Layout(PathsBelow):
         return self.fleet / "worker-prompts" / f"worker-{checked_id(worker)}.md"
 
     def protocol(self, role: str) -> Path:
-        """Of `observer`, `tool-builder` or `gpu-worker`, for whoever plays it."""
+        """Of `observer`, `tool-builder` or `gpu-worker`."""
         return self.fleet / "protocols" / f"{checked_id(role)}.md"
 
     def assignment(self, role: str) -> Path:
@@ -193,8 +187,6 @@ class Layout(PathsBelow):
 
     def worker_assignment(self, worker: str) -> Path:
         return self.fleet / "assignments" / "workers" / f"{checked_id(worker)}.md"
-
-    # ── hypotheses, plans, runs ───────────────────────────────────────────────────────────
 
     def hypotheses(self, state: str, worker: str | None = None) -> Path:
         """The folder of one state; `dispatched` and `running` have one folder per worker."""
@@ -216,8 +208,6 @@ class Layout(PathsBelow):
 
     def run(self, experiment_id: str) -> RunPaths:
         return RunPaths(self.runs / checked_id(experiment_id))
-
-    # ── live, aggregate, tools, locks ─────────────────────────────────────────────────────
 
     def heartbeat(self, worker: str) -> Path:
         return self.live / "workers" / f"{checked_id(worker)}.json"

@@ -24,16 +24,14 @@ from pydantic_core import from_json, to_json
 from autohypothesis import schema
 from autohypothesis.errors import RecordError
 from autohypothesis.records import bundles, jsonl
-from autohypothesis.records.bundles import Places, decision_documents, reason_in
+from autohypothesis.records.bundles import Damage, Places, Records, decision_documents, reason_in
 from autohypothesis.records.fast_json import Document
 from autohypothesis.records.files import read_bytes, read_json, shown, write_atomic
 from autohypothesis.records.fold import (
-    Fault,
     disagreements,
     facts_of,
     gone_row,
     in_order,
-    in_words,
     place,
     undecided_stamp,
 )
@@ -49,9 +47,6 @@ Stamp = list[int]
 """Inode, times of modification and change, size of a file we wrote."""
 
 
-# ── the index: what the last fold saw ───────────────────────────────────────────────────────
-
-
 class FoldEntry(NamedTuple):
     """One experiment as the last fold saw it."""
 
@@ -59,7 +54,7 @@ class FoldEntry(NamedTuple):
     """Of inode, time of modification and size of each of its files."""
     facts: Facts
     placement: Placement | None
-    wrong: list[Fault]
+    wrong: list[Damage]
     """Statements of its bundle that contradict the decisions."""
     offset: int
     """Where its line lies in the ledger."""
@@ -114,7 +109,7 @@ def save_index(
 
 
 def _entry(
-    signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Fault], *where: int
+    signature: int, facts: list[Any], placement: list[Any] | None, wrong: list[Damage], *where: int
 ) -> FoldEntry:
     placed = None if placement is None else Placement(*placement)
     return FoldEntry(signature, Facts(*facts), placed, wrong, *where)
@@ -134,15 +129,10 @@ def _code() -> int:
     return total
 
 
-# ── folding ─────────────────────────────────────────────────────────────────────────────────
-
-
 class _Unplaced(NamedTuple):
-    """One experiment before it is placed."""
-
     signature: int
     facts: Facts
-    row: RowDocument | None
+    row: RowDocument | None = None
     """None when it was not read: nothing changed."""
 
 
@@ -150,7 +140,7 @@ class _Judged(NamedTuple):
     """The result of reading decisions.jsonl."""
 
     places: dict[str, Placement]
-    wrong: dict[str, list[Fault]]
+    wrong: dict[str, list[Damage]]
     """Statements of bundles that contradict the decisions."""
     gone: dict[str, Document]
     """Decisions about experiments of which nothing else is left."""
@@ -212,7 +202,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     judged = _places_as_before(layout, known, index) or _judge(layout, facts, problems)
     for key, decision in judged.gone.items():
         row = gone_row(decision)
-        facts[key] = facts_of(row, None, [])
+        facts[key] = facts_of(row, Records(key))
         known[key] = _Unplaced(bundles.LOOK_AGAIN, facts[key], row)
     old = read_bytes(layout.ledger, LIMIT) if index else b""
     lines, entries, changed = [], {}, 0
@@ -245,27 +235,25 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
 
 
 def _look(found: Mapping[str, Places], index: Index | None) -> dict[str, _Unplaced]:
-    """Reads what is new or changed, and trusts the index about the rest."""
     known: dict[str, _Unplaced] = {}
     before = index.entries if index is not None else {}
     for key, places in found.items():
         entry = before.get(key)
-        if entry is None or entry.facts.volatile:
+        volatile = entry is None or entry.facts.volatile
+        if entry is None or volatile or entry.signature != bundles.current_signature(places):
             known[key] = _read(places)
-        elif entry.signature == bundles.current_signature(places):
-            known[key] = _Unplaced(entry.signature, entry.facts, None)
         else:
-            known[key] = _read(places)
+            known[key] = _Unplaced(entry.signature, entry.facts)
     return known
 
 
 def _read(places: Places) -> _Unplaced:
     records = bundles.read(places)
-    row = base_row(places.experiment_id, records.bundle, records.planned)
-    damage = [[path, reason] for path, reason in records.damage]
-    if not records.bundle and not records.planned.plan and not damage:
-        damage = [[str(places.plan or places.page), "vanished while it was read"]]
-    return _Unplaced(records.signature, facts_of(row, records.bundle, damage), row)
+    if records.folder is None and not records.plan and not records.damage:
+        vanished = [str(places.plan or places.page), "vanished while it was read"]
+        records = records._replace(damage=[vanished])
+    row = base_row(records)
+    return _Unplaced(records.signature, facts_of(row, records), row)
 
 
 def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> _Judged:
@@ -308,15 +296,13 @@ def _folded_line(
     before: FoldEntry | None,
     old: bytes,
 ) -> tuple[bytes, FoldEntry]:
-    """The line of one experiment, as it was where nothing changed, and its entry."""
     placement, wrong = judged.places.get(key), judged.wrong.get(key, [])
     if known.row is None and before is not None:
         if (before.placement, before.wrong) == (placement, wrong):
             return _line_of(before, old), before
         known = _read(found[key])
     row = known.row or {}
-    unusable = in_words(known.facts.damage)
-    finish(row, placement, undecided_stamp(known.facts), unusable, in_words(wrong))
+    finish(row, placement, undecided_stamp(known.facts), known.facts.damage, wrong)
     line = to_json(row, inf_nan_mode="null") + b"\n"
     return line, FoldEntry(known.signature, known.facts, placement, wrong, -1, len(line))
 
@@ -336,9 +322,6 @@ def _set_offsets(entries: dict[str, FoldEntry]) -> None:
 def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:
     short = path.removeprefix(f"{layout.root}/")
     return Problem(path=shown(short), reason=shown(reason), experiment_id=experiment)
-
-
-# ── reading ─────────────────────────────────────────────────────────────────────────────────
 
 
 def read_ledger(layout: Layout) -> list[dict[str, Any]]:

@@ -77,7 +77,6 @@ def is_strangers_worktree(repository: Repository, path: Path) -> bool:
 
 
 def _was_ours(repository: Repository, path: Path) -> bool:
-    """Whether its `.git` leads into this repository, to an entry that is gone."""
     inside = f"gitdir: {repository.common_dir / 'worktrees'}{os.sep}".encode()
     with suppress(OSError, RecordError):
         return read_bytes(path / ".git").startswith(inside)
@@ -85,8 +84,6 @@ def _was_ours(repository: Repository, path: Path) -> bool:
 
 
 class _Known:
-    """Ids of experiments that left anything here."""
-
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._decided: set[str] | None = None
@@ -105,7 +102,6 @@ class _Known:
 
 
 def _has_iterations(content: bytes) -> bool:
-    """Whether a line of `content` is one of ours."""
     for line in content.splitlines():
         with suppress(ValueError):
             value = from_json(line)
@@ -160,8 +156,6 @@ def picture_place(layout: Layout) -> Path:
                 return taken
     return taken if Repository(layout.root).tracks(path) else path
 
-
-# ── lines that people write into the ledger and into results.tsv ────────────────────────────
 
 WORKER = "by-hand"
 FAILED = ("crash", "failed", "artifact_invalid")

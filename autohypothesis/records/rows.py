@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from autohypothesis.records.bundles import PAGE_LIMIT, Bundle, Planned
+from autohypothesis.records.bundles import PAGE_LIMIT, Damage, Records
 from autohypothesis.records.fast_json import Document
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import ID
@@ -58,8 +58,7 @@ class Facts(NamedTuple):
     """[file, id]: a file of the bundle that names another experiment."""
     volatile: bool
     """It runs: its state may change with no file changing."""
-    damage: list[list[str]]
-    """[path, reason] of each file that could not be used."""
+    damage: Sequence[Damage]
 
 
 class Placement(NamedTuple):
@@ -83,37 +82,35 @@ def real(value: object, metric: str) -> float | None:
     return None if number is None or (metric == "val_bpb" and number <= 0) else number
 
 
-def base_row(experiment_id: str, bundle: Bundle | None, planned: Planned) -> RowDocument:
+def base_row(records: Records) -> RowDocument:
     """Return the row from bundle and plan alone, without decisions."""
     row = _EMPTY.copy()
-    row["id"] = experiment_id
+    row["id"] = records.experiment_id
     row["notes"] = []
-    plan = planned.plan or _NOTHING
-    _from_plan(row, plan)
-    if planned.page is not None:
-        row["decision_markdown_path"] = f"research/plans/{experiment_id}.md"
-        row["decision_markdown"] = planned.page[:PAGE_LIMIT]
-    if bundle is None:
-        row["status"] = row["execution_status"] = "planned"
+    _from_plan(row, records.plan)
+    if records.page is not None:
+        row["decision_markdown_path"] = f"research/plans/{records.experiment_id}.md"
+        row["decision_markdown"] = records.page[:PAGE_LIMIT]
+    if records.folder is None:
         return row
-    metadata, result = bundle.metadata or _NOTHING, bundle.result or _NOTHING
+    metadata, result = records.metadata or _NOTHING, records.result or _NOTHING
     _from_run(row, metadata.get("run") or _NOTHING, metadata.get("runtime") or _NOTHING)
     row["timestamp"] = metadata.get("recorded_at") or row["timestamp"]
-    if bundle.source_id:
-        row["source_id"] = bundle.source_id
+    if records.source_id:
+        row["source_id"] = records.source_id
     if result:
         _from_result(row, result)
     else:
-        _without_result(row, bundle)
+        _without_result(row, records)
     if row["status"] == "running":
-        row["timestamp"] = row["timestamp"] or (bundle.exit or _NOTHING).get("started_at")
+        row["timestamp"] = row["timestamp"] or (records.exit or _NOTHING).get("started_at")
     _from_metrics(row, result.get("metrics") or _NOTHING, metadata.get("metrics") or _NOTHING)
-    _from_config(row, bundle.config)
-    _from_curve(row, bundle, metadata)
+    _from_config(row, records.config)
+    _from_curve(row, records, metadata)
     return row
 
 
-def _from_plan(row: RowDocument, plan: Document) -> None:
+def _from_plan(row: RowDocument, plan: Document | None) -> None:
     if not plan:
         return
     hypothesis = plan["hypothesis"]
@@ -162,22 +159,21 @@ def _from_result(row: RowDocument, result: Document) -> None:
         row["val_bpb"] = real(result["metrics"]["val_bpb"], "val_bpb")
 
 
-def _without_result(row: RowDocument, bundle: Bundle) -> None:
-    """Fill in the status of a run that is running, or that ended and was not collected."""
+def _without_result(row: RowDocument, records: Records) -> None:
     status, note = "planned", ""
-    if bundle.shim_lives:
+    if records.shim_lives:
         status = "running"
-    elif bundle.exit:
-        clean = bundle.exit["status"] == "exited" and not bundle.exit["exit_code"]
+    elif records.exit:
+        clean = records.exit["status"] == "exited" and not records.exit["exit_code"]
         status, note = "completed" if clean else "failed", "ended, and not collected yet"
-        row["timestamp"] = bundle.exit["ended_at"]
-    elif bundle.shim_seen:
+        row["timestamp"] = records.exit["ended_at"]
+    elif records.shim_seen:
         status, note = "failed", "its shim ended without a record of how"
         row["failure_kind"] = "infra"
-    elif bundle.metadata:
+    elif records.metadata:
         status, note = "failed", "it has no result.json"
     row["status"] = row["execution_status"] = status
-    if note and not bundle.damage:
+    if note and not records.damage:
         row["notes"].append(note)
 
 
@@ -217,8 +213,8 @@ def _from_config(row: RowDocument, config: Document) -> None:
         row["adam_betas"] = numbers if all(number is not None for number in numbers) else None
 
 
-def _from_curve(row: RowDocument, bundle: Bundle, metadata: Document) -> None:
-    samples = bundle.exit["samples"] if bundle.exit else None
+def _from_curve(row: RowDocument, records: Records, metadata: Document) -> None:
+    samples = records.exit["samples"] if records.exit else None
     if not samples:
         return
     runtime = metadata.get("runtime") or _NOTHING
@@ -234,15 +230,15 @@ def finish(
     row: RowDocument,
     placement: Placement | None,
     stamp: str,
-    unusable: list[str],
-    disagreeing: list[str],
+    unusable: Sequence[Damage],
+    disagreeing: Sequence[Damage],
 ) -> None:
-    """Adds what was decided to a row of `base_row`; what was decided stands above the bundle.
+    """Add what was decided to a row of `base_row`; what was decided stands above the bundle.
 
     Args:
         stamp: the decision to show where decisions.jsonl has none.
-        unusable: files that could not be used, and why.
-        disagreeing: what the bundle says that was not decided.
+        unusable: files that could not be used.
+        disagreeing: files of the bundle that say what was not decided.
     """
     if placement is not None:
         row.update(placement.fixed)
@@ -261,7 +257,8 @@ def finish(
         row["status"] = "damaged"
     if unusable:
         row["status"] = "artifact_invalid"
-    row["notes"] = [*row["notes"], *unusable, *disagreeing]
+    damage = [f"{path.rpartition('/')[2]} {why}" for path, why in (*unusable, *disagreeing)]
+    row["notes"] = [*row["notes"], *damage]
 
 
 def is_baseline(row: RowDocument) -> bool:
@@ -271,8 +268,6 @@ def is_baseline(row: RowDocument) -> bool:
         return bool(row["hypothesis_id"] == baseline_id(tag))
     return str(row["hypothesis_id"]).startswith("baseline")
 
-
-# ── the course of a training, from its samples ──────────────────────────────────────────────
 
 CHECKPOINTS = (0.25, 0.50, 0.75, 1.00)
 """Shares of the budget."""
@@ -308,7 +303,6 @@ def curve(samples: Sequence[Sample], budget_seconds: float | None) -> Curve:
 
 
 def _columns(samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
-    """Share and bpb of the samples that have both, by share."""
     columns = list(zip(*samples, strict=False))
     if len(columns) > 2 and None not in columns[0] and None not in columns[2]:
         shares, values = list(columns[0]), list(columns[2])
@@ -323,7 +317,6 @@ def _columns(samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
 
 
 def _at_checkpoints(shares: list[float], values: list[float]) -> dict[str, float]:
-    """The sample nearest to each checkpoint, where there is one near."""
     found = {}
     for checkpoint in CHECKPOINTS:
         after = min(bisect_left(shares, checkpoint), len(shares) - 1)

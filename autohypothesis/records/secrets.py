@@ -39,9 +39,6 @@ _SHELL_LINE = re.compile(
 _STANDARD_ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
-# ── where they are kept ─────────────────────────────────────────────────────────────────────
-
-
 def hub_keys_folder() -> Path:
     """A file for each repository that has joined a hub."""
     return user_config_folder() / "hubs"
@@ -57,7 +54,6 @@ def shell_file() -> Path:
 
 
 def _key_places() -> list[Path]:
-    """Every file and folder that holds a hub key of this user's; `sandbox` hides them from runs."""
     named = os.environ.get("AGENTHUB_CONFIG")
     places = [user_config_folder(), home_file(".agenthub")]
     places += [Path(os.path.abspath(os.path.expanduser(named)))] if named else []
@@ -73,9 +69,6 @@ def shell_assignments(text: str) -> dict[str, str]:
             quoted = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else None
             found[match[1]] = next(v for v in (quoted, match[3], match[4], "") if v is not None)
     return found
-
-
-# ── finding one ─────────────────────────────────────────────────────────────────────────────
 
 
 def known_secrets() -> Known:
@@ -132,9 +125,6 @@ def texts_in(value: object, where: str = "") -> Iterator[tuple[str, str]]:
             yield from texts_in(inner, f"{where}[{number}]")
 
 
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
 def _of_files() -> Iterator[tuple[str, str]]:
     places = [hub_keys_folder(), *(one for one in _key_places() if one != user_config_folder())]
     for place in places:
@@ -144,7 +134,6 @@ def _of_files() -> Iterator[tuple[str, str]]:
 
 
 def _key_in(path: Path) -> str:
-    """The hub key that a file holds, as JSON or as shell lines; empty where it holds none."""
     try:
         content = read_bytes(os.path.realpath(path), FILE_LIMIT)
     except (FileNotFoundError, RecordError):

@@ -23,9 +23,6 @@ class HandEdit(NamedTuple):
     status: str
 
 
-# ── results.tsv ─────────────────────────────────────────────────────────────────────────────
-
-
 def results_tsv(entries: Mapping[str, FoldEntry], tag: str) -> str:
     """Keeps, discards and crashes of one tag, in the order in which they were decided."""
     lines = [
@@ -58,7 +55,6 @@ def _left_out(facts: Facts, placement: Placement) -> bool:
 
 
 def _lost(facts: Facts, placement: Placement | None) -> bool:
-    """Whether a run failed in a way that says nothing about its hypothesis."""
     crashed = placement is not None and placement.status == "crash"
     return crashed and facts.failure_kind in NOT_EVIDENCE
 
@@ -71,9 +67,6 @@ def _tsv_line(facts: Facts, placement: Placement) -> str:
         value = memory = 0.0
     description = table_text(facts.description)
     return f"{commit}\t{value:.6f}\t{memory:.1f}\t{placement.status}\t{description}\n"
-
-
-# ── the best, and how it stands ─────────────────────────────────────────────────────────────
 
 
 def best_entry(entries: Mapping[str, FoldEntry], tag: str) -> str | None:
@@ -100,7 +93,6 @@ def _compared(entry: FoldEntry, placed: Placement) -> tuple[str, str]:
 
 
 def _baseline_of(entries: Mapping[str, FoldEntry], tag: str, best: str | None) -> float | None:
-    """The first kept run of the unchanged script, on the platform of the best."""
     if best is None or (placed := entries[best].placement) is None:
         return None
     platform = _compared(entries[best], placed)[0]
@@ -150,9 +142,6 @@ def latest(folded: Folded, tag: str, most: int) -> tuple[list[Any], list[Any]]:
     waiting = [key for key, entry in mine if entry.placement is None][:most]
     rows = [[from_json(folded.line(key)) for key in keys] for keys in (decided[::-1], waiting)]
     return rows[0], rows[1]
-
-
-# ── hand-made decisions ─────────────────────────────────────────────────────────────────────
 
 
 def hand_edits(entries: Mapping[str, FoldEntry]) -> list[HandEdit]:

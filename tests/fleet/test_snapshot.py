@@ -29,7 +29,7 @@ from autohypothesis.fleet.supervisor.snapshot import (
     snapshot,
 )
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records import git_keep
+from autohypothesis.records import git_bundle
 from autohypothesis.records.files import opened, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis
@@ -284,7 +284,7 @@ def test_a_moved_ref_is_not_overwritten(project: Project, git: Git) -> None:
     other = git(project.layout.root, "rev-parse", "HEAD")
     git(project.layout.root, "update-ref", ledger_ref(TAG), other)
     with pytest.raises(GitError):
-        git_keep.keep(project.repository, ledger_ref(TAG), first, {"a": b"b"}, message="x")
+        git_bundle.keep(project.repository, ledger_ref(TAG), first, {"a": b"b"}, message="x")
     assert git(project.layout.root, "rev-parse", ledger_ref(TAG)) == other
 
 

@@ -217,4 +217,4 @@ def test_reading_a_bundle_gives_documents(lab: Any, tmp_path: Path) -> None:
     assert bundle.result["metrics"]["val_bpb"] == 1.5
     assert bundle.metadata["run"]["tag"] == "nov20"
     empty = read_bundle(RunPaths(tmp_path / "nothing"))
-    assert (empty.result, empty.config, empty.damage) == (None, {}, ())
+    assert (empty.result, empty.config, empty.damage) == (None, {}, [])

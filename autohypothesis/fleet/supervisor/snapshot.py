@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outbox import REFUSED, SENT
-from autohypothesis.records import git_keep
+from autohypothesis.records import git_bundle
 from autohypothesis.records.bundles import ABSENT, Signature, read_decisions, signature_of
 from autohypothesis.records.files import (
     JSON_LIMIT,
@@ -37,7 +37,7 @@ from autohypothesis.records.files import (
     write_atomic,
     write_json,
 )
-from autohypothesis.records.git import Repository
+from autohypothesis.records.git import Repository, blob_id
 from autohypothesis.records.jsonl import FILE_LIMIT
 from autohypothesis.records.layout import Layout, RunPaths, checked_id
 from autohypothesis.records.locks import hold
@@ -130,16 +130,16 @@ class _Snapshot:
         return self.made
 
     def _commit(self, batch: dict[str, bytes], gone: list[str] | None = None) -> None:
-        there = git_keep.listing(self.repository, self.tip, list(batch)) if self.tip else {}
+        there = git_bundle.listing(self.repository, self.tip, list(batch)) if self.tip else {}
         files = {
             path: content
             for path, content in batch.items()
-            if there.get(path) != git_keep.blob_id(content, self.like)
+            if there.get(path) != blob_id(content, self.like)
         }
         if not files and not gone:
             return
         message = f"{len(files)} files of the search as they are now\n"
-        self.tip = self.made = git_keep.keep(
+        self.tip = self.made = git_bundle.keep(
             self.repository, self.ref, self.tip, files, gone=gone or (), message=message
         )
 
@@ -207,8 +207,8 @@ class _Snapshot:
 
     def _kept(self, name: str) -> bytes:
         """Return a file as the last snapshot has it."""
-        there = git_keep.listing(self.repository, self.tip, [name]) if self.tip else {}
-        return next(git_keep.contents(self.repository, there.values()), b"")
+        there = git_bundle.listing(self.repository, self.tip, [name]) if self.tip else {}
+        return next(git_bundle.blobs(self.repository, [*there.values()]), b"")
 
     def _left_places(self) -> list[str]:
         """Return the paths in the last snapshot of hypotheses that are in another state by now."""
@@ -216,7 +216,7 @@ class _Snapshot:
             return []
         now = {self._short(path) for path in _hypotheses(self.layout)}
         names = {os.path.basename(path) for path in now}
-        there = git_keep.listing(self.repository, self.tip, [self.queue])
+        there = git_bundle.listing(self.repository, self.tip, [self.queue])
         return [path for path in there if path not in now and os.path.basename(path) in names]
 
     def _short(self, path: str) -> str:
@@ -309,7 +309,7 @@ def newest_tag(repository: Repository) -> str:
     Raises:
         FleetError: there is none.
     """
-    refs = git_keep.kept_refs(repository, LEDGERS)
+    refs = git_bundle.kept_refs(repository, LEDGERS)
     if not refs:
         raise FleetError(
             f"{repository.root} has no snapshot of any search",
@@ -334,7 +334,7 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
         )
     repository.exclude(layout.made_on_use)
     research = str(layout.research.relative_to(layout.root))
-    there = git_keep.listing(repository, commit, [f"{research}/"])
+    there = git_bundle.listing(repository, commit, [f"{research}/"])
     decisions = str(layout.decisions.relative_to(layout.root))
     lines = _join_decisions(repository, layout, there.pop(decisions, None))
     moving = {path: blob for path, blob in there.items() if path.startswith(_queue(layout))}
@@ -361,7 +361,7 @@ def _not_queued(layout: Layout, kept: Mapping[str, str]) -> dict[str, str]:
 def _put(repository: Repository, layout: Layout, kept: Mapping[str, str]) -> int:
     """Write what is absent; return how many files that were."""
     absent = {path: blob for path, blob in kept.items() if _may_be_put(layout, path)}
-    for path, content in zip(absent, git_keep.contents(repository, absent.values()), strict=True):
+    for path, content in zip(absent, git_bundle.blobs(repository, [*absent.values()]), strict=True):
         place = layout.root / path
         write_atomic(place, _at_home(layout, place, content), durable=False)
     return len(absent)
@@ -388,7 +388,7 @@ def _at_home(layout: Layout, place: Path, content: bytes) -> bytes:
 
 def _join_decisions(repository: Repository, layout: Layout, blob: str | None) -> int:
     """Put the lines of the snapshot before those of decisions.jsonl; return how many it lacked."""
-    kept = next(git_keep.contents(repository, [blob] if blob else []), b"")
+    kept = next(git_bundle.blobs(repository, [blob] if blob else []), b"")
     with hold(layout, "settle", doing="restoring decisions"):
         try:
             here = read_bytes(layout.decisions, FILE_LIMIT)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from autohypothesis.errors import GitError
 from autohypothesis.hub.server.refusals import BundleError
 from autohypothesis.hub.server.settings import HubLimits
-from autohypothesis.records.git_limited import Objects
+from autohypothesis.records.git_call import Objects
 
 PACK_HEADER = 12
 """Bytes: "PACK", version, number of objects."""

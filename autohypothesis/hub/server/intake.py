@@ -39,7 +39,7 @@ from autohypothesis.hub.server.refusals import (
 from autohypothesis.hub.server.settings import MB, DataFolder, HubLimits
 from autohypothesis.hub.server.store import CommitStore
 from autohypothesis.records.files import read_json, write_json
-from autohypothesis.records.git_limited import Bounds, Ended, objects, run
+from autohypothesis.records.git_call import Answer, Bounds, objects, run
 
 _UNSYNCED = "-c core.fsync=none"
 """Objects in quarantine need not outlive the machine; published ones are flushed."""
@@ -151,7 +151,7 @@ class PushQuarantine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _check(answer: Ended) -> None:
+def _check(answer: Answer) -> None:
     """Raise where git refused what came."""
     if not answer.status:
         return

@@ -12,14 +12,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from autohypothesis.errors import GitError
 from autohypothesis.hub.server.refusals import HubRefusalError, disk_full
 from autohypothesis.hub.server.settings import HubLimits
-from autohypothesis.records.git_limited import Bounds, Ended, run
+from autohypothesis.records.git_call import Answer, Bounds, run
 
 REFS = "refs/commits/"
 _READERS = 4
@@ -77,7 +77,9 @@ class CommitStore:
         Raises:
             HubRefusalError: it is larger or takes longer than what is sent.
         """
-        bounds = _SENDING.but(file=self._limits.fetch_bytes, seconds=self._limits.fetch_seconds)
+        bounds = replace(
+            _SENDING, file=self._limits.fetch_bytes, seconds=self._limits.fetch_seconds
+        )
         into = tempfile.TemporaryFile(dir=self._passing)  # noqa: SIM115 (the caller closes it)
         try:
             with self._slot():
@@ -138,14 +140,14 @@ class CommitStore:
 
     def _git(
         self, words: str, args: Sequence[str] = (), bounds: Bounds | None = None, stdin: bytes = b""
-    ) -> Ended:
+    ) -> Answer:
         """Run git; raise where it fails."""
         bounds = bounds or Bounds()
         answer = run(words, args, repository=self.path, bounds=bounds, stdin=stdin)
         self._check(answer)
         return answer
 
-    def _check(self, answer: Ended) -> None:
+    def _check(self, answer: Answer) -> None:
         if answer.disk_full:
             raise disk_full()
         if answer.status:
