@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,7 +61,7 @@ def sync(
     report, drawn = refresh(layout, everything=everything, names_taken=False)
     kept = keep(repository, layout, everything=everything) if snapshot else None
     if as_json:
-        print_json({**report.as_dict(), "drawn": drawn is not None, "snapshot": kept})
+        print_json({**asdict(report), "drawn": drawn is not None, "snapshot": kept})
         return
     news = f", {report.changed} of them new or changed" if report.changed else ", nothing new"
     say(f"{report.rows} experiments in {layout.ledger}{news}")

@@ -154,10 +154,10 @@ def edits_in_results(layout: Layout, edits: Iterable[HandEdit]) -> list[str]:
     What another tool wrote into its own bundles is history, and needs no remark.
     """
     return [
-        f"result.json of {name} says {status!r}, which decides nothing; the command does:"
-        f" python orchestrator.py decide {name} {status}"
-        for name, status in edits
-        if layout.run(name).run_spec.exists()
+        f"result.json of {edit.experiment_id} says {edit.status!r}, which decides nothing; the"
+        f" command does: python orchestrator.py decide {edit.experiment_id} {edit.status}"
+        for edit in edits
+        if layout.run(edit.experiment_id).run_spec.exists()
     ]
 
 

@@ -16,7 +16,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -81,21 +81,12 @@ class SyncReport:
     """Paths, from the root; files whose content was the same already are not among them."""
     seconds: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        report = asdict(self)
-        report["problems"] = [problem.model_dump() for problem in self.problems]
-        report["hand_edits"] = [edit._asdict() for edit in self.hand_edits]
-        return report
 
-
-def sync(
-    layout: Layout, *, all: bool = False, cold: bool = False, light: bool = False
-) -> SyncReport:
+def sync(layout: Layout, *, all: bool = False, light: bool = False) -> SyncReport:
     """Bring the ledger and its tables up to date.
 
     Args:
         all: refresh parquet and fleet brief whatever their age.
-        cold: read every bundle again.
         light: leave parquet and fleet brief to another sync; they take a second.
 
     Raises:
@@ -104,7 +95,7 @@ def sync(
     """
     started = time.perf_counter()
     with hold(layout, "sync", doing="sync", timeout=LOCK_TIMEOUT_S):
-        run = _Sync(layout, refold(layout, cold=cold))
+        run = _Sync(layout, refold(layout))
         report = run.write(everything=all, light=light)
         if taken := run.taken:  # their rows are in the next fold
             run = _Sync(layout, refold(layout))
@@ -139,7 +130,8 @@ class _Sync:
         self._dated(self.layout.leaderboard, board)
         if not light:
             self._age(self.layout.fleet_brief, everything, lambda: self._brief(board))
-            self._age(self.layout.aggregate_parquet, everything, self._parquet)
+            lines = self.folded.content.splitlines()
+            self._age(self.layout.aggregate_parquet, everything, lambda: _as_parquet(lines))
         self._write_problems()
         self.folded_at = time.time_ns()
         return SyncReport(
@@ -180,11 +172,8 @@ class _Sync:
 
     def _active_workers(self) -> int:
         folder = self.layout.heartbeat("any").parent
-        try:
-            names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
-        except OSError:
-            return 0
-        return sum(self._at_work(folder / name) for name in names if not name.startswith("."))
+        paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
+        return sum(self._at_work(path) for path in paths if not path.name.startswith("."))
 
     def _at_work(self, path: Path) -> bool:
         try:
@@ -192,12 +181,11 @@ class _Sync:
         except FileNotFoundError:
             return False
         except RecordError as error:
-            self._complain(path, error.problem.removeprefix(f"{path} "))
+            self._complain(path, reason_in(error, path))
             return False
-        if not isinstance(heartbeat, dict) or heartbeat.get("state") == "stopped":
-            return False
-        pid = heartbeat.get("pid")
-        return isinstance(pid, int) and 0 < pid < 1 << 31 and process_start(pid) is not None
+        pid = heartbeat.get("pid") if isinstance(heartbeat, dict) else None
+        lives = isinstance(pid, int) and 0 < pid < 1 << 31 and process_start(pid) is not None
+        return lives and heartbeat.get("state") != "stopped"
 
     def _complain(self, path: Path, reason: str) -> None:
         short = str(path).removeprefix(f"{self.layout.root}/")
@@ -208,23 +196,23 @@ class _Sync:
     def _write_ledger(self) -> None:
         """Ledger, aggregate, then the index that vouches for both: a kill between costs a fold."""
         layout, content = self.layout, self.folded.content
-        before = stamp(layout.aggregate_experiments)
-        same = self.folded.same
-        if not self.folded.vouched and not self._take_ledger():
+        folded, index = self.folded, self.folded.index
+        aggregate = stamp(layout.aggregate_experiments)
+        if index is None and not self._take_ledger():
             return
-        if not same:
+        if not folded.same:
             self._put(layout.ledger, content)
-        if not same or before != self.folded.aggregate or not before:
+        same = folded.same and index is not None and index.aggregate == aggregate != []
+        if not same:
             rows = content[:-1].replace(b"\n", b",\n")  # no row has a line break inside
-            self._put(
-                layout.aggregate_experiments,
-                b'{"experiments": [\n' + rows + b"\n]}\n",
-                durable=False,
-            )
-            same = False
-        if not same or not self.folded.index_current:
+            document = b'{"experiments": [\n' + rows + b"\n]}\n"
+            self._put(layout.aggregate_experiments, document, durable=False)
+        if not (
+            same
+            and index is not None
+            and (index.entries, index.decisions) == (folded.entries, folded.decisions_stamp)
+        ):
             self._clear(layout.fold_index)
-            folded = self.folded
             save_index(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
 
     def _take_ledger(self) -> bool:
@@ -406,9 +394,6 @@ class _Sync:
         )
         return (plain(as_called(page)).rstrip() + "\n").encode("utf-8", "replace")
 
-    def _parquet(self) -> bytes:
-        return as_parquet(self.folded.content.splitlines())
-
 
 def _joined(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
@@ -421,11 +406,8 @@ def _written_at(path: Path) -> float:
         return 0.0
 
 
-def as_parquet(lines: Sequence[bytes]) -> bytes:
-    """Return rows of the ledger as parquet, a column for each published key, for notebooks.
-
-    What has no column type of its own is JSON text.
-    """
+def _as_parquet(lines: Sequence[bytes]) -> bytes:
+    """The ledger for notebooks, a column for each published key; lists and objects as JSON text."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -440,8 +422,6 @@ def as_parquet(lines: Sequence[bytes]) -> bytes:
     def cell(value: Any, kind: Any) -> Any:
         if kind == pa.string() and value is not None and not isinstance(value, str):
             return to_json(value)
-        if kind == pa.int64() and value is not None and not -(2**63) <= value < 2**63:
-            return None
         return value
 
     rows = [from_json(line) for line in lines]

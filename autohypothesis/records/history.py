@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from autohypothesis.errors import SettleError
 from autohypothesis.records import jsonl
@@ -25,6 +25,7 @@ SETTLING_NS = 100_000_000
 """A folder changed this recently may change again within one tick of the file system's clock."""
 _NUMBERED = re.compile(r"(.+)-(0|[1-9]\d{0,8})")
 
+K = TypeVar("K")
 Row = Mapping[str, Any]
 
 
@@ -142,15 +143,15 @@ class DecisionHistory:
 
     def best_decision(self) -> Decision | None:
         """Return the best keep that was not refuted, on the platform that was kept on last."""
-        kept = [
-            Kept(name, place, d.platform_key, d.direction or "", d.metric_value)
+        kept = {
+            name: (place, d.platform_key, d.direction, d.metric_value)
             for place, (name, d) in enumerate(self.latest.items())
             if d.decision_status == "keep"
             and d.metric_value is not None
             and d.confirmation != "refuted"
-        ]
+        }
         best = best_of(kept)
-        return self.latest[best] if best is not None else None
+        return None if best is None else self.latest[best]
 
     def has_reference(self) -> bool:
         """Return whether an unchanged commit, or a kept one, has a value to compare with.
@@ -339,24 +340,18 @@ class LiveHistory(DecisionHistory):
         return before is None or listed != before[1]
 
 
-class Kept(NamedTuple):
-    """A kept experiment, by what tells which is the best."""
+def best_of(kept: Mapping[K, tuple[int, str, str | None, float]]) -> K | None:
+    """Return the best, on the platform that was kept on last: others do not compare.
 
-    id: str
-    ordinal: int
-    platform_key: str
-    direction: str
-    value: float
-
-
-def best_of(kept: Sequence[Kept]) -> str | None:
-    """Return the id of the best, on the platform that was kept on last: others do not compare."""
+    Args:
+        kept: id -> place in the decisions, platform, direction, value.
+    """
     if not kept:
         return None
-    last = max(kept, key=lambda each: each.ordinal)
-    sign = -1.0 if last.direction == "maximize" else 1.0
-    same = [each for each in kept if each.platform_key == last.platform_key]
-    return min(same, key=lambda each: sign * each.value).id
+    _, platform, direction, _ = max(kept.values(), key=lambda each: each[0])
+    sign = -1.0 if direction == "maximize" else 1.0
+    same = [name for name, (_, key, _, _) in kept.items() if key == platform]
+    return min(same, key=lambda name: sign * kept[name][3])
 
 
 def of_tag(rows: Iterable[Row], tag: str | None) -> list[Row]:
@@ -381,19 +376,13 @@ def kept_rows(rows: Iterable[Row]) -> list[Row]:
 def best_kept(rows: Sequence[Row]) -> Row | None:
     """Return the best kept row that was not refuted."""
     by_id = {str(row["id"]): row for row in kept_rows(rows) if row.get("confirmation") != "refuted"}
-    best = best_of(
-        [
-            Kept(
-                name,
-                row.get("ordinal") or 0,
-                row.get("platform_key", ""),
-                row.get("direction", "minimize"),
-                float(row["metric_value"]),
-            )
-            for name, row in by_id.items()
-        ]
-    )
-    return by_id[best] if best else None
+    kept = {
+        name: (row["ordinal"], row.get("platform_key", ""), row.get("direction"), float(value))
+        for name, row in by_id.items()
+        if (value := row["metric_value"]) is not None
+    }
+    best = best_of(kept)
+    return None if best is None else by_id[best]
 
 
 def first_baseline(rows: Sequence[Row]) -> Row | None:

@@ -165,12 +165,8 @@ class Folded:
     """Of the last decision."""
     decisions_stamp: Stamp = field(default_factory=list)
     decisions_readable: bool = True
-    vouched: bool = False
-    """Whether the ledger on the disk is as the last sync left it."""
-    index_current: bool = False
-    """Whether the index on the disk says all this already."""
-    aggregate: Stamp = field(default_factory=list)
-    """The stamp of aggregate/experiments.json when the index was written."""
+    index: Index | None = None
+    """Of the last fold; None where the ledger on the disk is not as the last sync left it."""
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""
@@ -226,11 +222,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
         last_tag=judged.last_tag,
         decisions_stamp=judged.stamp,
         decisions_readable=judged.readable,
-        vouched=index is not None,
-        index_current=index is not None
-        and index.entries == entries
-        and index.decisions == judged.stamp,
-        aggregate=index.aggregate if index is not None else [],
+        index=index,
     )
 
 
@@ -325,7 +317,7 @@ def _problem(layout: Layout, path: str, reason: str, experiment: str | None = No
 
 
 def read_ledger(layout: Layout) -> list[dict[str, Any]]:
-    """The rows of experiments.jsonl as the last sync left them; none before the first.
+    """Return the rows of experiments.jsonl as the last sync left them; none before the first.
 
     Raises:
         RecordError: experiments.jsonl is no regular file; `sync` puts a new one in its place.
@@ -359,7 +351,7 @@ def active_tag(layout: Layout) -> str:
 
 
 def manifest_tag(layout: Layout) -> tuple[str, str]:
-    """The manifest's tag, and what is wrong with the manifest."""
+    """Return the manifest's tag, and what is wrong with the manifest."""
     try:
         manifest = read_json(layout.manifest)
     except FileNotFoundError:

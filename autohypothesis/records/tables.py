@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic_core import from_json
 
 from autohypothesis.plain import table_text
-from autohypothesis.records.history import Kept, best_of
+from autohypothesis.records.history import best_of
 from autohypothesis.records.ledger import Folded, FoldEntry
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, Facts, Placement
 
@@ -16,7 +17,8 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 HEADER = "\t".join(COLUMNS) + "\n"
 
 
-class HandEdit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HandEdit:
     """A `decision_status` that a person wrote into the result.json of an undecided experiment."""
 
     experiment_id: str
@@ -70,20 +72,16 @@ def _tsv_line(facts: Facts, placement: Placement) -> str:
 
 
 def best_entry(entries: Mapping[str, FoldEntry], tag: str) -> str | None:
-    """The id of the best kept experiment of a tag."""
-    return best_of(
-        [
-            Kept(key, placed.ordinal, *_compared(entry, placed), placed.metric_value)
-            for key, entry in entries.items()
-            if (placed := entry.placement) is not None
-            and placed.tag == tag
-            and placed.status == "keep"
-            and placed.confirmation != "refuted"
-            and placed.metric_value is not None
-            and not entry.facts.damage
-            and not entry.wrong
-        ]
-    )
+    kept = {
+        key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)
+        for key, entry in entries.items()
+        if (placed := entry.placement) is not None
+        and (placed.tag, placed.status) == (tag, "keep")
+        and placed.confirmation != "refuted"
+        and placed.metric_value is not None
+        and not (entry.facts.damage or entry.wrong)
+    }
+    return best_of(kept)
 
 
 def _compared(entry: FoldEntry, placed: Placement) -> tuple[str, str]:

@@ -14,19 +14,10 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import ChangeError, GitError
-from autohypothesis.records.git import (
-    EXPERIMENTS,
-    Repository,
-    experiment_ref,
-    parse_changes,
-    parse_worktrees,
-)
+from autohypothesis.records.git import EXPERIMENTS, Repository, experiment_ref
 
 Git = Callable[..., str]
 Make = Callable[..., Repository]
-
-
-# ── finding ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_found_from_a_subfolder_and_from_a_linked_worktree(make: Make, tmp_path: Path) -> None:
@@ -62,9 +53,6 @@ def test_the_environment_of_a_calling_git_is_not_seen(
     commit = repository.commit_tree(repository.tree_of(head), [head], "x\n")
     monkeypatch.delenv("GIT_DIR")
     assert b"author Autohypothesis <" in repository._run("cat-file commit", commit).out
-
-
-# ── the user's checkout ─────────────────────────────────────────────────────────────────────
 
 
 def test_a_snapshot_leaves_index_and_working_tree_as_they_are(
@@ -176,9 +164,6 @@ def test_excluding_twice_adds_a_line_once(repository: Repository) -> None:
     ]
 
 
-# ── objects and refs ────────────────────────────────────────────────────────────────────────
-
-
 def test_a_tree_is_edited_without_a_checkout(make: Make) -> None:
     repository = make({"run.sh": "#!/bin/sh\n", "ordner ü/a b.txt": "1\n", "keep": "x\n"})
     os.chmod(repository.root / "run.sh", 0o755)
@@ -186,14 +171,14 @@ def test_a_tree_is_edited_without_a_checkout(make: Make) -> None:
     repository._run("commit -q -m", "executable")
     head = repository.head()
     tree = repository.tree_with(
-        head, {"run.sh": b"#!/bin/bash\n", "ordner ü/a b.txt": b"\xff\r\n", "new": b""}
+        head, {"run.sh": b"#!/bin/bash\n", "ordner ü/a b.txt": b"\xff\r\n", ":new name": b""}
     )
     assert repository.entries(tree)["run.sh"].mode == "100755"
     assert repository.show_file(tree, "ordner ü/a b.txt") == b"\xff\r\n"
     changes = {one.path: one for one in repository.changes(head, tree)}
-    assert set(changes) == {"run.sh", "ordner ü/a b.txt", "new"}
+    assert set(changes) == {"run.sh", "ordner ü/a b.txt", ":new name"}
     assert (changes["run.sh"].added, changes["run.sh"].removed) == (1, 1)
-    assert changes["new"].status == "A"
+    assert changes[":new name"].status == "A"
     assert not repository.is_dirty()
 
 
@@ -264,17 +249,13 @@ def test_experiments_stay_reachable_when_refs_are_packed(repository: Repository)
 
 
 def test_an_error_holds_the_command_and_gits_words(repository: Repository) -> None:
-    with pytest.raises(GitError, match="there is no commit 'nonsense'"):
-        repository.resolve("nonsense")
+    for name in ("nonsense", "--git-dir"):
+        with pytest.raises(GitError, match=f"there is no commit '{name}'"):
+            repository.resolve(name)
     with pytest.raises(GitError, match=r"there is no file 'absent\.txt'"):
         repository.show_file(repository.head(), "absent.txt")
     with pytest.raises(GitError, match=r"`git read-tree 1234` in .* failed: .*1234"):
         repository._run("read-tree", "1234")
-
-
-def test_an_option_in_place_of_a_revision_is_no_option(repository: Repository) -> None:
-    with pytest.raises(GitError, match="there is no commit"):
-        repository.resolve("--git-dir")
 
 
 def test_a_call_that_hangs_ends(repository: Repository, tmp_path: Path, git: Git) -> None:
@@ -295,9 +276,6 @@ def test_no_git_is_an_error_of_ours(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(GitError, match="git is not in PATH"):
         repository.head()
-
-
-# ── worktrees ───────────────────────────────────────────────────────────────────────────────
 
 
 def test_sixteen_worktrees_at_once(repository: Repository, tmp_path: Path) -> None:
@@ -410,24 +388,3 @@ def test_a_branch_of_a_worker_tracks_nothing(make: Make, tmp_path: Path, git: Gi
     git(repository.root, "config", "branch.autoSetupMerge", "always")
     repository.worktree_add(tmp_path / "w", "main", reason="test", branch="a/gpu0")
     assert "a/gpu0" not in (repository.root / ".git" / "config").read_text()
-
-
-# ── reading answers ─────────────────────────────────────────────────────────────────────────
-
-
-def test_a_path_that_looks_like_a_record_is_a_path() -> None:
-    records = [":100644 100644 a b M", ":odd name", "3\t1\t:odd name"]
-    (change,) = parse_changes(records)
-    assert (change.path, change.added, change.removed) == (":odd name", 3, 1)
-
-
-def test_worktrees_of_every_state_are_read() -> None:
-    text = (
-        "worktree /r\nHEAD 11\nbranch refs/heads/main\n\n"
-        "worktree /w x\nHEAD 22\ndetached\nlocked fleet=a b\n\n"
-        "worktree /y\nHEAD 33\ndetached\nlocked\nprunable gone\n"
-    )
-    main, other, bare = parse_worktrees(text)
-    assert main.branch == "refs/heads/main"
-    assert (other.path, other.branch, other.lock_reason) == (Path("/w x"), None, "fleet=a b")
-    assert bare.lock_reason == ""

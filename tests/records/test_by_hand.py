@@ -133,7 +133,6 @@ def test_a_ledger_that_only_lags_was_edited_by_nobody(searched: Any) -> None:
     searched.whole("b-1", 1.3, "keep")
     sync(searched.layout)
     searched.layout.ledger.write_bytes(lagging)
-    sync(searched.layout, cold=True)
     searched.layout.fold_index.unlink()
     searched.layout.ledger.write_bytes(lagging)
     sync(searched.layout)

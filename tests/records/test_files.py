@@ -59,7 +59,7 @@ while True:
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    for attempt in range(8):
+    for attempt in range(5):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
         )

@@ -21,7 +21,7 @@ def numbers(path: Path) -> list[int]:
     return [record["n"] for record in jsonl.read(path)[0]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_cut_anywhere_and_appended_again_only_that_line_is_lost(data: Any, new_lab: Any) -> None:
     path = new_lab().root / "a.jsonl"
@@ -101,10 +101,10 @@ for n in range(200):
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     jobs = [
-        subprocess.Popen([sys.executable, "-c", APPENDER, str(path), str(who)]) for who in range(6)
+        subprocess.Popen([sys.executable, "-c", APPENDER, str(path), str(who)]) for who in range(4)
     ]
-    assert [job.wait() for job in jobs] == [0] * 6
-    assert sorted(numbers(path)) == [who * 1000 + n for who in range(6) for n in range(200)]
+    assert [job.wait() for job in jobs] == [0] * 4
+    assert sorted(numbers(path)) == [who * 1000 + n for who in range(4) for n in range(200)]
 
 
 def test_writers_killed_at_once_tear_nothing_but_their_own(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def step(lab: Any, what: str, chance: random.Random) -> None:
         run.exit.symlink_to("/dev/zero")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(steps=st.lists(st.sampled_from(STEPS), max_size=25), seed=st.integers(0, 2**32))
 def test_any_sequence_of_changes(steps: list[str], seed: int, new_lab: Any) -> None:
     lab, chance = new_lab(), random.Random(seed)

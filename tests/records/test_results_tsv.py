@@ -58,11 +58,6 @@ def test_keeps_sorted_by_their_value(searched: Any) -> None:
     assert all(len(line) == 5 for line in found)
 
 
-def test_the_best_is_the_first_of_them(searched: Any) -> None:
-    (best,) = shell(f"{SORTED} | head -1", searched)
-    assert best.split("\t")[1] == "1.310000"
-
-
 def test_lines_counted_by_status(searched: Any) -> None:
     counted = [line.split() for line in shell(COUNTED, searched)]
     assert sorted(counted) == [["1", "crash"], ["1", "status"], ["2", "discard"], ["4", "keep"]]
@@ -87,22 +82,15 @@ def test_a_description_is_words_on_one_line(searched: Any) -> None:
 def test_pandas_reads_it_with_the_defaults_of_everybody(searched: Any) -> None:
     table = pandas.read_csv(searched.layout.results_tsv, sep="\t")
     assert list(table.columns) == ["commit", "val_bpb", "memory_gb", "status", "description"]
-    assert table["status"].tolist() == [
-        "keep",
-        "keep",
-        "discard",
-        "keep",
-        "keep",
-        "discard",
-        "crash",
-    ]
+    statuses = " ".join(table["status"])
+    assert statuses == "keep keep discard keep keep discard crash"
     assert table["val_bpb"].dtype == float and table["memory_gb"].dtype == float
     assert table[table["status"] == "keep"]["val_bpb"].min() == 1.31
     assert table.loc[table["status"] == "crash", "val_bpb"].tolist() == [0.0]
 
 
 @given(title=st.text(max_size=60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_title_makes_a_line_or_a_column(title: str) -> None:
     text = (
         HEADER

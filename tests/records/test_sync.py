@@ -7,20 +7,18 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from autohypothesis.errors import LockError
 from autohypothesis.fleet import sync as sync_module
 from autohypothesis.fleet.sync import sync
-from autohypothesis.plain import table_text
 from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import HEADER
-from autohypothesis.schema import Leaderboard, Problem, Row
+from autohypothesis.schema import Leaderboard, Row
 
 
 def test_everything_is_written_and_fits_its_model(lab: Any) -> None:
@@ -76,27 +74,6 @@ def test_results_tsv(lab: Any) -> None:
     assert lab.layout.results_tsv.read_text().count("\n") == 2
 
 
-@given(st.text(max_size=400))
-def test_a_description_is_one_harmless_cell(text: str) -> None:
-    cell = table_text(text)
-    assert cell.splitlines() in ([cell], [])
-    assert not {"\t", '"', "\x00", "\x1b", "\u202e"} & set(cell)
-    assert len(cell) <= 300
-
-
-def test_descriptions_stay_one_line_each(lab: Any) -> None:
-    import csv
-
-    for n, title in enumerate(['"open', "a\tb", "x\ny", "\x1b[31mred", "\u2028\u202e", "\x85"]):
-        lab.bundle(f"a-{n}", 1.5, title=title)
-        lab.decide(f"a-{n}", "discard", 1.5)
-    sync(lab.layout)
-    text = lab.layout.results_tsv.read_text()
-    assert text.startswith(HEADER)
-    assert len(text.splitlines()) == 7
-    assert {len(row) for row in csv.reader(text.splitlines(), delimiter="\t")} == {5}
-
-
 def test_hand_stamps_are_reported_and_lagging_copies_are_not(lab: Any) -> None:
     lab.whole("agrees-1", 1.5, "keep")
     lab.whole("lags-1", 1.4, "keep")
@@ -111,7 +88,7 @@ def test_hand_stamps_are_reported_and_lagging_copies_are_not(lab: Any) -> None:
     lab.decide("same-1", "keep", 1.1)
     lab.bundle("same-1", 1.1, decision_status="keep")
     report = sync(lab.layout)
-    assert [edit._asdict() for edit in report.hand_edits] == [
+    assert [asdict(edit) for edit in report.hand_edits] == [
         {"experiment_id": "wish-1", "status": "keep"}
     ]
     assert [problem.model_dump() for problem in report.problems] == [
@@ -173,15 +150,6 @@ def test_a_held_lock_is_waited_for_and_then_named(lab: Any, monkeypatch: Any) ->
         sync(lab.layout)
 
 
-def test_problems_fit_their_model(lab: Any) -> None:
-    lab.bundle("a-1")
-    lab.layout.run("a-1").config.write_bytes(b"")
-    (problem,) = sync(lab.layout).problems
-    assert problem == Problem(
-        path="research/runs/a-1/config.json", reason="is empty", experiment_id="a-1"
-    )
-
-
 # ── beside others, and killed ───────────────────────────────────────────────────────────────
 
 LOOP = """
@@ -191,7 +159,9 @@ from autohypothesis.records.layout import Layout
 layout = Layout(pathlib.Path(sys.argv[1]))
 print("ready", flush=True)
 while True:
-    sync(layout, cold=len(sys.argv) > 2)
+    if len(sys.argv) > 2:
+        layout.fold_index.unlink(missing_ok=True)
+    sync(layout)
 """
 
 
@@ -206,7 +176,7 @@ def start(lab: Any, *more: str) -> subprocess.Popen[str]:
 
 def test_two_syncs_beside_a_writer_lose_nothing(lab: Any) -> None:
     jobs = [start(lab), start(lab)]
-    for n in range(60):
+    for n in range(40):
         lab.whole(f"a-{n}", 2.0 - n / 100, "keep")
         if lab.layout.ledger.exists():
             for line in lab.layout.ledger.read_text().splitlines():
@@ -216,18 +186,18 @@ def test_two_syncs_beside_a_writer_lose_nothing(lab: Any) -> None:
         job.kill()
         job.wait()
     sync(lab.layout)
-    assert lab.rows().keys() == {f"a-{n}" for n in range(60)}
-    assert lab.layout.results_tsv.read_text().count("\n") == 61
+    assert lab.rows().keys() == {f"a-{n}" for n in range(40)}
+    assert lab.layout.results_tsv.read_text().count("\n") == 41
 
 
 def test_a_sync_killed_at_any_moment_leaves_whole_files(lab: Any) -> None:
     for n in range(40):
         lab.whole(f"a-{n}", 2.0 - n / 100, "keep")
     sync(lab.layout)
-    for attempt in range(10):
+    for attempt in range(6):
         lab.whole(f"b-{attempt}", 1.0, "discard")
         job = start(lab, "cold")
-        time.sleep(0.003 * attempt)
+        time.sleep(0.005 * attempt)
         job.kill()
         job.wait()
         rows = lab.rows()
@@ -239,7 +209,7 @@ def test_a_sync_killed_at_any_moment_leaves_whole_files(lab: Any) -> None:
         for left in folder.glob(".*.tmp"):
             os.utime(left, (1, 1))
     report = sync(lab.layout)
-    assert report.rows == 50
+    assert report.rows == 46
     assert not [*lab.root.glob(".*.tmp"), *lab.layout.aggregate.glob(".*.tmp")]
 
 
@@ -247,14 +217,14 @@ def test_nobody_waits_for_who_makes_parquet_and_the_fleet_brief(
     lab: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.whole("baseline-nov20-1", 1.5, "keep")
-    inside = []
+    inside: list[Any] = []
 
-    def slow(one: Any, *words: object) -> bytes:
+    def slow(*words: Any) -> bytes:
         with hold(lab.layout, "sync", doing="a test", timeout=0.5):
-            inside.append(one)
+            inside.append(words)
         return b"made"
 
-    monkeypatch.setattr(sync_module._Sync, "_parquet", slow)
+    monkeypatch.setattr(sync_module, "_as_parquet", slow)
     monkeypatch.setattr(sync_module._Sync, "_brief", slow)
     report = sync(lab.layout)
     assert len(inside) == 2 and lab.layout.fleet_brief.read_bytes() == b"made"

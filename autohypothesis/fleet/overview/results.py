@@ -15,7 +15,7 @@ from typing import Any
 from autohypothesis.engine.policy import better_by
 from autohypothesis.fleet.knowledge import warm_start
 from autohypothesis.records.files import read_object
-from autohypothesis.records.history import Kept, best_of
+from autohypothesis.records.history import best_of
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.schema import Direction, finite, utc
@@ -270,14 +270,13 @@ def _keeps(trials: Iterable[ResultTrial]) -> list[KeptTrial]:
 def _best(keeps: Sequence[KeptTrial]) -> ResultTrial | None:
     """Return the best that is not refuted, on the platform that was kept on last."""
     standing = [step.trial for step in keeps if step.trial.confirmation != "refuted"]
-    name = best_of(
-        [
-            Kept(str(number), number, trial.platform_key, trial.direction, trial.value)
-            for number, trial in enumerate(standing)
-            if trial.value is not None
-        ]
-    )
-    return standing[int(name)] if name is not None else None
+    kept = {
+        number: (number, trial.platform_key, trial.direction, trial.value)
+        for number, trial in enumerate(standing)
+        if trial.value is not None
+    }
+    best = best_of(kept)
+    return None if best is None else standing[best]
 
 
 def _start(keeps: Sequence[KeptTrial], best: ResultTrial | None) -> ResultTrial | None:
