@@ -1,7 +1,7 @@
-"""The folders of the queue: listed, read with care, each file read once.
+"""The folders of the queue: listed and read without a lock, each file once.
 
-Nothing here takes a lock or moves a file; `states` does. A file that cannot be used is named in
-`problems` and stays where it is.
+Nothing here moves a file; `states` does. A file that cannot be used is one of the `problems` and
+stays where it is.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
+from functools import cache
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -22,9 +22,6 @@ from autohypothesis.records.ids import MAX_LENGTH, baseline_id, experiment_stem,
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.schema import Hypothesis, HypothesisState, Problem
 
-OPEN: tuple[HypothesisState, ...] = ("pending", "dispatched", "running")
-SHARED: tuple[HypothesisState, ...] = ("dispatched", "running")
-"""States with one folder per worker."""
 LOOKS = 10
 """Listings of a queue in motion; two that agree are a picture of one moment."""
 _SETTLING_NS = 100_000_000
@@ -74,45 +71,108 @@ def best_first(hypothesis: Hypothesis) -> tuple[float, str]:
     return -(hypothesis.priority or 0.0), hypothesis.hypothesis_id
 
 
-class QueueFiles:
-    """The files under research/hypotheses; each is parsed once for as long as it stays."""
+class QueueReader:
+    """The hypotheses of one tag. Another tag's lie beside them and are left alone."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, tag: str) -> None:
         self.layout = layout
-        self._folders: dict[QueuePlace, str] = {}
+        self.tag = checked_id(tag)
+        self._folder = cache(lambda place: str(layout.hypotheses(*place)))  # asked for very often
         self._read: dict[str, tuple[tuple[int, ...], Hypothesis | None, str]] = {}
         """Path -> signature, content, and otherwise what is wrong with it."""
-        self._done_names: tuple[int, list[str]] = (0, [])
-        self._done: tuple[int, list[Hypothesis]] = (0, [])
+        self._done: tuple[int, list[str], list[Hypothesis] | None] = (0, [], None)
+        """When the folder changed last, its names, and its content once it was read."""
 
-    def path(self, name: str, place: QueuePlace) -> Path:
-        return self.layout.hypothesis(name, place.state, place.worker)
+    # ── the hypotheses ────────────────────────────────────────────────────────────────────
 
-    def _folder(self, place: QueuePlace) -> str:
-        """Return the folder, made up once: a look asks for thousands of paths."""
-        if place not in self._folders:
-            self._folders[place] = str(self.layout.hypotheses(place.state, place.worker))
-        return self._folders[place]
+    def pending(self) -> list[Hypothesis]:
+        """Return what waits for any worker, best first: highest priority, then the oldest id."""
+        return _sorted(waiting for place, waiting in self.placed() if place == PENDING)
 
-    def _at(self, name: str, place: QueuePlace) -> str:
-        """Return the `path` of a name that is known to be an id."""
-        return f"{self._folder(place)}/{name}.json"
+    def dispatched(self, worker: str | None = None) -> dict[str, list[Hypothesis]]:
+        """Return worker -> what waits for it, best first; `worker` is a key even without any."""
+        return self._by_worker("dispatched", worker)
+
+    def running(self, worker: str | None = None) -> dict[str, list[Hypothesis]]:
+        """Return worker -> what it has claimed: the one it runs, and the next."""
+        return self._by_worker("running", worker)
+
+    def placed(self) -> list[tuple[QueuePlace, Hypothesis]]:
+        """Return what is open, with where it is, in no order."""
+        resolved = (self._resolve(*seen) for seen in self._snapshot().items())
+        return [
+            (place, hypothesis)
+            for place, hypothesis in filter(None, resolved)
+            if place != DONE and hypothesis.tag == self.tag
+        ]
+
+    def open(self) -> list[Hypothesis]:
+        """Return what is pending, dispatched or running, best first."""
+        return _sorted(hypothesis for _, hypothesis in self.placed())
+
+    def done_ids(self) -> list[str]:
+        """Return the ids in the folder `done`; no file is read."""
+        return [name for name in self._list_done() if of_tag(name, self.tag)]
+
+    def done(self) -> list[Hypothesis]:
+        """Return what has ended, by id; not read again while the folder is as it was."""
+        names = self._list_done()
+        changed, _, ended = self._done
+        if ended is None:
+            ended = [each for name in names if (each := self._load(name, DONE))]
+            self._done = (changed, names, ended)
+        return [each for each in ended if each.tag == self.tag]
+
+    def read(self, hypothesis_id: str) -> tuple[QueuePlace, Hypothesis] | None:
+        """Return its place and content; None when it is not there, or is one of `problems`."""
+        return self._resolve(hypothesis_id, self._places(hypothesis_id))
+
+    def sources(self) -> dict[str, str]:
+        """Return `source_id` -> id, of the hypotheses that have a source."""
+        known = (*self.open(), *self.done())
+        return {each.source_id: each.hypothesis_id for each in known if each.source_id}
+
+    def counts(self) -> dict[str, int]:
+        """Return state -> how many, by names alone: damaged files count, other tags' do not."""
+        counts: dict[str, int] = dict.fromkeys(_RANK, 0)
+        for name, places in self._snapshot().items():
+            counts[places[0].state] += of_tag(name, self.tag)
+        counts["done"] = len(self.done_ids())
+        return counts
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Files that could not be used at the last look; they stay where they are."""
+        for path in [path for path in self._read if not os.path.lexists(path)]:
+            del self._read[path]
+        root = f"{self.layout.root}/"
+        return [
+            Problem(path=shown(path.removeprefix(root)), reason=shown(wrong))
+            for path, (_, _, wrong) in sorted(self._read.items())
+            if wrong
+        ]
+
+    def _by_worker(self, state: HypothesisState, worker: str | None) -> dict[str, list[Hypothesis]]:
+        given: dict[str, list[Hypothesis]] = {worker: []} if worker is not None else {}
+        for place, hypothesis in self.placed():
+            if place.worker is not None and place.state == state and worker in (None, place.worker):
+                given.setdefault(place.worker, []).append(hypothesis)
+        return {name: _sorted(several) for name, several in sorted(given.items())}
 
     # ── listing ───────────────────────────────────────────────────────────────────────────
 
-    def workers(self, state: HypothesisState) -> list[str]:
-        with suppress(OSError):
-            return sorted(filter(ID.fullmatch, os.listdir(self.layout.hypotheses(state))))
-        return []
+    def _path(self, name: str, place: QueuePlace) -> str:
+        return f"{self._folder(place)}/{name}.json"
 
-    def folders(self) -> Iterator[QueuePlace]:
-        """Yield every folder there is, earliest state first."""
+    def _folders(self) -> Iterator[QueuePlace]:
+        """Yield the folders of what is open, earliest state first."""
         yield PENDING
-        for state in SHARED:
-            yield from (QueuePlace(state, worker) for worker in self.workers(state))
-        yield DONE
+        for state in ("dispatched", "running"):
+            with suppress(OSError):
+                workers = sorted(filter(ID.fullmatch, os.listdir(self._folder((state,)))))
+                yield from (QueuePlace(state, worker) for worker in workers)
 
-    def names(self, place: QueuePlace) -> list[str]:
+    def _names(self, place: QueuePlace) -> list[str]:
         """Return the ids in one folder. A file whose name is no id is a problem, and left out."""
         folder = self._folder(place)
         try:
@@ -130,36 +190,24 @@ class QueueFiles:
                 self._read[f"{folder}/{file}"] = ((), None, "has a name that is no id")
         return sorted(names)
 
-    def done_names(self) -> list[str]:
-        """Return the `names` of what is done; not listed again while the folder is as it was."""
-        changed = self._done_changed()
-        if not changed or changed != self._done_names[0]:
-            self._done_names = (changed, self.names(DONE))
-        return self._done_names[1]
-
-    def done(self) -> list[Hypothesis]:
-        """Return all that is done, of every tag; not read again while the folder is as it was."""
-        changed = self._done_changed()
+    def _list_done(self) -> list[str]:
+        """Return the names in `done`; not listed again while the folder is as it was."""
+        changed = 0  # unknown, or too recent to tell changes apart
+        with suppress(OSError):
+            at = os.stat(self._folder(DONE)).st_mtime_ns
+            changed = at if _is_old(at) else 0
         if not changed or changed != self._done[0]:
-            loaded = (self.load(name, DONE) for name in self.done_names())
-            self._done = (changed, [each for each in loaded if each is not None])
+            self._done = (changed, self._names(DONE), None)
         return self._done[1]
 
-    def _done_changed(self) -> int:
-        """Return when the folder last changed; 0 where that is too recent to tell changes apart."""
-        with suppress(OSError):
-            changed = os.stat(self.layout.hypotheses("done")).st_mtime_ns
-            return changed if _is_old(changed) else 0
-        return 0
-
-    def snapshot(self) -> dict[str, list[QueuePlace]]:
+    def _snapshot(self) -> dict[str, list[QueuePlace]]:
         """Return open id -> where it is seen, latest state first, without a lock: see `LOOKS`.
 
         An id that is done as well is left out: of two states the later one holds.
         """
-        before = self._places()
+        before = self._seen()
         for _ in range(LOOKS):
-            seen = self._places()
+            seen = self._seen()
             if seen == before:
                 break
             before = seen
@@ -167,52 +215,51 @@ class QueueFiles:
             self._order(name, places)
         return {name: places for name, places in before.items() if places[0] != DONE}
 
-    def _places(self) -> dict[str, list[QueuePlace]]:
+    def _seen(self) -> dict[str, list[QueuePlace]]:
         seen: dict[str, list[QueuePlace]] = {}
-        for place in self.folders():
-            if place.state != "done":
-                for name in self.names(place):
-                    seen.setdefault(name, []).insert(0, place)
+        for place in self._folders():
+            for name in self._names(place):
+                seen.setdefault(name, []).insert(0, place)
         return seen
 
-    def places(self, name: str) -> list[QueuePlace]:
+    def _places(self, name: str) -> list[QueuePlace]:
         """Return every folder that has this id; the one that holds first.
 
         Raises:
             UsageError: it is no id.
         """
         checked_id(name)
-        folders = [place for place in self.folders() if place != DONE]
-        places = [place for place in reversed(folders) if os.path.lexists(self._at(name, place))]
+        places = [place for place in self._folders() if os.path.lexists(self._path(name, place))]
+        places.reverse()
         self._order(name, places)
         return places
 
     def _order(self, name: str, places: list[QueuePlace]) -> None:
         """Put the latest state first, but what can be read before what cannot."""
-        if os.path.lexists(self._at(name, DONE)):
+        if os.path.lexists(self._path(name, DONE)):
             places.insert(0, DONE)
         if len(places) > 1:
-            usable = {place for place in places if self.load(name, place)}
+            usable = {place for place in places if self._load(name, place)}
             places.sort(key=lambda place: (place in usable, _RANK[place.state]), reverse=True)
 
-    def resolve(self, name: str, places: list[QueuePlace]) -> tuple[QueuePlace, Hypothesis] | None:
+    def _resolve(self, name: str, places: list[QueuePlace]) -> tuple[QueuePlace, Hypothesis] | None:
         """Return place and content; None when it is nowhere, or cannot be read."""
         for _ in range(LOOKS):
             if not places:
                 return None
-            hypothesis = self.load(name, places[0])
+            hypothesis = self._load(name, places[0])
             if hypothesis is not None:
                 return places[0], hypothesis
-            if os.path.lexists(self._at(name, places[0])):
+            if os.path.lexists(self._path(name, places[0])):
                 return None
-            places = self.places(name)
+            places = self._places(name)
         return None
 
     # ── reading ───────────────────────────────────────────────────────────────────────────
 
-    def load(self, name: str, place: QueuePlace) -> Hypothesis | None:
+    def _load(self, name: str, place: QueuePlace) -> Hypothesis | None:
         """Return the hypothesis, or None: the file is gone, or it is one of `problems`."""
-        path = self._at(name, place)
+        path = self._path(name, place)
         try:
             status = os.lstat(path)
         except OSError:
@@ -228,17 +275,6 @@ class QueueFiles:
             seen = signature if _is_old(status.st_mtime_ns) else ()
             self._read[path] = (seen, hypothesis, wrong)
         return hypothesis
-
-    def problems(self) -> list[Problem]:
-        """Return the files that could not be used at the last look, and are still there."""
-        for path in [path for path in self._read if not os.path.lexists(path)]:
-            del self._read[path]
-        root = f"{self.layout.root}/"
-        return [
-            Problem(path=shown(path.removeprefix(root)), reason=shown(wrong))
-            for path, (_, _, wrong) in sorted(self._read.items())
-            if wrong
-        ]
 
 
 def _parse(path: str, name: str) -> tuple[Hypothesis | None, str]:
@@ -263,3 +299,7 @@ def _parse(path: str, name: str) -> tuple[Hypothesis | None, str]:
 
 def _is_old(changed_ns: int) -> bool:
     return changed_ns < time.time_ns() - _SETTLING_NS
+
+
+def _sorted(hypotheses: Iterable[Hypothesis]) -> list[Hypothesis]:
+    return sorted(hypotheses, key=best_first)

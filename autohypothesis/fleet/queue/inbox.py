@@ -15,12 +15,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from autohypothesis.errors import QueueError, RecordError, faults_in
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import JSON_LIMIT, read_json, sweep, write_atomic, write_json
+from autohypothesis.records.files import (
+    JSON_LIMIT,
+    load,
+    read_json,
+    sweep,
+    write_atomic,
+    write_json,
+)
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Hypothesis, Proposal
 from autohypothesis.system import rename_exclusive
@@ -59,6 +66,15 @@ def _names(inbox: Path) -> list[str]:
         if (name.endswith(".json") and not name.startswith("."))
         or (name.startswith(".") and name.endswith((_TAKEN, _IDS, ".tmp")))
     ]
+
+
+class _Reserved(BaseModel):
+    """What a file that was taken comes to: its proposals by the ids that they get."""
+
+    file: str
+    claims: dict[str, Proposal] = {}
+    refused: list[tuple[Any, str]] = []
+    """What was no proposal, and why."""
 
 
 class _Inbox:
@@ -113,17 +129,18 @@ class _Inbox:
         ideas = self._read(taken, name)
         if ideas is None:
             return
-        claims: list[dict[str, Any]] = []
-        refused: list[dict[str, Any]] = []
+        reserved = _Reserved(file=name)
         for idea in ideas:
-            proposal, why = self._proposal(idea)
-            if proposal is None:
-                refused.append({"said": idea, "reason": why})
-            else:
-                claims.append({"id": self.queue.reserve(), "proposal": proposal.model_dump()})
-                self._known().setdefault(proposal.source_id, claims[-1]["id"])
+            try:
+                proposal = self._proposal(idea)
+            except ValueError as error:
+                reserved.refused.append((idea, str(error)))
+                continue
+            identifier = self.queue.reserve()
+            reserved.claims[identifier] = proposal
+            self._known().setdefault(proposal.source_id, identifier)
         ids = taken.with_suffix(_IDS)
-        write_json(ids, {"file": name, "claims": claims, "refused": refused})
+        write_json(ids, reserved)
         taken.unlink(missing_ok=True)
         self._add(ids)
 
@@ -131,38 +148,36 @@ class _Inbox:
         """Add what is not in the queue yet, set aside what was refused, and forget both."""
         ids.with_suffix(_TAKEN).unlink(missing_ok=True)
         try:
-            noted = read_json(ids, 8 * JSON_LIMIT)
-            claims = [
-                (claim["id"], Proposal.model_validate(claim["proposal"]))
-                for claim in noted["claims"]
-            ]
-            refused = [(each["said"], str(each["reason"])) for each in noted["refused"]]
-            name = str(noted["file"])
-        except (RecordError, KeyError, TypeError, ValueError) as error:
+            reserved = load(_Reserved, ids, 8 * JSON_LIMIT)
+        except RecordError as error:
             self._refuse_file(ids, ids.name.lstrip("."), f"was damaged after it was taken: {error}")
             return
-        for identifier, proposal in claims:
+        for identifier, proposal in reserved.claims.items():
             with suppress(QueueError):  # it was added before the kill
                 self.added.append(
                     self.queue.add(proposal, proposer="inbox", hypothesis_id=identifier)
                 )
-        if refused:
-            self._refuse(name, [idea for idea, _ in refused], [reason for _, reason in refused])
+        if reserved.refused:
+            ideas, reasons = zip(*reserved.refused, strict=True)
+            target = self._free(reserved.file)
+            write_json(target, ideas if len(ideas) > 1 else ideas[0])
+            self._explain(target, *reasons)
         ids.unlink(missing_ok=True)
 
     # ── what is wrong with a proposal ─────────────────────────────────────────────────────
 
-    def _proposal(self, idea: object) -> tuple[Proposal | None, str]:
+    def _proposal(self, idea: object) -> Proposal:
+        """Return the proposal; raise ValueError with the reason where it cannot be taken."""
         if not isinstance(idea, dict):
-            return None, f"is {type(idea).__name__}, no hypothesis"
+            raise ValueError(f"is {type(idea).__name__}, no hypothesis")
         try:
             proposal = Proposal.model_validate(_without_foreign_keys(idea))
         except ValidationError as error:
-            return None, faults_in(error)
+            raise ValueError(faults_in(error)) from error
         first = self._known().get(proposal.source_id) if proposal.source_id else None
         if first is not None:
-            return None, f"{proposal.source_id!r} is in the queue already, as {first}"
-        return proposal, ""
+            raise ValueError(f"{proposal.source_id!r} is in the queue already, as {first}")
+        return proposal
 
     def _known(self) -> dict[str, str]:
         if self._sources is None:
@@ -179,12 +194,7 @@ class _Inbox:
             os.rename(path, target)  # a folder has no second link; the lock keeps the name free
         except OSError:
             return
-        self._explain(target, [reason])
-
-    def _refuse(self, name: str, ideas: list[object], reasons: list[str]) -> None:
-        target = self._free(name)
-        write_json(target, ideas if len(ideas) > 1 else ideas[0])
-        self._explain(target, reasons)
+        self._explain(target, reason)
 
     def _free(self, name: str) -> Path:
         """Return a free name in refused/."""
@@ -197,7 +207,7 @@ class _Inbox:
             target = folder / f"{stem}-{number}.json"
         return target
 
-    def _explain(self, target: Path, reasons: list[str]) -> None:
+    def _explain(self, target: Path, *reasons: str) -> None:
         write_atomic(target.with_name(f"{target.name}.reason"), "\n".join(reasons) + "\n")
 
 

@@ -14,26 +14,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.files import (
     DONE,
-    OPEN,
     PENDING,
-    QueueFiles,
     QueuePlace,
+    QueueReader,
     best_first,
     newest_attempt,
-    of_tag,
 )
 from autohypothesis.records.files import sweep, write_json
 from autohypothesis.records.ids import allocate_hypothesis, baseline_id
-from autohypothesis.records.layout import Layout, checked_id
+from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
-from autohypothesis.schema import Hypothesis, HypothesisState, Problem, Proposal
+from autohypothesis.schema import Hypothesis, HypothesisState, Proposal
 from autohypothesis.system import rename_exclusive
 
 __all__ = ["Queue", "QueuePlace"]
@@ -47,8 +46,8 @@ _SEE = "`python orchestrator.py hypotheses` lists them"
 Closed = Literal["completed", "abandoned"]
 
 
-class Queue:
-    """The hypotheses of one tag. Another tag's lie beside them and are left alone.
+class Queue(QueueReader):
+    """The hypotheses of one tag, and the steps that move them.
 
     Raises:
         LockError: another process has held the queue for half a minute.
@@ -58,77 +57,8 @@ class Queue:
     """
 
     def __init__(self, layout: Layout, tag: str) -> None:
-        self.layout = layout
-        self.tag = checked_id(tag)
-        self._files = QueueFiles(layout)
+        super().__init__(layout, tag)
         self._repaired: float | None = None
-
-    # ── reading ───────────────────────────────────────────────────────────────────────────
-
-    def pending(self) -> list[Hypothesis]:
-        """Return what waits for any worker, best first: highest priority, then the oldest id."""
-        return _best_first([waiting for place, waiting in self.placed() if place == PENDING])
-
-    def dispatched(self, worker: str | None = None) -> dict[str, list[Hypothesis]]:
-        """Return worker -> what waits for it, best first; `worker` is a key even without any."""
-        return self._by_worker("dispatched", worker)
-
-    def running(self, worker: str | None = None) -> dict[str, list[Hypothesis]]:
-        """Return worker -> what it has claimed: the one it runs, and the next."""
-        return self._by_worker("running", worker)
-
-    def placed(self) -> list[tuple[QueuePlace, Hypothesis]]:
-        """Return what is open, with where it is, in no order."""
-        resolved = (self._files.resolve(*seen) for seen in self._files.snapshot().items())
-        return [
-            (place, hypothesis)
-            for place, hypothesis in filter(None, resolved)
-            if place != DONE and hypothesis.tag == self.tag
-        ]
-
-    def open(self) -> list[Hypothesis]:
-        """Return what is pending, dispatched or running, best first."""
-        return _best_first([hypothesis for _, hypothesis in self.placed()])
-
-    def done_ids(self) -> list[str]:
-        """Return the ids in the folder `done`; no file is read."""
-        return [name for name in self._files.done_names() if self._is_ours(name)]
-
-    def done(self) -> list[Hypothesis]:
-        """Return what has ended, by id."""
-        return [ended for ended in self._files.done() if ended.tag == self.tag]
-
-    def read(self, hypothesis_id: str) -> tuple[QueuePlace, Hypothesis] | None:
-        """Return its place and content; None when it is not there, or is one of `problems`."""
-        return self._files.resolve(hypothesis_id, self._files.places(hypothesis_id))
-
-    def sources(self) -> dict[str, str]:
-        """Return `source_id` -> id, of the hypotheses that have a source."""
-        known = (*self.open(), *self.done())
-        return {each.source_id: each.hypothesis_id for each in known if each.source_id}
-
-    def counts(self) -> dict[str, int]:
-        """Return state -> how many, by names alone: damaged files count, other tags' do not."""
-        counts: dict[str, int] = dict.fromkeys((*OPEN, "done"), 0)
-        for name, places in self._files.snapshot().items():
-            counts[places[0].state] += self._is_ours(name)
-        counts["done"] = len(self.done_ids())
-        return counts
-
-    @property
-    def problems(self) -> list[Problem]:
-        """Files that could not be used at the last look; they stay where they are."""
-        return self._files.problems()
-
-    def _by_worker(self, state: HypothesisState, worker: str | None) -> dict[str, list[Hypothesis]]:
-        given: dict[str, list[Hypothesis]] = {worker: []} if worker is not None else {}
-        for place, hypothesis in self.placed():
-            if place.worker is not None and place.state == state and worker in (None, place.worker):
-                given.setdefault(place.worker, []).append(hypothesis)
-        return {name: _best_first(several) for name, several in sorted(given.items())}
-
-    def _is_ours(self, name: str) -> bool:
-        return of_tag(name, self.tag)
 
     # ── adding ────────────────────────────────────────────────────────────────────────────
 
@@ -154,44 +84,30 @@ class Queue:
         Raises:
             QueueError: that id is in the queue already.
         """
-        content = {name: getattr(proposal, name) for name in Proposal.model_fields}
         with self._step("adding a hypothesis"):
             name = hypothesis_id or self.reserve()
-            places = self._files.places(name)
-            if places:
+            if places := self._places(name):
                 raise QueueError(f"hypothesis {name} is {places[0]} already", hint=_SEE)
-            return self._put(content, name, proposer, worker_id, platform_key)
+            return self._put(
+                name, proposal, proposer=proposer, worker_id=worker_id, platform_key=platform_key
+            )
 
     def add_baseline(self) -> Hypothesis | None:
         """Add the unchanged script, pending; return None if it is anywhere already."""
         name = baseline_id(self.tag)
-        content = {
-            "title": "baseline",
-            "rationale": "the script as it is: what all others are compared with",
-            "priority": BASELINE_PRIORITY,
-        }
-        with self._step("adding the baseline"):
-            return None if self._files.places(name) else self._put(content, name, "baseline")
-
-    def _put(
-        self,
-        content: Mapping[str, Any],
-        name: str,
-        proposer: str,
-        worker_id: str = "",
-        platform_key: str = "",
-    ) -> Hypothesis:
-        hypothesis = Hypothesis.model_validate(
-            {
-                **content,
-                "hypothesis_id": name,
-                "tag": self.tag,
-                "proposer": proposer,
-                "worker_id": worker_id,
-                "platform_key": platform_key,
-            }
+        baseline = Proposal(
+            title="baseline",
+            rationale="the script as it is: what all others are compared with",
+            priority=BASELINE_PRIORITY,
         )
-        write_json(self._files.path(name, PENDING), hypothesis)
+        with self._step("adding the baseline"):
+            return None if self._places(name) else self._put(name, baseline, proposer="baseline")
+
+    def _put(self, name: str, proposal: Proposal, **more: str) -> Hypothesis:
+        content = {field: getattr(proposal, field) for field in Proposal.model_fields}
+        identity = {"hypothesis_id": name, "tag": self.tag, **more}
+        hypothesis = Hypothesis.model_validate({**content, **identity})
+        write_json(Path(self._path(name, PENDING)), hypothesis)
         return hypothesis
 
     # ── moving ────────────────────────────────────────────────────────────────────────────
@@ -209,27 +125,24 @@ class Queue:
 
     def claim(self, worker: str) -> Hypothesis | None:
         """Move the best that waits for `worker` to running; return None when nothing waits."""
-        if not self._files.names(QueuePlace("dispatched", worker)):
+        place = QueuePlace("dispatched", worker)
+        if not self._names(place):
             return None  # a worker that looks often does not hold up the others
         refused: QueueError | None = None
         with self._step(f"a claim of {worker}"):
-            for hypothesis in self._waiting_for(worker):
-                name, waiting = hypothesis.hypothesis_id, QueuePlace("dispatched", worker)
-                if self._locate(name) != waiting:
+            loaded = filter(None, (self._load(name, place) for name in self._names(place)))
+            for hypothesis in sorted(loaded, key=best_first):
+                name = hypothesis.hypothesis_id
+                if hypothesis.tag != self.tag or self._locate(name) != place:
                     continue
                 try:
-                    self._move(name, waiting, QueuePlace("running", worker))
+                    self._move(name, place, QueuePlace("running", worker))
                     return hypothesis
                 except QueueError as error:
                     refused = error
         if refused is not None:
             raise refused
         return None
-
-    def _waiting_for(self, worker: str) -> list[Hypothesis]:
-        place = QueuePlace("dispatched", worker)
-        loaded = (self._files.load(name, place) for name in self._files.names(place))
-        return _best_first([each for each in loaded if each and each.tag == self.tag])
 
     def release(self, hypothesis_id: str, worker: str) -> None:
         """Move running -> dispatched: it was claimed, and never begun."""
@@ -279,25 +192,25 @@ class Queue:
 
     def _repair(self) -> None:
         """End every step that was cut off, and remove what killed writers left."""
-        for place in self._files.folders():
-            sweep(self.layout.hypotheses(place.state, place.worker))
-            if place != DONE:
-                for name in self._files.names(place):
-                    self._locate(name)
+        for place in self._folders():
+            sweep(self.layout.hypotheses(*place))
+            for name in self._names(place):
+                self._locate(name)
+        sweep(self.layout.hypotheses("done"))
 
     def _locate(self, name: str, *, end: bool = True) -> QueuePlace | None:
         """Return its place, after ending a step that was cut off; a closing only with `end`."""
-        places = self._files.places(name)
+        places = self._places(name)
         if not places:
             return None
         place = places[0]
-        hypothesis = self._files.load(name, place)
+        hypothesis = self._load(name, place)
         if hypothesis is None or hypothesis.tag != self.tag:
             return place
         for other in places[1:]:
-            if self._files.load(name, other) is not None:
+            if self._load(name, other) is not None:
                 with suppress(OSError):
-                    os.unlink(self._files.path(name, other))
+                    os.unlink(self._path(name, other))
         if end and place != DONE and hypothesis.closed is not None:
             with suppress(QueueError, RecordError):  # no reason to stop the others
                 self._move(name, place, DONE)
@@ -323,8 +236,7 @@ class Queue:
         return place
 
     def _loaded(self, name: str, place: QueuePlace) -> Hypothesis:
-        hypothesis = self._files.load(name, place)
-        path = self._files.path(name, place)
+        hypothesis, path = self._load(name, place), self._path(name, place)
         if hypothesis is None:
             raise QueueError(f"{path} is damaged", hint=f"see it with `cat {path}`")
         if hypothesis.tag != self.tag:
@@ -334,7 +246,7 @@ class Queue:
     def _is_closed(self, name: str, closed: Closed) -> bool:
         if self._locate(name, end=False) != DONE:
             return False
-        hypothesis = self._files.load(name, DONE)
+        hypothesis = self._load(name, DONE)
         return hypothesis is not None and hypothesis.closed == closed
 
     def _close(self, name: str, place: QueuePlace, closed: Closed, outcome: str) -> None:
@@ -345,10 +257,10 @@ class Queue:
         hypothesis = self._loaded(name, place)
         changed = hypothesis.model_copy(update=change)
         if changed != hypothesis:
-            write_json(self._files.path(name, place), changed)
+            write_json(Path(self._path(name, place)), changed)
 
     def _move(self, name: str, old: QueuePlace, new: QueuePlace) -> None:
-        source, target = self._files.path(name, old), self._files.path(name, new)
+        source, target = Path(self._path(name, old)), Path(self._path(name, new))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             rename_exclusive(source, target)
@@ -358,7 +270,3 @@ class Queue:
             if in_its_way or not os.path.lexists(source):
                 raise QueueError(why, hint=_SEE) from error
             raise RecordError(why, hint="see `df -h` and `ls -ld`") from error
-
-
-def _best_first(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
-    return sorted(hypotheses, key=best_first)
