@@ -98,10 +98,12 @@ sys.exit(0 if cuda.cuInit(0) == 0 else 1)
 
 
 @dataclass(frozen=True)
-class Confinement:
-    """The grants of one program. Of several listed folders around a path the innermost decides.
+class SandboxSpec:
+    """A sandbox of one kind, and what it grants to one program. Of several listed folders around a
+    path the innermost decides.
 
     Attributes:
+        kind: what applies it; "none" grants everything.
         read: files and folders that it may read.
         write: folders that it may change.
         hidden: files and folders inside of `read` that it does not see.
@@ -114,7 +116,8 @@ class Confinement:
         gpus: whether it sees the GPUs of the machine.
     """
 
-    read: tuple[Path, ...]
+    kind: Kind
+    read: tuple[Path, ...] = ()
     write: tuple[Path, ...] = ()
     hidden: tuple[Path, ...] = ()
     held_out: tuple[Path, ...] = ()
@@ -125,40 +128,30 @@ class Confinement:
     gpus: bool = False
 
 
+UNCONFINED = SandboxSpec("none")
+
+
 def confined(
-    words: Sequence[str], confinement: Confinement, kind: Kind, *, parent: int = 0, alive: int = 0
+    words: Sequence[str], spec: SandboxSpec, *, parent: int = 0, alive: int = 0
 ) -> list[str]:
-    """Return the command that runs `words` under `confinement`; `words` itself where kind is none.
+    """Return the command that runs `words` in a sandbox.
 
     Args:
         words: an absolute path of a program, and its arguments.
-        parent: a process that the program does not outlive, where the caller cannot see to it.
+        parent: a process that the program does not outlive, where the caller cannot see to it:
+            nothing may be set between fork and exec where there are threads.
         alive: for the same a pipe, inherited by the program, whose other end the parent holds.
     """
-    if kind == "none":
-        return list(words)
-    granted = replace(confinement, read=(*confinement.read, *_programs(words[0])))
-    policy = _policy(granted, kind)
-    if kind == "landlock":
-        return [*_launcher({**policy, "parent": parent, "alive": alive}), *words]
-    launcher = _launcher({**policy, "alive": alive})
-    inside = [*launcher, *words] if confine.landlock_abi() else list(words)
-    return [*_bwrap(granted), "--", *inside]  # bwrap itself dies with its parent
-
-
-def launched(
-    words: Sequence[str], bound: tuple[Confinement, Kind] | None = None, alive: int = 0
-) -> list[str]:
-    """Return the command that runs `words`, in a sandbox or not, until the thread that starts it
-    ends. `alive` is a pipe as `confined` takes it.
-
-    By way of a launcher, because nothing may be set between fork and exec where there are threads.
-    """
-    if bound is not None and bound[1] != "none":
-        return confined(words, *bound, parent=os.getpid(), alive=alive)
-    if not LINUX:
-        return list(words)
-    return [*_launcher({"parent": os.getpid(), "alive": alive}), *words]
+    if spec.kind == "none":
+        if not parent or not LINUX:
+            return list(words)
+        return [*_launcher({"parent": parent, "alive": alive}), *words]
+    spec = replace(spec, read=(*spec.read, *_programs(words[0])))
+    policy = {**_policy(spec), "alive": alive}
+    if spec.kind == "landlock":
+        return [*_launcher({**policy, "parent": parent}), *words]
+    inside = [*_launcher(policy), *words] if confine.landlock_abi() else words
+    return [*_bwrap(spec), "--", *inside]  # bwrap itself dies with its parent
 
 
 _LAUNCH = "import sys; sys.path.insert(0, sys.argv.pop(1)); import confine; confine.main(sys.argv)"
@@ -170,15 +163,12 @@ def _launcher(policy: dict[str, Any]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, folder, json.dumps(policy)]
 
 
-# ── Landlock ────────────────────────────────────────────────────────────────────────────────
-
-
-def _policy(granted: Confinement, kind: Kind) -> dict[str, Any]:
-    """The document that confine.py reads.
+def _policy(granted: SandboxSpec) -> dict[str, Any]:
+    """Return the document that confine.py reads.
 
     bubblewrap keeps network and processes apart; Landlock inside of it hides again what is hidden.
     """
-    alone = kind == "landlock"
+    alone = granted.kind == "landlock"
     use = [f"/dev/{name}" for name in (*_DEVICES, *(() if alone else _TERMINALS))]
     use += _gpu_nodes() if granted.gpus else []
     everything = Path("/") in granted.read
@@ -214,10 +204,7 @@ def _proc_is_guarded() -> bool:
         return False
 
 
-# ── bubblewrap ──────────────────────────────────────────────────────────────────────────────
-
-
-def _bwrap(granted: Confinement) -> list[str]:
+def _bwrap(granted: SandboxSpec) -> list[str]:
     words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
     words += ["--cap-drop", "ALL"]
     words += [] if granted.network else ["--unshare-net"]
@@ -260,7 +247,7 @@ def _kernel_settings() -> list[str]:
     return sorted(found)
 
 
-def _covered(path: Path, granted: Confinement, number: int) -> list[str]:
+def _covered(path: Path, granted: SandboxSpec, number: int) -> list[str]:
     """Cover what is held out with a blank, where Landlock inside cannot: without it, and below
     /tmp, which is granted as a whole. A file keeps its size, by which programs check their data.
     """
@@ -277,13 +264,13 @@ def _covered(path: Path, granted: Confinement, number: int) -> list[str]:
     return ["--ro-bind", str(blank), real]
 
 
-def _unseen(granted: Confinement) -> list[Path]:
+def _unseen(granted: SandboxSpec) -> list[Path]:
     """Return the hidden paths, without those that are granted by name."""
     private = [one for one in _private_folders(granted.network) if one not in granted.read]
     return [*granted.hidden, *private]
 
 
-def _not_yet_seen(granted: Confinement, hidden: set[str]) -> list[str]:
+def _not_yet_seen(granted: SandboxSpec, hidden: set[str]) -> list[str]:
     """Return the readable paths, without those in a folder that is mounted already.
 
     bubblewrap cannot make a mount point below a folder that is read-only.
@@ -310,9 +297,6 @@ def _private_folders(network: bool) -> list[Path]:
 
 def _gpu_nodes() -> list[str]:
     return sorted(node for pattern in _GPUS for node in glob.glob(pattern))
-
-
-# ── paths ───────────────────────────────────────────────────────────────────────────────────
 
 
 def all_names(paths: Iterable[Path]) -> set[str]:
@@ -390,9 +374,6 @@ def _programs(program: str) -> set[Path]:
     return {one for one in found if one != Path("/")}
 
 
-# ── what works here ─────────────────────────────────────────────────────────────────────────
-
-
 @lru_cache(maxsize=2)
 def best_kind(*, gpus: bool = False) -> Kind:
     """Return the best sandbox that works on this machine for this user; asked once per process.
@@ -419,10 +400,10 @@ def works(kind: Kind, *, gpus: bool = False) -> bool:
         return False
     words = [sys.executable, "-I", "-S", "-c", _CUDA_STARTS] if gpus else ["/bin/true"]
     with tempfile.TemporaryDirectory(prefix="ah-") as folder:
-        granted = Confinement(read=system_folders(), temporary=Path(folder), gpus=gpus)
+        spec = SandboxSpec(kind, system_folders(), temporary=Path(folder), gpus=gpus)
         try:
             done = subprocess.run(
-                confined(words, granted, kind),
+                confined(words, spec),
                 capture_output=True,
                 timeout=_PROBE_TIMEOUT_S,
                 start_new_session=True,  # a Ctrl-C must not say that none works

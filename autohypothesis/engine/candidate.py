@@ -29,7 +29,7 @@ from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
-from autohypothesis.engine.isolation import Surroundings, sandbox_kind
+from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace, evaluator_of
 from autohypothesis.errors import (
@@ -187,7 +187,7 @@ def _settings(
     if task.run.preflight is None or workspace is None:
         return config_of(literals, None)
     checkout = workspace.export.checkout(commit, task)
-    around = Surroundings(
+    sandbox = TaskSandbox(
         repository,
         task,
         sandbox_kind(task),
@@ -196,7 +196,7 @@ def _settings(
         linked=tuple(checkout.links.values()),
     )
     evaluator = evaluator_of(repository, commit, task)
-    verdict = run_preflight(around, checkout.path, evaluator, inputs)
+    verdict = run_preflight(sandbox, checkout.path, evaluator, inputs)
     return config_of(literals, verdict.constants)
 
 
@@ -329,7 +329,7 @@ def _shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> st
 
 
 def run_preflight(
-    around: Surroundings,
+    sandbox: TaskSandbox,
     checkout: Path,
     evaluator: Path | None,
     inputs: Inputs,
@@ -341,21 +341,21 @@ def run_preflight(
     A command that could not judge is run again, `TRIES` times in all.
 
     Args:
-        around: what the command may see and change.
+        sandbox: what the command may see and change.
         evaluator: the pristine file that stands for `scorer.evaluator` in the command.
 
     Raises:
         PreflightError: the candidate is refused, or the command gave no verdict in time.
         UnjudgedError: the command could not judge, each time.
     """
-    task = around.task
+    task = sandbox.task
     words = [
         str(evaluator) if evaluator is not None and word == task.scorer.evaluator else word
-        for word in resolved(task.run.preflight or (), around.repository.root)
+        for word in resolved(task.run.preflight or (), sandbox.repository.root)
     ]
     hint = f"run `{' '.join(words)}` in {checkout}"
-    environment = around.environment(_environment(task, inputs), None)
-    confined = around.bound(around.preflight(checkout, evaluator))
+    environment = sandbox.environment(_environment(task, inputs), None)
+    confined = sandbox.preflight(checkout, evaluator)
     why = ""
     for attempt in range(TRIES):
         time.sleep(PAUSE_S * attempt)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import INHERITED, resolved
-from autohypothesis.engine.isolation import Surroundings, sandbox_kind
+from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
 from autohypothesis.engine.task import Budget, Input, Task, canonical_hash
 from autohypothesis.errors import LaunchError, faults_in
 from autohypothesis.records.files import load_or_none
@@ -139,8 +139,8 @@ def locate_inputs(
     }
     passed |= {**(pinned_inputs(root) if pins is None else pins), "PYTHONDONTWRITEBYTECODE": "1"}
     # Beside each program, in the checkout, lies the candidate, which it may import.
-    around = Surroundings(Repository(root), task, sandbox_kind(task))
-    return Inputs({one.env: _located(around, one, checkout, passed) for one in task.inputs})
+    sandbox = TaskSandbox(Repository(root), task, sandbox_kind(task))
+    return Inputs({one.env: _located(sandbox, one, checkout, passed) for one in task.inputs})
 
 
 def pinned_inputs(root: Path) -> dict[str, str]:
@@ -153,17 +153,17 @@ def pinned_inputs(root: Path) -> dict[str, str]:
 
 
 def _located(
-    around: Surroundings, wanted: Input, checkout: Path, environment: Mapping[str, str]
+    sandbox: TaskSandbox, wanted: Input, checkout: Path, environment: Mapping[str, str]
 ) -> InputReport:
     command = " ".join(wanted.locate)
     hint = f"run `{command}` in {checkout}"
     try:
         ended = program.run(
-            resolved(wanted.locate, around.repository.root),
-            cwd=checkout / around.task.run.cwd,
+            resolved(wanted.locate, sandbox.repository.root),
+            cwd=checkout / sandbox.task.run.cwd,
             environment=environment,
             timeout_s=TIMEOUT_S,
-            confined=around.bound(around.locate()),
+            confined=sandbox.locate(),
         )
     except OSError as error:
         raise LaunchError(f"`{command}` does not start: {error}", hint=hint) from error

@@ -25,7 +25,7 @@ from autohypothesis.engine.workspace import PRISTINE
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.sandbox import Confinement, Kind
+from autohypothesis.sandbox import Kind, SandboxSpec
 
 _LIBRARIES = ("LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "SSL_CERT_DIR")
 """Variables of the environment that name folders a program needs."""
@@ -57,8 +57,8 @@ def holds_foreign_code(task: Task) -> bool:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """One repository and task, as its programs see them.
+class TaskSandbox:
+    """What the programs of one task may read, write and reach.
 
     Attributes:
         kind: of sandbox; "none" grants everything, since nothing is there to deny it.
@@ -81,12 +81,12 @@ class Surroundings:
     def layout(self) -> Layout:
         return Layout(self.repository.root)
 
-    def training(self, checkout: Path, run: RunPaths, temporary: Path) -> Confinement:
+    def training(self, checkout: Path, run: RunPaths, temporary: Path) -> SandboxSpec:
         """Return the rights of a training: no validation data, no repository."""
         write = (checkout, run.out, run.home)
         return replace(self._of_run(write, temporary), held_out=sandbox.existing(self.held_out))
 
-    def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> Confinement:
+    def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> SandboxSpec:
         """Return the rights of what scores a run: it reads weights and data, changes neither."""
         write: tuple[Path, ...] = (run.scoring_home,)
         if self.task.scorer.type == "command":
@@ -94,30 +94,31 @@ class Surroundings:
         read = (checkout, run.config, run.weights, run.out, *_folder_of(evaluator))
         return self._of_run(write, run.scoring_home, read=read)
 
-    def preflight(self, checkout: Path, evaluator: Path | None) -> Confinement:
+    def preflight(self, checkout: Path, evaluator: Path | None) -> SandboxSpec:
         """Return the rights of the test of a candidate before it runs."""
         read = (checkout, *_folder_of(evaluator))
         granted = self._of_run((), None, read=read, gpus=False)
         return replace(granted, held_out=sandbox.existing(self.held_out))
 
-    def mutator(self, checkout: Path) -> Confinement:
+    def mutator(self, checkout: Path) -> SandboxSpec:
         """Return the rights of the program that makes a change: it writes to its checkout alone.
 
         Under `writes` it sees the repository's history, without the settings of git.
         """
-        confinement = self._of_run((checkout,), None, gpus=False, fixed=(checkout / ".git",))
+        spec = self._of_run((checkout,), None, gpus=False, fixed=(checkout / ".git",))
         if self.task.isolation_level == "strict":
-            return confinement
+            return spec
         common = self.repository.common_dir
-        shown = tuple(path for path in confinement.hidden if path != common)
+        shown = tuple(path for path in spec.hidden if path != common)
         hidden = (*shown, *sandbox.existing((common / "config", common / "autohypothesis")))
-        return replace(confinement, read=(*confinement.read, common), hidden=hidden)
+        return replace(spec, read=(*spec.read, common), hidden=hidden)
 
-    def locate(self) -> Confinement:
+    def locate(self) -> SandboxSpec:
         """Return the rights of the program that says where data is: it writes nothing, and reads
         all but keys and records, /tmp too, since data may lie there."""
         temporary = (Path(one) for one in ("/tmp", tempfile.gettempdir()))
-        return Confinement(read=(Path("/"), *temporary), hidden=self._hidden(), network=True)
+        read = (Path("/"), *temporary)
+        return SandboxSpec(self.kind, read, hidden=self._hidden(), network=True)
 
     def environment(self, environment: Mapping[str, str], temporary: Path | None) -> dict[str, str]:
         """Return `environment` as it is in the sandbox: with `temporary` for its temporary files,
@@ -129,20 +130,18 @@ class Surroundings:
             inside["TMPDIR"] = "/tmp" if self.kind == "bwrap" else str(temporary)
         return inside
 
-    def bound(self, confinement: Confinement) -> program.Bound:
-        """Return `confinement` for `program.run`."""
-        return confinement, self.kind
-
-    def command(self, words: Sequence[str], confinement: Confinement, cwd: Path) -> tuple[str, ...]:
-        """Return `words` as a command that runs under `confinement`.
+    def command(self, words: Sequence[str], spec: SandboxSpec, cwd: Path) -> tuple[str, ...]:
+        """Return `words` as a command that runs in a sandbox.
 
         Raises:
-            FileNotFoundError: there is no such program.
+            LaunchError: there is no such program.
         """
-        found = [program.found(words[0], cwd), *words[1:]]
-        return tuple(sandbox.confined(found, confinement, self.kind))
-
-    # ── what is granted ───────────────────────────────────────────────────────────────────
+        if spec.kind == "none":
+            return tuple(words)
+        try:
+            return tuple(sandbox.confined([program.found(words[0], cwd), *words[1:]], spec))
+        except FileNotFoundError as error:
+            raise LaunchError(str(error), hint="check run.command and scorer.command") from error
 
     def _of_run(
         self,
@@ -152,12 +151,13 @@ class Surroundings:
         read: tuple[Path, ...] = (),
         fixed: tuple[Path, ...] = (),
         gpus: bool | None = None,
-    ) -> Confinement:
+    ) -> SandboxSpec:
         everything = self.task.isolation_level == "writes"
         # Home and repository by name, in case that one of them lies in /tmp, which is not shown.
         disk = (Path("/"), Path(os.path.expanduser("~")), self.repository.root)
         base, hidden = disk if everything else self._programs(), self._hidden()
-        return Confinement(
+        return SandboxSpec(
+            self.kind,
             read=(*base, *sandbox.existing((*self._shown_data(hidden), *read))),
             write=write,
             hidden=hidden,
@@ -292,8 +292,8 @@ def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
         home, temporary = Path(name, "home"), Path(name, "tmp")
         home.mkdir()
         temporary.mkdir()
-        granted = Confinement(
-            read=sandbox.system_folders(), write=(home,), temporary=temporary, gpus=gpus
+        spec = SandboxSpec(
+            kind, sandbox.system_folders(), write=(home,), temporary=temporary, gpus=gpus
         )
         environment = {
             "PATH": os.environ.get("PATH", os.defpath),
@@ -303,7 +303,7 @@ def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
         }
         words = [sys.executable, "-c", _TRIAL, "gpu" if gpus else "cpu"]
         ended = program.run(
-            words, cwd=home, environment=environment, timeout_s=TRIAL_S, confined=(granted, kind)
+            words, cwd=home, environment=environment, timeout_s=TRIAL_S, confined=spec
         )
     if ended.exit_code == 0:
         return SandboxTrial(kind, ended.out.strip() or "Python")

@@ -28,18 +28,17 @@ from autohypothesis.engine.environment import (
 )
 from autohypothesis.engine.executor import Executor, Resources, RunSpec, RunState, metadata_of
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.isolation import Surroundings, link_home, sandbox_kind
+from autohypothesis.engine.isolation import TaskSandbox, link_home, sandbox_kind
 from autohypothesis.engine.scoring import scorer_for
 from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
 from autohypothesis.engine.task import Task, data_hash_with, platform_key, task_hash
 from autohypothesis.engine.untracked_files import lacking
 from autohypothesis.engine.workspace import Checkout, Export, evaluator_of
-from autohypothesis.errors import LaunchError, LeaseError
+from autohypothesis.errors import LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.sandbox import Confinement
 from autohypothesis.schema import Metadata, Result
 
 LAST_STEPS_S = 10.0
@@ -57,7 +56,7 @@ class RunPlace:
     inputs: Inputs
     command: TrainingCommand
     evaluator: Path | None
-    around: Surroundings
+    sandbox: TaskSandbox
     temporary: Path
     """A folder of its own in the system's temporary folder, where paths are short enough for
     sockets; removed when the run is collected."""
@@ -76,7 +75,7 @@ class RunPlace:
         task = self.spec.task
         if task.scorer.type != "log" or task.inputs or task.isolation_level == "strict":
             return "own"
-        return "kept" if self.around.kind == "none" else "links"
+        return "kept" if self.sandbox.kind == "none" else "links"
 
     @property
     def budget_is_known(self) -> bool:
@@ -112,20 +111,7 @@ class RunPlace:
         environment |= {**self.inputs.environment, **self.command.environment}
         if self.home != "kept":
             environment |= {"HOME": str(home), **compile_cache_variables(home)}
-        return self.around.environment({**environment, **spec.task.run.env}, self.temporary)
-
-    def confined(self, words: tuple[str, ...], granted: Confinement) -> tuple[str, ...]:
-        """Return `words` as they run in the sandbox of the run.
-
-        Raises:
-            LaunchError: there is no such program.
-        """
-        if self.around.kind == "none":
-            return words
-        try:
-            return self.around.command(words, granted, self.cwd)
-        except FileNotFoundError as error:
-            raise LaunchError(str(error), hint="check run.command and scorer.command") from error
+        return self.sandbox.environment({**environment, **spec.task.run.env}, self.temporary)
 
     def score_command(self, root: Path, training: Mapping[str, str]) -> ScoreCommand | None:
         """Return what scores the run; `training` is the environment of the training."""
@@ -134,7 +120,9 @@ class RunPlace:
         if words is None:
             return None
         return ScoreCommand(
-            command=self.confined(words, self.around.scoring(self.checkout, run, self.evaluator)),
+            command=self.sandbox.command(
+                words, self.sandbox.scoring(self.checkout, run, self.evaluator), self.cwd
+            ),
             cwd=str(self.cwd),
             env=scoring_environment(training, run.scoring_home),
             timeout_s=task.scorer.timeout_seconds,
@@ -177,7 +165,7 @@ class LocalExecutor(Executor):
                 inputs=inputs,
                 command=command,
                 evaluator=evaluator,
-                around=Surroundings(
+                sandbox=TaskSandbox(
                     self.repository,
                     task,
                     sandbox_kind(task, gpus=on_gpu),
@@ -286,7 +274,7 @@ class LocalExecutor(Executor):
             budget_seconds=budget.seconds,
             clock=budget.clock,
             torch_version=torch,
-            sandbox=place.around.kind,
+            sandbox=place.sandbox.kind,
             isolation=spec.task.isolation_level,
             included=dict(place.files.included),
             checkout_lacks=lacking(self.repository, spec.task).lines(),
@@ -297,13 +285,13 @@ class LocalExecutor(Executor):
         spec, inputs, run = place.spec, place.inputs, place.run
         budget, environment = inputs.budget(spec.task), place.environment()
         seconds = budget.seconds if place.budget_is_known else None
-        training = place.around.training(place.checkout, run, place.temporary)
+        training = place.sandbox.training(place.checkout, run, place.temporary)
         plans = (self.layout.plan(spec.experiment_id), self.layout.plan_page(spec.experiment_id))
         return Launch(
             experiment_id=spec.experiment_id,
             run_dir=str(run.folder),
             cwd=str(place.cwd),
-            command=place.confined(place.command.words, training),
+            command=place.sandbox.command(place.command.words, training, place.cwd),
             env=environment,
             deadline_seconds=spec.task.run.deadline_seconds
             or deadline(

@@ -22,7 +22,7 @@ from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import Failure, room_in, why_unjudged
-from autohypothesis.engine.isolation import Surroundings, sandbox_kind
+from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import (
@@ -112,12 +112,12 @@ class Mutator:
         environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
         document = json.dumps({**self.document, "instructions": instructions}, default=str)
         try:
-            around = Surroundings(self.repository, self.task, kind)
+            sandbox = TaskSandbox(self.repository, self.task, kind)
             return program.run(
                 words,
                 cwd=checkout,
-                environment=around.environment(environment, None),
-                confined=around.bound(around.mutator(checkout)),
+                environment=sandbox.environment(environment, None),
+                confined=sandbox.mutator(checkout),
                 timeout_s=self.task.mutator.timeout_seconds,
                 stdin=document.encode() + b"\n",
                 cancelled=self.cancelled,
@@ -136,7 +136,7 @@ class Mutator:
             problem = f"printed more than {program.OUT_LIMIT:,} bytes"
         elif ended.exit_code is None and self.cancelled():
             raise AutohypothesisError("the mutator was called off")
-        elif ended.exit_code is None and ended.crowd:
+        elif ended.exit_code is None and ended.too_many:
             problem = ended.limit(limit)
         elif ended.exit_code is None:
             problem, kind = f"took longer than {limit:g} s", "timeout"

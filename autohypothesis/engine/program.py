@@ -26,6 +26,7 @@ from autohypothesis.engine import processes
 from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.processes import ProcessLimit
 from autohypothesis.engine.task import Task
+from autohypothesis.sandbox import UNCONFINED, SandboxSpec
 
 OUT_LIMIT = 4 * 1024 * 1024
 """Bytes of an answer; `--json` of a helper script over 10,000 experiments has a tenth."""
@@ -39,10 +40,6 @@ _LOOK_S = 0.1
 _DRAIN_S = 2.0
 
 
-Bound = tuple[sandbox.Confinement, sandbox.Kind]
-"""A confinement, and the sandbox that applies it."""
-
-
 class ProgramEnd(NamedTuple):
     """How a program ended, and what it printed."""
 
@@ -54,13 +51,13 @@ class ProgramEnd(NamedTuple):
     seconds: float
     overflow: bool = False
     """It said more than it may; `out` is what came first."""
-    crowd: str = ""
+    too_many: str = ""
     """How many processes it had at once, where that was too many."""
 
     def limit(self, timeout_s: float) -> str:
         """Return which limit a program without an exit code went over, after "the program"."""
-        if self.crowd:
-            return f"had {self.crowd}"
+        if self.too_many:
+            return f"had {self.too_many}"
         return f"took over {timeout_s:g} s"
 
     def last_words(self) -> str:
@@ -80,12 +77,11 @@ def run(
     out_limit: int = OUT_LIMIT,
     tail: bool = False,
     cancelled: Callable[[], bool] = lambda: False,
-    confined: Bound | None = None,
+    confined: SandboxSpec = UNCONFINED,
 ) -> ProgramEnd:
     """Run a program to its end, or to `timeout_s`, or until `cancelled`.
 
     Args:
-        confined: the sandbox that it runs in; None: none.
         words: a program from the PATH or a file seen from `cwd`, and its arguments. No shell.
         capture: without it the program prints where this process prints.
         tail: keep the end of what it says, however much that is, and let it go on.
@@ -93,11 +89,11 @@ def run(
     Raises:
         OSError: there is no such program, or it may not be run.
     """
-    mark, began, crowd = uuid.uuid4().hex, time.monotonic(), ""
+    mark, began, too_many = uuid.uuid4().hex, time.monotonic(), ""
     limit = ProcessLimit()
     with (
-        _own_temporary(confined, {**environment, MARK: mark}) as (bound, inside),
-        _process(words, cwd, inside, bound, told=bool(stdin), capture=capture) as process,
+        _own_temporary(confined, {**environment, MARK: mark}) as (spec, inside),
+        _process(words, cwd, inside, spec, told=bool(stdin), capture=capture) as process,
     ):
         out = _Output(process.stdout, out_limit, tail=tail)
         err = _Output(process.stderr, ERR_LIMIT, tail=True)
@@ -106,32 +102,27 @@ def run(
         limit.hold(MOST_PROCESSES, lambda: len(processes.find_marked(f"{MARK}={mark}")))
         code: int | None = None
         while code is None and (left := began + timeout_s - time.monotonic()) > 0:
-            crowd = limit.excess()
-            if crowd or out.overflow or cancelled():
+            too_many = limit.excess()
+            if too_many or out.overflow or cancelled():
                 break
             with suppress(subprocess.TimeoutExpired):
                 code = process.wait(min(left, _LOOK_S))
     code = None if out.overflow else code
-    return ProgramEnd(code, out.text(), err.text(), time.monotonic() - began, out.overflow, crowd)
+    seconds = time.monotonic() - began
+    return ProgramEnd(code, out.text(), err.text(), seconds, out.overflow, too_many)
 
 
 @contextmanager
 def _own_temporary(
-    confined: Bound | None, environment: Mapping[str, str]
-) -> Iterator[tuple[Bound | None, Mapping[str, str]]]:
+    spec: SandboxSpec, environment: Mapping[str, str]
+) -> Iterator[tuple[SandboxSpec, Mapping[str, str]]]:
     """Make a folder for temporary files of a program in a sandbox; bubblewrap makes it its /tmp."""
-    if (
-        confined is None
-        or confined[1] == "none"
-        or confined[0].temporary is not None
-        or Path("/tmp") in confined[0].read
-    ):
-        yield confined, environment
+    if spec.kind == "none" or spec.temporary is not None or Path("/tmp") in spec.read:
+        yield spec, environment
         return
     with tempfile.TemporaryDirectory(prefix="ah-", ignore_cleanup_errors=True) as name:
-        granted = replace(confined[0], temporary=Path(name))
-        place = "/tmp" if confined[1] == "bwrap" else name
-        yield (granted, confined[1]), {**environment, "TMPDIR": place}
+        inside = "/tmp" if spec.kind == "bwrap" else name
+        yield replace(spec, temporary=Path(name)), {**environment, "TMPDIR": inside}
 
 
 @contextmanager
@@ -139,17 +130,18 @@ def _process(
     words: Sequence[str],
     cwd: Path,
     environment: Mapping[str, str],
-    confined: Bound | None,
+    spec: SandboxSpec,
     *,
     told: bool,
     capture: bool,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program with `MARK` in its environment; the block ends it and all it started."""
     pipe = subprocess.PIPE if capture else None
+    program = [found(words[0], cwd), *words[1:]]
     alive, ours = os.pipe()
     try:
         process = subprocess.Popen(
-            sandbox.launched([found(words[0], cwd), *words[1:]], confined, alive),
+            sandbox.confined(program, spec, parent=os.getpid(), alive=alive),
             cwd=cwd, env=environment, start_new_session=True, pass_fds=(alive,),
             stdin=subprocess.PIPE if told else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
         )  # fmt: skip

@@ -413,8 +413,8 @@ def test_nothing_of_a_run_is_left_in_the_temporary_folder(
 def test_a_confined_program_has_no_privileges(kind: sandbox.Kind, tmp_path: Path) -> None:
     if not sandbox.works(kind):
         pytest.skip(f"{kind} does not work here")
-    granted = sandbox.Confinement(read=sandbox.system_folders(), temporary=tmp_path)
-    words = sandbox.confined(["/bin/cat", "/proc/self/status"], granted, kind)
+    granted = sandbox.SandboxSpec(kind, sandbox.system_folders(), temporary=tmp_path)
+    words = sandbox.confined(["/bin/cat", "/proc/self/status"], granted)
     said = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout
     facts = dict(line.split(":\t") for line in said.splitlines() if ":\t" in line)
     assert facts["NoNewPrivs"] == "1" and facts["Seccomp"] == "2"

@@ -107,13 +107,14 @@ def test_bubblewrap_on_a_kernel_without_landlock_shows_a_blank_of_the_same_size(
         pytest.skip("bwrap is missing or may not run")
     monkeypatch.setattr(confine, "landlock_abi", lambda: 0)
     (tmp_path / "tmp").mkdir()
-    granted = sandbox.Confinement(
+    granted = sandbox.SandboxSpec(
+        "bwrap",
         read=(*sandbox.system_folders(), data), held_out=(data / "val.txt",),
         temporary=tmp_path / "tmp",
     )  # fmt: skip
     code = "import sys; print(sorted(set(open(sys.argv[1], 'rb').read())), end='')"
     words = [sys.executable, "-c", code, str(data / "val.txt")]
     done = subprocess.run(
-        sandbox.confined(words, granted, "bwrap"), capture_output=True, text=True, timeout=60
+        sandbox.confined(words, granted), capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "[0]", done.stderr

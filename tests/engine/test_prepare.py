@@ -19,7 +19,7 @@ from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.inputs import InputReport, Inputs
-from autohypothesis.engine.isolation import Surroundings
+from autohypothesis.engine.isolation import TaskSandbox
 from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError
@@ -315,8 +315,8 @@ def model_task(task: Task) -> Task:
 
 
 def preflight(repository: Repository, task: Task, timeout_s: float = 60) -> PreflightVerdict:
-    around = Surroundings(repository, task, "none")
-    return run_preflight(around, repository.root, None, Inputs(), timeout_s=timeout_s)
+    sandbox = TaskSandbox(repository, task, "none")
+    return run_preflight(sandbox, repository.root, None, Inputs(), timeout_s=timeout_s)
 
 
 @pytest.fixture

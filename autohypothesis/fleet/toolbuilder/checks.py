@@ -186,7 +186,8 @@ def run_script(
         ToolError: it cannot be started, or prints more than `program.OUT_LIMIT`.
     """
     folder, cwd = read_only.absolute(), cwd.absolute()
-    granted = sandbox.Confinement(
+    granted = sandbox.SandboxSpec(
+        sandbox.best_kind(),
         read=(Path("/"), path, Path(guard.__file__), folder, cwd),
         write=() if cwd == folder or folder in cwd.parents else (cwd,),
         hidden=(
@@ -202,7 +203,7 @@ def run_script(
         timeout_s=timeout_s,
         capture=capture,
         cancelled=cancelled,
-        confined=(granted, sandbox.best_kind()),
+        confined=granted,
     )
 
 
