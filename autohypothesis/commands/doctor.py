@@ -118,15 +118,13 @@ def _system() -> Iterator[Check]:
 
 
 def _tools() -> Iterator[Check]:
-    from autohypothesis.fleet.roster.devices import uv_path
-
     git = shutil.which("git")
     yield (
         Check("git", "ok", git)
         if git
         else Check("git", "missing", "not in PATH", "install git 2.34 or newer")
     )
-    yield Check("uv", "ok", uv_path() or "not installed; not needed, make does the same")
+    yield Check("uv", "ok", shutil.which("uv") or "not installed; not needed, make does the same")
 
 
 def _sandbox(machine: Machine) -> Check:
@@ -307,7 +305,7 @@ def check_hardware(context: typer.Context, repo: Repo = None) -> None:
 
 def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
     """Return the published keys first, then ours. Yes and no are 1 and 0."""
-    from autohypothesis.fleet.roster.devices import python_problem, torch_problem, uv_path
+    from autohypothesis.fleet.roster.devices import python_problem, torch_problem
 
     gpu, choice = machine.gpu, machine.choice
     return {
@@ -315,7 +313,7 @@ def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
         "vram_mb": round(gpu.memory_mb) if gpu else None,
         "cuda_version": machine.cuda_version,
         "python_ok": int(not python_problem()),
-        "uv_ok": int(uv_path() is not None),
+        "uv_ok": int(shutil.which("uv") is not None),
         "ready": int(not missing),
         "gpu_ready": int(machine.gpu_ready),
         "torch_ok": int(not torch_problem()),

@@ -226,11 +226,11 @@ def bootstrap(
     wanted = roster.FleetOptions(tag, gpus, cpu_workers, create_worktrees)
     project = open_project(context, repo, tag=tag)
     table = warm.read(warm_start) if warm_start is not None else None
-    choice = choose(gpus, cpu_workers)
+    workers, _ = choose(gpus, cpu_workers)
     _check_machine(project)
     _prepare(project)
     project = roster.begin_tag(project, wanted)
-    device = next((one.device for one in choice.chosen if one.device), "")
+    device = next((one.device for one in workers if one.device), "")
     if device:
         _baseline(project, device)
     else:
@@ -267,11 +267,11 @@ def _prepare(project: Project) -> None:
 def _baseline(project: Project, device: str) -> None:
     """Run the reference once on a device of the fleet, and decide it."""
     from autohypothesis.commands.progress import ProgressWatch
-    from autohypothesis.fleet.roster.roster import has_baseline, run_baseline
+    from autohypothesis.fleet.roster.roster import run_baseline
 
-    if has_baseline(project):
+    if (ran := run_baseline(project, device, ProgressWatch("baseline"))) is None:
         return
-    finished, decisions = run_baseline(project, device, ProgressWatch("baseline"))
+    finished, decisions = ran
     for decision in decisions:
         remark(f"baseline: {decision.decision_status}: {decision.reason}")
     if (result := finished.result).failure_kind is not None:

@@ -29,7 +29,7 @@ from autohypothesis.records import ids, locks
 from autohypothesis.records.files import require_writable
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.history import DecisionHistory
-from autohypothesis.records.outputs import is_strangers_worktree
+from autohypothesis.records.outputs import worktree_obstacle
 
 POLL_S = 0.2
 """Between two looks at a running experiment: a look takes time from what is measured."""
@@ -298,7 +298,7 @@ def free_worker(project: Project) -> Iterator[str]:
     for number in count():
         name = f"solo-{number}"
         places = (project.layout.worktree(name), project.layout.worktree(f"{name}-next"))
-        if any(is_strangers_worktree(project.repository, path) for path in places):
+        if any(worktree_obstacle(project.repository, path) for path in places):
             continue
         with ExitStack() as stack:
             try:

@@ -36,6 +36,8 @@ from autohypothesis.schema import Metrics, Plan, PlannedHypothesis, Result, Row,
 PICTURE_MARK = "autohypothesis"
 """`Software` in the pictures that we draw."""
 _HEAD = 4_096
+_OUR_LOCKS = ("fleet=", "worker=", "pid=", "initializing")
+"""How the reason of a worktree's lock begins where we, or a git that was killed, made it."""
 
 
 def refuse_foreign_ledger(repository: Repository, layout: Layout) -> None:
@@ -63,24 +65,37 @@ def refuse_foreign_lines(repository: Repository, layout: Layout) -> None:
     _refuse(repository, layout.task_results, _has_iterations, LIMIT)
 
 
-def is_strangers_worktree(repository: Repository, path: Path) -> bool:
-    """Whether what lies at `path` is the user's: no worktree that we made and locked."""
+def worktree_obstacle(repository: Repository, path: Path, branch: str = "") -> str:
+    """Return what lies at `path` instead of a worktree of ours; empty when nothing else does.
+
+    Ours are those that we locked, whose entry is gone, or that are on `branch`.
+    """
     if not os.path.lexists(path):
-        return False
+        return ""
     if path.is_symlink() or not path.is_dir():
-        return True
+        return "a link" if path.is_symlink() else "a file"
     listed = repository.worktree_at(path)
     if listed is None:
-        return any(path.iterdir()) and not _was_ours(repository, path)
-    reason = listed.lock_reason or ""
-    return not reason.startswith(("fleet=", "worker=", "pid=", "initializing"))
+        ours = not any(path.iterdir()) or is_entry_here(repository, path)
+    else:
+        ours = (listed.lock_reason or "").startswith(_OUR_LOCKS)
+        ours = ours or bool(branch and listed.branch == f"refs/heads/{branch}")
+    return "" if ours else "a folder that is no worktree of ours"
 
 
-def _was_ours(repository: Repository, path: Path) -> bool:
-    inside = f"gitdir: {repository.common_dir / 'worktrees'}{os.sep}".encode()
+def worktree_entry(path: Path) -> Path | None:
+    """Return where the `.git` of a worktree says that git keeps its index and HEAD."""
     with suppress(OSError, RecordError):
-        return read_bytes(path / ".git").startswith(inside)
-    return False
+        content = os.fsdecode(read_bytes(path / ".git")).removeprefix("gitdir:").strip()
+        return Path(content) if content and "\0" not in content else None
+    return None
+
+
+def is_entry_here(repository: Repository, path: Path) -> bool:
+    """Return whether the `.git` of a worktree leads into this repository."""
+    entry = worktree_entry(path)
+    inside = os.path.realpath(repository.common_dir / "worktrees") + os.sep
+    return entry is not None and os.path.realpath(entry).startswith(inside)
 
 
 class _Known:

@@ -22,7 +22,7 @@ Machine = Callable[..., None]
 )  # fmt: skip
 def test_an_id_that_is_no_device_is_refused_by_name(words: str) -> None:
     if words == "0\n":
-        assert [one.worker_id for one in choose(words).chosen] == ["gpu0"]
+        assert [one.worker_id for one in choose(words)[0]] == ["gpu0"]
         return
     with pytest.raises(UsageError, match="--gpus"):
         choose(words)
@@ -30,15 +30,11 @@ def test_an_id_that_is_no_device_is_refused_by_name(words: str) -> None:
 
 @pytest.mark.usefixtures("machine")
 def test_indices_become_uuids() -> None:
-    one, seven = choose("7,1").chosen
+    (one, seven), _ = choose("7,1")
     assert (one.worker_id, one.gpu_id, one.kind) == ("gpu1", "1", "cuda")
     assert one.device.startswith("GPU-1111aaaa") and seven.device.startswith("GPU-7777aaaa")
     assert choose("GPU-7777aaaa,1") == choose("1,7"), "an index, a UUID or the beginning of one"
-    assert len(choose().chosen) == 8
-
-
-@pytest.mark.usefixtures("machine")
-def test_one_gpu_named_by_index_and_by_uuid_is_one_gpu() -> None:
+    assert len(choose()[0]) == 8
     with pytest.raises(UsageError, match="GPU 1 twice"):
         choose("1,GPU-1111")
 
@@ -51,46 +47,40 @@ def test_a_prefix_of_two_uuids_is_not_guessed(machine: Machine) -> None:
 
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize("mask", ["3,1", "GPU-3333,GPU-1111"])
-def test_nothing_outside_an_inherited_mask_is_taken(mask: str) -> None:
-    environ = {"CUDA_VISIBLE_DEVICES": mask}
-    assert [one.worker_id for one in choose(environ=environ).chosen] == ["gpu1", "gpu3"]
-    assert [one.worker_id for one in choose("3", environ=environ).chosen] == ["gpu3"]
+def test_nothing_outside_an_inherited_mask_is_taken(
+    monkeypatch: pytest.MonkeyPatch, mask: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert [one.worker_id for one in choose()[0]] == ["gpu1", "gpu3"]
+    assert [one.worker_id for one in choose("3")[0]] == ["gpu3"]
     with pytest.raises(UsageError, match=r"GPU-0000aaaa.* is outside CUDA_VISIBLE_DEVICES"):
-        choose("0", environ=environ)
+        choose("0")
 
 
 @pytest.mark.usefixtures("machine")
-def test_gpus_that_somebody_has_hidden_stay_hidden() -> None:
-    environ = {"CUDA_VISIBLE_DEVICES": ""}
+def test_gpus_that_somebody_has_hidden_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UsageError, match="outside"):
-        choose("0", environ=environ)
-    choice = choose(environ=environ)
-    assert [one.worker_id for one in choice.chosen] == ["cpu0", "cpu1"]
-    assert "hides every GPU" in choice.notes[0]
+        choose("0")
+    workers, notes = choose()
+    assert [one.worker_id for one in workers] == ["cpu0", "cpu1"]
+    assert "hides every GPU" in notes[0]
 
 
-def test_without_a_driver_named_gpus_are_prepared_and_said_to_be_blind(machine: Machine) -> None:
-    machine(driver=False)
-    choice = choose("0,GPU-AB12-cd")
-    assert [(one.worker_id, one.gpu_id, one.device) for one in choice.chosen] == [
-        ("gpu0", "0", ""), ("gpu-ab12-cd", "GPU-AB12-cd", ""),
-    ]  # fmt: skip
-    assert "Driver Not Loaded" in choice.notes[0]
-
-
-def test_a_machine_without_gpus_gets_a_lane_per_core_and_is_told(machine: Machine) -> None:
-    machine(driver=False)
-    choice = choose()
-    assert [(one.worker_id, one.gpu_id, one.device) for one in choice.chosen] == [
-        ("cpu0", "0", "cpu-0"), ("cpu1", "2", "cpu-2"),
-    ]  # fmt: skip
-    assert "2 CPU lanes" in choice.notes[0]
-
-
-def test_a_gpu_without_a_driver_is_no_reason_to_train_on_the_cpu(
+def test_without_a_driver_named_gpus_are_prepared_and_the_others_are_cores(
     machine: Machine, tmp_path: Path
 ) -> None:
     machine(driver=False)
+    workers, notes = choose("0,GPU-AB12-cd")
+    assert [(one.worker_id, one.gpu_id, one.device) for one in workers] == [
+        ("gpu0", "0", ""), ("gpu-ab12-cd", "GPU-AB12-cd", ""),
+    ]  # fmt: skip
+    assert "Driver Not Loaded" in notes[0]
+    workers, notes = choose()
+    assert [(one.worker_id, one.gpu_id, one.device) for one in workers] == [
+        ("cpu0", "0", "cpu-0"), ("cpu1", "2", "cpu-2"),
+    ]  # fmt: skip
+    assert "2 CPU lanes" in notes[0]
     (tmp_path / "nvidia0").touch()
     with pytest.raises(LeaseError, match="Driver Not Loaded"):
         choose()
@@ -98,12 +88,11 @@ def test_a_gpu_without_a_driver_is_no_reason_to_train_on_the_cpu(
 
 @pytest.mark.usefixtures("machine")
 def test_more_lanes_than_cores_are_refused() -> None:
-    assert [one.worker_id for one in choose(cpu_workers=1).chosen] == ["cpu0"]
+    assert [one.worker_id for one in choose(cpu_workers=1)[0]] == ["cpu0"]
     for count in (3, -1, 0):
         with pytest.raises(UsageError, match=f"--cpu-workers {count}"):
             choose(cpu_workers=count)
-    both = choose("0", cpu_workers=1).chosen
-    assert [one.worker_id for one in both] == ["gpu0", "cpu0"]
+    assert [one.worker_id for one in choose("0", cpu_workers=1)[0]] == ["gpu0", "cpu0"]
 
 
 def test_what_is_on_a_device_is_listed(machine: Machine) -> None:

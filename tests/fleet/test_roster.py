@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
+from autohypothesis.commands import doctor
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Experiment
@@ -419,17 +420,20 @@ def test_a_deleted_reference_comes_back_where_the_decisions_left_it(
 
 
 def test_going_back_to_a_tag_brings_back_what_its_fleet_was_told(fleet_root: Path) -> None:
-    first = init(fleet_root, tag="a", proposers=["inbox"], mix=0.5, tool_command="model --write")
+    def told(tag: str, **wanted: object) -> Fleet:
+        return init(fleet_root, 1, tag=tag, worktrees=False, **wanted)
+
+    first = told("a", proposers=["inbox"], mix=0.5, tool_command="model --write")
     assert first.manifest.tool_command == "model --write"
-    other = init(fleet_root, tag="b").manifest
+    other = told("b").manifest
     assert (other.proposers, other.mix, other.tool_command) == (["search"], None, "")
-    init(fleet_root, tag="c", mix=0.1)
-    back = init(fleet_root, tag="a")
-    told = back.manifest
-    assert (told.proposers, told.mix, told.tool_command) == (["inbox"], 0.5, "model --write")
+    told("c", mix=0.1)
+    back = told("a")
+    again = back.manifest
+    assert (again.proposers, again.mix, again.tool_command) == (["inbox"], 0.5, "model --write")
     assert any("a goes on with its proposers (inbox)" in note for note in back.notes)
-    assert init(fleet_root, tag="c", mix=0.2).manifest.mix == 0.2
-    assert init(fleet_root, tag="a", tool_command="").manifest.tool_command == ""
+    assert told("c", mix=0.2).manifest.mix == 0.2
+    assert told("a", tool_command="").manifest.tool_command == ""
 
 
 def test_without_worktrees_only_records_are_made(fleet_root: Path) -> None:
@@ -528,7 +532,7 @@ def test_work_in_a_whole_worktree_is_left_there(fleet_root: Path) -> None:
 def test_killed_at_any_moment_and_run_again_it_is_whole(fleet_root: Path, git: Git) -> None:
     chance = random.Random(7)
     took = 1.5
-    for number in range(16):
+    for number in range(8):
         process = subprocess.Popen(
             [sys.executable, "-c", INIT, str(fleet_root), "4"], cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -703,7 +707,10 @@ def test_an_option_without_its_value_is_named(cli: Callable[..., object]) -> Non
         assert f"{option} lacks its value" in answer.stderr  # type: ignore[attr-defined]
 
 
-def test_without_a_word_it_takes_what_there_is(cli: Callable[..., object]) -> None:
+def test_without_a_word_it_takes_what_there_is(
+    cli: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "physical_cores", lambda: [0])
     answer = cli("init-fleet")
     assert answer.returncode == 0, answer  # type: ignore[attr-defined]
     assert f"fleet {todays_tag()}" in answer.stdout  # type: ignore[attr-defined]
@@ -771,8 +778,9 @@ objective: {metric: val_bpb, direction: minimize}
 
 
 def test_bootstrap_prepares_data_that_is_not_there(
-    cli: Callable[..., object], foreign: Path, git: Git
+    cli: Callable[..., object], foreign: Path, git: Git, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", ())
     (foreign / "prepare.py").write_text(PREPARE)
     (foreign / "task.yaml").write_text(TASK)
     (foreign / ".gitignore").write_text("data/\n")

@@ -8,13 +8,11 @@ in silence.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
-import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,65 +28,46 @@ from autohypothesis.engine.inputs import TIMEOUT_S
 from autohypothesis.engine.setup import SCRIPT, source_folder, takes
 from autohypothesis.errors import LaunchError, LeaseError, UsageError
 from autohypothesis.records.layout import checked_id
+from autohypothesis.schema import Worker
 
 MASK = "CUDA_VISIBLE_DEVICES"
-_INDEX = re.compile(r"0|[1-9][0-9]{0,3}")
-_UUID = re.compile(r"GPU-[0-9A-Za-z-]{1,80}")
+_ID = re.compile(r"0|[1-9][0-9]{0,3}|GPU-[0-9A-Za-z-]{1,80}")
 _HINT = "name indices as `nvidia-smi -L` prints them, or UUIDs: --gpus 0,1"
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerDevice:
-    """One worker's device."""
-
-    worker_id: str
-    gpu_id: str
-    """As people name it: the index of NVML, or the core of a CPU slot."""
-    device: str
-    """What is leased: a UUID, or `cpu-<core>`; empty while no driver can tell."""
-    kind: Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSelection:
-    """The devices of a fleet, and what its user should know about them."""
-
-    chosen: Sequence[WorkerDevice]
-    notes: Sequence[str] = ()
-
-
 def choose(
-    gpus: str | None = None,
-    cpu_workers: int | None = None,
-    environ: Mapping[str, str] | None = None,
-) -> DeviceSelection:
-    """Return the devices for `--gpus` and `--cpu-workers`, each as typed; None: not given.
+    gpus: str | None = None, cpu_workers: int | None = None
+) -> tuple[list[Worker], list[str]]:
+    """Return workers and notes for `--gpus` and `--cpu-workers`, each as typed; None: not given.
 
     With neither, all GPUs inside the inherited mask; on a machine without any NVIDIA device one
-    slot per physical core.
+    slot per physical core. A worker has no device yet where no driver answers.
 
     Raises:
         UsageError: an id is malformed, unknown, named twice or outside the mask.
         LeaseError: there is a GPU and its driver does not answer, and none was named.
     """
-    environ = os.environ if environ is None else environ
-    slots = choose_cpu_slots(cpu_workers) if cpu_workers is not None else []
+    slots = _cpu_workers(cpu_workers) if cpu_workers is not None else []
     if gpus is not None:
-        named = _named_gpus(_words(gpus), environ)
-        return DeviceSelection([*named.chosen, *slots], named.notes)
+        named, notes = _named_gpus(_words(gpus))
+        return [*named, *slots], notes
+    if slots:
+        return slots, []
     if cpu_workers is not None:
-        if not slots:
-            raise UsageError("--cpu-workers 0 leaves no worker", hint="leave it out, or name GPUs")
-        return DeviceSelection(slots)
-    return _everything(environ)
+        raise UsageError("--cpu-workers 0 leaves no worker", hint="leave it out, or name GPUs")
+    found, why_none = usable_gpus()
+    if found:
+        return [_gpu_worker(gpu) for gpu in sorted(found, key=lambda gpu: gpu.index)], []
+    try:
+        engine.best_kind()
+    except LeaseError as error:
+        hint = "mend the driver, or name devices: --gpus 0,1 (prepared only) or --cpu-workers N"
+        raise LeaseError(error.problem, hint=hint) from error
+    slots = _cpu_workers(len(engine.cpu_slots()))
+    return slots, [f"no GPU ({why_none}): {len(slots)} CPU lanes instead, one per physical core"]
 
 
-def choose_cpu_slots(count: int) -> list[WorkerDevice]:
-    """Return the first `count` CPU slots.
-
-    Raises:
-        UsageError: there are fewer.
-    """
+def _cpu_workers(count: int) -> list[Worker]:
     slots = engine.cpu_slots()
     if not 0 <= count <= len(slots):
         raise UsageError(
@@ -96,30 +75,16 @@ def choose_cpu_slots(count: int) -> list[WorkerDevice]:
             hint=f"name 1 to {len(slots)}; a lane is one core of its own",
         )
     return [
-        WorkerDevice(f"cpu{number}", slot.id.removeprefix("cpu-"), slot.id, "cpu")
+        Worker(
+            worker_id=f"cpu{number}", gpu_id=slot.id.removeprefix("cpu-"), device=slot.id,
+            kind="cpu",
+        )
         for number, slot in enumerate(slots[:count])
-    ]
+    ]  # fmt: skip
 
 
-def _everything(environ: Mapping[str, str]) -> DeviceSelection:
-    found, why_none = usable_gpus(environ)
-    if found:
-        return DeviceSelection([_chosen(gpu) for gpu in sorted(found, key=lambda gpu: gpu.index)])
-    try:
-        engine.best_kind()
-    except LeaseError as error:
-        hint = "mend the driver, or name devices: --gpus 0,1 (prepared only) or --cpu-workers N"
-        raise LeaseError(error.problem, hint=hint) from error
-    slots = choose_cpu_slots(len(engine.cpu_slots()))
-    said = f"no GPU ({why_none}): {len(slots)} CPU lanes instead, one per physical core"
-    return DeviceSelection(slots, [said])
-
-
-def _chosen(gpu: Gpu) -> WorkerDevice:
-    return WorkerDevice(f"gpu{gpu.index}", str(gpu.index), gpu.uuid, "cuda")
-
-
-# ── `--gpus` ─────────────────────────────────────────────────────────────────────────────────
+def _gpu_worker(gpu: Gpu) -> Worker:
+    return Worker(worker_id=f"gpu{gpu.index}", gpu_id=str(gpu.index), device=gpu.uuid, kind="cuda")
 
 
 def _words(text: str) -> list[str]:
@@ -128,78 +93,72 @@ def _words(text: str) -> list[str]:
     if words == [""]:
         raise UsageError("--gpus names no device", hint="leave it out for all of them; " + _HINT)
     for word in words:
-        if not _INDEX.fullmatch(word) and not _UUID.fullmatch(word):
+        if not _ID.fullmatch(word):
             raise UsageError(f"--gpus {text!r}: {word!r} is no id of a GPU", hint=_HINT)
         if words.count(word) > 1:
             raise UsageError(f"--gpus {text!r} names {word} twice", hint=_HINT)
     return words
 
 
-def _named_gpus(words: Sequence[str], environ: Mapping[str, str]) -> DeviceSelection:
+def _named_gpus(words: Sequence[str]) -> tuple[list[Worker], list[str]]:
     everything, why_none = usable_gpus({})
     if not everything:
-        return DeviceSelection(
-            [_unknown(word) for word in words],
-            [
-                f"{why_none}: the workers of {', '.join(words)} are prepared, and do not train"
-                " before a driver answers and `init-fleet` is run again"
-            ],
+        note = (
+            f"{why_none}: the workers of {', '.join(words)} are prepared, and do not train"
+            " before a driver answers and `init-fleet` is run again"
         )
-    visible, _ = usable_gpus(environ)
+        return [_unknown(word) for word in words], [note]
+    visible, _ = usable_gpus()
     taken: dict[str, str] = {}
     for word in words:
         gpu = _matching_gpu(word, everything)
         if gpu not in visible:
+            mask = os.environ.get(MASK, "")
+            indices = ", ".join(str(one.index) for one in visible)
             raise UsageError(
-                f"--gpus {word}: {gpu.name} {gpu.uuid} is outside {MASK}={environ.get(MASK, '')}",
-                hint=f"name one of {_indices(visible) or 'none'}, or change {MASK}",
+                f"--gpus {word}: {gpu.name} {gpu.uuid} is outside {MASK}={mask}",
+                hint=f"name one of {indices or 'none'}, or change {MASK}",
             )
         if gpu.uuid in taken:
             raise UsageError(f"--gpus names GPU {gpu.index} twice: {taken[gpu.uuid]} and {word}")
         taken[gpu.uuid] = word
-    chosen = [_chosen(gpu) for gpu in everything if gpu.uuid in taken]
-    return DeviceSelection(chosen)
+    return [_gpu_worker(gpu) for gpu in everything if gpu.uuid in taken], []
 
 
 def _matching_gpu(word: str, everything: Sequence[Gpu]) -> Gpu:
     """Return the GPU that `word` names: an index, or a UUID or the beginning of one."""
-    if word.isdigit():
-        matching = [gpu for gpu in everything if gpu.index == int(word)]
-    else:
-        matching = [gpu for gpu in everything if gpu.uuid.lower().startswith(word.lower())]
+    matching = [
+        gpu
+        for gpu in everything
+        if word == str(gpu.index) or gpu.uuid.lower().startswith(word.lower())
+    ]
     if len(matching) == 1:
         return matching[0]
-    problem = f"{word} may be any of {_indices(matching)}" if matching else f"there is no {word}"
+    several = ", ".join(str(gpu.index) for gpu in matching)
     raise UsageError(
-        f"--gpus {word}: {problem}",
+        f"--gpus {word}: "
+        + (f"{word} may be any of {several}" if several else f"there is no {word}"),
         hint=f"there are {', '.join(f'{gpu.index} ({gpu.uuid})' for gpu in everything)}",
     )
 
 
-def _indices(found: Sequence[Gpu]) -> str:
-    return ", ".join(str(gpu.index) for gpu in found)
-
-
-def _unknown(word: str) -> WorkerDevice:
-    """Return a GPU that no driver shows: its worker is named after what was typed."""
-    if word.isdigit():
-        return WorkerDevice(f"gpu{word}", word, "", "cuda")
+def _unknown(word: str) -> Worker:
+    """Return the worker of a GPU that no driver shows, named after what was typed."""
     stem = re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-")
-    return WorkerDevice(checked_id(stem[:40].strip("-")), word, "", "cuda")
+    name = f"gpu{word}" if word.isdigit() else checked_id(stem[:40].strip("-"))
+    return Worker(worker_id=name, gpu_id=word, kind="cuda")
 
 
 def device_users(uuids: Sequence[str]) -> list[str]:
     """Return a line for each of these devices that computes for others, or does not answer."""
-    said = []
-    for one in all_gpus()[0] if uuids else ():
-        if one.uuid not in uuids and not (one.problem and not one.uuid):
-            continue
-        if one.problem:
-            said.append(f"GPU {one.index} does not answer: {one.problem}")
-        elif one.processes:
-            who = ", ".join(f"pid {pid}" for pid, _ in one.processes[:4])
-            said.append(f"GPU {one.index} is used by {who} ({one.used_mb:.0f} MiB)")
-    return said
+    lines = []
+    for gpu in all_gpus()[0] if uuids else ():
+        if gpu.problem and (gpu.uuid in uuids or not gpu.uuid):
+            lines.append(f"GPU {gpu.index} does not answer: {gpu.problem}")
+        elif gpu.processes and gpu.uuid in uuids:
+            users = ", ".join(f"pid {pid}" for pid, _ in gpu.processes[:4])
+            lines.append(f"GPU {gpu.index} is used by {users} ({gpu.used_mb:.0f} MiB)")
+    return lines
 
 
 PYTHON_FROM = (3, 10)
@@ -245,59 +204,49 @@ class Machine:
 def inspect_machine(root: Path) -> Machine:
     """Return the facts of this machine; prepare.py of `root`, else ours, chooses the profile."""
     gpus, why_none = all_gpus()
-    why_no_gpu = why_none or usable_gpus()[1]
-    choice, why_no_choice = _profile_choice(root, os.environ)
-    problem = ""
-    if choice is not None:
-        try:
-            engine.devices(choice.device)
-        except LeaseError as error:
-            problem = error.problem
+    choice, why_no_choice, device_problem = None, "", ""
+    try:
+        choice = choose_profile(root)
+        engine.devices(choice.device)
+    except LaunchError as error:
+        why_no_choice = error.problem
+    except LeaseError as error:
+        device_problem = error.problem
     return Machine(
         gpus=gpus,
-        why_no_gpu=why_no_gpu,
+        why_no_gpu=why_none or usable_gpus()[1],
         cuda_version=cuda_version(),
         cpu_lanes=len(engine.cpu_slots()),
         memory_mb=system.memory_mb(),
         choice=choice,
         why_no_choice=why_no_choice,
-        device_problem=problem,
+        device_problem=device_problem,
     )
 
 
-def _profile_choice(root: Path, environ: Mapping[str, str]) -> tuple[ProfileChoice | None, str]:
-    try:
-        return choose_profile(root, environ), ""
-    except LaunchError as error:
-        return None, error.problem
-
-
-def choose_profile(root: Path, environ: Mapping[str, str]) -> ProfileChoice:
+def choose_profile(root: Path) -> ProfileChoice:
     """Return the profile that `auto` means on this machine.
 
     Raises:
         LaunchError: there is no prepare.py that can tell, or it fails; with its own words.
     """
-    scripts = [folder / SCRIPT for folder in (root, source_folder())]
-    script = next((one for one in scripts if takes(one, "--choose")), None)
+    scripts = (folder / SCRIPT for folder in (root, source_folder()))
+    script = next((path for path in scripts if takes(path, "--choose")), None)
     if script is None:
         raise LaunchError(f"no {SCRIPT} of ours in {root}", hint="work from a clone of the project")
     ended = program.run(
         [sys.executable, str(script), "--choose"],
         cwd=script.parent,
-        environment={**environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        environment={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         timeout_s=TIMEOUT_S,
     )
     try:
         if ended.exit_code == 0:
-            return ProfileChoice.model_validate(json.loads(ended.out))
-    except (ValueError, ValidationError):
+            return ProfileChoice.model_validate_json(ended.out)
+    except ValidationError:
         pass
-    said = ended.last_words().removeprefix(f"{SCRIPT}: ")
-    raise LaunchError(said, hint=f"run {sys.executable} {script} --choose")
-
-
-# ── Python and what it can import ────────────────────────────────────────────────────────────
+    problem = ended.last_words().removeprefix(f"{SCRIPT}: ")
+    raise LaunchError(problem, hint=f"run {sys.executable} {script} --choose")
 
 
 def python_problem() -> str:
@@ -313,16 +262,10 @@ def torch_problem() -> str:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         return "not installed"
-    numbers = version.split("+")[0].split(".")[:2]
-    if all(number.isdecimal() for number in numbers) and (
-        TORCH_FROM <= tuple(map(int, numbers)) <= TORCH_TO
-    ):
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers and TORCH_FROM <= tuple(map(int, numbers.groups())) <= TORCH_TO:
         return ""
     return f"{version} is not from {_dotted(TORCH_FROM)} to {_dotted(TORCH_TO)}"
-
-
-def uv_path() -> str | None:
-    return shutil.which("uv")
 
 
 def _dotted(version: tuple[int, int]) -> str:

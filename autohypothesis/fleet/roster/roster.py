@@ -39,7 +39,7 @@ from autohypothesis.fleet.proposing import check_proposer
 from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
-from autohypothesis.fleet.roster.devices import DeviceSelection, WorkerDevice, choose, device_users
+from autohypothesis.fleet.roster.devices import choose, device_users
 from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
@@ -93,21 +93,21 @@ def init_fleet(project: Project, wanted: FleetOptions) -> Fleet:
         GitError: there is no commit to begin at.
         LaunchError: the data of a new tag cannot be located.
     """
-    choice = choose(wanted.gpus, wanted.cpu_workers)
+    workers, notes = choose(wanted.gpus, wanted.cpu_workers)
     _check_words(wanted)
     refuse_another_machine(project.layout)
     refuse_beside_loop(project.layout)
     project.repository.head()
     with hold(project.layout, "fleet", doing="init-fleet"):
-        return _FleetSetup(project, wanted, choice).call()
+        return _FleetSetup(project, wanted, workers, notes).make()
 
 
 def begin_tag(project: Project, wanted: FleetOptions) -> Project:
     """Start the tag alone, as `init_fleet` would, for a run before there are workers."""
-    choice = choose(wanted.gpus, wanted.cpu_workers)
+    workers, notes = choose(wanted.gpus, wanted.cpu_workers)
     refuse_beside_loop(project.layout)
     with hold(project.layout, "fleet", doing="bootstrap"):
-        return _FleetSetup(project, wanted, choice).begin()
+        return _FleetSetup(project, wanted, workers, notes).begin()
 
 
 def begin_single(project: Project, tag: str, places: Sequence[str]) -> tuple[Project, list[str]]:
@@ -123,9 +123,9 @@ def begin_single(project: Project, tag: str, places: Sequence[str]) -> tuple[Pro
     """
     project.repository.head()
     with hold(project.layout, "fleet", doing="run-loop"):
-        roll = _FleetSetup(project, FleetOptions(tag), DeviceSelection(()))
-        roll.trees.refuse_places(places)
-        return roll.begin(), roll.notes
+        setup = _FleetSetup(project, FleetOptions(tag), [], [])
+        setup.trees.refuse_places(places)
+        return setup.begin(), setup.notes
 
 
 def _check_words(wanted: FleetOptions) -> None:
@@ -139,10 +139,11 @@ def _check_words(wanted: FleetOptions) -> None:
 class _FleetSetup:
     """One call of `init_fleet`, under its lock."""
 
-    def __init__(self, project: Project, wanted: FleetOptions, choice: DeviceSelection) -> None:
-        self.project, self.wanted, self.chosen = project, wanted, choice.chosen
+    def __init__(
+        self, project: Project, wanted: FleetOptions, workers: list[Worker], notes: list[str]
+    ) -> None:
+        self.project, self.wanted, self.chosen, self.notes = project, wanted, workers, notes
         self.repository, self.layout = project.repository, project.layout
-        self.notes = list(choice.notes)
         self.before = read_manifest(project.layout)
         self.tag = checked_id(
             wanted.tag or active_tag(project.layout) or new_tag(project.repository)
@@ -162,7 +163,7 @@ class _FleetSetup:
         self.project = self.project.with_tag(self.tag, base=base)
         return self.project
 
-    def call(self) -> Fleet:
+    def make(self) -> Fleet:
         self.begin()
         done = self._make_worktrees() if self.wanted.worktrees else {}
         manifest = self._manifest()
@@ -170,10 +171,7 @@ class _FleetSetup:
         self.notes += prompts.write_all(self.project, manifest)
         write_json(self.layout.manifest, manifest)
         self._remark(manifest)
-        self._remark_return(manifest)
         return Fleet(manifest, self.notes, done)
-
-    # ── refusals ──────────────────────────────────────────────────────────────────────────
 
     def _refuse_while_at_work(self) -> None:
         """Another tag or other devices are for a fleet at rest; mending is for any."""
@@ -220,8 +218,6 @@ class _FleetSetup:
             or any(named.fullmatch(name) for name in self.repository.experiments())
         )
 
-    # ── the tag and its reference ─────────────────────────────────────────────────────────
-
     def _base(self) -> str:
         """Return the commit that the reference of a new tag begins at."""
         start = self.wanted.start
@@ -263,8 +259,6 @@ class _FleetSetup:
                 return self.repository.read_ref(f"{after}^{{commit}}")
         return None
 
-    # ── workers ───────────────────────────────────────────────────────────────────────────
-
     def _make_worktrees(self) -> dict[str, str]:
         reference, done = self.project.reference(), {}
         for one in self.chosen:
@@ -295,12 +289,13 @@ class _FleetSetup:
             }
         )
 
-    def _worker(self, one: WorkerDevice, known: Worker | None) -> Worker:
-        named = Worker(worker_id=one.worker_id, gpu_id=one.gpu_id) if known is None else known
-        return named.model_copy(
+    def _worker(self, one: Worker, known: Worker | None) -> Worker:
+        """Return a chosen worker with its place, and with what the manifest knows of it."""
+        former = known or one
+        return former.model_copy(
             update={
                 "gpu_id": one.gpu_id,
-                "device": one.device or named.device,
+                "device": one.device or former.device,
                 "kind": one.kind,
                 "branch": worker_branch(self.tag, one.worker_id),
                 "worktree_path": str(self.layout.worktree(one.worker_id)),
@@ -323,17 +318,14 @@ class _FleetSetup:
                 " its worktree"
             )
 
-    def _remark_return(self, manifest: Manifest) -> None:
-        """Note what is kept of an earlier fleet whose tag goes on."""
+    def _remark(self, manifest: Manifest) -> None:
+        """Note what will keep these workers from training, and what an earlier fleet left."""
         before = self.before
         if before is not None and before.tag != self.tag and self.tag in before.earlier:
             self.notes.append(
                 f"{self.tag} goes on with its proposers ({', '.join(manifest.proposers)}), mix and"
                 " tool command, and with the workers that were chosen now"
             )
-
-    def _remark(self, manifest: Manifest) -> None:
-        """Note now what will keep these workers from training."""
         self.notes += device_users([one.device for one in manifest.workers if one.kind == "cuda"])
         if not self.wanted.worktrees:
             self.notes.append("no worktrees were made; a worker makes its own when it starts")
@@ -370,24 +362,17 @@ def requeue_claims(project: Project, queue: Queue, worker: str) -> int:
     The worker is not at work. What it ran to its end is collected and counts; anything else was
     never evidence. What still runs under its shim, or cannot be ended now, is left to the observer.
     """
-    waiting = queue.dispatched(worker)[worker]
+    waiting, claimed = queue.dispatched(worker)[worker], queue.running(worker)[worker]
     for hypothesis in waiting:
         queue.withdraw(hypothesis.hypothesis_id)
-    claimed = queue.running(worker)[worker]
-    if not claimed:
-        return len(waiting)
-    decided, moved = _decided(project), len(waiting)
+    moved, decided = len(waiting), set[str]()
+    if claimed:
+        with suppress(RecordError):  # as far as decisions can be read
+            decided = {one.experiment_id for one in read_decisions(project.layout)[0]}
     for hypothesis in claimed:
         with suppress(*RECOVERABLE_ERRORS):
             moved += bool(end_claim(project, queue, hypothesis, worker, decided))
     return moved
-
-
-def _decided(project: Project) -> set[str]:
-    """Return the experiments with a decision, as far as those can be read."""
-    with suppress(RecordError):
-        return {one.experiment_id for one in read_decisions(project.layout)[0]}
-    return set()
 
 
 @dataclass(frozen=True)
@@ -401,20 +386,17 @@ class OnDevice(LocalExecutor):
         return LocalExecutor.submit(self, pinned)
 
 
-def has_baseline(project: Project) -> bool:
-    """Return whether the search has a baseline to compare with."""
-    sync(project.layout)
-    return first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None
-
-
 def run_baseline(
     project: Project, device: str, watch: ProgressListener
-) -> tuple[Outcome, list[Decision]]:
-    """Run it, decide it, and bring the ledger up to date.
+) -> tuple[Outcome, list[Decision]] | None:
+    """Run and decide the baseline, and bring the ledger up to date; None where there is one.
 
     Raises:
         LeaseError: the device is held.
     """
+    sync(project.layout)
+    if first_baseline(of_tag(read_ledger(project.layout), project.active())) is not None:
+        return None
     executor = OnDevice(project.repository, project.layout, device=device)
     finished = run(project, Experiment(Change(), title="baseline"), watch=watch, executor=executor)
     settlement = settle(project, [finished.experiment_id], decided_by="bootstrap")

@@ -9,22 +9,22 @@ putting the folder aside.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autohypothesis.engine.project import Project, reference_branch, refuse_checked_out
 from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import FleetError, GitError, UsageError
 from autohypothesis.fleet.live.presence import read_manifest, users_of
-from autohypothesis.records.git import SALVAGE, Entry, Repository, Worktree
+from autohypothesis.records.git import SALVAGE, Entry, Repository, blob_id
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
+from autohypothesis.records.outputs import is_entry_here, worktree_entry, worktree_obstacle
 
 MARKERS = "refs/autohypothesis/fleet/"
 REFERENCE = "reference"
@@ -53,8 +53,6 @@ class Worktrees:
         branch = worker_branch(self.tag, worker)
         return Workspace(self.repository, worker, branch=branch, fleet=self.tag)
 
-    # ── obstacles ─────────────────────────────────────────────────────────────────────────
-
     def refuse_obstacles(self, workers: Iterable[str]) -> None:
         """See that everything can be made, before anything is.
 
@@ -66,15 +64,21 @@ class Worktrees:
                 f"branch {_ROOM} leaves no room for branches {_ROOM}/…",
                 hint=f"rename it: git branch -m {_ROOM} {_ROOM}-old",
             )
-        workers = list(workers)
-        for worker in workers:
-            self._lead_back(self.workspace(worker).path)
-        there = self.repository.worktrees()
+        spaces = {worker: self.workspace(worker) for worker in workers}
+        for space in spaces.values():
+            self._lead_back(space.path)
         refuse_checked_out(self.repository, self.tag)
-        self.refuse_places(workers)
-        for worker in workers:
-            workspace = self.workspace(worker)
-            self._refuse_checked_out(there, str(workspace.branch), workspace.path)
+        self.refuse_places(spaces)
+        elsewhere = {one.branch: one.path for one in self.repository.worktrees()}
+        for worker, space in spaces.items():
+            taken = elsewhere.get(f"{HEADS}{space.branch}")
+            if taken is not None and not _same(taken, space.path):
+                raise FleetError(
+                    f"branch {space.branch} is checked out in {taken}",
+                    hint="run `git switch --detach` there, or choose another tag: --tag NAME"
+                    if taken.exists()
+                    else f"it is gone: git worktree remove -f -f {taken}",
+                )
             self._refuse_branch(worker)
 
     def refuse_places(self, names: Iterable[str]) -> None:
@@ -83,55 +87,24 @@ class Worktrees:
         Raises:
             FleetError: a file or a folder that is not ours is in the way.
         """
-        layout, there = Layout(self.repository.root), self.repository.worktrees()
+        layout = Layout(self.repository.root)
         if os.path.lexists(layout.worktrees) and not layout.worktrees.is_dir():
             raise _in_the_way(layout.worktrees, "no folder")
         for name in names:
-            self._refuse_place(there, layout.worktree(name))
-
-    def _refuse_place(self, there: list[Worktree], path: Path) -> None:
-        if not os.path.lexists(path):
-            return
-        if path.is_symlink() or not path.is_dir():
-            raise _in_the_way(path, "a link" if path.is_symlink() else "a file")
-        if not any(path.iterdir()) or self._is_ours(there, path):
-            return
-        raise _in_the_way(path, "a folder that is no worktree of a fleet")
-
-    def _is_ours(self, there: list[Worktree], path: Path) -> bool:
-        """Return whether a fleet of ours made the worktree at `path`, in whatever state it is."""
-        listed = _listed(there, path)
-        if listed is None:
-            return self._points_here(path)
-        if listed.lock_reason is not None:
-            return listed.lock_reason.startswith("fleet=") or listed.lock_reason == "initializing"
-        return listed.branch == HEADS + worker_branch(self.tag, path.name)
-
-    def _points_here(self, path: Path) -> bool:
-        """Return whether it was a worktree: its `.git` leads into this repository."""
-        inside = os.path.realpath(self.repository.common_dir / "worktrees")
-        own = _own_folder(path)
-        return own is not None and os.path.realpath(own).startswith(inside + os.sep)
+            path = layout.worktree(name)
+            if obstacle := worktree_obstacle(self.repository, path, worker_branch(self.tag, name)):
+                raise _in_the_way(path, obstacle)
 
     def _lead_back(self, path: Path) -> None:
         """Let git find a worktree of ours again whose entry lost its path."""
-        own = _own_folder(path)
-        if own is None or not own.is_dir() or not self._points_here(path):
+        entry = worktree_entry(path)
+        if entry is None or not entry.is_dir() or not is_entry_here(self.repository, path):
             return
         with suppress(OSError):
-            said = (own / "gitdir").read_bytes().strip() if (own / "gitdir").is_file() else b""
-            if not said or not os.path.lexists(said):
-                (own / "gitdir").write_bytes(os.fsencode(path / ".git") + b"\n")
-
-    def _refuse_checked_out(self, there: list[Worktree], branch: str, own: Path) -> None:
-        for one in there:
-            if one.branch == HEADS + branch and not _same(one.path, own):
-                raise FleetError(
-                    f"branch {branch} is checked out in {one.path}",
-                    hint="run `git switch --detach` there, or choose another tag: --tag NAME"
-                    if one.path.exists()
-                    else f"it is gone: git worktree remove -f -f {one.path}",
-                )
+            gitdir = entry / "gitdir"
+            known = gitdir.read_bytes().strip() if gitdir.is_file() else b""
+            if not known or not os.path.lexists(known):
+                gitdir.write_bytes(os.fsencode(path / ".git") + b"\n")
 
     def _refuse_branch(self, worker: str) -> None:
         branch = worker_branch(self.tag, worker)
@@ -141,15 +114,6 @@ class Worktrees:
                 f"branch {branch} is there, and no fleet made it",
                 hint=f"rename it, or choose another tag: git branch -m {branch} {branch}-old",
             )
-
-    # ── making and mending ────────────────────────────────────────────────────────────────
-
-    def wrong_with(self, worker: str) -> str:
-        """Return why the worktree of `worker` cannot be used as it is; empty when it can."""
-        workspace = self.workspace(worker)
-        if not os.path.lexists(workspace.path):
-            return MISSING
-        return self._what_is_wrong(workspace)
 
     def make(self, worker: str, reference: str) -> str:
         """Make the worktree of `worker`, whole and on its branch; return what was done, or "".
@@ -170,10 +134,13 @@ class Worktrees:
         workspace.checkout(commit)
         return "made" if wrong == MISSING else f"made again ({wrong}{kept and '; ' + kept})"
 
-    def _what_is_wrong(self, workspace: Workspace) -> str:
-        """Return why a worktree that is there cannot be used as it is; empty when it can."""
+    def wrong_with(self, worker: str) -> str:
+        """Return why the worktree of `worker` cannot be used as it is; empty when it can."""
+        workspace = self.workspace(worker)
         path = workspace.path
-        listed = _listed(self.repository.worktrees(), path)
+        if not os.path.lexists(path):
+            return MISSING
+        listed = self.repository.worktree_at(path)
         if listed is None:
             return "git does not know it" if any(path.iterdir()) else "it was empty"
         if listed.lock_reason == "initializing":
@@ -190,7 +157,9 @@ class Worktrees:
         missing = self.repository.entries(head).keys() - self.repository.entries(tree).keys()
         if missing:
             return f"{len(missing)} tracked files were missing, {min(missing)} first"
-        return "a git that was killed left its lock" if self._is_locked(path) else ""
+        entry = worktree_entry(path)
+        is_locked = entry is not None and (entry / "index.lock").exists()
+        return "a git that was killed left its lock" if is_locked else ""
 
     def _head(self, path: Path) -> str | None:
         """Return the commit it stands on; without `.git`, git answers for the main checkout."""
@@ -201,10 +170,6 @@ class Worktrees:
             return self.repository.read_ref("HEAD", path) if same else None
         except GitError:
             return None
-
-    def _is_locked(self, path: Path) -> bool:
-        own = _own_folder(path)
-        return own is not None and (own / "index.lock").exists()
 
     def rescue(self, workspace: Workspace, commit: str) -> str:
         """Keep what a worktree holds beside its commit; return where that is now, or "".
@@ -222,7 +187,6 @@ class Worktrees:
             except GitError:
                 pass  # its index cannot be read: the files can
         if not _holds_more(path, self.repository.entries(commit)):
-            shutil.rmtree(path, ignore_errors=True)
             return ""
         aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
         os.rename(path, aside)
@@ -233,20 +197,6 @@ def free_name(repository: Repository, stem: str) -> str:
     """Return a name under `refs/fleet/salvage/` that is not taken."""
     taken = {ref.removeprefix(SALVAGE) for ref in repository.refs(SALVAGE)}
     return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
-
-
-def _own_folder(path: Path) -> Path | None:
-    """Return where the `.git` of a worktree says that git keeps its index and HEAD."""
-    try:
-        said = (path / ".git").read_text(encoding="utf-8", errors="surrogateescape")
-    except (OSError, ValueError):
-        return None
-    inside = said.removeprefix("gitdir:").strip()
-    return Path(inside) if inside and "\0" not in inside else None
-
-
-def _listed(there: Iterable[Worktree], path: Path) -> Worktree | None:
-    return next((one for one in there if _same(one.path, path)), None)
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -260,8 +210,8 @@ def _in_the_way(path: Path, what: str) -> FleetError:
 def _holds_more(folder: Path, entries: Mapping[str, Entry]) -> bool:
     """Return whether a file in `folder` is not as git has it, so that it would be lost."""
     for place, folders, names in os.walk(folder):
-        for name in [*names, *(one for one in folders if os.path.islink(Path(place, one)))]:
-            path = Path(place, name)
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for path in (Path(place, name) for name in [*names, *links]):
             inside = str(path.relative_to(folder))
             if inside != ".git" and not _is_committed(path, entries.get(inside)):
                 return True
@@ -271,9 +221,7 @@ def _holds_more(folder: Path, entries: Mapping[str, Entry]) -> bool:
 def _is_committed(path: Path, entry: Entry | None) -> bool:
     if entry is None or path.is_symlink() or not path.is_file():
         return False
-    content = path.read_bytes()
-    algorithm = hashlib.sha1 if len(entry.blob) == 40 else hashlib.sha256
-    return algorithm(b"blob %d\0" % len(content) + content).hexdigest() == entry.blob
+    return blob_id(path.read_bytes(), entry.blob) == entry.blob
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,124 +245,112 @@ def prune(project: Project, *, dry_run: bool = False, tag: str | None = None) ->
     """
     with hold(project.layout, "fleet", doing="prune"):
         manifest = read_manifest(project.layout)
-        stays: set[tuple[str, str]] = set()
-        if manifest is not None:
-            stays = {(manifest.tag, one.worker_id) for one in manifest.workers}
-        past = [pair for pair in _made(project) if tag in (None, pair[0])]
+        active = [one.worker_id for one in manifest.workers] if manifest else []
+        made = _made(project.repository)
+        past = [pair for pair in made if tag in (None, pair[0])]
         if tag is not None and not past:
-            known = ", ".join(sorted({name for name, _ in _made(project)})) or "none"
+            known = ", ".join(sorted({name for name, _ in made})) or "none"
             raise UsageError(f"no fleet of tag {tag!r} is known; there are {known}")
-        busy = {worker for _, worker in stays}
-        return [
-            step
-            for name, worker in past
-            if (name, worker) not in stays
-            for step in _FormerWorker(project, name, worker, dry_run).take_away(worker in busy)
-        ]
+        pruning = _Pruning(project, dry_run)
+        for name, worker in past:
+            if manifest is None or name != manifest.tag or worker not in active:
+                pruning.take_away(name, worker, name_is_taken=worker in active)
+        return pruning.steps
 
 
-def _made(project: Project) -> list[tuple[str, str]]:
+def _made(repository: Repository) -> list[tuple[str, str]]:
     """Return tag and worker of everything that a fleet made here."""
-    names = (ref.removeprefix(MARKERS) for ref in project.repository.refs(MARKERS))
+    names = (ref.removeprefix(MARKERS) for ref in repository.refs(MARKERS))
     pairs = (tuple(name.split("/")) for name in names)
     return [(pair[0], pair[1]) for pair in pairs if len(pair) == 2 and pair[1] != REFERENCE]
 
 
-@dataclass(frozen=True, slots=True)
-class _FormerWorker:
-    """The worktrees and the branch that one worker of one tag left."""
+@dataclass(slots=True)
+class _Pruning:
+    """One call of `prune`, under its lock."""
 
     project: Project
-    tag: str
-    worker: str
     dry_run: bool
+    steps: list[PruneStep] = field(default_factory=list)
 
-    def take_away(self, name_is_taken: bool) -> Iterator[PruneStep]:
+    def take_away(self, tag: str, worker: str, *, name_is_taken: bool) -> None:
         """Remove the worktrees, then the branch: one that is checked out cannot go.
 
         Args:
             name_is_taken: the active fleet has a worker of this name, whose worktree it is.
         """
-        left = []
-        for name in (self.worker, f"{self.worker}-next"):
-            found = None if name_is_taken else self._worktree(name)
-            if found is not None:
-                step = self._remove_worktree(name, found)
-                left += [step] if step.done == "left" else []
-                yield step
-            if not name_is_taken:
-                yield from self._remove_export(name)
-        if not left:
-            yield from self._remove_branch()
+        is_free = True
+        for name in () if name_is_taken else (worker, f"{worker}-next"):
+            is_free &= self._worktree(tag, worker, name)
+            export = Export(self.project.repository, name)
+            if export.path.is_dir():
+                self._step(f"files of runs {export.path}", export.remove, self._user(worker, name))
+        if is_free:
+            self._branch(tag, worker)
 
-    def _remove_export(self, name: str) -> Iterator[PruneStep]:
-        """Remove the files of its runs, which are in their commits."""
-        export = Export(self.project.repository, name)
-        if not export.path.is_dir():
-            return
-        what = f"files of runs {export.path}"
-        user = users_of(self.project.layout, self.worker, export.path)
-        if user:
-            yield PruneStep(what, "left", f"they are used by {user}")
-            return
-        if not self.dry_run:
-            export.remove()
-        yield PruneStep(what, "would be removed" if self.dry_run else "removed")
+    def _step(
+        self, what: str, remove: Callable[[], str | None], left: str, otherwise: str = ""
+    ) -> bool:
+        """Remove one thing, and note it; return whether nothing keeps it, which `left` says."""
+        if left:
+            self.steps.append(PruneStep(what, "left", left))
+        elif self.dry_run:
+            self.steps.append(PruneStep(what, "would be removed", otherwise))
+        else:
+            self.steps.append(PruneStep(what, "removed", remove() or ""))
+        return not left
 
-    def _worktree(self, name: str) -> Worktree | None:
-        """Return the worktree of that name, if it is this worker's."""
-        found = self.project.repository.worktree_at(self.project.layout.worktree(name))
-        if found is None:
-            return None
-        words = (found.lock_reason or "").split()
-        own_branch = found.branch == HEADS + worker_branch(self.tag, self.worker)
-        return found if own_branch or f"fleet={self.tag}" in words else None
+    def _user(self, worker: str, name: str) -> str:
+        user = users_of(self.project.layout, worker, self.project.layout.worktree(name))
+        return f"it is used by {user}" if user else ""
 
-    def _remove_worktree(self, name: str, found: Worktree) -> PruneStep:
-        what = f"worktree {found.path}"
-        user = users_of(self.project.layout, self.worker, found.path)
-        if user:
-            return PruneStep(what, "left", f"it is used by {user}")
-        if self.dry_run:
-            return PruneStep(what, "would be removed", "after its changes were kept, if it has any")
-        trees = Worktrees(self.project.repository, self.tag)
-        workspace = trees.workspace(name)
-        kept = trees.rescue(workspace, found.head or self.project.repository.head())
-        self.project.repository.worktree_remove(found.path)
-        return PruneStep(what, "removed", kept)
+    def _worktree(self, tag: str, worker: str, name: str) -> bool:
+        """Remove the worktree of that name if it is this worker's; return whether it is gone."""
+        repository = self.project.repository
+        found = repository.worktree_at(self.project.layout.worktree(name))
+        if found is None or (
+            found.branch != HEADS + worker_branch(tag, worker)
+            and f"fleet={tag}" not in (found.lock_reason or "").split()
+        ):
+            return True
 
-    def _remove_branch(self) -> Iterator[PruneStep]:
-        repository, branch = self.project.repository, worker_branch(self.tag, self.worker)
+        def remove() -> str:
+            trees = Worktrees(repository, tag)
+            kept = trees.rescue(trees.workspace(name), found.head or repository.head())
+            repository.worktree_remove(found.path)
+            return kept
+
+        otherwise = "after its changes were kept, if it has any"
+        return self._step(f"worktree {found.path}", remove, self._user(worker, name), otherwise)
+
+    def _branch(self, tag: str, worker: str) -> None:
+        repository, branch = self.project.repository, worker_branch(tag, worker)
         commit = repository.read_ref(HEADS + branch)
         if commit is None:
             if not self.dry_run:
-                repository.delete_ref(marker(self.tag, self.worker))
+                repository.delete_ref(marker(tag, worker))
             return
         elsewhere = [one.path for one in repository.worktrees() if one.branch == HEADS + branch]
-        if elsewhere and not self.dry_run:
-            yield PruneStep(f"branch {branch}", "left", f"it is checked out in {elsewhere[0]}")
-            return
-        if self.dry_run:
-            yield PruneStep(f"branch {branch}", "would be removed", f"it stands at {commit[:12]}")
-            return
-        kept = self._keep_commit(commit)
-        repository.delete_ref(HEADS + branch, commit)
-        repository.delete_ref(marker(self.tag, self.worker))
-        yield PruneStep(f"branch {branch}", "removed", kept)
+        left = f"it is checked out in {elsewhere[0]}" if elsewhere and not self.dry_run else ""
 
-    def _keep_commit(self, commit: str) -> str:
+        def remove() -> str:
+            kept = self._keep_commit(commit, f"{tag}-{worker}")
+            repository.delete_ref(HEADS + branch, commit)
+            repository.delete_ref(marker(tag, worker))
+            return kept
+
+        self._step(f"branch {branch}", remove, left, f"it stands at {commit[:12]}")
+
+    def _keep_commit(self, commit: str, stem: str) -> str:
         """Keep commits that nothing else holds, of work by hand on the branch."""
         repository = self.project.repository
-        held = [*repository.experiments().values(), *self._references()]
-        if commit in held or any(repository.is_ancestor(commit, one) for one in self._references()):
+        made = {HEADS + worker_branch(tag, worker) for tag, worker in _made(repository)}
+        heads = repository.refs(HEADS)
+        stays = [repository.head(), *(head for ref, head in heads.items() if ref not in made)]
+        if commit in repository.experiments().values() or any(
+            repository.is_ancestor(commit, head) for head in stays
+        ):
             return f"it stood at {commit[:12]}"
-        name = free_name(repository, f"{self.tag}-{self.worker}")
+        name = free_name(repository, stem)
         repository.compare_and_swap(SALVAGE + name, commit, None)
         return f"its commits are in {SALVAGE}{name}"
-
-    def _references(self) -> list[str]:
-        """Return what stays: every search's reference, and where the main checkout stands."""
-        repository = self.project.repository
-        made = {HEADS + worker_branch(tag, worker) for tag, worker in _made(self.project)}
-        heads = repository.refs(HEADS)
-        return [repository.head(), *(one for ref, one in heads.items() if ref not in made)]
