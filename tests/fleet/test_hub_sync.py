@@ -293,7 +293,7 @@ class Says:
         self.answer = ClaimAnswer(said, "bob has it")  # type: ignore[arg-type]
         self.asked: list[ClaimRequest] = []
 
-    def claim(self, asked: ClaimRequest) -> ClaimAnswer:
+    def __call__(self, asked: ClaimRequest) -> ClaimAnswer:
         self.asked.append(asked)
         return self.answer
 

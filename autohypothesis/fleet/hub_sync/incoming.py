@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from heapq import nlargest
+from typing import Literal, NamedTuple
 
 from autohypothesis.engine import runner
 from autohypothesis.engine.executor import RunSpec
@@ -21,15 +22,13 @@ from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import load, load_or_none, write_json
-from autohypothesis.records.layout import Layout
+from autohypothesis.records.files import load_or_none, write_json
+from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.normal_form import tree_of
 from autohypothesis.schema import (
     HubFeed,
     Hypothesis,
     Metadata,
-    OthersCommit,
-    OthersPost,
     OthersResult,
     Plan,
     Proposal,
@@ -43,8 +42,7 @@ _LINE = 280
 _RESULTS, _FRONTIER, _DISCUSSION = 16, 8, 8
 
 
-@dataclass(frozen=True, slots=True)
-class HubConnection:
+class HubConnection(NamedTuple):
     """The state of the connection, as the courier reports it."""
 
     is_open: bool
@@ -81,34 +79,30 @@ def quote_feed(feed: HubFeed | None) -> Quoted | None:
     """Return the feed for the brief: a short line for each entry."""
     if feed is None:
         return None
+    results = [*feed.board, *feed.results][:_RESULTS]
     return Quoted(
         server=feed.server[:200],
-        results=[_result(one) for one in [*feed.board, *feed.results][:_RESULTS]],
-        frontier=[_commit(one) for one in feed.frontier[:_FRONTIER]],
-        discussion=[_post(one) for one in feed.discussion[:_DISCUSSION]],
+        results=[_line(result.agent_id, _summary(result)) for result in results],
+        frontier=[
+            _line(commit.agent_id, f"{commit.hash[:7]} {commit.message}")
+            for commit in feed.frontier[:_FRONTIER]
+        ],
+        discussion=[_line(post.agent_id, post.content) for post in feed.discussion[:_DISCUSSION]],
     )
 
 
-def _result(one: OthersResult) -> str:
-    value = "no value" if one.value is None else f"{one.metric} {one.value:g}"
-    how = f"{one.state} by {one.reproduced}" if one.reproduced else one.state
-    about = f"{one.commit[:7]} on {one.platform}: {value}, {one.status}, {how}"
-    return _line(one.agent_id, f"{about}: {one.description}")
+def _summary(result: OthersResult) -> str:
+    value = "no value" if result.value is None else f"{result.metric} {result.value:g}"
+    how = f"{result.state} by {result.reproduced}" if result.reproduced else result.state
+    about = f"{result.commit[:7]} on {result.platform}: {value}, {result.status}, {how}"
+    return f"{about}: {result.description}"
 
 
-def _commit(one: OthersCommit) -> str:
-    return _line(one.agent_id, f"{one.hash[:7]} {one.message}")
-
-
-def _post(one: OthersPost) -> str:
-    return _line(one.agent_id, one.content)
-
-
-def _line(agent: str, said: str) -> str:
+def _line(agent: str, text: str) -> str:
     """Return one line without control characters, so that it cannot look like a section of ours."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in said).split())
-    text = f"{agent} said: {words}"
-    return text if len(text) <= _LINE else f"{text[: _LINE - 1]}…"
+    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = f"{agent} said: {words}"
+    return line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"
 
 
 HUB_PROPOSER = "hub"
@@ -157,25 +151,14 @@ class ClaimRequest:
     """Duration of the claim."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimAnswer:
+class ClaimAnswer(NamedTuple):
     said: Literal["granted", "refused", "unknown"]
     """unknown: no hub could be asked."""
     reason: str = ""
 
 
-class ClaimService(Protocol):
-    """Grants the right to try a change."""
-
-    def claim(self, idea: ClaimRequest) -> ClaimAnswer:
-        """Ask for a claim. Never raises, and takes a few seconds at most."""
-
-
-class NoClaimService:
-    """For a fleet without a hub."""
-
-    def claim(self, idea: ClaimRequest) -> ClaimAnswer:
-        return ClaimAnswer("unknown", "there is no hub")
+ClaimService = Callable[[ClaimRequest], ClaimAnswer]
+"""Grants the right to try a change. It never raises, and takes a few seconds at most."""
 
 
 def tree_of_commit(project: Project, commit: str) -> str:
@@ -194,9 +177,9 @@ _LOOK_BACK = 50
 class ChangeClaims:
     """The claims of one worker."""
 
-    def __init__(self, worker: str, claims: ClaimService) -> None:
+    def __init__(self, worker: str, service: ClaimService) -> None:
         self._worker = worker
-        self._claims = claims
+        self._service = service
 
     def claim(self, project: Project, hypothesis: Hypothesis, spec: RunSpec) -> None:
         """Get the right to run a candidate; a baseline, a repeat and a verification need none.
@@ -217,7 +200,7 @@ class ChangeClaims:
         if not last.platform_key or not last.task_hash:
             return ClaimAnswer("unknown", "this worker has run nothing yet")
         seconds = LEASE_RUNS * (last.budget_seconds or 0.0)
-        return self._claims.claim(
+        return self._service(
             ClaimRequest(
                 platform_key=last.platform_key,
                 task_hash=last.task_hash,
@@ -230,34 +213,33 @@ class ChangeClaims:
     def _note(
         self, project: Project, hypothesis: Hypothesis, spec: RunSpec, *, claimed: bool
     ) -> None:
-        """In the plan, for the ledger, and in the queue, for who looks what to run first."""
+        """Write it into the plan, for the ledger, and into the queue, for the observer."""
         path = project.layout.plan(spec.experiment_id)
-        with suppress(FileNotFoundError, AutohypothesisError):
-            plan = load(Plan, path)
-            write_json(path, plan.model_copy(update={"claimed": claimed}))
         with suppress(AutohypothesisError):
+            if (plan := load_or_none(Plan, path)) is not None:
+                write_json(path, plan.model_copy(update={"claimed": claimed}))
             Queue(project.layout, project.active()).note_claim(
                 hypothesis.hypothesis_id, self._worker, claimed
             )
 
     def _last_run(self, project: Project) -> Runtime:
-        """Of this worker, the newest first; of another one of this search where it has none."""
+        """Return that of this worker's newest run; of another worker's where it has none."""
         other = Runtime()
-        for run in self._newest(project):
-            with suppress(FileNotFoundError, AutohypothesisError):
-                found = load(Metadata, project.layout.run(run).metadata)
-                if found.run.tag != project.active() or not found.runtime.platform_key:
-                    continue
-                if found.run.worker_id == self._worker:
-                    return found.runtime
-                other = other if other.platform_key else found.runtime
+        for name in _newest_runs(project.layout):
+            found = load_or_none(Metadata, project.layout.run(name).metadata)
+            if found is None or found.run.tag != project.active() or not found.runtime.platform_key:
+                continue
+            if found.run.worker_id == self._worker:
+                return found.runtime
+            other = other if other.platform_key else found.runtime
         return other
 
-    def _newest(self, project: Project) -> Iterator[str]:
-        """Names of runs, the latest folder first; a few are enough to find one's own."""
-        try:
-            with os.scandir(project.layout.runs) as entries:
-                found = [(one.stat(follow_symlinks=False).st_mtime_ns, one.name) for one in entries]
-        except OSError:
-            return
-        yield from (name for _, name in sorted(found, reverse=True)[:_LOOK_BACK])
+
+def _newest_runs(layout: Layout) -> list[str]:
+    """Return names of runs, the latest folder first; a few are enough to find one's own."""
+    try:
+        with os.scandir(layout.runs) as entries:
+            found = [(each.stat(follow_symlinks=False).st_mtime_ns, each.name) for each in entries]
+    except OSError:
+        return []
+    return [name for _, name in nlargest(_LOOK_BACK, found) if ID.fullmatch(name)]

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from autohypothesis.engine.project import Project
@@ -25,7 +25,7 @@ from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.plain import table_text
 from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.files import load, load_or_none, opened
+from autohypothesis.records.files import load_or_none, opened
 from autohypothesis.records.git import Entry
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import Metadata, Plan, Runtime, utc
@@ -42,7 +42,6 @@ COPIED_FIELDS = (
 """Fields of a row that an entry copies, so that it does not depend on the row."""
 AT_ONCE = 20
 """Experiments that one turn reports."""
-_PIECE = 1 << 20
 
 
 class HubReporter:
@@ -109,42 +108,36 @@ class HubReporter:
         return before is None or (before and _is_refuted(row))
 
     def _tell(self, row: Mapping[str, Any]) -> None:
-        name = row["id"]
-        runtime = self._runtime(self.project.layout.run(name))
-        about = self._about(row)
-        said = {**{key: row.get(key) for key in COPIED_FIELDS}, **about}
-        said |= {"task_hash": runtime.task_hash, "budget_seconds": runtime.budget_seconds}
-        theirs = self._theirs(row)
-        if theirs is not None:
-            said |= {"verifies": theirs[0], "commit": theirs[1]}
-            if row["status"] == "keep":
-                self.lineage.adopt(row["commit"], theirs[1])
-        elif row["status"] == "keep":
-            said["commit"] = self._show(row, about["description"])
-            self.outbox.put(PUSH, name, {"commit": said["commit"]})
-        else:  # the baseline again, or a keep that was taken back
-            said["commit"] = self.lineage.shown(row["commit"]) or row["commit"]
-        said["tree"] = tree_of_commit(self.project, row["commit"])
-        said["log_hash"] = _hash_of(self.project.layout.run(name))
-        self.outbox.put(RESULT, name, said)
-        self.outbox.put(LINE, name, said)
-        if _is_refuted(row) and said["commit"] != row["commit"]:
-            self.outbox.put(REFUTED, name, said)
-            self.outbox.put(REFUTED_LINE, name, said)
-
-    def _about(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Return an experiment in words, bounded, from its plan and its decision; what the run
-        printed or wrote is not reported."""
-        plan, name = self._plan(row["id"]), row["id"]
+        name, layout = row["id"], self.project.layout
+        # What the run printed or wrote is not reported: words are of its plan and its decision.
+        plan = load_or_none(Plan, layout.plan(name))  # None for what was recorded by hand
+        metadata = load_or_none(Metadata, layout.run(name).metadata)
+        runtime = metadata.runtime if metadata is not None else Runtime()
         title = plan.hypothesis.title if plan is not None else ""
-        return {
+        payload: dict[str, Any] = {
+            **{key: row.get(key) for key in COPIED_FIELDS},
             "description": table_text(title or str(row.get("description") or name)),
             "outcome": self._reasons.get(name, ""),
+            "task_hash": runtime.task_hash,
+            "budget_seconds": runtime.budget_seconds,
         }
-
-    def _plan(self, name: str) -> Plan | None:
-        """Return the plan; None for what was recorded by hand."""
-        return load_or_none(Plan, self.project.layout.plan(name))
+        verified = self._verified(row, plan)
+        if verified is not None:
+            payload |= {"verifies": verified[0], "commit": verified[1]}
+            if row["status"] == "keep":
+                self.lineage.adopt(row["commit"], verified[1])
+        elif row["status"] == "keep":
+            payload["commit"] = self._show(row, payload["description"])
+            self.outbox.put(PUSH, name, {"commit": payload["commit"]})
+        else:  # the baseline again, or a keep that was taken back
+            payload["commit"] = self.lineage.shown(row["commit"]) or row["commit"]
+        payload["tree"] = tree_of_commit(self.project, row["commit"])
+        payload["log_hash"] = _hash_of(layout.run(name))
+        kinds = [RESULT, LINE]
+        if _is_refuted(row) and payload["commit"] != row["commit"]:
+            kinds += [REFUTED, REFUTED_LINE]
+        for kind in kinds:
+            self.outbox.put(kind, name, payload)
 
     def _show(self, row: Mapping[str, Any], description: str) -> str:
         """Return the commit of a keep as others get it."""
@@ -156,35 +149,24 @@ class HubReporter:
             f"{description}\n\n{name}: {value}\n"
             f"Confirmation: {row.get('confirmation')}\nExperiment: {row['id']}\n"
         )
-        return self.lineage.keep(row["commit"], str(base), message, _moment(row))
+        ended = utc(row.get("timestamp"))  # by the row, so that a second try makes the same commit
+        at = ended if isinstance(ended, datetime) else BEGINNING
+        return self.lineage.keep(row["commit"], str(base), message, at)
 
-    def _theirs(self, row: Mapping[str, Any]) -> tuple[int, str] | None:
+    def _verified(self, row: Mapping[str, Any], plan: Plan | None) -> tuple[int, str] | None:
         """Return the result of another agent that this run repeats, and its commit."""
         if row.get("replicates"):
             return None
-        plan = self._plan(row["id"])
-        known = plan.hypothesis.hypothesis_id if plan is not None else row.get("hypothesis_id")
-        found = self.queue.read(str(known or "x"))
-        if found is None or not found[1].artifacts_from:
+        name = plan.hypothesis.hypothesis_id if plan is not None else row.get("hypothesis_id")
+        placed = self.queue.read(str(name or "x"))
+        if placed is None or not placed[1].artifacts_from:
             return None
-        number = result_number(found[1])
-        return None if number is None else (number, found[1].artifacts_from)
-
-    def _runtime(self, run: RunPaths) -> Runtime:
-        """Empty for what is older, or was made by hand."""
-        with suppress(FileNotFoundError, RecordError):
-            return load(Metadata, run.metadata).runtime
-        return Runtime()
+        number = result_number(placed[1])
+        return None if number is None else (number, placed[1].artifacts_from)
 
 
 def _is_refuted(row: Mapping[str, Any]) -> bool:
     return row.get("confirmation") == "refuted"
-
-
-def _moment(row: Mapping[str, Any]) -> datetime:
-    """Return when the run ended, by the row, so that a second try makes the same commit."""
-    found = utc(row.get("timestamp"))
-    return found if isinstance(found, datetime) else BEGINNING
 
 
 def _hash_of(run: RunPaths) -> str:
@@ -192,7 +174,7 @@ def _hash_of(run: RunPaths) -> str:
     digest = hashlib.sha256()
     try:
         with opened(run.log) as (descriptor, _), open(descriptor, "rb", closefd=False) as log:
-            while piece := log.read(_PIECE):
+            for piece in iter(partial(log.read, 1 << 20), b""):
                 digest.update(piece)
     except (OSError, RecordError):
         return ""

@@ -24,7 +24,6 @@ from autohypothesis.schema import Finding, KnowledgeBase, finite, now
 LIMIT = 16 * 1024 * 1024
 KEPT, CRASHED, DISCARDED = 12, 8, 8
 """How many of each kind become findings; the rest is in the table."""
-NOTHING = {"", "-", "--", "---", "–", "—", "―", "n/a", "na", "nan", "none", "null", "crash", "inf"}
 PREFIX = "warm-"
 """Of the ids of findings from a warm start."""
 _NUMBER = re.compile(r"[+]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
@@ -162,9 +161,7 @@ def _tried(number: int, line: str, columns: Sequence[str], metric: str) -> Table
 def _measured(cell: str) -> float | None:
     """Return a number above zero; words, dashes, zeros and infinities are no measurement."""
     word = cell.strip().lower()
-    if word in NOTHING or not _NUMBER.fullmatch(word):
-        return None
-    number = finite(word)
+    number = finite(word) if _NUMBER.fullmatch(word) else None
     return number if number is not None and number > 0 else None
 
 

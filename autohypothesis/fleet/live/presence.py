@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,8 @@ HEARTBEAT_LIMIT = 64 * 1024
 SHOWN = 4
 """Names that a message lists."""
 BEAT_S = 1.0
+_TABLES = ("metrics", "progress", "memory")
+"""Of an event, what a heartbeat repeats."""
 LOOP = "loop"
 """Name of the lock and the status of a single loop."""
 LOOP_WORKER = "solo"
@@ -65,15 +66,12 @@ def read_role(layout: Layout, name: str) -> RoleStatus | None:
     return load_or_none(RoleStatus, layout.role(name), ROLE_LIMIT)
 
 
-def role_lives(status: RoleStatus) -> bool:
+def role_lives(status: RoleStatus | Heartbeat) -> bool:
     """Return whether the process that wrote `status` still lives."""
-    return _lives(status.pid, status.process_start, status.node_id)
-
-
-def _lives(pid: int | None, start: float | None, host: str) -> bool:
+    pid, start = status.pid, status.process_start
     if pid is None or pid <= 0 or start is None:
         return False
-    return Process(pid, start, host or system.host_name()).lives()
+    return Process(pid, start, status.node_id or system.host_name()).lives()
 
 
 # ── heartbeats ──────────────────────────────────────────────────────────────────────────────
@@ -82,8 +80,7 @@ def _lives(pid: int | None, start: float | None, host: str) -> bool:
 def write_heartbeat(layout: Layout, heartbeat: Heartbeat) -> bool:
     """Write the heartbeat; return False where the disk does not take it."""
     try:
-        path, value = layout.heartbeat(heartbeat.worker_id), heartbeat.model_dump(mode="json")
-        write_json(path, value, durable=False)
+        write_json(layout.heartbeat(heartbeat.worker_id), heartbeat, durable=False)
     except (AutohypothesisError, OSError):
         return False
     return True
@@ -105,9 +102,7 @@ def read_heartbeat(layout: Layout, worker_id: str) -> Heartbeat | None:
 
 def worker_lives(heartbeat: Heartbeat) -> bool:
     """Return whether the process that wrote the heartbeat lives and has not left."""
-    return heartbeat.state != "stopped" and _lives(
-        heartbeat.pid, heartbeat.process_start, heartbeat.node_id or ""
-    )
+    return heartbeat.state != "stopped" and role_lives(heartbeat)
 
 
 class HeartbeatWriter:
@@ -192,20 +187,13 @@ class HeartbeatWriter:
         with suppress(AutohypothesisError, OSError):
             news = jsonl.read_new(run.events, offset)
             self._events = (news.offset, run_id)
-            if news.records:
-                self._take(news.records[-1])
+            event = news.records[-1] if news.records else {}
+            tables = {key: event[key] for key in _TABLES if isinstance(event.get(key), dict)}
+            if memory := tables.pop("memory", None):
+                tables["metrics"] = {**tables.get("metrics", {}), **memory}
+            self._update(**tables)
         if self.state == "training" and run.score_log.exists():
             self._update(state="scoring", since=now())
-
-    def _take(self, event: dict[str, Any]) -> None:
-        tables = {
-            key: event[key]
-            for key in ("metrics", "progress", "memory")
-            if isinstance(event.get(key), dict)
-        }
-        if memory := tables.pop("memory", None):
-            tables["metrics"] = {**tables.get("metrics", {}), **memory}
-        self._update(**tables)
 
     def _update(self, **fields: Any) -> None:
         self.beating = self.beating.model_copy(update=fields)
@@ -269,16 +257,15 @@ def refuse_another_machine(layout: Layout) -> None:
     Raises:
         FleetError: a process of another machine works here, or never reported that it left.
     """
-    statuses = [status for name in ROLES if (status := read_role(layout, name))]
-    reports = [(one.role, one.node_id, one.state, one.updated_at) for one in statuses]
-    reports += [
-        (one.worker_id, one.node_id, one.state, one.updated_at) for one in read_heartbeats(layout)
-    ]
-    for name, node, state, seen in reports:
-        if node and node != system.host_name() and state not in ENDED_STATES:
+    reports: list[RoleStatus | Heartbeat] = [*read_heartbeats(layout)]
+    reports += [status for name in ROLES if (status := read_role(layout, name))]
+    for report in reports:
+        node = report.node_id
+        if node and node != system.host_name() and report.state not in ENDED_STATES:
+            name = report.role if isinstance(report, RoleStatus) else report.worker_id
             raise FleetError(
                 f"{name} of another machine, {node}, is at work in {layout.research} (last heard"
-                f" of at {seen:%Y-%m-%d %H:%M} UTC)",
+                f" of at {report.updated_at:%Y-%m-%d %H:%M} UTC)",
                 hint=f"stop it there with `down`; if {node} is gone: rm -r {layout.live}",
             )
 
@@ -310,16 +297,10 @@ def users_of(layout: Layout, worker: str, worktree: Path) -> str:
             return holder
     if worker in recovery.busy_workers(layout):
         return "an experiment that is not collected yet"
-    places = (worktree, layout.export(worktree.name))
-    pid = next((pid for place in places for pid in _processes_inside(place)), None)
-    return f"pid {pid}, whose current directory it is" if pid is not None else ""
-
-
-def _processes_inside(folder: Path) -> Iterator[int]:
-    """Yield processes whose current directory is in `folder`, as far as this user may see."""
-    place = os.path.realpath(folder)
-    for pid in system.all_pids():
-        with suppress(OSError):
-            here = os.readlink(f"/proc/{pid}/cwd") if system.LINUX else ""
-            if here == place or here.startswith(place + os.sep):
-                yield pid
+    folders = [os.path.realpath(folder) for folder in (worktree, layout.export(worktree.name))]
+    for pid in system.all_pids() if system.LINUX else ():
+        with suppress(OSError):  # of another user, or gone
+            here = os.readlink(f"/proc/{pid}/cwd") + os.sep
+            if any(here.startswith(folder + os.sep) for folder in folders):
+                return f"pid {pid}, whose current directory it is"
+    return ""

@@ -7,17 +7,15 @@ no device is blocked for ever.
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from autohypothesis.engine import devices
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.errors import LeaseError
-from autohypothesis.records.files import read_object, write_json
+from autohypothesis.records.files import load_or_none, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
 from autohypothesis.schema import Result, Time, Tolerant, Worker, now
@@ -43,7 +41,7 @@ class QuarantineFile(Tolerant):
     """The content of the file; devices are named by UUID, or `cpu-<core>`."""
 
     devices: dict[str, DeviceQuarantine] = Field(default_factory=dict)
-    in_a_row: dict[str, int] = Field(default_factory=dict)
+    in_a_row: dict[str, Annotated[int, Field(gt=0, lt=IN_A_ROW)]] = Field(default_factory=dict)
     """Device -> failures that spoke against it since its last good run."""
 
     def put(self, device: str, reason: str) -> None:
@@ -108,28 +106,14 @@ def count_device_failure(layout: Layout, device: str, result: Result) -> str:
 
 
 def _write(layout: Layout, state: QuarantineFile) -> None:
-    write_json(layout.benched, state.model_dump(mode="json"), durable=False)
+    write_json(layout.benched, state, durable=False)
 
 
 def _read(layout: Layout) -> QuarantineFile:
-    """Return the file's content; a damaged entry is left out."""
-    document, state = read_object(layout.benched, _LIMIT), QuarantineFile()
-    for name, entry in _items(document.get("devices")):
-        with suppress(ValidationError):
-            state.devices[name] = DeviceQuarantine.model_validate(entry)
-    counts = _items(document.get("in_a_row"))
-    state.in_a_row = {
-        name: count for name, count in counts if isinstance(count, int) and 0 < count < IN_A_ROW
-    }
-    return state
+    return load_or_none(QuarantineFile, layout.benched, _LIMIT) or QuarantineFile()
 
 
-def _items(value: object) -> list[tuple[str, Any]]:
-    return list(value.items()) if isinstance(value, dict) else []
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceProblem:
+class DeviceProblem(NamedTuple):
     """Why a worker cannot use its device. `gone`: it is quarantined. `held`: its holder may end."""
 
     kind: Literal["gone", "held"]

@@ -13,7 +13,7 @@ import select
 import signal
 import time
 from contextlib import suppress
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Protocol
 
 from autohypothesis.records.locks import Process
@@ -77,8 +77,6 @@ class Stop:
             self._abandoned = True
         self.request(signal.Signals(number).name)
 
-    # ── questions ─────────────────────────────────────────────────────────────────────
-
     @property
     def requested(self) -> bool:
         """Return whether to leave, for any reason."""
@@ -87,7 +85,7 @@ class Stop:
     @property
     def abandoned(self) -> bool:
         """Return whether to leave at once, without ending the training."""
-        if not self._abandoned and self._orphaned():
+        if not self._abandoned and self._has_lost_supervisor():
             self._abandoned = True
             self.request("the supervisor has ended")
         return self._abandoned
@@ -114,25 +112,18 @@ class Stop:
             self._sleep(left)
         return True
 
-    # ── waiting ─────────────────────────────────────────────────────────────────
-
     def _sleep(self, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
+        watched = [self._wake_read]
         if self._supervisor_fd >= 0:
-            poll.register(self._supervisor_fd, select.POLLIN)
+            watched.append(self._supervisor_fd)
         elif self._supervisor is not None:
             seconds = min(seconds, _LOOK_S)
-        poll.poll(math.ceil(1000 * min(seconds, 86_400.0)))
+        _poll(watched, seconds)
 
-    def _orphaned(self) -> bool:
-        if self._supervisor is None:
-            return False
-        if self._supervisor_fd < 0:
-            return not self._supervisor.lives()
-        poll = select.poll()
-        poll.register(self._supervisor_fd, select.POLLIN)
-        return bool(poll.poll(0))
+    def _has_lost_supervisor(self) -> bool:
+        if self._supervisor_fd >= 0:
+            return _poll([self._supervisor_fd], 0.0)
+        return self._supervisor is not None and not self._supervisor.lives()
 
     def close(self) -> None:
         for number, former in self._former.items():
@@ -147,13 +138,16 @@ class Stop:
     def __enter__(self) -> Stop:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _poll(descriptors: list[int], seconds: float) -> bool:
+    """Wait until one of the descriptors is readable; return whether one is."""
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(math.ceil(1000 * min(seconds, 86_400.0))))
 
 
 def _supervisor() -> Process | None:

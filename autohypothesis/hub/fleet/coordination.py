@@ -128,7 +128,7 @@ def _differs(hub: HubClient, what: str, theirs: str, ours: object) -> HubError:
 
 
 class HubClaims:
-    """A `ClaimService` that asks a hub. Where it does not answer at once, no worker waits."""
+    """Asks a hub for claims; where it does not answer at once, no worker waits."""
 
     def __init__(self, credentials: Credentials, layout: Layout) -> None:
         self._hub = HubClient.of(credentials, HURRIED)
