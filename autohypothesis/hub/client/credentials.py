@@ -23,7 +23,7 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from autohypothesis.errors import HubError, RecordError, UsageError
-from autohypothesis.hub.client.http import checked_server, is_readable_on_the_way
+from autohypothesis.hub.client.http import checked_server, is_loopback
 from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.protocol import AGENT
 from autohypothesis.records.files import parse_json, read_bytes, to_json, write_new
@@ -216,7 +216,7 @@ def join(
         HubClient.of(found).channels()
     write(path, found)
     notes = _share_with_shell(found, replace=replace)
-    if is_readable_on_the_way(server):
+    if server.startswith("http://") and not is_loopback(server):
         notes.append(f"{server} is plain HTTP: whoever is on the way can read the key")
     return Joined(found, key is None, notes)
 

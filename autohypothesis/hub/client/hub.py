@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import quote
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+from pydantic import SecretStr
 
-from autohypothesis.errors import HubError, UsageError, faults_in
+from autohypothesis.errors import HubError, UsageError
 from autohypothesis.hub.client.http import (
     HttpConnection,
     HubConflictError,
@@ -41,14 +41,10 @@ from autohypothesis.records.secrets import refuse_secrets
 if TYPE_CHECKING:
     from autohypothesis.hub.client.credentials import Credentials
 
-T = TypeVar("T")
-R = TypeVar("R", bound=BaseModel)
-
 DIFF_LIMIT = 16 << 20
 """Bytes of a diff that are taken."""
 FETCHED = "refs/hub/"
 """Commits of other agents, by their full hash."""
-_LEFT_OUT = 20
 PROTOCOL_CHANNELS = {
     "results": "experiment results",
     "discussion": "ideas, observations and questions",
@@ -67,80 +63,73 @@ class HubClient:
     def __init__(
         self, server: str, key: SecretStr | None = None, patience: Patience | None = None
     ) -> None:
-        self._connection = HttpConnection(server, key, patience)
-        self.left_out: list[str] = []
+        self._http = HttpConnection(server, key, patience)
+        self.server = self._http.server
+        self.left_out = self._http.left_out
         """Problems of records that were left out of lists, the last few."""
 
     @classmethod
     def of(cls, credentials: Credentials, patience: Patience | None = None) -> HubClient:
         return cls(credentials.server, credentials.key, patience)
 
-    @property
-    def server(self) -> str:
-        return self._connection.server
-
     def register(self, agent: str) -> AgentKey:
-        return self._post("/api/register", {"id": agent}, AgentKey)
+        return self._http.post("/api/register", {"id": agent}, AgentKey)
 
     # ── commits ───────────────────────────────────────────────────────────────────────────
 
     def commits(self, agent: str = "", limit: int = 50, offset: int = 0) -> list[HubCommit]:
-        """The newest first."""
-        return self._list("/api/git/commits", HubCommit, agent=agent, limit=limit, offset=offset)
+        """Return the newest first."""
+        return self._http.get_list(
+            "/api/git/commits", HubCommit, agent=agent, limit=limit, offset=offset
+        )
 
     def commit(self, commit: str) -> HubCommit:
-        return self._get(f"/api/git/commits/{checked_hash(commit)}", HubCommit)
+        return self._http.get(f"/api/git/commits/{checked_hash(commit)}", HubCommit)
 
     def has(self, commit: str) -> bool:
         """Whether the hub knows a commit by its full hash."""
-        path = f"/api/git/commits/{commit}"
-        found = self._connection.get(path, or_404=True)
-        return found is not None and self._shaped(path, found, HubCommit).hash == commit
+        try:
+            return self.commit(commit).hash == commit
+        except HubNotFoundError:
+            return False
 
     def children(self, commit: str) -> list[HubCommit]:
-        return self._list(f"/api/git/commits/{checked_hash(commit)}/children", HubCommit)
+        return self._http.get_list(f"/api/git/commits/{checked_hash(commit)}/children", HubCommit)
 
     def lineage(self, commit: str) -> list[HubCommit]:
-        """The commit itself first, to the root."""
-        return self._list(f"/api/git/commits/{checked_hash(commit)}/lineage", HubCommit)
+        """Return the commit itself first, to the root."""
+        return self._http.get_list(f"/api/git/commits/{checked_hash(commit)}/lineage", HubCommit)
 
     def leaves(self) -> list[HubCommit]:
-        return self._list("/api/git/leaves", HubCommit)
+        return self._http.get_list("/api/git/leaves", HubCommit)
 
     def diff(self, base: str, other: str) -> str:
         path = f"/api/git/diff/{checked_hash(base)}/{checked_hash(other)}"
-        return self._connection.get_bytes(path, DIFF_LIMIT).decode("utf-8", "replace")
+        return self._http.get_bytes(path, DIFF_LIMIT).decode("utf-8", "replace")
 
     def push(self, bundle: IO[bytes]) -> list[str]:
-        """The heads of the bundle, as the hub took them."""
-        path = "/api/git/push"
-        answer = self._connection.post_file(path, bundle)
-        return self._shaped(path, answer, PushedHeads).hashes
+        """Return the heads of the bundle, as the hub took them."""
+        return self._http.post_file("/api/git/push", bundle, PushedHeads).hashes
 
     def bundle(self, commit: str) -> bytes:
-        """The bundle of a commit, as it was sent: `records.git_bundle` checks it."""
-        path = f"/api/git/fetch/{checked_hash(commit)}"
-        return self._connection.get_bytes(path, BUNDLE_LIMIT)
+        """Return the bundle of a commit, as it was sent: `records.git_bundle` checks it."""
+        return self._http.get_bytes(f"/api/git/fetch/{checked_hash(commit)}", BUNDLE_LIMIT)
 
     # ── channels and posts ────────────────────────────────────────────────────────────────
 
     def channels(self) -> list[HubChannel]:
-        return self._list("/api/channels", HubChannel)
+        return self._http.get_list("/api/channels", HubChannel)
 
     def create_channel(self, name: str, description: str = "") -> HubChannel:
         value = {"name": checked_channel(name), "description": description}
-        return self._post("/api/channels", value, HubChannel)
+        return self._http.post("/api/channels", value, HubChannel)
 
     def posts(self, channel: str, limit: int = 50, offset: int = 0) -> list[HubPost]:
-        """The newest first, replies among them."""
-        return self._list(_posts(channel), HubPost, limit=limit, offset=offset)
+        """Return the newest first, replies among them."""
+        return self._http.get_list(_posts(channel), HubPost, limit=limit, offset=offset)
 
     def get_post(self, post: int) -> HubPost:
-        return self._get(f"/api/posts/{post}", HubPost)
-
-    def replies(self, post: int) -> list[HubPost]:
-        """The oldest first."""
-        return self._list(f"/api/posts/{post}/replies", HubPost)
+        return self._http.get(f"/api/posts/{post}", HubPost)
 
     def post(self, channel: str, content: str, parent: int | None = None) -> HubPost:
         """Post something. A channel of the protocol is made where there is none yet."""
@@ -148,19 +137,17 @@ class HubClient:
         if parent is not None:
             value["parent_id"] = parent
         try:
-            return self._post(_posts(channel), value, HubPost)
+            return self._http.post(_posts(channel), value, HubPost)
         except HubNotFoundError:
             if parent is not None or channel not in PROTOCOL_CHANNELS:
                 raise
         self.ensure_channel(channel)
-        return self._post(_posts(channel), value, HubPost)
+        return self._http.post(_posts(channel), value, HubPost)
 
     def ensure_channel(self, name: str) -> None:
         """Make a channel of the protocol; another agent may be making it as well."""
-        try:
+        with suppress(HubConflictError):
             self.create_channel(name, PROTOCOL_CHANNELS[name])
-        except HubConflictError:
-            return
 
     def reply(self, post: int, content: str) -> HubPost:
         """Answer a post, in its own channel."""
@@ -168,44 +155,45 @@ class HubClient:
         channel_id = self.get_post(post).channel_id
         names = {channel.id: channel.name for channel in self.channels()}
         if channel_id not in names:
-            raise self._connection.wrong(
-                f"/api/posts/{post}", "with a channel that it does not list"
-            )
+            raise self._http.wrong(f"/api/posts/{post}", "with a channel that it does not list")
         return self.post(names[channel_id], content, post)
 
     # ── tasks and results ─────────────────────────────────────────────────────────────────
 
     def tasks(self) -> list[HubTask]:
-        """By name."""
-        return self._list("/api/tasks", HubTask)
+        """Return every task, by name."""
+        return self._http.get_list("/api/tasks", HubTask)
 
     def tell_task(self, task: Mapping[str, Any]) -> HubTask:
-        """The task as it is stored there, which is as it was told first."""
-        return self._post("/api/tasks", task, HubTask, repeatable=True)
+        """Return the task as it is stored there, which is as it was told first."""
+        return self._http.post("/api/tasks", task, HubTask, repeatable=True)
 
     def tell_result(self, result: Mapping[str, Any]) -> HubResult:
-        """The result as it is stored; told again, it is stored once."""
-        return self._post("/api/results", result, HubResult, repeatable=True)
+        """Return the result as it is stored; told again, it is stored once."""
+        return self._http.post("/api/results", result, HubResult, repeatable=True)
 
     def results(self, limit: int = 50, **filters: str | int) -> list[HubResult]:
-        """The newest first. `filters` are those of `ResultQuery`; empty ones are none."""
+        """Return the newest first. `filters` are those of `ResultQuery`; empty ones are none."""
         if commit := filters.get("commit"):
             checked_hash(str(commit))
-        return self._list("/api/results", HubResult, limit=limit, **filters)
+        return self._http.get_list("/api/results", HubResult, limit=limit, **filters)
 
     def result(self, number: int) -> VerifiedResult:
-        return self._get(f"/api/results/{number}", VerifiedResult)
+        return self._http.get(f"/api/results/{number}", VerifiedResult)
 
     def leaderboard(self, limit: int = 50, **filters: str) -> list[RankedResult]:
-        """Board after board, `limit` of each, the best first. `filters`: those of `BoardQuery`."""
-        return self._list("/api/leaderboard", RankedResult, limit=limit, **filters)
+        """Return board after board, `limit` of each, the best first.
+
+        `filters` are those of `BoardQuery`.
+        """
+        return self._http.get_list("/api/leaderboard", RankedResult, limit=limit, **filters)
 
     # ── claims and bests ──────────────────────────────────────────────────────────────────
 
     def claim(
         self, *, platform_key: str, task_hash: str, tree: str, lease_seconds: int, title: str = ""
     ) -> HubClaim:
-        """Our claim, new or renewed.
+        """Return our claim, new or renewed.
 
         Raises:
             HubConflictError: another agent holds it, or has tried it.
@@ -214,19 +202,19 @@ class HubClient:
             "platform_key": platform_key, "task_hash": task_hash, "tree": tree,
             "lease_seconds": lease_seconds, "title": title,
         }  # fmt: skip
-        return self._post("/api/claims", value, HubClaim, repeatable=True)
+        return self._http.post("/api/claims", value, HubClaim, repeatable=True)
 
     def release(self, number: int) -> None:
         """Give our own claim back before it expires."""
-        self._connection.delete(f"/api/claims/{number}")
+        self._http.delete(f"/api/claims/{number}")
 
     def claims(self, limit: int = 50, **filters: str | int) -> list[HubClaim]:
-        """Claims that hold now, the newest first. `filters`: those of `ClaimQuery`."""
-        return self._list("/api/claims", HubClaim, limit=limit, **filters)
+        """Return claims that hold now, the newest first. `filters`: those of `ClaimQuery`."""
+        return self._http.get_list("/api/claims", HubClaim, limit=limit, **filters)
 
     def best(self, **filters: str) -> list[PlatformBest]:
-        """The best of each platform and task. `filters`: those of `KeyQuery`."""
-        return self._list("/api/best", PlatformBest, **filters)
+        """Return the best of each platform and task. `filters`: those of `KeyQuery`."""
+        return self._http.get_list("/api/best", PlatformBest, **filters)
 
     def swap_best(self, result: int, expected: int | None) -> PlatformBest:
         """Make a result the best, if the best is `expected`. Sent once.
@@ -235,55 +223,11 @@ class HubClient:
             HubConflictError: another one is; ask again which.
         """
         value = {"result": result, "expected": expected}
-        return self._shaped(
-            "/api/best", self._connection.post("/api/best", value, accept=(200,)), PlatformBest
-        )
-
-    # ── answers ───────────────────────────────────────────────────────────────────────────
-
-    def _get(self, path: str, shape: type[T]) -> T:
-        return self._shaped(path, self._connection.get(path), shape)
-
-    def _post(
-        self, path: str, value: Mapping[str, Any], shape: type[T], *, repeatable: bool = False
-    ) -> T:
-        accept = (200, 201) if repeatable else (201,)
-        answer = self._connection.post(path, value, accept=accept, repeatable=repeatable)
-        return self._shaped(path, answer, shape)
-
-    def _list(self, path: str, shape: type[R], **params: str | int) -> list[R]:
-        """A list without its bad records: each costs itself alone. Empty `params` are left out.
-
-        Raises:
-            HubError: it is no list, or none of its records is good.
-        """
-        given = {name: value for name, value in params.items() if value not in ("", None)}
-        records = self._shaped(path, self._connection.get(path, given), list[object])
-        good: list[R] = []
-        bad: list[HubError] = []
-        for place, record in enumerate(records):
-            try:
-                good.append(shape.model_validate(record))
-            except ValidationError as error:
-                bad.append(self._misshapen(path, error, str(place)))
-        if bad and not good:
-            raise bad[0]
-        self.left_out = [*self.left_out, *(error.problem for error in bad)][-_LEFT_OUT:]
-        return good
-
-    def _shaped(self, path: str, value: object, shape: type[T]) -> T:
-        try:
-            return TypeAdapter(shape).validate_python(value)
-        except ValidationError as error:
-            raise self._misshapen(path, error) from None
-
-    def _misshapen(self, path: str, error: ValidationError, *place: str) -> HubError:
-        why = table_text(".".join([*place, faults_in(error, 1)]))
-        return self._connection.wrong(path, f"with the wrong shape: {why}")
+        return self._http.post("/api/best", value, PlatformBest)
 
 
 def _posts(channel: str) -> str:
-    return f"/api/channels/{quote(checked_channel(channel))}/posts"
+    return f"/api/channels/{checked_channel(channel)}/posts"
 
 
 def checked_hash(commit: str) -> str:

@@ -114,7 +114,6 @@ def test_every_question_has_its_answer(real: str, foreign: Path) -> None:
     reply = hub.reply(first.id, "tried")
     assert [post.id for post in hub.posts("ideas")] == [reply.id, first.id]
     assert hub.get_post(first.id).content == first.content
-    assert hub.replies(first.id) == [reply]
 
 
 def test_only_what_the_hub_lacks_is_sent(hub: HubClient, stand_in: StandIn, foreign: Path) -> None:

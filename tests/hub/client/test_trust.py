@@ -101,7 +101,7 @@ def test_a_bad_answer_is_one_clear_line(
     act, words = BAD[name]
     limit = 0.4 if name in SLOW else 60.0  # the others are read in time on a busy machine too
     patience = http.Patience(read=limit, backoff=0.0, total=limit)
-    monkeypatch.setattr(hub._connection, "_patience", patience)
+    monkeypatch.setattr(hub._http, "_patience", patience)
     stand_in.behave = lambda handler: act(handler) is not Ellipsis
     with pytest.raises(HubError) as caught:
         hub.commits()
@@ -322,6 +322,4 @@ def test_a_key_shows_itself_nowhere(stand_in: StandIn) -> None:
     with pytest.raises(HubError) as caught:
         hub.commits()
     assert "401" in str(caught.value) and "join" in caught.value.hint
-    assert "very-secret" not in repr(hub.__dict__) + repr(hub._connection.__dict__) + str(
-        caught.value
-    )
+    assert "very-secret" not in repr(hub.__dict__) + repr(hub._http.__dict__) + str(caught.value)
