@@ -29,6 +29,12 @@ class Seen:
     """Addresses that were requested."""
     status: int = 0
 
+    def visit(self, url: str) -> None:
+        """Open `url` and wait for all that it loads: without scripts nothing comes later."""
+        self.said.clear()
+        self.asked.clear()
+        self.status = self.page.goto(url, wait_until="load").status
+
     def close(self) -> None:
         self.context.close()
 
@@ -56,7 +62,7 @@ class Browsing:
     def see(
         self, url: str, scheme: str = "light", width: int = 1100, height: int = 900, **more: Any
     ) -> Seen:
-        """Opens `url` and waits for all that it loads: without scripts nothing comes later."""
+        """Open `url` in a window of its own."""
         context = self.browser.new_context(
             color_scheme=scheme, viewport={"width": width, "height": height}, **more
         )
@@ -67,6 +73,5 @@ class Browsing:
         page.on("pageerror", lambda error: seen.said.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (seen.said.append("a dialog"), dialog.dismiss()))
         page.on("request", lambda request: seen.asked.append(request.url))
-        answer = page.goto(url, wait_until="load")
-        seen.status = answer.status
+        seen.visit(url)
         return seen

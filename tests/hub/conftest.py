@@ -1,4 +1,8 @@
-"""A hub as an operator starts it, and agents that speak to it with the real curl."""
+"""A hub as an operator starts it, and agents that speak to it.
+
+Where an option of curl, a push or an answer to nobody is the point, the real curl asks; all other
+requests share the connections of one pool, since a process for each takes longer than the answer.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from autohypothesis.hub.server import serving
 from autohypothesis.hub.server.app import open_hub
@@ -56,6 +61,16 @@ def curl(*words: str, stdin: bytes | None = None) -> Answer:
     return Answer(int(first.split()[1]), done.stdout, {k.lower(): v for k, v in headers.items()})
 
 
+POOL = urllib3.PoolManager(maxsize=32, retries=False, timeout=60)
+
+
+def ask(method: str, url: str, body: bytes | None = None, **headers: str) -> Answer:
+    """As `curl`, without a process of its own."""
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    answer = POOL.request(method, url, body=body, headers=given, redirect=False)
+    return Answer(answer.status, answer.data, {k.lower(): v for k, v in answer.headers.items()})
+
+
 @dataclass
 class Agent:
     """Somebody with a key."""
@@ -65,6 +80,8 @@ class Agent:
     key: str
 
     def __call__(self, path: str, *words: str, stdin: bytes | None = None) -> Answer:
+        if not words:
+            return ask("GET", self.hub + path, Authorization=f"Bearer {self.key}")
         bearer = f"Authorization: Bearer {self.key}"
         return curl(*words, "-H", bearer, self.hub + path, stdin=stdin)
 
@@ -74,8 +91,12 @@ class Agent:
         return answer.json
 
     def send(self, path: str, value: Any) -> Answer:
-        content = json.dumps(value).encode()
-        return self(path, "-X", "POST", "--data-binary", "@-", stdin=content)
+        return self.post(path, json.dumps(value).encode())
+
+    def post(self, path: str, body: bytes) -> Answer:
+        """With the content type that curl gives to a body."""
+        form, bearer = "application/x-www-form-urlencoded", f"Bearer {self.key}"
+        return ask("POST", self.hub + path, body, Authorization=bearer, Content_Type=form)
 
     def push(self, bundle: Path) -> Answer:
         """As the protocol has it."""
@@ -155,18 +176,20 @@ class HubProcess(Hub):
     cwd: Path = ROOT
     process: subprocess.Popen[str] | None = None
     said: str = ""
+    words: tuple[str, ...] = (str(ROOT / "orchestrator.py"), "hub", "serve", "--port", "0")
 
-    def start(self, killed_after: str = "") -> HubProcess:
-        words = [str(ROOT / "orchestrator.py"), "hub", "serve", "--data", str(self.data)]
-        words += ["--port", "0", *self.options]
-        if killed_after:
-            words = ["-m", "tests.hub.gated_hub", killed_after, str(self.data), ADMIN_KEY]
+    def start(self) -> HubProcess:
+        words = [*self.words, "--data", str(self.data), *self.options]
         extra = {"PYTHONPATH": str(ROOT), "AUTOHYPOTHESIS_HUB_ADMIN_KEY": ADMIN_KEY}
         self.process = subprocess.Popen(
             [sys.executable, *words], cwd=self.cwd, env={**os.environ, **extra},
             stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        assert self.process.stderr is not None
+        return self.listens()
+
+    def listens(self) -> HubProcess:
+        """Wait until it says that it does, and where."""
+        assert self.process is not None and self.process.stderr is not None
         self.said, found = "", None
         while found is None:
             line = self.process.stderr.readline()

@@ -1,4 +1,5 @@
-"""A hub that kills itself after a step of a push: `python -m tests.hub.gated_hub STEP DATA`.
+"""Hubs that kill themselves after a step of a push, one after another, each at the next step:
+`python -m tests.hub.gated_hub --data DATA`. Each is a fork, so that what it imports is there.
 
 The server has no such hook. Here its functions are wrapped before it is started, so that the kill
 comes at the step, as `kill -9` from outside would at that instant.
@@ -20,7 +21,7 @@ from autohypothesis.hub.server.store import CommitStore
 STEPS: dict[str, tuple[Any, str]] = {
     "received": (intake.PushQuarantine, "header"),
     "unpacked": (intake.PushQuarantine, "unpack"),
-    "walked": (inspection.PushInspection, "commits"),
+    "inspected": (inspection.PushInspection, "commits"),
     "announced": (intake.PushQuarantine, "announce"),
     "pack": (Path, "rename"),
     "idx": (Path, "rename"),
@@ -44,6 +45,11 @@ def kill_after(step: str) -> None:
 
 
 if __name__ == "__main__":
-    kill_after(sys.argv[1])
-    settings = Settings(Path(sys.argv[2]), port=0, admin_key=sys.argv[3])
-    serving.serve(settings, lambda line: print(line, file=sys.stderr, flush=True))
+    settings = Settings(Path(sys.argv[2]), port=0)
+    for step in STEPS:
+        hub = os.fork()
+        if not hub:
+            kill_after(step)
+            serving.serve(settings, lambda line: print(line, file=sys.stderr, flush=True))
+        status = os.waitstatus_to_exitcode(os.waitpid(hub, 0)[1])
+        print(f"ended with {status} after {step}", file=sys.stderr, flush=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import urldefrag, urljoin, urlsplit
 
-from .conftest import Answer, Hub, curl
+from .conftest import Answer, Hub, ask
 
-BROWSER = ("-H", "Accept: text/html,application/xhtml+xml,*/*;q=0.8")
+BROWSER = "text/html,application/xhtml+xml,*/*;q=0.8"
 """What tells a browser from a program."""
 VOID = {"meta", "link", "br", "hr", "img"}
 
@@ -65,7 +65,7 @@ def crawl(hub: Hub, *starts: str) -> dict[str, Answer]:
         path = ahead.pop()
         if path in found:
             continue
-        found[path] = curl("--path-as-is", *BROWSER, hub.url + path)
+        found[path] = ask("GET", hub.url + path, Accept=BROWSER)
         if not found[path].headers["content-type"].startswith("text/html"):
             continue
         for link in read(found[path]).links:

@@ -161,7 +161,7 @@ class Showcase:
     def push(self, agent: Agent, commit: str, *known: str) -> str:
         self.clone.git("update-ref", "refs/heads/mine", commit)
         bundle = self.clone.bundle("refs/heads/mine", *(f"^{one}" for one in known))
-        answer = agent.push(bundle)
+        answer = agent.post("/api/git/push", bundle.read_bytes())
         assert answer.status == 201, answer.body
         self.commits += 1
         return commit

@@ -147,13 +147,18 @@ def test_a_push_that_is_killed_is_whole_or_not_there(
     before = state(hub)
     second, third = mine.commit("two"), mine.commit("three")
     bundle = mine.bundle()
-    for step in STEPS:
-        agent.hub = hub.start(killed_after=step).url
+    gated = HubProcess(hub.data, words=("-m", "tests.hub.gated_hub"))
+    for place, step in enumerate(STEPS):
+        agent.hub = (gated.listens() if place else gated.start()).url
         assert [one["hash"] for one in agent.get("/api/git/commits")] == [first], step
         assert state(hub) == before, step
         with pytest.raises(AssertionError, match="no answer"):
             agent.push(bundle)
-        assert hub.died() == -9, step
+        assert gated.process is not None and gated.process.stderr is not None
+        while not (line := gated.process.stderr.readline()).startswith("ended with"):
+            assert line, step
+        assert line == f"ended with -9 after {step}\n"
+    assert gated.died() == 0
     agent.hub = hub.start().url
     assert [one["hash"] for one in agent.get("/api/git/commits")] == [third, second, first]
     assert not any((hub.data / "incoming").iterdir())

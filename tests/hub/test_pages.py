@@ -18,7 +18,7 @@ from autohypothesis.hub.server.pages.rendering import POLICY, static
 from autohypothesis.hub.server.pages.routes import COMMITS
 from autohypothesis.hub.server.settings import DataFolder
 
-from .conftest import ADMIN_KEY, Answer, Clone, Hub, Start, curl
+from .conftest import ADMIN_KEY, Answer, Clone, Hub, Start, ask, curl
 from .reading import BROWSER, Reading, crawl, read
 from .showcase import OPTIONS, TASK, Showcase, key
 
@@ -52,7 +52,9 @@ def pages(shown: Showcase) -> dict[str, Answer]:
 
 
 def get(hub: Hub, path: str, *words: str) -> Answer:
-    return curl(*BROWSER, *words, hub.url + path)
+    if not words:
+        return ask("GET", hub.url + path, Accept=BROWSER)
+    return curl("-H", f"Accept: {BROWSER}", *words, hub.url + path)
 
 
 def row_of(answer: Answer, words: str) -> str:

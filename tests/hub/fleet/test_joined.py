@@ -362,7 +362,7 @@ def test_without_a_courier_nobody_is_asked(silent: str, fleet_project: Project) 
 def test_verify_says_why_a_result_is_not_queued(hub: Hub, decided: Project) -> None:
     ada, bob = HubClient.of(member(hub)), HubClient.of(member(hub, "bob"))
     tell(decided)
-    key = ada._connection._key or SecretStr("")
+    key = ada._http._key or SecretStr("")
     CourierProcess(decided, Credentials(hub.url, "ada", key)).once()
     terms = task_terms(decided)
     key = next(row["platform_key"] for row in read_ledger(decided.layout))
