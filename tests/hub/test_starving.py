@@ -128,6 +128,7 @@ def test_a_connection_that_drips_is_ended(impatient: Impatient) -> None:
 
 
 def test_a_peer_that_does_not_read_its_answers_is_ended(impatient: Impatient) -> None:
+    """Also one that goes on to ask meanwhile."""
     served = impatient(64)
     with served.connect() as connection:
         ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100

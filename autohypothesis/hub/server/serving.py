@@ -240,9 +240,7 @@ class HeldConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._is_at_work():
-            self.deadline = self.waits_since = None
-        elif not self._began:
+        if not self._note_request() and not self._began:
             self._began = True
             self.deadline = time.monotonic() + self.crowd.limits.header_seconds
 
@@ -250,8 +248,7 @@ class HeldConnection(H11Protocol):
         self._began = False
         self._wait(self.crowd.limits.idle_seconds)
         super().on_response_complete()
-        if self._is_at_work():  # the next request was here already
-            self.deadline = self.waits_since = None
+        self._note_request()  # the next request was here already
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -259,12 +256,17 @@ class HeldConnection(H11Protocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._is_at_work():
-            self.deadline = None
+        self._note_request()
 
-    def _is_at_work(self) -> bool:
+    def _note_request(self) -> bool:
+        """Whether a request is here; then only for a peer to read on is there a deadline."""
         cycle: Any = self.cycle
-        return cycle is not None and not cycle.response_complete
+        if cycle is None or cycle.response_complete:
+            return False
+        self.waits_since = None
+        if not self.flow.write_paused:
+            self.deadline = None
+        return True
 
     def _wait(self, seconds: float) -> None:
         self.waits_since = time.monotonic()
