@@ -89,6 +89,19 @@ def _keep_cache(repository: Repository, run: RunPaths) -> None:
         keep_compile_cache(run.home, seed)
 
 
+def finish_collection(layout: Layout, experiment_id: str) -> bool:
+    """Return whether the result is the collector's, and clean up after one that was killed.
+
+    A decision changes `result.json`: beside evidence that is still there, it would be made anew.
+    """
+    run = layout.run(experiment_id)
+    with locks.hold(layout, "collect", doing=f"cleaning up {experiment_id}"):
+        if not is_collected(run):
+            return False
+        _clean_up(run, _local(run) if run.local.exists() else {})
+        return True
+
+
 def is_collected(run: RunPaths) -> bool:
     """Return whether `result.json` is there and is the one that `collect` wrote.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from autohypothesis.engine import contention
-from autohypothesis.engine.collect import is_collected
+from autohypothesis.engine.collect import finish_collection
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import further_seed
 from autohypothesis.engine.failures import is_interruption
@@ -59,7 +59,7 @@ def finished(project: Project, experiment_id: str) -> Case:
             hint=f"see how it stands: python orchestrator.py show {experiment_id}",
         )
     submitted = run.run_spec.exists()
-    if submitted and not is_collected(run):
+    if submitted and not finish_collection(project.layout, experiment_id):
         raise SettleError(
             f"{experiment_id} is not collected yet, and {run.result} is not from its collector",
             hint="run `python orchestrator.py sync`, which collects what has ended",

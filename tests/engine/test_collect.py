@@ -14,6 +14,7 @@ from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import collect
+from autohypothesis.engine.decide import settle
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -83,6 +84,18 @@ def test_a_file_that_the_training_changed_is_still_invalid(project: Project) -> 
     spec = ended(project)
     (project.layout.export(spec.worker_id) / "data.txt").write_text("other\n")
     assert collected(project, spec).failure_kind == "invalid"
+
+
+def test_a_decided_run_whose_collector_was_killed_at_its_end_is_not_collected_again(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ended(project)
+    with monkeypatch.context() as killed:
+        killed.setattr(collecting, "_clean_up", lambda run, local: None)
+        result = collected(project, spec)
+    (decision,) = settle(project, [spec.experiment_id], decided_by="test").decisions_or_raise()
+    again = collected(project, spec)
+    assert (again.recorded_at, again.decision_id) == (result.recorded_at, decision.decision_id)
 
 
 def test_a_printed_memory_does_not_pass_a_hard_limit(project: Project) -> None:
