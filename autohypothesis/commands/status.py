@@ -25,7 +25,7 @@ def status(context: typer.Context, repo: Repo = None, as_json: Json = False) -> 
 
     view = overview(layout_of(context, repo))
     if as_json:
-        print_json({**_plain(view), "alive": view.alive})
+        print_json(_plain(view))
         return
     from autohypothesis.terminal.fleet import status_page
 

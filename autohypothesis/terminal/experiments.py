@@ -124,8 +124,8 @@ def results_page(found: Results, count: int, *, kept_only: bool = False) -> Rend
     parts: list[RenderableType] = [facts(_numbers(found))]
     if len(found.keeps) > 1:
         steps = [
-            (number(step.trial.value, 6), number(step.gain, 6, signed=True),
-             number(step.total, 6, signed=True), step.trial.description)
+            (number(step.value, 6), number(step.gain, 6, signed=True),
+             number(step.total_gain, 6, signed=True), step.description)
             for step in found.keeps
         ]  # fmt: skip
         body = table(("value", "gain", "in all", "description"), steps, right=range(3))

@@ -57,7 +57,7 @@ class Search:
 def test_each_keep_is_measured_against_the_one_before_it_and_the_first() -> None:
     search = Search().ran("keep", 1.0).ran("discard", 1.1).ran("keep", 0.9).ran("keep", 0.92)
     found = search.results()
-    steps = [(step.trial.value, step.gain, step.total) for step in found.keeps]
+    steps = [(step.value, step.gain, step.total_gain) for step in found.keeps]
     assert steps[0] == (1.0, None, None)
     assert steps[1] == (0.9, pytest.approx(0.1), pytest.approx(0.1))
     assert steps[2] == (0.92, pytest.approx(-0.02), pytest.approx(0.08)), "simpler, and worse"

@@ -21,12 +21,12 @@ from autohypothesis.fleet.overview.results import (
     moment,
 )
 from autohypothesis.records.bundles import decision_documents
-from autohypothesis.records.files import read_object
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import of_tag
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
-from autohypothesis.schema import finite, now
+from autohypothesis.schema import Hypothesis, Plan, finite, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +158,15 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     moments = [at for _, *span in spans for at in span] + [one.at for one in decided]
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
+
+    def confirmed_as(word: str, status: str = "keep") -> list[str]:
+        rows = (one.row for one in decided)
+        return [
+            str(row["id"])
+            for row in rows
+            if row.get("confirmation") == word and row.get("status") == status
+        ]
+
     page = Digest(
         tag=tag,
         metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
@@ -167,10 +176,10 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         decided=dict(Counter(str(one.decision["decision_status"]) for one in decided)),
         experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
         kept=[_step(one) for one in decided if _is_kept(one)],
-        confirmed=_confirmed_as("confirmed", decided),
-        provisional=_confirmed_as("provisional", decided),
-        refuted=_confirmed_as("refuted", decided),
-        not_confirmed=_confirmed_as("refuted", decided, status="discard"),
+        confirmed=confirmed_as("confirmed"),
+        provisional=confirmed_as("provisional"),
+        refuted=confirmed_as("refuted"),
+        not_confirmed=confirmed_as("refuted", "discard"),
         crashes=_crashes(decided),
         device_hours=round(sum(use.device_hours for use in workers), 4),
         idle_share=_idle(workers),
@@ -189,9 +198,6 @@ def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[No
     except RecordError as error:
         unread.append(Notice(error.problem, error.hint))
         return []
-
-
-# ── what was decided ────────────────────────────────────────────────────────────────────────
 
 
 def _decided(
@@ -229,14 +235,6 @@ def _step(one: _Decided) -> KeptStep:
     )
 
 
-def _confirmed_as(word: str, decided: Iterable[_Decided], *, status: str = "keep") -> list[str]:
-    return [
-        str(one.row["id"])
-        for one in decided
-        if one.row.get("confirmation") == word and one.row.get("status") == status
-    ]
-
-
 def _crashes(decided: Iterable[_Decided]) -> list[CrashKind]:
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for one in decided:
@@ -249,44 +247,34 @@ def _crashes(decided: Iterable[_Decided]) -> list[CrashKind]:
     return sorted(found, key=lambda crash: (-crash.count, crash.kind))
 
 
-# ── devices ─────────────────────────────────────────────────────────────────────────────────
-
-
 def _use(spans: Iterable[DeviceInterval], standing: Overview) -> list[DeviceUse]:
     by_worker: dict[str, list[DeviceInterval]] = defaultdict(list)
     for span in spans:
         by_worker[span[0]].append(span)
-    beats = {worker.worker_id: worker for worker in standing.workers}
-    return [
-        _use_of(name, by_worker[name], beats[name].busy_share if name in beats else None)
-        for name in sorted(by_worker)
-    ]
-
-
-def _use_of(name: str, spans: Sequence[DeviceInterval], now_share: float | None) -> DeviceUse:
-    busy = sum((end - start).total_seconds() for _, start, end in spans)
-    there = (max(span[2] for span in spans) - min(span[1] for span in spans)).total_seconds()
-    share = min(1.0, busy / there) if there > 0 else None
-    return DeviceUse(
-        worker_id=name,
-        experiments=len(spans),
-        device_hours=round(busy / 3600, 4),
-        busy_share=_rounded(share),
-        idle_share=_rounded(None if share is None else 1 - share),
-        busy_share_now=_rounded(now_share),
-    )
+    now_shares = {worker.worker_id: worker.busy_share for worker in standing.workers}
+    found = []
+    for name, mine in sorted(by_worker.items()):
+        busy = sum((end - start).total_seconds() for _, start, end in mine)
+        present = max(end for *_, end in mine) - min(start for _, start, _ in mine)
+        share = min(1.0, busy / present.total_seconds()) if present else None
+        found.append(
+            DeviceUse(
+                worker_id=name,
+                experiments=len(mine),
+                device_hours=round(busy / 3600, 4),
+                busy_share=_rounded(share),
+                idle_share=_rounded(None if share is None else 1 - share),
+                busy_share_now=_rounded(now_shares.get(name)),
+            )
+        )
+    return found
 
 
 def _idle(workers: Iterable[DeviceUse]) -> float | None:
-    """Over all devices, each by the time that it was there."""
-    hours = [
-        (use.device_hours, use.device_hours / use.busy_share) for use in workers if use.busy_share
-    ]
-    there = sum(one for _, one in hours)
-    return _rounded(1 - sum(busy for busy, _ in hours) / there) if there else None
-
-
-# ── proposers ───────────────────────────────────────────────────────────────────────────────
+    """Return the idle share over all devices, each by the time that it was there."""
+    used = [use for use in workers if use.busy_share]
+    present = sum(use.device_hours / (use.busy_share or 1.0) for use in used)
+    return _rounded(1 - sum(use.device_hours for use in used) / present) if present else None
 
 
 def _records(layout: Layout, decided: Iterable[_Decided]) -> list[ProposerRecord]:
@@ -327,20 +315,17 @@ def _change(decision: Mapping[str, Any]) -> float | None:
 
 def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
     """Return the proposer of a hypothesis, and the change that was predicted."""
-    name = str(row.get("hypothesis_id") or "")
-    document: dict[str, Any] = {}
+    name, hypothesis, prediction = str(row.get("hypothesis_id") or ""), None, None
     if ID.fullmatch(name):
-        document = read_object(layout.hypothesis(name, "done"))
-        document = document or read_object(layout.hypothesis(name, "pending"))
-    proposer = str(document.get("proposer") or "by hand")
-    if ID.fullmatch(str(row["id"])) and not document.get("prediction"):
-        planned = read_object(layout.plan(str(row["id"]))).get("hypothesis")
-        document = planned if isinstance(planned, dict) else {}
-    prediction = document.get("prediction")
-    return proposer, finite(prediction.get("delta")) if isinstance(prediction, dict) else None
-
-
-# ── what to look at first ───────────────────────────────────────────────────────────────────
+        paths = (layout.hypothesis(name, state) for state in ("done", "pending"))
+        found = (load_or_none(Hypothesis, path) for path in paths)
+        hypothesis = next((one for one in found if one is not None), None)
+        prediction = hypothesis.prediction if hypothesis else None
+    if prediction is None and ID.fullmatch(str(row["id"])):
+        plan = load_or_none(Plan, layout.plan(str(row["id"])))
+        prediction = plan.hypothesis.prediction if plan else None
+    proposer = (hypothesis.proposer if hypothesis else "") or "by hand"
+    return proposer, prediction.delta if prediction else None
 
 
 def _first(page: Digest) -> list[Notice]:

@@ -8,22 +8,23 @@ dead or refused becomes a `Notice`, and stops nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autohypothesis.engine.policy import better_by
-from autohypothesis.errors import AutohypothesisError, RecordError, UsageError
+from autohypothesis.errors import AutohypothesisError, RecordError
 from autohypothesis.fleet.hub_sync.incoming import COURIER
 from autohypothesis.fleet.live.presence import ENDED_STATES, LOOP, role_lives, worker_lives
 from autohypothesis.fleet.live.quarantine import quarantined
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import as_called
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import load, read_bytes, read_json, shown
+from autohypothesis.records.files import JSON_LIMIT, load, read_bytes, shown
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.rows import real
@@ -182,16 +183,9 @@ class Overview:
     """Wins to be confirmed, as the observer last saw it."""
     needs: list[Notice]
     next_command: str
+    alive: bool
+    """Whether any process of the fleet lives."""
     generated_at: datetime = field(default_factory=now)
-
-    @property
-    def alive(self) -> bool:
-        """Return whether any process of the fleet lives."""
-        return any_alive(self.roles, self.workers)
-
-
-def any_alive(roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> bool:
-    return any(role.alive for role in roles) or any(worker.alive for worker in workers)
 
 
 ROLES = ("supervisor", "observer", "tool-builder")
@@ -207,6 +201,13 @@ NAMED = 3
 RUN = "python orchestrator.py"
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_AWAITING = TypeAdapter(list[PendingConfirmation])
+
+
+class _Document(BaseModel):
+    """Any JSON object."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 def overview(layout: Layout, queue: Queue | None = None) -> Overview:
@@ -218,8 +219,8 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
     look = _Reader(layout)
     board, reference = look.board, look.reference()
     counts, waiting = look.queue(queue)
-    roles = look.roles()
-    workers = look.workers()
+    roles, workers = look.roles(), look.workers()
+    alive = any(role.alive for role in roles) or any(worker.alive for worker in workers)
     look.note_ended(roles, workers)
     look.note_devices_and_runs()
     look.note_refused(layout.inbox_refused, "not taken")
@@ -239,7 +240,8 @@ def overview(layout: Layout, queue: Queue | None = None) -> Overview:
         waiting=waiting,
         awaiting=look.awaiting,
         needs=look.needs,
-        next_command=as_called(_next_command(look.tag, roles, workers)),
+        next_command=as_called(f"{RUN} {_next_command(look.tag, roles, bool(workers), alive)}"),
+        alive=alive,
     )
 
 
@@ -254,10 +256,9 @@ class _Reader:
         self.tag, wrong = manifest_tag(layout)
         if wrong:
             self._damage(layout.manifest, wrong)
-        self.board = self._board()
+        board = self._document(layout.leaderboard)
+        self.board = board if not self.tag or board.get("tag") in (self.tag, None) else {}
         self.tag = self.tag or str(self.board.get("tag") or "")
-
-    # ── the search ────────────────────────────────────────────────────────────────────────
 
     def reference(self) -> str | None:
         from autohypothesis.engine.project import reference_ref
@@ -270,11 +271,6 @@ class _Reader:
         except AutohypothesisError as error:
             self._note(f"the reference cannot be read: {error.problem}")
             return None
-
-    def _board(self) -> dict[str, Any]:
-        """Return the leaderboard; empty where it is of another tag."""
-        board = self._document(self.layout.leaderboard)
-        return board if not self.tag or board.get("tag") in (self.tag, None) else {}
 
     def queue(self, queue: Queue | None) -> tuple[dict[str, int], list[WaitingHypothesis]]:
         """Return counts by state, and the first that wait; only open hypotheses are read."""
@@ -291,8 +287,6 @@ class _Reader:
         for problem in queue.problems:
             self._damage(self.layout.root / problem.path, problem.reason)
         return queue.counts(), waiting[:SHOWN_WAITING]
-
-    # ── processes ────────────────────────────────────────────────────────────────────
 
     def roles(self) -> list[RoleView]:
         """Return the roles of a fleet; a loop comes first, and needs no others while it lives."""
@@ -312,7 +306,8 @@ class _Reader:
         if status is None:
             return RoleView(name, "damaged" if path.exists() else "not started", alive=False)
         if name == "observer":
-            self.awaiting = _awaiting(status.details.get("awaiting"))
+            with suppress(ValidationError):
+                self.awaiting = _AWAITING.validate_python(status.details.get("awaiting") or [])
         alive = status.state != "stopped" and role_lives(status)
         known = alive or status.state in ENDED_STATES
         return RoleView(
@@ -327,26 +322,19 @@ class _Reader:
 
     def workers(self) -> list[WorkerView]:
         """Return the workers of the manifest, then any other that lives."""
+        manifest = self._model(self.layout.manifest, Manifest)
         views, known = [], set()
-        for worker in self._manifest_workers():
-            known.add(worker.worker_id)
-            views.append(self._worker(worker))
+        for worker in manifest.workers if manifest else ():
+            if ID.fullmatch(worker.worker_id):
+                known.add(worker.worker_id)
+                views.append(self._worker(worker))
+            else:
+                self._damage(self.layout.manifest, f"{worker.worker_id!r} is no id of a worker")
         for path in sorted(self.layout.heartbeat("any").parent.glob("*.json")):
             if ID.fullmatch(path.stem) and path.stem not in known:
                 other = self._worker(Worker(worker_id=path.stem, gpu_id=""), quiet=True)
                 views += [other] if other.alive else []
         return views
-
-    def _manifest_workers(self) -> Iterable[Worker]:
-        manifest = self._model(self.layout.manifest, Manifest)
-        if manifest is not None:
-            for worker in manifest.workers:
-                try:
-                    self.layout.heartbeat(worker.worker_id)
-                except UsageError as error:
-                    self._damage(self.layout.manifest, error.problem)
-                else:
-                    yield worker
 
     def _worker(self, worker: Worker, *, quiet: bool = False) -> WorkerView:
         name, device = worker.worker_id, worker.device or worker.gpu_id
@@ -382,8 +370,6 @@ class _Reader:
             return None
         until = self.now if alive else beat.updated_at
         return _share(beat.busy_seconds, (until - beat.started_at).total_seconds())
-
-    # ── what a person should know ───────────────────────────────────────────────────────────────
 
     def note_ended(self, roles: Iterable[RoleView], workers: Iterable[WorkerView]) -> None:
         """Name the problems of the roles, and the processes that died without leaving."""
@@ -427,14 +413,12 @@ class _Reader:
     def note_damaged(self) -> None:
         """Name the files that the last sync could not use."""
         problems = self._document(self.layout.problems).get("problems")
+        entries = problems if isinstance(problems, list) else []
+        found = [entry for entry in entries if isinstance(entry, dict)]
+        lines = [f"damaged: {entry.get('path')}: {entry.get('reason')}" for entry in found]
         known = {need.what for need in self.needs}
-        lines = [
-            f"damaged: {problem.get('path')}: {problem.get('reason')}"
-            for problem in (problems if isinstance(problems, list) else [])
-            if isinstance(problem, dict)
-        ]
-        lines = [line for line in lines if line not in known]
-        self._note_some(lines, self.layout.problems, "sync")
+        new = [line for line in lines if line not in known]
+        self._note_some(new, self.layout.problems, "sync")
 
     def _note_some(self, lines: list[str], where: Path, command: str = "") -> None:
         for line in lines[:NAMED]:
@@ -445,25 +429,16 @@ class _Reader:
     def _note(self, what: str, command: str = "") -> None:
         self.needs.append(Notice(what, f"{RUN} {command}" if command else ""))
 
-    # ── reading ───────────────────────────────────────────────────────────────────────────
-
     def _document(self, path: Path) -> dict[str, Any]:
         """Return the JSON object at `path`; empty where it is absent, or damaged (noted)."""
-        try:
-            value = read_json(path)
-        except FileNotFoundError:
-            return {}
-        except RecordError as error:
-            self._damage(path, reason_in(error, path))
-            return {}
-        if not isinstance(value, dict):
-            self._damage(path, f"is {type(value).__name__}, no object")
-            return {}
-        return value
+        document = self._model(path, _Document, limit=JSON_LIMIT)
+        return (document.model_extra or {}) if document is not None else {}
 
-    def _model(self, path: Path, model: type[_Model], *, quiet: bool = False) -> _Model | None:
+    def _model(
+        self, path: Path, model: type[_Model], *, limit: int = SMALL, quiet: bool = False
+    ) -> _Model | None:
         try:
-            return load(model, path, SMALL)
+            return load(model, path, limit)
         except FileNotFoundError:
             return None
         except RecordError as error:
@@ -490,31 +465,18 @@ class _Reader:
         return shown(str(path).removeprefix(f"{self.layout.root}/"))
 
 
-def _next_command(tag: str, roles: Iterable[RoleView], workers: list[WorkerView]) -> str:
+def _next_command(tag: str, roles: Iterable[RoleView], has_workers: bool, alive: bool) -> str:
     states = {role.role: role for role in roles}
     observer = states["observer"]
     if not tag:
-        return f"{RUN} init-fleet"
-    if any_alive(states.values(), workers):
-        return f"{RUN} monitor"
+        return "init-fleet"
+    if alive:
+        return "monitor"
     if observer.state == "finished":
-        return f"{RUN} digest"
+        return "digest"
     if LOOP in states and states[LOOP].pid == observer.pid:
-        return f"{RUN} {'runs' if observer.state == 'failed' else 'run-loop'}"
-    return f"{RUN} up" if workers else f"{RUN} init-fleet"
-
-
-def _awaiting(entries: object) -> list[PendingConfirmation]:
-    """Return the wins to be confirmed of the observer's status; a malformed entry is left out."""
-    return [
-        PendingConfirmation(
-            str(entry.get("experiment_id")), missing, wanted, str(entry.get("found") or "")
-        )
-        for entry in (entries if isinstance(entries, list) else [])
-        if isinstance(entry, dict)
-        and (missing := _count(entry.get("missing"))) is not None
-        and (wanted := _count(entry.get("wanted"))) is not None
-    ]
+        return "runs" if observer.state == "failed" else "run-loop"
+    return "up" if has_workers else "init-fleet"
 
 
 def _waiting(item: Hypothesis, state: str, worker: str | None) -> WaitingHypothesis:

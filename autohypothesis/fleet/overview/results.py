@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -83,19 +83,18 @@ class ResultTrial:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptTrial:
+class KeptTrial(ResultTrial):
     """One step of the reference. Gains are positive where it got better."""
 
-    trial: ResultTrial
-    gain: float | None
+    gain: float | None = None
     """Against the kept one before it, on its platform; None for the first."""
-    total: float | None
+    total_gain: float | None = None
     """Against the first kept one of its platform."""
 
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """The results of a search. Hours are None where no experiment says when it ran."""
+    """The results of a search. What its source cannot tell is None."""
 
     source: str
     tag: str | None
@@ -128,25 +127,25 @@ class Results:
 
         What is damaged has no rank: it comes last.
         """
-        measured = [one for one in self.trials if one.value is not None]
-        chosen = [one for one in measured if not kept_only or one.status == "keep"]
-        return sorted(chosen, key=lambda one: (one.status == DAMAGED, _rank(one)))[:count]
+        chosen = [one for one in self.trials if not kept_only or one.status == "keep"]
+        ranked = [
+            (one.status == DAMAGED, -better_by(one.value, 0.0, one.direction), place, one)
+            for place, one in enumerate(chosen)
+            if one.value is not None
+        ]
+        return [one for *_, one in sorted(ranked, key=lambda entry: entry[:3])[:count]]
 
     def as_dict(self, count: int, *, kept_only: bool = False) -> dict[str, Any]:
         document = asdict(self)
         del document["trials"]
-        document["keeps"] = [
-            {**step["trial"], "gain": step["gain"], "total_gain": step["total"]}
-            for step in document["keeps"]
-        ]
-        top = self.top(count, kept_only=kept_only)
-        return {**document, "top": [asdict(one) for one in top]}
+        return {**document, "top": list(map(asdict, self.top(count, kept_only=kept_only)))}
 
 
 def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterval]) -> Results:
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
     trials = [_trial(row) for row in rows if _counts(row)]
     decided = [row for row in rows if row.get("ordinal") is not None]
+    crashes = Counter(one.failure_kind or "unknown" for one in trials if one.status == "crash")
     return _results(
         "experiments.jsonl",
         trials,
@@ -154,33 +153,29 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
         metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
         repeats=sum(row.get("replicates") is not None for row in decided),
         undecided=len(rows) - len(decided),
-        crashes=Counter(one.failure_kind or "unknown" for one in trials if one.status == "crash"),
-        spans=list(spans),
+        crashes=dict(crashes.most_common()),
         notes=[
             f"{row['id']} is damaged, and not ranked: {note}"
             for row in rows
             if row.get("status") == DAMAGED
             for note in row.get("notes") or []
         ],
+        **_hours(list(spans)),
     )
 
 
 def from_table(table: warm_start.WarmStart) -> Results:
     """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
-    first = table.first
     trials = [
         ResultTrial(
-            experiment_id=None,
-            commit=one.commit,
-            value=one.value,
-            memory_gb=one.memory_gb,
-            status=one.status,
-            description=one.description,
-            baseline=one is first and one is table.tried[0],
+            None, one.commit, one.value, one.memory_gb, one.status, one.description,
+            baseline=one is table.first and one is table.tried[0],
         )
         for one in table.tried
-    ]
-    return _results(table.path.name, trials, notes=table.problems)
+    ]  # fmt: skip
+    unknown = dict.fromkeys(("tag", "repeats", "undecided", "crashes"))
+    known = {"metric": "val_bpb", "notes": table.problems}
+    return _results(table.path.name, trials, **known, **unknown, **_hours([]))
 
 
 def _counts(row: Row) -> bool:
@@ -209,81 +204,57 @@ def _trial(row: Row) -> ResultTrial:
     )
 
 
-def _results(
-    source: str,
-    trials: list[ResultTrial],
-    *,
-    tag: str | None = None,
-    metric: str = "val_bpb",
-    repeats: int | None = None,
-    undecided: int | None = None,
-    crashes: Counter[str] | None = None,
-    spans: Sequence[DeviceInterval] = (),
-    notes: Sequence[str] = (),
-) -> Results:
+def _results(source: str, trials: list[ResultTrial], **known: Any) -> Results:
+    """Return the results that follow from the trials, with what else is known."""
     counts = Counter(one.status for one in trials)
     tried = [one for one in trials if not one.baseline and one.status != DAMAGED]
-    keeps = _keeps(trials)
-    best = _best(keeps)
-    start = _start(keeps, best)
-    hours = _hours_between(spans)
+    kept = [one for one in trials if one.status == "keep" and one.value is not None]
+    best = _best(kept)
+    start = _start(kept, best)
     return Results(
         source=source,
-        tag=tag,
-        metric=metric,
         experiments=len(trials),
         kept=counts["keep"],
         discarded=counts["discard"],
         crashed=counts["crash"],
-        repeats=repeats,
-        undecided=undecided,
         keep_rate=sum(one.status == "keep" for one in tried) / len(tried) if tried else None,
         start=start,
         best=best,
         gain=_gain(best, start) if best and start else None,
-        keeps=keeps,
-        crashes=None if crashes is None else dict(crashes.most_common()),
-        device_hours=sum((end - start).total_seconds() for _, start, end in spans) / 3600
-        if spans
-        else None,
-        hours=hours,
-        per_hour=len(spans) / hours if hours else None,
+        keeps=_steps(kept),
         trials=trials,
-        notes=notes,
+        **known,
     )
 
 
-def _keeps(trials: Iterable[ResultTrial]) -> list[KeptTrial]:
+def _steps(kept: Iterable[ResultTrial]) -> list[KeptTrial]:
     """Return each keep with its gain over those before it on its platform."""
-    before: dict[str, tuple[ResultTrial, ResultTrial]] = {}
+    by_platform: dict[str, list[ResultTrial]] = {}
     found = []
-    for one in trials:
-        if one.status != "keep" or one.value is None:
-            continue
-        first, last = before.get(one.platform_key, (None, None))
-        gain = None if last is None else _gain(one, last)
-        found.append(KeptTrial(one, gain, None if first is None else _gain(one, first)))
-        before[one.platform_key] = (first or one, one)
+    for one in kept:
+        before = by_platform.setdefault(one.platform_key, [])
+        gains = (_gain(one, before[-1]), _gain(one, before[0])) if before else (None, None)
+        found.append(KeptTrial(*astuple(one), *gains))
+        before.append(one)
     return found
 
 
-def _best(keeps: Sequence[KeptTrial]) -> ResultTrial | None:
+def _best(kept: Sequence[ResultTrial]) -> ResultTrial | None:
     """Return the best that is not refuted, on the platform that was kept on last."""
-    standing = [step.trial for step in keeps if step.trial.confirmation != "refuted"]
-    kept = {
-        number: (number, trial.platform_key, trial.direction, trial.value)
-        for number, trial in enumerate(standing)
-        if trial.value is not None
+    standing = {
+        place: (place, one.platform_key, one.direction, one.value or 0.0)
+        for place, one in enumerate(kept)
+        if one.confirmation != "refuted"
     }
-    best = best_of(kept)
-    return None if best is None else standing[best]
+    best = best_of(standing)
+    return None if best is None else kept[best]
 
 
-def _start(keeps: Sequence[KeptTrial], best: ResultTrial | None) -> ResultTrial | None:
+def _start(kept: Iterable[ResultTrial], best: ResultTrial | None) -> ResultTrial | None:
     """Return where the platform of the best began: its baseline, else its first keep."""
     if best is None:
         return None
-    same = [step.trial for step in keeps if step.trial.platform_key == best.platform_key]
+    same = [one for one in kept if one.platform_key == best.platform_key]
     return next((one for one in same if one.baseline), same[0])
 
 
@@ -292,12 +263,12 @@ def _gain(trial: ResultTrial, over: ResultTrial) -> float:
     return better_by(trial.value or 0.0, over.value or 0.0, trial.direction)
 
 
-def _rank(trial: ResultTrial) -> float:
-    return -better_by(trial.value or 0.0, 0.0, trial.direction)
-
-
-def _hours_between(intervals: Sequence[DeviceInterval]) -> float | None:
-    if not intervals:
-        return None
-    first = min(start for _, start, _ in intervals)
-    return (max(end for *_, end in intervals) - first).total_seconds() / 3600
+def _hours(spans: Sequence[DeviceInterval]) -> dict[str, float | None]:
+    """Return the hours in experiments, those that went by, and experiments an hour."""
+    if not spans:
+        return {"device_hours": None, "hours": None, "per_hour": None}
+    seconds = sum((end - start).total_seconds() for _, start, end in spans)
+    first, last = min(start for _, start, _ in spans), max(end for *_, end in spans)
+    hours = (last - first).total_seconds() / 3600
+    per_hour = len(spans) / hours if hours else None
+    return {"device_hours": seconds / 3600, "hours": hours, "per_hour": per_hour}
