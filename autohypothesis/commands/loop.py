@@ -138,7 +138,6 @@ def _finish(project: Project, stop: Stop) -> None:
     After a Ctrl-C without what takes seconds to make; the next `sync` makes it.
     """
     from autohypothesis.commands.sync import keep, refresh
-    from autohypothesis.engine.workspace import pack_when_due
     from autohypothesis.errors import AutohypothesisError
     from autohypothesis.fleet.sync import sync as fold_and_write
 
@@ -152,7 +151,7 @@ def _finish(project: Project, stop: Stop) -> None:
         if not stop.hard:
             keep(project.repository, project.layout, everything=not stop.requested)
         if not stop.requested:
-            pack_when_due(project.repository)
+            project.repository.pack_when_due()
     except (AutohypothesisError, OSError) as error:
         remark(
             f"{error}; all is recorded, and `python orchestrator.py sync --all` makes the tables"

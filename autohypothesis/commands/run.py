@@ -223,7 +223,6 @@ def _print_line(project: Project, finished: Outcome, log: Path | None) -> None:
 def _after(project: Project, finished: Outcome, decide: bool) -> None:
     """Write the ledger, decide where that was asked for, and exit with the published code."""
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine.workspace import pack_when_due
 
     result, identity = finished.result, finished.experiment_id
     try:
@@ -231,7 +230,7 @@ def _after(project: Project, finished: Outcome, decide: bool) -> None:
             _decide(project, identity)
     finally:  # the run is in the ledger also when it cannot be decided
         refresh(project.layout)
-    pack_when_due(project.repository)
+    project.repository.pack_when_due()
     if result.failure_kind is not None:
         remark(f"{result.failure_kind}: {result.failure_detail}", style="red")
         raise typer.Exit(EXIT_DEADLINE if result.failure_kind == "timeout" else EXIT_CRASH)

@@ -83,14 +83,15 @@ def _check_environment(root: Path) -> None:
 
 def _prepare(project: Project, options: list[str]) -> None:
     """Have the repository's own prepare.py make data and tokenizer, where they are missing."""
-    from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare, takes
+    from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare
+    from autohypothesis.engine.task_file import has_option
 
     root, task = project.layout.root, project.task
     script = root / SCRIPT
     found = find_inputs(task, root, pins={})
     due = isinstance(found, LaunchError) or (script.is_file() and not makes_inputs(task))
     if options or (due and script.is_file()):
-        if script.is_file() and not takes(script, "--locate") and not options:
+        if script.is_file() and not has_option(script, "--locate") and not options:
             remark(f"{script} is not ours: running it as it is")
         run_prepare(root, options)
         found = find_inputs(task, root, pins={})

@@ -177,7 +177,7 @@ def schema(
 
     Example: `orchestrator.py schema task > task.schema.json`
     """
-    from autohypothesis.engine.task import task_schema
+    from autohypothesis.engine.task import TaskFile
     from autohypothesis.errors import UsageError
     from autohypothesis.schema import FILES, nearest
 
@@ -185,7 +185,7 @@ def schema(
     if name is None:
         print_json({"task": "task.yaml", **{m.__name__: file for file, m in FILES.items()}})
     elif name == "task":
-        print_json(task_schema())
+        print_json(TaskFile.model_json_schema())
     elif name in models:
         print_json(models[name].model_json_schema())
     else:

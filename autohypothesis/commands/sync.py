@@ -111,7 +111,6 @@ def _watch(
     repository: Repository, layout: Layout, seconds: float, everything: bool, snapshot: bool
 ) -> None:
     """Sync until asked to stop. What fails once, on a full disk say, is told and tried again."""
-    from autohypothesis.engine.workspace import pack_when_due
     from autohypothesis.errors import AutohypothesisError
 
     with role("sync") as stop:
@@ -120,7 +119,7 @@ def _watch(
                 refresh(layout, everything=everything)
                 if snapshot:
                     keep(repository, layout)
-                    pack_when_due(repository)
+                    repository.pack_when_due()
             except (AutohypothesisError, OSError) as error:
                 remark(str(error))
             stop.wait(seconds)

@@ -68,7 +68,6 @@ def run(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.project import whole_or_nothing
-    from autohypothesis.engine.workspace import pack_when_due
 
     project = _opened(context, path, repo)
     with whole_or_nothing(project.repository, project.layout):
@@ -79,7 +78,7 @@ def run(
                 decided = loop.run(iterations)
         finally:
             refresh(project.layout)
-            pack_when_due(project.repository)
+            project.repository.pack_when_due()
     tried = [one for one in decided if one.base_commit is not None]
     remark(_summary(loop.project, tried))
     if tried and all(one.decision_status == "crash" for one in tried):

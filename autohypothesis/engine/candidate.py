@@ -31,7 +31,7 @@ from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.workspace import Workspace, evaluator_of
+from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
@@ -183,7 +183,7 @@ def _settings(
     sources = {
         path: repository.show_file(commit, path) for path in artifacts if path.endswith(".py")
     }
-    literals = check_sources(sources, inputs.constants)
+    literals = _literals(sources)
     if task.run.preflight is None or workspace is None:
         return config_of(literals, None)
     checkout = workspace.export.checkout(commit, task)
@@ -195,7 +195,7 @@ def _settings(
         held_out=inputs.held_out,
         linked=tuple(checkout.links.values()),
     )
-    evaluator = evaluator_of(repository, commit, task)
+    evaluator = workspace.export.evaluator(commit, task)
     verdict = run_preflight(sandbox, checkout.path, evaluator, inputs)
     return config_of(literals, verdict.constants)
 
@@ -287,15 +287,11 @@ class PreflightVerdict(BaseModel):
     constants: dict[str, Any] | None = None
 
 
-def check_sources(sources: Mapping[str, bytes], known: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the literal constants of Python `sources`, when they parse and fit together.
-
-    Args:
-        sources: the artifacts of the candidate, by path.
-        known: constants of the profile, by lower-case name.
+def _literals(sources: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the literal constants of Python `sources`, by path, when they parse.
 
     Raises:
-        PreflightError: with file and line, or the rule that is broken.
+        PreflightError: with file and line.
     """
     constants: dict[str, Any] = {}
     for path, source in sources.items():
@@ -304,28 +300,7 @@ def check_sources(sources: Mapping[str, bytes], known: Mapping[str, Any]) -> dic
         except ChangeError as error:
             raise PreflightError(error.problem, hint=error.hint) from error
         constants = {**read_constants(source), **constants}
-    problem = _shape_problem({name.lower(): value for name, value in constants.items()}, known)
-    if problem:
-        raise PreflightError(problem, hint="propose other sizes")
     return constants
-
-
-def _shape_problem(constants: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """The rule of the published recipe that literal `constants` break."""
-    for name in ("depth", "head_dim", "total_batch_size", "device_batch_size"):
-        value = constants.get(name)
-        if isinstance(value, (int, float)) and (isinstance(value, bool) or not value > 0):
-            return f"{name.upper()} = {value} is not a positive number"
-    total, rows = constants.get("total_batch_size"), constants.get("device_batch_size")
-    length = constants.get("max_seq_len", known.get("max_seq_len"))
-    sizes = (total, rows, length)
-    are_sizes = all(type(size) is int and size > 0 for size in sizes)
-    if are_sizes and total % (rows * length):
-        return (
-            f"TOTAL_BATCH_SIZE = {total} is not a multiple of DEVICE_BATCH_SIZE x MAX_SEQ_LEN"
-            f" = {rows} x {length}"
-        )
-    return ""
 
 
 def run_preflight(

@@ -44,7 +44,6 @@ class InputReport(BaseModel):
     """The kind of device that the profile is for: cpu or cuda."""
     start_allowance_s: float | None = None
     evaluation_allowance_s: float | None = None
-    constants: dict[str, Any] = {}
     held_out: list[str] = []
     """Files and folders below `path` that the scorer reads and no training may."""
 
@@ -94,13 +93,6 @@ class Inputs:
     @property
     def device(self) -> str:
         return str(self._first("device", ""))
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        for report in reversed(list(self.reports.values())):
-            merged |= report.constants
-        return merged
 
     @property
     def start_allowance_s(self) -> float:

@@ -33,7 +33,7 @@ from autohypothesis.engine.scoring import scorer_for
 from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
 from autohypothesis.engine.task import Task, data_hash_with, platform_key, task_hash
 from autohypothesis.engine.untracked_files import lacking
-from autohypothesis.engine.workspace import Checkout, Export, evaluator_of
+from autohypothesis.engine.workspace import Checkout, Export
 from autohypothesis.errors import LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
@@ -147,12 +147,13 @@ class LocalExecutor(Executor):
     def _submit(self, spec: RunSpec, process: Any) -> str:
         """Submit to a shim that gets ready meanwhile."""
         task, root = spec.task, self.repository.root
-        files = Export(self.repository, spec.worker_id).checkout(spec.commit, task)
+        export = Export(self.repository, spec.worker_id)
+        files = export.checkout(spec.commit, task)
         inputs = locate_inputs(task, files.path, root, os.environ)
         command = training_command(task, root, os.environ)
         sites = site_folders(command.python) if command.python else ()
         hashed = task_hash(task, guard.protected_blobs(task, self.repository.entries(spec.commit)))
-        evaluator = evaluator_of(self.repository, spec.commit, task)
+        evaluator = export.evaluator(spec.commit, task)
         before = guard.look(files, sites)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))

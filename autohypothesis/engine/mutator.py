@@ -35,8 +35,8 @@ from autohypothesis.errors import (
     UnjudgedError,
 )
 from autohypothesis.records import bundles
-from autohypothesis.records.files import read_bytes, read_object
-from autohypothesis.records.git import SALVAGE, FileChange, Repository, experiment_ref
+from autohypothesis.records.files import read_bytes, read_object, write_atomic
+from autohypothesis.records.git import SALVAGE, Repository, experiment_ref
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.sandbox import Kind
 from autohypothesis.schema import (
@@ -81,7 +81,7 @@ class Mutator:
     )
 
     def implement(self, instructions: str, checkout: Path) -> str:
-        """See `Implementer.implement`.
+        """Have the program edit `checkout`, see `candidate.Implement`.
 
         Raises:
             MutatorError: it failed, took too long, printed too much, or touched the user's
@@ -99,22 +99,23 @@ class Mutator:
             "sandbox": kind,
         }
         problems = self._changed(*before) if before else []
-        if not _same_file(checkout / ".git", link):
+        if not _is_link_to_git(checkout / ".git", link):
             problems.append("replaced the .git of its checkout")
-            _replace(checkout / ".git", link)
+            if (checkout / ".git").is_dir() and not (checkout / ".git").is_symlink():
+                shutil.rmtree(checkout / ".git", ignore_errors=True)
+            write_atomic(checkout / ".git", link, durable=False)
         if problems:
             raise MutatorError(f"the mutator {' and '.join(problems)}", kind="invalid")
         self._check(ended)
         return note
 
     def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.ProgramEnd:
-        words = resolved(self.task.mutator.command or (), self.repository.root)
         environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
         document = json.dumps({**self.document, "instructions": instructions}, default=str)
+        sandbox = TaskSandbox(self.repository, self.task, kind)
         try:
-            sandbox = TaskSandbox(self.repository, self.task, kind)
             return program.run(
-                words,
+                resolved(self.task.mutator.command or (), self.repository.root),
                 cwd=checkout,
                 environment=sandbox.environment(environment, None),
                 confined=sandbox.mutator(checkout),
@@ -130,6 +131,7 @@ class Mutator:
             ) from error
 
     def _check(self, ended: program.ProgramEnd) -> None:
+        """Refuse a program that failed."""
         limit = self.task.mutator.timeout_seconds
         kind: FailureKind = "code_error"
         if ended.overflow:
@@ -148,10 +150,8 @@ class Mutator:
             problem = f"exited {ended.exit_code}: {ended.last_words()}"
         raise MutatorError(f"the mutator {problem}", kind=kind)
 
-    # ── without a sandbox ─────────────────────────────────────────────────────────────────
-
     def _users_checkout(self) -> tuple[str, str]:
-        """The commit of the user's checkout, and its tracked files as a tree."""
+        """Return the commit of the user's checkout, and its tracked files as a tree."""
         return self.repository.head(), self.repository.snapshot_tree()
 
     def _changed(self, head: str, tree: str) -> list[str]:
@@ -164,37 +164,17 @@ class Mutator:
         if not changes:
             return []  # nothing happened, or the user works there
         ref = SALVAGE + str(self.document.get("iteration_id", "checkout"))
-        found = repository.commit_tree(tree, [head], "Your checkout, as it was\n")
-        repository.compare_and_swap(ref, found, repository.read_ref(ref))
-        deleted = [change for change in changes if change.status == "D"]
-        for change in deleted:
-            _restore(repository, tree, change)
+        salvaged = repository.commit_tree(tree, [head], "Your checkout, as it was\n")
+        repository.compare_and_swap(ref, salvaged, repository.read_ref(ref))
+        deleted = [change.path for change in changes if change.status == "D"]
+        with suppress(AutohypothesisError):
+            repository.restore(deleted, tree)
         names = ", ".join(change.path for change in changes[:MAX_NAMED])
         back = " (what was deleted is back)" if deleted else ""
         return [f"or another process changed {names} of your checkout{back}; before: {ref}"]
 
 
-def _restore(repository: Repository, tree: str, change: FileChange) -> None:
-    place = repository.root / change.path
-    with suppress(OSError, AutohypothesisError):
-        content = repository.show_file(tree, change.path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if change.old_mode == "120000":
-            place.symlink_to(os.fsdecode(content))
-            return
-        place.write_bytes(content)
-        place.chmod(0o755 if change.old_mode == "100755" else 0o644)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put a plain file in the place of whatever is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-
-
-def _same_file(path: Path, content: bytes) -> bool:
+def _is_link_to_git(path: Path, content: bytes) -> bool:
     with suppress(OSError):
         return not path.is_symlink() and path.read_bytes() == content
     return False

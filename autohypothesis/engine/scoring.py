@@ -88,17 +88,16 @@ class LogScorer:
         return None
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
-        metric, source = self.task.objective.metric, self.task.run.log
+        metric, log = self.task.objective.metric, self.task.run.log
         metrics: Mapping[str, Any] = record.metrics
         seen = record.summaries_seen
-        if source is not None and checkout is not None:
-            summary = parse_summary(_text(checkout / source), metric)
+        if log is not None and checkout is not None:
+            summary = parse_summary(_text(checkout / log), metric)
             metrics, seen = summary.metrics, summary.blocks
-        if self.task.scorer.parse.pattern is not None:
-            found = _matches(_text(run.log), self.task.scorer.parse.pattern)
-            metrics, seen = {metric: found[-1] if found else None}, len(found)
-        value = finite(metrics.get(metric))
-        evidence = {"summaries_seen": seen}
+        if pattern := self.task.scorer.parse.pattern:
+            numbers = _matches(_text(run.log), pattern)
+            metrics, seen = {metric: numbers[-1] if numbers else None}, len(numbers)
+        value, evidence = finite(metrics.get(metric)), {"summaries_seen": seen}
         if seen > 1:
             problem = f"the log holds {seen} values of {metric}; one run has one"
             return Score(None, metrics, evidence=evidence, problem=problem, kind="invalid")
@@ -125,38 +124,32 @@ class CommandScorer:
         if why := _unjudged(run, answer):
             return Score(None, problem=f"the scorer could not judge: {why}", kind="infra")
         if answer.get("exit_code") != 0 or (error and parse.pattern is None):
+            # A candidate may keep a scorer busy for ever, so its time is the candidate's doing.
+            is_late = error.startswith(TIMED_OUT)
+            kind: FailureKind = "timeout" if is_late else _kind_of(run, answer, "no_metric")
             problem = f"the scorer failed: {error or 'it did not run'}"
-            return Score(None, problem=problem, kind=self._kind_of(run, answer, error))
-        text = _text(run.score_log)
-        found: list[tuple[object, object]]
-        if parse.pattern is not None:
-            found = [(number, {}) for number in _matches(text, parse.pattern)]
-        else:
-            found = [
-                (one[parse.score_field], one.get(parse.metrics_field))
-                for one in json_objects(text)
-                if parse.score_field in one
-            ]
-        if len(found) > 1:
-            problem = f"the scorer printed {len(found)} scores; one run has one"
+            return Score(None, problem=problem, kind=kind)
+        scores = self._printed(_text(run.score_log))
+        if len(scores) > 1:
+            problem = f"the scorer printed {len(scores)} scores; one run has one"
             return Score(None, problem=problem, kind="invalid")
-        score, metrics = found[0] if found else (None, {})
-        return self._scored(score, metrics if isinstance(metrics, dict) else {})
-
-    def _kind_of(self, run: RunPaths, answer: Mapping[str, Any], error: str) -> FailureKind:
-        """A candidate may keep a scorer busy for ever, so its time is the candidate's doing."""
-        if error.startswith(TIMED_OUT):
-            return "timeout"
-        if answer.get("status") == "processes":
-            return "code_error"
-        return _not_the_candidate(run, answer) or "no_metric"
-
-    def _scored(self, text: object, metrics: Mapping[str, Any]) -> Score:
-        value = finite(text)
-        if value is None:
-            problem = f"the scorer printed no finite {self.task.objective.metric}: {text!r:.60}"
+        score, reported = scores[0] if scores else (None, {})
+        metrics = reported if isinstance(reported, dict) else {}
+        if (value := finite(score)) is None:
+            problem = f"the scorer printed no finite {self.task.objective.metric}: {score!r:.60}"
             return Score(None, metrics, problem=problem, kind="no_metric")
         return Score(value, metrics, attested=True)
+
+    def _printed(self, text: str) -> list[tuple[object, object]]:
+        """Return each score that the program printed, with its metrics."""
+        parse = self.task.scorer.parse
+        if parse.pattern is not None:
+            return [(number, {}) for number in _matches(text, parse.pattern)]
+        return [
+            (printed[parse.score_field], printed.get(parse.metrics_field))
+            for printed in json_objects(text)
+            if parse.score_field in printed
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,22 +179,16 @@ class ModelScorer:
             }
             return Score(value, record.metrics, attested=True, evidence=evidence)
         problem = result.get("error") or answer.get("error") or f"the evaluator gave no {metric}"
-        kind = self._kind_of(run, answer, result)
+        # The evaluator says whose fault it is, or it failed itself.
+        is_verdict = answer.get("exit_code") == 0 or {"error", "kind"} <= result.keys()
+        kind = EVALUATOR_KINDS.get(str(result.get("kind")))
         return Score(
-            None, record.metrics, problem=f"official scoring failed: {problem}", kind=kind,
+            None,
+            record.metrics,
+            problem=f"official scoring failed: {problem}",
+            kind=kind or _kind_of(run, answer, "code_error" if is_verdict else "infra"),
             evidence={"evaluator": result},
-        )  # fmt: skip
-
-    def _kind_of(
-        self, run: RunPaths, answer: Mapping[str, Any], result: Mapping[str, Any]
-    ) -> FailureKind:
-        """Return whose fault a missing value is: the evaluator says so, or it failed itself."""
-        if answer.get("status") == "processes":
-            return "code_error"
-        said = EVALUATOR_KINDS.get(str(result.get("kind")))
-        verdict = answer.get("exit_code") == 0 or {"error", "kind"} <= result.keys()
-        otherwise: FailureKind = "code_error" if verdict else "infra"
-        return said or _not_the_candidate(run, answer) or otherwise
+        )
 
 
 def _unjudged(run: RunPaths, answer: Mapping[str, Any]) -> str:
@@ -211,18 +198,20 @@ def _unjudged(run: RunPaths, answer: Mapping[str, Any]) -> str:
         return str(answer.get("error"))
     if answer.get("status") not in ("exited", "signalled") or answer.get("exit_code") == 0:
         return ""
-    said = read_tail(str(run.score_log), TAIL_BYTES)
-    return why_unjudged(answer.get("exit_code"), answer.get("signal"), said)
+    tail = read_tail(str(run.score_log), TAIL_BYTES)
+    return why_unjudged(answer.get("exit_code"), answer.get("signal"), tail)
 
 
-def _not_the_candidate(run: RunPaths, answer: Mapping[str, Any]) -> FailureKind | None:
-    """Return `oom`, or `infra` for a scoring ended by a device, a disk or the clock; else None."""
+def _kind_of(run: RunPaths, answer: Mapping[str, Any], default: FailureKind) -> FailureKind:
+    """Return what a failed scoring stands for where a device, a disk or a limit ended it."""
     error = str(answer.get("error") or "")
+    if answer.get("status") == "processes":
+        return "code_error"
     if error.startswith(TIMED_OUT):
         return "infra"
-    said = f"{read_tail(str(run.score_log), TAIL_BYTES)}\n{error}"
-    failure = classify({"status": "exited", "exit_code": 1}, said, None)
-    return failure.kind if failure is not None and failure.kind in ("oom", "infra") else None
+    tail = f"{read_tail(str(run.score_log), TAIL_BYTES)}\n{error}"
+    failure = classify({"status": "exited", "exit_code": 1}, tail, None)
+    return failure.kind if failure is not None and failure.kind in ("oom", "infra") else default
 
 
 def _text(path: Path) -> str:
@@ -235,5 +224,5 @@ def _text(path: Path) -> str:
 
 def _matches(text: str, pattern: str) -> list[str]:
     """Return the number in each match: the group `score` where there is one, else the first."""
-    found = re.finditer(pattern, text, re.MULTILINE)
-    return [match["score"] if "score" in match.re.groupindex else match[1] for match in found]
+    matches = re.finditer(pattern, text, re.MULTILINE)
+    return [match["score"] if "score" in match.re.groupindex else match[1] for match in matches]

@@ -18,6 +18,7 @@ from autohypothesis import schema
 from autohypothesis.engine.environment import TrainingCommand, script_command
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.task_file import has_option
 from autohypothesis.errors import LaunchError, UsageError
 from autohypothesis.installation import as_called
 from autohypothesis.records.git import Repository
@@ -102,17 +103,6 @@ def prepare_options(
     ]
 
 
-def takes(script: Path, option: str) -> bool:
-    """Return whether the script at `script` has `option`: by its text, since asking would run it.
-
-    Without `--locate` it is no prepare.py of ours.
-    """
-    try:
-        return f'"{option}"'.encode() in script.read_bytes()
-    except OSError:
-        return False
-
-
 def find_inputs(
     task: Task, root: Path, pins: Mapping[str, str] | None = None
 ) -> Inputs | LaunchError:
@@ -136,7 +126,7 @@ def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
         LaunchError: it is not there, or it failed.
     """
     script = root / SCRIPT
-    ours = takes(script, "--locate")
+    ours = has_option(script, "--locate")
     if options and not ours:
         why = "is not ours" if script.is_file() else "is not there"
         raise UsageError(

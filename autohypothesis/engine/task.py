@@ -327,11 +327,6 @@ class Task(TaskFile):
         return [path for path in paths if self.is_artifact(path)]
 
 
-def task_schema() -> dict[str, Any]:
-    """JSON Schema of task.yaml, for editors."""
-    return TaskFile.model_json_schema(mode="validation")
-
-
 # ── patterns ────────────────────────────────────────────────────────────────────────────────
 # `*` and `?` stay in one folder, `**` crosses folders, a folder is all that is in it.
 

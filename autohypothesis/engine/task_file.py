@@ -7,7 +7,7 @@ keys and values first by the model, then patterns against the files that the rep
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class TaskFileError(TaskError):
     def __init__(
         self, path: Path, problems: Iterable[TaskProblem], marks: Marks | None = None
     ) -> None:
-        lines = sorted((_line(one.location, marks or {}), str(one)) for one in problems)
+        lines = sorted((_line(problem.location, marks or {}), str(problem)) for problem in problems)
         self.lines = [f"{path}:{line}: {words}" for line, words in dict.fromkeys(lines)]
         super().__init__(
             "\n".join(self.lines), hint="`python orchestrator.py schema task` lists what it may say"
@@ -72,15 +72,19 @@ def load_task(path: Path, repository_files: Iterable[str], *, root: Path) -> Tas
         source = path.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
         source = ""  # it lies outside of the repository
-    problems: list[TaskProblem] = []
-    task: Task | None = None
+    is_inside = source and data.get("root", "task") == "task"
+    folder = PurePosixPath(source).parent if is_inside else PurePosixPath()
+    problems = list(_pattern_problems(data, folder, source, files))
     try:
-        task = _resolved(TaskFile.model_validate(data), source)
-        problems += _missing_names(task, files)
+        written = TaskFile.model_validate(data)
     except ValidationError as error:
-        problems += problems_of(error, TaskFile)
-    problems += _pattern_problems(data, source, files)
-    if problems or task is None:
+        raise TaskFileError(path, [*problems_of(error, TaskFile), *problems], marks) from error
+    values = {name: getattr(written, name) for name in TaskFile.model_fields}
+    for name in ("artifacts", "protected"):
+        if values[name] is not None:
+            values[name] = tuple(_below(folder, pattern) for pattern in values[name])
+    task = Task(**{**values, "root": "repository", "source": source})
+    if problems := [*_missing_names(task, files), *problems]:
         raise TaskFileError(path, problems, marks)
     return task
 
@@ -95,7 +99,7 @@ def default_task(repository: Repository) -> Task:
     files = repository.tracked_files()
     if layout.root_task.exists():
         return load_task(layout.root_task, files, root=repository.root)
-    if layout.default_task.exists() and "prepare.py" in files and _is_our_pair(repository.root):
+    if layout.default_task.exists() and "prepare.py" in files and _is_ours(layout.root):
         return load_task(layout.default_task, files, root=repository.root)
     if "train.py" not in files and not (repository.root / "train.py").is_file():
         raise TaskError(
@@ -105,13 +109,21 @@ def default_task(repository: Repository) -> Task:
     return foreign_task()
 
 
-def _is_our_pair(root: Path) -> bool:
-    """Whether prepare.py answers what the shipped task asks of it, and is no file of that name."""
+def _is_ours(root: Path) -> bool:
+    """Return whether prepare.py answers what the shipped task asks of it."""
+    options = ("--locate", "--preflight", "--score")
+    return all(has_option(root / "prepare.py", option) for option in options)
+
+
+def has_option(script: Path, option: str) -> bool:
+    """Return whether a script has an option: by its text, since asking would run it.
+
+    Without `--locate` it is no prepare.py of ours.
+    """
     try:
-        text = (root / "prepare.py").read_bytes()
+        return f'"{option}"'.encode() in script.read_bytes()
     except OSError:
         return False
-    return all(option in text for option in (b"--locate", b"--preflight", b"--score"))
 
 
 def foreign_task() -> Task:
@@ -125,77 +137,52 @@ def foreign_task() -> Task:
     )
 
 
-def _resolved(written: TaskFile, source: str) -> Task:
-    """`written` with its patterns relative to the repository."""
-    folder = PurePosixPath(source).parent
-    values = {name: getattr(written, name) for name in TaskFile.model_fields}
-    if written.root == "task" and source:
-        values["artifacts"] = tuple(_below(folder, one) for one in written.artifacts)
-        if written.protected is not None:
-            values["protected"] = tuple(_below(folder, one) for one in written.protected)
-    return Task(**{**values, "root": "repository", "source": source})
-
-
 def _below(folder: PurePosixPath, pattern: str) -> str:
     return (folder / pattern.removeprefix("./")).as_posix()
 
 
-# ── names against files ─────────────────────────────────────────────────────────────────────
-
-
 def _pattern_problems(
-    data: Mapping[str, Any], source: str, files: list[str]
+    data: Mapping[str, Any], folder: PurePosixPath, source: str, files: list[str]
 ) -> Iterator[TaskProblem]:
     """Check `artifacts` and `protected`, also when other sections are wrong."""
-    folder = PurePosixPath(source).parent
-    if data.get("root", "task") != "task" or not source:
-        folder = PurePosixPath(".")
     protected = [_below(folder, pattern) for _, pattern in _patterns_in(data, "protected")]
     for name in ("artifacts", "protected"):
         for index, pattern in _patterns_in(data, name):
-            place, found = (name, index), matching(files, [_below(folder, pattern)])
-            overlap = matching(found, protected) if name == "artifacts" else []
-            if not found:
-                near = nearest(pattern, _names_from(folder, files))
-                yield TaskProblem(place, f"{pattern!r} matches no file{near}")
+            location, matched = (name, index), matching(files, [_below(folder, pattern)])
+            overlap = matching(matched, protected) if name == "artifacts" else []
+            if not matched:
+                prefix = "" if folder == PurePosixPath() else f"{folder}/"
+                names = [file.removeprefix(prefix) for file in files if file.startswith(prefix)]
+                words = f"{pattern!r} matches no file{nearest(pattern, names)}"
+                yield TaskProblem(location, words)
             elif overlap:
-                yield TaskProblem(place, f"{pattern!r} matches {overlap[0]!r}, which is protected")
-            elif name == "artifacts" and found == [source]:
+                words = f"{pattern!r} matches {overlap[0]!r}, which is protected"
+                yield TaskProblem(location, words)
+            elif name == "artifacts" and matched == [source]:
                 words = f"{pattern!r} matches the task file itself, which never changes"
-                yield TaskProblem(place, words)
+                yield TaskProblem(location, words)
 
 
 def _patterns_in(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, str]]:
-    """The usable patterns of a list; the model reports the others."""
+    """Yield the usable patterns of a list; the model reports the others."""
     listed = data.get(name)
     for index, pattern in enumerate(listed if isinstance(listed, list) else []):
         if isinstance(pattern, str) and pattern_problem(pattern) is None:
             yield index, pattern
 
 
-def _names_from(folder: PurePosixPath, files: list[str]) -> list[str]:
-    """File names as a person in `folder` would write them."""
-    prefix = "" if folder == PurePosixPath(".") else f"{folder.as_posix()}/"
-    return [name.removeprefix(prefix) for name in files if name.startswith(prefix)]
-
-
 def _missing_names(task: Task, files: list[str]) -> Iterator[TaskProblem]:
-    """Single files and folders that the task names and the repository lacks."""
+    """Check the single files and folders that the task names."""
     evaluator, cwd = task.scorer.evaluator, task.run.cwd.rstrip("/")
-    place = ("scorer", "evaluator")
     if evaluator is not None and evaluator not in files:
-        yield TaskProblem(place, f"{evaluator!r} is no tracked file{nearest(evaluator, files)}")
+        words = f"{evaluator!r} is no tracked file{nearest(evaluator, files)}"
+        yield TaskProblem(("scorer", "evaluator"), words)
     elif evaluator is not None and task.is_artifact(evaluator):
         words = f"{evaluator!r} is an artifact; what scores a change may not be changed by it"
-        yield TaskProblem(place, words)
-    folders = sorted(
-        {parent.as_posix() for name in files for parent in PurePosixPath(name).parents}
-    )
+        yield TaskProblem(("scorer", "evaluator"), words)
+    folders = sorted({str(parent) for name in files for parent in PurePosixPath(name).parents})
     if cwd not in folders:
         yield TaskProblem(("run", "cwd"), f"{cwd!r} is no folder{nearest(cwd, folders)}")
-
-
-# ── YAML with its lines ─────────────────────────────────────────────────────────────────────
 
 
 class _Loader(yaml.SafeLoader):
@@ -265,47 +252,32 @@ def _mark(node: yaml.Node, place: Location, marks: Marks, seen: set[int]) -> Ite
 
 
 def _line(location: Location, marks: Mapping[Location, int]) -> int:
-    """The line of `location`, or of the nearest thing around it that has one."""
+    """Return the line of `location`, or of the nearest thing around it that has one."""
     around = (location[:end] for end in range(len(location), -1, -1))
     return next((marks[place] for place in around if place in marks), 1)
 
 
-# ── what pydantic refused ───────────────────────────────────────────────────────────────────
-
-
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[TaskProblem]:
     """Say what pydantic refused in words for the person who wrote the file."""
-    return [TaskProblem(tuple(one["loc"]), _words(one, model)) for one in error.errors()]
+    return [TaskProblem(tuple(fault["loc"]), _words(fault, model)) for fault in error.errors()]
 
 
-def _words(one: ErrorDetails, model: type[BaseModel]) -> str:
-    location, value = one["loc"], one["input"]
-    if one["type"] == "extra_forbidden":
-        return f"unknown key{nearest(str(location[-1]), _known_keys(model, location[:-1]))}"
-    if one["type"] == "literal_error":
-        allowed = re.findall(r"'([^']*)'", one.get("ctx", {}).get("expected", ""))
-        near = nearest(str(value), allowed)
-        return f"{value!r} is not one of {', '.join(allowed)}{near}"
-    if one["type"] == "missing":
+def _words(fault: ErrorDetails, model: type[BaseModel]) -> str:
+    value, context = fault["input"], fault.get("ctx", {})
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key{nearest(str(fault['loc'][-1]), _known_keys(model))}"
+    if fault["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", context.get("expected", ""))
+        return f"{value!r} is not one of {', '.join(allowed)}{nearest(str(value), allowed)}"
+    if fault["type"] == "missing":
         return "is missing"
-    if one["type"] == "value_error":
-        return str(one.get("ctx", {}).get("error", one["msg"]))
-    return f"{one['msg'][0].lower()}{one['msg'][1:]}, not {repr(value)[:60]}"
+    if fault["type"] == "value_error":
+        return str(context.get("error", fault["msg"]))
+    return f"{fault['msg'][0].lower()}{fault['msg'][1:]}, not {repr(value)[:60]}"
 
 
-def _known_keys(model: type[BaseModel], location: Sequence[str | int]) -> list[str]:
-    """The keys that the section at `location` has."""
-    here: Any = model
-    for part in location:
-        fields = getattr(here, "model_fields", {})
-        # Else a name in a mapping, an index in a list.
-        here = _section_in(fields[str(part)].annotation) if part in fields else here
-    return list(getattr(here, "model_fields", {}))
-
-
-def _section_in(annotation: Any) -> Any:
-    """The model in `annotation`, through `X | None`, `dict[str, X]`, `tuple[X, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_section_in(part) for part in getattr(annotation, "__args__", ()))
-    return next((found for found in inner if found is not None), None)
+def _known_keys(model: type[BaseModel]) -> list[str]:
+    """Return the keys that a document has, in all of its sections."""
+    schema = model.model_json_schema()
+    sections = (schema, *schema.get("$defs", {}).values())
+    return sorted({key for section in sections for key in section.get("properties", {})})

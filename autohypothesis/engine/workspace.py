@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +21,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.files import remove_folder, write_atomic
-from autohypothesis.records.git import EXPERIMENTS, FULL, SALVAGE, Entry, Repository, blob_id
+from autohypothesis.records.git import FULL, SALVAGE, Entry, Repository
 from autohypothesis.records.git_export import SUBMODULE, Part
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import process_start
@@ -33,6 +31,9 @@ BARRIER = "gitdir: this-checkout-has-no-repository--see-run.git-in-docs/tasks.md
 user's own repository around it."""
 VERSION_TAG = "v0.0.0"
 MESSAGE = "The checkout of a run\n"
+PRISTINE = "pristine"
+"""The folder of evaluators, one folder for each export."""
+PLAIN, PROGRAM = "100644", "100755"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
@@ -66,6 +67,10 @@ class Export:
     @property
     def _state(self) -> Path:
         return self.repository.common_dir / "autohypothesis" / "exports" / self.name
+
+    @property
+    def _pristine(self) -> Path:
+        return self.repository.common_dir / "autohypothesis" / PRISTINE / self.name
 
     def holds(self) -> str | None:
         """Return the commit that it holds; None where it is gone, or not whole."""
@@ -109,10 +114,34 @@ class Export:
         }
         return Checkout(self.path, commit, files, copies, links, included.described(copies))
 
+    def evaluator(self, commit: str, task: Task) -> Path | None:
+        """Return the evaluator of `task`, read-only as `commit` has it; None where there is none.
+
+        Beside it are all files that the task protects by name, which it may import; without such a
+        list all other tracked files are protected, and it stands alone. The folder is outside of
+        every checkout, so no training runs in it, and is made anew each time: nothing else may lie
+        there, for it could be imported.
+        """
+        path, entries = task.scorer.evaluator, self.repository.entries(commit)
+        if path is None:
+            return None
+        if path not in entries or entries[path].mode not in (PLAIN, PROGRAM):
+            raise GitError(f"there is no file {path!r} in {commit[:12]}")
+        listed = task.protected is not None
+        _remove(self._pristine)
+        for name, entry in entries.items():
+            is_wanted = name == path or (listed and task.is_protected(name))
+            if is_wanted and entry.mode in (PLAIN, PROGRAM):
+                file = self._pristine / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(self.repository.show_file(commit, name))
+                file.chmod(0o555 if entry.mode == PROGRAM else 0o444)
+        return self._pristine / path
+
     def remove(self) -> None:
         """Delete the folder and all that is known of it."""
-        _remove(self.path)
-        _remove(self._state)
+        for path in (self.path, self._state, self._pristine):
+            _remove(path)
 
     def _fill(self, parts: list[Part], files: Iterable[str]) -> None:
         """Make the folder hold the files of the commit and nothing else."""
@@ -276,102 +305,3 @@ class Workspace:
         fleet = f"fleet={self.fleet} " if self.fleet else ""
         reason = f"{fleet}worker={self.name} pid={pid} start={process_start(pid)}"
         self.repository.worktree_add(self.path, commit, reason=reason, branch=self.branch)
-
-
-PRISTINE = "pristine"
-"""The folder of all pristine evaluators, one folder each."""
-PLAIN, PROGRAM = "100644", "100755"
-_ATTEMPTS = 4
-
-
-def evaluator_of(repository: Repository, commit: str, task: Task) -> Path | None:
-    """Return the evaluator of `task` as `commit` has it, at a path named after its content.
-
-    It lies read-only beside all files that the task protects by name, which it may import; without
-    such a list all other tracked files are protected, and the evaluator stands alone. All are
-    outside every checkout, so no training runs in their folder, and are compared with their
-    hashes each time they are asked for; nothing else may lie there, for it could be imported.
-    """
-    path, entries = task.scorer.evaluator, repository.entries(commit)
-    if path is None:
-        return None
-    if path not in entries or entries[path].mode not in (PLAIN, PROGRAM):
-        raise GitError(f"there is no file {path!r} in {commit[:12]}")
-    listed = task.protected is not None
-    files = {
-        name: entry
-        for name, entry in sorted(entries.items())
-        if entry.mode in (PLAIN, PROGRAM) and (name == path or (listed and task.is_protected(name)))
-    }
-    named = "".join(f"{name}\0{entry.mode}\0{entry.blob}\0" for name, entry in files.items())
-    digest = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()
-    folder = repository.common_dir / "autohypothesis" / PRISTINE / digest
-    for _ in range(_ATTEMPTS):
-        if _holds_exactly(folder, files):
-            return folder / path
-        _make_anew(repository, commit, folder, files)
-    raise GitError(
-        f"{folder} does not keep what is written there", hint="see which process writes it"
-    )
-
-
-def _holds_exactly(folder: Path, files: Mapping[str, Entry]) -> bool:
-    """Return whether `folder` holds `files` and nothing else; what Python compiled is deleted."""
-    if folder.is_symlink():
-        return False
-    found = set()
-    for parent, folders, names in os.walk(folder):
-        links = {name for name in folders if os.path.islink(os.path.join(parent, name))}
-        if "__pycache__" in set(folders) - links:
-            folders.remove("__pycache__")
-            shutil.rmtree(os.path.join(parent, "__pycache__"), ignore_errors=True)
-        found |= {os.path.relpath(os.path.join(parent, name), folder) for name in {*names, *links}}
-    return found == set(files) and all(
-        _has_content(folder / name, entry.blob) for name, entry in files.items()
-    )
-
-
-def _has_content(file: Path, blob: str) -> bool:
-    """Return whether a plain file has the content that git calls `blob`."""
-    if file.is_symlink() or not file.is_file():
-        return False
-    return blob_id(file.read_bytes(), blob) == blob
-
-
-def _make_anew(
-    repository: Repository, commit: str, folder: Path, files: Mapping[str, Entry]
-) -> None:
-    """Put `files` at `folder`, whole, in place of whatever is there; another process may win."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".new-"))
-    try:
-        for name, entry in files.items():
-            file = beside / "made" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(repository.show_file(commit, name))
-            file.chmod(0o555 if entry.mode == PROGRAM else 0o444)
-        if os.path.lexists(folder):
-            os.rename(folder, beside / "damaged")
-        os.rename(beside / "made", folder)
-    except OSError as error:
-        if not os.path.lexists(folder):
-            raise GitError(f"{folder} cannot be made: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-LOOSE_REFS = 200
-"""Each is a file that every listing of refs opens."""
-
-
-def pack_when_due(repository: Repository) -> bool:
-    """Pack refs and loose objects, under the repository's lock, every `LOOSE_REFS` experiments."""
-    try:
-        loose = len(os.listdir(repository.common_dir / EXPERIMENTS))
-    except FileNotFoundError:
-        return False
-    if loose < LOOSE_REFS:
-        return False
-    repository.pack_refs()
-    repository.pack_objects()
-    return True

@@ -29,6 +29,8 @@ from autohypothesis.records.git_call import CHECKOUT_TIMEOUT_S, TIMEOUT_S, Answe
 T = TypeVar("T")
 
 EXPERIMENTS = "refs/experiments/"
+LOOSE_REFS = 200
+"""Each is a file that every listing of refs opens."""
 SALVAGE = "refs/fleet/salvage/"
 FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 """A SHA-1 or SHA-256. What such a name stands for never changes."""
@@ -351,9 +353,16 @@ class Repository:
         with self.lock():
             self._run("update-ref --no-deref -d", ref, *([old] if old else []))
 
-    def pack_refs(self) -> None:
-        with self.lock():
-            self._run("pack-refs --all")
+    def pack_when_due(self) -> None:
+        """Pack refs and loose objects every `LOOSE_REFS` experiments."""
+        try:
+            loose = len(os.listdir(self.common_dir / EXPERIMENTS))
+        except FileNotFoundError:
+            return
+        if loose >= LOOSE_REFS:
+            with self.lock():
+                self._run("pack-refs --all")
+            self.pack_objects()
 
     def pack_objects(self) -> None:
         """Loose objects into packs. Never `gc --prune`: beside writers it loses objects."""
@@ -415,6 +424,10 @@ class Repository:
         how = [*_standing(branch), commit]
         self._run("checkout --force --quiet", *how, cwd=worktree, timeout=CHECKOUT_TIMEOUT_S)
         self.clean(worktree)
+
+    def restore(self, paths: Sequence[str], tree: str) -> None:
+        """Write files of `tree` to the user's checkout; its index stays as it is."""
+        self._run("--literal-pathspecs restore --worktree --source", tree, "--", *paths)
 
     def clean(self, worktree: Path) -> None:
         """Delete untracked and ignored files, nested repositories too."""

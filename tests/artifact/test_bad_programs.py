@@ -34,7 +34,7 @@ def test_a_sandbox_that_is_installed_works_where_everything_is_tested() -> None:
 
 # name, what the mutator does, (status, reason), words of the detail
 MUTATORS = [
-    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 3 s"),
+    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 2 s"),
     (
         "ignores what ends it and forks",
         "import os, signal, time\n"
@@ -44,7 +44,7 @@ MUTATORS = [
         "    if os.fork() == 0:\n"
         "        os.setsid()\n"
         "time.sleep(600)",
-        ("crash", "timeout"), "longer than 3 s",
+        ("crash", "timeout"), "longer than 2 s",
     ),
     (
         "leaves a daemon that writes on",
@@ -64,11 +64,6 @@ MUTATORS = [
     ("fails", "raise SystemExit('no idea')", ("crash", "code_error"), "no idea"),
     ("changes nothing", "print('nothing')", ("discard", "nothing_new"), "change nothing"),
     (
-        "writes beside the artifacts",
-        EDIT + "open('tasks/letters/more.txt', 'w').write('x')",
-        ("crash", "invalid"), "tasks/letters/more.txt",
-    ),
-    (
         "edits the scorer",
         EDIT + "open('tasks/letters/score.py', 'w').write('print({\"score\": 99})')",
         ("crash", "invalid"), "tasks/letters/score.py may not change",
@@ -78,28 +73,6 @@ MUTATORS = [
         "import shutil, os\n[shutil.rmtree(n) if os.path.isdir(n) else os.unlink(n)"
         " for n in os.listdir('.') if n != '.git']",
         ("crash", "invalid"), "may not change",
-    ),
-    (
-        "makes a link of an artifact",
-        "import os\nos.unlink('tasks/letters/text.txt')\n"
-        "os.symlink('/etc/passwd', 'tasks/letters/text.txt')",
-        ("crash", "invalid"), "becomes a symbolic link",
-    ),
-    (
-        "deletes an artifact",
-        "import os\nos.unlink('tasks/letters/text.txt')",
-        ("crash", "invalid"), "is deleted",
-    ),
-    (
-        "changes its own task file",
-        EDIT + "p = 'tasks/letters/task.yaml'\nt = open(p).read()\n"
-        "open(p, 'w').write(t.replace('0.5', '0.0'))",
-        ("crash", "invalid"), "tasks/letters/task.yaml may not change",
-    ),
-    (
-        "makes one file too large",
-        "open('tasks/letters/text.txt', 'w').write('x' * 3_000_000)",
-        ("crash", "invalid"), "max_bytes",
     ),
     (
         "makes a pipe of an artifact",
@@ -126,7 +99,7 @@ MUTATORS = [
 def test_a_mutator_that(
     letters: Letters, held_by: str, code: str, came: tuple[str, str], words: str
 ) -> None:
-    letters.write(mutate=code + "\n", timeout=3)
+    letters.write(mutate=code + "\n", timeout=2)
     before, began = letters.state(), time.monotonic()
     ran = letters.once()
     assert time.monotonic() - began < 60
@@ -138,12 +111,12 @@ def test_a_mutator_that(
     if came[0] != "keep":
         assert after == before
         assert line["candidate_score"] is None
-    if held_by == "bwrap":
+    if held_by == "bwrap" and came[1] == "invalid":
         assert_goes_on(letters)
 
 
 def assert_goes_on(letters: Letters) -> None:
-    """What a bad program left is in nobody's way."""
+    """What a bad program left in its checkout is in nobody's way."""
     letters.write(mutate=EDIT)
     assert letters.once().only["status"] == "keep"
 
@@ -221,7 +194,11 @@ time.sleep(20)
 """
 
 
-@pytest.mark.parametrize("where", ["mutator", "preflight"])
+@pytest.mark.parametrize(
+    ("where", "held_by"),
+    [("mutator", "bwrap"), ("preflight", "landlock"), ("mutator", "none"), ("preflight", "none")],
+    indirect=["held_by"],
+)
 def test_a_program_that_forks_without_end_is_ended_with_all_of_it(
     letters: Letters, held_by: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -262,17 +239,12 @@ def test_a_mutator_that_replaces_the_link_to_git_runs_nothing_of_its_own(
     assert_goes_on(letters)
 
 
-# name, the scorer, (status, reason), words of the detail
+# name, the scorer, (status, reason), words of the detail; test_scoring.py has the others
 SCORERS = [
     ("prints two scores", SCORE + SCORE.replace("text.count", "1 + text.count"),
      ("crash", "invalid"), "2 scores"),
-    ("prints NaN", "print('{\"score\": NaN}')", ("crash", "no_metric"), "no finite letters"),
     ("prints infinity", "print('{\"score\": 1e999}')", ("crash", "no_metric"), "no finite"),
-    ("prints text", "print('quite good')", ("crash", "no_metric"), "no JSON"),
-    ("prints a score in words", "print('{\"score\": \"good\"}')", ("crash", "no_metric"), "'good'"),
-    ("prints nothing", "", ("crash", "no_metric"), "no JSON"),
-    ("fails", "raise SystemExit(3)", ("crash", "no_metric"), "exited 3"),
-    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 2 s"),
+    ("hangs", "import time; time.sleep(600)", ("crash", "timeout"), "longer than 1 s"),
     ("prints nested JSON that is far too deep", "print('{\"score\":' + '[' * 100_000)",
      ("crash", "no_metric"), "no JSON"),
 ]  # fmt: skip
@@ -283,15 +255,13 @@ SCORERS = [
 )
 def test_a_scorer_that(letters: Letters, code: str, came: tuple[str, str], words: str) -> None:
     """The reference has its score already; the rubric spoils when it sees an x."""
-    spoiled = "".join(f"    {line}\n" for line in code.splitlines()) or "    pass\n"
+    spoiled = "".join(f"    {line}\n" for line in code.splitlines())
     honest = SCORE.replace("print(", "if 'x' not in text:\n    print(")
-    score = honest + f"if 'x' in text:\n{spoiled}"
-    letters.write(mutate=EDIT, score=score)
+    letters.write(mutate=EDIT, score=f"{honest}if 'x' in text:\n{spoiled}")
     task = letters.folder / "task.yaml"
-    task.write_text(
-        task.read_text().replace("timeout_seconds: 20}\nobj", "timeout_seconds: 2}\nobj")
-    )
-    run_git(letters.root, "commit", "-qam", "two seconds", "--allow-empty")
+    text = task.read_text()
+    task.write_text(text.replace("timeout_seconds: 20}\nobj", "timeout_seconds: 1}\nobj"))
+    run_git(letters.root, "commit", "-qam", "one second", "--allow-empty")
     before = letters.state()
     line = letters.once().only
     assert (line["status"], line["reason"]) == came
@@ -365,16 +335,13 @@ def test_a_reference_that_cannot_be_judged_at_first_is_measured_again(
     assert tries.read_text() == "xxx"
 
 
-@pytest.mark.parametrize(
-    ("code", "words"), [one[1:] for one in COULD_NOT], ids=[one[0] for one in COULD_NOT]
-)
-def test_a_mutator_could_make_no_change_when_it(
-    letters: Letters, code: str, words: str, no_pause: None
+def test_a_mutator_that_asks_to_be_tried_later_could_make_no_change(
+    letters: Letters, no_pause: None
 ) -> None:
-    letters.write(mutate=EDIT + code + "\n")
+    letters.write(mutate=EDIT + LATER + "\n")
     before = letters.state()
     ran = letters.once()
-    assert ran.code == 1 and words in ran.said
+    assert ran.code == 1 and "(EX_TEMPFAIL: try again later)" in ran.said
     assert "the mutator could not make a change: " in ran.said
     assert {(line["status"], line["reason"]) for line in ran.lines} == {("lost", "infra")}
     assert letters.state() == before
@@ -390,11 +357,7 @@ def test_a_preflight_that_could_not_judge_is_run_again(
         f"    tries.tell() % {TRIES if judges else 99} and exit(75)\nprint('{{\"ok\": true}}')\n"
     )
     letters.write(mutate=EDIT, more="sandbox: none\n")
-    task = letters.folder / "task.yaml"
-    task.write_text(task.read_text().replace(
-        "run: {device: cpu}", "run: {device: cpu, preflight: [python, tasks/letters/check.py]}"
-    ))  # fmt: skip
-    run_git(letters.root, "commit", "-qam", "a preflight")
+    with_preflight(letters)
     ran = letters.once()
     if judges:
         assert ran.only["status"] == "keep"
@@ -466,12 +429,15 @@ RUNNER = "run: {{command: [python, tasks/letters/run.py], device: cpu}}"
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("held_by", "code", "words"),
     [
-        ("open('tasks/letters/score.py', 'a').write('#')", "tasks/letters/score.py was changed"),
-        ("open('tasks/letters/text.txt', 'a').write('xxx')", "tasks/letters/text.txt was changed"),
-        ("import os; os.unlink('README.md')", "README.md was deleted"),
+        ("bwrap", "open('tasks/letters/score.py', 'a').write('#')",
+         "tasks/letters/score.py was changed"),
+        ("landlock", "open('tasks/letters/text.txt', 'a').write('xxx')",
+         "tasks/letters/text.txt was changed"),
+        ("none", "import os; os.unlink('README.md')", "README.md was deleted"),
     ],
+    indirect=["held_by"],
 )  # fmt: skip
 def test_a_runner_that_touches_the_rubric_is_invalid(
     letters: Letters, held_by: str, code: str, words: str

@@ -17,7 +17,6 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.commands import sync as commands
-from autohypothesis.engine import workspace
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
@@ -191,7 +190,7 @@ def test_a_watching_sync_packs_what_a_fleet_leaves_behind(
     def leave(*words: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(workspace, "LOOSE_REFS", 1)
+    monkeypatch.setattr("autohypothesis.records.git.LOOSE_REFS", 1)
     monkeypatch.setattr(system, "set_process_name", lambda name: None)
     monkeypatch.setattr(commands, "keep", leave)
     commands._watch(repository, place.layout, 60.0, False, True)

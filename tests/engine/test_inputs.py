@@ -56,7 +56,6 @@ def test_an_input_says_where_it_is_and_what_it_needs(task: Task, tmp_path: Path)
         "device": "cpu",
         "start_allowance_s": 20,
         "evaluation_allowance_s": 30.5,
-        "constants": {"seq_len": 64},
         "tokenizer_hash": "is kept",
     }
     inputs = locate(with_input(task, report(tmp_path, **facts)), tmp_path)
@@ -64,7 +63,7 @@ def test_an_input_says_where_it_is_and_what_it_needs(task: Task, tmp_path: Path)
     assert (inputs.profile, inputs.profile_hash, inputs.data_hash) == ("cpu", "ab", "cd")
     assert inputs.budget(task) == Budget(seconds=15, clock="cpu")
     assert (inputs.start_allowance_s, inputs.evaluation_allowance_s) == (20, 30.5)
-    assert (inputs.device, inputs.constants) == ("cpu", {"seq_len": 64})
+    assert inputs.device == "cpu"
     fixed = task.model_copy(update={"run": RunConfig(budget=Budget(seconds=7))})
     assert inputs.budget(fixed).seconds == 7
 
@@ -129,7 +128,8 @@ def test_a_locate_program_sees_its_cache_and_no_secrets(task: Task, tmp_path: Pa
     inputs = locate(
         with_input(task, code), tmp_path, HOME="/h", AUTORESEARCH_CACHE="/c", HF_TOKEN="secret"
     )
-    assert inputs.constants == {"HOME": "/h", "AUTORESEARCH_CACHE": "/c"}
+    (report,) = inputs.reports.values()
+    assert (report.model_extra or {})["constants"] == {"HOME": "/h", "AUTORESEARCH_CACHE": "/c"}
 
 
 # ── which command ───────────────────────────────────────────────────────────────────────────

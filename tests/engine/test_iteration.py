@@ -55,10 +55,17 @@ def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
     assert not project.layout.runs.exists()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), LeaseError("taken"), OSError("full")])
-@pytest.mark.parametrize("where", ["prepare", "choose", "bundle"])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("prepare", KeyboardInterrupt()),
+        ("choose", LeaseError("taken")),
+        ("bundle", OSError("full")),
+        ("bundle", KeyboardInterrupt()),
+    ],
+)
 def test_what_ends_before_the_run_began_leaves_no_plan_for_ever(
-    project: Project, monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str
+    project: Project, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error

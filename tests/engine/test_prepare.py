@@ -209,17 +209,6 @@ def test_a_script_that_does_not_parse_is_refused_with_its_line(
     assert "h-1" in repository.experiments(), "the refused diff stays in git"
 
 
-def test_sizes_that_do_not_fit_are_refused_without_running(make: Make, task: Task) -> None:
-    repository = make({"train.py": "TOTAL_BATCH_SIZE = 2**12\nDEVICE_BATCH_SIZE = 16\n"})
-    known = Inputs({})
-    assert prepare(repository, task, Change(), "h-0", inputs=known)
-    with pytest.raises(PreflightError, match="DEVICE_BATCH_SIZE = 0 is not a positive number"):
-        prepare(repository, task, overrides(device_batch_size=0), inputs=known)
-    files = {"train.py": b"TOTAL_BATCH_SIZE = 100\nDEVICE_BATCH_SIZE = 16\nMAX_SEQ_LEN = 64\n"}
-    with pytest.raises(PreflightError, match=r"100 is not a multiple of .* = 16 x 64"):
-        prepare(repository, task, _patch_to(repository, files), "h-2", inputs=known)
-
-
 def test_an_id_is_used_once(repository: Repository, task: Task) -> None:
     first = prepare(repository, task, overrides(depth=5))
     with pytest.raises(GitError, match="exists and is another commit"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.workspace import evaluator_of
+from autohypothesis.engine.workspace import Export
 from autohypothesis.records.git import Repository
 
 FILES = {
@@ -32,6 +32,12 @@ def task_of(*protected: str) -> Task:
 BOTH = task_of("prepare.py", "constants.py", "kit/**")
 
 
+def evaluator_of(repository: Repository, commit: str, task: Task) -> Path:
+    evaluator = Export(repository, "w").evaluator(commit, task)
+    assert evaluator is not None
+    return evaluator
+
+
 def said(evaluator: Path, cwd: Path) -> str:
     answer = subprocess.run(
         [sys.executable, str(evaluator)], cwd=cwd, capture_output=True, text=True, timeout=30,
@@ -48,7 +54,6 @@ def both(make: Callable[..., Repository]) -> Repository:
 def test_what_the_evaluator_imports_is_not_the_checkouts_copy(both: Repository) -> None:
     (both.root / "constants.py").write_text("VALUE = 99\n")
     evaluator = evaluator_of(both, both.head(), BOTH)
-    assert evaluator is not None
     assert said(evaluator, both.root) == "1 2"
     assert both.root / ".git" in evaluator.parents
     for name in ("constants.py", "kit/more.py"):
@@ -56,14 +61,12 @@ def test_what_the_evaluator_imports_is_not_the_checkouts_copy(both: Repository) 
     assert not (evaluator.parent / "train.py").exists()
 
 
-def test_another_version_of_an_imported_file_is_another_folder(both: Repository) -> None:
+def test_another_version_of_an_imported_file_is_taken_with_its_commit(both: Repository) -> None:
     head = both.head()
     tree = both.tree_with(head, {"constants.py": b"VALUE = 5\n"})
     other = both.commit_tree(tree, [head], "x\n")
-    first, second = evaluator_of(both, head, BOTH), evaluator_of(both, other, BOTH)
-    assert first is not None
-    assert second is not None
-    assert (said(first, both.root), said(second, both.root)) == ("1 2", "5 2")
+    for commit, printed in ((head, "1 2"), (other, "5 2"), (head, "1 2")):
+        assert said(evaluator_of(both, commit, BOTH), both.root) == printed
 
 
 @pytest.mark.parametrize("damage", ["edit", "add", "add a folder", "delete", "link", "compiled"])
@@ -71,7 +74,6 @@ def test_a_file_that_is_planted_beside_the_evaluator_is_gone_before_it_is_used(
     both: Repository, tmp_path: Path, damage: str
 ) -> None:
     evaluator = evaluator_of(both, both.head(), BOTH)
-    assert evaluator is not None
     beside = evaluator.parent
     constants = beside / "constants.py"
     if damage == "edit":
@@ -98,5 +100,4 @@ def test_a_file_that_is_planted_beside_the_evaluator_is_gone_before_it_is_used(
 
 def test_without_a_list_the_evaluator_stands_alone(both: Repository) -> None:
     evaluator = evaluator_of(both, both.head(), task_of())
-    assert evaluator is not None
     assert [path.name for path in evaluator.parent.iterdir()] == ["prepare.py"]

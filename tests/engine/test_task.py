@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autohypothesis.engine.task import Task, matches, pattern_problem, task_schema
+from autohypothesis.engine.task import Task, TaskFile, matches, pattern_problem
 from autohypothesis.engine.task_file import MAX_BYTES, TaskFileError, default_task, load_task
 from autohypothesis.errors import TaskError
 from autohypothesis.records.git import Repository
@@ -190,7 +190,7 @@ def test_the_shipped_task_is_right_and_names_constants_of_train_py() -> None:
 
 
 def test_the_schema_for_editors_knows_the_shipped_task() -> None:
-    schema = task_schema()
+    schema = TaskFile.model_json_schema()
     written = yaml.safe_load((ROOT / "tasks/pretrain/task.yaml").read_text(encoding="utf-8"))
     assert set(written) <= set(schema["properties"])
     assert "source" not in schema["properties"]
@@ -211,7 +211,7 @@ def test_a_repository_without_a_file_has_the_foreign_task(make: Callable[..., Re
 
 def test_a_task_file_of_ones_own_comes_first(make: Callable[..., Repository]) -> None:
     shipped = "id: shipped\nroot: repository\nartifacts: [train.py]\n"
-    ours = "--locate --preflight --score"
+    ours = '"--locate" "--preflight" "--score"'
     files = {"train.py": "", "prepare.py": ours, "tasks/pretrain/task.yaml": shipped}
     assert default_task(make(files, "shipped")).id == "shipped"
     assert default_task(make({**files, "task.yaml": GOOD}, "own")).id == "one"

@@ -25,7 +25,8 @@ from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
 from autohypothesis.engine.gpus import Gpu, all_gpus, cuda_version, usable_gpus
 from autohypothesis.engine.inputs import TIMEOUT_S
-from autohypothesis.engine.setup import SCRIPT, source_folder, takes
+from autohypothesis.engine.setup import SCRIPT, source_folder
+from autohypothesis.engine.task_file import has_option
 from autohypothesis.errors import LaunchError, LeaseError, UsageError
 from autohypothesis.records.layout import checked_id
 from autohypothesis.schema import Worker
@@ -231,7 +232,7 @@ def choose_profile(root: Path) -> ProfileChoice:
         LaunchError: there is no prepare.py that can tell, or it fails; with its own words.
     """
     scripts = (folder / SCRIPT for folder in (root, source_folder()))
-    script = next((path for path in scripts if takes(path, "--choose")), None)
+    script = next((path for path in scripts if has_option(path, "--choose")), None)
     if script is None:
         raise LaunchError(f"no {SCRIPT} of ours in {root}", hint="work from a clone of the project")
     ended = program.run(
