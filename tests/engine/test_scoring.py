@@ -29,6 +29,7 @@ ENDED = {"status": "exited", "exit_code": 0}
         ("", {"status": "timeout", "error": f"{TIMED_OUT} 1 s"}, None, "timeout", TIMED_OUT),
         ("", {"status": "processes", "error": "600 processes"}, None, "code_error", "600"),
         ("", {"status": "exited", "exit_code": 75}, None, "infra", "EX_TEMPFAIL"),
+        ("", {"status": "signalled", "signal": 9}, None, "infra", "it was killed with SIGKILL"),
         ("torch.OutOfMemoryError: CUDA out of memory.", {"status": "exited", "exit_code": 1},
          None, "oom", "failed"),
         ("OSError: [Errno 28] No space left on device", {"status": "exited", "exit_code": 1},
