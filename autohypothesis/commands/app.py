@@ -1,4 +1,4 @@
-"""The frame around every command: `--repo`, exit codes, and errors as one line.
+"""The frame around every command: options that several have, exit codes, errors as one line.
 
 Imports nothing heavy, since `--help` and completion run through here.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from typer.core import TyperCommand
@@ -21,16 +21,12 @@ from autohypothesis.plain import plain
 from autohypothesis.system import CtrlC, keep_others_out
 from autohypothesis.terminal.streams import complaint, lost, make_steady
 
+if TYPE_CHECKING:
+    from autohypothesis.records.layout import Layout
+
 # Newer releases of typer carry their own copy of click; its exceptions are found from here.
 ClickUsageError: Any = typer.BadParameter.__bases__[0]
 ClickError: Any = ClickUsageError.__bases__[0]
-
-Repo = Annotated[
-    Path | None,
-    typer.Option("--repo", help="The repository; default: the one of the current directory."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Tag = Annotated[str | None, typer.Option("--tag", help="The search; default: the active one.")]
 
 INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
@@ -59,7 +55,6 @@ PANELS = {
 }  # fmt: skip
 """Every command, as `--help` groups them, in the order in which one meets them."""
 
-
 ONLY_SHOW = (
     "show-results", "status", "digest", "runs", "show", "best", "schema", "hypotheses", "briefing",
 )  # fmt: skip
@@ -67,6 +62,85 @@ ONLY_SHOW = (
 
 _command = [""]
 """The one that was called."""
+
+
+# ── options that several commands have ──────────────────────────────────────────────────────
+
+
+def completion(names: Callable[[Layout], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return a completion for the shell: of names in the repository at the current directory."""
+
+    def complete(incomplete: str) -> list[str]:
+        from autohypothesis.records.layout import Layout
+
+        return sorted(name for name in names(Layout(Path.cwd())) if name.startswith(incomplete))
+
+    return complete
+
+
+def _chosen(context: typer.Context, repo: Path | None) -> Path:
+    """Return `--repo` after the command, else before it, else the current directory."""
+    root = context.find_root()
+    root.obj = repo or root.obj
+    return root.obj or Path.cwd()
+
+
+complete_experiment = completion(lambda layout: (run.name for run in layout.runs.glob("*")))
+
+HERE = cast("Path", None)
+"""The default of `Repo`, which becomes the current directory."""
+Repo = Annotated[
+    Path,
+    typer.Option(
+        "--repo",
+        help="The repository; default: the one of the current directory.",
+        callback=_chosen,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Tag = Annotated[str | None, typer.Option("--tag", help="The search; default: the active one.")]
+NewTag = Annotated[
+    str | None,
+    typer.Option("--tag", help="The search; default: the active one, else today's date."),
+]
+TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Set a constant of the reference; repeatable."
+    ),
+]
+ExperimentId = Annotated[
+    str, typer.Argument(help="Id of an experiment.", autocompletion=complete_experiment)
+]
+Proposers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--proposer",
+        metavar="WORD",
+        help="search, command:PROGRAM, inbox or a package's own; repeatable, first first.",
+    ),
+]
+Mix = Annotated[
+    float | None,
+    typer.Option(
+        "--mix",
+        min=0,
+        max=1,
+        help="Share of ideas that turn several constants at once; default: once single ones stall.",
+    ),
+]
+ToolCommand = Annotated[
+    str | None,
+    typer.Option(
+        "--tool-command",
+        metavar="PROGRAM",
+        help="Asked for helper scripts that no catalogue has; default: what the fleet has.",
+    ),
+]
+
+
+# ── the application ─────────────────────────────────────────────────────────────────────────
 
 
 class PublishedExitCodes(TyperCommand):
@@ -79,42 +153,40 @@ class PublishedExitCodes(TyperCommand):
             error.exit_code = 1
             raise
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AutohypothesisError as error:
+            error.exit_code = 1
+            raise
 
-def application(groups: Iterable[Any]) -> typer.Typer:
-    """The command line made of `groups`, each a module with `register(app)`."""
-    app = typer.Typer(
-        help=HELP,
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def frame(context: typer.Context, repo: Repo = HERE) -> None:
+    _command[0] = context.invoked_subcommand or ""
+
+
+def arrange() -> None:
+    """Group the commands of `--help`; one that no panel names stands above them."""
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
+    order = list(panels)
+    app.registered_commands.sort(
+        key=lambda command: order.index(command.name) if command.name in panels else len(order)
     )
-
-    @app.callback()
-    def frame(context: typer.Context, repo: Repo = None) -> None:
-        context.obj = repo
-        _command[0] = context.invoked_subcommand or ""
-
-    for group in groups:
-        group.register(app)
-    _arrange(app)
-    return app
-
-
-def _arrange(app: typer.Typer) -> None:
-    """Group the commands of `--help`; a command that no panel names stands above them."""
-    place = {name: panel for panel, names in PANELS.items() for name in names}
-    order = list(place)
-
-    def rank(name: str | None) -> int:
-        return order.index(name) if name in place else len(order)
-
-    app.registered_commands.sort(key=lambda one: rank(one.name))
     for command in app.registered_commands:
-        command.help = as_called(command.help or inspect.getdoc(command.callback) or "")
-        command.rich_help_panel = place.get(str(command.name), command.rich_help_panel)
-    for group in app.registered_groups:
-        group.rich_help_panel = place.get(str(group.name), group.rich_help_panel)
+        command.help = as_called(inspect.getdoc(command.callback) or "")
+    entries: list[Any] = [*app.registered_commands, *app.registered_groups]
+    for entry in entries:
+        entry.rich_help_panel = panels.get(str(entry.name), entry.rich_help_panel)
 
 
 def run_and_exit(app: typer.Typer) -> NoReturn:
@@ -140,9 +212,8 @@ def run_and_exit(app: typer.Typer) -> NoReturn:
         fail("stopped by you", INTERRUPTED)
     except (OSError, ValueError) as error:
         # The process boundary: a full disk, a folder that may not be written, a damaged record.
-        fail(
-            f"{type(error).__name__}: {_first_line(error)}", 1, hint=f"look around: {prefix} doctor"
-        )
+        line = " ".join(str(error).split())[:300]  # pydantic takes three
+        fail(f"{type(error).__name__}: {line}", 1, hint=f"look around: {prefix} doctor")
     if code == INTERRUPTED:  # newer releases of typer answer with it, older ones raise
         fail("stopped by you", INTERRUPTED)
     code = code if isinstance(code, int) else 0
@@ -158,11 +229,6 @@ def fail(problem: str, code: int, *, hint: str = "") -> NoReturn:
     lost(sys.stdout)  # what was printed before comes first
     print(f"{line}; {plain(hint)}" if hint else line, file=sys.stderr)
     sys.exit(code)
-
-
-def _first_line(error: Exception) -> str:
-    """Return `error` in one line: pydantic takes three."""
-    return " ".join(str(error).split())[:300]
 
 
 def _usage_hint(error: Any, prefix: str) -> str:

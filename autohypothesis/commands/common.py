@@ -8,10 +8,9 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from autohypothesis.terminal.streams import is_unicode
 
@@ -26,47 +25,88 @@ _ACTS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800
 """Characters that JSON need not escape, but that act on a terminal or are none."""
 
 
-def repository_path(context: typer.Context, repo: Path | None) -> Path:
-    """Return `--repo` after the command, else before it, else the current directory."""
-    return repo or context.find_root().obj or Path.cwd()
+# ── what a command works on ─────────────────────────────────────────────────────────────────
 
 
-def opened(context: typer.Context, repo: Path | None) -> tuple[Repository, Layout]:
+def opened(repo: Path) -> tuple[Repository, Layout]:
     """Find the repository and its files, without its task, which need not be in order."""
     from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
-    repository = Repository.find(repository_path(context, repo))
+    repository = Repository.find(repo)
     return repository, Layout(repository.root)
 
 
-def layout_of(context: typer.Context, repo: Path | None) -> Layout:
-    """Return the files of the repository."""
-    return opened(context, repo)[1]
+def layout_of(repo: Path) -> Layout:
+    return opened(repo)[1]
 
 
-def open_project(
-    context: typer.Context, repo: Path | None, *, task: Path | None = None, tag: str | None = None
-) -> Project:
-    """Open the repository, its task and its active tag."""
+def open_project(repo: Path, *, task: Path | None = None, tag: str | None = None) -> Project:
+    """Open the repository, its task and its active tag.
+
+    A hub key of an earlier version is moved out of `.git`, or warned of, before anything is run.
+    """
     from autohypothesis.engine.project import Project
 
-    project = Project.open(repository_path(context, repo), task=task, tag=tag)
-    _take_keys_out(project.repository.common_dir)
+    project = Project.open(repo, task=task, tag=tag)
+    common_dir = project.repository.common_dir
+    if os.path.lexists(common_dir / "autohypothesis" / "hub.json"):
+        from autohypothesis.errors import HubError
+        from autohypothesis.hub.client import credentials
+
+        try:
+            credentials.own(common_dir)
+        except HubError as error:
+            remark(f"warning: {error}")
     return project
 
 
-def _take_keys_out(common_dir: Path) -> None:
-    """Move a hub key of an earlier version out of `.git`, or warn, before anything is run."""
-    if not os.path.lexists(common_dir / "autohypothesis" / "hub.json"):
-        return
-    from autohypothesis.errors import HubError
-    from autohypothesis.hub.client import credentials
+def meant_tag(layout: Layout, tag: str | None) -> str | None:
+    """Return the search that is meant: `--tag`, else the active one."""
+    from autohypothesis.engine.project import active_tag
+    from autohypothesis.records.layout import checked_id
 
-    try:
-        credentials.own(common_dir)
-    except HubError as error:
-        remark(f"warning: {error}")
+    return checked_id(tag) if tag else active_tag(layout)
+
+
+@contextmanager
+def telling_what_runs_lack(project: Project) -> Iterator[None]:
+    """Tell which of the user's files a run will not have, where that is news; then run the block.
+
+    Raises:
+        GitError: a submodule, or contents of git-lfs, are not on this disk.
+    """
+    from autohypothesis.engine.untracked_files import telling
+    from autohypothesis.plain import plain_line
+    from autohypothesis.records.git_export import refuse_missing
+
+    refuse_missing(project.repository, project.repository.head())
+    with telling(project.repository, project.task, project.tag or project.usual_tag()) as words:
+        if words:
+            remark(f"note: {plain_line(words)}")
+        yield
+
+
+def end_of(project: Project, hours: float | None = None) -> datetime | None:
+    """Return when a search ends that begins now, by `hours` and by its task's budget."""
+    from autohypothesis.schema import now
+
+    limits = [limit for limit in (hours, project.task.budget.hours) if limit is not None]
+    return now() + timedelta(hours=min(limits)) if limits else None
+
+
+@contextmanager
+def role(name: str) -> Iterator[Stop]:
+    """Name this process `ah:NAME`, and note signals that ask it to stop."""
+    from autohypothesis.fleet.live.stop import Stop
+    from autohypothesis.system import set_process_name
+
+    set_process_name(f"ah:{name}")
+    with Stop() as stop:
+        yield stop
+
+
+# ── what a command prints ───────────────────────────────────────────────────────────────────
 
 
 def print_json(value: Any) -> None:
@@ -108,43 +148,3 @@ def err() -> Screen:
     from autohypothesis.terminal.screen import Screen
 
     return Screen(stderr=True)
-
-
-@contextmanager
-def role(name: str) -> Iterator[Stop]:
-    """Name this process `ah:NAME`, and note signals that ask it to stop."""
-    from autohypothesis.fleet.live.stop import Stop
-    from autohypothesis.system import set_process_name
-
-    set_process_name(f"ah:{name}")
-    with Stop() as stop:
-        yield stop
-
-
-@contextmanager
-def telling_what_runs_lack(project: Project) -> Iterator[None]:
-    """Tell which of the user's files a run will not have, where that is news; then run the block.
-
-    Raises:
-        GitError: a submodule, or contents of git-lfs, are not on this disk.
-    """
-    from autohypothesis.engine.untracked_files import telling
-    from autohypothesis.plain import plain_line
-    from autohypothesis.records.git_export import refuse_missing
-
-    refuse_missing(project.repository, project.repository.head())
-    with telling(project.repository, project.task, project.tag or project.usual_tag()) as words:
-        if words:
-            shown = plain_line(words)
-            remark(f"note: {shown}")
-        yield
-
-
-def complete_experiment(incomplete: str) -> list[str]:
-    """Return ids of run folders below the current directory, for the shell."""
-    from autohypothesis.records.layout import Layout
-
-    runs = Layout(Path.cwd()).runs
-    if not runs.is_dir():
-        return []
-    return sorted(run.name for run in runs.iterdir() if run.name.startswith(incomplete))

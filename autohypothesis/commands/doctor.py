@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,20 +14,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import out, print_json, remark, repository_path
-from autohypothesis.errors import FleetError
+from autohypothesis.commands.app import HERE, Json, Repo, app
+from autohypothesis.commands.common import out, print_json, remark
+from autohypothesis.errors import (
+    AutohypothesisError,
+    FleetError,
+    GitError,
+    LaunchError,
+    LeaseError,
+    UnsupportedSystemError,
+)
 
 if TYPE_CHECKING:
     from autohypothesis.engine.gpus import Gpu
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster.devices import Machine
 
-
 Verdict = Literal["ok", "warning", "missing"]
 STYLE = {"ok": "green", "warning": "yellow", "missing": "red"}
 LOW_DISK_GB = 5.0
-PYTHON_HINT = "make the environment with a newer one: PYTHON=python3.11 make venv"
+LIBRARIES = ("pydantic", "pyarrow", "optuna", "tiktoken", "rustbpe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,252 +49,27 @@ class Check:
         return f"{self.name}: {self.detail}" + (f"; {self.hint}" if self.hint else "")
 
 
-def register(app: typer.Typer) -> None:
-    app.command("doctor")(doctor)
-    app.command("check-hardware")(check_hardware)
-
-
-def doctor(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:
+@app.command("doctor")
+def doctor(repo: Repo = HERE, as_json: Json = False) -> None:
     """Check this machine and this repository; exit 1 when something needed is missing.
 
     Example: `orchestrator.py doctor --json`
     """
     from rich.markup import escape
 
-    path = repository_path(context, repo)
-    checks = [check for ask in CHECKS for check in ask(path)]
+    checks = every_check(repo)
     missing = any(check.verdict == "missing" for check in checks)
     if as_json:
         print_json({"ready": not missing, "checks": [asdict(check) for check in checks]})
-    else:
-        for check in checks:
-            mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
-            hint = f"; [bold]{escape(check.hint)}[/]" if check.hint else ""
-            out().print(f"{mark}  {check.name}: {escape(check.detail)}{hint}", soft_wrap=True)
+    for check in () if as_json else checks:
+        mark = f"[{STYLE[check.verdict]}]{check.verdict:>7}[/]"
+        hint = f"; [bold]{escape(check.hint)}[/]" if check.hint else ""
+        out().print(f"{mark}  {check.name}: {escape(check.detail)}{hint}", soft_wrap=True)
     raise typer.Exit(1 if missing else 0)
 
 
-def require(checks: Sequence[Check]) -> None:
-    """Print warnings.
-
-    Raises:
-        FleetError: something is missing; it names all of it, and the first command that helps.
-    """
-    for check in (check for check in checks if check.verdict == "warning"):
-        remark(f"note: {check}")
-    if missing := [check for check in checks if check.verdict == "missing"]:
-        raise FleetError(
-            "this machine is not ready: "
-            + "; ".join(f"{check.name}: {check.detail}" for check in missing),
-            hint=next((one.hint for one in missing if one.hint), "python orchestrator.py doctor"),
-        )
-
-
-def machine_checks(machine: Machine) -> Iterator[Check]:
-    """Check the machine, whatever the repository."""
-    yield from _system()
-    yield from _tools()
-    yield from _libraries()
-    yield from _devices(machine)
-    yield from _profile(machine)
-    yield from _locks()
-
-
-def _machine(path: Path) -> Iterator[Check]:
-    from autohypothesis.fleet.roster.devices import inspect_machine
-
-    machine = inspect_machine(path)
-    yield from machine_checks(machine)
-    yield _sandbox(machine)
-
-
-def _system() -> Iterator[Check]:
-    from autohypothesis.errors import UnsupportedSystemError
-    from autohypothesis.fleet.roster.devices import python_problem
-    from autohypothesis.system import require_supported
-
-    try:
-        require_supported()
-        yield Check("system", "ok", f"{platform.system()} {platform.release()}")
-    except UnsupportedSystemError as error:
-        yield Check("system", "missing", error.problem, error.hint)
-    if problem := python_problem():
-        yield Check("python", "missing", f"{problem}, at {sys.executable}", PYTHON_HINT)
-    else:
-        yield Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
-
-
-def _tools() -> Iterator[Check]:
-    git = shutil.which("git")
-    yield (
-        Check("git", "ok", git)
-        if git
-        else Check("git", "missing", "not in PATH", "install git 2.34 or newer")
-    )
-    yield Check("uv", "ok", shutil.which("uv") or "not installed; not needed, make does the same")
-
-
-def _sandbox(machine: Machine) -> Check:
-    """Check for the best sandbox in which torch works; a weaker one is a warning with its fix."""
-    from autohypothesis import confine
-    from autohypothesis.engine.isolation import trials
-
-    bubblewrap, landlock = trials(gpus=bool(machine.gpus))
-    if not bubblewrap.problem:
-        inside = "with Landlock inside" if confine.landlock_abi() else "no Landlock in this kernel"
-        worked = f"{bubblewrap.worked} works in it"
-        return Check("sandbox", "ok", f"bubblewrap, {inside}; {worked}")
-    if not landlock.problem:
-        detail = f"Landlock alone, {landlock.worked} works in it; {bubblewrap.problem}"
-        return Check("sandbox", "warning", detail, bubblewrap.fix)
-    detail = f"none, so runs are not attested; {bubblewrap.problem}; {landlock.problem}"
-    return Check("sandbox", "warning", detail, bubblewrap.fix)
-
-
-def _libraries() -> Iterator[Check]:
-    from autohypothesis.fleet.roster.devices import torch_problem
-
-    problem = torch_problem()
-    yield (
-        Check("torch", "missing", problem, "run `make venv`")
-        if problem
-        else Check("torch", "ok", metadata.version("torch"))
-    )
-    for name in ("pydantic", "pyarrow", "optuna", "tiktoken", "rustbpe"):
-        try:
-            yield Check(name, "ok", metadata.version(name))
-        except metadata.PackageNotFoundError:
-            yield Check(name, "missing", "not installed", "run `make venv`")
-
-
-def _devices(machine: Machine) -> Iterator[Check]:
-    from autohypothesis.engine.devices import cpu_slots
-
-    for gpu in machine.gpus:
-        yield _gpu(gpu)
-    if machine.why_no_gpu:
-        yield Check("gpu", "ok", f"none to use: {machine.why_no_gpu}")
-    cores = [lane.cores[0] for lane in cpu_slots() if lane.cores]
-    yield Check("cpu lanes", "ok", f"{len(cores)}, on cores {', '.join(map(str, cores))}")
-
-
-def _profile(machine: Machine) -> Iterator[Check]:
-    """Check which profile `auto` is here, and whether its device works."""
-    choice = machine.choice
-    if choice is None:
-        yield Check("profile", "missing", f"auto is not known: {machine.why_no_choice}")
-    elif machine.device_problem:
-        yield Check(
-            "profile", "missing",
-            f"auto is {choice.profile} ({choice.reason}), and {machine.device_problem}",
-            "see `nvidia-smi`, or take the CPU on purpose: python prepare.py --profile cpu",
-        )  # fmt: skip
-    elif machine.gpu is not None and choice.device == "cpu":
-        yield Check(
-            "profile", "warning",
-            f"auto is {choice.profile}: {choice.reason}; {machine.gpu.name} is left unused",
-            "install a torch for it: TORCH_INDEX=URL make venv",
-        )  # fmt: skip
-    else:
-        yield Check("profile", "ok", f"auto is {choice.profile}: {choice.reason}")
-
-
-def _gpu(gpu: Gpu) -> Check:
-    """Describe a GPU, and foreign processes on it."""
-    if gpu.problem:
-        return Check(f"gpu {gpu.index}", "warning", gpu.problem, "see `nvidia-smi`")
-    said = f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}"
-    notes = [
-        *([] if gpu.visible else ["outside CUDA_VISIBLE_DEVICES"]),
-        *([f"used by pid {', '.join(str(pid) for pid, _ in gpu.processes)}"]
-          if gpu.processes else []),
-        *([f"slowed down: {', '.join(gpu.throttle)}"] if gpu.throttle else []),
-    ]  # fmt: skip
-    verdict: Verdict = "warning" if gpu.processes or gpu.throttle else "ok"
-    return Check(f"gpu {gpu.index}", verdict, "; ".join([said, *notes]))
-
-
-def _locks() -> Iterator[Check]:
-    from autohypothesis.engine.devices import lock_folder
-    from autohypothesis.errors import LeaseError
-
-    try:
-        folder = lock_folder()
-    except LeaseError as error:
-        yield Check("lock folder", "missing", error.problem, error.hint)
-        return
-    if folder.fallback is None:
-        yield Check("lock folder", "ok", folder.path)
-    else:
-        yield Check(
-            "lock folder", "warning",
-            f"{folder.path}, where other users' leases are not seen ({folder.fallback})",
-            "ask an administrator for `install -d -m 1777 /run/lock/autohypothesis`",
-        )  # fmt: skip
-
-
-def _disk(path: Path) -> Iterator[Check]:
-    free = shutil.disk_usage(path if path.exists() else Path.cwd()).free / 1e9
-    verdict: Verdict = "ok" if free >= LOW_DISK_GB else "warning"
-    yield Check("disk", verdict, f"{free:.1f} GB free")
-
-
-def _repository(path: Path) -> Iterator[Check]:
-    import os
-
-    from autohypothesis.engine.devices import devices
-    from autohypothesis.engine.inputs import locate_inputs
-    from autohypothesis.engine.project import Project
-    from autohypothesis.errors import AutohypothesisError, LaunchError, LeaseError
-
-    try:
-        project = Project.open(path)
-    except AutohypothesisError as error:
-        yield Check("repository", "missing", error.problem, error.hint)
-        return
-    root = project.layout.root
-    yield Check("repository", "ok", str(root))
-    yield Check("task", "ok", f"{project.task.id}: {', '.join(project.task.artifacts)}")
-    yield from _checkout(project)
-    try:
-        inputs = locate_inputs(project.task, root, root, os.environ)
-        for name, report in inputs.reports.items():
-            yield Check("data", "ok", f"profile {report.profile or '–'}, {name}={report.path}")
-        if inputs.device:
-            found = devices("cuda" if inputs.device == "cuda" else "cpu")
-            yield Check("device for it", "ok", f"{len(found)} x {found[0].name}")
-    except (LaunchError, LeaseError) as error:
-        yield Check("data", "missing", error.problem, error.hint)
-
-
-def _checkout(project: Project) -> Iterator[Check]:
-    """Check which files of the user's folder runs lack."""
-    from autohypothesis.engine.untracked_files import look
-    from autohypothesis.errors import GitError
-    from autohypothesis.plain import plain_line
-    from autohypothesis.records.git_export import refuse_missing
-
-    try:
-        refuse_missing(project.repository, project.repository.head())
-        missing = look(project.repository, project.task)
-    except GitError as error:
-        yield Check("checkout", "missing", error.problem, error.hint)
-        return
-    if words := missing.problem():
-        hint = missing.remedy()
-        told = f"if a run needs one, add its line: {hint}" if hint else ""
-        safe = (plain_line(text) for text in (words, told))
-        yield Check("checkout", "warning", *safe)
-    else:
-        yield Check("checkout", "ok", "a run has all files of this folder")
-
-
-CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (
-    _machine, _disk, _repository,
-)  # fmt: skip
-
-
-def check_hardware(context: typer.Context, repo: Repo = None) -> None:
+@app.command("check-hardware")
+def check_hardware(repo: Repo = HERE) -> None:
     """Print the machine as JSON, and on stderr which profile fits it and why; exit 1 if none runs.
 
     `ready` is 1 when trainings of that profile can run here, on a CPU too; `gpu_ready` when they
@@ -295,11 +77,19 @@ def check_hardware(context: typer.Context, repo: Repo = None) -> None:
     """
     from autohypothesis.fleet.roster.devices import inspect_machine
 
-    machine = inspect_machine(repository_path(context, repo))
-    checks = list(machine_checks(machine))
+    machine = inspect_machine(repo)
+    checks = machine_checks(machine)
     missing = [check for check in checks if check.verdict == "missing"]
     print_json(_document(machine, missing))
-    _summary(machine, [check for check in checks if check.verdict != "ok"], ready=not missing)
+    if (choice := machine.choice) is not None:
+        remark(f"profile {choice.profile}: {choice.reason}", style="bold")
+    gpu = machine.gpu
+    seen = f"{gpu.name}, {gpu.memory_mb:,.0f} MiB" if gpu else f"no GPU: {machine.why_no_gpu}"
+    remark(f"{seen}; {machine.cpu_lanes} CPU lanes, {machine.memory_mb or 0:,} MiB of memory")
+    for check in checks:
+        if check.verdict != "ok":
+            remark(f"{check.verdict}: {check}", style=STYLE[check.verdict])
+    remark("not ready" if missing else "next: python orchestrator.py setup")
     raise typer.Exit(1 if missing else 0)
 
 
@@ -321,10 +111,10 @@ def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
         "profile_device": choice.device if choice else None,
         "profile_reason": choice.reason if choice else machine.why_no_choice,
         "gpus": [
-            {"index": one.index, "name": one.name, "uuid": one.uuid,
-             "vram_mb": round(one.memory_mb), "visible": int(one.visible),
-             "problem": one.problem or None}
-            for one in machine.gpus
+            {"index": gpu.index, "name": gpu.name, "uuid": gpu.uuid,
+             "vram_mb": round(gpu.memory_mb), "visible": int(gpu.visible),
+             "problem": gpu.problem or None}
+            for gpu in machine.gpus
         ],
         "cpu_lanes": machine.cpu_lanes,
         "memory_mb": machine.memory_mb,
@@ -332,15 +122,205 @@ def _document(machine: Machine, missing: list[Check]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(machine: Machine, noted: list[Check], *, ready: bool) -> None:
-    def say(text: str, style: str = "") -> None:
-        remark(text, style=style)
+def require(checks: Sequence[Check]) -> None:
+    """Print warnings.
 
-    if (choice := machine.choice) is not None:
-        say(f"profile {choice.profile}: {choice.reason}", "bold")
-    gpu = machine.gpu
-    seen = f"{gpu.name}, {gpu.memory_mb:,.0f} MiB" if gpu else f"no GPU: {machine.why_no_gpu}"
-    say(f"{seen}; {machine.cpu_lanes} CPU lanes, {machine.memory_mb or 0:,} MiB of memory")
-    for check in noted:
-        say(f"{check.verdict}: {check}", "red" if check.verdict == "missing" else "yellow")
-    say("next: python orchestrator.py setup" if ready else "not ready")
+    Raises:
+        FleetError: something is missing; it names all of it, and the first command that helps.
+    """
+    for check in checks:
+        if check.verdict == "warning":
+            remark(f"note: {check}")
+    if missing := [check for check in checks if check.verdict == "missing"]:
+        raise FleetError(
+            "this machine is not ready: "
+            + "; ".join(f"{check.name}: {check.detail}" for check in missing),
+            hint=next((c.hint for c in missing if c.hint), "python orchestrator.py doctor"),
+        )
+
+
+def every_check(path: Path) -> list[Check]:
+    from autohypothesis.fleet.roster.devices import inspect_machine
+
+    machine = inspect_machine(path)
+    return [*machine_checks(machine), _sandbox(machine), _disk(path), *_repository(path)]
+
+
+# ── the machine, whatever the repository ────────────────────────────────────────────────────
+
+
+def machine_checks(machine: Machine) -> list[Check]:
+    """Check system, programs, libraries, devices, and the profile that fits."""
+    return [
+        *_programs(), *_libraries(), *map(_gpu, machine.gpus), *_devices(machine),
+        _profile(machine), _lock_folder(),
+    ]  # fmt: skip
+
+
+def _needed(name: str, problem: str, hint: str, detail: str) -> Check:
+    """Return `detail`, or the problem of what is needed."""
+    return Check(name, "missing", problem, hint) if problem else Check(name, "ok", detail)
+
+
+def _programs() -> Iterator[Check]:
+    from autohypothesis.fleet.roster.devices import python_problem
+    from autohypothesis.system import require_supported
+
+    try:
+        require_supported()
+        yield Check("system", "ok", f"{platform.system()} {platform.release()}")
+    except UnsupportedSystemError as error:
+        yield Check("system", "missing", error.problem, error.hint)
+    problem = python_problem()
+    yield _needed(
+        "python", problem and f"{problem}, at {sys.executable}",
+        "make the environment with a newer one: PYTHON=python3.11 make venv",
+        f"{platform.python_version()} at {sys.executable}",
+    )  # fmt: skip
+    git = shutil.which("git")
+    yield _needed("git", "" if git else "not in PATH", "install git 2.34 or newer", git or "")
+    yield Check("uv", "ok", shutil.which("uv") or "not installed; not needed, make does the same")
+
+
+def _libraries() -> Iterator[Check]:
+    from autohypothesis.fleet.roster.devices import torch_problem
+
+    problems = dict.fromkeys(LIBRARIES, "")
+    for name, problem in {"torch": torch_problem(), **problems}.items():
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version, problem = "", problem or "not installed"
+        yield _needed(name, problem, "run `make venv`", version)
+
+
+def _gpu(gpu: Gpu) -> Check:
+    """Describe a GPU, and foreign processes on it."""
+    name = f"gpu {gpu.index}"
+    if gpu.problem:
+        return Check(name, "warning", gpu.problem, "see `nvidia-smi`")
+    details = [f"{gpu.name}, {gpu.memory_mb / 1024:.0f} GB, {gpu.uuid}"]
+    if not gpu.visible:
+        details.append("outside CUDA_VISIBLE_DEVICES")
+    if gpu.processes:
+        details.append(f"used by pid {', '.join(str(pid) for pid, _ in gpu.processes)}")
+    if gpu.throttle:
+        details.append(f"slowed down: {', '.join(gpu.throttle)}")
+    is_free = not (gpu.processes or gpu.throttle)
+    return Check(name, "ok" if is_free else "warning", "; ".join(details))
+
+
+def _devices(machine: Machine) -> Iterator[Check]:
+    from autohypothesis.engine.devices import cpu_slots
+
+    if machine.why_no_gpu:
+        yield Check("gpu", "ok", f"none to use: {machine.why_no_gpu}")
+    cores = [slot.cores[0] for slot in cpu_slots() if slot.cores]
+    yield Check("cpu lanes", "ok", f"{len(cores)}, on cores {', '.join(map(str, cores))}")
+
+
+def _profile(machine: Machine) -> Check:
+    """Check which profile `auto` is here, and whether its device works."""
+    choice = machine.choice
+    if choice is None:
+        return Check("profile", "missing", f"auto is not known: {machine.why_no_choice}")
+    if machine.device_problem:
+        return Check(
+            "profile", "missing",
+            f"auto is {choice.profile} ({choice.reason}), and {machine.device_problem}",
+            "see `nvidia-smi`, or take the CPU on purpose: python prepare.py --profile cpu",
+        )  # fmt: skip
+    detail = f"auto is {choice.profile}: {choice.reason}"
+    if machine.gpu is not None and choice.device == "cpu":
+        detail = f"{detail}; {machine.gpu.name} is left unused"
+        hint = "install a torch for it: TORCH_INDEX=URL make venv"
+        return Check("profile", "warning", detail, hint)
+    return Check("profile", "ok", detail)
+
+
+def _lock_folder() -> Check:
+    from autohypothesis.engine.devices import lock_folder
+
+    try:
+        folder = lock_folder()
+    except LeaseError as error:
+        return Check("lock folder", "missing", error.problem, error.hint)
+    if folder.fallback is None:
+        return Check("lock folder", "ok", folder.path)
+    return Check(
+        "lock folder", "warning",
+        f"{folder.path}, where other users' leases are not seen ({folder.fallback})",
+        "ask an administrator for `install -d -m 1777 /run/lock/autohypothesis`",
+    )  # fmt: skip
+
+
+def _sandbox(machine: Machine) -> Check:
+    """Check for the best sandbox in which torch works; a weaker one is a warning with its fix."""
+    from autohypothesis import confine
+    from autohypothesis.engine.isolation import trials
+
+    bubblewrap, landlock = trials(gpus=bool(machine.gpus))
+    if not bubblewrap.problem:
+        inside = "with Landlock inside" if confine.landlock_abi() else "no Landlock in this kernel"
+        return Check("sandbox", "ok", f"bubblewrap, {inside}; {bubblewrap.worked} works in it")
+    if not landlock.problem:
+        detail = f"Landlock alone, {landlock.worked} works in it; {bubblewrap.problem}"
+    else:
+        detail = f"none, so runs are not attested; {bubblewrap.problem}; {landlock.problem}"
+    return Check("sandbox", "warning", detail, bubblewrap.fix)
+
+
+# ── the repository ──────────────────────────────────────────────────────────────────────────
+
+
+def _disk(path: Path) -> Check:
+    free = shutil.disk_usage(path if path.exists() else Path.cwd()).free / 1e9
+    return Check("disk", "ok" if free >= LOW_DISK_GB else "warning", f"{free:.1f} GB free")
+
+
+def _repository(path: Path) -> Iterator[Check]:
+    from autohypothesis.engine.project import Project
+
+    try:
+        project = Project.open(path)
+    except AutohypothesisError as error:
+        yield Check("repository", "missing", error.problem, error.hint)
+        return
+    yield Check("repository", "ok", str(project.layout.root))
+    yield Check("task", "ok", f"{project.task.id}: {', '.join(project.task.artifacts)}")
+    yield _checkout(project)
+    yield from _data(project)
+
+
+def _checkout(project: Project) -> Check:
+    """Check which files of the user's folder runs lack."""
+    from autohypothesis.engine.untracked_files import look
+    from autohypothesis.plain import plain_line
+    from autohypothesis.records.git_export import refuse_missing
+
+    try:
+        refuse_missing(project.repository, project.repository.head())
+        lacking = look(project.repository, project.task)
+    except GitError as error:
+        return Check("checkout", "missing", error.problem, error.hint)
+    if words := lacking.problem():
+        line = lacking.remedy()
+        hint = f"if a run needs one, add its line: {line}" if line else ""
+        return Check("checkout", "warning", plain_line(words), plain_line(hint))
+    return Check("checkout", "ok", "a run has all files of this folder")
+
+
+def _data(project: Project) -> Iterator[Check]:
+    from autohypothesis.engine.devices import devices
+    from autohypothesis.engine.inputs import locate_inputs
+
+    root = project.layout.root
+    try:
+        inputs = locate_inputs(project.task, root, root, os.environ)
+        for name, report in inputs.reports.items():
+            yield Check("data", "ok", f"profile {report.profile or '–'}, {name}={report.path}")
+        if inputs.device:
+            working = devices("cuda" if inputs.device == "cuda" else "cpu")
+            yield Check("device for it", "ok", f"{len(working)} x {working[0].name}")
+    except (LaunchError, LeaseError) as error:
+        yield Check("data", "missing", error.problem, error.hint)

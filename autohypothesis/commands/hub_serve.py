@@ -1,4 +1,4 @@
-"""`hub serve` and `hub admin`: what the operator of a hub does on its machine."""
+"""`hub serve`, `hub admin`: the operator of a hub; `hub deliver`, `hub verify`: a fleet on one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autohypothesis.commands.app import Json
-from autohypothesis.commands.common import out, print_json, say
+from autohypothesis.commands.app import HERE, Json, Repo
+from autohypothesis.commands.common import open_project, opened, out, print_json, remark, say
+from autohypothesis.commands.common import role as in_role
+from autohypothesis.commands.hub import hub_group
 from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
+    from autohypothesis.hub.client.credentials import Credentials
     from autohypothesis.hub.server.database import Database
 
 ADMIN_KEY = "AUTOHYPOTHESIS_HUB_ADMIN_KEY"
@@ -25,13 +28,10 @@ Data = Annotated[Path, typer.Option("--data", help="The hub's folder: database, 
 Agent = Annotated[str, typer.Argument(metavar="NAME", help="An agent.")]
 
 admin = typer.Typer(help="Agents of a hub, their keys, and its tasks.", no_args_is_help=True)
+hub_group.add_typer(admin, name="admin")
 
 
-def add(group: typer.Typer) -> None:
-    group.command("serve")(serve)
-    group.add_typer(admin, name="admin")
-
-
+@hub_group.command("serve")
 def serve(
     data: Data,
     host: Annotated[
@@ -106,17 +106,28 @@ def serve(
 
 
 def _admin_key(path: Path | None) -> str:
-    """The operator's key, from a file or the environment; never from the command line."""
-    if path is not None:
-        key = path.read_text(encoding="utf-8").strip()
-    else:
-        key = os.environ.get(ADMIN_KEY, "").strip()
+    """Return the operator's key, from a file or the environment; never from the command line."""
+    text = path.read_text(encoding="utf-8") if path is not None else os.environ.get(ADMIN_KEY, "")
+    key = text.strip()
     if (path is not None or key) and len(key) < _LEAST_KEY:
         raise UsageError(
             f"the operator's key has {len(key)} characters; {_LEAST_KEY} are the least",
             hint="make one: `openssl rand -hex 32`",
         )
     return key
+
+
+@contextmanager
+def _database(data: Path) -> Iterator[Database]:
+    """Open the database, also while the hub serves: it is asked anew at every request."""
+    from autohypothesis.hub.server.database import Database
+    from autohypothesis.hub.server.settings import DataFolder
+
+    database = Database(DataFolder(data).database)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 @admin.command("create")
@@ -176,20 +187,20 @@ def role(
 
 
 @admin.command("list")
-def listing(data: Data, json_: Json = False) -> None:
+def listing(data: Data, as_json: Json = False) -> None:
     """Show every agent, its role, and whether its key still counts.
 
     Example: `orchestrator.py hub admin list --data hub`
     """
+    from rich.table import Table
+
     from autohypothesis.hub.server import agents
 
     with _database(data) as database:
         rows = agents.every_agent(database)
-    if json_:
+    if as_json:
         print_json(rows)
         return
-    from rich.table import Table
-
     table = Table("agent", "role", "since", "revoked")
     for row in rows:
         table.add_row(row["id"], row["role"], row["created_at"], row["revoked_at"] or "")
@@ -215,14 +226,92 @@ def forget_task(
     say(f"task {table_text(row['name'])} ({row['task_hash'][:7]}) is forgotten")
 
 
-@contextmanager
-def _database(data: Path) -> Iterator[Database]:
-    """The database, also while the hub serves: it is asked anew at every request."""
-    from autohypothesis.hub.server.database import Database
-    from autohypothesis.hub.server.settings import DataFolder
+# ── what a fleet sends to its hub, and tries for it ─────────────────────────────────────────
 
-    database = Database(DataFolder(data).database)
-    try:
-        yield database
-    finally:
-        database.close()
+
+@hub_group.command("deliver")
+def deliver(
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on: be the courier of a fleet, as `up` starts it.")
+    ] = False,
+    repo: Repo = HERE,
+    as_json: Json = False,
+) -> None:
+    """Tell the hub what waits in the outbox; with `--watch` also hear what it says, until stopped.
+
+    Example: `orchestrator.py hub deliver`
+    """
+    from autohypothesis.fleet.hub_sync.outbox import REFUSED
+    from autohypothesis.hub.fleet.courier import CourierProcess
+
+    project = open_project(repo)
+    courier = CourierProcess(project, _credentials(repo))
+    if watch:
+        with in_role("courier") as stop:
+            courier.run(stop)
+        return
+    done = courier.once()
+    if as_json:
+        print_json(done._asdict())
+    else:
+        say(f"{done.sent} told, {done.refused} refused, {done.left} wait")
+    if done.refused:
+        remark(f"why they were refused: {project.layout.outbox_state(REFUSED)}")
+    if done.error:
+        remark(done.error)
+        raise typer.Exit(1)
+
+
+@hub_group.command("verify")
+def verify(
+    results: Annotated[
+        list[int] | None,
+        typer.Argument(metavar="[RESULT]...", help="Numbers; default: what is only claimed."),
+    ] = None,
+    most: Annotated[int, typer.Option("--limit", min=1, max=200, help="At most N.")] = 5,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Also where no sandbox holds it: with all your rights.")
+    ] = False,
+    repo: Repo = HERE,
+    as_json: Json = False,
+) -> None:
+    """Have idle workers run what others claim, and tell the hub whether it can be reproduced.
+
+    The best ranked come first; they wait in the queue until no other idea does. What others wrote
+    runs in the sandbox; where there is none, nothing is queued without `--trust`.
+
+    Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
+    """
+    from autohypothesis.engine.isolation import holds_foreign_code
+    from autohypothesis.hub.client.hub import HubClient
+    from autohypothesis.hub.fleet.coordination import verify as queue_runs
+
+    own, project = _credentials(repo), open_project(repo)
+    if not trust and not holds_foreign_code(project.task):
+        raise UsageError(
+            "what others wrote would run here outside of a sandbox, with all your rights",
+            hint="see `python orchestrator.py doctor`, and leave `isolation: none` out of the task;"
+            " or read the commits first (hub fetch HASH, git show) and add --trust",
+        )
+    wanted = results or []
+    rows = queue_runs(HubClient.of(own), own.agent, project, wanted, max(most, len(wanted)))
+    if as_json:
+        print_json([row._asdict() for row in rows])
+        return
+    for row in rows:
+        outcome = row.hypothesis_id or f"not queued, {row.reason}"
+        say(f"{row.result}  {row.agent}  {row.description}: {outcome}")
+    if not rows:
+        remark("nothing there is only claimed, on a platform of ours")
+
+
+def _credentials(repo: Path) -> Credentials:
+    """Return this repository's agent, on the hub that its fleet shares with."""
+    from autohypothesis.fleet.live.presence import read_manifest
+    from autohypothesis.hub.client import credentials
+
+    repository, layout = opened(repo)
+    manifest = read_manifest(layout)
+    if manifest is not None and manifest.hub:
+        return credentials.of_server(repository.common_dir, manifest.hub)
+    return credentials.find(repository.common_dir)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo, Tag
+from autohypothesis.commands.app import HERE, Json, Repo, Settings, Tag, app, completion
 from autohypothesis.commands.common import (
     layout_of,
     open_project,
     out,
     print_json,
     remark,
-    repository_path,
     say,
 )
 from autohypothesis.errors import ChangeError, RecordError, UsageError
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.queue.states import Queue, QueuePlace
     from autohypothesis.records.layout import Layout
-    from autohypothesis.schema import Hypothesis, Proposal
+    from autohypothesis.schema import Hypothesis
 
 
 class State(str, Enum):
@@ -37,47 +36,27 @@ class State(str, Enum):
     done = "done"
 
 
-def complete_hypothesis(incomplete: str) -> list[str]:
-    """Ids that wait for a worker, for the shell."""
-    from autohypothesis.records.layout import Layout
+def _workers(layout: Layout) -> list[str]:
+    """Return ids of the manifest's workers; none where it cannot be read."""
+    from autohypothesis.records.files import load_or_none
+    from autohypothesis.schema import Manifest
 
-    folder = Layout(Path.cwd()).hypotheses("pending")
-    names = (path.stem for path in folder.glob("*.json")) if folder.is_dir() else ()
-    return sorted(name for name in names if name.startswith(incomplete))
-
-
-def complete_worker(incomplete: str) -> list[str]:
-    """Workers of the manifest below the current directory, for the shell."""
-    from autohypothesis.records.layout import Layout
-
-    return [name for name in _workers(Layout(Path.cwd())) if name.startswith(incomplete)]
+    manifest = load_or_none(Manifest, layout.manifest)
+    return [worker.worker_id for worker in manifest.workers] if manifest else []
 
 
-WorkerOption = Annotated[
-    str | None,
-    typer.Option("--worker", help="Give it to that worker.", autocompletion=complete_worker),
-]
+complete_worker = completion(_workers)
+complete_hypothesis = completion(
+    lambda layout: (path.stem for path in layout.hypotheses("pending").glob("*.json"))
+)
+Waiting = Annotated[str, typer.Argument(help="One that waits.", autocompletion=complete_hypothesis)]
 
 
-def register(app: typer.Typer) -> None:
-    app.command("propose")(propose)
-    app.command("dispatch")(dispatch)
-    app.command("withdraw")(withdraw)
-    app.command("abandon")(abandon)
-    app.command("hypotheses")(hypotheses)
-    app.command("briefing")(briefing)
-
-
+@app.command("propose")
 def propose(
-    context: typer.Context,
     title: Annotated[str, typer.Option("--title", help="The idea, in a few words.")] = "",
     rationale: Annotated[str, typer.Option("--rationale", help="Why it may help.")] = "",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="Set a constant of the reference; repeatable."
-        ),
-    ] = None,
+    set_: Settings = None,
     patch: Annotated[
         Path | None, typer.Option("--patch", help="A unified diff against the reference.")
     ] = None,
@@ -88,8 +67,11 @@ def propose(
         str | None, typer.Option("--instructions", help="In words, for someone to implement.")
     ] = None,
     priority: Annotated[float, typer.Option("--priority", help="Higher ones come first.")] = 0.0,
-    worker: WorkerOption = None,
-    repo: Repo = None,
+    worker: Annotated[
+        str | None,
+        typer.Option("--worker", help="Give it to that worker.", autocompletion=complete_worker),
+    ] = None,
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """Put an idea into the queue: one change, checked against the reference, not tried before.
@@ -97,54 +79,59 @@ def propose(
     Prints its id. Examples: `orchestrator.py propose --set MATRIX_LR=0.03 --rationale "..."`,
     `orchestrator.py propose --diff --title "squared ReLU"`
     """
+    from pydantic import ValidationError
+
     from autohypothesis.engine.project import Project
+    from autohypothesis.errors import faults_in
     from autohypothesis.fleet.observer.proposals import check_worker, suggest
     from autohypothesis.fleet.queue.states import Queue
+    from autohypothesis.schema import Proposal
 
-    project = Project.of_search(repository_path(context, repo))
+    project = Project.of_search(repo)
     queue = Queue(project.layout, project.active())
     if worker is not None:
         check_worker(project, _workers(project.layout), worker)
-    checkout = project.repository.checkout_at(repository_path(context, repo))
-    change = _change(project, checkout, set_ or [], patch, diff, instructions)
-    proposal = _proposal(title or _title(change), rationale, priority, change)
+    options = {"--set": set_, "--patch": patch, "--diff": diff, "--instructions": instructions}
+    change = _change(project, project.repository.checkout_at(repo), options)
+    words = {"title": title or _title(change), "rationale": rationale, "priority": priority}
+    try:
+        proposal = Proposal.model_validate({**words, **change})
+    except ValidationError as error:
+        raise UsageError(
+            f"not a hypothesis: {faults_in(error)}", hint="run `python orchestrator.py propose -h`"
+        ) from None
     identity = suggest(project, queue, proposal)
     if worker is not None:
         queue.dispatch(identity, worker)
     if as_json:
-        print_json(_document(queue, identity))
+        placed = queue.read(identity)
+        print_json(_document(*placed) if placed else {"hypothesis_id": identity})
         return
     say(identity)
-    _remark(project, proposal, worker)
+    where = f"given to {worker}" if worker else "waits in the queue"
+    remark(f"{where}; watch it: python orchestrator.py hypotheses")
+    if proposal.instructions and project.task.mutator.command is None:
+        remark("these are words: turn them into a change, and propose that", style="yellow")
 
 
-def _change(
-    project: Project,
-    checkout: Path,
-    overrides: list[str],
-    patch: Path | None,
-    diff: bool,
-    instructions: str | None,
-) -> dict[str, Any]:
+def _change(project: Project, checkout: Path, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the one kind of change that was given, as a field of a proposal."""
-    from autohypothesis.commands.run import _read_patch, _setting
+    from autohypothesis.commands.run import read_patch, settings_of
 
-    given = {"--set": overrides, "--patch": patch, "--diff": diff, "--instructions": instructions}
-    asked = [name for name, value in given.items() if value]
-    if len(asked) != 1:
+    given = [name for name, value in options.items() if value]
+    if len(given) != 1:
         raise UsageError(
-            f"{' and '.join(asked)} were given together" if asked else "no change was given",
+            f"{' and '.join(given)} were given together" if given else "no change was given",
             hint="a hypothesis is one change: --set, --patch, --diff or --instructions",
         )
-    if overrides:
-        return {"config_overrides": dict(_setting(word) for word in overrides)}
-    if patch is not None:
-        return {"patch": _as_text(_read_patch(patch), str(patch))}
-    if diff:
-        return {
-            "patch": _as_text(_working_tree(project, checkout), "the change in the working tree")
-        }
-    return {"instructions": instructions}
+    if options["--set"]:
+        return {"config_overrides": settings_of(options["--set"])}
+    if path := options["--patch"]:
+        return {"patch": _as_text(read_patch(path), str(path))}
+    if options["--diff"]:
+        patch = _working_tree(project, checkout)
+        return {"patch": _as_text(patch, "the change in the working tree")}
+    return {"instructions": options["--instructions"]}
 
 
 def _working_tree(project: Project, checkout: Path) -> str:
@@ -185,36 +172,11 @@ def _title(change: dict[str, Any]) -> str:
     raise UsageError("a patch says nothing about itself", hint="say what it tries: --title TEXT")
 
 
-def _proposal(title: str, rationale: str, priority: float, change: dict[str, Any]) -> Proposal:
-    from pydantic import ValidationError
-
-    from autohypothesis.errors import faults_in
-    from autohypothesis.schema import Proposal
-
-    try:
-        return Proposal(title=title, rationale=rationale, priority=priority, **change)
-    except ValidationError as error:
-        raise UsageError(
-            f"not a hypothesis: {faults_in(error)}", hint="run `python orchestrator.py propose -h`"
-        ) from None
-
-
-def _remark(project: Project, proposal: Proposal, worker: str | None) -> None:
-    """Tell on stderr what to do next: stdout has the id, for a pipe."""
-    where = f"given to {worker}" if worker else "waits in the queue"
-    remark(f"{where}; watch it: python orchestrator.py hypotheses")
-    if proposal.instructions and project.task.mutator.command is None:
-        said = "these are words: turn them into a change, and propose that"
-        remark(said, style="yellow")
-
-
+@app.command("dispatch")
 def dispatch(
-    context: typer.Context,
-    hypothesis_id: Annotated[
-        str, typer.Argument(help="One that waits.", autocompletion=complete_hypothesis)
-    ],
+    hypothesis_id: Waiting,
     worker: Annotated[str, typer.Argument(help="Of the manifest.", autocompletion=complete_worker)],
-    repo: Repo = None,
+    repo: Repo = HERE,
 ) -> None:
     """Give a waiting hypothesis to a worker, before the observer does.
 
@@ -224,16 +186,16 @@ def dispatch(
     from autohypothesis.fleet.queue.states import Queue
     from autohypothesis.records.layout import checked_id
 
-    project = open_project(context, repo)
+    project = open_project(repo)
     check_worker(project, _workers(project.layout), worker)
     Queue(project.layout, project.active()).dispatch(checked_id(hypothesis_id), worker)
     say(f"{hypothesis_id} waits for {worker} now")
 
 
+@app.command("withdraw")
 def withdraw(
-    context: typer.Context,
     hypothesis_id: Annotated[str, typer.Argument(help="One that was given to a worker.")],
-    repo: Repo = None,
+    repo: Repo = HERE,
 ) -> None:
     """Take a hypothesis back from the worker that it waits for: it is pending again.
 
@@ -241,17 +203,15 @@ def withdraw(
     """
     from autohypothesis.records.layout import checked_id
 
-    _queue(layout_of(context, repo), None).withdraw(checked_id(hypothesis_id))
+    _queue(layout_of(repo)).withdraw(checked_id(hypothesis_id))
     say(f"{hypothesis_id} is pending now")
 
 
+@app.command("abandon")
 def abandon(
-    context: typer.Context,
-    hypothesis_id: Annotated[
-        str, typer.Argument(help="One that waits.", autocompletion=complete_hypothesis)
-    ],
+    hypothesis_id: Waiting,
     reason: Annotated[str, typer.Option("--reason", help="Why; proposers are told.")] = "",
-    repo: Repo = None,
+    repo: Repo = HERE,
 ) -> None:
     """Close a hypothesis that waits, without a run.
 
@@ -260,83 +220,84 @@ def abandon(
     from autohypothesis.plain import table_text
     from autohypothesis.records.layout import checked_id
 
-    queue = _queue(layout_of(context, repo), None)
-    queue.abandon(checked_id(hypothesis_id), table_text(reason) or "abandoned by hand")
+    outcome = table_text(reason) or "abandoned by hand"
+    _queue(layout_of(repo)).abandon(checked_id(hypothesis_id), outcome)
     say(f"{hypothesis_id} is abandoned")
 
 
+@app.command("hypotheses")
 def hypotheses(
-    context: typer.Context,
     state: Annotated[
         State | None, typer.Option("--state", help="Default: all that are not done.")
     ] = None,
     tag: Tag = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """List the queue: what runs, what is given to a worker, what waits, or what is done.
 
     Example: `orchestrator.py hypotheses --state done`
     """
-    layout = layout_of(context, repo)
-    queue = _queue(layout, tag)
-    found = list(_found(queue, state.value if state is not None else None))
+    queue = _queue(layout_of(repo), tag)
+    placed = _placed(queue, state.value if state is not None else None)
     if as_json:
-        print_json([_with_place(place, one) for place, one in found])
+        print_json([_document(*each) for each in placed])
+    elif placed:
+        from autohypothesis.terminal.fleet import queue_table
+
+        out().print(queue_table(placed))
     else:
-        _print_queue(queue, found, state)
+        remark(f"no hypothesis of {queue.tag} is {'open' if state is None else state.value}")
+    if state is None and not as_json and (done := queue.counts()["done"]):
+        remark(f"{done:,} are done: python orchestrator.py hypotheses --state done")
     for problem in queue.problems:
         remark(f"damaged: {problem.path}: {problem.reason}", style="yellow")
 
 
-def _print_queue(
-    queue: Queue, found: list[tuple[QueuePlace, Hypothesis]], state: State | None
-) -> None:
-    from autohypothesis.terminal.fleet import queue_table
+def _placed(queue: Queue, state: str | None) -> list[tuple[QueuePlace, Hypothesis]]:
+    """Return hypotheses with their places: those nearest to a device first, then the best."""
+    from autohypothesis.fleet.queue.files import DONE, best_first
 
-    if found:
-        out().print(queue_table(found))
-    else:
-        which = "open" if state is None else state.value
-        remark(f"no hypothesis of {queue.tag} is {which}")
-    done = queue.counts()["done"]
-    if state is None and done:
-        remark(f"{done:,} are done: python orchestrator.py hypotheses --state done")
-
-
-def _found(queue: Queue, state: str | None) -> Iterator[tuple[QueuePlace, Hypothesis]]:
-    """Yield hypotheses, those nearest to a device first."""
-    from autohypothesis.fleet.queue.states import QueuePlace
-
-    if state in (None, "running"):
-        for worker, several in queue.running().items():
-            yield from ((QueuePlace("running", worker), one) for one in several)
-    if state in (None, "dispatched"):
-        for worker, several in queue.dispatched().items():
-            yield from ((QueuePlace("dispatched", worker), one) for one in several)
-    if state in (None, "pending"):
-        yield from ((QueuePlace("pending"), one) for one in queue.pending())
     if state == "done":
-        yield from ((QueuePlace("done"), one) for one in queue.done())
+        return [(DONE, hypothesis) for hypothesis in queue.done()]
+    order = ("running", "dispatched", "pending")
+    placed = [each for each in queue.placed() if state in (None, each[0].state)]
+    return sorted(
+        placed,
+        key=lambda each: (order.index(each[0].state), each[0].worker or "", best_first(each[1])),
+    )
 
 
-def _with_place(place: QueuePlace, one: Hypothesis) -> dict[str, Any]:
-    return {"state": place.state, "worker": place.worker, **one.model_dump(mode="json")}
+def _document(place: QueuePlace, hypothesis: Hypothesis) -> dict[str, Any]:
+    return {"state": place.state, "worker": place.worker, **hypothesis.model_dump(mode="json")}
 
 
-def _document(queue: Queue, identity: str) -> dict[str, Any]:
-    found = queue.read(identity)
-    return _with_place(*found) if found else {"hypothesis_id": identity}
+def _queue(layout: Layout, tag: str | None = None) -> Queue:
+    from autohypothesis.fleet.queue.states import Queue
+    from autohypothesis.records.ledger import active_tag
+
+    active = tag or active_tag(layout)
+    if not active:
+        raise UsageError(
+            f"no search was started in {layout.root} yet",
+            hint="start one: python orchestrator.py init-fleet",
+        )
+    return Queue(layout, active)
 
 
-def briefing(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:
+@app.command("briefing")
+def briefing(repo: Repo = HERE, as_json: Json = False) -> None:
     """The brief: what a proposer is told, as a page or as the document itself.
 
     Example: `orchestrator.py briefing --json | my-proposer`
     """
-    from autohypothesis.records.files import read_json
+    from pydantic import ValidationError
 
-    layout = layout_of(context, repo)
+    from autohypothesis.errors import faults_in
+    from autohypothesis.records.files import read_json
+    from autohypothesis.schema import Brief
+
+    layout = layout_of(repo)
     try:
         document = read_json(layout.brief)
     except FileNotFoundError:
@@ -346,17 +307,7 @@ def briefing(context: typer.Context, repo: Repo = None, as_json: Json = False) -
         ) from None
     if as_json:
         print_json(document)
-    else:
-        _print_brief(layout, document)
-
-
-def _print_brief(layout: Layout, document: Any) -> None:
-    from pydantic import ValidationError
-
-    from autohypothesis.errors import faults_in
-    from autohypothesis.schema import Brief
-    from autohypothesis.terminal.fleet import print_brief
-
+        return
     try:
         brief = Brief.model_validate(document)
     except ValidationError as error:
@@ -364,27 +315,6 @@ def _print_brief(layout: Layout, document: Any) -> None:
             f"{layout.brief} is no brief: {faults_in(error)}",
             hint="see it as it is: python orchestrator.py briefing --json",
         ) from None
-    print_brief(out(), brief)
+    from autohypothesis.terminal.fleet import brief_page
 
-
-def _queue(layout: Layout, tag: str | None) -> Queue:
-    from autohypothesis.fleet.queue.states import Queue
-    from autohypothesis.records.layout import checked_id
-    from autohypothesis.records.ledger import active_tag
-
-    found = tag or active_tag(layout)
-    if not found:
-        raise UsageError(
-            f"no search was started in {layout.root} yet",
-            hint="start one: python orchestrator.py init-fleet",
-        )
-    return Queue(layout, checked_id(found))
-
-
-def _workers(layout: Layout) -> list[str]:
-    """Return ids of the manifest's workers; none where it cannot be read."""
-    from autohypothesis.records.files import load_or_none
-    from autohypothesis.schema import Manifest
-
-    manifest = load_or_none(Manifest, layout.manifest)
-    return [worker.worker_id for worker in manifest.workers] if manifest else []
+    out().print(brief_page(brief))

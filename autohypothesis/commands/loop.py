@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autohypothesis.commands.app import Repo
-from autohypothesis.commands.common import open_project, remark, role, telling_what_runs_lack
-from autohypothesis.commands.fleet import Mix, Proposers, in_hours, least
+from autohypothesis.commands.app import HERE, Mix, NewTag, Proposers, Repo, TaskFile, app
+from autohypothesis.commands.common import (
+    end_of,
+    open_project,
+    remark,
+    role,
+    telling_what_runs_lack,
+)
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
@@ -19,16 +23,11 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.single_loop import Outcome, SingleLoop
     from autohypothesis.schema import Decision
 
-INBOX = "inbox"
 WORDS = {"keep": "kept", "discard": "discarded", "crash": "crashed", "replicate": "repeated"}
 
 
-def register(app: typer.Typer) -> None:
-    app.command("run-loop")(run_loop)
-
-
+@app.command("run-loop")
 def run_loop(
-    context: typer.Context,
     most: Annotated[
         int,
         typer.Option(
@@ -46,12 +45,9 @@ def run_loop(
     ] = None,
     proposer: Proposers = None,
     mix: Mix = None,
-    task: Annotated[Path | None, typer.Option("--task", help="A task file.")] = None,
-    tag: Annotated[
-        str | None,
-        typer.Option("--tag", help="The search; default: the active one, else today's date."),
-    ] = None,
-    repo: Repo = None,
+    task: TaskFile = None,
+    tag: NewTag = None,
+    repo: Repo = HERE,
 ) -> None:
     """Search on this machine: the baseline first, then one change after the other, each decided.
 
@@ -62,40 +58,39 @@ def run_loop(
 
     Ctrl-C ends the training, records it and queues its idea again; twice waits for nothing. Exits
     with 0, or with 1 when the baseline failed. Example: `orchestrator.py run-loop --max 6`
-    """  # fmt: skip
+    """
+    from autohypothesis.commands.progress import shown
     from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.single_loop import exclusive_search
 
     with role("loop") as stop:
-        project = open_project(context, repo, task=task, tag=tag)
-        _proposers(project, proposer or [], mix)  # a wrong word is said before anything is begun
+        project = open_project(repo, task=task, tag=tag)
+        _proposers(project, proposer, mix)  # a wrong word is refused before anything is begun
         begun = whole_or_nothing(project.repository, project.layout)
         with begun, exclusive_search(project, tag) as (project, notes):
             for note in notes:
                 remark(f"note: {note}")
-            loop = _loop(
-                project, _proposers(project, proposer or [], mix), most, description, hours
-            )
-            with telling_what_runs_lack(project):
-                outcome = _run(loop, stop)
+            loop = _loop(project, _proposers(project, proposer, mix), most, description, hours)
+            with telling_what_runs_lack(project), shown(project.layout, stop) as tick:
+                loop.tick = tick
+                outcome = loop.run(stop)
             _finish(project, stop)
-            _summary(loop, outcome)
+            _summarize(loop, outcome)
             loop.close(outcome)
     if outcome == "failed":
         raise typer.Exit(1)
 
 
-def _proposers(project: Project, words: list[str], mix: float | None) -> list[Proposer]:
+def _proposers(project: Project, words: list[str] | None, mix: float | None) -> list[Proposer]:
     """Return the named proposers, else those the search was begun with, else `search`."""
     from autohypothesis.fleet.live.presence import read_manifest
     from autohypothesis.proposers.configured import configured
 
     manifest = read_manifest(project.layout)
-    known = manifest if manifest is not None and manifest.tag == project.tag else None
-    share = known.mix if mix is None and known is not None else mix
-    return configured(
-        words or (known.proposers if known is not None else []), mix=share, root=project.layout.root
-    )
+    if manifest is not None and manifest.tag == project.tag:
+        words = words or manifest.proposers
+        mix = manifest.mix if mix is None else mix
+    return configured(words or [], mix=mix, root=project.layout.root)
 
 
 def _loop(
@@ -109,9 +104,9 @@ def _loop(
     session, goes_on = open_session(
         project.layout, history, name=session_name(description), most=most or None
     )
-    so_far = session.how_far(history)
     if goes_on:
-        remark(f"goes on with the session begun at {session.begun:%Y-%m-%d %H:%M} UTC: {so_far}")
+        begun = f"{session.begun:%Y-%m-%d %H:%M} UTC"
+        remark(f"goes on with the session begun at {begun}: {session.how_far(history)}")
     else:
         total = f"{most} experiments" if most else "experiments until it is stopped"
         remark(f"begins {total} of {session.tag} in {project.layout.root}")
@@ -119,17 +114,9 @@ def _loop(
         project,
         proposers,
         session,
-        until=in_hours(least(hours, project.task.budget.hours)),
-        waits=any(one.name == INBOX for one in proposers),
+        until=end_of(project, hours),
+        waits=any(proposer.name == "inbox" for proposer in proposers),
     )
-
-
-def _run(loop: SingleLoop, stop: Stop) -> Outcome:
-    from autohypothesis.commands.progress import shown
-
-    with shown(loop.project.layout, stop) as tick:
-        loop.tick = tick
-        return loop.run(stop)
 
 
 def _finish(project: Project, stop: Stop) -> None:
@@ -158,34 +145,42 @@ def _finish(project: Project, stop: Stop) -> None:
         )
 
 
-# ── what is said at the end ─────────────────────────────────────────────────────────────────
-
-
-def _summary(loop: SingleLoop, outcome: Outcome) -> None:
+def _summarize(loop: SingleLoop, outcome: Outcome) -> None:
+    """Say what came of it, and what to do next."""
     from autohypothesis.fleet.overview.overview import overview
     from autohypothesis.plain import plain_line
     from autohypothesis.records.history import LiveHistory
     from autohypothesis.terminal.parts import better, number
 
     layout, session = loop.project.layout, loop.session
-    if outcome == "failed":
-        remark(loop.ended, style="red")
     history = LiveHistory(layout, session.tag)
     history.refresh()
     counts = Counter(map(_word, session.decisions(history)))
-    words = [f"{count} {word}" for word, count in counts.items()]
-    said = f"{session.how_far(history)}: {', '.join(words) or 'none decided'}"
-    remark(said if outcome == "failed" else f"{outcome}: {said}; {loop.ended}")
+    words = ", ".join(f"{count} {word}" for word, count in counts.items()) or "none decided"
+    summary = f"{session.how_far(history)}: {words}"
+    if outcome == "failed":
+        remark(loop.ended, style="red")
+        remark(summary)
+    else:
+        remark(f"{outcome}: {summary}; {loop.ended}")
     best = overview(layout).best
     if best is not None:
-        gain = better(best.improvement, best.improvement_share) if best.improvement else ""
-        than = f", {gain} than the baseline's {number(best.baseline, 6)}" if gain else ""
-        # Without a baseline of its platform (one that was recorded by hand has another) it is none.
-        than = ", the baseline" if best.improvement == 0 else than
-        remark(f"best: {plain_line(best.metric)} {number(best.value, 6)}{than}")
+        gain = ""  # without a baseline of its platform: one recorded by hand has another
+        if best.improvement:
+            how_much = better(best.improvement, best.improvement_share)
+            gain = f", {how_much} than the baseline's {number(best.baseline, 6)}"
+        elif best.improvement == 0:
+            gain = ", the baseline"
+        remark(f"best: {plain_line(best.metric)} {number(best.value, 6)}{gain}")
     remark(f"results: {layout.results_tsv}")
-    found = best is not None and best.improvement != 0
-    remark(f"next: {_next(loop, outcome, better_than_baseline=found)}")
+    is_better = best is not None and best.improvement != 0
+    run = "python orchestrator.py"
+    if outcome == "failed":
+        remark(f"next: {run} runs")
+    elif outcome == "stopped":
+        remark(f"next: the same command again goes on; {run} digest says what was found")
+    else:
+        remark(f"next: {run} best --diff, then {run} adopt" if is_better else f"next: {run} digest")
 
 
 def _word(decision: Decision) -> str:
@@ -196,12 +191,3 @@ def _word(decision: Decision) -> str:
         return "lost"
     is_baseline = decision.decision_status == "keep" and not decision.base_commit
     return "baseline" if is_baseline else WORDS[decision.decision_status]
-
-
-def _next(loop: SingleLoop, outcome: Outcome, *, better_than_baseline: bool) -> str:
-    run = "python orchestrator.py"
-    if outcome == "failed":
-        return f"{run} runs"
-    if outcome == "stopped":
-        return f"the same command again goes on; {run} digest says what was found"
-    return f"{run} best --diff, then {run} adopt" if better_than_baseline else f"{run} digest"

@@ -1,27 +1,26 @@
-"""The command line: every group of commands, and the application made of them.
+"""The command line: importing a module of commands registers them.
 
-Imports nothing but the groups, each of which imports what a command needs when it runs.
+Each of them imports what a command needs when it runs.
 """
 
 from __future__ import annotations
 
-from autohypothesis.commands import (
+from autohypothesis.commands import (  # noqa: F401
     doctor,
     fleet,
     hub,
+    hub_serve,
     ideas,
     init,
     loop,
     run,
     setup,
     show,
-    status,
     sync,
     task,
     tools,
 )
-from autohypothesis.commands.app import application
+from autohypothesis.commands.app import app, arrange
 
-COMMANDS = (doctor, setup, loop, init, fleet, status, ideas, tools, task, run, sync, show, hub)
-
-app = application(COMMANDS)
+arrange()
+__all__ = ["app"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis.commands.common import err
 from autohypothesis.engine.runner import ProgressListener
+from autohypothesis.errors import AutohypothesisError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,38 +19,43 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.live.stop import Stop
     from autohypothesis.records.layout import Layout
 
-
 REFRESH_S = 1.0
+BAR_REFRESH_S = 0.2
 _NUMBER = re.compile(r"\d+")
-_HAVE_SAID = ("finished", "failed", "stopped")
-"""States of a role whose last words its starter says."""
 
 
 @contextmanager
 def shown(layout: Layout, stop: Stop) -> Iterator[Callable[[], None]]:
-    """Yield a function to call often while the fleet works; it shows news on stderr."""
-    console = err()
-    if not console.is_terminal:
-        quiet = FleetLines(layout, stop)
-        yield _every(REFRESH_S, quiet.look)
-        quiet.last_look()
-        return
-    from rich.live import Live
+    """Yield a function to call often while the fleet works; it shows news on stderr.
 
-    from autohypothesis.terminal.live import Monitor
+    A view that cannot be drawn ends no fleet.
+    """
+    lines, console, due = FleetLines(layout, stop), err(), 0.0
 
-    monitor = Monitor(layout)
-    lines = FleetLines(layout, stop)
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    def look(draw: Callable[[], None]) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + REFRESH_S
+            with suppress(AutohypothesisError, OSError, ValueError):
+                lines.look()
+                draw()
 
-        def draw() -> None:
-            lines.look()
-            live.update(monitor.frame(console.height), refresh=True)
+    def no_picture() -> None: ...
 
-        lines.console = live.console
-        yield _every(REFRESH_S, draw)
-    lines.console = console
-    lines.last_look()
+    if console.is_terminal:
+        from rich.live import Live
+
+        from autohypothesis.terminal.live import Monitor
+
+        monitor = Monitor(layout)
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            lines.console = live.console
+            yield lambda: look(lambda: live.update(monitor.frame(console.height), refresh=True))
+        lines.console = console
+    else:
+        yield lambda: look(no_picture)
+    due = 0.0
+    look(no_picture)
 
 
 class FleetLines:
@@ -58,17 +64,18 @@ class FleetLines:
     def __init__(self, layout: Layout, stop: Stop) -> None:
         self._layout = layout
         self._stop = stop
-        self._offset = self._size()
+        self._offset = 0
+        with suppress(OSError):
+            self._offset = layout.decisions.stat().st_size
         self._problems: set[str] = set()
-        self._told = False
+        self._is_stopping = False
         self.console: Console = err()
 
     def look(self) -> None:
-        from autohypothesis.errors import AutohypothesisError
         from autohypothesis.records import jsonl
 
-        if self._stop.requested and not self._told:
-            self._told = True
+        if self._stop.requested and not self._is_stopping:
+            self._is_stopping = True
             again = "; Ctrl-C again ends it at once" if self.console.is_terminal else ""
             self._say(f"stops: trainings are ended and recorded{again}")
         try:
@@ -78,40 +85,24 @@ class FleetLines:
         self._offset = news.offset
         for decision in news.records:
             self._say(line_of(decision))
-        self._look_for_problems()
+        for problem in self._current_problems():
+            known = _NUMBER.sub("#", problem)  # one that counts seconds stays the same problem
+            if known not in self._problems and len(self._problems) < 1000:
+                self._problems.add(known)
+                self._say(problem)
 
-    def last_look(self) -> None:
-        """Print what came since the last look; a failure of this does not fail the command."""
-        from autohypothesis.errors import AutohypothesisError
-
-        with suppress(AutohypothesisError, OSError, ValueError):
-            self.look()
-
-    def _look_for_problems(self) -> None:
+    def _current_problems(self) -> Iterator[str]:
         from autohypothesis.engine.recovery import stalled_runs
         from autohypothesis.fleet.live.presence import ROLES, read_role, role_lives
 
         for name in ROLES:
             status = read_role(self._layout, name)
-            if status is None or status.state in _HAVE_SAID or not role_lives(status):
+            # The last words of a role that has ended are said by its starter.
+            if status is None or status.state in ("finished", "failed", "stopped"):
                 continue
-            for problem in status.problems:
-                self._say_once(f"{name}: {problem}")
-        for line in stalled_runs(self._layout):
-            self._say_once(line)
-
-    def _say_once(self, problem: str) -> None:
-        """Print a problem once; one that counts seconds or tries stays the same problem."""
-        known = _NUMBER.sub("#", problem)
-        if known not in self._problems and len(self._problems) < 1000:
-            self._problems.add(known)
-            self._say(problem)
-
-    def _size(self) -> int:
-        try:
-            return self._layout.decisions.stat().st_size
-        except OSError:
-            return 0
+            if role_lives(status):
+                yield from (f"{name}: {problem}" for problem in status.problems)
+        yield from stalled_runs(self._layout)
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
@@ -124,34 +115,15 @@ def line_of(decision: dict[str, Any]) -> str:
 
     lost = decision.get("reason") in NOT_EVIDENCE
     value = decision.get("metric_value")
-    number = f"{value:.6f}" if isinstance(value, (int, float)) else "-"
     words = [
         f"{'lost' if lost else decision.get('decision_status', '?')!s:<9}",
         str(decision.get("experiment_id", "?")),
-        number,
+        f"{value:.6f}" if isinstance(value, (int, float)) else "-",
         str(decision.get("reason", "")),
     ]
-    detail = str(decision.get("detail") or "")
-    return table_text("  ".join(words) + (f"  ({detail})" if detail else ""))
-
-
-def _every(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
-    """Return `look`, limited to that often; a view that cannot be drawn ends no fleet."""
-    from autohypothesis.errors import AutohypothesisError
-
-    due = 0.0
-
-    def tick() -> None:
-        nonlocal due
-        if time.monotonic() >= due:
-            due = time.monotonic() + seconds
-            with suppress(AutohypothesisError, OSError, ValueError):
-                look()
-
-    return tick
-
-
-BAR_REFRESH_S = 0.2
+    if detail := decision.get("detail"):
+        words.append(f"({detail})")
+    return table_text("  ".join(words))
 
 
 class ProgressWatch(ProgressListener):
@@ -186,11 +158,14 @@ class ProgressWatch(ProgressListener):
         self._progress.update(self._bar, description=f"{self._title}: preparing")
 
     def tick(self, project: Project, experiment_id: str) -> None:
+        from autohypothesis.records.jsonl import read_new
+
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + BAR_REFRESH_S
-        event = self._latest(project, experiment_id)
-        if event is not None:
+        news = read_new(project.layout.run(experiment_id).events, self._offset)
+        self._offset = news.offset
+        for event in news.records[-1:]:
             percent = (event.get("progress") or {}).get("progress_pct")
             self._progress.update(
                 self._bar,
@@ -204,13 +179,6 @@ class ProgressWatch(ProgressListener):
 
     def ended(self) -> None:
         self._progress.stop()
-
-    def _latest(self, project: Project, experiment_id: str) -> dict[str, Any] | None:
-        from autohypothesis.records.jsonl import read_new
-
-        news = read_new(project.layout.run(experiment_id).events, self._offset)
-        self._offset = news.offset
-        return news.records[-1] if news.records else None
 
 
 def facts(metrics: dict[str, Any]) -> str:

@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import err, out, print_json, remark, repository_path, say
+from autohypothesis.commands.app import HERE, Json, Repo, app
+from autohypothesis.commands.common import err, out, print_json, remark, say
 from autohypothesis.errors import LaunchError, UsageError
 from autohypothesis.installation import is_clone
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.inputs import Inputs
     from autohypothesis.engine.project import Project
 
 
-def register(app: typer.Typer) -> None:
-    app.command("setup")(setup)
-    app.command("new")(new)
-    app.command("demo")(demo)
-
-
+@app.command("setup")
 def setup(
     context: typer.Context,
     profile: Annotated[
@@ -49,72 +44,62 @@ def setup(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="The repository, as published scripts name it.")
     ] = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
 ) -> None:
     """Get a repository ready: check the environment, then let its prepare.py make the data.
 
     What is there already stays, and prepare.py is never edited. Installs nothing: what is missing
     is named with its command. Example: `orchestrator.py setup --seq-len 128`
     """  # fmt: skip
+    from autohypothesis.commands.doctor import machine_checks, require
     from autohypothesis.engine.project import Project
     from autohypothesis.engine.setup import prepare_options
+    from autohypothesis.fleet.roster.devices import inspect_machine
 
-    given = repo or context.find_root().obj
+    given = context.find_root().obj
     if folder is not None and given is not None and folder.absolute() != given.absolute():
         raise UsageError(f"--dir {folder} and --repo {given} name two repositories")
     options = prepare_options(profile, seq_len, source)
     if skip_data and options:
         raise UsageError(f"--skip-data leaves nothing for {', '.join(options[::2])}")
-    project = Project.open(folder or repository_path(context, repo))
-    _check_environment(project.layout.root)
+    project = Project.open(folder or repo)
+    require(machine_checks(inspect_machine(project.layout.root)))
+    say("environment: in order")
     if not skip_data:
         _prepare(project, options)
     remark("next: python orchestrator.py run-loop --max 20")
 
 
-def _check_environment(root: Path) -> None:
-    """Raise FleetError when something that a search needs is missing; print warnings."""
-    from autohypothesis.commands.doctor import machine_checks, require
-    from autohypothesis.fleet.roster.devices import inspect_machine
-
-    require(list(machine_checks(inspect_machine(root))))
-    say("environment: in order")
-
-
 def _prepare(project: Project, options: list[str]) -> None:
     """Have the repository's own prepare.py make data and tokenizer, where they are missing."""
+    from autohypothesis.engine.inputs import pinned_inputs
     from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare
     from autohypothesis.engine.task_file import has_option
 
     root, task = project.layout.root, project.task
     script = root / SCRIPT
-    found = find_inputs(task, root, pins={})
-    due = isinstance(found, LaunchError) or (script.is_file() and not makes_inputs(task))
+    inputs = find_inputs(task, root, pins={})
+    due = isinstance(inputs, LaunchError) or (script.is_file() and not makes_inputs(task))
     if options or (due and script.is_file()):
         if script.is_file() and not has_option(script, "--locate") and not options:
             remark(f"{script} is not ours: running it as it is")
         run_prepare(root, options)
-        found = find_inputs(task, root, pins={})
-    if isinstance(found, LaunchError):
-        raise found
-    _report(project, found)
-
-
-def _report(project: Project, found: Inputs) -> None:
-    from autohypothesis.engine.inputs import pinned_inputs
-
-    for name, report in found.reports.items():
+        inputs = find_inputs(task, root, pins={})
+    if isinstance(inputs, LaunchError):
+        raise inputs
+    for name, report in inputs.reports.items():
         known = f"profile {report.profile}, " if report.profile else ""
         say(f"data: {known}{name}={report.path}")
-    if not found.reports:
+    if not inputs.reports:
         say("data: the task names none")
-    pinned = pinned_inputs(project.layout.root)
-    if any(pinned.get(name, path) != path for name, path in found.environment.items()):
+    pinned = pinned_inputs(root)
+    if any(pinned.get(name, path) != path for name, path in inputs.environment.items()):
         remark(
             f"note: search {project.tag} keeps the data that it began with; a new --tag takes this"
         )
 
 
+@app.command("new")
 def new(
     path: Annotated[Path, typer.Argument(help="The folder to make.")],
     as_json: Json = False,
@@ -133,15 +118,12 @@ def new(
     if as_json:
         print_json({"path": str(root), "created": created, "commit": commit, "files": files})
         return
-    said = f"made {root}" if created else f"{root} is a research repository already"
-    say(f"{said}: {', '.join(files)}")
+    done = f"made {root}" if created else f"{root} is a research repository already"
+    say(f"{done}: {', '.join(files)}")
     remark(f"next: python orchestrator.py --repo {path} setup")
 
 
-LANES = 2
-RUNS = 12
-
-
+@app.command("demo")
 def demo(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Where its repository is made; default: ./demo.")
@@ -149,10 +131,10 @@ def demo(
     profile: Annotated[str, typer.Option("--profile", help="Of prepare.py.")] = "cpu",
     runs: Annotated[
         int, typer.Option("--runs", min=1, help="How many experiments, the baseline included.")
-    ] = RUNS,
+    ] = 12,
     lanes: Annotated[
         int, typer.Option("--lanes", min=1, help="CPU workers; fewer where there are fewer cores.")
-    ] = LANES,
+    ] = 2,
 ) -> None:
     """Run a fleet in a repository of its own: observer, two workers, tool-builder; and show it.
 
@@ -160,15 +142,16 @@ def demo(
     another search beside the first. Example: `orchestrator.py demo --runs 6`
     """
     from autohypothesis.commands.fleet import bring_up
-    from autohypothesis.engine.devices import cpu_slots as cpu_slots
+    from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.setup import prepare_options, run_prepare
+    from autohypothesis.engine.setup import make_repository, prepare_options, run_prepare
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.supervisor import process_specs
 
     started = time.monotonic()
     root = (folder or Path("demo")).absolute()
-    _make_repository(root)
+    if make_repository(root):  # one that exists is used again
+        remark(f"made {root}")
     cache = root / ".cache"
     # In a cache of the demo's own: what other searches on this machine use stays as it is.
     run_prepare(root, prepare_options(profile=profile, cache=cache))
@@ -185,14 +168,6 @@ def demo(
     _finish(project, time.monotonic() - started)
 
 
-def _make_repository(root: Path) -> None:
-    """Make a repository with our training pair; one that exists is used again."""
-    from autohypothesis.engine.setup import make_repository
-
-    if make_repository(root):
-        remark(f"made {root}")
-
-
 def _located(project: Project, cache: Path) -> dict[str, str]:
     """Return variable -> folder of the data that was just prepared."""
     from autohypothesis.engine.inputs import locate_inputs
@@ -206,8 +181,6 @@ def _located(project: Project, cache: Path) -> dict[str, str]:
 
 def _next_tag(project: Project) -> str:
     """Return `demo`, then `demo-2` and so on: each demo is a search of its own."""
-    from itertools import count
-
     from autohypothesis.engine.project import reference_ref
 
     names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
@@ -224,18 +197,16 @@ def _finish(project: Project, seconds: float) -> None:
     refresh(project.layout, everything=True)
     rows = of_tag(read_ledger(project.layout), project.tag)
     best = best_kept(rows)
-    console = out()
-    console.print()
-    console.print(runs_table(rows, title=f"{project.tag}, {seconds:.0f} s"))
-    console.print(f"\nledger   {project.layout.ledger}", soft_wrap=True, markup=False)
-    console.print(f"picture  {project.layout.progress_png}\n", soft_wrap=True, markup=False)
-    python = _short(Path(sys.executable))
-    program = f"{python} orchestrator.py" if is_clone() else "autohypothesis"
-    console.print("Next:", style="bold")
+    out().print()
+    out().print(runs_table(rows, title=f"{project.tag}, {seconds:.0f} s"))
+    say(f"\nledger   {project.layout.ledger}")
+    say(f"picture  {project.layout.progress_png}\n")
+    program = f"{_short(Path(sys.executable))} orchestrator.py" if is_clone() else "autohypothesis"
+    say("Next:", style="bold")
     where = f"--repo {_short(project.layout.root)}"
     shown = best["id"] if best else rows[-1]["id"]
     for command in (f"digest {where}", f"best --diff {where}", f"show {shown} {where}"):
-        console.print(f"  {program} {command}", soft_wrap=True, markup=False)
+        say(f"  {program} {command}")
 
 
 def _short(path: Path) -> Path:

@@ -1,84 +1,154 @@
-"""`runs`, `show`, `best`, `show-results`, `adopt`, `schema`: look, and take home."""
+"""Look at a search (`status`, `digest`, `runs`, `show`, `best` ...), and take it home (`adopt`)."""
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo, Tag
+from autohypothesis.commands.app import HERE, ExperimentId, Json, Repo, Tag, app
 from autohypothesis.commands.common import (
-    complete_experiment,
     err,
     layout_of,
+    meant_tag,
     opened,
     out,
     print_json,
     remark,
-    repository_path,
     say,
 )
 from autohypothesis.errors import RecordError, SettleError, UnwritableError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.fleet.overview.results import Results
-    from autohypothesis.records.git import Repository
     from autohypothesis.records.layout import Layout
 
-
-ExperimentId = Annotated[
-    str, typer.Argument(help="Id of an experiment.", autocompletion=complete_experiment)
-]
 TAIL_LINES = 15
 
 
-def register(app: typer.Typer) -> None:
-    app.command("runs")(runs)
-    app.command("show")(show)
-    app.command("best")(best)
-    app.command("adopt")(adopt)
-    app.command("schema")(schema)
-    app.command("show-results")(show_results)
+# ── a running search ────────────────────────────────────────────────────────────────────────
 
 
+@app.command("status")
+def status(repo: Repo = HERE, as_json: Json = False) -> None:
+    """The search, who is alive, the queue, and what needs you; it only reads, and at once.
+
+    Example: `orchestrator.py status`
+    """
+    from autohypothesis.fleet.overview.overview import overview
+    from autohypothesis.terminal.fleet import status_page
+
+    view = overview(layout_of(repo))
+    if as_json:
+        print_json(_plain(view))
+    else:
+        out().print(status_page(view))
+
+
+@app.command("monitor")
+def monitor(
+    interval: Annotated[
+        float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between two looks.")
+    ] = 1.0,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", min=1, help="Leave after that many looks.")
+    ] = None,
+    repo: Repo = HERE,
+) -> None:
+    """Watch the fleet at work, until Ctrl-C. It only reads, and may be left at any time.
+
+    Off a terminal each look is printed below the last. Example: `orchestrator.py monitor`
+    """
+    from autohypothesis.terminal.live import watch
+
+    with suppress(KeyboardInterrupt):  # the usual way to leave it
+        watch(layout_of(repo), out(), interval=interval, iterations=iterations)
+
+
+@app.command("digest")
+def digest(
+    since: Annotated[
+        float | None,
+        typer.Option("--since", metavar="HOURS", min=0.0, max=1e6, help="Only the last HOURS."),
+    ] = None,
+    tag: Tag = None,
+    repo: Repo = HERE,
+    as_json: Json = False,
+) -> None:
+    """The page of the morning: what was kept, what failed, how idle it was, where to look first.
+
+    It reads the ledger as the last sync left it. Example: `orchestrator.py digest --since 12`
+    """
+    from autohypothesis.fleet.overview.digest import digest as gather
+    from autohypothesis.records.layout import checked_id
+    from autohypothesis.terminal.fleet import digest_page
+
+    page = gather(layout_of(repo), checked_id(tag) if tag else None, since_hours=since)
+    if as_json:
+        print_json(_plain(page))
+    else:
+        out().print(digest_page(page))
+
+
+def _plain(view: Any) -> Any:
+    """Return a page for JSON: times as everywhere else, no number that is not finite."""
+    from autohypothesis.records.files import to_json
+    from autohypothesis.schema import rfc3339
+
+    def times(value: Any) -> Any:
+        if isinstance(value, datetime):
+            return rfc3339(value)
+        if isinstance(value, dict):
+            return {key: times(item) for key, item in value.items()}
+        return [times(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return json.loads(to_json(times(asdict(view))))
+
+
+# ── experiments ─────────────────────────────────────────────────────────────────────────────
+
+
+@app.command("runs")
 def runs(
-    context: typer.Context,
     tag: Tag = None,
     every_tag: Annotated[bool, typer.Option("--all", help="Of every tag.")] = False,
     last: Annotated[int | None, typer.Option("--last", min=1, help="Only the newest N.")] = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """List experiments in the order of their decisions; undecided ones come last.
 
     Example: `orchestrator.py runs --last 20`
     """
-    layout = layout_of(context, repo)
+    from autohypothesis.records.history import of_tag
+
+    layout = layout_of(repo)
     wanted = None if every_tag else meant_tag(layout, tag)
-    rows = [row for row in ledger_rows(layout) if wanted is None or row.get("tag") == wanted]
-    rows = rows[-last:] if last else rows
+    rows = of_tag(ledger_rows(layout), wanted)[-(last or 0) :]
     if as_json:
         print_json(rows)
-        return
-    if not rows:
+    elif not rows:
         err().print("no experiments yet; run one: [bold]python orchestrator.py run-experiment[/]")
-        return
-    from autohypothesis.terminal.experiments import runs_table
+    else:
+        from autohypothesis.terminal.experiments import runs_table
 
-    out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
+        out().print(runs_table(rows, title=f"tag {wanted}" if wanted else "every tag"))
 
 
-def show(
-    context: typer.Context, experiment_id: ExperimentId, repo: Repo = None, as_json: Json = False
-) -> None:
+@app.command("show")
+def show(experiment_id: ExperimentId, repo: Repo = HERE, as_json: Json = False) -> None:
     """Everything about one experiment: note, settings, diff, curve, tail of the log.
 
     Example: `orchestrator.py show baseline-nov20-1`
     """
     from autohypothesis.records.bundles import read_bundle
 
-    layout = layout_of(context, repo)
+    layout = layout_of(repo)
     row = experiment_row(layout, experiment_id)
     run = layout.run(experiment_id)
     bundle = read_bundle(run)
@@ -100,13 +170,13 @@ def show(
         print_experiment(out(), page)
 
 
+@app.command("best")
 def best(
-    context: typer.Context,
     diff: Annotated[
         bool, typer.Option("--diff", help="Print what it changes against the first baseline.")
     ] = False,
     tag: Tag = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """The best kept experiment of the search.
@@ -115,43 +185,52 @@ def best(
     """
     from autohypothesis.records.history import best_kept, first_baseline
 
-    repository, layout = opened(context, repo)
+    repository, layout = opened(repo)
     wanted = meant_tag(layout, tag)
     rows = [row for row in ledger_rows(layout) if row.get("tag") == wanted]
-    found, start = best_kept(rows), first_baseline(rows)
-    if found is None:
+    winner, start = best_kept(rows), first_baseline(rows)
+    if winner is None:
         raise SettleError(
             f"nothing is kept under tag {wanted!r} yet" if wanted else "nothing is kept yet",
             hint="run the baseline: python orchestrator.py run-experiment --baseline",
         )
     changes = ""
-    if diff and start is not None and start["commit"] != found["commit"]:
-        changes = repository.diff(start["commit"], found["commit"])
+    if diff and start is not None and start["commit"] != winner["commit"]:
+        changes = repository.diff(start["commit"], winner["commit"])
     if as_json:
-        print_json({"row": found, "baseline": start, **({"diff": changes} if diff else {})})
+        print_json({"row": winner, "baseline": start, **({"diff": changes} if diff else {})})
         return
     from autohypothesis.terminal.experiments import runs_table
     from autohypothesis.terminal.parts import diff_text
 
-    out().print(runs_table([row for row in (start, found) if row] if start != found else [found]))
+    out().print(runs_table([start, winner] if start and start != winner else [winner]))
     if diff:
         out().print(diff_text(changes) if changes else "no change against it", soft_wrap=True)
 
 
+@app.command("adopt")
 def adopt(
-    context: typer.Context,
     experiment_id: Annotated[
         str | None, typer.Argument(help="A kept experiment; default: the reference.")
     ] = None,
     tag: Tag = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
 ) -> None:
     """Fast-forward your branch to the reference, or to one kept experiment.
 
     Refused when your checkout has changes or commits of its own. Example: `orchestrator.py adopt`
     """
-    repository, layout = opened(context, repo)
-    commit = _reference(repository, meant_tag(layout, tag))
+    from autohypothesis.engine.project import reference_ref
+
+    repository, layout = opened(repo)
+    wanted = meant_tag(layout, tag)
+    commit = repository.read_ref(reference_ref(wanted)) if wanted else None
+    if commit is None:
+        search = f"search {wanted!r} in" if wanted else "search in"
+        raise SettleError(
+            f"there is no {search} {repository.root}" + ("" if wanted else " yet"),
+            hint="start one with `python orchestrator.py run-experiment`",
+        )
     if experiment_id is not None:
         row = experiment_row(layout, experiment_id)
         if row["status"] != "keep":
@@ -168,6 +247,7 @@ def adopt(
         say(f"{branch} moved from {before[:7]} to {commit[:7]}")
 
 
+@app.command("schema")
 def schema(
     name: Annotated[
         str | None, typer.Argument(help="`task`, or a model of schema.py; default: list them.")
@@ -178,7 +258,6 @@ def schema(
     Example: `orchestrator.py schema task > task.schema.json`
     """
     from autohypothesis.engine.task import TaskFile
-    from autohypothesis.errors import UsageError
     from autohypothesis.schema import FILES, nearest
 
     models = {model.__name__: model for model in FILES.values()}
@@ -193,27 +272,6 @@ def schema(
             f"no schema is called {name!r}{nearest(name, ['task', *models])}",
             hint="run `python orchestrator.py schema` for the names",
         )
-
-
-def meant_tag(layout: Layout, tag: str | None) -> str | None:
-    """Return the search that is meant: `--tag`, else the active one."""
-    from autohypothesis.engine.project import active_tag
-    from autohypothesis.records.layout import checked_id
-
-    return checked_id(tag) if tag else active_tag(layout)
-
-
-def _reference(repository: Repository, tag: str | None) -> str:
-    from autohypothesis.engine.project import reference_ref
-
-    commit = repository.read_ref(reference_ref(tag)) if tag else None
-    if commit is None:
-        raise SettleError(
-            f"there is no search in {repository.root} yet" if tag is None
-            else f"there is no search {tag!r} in {repository.root}",
-            hint="start one with `python orchestrator.py run-experiment`",
-        )  # fmt: skip
-    return commit
 
 
 def experiment_row(layout: Layout, experiment_id: str) -> dict[str, Any]:
@@ -264,14 +322,14 @@ def _text(path: Path) -> str:
         return ""
 
 
+@app.command("show-results")
 def show_results(
-    context: typer.Context,
     top: Annotated[int, typer.Option("--top", min=1, help="Lines of the table.")] = 10,
     kept_only: Annotated[
         bool, typer.Option("--kept-only", help="Only what was kept, in the table.")
     ] = False,
     tag: Tag = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """Show a search: start, best, the gain of each kept step, keep rate, crashes, hours.
@@ -279,30 +337,27 @@ def show_results(
     Without a ledger a results.tsv of any other loop is read; what it cannot tell is null.
     Example: `orchestrator.py show-results --top 5 --kept-only`
     """
-    found = _results(_layout(repository_path(context, repo)), tag)
-    if as_json:
-        print_json(found.as_dict(top, kept_only=kept_only))
-        return
     from autohypothesis.terminal.experiments import results_page
 
-    if not found.experiments:
+    results = _results(_folder(repo), tag)
+    if as_json:
+        print_json(results.as_dict(top, kept_only=kept_only))
+    elif not results.experiments:
         err().print("nothing is decided yet; start: [bold]python orchestrator.py run-loop[/]")
-        return
-    out().print(results_page(found, top, kept_only=kept_only))
-    for note in found.notes:
-        remark(f"note: {found.source}: {note}")
+    else:
+        out().print(results_page(results, top, kept_only=kept_only))
+        for note in results.notes:
+            remark(f"note: {results.source}: {note}")
 
 
-def _layout(path: Path) -> Layout:
+def _folder(path: Path) -> Layout:
     """Return the folder itself where it holds a ledger or a table, else its repository."""
-    from autohypothesis.records.git import Repository, refuse_path
+    from autohypothesis.records.git import refuse_path
     from autohypothesis.records.layout import Layout
 
     refuse_path(path.absolute())
     here = Layout(path.absolute())
-    if here.ledger.is_file() or here.results_tsv.is_file():
-        return here
-    return Layout(Repository.find(path).root)
+    return here if here.ledger.is_file() or here.results_tsv.is_file() else layout_of(path)
 
 
 def _results(layout: Layout, tag: str | None) -> Results:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo
-from autohypothesis.commands.common import print_json, remark, repository_path, role, say
-from autohypothesis.errors import UsageError
+from autohypothesis.commands.app import HERE, Json, Repo, app
+from autohypothesis.commands.common import opened, print_json, remark, role, say
+from autohypothesis.errors import AutohypothesisError, UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.fleet.sync import SyncReport
@@ -22,12 +22,8 @@ PICTURE_AGE_S = 60.0
 """A picture younger than this is left: drawing costs more than all the rest of a sync."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command("sync")(sync)
-
-
+@app.command("sync")
 def sync(
-    context: typer.Context,
     everything: Annotated[
         bool, typer.Option("--all", help="Refresh picture and parquet whatever their age.")
     ] = False,
@@ -38,25 +34,21 @@ def sync(
     snapshot: Annotated[
         bool, typer.Option("--snapshot", help="Keep bundles and decisions in git as well.")
     ] = False,
-    repo: Repo = None,
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """Bring experiments.jsonl, results.tsv and the pictures up to date with what was run.
 
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """
-    from autohypothesis.records.git import Repository
-    from autohypothesis.records.layout import Layout
-
-    repository = Repository.find(repository_path(context, repo))
-    layout = Layout(repository.root)
-    if watch is not None and as_json:
-        raise UsageError("--watch prints nothing, and --json asks for it", hint="leave one out")
-    if watch is not None:
-        _watch(repository, layout, watch, everything, snapshot)
-        return
     from autohypothesis.engine import recovery
 
+    repository, layout = opened(repo)
+    if watch is not None:
+        if as_json:
+            raise UsageError("--watch prints nothing, and --json asks for it", hint="leave one out")
+        _watch(repository, layout, watch, everything, snapshot)
+        return
     recovery.collect_ended(repository, layout)
     report, drawn = refresh(layout, everything=everything, names_taken=False)
     kept = keep(repository, layout, everything=everything) if snapshot else None
@@ -83,35 +75,28 @@ def refresh(
 
     Returns the report, and where the picture is if it was drawn.
     """
+    from autohypothesis.engine.decide import edits_in_results
     from autohypothesis.fleet.sync import sync as fold_and_write
+    from autohypothesis.records.files import read_object
 
-    known = _problems(layout) if names_taken else []
+    known = read_object(layout.problems).get("problems") if names_taken else []
     report = fold_and_write(layout, all=everything)
-    for note in _remarks(layout, report):
+    for note in edits_in_results(layout, report.hand_edits) if report.hand_edits else ():
         remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
         drawn = draw(layout)
-    if names_taken:
-        news = [one for one in report.problems if "/" not in one.path]
-        for problem in (one for one in news if one.model_dump() not in known):
+    for problem in report.problems if names_taken else ():
+        is_new = not isinstance(known, list) or problem.model_dump() not in known
+        if "/" not in problem.path and is_new:
             remark(f"note: {problem.path} {problem.reason}")
     return report, drawn
-
-
-def _problems(layout: Layout) -> list[Any]:
-    """Return the problems of the last sync."""
-    from autohypothesis.records.files import read_object
-
-    problems = read_object(layout.problems).get("problems")
-    return problems if isinstance(problems, list) else []
 
 
 def _watch(
     repository: Repository, layout: Layout, seconds: float, everything: bool, snapshot: bool
 ) -> None:
-    """Sync until asked to stop. What fails once, on a full disk say, is told and tried again."""
-    from autohypothesis.errors import AutohypothesisError
+    """Sync until asked to stop; what fails, on a full disk say, is named and tried again."""
 
     with role("sync") as stop:
         while not stop.requested:
@@ -143,14 +128,6 @@ def _picture_is_due(layout: Layout) -> bool:
     return drawn > max(PICTURE_AGE_S, _age(layout.ledger))
 
 
-def _remarks(layout: Layout, report: SyncReport) -> list[str]:
-    if not report.hand_edits:
-        return []
-    from autohypothesis.engine.decide import edits_in_results
-
-    return edits_in_results(layout, report.hand_edits)
-
-
 def draw(layout: Layout) -> Path:
     """Draw progress.png of the active tag from the ledger; return where it is."""
     from autohypothesis.records.ledger import active_tag, read_ledger
@@ -159,9 +136,9 @@ def draw(layout: Layout) -> Path:
 
     tag = active_tag(layout)
     rows = [row for row in read_ledger(layout) if row.get("tag") == tag]
-    place = picture_place(layout)
-    draw_progress(rows, place, tag=tag or "no tag yet")
-    return place
+    path = picture_place(layout)
+    draw_progress(rows, path, tag=tag or "no tag yet")
+    return path
 
 
 def _age(path: Path) -> float:

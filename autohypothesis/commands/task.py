@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.app import HERE, Json, Repo, app
 from autohypothesis.commands.common import (
+    end_of,
     json_text,
     open_project,
     out,
@@ -25,23 +26,25 @@ if TYPE_CHECKING:
     from autohypothesis.fleet.artifact.loop import TaskLoop
     from autohypothesis.schema import Decision
 
-task = typer.Typer(
+task_group = typer.Typer(
     help="Improve artifacts that a task file names: prompts, skills, settings, small code.",
     no_args_is_help=True,
 )
+app.add_typer(task_group, name="task")
+
+SANDBOXES = {
+    "bwrap": "bubblewrap: the disk is read-only, /tmp and home are private",
+    "landlock": "Landlock: only what is granted can be read and written; no bubblewrap here",
+    "none": "none: what is changed beside the artifacts is found by its hash",
+}
 
 TaskPath = Annotated[
     Path, typer.Argument(metavar="PATH", help="A task file, or the folder that holds task.yaml.")
 ]
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(task, name="task")
-
-
-@task.command("run")
+@task_group.command("run")
 def run(
-    context: typer.Context,
     path: TaskPath,
     iterations: Annotated[
         int, typer.Option("--iterations", min=0, help="How many changes to try; 0: until stopped.")
@@ -55,7 +58,7 @@ def run(
     tag: Annotated[
         str | None, typer.Option("--tag", help="The search; default: the task's id.")
     ] = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
     as_json: Annotated[
         bool, typer.Option("--json", help="JSON lines on a terminal too, where a person reads.")
     ] = False,
@@ -69,7 +72,7 @@ def run(
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.project import whole_or_nothing
 
-    project = _opened(context, path, repo)
+    project = _opened(path, repo)
     with whole_or_nothing(project.repository, project.layout):
         loop = loop_of(project.with_tag(tag or project.task.id), parallel, seed)
         loop.emit = _emit if as_json or not sys.stdout.isatty() else _show
@@ -79,14 +82,14 @@ def run(
         finally:
             refresh(project.layout)
             project.repository.pack_when_due()
-    tried = [one for one in decided if one.base_commit is not None]
+    tried = [decision for decision in decided if decision.base_commit is not None]
     remark(_summary(loop.project, tried))
-    if tried and all(one.decision_status == "crash" for one in tried):
+    if tried and all(decision.decision_status == "crash" for decision in tried):
         raise typer.Exit(1)
 
 
-@task.command("check")
-def check(context: typer.Context, path: TaskPath, repo: Repo = None, as_json: Json = False) -> None:
+@task_group.command("check")
+def check(path: TaskPath, repo: Repo = HERE, as_json: Json = False) -> None:
     """Read a task file, and say what it leads to: nothing is run.
 
     Exits 2 when it is wrong, with file, line and the nearest right name; 1 when a program is
@@ -95,21 +98,20 @@ def check(context: typer.Context, path: TaskPath, repo: Repo = None, as_json: Js
     from autohypothesis.engine.isolation import sandbox_kind
     from autohypothesis.engine.program import programs_of
 
-    project = _opened(context, path, repo)
-    found = project.task
-    files = project.repository.tracked_files()
-    programs = programs_of(found, project.repository.root, files)
+    project = _opened(path, repo)
+    task, files = project.task, project.repository.tracked_files()
+    programs = programs_of(task, project.repository.root, files)
     report = {
-        "id": found.id,
-        "file": found.source or str(path),
-        "artifacts": found.artifacts_in(files),
-        "protected": sum(map(found.is_protected, files)),
-        "mutator": found.mutator.type,
-        "scorer": found.scorer.type,
-        "objective": found.objective.model_dump(mode="json"),
-        "sandbox": sandbox_kind(found),
-        "programs": [one._asdict() for one in programs],
-        "ok": all(one.problem == "" for one in programs),
+        "id": task.id,
+        "file": task.source or str(path),
+        "artifacts": task.artifacts_in(files),
+        "protected": sum(map(task.is_protected, files)),
+        "mutator": task.mutator.type,
+        "scorer": task.scorer.type,
+        "objective": task.objective.model_dump(mode="json"),
+        "sandbox": sandbox_kind(task),
+        "programs": [program._asdict() for program in programs],
+        "ok": all(program.problem == "" for program in programs),
     }
     if as_json:
         print_json(report)
@@ -123,50 +125,41 @@ def _print_report(report: dict[str, Any]) -> None:
 
     objective = report["objective"]
     goal = f"{objective['direction']} {objective['metric']}, min_delta {objective['min_delta']:g}"
-    lines = {
-        "task": f"{report['id']} ({report['file']})",
-        "artifacts": ", ".join(report["artifacts"]),
-        "protected": f"{report['protected']} files decide what can be compared",
-        "objective": goal,
-        "sandbox": SANDBOXES[report["sandbox"]],
-    }
-    for name, text in lines.items():
-        out().print(f"[bold]{name:>10}[/]  {escape(text)}", soft_wrap=True)
-    for one in report["programs"]:
-        said = f"[red]{escape(one['problem'])}[/]" if one["problem"] else escape(one["command"])
-        out().print(f"[bold]{one['role']:>10}[/]  {said}", soft_wrap=True)
-
-
-SANDBOXES = {
-    "bwrap": "bubblewrap: the disk is read-only, /tmp and home are private",
-    "landlock": "Landlock: only what is granted can be read and written; no bubblewrap here",
-    "none": "none: what is changed beside the artifacts is found by its hash",
-}
+    lines = [
+        ("task", escape(f"{report['id']} ({report['file']})")),
+        ("artifacts", escape(", ".join(report["artifacts"]))),
+        ("protected", f"{report['protected']} files decide what can be compared"),
+        ("objective", escape(goal)),
+        ("sandbox", SANDBOXES[report["sandbox"]]),
+    ]
+    for program in report["programs"]:
+        problem = program["problem"]
+        text = f"[red]{escape(problem)}[/]" if problem else escape(program["command"])
+        lines.append((program["role"], text))
+    for name, text in lines:
+        out().print(f"[bold]{name:>10}[/]  {text}", soft_wrap=True)
 
 
 def _summary(project: Project, tried: Sequence[Decision]) -> str:
     """Return how many changes were kept, in a line."""
-    kept = [one for one in tried if one.decision_status == "keep"]
-    said = f"{project.active()}: {len(kept)} of {len(tried)} changes kept"
+    kept = [decision for decision in tried if decision.decision_status == "keep"]
+    summary = f"{project.active()}: {len(kept)} of {len(tried)} changes kept"
     if kept:
         metric = project.task.objective.metric
-        said += f", {metric} {kept[0].reference_value:g} -> {kept[-1].metric_value:g}"
-    return f"{said}; a line for each in {project.layout.task_results}"
+        summary += f", {metric} {kept[0].reference_value:g} -> {kept[-1].metric_value:g}"
+    return f"{summary}; a line for each in {project.layout.task_results}"
 
 
-def _opened(context: typer.Context, path: Path, repo: Path | None) -> Project:
+def _opened(path: Path, repo: Path) -> Project:
     """Open a task, in the repository that its file is in unless another is named."""
     file = path / "task.yaml" if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"there is no task file at {file}", hint="name one: task run PATH")
-    if repo is None and context.find_root().obj is None:
-        context.find_root().obj = file.absolute().parent
-    return open_project(context, repo, task=file)
+    return open_project(file.absolute().parent if repo == Path.cwd() else repo, task=file)
 
 
 def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     """Return the loop of one task, not begun."""
-    from autohypothesis.commands.fleet import in_hours
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
     from autohypothesis.fleet.artifact.loop import TaskLoop
@@ -180,19 +173,14 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
             f"--parallel {parallel}: this machine has {len(cpu_slots())} CPU lanes",
             hint="see `python orchestrator.py doctor`",
         )
-    history, queue = (
-        LiveHistory(project.layout, project.active()),
-        Queue(project.layout, project.active()),
-    )
+    history = LiveHistory(project.layout, project.active())
+    queue = Queue(project.layout, project.active())
+    limits, index = SearchLimits(until=end_of(project)), ExperimentIndex(project, history)
     return TaskLoop(
         project=project,
         source=_source(project, history, queue, seed),
         history=history,
-        ending=StopCriteria(
-            SearchLimits(until=in_hours(project.task.budget.hours)),
-            queue,
-            ExperimentIndex(project, history),
-        ),
+        ending=StopCriteria(limits, queue, index),
         parallel=parallel,
         say=remark,
         watch=ProgressWatch(),
@@ -217,10 +205,10 @@ def _show(line: dict[str, Any]) -> None:
     from autohypothesis.terminal.parts import number, styled
 
     scores = f"{number(line['baseline_score'])} -> {number(line['candidate_score'])}"
-    said = line["description"] or line["detail"]
+    words = line["description"] or line["detail"]
     if line["candidate_score"] is None:
-        scores, said = line["reason"], line["detail"] or said
-    text = f"{scores:<22} {escape(table_text(said))}"
+        scores, words = line["reason"], line["detail"] or words
+    text = f"{scores:<22} {escape(table_text(words))}"
     pad = " " * (8 - len(line["status"]))
     out().print(f"{styled(line['status'])}{pad}{text}", soft_wrap=True)
 

@@ -4,57 +4,44 @@ from __future__ import annotations
 
 import getpass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autohypothesis.commands.app import Json, Repo
+from autohypothesis.commands.app import HERE, Json, Repo, app, completion
 from autohypothesis.commands.common import layout_of, out, print_json, remark, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from autohypothesis.records.layout import Layout
     from autohypothesis.schema import Tool
 
 # Words behind the tool's name are its own, options included.
 ITS_OWN_WORDS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
+tools_group = typer.Typer(
+    help="Helper scripts: ask for one, publish one, list them, run one.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(tools_group, name="tools")
 
-def _complete_tool(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of published scripts below the current directory, for the shell."""
-    from autohypothesis.records.layout import Layout
-
-    folder = Layout(Path.cwd()).published_tools
-    return sorted(path.stem for path in folder.glob(f"{incomplete}*.py"))
-
-
+complete_tool = completion(
+    lambda layout: (script.stem for script in layout.published_tools.glob("*.py"))
+)
 ToolId = Annotated[
-    str, typer.Argument(metavar="ID", help="Name of the tool.", autocompletion=_complete_tool)
+    str, typer.Argument(metavar="ID", help="Name of the tool.", autocompletion=complete_tool)
 ]
+Title = Annotated[str, typer.Option("--title", help="A few words; default: the name.")]
+Notes = Annotated[str, typer.Option("--notes", help="Why, for the record.")]
 
 
-def register(app: typer.Typer) -> None:
-    group = typer.Typer(
-        help="Helper scripts: ask for one, publish one, list them, run one.",
-        no_args_is_help=True,
-        rich_markup_mode="markdown",
-    )
-    group.command("request")(request)
-    group.command("publish")(publish)
-    group.command("adopt")(adopt)
-    group.command("discard")(discard)
-    group.command("list")(list_tools)
-    group.command("run", context_settings=ITS_OWN_WORDS)(run)
-    app.add_typer(group, name="tools")
-
-
+@tools_group.command("request")
 def request(
-    context: typer.Context,
     tool_id: ToolId,
     problem: Annotated[str, typer.Option("--problem", help="What it is to answer, and why.")],
-    title: Annotated[str, typer.Option("--title", help="A few words; default: the name.")] = "",
-    repo: Repo = None,
+    title: Title = "",
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """Ask the tool-builder for a helper script.
@@ -64,7 +51,7 @@ def request(
     from autohypothesis.fleet.toolbuilder import tools
 
     tool = tools.request(
-        layout_of(context, repo),
+        layout_of(repo),
         tool_id,
         problem=problem,
         title=title,
@@ -74,18 +61,18 @@ def request(
     if as_json:
         print_json(tool.model_dump(mode="json"))
     elif tool.status == "requested":
-        said = "is requested; the tool-builder builds it when `python orchestrator.py up` runs"
-        say(f"{tool.tool_id} {said}")
+        then = "the tool-builder builds it when `python orchestrator.py up` runs"
+        say(f"{tool.tool_id} is requested; {then}")
     else:
         say(f"{tool.tool_id} is {tool.status} already: {tool.usage}")
 
 
+@tools_group.command("publish")
 def publish(
-    context: typer.Context,
     tool_id: ToolId,
     path: Annotated[Path, typer.Argument(metavar="PATH", help="The script, one Python file.")],
-    title: Annotated[str, typer.Option("--title", help="A few words; default: the name.")] = "",
-    repo: Repo = None,
+    title: Title = "",
+    repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
     """Publish a script that you wrote, when it passes the checks; an older one is replaced.
@@ -98,7 +85,7 @@ def publish(
     from autohypothesis.fleet.toolbuilder import tools
 
     tool = tools.publish(
-        layout_of(context, repo),
+        layout_of(repo),
         tool_id,
         path.absolute(),
         title=title,
@@ -107,57 +94,55 @@ def publish(
     if as_json:
         print_json(tool.model_dump(mode="json"))
     else:
-        said = f"{tool.tool_id} is published: {tool.summary}"
-        say(f"{said}\nrun it with `python orchestrator.py {tool.usage}`")
+        say(f"{tool.tool_id} is published: {tool.summary}")
+        say(f"run it with `python orchestrator.py {tool.usage}`")
 
 
-Notes = Annotated[str, typer.Option("--notes", help="Why, for the record.")]
-
-
-def adopt(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Repo = None) -> None:
+@tools_group.command("adopt")
+def adopt(tool_id: ToolId, notes: Notes = "", repo: Repo = HERE) -> None:
     """Record that a published tool is in use.
 
     Example: `orchestrator.py tools adopt noise --notes "min_delta rests on it"`
     """
-    _decide(layout_of(context, repo), tool_id, "adopted", notes)
+    from autohypothesis.fleet.toolbuilder import tools
+
+    tools.decide(layout_of(repo), tool_id, "adopted", decided_by=getpass.getuser(), notes=notes)
+    say(f"{tool_id} is adopted")
 
 
-def discard(context: typer.Context, tool_id: ToolId, notes: Notes = "", repo: Repo = None) -> None:
+@tools_group.command("discard")
+def discard(tool_id: ToolId, notes: Notes = "", repo: Repo = HERE) -> None:
     """Have a tool run no more; `tools request` or `tools publish` brings it back.
 
     Example: `orchestrator.py tools discard my-noise`
     """
-    _decide(layout_of(context, repo), tool_id, "discarded", notes)
-
-
-def _decide(
-    layout: Layout, tool_id: str, status: Literal["adopted", "discarded"], notes: str
-) -> None:
     from autohypothesis.fleet.toolbuilder import tools
 
-    tools.decide(layout, tool_id, status, decided_by=getpass.getuser(), notes=notes)
-    say(f"{tool_id} is {status}")
+    tools.decide(layout_of(repo), tool_id, "discarded", decided_by=getpass.getuser(), notes=notes)
+    say(f"{tool_id} is discarded")
 
 
-def list_tools(context: typer.Context, repo: Repo = None, as_json: Json = False) -> None:
+@tools_group.command("list")
+def list_tools(repo: Repo = HERE, as_json: Json = False) -> None:
     """List the tools, what they are for, and how often they were called.
 
     Example: `orchestrator.py tools list --json`
     """
     from autohypothesis.fleet.toolbuilder import tools
 
-    found = tools.registry(layout_of(context, repo))
+    registry = tools.registry(layout_of(repo))
     if as_json:
-        print_json(found.model_dump(mode="json"))
-    elif found.tools:
-        out().print(_table(found.tools))
+        print_json(registry.model_dump(mode="json"))
+    elif registry.tools:
+        out().print(_table(registry.tools))
     else:
-        hint = "ask for one: python orchestrator.py tools request noise --problem WHY"
-        remark(f"no tools yet; {hint}")
+        remark(
+            "no tools yet; ask for one: python orchestrator.py tools request noise --problem WHY"
+        )
 
 
+@tools_group.command("run", context_settings=ITS_OWN_WORDS)
 def run(
-    context: typer.Context,
     tool_id: ToolId,
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar="ARGS", help="The tool's own words.")
@@ -165,7 +150,7 @@ def run(
     limit: Annotated[
         float | None, typer.Option("--limit", min=0.1, help="Seconds it may take.  [default: 300]")
     ] = None,
-    repo: Repo = None,
+    repo: Repo = HERE,
 ) -> None:
     """Run a published tool; its own words follow its name.
 
@@ -176,7 +161,7 @@ def run(
     from autohypothesis.fleet.toolbuilder import tools
 
     ended = tools.run(
-        layout_of(context, repo),
+        layout_of(repo),
         tool_id,
         arguments or [],
         timeout_s=limit if limit is not None else tools.RUN_S,
@@ -184,8 +169,11 @@ def run(
         cwd=Path.cwd(),
     )
     if ended.exit_code is None:
-        said = f"{tool_id} took over {limit or tools.RUN_S:g} s and was ended"
-        remark(f"{said}; give it more: --limit SECONDS before its name")
+        limit_s = f"{limit or tools.RUN_S:g} s"
+        remark(
+            f"{tool_id} took over {limit_s} and was ended; give it more: --limit SECONDS before"
+            " its name"
+        )
         raise typer.Exit(tools.OUT_OF_TIME)
     # Killed by a signal: as shells count.
     raise typer.Exit(ended.exit_code if ended.exit_code >= 0 else 128 - ended.exit_code)
@@ -197,19 +185,14 @@ def _table(tools: list[Tool]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("tool", "status", "calls", "failures"):
-        table.add_column(
-            name, no_wrap=True, justify="right" if name[-1] == "s" and name != "status" else "left"
-        )
+        count = name in ("calls", "failures")
+        table.add_column(name, no_wrap=True, justify="right" if count else "left")
     table.add_column("what for", overflow="fold", min_width=20)
     for tool in tools:
         about = tool.summary or tool.problem or tool.title
-        told = about if tool.status != "requested" or not tool.notes else f"{about} ({tool.notes})"
-        cells = (
-            tool.tool_id,
-            tool.status,
-            str(tool.calls),
-            str(tool.failures),
-            " ".join(told.split()),
-        )
+        if tool.status == "requested" and tool.notes:
+            about = f"{about} ({tool.notes})"
+        counts = (str(tool.calls), str(tool.failures))
+        cells = (tool.tool_id, tool.status, *counts, " ".join(about.split()))
         table.add_row(*map(Text, cells))
     return table

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from autohypothesis.engine import program
 from autohypothesis.engine.environment import program_environment
 from autohypothesis.errors import ProposerError, UsageError, faults_in
 from autohypothesis.fleet.proposing import Situation, Trial
-from autohypothesis.plain import templates
+from autohypothesis.plain import plain_line, templates
 from autohypothesis.proposers.history import best_and_latest
 from autohypothesis.proposers.knobs import knobs_of
 from autohypothesis.schema import Proposal
@@ -73,7 +74,8 @@ class Command:
         good, bad = read_answer(answer.out)
         is_in_time = answer.exit_code is not None and time.monotonic() < deadline
         if bad and is_in_time and not self._stopped:
-            answer = self._ask({**document, "errors": [line.as_json() for line in bad]}, deadline)
+            errors = [{"line": item.line[:MAX_SHOWN], "reason": item.reason} for item in bad]
+            answer = self._ask({**document, "errors": errors}, deadline)
             corrected, worse = read_answer(answer.out)
             good = [*(good or []), *(corrected or [])]
             bad = worse or ([] if corrected is not None else bad)
@@ -141,7 +143,7 @@ MAX_TEXT = 1_000
 
 def document_of(situation: Situation, count: int) -> dict[str, object]:
     """Return the situation as JSON; `errors` is filled in when lines are given back."""
-    told = best_and_latest(situation.trials, situation.direction, most=MAX_TRIALS, best=BEST)
+    trials = best_and_latest(situation.trials, situation.direction, most=MAX_TRIALS, best=BEST)
     knobs = knobs_of(situation)
     refused = list(situation.refused.items())[:MAX_REFUSED]
     return {
@@ -156,11 +158,12 @@ def document_of(situation: Situation, count: int) -> dict[str, object]:
         "brief": situation.brief.model_dump(mode="json"),
         "steering": situation.steering.model_dump(mode="json"),
         "knobs": {
-            n: knob.model_dump(mode="json", exclude_defaults=True) for n, knob in knobs.items()
+            name: knob.model_dump(mode="json", exclude_defaults=True)
+            for name, knob in knobs.items()
         },
         "reference": dict(situation.reference),
         "sources": _bounded_sources(situation.sources),
-        "trials": [_trial(trial, situation.reference) for trial in told],
+        "trials": [_trial(trial, situation.reference) for trial in trials],
         "trials_in_all": len(situation.trials),
         "open": [
             {"hypothesis_id": hypothesis.hypothesis_id, "title": hypothesis.title}
@@ -217,9 +220,6 @@ class BadLine(NamedTuple):
     line: str
     reason: str
 
-    def as_json(self) -> dict[str, str]:
-        return {"line": self.line[:MAX_SHOWN], "reason": self.reason}
-
 
 def read_answer(text: str) -> tuple[list[Proposal] | None, list[BadLine]]:
     """Return the hypotheses in `text`, and the lines that are none.
@@ -231,50 +231,42 @@ def read_answer(text: str) -> tuple[list[Proposal] | None, list[BadLine]]:
     lines = [line for line in lines if not line.lstrip().startswith("```")]
     if not lines:
         return None, []
-    found = [
-        item if isinstance(item, BadLine) else _proposal(line, item) for line, item in _items(lines)
-    ]
-    good = [item for item in found if isinstance(item, Proposal)]
-    return good, [item for item in found if isinstance(item, BadLine)][:MAX_BAD]
+    items = [_proposal(line, value) for line, value in _values(lines)]
+    bad = [item for item in items if isinstance(item, BadLine)]
+    return [item for item in items if isinstance(item, Proposal)], bad[:MAX_BAD]
 
 
-def _items(lines: list[str]) -> Iterator[tuple[str, Any]]:
+def _values(lines: list[str]) -> Iterator[tuple[str, Any]]:
     """Yield (source text, JSON value or `BadLine`) for each item."""
     parsed = [(line, _parsed(line)) for line in lines]
-    if any(isinstance(item, BadLine) for _, item in parsed):
+    if any(isinstance(value, BadLine) for _, value in parsed):
         whole = "\n".join(lines)
         document = _parsed(whole)
         if not isinstance(document, BadLine):
             parsed = [(whole, document)]
-    for line, item in parsed:
-        if isinstance(item, list):
-            yield from ((json.dumps(part), part) for part in item)
+    for line, value in parsed:
+        if isinstance(value, list):
+            yield from ((json.dumps(part), part) for part in value)
         else:
-            yield line, item
+            yield line, value
 
 
 def _parsed(text: str) -> Any:
-    def refuse(word: str) -> None:
-        raise ValueError(f"{word} is no JSON number")
-
-    try:
-        item = json.loads(text, parse_constant=refuse)
-        json.dumps(item, ensure_ascii=False).encode()  # half of a surrogate pair fits in no file
-    except (ValueError, RecursionError) as error:
+    try:  # unlike `json` it refuses NaN, and half of a surrogate pair, which fits in no file
+        return from_json(text, allow_inf_nan=False)
+    except ValueError as error:
         return BadLine(text, f"no JSON: {error}")
-    return item
 
 
-def _proposal(line: str, item: object) -> Proposal | BadLine:
-    if not isinstance(item, dict):
+def _proposal(line: str, value: Any) -> Proposal | BadLine:
+    if isinstance(value, BadLine):
+        return value
+    if not isinstance(value, dict):
         return BadLine(line, "a hypothesis is a JSON object")
-    if isinstance(title := item.get("title"), str):  # it goes into lists and pages
-        printable = "".join(letter if letter.isprintable() else " " for letter in title)
-        item = {**item, "title": " ".join(printable.split())}
+    if isinstance(title := value.get("title"), str):  # it goes into lists and pages
+        value = {**value, "title": plain_line(title)}
     try:
-        proposal = Proposal.model_validate(item)
-    except RecursionError:
-        return BadLine(line, "nested too deeply")
+        proposal = Proposal.model_validate(value)
     except ValidationError as error:
         return BadLine(line, faults_in(error))
     changes = proposal.config_overrides or proposal.patch or proposal.instructions

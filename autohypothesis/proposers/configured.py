@@ -1,4 +1,4 @@
-"""The proposers that a user names."""
+"""The proposers that a user names, and results of other fleets, which a hub adds to them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autohypothesis.errors import UsageError
+from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.proposing import (
     Proposer,
     Situation,
@@ -14,7 +15,8 @@ from autohypothesis.fleet.proposing import (
 )
 from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.search import KnobSearch
-from autohypothesis.schema import Proposal
+from autohypothesis.records.layout import Layout
+from autohypothesis.schema import OthersResult, Proposal
 
 
 class Inbox:
@@ -54,3 +56,47 @@ def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
         return Command(argument, root=root)
     proposer: Proposer = registered_proposers()[name].load()(argument, root)
     return proposer
+
+
+class OtherFleets:
+    """Proposes results of other fleets, where they are said to be better than what is here.
+
+    Such a commit becomes a hypothesis like any other, and the reference only if it wins here;
+    either way the run tells whether the other fleet's result can be reproduced. It reads what the
+    courier heard last, so that it never waits for a hub.
+    """
+
+    name = incoming.HUB_PROPOSER
+
+    def __init__(self, layout: Layout) -> None:
+        self._feed = incoming.FeedReader(layout)
+
+    def propose(self, situation: Situation, count: int) -> Sequence[Proposal]:
+        """Return results that are better by more than the noise, best first, each once."""
+        heard = self._feed.heard()
+        sign = 1.0 if situation.direction == "minimize" else -1.0
+        kept = [
+            sign * t.value for t in situation.trials if t.value is not None and t.status == "keep"
+        ]
+        if heard is None or not kept:
+            return []
+        known = [*situation.open, *situation.closed]
+        tried = {hypothesis.source_id for hypothesis in known}
+        commits = {hypothesis.artifacts_from for hypothesis in known}
+
+        def rank(result: OthersResult) -> float:
+            return sign * result.value if result.value is not None else float("inf")
+
+        better = [
+            result
+            for result in heard.board
+            if (result.metric, result.status) == (situation.metric, "keep")
+            and result.state != "refuted"
+            and min(kept) - rank(result) >= situation.min_delta
+            and incoming.source_id_of(result.id) not in tried
+            and result.commit not in commits
+        ]
+        return [
+            incoming.proposal_from_result(result, priority=incoming.BETTER_PRIORITY)
+            for result in sorted(better, key=rank)[:count]
+        ]

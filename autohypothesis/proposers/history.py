@@ -36,7 +36,15 @@ class Effect:
 
 
 class History:
-    """The situation, seen from the present reference."""
+    """The situation, seen from the present reference.
+
+    Attributes:
+        here: key of the reference's settings.
+        trials: what says something about its settings, in the order of the runs.
+        seen: keys of trials, open hypotheses, and those that were closed without a run.
+        waiting: (knob, direction) of moves that are under way.
+        effects: one for each trial and base that differ in one knob, oldest first.
+    """
 
     def __init__(self, situation: Situation, axes: Mapping[str, Axis]) -> None:
         self.situation = situation
@@ -45,23 +53,16 @@ class History:
         computed = computed_in(situation.sources) - axes.keys()
         self._names = tuple(sorted(self.reference.keys() - computed))
         self._spellings = {name.lower(): name for name in self._names}
-        self.here = self.key(self.reference)
+        self.here = settings_key(self.reference, self._names)
         self.trials = self._evidence()
-        self._keys = [self.key(trial.settings) for trial in self.trials]
-        self._settings = dict(
-            zip(self._keys, (trial.settings for trial in self.trials), strict=True)
-        )
-        self._values = self._measured()
+        self._keys = [settings_key(trial.settings, self._names) for trial in self.trials]
+        self._by_key: dict[Key, list[Trial]] = defaultdict(list)
+        for key, trial in zip(self._keys, self.trials, strict=True):
+            self._by_key[key].append(trial)
         self.waiting: set[tuple[str, int]] = set()
-        """(knob, direction) of moves that are under way."""
-        self.seen = self._everything_seen()
+        self.seen = {self.here, *self._keys}
+        self._note_hypotheses()
         self.effects = list(self._effects())
-
-    # ── settings ────────────────────────────────────────────────────────────────────────────
-
-    def key(self, settings: Mapping[str, Setting]) -> Key:
-        """Return a key that is equal for equal full settings."""
-        return settings_key(settings, self._names)
 
     def with_overrides(self, overrides: Mapping[str, Setting]) -> dict[str, Setting]:
         """Return the reference with constants set, whatever case they are written in."""
@@ -69,13 +70,13 @@ class History:
         return {**self.reference, **named}
 
     def key_of(self, overrides: Mapping[str, Setting]) -> Key:
-        """Return the key of the reference with these constants set."""
-        return self.key(self.with_overrides(overrides))
+        """Return a key of the reference with these constants set, equal for equal settings."""
+        return settings_key(self.with_overrides(overrides), self._names)
 
     def _evidence(self) -> list[Trial]:
-        """Return the trials that say something about their settings.
+        """Return the trials without crashes of hypotheses that wait again, or were given up.
 
-        A crash whose hypothesis waits again, or was given up, was the machine's.
+        Those were the machine's.
         """
         situation = self.situation
         lost = {hypothesis.hypothesis_id for hypothesis in situation.open}
@@ -86,37 +87,26 @@ class History:
             if trial.status != "crash" or trial.hypothesis_id not in lost
         ]
 
-    def _everything_seen(self) -> set[Key]:
-        """Return keys of trials, open hypotheses, and those that were closed without a run."""
+    def _note_hypotheses(self) -> None:
         tried = {trial.hypothesis_id for trial in self.trials}
         untried = [past for past in self.situation.closed if past.hypothesis_id not in tried]
-        seen = {self.here, *self._keys}
-        for hypothesis in self.situation.open:
-            if hypothesis.config_overrides:
-                self._note_waiting(self.with_overrides(hypothesis.config_overrides))
         for hypothesis in (*self.situation.open, *untried):
             if hypothesis.config_overrides:
-                seen.add(self.key_of(hypothesis.config_overrides))
-        return seen
-
-    def _note_waiting(self, settings: Mapping[str, Setting]) -> None:
-        changed = self._difference(self.key(settings), self.here)
-        if changed is not None:
-            way = self.way(changed, self.reference[changed], settings[changed])
-            self.waiting.add((changed, way))
+                self.seen.add(self.key_of(hypothesis.config_overrides))
+        for hypothesis in self.situation.open:
+            settings = self.with_overrides(hypothesis.config_overrides)
+            knob = self._difference(settings_key(settings, self._names), self.here)
+            if knob is not None:
+                self.waiting.add((knob, self.way(knob, self.reference[knob], settings[knob])))
 
     # ── effects ─────────────────────────────────────────────────────────────────────────────
 
     def of(self, knob: str, direction: int) -> list[Effect]:
         """Return the effects of turning `knob` that way, oldest first."""
-        return [
-            effect
-            for effect in self.effects
-            if (effect.knob, effect.direction) == (knob, direction)
-        ]
+        return [e for e in self.effects if (e.knob, e.direction) == (knob, direction)]
 
     def is_plateau(self) -> bool:
-        """Whether moves of one knob have stopped to pay since the last keep."""
+        """Return whether moves of one knob have stopped to pay since the last keep."""
         singles = {effect.experiment_id for effect in self.effects}
         lost = 0
         for trial in reversed(self.trials):
@@ -125,20 +115,16 @@ class History:
             lost += trial.status in DECIDED and trial.experiment_id in singles
         return lost >= max(1, PLATEAU * len(self.axes))
 
-    def _measured(self) -> dict[Key, dict[int | None, list[float]]]:
-        """Return key -> seed -> values, replicates included."""
-        values: dict[Key, dict[int | None, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for key, trial in zip(self._keys, self.trials, strict=True):
-            if trial.value is not None and trial.status != "crash":
-                values[key][trial.seed].append(trial.value)
-        return values
-
-    def value(self, key: Key, seed: int | None) -> float | None:
+    def _value(self, key: Key, seed: int | None) -> float | None:
         """Return the metric of these settings, at one seed where it was run with it."""
-        by_seed = self._values.get(key)
-        if not by_seed:
-            return None
-        return fmean(by_seed.get(seed) or [one for values in by_seed.values() for one in values])
+        measured = [
+            (trial.seed, trial.value)
+            for trial in self._by_key.get(key, ())
+            if trial.value is not None and trial.status != "crash"
+        ]
+        same = [value for at, value in measured if at == seed]
+        values = same or [value for _, value in measured]
+        return fmean(values) if values else None
 
     def _effects(self) -> Iterator[Effect]:
         """Yield each decided trial against the reference, and the last comparable keep before."""
@@ -153,15 +139,15 @@ class History:
                 kept.append(key)
 
     def _effect(self, trial: Trial, base: Key, knob: str) -> Effect:
-        before = self.reference[knob] if base == self.here else self._settings[base][knob]
-        after = trial.settings[knob]
-        was = self.value(base, trial.seed)
+        settings = self.reference if base == self.here else self._by_key[base][-1].settings
+        before, after = settings[knob], trial.settings[knob]
         crashed = trial.status == "crash" or trial.value is None
+        was = None if crashed else self._value(base, trial.seed)
         gain = None
-        if trial.value is not None and not crashed and was is not None:
-            gain = trial.value - was
-            if self.situation.direction == "minimize":
-                gain = -gain
+        if trial.value is not None and was is not None:
+            gain = (
+                was - trial.value if self.situation.direction == "minimize" else trial.value - was
+            )
         return Effect(
             knob=knob, direction=self.way(knob, before, after), before=before, after=after,
             gain=gain, crashed=crashed, kept=trial.status == "keep", here=base == self.here,
@@ -170,15 +156,11 @@ class History:
 
     def _difference(self, key: Key, other: Key) -> str | None:
         """Return the knob in which two keys differ, where that is all."""
-        differs = -1
-        for place, pair in enumerate(zip(key, other, strict=True)):
-            if pair[0] != pair[1]:
-                if differs >= 0:
-                    return None
-                differs = place
-        if differs < 0 or MISSING in (key[differs], other[differs]):
+        differ = [n for n, name in enumerate(self._names) if key[n] != other[n]]
+        if len(differ) != 1 or MISSING in (key[differ[0]], other[differ[0]]):
             return None
-        return self._names[differs] if self._names[differs] in self.axes else None
+        name = self._names[differ[0]]
+        return name if name in self.axes else None
 
     def way(self, knob: str, before: Setting, after: Setting) -> int:
         """Return +1 or -1, the direction from one value of a knob to another."""
@@ -190,14 +172,11 @@ class History:
     # ── crashes ─────────────────────────────────────────────────────────────────────────────
 
     def crashes(self, knob: str, value: Setting) -> bool:
-        """Whether `value` lies at or beyond one that crashed by itself."""
-        return any(
-            effect.crashed and effect.knob == knob and self.beyond(effect, value)
-            for effect in self.effects
-        )
+        """Return whether `value` lies at or beyond one that crashed by itself."""
+        return any(e.crashed and e.knob == knob and self.beyond(e, value) for e in self.effects)
 
     def beyond(self, effect: Effect, value: Setting) -> bool:
-        """Whether `value` is the one of `effect`, or further on in its direction."""
+        """Return whether `value` is the one of `effect`, or further on in its direction."""
         axis = self.axes[effect.knob]
         there, tried = axis.position(value), axis.position(effect.after)
         if not axis.ordered or there is None or tried is None:

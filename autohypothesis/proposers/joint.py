@@ -1,8 +1,8 @@
 """Moves of several knobs at once: Optuna's sampler suggests them, knowing every run.
 
-A study lives for one question. Runs under way are told as running, so that the sampler stays
-away from them; crashes are told as failures that rank behind everything measured. The sampler
-answers in a box around the reference: what lies outside of it belongs to another recipe.
+A study lives for one question. Runs under way are added as running, so that the sampler stays
+away from them; crashes are added as pruned trials, which rank behind everything measured. The
+sampler answers in a box around the reference: what lies outside of it belongs to another recipe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MOST = 4
 """Knobs in one joint move; the fewest are 2."""
-TRIES = 12
+TRIES, RANDOM_TRIES = 12, 240
 PATIENCE_S = 1.2
 """After so long, values are drawn at random instead."""
 MAX_TRIALS = 600
@@ -34,10 +34,7 @@ REACH = 4.0
 SHARE = 0.5
 """How far a box reaches: by a factor, or in shares of a range."""
 
-
 Overrides = dict[str, Setting]
-Suggestion = tuple[Overrides, str]
-"""Settings that differ from the reference in several knobs, and how they were found."""
 
 
 @dataclass(frozen=True)
@@ -48,74 +45,132 @@ class Box:
     here: Setting
     low: float
     high: float
-    values: tuple[Setting, ...] = ()
-    """Of a choice: what the numbers stand for."""
+    choices: tuple[Setting, ...] = ()
+    """The values that the numbers stand for, of a choice."""
 
-    def told(self, value: Setting) -> float | int | None:
+    @property
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        distributions = _optuna().distributions
+        if self.choices and not self.axis.ordered:
+            return distributions.CategoricalDistribution(range(len(self.choices)))  # type: ignore[no-any-return]
+        if self.choices or self.axis.knob.type == "int":
+            return distributions.IntDistribution(int(self.low), int(self.high))  # type: ignore[no-any-return]
+        log = self.axis.knob.log and self.low > 0
+        return distributions.FloatDistribution(self.low, self.high, log=log)  # type: ignore[no-any-return]
+
+    def number_of(self, value: Setting) -> float | int | None:
         """Return `value` for the sampler; None where it is outside."""
-        if self.values:
-            keys = [canonical(choice) for choice in self.values]
+        if self.choices:
+            keys = [canonical(choice) for choice in self.choices]
             return keys.index(canonical(value)) if canonical(value) in keys else None
         inside = number(value)
         if inside is None or not self.low <= inside <= self.high:
             return None
         return int(inside) if self.axis.knob.type == "int" else inside
 
-    def meant(self, answer: float) -> Setting:
+    def setting_of(self, answer: float) -> Setting:
         """Return the value that the sampler's answer stands for."""
-        return self.values[int(answer)] if self.values else self.axis.rounded(answer, self.here)
-
-    def drawn(self, random: Random) -> Setting:
-        """Return a random value."""
-        if self.values:
-            return random.choice(self.values)
-        if self.axis.knob.type == "int":
-            return self.meant(random.randint(int(self.low), int(self.high)))
-        if self.axis.knob.log:
-            return self.meant(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
-        return self.meant(random.uniform(self.low, self.high))
+        return self.choices[int(answer)] if self.choices else self.axis.rounded(answer, self.here)
 
 
 def suggestions(
     history: History, count: int, random: Random, besides: set[Key]
-) -> Iterator[Suggestion]:
-    """Yield up to `count` joint moves that are new, none of them in `besides`.
+) -> Iterator[tuple[Overrides, str]]:
+    """Yield up to `count` joint moves that are new, none of them in `besides`, and their origin.
 
     The sampler's come before random ones.
     """
-    boxes = _boxes(history)
+    boxes = {
+        name: box for name, axis in history.axes.items() if (box := _box(history, axis)) is not None
+    }
     if not boxes or count < 1:
         return
-    taken = history.seen | besides
-    study: optuna.Study | None = None
-    _optuna()
+    samplers, taken = _optuna().samplers, history.seen | besides
     began = time.monotonic()  # without the import, which is paid once
+    informed: optuna.Study | None = None
+    blind = _optuna().create_study(sampler=samplers.RandomSampler(seed=random.randrange(2**31)))
     for _ in range(count):
-        found = None
-        if time.monotonic() - began < PATIENCE_S:
-            study = study or _study(history, boxes, random.randrange(2**31))
-            found = _sampled(history, study, boxes, taken, random, began)
-        found = found or _drawn(history, boxes, taken, random)
-        if found is None:
+        overrides, origin = None, "as a sampler that knows every run suggests"
+        for _ in range(TRIES):
+            if overrides is None and time.monotonic() - began < PATIENCE_S:
+                informed = informed or _study(history, boxes, random.randrange(2**31))
+                overrides = _asked(history, informed, boxes, taken, random)
+        for _ in range(RANDOM_TRIES):
+            if overrides is None:
+                origin = "drawn by lot near the reference"
+                overrides = _asked(history, blind, boxes, taken, random)
+        if overrides is None:
             return
-        taken.add(history.key_of(found[0]))
-        yield found
+        taken.add(history.key_of(overrides))
+        yield overrides, origin
+
+
+def _asked(
+    history: History,
+    study: optuna.Study,
+    boxes: Mapping[str, Box],
+    taken: set[Key],
+    random: Random,
+) -> Overrides | None:
+    """Return a study's idea for a few knobs, the others as they are; None: it is no new one."""
+    library, sampler = _optuna(), study.sampler
+    chosen = _few(history, boxes, random)
+    reference = {
+        name: here
+        for name, box in boxes.items()
+        if name not in chosen and (here := box.number_of(history.reference[name])) is not None
+    }
+    study.sampler = library.samplers.PartialFixedSampler(reference, sampler)
+    trial = study.ask({name: box.distribution for name, box in boxes.items()})
+    study.sampler = sampler
+    values = {name: boxes[name].setting_of(trial.params[name]) for name in chosen}
+    overrides = _accepted(history, values, taken)
+    if overrides is None:
+        study.tell(trial, state=library.trial.TrialState.FAIL)
+    return overrides
+
+
+def _accepted(history: History, values: Mapping[str, Setting], taken: set[Key]) -> Overrides | None:
+    """Return the values that change the reference, where that is a new joint move."""
+    overrides = {
+        name: value
+        for name, value in values.items()
+        if not history.axes[name].is_near(value, history.reference[name])
+    }
+    allowed = all(
+        history.axes[name].allows(value) and not history.crashes(name, value)
+        for name, value in overrides.items()
+    )
+    if not allowed or len(overrides) < min(2, len(history.axes)):
+        return None
+    return overrides if history.key_of(overrides) not in taken else None
+
+
+def _few(history: History, boxes: Mapping[str, Box], random: Random) -> list[str]:
+    """Return 2 to 4 knobs; promising ones are drawn more often."""
+    names = [name for name in in_order(history.axes) if name in boxes]
+    # Efraimidis and Spirakis: the largest of these are a weighted sample without replacement.
+    drawn = {name: random.random() ** (1 / _promise(history, name)) for name in names}
+    return sorted(names, key=lambda name: -drawn[name])[: random.randint(2, MOST)]
+
+
+def _promise(history: History, name: str) -> float:
+    """Return a knob's weight: more, when turning it was not clearly for the worse."""
+    gains = [e.gain for e in history.effects if e.knob == name and e.gain is not None]
+    if not gains:
+        return 2.0
+    return 3.0 if max(gains) > -history.situation.min_delta else 1.0
 
 
 # ── the box ─────────────────────────────────────────────────────────────────────────────────
 
 
-def _boxes(history: History) -> dict[str, Box]:
-    """Return a box for each knob with something to choose near the reference."""
-    boxes = {name: _box(history, axis) for name, axis in history.axes.items()}
-    return {name: box for name, box in boxes.items() if box is not None}
-
-
 def _box(history: History, axis: Axis) -> Box | None:
-    here = history.reference[axis.name]
-    if axis.knob.type == "choice":
+    """Return the box of a knob; None where it has nothing to choose near the reference."""
+    here, knob = history.reference[axis.name], axis.knob
+    if knob.type == "choice":
         return _choice_box(history, axis, here)
-    value, knob = number(here), axis.knob
+    value = number(here)
     if value is None:
         return None
     least, most = axis.bounds
@@ -149,7 +204,7 @@ def _choice_box(history: History, axis: Axis, here: Setting) -> Box | None:
     return Box(axis, here, 0, len(values) - 1, tuple(values))
 
 
-# ── asking ──────────────────────────────────────────────────────────────────────────────────
+# ── the study ───────────────────────────────────────────────────────────────────────────────
 
 
 def _study(history: History, boxes: Mapping[str, Box], seed: int) -> optuna.Study:
@@ -159,16 +214,14 @@ def _study(history: History, boxes: Mapping[str, Box], seed: int) -> optuna.Stud
         multivariate=True, constant_liar=True, n_startup_trials=5, seed=seed
     )
     study: optuna.Study = library.create_study(direction=direction, sampler=sampler)
-    distributions = _distributions(boxes)
+    distributions = {name: box.distribution for name, box in boxes.items()}
     states = library.trial.TrialState
 
     def add(state: Any, settings: Mapping[str, Setting], value: float | None = None) -> None:
         params = {
-            name: told
-            for name, box in boxes.items()
-            if name in settings and (told := box.told(settings[name])) is not None
+            name: box.number_of(settings[name]) for name, box in boxes.items() if name in settings
         }
-        if len(params) == len(boxes):
+        if len(params) == len(boxes) and None not in params.values():
             study.add_trial(
                 library.trial.create_trial(
                     state=state, params=params, distributions=distributions, value=value
@@ -186,102 +239,6 @@ def _study(history: History, boxes: Mapping[str, Box], seed: int) -> optuna.Stud
         if hypothesis.config_overrides:
             add(states.RUNNING, history.with_overrides(hypothesis.config_overrides))
     return study
-
-
-def _distributions(boxes: Mapping[str, Box]) -> dict[str, Any]:
-    distributions = _optuna().distributions
-    made: dict[str, Any] = {}
-    for name, box in boxes.items():
-        if box.values and not box.axis.ordered:
-            made[name] = distributions.CategoricalDistribution(tuple(range(len(box.values))))
-        elif box.values or box.axis.knob.type == "int":
-            made[name] = distributions.IntDistribution(int(box.low), int(box.high))
-        else:
-            made[name] = distributions.FloatDistribution(
-                box.low, box.high, log=box.axis.knob.log and box.low > 0
-            )
-    return made
-
-
-def _sampled(
-    history: History,
-    study: optuna.Study,
-    boxes: Mapping[str, Box],
-    taken: set[Key],
-    random: Random,
-    began: float,
-) -> Suggestion | None:
-    """Return the sampler's idea for a few knobs, the others as they are; None: no new one."""
-    library, whole = _optuna(), study.sampler
-    distributions = _distributions(boxes)
-    try:
-        for _ in range(TRIES):
-            if time.monotonic() - began > PATIENCE_S:
-                return None
-            chosen = _few(history, boxes, random)
-            fixed = {
-                name: told
-                for name, box in boxes.items()
-                if name not in chosen and (told := box.told(history.reference[name])) is not None
-            }
-            study.sampler = library.samplers.PartialFixedSampler(fixed, whole)
-            asked = study.ask(distributions)
-            values = {name: boxes[name].meant(asked.params[name]) for name in chosen}
-            overrides = _accepted(history, values, taken)
-            if overrides is not None:
-                return overrides, "as a sampler that knows every run suggests"
-            study.tell(asked, state=library.trial.TrialState.FAIL)
-    finally:
-        study.sampler = whole
-    return None
-
-
-def _drawn(
-    history: History, boxes: Mapping[str, Box], taken: set[Key], random: Random
-) -> Suggestion | None:
-    for _ in range(20 * TRIES):
-        values = {name: boxes[name].drawn(random) for name in _few(history, boxes, random)}
-        overrides = _accepted(history, values, taken)
-        if overrides is not None:
-            return overrides, "drawn by lot near the reference"
-    return None
-
-
-def _accepted(history: History, values: Mapping[str, Setting], taken: set[Key]) -> Overrides | None:
-    """Return the values that change the reference, where that is a new joint move."""
-    overrides = {
-        name: value
-        for name, value in values.items()
-        if not history.axes[name].is_near(value, history.reference[name])
-    }
-    allowed = all(
-        history.axes[name].allows(value) and not history.crashes(name, value)
-        for name, value in overrides.items()
-    )
-    if not allowed or len(overrides) < min(2, len(history.axes)):
-        return None
-    return overrides if history.key_of(overrides) not in taken else None
-
-
-def _few(history: History, boxes: Mapping[str, Box], random: Random) -> list[str]:
-    """Return 2 to 4 knobs; promising ones are drawn more often."""
-    left = {name: _promise(history, name) for name in in_order(history.axes) if name in boxes}
-    size = min(len(left), random.randint(2, MOST))
-    chosen: list[str] = []
-    while len(chosen) < size:
-        name = random.choices(list(left), weights=list(left.values()))[0]
-        chosen.append(name)
-        del left[name]
-    return chosen
-
-
-def _promise(history: History, name: str) -> float:
-    """Return a knob's weight: more, when turning it was not clearly for the worse."""
-    effects = [effect for effect in history.effects if effect.knob == name]
-    gains = [effect.gain for effect in effects if effect.gain is not None]
-    if not gains:
-        return 2.0
-    return 3.0 if max(gains) > -history.situation.min_delta else 1.0
 
 
 def _optuna() -> Any:

@@ -95,23 +95,17 @@ def _around(name: str, value: Setting) -> Knob | None:
     if not isinstance(value, (int, float)) or not math.isfinite(value) or abs(value) > 1e12:
         return None
     if isinstance(value, int):
-        if value < 1:
-            return None
-        return Knob(type="int", low=max(1, value // int(REACH)), high=value * int(REACH))
+        low, high = max(1, value // int(REACH)), value * int(REACH)
+        return Knob(type="int", low=low, high=high) if value >= 1 else None
     if _SHARE.search(name) and 0 <= value < 1:
-        return _share(value)
+        if value == 0:
+            return Knob(low=0.0, high=SMALL_SHARE)
+        if value > 0.8:  # its distance to 1 is scaled
+            return Knob(low=1 - (1 - value) * REACH, high=1 - (1 - value) / REACH)
+        return Knob(low=value / REACH, high=min(1.0, value * REACH), log=True)
     if value > 0:
         return Knob(low=value / REACH, high=value * REACH, log=True)
     return Knob(low=value * REACH, high=value / REACH) if value < 0 else None
-
-
-def _share(value: float) -> Knob:
-    """Return the knob of a number between 0 and 1; near 1 its distance to 1 is scaled."""
-    if value == 0:
-        return Knob(low=0.0, high=SMALL_SHARE)
-    if value > 0.8:
-        return Knob(low=1 - (1 - value) * REACH, high=1 - (1 - value) / REACH)
-    return Knob(low=value / REACH, high=min(1.0, value * REACH), log=True)
 
 
 # ── in which order ──────────────────────────────────────────────────────────────────────────
@@ -221,21 +215,23 @@ class Axis:
         return self.knob.low, self.knob.high
 
     @cached_property
-    def choices(self) -> tuple[Setting, ...]:
-        return tuple(self.knob.choices or ())
+    def choices(self) -> dict[object, Setting]:
+        """Canonical value -> value, in their order."""
+        return {canonical(choice): choice for choice in self.knob.choices or ()}
 
     @cached_property
     def ordered(self) -> bool:
         """Whether values beyond a bad one can be expected to be bad as well."""
         if self.knob.type != "choice":
             return True
-        numbers = [value for value in map(number, self.choices) if value is not None]
-        return len(numbers) == len(self.choices) > 1 and numbers == sorted(set(numbers))
+        numbers = [number(value) for value in self.choices.values()]
+        known = [value for value in numbers if value is not None]
+        return len(known) == len(numbers) > 1 and known == sorted(set(known))
 
     def position(self, value: Setting) -> float | None:
         """Return where `value` lies on the line; None where it does not."""
-        if self.knob.type == "choice" and not self.ordered:
-            keys = [canonical(choice) for choice in self.choices]
+        if not self.ordered:
+            keys = list(self.choices)
             return float(keys.index(canonical(value))) if canonical(value) in keys else None
         place = number(value)
         if place is None or not self.knob.log or self.knob.type == "choice":
@@ -244,7 +240,7 @@ class Axis:
 
     def allows(self, value: Setting) -> bool:
         if self.knob.type == "choice":
-            return canonical(value) in {canonical(choice) for choice in self.choices}
+            return canonical(value) in self.choices
         place, (low, high) = number(value), self.bounds
         return place is not None and low <= place <= high
 
@@ -285,26 +281,29 @@ class Axis:
         return here + direction * (FINE_SHARE if fine else SHARE) * (high - low)
 
     def _choice_steps(self, value: Setting) -> Iterator[KnobStep]:
+        """Yield the other choices, those that are next to `value` first."""
         here = self.position(value)
         start = -1 if here is None else int(here)
-        for index in sorted(range(len(self.choices)), key=lambda index: abs(index - start)):
+        choices = enumerate(self.choices.values())
+        for index, choice in sorted(choices, key=lambda item: abs(item[0] - start)):
             if index != start:
                 fine = abs(index - start) > 1
-                yield KnobStep(self.choices[index], 1 if index > start else -1, fine)
+                yield KnobStep(choice, 1 if index > start else -1, fine)
 
     def _neighbours(self, value: Setting) -> Iterator[KnobStep]:
         """Yield the next number either way, unless it is meant for another machine."""
         here = number(value)
         if here is None:
             return
-        numbers = {
-            there: choice for choice in self.choices if (there := number(choice)) is not None
-        }
         for direction in (-1, 1):
-            beyond = [there for there in numbers if direction * (there - here) > 0]
-            there = min(beyond, key=lambda there: abs(there - here), default=None)
-            if there is not None and _near(here, there):
-                yield KnobStep(numbers[there], direction, fine=False)
+            gaps = {
+                direction * (there - here): choice
+                for choice in self.choices.values()
+                if (there := number(choice)) is not None
+            }
+            gap = min((gap for gap in gaps if gap > 0), default=None)
+            if gap is not None and _near(here, here + direction * gap):
+                yield KnobStep(gaps[gap], direction, fine=False)
 
     def fitted(self, value: float) -> int | float:
         """Return `value` inside the bounds, whole or with few digits."""
@@ -322,7 +321,7 @@ class Axis:
         return self.fitted(value)
 
     def is_near(self, value: Setting, other: Setting) -> bool:
-        """Whether two values are so close that no run can tell them apart."""
+        """Return whether two values are so close that no run can tell them apart."""
         if canonical(value) == canonical(other):
             return True
         first, second = self.position(value), self.position(other)
@@ -333,7 +332,7 @@ class Axis:
 
 
 def _near(value: float, other: float) -> bool:
-    """Whether two numbers of a list can be meant for one machine."""
+    """Return whether two numbers of a list can be meant for one machine."""
     if value <= 0 or other <= 0:
         return True
     return max(value, other) / min(value, other) <= FAR

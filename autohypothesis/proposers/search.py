@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 
 from autohypothesis.fleet.proposing import Situation
@@ -63,40 +64,30 @@ class KnobSearch:
             return []
         axes = {name: Axis(name, knob) for name, knob in knobs_of(situation).items()}
         history = History(situation, axes)
-        self._remember(situation, history)
+        if history.here != self._around:  # what was refused counts until the reference moves
+            self._around, self._refused = history.here, set()
+        self._refused.update(situation.refused)
         random = Random(
             f"{situation.tag} {len(situation.trials)} {len(situation.open)} {len(self._refused)}"
         )
         singles = [
-            move
+            ({move.knob: move.after}, _reason(history, move))
             for move in moves(history)
             if title_of(history, {move.knob: move.after}) not in self._refused
         ]
-        alone = count - self._joint_share(history, singles, count, random)
-        answer = [_single(history, move, n) for n, move in enumerate(singles[:alone])]
-        taken = {history.key_of(proposal.config_overrides) for proposal in answer}
-        for overrides, how in joint.suggestions(history, count - len(answer), random, taken):
-            if title_of(history, overrides) not in self._refused:
-                answer.append(_joint(history, overrides, how, len(answer)))
-        taken = {history.key_of(proposal.config_overrides) for proposal in answer}
-        for move in singles[alone:]:
-            if history.key_of({move.knob: move.after}) not in taken:
-                answer.append(_single(history, move, len(answer)))
-        return answer[:count]
-
-    def _joint_share(
-        self, history: History, singles: list[Move], count: int, random: Random
-    ) -> int:
-        """Return how many of `count` ideas turn several knobs."""
-        if not singles or history.is_plateau():
-            return count
-        return sum(random.random() < (self._mix or 0.0) for _ in range(count))
-
-    def _remember(self, situation: Situation, history: History) -> None:
-        """Note what was refused; that counts until the reference moves."""
-        if history.here != self._around:
-            self._around, self._refused = history.here, set()
-        self._refused.update(situation.refused)
+        joint_share = sum(random.random() < (self._mix or 0.0) for _ in range(count))
+        alone = 0 if not singles or history.is_plateau() else count - joint_share
+        ideas = singles[:alone]
+        taken = {history.key_of(overrides) for overrides, _ in ideas}
+        for overrides, origin in joint.suggestions(history, count - len(ideas), random, taken):
+            title = title_of(history, overrides)
+            if title not in self._refused:
+                several = len(overrides) > 1
+                what = "Several knobs at once" if several else "One change to the reference"
+                ideas.append((overrides, f"{what}, {origin}: {title}."))
+        taken = {history.key_of(overrides) for overrides, _ in ideas}
+        ideas += [idea for idea in singles[alone:] if history.key_of(idea[0]) not in taken]
+        return [_proposal(history, *idea, place) for place, idea in enumerate(ideas[:count])]
 
 
 # ── moves of one knob ───────────────────────────────────────────────────────────────────────
@@ -108,22 +99,17 @@ class Move:
 
     knob: str
     after: Setting
-    direction: int
     place: float
     """Lower is sooner."""
-    follows: Effect | None = None
+    follows: Effect | None
     """The improvement whose direction it keeps."""
 
 
 def moves(history: History) -> list[Move]:
     """Return every move that is worth a run, best first."""
     order = in_order(history.axes)
-    found = [
-        move
-        for index, name in enumerate(order)
-        for move in _moves_of(history, history.axes[name], index, len(order))
-    ]
-    return sorted(found, key=lambda move: move.place)
+    each = (_moves_of(history, history.axes[name], n, len(order)) for n, name in enumerate(order))
+    return sorted(chain.from_iterable(each), key=lambda move: move.place)
 
 
 def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[Move]:
@@ -143,18 +129,17 @@ def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[
         place += 3 * knobs * ((axis.name, step.direction) in history.waiting)
         if follows is not None and not step.fine:
             place -= FOLLOW
-        yield Move(axis.name, step.value, step.direction, place, follows)
+        yield Move(axis.name, step.value, place, follows)
 
 
 def _lost(history: History, effect: Effect) -> bool:
-    """Whether this was clearly worse, and not by chance."""
-    return effect.crashed or (
-        effect.gain is not None and effect.gain < -history.situation.min_delta
-    )
+    """Return whether this was clearly worse, and not by chance."""
+    gain = effect.gain
+    return effect.crashed or (gain is not None and gain < -history.situation.min_delta)
 
 
 def _is_lost(history: History, step: KnobStep, effects: list[Effect]) -> bool:
-    """Whether evidence is against this step: measured here, or overwhelming elsewhere."""
+    """Return whether evidence is against this step: measured here, or overwhelming elsewhere."""
     hopeless = -HOPELESS * history.situation.min_delta
     for effect in effects:
         if _lost(history, effect):
@@ -167,7 +152,7 @@ def _is_lost(history: History, step: KnobStep, effects: list[Effect]) -> bool:
 
 
 def _was_left(history: History, axis: Axis, step: KnobStep) -> bool:
-    """Whether this is the way back to where a keep came from, or past it."""
+    """Return whether this is the way back to where a keep came from, or past it."""
     there = axis.position(step.value)
     for effect in history.effects:
         if effect.knob != axis.name or not effect.kept:
@@ -213,51 +198,37 @@ def shown(value: Setting) -> str:
     return " ".join(str(value).split())
 
 
-def _single(history: History, move: Move, place: int) -> Proposal:
-    overrides = {move.knob: move.after}
-    reasons = [f"One change to the reference: {title_of(history, overrides)}."]
-    if move.follows is not None:
-        reasons.append(_following(history, move.follows))
-    return _proposal(history, overrides, reasons, [(move.knob, move.direction)], place)
+def _reason(history: History, move: Move) -> str:
+    reason = f"One change to the reference: {title_of(history, {move.knob: move.after})}."
+    if (effect := move.follows) is None:
+        return reason
+    gain = "" if effect.gain is None else f" by {effect.gain:.4g}"
+    went = f"{shown(effect.before)} -> {shown(effect.after)}"
+    return (
+        f"{reason} {went} improved {history.situation.metric}{gain} ({effect.experiment_id}), "
+        "so the next step goes the same way."
+    )
 
 
-def _joint(history: History, overrides: dict[str, Setting], how: str, place: int) -> Proposal:
-    what = "Several knobs at once" if len(overrides) > 1 else "One change to the reference"
-    ways = [
-        (name, history.way(name, history.reference[name], value))
-        for name, value in overrides.items()
-    ]
-    reasons = [f"{what}, {how}: {title_of(history, overrides)}."]
-    return _proposal(history, overrides, reasons, ways, place)
-
-
-def _proposal(
-    history: History,
-    overrides: dict[str, Setting],
-    reasons: list[str],
-    ways: Sequence[tuple[str, int]],
-    place: int,
-) -> Proposal:
-    """Return a proposal that is the `place`th of its answer.
-
-    Args:
-        ways: (knob, direction) of each change.
-    """
-    reasons = reasons + [_tried(history, name) for name in overrides]
+def _proposal(history: History, overrides: dict[str, Setting], reason: str, place: int) -> Proposal:
+    """Return a proposal that is the `place`th of its answer."""
+    reasons = [reason, *(_tried(history, name) for name in overrides)]
     return Proposal(
         title=title_of(history, overrides),
         rationale=_cut(" ".join(reasons), MAX_RATIONALE),
         config_overrides=overrides,
-        prediction=_prediction(history, ways),
+        prediction=_prediction(history, overrides),
         priority=max(LEAST, round(FIRST - STEP * place, 4)),
     )
 
 
-def _prediction(history: History, ways: Sequence[tuple[str, int]]) -> Prediction:
+def _prediction(history: History, overrides: Mapping[str, Setting]) -> Prediction:
     """Predict half of what each direction did when it was last tried; else no effect."""
-    effects = [history.of(*way) for way in ways]
-    last = [tried[-1].gain for tried in effects if tried]
-    gains = [gain for gain in last if gain is not None]
+    tried = [
+        history.of(name, history.way(name, history.reference[name], value))
+        for name, value in overrides.items()
+    ]
+    gains = [effects[-1].gain for effects in tried if effects and effects[-1].gain is not None]
     if not gains:
         return Prediction(delta=0.0, confidence=0.1)
     return Prediction(delta=float(f"{_delta(history, sum(gains) / 2):.4g}") + 0.0, confidence=0.3)
@@ -266,15 +237,6 @@ def _prediction(history: History, ways: Sequence[tuple[str, int]]) -> Prediction
 def _delta(history: History, gain: float) -> float:
     """Return the change of the metric that a gain stands for."""
     return -gain if history.situation.direction == "minimize" else gain
-
-
-def _following(history: History, effect: Effect) -> str:
-    went = f"{shown(effect.before)} -> {shown(effect.after)}"
-    gain = "" if effect.gain is None else f" by {effect.gain:.4g}"
-    return (
-        f"{went} improved {history.situation.metric}{gain} ({effect.experiment_id}), "
-        "so the next step goes the same way."
-    )
 
 
 def _tried(history: History, knob: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -225,8 +225,8 @@ def queue_table(found: Sequence[tuple[QueuePlace, Hypothesis]]) -> Table:
     return table(("id", "state", "priority", "from", "title"), rows, right=(2,))
 
 
-def print_brief(console: Console, brief: Brief) -> None:
-    """Print what a proposer is told, on one page."""
+def brief_page(brief: Brief) -> RenderableType:
+    """Return what a proposer is told."""
     parts: list[RenderableType] = [Text(plain_line(brief.objective) or "no objective", "bold")]
     if (best := brief.best_result) is not None:
         text = f"best so far: {number(best.val_bpb, 6)}  {plain_line(best.description)}"
@@ -248,7 +248,7 @@ def print_brief(console: Console, brief: Brief) -> None:
             state = plain_line(f"{entry.status} {entry.assigned_worker or ''}")
             entries.append((plain_line(entry.hypothesis_id), state, title))
         parts.append(titled("hypotheses", listing(entries)))
-    console.print(Group(*parts))
+    return Group(*parts)
 
 
 def _section(title: str, lines: Iterable[str]) -> list[RenderableType]:

@@ -203,21 +203,22 @@ def files_of(root: Path) -> list[str]:
 def known_commands(root: Path) -> dict[str, set[str]]:
     """Every command with the options of its module, read from the sources without running them.
 
-    A command of a group has both words: `tools run`.
+    A command of a group has all words: `tools run`.
     """
     found: dict[str, set[str]] = {}
     folder = root / "autohypothesis" / "commands"
     common = _options(folder / "app.py") | {"--help"}
     trees = {path: _parsed(path) for path in sorted(folder.glob("*.py"))}
-    parts = {part: group for tree in trees.values() for part, group in _parts(tree).items()}
+    groups = {"app": ""}
+    calls = [call for tree in trees.values() for call in _calls(tree, "add_typer")]
+    for owner, call in [*calls, *calls]:  # a group may be added before the one that it is in
+        for word in call.keywords:
+            if word.arg == "name" and owner in groups:
+                groups[_text(call.args[0])] = f"{groups[owner]}{_text(word.value)} "
     for path, tree in trees.items():
-        groups = _groups(tree)
         options = _options(path) | common
-        for node in ast.walk(tree):
-            owner, name = _registered(node)
-            if name:
-                words = (parts.get(path.stem, ""), groups.get(owner, ""), name)
-                found[" ".join(word for word in words if word)] = options
+        for owner, call in _calls(tree, "command"):
+            found[f"{groups[owner]}{_text(call.args[0])}"] = options
     return found
 
 
@@ -228,44 +229,19 @@ def _parsed(path: Path) -> ast.AST:
         return ast.Module(body=[], type_ignores=[])
 
 
-def _registered(node: ast.AST) -> tuple[str, str]:
-    """`app.command("runs")` -> ("app", "runs")."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-        return "", ""
-    owner, first = node.func.value, node.args[0] if node.args else None
-    if node.func.attr != "command" or not isinstance(owner, ast.Name):
-        return "", ""
-    return owner.id, str(first.value) if isinstance(first, ast.Constant) else ""
-
-
-def _parts(tree: ast.AST) -> dict[str, str]:
-    """`PARTS = (hub_fleet, hub_serve)` in the module that makes a group: part -> the group."""
-    group = next(iter(_groups(tree).values()), "")
-    return {
-        name.id: group
+def _calls(tree: ast.AST, method: str) -> list[tuple[str, ast.Call]]:
+    """`app.command("runs")` -> ("app", the call); so for any name in place of `app`."""
+    return [
+        (node.func.value.id, node)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
-        and any(isinstance(one, ast.Name) and one.id == "PARTS" for one in node.targets)
-        for name in node.value.elts
-        if isinstance(name, ast.Name)
-    }  # fmt: skip
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and node.func.attr == method and isinstance(node.func.value, ast.Name) and node.args
+    ]  # fmt: skip
 
 
-def _groups(tree: ast.AST) -> dict[str, str]:
-    """`app.add_typer(group, name="tools")` -> {"group": "tools"}."""
-    found = {}
-    for node in ast.walk(tree):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == "add_typer"
-            and node.args
-            and isinstance(node.args[0], ast.Name)
-        ):
-            for word in node.keywords:
-                if word.arg == "name" and isinstance(word.value, ast.Constant):
-                    found[node.args[0].id] = str(word.value.value)
-    return found
+def _text(node: ast.expr) -> str:
+    """A constant or a name."""
+    return node.id if isinstance(node, ast.Name) else str(getattr(node, "value", ""))
 
 
 def _options(path: Path) -> set[str]:

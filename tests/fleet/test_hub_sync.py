@@ -28,7 +28,7 @@ from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker.worker import FleetWorker
-from autohypothesis.proposers.others import OtherFleets
+from autohypothesis.proposers.configured import OtherFleets
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Brief, HubFeed, OthersResult, OutboxEntry, Plan, Proposal, now
