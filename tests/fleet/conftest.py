@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pkgutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,57 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 def queue(layout: Layout) -> Queue:
     return Queue(layout, "t")
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.fleet.conftest", "autohypothesis.fleet.sync"])
+
+
+def _tell(target: Callable[..., None], connection: Connection, words: Sequence[object]) -> None:
+    target(connection.send, *words)
+
+
+class Forked:
+    """A process that was forked for a test; `said` is what it has told, until it is gone."""
+
+    def __init__(self, target: Callable[..., None], *words: object) -> None:
+        self._ear, mouth = FORKS.Pipe(duplex=False)
+        self.process = FORKS.Process(target=_tell, args=(target, mouth, words), daemon=True)
+        self.process.start()
+        mouth.close()
+
+    def hear(self) -> object:
+        return self._ear.recv()
+
+    def end(self, *, kill: bool = False) -> list[object]:
+        """Wait for its end, or bring it about; return what it told."""
+        if kill:
+            self.process.kill()
+        told = []
+        with suppress(EOFError, OSError):
+            while True:
+                told.append(self._ear.recv())
+        self.process.join(60)
+        return told
+
+
+@pytest.fixture
+def forked() -> Iterator[Callable[..., Forked]]:
+    """`forked(target, *words)` runs `target(tell, *words)` in a process of its own, at once.
+
+    What it gives to `tell` can be heard. Both are functions of a module, and whatever still runs at
+    the end of the test is killed.
+    """
+    started: list[Forked] = []
+
+    def start(target: Callable[..., None], *words: object) -> Forked:
+        started.append(Forked(target, *words))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.join(60)
 
 
 Python = Callable[..., "subprocess.Popen[str]"]

@@ -130,6 +130,8 @@ def _printed(script: str, spec: RunSpec) -> str:
 class Hands:
     """A worker of this process: it lives as long as the test, and works when it is told.
 
+    It is put into the manifest, unless that has it already.
+
     With `trains` its runs are trainings with a shim, else they end at once.
     """
 
@@ -142,6 +144,9 @@ class Hands:
         self.executor: Executor = InstantExecutor(self.project)
         if self.trains:
             self.executor = LocalExecutor(self.project.repository, self.project.layout)
+        known = Manifest.model_validate(read_json(self.project.layout.manifest)).workers
+        if self.name not in (names := [worker.worker_id for worker in known]):
+            members(self.project, *names, self.name)
         self.beat()
 
     def beat(self, state: str = "idle") -> None:

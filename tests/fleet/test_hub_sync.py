@@ -34,7 +34,7 @@ from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Brief, HubFeed, OthersResult, OutboxEntry, Plan, Proposal, now
 from tests.conftest import run_git as git
 from tests.fleet.conftest import SCRIPT
-from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import Hands, Listed, idea, observer, turns
 from tests.fleet.observing import calm as calm
 from tests.fleet.test_worker import ENTRY, Asked, propose, runs_of
 
@@ -160,7 +160,6 @@ def entries(project: Project) -> dict[str, dict[str, Any]]:
 @pytest.fixture
 def decided(fleet_project: Project) -> Project:
     """A search with a baseline, a keep, a discard and a crash."""
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea(RATE=2.0)], [idea(WIDTH=9, RATE=1.0)], [idea(MODE="crash")]])
     watched = observer(fleet_project, listed)
@@ -354,7 +353,6 @@ def test_whether_it_was_claimed_is_written_down(
 def test_without_a_hub_what_is_claimed_comes_first_and_contested_ideas_last(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     watched.turn()

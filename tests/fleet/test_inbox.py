@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from autohypothesis.fleet.queue.inbox import take_inbox
 from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Proposal
+from tests.fleet.conftest import Forked
 
 
 def put(queue: Queue, name: str, content: object, *, old: bool = True) -> Path:
@@ -179,29 +181,23 @@ def test_a_kill_while_taking_loses_none_and_doubles_none(
     assert set(refused(queue).values()) == {"title: String should have at least 1 character"}
 
 
-TAKER = """
-import sys
-from pathlib import Path
-from autohypothesis.fleet.queue.inbox import take_inbox
-from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.layout import Layout
-queue = Queue(Layout(Path(sys.argv[1])), "t")
-while True:
+def take_for_ever(tell: Callable[[str], None], root: Path) -> None:
+    queue = Queue(Layout(root), "t")
     take_inbox(queue)
-    print("looked", flush=True)
-"""
+    tell("looked")
+    while True:
+        take_inbox(queue)
 
 
-def test_kills_beside_a_writer_lose_none(queue: Queue, python: Callable[..., object]) -> None:
+def test_kills_beside_a_writer_lose_none(queue: Queue, forked: Callable[..., Forked]) -> None:
     titles = []
     for kill in range(6):
-        taker = python(TAKER, queue.layout.root)
-        taker.stdout.readline()  # type: ignore[attr-defined]
+        taker = forked(take_for_ever, queue.layout.root)
+        assert taker.hear() == "looked"
         for number in range(5 + kill):
             titles.append(f"idea {kill} {number}")
             put(queue, f"{kill}-{number}.json", {"title": titles[-1]}, old=False)
-        taker.kill()  # type: ignore[attr-defined]
-        taker.wait()  # type: ignore[attr-defined]
+        taker.end(kill=True)
     while left(queue):
         take_inbox(queue)
     assert sorted(one.title for one in queue.pending()) == sorted(titles)

@@ -94,7 +94,6 @@ def started(project: Project, most: int) -> subprocess.Popen[str]:
 
 
 def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=1.5)]]))
     turns(watched, lambda: watched.history.counted() >= 3, hand)
@@ -110,7 +109,6 @@ def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_project
 
 
 def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed)
     for _ in range(5):
@@ -129,7 +127,6 @@ def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Projec
 def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0", "w1", "w2", "w3")
     hands = [Hands(fleet_project, name) for name in ("w0", "w1", "w2", "w3")]
     watched = observer(fleet_project, Listed())
     watched.turn()
@@ -157,7 +154,6 @@ def test_idle_devices_repeat_the_baseline_and_no_repeat_is_taken_for_it(
 def test_a_failed_baseline_stops_the_search_with_the_log_and_the_setting_to_lower(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     script = fleet_project.layout.root / "train.py"
     text = script.read_text().replace(
         'if MODE == "crash"', 'print("step 1", flush=True)\nDEVICE_BATCH_SIZE = 64\nif True'
@@ -188,7 +184,6 @@ def test_a_failed_baseline_stops_the_search_with_the_log_and_the_setting_to_lowe
 def test_one_hypothesis_waits_for_each_living_worker_and_none_for_a_dead_one(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0", "w1", "gone", "benched")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     Hands(fleet_project, "gone").beat("stopped")
     Hands(fleet_project, "benched").beat("benched")
@@ -206,7 +201,6 @@ def test_one_hypothesis_waits_for_each_living_worker_and_none_for_a_dead_one(
 def test_words_that_nobody_implemented_are_not_handed_out_and_the_brief_says_so(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     watched.queue.add(Proposal(title="words", instructions="use a GRU"), proposer="ada")
@@ -230,7 +224,6 @@ def _brief(project: Project) -> Brief:
 
 
 def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Project) -> None:
-    members(fleet_project, "w0", "w1", "w2")
     hands = [Hands(fleet_project, name) for name in ("w0", "w1", "w2")]
     many = [[idea(RATE=1 + i / 100 + k) for i in range(9)] for k in range(1, 9)]
     watched = observer(fleet_project, Listed(many), most=4)
@@ -241,7 +234,6 @@ def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Proje
 
 
 def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=3.0)]]))
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -253,7 +245,6 @@ def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_project: Pr
 
 
 def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -271,7 +262,6 @@ def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project:
 
 
 def test_a_thinking_proposer_does_not_stop_decisions(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand, thinker = Hands(fleet_project, "w0"), Thinker()
     watched = observer(fleet_project, thinker)
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -283,7 +273,6 @@ def test_a_thinking_proposer_does_not_stop_decisions(fleet_project: Project) -> 
 
 
 def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand, broken = Hands(fleet_project, "w0"), Broken()
     watched = observer(fleet_project, broken, Listed([[idea(RATE=2.0)]] * 3))
     turns(watched, lambda: watched.history.counted() == 2, hand)
@@ -295,7 +284,6 @@ def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_project: Proje
 def test_a_settle_that_cannot_be_done_now_is_done_later(
     fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     impatient = partial(hold, timeout=0.05)
@@ -311,7 +299,6 @@ def test_a_settle_that_cannot_be_done_now_is_done_later(
 
 
 def test_a_decision_edited_in_a_result_changes_nothing_and_is_named(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.history.counted() == 2, hand)
@@ -336,7 +323,6 @@ def _says(path: Path, words: str) -> bool:
 
 def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_project: Project) -> None:
     """Asked for once; its figure is told to everybody when somebody has published it."""
-    members(fleet_project, "w0", "w1")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     watched = observer(fleet_project)
     watched.turn()
@@ -365,7 +351,6 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(fleet_project: Pr
 
 
 def test_what_the_observer_writes_is_what_the_schema_promises(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     title = "a\n# forged heading | of a title"
     watched = observer(
@@ -394,7 +379,6 @@ def test_what_the_observer_writes_is_what_the_schema_promises(fleet_project: Pro
 def test_a_turn_without_news_reads_no_bundle_and_writes_nothing(
     fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.history.counted() == 2, hand)
@@ -434,7 +418,6 @@ def test_a_killed_observer_loses_no_decision(fleet_project: Project) -> None:
 
     Each lives for a moment only, and for one decision at most where the machine is quick.
     """
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     beside = Observer(
         fleet_project, [], limits=observer(fleet_project).criteria.limits
@@ -483,7 +466,6 @@ def test_a_killed_observer_loses_no_decision(fleet_project: Project) -> None:
 def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
     fleet_project: Project, until: Callable[..., None]
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     queue = Queue(fleet_project.layout, "t")
     process = started(fleet_project, 50)
@@ -510,7 +492,6 @@ def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
 def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0", "w1")
     hands, listed = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")], Listed()
     watched = observer(fleet_project, listed, most=9)
     turns(watched, lambda: watched.history.has_reference(), hands[0])
@@ -528,7 +509,6 @@ def test_work_for_a_worker_that_is_gone_keeps_nobody_from_having_ideas(
 
 
 def test_workers_are_told_when_the_search_is_over(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -549,7 +529,6 @@ def _details(project: Project) -> dict[str, object]:
 
 
 def test_a_result_of_another_shape_stops_no_observer(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
 
     def strange(one: Hypothesis, experiment_id: str, result: Result) -> Result:
         return result.model_copy(update={"evidence": {"contention": "x", "device": "y"}})
@@ -588,7 +567,6 @@ def test_a_run_whose_notes_are_damaged_stops_no_observer(
 def test_an_outlook_that_cannot_be_had_begins_nothing_and_says_so(
     fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_project, "w0")
     Hands(fleet_project, "w0")
     watched = observer(fleet_project)
 

@@ -2,70 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autohypothesis.errors import DeliveryError, LockError, UndeliverableError
 from autohypothesis.fleet.hub_sync import outbox
-from autohypothesis.fleet.hub_sync.outbox import Outbox, pause_s
+from autohypothesis.fleet.hub_sync.outbox import EntryCourier, Outbox, pause_s
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OutboxEntry
-
-COURIER = '''
-import os, signal, sys
-from pathlib import Path
-from autohypothesis.fleet.hub_sync import outbox as module
-from autohypothesis.fleet.hub_sync.outbox import Outbox
-from autohypothesis.records.layout import Layout
-
-root, step, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-told = root / "told"
-count = 0
-
-def reached(name):
-    """Dies as by kill -9 when it comes to a step for the nth time."""
-    global count
-    if name == step:
-        count += 1
-        if count == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-class ToFile:
-    """A hub: lines of a file."""
-    def lines(self):
-        return told.read_text().splitlines() if told.exists() else []
-    def mark(self, entry):
-        reached("mark")
-        return len(self.lines())
-    def found(self, entry):
-        reached("found")
-        rest = self.lines()[entry.mark:]
-        return "known" if entry.payload["text"] in rest else None
-    def deliver(self, entry):
-        reached("before")
-        with told.open("a") as file:
-            file.write(entry.payload["text"] + "\\n")
-        reached("after")
-        return "told"
-
-write = module.write_json
-def counted(path, value):
-    reached("write")
-    write(path, value)
-    reached("written")
-module.write_json = counted
-Outbox(Layout(root)).deliver(ToFile())
-'''
+from tests.fleet.conftest import Forked
 
 
 class Collector:
@@ -222,39 +174,69 @@ def test_many_who_put_the_same_thing_put_it_once(box: Outbox) -> None:
     assert _states(box)["pending"] == ["post.a.json"]
 
 
-STEPS = [(step, n) for step in ("mark", "before", "after", "write", "written") for n in (1, 2, 3)]
+class ToFile(EntryCourier):
+    """A hub: the lines of a file."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+
+    def lines(self) -> list[str]:
+        return self.told.read_text().splitlines() if self.told.exists() else []
+
+    def mark(self, entry: OutboxEntry) -> int:
+        return len(self.lines())
+
+    def found(self, entry: OutboxEntry) -> str | None:
+        return "known" if entry.name in self.lines()[entry.mark :] else None
+
+    def deliver(self, entry: OutboxEntry) -> str:
+        with self.told.open("a") as file:
+            file.write(f"{entry.name}\n")
+        return "told"
 
 
-@pytest.mark.parametrize(("step", "number"), STEPS)
-def test_a_kill_at_any_step_loses_and_repeats_nothing(step: str, number: int, box: Outbox) -> None:
-    root = box.layout.root
+CALLS = [
+    "autohypothesis.fleet.hub_sync.outbox.write_json",
+    "autohypothesis.fleet.hub_sync.outbox.Path.unlink",
+    "tests.fleet.test_outbox.ToFile.mark",
+    "tests.fleet.test_outbox.ToFile.deliver",
+]
+
+
+@pytest.mark.parametrize("moment", range(1, 22))
+def test_a_kill_at_any_step_loses_and_repeats_nothing(
+    moment: int, box: Outbox, killed_at: Callable[..., bool]
+) -> None:
+    courier = ToFile(box.layout.root / "told")
     for name in "ab":
-        box.put("post", name, {"text": name})
-    killed = subprocess.run([sys.executable, "-c", COURIER, str(root), step, str(number)])
-    assert killed.returncode in (-signal.SIGKILL, 0)  # some steps are not reached so often
-    subprocess.run([sys.executable, "-c", COURIER, str(root), "never", "1"], check=True)
-    assert (root / "told").read_text() == "a\nb\n"
+        box.put("post", name, {})
+    assert killed_at(moment, CALLS, lambda: box.deliver(courier)) == (moment <= 20)
+    box.deliver(courier)
+    assert courier.lines() == ["a", "b"]
     assert _states(box) == {
         "pending": [], "sent": ["post.a.json", "post.b.json"], "refused": [],
     }  # fmt: skip
 
 
-def test_kills_at_any_time_lose_and_repeat_nothing(box: Outbox) -> None:
+def deliver_all(tell: Callable[[str], None], root: Path) -> None:
+    Outbox(Layout(root)).deliver(ToFile(root / "told"))
+
+
+def test_kills_at_any_time_lose_and_repeat_nothing(
+    box: Outbox, forked: Callable[..., Forked]
+) -> None:
     root, names = box.layout.root, [f"n{number}" for number in range(60)]
     for name in names:
-        box.put("post", name, {"text": name})
-    chance = random.Random(5)
+        box.put("post", name, {})
+    chance, courier = random.Random(5), ToFile(box.layout.root / "told")
     for _ in range(6):
-        process = subprocess.Popen([sys.executable, "-c", COURIER, str(root), "never", "1"])
-        told = root / "told"
-        before = told.stat().st_size if told.exists() else 0
-        while process.poll() is None and (not told.exists() or told.stat().st_size == before):
+        before, delivering = len(courier.lines()), forked(deliver_all, root)
+        while delivering.process.is_alive() and len(courier.lines()) == before:
             time.sleep(0.001)
         time.sleep(chance.random() * 0.01)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run([sys.executable, "-c", COURIER, str(root), "never", "1"], check=True)
-    assert (root / "told").read_text().split() == names
+        delivering.end(kill=True)
+    box.deliver(courier)
+    assert courier.lines() == names
     assert _states(box)["pending"] == []
 
 

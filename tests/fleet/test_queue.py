@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ import pytest
 from autohypothesis import system
 from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.states import Queue, QueuePlace
+from autohypothesis.fleet.sync import sync
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis, Proposal
+from tests.fleet.conftest import FORKS, Forked
 
 
 def propose(queue: Queue, title: str = "idea", **more: object) -> str:
@@ -343,52 +346,51 @@ def test_a_kill_between_any_two_calls_of_a_step_leaves_one_state(
     assert queue.done()[0].outcome == "no"
 
 
-STEPS = """
-import random, sys
-from contextlib import suppress
-from pathlib import Path
-from autohypothesis import system
-from autohypothesis.errors import QueueError
-from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Proposal
-if sys.argv[3] == "link":
-    system._rename_noreplace = lambda old, new: False
-queue, chance = Queue(Layout(Path(sys.argv[1])), "t"), random.Random(int(sys.argv[2]))
-workers = ["cpu0", "cpu1", "cpu2"]
-def one(found):
-    return chance.choice(found).hypothesis_id if found else "h-t-9999"
-def step():
-    worker = chance.choice(workers)
-    match chance.randrange(9):
-        case 0: print(queue.add(Proposal(title="x"), proposer="p").hypothesis_id, flush=True)
-        case 1 | 2: queue.dispatch(one(queue.pending()), worker)
-        case 3: queue.withdraw(one(queue.dispatched(worker)[worker]))
-        case 4: queue.claim(worker)
-        case 5: queue.release(one(queue.running(worker)[worker]), worker)
-        case 6: queue.finish(one(queue.running(worker)[worker]), worker, outcome="fine")
-        case 7: queue.abandon(one(queue.pending()), "no")
-        case 8: queue.requeue(one(queue.done()))
-print("ready", flush=True)
-while True:
-    with suppress(QueueError):
-        step()
-"""
+def take_random_steps(tell: Callable[[str], None], root: Path, seed: int, link: bool) -> None:
+    if link:
+        system._rename_noreplace = lambda old, new: False
+    queue, chance = Queue(Layout(root), "t"), random.Random(seed)
+
+    def one(found: list[Hypothesis]) -> str:
+        return chance.choice(found).hypothesis_id if found else "h-t-9999"
+
+    def step(worker: str) -> None:
+        match chance.randrange(9):
+            case 0:
+                tell(queue.add(Proposal(title="x"), proposer="p").hypothesis_id)
+            case 1 | 2:
+                queue.dispatch(one(queue.pending()), worker)
+            case 3:
+                queue.withdraw(one(queue.dispatched(worker)[worker]))
+            case 4:
+                queue.claim(worker)
+            case 5:
+                queue.release(one(queue.running(worker)[worker]), worker)
+            case 6:
+                queue.finish(one(queue.running(worker)[worker]), worker, outcome="fine")
+            case 7:
+                queue.abandon(one(queue.pending()), "no")
+            case 8:
+                queue.requeue(one(queue.done()))
+
+    tell("ready")
+    while True:
+        with suppress(QueueError):
+            step(chance.choice(["cpu0", "cpu1", "cpu2"]))
 
 
-@pytest.mark.parametrize(("rename", "kills"), [("exclusive", 30), ("link", 10)])
+@pytest.mark.parametrize(("link", "kills"), [(False, 30), (True, 10)])
 def test_thirty_kills_leave_every_hypothesis_in_one_state(
-    layout: Layout, python: object, rename: str, kills: int
+    layout: Layout, forked: Callable[..., Forked], link: bool, kills: int
 ) -> None:
     queue, chance = Queue(layout, "t"), random.Random(3)
     added = {propose(queue, f"idea {number}") for number in range(12)}
     for kill in range(kills):
-        process = python(STEPS, layout.root, kill, rename)  # type: ignore[operator]
-        assert process.stdout.readline() == "ready\n"
+        stepping = forked(take_random_steps, layout.root, kill, link)
+        assert stepping.hear() == "ready"
         time.sleep(chance.uniform(0.0, 0.12))  # the moment of the kill, not a wait
-        process.send_signal(signal.SIGKILL)
-        added |= set(process.communicate(timeout=30)[0].split())
-        if rename == "exclusive":
+        added |= {str(name) for name in stepping.end(kill=True)}
+        if not link:
             assert all(len(places) == 1 for places in where(layout).values())
         fresh = Queue(layout, "t")
         fresh.abandon(propose(fresh, "the next step"), "done with")
@@ -403,106 +405,80 @@ def test_thirty_kills_leave_every_hypothesis_in_one_state(
 # ── many at once ────────────────────────────────────────────────────────────────────────────
 
 
-CLAIMER = """
-import sys
-from pathlib import Path
-from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.layout import Layout
-queue = Queue(Layout(Path(sys.argv[1])), "t")
-print("ready", flush=True)
-sys.stdin.readline()
-while (claimed := queue.claim("shared")) is not None:
-    print(claimed.hypothesis_id, flush=True)
-    queue.finish(claimed.hypothesis_id, "shared")
-"""
+def claim_all(tell: Callable[[str], None], root: Path, begin: Event) -> None:
+    queue = Queue(Layout(root), "t")
+    tell("ready")
+    begin.wait()
+    while (claimed := queue.claim("shared")) is not None:
+        tell(claimed.hypothesis_id)
+        queue.finish(claimed.hypothesis_id, "shared")
 
 
 def test_eight_claimers_of_one_queue_lose_none_and_double_none(
-    layout: Layout, python: object
+    layout: Layout, forked: Callable[..., Forked]
 ) -> None:
-    queue = Queue(layout, "t")
+    queue, begin = Queue(layout, "t"), FORKS.Event()
     names = [propose(queue, f"idea {number}") for number in range(200)]
     for name in names:
         queue.dispatch(name, "shared")
-    claimers = [python(CLAIMER, layout.root) for _ in range(8)]  # type: ignore[operator]
-    for claimer in claimers:
-        assert claimer.stdout.readline() == "ready\n"
-    for claimer in claimers:
-        claimer.stdin.write("\n")
-        claimer.stdin.flush()
-    claimed = [claimer.communicate(timeout=120)[0].split() for claimer in claimers]
-    assert sorted(name for several in claimed for name in several) == names
+    claimers = [forked(claim_all, layout.root, begin) for _ in range(8)]
+    assert {claimer.hear() for claimer in claimers} == {"ready"}
+    begin.set()
+    claimed = [claimer.end() for claimer in claimers]
+    assert sorted(str(name) for several in claimed for name in several) == names
     assert sorted(queue.done_ids()) == names
     assert sum(bool(several) for several in claimed) > 1
 
 
-SYNC = """
-import sys
-from pathlib import Path
-from autohypothesis.fleet.sync import sync
-from autohypothesis.records.layout import Layout
-print("ready", flush=True)
-count = 0
-while True:
-    sync(Layout(Path(sys.argv[1])), all=True)
-    count += 1
-    print(count, flush=True)
-"""
+def sync_for_ever(tell: Callable[[int], None], root: Path) -> None:
+    for count in itertools.count():
+        tell(count)
+        sync(Layout(root), all=True)
 
 
 def test_two_syncs_beside_a_writer_of_200_dispatches_lose_none(
-    layout: Layout, python: object
+    layout: Layout, forked: Callable[..., Forked]
 ) -> None:
     queue = Queue(layout, "t")
-    syncs = [python(SYNC, layout.root) for _ in range(2)]  # type: ignore[operator]
-    for sync in syncs:
-        assert sync.stdout.readline() == "ready\n"
+    syncs = [forked(sync_for_ever, layout.root) for _ in range(2)]
+    assert [each.hear() for each in syncs] == [0, 0]
     names = [propose(queue, f"idea {number}") for number in range(200)]
     for number, name in enumerate(names):
         queue.dispatch(name, f"cpu{number % 4}")
-    for sync in syncs:
-        assert sync.stdout.readline() == "1\n"
-        sync.kill()
+    assert [each.hear() for each in syncs] == [1, 1]
+    for each in syncs:
+        each.process.kill()
     assert queue.counts() == {"pending": 0, "dispatched": 200, "running": 0, "done": 0}
     found = [one.hypothesis_id for several in queue.dispatched().values() for one in several]
     assert sorted(found) == names
     assert queue.problems == []
 
 
-LOOKER = """
-import sys
-from pathlib import Path
-from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.layout import Layout
-queue = Queue(Layout(Path(sys.argv[1])), "t")
-print("ready", flush=True)
-sys.stdin.readline()
-for step in range(150):
-    queue.dispatch(sys.argv[2], "cpu0")
-    queue.claim("cpu0")
-    queue.release(sys.argv[2], "cpu0")
-    queue.withdraw(sys.argv[2])
-print("end", flush=True)
-"""
+def move_about(tell: Callable[[str], None], root: Path, name: str) -> None:
+    queue = Queue(Layout(root), "t")
+    tell("ready")
+    for _ in range(150):
+        queue.dispatch(name, "cpu0")
+        queue.claim("cpu0")
+        queue.release(name, "cpu0")
+        queue.withdraw(name)
 
 
 def test_who_looks_beside_a_writer_sees_every_hypothesis_once(
-    layout: Layout, python: object
+    layout: Layout, forked: Callable[..., Forked]
 ) -> None:
     queue = Queue(layout, "t")
     still, moving = propose(queue), propose(queue)
-    writer = python(LOOKER, layout.root, moving)  # type: ignore[operator]
-    assert writer.stdout.readline() == "ready\n"
-    writer.stdin.write("\n")
-    writer.stdin.flush()
+    writer = forked(move_about, layout.root, moving)
+    assert writer.hear() == "ready"
     missed, looks = 0, 0
-    while writer.poll() is None:
+    while writer.process.is_alive():
         seen = [one.hypothesis_id for one in queue.open()]
         assert len(seen) == len(set(seen))
         assert still in seen
         missed += moving not in seen
         looks += 1
-    assert writer.returncode == 0
+    assert writer.process.exitcode == 0
     assert missed <= looks / 100
     assert sorted(one.hypothesis_id for one in queue.open()) == [still, moving]
 

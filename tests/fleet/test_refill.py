@@ -18,7 +18,7 @@ from autohypothesis.fleet.observer.proposer_pool import (
 )
 from autohypothesis.fleet.proposing import Situation
 from autohypothesis.schema import Brief, Proposal, Steering, now
-from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, members, observer, turns
+from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, observer, turns
 from tests.fleet.observing import calm as calm
 
 PATCH = """--- a/train.py
@@ -207,7 +207,6 @@ class Meddler:
 
 
 def test_a_proposer_cannot_change_what_the_observer_knows(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand, meddler = Hands(fleet_project, "w0"), Meddler()
     watched = observer(fleet_project, meddler)
     turns(watched, lambda: watched.history.counted() == 2, hand)
@@ -221,7 +220,6 @@ def test_a_proposer_cannot_change_what_the_observer_knows(fleet_project: Project
 def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea("first", RATE=0.5)], [idea("again", rate=0.5)], [idea(RATE=0.6)]])
     watched = observer(fleet_project, listed)
@@ -237,7 +235,6 @@ def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
 def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -250,7 +247,6 @@ def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
 
 
 def test_the_settings_of_the_reference_are_no_idea(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     listed = Listed(
         [[idea("as it is", RATE=1.0)], [idea("unknown", RAET=2.0)], [Proposal(title="?")]]
@@ -265,7 +261,6 @@ def test_the_settings_of_the_reference_are_no_idea(fleet_project: Project) -> No
 
 
 def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea(WIDTH=16)], [idea(RATE=2.0)], [idea("again", WIDTH=16)]])
     watched = observer(fleet_project, listed)
@@ -275,7 +270,6 @@ def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Proje
 
 
 def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     patch = Proposal(title="patched", patch=PATCH)
     spaced = Proposal(
@@ -289,7 +283,6 @@ def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_project: Project)
 
 
 def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=0.5)]]))
     turns(watched, lambda: watched.history.counted() == 2, hand)
@@ -301,7 +294,6 @@ def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
 
 def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -> None:
     """MODEL = WIDTH * 2 follows WIDTH; the settings of a run have its value of then."""
-    members(fleet_project, "w0")
     _rewrite(fleet_project, lambda text: text.replace("WIDTH = 8", "WIDTH = 8\nMODEL = WIDTH * 2"))
     hand = Hands(fleet_project, "w0")
     listed = Listed([[idea("one", WIDTH=16)], [idea("two", WIDTH=16)]])

@@ -49,7 +49,6 @@ class Spoiling:
 def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     hand, listed = Hands(fleet_project, "w0", Spoiling(5)), Listed([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed, most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
@@ -64,7 +63,6 @@ def test_a_hypothesis_lost_to_infrastructure_is_queued_again_and_not_counted(
 
 
 def test_three_device_failures_abandon_a_hypothesis(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(9, device=True))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: len(watched.history.attempts("h-t-0001")) == 3, hand)
@@ -115,7 +113,6 @@ def _on(
 
 
 def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Project) -> None:
-    members(fleet_project, "w0", "w1")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hands[0])
@@ -136,7 +133,6 @@ def test_a_win_on_an_old_reference_is_run_again_on_the_new_one(fleet_project: Pr
 
 
 def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(9))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: len(watched.history.attempts("h-t-0001")) == 1, hand)
@@ -153,7 +149,6 @@ def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(
     fleet_project: Project,
 ) -> None:
     """The result is there, the hypothesis still in `running`: it is queued again once done."""
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(1))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -171,7 +166,6 @@ def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(
 
 def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) -> None:
     """Another fleet on the same search: its manifest has other workers."""
-    members(fleet_project, "w0", "old")
     hand, old = Hands(fleet_project, "w0", trains=True), Hands(fleet_project, "old", trains=True)
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -195,7 +189,6 @@ def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) ->
 
 def test_a_platform_without_a_reference_is_given_one(fleet_project: Project) -> None:
     """Two kinds of devices: what was measured on the one says nothing on the other."""
-    members(fleet_project, "w0", "other")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "other", _elsewhere(fleet_project))]
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hands[0])
@@ -228,7 +221,6 @@ ALARM = "import os, signal\nos.kill(os.getpid(), signal.SIGALRM)\n"
 
 def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_project: Project) -> None:
     """An alarm looks like a kill from outside: a few times it is believed, then it counts."""
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", trains=True)
     watched = observer(fleet_project, most=2)
     base = fleet_project.reference()
@@ -265,7 +257,6 @@ class Lost:
 def test_a_down_and_a_killed_shim_come_back_however_often(
     fleet_project: Project, detail: str
 ) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Lost("h-t-0001", detail, MOST_LOST + 2))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
     turns(watched, lambda: watched.status.state == "finished", hand)
@@ -275,7 +266,6 @@ def test_a_down_and_a_killed_shim_come_back_however_often(
 
 
 def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Lost("baseline-t", "OSError: No space left on device"))
     watched = observer(fleet_project)
     turns(watched, lambda: watched.status.state == "failed", hand)
@@ -294,7 +284,6 @@ def test_a_requeueing_that_is_cut_off_is_taken_up_again(
     fault: str,
 ) -> None:
     """Its file was rewritten, and not moved: it is done, and not closed."""
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0", Spoiling(1))
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     requeue_turn = watched.requeue.turn
@@ -324,7 +313,6 @@ def full(*_: object) -> None:
 
 def strangers(project: Project, *rates: float) -> tuple[Observer, list[str]]:
     """Ideas that a worker had begun before it was taken out of the fleet; their runs have ended."""
-    members(project, "w0", "old")
     hand, old = Hands(project, "w0", trains=True), Hands(project, "old", trains=True)
     watched = observer(project)
     turns(watched, lambda: watched.history.has_reference(), hand)

@@ -40,7 +40,6 @@ def decision(experiment_id: str, **more: Any) -> Decision:
 def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0", "w1")
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     listed = Listed([[idea(RATE=2.0)], [idea(MODE="crash")], []])
     watched = observer(fleet_project, listed)
@@ -74,7 +73,6 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
 
 
 def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     knobs = {
         "RATE": Knob(type="float", low=0.1, high=9),
         "WIDTH": Knob(type="choice", choices=(8, 16)),
@@ -98,7 +96,6 @@ def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_project: Proje
 def test_a_run_is_read_once_however_often_a_proposer_asks(
     fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    members(fleet_project, "w0")
     hand, listed = Hands(fleet_project, "w0"), Listed([[idea(RATE=2.0)]])
     watched = observer(fleet_project, listed)
     turns(watched, lambda: watched.history.counted() == 2, hand)
@@ -110,7 +107,6 @@ def test_a_run_is_read_once_however_often_a_proposer_asks(
 
 
 def test_another_tags_runs_are_not_told(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hand)

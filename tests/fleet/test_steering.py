@@ -23,7 +23,7 @@ from autohypothesis.fleet.live.steering import (
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Steering
-from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import Hands, Listed, idea, observer, turns
 from tests.fleet.observing import calm as calm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -220,7 +220,6 @@ def test_a_memory_limit_reaches_the_decision() -> None:
 
 def test_a_frozen_constant_binds_every_proposer(fleet_project: Project) -> None:
     """A proposer, the inbox and a person's own hand: each is refused, and told why."""
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     write(fleet_project.layout, "frozen: [WIDTH]\nranges: {RATE: [1, 3]}")
     listed = Listed([[idea(WIDTH=16), idea(RATE=2.0)]] * 2)
@@ -242,7 +241,6 @@ def test_a_frozen_constant_binds_every_proposer(fleet_project: Project) -> None:
 
 
 def test_a_new_range_refuses_what_was_waiting_already(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project)
     turns(watched, lambda: watched.history.has_reference(), hand)
@@ -260,7 +258,6 @@ def test_a_new_range_refuses_what_was_waiting_already(fleet_project: Project) ->
 def test_a_run_over_the_memory_limit_is_discarded_although_it_is_better(
     fleet_project: Project,
 ) -> None:
-    members(fleet_project, "w0")
     write(fleet_project.layout, "memory_limit_mb: 0.5")
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
@@ -269,7 +266,6 @@ def test_a_run_over_the_memory_limit_is_discarded_although_it_is_better(
 
 
 def test_stop_in_the_steering_starts_nothing_new_until_it_is_lifted(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     hand = Hands(fleet_project, "w0")
     write(fleet_project.layout, "stop: true")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
@@ -281,7 +277,6 @@ def test_stop_in_the_steering_starts_nothing_new_until_it_is_lifted(fleet_projec
 
 
 def test_a_slip_in_the_steering_is_a_problem_in_the_status(fleet_project: Project) -> None:
-    members(fleet_project, "w0")
     Hands(fleet_project, "w0")
     write(fleet_project.layout, "frozn: [RATE]")
     watched = observer(fleet_project)

@@ -43,7 +43,7 @@ from tests.conftest import called
 from tests.conftest import run_git as git
 from tests.fleet.conftest import fleet_project as fleet_project
 from tests.fleet.conftest import fleet_root as fleet_root
-from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
+from tests.fleet.observing import Hands, Listed, idea, observer, turns
 from tests.fleet.observing import calm as calm
 from tests.fleet.test_worker import Asked
 from tests.hub.conftest import Hub, Start
@@ -62,7 +62,6 @@ def member(hub: Hub, name: str = "ada") -> Credentials:
 @pytest.fixture
 def decided(fleet_project: Project) -> Project:
     """A baseline and a keep."""
-    members(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
     turns(watched, lambda: watched.history.counted() >= 2, Hands(fleet_project, "w0"))
     watched.last_turn()
