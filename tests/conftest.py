@@ -106,17 +106,36 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+NewRepository = Callable[[Path, dict[str, str]], Path]
+
+
+@pytest.fixture(scope="session")
+def new_repository(tmp_path_factory: pytest.TempPathFactory) -> NewRepository:
+    """Make a repository with one commit of `files` (path -> text): once, then by copying that."""
+    templates: dict[str, Path] = {}
+
+    def make(root: Path, files: dict[str, str]) -> Path:
+        template = templates.get(repr(files))
+        if template is None:
+            template = tmp_path_factory.mktemp("repository")
+            run_git(template, "init", "-q", "-b", "main")
+            for path, text in files.items():
+                (template / path).parent.mkdir(parents=True, exist_ok=True)
+                (template / path).write_text(text, encoding="utf-8")
+            run_git(template, "add", "-A")
+            run_git(template, "-c", "commit.gpgSign=false", "commit", "-q", "-m", "start")
+            templates[repr(files)] = template
+        shutil.copytree(template, root)
+        return root
+
+    return make
+
+
 @pytest.fixture
-def foreign(tmp_path: Path, own_locks: Path) -> Path:
+def foreign(tmp_path: Path, own_locks: Path, new_repository: NewRepository) -> Path:
     """A repository that is not ours, in a folder with a blank and an umlaut."""
-    root = tmp_path / "jemandes skript ü"
-    root.mkdir()
-    run_git(root, "init", "-q", "-b", "main")
-    (root / "train.py").write_text(SCRIPT, encoding="utf-8")
-    (root / "data.txt").write_text("data\n", encoding="utf-8")
-    run_git(root, "add", "-A")
-    run_git(root, "commit", "-q", "-m", "start")
-    return root
+    files = {"train.py": SCRIPT, "data.txt": "data\n"}
+    return new_repository(tmp_path / "jemandes skript ü", files)
 
 
 Answer = subprocess.CompletedProcess[str]

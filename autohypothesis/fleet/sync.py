@@ -124,7 +124,7 @@ class _Sync:
             sweep(folder)
         self._write_ledger()
         self._name_asides()
-        if self.folded.decisions_readable:
+        if self.folded.judged.readable:
             self._results()
         board = tables.leaderboard(self.folded, self.tag, self._active_workers())
         self._dated(self.layout.leaderboard, board)
@@ -165,8 +165,8 @@ class _Sync:
             self._complain(self.layout.manifest, wrong)
         if tag:
             return tag
-        if self.folded.last_tag:
-            return self.folded.last_tag
+        if self.folded.judged.last_tag:
+            return self.folded.judged.last_tag
         facts = (entry.facts for entry in self.folded.entries.values())
         return newest_tag((fact.timestamp, fact.tag) for fact in facts)
 
@@ -210,10 +210,10 @@ class _Sync:
         if not (
             same
             and index is not None
-            and (index.entries, index.decisions) == (folded.entries, folded.decisions_stamp)
+            and (index.entries, index.decisions) == (folded.entries, folded.judged.stamp)
         ):
             self._clear(layout.fold_index)
-            save_index(layout, folded.entries, folded.decisions_stamp, folded.last_tag)
+            save_index(layout, folded.entries, folded.judged.stamp, folded.judged.last_tag)
 
     def _take_ledger(self) -> bool:
         """Take in the lines that people wrote into the ledger; return whether it may be written.

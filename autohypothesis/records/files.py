@@ -214,8 +214,8 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:
-        return True
+    except OSError:  # of another user
+        pass
     return True
 
 
@@ -230,19 +230,25 @@ def opened(path: Path | str, flags: int = _READ) -> Iterator[tuple[int, os.stat_
         FileNotFoundError: when nothing is there.
         RecordError: when something else is there: link, folder, pipe, socket or device.
     """
+    descriptor, status = _open(path, flags)
+    try:
+        yield descriptor, status
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path | str, flags: int = _READ) -> tuple[int, os.stat_result]:
     try:
         descriptor = os.open(path, flags, 0o644)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise RecordError(f"{path} {_why_not(path, error)}", hint=_MOVE_AWAY) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise RecordError(f"{path} is {kind_of(status.st_mode)}, no file", hint=_MOVE_AWAY)
-        yield descriptor, status
-    finally:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
+        raise RecordError(f"{path} is {kind_of(status.st_mode)}, no file", hint=_MOVE_AWAY)
+    return descriptor, status
 
 
 _MOVE_AWAY = "move it away and run `python orchestrator.py sync`"
@@ -275,17 +281,9 @@ def read_bytes(path: Path | str, limit: int = JSON_LIMIT) -> bytes:
 
 def read_with_status(path: Path | str, limit: int = JSON_LIMIT) -> tuple[bytes, os.stat_result]:
     """As `read_bytes`, with the status of just that content: to see later whether it changed."""
+    descriptor, status = _open(path)
+    size = status.st_size
     try:
-        descriptor = os.open(path, _READ)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise RecordError(f"{path} {_why_not(path, error)}", hint=_MOVE_AWAY) from error
-    try:
-        status = os.fstat(descriptor)
-        size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            raise RecordError(f"{path} is {kind_of(status.st_mode)}, no file", hint=_MOVE_AWAY)
         if size > limit:
             raise RecordError(
                 f"{path} has {size:,} bytes, more than the {limit:,} that are read", hint=_MOVE_AWAY
@@ -345,17 +343,27 @@ def read_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def as_object(value: object) -> dict[str, Any]:
+    """Return `value` if it is an object of JSON.
+
+    Raises:
+        ValueError: in words that follow the name of the file.
+    """
+    if isinstance(value, dict):
+        return value
+    kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+    raise ValueError(f"holds {kinds.get(type(value), 'a number')}, no object")
+
+
 def validated(model: type[Model], value: object) -> Model:
     """`value` as a `model`.
 
     Raises:
         ValueError: in words that follow the name of the file.
     """
-    if not isinstance(value, dict):
-        kinds = {list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
-        raise ValueError(f"holds {kinds.get(type(value), 'a number')}, no object")
+    document = as_object(value)
     try:
-        return model.model_validate(value)
+        return model.model_validate(document)
     except ValueError as error:
         raise ValueError(f"is not as it should be: {faults_in(error)}") from None
     except RecursionError:
@@ -375,11 +383,18 @@ def parse_json(content: bytes, *, exact: bool = False) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8: {error.reason} at byte {error.start}") from None
     careful = bool(_MAY_OVERFLOW.search(content))
+
+    def finite(word: str) -> float | None:
+        number = float(word)
+        if not math.isfinite(number) and exact:
+            raise ValueError(f"{word[:20]}, which is no finite number")
+        return number if math.isfinite(number) else None
+
     try:
         value = json.loads(
             text,
-            parse_constant=_refused if exact else _nothing,
-            parse_float=(_exactly if exact else _finite) if careful else None,
+            parse_constant=finite,
+            parse_float=finite if careful else None,
             parse_int=_bounded if careful else None,
         )
         if content.count(b"[") + content.count(b"{") > MAX_DEPTH:
@@ -392,26 +407,6 @@ def parse_json(content: bytes, *, exact: bool = False) -> Any:
     except ValueError as error:
         raise ValueError(f"holds {error}") from None
     return _without_surrogates(value) if _MAY_BE_SURROGATE.search(content) else value
-
-
-def _nothing(_: str) -> None:
-    return None
-
-
-def _refused(word: str) -> None:
-    raise ValueError(f"{word}, which is no finite number")
-
-
-def _exactly(digits: str) -> float:
-    number = _finite(digits)
-    if number is None:
-        raise ValueError(f"{digits[:20]}, which is no finite number")
-    return number
-
-
-def _finite(digits: str) -> float | None:
-    number = float(digits)
-    return number if math.isfinite(number) else None
 
 
 def _bounded(digits: str) -> int:

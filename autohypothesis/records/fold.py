@@ -17,8 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autohypothesis.records.bundles import Damage, Records
-from autohypothesis.records.fast_json import Document
+from autohypothesis.records.bundles import Damage, Document, Records
 from autohypothesis.records.ids import slug
 from autohypothesis.records.rows import (
     DECIDED,

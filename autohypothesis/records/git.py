@@ -16,11 +16,10 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from autohypothesis.errors import ConflictError, GitError, LockError
 from autohypothesis.records.files import is_utf8, remove_folder, shown
@@ -48,16 +47,14 @@ _PATCH = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A file of a commit. `mode` tells plain (100644), executable, link (120000), submodule."""
 
     mode: str
     blob: str
 
 
-@dataclass(frozen=True, slots=True)
-class FileChange:
+class FileChange(NamedTuple):
     """One path that differs between two trees; line counts are None for binary files."""
 
     path: str
@@ -68,8 +65,7 @@ class FileChange:
     removed: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Worktree:
+class Worktree(NamedTuple):
     path: Path
     head: str | None
     branch: str | None
@@ -245,7 +241,18 @@ class Repository:
         return self._run(_PATCH, base, other).out.decode(*_BYTES)
 
     def changes(self, base: str, other: str) -> list[FileChange]:
-        return parse_changes(self._run(_RAW, base, other).records)
+        """Return the files that differ; `_RAW` answers with their modes first, then with counts."""
+        raw: dict[str, tuple[str, str, str]] = {}
+        counts: dict[str, tuple[int | None, int | None]] = {}
+        records = iter(self._run(_RAW, base, other).records)
+        for record in records:
+            if record.startswith(":"):
+                old_mode, new_mode, _, _, status = record[1:].split(" ")
+                raw[next(records)] = (status, old_mode, new_mode)
+            else:
+                added, removed, path = record.split("\t", 2)
+                counts[path] = (None, None) if added == "-" else (int(added), int(removed))
+        return [FileChange(path, *modes, *counts.get(path, (0, 0))) for path, modes in raw.items()]
 
     # ── objects and refs, without a checkout ──────────────────────────────────────────────
 
@@ -355,25 +362,27 @@ class Repository:
 
     def pack_when_due(self) -> None:
         """Pack refs and loose objects every `LOOSE_REFS` experiments."""
-        try:
-            loose = len(os.listdir(self.common_dir / EXPERIMENTS))
-        except FileNotFoundError:
-            return
-        if loose >= LOOSE_REFS:
-            with self.lock():
-                self._run("pack-refs --all")
-            self.pack_objects()
+        folder = self.common_dir / EXPERIMENTS
+        if folder.is_dir() and len(os.listdir(folder)) >= LOOSE_REFS:
+            self.pack()
 
-    def pack_objects(self) -> None:
-        """Loose objects into packs. Never `gc --prune`: beside writers it loses objects."""
+    def pack(self) -> None:
+        """Pack refs and loose objects. Never `gc --prune`: beside writers it loses objects."""
         with self.lock():
+            self._run("pack-refs --all")
             self._run("maintenance run --quiet --task=loose-objects", timeout=CHECKOUT_TIMEOUT_S)
 
     # ── worktrees ─────────────────────────────────────────────────────────────────────────
 
     def worktrees(self) -> list[Worktree]:
         """All checkouts, the main one first."""
-        return parse_worktrees(self._run("worktree list --porcelain").text)
+        found = []
+        for block in self._run("worktree list --porcelain").text.split("\n\n"):
+            facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
+            if path := facts.get("worktree"):
+                state = (facts.get(key) for key in ("HEAD", "branch", "locked"))
+                found.append(Worktree(Path(path), *state))
+        return found
 
     def worktree_at(self, path: Path) -> Worktree | None:
         here = os.path.realpath(path)
@@ -545,42 +554,10 @@ def refuse_path(path: Path) -> Path:
     )
 
 
-def parse_changes(records: list[str]) -> list[FileChange]:
-    """`--raw --numstat -z`: all raw records with their paths first, then all counts."""
-    raw: dict[str, tuple[str, str, str]] = {}
-    counts: dict[str, tuple[int | None, int | None]] = {}
-    rest = iter(records)
-    for record in rest:
-        if record.startswith(":"):
-            old_mode, new_mode, _, _, status = record[1:].split(" ")
-            raw[next(rest)] = (status, old_mode, new_mode)
-        else:
-            added, removed, path = record.split("\t", 2)
-            counts[path] = (None, None) if added == "-" else (int(added), int(removed))
-    return [FileChange(path, *facts, *counts.get(path, (0, 0))) for path, facts in raw.items()]
-
-
-def parse_worktrees(text: str) -> list[Worktree]:
-    """`worktree list --porcelain`: blocks of `key value` lines."""
-    found = []
-    for block in text.split("\n\n"):
-        facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
-        if "worktree" in facts:
-            path = Path(facts["worktree"])
-            found.append(
-                Worktree(path, facts.get("HEAD"), facts.get("branch"), facts.get("locked"))
-            )
-    return found
-
-
 def parse_listing(lines: list[str]) -> dict[str, Entry]:
-    """Path -> entry, from the records of `ls-tree -z`."""
-    found = {}
-    for line in lines:
-        facts, path = line.split("\t", 1)
-        mode, _kind, blob = facts.split(" ")
-        found[path] = Entry(mode, blob)
-    return found
+    """Return path -> entry, from the records of `ls-tree -z`."""
+    pairs = (line.split("\t", 1) for line in lines)
+    return {path: Entry(*facts.split(" ")[::2]) for facts, path in pairs}
 
 
 def missing_lines(path: Path, patterns: Iterable[str]) -> list[str]:

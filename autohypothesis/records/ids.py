@@ -87,7 +87,7 @@ def allocate_experiment(
     """
     stem = experiment_stem(hypothesis_id)
     with hold(layout, "ids", doing=f"an id for an experiment of {hypothesis_id}"):
-        known = [*taken, *_names(layout.plans), *_names(layout.runs)]
+        known = [*taken, *names_in(layout.plans), *names_in(layout.runs)]
         number = max(_numbers(stem, known), default=0) + 1
         experiment_id = checked_id(f"{stem}-{number}")
         document, text = plan(experiment_id), page(experiment_id) if page else None
@@ -102,7 +102,8 @@ def _numbers(stem: str, names: Iterable[str]) -> Iterator[int]:
     return (int(found[1]) for name in names if (found := form.fullmatch(name)))
 
 
-def _names(folder: Path) -> list[str]:
+def names_in(folder: Path) -> list[str]:
+    """Return the ids in `folder`, of files and folders alike."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return [name.removesuffix(".json").removesuffix(".md") for name in os.listdir(folder)]
     return []
@@ -111,11 +112,11 @@ def _names(folder: Path) -> list[str]:
 def _hypothesis_names(layout: Layout) -> Iterator[str]:
     for state in _STATES:
         folder = layout.hypotheses(state)
-        names = _names(folder)
+        names = names_in(folder)
         yield from names
         if state in ("dispatched", "running"):
             for worker in names:
-                yield from _names(folder / worker)
+                yield from names_in(folder / worker)
 
 
 def _memory(layout: Layout) -> Path:

@@ -12,13 +12,13 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autohypothesis.errors import LockError, RecordError, UnwritableError
-from autohypothesis.records.files import opened, parse_json, read_bytes, to_json
+from autohypothesis.records.files import as_object, opened, parse_json, read_bytes, to_json
 from autohypothesis.system import file_size_limit, room_advice
 
 LINE_LIMIT = 1024 * 1024
@@ -111,6 +111,10 @@ def _wait_for_lock(path: Path, descriptor: int, deadline: float) -> None:
         pause = min(pause * 2, 0.02)
 
 
+def read_object_line(line: bytes) -> dict[str, Any]:
+    return as_object(parse_json(line))
+
+
 def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], list[str]]:
     """The records of `path`, and what was wrong with the lines that hold none.
 
@@ -147,36 +151,28 @@ def read_new(path: Path, offset: int) -> News:
     return News(records, problems, start + len(content), restarted)
 
 
-def parse(content: bytes) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records in `content`, and the problems by number of line (from 1, where it begins)."""
+def parse(
+    content: bytes, read: Callable[[bytes], dict[str, Any]] = read_object_line
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records in `content`, and the problems by number of line (from 1).
+
+    Args:
+        read: makes a record of a line, or raises ValueError in words that follow its number.
+    """
     records: list[dict[str, Any]] = []
     problems: list[str] = []
-    for number, line in _lines(content):
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line or line.isspace():
+            continue
         try:
-            value = _record(line)
+            if len(line) > LINE_LIMIT:
+                raise ValueError(
+                    f"has {len(line):,} bytes, more than the {LINE_LIMIT:,} of a record"
+                )
+            records.append(read(line))
         except ValueError as error:
             problems.append(f"line {number} {error}")
-        else:
-            records.append(value)
-    return records, at_most(problems)
-
-
-def at_most(problems: list[str]) -> list[str]:
-    """The first of them; a file of nothing but bad lines is one problem, not a million."""
     rest = len(problems) - PROBLEM_LIMIT
     if rest <= 0:
-        return problems
-    return [*problems[:PROBLEM_LIMIT], f"and {rest:,} more lines that are no records"]
-
-
-def _lines(content: bytes) -> Iterable[tuple[int, bytes]]:
-    return ((n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip())
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    if len(line) > LINE_LIMIT:
-        raise ValueError(f"has {len(line):,} bytes, more than the {LINE_LIMIT:,} of a record")
-    value = parse_json(line)
-    if not isinstance(value, dict):
-        raise ValueError(f"is {type(value).__name__}, no object")
-    return value
+        return records, problems
+    return records, [*problems[:PROBLEM_LIMIT], f"and {rest:,} more lines that are no records"]

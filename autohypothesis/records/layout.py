@@ -7,6 +7,7 @@ A `Layout` is a value around the repository's root; asking it for a path touches
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from autohypothesis.errors import UsageError
@@ -28,20 +29,11 @@ def checked_id(name: str) -> str:
     return name
 
 
+@dataclass(frozen=True)
 class PathsBelow:
-    """A value around a folder that gives the paths below it."""
+    """The paths below a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.base = folder
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and other.base == self.base
-
-    def __hash__(self) -> int:
-        return hash(self.base)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.base)!r})"
+    base: Path
 
 
 class Place:

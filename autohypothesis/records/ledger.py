@@ -9,12 +9,11 @@ absent, damaged, of other code or beside another ledger costs a cold fold, and n
 from __future__ import annotations
 
 import gc
-import os
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +23,15 @@ from pydantic_core import from_json, to_json
 from autohypothesis import schema
 from autohypothesis.errors import RecordError
 from autohypothesis.records import bundles, jsonl
-from autohypothesis.records.bundles import Damage, Places, Records, decision_documents, reason_in
-from autohypothesis.records.fast_json import Document
-from autohypothesis.records.files import read_bytes, read_json, shown, write_atomic
+from autohypothesis.records.bundles import (
+    Damage,
+    Document,
+    Places,
+    Records,
+    decision_documents,
+    reason_in,
+)
+from autohypothesis.records.files import file_stamp, read_bytes, read_json, shown, write_atomic
 from autohypothesis.records.fold import (
     disagreements,
     facts_of,
@@ -44,7 +49,7 @@ LIMIT = 512 * 1024 * 1024
 _ALLOWANCE = 1024 * 1024
 """Bytes; beyond them an index is never larger than the ledger that it is about."""
 Stamp = list[int]
-"""Inode, times of modification and change, size of a file we wrote."""
+"""A FileStamp."""
 
 
 class FoldEntry(NamedTuple):
@@ -71,12 +76,8 @@ class Index(NamedTuple):
 
 
 def stamp(path: Path) -> Stamp:
-    """Return values that change when a file is written; empty when it is absent."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return []
-    return [status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size]
+    """Return the FileStamp of a file as the index keeps it; empty when it is absent."""
+    return list(file_stamp(path) or ())
 
 
 def load_index(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
@@ -86,7 +87,7 @@ def load_index(layout: Layout, *, of_any_ledger: bool = False) -> Index | None:
     """
     ledger = stamp(layout.ledger)
     try:
-        limit = (ledger[-1] if ledger else 0) + _ALLOWANCE
+        limit = (ledger[1] if ledger else 0) + _ALLOWANCE
         head, _, body = read_bytes(layout.fold_index, limit).partition(b"\n")
     except (FileNotFoundError, RecordError):
         return None
@@ -122,7 +123,7 @@ def _head(body: bytes) -> bytes:
 @cache
 def _code() -> int:
     """A checksum of the modules that decide what a row looks like: other code, other rows."""
-    names = ("bundles", "fast_json", "fold", "ids", "ledger", "rows")
+    names = ("bundles", "fold", "ids", "ledger", "rows")
     total = 0
     for path in (Path(schema.__file__), *(Path(__file__).with_stem(name) for name in names)):
         total = zlib.crc32(path.read_bytes(), total)
@@ -136,7 +137,7 @@ class _Unplaced(NamedTuple):
     """None when it was not read: nothing changed."""
 
 
-class _Judged(NamedTuple):
+class Judged(NamedTuple):
     """The result of reading decisions.jsonl."""
 
     places: dict[str, Placement]
@@ -145,6 +146,7 @@ class _Judged(NamedTuple):
     gone: dict[str, Document]
     """Decisions about experiments of which nothing else is left."""
     last_tag: str
+    """Of the last decision."""
     stamp: Stamp
     """Of the file; empty when it must be read again in any case."""
     readable: bool
@@ -161,10 +163,7 @@ class Folded:
     """Lines that the ledger does not hold as they are."""
     same: bool
     """Whether the ledger on the disk is these lines already."""
-    last_tag: str = ""
-    """Of the last decision."""
-    decisions_stamp: Stamp = field(default_factory=list)
-    decisions_readable: bool = True
+    judged: Judged
     index: Index | None = None
     """Of the last fold; None where the ledger on the disk is not as the last sync left it."""
 
@@ -219,9 +218,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
         problems,
         changed,
         same=index is not None and content == old,
-        last_tag=judged.last_tag,
-        decisions_stamp=judged.stamp,
-        decisions_readable=judged.readable,
+        judged=judged,
         index=index,
     )
 
@@ -248,7 +245,7 @@ def _read(places: Places) -> _Unplaced:
     return _Unplaced(records.signature, facts_of(row, records), row)
 
 
-def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> _Judged:
+def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) -> Judged:
     there, readable = stamp(layout.decisions), True
     decisions: list[Document] = []
     try:
@@ -260,12 +257,12 @@ def _judge(layout: Layout, facts: Mapping[str, Facts], problems: list[Problem]) 
     last_tag = str(decisions[-1]["tag"]) if decisions else ""
     wrong = disagreements(decisions, facts, complete=not bad)
     again = [] if bad or gone else there
-    return _Judged(place(decisions, facts), wrong, gone, last_tag, again, readable)
+    return Judged(place(decisions, facts), wrong, gone, last_tag, again, readable)
 
 
 def _places_as_before(
     layout: Layout, known: Mapping[str, _Unplaced], index: Index | None
-) -> _Judged | None:
+) -> Judged | None:
     """The places of the last fold, where no decision is new and no decided bundle changed."""
     if index is None or not index.decisions or index.decisions != stamp(layout.decisions):
         return None
@@ -277,12 +274,12 @@ def _places_as_before(
         return None
     unread = ((key, index.entries[key]) for key, one in known.items() if one.row is None)
     wrong = {key: entry.wrong for key, entry in unread if entry.wrong}
-    return _Judged(places, wrong, {}, index.last_tag, index.decisions, readable=True)
+    return Judged(places, wrong, {}, index.last_tag, index.decisions, readable=True)
 
 
 def _folded_line(
     known: _Unplaced,
-    judged: _Judged,
+    judged: Judged,
     key: str,
     found: Mapping[str, Places],
     before: FoldEntry | None,

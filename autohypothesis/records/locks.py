@@ -10,18 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
-from autohypothesis.errors import (
-    AutohypothesisError,
-    LockError,
-    RecordError,
-    UnwritableError,
-)
-from autohypothesis.records.files import read_json, write_json
+from autohypothesis.errors import AutohypothesisError, LockError, UnwritableError
+from autohypothesis.records.files import load_or_none, write_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.system import host_name, is_alive, process_start
 
@@ -46,15 +41,21 @@ class Process(NamedTuple):
         return self.host != host_name() or is_alive(self.pid, self.start)
 
 
-class Holder(NamedTuple):
-    """The process that took a lock, and its purpose."""
+class Holder(BaseModel):
+    """The process that took a lock, and its purpose, as the note beside the lock has them."""
 
-    process: Process
+    pid: int
+    start: float
+    host: str
     doing: str
+
+    @property
+    def process(self) -> Process:
+        return Process(self.pid, self.start, self.host)
 
     def __str__(self) -> str:
         state = "" if self.process.lives() else ", which has ended"
-        return f"pid {self.process.pid} on {self.process.host} ({self.doing}{state})"
+        return f"pid {self.pid} on {self.host} ({self.doing}{state})"
 
 
 @contextmanager
@@ -102,28 +103,19 @@ def held(layout: Layout, name: str) -> str:
 
 def holder(layout: Layout, name: str) -> Holder | None:
     """Return the last holder of the lock `name`; whether it is still held only the lock can say."""
-    try:
-        value = read_json(_beside(layout, name), limit=4096)
-        process = Process(int(value["pid"]), float(value["start"]), str(value["host"]))
-        return Holder(process, str(value["doing"]))
-    except (FileNotFoundError, RecordError, KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def _beside(layout: Layout, name: str) -> Path:
-    return layout.lock(name).with_suffix(".holder.json")
+    return load_or_none(Holder, layout.lock(name).with_suffix(".holder.json"), limit=4096)
 
 
 def _write_down(layout: Layout, name: str, doing: str) -> None:
     """Best effort: a note for people must not stop the work that the lock is for."""
     with suppress(AutohypothesisError):
-        note = {**Process.own()._asdict(), "doing": doing}
-        write_json(_beside(layout, name), note, durable=False)
+        note = Holder(**Process.own()._asdict(), doing=doing)
+        write_json(layout.lock(name).with_suffix(".holder.json"), note, durable=False)
 
 
 def _held(layout: Layout, name: str, doing: str, timeout: float) -> LockError:
     who = holder(layout, name)
     return LockError(
         f"lock {name!r} is held by {who or 'an unknown process'}; waited {timeout:g} s for {doing}",
-        hint=f"`ps -p {who.process.pid}` shows it" if who else f"`fuser -v {layout.lock(name)}`",
+        hint=f"`ps -p {who.pid}` shows it" if who else f"`fuser -v {layout.lock(name)}`",
     )

@@ -23,7 +23,7 @@ from pydantic_core import from_json
 
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.plain import plain, table_text
-from autohypothesis.records import bundles
+from autohypothesis.records import bundles, ids
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.files import kind_of, read_bytes, write_atomic, write_json
 from autohypothesis.records.git import Repository
@@ -46,11 +46,11 @@ def refuse_foreign_ledger(repository: Repository, layout: Layout) -> None:
     Raises:
         FleetError: something that is not ours has its name.
     """
-
-    def ours(content: bytes) -> bool:
-        return not ledger_lines(content, _Known(layout)).foreign
-
-    _refuse(repository, layout.ledger, ours, LIMIT)
+    _refuse(
+        repository,
+        layout.ledger,
+        lambda content: not ledger_lines(content, _known(layout)).foreign,
+    )
     _refuse_no_folder(layout.worktrees)
     _refuse_no_folder(layout.research)
 
@@ -62,7 +62,7 @@ def refuse_foreign_lines(repository: Repository, layout: Layout) -> None:
         FleetError: something that is not ours has its name.
     """
     _refuse_no_folder(layout.task_results.parent)
-    _refuse(repository, layout.task_results, _has_iterations, LIMIT)
+    _refuse(repository, layout.task_results, _has_iterations)
 
 
 def worktree_obstacle(repository: Repository, path: Path, branch: str = "") -> str:
@@ -98,22 +98,12 @@ def is_entry_here(repository: Repository, path: Path) -> bool:
     return entry is not None and os.path.realpath(entry).startswith(inside)
 
 
-class _Known:
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._decided: set[str] | None = None
-
-    def __contains__(self, name: object) -> bool:
-        if not isinstance(name, str) or "/" in name or "\0" in name or not 0 < len(name) < 200:
-            return False
-        layout = self._layout
-        if (layout.runs / name).exists() or (layout.plans / f"{name}.json").exists():
-            return True
-        if self._decided is None:
-            self._decided = set()
-            with suppress(RecordError):
-                self._decided = {one["experiment_id"] for one in decision_documents(layout)[0]}
-        return name in self._decided
+def _known(layout: Layout) -> set[str]:
+    """Ids of experiments that left anything here."""
+    known = {*ids.names_in(layout.runs), *ids.names_in(layout.plans)}
+    with suppress(RecordError):
+        known |= {decision["experiment_id"] for decision in decision_documents(layout)[0]}
+    return known
 
 
 def _has_iterations(content: bytes) -> bool:
@@ -125,30 +115,26 @@ def _has_iterations(content: bytes) -> bool:
     return False
 
 
-def _refuse(
-    repository: Repository, path: Path, is_ours: Callable[[bytes], bool], limit: int
-) -> None:
+def _refuse(repository: Repository, path: Path, is_ours: Callable[[bytes], bool]) -> None:
     away = path.with_name(f"{path.stem}.mine{path.suffix}")
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        if not repository.tracks(path):
-            return
+    there, moved = shlex.quote(str(path)), shlex.quote(str(away))
+    mode = os.lstat(path).st_mode if os.path.lexists(path) else stat.S_IFREG
+    if not stat.S_ISREG(mode):
         raise FleetError(
-            f"{path} is tracked by the repository, and is not ours",
-            hint=f"rename it: git mv {shlex.quote(path.name)} {shlex.quote(away.name)}",
-        ) from None
-    move = f"move it away: mv {shlex.quote(str(path))} {shlex.quote(str(away))}"
-    if not stat.S_ISREG(status.st_mode):
-        raise FleetError(f"{path} is {kind_of(status.st_mode)}, no file of ours", hint=move)
+            f"{path} is {kind_of(mode)}, no file of ours", hint=f"move it away: mv {there} {moved}"
+        )
     if repository.tracks(path):
-        words = f"git mv {shlex.quote(str(path))} {shlex.quote(str(away))}"
         raise FleetError(
             f"{path} is tracked by the repository, so it cannot be written here",
-            hint=f"rename it: {words}, or take it out: git rm --cached {shlex.quote(str(path))}",
+            hint=f"rename it: git mv {there} {moved}, or take it out: git rm --cached {there}",
         )
-    if status.st_size and not is_ours(read_bytes(path, limit)):
-        raise FleetError(f"{path} is not ours: no line of it tells of a run here", hint=move)
+    with suppress(FileNotFoundError):
+        content = read_bytes(path, LIMIT)
+        if content and not is_ours(content):
+            raise FleetError(
+                f"{path} is not ours: no line of it tells of a run here",
+                hint=f"move it away: mv {there} {moved}",
+            )
 
 
 def _refuse_no_folder(path: Path) -> None:
@@ -276,8 +262,8 @@ def _result(line: HandLine, title: str) -> Result:
     metric = table_text(metric)[:64] if isinstance(metric, str) and metric else "val_bpb"
     status = table_text(str(fields.get("status") or ""))[:40]
     stated = fields.get("metric_value", fields.get(metric))
-    value = None if status in FAILED else real(_number(stated), metric)
-    memory = _number(fields.get("peak_vram_gb"))
+    value = None if status in FAILED else real(stated, metric)
+    memory = finite(fields.get("peak_vram_gb"))
     said = f"written into {line.source} by hand" + (f" as {status}" if status else "")
     return Result(
         status="failed" if value is None else "completed",
@@ -292,12 +278,3 @@ def _result(line: HandLine, title: str) -> Result:
         direction="maximize" if fields.get("direction") == "maximize" else "minimize",
         metrics=Metrics(peak_vram_mb=None if memory is None else memory * MB_PER_GB),
     )
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-    return finite(value)

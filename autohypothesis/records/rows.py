@@ -11,8 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from autohypothesis.records.bundles import PAGE_LIMIT, Damage, Records
-from autohypothesis.records.fast_json import Document
+from autohypothesis.records.bundles import PAGE_LIMIT, Damage, Document, Records
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import ID
 from autohypothesis.schema import Row, finite, whole

@@ -17,7 +17,7 @@ import pytest
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
-from tests.conftest import run_git as git
+from tests.conftest import NewRepository
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
 import os
@@ -40,16 +40,11 @@ print("peak_vram_mb: 1")
 
 
 @pytest.fixture
-def fleet_root(tmp_path: Path, own_locks: Path) -> Path:
+def fleet_root(tmp_path: Path, own_locks: Path, new_repository: NewRepository) -> Path:
     """A repository with `SCRIPT` as its train.py and nothing of ours, leases of its own."""
-    root = tmp_path / "fleet ü"
-    root.mkdir()
-    git(root, "init", "-q", "-b", "main")
-    git(root, "config", "user.name", "Ada")
-    git(root, "config", "user.email", "ada@example.org")
-    (root / "train.py").write_text(SCRIPT, encoding="utf-8")
-    git(root, "add", "-A")
-    git(root, "commit", "-q", "-m", "start")
+    root = new_repository(tmp_path / "fleet ü", {"train.py": SCRIPT})
+    with (root / ".git" / "config").open("a") as file:
+        file.write("[user]\n\tname = Ada\n\temail = ada@example.org\n")
     return root
 
 

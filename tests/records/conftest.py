@@ -28,24 +28,15 @@ class Lab:
         return path
 
     def plan(self, experiment: str, tag: str = "nov20", **more: Any) -> None:
-        self.put(
-            self.layout.plan(experiment),
-            {
-                "experiment_id": experiment,
-                "created_at": T,
-                "based_on_commit": "b" * 40,
-                "worker_id": "worker-gpu0",
-                "tag": tag,
-                "seed": 7,
-                "hypothesis": {
-                    "hypothesis_id": experiment.rpartition("-")[0],
-                    "title": f"idea {experiment}",
-                    "rationale": "because",
-                    "config_overrides": {"MATRIX_LR": 0.05},
-                },
-                **more,
-            },
-        )
+        hypothesis = {
+            "hypothesis_id": experiment.rpartition("-")[0], "title": f"idea {experiment}",
+            "rationale": "because", "config_overrides": {"MATRIX_LR": 0.05},
+        }  # fmt: skip
+        plan = {
+            "experiment_id": experiment, "created_at": T, "based_on_commit": "b" * 40,
+            "worker_id": "worker-gpu0", "tag": tag, "seed": 7, "hypothesis": hypothesis, **more,
+        }  # fmt: skip
+        self.put(self.layout.plan(experiment), plan)
         self.layout.plan_page(experiment).write_text(f"# idea {experiment}\n")
 
     def bundle(self, experiment: str, bpb: Any = 1.5, *, tag: str = "nov20", **result: Any) -> Path:
@@ -53,53 +44,30 @@ class Lab:
         metrics = {"val_bpb": bpb, "peak_vram_mb": 2048.0, "num_steps": 100, "depth": 4}
         commit = f"{abs(hash(experiment)):040x}"[-40:]
         self.put(run.config, {"depth": 4, "matrix_lr": 0.04, "adam_betas": [0.8, 0.95]})
-        self.put(
-            run.metadata,
-            {
-                "recorded_at": T,
-                "run": {
-                    "experiment_id": experiment,
-                    "worker_id": "worker-gpu0",
-                    "hypothesis_id": experiment.rpartition("-")[0],
-                    "tag": tag,
-                    "seed": 7,
-                },
-                "runtime": {"commit": commit, "platform_key": "key", "budget_seconds": 60},
-                "metrics": metrics,
-            },
-        )
-        self.put(
-            run.result,
-            {
-                "status": "completed",
-                "recorded_at": T,
-                "commit": commit,
-                "title": f"idea {experiment}",
-                "metric_value": bpb,
-                "metrics": metrics,
-                **result,
-            },
-        )
+        identity = {
+            "experiment_id": experiment, "worker_id": "worker-gpu0", "tag": tag, "seed": 7,
+            "hypothesis_id": experiment.rpartition("-")[0],
+        }  # fmt: skip
+        runtime = {"commit": commit, "platform_key": "key", "budget_seconds": 60}
+        metadata = {"recorded_at": T, "run": identity, "runtime": runtime, "metrics": metrics}
+        self.put(run.metadata, metadata)
+        ended = {
+            "status": "completed", "recorded_at": T, "commit": commit,
+            "title": f"idea {experiment}", "metric_value": bpb, "metrics": metrics, **result,
+        }  # fmt: skip
+        self.put(run.result, ended)
         samples = [[k / 20, 3.0 - k / 50, 2.0 - k / 40, 1000.0] for k in range(21)]
-        self.put(
-            run.exit,
-            {"experiment_id": experiment, "status": "exited", "ended_at": T, "samples": samples},
-        )
+        exited = {"status": "exited", "ended_at": T, "samples": samples}
+        self.put(run.exit, {"experiment_id": experiment, **exited})
         return run.folder
 
     def decide(self, experiment: str, status: str, value: Any = None, **more: Any) -> str:
         self.decided += 1
         decision = {
-            "decision_id": f"d-{self.decided}",
-            "recorded_at": T,
-            "tag": "nov20",
-            "experiment_id": experiment,
-            "decision_status": status,
-            "metric_value": value,
-            "platform_key": "key",
-            "reason": "improved" if status == "keep" else "worse",
-            **more,
-        }
+            "decision_id": f"d-{self.decided}", "recorded_at": T, "tag": "nov20",
+            "experiment_id": experiment, "decision_status": status, "metric_value": value,
+            "platform_key": "key", "reason": "improved" if status == "keep" else "worse", **more,
+        }  # fmt: skip
         self.layout.decisions.parent.mkdir(parents=True, exist_ok=True)
         with self.layout.decisions.open("a") as file:
             file.write(json.dumps(decision) + "\n")

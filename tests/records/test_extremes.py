@@ -17,7 +17,7 @@ from autohypothesis.fleet.overview.digest import digest
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.overview.results import device_intervals
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records.fast_json import canonical
+from autohypothesis.records.bundles import canonical
 from autohypothesis.records.files import parse_json, to_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import EARLIEST, FILES, LATEST, now, rfc3339, utc, whole

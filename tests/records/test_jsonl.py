@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -135,10 +134,3 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: Any)
     with pytest.raises(RecordError, match="full"):
         jsonl.append(path, {"n": 2})
     assert path.read_bytes() == before
-
-
-@given(st.dictionaries(st.text(), st.text() | st.floats() | st.integers(), max_size=5))
-def test_a_record_is_one_line(record: dict[str, Any]) -> None:
-    line = jsonl.to_json(record)
-    assert "\n" not in line
-    assert isinstance(json.loads(line), dict)

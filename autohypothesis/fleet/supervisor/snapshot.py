@@ -147,7 +147,7 @@ class _Snapshot:
         """Write what was seen. A snapshot that is killed before this is made again."""
         count = self.before.count + (self.made is not None)
         if count >= PACK_EVERY:
-            self.repository.pack_objects()
+            self.repository.pack()
             count = 0
         memory = _Memory(commit=self.tip, count=count, seen=self.seen)
         write_json(self.memory, memory, durable=False)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from autohypothesis.records.fast_json import _strict_reader, canonical, canonical_value
+from autohypothesis.records.bundles import _strict_reader, canonical, canonical_value
 from autohypothesis.records.files import to_json
 from autohypothesis.schema import Decision, ExitRecord, Metadata, Plan, Result
 
@@ -66,7 +66,7 @@ def outcome(way: Any) -> Any:
 
 
 @pytest.mark.parametrize("model", MODELS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_both_ways_agree(model: type[BaseModel], data: Any) -> None:
     document = data.draw(documents(model))
