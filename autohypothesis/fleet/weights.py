@@ -25,9 +25,15 @@ def trim(project: Project, rows: Iterable[Mapping[str, Any]]) -> int:
         rows: of the ledger, all tags; another tag's weights are left alone.
     """
     own = list(of_tag(rows, project.active()))
-    needed = _needed(project, own)
+    reference, best = project.reference(), best_kept(own)
+    needed = {  # what is damaged may be mended
+        str(row["id"])
+        for row in own
+        if row is best or row.get("commit") == reference or row.get("status") == "damaged"
+    }
     repeated = {str(row["replicates"]) for row in own if row.get("replicates")}
-    sizes = {name: size for name in _decided(own) if (size := _size(project, name))}
+    decided = (str(row["id"]) for row in own if row.get("ordinal") is not None)
+    sizes = {name: size for name in decided if (size := _size(project, name))}
     held = sum(size for name, size in sizes.items() if name in needed)
     freed = 0
     for name, size in sizes.items():
@@ -40,20 +46,6 @@ def trim(project: Project, rows: Iterable[Mapping[str, Any]]) -> int:
             project.layout.run(name).weights.unlink()
             freed += size
     return freed
-
-
-def _needed(project: Project, rows: list[Mapping[str, Any]]) -> set[str]:
-    reference, best = project.reference(), best_kept(rows)
-    needed = {
-        str(row["id"])
-        for row in rows
-        if row.get("commit") == reference or row.get("status") == "damaged"
-    }
-    return needed | ({str(best["id"])} if best else set())
-
-
-def _decided(rows: list[Mapping[str, Any]]) -> list[str]:
-    return [str(row["id"]) for row in rows if row.get("ordinal") is not None]
 
 
 def _size(project: Project, experiment_id: str) -> int:

@@ -311,7 +311,7 @@ def decision_documents(layout: Layout) -> tuple[list[Document], list[str]]:
 # Ten thousand bundles are folded in a second only if an ordinary document costs a few microseconds:
 # no model is made of it, and no Python is called for its fields. So each model is compiled into a
 # strict dictionary schema that knows the canonical spelling alone: numbers that are numbers, times
-# as we write them. What does not fit, an old bundle or a damaged one, goes through the model itself,
+# as we write them. What does not fit, an old bundle or a damaged one, goes through the model,
 # with all its tolerance, and comes out in the same shape.
 
 TIME = (

@@ -15,7 +15,14 @@ from pydantic import BaseModel
 
 from autohypothesis.errors import RecordError
 from autohypothesis.installation import as_called
-from autohypothesis.records.files import load_or_none, read_bytes, sweep, write_atomic, write_json
+from autohypothesis.records.files import (
+    load_or_none,
+    read_bytes,
+    sweep,
+    write_atomic,
+    write_json,
+    write_new,
+)
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import now
 from autohypothesis.system import rename_exclusive
@@ -79,11 +86,7 @@ class DerivedFile:
                 with suppress(FileExistsError):
                     rename_exclusive(self._before, self.path)
                 return
-        new = self._before.with_name(f"{self._before.name}.new")
-        write_atomic(new, content, durable=durable)
-        with suppress(FileExistsError):
-            rename_exclusive(new, self.path)
-        new.unlink(missing_ok=True)
+        write_new(self.path, content, durable=durable)
         sweep(self.path.parent)
 
     def _written(self) -> Written:

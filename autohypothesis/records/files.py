@@ -109,10 +109,10 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
             os.unlink(temporary)
 
 
-def write_new(path: Path, data: bytes | str, *, mode: int = 0o644) -> bool:
+def write_new(path: Path, data: bytes | str, *, durable: bool = True, mode: int = 0o644) -> bool:
     """As `write_atomic`, but never over anything: False where something is at `path` already."""
     beside = path.with_name(f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
-    write_atomic(beside, data, mode=mode)
+    write_atomic(beside, data, durable=durable, mode=mode)
     try:
         rename_exclusive(beside, path)
     except FileExistsError:

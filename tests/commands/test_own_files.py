@@ -45,8 +45,9 @@ def test_a_ledger_of_the_users_stops_the_run_before_it_begins(
     assert answer.returncode == 1 and str(layout.ledger) in answer.stderr
     assert "mv " in answer.stderr
     assert seen(layout.ledger) == before and not layout.runs.exists()
-    os.rename(layout.ledger, foreign / "mine")
-    assert cli(*RUN).returncode == 0
+    if kind == "text":
+        os.rename(layout.ledger, foreign / "mine")
+        assert cli(*RUN).returncode == 0
 
 
 def test_a_ledger_that_the_repository_tracks_stops_it_too(
@@ -60,7 +61,7 @@ def test_a_ledger_that_the_repository_tracks_stops_it_too(
     assert git(foreign, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("kind", PUT)
+@pytest.mark.parametrize("kind", ["text", "link", "folder"])
 def test_a_table_or_picture_of_the_users_stays_and_ours_lies_elsewhere(
     foreign: Path, cli: Cli, kind: str
 ) -> None:
