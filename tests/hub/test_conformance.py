@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import AS_JSON, Agent, Clone, curl, register
+from .test_seed_script import BLOCKS
 
 COMMIT = {"hash", "parent_hash", "agent_id", "message", "created_at"}
 POST = {"id", "channel_id", "agent_id", "parent_id", "content", "created_at"}
@@ -451,9 +452,14 @@ def test_every_curl_line_of_the_protocol_works(url: str, clone: MakeClone, tmp_p
     """Only the hub, the name and <hash> are put in."""
     mine = clone()
     first, second = unique(mine, "baseline"), unique(mine, "better")
+    script = "".join(
+        BLOCKS[name]
+        for name in ("register", "push", "fetch", "log", "leaves", "children", "diff", "channel",
+                     "post", "read")
+    ).replace("/tmp/", f"{tmp_path}/")  # fmt: skip
     name = f"agent-{secrets.token_hex(6)}"
-    script = PROTOCOL.replace("YOUR_AGENT_NAME", name).replace("/tmp/", f"{tmp_path}/")
-    for word, value in (("<hash_a>", first), ("<hash_b>", second), ("<hash>", second)):
+    for word, value in (("YOUR_AGENT_NAME", name), ("<hash_a>", first), ("<hash_b>", second),
+                        ("<hash>", second)):  # fmt: skip
         script = script.replace(word, value)
     home = tmp_path / "home"
     home.mkdir()
@@ -464,42 +470,3 @@ def test_every_curl_line_of_the_protocol_works(url: str, clone: MakeClone, tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     errors = re.findall(r'{"error":[^}]*}', done.stdout)
     assert all("exists" in one for one in errors), errors  # the channel, and that is fine
-
-
-PROTOCOL = r"""
-if [ -f ~/.agenthub_creds ]; then
-  source ~/.agenthub_creds
-else
-  RESP=$(curl -s -X POST "$HUB/api/register" \
-    -H "Content-Type: application/json" \
-    -d '{"id":"YOUR_AGENT_NAME"}')
-  echo "$RESP"
-  API_KEY=$(echo "$RESP" | python3 -c "import sys,json; print(json.load(sys.stdin)['api_key'])")
-  AGENT_ID=$(echo "$RESP" | python3 -c "import sys,json; print(json.load(sys.stdin)['id'])")
-  echo "export HUB_KEY=\"$API_KEY\"" > ~/.agenthub_creds
-  echo "export AGENT_ID=\"$AGENT_ID\"" >> ~/.agenthub_creds
-  source ~/.agenthub_creds
-fi
-git bundle create /tmp/push.bundle HEAD
-curl -s -X POST "$HUB/api/git/push" \
-  -H "Authorization: Bearer $HUB_KEY" \
-  --data-binary @/tmp/push.bundle
-curl -s "$HUB/api/git/fetch/<hash>" \
-  -H "Authorization: Bearer $HUB_KEY" \
-  -o /tmp/fetch.bundle
-git bundle unbundle /tmp/fetch.bundle
-git checkout <hash>
-curl -s "$HUB/api/git/commits?limit=20" -H "Authorization: Bearer $HUB_KEY"
-curl -s "$HUB/api/git/leaves" -H "Authorization: Bearer $HUB_KEY"
-curl -s "$HUB/api/git/commits/<hash>/children" -H "Authorization: Bearer $HUB_KEY"
-curl -s "$HUB/api/git/diff/<hash_a>/<hash_b>" -H "Authorization: Bearer $HUB_KEY"
-curl -s -X POST "$HUB/api/channels" \
-  -H "Authorization: Bearer $HUB_KEY" \
-  -H "Content-Type: application/json" \
-  -d '{"name":"results","description":"experiment results"}'
-curl -s -X POST "$HUB/api/channels/results/posts" \
-  -H "Authorization: Bearer $HUB_KEY" \
-  -H "Content-Type: application/json" \
-  -d '{"content":"your message here"}'
-curl -s "$HUB/api/channels/results/posts?limit=50" -H "Authorization: Bearer $HUB_KEY"
-"""

@@ -13,8 +13,9 @@ once: what a tree unfolds to is computed, not enumerated.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from autohypothesis.errors import GitError
@@ -109,23 +110,6 @@ class UnfoldedTree(NamedTuple):
 
 
 @dataclass(slots=True)
-class _OpenTree:
-    """A tree whose folders are being looked at."""
-
-    hash: str
-    files: int = 0
-    longest: int = 0
-    folders: list[tuple[int, str]] = field(default_factory=list)
-    """Bytes of the name, and the tree; taken from the end."""
-    depth: int = 1
-
-    def add(self, name_bytes: int, below: UnfoldedTree) -> None:
-        self.files += below.entries
-        self.depth = max(self.depth, 1 + below.depth)
-        self.longest = max(self.longest, name_bytes + 1 + below.path)
-
-
-@dataclass(slots=True)
 class PushInspection:
     """Reads from `objects`; `known` tells which commits are indexed already."""
 
@@ -159,7 +143,8 @@ class PushInspection:
         for commit in found.values():
             self._check_size(commit)
         self.reached.update(name for name in found if name in self.pack)
-        return parents_first(found)
+        lines = {name: [p for p in commit.parents if p in found] for name, commit in found.items()}
+        return [found[name] for name in TopologicalSorter(lines).static_order()]
 
     def _commit(self, name: str) -> NewCommit:
         answer = self._read(name, self.limits.commit_bytes)
@@ -192,42 +177,31 @@ class PushInspection:
             if value > most:
                 raise BundleError(f"commit {commit.hash} has {value:,} {what}; at most {most:,}")
 
-    def _unfold(self, root: str) -> UnfoldedTree:
-        """Depth first without recursion; a tree is done when all the folders in it are."""
-        path = [] if root in self._trees else [self._open(root)]
-        while path:
-            tree = path[-1]
-            if not tree.folders:
-                self._trees[tree.hash] = UnfoldedTree(tree.files, tree.depth, tree.longest)
-                path.pop()
-                continue
-            name_bytes, inner = tree.folders[-1]
-            if inner in self._trees:
-                tree.add(name_bytes, self._trees[inner])
-                tree.folders.pop()
-            elif len(path) >= self.limits.depth:
-                raise BundleError(f"folders are nested deeper than {self.limits.depth} levels")
-            else:
-                path.append(self._open(inner))
-        return self._trees[root]
-
-    def _open(self, name: str) -> _OpenTree:
+    def _unfold(self, name: str, level: int = 1) -> UnfoldedTree:
+        """Compute what a tree unfolds to from its folders, each of which is read once."""
+        if name in self._trees:
+            return self._trees[name]
+        if level > self.limits.depth:
+            raise BundleError(f"folders are nested deeper than {self.limits.depth} levels")
         if len(self._trees) > self.limits.objects:
             raise BundleError(f"it has more than {self.limits.objects:,} folders")
         answer = self._read(name, self.limits.tree_bytes)
         if answer is None or answer[0] != "tree":
             raise BundleError(f"tree {name} is missing")
-        tree = _OpenTree(name)
         self._reach(name)
+        entries = longest = 0
+        depth = 1
         for mode, entry, inner in parse_tree(answer[1]):
             _check_entry(mode, entry)
-            tree.files += 1
-            tree.longest = max(tree.longest, len(entry))
+            entries, longest = entries + 1, max(longest, len(entry))
             if mode == _TREE:
-                tree.folders.append((len(entry), inner))
+                below = self._unfold(inner, level + 1)
+                entries, depth = entries + below.entries, max(depth, 1 + below.depth)
+                longest = max(longest, len(entry) + 1 + below.path)
             else:
                 self._reach(inner)
-        return tree
+        self._trees[name] = UnfoldedTree(entries, depth, longest)
+        return self._trees[name]
 
     def _reach(self, name: str) -> None:
         if name in self.pack:
@@ -275,19 +249,3 @@ def subject_of(message: bytes) -> str:
     text = message.decode("utf-8", "replace").lstrip("\n")
     lines = text.split("\n\n", 1)[0].splitlines()
     return " ".join(line.strip() for line in lines if line.strip())[:_MESSAGE]
-
-
-def parents_first(commits: Mapping[str, NewCommit]) -> list[NewCommit]:
-    """`commits` in an order in which each comes after its parents."""
-    ordered: dict[str, NewCommit] = {}
-    for start in reversed(list(commits)):
-        ahead = [start]
-        while ahead:
-            name = ahead[-1]
-            parents = commits[name].parents
-            waiting = [one for one in parents if one in commits and one not in ordered]
-            if name not in ordered and waiting:
-                ahead.extend(waiting)
-            else:
-                ordered.setdefault(name, commits[ahead.pop()])
-    return list(ordered.values())

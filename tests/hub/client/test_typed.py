@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from autohypothesis.errors import HubError, UsageError
-from autohypothesis.hub.client.http import HubConflictError, HubNotFoundError, HubUnavailableError
+from autohypothesis.errors import HubError
+from autohypothesis.hub.client.http import HubUnavailableError
 from autohypothesis.hub.client.hub import HubClient
 from tests.hub.client.stand_in import Handler, StandIn
 from tests.hub.client.test_commands import NASTY
@@ -46,60 +46,6 @@ def ada(real: str) -> HubClient:
 @pytest.fixture
 def bob(real: str) -> HubClient:
     return member(real, "bob")
-
-
-# ── methods ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_every_typed_question_has_its_answer(ada: HubClient, bob: HubClient) -> None:
-    (task,) = bob.tasks()
-    assert (task.name, task.direction, task.min_delta) == ("pretrain", "minimize", 0.01)
-    assert bob.tell_task({**TERMS, "profile": "cpu", "data_hash": "e" * 64}).data == {
-        "cpu": "e" * 64
-    }
-    with pytest.raises(HubConflictError, match=r"has min_delta 0\.01 here, not 0\.5"):
-        bob.tell_task({**TERMS, "min_delta": 0.5})
-
-    claim = ada.claim(platform_key=KEY, task_hash=TASK, tree=TREE, lease_seconds=60, title="wider")
-    assert (claim.agent_id, claim.title, claim.state) == ("ada", "wider", "held")
-    with pytest.raises(HubConflictError, match="claimed by ada until"):
-        bob.claim(platform_key=KEY, task_hash=TASK, tree=TREE, lease_seconds=60)
-    assert bob.claims(platform_key=KEY) == [claim] == bob.claims(agent="ada", task_hash=TASK)
-    assert bob.claims(agent="bob") == bob.claims(offset=1) == []
-
-    told = ada.tell_result(body("e-1", tree=TREE, seed=(1 << 53) + 1, steps=None))
-    assert (told.seed, told.state, told.source) == ((1 << 53) + 1, "claimed", "typed")
-    assert ada.tell_result(body("e-1", tree=TREE, seed=(1 << 53) + 1, steps=None)) == told
-    with pytest.raises(HubConflictError, match="has another value"):
-        ada.tell_result(body("e-1", tree=TREE, value=0.5))
-    assert ada.claims() == []
-    with pytest.raises(HubNotFoundError):
-        ada.release(99)
-    other = bob.claim(platform_key=KEY, task_hash=TASK, tree="n1:" + "e" * 40, lease_seconds=60)
-    bob.release(other.id)
-
-    checked = bob.tell_result(body("v-1", value=1.005, verifies=told.id))
-    found = ada.result(told.id)
-    assert (found.state, found.reproduced, found.verifications) == ("reproduced", 1, [checked])
-    assert [one.id for one in ada.results()] == [checked.id, told.id]
-    wanted: list[dict[str, Any]] = [
-        {"state": "reproduced"}, {"agent": "ada"}, {"commit": "bbbb", "offset": 1},
-        {"platform": "H100", "platform_key": KEY, "task_hash": TASK, "agent": "ada"},
-    ]  # fmt: skip
-    assert [[one.id for one in ada.results(**where)] for where in wanted] == [[told.id]] * 4
-    assert [one.id for one in ada.results(verifies=told.id, status="keep")] == [checked.id]
-    assert [one.id for one in ada.results(limit=1)] == [checked.id]
-    with pytest.raises(UsageError):
-        ada.results(commit="HEAD")
-
-    assert ada.best() == []
-    best = ada.swap_best(told.id, None)
-    assert best.result.id == told.id and bob.best(platform_key=KEY, task_hash=TASK) == [best]
-    with pytest.raises(HubConflictError, match=f"the best is result {told.id}"):
-        bob.swap_best(told.id, None)
-    (ranked,) = bob.leaderboard(platform="H100", platform_key=KEY, task_hash=TASK)
-    assert (ranked.rank, ranked.id) == (1, told.id)
-    assert bob.leaderboard(platform="A100") == []
 
 
 def test_what_a_hub_takes_for_the_same_is_said_again_after_a_lost_answer(
