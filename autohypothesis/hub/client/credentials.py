@@ -12,10 +12,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from dataclasses import replace as changed
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple
@@ -36,10 +35,10 @@ from autohypothesis.records.secrets import (
 )
 from autohypothesis.system import host_name, rename_exclusive
 
-PRIVATE = 0o600
 KEY = re.compile(r"[\x21-\x7e]{1,512}")
 """A key: it travels in a header, so it is printable and has no blanks."""
 
+_PRIVATE = 0o600
 _ID = re.compile(r"[0-9a-f]{32}")
 _ID_LIMIT = 64
 _JOIN = "join one: python orchestrator.py hub join URL --name NAME"
@@ -53,23 +52,56 @@ class Credentials:
     server: str
     agent: str
     key: SecretStr
-    source: str = ""
+    source: str = field(default="", compare=False)
     """The file that it was read from."""
 
 
+# ── the credentials of a repository ─────────────────────────────────────────────────────────
+
+
+def find(common_dir: Path | None) -> Credentials:
+    """Return the credentials that count in a repository, by its `.git`.
+
+    Raises:
+        HubError: there are none, or the file that counts cannot be used.
+    """
+    if common_dir is not None and (credentials := own(common_dir)) is not None:
+        return credentials
+    if named := os.environ.get("AGENTHUB_CONFIG"):
+        path = Path(named).expanduser()
+        if (credentials := read(path)) is None:
+            raise HubError(f"$AGENTHUB_CONFIG names {path}, which is not there", hint=_JOIN)
+        return credentials
+    if (credentials := read(home_file(".agenthub") / "config.json")) is None:
+        raise HubError("no hub is joined here", hint=_JOIN)
+    return credentials
+
+
+def of_server(common_dir: Path, server: str) -> Credentials:
+    """As `find`; HubError too where they are of another hub than `server`."""
+    credentials = find(common_dir)
+    if credentials.server != server:
+        raise HubError(
+            f"{credentials.source} is of {credentials.server}, and the fleet shares with {server}",
+            hint=f"join that one: python orchestrator.py hub join {server} --replace, or share"
+            f" with the other: python orchestrator.py init-fleet --hub {credentials.server}",
+        )
+    return credentials
+
+
 def own(common_dir: Path) -> Credentials | None:
-    """The credentials of a repository by its `.git`, which its worktrees share; None: it has none.
+    """Return the credentials of a repository, which its worktrees share; None: it has none.
 
     Raises:
         HubError: the file cannot be used, or a key in `.git` cannot be moved out of it.
     """
     _move_out(common_dir)
-    known = _read_id(_id_file(common_dir))
-    return None if known is None else read(_own_file(known))
+    repository_id = _read_id(_id_file(common_dir))
+    return None if repository_id is None else read(_file_of(repository_id))
 
 
 def own_file(common_dir: Path) -> Path:
-    """The file for a repository's credentials; the repository is given an id if it has none yet.
+    """Return the file for a repository's credentials; it is given an id if it has none yet.
 
     Raises:
         HubError: the id cannot be written, or is none.
@@ -78,54 +110,44 @@ def own_file(common_dir: Path) -> Path:
     try:
         if _read_id(path) is None:
             write_new(path, os.urandom(16).hex() + "\n")
-        return _own_file(_read_id(path) or "")
+        return _file_of(_read_id(path) or "")
     except (RecordError, OSError) as error:
         raise HubError(f"{path} cannot be written: {error}", hint=f"see `ls -ld {path}`") from None
 
 
-def find(common_dir: Path | None) -> Credentials:
-    """The credentials that count here.
-
-    Raises:
-        HubError: there are none, or the file that counts cannot be used.
-    """
-    if common_dir is not None and (found := own(common_dir)) is not None:
-        return found
-    if named := os.environ.get("AGENTHUB_CONFIG"):
-        place = Path(named).expanduser()
-        if (found := read(place)) is None:
-            raise HubError(f"$AGENTHUB_CONFIG names {place}, which is not there", hint=_JOIN)
-        return found
-    if (found := read(home_file(".agenthub") / "config.json")) is None:
-        raise HubError("no hub is joined here", hint=_JOIN)
-    return found
+def _file_of(repository_id: str) -> Path:
+    return hub_keys_folder() / f"{repository_id}.json"
 
 
-def of_server(common_dir: Path, server: str) -> Credentials:
-    """The credentials that count here, which have to be of that hub.
+def _id_file(common_dir: Path) -> Path:
+    return common_dir / "autohypothesis" / "repository-id"
 
-    Raises:
-        HubError: there are none, or they are of another one.
-    """
-    found = find(common_dir)
-    if found.server != server:
-        raise HubError(
-            f"{found.source} is of {found.server}, and the fleet shares with {server}",
-            hint=f"join that one: python orchestrator.py hub join {server} --replace, or share"
-            f" with the other: python orchestrator.py init-fleet --hub {found.server}",
-        )
-    return found
+
+def _read_id(path: Path) -> str | None:
+    """Return None where a repository has no id yet."""
+    try:
+        repository_id = read_bytes(path, _ID_LIMIT).decode("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return None
+    except RecordError as error:
+        raise HubError(f"{path} cannot be used: {error.problem}", hint=_MOVE_AND_JOIN) from None
+    if not _ID.fullmatch(repository_id):
+        raise HubError(f"{path} holds no id of a repository", hint=_MOVE_AND_JOIN)
+    return repository_id
+
+
+# ── files with a key ────────────────────────────────────────────────────────────────────────
 
 
 def read(path: Path) -> Credentials | None:
-    """The credentials in one file; None where there is no such file.
+    """Return the credentials in one file; None where there is no such file.
 
     Raises:
         HubError: the file cannot be used; its content is not shown.
     """
     try:
         value = parse_json(_content(path))
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise ValueError("holds no JSON object")
         server, agent, key = (value.get(name) for name in ("server_url", "agent_id", "api_key"))
         if not (isinstance(server, str) and isinstance(agent, str) and isinstance(key, str)):
@@ -139,7 +161,18 @@ def read(path: Path) -> Credentials | None:
         raise HubError(f"{path} {error}", hint=_MOVE_AND_JOIN) from None
 
 
-def keep_aside(path: Path) -> None:
+def write(path: Path, credentials: Credentials) -> None:
+    """Write the file of an agent, for us and for the `ah` client."""
+    _write_private(path, _as_json(credentials))
+
+
+def _write_private(path: Path, content: str) -> None:
+    """Write a file for its owner only; the file that was at `path` stays beside it."""
+    while not write_new(path, content, mode=_PRIVATE):
+        _keep_aside(path)
+
+
+def _keep_aside(path: Path) -> None:
     """Move the file at `path` beside it, never over another: it can be got back."""
     for aside in _asides(path):
         with suppress(FileExistsError):
@@ -148,28 +181,55 @@ def keep_aside(path: Path) -> None:
             return
 
 
-def _write_private(path: Path, content: str) -> None:
-    """Write a file for its owner only; the file that was at `path` stays beside it."""
-    while not write_new(path, content, mode=PRIVATE):
-        keep_aside(path)
+def _asides(path: Path) -> Iterator[Path]:
+    yield path.with_name(f"{path.name}.before")
+    for number in count(2):
+        yield path.with_name(f"{path.name}.before-{number}")
 
 
-def write(path: Path, credentials: Credentials) -> None:
-    """Write the file of an agent, for us and for the `ah` client."""
-    _write_private(path, _as_json(credentials))
+def _as_json(credentials: Credentials) -> str:
+    value = {
+        "server_url": credentials.server,
+        "api_key": credentials.key.get_secret_value(),
+        "agent_id": credentials.agent,
+    }
+    return to_json(value, indent=2) + "\n"
+
+
+def _content(path: Path) -> bytes:
+    """A link is followed: people keep such files elsewhere, and it is theirs."""
+    try:
+        return read_bytes(os.path.realpath(path), FILE_LIMIT)
+    except RecordError as error:
+        raise ValueError(f"cannot be used: {error.problem}") from None
 
 
 def make_private(folder: Path) -> None:
-    """Make `folder` and the folders on the way to it, for their owner only.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    for place in (*reversed(folder.parents), folder):
+    """Make `folder` and the folders on the way to it, for their owner only, or raise OSError."""
+    for part in (*reversed(folder.parents), folder):
         with suppress(FileExistsError):
-            place.mkdir(mode=0o700)
+            part.mkdir(mode=0o700)
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         folder.chmod(0o700)
+
+
+def checked_agent(name: str) -> str:
+    if not AGENT.fullmatch(name):
+        raise UsageError(
+            f"{name[:80]!r} is no name of an agent: 1 to 63 letters, digits, '.', '_' and '-',"
+            " a letter or digit first",
+            hint="choose one: --name NAME",
+        )
+    return name
+
+
+def checked_key(key: str) -> SecretStr:
+    if not KEY.fullmatch(key):
+        raise UsageError(
+            "that is no key: it is empty, longer than 512 characters or has blanks",
+            hint="ask the operator of the hub for one",
+        )
+    return SecretStr(key)
 
 
 # ── joining a hub ───────────────────────────────────────────────────────────────────────────
@@ -210,19 +270,19 @@ def join(
     name = checked_agent(agent or default_name())
     if key is None:
         made = HubClient(server).register(name)
-        found = Credentials(server, checked_agent(made.id), checked_key(made.api_key), str(path))
+        joined = Credentials(server, checked_agent(made.id), checked_key(made.api_key), str(path))
     else:
-        found = Credentials(server, name, key, str(path))
-        HubClient.of(found).channels()
-    write(path, found)
-    notes = _share_with_shell(found, replace=replace)
+        joined = Credentials(server, name, key, str(path))
+        HubClient.of(joined).channels()
+    write(path, joined)
+    notes = _share_with_shell(joined, replace=replace)
     if server.startswith("http://") and not is_loopback(server):
         notes.append(f"{server} is plain HTTP: whoever is on the way can read the key")
-    return Joined(found, key is None, notes)
+    return Joined(joined, key is None, notes)
 
 
 def default_name() -> str:
-    """This machine's name, as an agent may be called."""
+    """Return this machine's name, as an agent may be called."""
     return re.sub(r"[^a-zA-Z0-9._-]+", "-", host_name()).strip("._-")[:63] or "agent"
 
 
@@ -242,24 +302,25 @@ def _refuse_unwritable(folder: Path) -> None:
 # ── the protocol's shell lines ──────────────────────────────────────────────────────────────
 
 
-def _share_with_shell(found: Credentials, *, replace: bool) -> list[str]:
-    """Write the protocol's file, unless it is another agent's; returns notes for the user."""
-    path = shell_file()
-    there = read_shell_file(path)
-    if there == (found.agent, found.key):
+def _share_with_shell(credentials: Credentials, *, replace: bool) -> list[str]:
+    """Write the protocol's file, unless it is another agent's; return notes for the user."""
+    path, there = shell_file(), None
+    with suppress(FileNotFoundError, ValueError):
+        there = parse_shell_lines(_content(path).decode("utf-8", "replace"))
+    if there == (credentials.agent, credentials.key):
         return []
     if os.path.lexists(path) and not replace:
-        who = f"agent {there[0]}'s" if there else "something else"
-        return [f"{path} holds {who} and stays as it is; --replace writes this one there"]
+        holds = f"agent {there[0]}'s" if there else "something else"
+        return [f"{path} holds {holds} and stays as it is; --replace writes this one there"]
     try:
-        _write_private(path, shell_lines(found.agent, found.key))
+        _write_private(path, shell_lines(credentials.agent, credentials.key))
     except (RecordError, OSError) as error:
         return [f"{path} could not be written: {error}"]
     return [f"{path} is written, for the protocol's shell lines"]
 
 
 def shell_lines(agent: str, key: SecretStr) -> str:
-    """Lines for `source`: text in quotes is taken as it is, whatever key a hub chose."""
+    """Return lines for `source`: text in quotes is taken as it is, whatever key a hub chose."""
     values = (("HUB_KEY", key.get_secret_value()), ("AGENT_ID", agent))
     return "".join(
         'export {}="{}"\n'.format(name, re.sub(r'([\\"$`])', r"\\\1", value))
@@ -268,23 +329,14 @@ def shell_lines(agent: str, key: SecretStr) -> str:
 
 
 def parse_shell_lines(text: str) -> tuple[str, SecretStr] | None:
-    """Agent and key of such a file, read and never sourced; None where it holds no such lines."""
-    found = shell_assignments(text)
-    if not (AGENT.fullmatch(found.get("AGENT_ID", "")) and KEY.fullmatch(found.get("HUB_KEY", ""))):
-        return None
-    return found["AGENT_ID"], SecretStr(found["HUB_KEY"])
-
-
-def read_shell_file(path: Path) -> tuple[str, SecretStr] | None:
-    """As `parse_shell_lines`; None also where there is no file that can be read."""
-    try:
-        return parse_shell_lines(_content(path).decode("utf-8", "replace"))
-    except (FileNotFoundError, ValueError):
-        return None
+    """Return agent and key of such a file, read and never sourced; None: it holds no such lines."""
+    values = shell_assignments(text)
+    agent, key = values.get("AGENT_ID", ""), values.get("HUB_KEY", "")
+    return (agent, SecretStr(key)) if AGENT.fullmatch(agent) and KEY.fullmatch(key) else None
 
 
 def read_key(content: str) -> tuple[str | None, SecretStr]:
-    """Agent and key from a key file: the bare key, or the protocol's lines with the agent's name.
+    """Return agent and key of a key file: the bare key, or the protocol's lines with the name.
 
     Raises:
         UsageError: it is neither; the content is not shown.
@@ -296,7 +348,7 @@ def read_key(content: str) -> tuple[str | None, SecretStr]:
 
 
 def _in_git(common_dir: Path) -> Path:
-    """The file of earlier versions: in sight of runs that see the repository."""
+    """Return the file of earlier versions: in sight of runs that see the repository."""
     return common_dir / "autohypothesis" / "hub.json"
 
 
@@ -309,7 +361,7 @@ def _leave_git(common_dir: Path) -> None:
     try:
         read(_in_git(common_dir))
     except HubError:
-        keep_aside(_in_git(common_dir))
+        _keep_aside(_in_git(common_dir))
     _move_out(common_dir)
 
 
@@ -320,22 +372,25 @@ def _move_out(common_dir: Path) -> None:
         HubError: the file that counted is no credentials, or cannot be moved.
     """
     counted = _in_git(common_dir)
-    if (found := read(counted)) is not None:
+    if (credentials := read(counted)) is not None:
         path = own_file(common_dir)
-        _move(counted, found, chain([path], _asides(path)))
+        _move(counted, credentials, chain([path], _asides(path)))
     replaced = next(_asides(counted))
     with suppress(HubError):  # no credentials: no key of ours
-        if (found := read(replaced)) is not None:
-            _move(replaced, found, _asides(own_file(common_dir)))
+        if (credentials := read(replaced)) is not None:
+            _move(replaced, credentials, _asides(own_file(common_dir)))
 
 
-def _move(old: Path, found: Credentials, places: Iterable[Path]) -> None:
-    """Write the credentials of `old` to the first free one of `places`, then remove `old`."""
+def _move(old: Path, credentials: Credentials, paths: Iterable[Path]) -> None:
+    """Write the credentials of `old` to the first free one of `paths`, then remove `old`."""
     try:
         make_private(hub_keys_folder())
-        for place in places:
-            if write_new(place, _as_json(found), mode=PRIVATE) or _holds(place, found):
+        for path in paths:
+            if write_new(path, _as_json(credentials), mode=_PRIVATE):
                 break
+            with suppress(HubError):
+                if read(path) == credentials:
+                    break
         old.unlink(missing_ok=True)
     except (RecordError, OSError) as error:
         raise HubError(
@@ -343,76 +398,3 @@ def _move(old: Path, found: Credentials, places: Iterable[Path]) -> None:
             f" {error}",
             hint="name another folder: export AUTOHYPOTHESIS_CONFIG=FOLDER",
         ) from None
-
-
-def _holds(path: Path, wanted: Credentials) -> bool:
-    with suppress(HubError):
-        found = read(path)
-        return found is not None and changed(found, source="") == changed(wanted, source="")
-    return False
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────
-
-
-def checked_agent(name: str) -> str:
-    if not AGENT.fullmatch(name):
-        raise UsageError(
-            f"{name[:80]!r} is no name of an agent: 1 to 63 letters, digits, '.', '_' and '-',"
-            " a letter or digit first",
-            hint="choose one: --name NAME",
-        )
-    return name
-
-
-def checked_key(key: str) -> SecretStr:
-    if not KEY.fullmatch(key):
-        raise UsageError(
-            "that is no key: it is empty, longer than 512 characters or has blanks",
-            hint="ask the operator of the hub for one",
-        )
-    return SecretStr(key)
-
-
-def _own_file(repository_id: str) -> Path:
-    return hub_keys_folder() / f"{repository_id}.json"
-
-
-def _id_file(common_dir: Path) -> Path:
-    return common_dir / "autohypothesis" / "repository-id"
-
-
-def _read_id(path: Path) -> str | None:
-    """None where a repository has none yet."""
-    try:
-        known = read_bytes(path, _ID_LIMIT).decode("utf-8", "replace").strip()
-    except FileNotFoundError:
-        return None
-    except RecordError as error:
-        raise HubError(f"{path} cannot be used: {error.problem}", hint=_MOVE_AND_JOIN) from None
-    if not _ID.fullmatch(known):
-        raise HubError(f"{path} holds no id of a repository", hint=_MOVE_AND_JOIN)
-    return known
-
-
-def _asides(path: Path) -> Iterator[Path]:
-    yield path.with_name(f"{path.name}.before")
-    for number in count(2):
-        yield path.with_name(f"{path.name}.before-{number}")
-
-
-def _as_json(credentials: Credentials) -> str:
-    value = {
-        "server_url": credentials.server,
-        "api_key": credentials.key.get_secret_value(),
-        "agent_id": credentials.agent,
-    }
-    return to_json(value, indent=2) + "\n"
-
-
-def _content(path: Path) -> bytes:
-    """A link is followed: people keep such files elsewhere, and it is theirs."""
-    try:
-        return read_bytes(os.path.realpath(path), FILE_LIMIT)
-    except RecordError as error:
-        raise ValueError(f"cannot be used: {error.problem}") from None
