@@ -7,26 +7,22 @@ each hypothesis who proposed it and what was predicted.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.overview.overview import RUN, Notice, Overview, overview
-from autohypothesis.fleet.overview.results import (
-    DeviceInterval,
-    device_intervals,
-    moment,
-)
-from autohypothesis.records.bundles import decision_documents
+from autohypothesis.fleet.overview.results import DeviceInterval, device_intervals
 from autohypothesis.records.files import load_or_none
-from autohypothesis.records.history import of_tag
+from autohypothesis.records.history import DecisionHistory, of_tag
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
-from autohypothesis.schema import Hypothesis, Plan, finite, now
+from autohypothesis.schema import Decision, Hypothesis, Plan, now
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +112,7 @@ class Digest:
     """What to look at first, the most pressing first."""
 
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 MANY_CRASHES = 0.2
 """A share of the experiments that is worth a look."""
@@ -125,21 +121,19 @@ FEW = 10
 """Fewer experiments say nothing about who proposed them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Decided:
+class _Decided(NamedTuple):
     """A row and the latest decision about it."""
 
     row: Row
-    decision: Mapping[str, Any]
-    at: datetime
+    decision: Decision
 
     @property
     def counts(self) -> bool:
         """Return whether it says something about a hypothesis."""
         return (
-            self.decision["decision_status"] in DECIDED
+            self.decision.decision_status in DECIDED
             and self.row.get("failure_kind") not in NOT_EVIDENCE
-            and not is_baseline(self.row)
+            and not is_baseline(dict(self.row))
             and self.row.get("replicates") is None
         )
 
@@ -150,12 +144,20 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     tag = tag or standing.tag
     until = now()
     since = until - timedelta(hours=since_hours) if since_hours is not None else None
-    unread: list[Notice] = []
-    rows = of_tag(_read(read_ledger, layout, unread), tag)
-    decisions = _read(lambda where: decision_documents(where)[0], layout, unread)
-    decided = _decided(decisions, rows, tag, since)
+    rows, latest, unread = list[Row](), dict[str, Decision](), list[Notice]()
+    with _noting(unread):
+        rows = of_tag(read_ledger(layout), tag)
+    with _noting(unread):
+        latest = DecisionHistory.of_tag(layout, tag).latest
+    by_id = {str(row["id"]): row for row in rows}
+    decided = [
+        _Decided(by_id[name], decision)
+        for name, decision in latest.items()
+        if name in by_id and (since is None or decision.recorded_at >= since)
+    ]
     spans = device_intervals(layout, rows, since, until)
-    moments = [at for _, *span in spans for at in span] + [one.at for one in decided]
+    moments = [at for _, *span in spans for at in span]
+    moments += [one.decision.recorded_at for one in decided]
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
 
@@ -173,7 +175,7 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         since=since,
         until=until,
         hours=round(hours, 4),
-        decided=dict(Counter(str(one.decision["decision_status"]) for one in decided)),
+        decided=dict(Counter(str(one.decision.decision_status) for one in decided)),
         experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
         kept=[_step(one) for one in decided if _is_kept(one)],
         confirmed=confirmed_as("confirmed"),
@@ -191,46 +193,32 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
     return page
 
 
-def _read(reader: Callable[[Layout], list[Row]], layout: Layout, unread: list[Notice]) -> list[Row]:
-    """Return the rows of `reader`; a file that it cannot read is added to `unread`."""
+@contextmanager
+def _noting(unread: list[Notice]) -> Iterator[None]:
+    """Add a file that cannot be read to `unread`, and go on."""
     try:
-        return reader(layout)
+        yield
     except RecordError as error:
         unread.append(Notice(error.problem, error.hint))
-        return []
-
-
-def _decided(
-    decisions: Iterable[Row], rows: Iterable[Mapping[str, Any]], tag: str, since: datetime | None
-) -> list[_Decided]:
-    """Return rows of the tag with their latest decision in the window, in its order."""
-    by_id = {str(row["id"]): dict(row) for row in rows}
-    latest: dict[str, _Decided] = {}
-    for decision in decisions:
-        name, at = str(decision["experiment_id"]), moment(decision.get("recorded_at"))
-        if decision["tag"] == tag and name in by_id and at is not None:
-            latest.pop(name, None)
-            latest[name] = _Decided(by_id[name], decision, at)
-    return [one for one in latest.values() if since is None or one.at >= since]
 
 
 def _is_kept(one: _Decided) -> bool:
     """Return whether it was kept and its bundle agrees: a damaged one is no step."""
-    return one.decision["decision_status"] == "keep" and one.row.get("status") != "damaged"
+    return one.decision.decision_status == "keep" and one.row.get("status") != "damaged"
 
 
 def _step(one: _Decided) -> KeptStep:
     decision, row = one.decision, one.row
-    gain, before = finite(decision.get("improvement")), finite(decision.get("reference_value"))
+    gain, before = decision.improvement, decision.reference_value
     return KeptStep(
         experiment_id=str(row["id"]),
         title=str(row.get("description") or ""),
-        value=finite(decision.get("metric_value")),
+        value=decision.metric_value,
         gain=gain,
         gain_share=gain / abs(before) if gain is not None and before else None,
         confirmation=str(row.get("confirmation") or "none"),
-        reason=str(decision.get("reason") or ""),
-        at=one.at,
+        reason=str(decision.reason or ""),
+        at=decision.recorded_at,
         worker_id=str(row.get("worker_id") or ""),
     )
 
@@ -238,7 +226,7 @@ def _step(one: _Decided) -> KeptStep:
 def _crashes(decided: Iterable[_Decided]) -> list[CrashKind]:
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for one in decided:
-        if one.decision["decision_status"] == "crash":
+        if one.decision.decision_status == "crash":
             by_kind[str(one.row.get("failure_kind") or "unknown")].append(one.row)
     found = [
         CrashKind(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
@@ -288,12 +276,12 @@ def _records(layout: Layout, decided: Iterable[_Decided]) -> list[ProposerRecord
 
 
 def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> ProposerRecord:
-    kept = sum(one.decision["decision_status"] == "keep" for one, _ in tried)
-    pairs = [
-        (predicted, measured)
-        for one, predicted in tried
-        if predicted is not None and (measured := _change(one.decision)) is not None
-    ]
+    kept = sum(one.decision.decision_status == "keep" for one, _ in tried)
+    pairs = []
+    for one, predicted in tried:
+        value, before = one.decision.metric_value, one.decision.reference_value
+        if predicted is not None and value is not None and before is not None:
+            pairs.append((predicted, value - before))
     # A prediction of no change names no direction that could be right.
     right = [(a > 0) == (b > 0) and b != 0 for a, b in pairs if a]
     return ProposerRecord(
@@ -305,12 +293,6 @@ def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> Pr
         right_direction=_rounded(fmean(right)) if right else None,
         mean_error=fmean(abs(a - b) for a, b in pairs) if pairs else None,
     )
-
-
-def _change(decision: Mapping[str, Any]) -> float | None:
-    """Candidate minus reference, in the metric's unit: what a prediction is about."""
-    value, before = (finite(decision.get(key)) for key in ("metric_value", "reference_value"))
-    return None if value is None or before is None else value - before
 
 
 def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
