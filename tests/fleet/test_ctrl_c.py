@@ -15,9 +15,9 @@ import pytest
 
 from autohypothesis.engine import runner
 from autohypothesis.engine.project import Project
+from autohypothesis.fleet import single_loop
 from autohypothesis.fleet.live.stop import SUPERVISOR, Stop
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.fleet.single_loop import _end
 from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
 from autohypothesis.fleet.supervisor.supervisor import Supervisor
 from autohypothesis.fleet.worker import worker
@@ -153,7 +153,7 @@ def test_what_the_interpreter_dropped_while_it_started_is_heard_later(
         signal.signal(signal.SIGINT, former)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.3])
 @pytest.mark.parametrize("words", [("run-loop",), ("up",), ("runs",)])
 def test_a_command_that_only_starts_ends_without_a_traceback(
     fleet_root: Path, words: tuple[str, ...], delay: float,
@@ -168,8 +168,7 @@ def test_a_command_that_only_starts_ends_without_a_traceback(
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    if delay:  # else the interpreter itself may not have begun
-        assert "Traceback" not in said, said
+    assert "Traceback" not in said, said
 
 
 def test_a_worker_does_not_wait_for_a_change_that_is_still_being_prepared(
@@ -211,11 +210,14 @@ def deaf(path: Path) -> tuple[str, ...]:
     return (sys.executable, "-c", DEAF + NOTES.format(path=str(path)))
 
 
-def test_a_loop_does_not_wait_for_who_draws(tmp_path: Path, until: Callable[..., None]) -> None:
+def test_a_loop_does_not_wait_for_who_draws(
+    tmp_path: Path, until: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_loop, "KEEPER_S", 0.3)
     note = tmp_path / "note"
     process = subprocess.Popen(deaf(note), start_new_session=True)
     until(note.exists)
-    _end(process)
+    single_loop._end(process)
     assert process.returncode == -signal.SIGKILL
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Proposal, Worker
@@ -150,73 +149,41 @@ def machine(tmp_path: Path, fleet_root: Path, git: Callable[..., str]) -> Iterat
     made.stop()
 
 
-# ── the roster ──────────────────────────────────────────────────────────────────────────────
-
-
-def test_indices_become_uuids_and_stay_them(machine: Machine) -> None:
-    workers = [Worker.model_validate(one) for one in machine.init()["workers"]]
-    assert [one.worker_id for one in workers] == [f"gpu{n}" for n in range(8)]
-    assert [one.device for one in workers] == UUID
-    assert {one.kind for one in workers} == {"cuda"}
-    assert len(Project.open(machine.root).repository.worktrees()) == 9
-    again = machine.init("--gpus", "7,GPU-0000,1")
-    assert [one["device"] for one in again["workers"]] == [UUID[0], UUID[1], UUID[7]]
-
-
-@pytest.mark.parametrize("mask", ["5,2", "GPU-5555,GPU-2222aaaa"])
-def test_an_inherited_mask_is_a_limit(machine: Machine, mask: str) -> None:
-    made = machine.init(CUDA_VISIBLE_DEVICES=mask)
-    assert [one["worker_id"] for one in made["workers"]] == ["gpu2", "gpu5"]
-    outside = machine.call("init-fleet", "--gpus", "0", CUDA_VISIBLE_DEVICES=mask)
-    assert outside.returncode == 2 and f"CUDA_VISIBLE_DEVICES={mask}" in outside.stderr
-
-
-def test_a_stranger_on_a_device_is_named_when_the_fleet_is_made(machine: Machine) -> None:
-    machine.say(g2={"processes": [[4711, 60_000]], "used_mb": 60_500}, g4={"lost": True})
-    notes = machine.init("--gpus", "1,2")["notes"]
-    assert any("GPU 2 is used by pid 4711 (60500 MiB)" in note for note in notes)
-
-
 def test_a_first_driver_gives_the_workers_their_devices(machine: Machine) -> None:
+    """And strangers on a device are named when the fleet is made."""
     machine.say(driver=False)
     made = machine.init("--gpus", "0,1")
     assert [(one["gpu_id"], one["device"]) for one in made["workers"]] == [("0", ""), ("1", "")]
     assert "Driver Not Loaded" in made["notes"][0]
-    machine.say()
+    machine.say(g1={"processes": [[4711, 60_000]], "used_mb": 60_500}, g4={"lost": True})
     made = machine.init("--gpus", "0,1")
-    assert [one["device"] for one in made["workers"]] == UUID[:2]
+    workers = [Worker.model_validate(one) for one in made["workers"]]
+    assert [(one.worker_id, one.device, one.kind) for one in workers] == [
+        ("gpu0", UUID[0], "cuda"), ("gpu1", UUID[1], "cuda"),
+    ]  # fmt: skip
+    assert any("GPU 1 is used by pid 4711 (60500 MiB)" in note for note in made["notes"])
 
 
-# ── at work ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_eight_trainings_at_once_see_their_own_device_only(machine: Machine, until: Until) -> None:
-    machine.init()
-    names = [f"gpu{n}" for n in range(8)]
-    ids = [machine.dispatch(name) for name in names]
-    machine.work(*names, CUDA_DEVICE_ORDER="FASTEST_FIRST")
-    until(lambda: len(machine.queue.done_ids()) == 8, seconds=240)
-    for index, one in enumerate(ids):
+def test_trainings_at_once_see_their_own_device_only(machine: Machine, until: Until) -> None:
+    machine.init("--gpus", "0,3,5,7")
+    ids = {index: machine.dispatch(f"gpu{index}") for index in (0, 3, 5, 7)}
+    machine.work(*(f"gpu{index}" for index in ids), CUDA_DEVICE_ORDER="FASTEST_FIRST")
+    until(lambda: len(machine.queue.done_ids()) == len(ids), seconds=240)
+    for index, one in ids.items():
         assert machine.saw(one) == [UUID[index]]
         assert machine.document(one, "metadata.json")["run"]["gpu_id"] == UUID[index]
         assert machine.document(one, "result.json")["status"] == "completed"
 
 
 def test_under_a_mask_a_worker_still_pins_by_uuid(machine: Machine, until: Until) -> None:
+    """And one whose device is outside of it does not train."""
     machine.init("--gpus", "2,5")
-    ids = [machine.dispatch(name) for name in ("gpu2", "gpu5")]
-    machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="5,2")
-    until(lambda: len(machine.queue.done_ids()) == 2, seconds=240)
-    assert [machine.saw(one) for one in ids] == [[UUID[2]], [UUID[5]]]
-
-
-def test_outside_its_mask_a_worker_does_not_train(machine: Machine, until: Until) -> None:
-    machine.init("--gpus", "2,5")
-    one, other = machine.dispatch("gpu2"), machine.dispatch("gpu5")
-    machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="5")
-    until(lambda: machine.queue.done_ids() == [other], seconds=240)
+    outside, inside = machine.dispatch("gpu2"), machine.dispatch("gpu5")
+    machine.work("gpu2", "gpu5", CUDA_VISIBLE_DEVICES="7,5")
+    until(lambda: machine.queue.done_ids() == [inside], seconds=240)
+    assert machine.saw(inside) == [UUID[5]]
     until(lambda: UUID[2] in machine.heartbeat("gpu2").get("notes", ""))
-    assert not machine.run_of(one).exists() and len(machine.queue.open()) == 1
+    assert not machine.run_of(outside).exists() and len(machine.queue.open()) == 1
 
 
 def test_without_a_driver_nothing_trains_and_nothing_is_lost(
