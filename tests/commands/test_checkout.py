@@ -37,45 +37,35 @@ def runtime(root: Path) -> list[dict[str, object]]:
     return [json.loads(one.read_text())["runtime"] for one in files]
 
 
-def test_what_a_run_lacks_is_said_once_and_recorded(cli: Cli, foreign: Path, git: Git) -> None:
+def test_what_a_run_lacks_is_named_and_the_line_that_is_printed_brings_it(
+    cli: Cli, foreign: Path, git: Git
+) -> None:
     with_data(foreign, git)
     first = cli("run-experiment", "--baseline")
     assert first.stdout.startswith("1.000000\t")
     assert "a run does not have data/ (4 bytes)" in first.stderr
     assert "'/data/' >> .worktreeinclude" in first.stderr
-    assert "data/" not in cli("run-experiment", "--baseline").stderr
-    assert runtime(foreign)[0]["checkout_lacks"] == ["data/ (4 bytes)"]
-
-
-def test_the_line_that_is_said_brings_the_files_and_is_another_platform(
-    cli: Cli, foreign: Path, git: Git
-) -> None:
-    with_data(foreign, git)
-    cli("run-experiment", "--baseline")
+    (check,) = [
+        check for check in json.loads(cli("doctor", "--json").stdout)["checks"]
+        if check["name"] == "checkout"
+    ]  # fmt: skip
+    assert check["verdict"] == "warning" and "data/ (4 bytes)" in check["detail"]
+    assert ".worktreeinclude" in check["hint"]
     (foreign / ".worktreeinclude").write_text("/data/\n")
     second = cli("run-experiment", "--baseline")
     assert second.stdout.startswith("2.000000\t"), second.stderr
+    assert "data/" not in second.stderr
     before, after = runtime(foreign)
+    assert before["checkout_lacks"] == ["data/ (4 bytes)"]
     assert after["included"].keys() == {"data/"}  # type: ignore[attr-defined]
     assert "data/ (4 bytes)" not in str(after["checkout_lacks"])
     assert before["platform_key"] != after["platform_key"]
     assert before["task_hash"] == after["task_hash"]
 
 
-def test_doctor_names_what_a_run_lacks(cli: Cli, foreign: Path, git: Git) -> None:
-    with_data(foreign, git)
-    (check,) = [
-        one for one in json.loads(cli("doctor", "--json").stdout)["checks"]
-        if one["name"] == "checkout"
-    ]  # fmt: skip
-    assert check["verdict"] == "warning" and "data/ (4 bytes)" in check["detail"]
-    assert ".worktreeinclude" in check["hint"]
-
-
 def test_a_fleet_and_a_loop_say_it_too(cli: Cli, foreign: Path, git: Git) -> None:
     with_data(foreign, git)
     assert "data/ (4 bytes)" in cli("init-fleet", "--cpu-workers", "1", "--tag", "t").stderr
-    assert "data/" not in cli("run-loop", "--max", "1", "--tag", "t").stderr
     assert "data/ (4 bytes)" in cli("run-loop", "--max", "1", "--tag", "u").stderr
 
 
@@ -123,11 +113,8 @@ def test_a_filter_that_was_planted_never_runs_in_a_whole_loop(
     cli: Cli, foreign: Path, git: Git, tmp_path: Path
 ) -> None:
     ran = tmp_path / "ran"
-    cli("run-experiment", "--baseline", "--settle")
     git(foreign, "config", "filter.evil.smudge", f"echo >> '{ran}'; cat")
     (foreign / ".git" / "info" / "attributes").write_text("* filter=evil\n")
-    for _ in range(2):
-        assert cli("run-experiment", "--set", "RATE=0.2").returncode == 0
     assert cli("run-loop", "--max", "2", "--tag", "t").returncode == 0
     assert not ran.exists()
 

@@ -166,17 +166,19 @@ def test_a_gpu_that_is_not_there_is_said_and_nobody_falls_back_to_the_cpu(
     assert "gpu0" in answer.stderr and "GPU-12345678" in answer.stderr
 
 
-def test_a_wrong_proposer_is_said_before_anything_starts(place: Place) -> None:
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--proposer", "serch"), "did you mean 'search'"),
+        (("--tool-command", "model 'x"), "model 'x"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_starts(
+    place: Place, words: tuple[str, ...], problem: str
+) -> None:
     place.make()
-    answer = place.ask("up", "--proposer", "serch")
-    assert answer.returncode == 2 and "did you mean 'search'" in answer.stderr
-    assert not supervisor.live_processes(place.layout)
-
-
-def test_a_command_that_cannot_be_read_is_said_before_anything_starts(place: Place) -> None:
-    place.make()
-    answer = place.ask("up", "--tool-command", "model 'x")
-    assert answer.returncode == 2 and "model 'x" in answer.stderr
+    answer = place.ask("up", *words)
+    assert answer.returncode == 2 and problem in answer.stderr
     assert not supervisor.live_processes(place.layout)
 
 

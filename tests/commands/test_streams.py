@@ -37,8 +37,7 @@ RUN = "ah run-experiment --baseline --tag t --settle"
 
 @pytest.mark.parametrize(
     "line",
-    [RUN, f"{RUN} >/dev/full", f"{RUN} >&-", f"{RUN} 2>&-", f"{RUN} <&- >&- 2>&-",
-     f"{RUN} 2>/dev/full >/dev/full", f"set -o pipefail; {RUN} | true",
+    [RUN, f"{RUN} <&- >&- 2>&-", f"{RUN} 2>/dev/full >/dev/full",
      f"set -o pipefail; {RUN} 2>&1 | true"],
 )  # fmt: skip
 def test_a_run_is_decided_and_in_the_ledger_whoever_can_read_its_line(
@@ -51,17 +50,14 @@ def test_a_run_is_decided_and_in_the_ledger_whoever_can_read_its_line(
     if line == RUN:
         path = answer.stdout.rstrip("\n").split("\t")[3]
         assert path.encode("ascii", "backslashreplace").isascii() and path.endswith("run.log")
-
-
-def test_a_closed_stdout_is_no_file_that_is_written_to(foreign: Path, shell: Shell) -> None:
-    assert shell(f"{RUN} >&- 2>&-").returncode == 0
-    ledger = Layout(foreign).ledger.read_bytes()
-    for words in ("runs", "sync --all", "show baseline-t-1"):
-        assert shell(f"ah {words} >&- 2>&-").returncode == 0
-    assert Layout(foreign).ledger.read_bytes() == ledger
-    printed = b"\t12.5\t"
-    found = [path for path in foreign.rglob("*") if path.is_file() and printed in path.read_bytes()]
-    assert found == []
+    if ">&-" in line:  # the next file that is opened gets the number of none
+        ledger = Layout(foreign).ledger.read_bytes()
+        assert (
+            shell("ah runs >&- 2>&-").returncode == shell("ah sync --all >&- 2>&-").returncode == 0
+        )
+        assert Layout(foreign).ledger.read_bytes() == ledger
+        files = [path for path in foreign.rglob("*") if path.is_file()]
+        assert not [path for path in files if b"\t12.5\t" in path.read_bytes()]
 
 
 def test_a_crash_is_told_by_the_exit_code_also_where_nobody_reads(
@@ -69,20 +65,13 @@ def test_a_crash_is_told_by_the_exit_code_also_where_nobody_reads(
 ) -> None:
     (foreign / "train.py").write_text("raise SystemExit(3)\n")
     git(foreign, "commit", "-qam", "crash")
-    for more in ("", " >/dev/full", " >&-", " 2>&1 | true"):
+    for more in (" >/dev/full", " 2>&1 | true"):
         assert shell(f"set -o pipefail; {RUN}{more}").returncode == 1, more
 
 
-def test_who_only_shows_fails_where_it_cannot_and_not_where_the_reader_left(shell: Shell) -> None:
-    assert shell(RUN).returncode == 0
-    full = shell("ah runs --json >/dev/full")
-    assert full.returncode == 1 and "stdout could not be written" in full.stderr
-    assert shell("set -o pipefail; ah runs | true").returncode == 0
-    gone = shell("ah monitor --interval 0.1 | true; echo ${PIPESTATUS[0]}")
-    assert gone.stdout == "0\n", "the monitor ends with its reader"
-
-
-def test_json_is_the_same_document_on_any_stdout(shell: Shell) -> None:
+def test_json_is_the_same_document_on_any_stdout_and_an_error_where_it_cannot_be_written(
+    shell: Shell,
+) -> None:
     assert shell(RUN + " --desc 'größer – \u202e模型'").returncode == 0
     answers = [
         shell("ah runs --json", **env).stdout
@@ -91,6 +80,11 @@ def test_json_is_the_same_document_on_any_stdout(shell: Shell) -> None:
     assert answers[1].isascii()
     assert [json.loads(one) for one in answers] == [json.loads(answers[0])] * 3
     assert json.loads(answers[0])[0]["description"] == "größer – \u202e模型"
+    full = shell("ah runs --json >/dev/full")
+    assert full.returncode == 1 and "stdout could not be written" in full.stderr
+    assert shell("set -o pipefail; ah runs | true").returncode == 0, "a reader that left is none"
+    gone = shell("ah monitor --interval 0.1 | true; echo ${PIPESTATUS[0]}")
+    assert gone.stdout == "0\n", "the monitor ends with its reader"
 
 
 def test_whatever_the_umask_nobody_else_may_write(
@@ -105,5 +99,5 @@ def test_whatever_the_umask_nobody_else_may_write(
 
 
 def test_a_stricter_umask_stays(foreign: Path, shell: Shell) -> None:
-    assert shell(f"umask 077; {RUN}").returncode == 0
-    assert Layout(foreign).runs.stat().st_mode & 0o077 == 0
+    assert shell("umask 077; ah init-fleet --cpu-workers 1").returncode == 0
+    assert Layout(foreign).research.stat().st_mode & 0o077 == 0

@@ -57,13 +57,10 @@ def test_no_outputs_are_stored() -> None:
         assert not cell.get("outputs") and not cell.get("execution_count")
 
 
-@pytest.mark.parametrize("left_out", [None, "results.tsv", "experiments.jsonl"])
-def test_the_example_of_the_documents(
-    notebook: Notebook, tmp_path: Path, left_out: str | None
-) -> None:
+@pytest.mark.parametrize("left_out", ["results.tsv", "experiments.jsonl"])
+def test_the_example_of_the_documents(notebook: Notebook, tmp_path: Path, left_out: str) -> None:
     folder = Path(shutil.copytree(EXAMPLE, tmp_path / "example"))
-    if left_out:
-        (folder / left_out).unlink()
+    (folder / left_out).unlink()
     said, pictures = notebook(folder)
     assert pictures == 3
     assert said["statuses"] == ["keep", "keep", *["discard"] * 9]

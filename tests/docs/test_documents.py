@@ -229,9 +229,8 @@ class PublishedLoop:
         return dict(decided[0])
 
 
-@pytest.mark.parametrize(
-    "name", ["mar5", pytest.param(todays_tag(), marks=pytest.mark.slow, id="today")]
-)
+@pytest.mark.slow  # tests/commands/test_own_branch.py has it with a script that takes no time
+@pytest.mark.parametrize("name", ["mar5", pytest.param(todays_tag(), id="today")])
 def test_the_published_loop_on_a_branch_of_its_user(
     clone: Path, environment: dict[str, str], name: str
 ) -> None:
