@@ -4,7 +4,7 @@ On a GPU the shim sees foreign compute by itself. On a CPU slot nothing is visib
 shim times a fixed kernel before and after the training, and here that is held against what the slot
 took lately. Runs of the same diff on the same base and slot are compared by their speed as well;
 unlike runs never are. A contaminated run comes back, twice at most; a third is kept
-as it is and flagged, since a machine that is always disturbed is the machine there is.
+as it is and flagged, since a machine that is always slow is the machine there is.
 """
 
 from __future__ import annotations
@@ -32,21 +32,22 @@ class SlotSpeed(NamedTuple):
 
     slot: str
     kernel_ms: float | None
-    """Of the fixed kernel, the faster of before and after: what disturbs a run is there at both
-    ends, and a moment is no reason to run it again."""
+    """Of the fixed kernel, the faster of before and after: what slows a run is there at both ends,
+    and a moment is no reason to run it again."""
     tokens_per_second: float | None
     """Of the training, on its budget's clock."""
 
 
 def slot_speed(metadata: Metadata, result: Result) -> SlotSpeed:
     """Return what shim and training measured; no speed of a run that was not on a CPU slot."""
-    said = result.evidence.get("contention")
-    found = said if isinstance(said, Mapping) else {}
-    times = [finite(found.get(f"kernel_{when}_ms")) for when in ("before", "after")]
-    known = [time for time in times if time is not None]
+    evidence = result.evidence.get("contention")
+    if not isinstance(evidence, Mapping):
+        evidence = {}
+    measured = [finite(evidence.get(f"kernel_{when}_ms")) for when in ("before", "after")]
+    times = [time for time in measured if time is not None]
     tokens, seconds = result.metrics.total_tokens_M, result.metrics.training_seconds
-    rate = tokens * 1e6 / seconds if known and tokens and seconds else None
-    return SlotSpeed(metadata.run.gpu_id, min(known, default=None), finite(rate))
+    rate = tokens * 1e6 / seconds if times and tokens and seconds else None
+    return SlotSpeed(metadata.run.gpu_id, min(times, default=None), finite(rate))
 
 
 def judged(past: DecisionHistory, metadata: Metadata, result: Result) -> tuple[Result, str]:
@@ -66,16 +67,9 @@ def contaminated(result: Result, reason: str) -> Result:
     """Return `result` as no evidence; its value stays in `evidence` under `voided_value`."""
     if result.failure_kind == "contended":
         return result
-    return result.model_copy(
-        update={
-            "status": "failed",
-            "failure_kind": "contended",
-            "failure_detail": reason,
-            "metric_value": None,
-            "evidence": {**result.evidence, "voided_value": result.metric_value},
-            "metrics": result.metrics.model_copy(update={result.metric_name: None}),
-        }
-    )
+    evidence = {**result.evidence, "voided_value": result.metric_value}
+    failure = {"status": "failed", "failure_kind": "contended", "failure_detail": reason}
+    return _with_value(result, None, evidence=evidence, **failure)
 
 
 def restored(result: Result) -> Result:
@@ -83,34 +77,33 @@ def restored(result: Result) -> Result:
     value = finite(result.evidence.get("voided_value"))
     if result.failure_kind != "contended" or value is None:
         return result
-    return result.model_copy(
-        update={
-            "status": "completed",
-            "failure_kind": None,
-            "failure_detail": "",
-            "metric_value": value,
-            "metrics": result.metrics.model_copy(update={result.metric_name: value}),
-        }
-    )
+    return _with_value(result, value, status="completed", failure_kind=None, failure_detail="")
+
+
+def _with_value(result: Result, value: float | None, **changes: object) -> Result:
+    metrics = result.metrics.model_copy(update={result.metric_name: value})
+    return result.model_copy(update={**changes, "metric_value": value, "metrics": metrics})
 
 
 def _slowed(past: DecisionHistory, metadata: Metadata, result: Result) -> str:
     """Return how its slot was slower than usual, in words; empty when it was not."""
     now, key = slot_speed(metadata, result), metadata.runtime.platform_key
-    recent = [one for one in past.on_slot(key, now.slot) if one.reason != "contended"]
-    kernel = [float(one.lane_kernel_ms) for one in recent if one.lane_kernel_ms][-RECENT:]
-    if now.kernel_ms is not None and len(kernel) >= ENOUGH:
-        usual = statistics.median(kernel)
-        if now.kernel_ms > usual + _allowance(usual, kernel):
-            return f"{now.slot} took {now.kernel_ms:.2f} ms for what usually takes {usual:.2f} ms"
-    like = [
-        float(one.tokens_per_second)
-        for one in recent
-        if one.tokens_per_second and _alike(one, metadata, result)
+    recent = [
+        decision for decision in past.on_slot(key, now.slot) if decision.reason != "contended"
     ]
-    if now.tokens_per_second is not None and like:
-        usual = statistics.median(like)
-        if now.tokens_per_second < usual - _allowance(usual, like):
+    times = [float(each.lane_kernel_ms) for each in recent if each.lane_kernel_ms][-RECENT:]
+    if now.kernel_ms is not None and len(times) >= ENOUGH:
+        usual = statistics.median(times)
+        if now.kernel_ms > usual + _allowance(usual, times):
+            return f"{now.slot} took {now.kernel_ms:.2f} ms for what usually takes {usual:.2f} ms"
+    rates = [
+        float(decision.tokens_per_second)
+        for decision in recent
+        if decision.tokens_per_second and _is_same_change(decision, metadata, result)
+    ]
+    if now.tokens_per_second is not None and rates:
+        usual = statistics.median(rates)
+        if now.tokens_per_second < usual - _allowance(usual, rates):
             return (
                 f"{now.tokens_per_second:,.0f} tokens a second on {now.slot}, where the same "
                 f"change made {usual:,.0f}"
@@ -118,12 +111,12 @@ def _slowed(past: DecisionHistory, metadata: Metadata, result: Result) -> str:
     return ""
 
 
-def _alike(one: Decision, metadata: Metadata, result: Result) -> bool:
+def _is_same_change(decision: Decision, metadata: Metadata, result: Result) -> bool:
     """Return whether a decision was about the same diff on the same base."""
     if result.parent_commit is None:
-        return one.base_commit is None and one.commit == result.commit
-    same_base = one.base_commit == result.parent_commit
-    return same_base and one.diff_hash == metadata.runtime.diff_hash
+        return decision.base_commit is None and decision.commit == result.commit
+    same_base = decision.base_commit == result.parent_commit
+    return same_base and decision.diff_hash == metadata.runtime.diff_hash
 
 
 def _allowance(usual: float, values: Sequence[float]) -> float:

@@ -26,6 +26,7 @@ _NUMBER = r"[-+]?[\d,]*\.?\d+(?:[eE][-+]?\d+)?|nan|[-+]?inf(?:inity)?"
 _STEP = re.compile(r"\s*step\s+(\d{1,12})\b(?:[^|]*?\(\s*([\d.]{1,12})\s*%\s*\))?")
 _FIELD = re.compile(r"\s*([A-Za-z][\w /]{0,40}?)\s*:\s*([^|]{0,60}?)\s*(?:\||$)")
 _PAIR = re.compile(r"([A-Za-z_]\w{0,63}):[ \t]*(\S.*)")
+_NUMERIC = re.compile(r"[-+]*(?:[\d.]|nan|inf)", re.IGNORECASE)
 _UNITS = re.compile(rf"({_NUMBER})\s*(?:ms|s|%|tok/s)?$", re.IGNORECASE)
 
 
@@ -90,10 +91,15 @@ def parse_summary(text: str, metric: str = "val_bpb") -> Summary:
     line counts only if it ends: a number that was cut off is another number. A value that is no
     plausible number stays text, or is left out if it looks like one (NaN, 1e999, 5,000 digits).
     """
-    found = [block for block in _blocks(text) if metric in block]
-    if not found:
-        return Summary({}, 0)
-    return Summary(_values(found[-1]), len(found))
+    blocks = [block for block in _blocks(text) if metric in block]
+    metrics: dict[str, float | str] = {}
+    for name, word in blocks[-1].items() if blocks else ():
+        number = parse_number(word)
+        if number is not None:
+            metrics[name] = number
+        elif not _NUMERIC.match(word):
+            metrics[name] = word
+    return Summary(metrics, len(blocks))
 
 
 def printed_nonsense(text: str, metric: str = "val_bpb") -> str | None:
@@ -105,35 +111,17 @@ def printed_nonsense(text: str, metric: str = "val_bpb") -> str | None:
 def _blocks(text: str) -> Iterator[dict[str, str]]:
     """Yield runs of pairs, in order. A repeated name or a `---` begins the next."""
     block: dict[str, str] = {}
-    lines = re.split(r"[\r\n]", text)
-    lines.pop()  # what follows the last line end is not a line yet
-    for line in lines:
+    for line in re.split(r"[\r\n]", text)[:-1]:  # what follows the last line end is no line yet
         line = line[:MAX_LINE].rstrip()
-        pair = _PAIR.match(line)
         if not line:
             continue
+        pair = _PAIR.match(line)
         if pair is None or pair[1] in block:
             yield block
             block = {}
         if pair is not None and len(block) < _MAX_KEYS:
             block[pair[1]] = pair[2][:_MAX_TEXT]
     yield block
-
-
-def _values(block: dict[str, str]) -> dict[str, float | str]:
-    values: dict[str, float | str] = {}
-    for name, text in block.items():
-        number = parse_number(text)
-        if number is not None:
-            values[name] = number
-        elif not _looks_numeric(text):
-            values[name] = text
-    return values
-
-
-def _looks_numeric(text: str) -> bool:
-    bare = text.strip().lstrip("+-").lower()
-    return bare[:1].isdigit() or bare[:1] == "." or bare.startswith(("nan", "inf"))
 
 
 MAX_SAMPLES = 200
@@ -151,7 +139,7 @@ class CappedLog:
     """
 
     def __init__(self, path: str, limit: int) -> None:
-        self.path = path
+        self.path, self._tail_path, self._old_path = path, f"{path}.tail", f"{path}.tail.old"
         self.total = 0
         self.dropped = 0
         self.is_ours = True
@@ -215,16 +203,8 @@ class CappedLog:
                 os.close(fd)
         self._head = self._segment = -1
         for path in (self._tail_path, self._old_path):
-            if os.path.exists(path):
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-
-    @property
-    def _tail_path(self) -> str:
-        return self.path + ".tail"
-
-    @property
-    def _old_path(self) -> str:
-        return self.path + ".tail.old"
 
 
 def read_tail(path: str, limit: int = 65536) -> str:
@@ -263,7 +243,10 @@ class StreamReader:
             return
         self.summaries += whole.count(self._line_start) + whole.startswith(self._line_start[1:])
         if b"step " in whole:
-            for line in _last_matches(whole):
+            window = whole[-_LINES_PER_CHUNK * 256 :]
+            if len(window) < len(whole):
+                window = window[window.find(b"\n") + 1 :]
+            for line in _STEP_LINE.findall(window)[-_LINES_PER_CHUNK:]:
                 self._note(parse_progress(line.decode(errors="replace")))
 
     def finish(self) -> None:
@@ -283,14 +266,6 @@ class StreamReader:
             earlier = self._samples.get(slot)
             bpb = earlier[2] if earlier and progress.bpb is None else progress.bpb
             self._samples[slot] = (progress.share, progress.loss, bpb, progress.tok_per_sec)
-
-
-def _last_matches(data: bytes) -> list[bytes]:
-    """Return the last few progress lines of a chunk."""
-    window = data[-_LINES_PER_CHUNK * 256 :]
-    if len(window) < len(data):
-        window = window[window.find(b"\n") + 1 :]
-    return _STEP_LINE.findall(window)[-_LINES_PER_CHUNK:]
 
 
 def _create(path: str) -> int:
@@ -322,7 +297,7 @@ def json_objects(text: str) -> list[dict[str, Any]]:
     """Return the lines of `text` that are JSON objects."""
     found = []
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(line) if line.startswith("{") else None
-            found += [value] if isinstance(value, dict) else []
+        if line.startswith("{"):
+            with contextlib.suppress(ValueError, RecursionError):
+                found.append(json.loads(line))
     return found

@@ -43,6 +43,20 @@ def attempt(name, do):
 ENDS = '\nprint("came:", came)\nprint("val_bpb: 1.0\\npeak_vram_mb: 0")\n'
 
 
+def hold_by(kind: sandbox.Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not sandbox.works(kind):
+        pytest.skip(f"{kind} does not work here")
+    monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
+
+
+@pytest.fixture(params=["bwrap", "landlock"])
+def sandboxed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A machine with bubblewrap, and one with Landlock alone. Without either the attack works,
+    and docs/trust.md says so."""
+    hold_by(request.param, monkeypatch)
+    return str(request.param)
+
+
 class Ran(NamedTuple):
     """A run of an attack, and what it says came of it."""
 
@@ -83,53 +97,74 @@ def attack(root: Path, code: str, *, task: str = "", tag: str = "t") -> Ran:
     )
 
 
-def writes(place: str) -> str:
-    """Code that writes to `place`, an expression, by every way there is."""
-    return f"""
-target = {place}
+def writes(*places: str) -> str:
+    """Code that writes to each place, an expression, by every way there is."""
+    code = """
 def write():
     with open(target, "w") as file:
-        file.write('{{"status": "completed", "metric_value": 0.0271828, "attested": true}}')
-attempt("remove", lambda: os.remove(target))
-attempt("write", write)
-attempt("append", lambda: open(target, "a").write("x"))
-attempt("link", lambda: os.link(out / "mine", target) if (out / "mine").write_text("x") else 0)
-attempt("symlink", lambda: os.symlink("/dev/null", target))
-attempt("replace", lambda: os.replace(out / "mine", target))
+        file.write('{"status": "completed", "metric_value": 0.0271828, "attested": true}')
+"""
+    for place in places:
+        code += f"""
+target = {place}
+attempt("remove " + str(target), lambda: os.remove(target))
+attempt("write " + str(target), write)
+attempt("append " + str(target), lambda: open(target, "a").write("x"))
+attempt("link " + str(target),
+        lambda: os.link(out / "mine", target) if (out / "mine").write_text("x") else 0)
+attempt("symlink " + str(target), lambda: os.symlink("/dev/null", target))
+attempt("replace " + str(target), lambda: os.replace(out / "mine", target))
+"""
+    return code
+
+
+MOVES = """
 attempt("move the folder", lambda: os.rename(out.parent, str(out.parent) + "-gone"))
 """
 
 
-OWN = {
-    "result.json, by an absolute path": "str(out.parent / 'result.json')",
-    "result.json, by ..": "os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/../result.json'",
-    "result.json, relative": "os.path.relpath(out.parent / 'result.json')",
-    "result.json, by /proc": "f'/proc/self/root{out.parent}/result.json'",
-    "exit.json": "str(out.parent / 'exit.json')",
-    "metadata.json": "str(out.parent / 'metadata.json')",
-    "launch.json": "str(out.parent / 'launch.json')",
-    "config.json": "str(out.parent / 'config.json')",
-    "local.json": "str(out.parent / 'local.json')",
-    "run.log": "str(out.parent / 'run.log')",
-    "events.jsonl": "str(out.parent / 'events.jsonl')",
-    "its plan": "str(out.parents[2] / 'plans' / f'{out.parent.name}.json')",
-}
+def succeeded(came: dict[str, str]) -> set[str]:
+    """The attempts that did what they were to do."""
+    return {way for way, what in came.items() if what[:1].isdigit() or what == "None"}
 
 
-@pytest.mark.parametrize("place", OWN.values(), ids=OWN.keys())
-def test_a_run_that_writes_its_own_record_gets_nothing_by_it(
-    foreign: Path, held_by: str, place: str
-) -> None:
-    ran = attack(foreign, writes(place).replace('attempt("move the folder"', '0 and attempt("x"'))
-    if held_by == "none":
-        assert ran.result.failure_kind == "invalid", ran.result
-        assert "of its record" in ran.result.failure_detail
-    else:
-        assert (ran.result.status, ran.result.metric_value) == ("completed", 1.0)
-        assert not {way for way, what in ran.came.items() if what[:1].isdigit() or what == "None"}
+OWN = [
+    *(f"str(out.parent / '{name}')" for name in (
+        "result.json", "exit.json", "metadata.json", "launch.json", "config.json", "local.json",
+        "run.log", "events.jsonl",
+    )),
+    "str(out.parents[2] / 'plans' / f'{out.parent.name}.json')",
+]  # fmt: skip
+OTHER_WAYS = [
+    "os.environ['AUTOHYPOTHESIS_RUN_DIR'] + '/../result.json'",
+    "os.path.relpath(out.parent / 'result.json')",
+    "f'/proc/self/root{out.parent}/result.json'",
+]
+
+
+def check_record(ran: Ran) -> None:
     written = json.loads(ran.run.result.read_bytes())
     assert written["metric_value"] != 0.0271828 and not written["attested"]
     assert "0.0271828" not in ran.run.exit.read_text()
+
+
+@pytest.mark.usefixtures("sandboxed")
+def test_a_run_in_a_sandbox_cannot_write_its_own_record(foreign: Path) -> None:
+    ran = attack(foreign, writes(*OWN, *OTHER_WAYS))
+    assert (ran.result.status, ran.result.metric_value) == ("completed", 1.0)
+    assert len(ran.came) == 6 * len((*OWN, *OTHER_WAYS)) and not succeeded(ran.came)
+    check_record(ran)
+
+
+@pytest.mark.parametrize("place", OWN)
+def test_a_run_without_a_sandbox_that_writes_its_own_record_is_invalid(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    hold_by("none", monkeypatch)
+    ran = attack(foreign, writes(place))
+    assert ran.result.failure_kind == "invalid", ran.result
+    assert "of its record" in ran.result.failure_detail
+    check_record(ran)
 
 
 def test_a_record_that_a_run_made_is_set_aside_and_decided_as_a_crash(
@@ -163,36 +198,31 @@ time.sleep(30)
     assert ran.result.metric_value is None
 
 
-ELSEWHERE = {
-    "a decision": "out.parents[2] / 'decisions.jsonl'",
-    "the result of another run": "out.parents[1] / 'baseline-first-1' / 'result.json'",
-    "a new run": "out.parents[1] / 'h-t-0001-1'",
-    "a hypothesis": "out.parents[2] / 'hypotheses' / 'pending' / 'x.json'",
-    "the manifest": "out.parents[2] / 'fleet' / 'manifest.json'",
-    "a ref": "out.parents[3] / '.git' / 'refs' / 'heads' / 'autoresearch' / 't'",
-    "the settings of git": "out.parents[3] / '.git' / 'config'",
-    "the pristine evaluator": "out.parents[3] / '.git' / 'autohypothesis' / 'pristine' / 'x'",
-    "the user's file": "out.parents[3] / 'train.py'",
-    "the user's home": "pathlib.Path(os.environ['USERS_HOME']) / '.bashrc'",
-    "the Python that trains": "pathlib.Path(os.__file__).parent / 'planted.py'",
-}
+ELSEWHERE = [
+    "out.parents[2] / 'decisions.jsonl'",
+    "out.parents[1] / 'baseline-first-1' / 'result.json'",
+    "out.parents[1] / 'h-t-0001-1'",
+    "out.parents[2] / 'hypotheses' / 'pending' / 'x.json'",
+    "out.parents[2] / 'fleet' / 'manifest.json'",
+    "out.parents[3] / '.git' / 'refs' / 'heads' / 'autoresearch' / 't'",
+    "out.parents[3] / '.git' / 'config'",
+    "out.parents[3] / '.git' / 'autohypothesis' / 'pristine' / 'x'",
+    "out.parents[3] / 'train.py'",
+    "pathlib.Path(USERS_HOME) / '.bashrc'",
+    "pathlib.Path(os.__file__).parent / 'planted.py'",
+]
 
 
-@pytest.mark.parametrize("place", ELSEWHERE.values(), ids=ELSEWHERE.keys())
-def test_a_run_in_a_sandbox_changes_nothing_but_what_is_its_own(
-    foreign: Path, held_by: str, place: str, home: Path
-) -> None:
-    if held_by == "none":
-        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+@pytest.mark.usefixtures("sandboxed")
+def test_a_run_in_a_sandbox_changes_nothing_but_what_is_its_own(foreign: Path, home: Path) -> None:
     (home / ".bashrc").write_text("mine\n")
     first = attack(foreign, "", tag="first")
     project = Project.open(foreign)
     decide.settle(project, [first.run.folder.name], decided_by="loop")
-    code = writes(place).replace("os.environ['USERS_HOME']", repr(str(home)))
     before = _contents(foreign, home)
-    ran = attack(foreign, code)
+    ran = attack(foreign, f"USERS_HOME = {str(home)!r}\n{writes(*ELSEWHERE)}{MOVES}")
     assert ran.result.status == "completed", ran.result
-    assert not [way for way, what in ran.came.items() if what[:1].isdigit() or what == "None"]
+    assert len(ran.came) == 6 * len(ELSEWHERE) + 1 and not succeeded(ran.came)
     after = _contents(foreign, home)
     changed = {name for name in before if before[name] != after.get(name)}
     assert changed <= {"train.py", ".git/index", ".git/COMMIT_EDITMSG", ".git/logs/HEAD",
@@ -211,10 +241,8 @@ def _contents(*roots: Path) -> dict[str, bytes]:
 
 
 def test_no_key_and_no_record_can_be_read_from_a_run(
-    foreign: Path, held_by: str, monkeypatch: pytest.MonkeyPatch, home: Path
+    foreign: Path, sandboxed: str, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    if held_by == "none":
-        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
     for name in (".ssh/id_ed25519", ".netrc", ".config/autohypothesis/hubs/x.json", ".claude.json"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text("a secret")
@@ -236,7 +264,9 @@ attempt("the memory of the shim", lambda: open(f"/proc/{{os.getppid()}}/mem", "r
 """
     came = attack(foreign, code).came
     assert came.pop("environment") == "[]"
-    if held_by == "bwrap":  # the parent there is bubblewrap's own process, with the same variables
+    if (
+        sandboxed == "bwrap"
+    ):  # the parent there is bubblewrap's own process, with the same variables
         assert "secret" not in came.pop("that of the shim")
     assert set(came.values()) <= {"FileNotFoundError", "PermissionError", "ProcessLookupError"}
 
@@ -282,16 +312,14 @@ for place in {[str(place) for place in places]!r}:
     assert len(came) == 3 and set(came.values()) <= {"FileNotFoundError", "PermissionError"}
 
 
-def test_a_run_in_a_sandbox_reaches_no_process_outside_of_it(foreign: Path, held_by: str) -> None:
-    if held_by == "none":
-        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
+def test_a_run_in_a_sandbox_reaches_no_process_outside_of_it(foreign: Path, sandboxed: str) -> None:
     code = f"""
 attempt("the test", lambda: os.kill({os.getpid()}, 0))
 attempt("its parent", lambda: os.kill(os.getppid(), 0) if os.getppid() > 1 else 1 / 0)
 """
     came = attack(foreign, code).came
     refused = {"PermissionError", "ProcessLookupError", "ZeroDivisionError"}
-    if held_by == "bwrap":  # its parent is the first process of its own space
+    if sandboxed == "bwrap":  # its parent is the first process of its own space
         came.pop("its parent")
     assert set(came.values()) <= refused, came
 
@@ -305,10 +333,8 @@ run: {command: [python, train.py], device: cpu, budget: {seconds: 20}}
 
 
 def test_under_strict_a_run_sees_its_checkout_and_nothing_of_the_user(
-    foreign: Path, held_by: str, tmp_path: Path
+    foreign: Path, sandboxed: str, tmp_path: Path
 ) -> None:
-    if held_by == "none":
-        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
     (tmp_path / "elsewhere.txt").write_text("the user's")
     (foreign / "untracked.txt").write_text("the user's")
     code = f"""
@@ -464,10 +490,8 @@ attempt("keyrings", lambda: libc.syscall(250, 0, -3, 0) < 0 and "refused")
 
 
 def test_nothing_of_the_machine_can_be_changed_through_the_kernel(
-    foreign: Path, held_by: str
+    foreign: Path, sandboxed: str
 ) -> None:
-    if held_by == "none":
-        pytest.skip("without a sandbox this is possible, and docs/trust.md says so")
     ours, theirs = os.openpty()
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
@@ -481,20 +505,18 @@ def test_nothing_of_the_machine_can_be_changed_through_the_kernel(
     assert came.pop("limits of its own") == "'fine'"
     assert came.pop("keyrings") == "'refused'"
     if came.pop("shared memory") == "'made'":
-        assert held_by == "bwrap"  # in a space of its own, which ends with it
+        assert sandboxed == "bwrap"  # in a space of its own, which ends with it
     refused = {"PermissionError", "OSError", "FileNotFoundError", "ProcessLookupError"}
     assert set(came.values()) <= refused, came
 
 
-def test_folders_too_deep_for_any_path_are_removed_after_a_run(
-    foreign: Path, held_by: str, home: Path
-) -> None:
+def test_folders_too_deep_for_any_path_are_removed_after_a_run(foreign: Path, home: Path) -> None:
     code = """
 def deep(place):
     os.chdir(place)
-    for _ in range(2500):
-        os.mkdir("d")
-        os.chdir("d")
+    for _ in range(1100):  # more than Python's stack has, and longer than any path
+        os.mkdir("deep")
+        os.chdir("deep")
 for place in (os.environ["HOME"], os.environ.get("TMPDIR", "/nowhere"), os.getcwd()):
     attempt(place, lambda: deep(place))
 """
@@ -584,20 +606,20 @@ def test_what_a_training_plants_for_its_scorer_changes_no_score(
     assert ran.result.failure_kind == (None if value else "invalid"), ran.result
 
 
-@pytest.mark.parametrize("place", ["HOME/.ssh", "ROOT/.git", "ROOT/research", "ROOT", "/"])
 def test_data_is_never_said_to_lie_where_no_run_may_see(
-    foreign: Path, held_by: str, place: str, home: Path
+    foreign: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
     """The program that locates it may import what a candidate wrote."""
-    if held_by == "none":
-        pytest.skip("without a sandbox a run sees everything")
+    hold_by("landlock", monkeypatch)
     (home / ".ssh").mkdir()
-    said = place.replace("HOME", str(home)).replace("ROOT", str(foreign))
-    (foreign / "locate.py").write_text(f"import json\nprint(json.dumps({{'path': {said!r}}}))\n")
+    (foreign / "research").mkdir(exist_ok=True)
     task = STRICT.replace(
         "isolation: strict",
         "isolation: strict\ninputs: [{env: DATA, locate: [python, locate.py]}]",
     )
-    (foreign / "research").mkdir(exist_ok=True)
-    with pytest.raises(LaunchError, match="which no run may see"):
-        attack(foreign, "", task=task)
+    for place in (home / ".ssh", foreign / ".git", foreign / "research", foreign, Path("/")):
+        (foreign / "locate.py").write_text(
+            f"import json\nprint(json.dumps({{'path': {str(place)!r}}}))\n"
+        )
+        with pytest.raises(LaunchError, match="which no run may see"):
+            attack(foreign, "", task=task)

@@ -1,4 +1,4 @@
-"""Runs that somebody else slowed down, judged against their like and nothing else."""
+"""Runs that another process slowed down, judged against their like and nothing else."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from autohypothesis.records.history import DecisionHistory
 from autohypothesis.schema import Decision, Metadata, Metrics, Result, RunIdentity, Runtime, now
 
 
-def metadata(hypothesis: str = "h-t-0009", lane: str = "cpu-0", diff: str = "mine") -> Metadata:
+def metadata(hypothesis: str = "h-t-0009", slot: str = "cpu-0", diff: str = "mine") -> Metadata:
     return Metadata(
         recorded_at=now(),
-        run=RunIdentity(experiment_id=f"{hypothesis}-1", hypothesis_id=hypothesis, gpu_id=lane),
+        run=RunIdentity(experiment_id=f"{hypothesis}-1", hypothesis_id=hypothesis, gpu_id=slot),
         runtime=Runtime(platform_key="p", diff_hash=diff),
     )
 
@@ -39,7 +39,7 @@ def result(kernel: float = 1.0, rate: float = 20_000.0, base: str | None = "base
 
 
 def past(kernels: list[float], **other: object) -> DecisionHistory:
-    """Decisions about unlike runs on one lane."""
+    """Decisions about unlike runs on one CPU slot."""
     return DecisionHistory(
         Decision(
             **{
@@ -63,7 +63,7 @@ def past(kernels: list[float], **other: object) -> DecisionHistory:
     )
 
 
-def test_a_run_on_a_slowed_lane_is_no_evidence() -> None:
+def test_a_run_on_a_slowed_slot_is_no_evidence() -> None:
     counted, flag = judged(past([1.0, 1.01, 0.99]), metadata(), result(kernel=1.2))
     assert (counted.status, counted.failure_kind, counted.metric_value) == (
         "failed", "contended", None,
@@ -77,12 +77,12 @@ def test_a_run_on_a_slowed_lane_is_no_evidence() -> None:
     [
         ([1.0, 1.01, 0.99], 1.09),
         ([1.0, 1.0], 9.0),  # too few to know what is usual
-        ([1.0, 1.2, 0.8, 1.3, 0.7], 1.4),  # a lane that always spreads that much
+        ([1.0, 1.2, 0.8, 1.3, 0.7], 1.4),  # a slot that always spreads that much
         ([1.0, 1.5, 1.0, 1.0, 1.5], 1.5),  # two speeds, both usual
         ([1.0] * 8 + [2.0] * 9, 2.05),  # it became slower for good
     ],
 )
-def test_what_is_usual_on_a_lane_voids_nothing(kernels: list[float], now_ms: float) -> None:
+def test_what_is_usual_on_a_slot_contaminates_nothing(kernels: list[float], now_ms: float) -> None:
     counted, flag = judged(past(kernels), metadata(), result(kernel=now_ms))
     assert counted.status == "completed" and not flag
 
@@ -102,32 +102,30 @@ def test_the_same_diff_at_half_the_speed_is_no_evidence() -> None:
     assert judged(another_base, metadata(), result(rate=20_000.0))[0].status == "completed"
 
 
-def test_a_machine_that_is_always_disturbed_still_gets_an_answer() -> None:
-    disturbed = past([1.0] * 3)
+def test_a_machine_that_is_always_slow_still_gets_an_answer() -> None:
+    busy = past([1.0] * 3)
     for number in range(MOST_CONTAMINATED):
-        counted, _ = judged(disturbed, metadata(), result(kernel=2.0))
+        counted, _ = judged(busy, metadata(), result(kernel=2.0))
         assert counted.failure_kind == "contended"
-        disturbed.add(
+        busy.add(
             past([2.0], experiment_id=f"h-t-0009-{number}", hypothesis_id="h-t-0009",
                  reason="contended").decisions[0]
         )  # fmt: skip
-    counted, flag = judged(
-        disturbed, metadata(), contaminated(result(kernel=2.0), "seen by the shim")
-    )
+    counted, flag = judged(busy, metadata(), contaminated(result(kernel=2.0), "seen by the shim"))
     assert (counted.status, counted.metric_value) == ("completed", 1.5)
     assert "contaminated twice" in flag
 
 
-def test_a_failure_of_its_own_is_not_excused_by_a_slow_lane() -> None:
+def test_a_failure_of_its_own_is_not_excused_by_a_slow_slot() -> None:
     failed = result(kernel=9.0).model_copy(update={"status": "failed", "failure_kind": "oom"})
     assert judged(past([1.0] * 5), metadata(), failed)[0].failure_kind == "oom"
 
 
 @given(st.floats(min_value=-1e6, max_value=1e6, allow_nan=False))
-def test_voiding_loses_no_value(value: float) -> None:
+def test_contamination_loses_no_value(value: float) -> None:
     before = result().model_copy(update={"metric_value": value})
-    voided = contaminated(contaminated(before, "slow"), "slow again")
-    assert restored(voided).metric_value == value
+    marked = contaminated(contaminated(before, "slow"), "slow again")
+    assert restored(marked).metric_value == value
     assert restored(before) == before
 
 

@@ -14,7 +14,7 @@ from autohypothesis.engine import failures
 from autohypothesis.engine.meters import ClockWatch
 from autohypothesis.engine.shim import Clock
 
-BUDGET = 0.6
+BUDGET = 0.3
 
 
 def _run(start: Callable[..., Any], manner: str, clock: Clock, budget: float = BUDGET) -> Any:
@@ -57,8 +57,8 @@ def test_a_clock_that_lies_is_invalid(
 
 
 def test_a_budget_that_is_not_the_given_one_is_invalid(start: Callable[..., Any]) -> None:
-    end = _run(start, "honest", "cpu", budget=0.9)
-    assert end["clock"]["reason"] == "the clock ran on a budget of 0.9 s, not 0.6 s"
+    end = _run(start, "honest", "cpu", budget=0.5)
+    assert end["clock"]["reason"] == "the clock ran on a budget of 0.5 s, not 0.3 s"
 
 
 def test_a_foreign_script_needs_no_clock(start: Callable[..., Any]) -> None:

@@ -21,7 +21,7 @@ def test_the_training_sees_only_what_it_was_given(
     stray_fd, other = os.pipe()
     os.set_inheritable(stray_fd, True)
     core = min(os.sched_getaffinity(0))
-    lease = Lease(str(tmp_path / "lane.lock"), "lane")
+    lease = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     run = start("inside", extra_env={"SEED": "7"}, lease=lease, device=Device(cores=(core,)))
     assert run.wait()["exit_code"] == 0
     os.close(stray_fd)

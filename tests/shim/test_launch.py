@@ -29,7 +29,7 @@ def test_a_launch_survives_its_file(make_launch: Callable[..., Launch]) -> None:
     plain = make_launch("quick")
     full = make_launch(
         "quick",
-        lease=Lease("/locks/cpu-0.lock", "lane 0"),
+        lease=Lease("/locks/cpu-0.lock", "CPU slot 0"),
         device=Device("cuda", "GPU-1", "H100", (1, 2)),
         score=ScoreCommand(("a", "b"), "/", {"X": "1"}, 3.0),
         labels={"gpu_id": "1"},

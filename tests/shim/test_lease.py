@@ -21,22 +21,22 @@ from autohypothesis.errors import LeaseError
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_trainings_never_share_a_lane_and_the_loser_names_the_holder(
+def test_two_trainings_never_share_a_cpu_slot_and_the_loser_names_the_holder(
     start: Callable[..., Any], tmp_path: Path
 ) -> None:
-    spec = Lease(str(tmp_path / "cpu-0.lock"), "lane 0")
+    spec = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     first = start("steady", "20", lease=spec, repository="/some/repository")
     first.wait_for("pid")
     second = start("quick", lease=spec)
     end = second.wait()
-    assert end["status"] == "infra" and "lane 0 is leased by" in end["error"]
+    assert end["status"] == "infra" and "CPU slot 0 is leased by" in end["error"]
     for word in (first.launch.experiment_id, "/some/repository", str(first.handle.pid)):
         assert word in end["error"]
     assert not (second.dir / "run.log").exists()
 
 
-def test_a_freed_lane_is_taken_at_once(start: Callable[..., Any], tmp_path: Path) -> None:
-    spec = Lease(str(tmp_path / "cpu-0.lock"), "lane 0")
+def test_a_freed_cpu_slot_is_taken_at_once(start: Callable[..., Any], tmp_path: Path) -> None:
+    spec = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     for _ in range(3):
         run = start("quick", lease=spec)
         assert run.wait()["status"] == "exited"
@@ -166,7 +166,7 @@ def test_another_users_lock_file_in_a_sticky_folder_can_be_leased(tmp_path: Path
     """fs.protected_regular refuses O_CREAT there, even to root."""
     folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
     path = f"{folder.path}/cpu-0.lock"
-    Lease(path, "lane 0").acquire({}).release()
+    Lease(path, "CPU slot 0").acquire({}).release()
     os.chown(path, 65534, 65534)
-    held = Lease(path, "lane 0").acquire({})
+    held = Lease(path, "CPU slot 0").acquire({})
     held.release()

@@ -30,12 +30,12 @@ def stop(run: Any, helpers: Any) -> None:
     helpers.wait_until(lambda: system.is_stopped(run.handle.pid))
 
 
-@pytest.mark.parametrize("seconds", [4.2, ASLEEP_S + 4.0])
+@pytest.mark.parametrize("seconds", [2.7, ASLEEP_S + 0.5])
 def test_a_shim_that_slept_past_the_deadline_is_not_believed(
     start: Callable[..., Any], helpers: Any, seconds: float
 ) -> None:
     """The training ended meanwhile; nobody saw whether that was in time."""
-    run = start("gated", deadline_seconds=4.0)
+    run = start("gated", deadline_seconds=2.5)
     run.wait_for("pid")
     stop(run, helpers)
     run.go()
