@@ -11,7 +11,6 @@ import os
 import stat
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,25 +67,21 @@ def collect(repository: Repository, layout: Layout, experiment_id: str) -> Resul
         began = finite(local.get("started_at")) or 0.0
         killed = processes.end_marked(processes.run_mark(run), began)
         processes.sweep()
-        odd = _take_out(run)
-        result = judge(repository, spec, run, local, killed, odd)
+        anomalies = _move_out_files(run)
+        result = judge(repository, spec, run, local, killed, anomalies)
         if not run.metadata.exists():
             # Its starter was killed early: without a name it could not be decided.
             bundles.write_metadata(run, metadata_of(spec))
         content = to_json(result, indent=2) + "\n"
         write_atomic(run.local, to_json({**local, JUDGED: _hash(content.encode())}), durable=False)
         write_atomic(run.result, content)
-        if result.status == "completed" and spec.hypothesis_id == ids.baseline_id(spec.tag):
-            _keep_cache(repository, run)
+        metadata = load_or_none(Metadata, run.metadata)
+        is_baseline = spec.hypothesis_id == ids.baseline_id(spec.tag)
+        if metadata is not None and is_baseline and result.status == "completed":
+            key = metadata.runtime.platform_key
+            keep_compile_cache(run.home, compile_cache_folder(repository.common_dir, key))
         _clean_up(run, local)
         return result
-
-
-def _keep_cache(repository: Repository, run: RunPaths) -> None:
-    with suppress(FileNotFoundError, RecordError):
-        metadata = load(Metadata, run.metadata)
-        seed = compile_cache_folder(repository.common_dir, metadata.runtime.platform_key)
-        keep_compile_cache(run.home, seed)
 
 
 def finish_collection(layout: Layout, experiment_id: str) -> bool:
@@ -135,41 +130,40 @@ def _clean_up(run: RunPaths, local: Mapping[str, Any]) -> None:
     write_atomic(run.local, to_json(rest), durable=False)
 
 
-def _take_out(run: RunPaths) -> list[str]:
-    """Take weights and clock record from `out/`, and nothing else; return what is odd about them.
+def _move_out_files(run: RunPaths) -> list[str]:
+    """Move weights and clock record from `out/` to the bundle; return what makes the run invalid.
 
     A link could stand for a file that is none of the run's.
     """
-    odd = [f"{name} in its out/, as if that were its record" for name in (run.result.name,
-           run.exit.name) if os.path.lexists(run.out / name)]  # fmt: skip
-    for there, here in ((run.weights_in_out, run.weights), (run.clock_in_out, run.clock)):
-        try:
-            status = os.lstat(there)
-        except OSError:
-            if here.is_symlink():
-                here.unlink()
-            continue
-        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-            os.replace(there, here)
-        else:
-            odd.append(f"{there.name} in its out/, which is no file of its own")
-            if here.is_symlink():
-                here.unlink()
+    anomalies = [
+        f"{name} in its out/, as if that were its record"
+        for name in (run.result.name, run.exit.name)
+        if os.path.lexists(run.out / name)
+    ]
+    for source, target in ((run.weights_in_out, run.weights), (run.clock_in_out, run.clock)):
+        if os.path.lexists(source):
+            status = os.lstat(source)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                os.replace(source, target)
+            else:
+                anomalies.append(f"{source.name} in its out/, which is no file of its own")
+        if target.is_symlink():
+            target.unlink()
     if run.out.is_dir() and not any(run.out.iterdir()):
         run.out.rmdir()
-    return odd
+    return anomalies
 
 
 def _forged(run: RunPaths, document: Mapping[str, Any] | None) -> list[str]:
     """Return parts of the record that neither the starter nor the shim wrote."""
-    found = ["result.json of its record, which it made"] if run.result.exists() else []
+    forged = ["result.json of its record, which it made"] if run.result.exists() else []
     if document is not None:
-        found += [str(one) for one in document.get("tampered") or ()]
+        forged += map(str, document.get("tampered") or ())
         seal = str(read_object(run.launch).get("seal") or "")  # none by earlier versions
         ours = document.get("status") == "infra"  # also written in place of a shim that hung
         if seal and not ours and shim.sealed(str(document.get("seal"))) != seal:
-            found.append("exit.json of its record")
-    return found
+            forged.append("exit.json of its record")
+    return forged
 
 
 def judge(
@@ -178,20 +172,20 @@ def judge(
     run: RunPaths,
     local: Mapping[str, Any],
     killed: list[int],
-    odd: list[str],
+    anomalies: list[str],
 ) -> Result:
     """Return the result of an ended run. Reads its folder and its checkout, and changes nothing.
 
     Args:
-        odd: what was found in `out/` that makes the run invalid.
+        anomalies: found in `out/`; any makes the run invalid.
     """
     document = _exit_document(run)
     record = ExitRecord.model_validate(document) if document else None
-    checkout, gone, touched = _looked_at(repository, spec, local)
-    touched = [*_forged(run, document), *odd, *touched]
+    checkout, missing, touched = _inspect_checkout(repository, spec, local)
+    touched = [*_forged(run, document), *anomalies, *touched]
     score = _score(spec, run, record, checkout)
     tail = log_tail(run)
-    failure = gone or _failure(document, tail, score, touched, spec)
+    failure = missing or _failure(document, tail, score, touched, spec)
     evidence = {
         **{name: document[name] for name in EVIDENCE_OF_RUN if document and name in document},
         "scorer": dict(score.evidence),
@@ -255,10 +249,10 @@ def _local(run: RunPaths) -> dict[str, Any]:
         raise
 
 
-def _looked_at(
+def _inspect_checkout(
     repository: Repository, spec: RunSpec, local: Mapping[str, Any]
 ) -> tuple[Path | None, Failure | None, list[str]]:
-    """Return the checkout of a run, or why it is gone; and what was changed in it."""
+    """Return the checkout of a run, or why it is missing; and what was changed in it."""
     if "before" not in local:
         return None, None, ["local.json of its record"]
     checkout = Path(str(local["checkout"]))

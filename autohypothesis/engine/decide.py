@@ -7,16 +7,22 @@ any two of these is mended by the next settle, which finishes the last decision'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from autohypothesis.engine import contention
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.evidence import Case, as_it_counts, as_recorded, finished, gather
+from autohypothesis.engine.evidence import (
+    Case,
+    gather,
+    read_case,
+    with_contention,
+    with_decided_values,
+)
 from autohypothesis.engine.experiment import Experiment
-from autohypothesis.engine.policy import Evidence, Unconfirmed, Verdict, verdict_of
+from autohypothesis.engine.policy import Evidence, Missing, Verdict, verdict_of
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.task import Constraint
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, SettleError, describe
@@ -87,12 +93,9 @@ class Settlement:
 
     def decisions_or_raise(self) -> list[Decision]:
         """Return the decisions; raise the error of the first experiment that has none."""
-        for one in self.undecided:
-            raise one.error
+        for undecided in self.undecided:
+            raise undecided.error
         return self.decisions
-
-
-# ── settle ──────────────────────────────────────────────────────────────────────────────────
 
 
 def settle(
@@ -100,7 +103,7 @@ def settle(
     experiment_ids: Iterable[str] | None = None,
     *,
     decided_by: str,
-    may: Callable[[str], None] = lambda experiment_id: None,
+    check: Callable[[str], None] = lambda experiment_id: None,
     limits: Mapping[str, Constraint] | None = None,
     order: Callable[[list[str]], list[str]] = lambda waiting: waiting,
 ) -> Settlement:
@@ -110,7 +113,7 @@ def settle(
         experiment_ids: those to decide, in this order, and before a win the ended runs that
             confirm it; None: all that wait, in the order in which they were recorded. What is
             decided already is left out.
-        may: raises for an experiment that is not to be decided.
+        check: raises for an experiment that is not to be decided now.
         limits: upper limits on metrics beside those of the task.
         order: sorts what waits.
 
@@ -119,7 +122,7 @@ def settle(
         FleetError: a move that a killed settle left unfinished is in the way of a checkout.
     """
     with locks.hold(project.layout, "settle", doing="deciding experiments"):
-        settling = _Settling(project, repair(project), decided_by, may, limits or {})
+        settling = _Settling(project, repair(project), decided_by, check, limits or {})
         if experiment_ids is None:
             waiting, damaged = _waiting(project, settling.past)
             settling.decide(order([name for name, _ in waiting]))
@@ -186,8 +189,6 @@ def repair(project: Project) -> DecisionHistory:
 
 
 class _ByHand(NamedTuple):
-    """A person's decision, and the reason given for it."""
-
     status: StatusByHand
     reason: str
 
@@ -199,7 +200,7 @@ class _Settling:
     project: Project
     past: DecisionHistory
     decided_by: str
-    may: Callable[[str], None] = lambda experiment_id: None
+    check: Callable[[str], None] = lambda experiment_id: None
     limits: Mapping[str, Constraint] = field(default_factory=dict)
     settlement: Settlement = field(default_factory=Settlement)
 
@@ -220,7 +221,7 @@ class _Settling:
     def _decide_each(self, names: Iterable[str]) -> None:
         for name in names:
             try:
-                self.may(name)
+                self.check(name)
                 outcome = self.decide_one(name)
             except AutohypothesisError as error:
                 self.settlement.refused.append(Refused(name, error))
@@ -236,13 +237,10 @@ class _Settling:
                 self.settlement.decisions.append(outcome)
 
     def _ended_replicates(self) -> list[str]:
-        """The undecided experiments that are runs which a win needs."""
-        needed = {
-            (run.commit, run.experiment.seed)
-            for one in self.settlement.needs_runs
-            for run in one.runs
-        }
-        known = {one.experiment_id for one in self.settlement.refused}
+        """Return the undecided experiments that are runs which a win needs."""
+        wins = self.settlement.needs_runs
+        needed = {(run.commit, run.experiment.seed) for win in wins for run in win.runs}
+        known = {refusal.experiment_id for refusal in self.settlement.refused}
         return [
             name
             for name, metadata in _waiting(self.project, self.past)[0]
@@ -254,26 +252,26 @@ class _Settling:
     def decide_one(
         self, experiment_id: str, by_hand: _ByHand | None = None
     ) -> Decision | NeedsRuns | None:
-        """Decide, record and carry out; None when the experiment is decided so already."""
+        """Decide, record and carry out; return None when it is decided so already."""
         project, past = self.project, self.past
-        case = finished(project, experiment_id)
+        case = read_case(project, experiment_id)
         before = past.of(experiment_id)
         if before is not None and (by_hand is None or before.decision_status == by_hand.status):
             _stamp(project, before)
             return None
-        case = as_recorded(case, before)
+        case = with_decided_values(case, before)
         reference = past.reference or project.reference()
         others = past.without(experiment_id)
         if by_hand is None:
-            case = as_it_counts(others, case)
+            case = with_contention(others, case)
         evidence = gather(others, case, reference, self.limits)
-        verdict = (
-            _verdict(others, case, evidence)
-            if by_hand is None
-            else _verdict_by_hand(experiment_id, evidence, by_hand)
-        )
-        if isinstance(verdict, NeedsRuns):
-            return verdict
+        if by_hand is None:
+            verdict = verdict_of(evidence)
+        else:
+            verdict = _verdict_by_hand(experiment_id, evidence, by_hand)
+        if not isinstance(verdict, Verdict):
+            runs = tuple(_missing_runs(others, case, verdict.missing))
+            return NeedsRuns(experiment_id, runs, verdict.wanted, verdict.words)
         after = _reference_after(past, before, case, verdict, reference)
         if after != reference:
             refuse_checked_out(project.repository, project.active())
@@ -320,30 +318,20 @@ def _waiting(
             continue
         if metadata.run.tag == project.tag:
             waiting.append((experiment_id, metadata))
-    return sorted(waiting, key=lambda one: (one[1].recorded_at, one[0])), refused
+    return sorted(waiting, key=lambda pair: (pair[1].recorded_at, pair[0])), refused
 
 
-# ── one decision ────────────────────────────────────────────────────────────────────────────
-
-
-def _verdict(others: DecisionHistory, case: Case, evidence: Evidence) -> Verdict | NeedsRuns:
-    """The policy's verdict; of a win that needs runs, which ones."""
-    verdict = verdict_of(evidence)
-    if isinstance(verdict, Verdict):
-        return verdict
-    runs = tuple(_missing_runs(others, case, verdict))
-    return NeedsRuns(case.experiment_id, runs, verdict.wanted, verdict.words)
-
-
-def _missing_runs(others: DecisionHistory, case: Case, win: Unconfirmed) -> Iterable[MissingRun]:
+def _missing_runs(
+    others: DecisionHistory, case: Case, missing: Iterable[Missing]
+) -> Iterator[MissingRun]:
     name, key = case.experiment_id, case.metadata.runtime.platform_key
-    for side, seed in win.missing:
+    for side, seed in missing:
         of_change = side == "change"
         commit = case.result.commit if of_change else case.base
-        what = name if of_change else f"the base of {name}"
+        subject = name if of_change else f"the base of {name}"
         experiment = Experiment(
             Change(),
-            title=f"{what} again, at seed {seed}",
+            title=f"{subject} again, at seed {seed}",
             rationale=f"{name} is kept when it is better at further seeds as well",
             # An earlier try that was lost is continued: how often it may be is counted by it.
             hypothesis_id=others.lost_at(commit, seed) or "",
@@ -353,9 +341,9 @@ def _missing_runs(others: DecisionHistory, case: Case, win: Unconfirmed) -> Iter
         yield MissingRun(experiment, commit, key)
 
 
-def _verdict_by_hand(experiment_id: str, evidence: Evidence, said: _ByHand) -> Verdict:
-    """A person's verdict. A keep needs a metric, and the reference as base."""
-    keeps = said.status == "keep"
+def _verdict_by_hand(experiment_id: str, evidence: Evidence, by_hand: _ByHand) -> Verdict:
+    """Return a person's verdict. A keep needs a metric, and the reference as base."""
+    keeps = by_hand.status == "keep"
     if keeps and evidence.value is None:
         raise SettleError(
             f"{experiment_id} has no {evidence.metric}, so it cannot be kept",
@@ -368,14 +356,14 @@ def _verdict_by_hand(experiment_id: str, evidence: Evidence, said: _ByHand) -> V
         )
     confirmation: Confirmation = "provisional" if keeps else "none"
     return Verdict(
-        said.status, "by_hand", said.reason, evidence.improvement, confirmation=confirmation
+        by_hand.status, "by_hand", by_hand.reason, evidence.improvement, confirmation=confirmation
     )
 
 
 def _reference_after(
     past: DecisionHistory, before: Decision | None, case: Case, verdict: Verdict, reference: str
 ) -> str:
-    """Where a decision leads: to a change that is kept, back from a keep that is overruled."""
+    """Return the reference after a decision: a kept change, or what an overruled keep left."""
     if verdict.decision_status == "keep":
         # A run of a commit as it stands says what that is worth, and moves nothing.
         return reference if case.result.parent_commit is None else case.result.commit
@@ -385,7 +373,7 @@ def _reference_after(
 
 
 def _record(others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evidence) -> Decision:
-    """The record, but for its place among the others and what becomes of the reference."""
+    """Return the record without its id, its tag, and what becomes of the reference."""
     result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
     best = others.best_value(key, evidence.direction)
     speed = contention.slot_speed(case.metadata, result)

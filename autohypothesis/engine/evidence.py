@@ -45,7 +45,7 @@ class Case:
         return self.result.parent_commit or self.result.commit
 
 
-def finished(project: Project, experiment_id: str) -> Case:
+def read_case(project: Project, experiment_id: str) -> Case:
     """Read the experiment to decide.
 
     Raises:
@@ -82,14 +82,14 @@ def finished(project: Project, experiment_id: str) -> Case:
     return Case(experiment_id, result, metadata, task, submitted=submitted)
 
 
-def as_it_counts(past: DecisionHistory, case: Case) -> Case:
-    """`case` after what its lane says about it: voided, flagged, or as it is."""
+def with_contention(past: DecisionHistory, case: Case) -> Case:
+    """Return the case as its cpu slot lets it count: contaminated, flagged, or as it is."""
     result, flag = contention.judged(past, case.metadata, case.result)
     return replace(case, result=result, flag=flag)
 
 
-def as_recorded(case: Case, before: Decision | None) -> Case:
-    """`case` with what was decided about it before, whatever its bundle says by now.
+def with_decided_values(case: Case, before: Decision | None) -> Case:
+    """Return the case with the values that were decided before, whatever its bundle says by now.
 
     Raises:
         SettleError: its result.json is the copy of a decision that was never recorded.
@@ -158,7 +158,7 @@ def gather(
         other_seeds=bool(past.runs_of(base, key) or past.runs_of(reference, key)),
         last_improvement=past.anchor(key, seed),
         keep=task.policy.keep,
-        comes_back=_comes_back(past, metadata.run.hypothesis_id, result),
+        may_retry=_may_retry(past, metadata.run.hypothesis_id, result),
         flag=case.flag,
         replicates=wanted,
         pairs=tuple(_pairs(past, case, wanted)),
@@ -194,8 +194,7 @@ def _pair(seed: int, of_change: Decision | None, base_value: float | None) -> Pa
     return Pair(seed, value, base_value)
 
 
-def _comes_back(past: DecisionHistory, hypothesis_id: str, result: Result) -> bool:
-    """Whether a failure that says nothing about the change may be tried again."""
+def _may_retry(past: DecisionHistory, hypothesis_id: str, result: Result) -> bool:
     if result.failure_kind == "contended":
         return len(past.with_reason(hypothesis_id, "contended")) < contention.MOST_CONTAMINATED
     if result.failure_kind == "infra" and not is_interruption(result.failure_detail):
@@ -207,14 +206,14 @@ def _comes_back(past: DecisionHistory, hypothesis_id: str, result: Result) -> bo
 def _stricter(
     own: Mapping[str, Constraint], more: Mapping[str, Constraint]
 ) -> dict[str, Constraint]:
-    def least(*limits: float | None) -> float | None:
-        return min((limit for limit in limits if limit is not None), default=None)
+    def least(*values: float | None) -> float | None:
+        return min((value for value in values if value is not None), default=None)
 
     merged = dict(own)
     for name, limit in more.items():
-        there = merged.get(name)
-        hard = least(there.hard if there else None, limit.hard)
-        soft = least(there.soft if there else None, limit.soft, hard)
+        known = [limit, *filter(None, [own.get(name)])]
+        hard = least(*(constraint.hard for constraint in known))
+        soft = least(*(constraint.soft for constraint in known), hard)
         merged[name] = Constraint(soft=soft, hard=hard)
     return merged
 

@@ -54,8 +54,6 @@ class Pair:
 
 
 class Missing(NamedTuple):
-    """A run that a pair lacks."""
-
     side: Literal["change", "base"]
     seed: int
 
@@ -75,7 +73,7 @@ class Evidence:
         other_seeds: whether the reference has a value on this platform, at whatever seed.
         last_improvement: the value of the last keep that was not a simplification, which a chain
             of simplifications is measured against; None: the reference is that keep.
-        comes_back: whether a failure that says nothing about the change may be tried again.
+        may_retry: whether a failure that says nothing about the change sends it back to the queue.
         flag: a remark about the value, for the record.
         replicates: further pairs that a better score needs before it is kept.
         pairs: the further pairs, complete or not; the first one, `value` against
@@ -100,7 +98,7 @@ class Evidence:
     other_seeds: bool = False
     last_improvement: float | None = None
     keep: Literal["improve", "simpler"] = "simpler"
-    comes_back: bool = True
+    may_retry: bool = True
     flag: str = ""
     replicates: int = 0
     pairs: tuple[Pair, ...] = ()
@@ -132,7 +130,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Unconfirmed:
+class NeedsConfirmation:
     """A win on one seed, which is no decision before it was run again.
 
     Attributes:
@@ -146,7 +144,7 @@ class Unconfirmed:
     wanted: int
 
 
-def verdict_of(evidence: Evidence) -> Verdict | Unconfirmed:
+def verdict_of(evidence: Evidence) -> Verdict | NeedsConfirmation:
     """Judge one experiment.
 
     Raises:
@@ -187,7 +185,7 @@ def _failed(evidence: Evidence, kind: FailureKind) -> Verdict:
     """A crash; one that says nothing about the change comes back, until it has too often."""
     if kind == "nothing_new":
         return Verdict("discard", kind, evidence.failure_detail)
-    if kind not in _NO_EVIDENCE or evidence.comes_back:
+    if kind not in _NO_EVIDENCE or evidence.may_retry:
         return Verdict("crash", kind, evidence.failure_detail, requeue=kind in _NO_EVIDENCE)
     words = ["lost too often to be tried again", evidence.failure_detail]
     return Verdict("crash", kind, "; ".join(filter(None, words)))
@@ -231,7 +229,7 @@ def _replicate(evidence: Evidence, value: float, notes: list[str]) -> Verdict:
 
 def _compared(
     evidence: Evidence, value: float, improvement: float, notes: list[str]
-) -> Verdict | Unconfirmed:
+) -> Verdict | NeedsConfirmation:
     words = f"{evidence.metric} {value:.6g} against {evidence.reference_value:.6g}"
 
     def discard(reason: str, *first: str, requeue: bool = False) -> Verdict:
@@ -263,7 +261,7 @@ def _compared(
 
 def _confirmed(
     evidence: Evidence, first: float, words: str, notes: list[str]
-) -> Verdict | Unconfirmed:
+) -> Verdict | NeedsConfirmation:
     """A win is kept if it is met again at further seeds, and refuted otherwise.
 
     Args:
@@ -283,7 +281,7 @@ def _confirmed(
             hint="decide it by hand: python orchestrator.py decide ID keep, or discard",
         )
     if missing := _missing(pairs):
-        return Unconfirmed(words, tuple(missing), 2 * evidence.replicates)
+        return NeedsConfirmation(words, tuple(missing), 2 * evidence.replicates)
     further = [
         better_by(pair.value, pair.base_value, evidence.direction)
         for pair in pairs
@@ -291,15 +289,21 @@ def _confirmed(
     ]
     alone, every = fmean(further), [first, *further]
     mean = fmean(every)
-    found = f"{len(every)} pairs: better by {mean:.6g} on average, spread {stdev(every):.2g}; "
-    detail = "; ".join([found + f"by {alone:.6g} without the first", words, *notes])
+    detail = "; ".join(
+        [
+            f"{len(every)} pairs: better by {mean:.6g} on average, spread {stdev(every):.2g}",
+            f"by {alone:.6g} without the first",
+            words,
+            *notes,
+        ]
+    )
     if alone > 0 and alone >= evidence.least:
         return Verdict("keep", "improved", detail, mean, confirmation="confirmed")
     return Verdict("discard", "not_confirmed", detail, mean, confirmation="refuted")
 
 
 def _missing(pairs: Sequence[Pair]) -> list[Missing]:
-    """Pair by pair, the change first: if that fails, its base need not be run."""
+    """Return pair by pair, the change first: if that fails, its base need not be run."""
     missing = []
     for pair in pairs:
         if pair.value is None:

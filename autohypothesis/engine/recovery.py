@@ -34,9 +34,6 @@ KILLED_S = 5.0
 """How long a killed shim may take to be gone."""
 
 
-# ── a shim that is stopped, or hangs ────────────────────────────────────────────────────────
-
-
 class _LivingShim(NamedTuple):
     """A shim that lives on this machine; `limit_s` after its begin it is ended."""
 
@@ -104,9 +101,6 @@ def end_overdue(run: RunPaths) -> bool:
     with suppress(AutohypothesisError):  # on a full disk the run is one without a record
         write_json(run.exit, {"experiment_id": run.folder.name, **document})
     return True
-
-
-# ── a run whose starter is gone ─────────────────────────────────────────────────────────────
 
 
 def uncollected(layout: Layout) -> Iterator[str]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, settle
-from autohypothesis.engine.evidence import finished
+from autohypothesis.engine.evidence import read_case
 from autohypothesis.engine.experiment import Outcome
 from autohypothesis.engine.project import Project, is_running, run_ids
 from autohypothesis.engine.runner import ProgressListener
@@ -93,7 +93,7 @@ def make_missing_runs(
         win = wins[0]
         runs = list(_not_under_way(project, win))
         if runs:
-            own = replace(project, task=finished(project, win.experiment_id).task)
+            own = replace(project, task=read_case(project, win.experiment_id).task)
             make(own, win, runs[:at_once])
         elif wait:
             time.sleep(POLL_S)

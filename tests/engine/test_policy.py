@@ -16,8 +16,8 @@ from autohypothesis.engine.policy import (
     Evidence,
     Measured,
     Missing,
+    NeedsConfirmation,
     Pair,
-    Unconfirmed,
     Verdict,
     verdict_of,
 )
@@ -196,7 +196,7 @@ def test_an_unattested_win_is_no_win(changes: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("kind", ["infra", "contended"])
 def test_what_was_lost_too_often_stands_as_a_crash_and_says_so(kind: str) -> None:
-    verdict = judged(at(failure=kind, failure_detail="killed with SIGALRM", comes_back=False))
+    verdict = judged(at(failure=kind, failure_detail="killed with SIGALRM", may_retry=False))
     assert (verdict.decision_status, verdict.reason, verdict.requeue) == ("crash", kind, False)
     assert "too often" in verdict.detail and "SIGALRM" in verdict.detail
 
@@ -271,7 +271,7 @@ def test_a_win_is_no_decision_before_every_pair_is_there(
     found: list[Pair], missing: list[Missing]
 ) -> None:
     unconfirmed = verdict_of(win(*found))
-    assert isinstance(unconfirmed, Unconfirmed)
+    assert isinstance(unconfirmed, NeedsConfirmation)
     assert (list(unconfirmed.missing), unconfirmed.wanted) == (missing, 4)
     assert "1.5 against 1.55" in unconfirmed.words
 

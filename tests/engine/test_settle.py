@@ -290,14 +290,14 @@ def test_a_bundle_that_cannot_be_judged_is_refused_and_stands_in_nobodys_way(
 ) -> None:
     search.ended("h-1", search.change(start, "A = 1\n"), start, 1.4)
     search.ended("h-2", search.change(start, "A = 2\n"), start, 1.3)
-    real = settling.as_it_counts
+    real = settling.with_contention
 
     def poisoned(past: DecisionHistory, case: Case) -> Case:
         if case.metadata.run.experiment_id == "h-1":
             raise AttributeError("'str' object has no attribute 'get'")
         return real(past, case)
 
-    monkeypatch.setattr(settling, "as_it_counts", poisoned)
+    monkeypatch.setattr(settling, "with_contention", poisoned)
     settlement = settle(search.project, decided_by="test")
     assert [one.experiment_id for one in settlement.decisions] == ["h-2"]
     (refused,) = settlement.refused

@@ -102,6 +102,12 @@ def working(project: Project, entry: Entry = ENTRY, executor: object = None) -> 
         running.end()
 
 
+def works_off(project: Project, jobs: Queue, until: Until, *names: str) -> None:
+    """A worker works until these hypotheses are done."""
+    with working(project):
+        until(lambda: is_done(jobs, *names))
+
+
 @pytest.fixture
 def jobs(fleet_project: Project) -> Queue:
     return Queue(fleet_project.layout, "t")
@@ -167,9 +173,8 @@ def nothing_is_left(project: Project) -> None:
 def test_everything_that_is_dispatched_runs_once_and_ends_once(
     fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    names = propose(jobs, 4)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, *names))
+    names = propose(jobs, 2)
+    works_off(fleet_project, jobs, until, *names)
     for hypothesis in jobs.done():
         assert hypothesis.closed == "completed", hypothesis.outcome
         assert runs_of(fleet_project, hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
@@ -210,7 +215,7 @@ def test_what_was_prepared_on_an_older_reference_is_prepared_anew_while_there_is
         kept = project.repository.tree_with(project.reference(), {"train.py": SCRIPT_OF_ANOTHER})
         commit = project.repository.commit_tree(kept, [project.reference()], "kept")
         project.repository.compare_and_swap(reference_ref("t"), commit, project.reference())
-        running.worker._took = 1_000.0  # as long as the runs before took
+        running.worker._last_duration = 1_000.0  # as long as the runs before took
         until(lambda: plan(f"{second}-2").exists())
         assert json.loads(plan(f"{second}-2").read_text())["based_on_commit"] == commit
         assert not plan(f"{second}-1").exists()
@@ -225,8 +230,7 @@ def test_a_refused_change_ends_without_a_run_and_says_why(
         *propose(jobs, patch="--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-no\n+yes\n"),
         *propose(jobs),
     )
-    with working(fleet_project):
-        until(lambda: is_done(jobs, unknown, nothing, good))
+    works_off(fleet_project, jobs, until, unknown, nothing, good)
     closed = {one.hypothesis_id: one for one in jobs.done()}
     assert closed[unknown].closed == closed[nothing].closed == "abandoned"
     assert "NO_SUCH_CONSTANT" in closed[unknown].outcome
@@ -246,8 +250,7 @@ def test_a_patch_cannot_touch_what_a_person_froze(
         base, {"train.py": source.replace("WIDTH = 8", "WIDTH = 9").encode()}
     )
     (name,) = propose(jobs, patch=fleet_project.repository.diff(base, tree))
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
     found = jobs.read(name)
     assert found is not None and found[1].closed == "abandoned" and "WIDTH" in found[1].outcome
     assert not fleet_project.layout.plan(f"{name}-1").exists()
@@ -283,8 +286,7 @@ def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
 
     names = propose(jobs, 2)
     monkeypatch.setattr(presence, "write_json", full)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, *names))
+    works_off(fleet_project, jobs, until, *names)
 
 
 def test_a_result_that_cannot_be_written_now_is_written_later(
@@ -302,8 +304,7 @@ def test_a_result_that_cannot_be_written_now_is_written_later(
     monkeypatch.setattr(LocalExecutor, "collect", full)
     monkeypatch.setattr(worker, "LOOK_S", 0.05)
     first, second = propose(jobs, 2)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, first, second))
+    works_off(fleet_project, jobs, until, first, second)
     assert refused == [f"{first}-1"] * 2
     assert all(
         result_of(fleet_project, f"{name}-1").status == "completed" for name in (first, second)
@@ -421,36 +422,31 @@ def claimed(project: Project, jobs: Queue, **change: object) -> tuple[str, RunSp
     return name, runner.plan(project, request, NAME, resources=Resources(device=LANE))
 
 
-def test_a_claim_without_a_plan_is_run_by_the_successor(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    (name,) = propose(jobs)
-    jobs.claim(NAME)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_project, name) == [f"{name}-1"]
+def ended_run(project: Project, jobs: Queue, until: Until) -> tuple[str, LocalExecutor]:
+    """A claim whose run has ended, and is not collected."""
+    name, spec = claimed(project, jobs)
+    executor = LocalExecutor(project.repository, project.layout)
+    executor.submit(spec)
+    until(lambda: executor.poll(spec.experiment_id) != "running")
+    return name, executor
 
 
-def test_a_plan_without_a_run_is_forgotten_and_its_id_is_not_given_again(
-    fleet_project: Project, jobs: Queue, until: Until
+@pytest.mark.parametrize(("left", "attempt"), [("claim", 1), ("plan", 2), ("folder", 2)])
+def test_a_claim_without_a_run_is_run_by_the_successor_under_an_id_of_its_own(
+    fleet_project: Project, jobs: Queue, until: Until, left: str, attempt: int
 ) -> None:
-    name, _ = claimed(fleet_project, jobs)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_project, name) == [f"{name}-2"]
+    if left == "claim":
+        (name,) = propose(jobs)
+        jobs.claim(NAME)
+    else:
+        name, spec = claimed(fleet_project, jobs)
+        run = fleet_project.layout.run(spec.experiment_id)
+        if left == "folder":
+            run.folder.mkdir(parents=True)
+            run.local.write_text("{}")
+    works_off(fleet_project, jobs, until, name)
+    assert runs_of(fleet_project, name) == [f"{name}-{attempt}"]
     nothing_is_left(fleet_project)
-
-
-def test_a_run_folder_that_was_hardly_begun_is_no_experiment(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    name, spec = claimed(fleet_project, jobs)
-    run = fleet_project.layout.run(spec.experiment_id)
-    run.folder.mkdir(parents=True)
-    run.local.write_text("{}")
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_project, name) == [f"{name}-2"]
 
 
 def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
@@ -461,61 +457,34 @@ def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
     with monkeypatch.context() as patched:
         patched.setattr(shim, "start", lambda *words: None)
         LocalExecutor(fleet_project.repository, fleet_project.layout).submit(spec)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
     assert result_of(fleet_project, f"{name}-1").failure_kind == "infra"
     assert runs_of(fleet_project, name) == [f"{name}-1"]
 
 
-def test_an_ended_run_that_nobody_collected_is_collected_once(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    name, spec = claimed(fleet_project, jobs)
-    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    experiment_id = executor.submit(spec)
-    until(lambda: executor.poll(experiment_id) != "running")
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
-    assert result_of(fleet_project, f"{name}-1").status == "completed"
-    assert runs_of(fleet_project, name) == [f"{name}-1"]
-
-
-def test_a_collected_run_that_was_not_reported_is_only_reported(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    name, spec = claimed(fleet_project, jobs)
-    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    experiment_id = executor.submit(spec)
-    until(lambda: executor.poll(experiment_id) != "running")
-    executor.collect(experiment_id)
-    before = fleet_project.layout.run(spec.experiment_id).result.read_bytes()
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
-    assert fleet_project.layout.run(spec.experiment_id).result.read_bytes() == before
-    assert runs_of(fleet_project, name) == [f"{name}-1"]
-
-
-@pytest.mark.parametrize("how", ["copied", "restored"])
-def test_a_recorded_run_is_not_run_again_after_its_claim_was_copied(
+@pytest.mark.parametrize("how", ["ended", "collected", "copied", "restored"])
+def test_a_run_that_has_ended_is_collected_once_and_not_run_again(
     fleet_project: Project, jobs: Queue, until: Until, how: str
 ) -> None:
-    """A copy, or what a snapshot brings back, has none of the times that the claim had."""
+    """A copied claim, or what a snapshot brings back, has none of the times that it had."""
     project = fleet_project
-    name, spec = claimed(project, jobs)
-    executor = LocalExecutor(project.repository, project.layout)
-    experiment_id = executor.submit(spec)
-    until(lambda: executor.poll(experiment_id) != "running")
-    executor.collect(experiment_id)
+    name, executor = ended_run(project, jobs, until)
+    result = project.layout.run(f"{name}-1").result
+    before = b""
+    if how != "ended":
+        executor.collect(f"{name}-1")
+        before = result.read_bytes()
     if how == "copied":
         claim = project.layout.hypothesis(name, "running", NAME)
         claim.write_bytes(claim.read_bytes())
-    else:
+    elif how == "restored":
         assert snapshot(project.repository, project.layout, "t", everything=True)
         shutil.rmtree(project.layout.research)
         restore(project.repository, project.layout, "t")
         assert jobs.running(NAME)[NAME][0].hypothesis_id == name
-    with working(Project.open(project.layout.root)):
-        until(lambda: is_done(jobs, name))
+    works_off(Project.open(project.layout.root), jobs, until, name)
+    assert before in (b"", result.read_bytes())
+    assert result_of(project, f"{name}-1").status == "completed"
     assert runs_of(project, name) == [f"{name}-1"]
     assert jobs.done()[0].closed == "completed"
 
@@ -523,16 +492,12 @@ def test_a_recorded_run_is_not_run_again_after_its_claim_was_copied(
 def test_the_successor_of_a_worker_that_was_killed_while_it_cleaned_up_does_that(
     fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, spec = claimed(fleet_project, jobs)
-    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    experiment_id = executor.submit(spec)
-    until(lambda: executor.poll(experiment_id) != "running")
+    name, executor = ended_run(fleet_project, jobs, until)
     with monkeypatch.context() as killed:
         killed.setattr(collect, "_clean_up", lambda run, local: None)
-        executor.collect(experiment_id)
+        executor.collect(f"{name}-1")
     assert list(recovery.uncollected(fleet_project.layout)) == [f"{name}-1"]
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
     assert list(recovery.uncollected(fleet_project.layout)) == []
     assert runs_of(fleet_project, name) == [f"{name}-1"]
 
@@ -541,11 +506,8 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
     fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
     """A container was made anew in the middle of a training: nobody can look after it any more."""
-    name, spec = claimed(fleet_project, jobs)
-    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    experiment_id = executor.submit(spec)
-    until(lambda: executor.poll(experiment_id) != "running")
-    run = fleet_project.layout.run(spec.experiment_id)
+    name, executor = ended_run(fleet_project, jobs, until)
+    run = fleet_project.layout.run(f"{name}-1")
     run.exit.unlink()
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
     run.shim.write_text(json.dumps(identity))
@@ -585,13 +547,11 @@ def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(
 ) -> None:
     """It was requeued, claimed again, and the worker was killed before the new plan."""
     (name,) = propose(jobs)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
     jobs.requeue(name)
     jobs.dispatch(name, NAME)
     jobs.claim(NAME)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
     assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
 
 
@@ -603,8 +563,7 @@ def test_a_finish_that_was_cut_off_is_finished(
     assert hypothesis is not None
     closed = hypothesis.model_copy(update={"closed": "abandoned", "outcome": "no good"})
     fleet_project.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
     found = jobs.read(name)
     assert found is not None and (found[1].closed, found[1].outcome) == ("abandoned", "no good")
     assert runs_of(fleet_project, name) == []
@@ -613,13 +572,9 @@ def test_a_finish_that_was_cut_off_is_finished(
 def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(
     fleet_project: Project, jobs: Queue, until: Until
 ) -> None:
-    name, spec = claimed(fleet_project, jobs)
-    executor = LocalExecutor(fleet_project.repository, fleet_project.layout)
-    experiment_id = executor.submit(spec)
-    until(lambda: executor.poll(experiment_id) != "running")
-    fleet_project.layout.run(spec.experiment_id).local.write_bytes(b'{"checkout": "/to')
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    name, _ = ended_run(fleet_project, jobs, until)
+    fleet_project.layout.run(f"{name}-1").local.write_bytes(b'{"checkout": "/to')
+    works_off(fleet_project, jobs, until, name)
     assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
     assert result_of(fleet_project, f"{name}-2").status == "completed"
 
@@ -660,8 +615,7 @@ def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(
     until(lambda: trains(fleet_project, spec.experiment_id))
     jobs.requeue(name)
     (other,) = propose(jobs)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, other))
+    works_off(fleet_project, jobs, until, other)
     assert not is_running(fleet_project, spec.experiment_id)
     assert not fleet_project.layout.run(spec.experiment_id).result.exists()
 
@@ -689,8 +643,7 @@ def test_a_device_that_a_stranger_holds_is_waited_for_by_name(
         assert seen(fleet_project).state == "idle"
         assert len(jobs.dispatched(NAME)[NAME]) == 3, "nothing is burnt"
         assert not fleet_project.layout.plans.exists()
-    with working(fleet_project):
-        until(lambda: is_done(jobs, *names))
+    works_off(fleet_project, jobs, until, *names)
 
 
 def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
@@ -851,7 +804,7 @@ def every_one_ended_once(project: Project, jobs: Queue, names: list[str]) -> Non
 def test_a_worker_killed_at_any_moment_loses_and_doubles_nothing(
     fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until
 ) -> None:
-    kill_again_and_again(fleet_project, jobs, python, until, times=10, seed=1)
+    kill_again_and_again(fleet_project, jobs, python, until, times=6, seed=1)
 
 
 @pytest.mark.slow
@@ -947,8 +900,7 @@ def test_the_word_of_an_observer_that_has_ended_ends_no_search(
     dead.wait()  # type: ignore[attr-defined]
     says(fleet_project, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
     (name,) = propose(jobs)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
+    works_off(fleet_project, jobs, until, name)
 
 
 def test_stop_in_the_steering_reaches_what_is_prepared_already(

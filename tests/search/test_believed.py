@@ -18,21 +18,29 @@ from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import Result
+from tests.conftest import run_git
 
 Try = Callable[..., tuple[str, Result]]
 
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Project, str, Result]:
-    """A run of the training pair as it is, which several tests look at."""
+    """A run of the training pair, which prints a second summary with a number of its own."""
     folder = tmp_path_factory.mktemp("usual")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AUTORESEARCH_CACHE", str(cache))
         patch.setenv("AUTOHYPOTHESIS_LOCKS", str(folder / "locks"))
         patch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
         patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
-        make_repository(folder / "research repository")
-        project = Project.open(folder / "research repository").with_tag("t")
+        root = folder / "research repository"
+        make_repository(root)
+        source = (root / "train.py").read_text()
+        summary = '    print("---")\n'
+        assert source.count(summary) == 1
+        lie = '    print("---\\nval_bpb: 0.1\\n---")\n'
+        (root / "train.py").write_text(source.replace(summary, lie))
+        run_git(root, "commit", "-qam", "prints a number that is too good")
+        project = Project.open(root).with_tag("t")
         finished = run(project, Experiment(Change()))
     return project, finished.experiment_id, finished.result
 
@@ -43,7 +51,6 @@ def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
     project, identity, result = usual
     assert result.status == "completed", result.failure_detail
     assert result.attested
-    assert result.metrics.printed_val_bpb is None  # the training never saw the text
     assert result.evidence["clock"]["verdict"] == "ok"
     folder = project.layout.run(identity)
     config = json.loads(folder.config.read_text())
@@ -62,14 +69,16 @@ def test_a_run_is_scored_officially_and_everything_about_it_is_recorded(
     assert row["gpu_name"] == "CPU"
 
 
-def test_a_printed_number_that_is_too_good_changes_nothing(attempt: Try) -> None:
-    _, result = attempt(old='    print("---")\n', new='    print("---\\nval_bpb: 0.1\\n---")\n')
-    assert result.status == "completed", result.failure_detail
-    assert result.metric_value is not None
-    assert result.metric_value > 1
+def test_a_printed_number_that_is_too_good_changes_nothing(
+    usual: tuple[Project, str, Result],
+) -> None:
+    _, _, result = usual
+    assert result.metric_value is not None and result.metric_value > 1
+    assert result.metrics.printed_val_bpb is None  # the training never saw the text
     assert result.evidence["scorer"]["summaries_seen"] == 2
 
 
+@pytest.mark.slow  # tests/training/test_evaluation.py has it without a training
 def test_a_model_that_looks_ahead_is_invalid(attempt: Try) -> None:
     _, result = attempt(old="is_causal=True", new="is_causal=False")
     assert (result.failure_kind, result.metric_value) == ("invalid", None)
@@ -148,6 +157,7 @@ def seed_and_first_loss(project: Project, identity: str, result: Result) -> tupl
     return recorded, loss
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_training(
     project: Project, attempt: Try, usual: tuple[Project, str, Result]
 ) -> None:

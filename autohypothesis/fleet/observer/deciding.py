@@ -113,7 +113,7 @@ class Decider:
         self._last_try = time.monotonic()
         self._tried_at = self.history.version
         seen = self.history.results()
-        settlement = settle(self.project, decided_by="observer", may=self._may, limits=limits)
+        settlement = settle(self.project, decided_by="observer", check=self._may, limits=limits)
         self.history.seen(seen)
         self.refused = {refused.experiment_id: refused.error for refused in settlement.refused}
         self.needs_runs = settlement.needs_runs

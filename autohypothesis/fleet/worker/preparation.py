@@ -140,7 +140,7 @@ class WorkerQueue:
             self._steps.popleft()
 
 
-SEE = "see program.md and research/steering.md"
+STEERING_HINT = "see program.md and research/steering.md"
 
 
 def make_worktree(project: Project, worker: Worker) -> None:
@@ -156,7 +156,7 @@ def make_worktree(project: Project, worker: Worker) -> None:
             place.ensure(project.reference())
 
 
-def is_of_the_machine(error: Exception | None) -> bool:
+def is_machine_failure(error: Exception | None) -> bool:
     """Return whether a failure says nothing of the hypothesis: a lock, a lease, a full disk."""
     known = (LockError, UnwritableError, LeaseError, OSError)
     return isinstance(error, known) or room_in(str(error)) != ""
@@ -207,7 +207,7 @@ class Preparation:
         refused = isinstance(self.error, (ChangeError, PreflightError))
         return str(self.error) if refused else ""
 
-    def against_steering(self) -> str:
+    def steering_violation(self) -> str:
         """Return what today's steering forbids about the candidate, which the earlier one allowed.
 
         Only after the end. git is asked only if the steering has changed.
@@ -250,7 +250,7 @@ class Preparation:
         self._rules = steering.current_steering(self._project.layout)
         if problem := self._violation(spec, self._rules):
             runner.forget(self._project, spec.experiment_id)
-            raise ChangeError(problem, hint=SEE)
+            raise ChangeError(problem, hint=STEERING_HINT)
         if self._sharing is not None:
             self._sharing.claim(self._project, wanted, spec)
         return spec

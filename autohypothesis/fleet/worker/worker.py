@@ -32,10 +32,10 @@ from autohypothesis.fleet.live.quarantine import device_problem
 from autohypothesis.fleet.live.stop import StopRequest
 from autohypothesis.fleet.queue.claims import Job, examine_claim, outcome_of, unclaimed_runs
 from autohypothesis.fleet.worker.preparation import (
-    SEE,
+    STEERING_HINT,
     Preparation,
     WorkerQueue,
-    is_of_the_machine,
+    is_machine_failure,
     make_worktree,
 )
 from autohypothesis.records import locks
@@ -52,7 +52,7 @@ LOOK_S = 1.0
 PREPARATION_S = 5.0  # for what is being prepared, when a worker leaves
 LOCK_S = 5.0
 """How long a successor waits for its predecessor to be gone."""
-SETTLE_IN_S = 0.3
+SLOT_TIMING_S = 0.3
 """A training that has just begun is left alone for so long: its slot is being timed."""
 HELD_S = 60.0
 """After so long behind a device that a stranger holds, its hypotheses go to other workers."""
@@ -97,7 +97,7 @@ class FleetWorker:
         self._device = worker.device or worker.worker_id
         self._inherited: deque[Job] = deque()
         """Runs that a predecessor left, still to be followed or collected."""
-        self._began = self._took = 0.0
+        self._started_at = self._last_duration = 0.0
         self._look_at = self._fresh_at = self._begin_at = self._claim_at = self._collect_at = 0.0
         self._blocked = False
         self._held_since: float | None = None
@@ -178,8 +178,8 @@ class FleetWorker:
     def _take_over(self) -> None:
         self.current = self._inherited.popleft() if self._inherited else None
         if self.current is not None:
-            self._began = time.monotonic()
-            self._shows(self.current, "taken over")
+            self._started_at = time.monotonic()
+            self._report_running(self.current, "taken over")
             if not self.current.hypothesis_id:
                 self._cancel(self.current)
 
@@ -214,7 +214,7 @@ class FleetWorker:
         if prepared.refusal:
             self.claims.finish(name, "abandoned", prepared.refusal)
             return
-        self._tries[name] += not is_of_the_machine(prepared.error)
+        self._tries[name] += not is_machine_failure(prepared.error)
         if self._tries[name] >= TRIES:
             why = f"it cannot be prepared, and was tried {TRIES} times: {prepared.error!r}"
             self.claims.finish(name, "abandoned", why)
@@ -228,7 +228,7 @@ class FleetWorker:
         moment, spec = time.monotonic(), prepared.spec
         if self.current is None or spec is None or spec.parent_commit is None:
             return
-        left = self._took - (moment - self._began)
+        left = self._last_duration - (moment - self._started_at)
         if moment < self._fresh_at or left < 2 * prepared.seconds + LOOK_S:
             return
         self._fresh_at = moment + FRESH_S
@@ -274,7 +274,7 @@ class FleetWorker:
             return self._blocked
         self._look_at = time.monotonic() + LOOK_S
         reason = quarantine.quarantined(self.project.layout).get(self._device, "")
-        if not reason and (halt := self.stop_signal.against_beginning()):
+        if not reason and (halt := self.stop_signal.reason_not_to_begin()):
             self._return_prepared()
             if self.current is None:
                 self._say("idle", halt)
@@ -343,20 +343,20 @@ class FleetWorker:
             return False
         self.next, self.current = None, job
         self._failures, self._held_since = 0, None
-        self._began = time.monotonic()
-        self._claim_at = self._began + SETTLE_IN_S
-        self._fresh_at = self._began + FRESH_S
-        self._shows(job)
+        self._started_at = time.monotonic()
+        self._claim_at = self._started_at + SLOT_TIMING_S
+        self._fresh_at = self._started_at + FRESH_S
+        self._report_running(job)
         return True
 
     def _may_begin(self, prepared: Preparation) -> bool:
         """Return whether a candidate may still run; else close it or give it back."""
-        if self.stop_signal.against_beginning():
+        if self.stop_signal.reason_not_to_begin():
             self._return_prepared()
             self._look_at = 0.0  # to stand aside before anything is claimed again
             return False
         try:
-            forbidden = prepared.against_steering()
+            forbidden = prepared.steering_violation()
         except RECOVERABLE_ERRORS as error:
             self._return_prepared()
             self._pause(
@@ -366,7 +366,7 @@ class FleetWorker:
         if forbidden:
             self.next = None
             prepared.forget()
-            outcome = f"{forbidden}; {SEE}"
+            outcome = f"{forbidden}; {STEERING_HINT}"
             self.claims.finish(prepared.hypothesis.hypothesis_id, "abandoned", outcome)
         return not forbidden
 
@@ -375,12 +375,12 @@ class FleetWorker:
         if self.project.layout.run(job.experiment_id).run_spec.exists():
             self.next, self.current = None, job
             self._cancel(job)
-            self._shows(job, why)
+            self._report_running(job, why)
         else:
             self._return_prepared()
         self._pause(why)
 
-    def _shows(self, job: Job, notes: str = "") -> None:
+    def _report_running(self, job: Job, notes: str = "") -> None:
         """Report the run that goes on from now on."""
         run, spec = self.project.layout.run(job.experiment_id), job.spec
         self.pulse.runs(
@@ -444,7 +444,7 @@ class FleetWorker:
                     return  # a full disk, say; its worktree is needed until then
                 self._pause(f"{job.experiment_id} is damaged: {describe(error)}")
                 self.claims.give_back(job.hypothesis_id)
-        self._took = time.monotonic() - self._began
+        self._last_duration = time.monotonic() - self._started_at
         self.current = None
         if result is not None and self._speaks_against_device(result):
             self._look_at = 0.0
@@ -508,7 +508,7 @@ class StopSignal:
         self._seen: Signature = ABSENT
         self._observer: RoleStatus | None = None
 
-    def against_beginning(self) -> str:
+    def reason_not_to_begin(self) -> str:
         """Return why nothing may begin now; empty when it may."""
         if steering.current_steering(self._layout).stop:
             return "the steering says stop"
