@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from autohypothesis import system
 from autohypothesis.engine import guard, shim
@@ -27,8 +27,6 @@ from autohypothesis.errors import (
 from autohypothesis.records.files import load_or_none, read_object, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import ID, Layout, RunPaths
-
-RunFate = Literal["running", "ended", "never_begun", "lost"]
 
 KILLED_S = 5.0
 """How long a killed shim may take to be gone."""
@@ -171,33 +169,18 @@ def _may_live(run: RunPaths) -> bool:
         return True  # on another machine
 
 
-def recover(repository: Repository, layout: Layout, experiment_id: str) -> tuple[RunFate, str]:
-    """Collect an experiment if it has ended; return what became of it and, if it is lost, why.
-
-    Raises:
-        RecordError, OSError: it has ended and cannot be collected, on a full disk say.
-    """
-    run = layout.run(experiment_id)
-    if not run.run_spec.exists():
-        return ("ended", "") if run.result.exists() else ("never_begun", "had not begun it")
-    try:
-        if not is_over(run):
-            return "running", ""
-    except LaunchError as error:
-        return "lost", f"left {error}"
-    if not is_readable(run) and not run.result.exists():
-        return "lost", f"left {run.folder} damaged"
-    collect(repository, layout, experiment_id)
-    return "ended", ""
-
-
-def collect_ended(repository: Repository, layout: Layout) -> list[str]:
+def collect_ended(
+    repository: Repository, layout: Layout, experiment_ids: Iterable[str] | None = None
+) -> list[str]:
     """Collect every experiment that ended while no process waited for it; return their ids.
 
     One that cannot be collected (its folder is damaged, or read-only) stays for the fold to name.
+
+    Args:
+        experiment_ids: those to look at; default: all.
     """
     collected = []
-    for experiment_id in uncollected(layout):
+    for experiment_id in uncollected(layout) if experiment_ids is None else experiment_ids:
         with suppress(*RECOVERABLE_ERRORS):
             if is_over(layout.run(experiment_id)):
                 collect(repository, layout, experiment_id)

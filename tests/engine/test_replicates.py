@@ -73,55 +73,34 @@ def test_a_win_moves_nothing_before_it_was_run_again(search: Search, win: str, s
     assert settle(search.project, decided_by="test") == Settlement(needs_runs=wins)
 
 
-def test_pairs_that_have_ended_are_decided_before_the_win_that_waits_for_them(
-    search: Search, win: str, start: str
+@pytest.mark.parametrize("names", [["h-1"], None])
+def test_pairs_that_have_ended_are_decided_before_the_win_and_serve_the_next_change(
+    search: Search, win: str, start: str, names: list[str] | None
 ) -> None:
     pair(search, start, win, 43, 1.42, 1.5)
     pair(search, start, win, 44, 1.41, 1.5)
-    *replicates, decision = settle(search.project, ["h-1"], decided_by="test").decisions
-    assert {one.decision_status for one in replicates} == {"replicate"}
-    assert (decision.decision_status, decision.confirmation) == ("keep", "confirmed")
-    assert decision.improvement == pytest.approx((0.1 + 0.08 + 0.09) / 3)
-    assert "3 pairs" in decision.detail
-    assert search.project.reference() == win
-
-
-def test_one_settle_of_everything_is_enough(search: Search, win: str, start: str) -> None:
-    pair(search, start, win, 43, 1.42, 1.5)
-    pair(search, start, win, 44, 1.41, 1.5)
-    settlement = settle(search.project, decided_by="test")
+    settlement = settle(search.project, names, decided_by="test")
+    *replicates, decision = settlement.decisions
     assert settlement.undecided == []
-    assert settlement.decisions[-1].experiment_id == "h-1"
+    assert {one.decision_status for one in replicates} == {"replicate"}
+    assert (decision.experiment_id, decision.decision_status) == ("h-1", "keep")
+    assert decision.confirmation == "confirmed" and "3 pairs" in decision.detail
+    assert decision.improvement == pytest.approx((0.1 + 0.08 + 0.09) / 3)
     assert search.project.reference() == win
+    search.ended("h-2", search.change(win, "A = 2\n"), win, 1.3)
+    assert missing(search, "h-2") == [("h-2", 43), ("h-2", 44)]
 
 
-def test_a_lucky_seed_is_not_kept(search: Search, win: str, start: str) -> None:
+def test_a_lucky_seed_is_not_kept_and_the_runs_of_its_base_are_not_made_again(
+    search: Search, win: str, start: str
+) -> None:
     pair(search, start, win, 43, 1.51, 1.5)
     pair(search, start, win, 44, 1.49, 1.5)
     decision = search.settled("h-1")
     assert (decision.decision_status, decision.reason) == ("discard", "not_confirmed")
     assert decision.confirmation == "refuted"
     assert search.project.reference() == start
-
-
-def test_a_base_that_was_run_for_another_change_is_not_run_again(
-    search: Search, win: str, start: str
-) -> None:
-    pair(search, start, win, 43, 1.51, 1.5)
-    pair(search, start, win, 44, 1.51, 1.5)
-    search.settled("h-1")
-    other = search.change(start, "B = 1\n")
-    search.ended("h-2", other, start, 1.4)
-    assert missing(search, "h-2") == [("h-2", 43), ("h-2", 44)]
-
-
-def test_the_replicates_of_a_kept_change_are_the_base_of_the_next(
-    search: Search, win: str, start: str
-) -> None:
-    pair(search, start, win, 43, 1.42, 1.5)
-    pair(search, start, win, 44, 1.41, 1.5)
-    search.settled("h-1")
-    search.ended("h-2", search.change(win, "A = 2\n"), win, 1.3)
+    search.ended("h-2", search.change(start, "B = 1\n"), start, 1.4)
     assert missing(search, "h-2") == [("h-2", 43), ("h-2", 44)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autohypothesis.engine import recovery, runner
+from autohypothesis.engine import local_executor, runner
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.failures import CANCELLED, NO_SHIM
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -362,7 +362,7 @@ def test_a_run_that_cannot_be_collected_now_stops_no_other_and_is_tried_again(
         return real(repository, layout, experiment_id)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recovery, "collect", refusing)
+        patched.setattr(local_executor, "collect", refusing)
         for _ in range(3):
             watched.turn()
         assert (state_of(watched, first), state_of(watched, second)) == ("running", "done")

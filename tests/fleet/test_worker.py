@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
+from autohypothesis.engine import collect, devices, gpus, processes, recovery, runner, shim
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, Resources, RunSpec
 from autohypothesis.engine.experiment import Experiment
@@ -33,6 +33,7 @@ from autohypothesis.fleet.worker.preparation import WorkerQueue
 from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
+from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import Heartbeat, Proposal, Result, now
 from autohypothesis.schema import Worker as Entry
 
@@ -162,7 +163,7 @@ def nothing_is_left(project: Project) -> None:
     lease = devices.lease_of(devices.cpu_slots()[0])
     assert lease.holder() is None
     for folder in project.layout.runs.iterdir():
-        assert processes.find_marked(processes.run_mark(str(folder))) == {}
+        assert processes.find_marked(processes.run_mark(RunPaths(folder))) == {}
     plans = {path.stem for path in project.layout.plans.glob("*.json")}
     assert plans == set(os.listdir(project.layout.runs))
 
@@ -512,8 +513,8 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
     run.shim.write_text(json.dumps(identity))
     hypothesis = jobs.running(NAME)[NAME][0]
-    job, stands = examine_claim(fleet_project.layout, executor, hypothesis, NAME)
-    assert stands == "damaged"
+    job, state = examine_claim(fleet_project.layout, executor, hypothesis)
+    assert state == "lost"
     assert "rack-7" in job.problem and f"rm '{run.shim}'" in job.problem
     with working(fleet_project):
         until(lambda: is_done(jobs, name))
@@ -680,7 +681,7 @@ def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
 def test_a_worker_made_for_a_gpu_never_trains_without_it(
     fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "gpus", lambda environ=None: ([], "no NVIDIA driver answers"))
+    monkeypatch.setattr(gpus, "usable_gpus", lambda: ([], "no NVIDIA driver answers"))
     entry = ENTRY.model_copy(update={"device": "GPU-0000", "kind": "cuda"})
     (name,) = propose(jobs)
     with working(fleet_project, entry):

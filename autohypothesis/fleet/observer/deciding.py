@@ -146,7 +146,7 @@ class Decider:
 
     def _collect_unattended_runs(self) -> None:
         """Collect runs that were begun by hand, and whose starter was killed."""
-        layout = self.project.layout
+        layout, unattended = self.project.layout, []
         for name in list(self.history.undecided):
             run = layout.run(name)
             if not run.run_spec.exists() or run.result.exists():
@@ -156,7 +156,8 @@ class Decider:
                 claim = (plan.hypothesis.hypothesis_id, "running", plan.worker_id)
                 # Where a worker holds its hypothesis, that worker collects it.
                 if not plan.worker_id or not layout.hypothesis(*claim).exists():
-                    recovery.recover(self.project.repository, layout, name)
+                    unattended.append(name)
+        recovery.collect_ended(self.project.repository, layout, unattended)
 
 
 # ── runs again ──────────────────────────────────────────────────────────────────────────────

@@ -13,16 +13,17 @@ from typing import Literal
 
 from autohypothesis.engine import recovery, runner
 from autohypothesis.engine.executor import Executor, RunSpec
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.fleet.queue.files import newest_attempt
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.ids import experiment_stem
-from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis, Result
 
-Stands = Literal["never_begun", "running", "ended", "recorded", "damaged"]
+ClaimState = Literal["never_begun", "running", "ended", "recorded", "lost"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +58,41 @@ def experiment_of(layout: Layout, claimed: Hypothesis) -> str | None:
 
 
 def examine_claim(
-    layout: Layout, executor: Executor, hypothesis: Hypothesis, worker: str
-) -> tuple[Job, Stands]:
-    """Return the experiment of a hypothesis that `worker` had claimed, and how it stands.
+    layout: Layout, executor: Executor, hypothesis: Hypothesis
+) -> tuple[Job, ClaimState]:
+    """Return the experiment of a claimed hypothesis, and its state.
 
-    A run on another machine, which cannot be seen from here, counts as damaged: it is left alone,
-    and the job's `problem` says what a person can do about it.
+    A run that is damaged, or on another machine and cannot be seen from here, is `lost`: it is left
+    alone, and the job's `problem` says what a person can do about it.
     """
     name = hypothesis.hypothesis_id
     experiment_id = experiment_of(layout, hypothesis)
     if experiment_id is None:
         return Job(name, ""), "never_begun"
     run = layout.run(experiment_id)
-    job = Job(name, experiment_id, spec_of(run))
+    job = Job(name, experiment_id, load_or_none(RunSpec, run.run_spec))
     if run.result.exists() and not recovery.is_to_be_collected(run):
         return job, "recorded"
     if not run.run_spec.exists():
         return job, "never_begun"
     try:
-        if _is_running(executor, job):
+        if _is_running(executor, experiment_id):
             return job, "running"
     except LaunchError as error:
-        why = f"{worker} runs {name} anew, and leaves {experiment_id} alone: {error}"
-        return replace(job, problem=why), "damaged"
+        return replace(job, problem=f"{experiment_id} is left alone: {error}"), "lost"
     if recovery.is_readable(run):
         return job, "ended"
     # A process that has just collected it has left a result, which is all that is needed.
-    return job, "recorded" if run.result.exists() else "damaged"
+    if run.result.exists():
+        return job, "recorded"
+    return replace(job, problem=f"{experiment_id} is left alone: {run.folder} is damaged"), "lost"
 
 
-def _is_running(executor: Executor, job: Job) -> bool:
-    state = executor.poll(job.experiment_id)
+def _is_running(executor: Executor, experiment_id: str) -> bool:
+    state = executor.poll(experiment_id)
     if state == "absent":
-        executor.cancel(job.experiment_id)  # a shim that was about to begin finds the folder taken
-        state = executor.poll(job.experiment_id)
+        executor.cancel(experiment_id)  # a shim that was about to begin finds the folder taken
+        state = executor.poll(experiment_id)
     return state == "running"
 
 
@@ -101,26 +103,17 @@ def unclaimed_runs(
     for experiment_id in recovery.uncollected(layout):
         if experiment_id in known:
             continue
-        spec = spec_of(layout.run(experiment_id))
+        spec = load_or_none(RunSpec, layout.run(experiment_id).run_spec)
         if spec is not None and spec.worker_id == worker:
-            job = Job("", experiment_id, spec)
             with suppress(LaunchError):  # it is on another machine: nothing of ours uses it
-                if executor.poll(job.experiment_id) == "running":
-                    yield job
+                if executor.poll(experiment_id) == "running":
+                    yield Job("", experiment_id, spec)
 
 
-def outcome_of(layout: Layout, job: Job) -> str:
-    """Return the outcome of the recorded run of `job`, a line; empty where it cannot be read."""
-    result = load_or_none(Result, layout.run(job.experiment_id).result)
+def outcome_of(layout: Layout, experiment_id: str) -> str:
+    """Return the outcome of a recorded run, a line; empty where it cannot be read."""
+    result = load_or_none(Result, layout.run(experiment_id).result)
     return result.outcome if result is not None else ""
-
-
-def spec_of(run: RunPaths) -> RunSpec | None:
-    """Return what was to be run; None where that is absent or damaged."""
-    return load_or_none(RunSpec, run.run_spec)
-
-
-# ── claims of dead workers ──────────────────────────────────────────────────────────────────
 
 
 def end_claim(
@@ -138,19 +131,19 @@ def end_claim(
         One of `RECOVERABLE_ERRORS`: it cannot be done now; nothing is lost.
     """
     name = claimed.hypothesis_id
-    experiment_id = experiment_of(project.layout, claimed)
-    if experiment_id is None:
-        queue.requeue(name)
-        return f"{name} is queued again: {worker} is gone, and had not begun it"
-    fate, why = "ended", ""
-    if experiment_id not in decided:
-        fate, why = recovery.recover(project.repository, project.layout, experiment_id)
-    if fate == "running":
+    executor = LocalExecutor(project.repository, project.layout)
+    job, state = examine_claim(project.layout, executor, claimed)
+    if job.experiment_id in decided:
+        state = "recorded"
+    if state == "running":
         return ""
-    if fate == "ended":
-        queue.finish(name, worker, outcome=outcome_of(project.layout, Job(name, experiment_id)))
+    if state == "ended":
+        executor.collect(job.experiment_id)
+    if state in ("ended", "recorded"):
+        queue.finish(name, worker, outcome=outcome_of(project.layout, job.experiment_id))
         return f"{name} is done: {worker} is gone, and had run it"
-    if fate == "never_begun":
-        runner.forget(project, experiment_id)
+    if state == "never_begun" and job.experiment_id:
+        runner.forget(project, job.experiment_id)
     queue.requeue(name)
-    return f"{name} is queued again: {worker} is gone, and {why}"
+    why = job.problem or f"{worker} had not begun it"
+    return f"{name} is queued again, since {worker} is gone: {why}"

@@ -162,15 +162,14 @@ class FleetWorker:
             if hypothesis.closed is not None:
                 self.claims.finish(name, hypothesis.closed, hypothesis.outcome)
                 continue
-            job, stands = examine_claim(layout, self.executor, hypothesis, self.name)
+            job, state = examine_claim(layout, self.executor, hypothesis)
             known.add(job.experiment_id)
-            if stands in ("running", "ended"):
+            if state in ("running", "ended"):
                 self._inherited.append(job)
-            elif stands == "recorded":
-                self.claims.finish(name, "completed", outcome_of(layout, job))
+            elif state == "recorded":
+                self.claims.finish(name, "completed", outcome_of(layout, job.experiment_id))
             else:
-                begun = stands == "damaged"
-                planned = None if begun else job.experiment_id
+                planned = job.experiment_id if state == "never_begun" else None
                 self.claims.give_back(name, planned, problem=job.problem)
         self._inherited += unclaimed_runs(layout, self.executor, self.name, known)
         self._take_over()
