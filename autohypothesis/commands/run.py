@@ -350,7 +350,7 @@ def _settle(
             raise no_task
 
     if experiment_id is None:
-        return settle(project, decided_by="policy", may=check_task)
+        return settle(project, decided_by="policy", check=check_task)
     check_task(experiment_id)
     if status is None:
         settlement = settle(project, [experiment_id], decided_by="policy")
