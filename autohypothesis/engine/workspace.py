@@ -101,7 +101,10 @@ class Export:
             self.remove()
             self._fill(parts, files)
         copies = included.put(self.path)
-        self._refuse_pointers(parts)
+        absent = git_export.absent_contents(parts, self.path)
+        for path in absent:  # it is a pointer: so the next checkout asks for it again
+            (self.path / path).unlink(missing_ok=True)
+        git_export.refuse_absent(absent, self.repository.root)
         if task.run.git:
             tree = self.repository.tree_of(commit)
             alone = self.repository.commit_tree(tree, [], MESSAGE, at=_EPOCH)
@@ -168,14 +171,6 @@ class Export:
     def _index(self, part: Part) -> Path:
         digest = hashlib.sha256(os.fsencode(part.prefix)).hexdigest()[:16]
         return self._state / (f"index-{digest}" if part.prefix else "index")
-
-    def _refuse_pointers(self, parts: list[Part]) -> None:
-        missing = [
-            path
-            for part in parts
-            for path in git_export.pointers(part, self.path / part.prefix, self._index(part))
-        ]
-        git_export.refuse_pointers(missing, self.repository.root)
 
     def _make_room(self) -> None:
         """Make the folder of all exports, with its barrier; never take a folder of the user's."""

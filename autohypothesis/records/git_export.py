@@ -34,8 +34,9 @@ from autohypothesis.records.git_call import (
 )
 
 SUBMODULE = "160000"
-POINTER = b"version https://git-lfs.github.com/spec/v1\n"
-_POINTER = re.compile(POINTER + rb"(?:ext-.*\n)*oid sha256:([0-9a-f]{64})\n")
+_POINTER = re.compile(
+    rb"version https://git-lfs.github.com/spec/v1\n(?:ext-.*\n)*oid sha256:([0-9a-f]{64})\n"
+)
 MAX_NAMED = 5
 _OWN = "autohypothesis"
 _LFS_FILES = ":(attr:filter=lfs)"
@@ -181,52 +182,36 @@ def exclusive(index: Path) -> Iterator[IO[bytes]]:
         yield user
 
 
-def pointers(part: Part, place: Path, index: Path) -> list[str]:
-    """Take files of git-lfs whose contents are not on this disk out of `place`; return them.
-
-    So the next `fill` asks for them again.
-    """
-    if b"lfs" not in filters_named(part, place):
-        return []
-    listed = _run(part, "ls-files -z --", _LFS_FILES, index=index, place=place)
-    missing = []
-    for path in listed.records:
-        file = place / path
-        with suppress(OSError):
-            with file.open("rb") as opened:
-                is_pointer = not file.is_symlink() and opened.read(len(POINTER)) == POINTER
-            if is_pointer:
-                file.unlink()
-                missing.append(part.prefix + path)
-    return missing
-
-
 def refuse_missing(repository: Repository, commit: str) -> None:
     """See that a checkout of `commit` can be made.
 
     Raises:
         GitError: a submodule, or contents of git-lfs, are not on this disk.
     """
-    absent = [
+    root = repository.root
+    refuse_absent(absent_contents(parts(repository, commit), root), root)
+
+
+def absent_contents(parts: Sequence[Part], checkout: Path) -> list[str]:
+    """Return the files of git-lfs in a `checkout` whose contents are not on this disk."""
+    return [
         part.prefix + path
-        for part in parts(repository, commit)
-        if b"lfs" in filters_named(part, repository.root / part.prefix)
+        for part in parts
+        if b"lfs" in filters_named(part, checkout / part.prefix)
         for path in _absent(part)
     ]
-    refuse_pointers(absent, repository.root)
 
 
-def refuse_pointers(missing: Sequence[str], root: Path) -> None:
-    """Raise the error about files of git-lfs whose contents are `missing`, if any are."""
-    if not missing:
+def refuse_absent(paths: Sequence[str], root: Path) -> None:
+    """Raise the error about files of git-lfs whose contents are absent, if any are."""
+    if not paths:
         return
-    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
+    pull = f"run `git lfs pull` in {root}"
     raise GitError(
-        f"{', '.join(missing[:MAX_NAMED])}{more}: the contents are kept by git-lfs, and are not on"
+        f"{', '.join(paths[:MAX_NAMED])}{more}: the contents are kept by git-lfs, and are not on"
         " this disk",
-        hint=f"run `git lfs pull` in {root}"
-        if shutil.which("git-lfs")
-        else f"install git-lfs, then run `git lfs pull` in {root}",
+        hint=pull if shutil.which("git-lfs") else f"install git-lfs, then {pull}",
     )
 
 
