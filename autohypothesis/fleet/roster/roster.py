@@ -40,10 +40,10 @@ from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
 from autohypothesis.fleet.roster.devices import choose, device_users
-from autohypothesis.fleet.roster.worktrees import Worktrees, marker, worker_branch
+from autohypothesis.fleet.roster.worktrees import Worktrees, left_reference, marker, worker_branch
 from autohypothesis.fleet.sync import sync
 from autohypothesis.fleet.toolbuilder.builder import command_words
-from autohypothesis.records.bundles import decision_documents, read_decisions
+from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import write_json
 from autohypothesis.records.history import best_kept, first_baseline, of_tag
 from autohypothesis.records.layout import checked_id
@@ -229,7 +229,8 @@ class _FleetSetup:
                     hint="leave --from out, or begin another: --tag NAME",
                 )
             return commit
-        if start is None and (left := self._left_at()) is not None:
+        left = left_reference(self.repository, self.layout, self.tag) if start is None else None
+        if left is not None:
             self.notes.append(f"the reference was gone; it is again at {left[:12]}")
             return left
         if self.repository.is_dirty() and start in (None, "HEAD"):
@@ -248,17 +249,6 @@ class _FleetSetup:
             raise UsageError("--from best: nothing is kept yet", hint="leave --from out")
         return self.repository.resolve(str(best["commit"]))
 
-    def _left_at(self) -> str | None:
-        """Return where the decisions left the reference of a tag whose branch was deleted."""
-        try:
-            decisions, _ = decision_documents(self.layout)
-        except RecordError:
-            return None
-        for decision in reversed(decisions):
-            if decision.get("tag") == self.tag and (after := decision.get("reference_after")):
-                return self.repository.read_ref(f"{after}^{{commit}}")
-        return None
-
     def _make_worktrees(self) -> dict[str, str]:
         reference, done = self.project.reference(), {}
         for one in self.chosen:
@@ -275,17 +265,17 @@ class _FleetSetup:
         assert started is not None, "the tag was just begun"
         mine = self.before if self.before and self.before.tag == self.tag else started
         known = {one.worker_id: one for one in mine.workers}
-        command = self.wanted.tool_command
-        proposers = list(self.wanted.proposers or mine.proposers or DEFAULT_PROPOSERS)
+        options = {
+            name: getattr(mine if getattr(self.wanted, name) is None else self.wanted, name)
+            for name in ("mix", "tool_command", "hub")
+        }
         return started.model_copy(
             update={
                 "observer_prompt_path": str(self.layout.observer_prompt),
                 "tool_builder_prompt_path": str(self.layout.tool_builder_prompt),
                 "workers": [self._worker(one, known.get(one.worker_id)) for one in self.chosen],
-                "proposers": proposers,
-                "mix": mine.mix if self.wanted.mix is None else self.wanted.mix,
-                "tool_command": mine.tool_command if command is None else command,
-                "hub": mine.hub if self.wanted.hub is None else self.wanted.hub,
+                "proposers": list(self.wanted.proposers or mine.proposers or DEFAULT_PROPOSERS),
+                **options,
             }
         )
 
@@ -309,14 +299,31 @@ class _FleetSetup:
             return
         stay = {one.worker_id for one in manifest.workers}
         gone = [one.worker_id for one in self.before.workers if one.worker_id not in stay]
-        queue = Queue(self.layout, self.tag)
         for worker in gone:
-            moved = requeue_claims(self.project, queue, worker)
+            moved = self._release_claims(Queue(self.layout, self.tag), worker)
             held = f"; {moved} hypotheses of it wait again" if moved else ""
             self.notes.append(
                 f"{worker} is no worker any more{held}; `python orchestrator.py prune` removes"
                 " its worktree"
             )
+
+    def _release_claims(self, queue: Queue, worker: str) -> int:
+        """Withdraw what waits for `worker`, and close or requeue its claims; return how many.
+
+        What it ran to its end is collected and counts; anything else was never evidence. What
+        still runs under its shim, or cannot be ended now, is left to the observer.
+        """
+        waiting, claimed = queue.dispatched(worker)[worker], queue.running(worker)[worker]
+        for hypothesis in waiting:
+            queue.withdraw(hypothesis.hypothesis_id)
+        moved, decided = len(waiting), set[str]()
+        if claimed:
+            with suppress(RecordError):  # as far as decisions can be read
+                decided = {one.experiment_id for one in read_decisions(self.layout)[0]}
+        for hypothesis in claimed:
+            with suppress(*RECOVERABLE_ERRORS):
+                moved += bool(end_claim(self.project, queue, hypothesis, worker, decided))
+        return moved
 
     def _remark(self, manifest: Manifest) -> None:
         """Note what will keep these workers from training, and what an earlier fleet left."""
@@ -354,25 +361,6 @@ def worker_named(manifest: Manifest, worker_id: str) -> Worker:
             hint="make it: python orchestrator.py init-fleet",
         )
     return found
-
-
-def requeue_claims(project: Project, queue: Queue, worker: str) -> int:
-    """Withdraw what waits for `worker`, and close or requeue its claims; return how many.
-
-    The worker is not at work. What it ran to its end is collected and counts; anything else was
-    never evidence. What still runs under its shim, or cannot be ended now, is left to the observer.
-    """
-    waiting, claimed = queue.dispatched(worker)[worker], queue.running(worker)[worker]
-    for hypothesis in waiting:
-        queue.withdraw(hypothesis.hypothesis_id)
-    moved, decided = len(waiting), set[str]()
-    if claimed:
-        with suppress(RecordError):  # as far as decisions can be read
-            decided = {one.experiment_id for one in read_decisions(project.layout)[0]}
-    for hypothesis in claimed:
-        with suppress(*RECOVERABLE_ERRORS):
-            moved += bool(end_claim(project, queue, hypothesis, worker, decided))
-    return moved
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from autohypothesis.engine.project import Project, reference_branch, refuse_checked_out
 from autohypothesis.engine.workspace import Export, Workspace
-from autohypothesis.errors import FleetError, GitError, UsageError
+from autohypothesis.errors import FleetError, GitError, RecordError, UsageError
 from autohypothesis.fleet.live.presence import read_manifest, users_of
+from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.git import SALVAGE, Entry, Repository, blob_id
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
@@ -191,6 +192,15 @@ class Worktrees:
         aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
         os.rename(path, aside)
         return f"what was there is in {aside}"
+
+
+def left_reference(repository: Repository, layout: Layout, tag: str) -> str | None:
+    """Return where the decisions left the reference of a tag whose branch is gone."""
+    with suppress(RecordError):
+        decisions = (one for one in read_decisions(layout)[0] if one.tag == tag)
+        left = [one.reference_after for one in decisions if one.reference_after]
+        return repository.read_ref(f"{left[-1]}^{{commit}}") if left else None
+    return None
 
 
 def free_name(repository: Repository, stem: str) -> str:

@@ -25,8 +25,9 @@ from pydantic import BaseModel
 from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outbox import REFUSED, SENT
+from autohypothesis.fleet.roster.worktrees import left_reference
 from autohypothesis.records import git_bundle
-from autohypothesis.records.bundles import ABSENT, Signature, read_decisions, signature_of
+from autohypothesis.records.bundles import ABSENT, Signature, signature_of
 from autohypothesis.records.files import (
     JSON_LIMIT,
     load_or_none,
@@ -342,7 +343,9 @@ def restore(repository: Repository, layout: Layout, tag: str) -> Restored:
     with hold(layout, "queue", doing=f"restoring {tag}"):
         files = _put(repository, layout, _not_queued(layout, moving))
     files += _put(repository, layout, rest)
-    _restore_reference(repository, layout, tag)
+    ref, left = reference_ref(tag), left_reference(repository, layout, tag)
+    if left is not None and repository.read_ref(ref) is None:
+        repository.compare_and_swap(ref, left, None)
     return Restored(tag, commit, files, lines)
 
 
@@ -398,13 +401,3 @@ def _join_decisions(repository: Repository, layout: Layout, blob: str | None) ->
         if lost:
             write_atomic(layout.decisions, joined(kept, here))
         return len(lost)
-
-
-def _restore_reference(repository: Repository, layout: Layout, tag: str) -> None:
-    """Make a branch that is missing, at the commit that the last decision left as reference."""
-    if repository.read_ref(reference_ref(tag)) is not None:
-        return
-    decisions, _ = read_decisions(layout)
-    left = [one.reference_after for one in decisions if one.tag == tag and one.reference_after]
-    if left and (commit := repository.read_ref(f"{left[-1]}^{{commit}}")):
-        repository.compare_and_swap(reference_ref(tag), commit, None)
