@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import cache_from_source
@@ -171,7 +172,6 @@ def _policy(granted: SandboxSpec) -> dict[str, Any]:
     alone = granted.kind == "landlock"
     use = [f"/dev/{name}" for name in (*_DEVICES, *(() if alone else _TERMINALS))]
     use += _gpu_nodes() if granted.gpus else []
-    everything = Path("/") in granted.read
     temporary = all_names([granted.temporary] if granted.temporary else []) if alone else {"/tmp"}
     hidden = {*granted.held_out, *(_unseen(granted) if alone else granted.hidden)}
     return {
@@ -182,7 +182,7 @@ def _policy(granted: SandboxSpec) -> dict[str, Any]:
         "close_shared": alone,
         "read": sorted(all_names(granted.read)),
         "hidden": sorted(all_names(hidden)),
-        "listed": ["/"] if everything else [],
+        "listed": ["/"] if Path("/") in granted.read else [],
         "protected": sorted(all_names(granted.protected)),
         "write": sorted(all_names(granted.write)),
         "private": [*sorted(temporary), "/dev/shm"],
@@ -192,7 +192,8 @@ def _policy(granted: SandboxSpec) -> dict[str, Any]:
 
 
 def _proc_is_guarded() -> bool:
-    """Whether nothing below /proc but processes can be written: CUDA names its threads there.
+    """Return whether nothing below /proc but processes can be written: CUDA names its threads
+    there.
 
     Root on a bare machine could set the kernel's parameters; in a container they are read-only.
     """
@@ -205,27 +206,30 @@ def _proc_is_guarded() -> bool:
 
 
 def _bwrap(granted: SandboxSpec) -> list[str]:
-    words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
-    words += ["--cap-drop", "ALL"]
-    words += [] if granted.network else ["--unshare-net"]
     hidden = _real_names(_unseen(granted))
-    mounts = [(to, ["--ro-bind-try", to, to]) for to in _not_yet_seen(granted, hidden)]
+    mounts = [(name, ["--ro-bind-try", name, name]) for name in _not_yet_seen(granted, hidden)]
     empty = ["/"] if Path("/") not in granted.read else []
-    for real in hidden:
-        if os.path.isdir(real):
-            mounts.append((real, ["--tmpfs", real]))
-            empty += [] if real == "/tmp" and granted.temporary is not None else [real]
-        elif os.path.exists(real):
-            mounts.append((real, ["--ro-bind", os.devnull, real]))
-    mounts += [(str(path), _covered(path, granted, n)) for n, path in enumerate(granted.held_out)]
-    for path in granted.write:
-        mounts += [(to, ["--bind", str(path), to]) for to in all_names([path])]
-    for path in (*granted.fixed, *granted.protected):
-        mounts += [(to, ["--ro-bind-try", str(path), to]) for to in all_names([path])]
+    for name in hidden:
+        if os.path.isdir(name):
+            mounts.append((name, ["--tmpfs", name]))
+            empty += [] if name == "/tmp" and granted.temporary is not None else [name]
+        elif os.path.exists(name):
+            mounts.append((name, ["--ro-bind", os.devnull, name]))
+    mounts += [
+        (str(path), _covered(path, granted, number)) for number, path in enumerate(granted.held_out)
+    ]
+    for option, paths in (
+        ("--bind", granted.write),
+        ("--ro-bind-try", (*granted.fixed, *granted.protected)),
+    ):
+        for path in paths:
+            mounts += [(name, [option, str(path), name]) for name in all_names([path])]
     if granted.temporary is not None:
         mounts.append(("/tmp", ["--bind", str(granted.temporary), "/tmp"]))
+    words = ["bwrap", "--die-with-parent", "--unshare-pid", "--unshare-ipc", "--unshare-uts"]
+    words += ["--cap-drop", "ALL", *([] if granted.network else ["--unshare-net"])]
     # The sort is stable: of two mounts at one place the later one, that grants more, is on top.
-    for _, mount in sorted(mounts, key=lambda one: one[0].rstrip("/").count("/")):
+    for _, mount in sorted(mounts, key=lambda mount: mount[0].rstrip("/").count("/")):
         words += mount
     words += ["--dev", "/dev", "--tmpfs", "/dev/shm", "--proc", "/proc"]
     for name in _kernel_settings():
@@ -233,18 +237,19 @@ def _bwrap(granted: SandboxSpec) -> list[str]:
     for node in _gpu_nodes() if granted.gpus else ():
         words += ["--dev-bind-try", node, node]
     # What stands for a hidden folder is memory: nothing is to be filled into it.
-    return words + [word for real in sorted(empty) for word in ("--remount-ro", real)]
+    for name in sorted(empty):
+        words += ["--remount-ro", name]
+    return words
 
 
 def _kernel_settings() -> list[str]:
     """Return the writable settings below /proc: root could change the machine there."""
-    found = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit() or entry.is_symlink():
-            continue
-        if entry.is_dir() or entry.stat().st_mode & 0o222:
-            found.append(entry.path)
-    return sorted(found)
+    return sorted(
+        entry.path
+        for entry in os.scandir("/proc")
+        if not entry.name.isdigit() and not entry.is_symlink()
+        if entry.is_dir() or entry.stat().st_mode & 0o222
+    )
 
 
 def _covered(path: Path, granted: SandboxSpec, number: int) -> list[str]:
@@ -265,9 +270,14 @@ def _covered(path: Path, granted: SandboxSpec, number: int) -> list[str]:
 
 
 def _unseen(granted: SandboxSpec) -> list[Path]:
-    """Return the hidden paths, without those that are granted by name."""
-    private = [one for one in _private_folders(granted.network) if one not in granted.read]
-    return [*granted.hidden, *private]
+    """Return the hidden paths and, where they are not granted by name, the folders of which a
+    program gets its own: /tmp, and /run with the sockets of services."""
+    private = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/run"}
+    if granted.network and os.path.isdir(RESOLVER):
+        run = (*glob.glob("/run/*"), *glob.glob("/run/systemd/*"))
+        private = {*private, *run} - {"/run", "/run/systemd", RESOLVER}
+    there = [Path(name) for name in sorted(private) if os.path.isdir(name) or os.path.isfile(name)]
+    return [*granted.hidden, *(path for path in there if path not in granted.read)]
 
 
 def _not_yet_seen(granted: SandboxSpec, hidden: set[str]) -> list[str]:
@@ -277,22 +287,13 @@ def _not_yet_seen(granted: SandboxSpec, hidden: set[str]) -> list[str]:
     """
     names = all_names(granted.read) - {"/proc"}
     opened = names | all_names(granted.write)
-    found = []
+    unseen = []
     for name in sorted(names):
-        around = (str(parent) for parent in Path(name).parents)
-        nearest = next((one for one in around if one in opened or one in hidden), None)
+        parents = map(str, Path(name).parents)
+        nearest = next((parent for parent in parents if parent in opened | hidden), None)
         if nearest is None or nearest in hidden:
-            found.append(name)
-    return found
-
-
-def _private_folders(network: bool) -> list[Path]:
-    """Folders of which a program gets its own: /tmp, and /run with the sockets of services."""
-    places = {tempfile.gettempdir(), "/tmp", "/var/tmp", "/run"}
-    if network and os.path.isdir(RESOLVER):
-        places = {*places - {"/run"}, *(p for p in glob.glob("/run/*") if p != "/run/systemd")}
-        places |= {p for p in glob.glob("/run/systemd/*") if p != RESOLVER}
-    return [Path(one) for one in sorted(places) if os.path.isdir(one) or os.path.isfile(one)]
+            unseen.append(name)
+    return unseen
 
 
 def _gpu_nodes() -> list[str]:
@@ -300,78 +301,77 @@ def _gpu_nodes() -> list[str]:
 
 
 def all_names(paths: Iterable[Path]) -> set[str]:
-    """Return every path as it is said and as it really is, where links lead there."""
-    said = [os.path.abspath(path) for path in paths]
-    return {*said, *_real_names(said)}
+    """Return every path as it is given and as it really is, where links lead there."""
+    given = [os.path.abspath(path) for path in paths]
+    return {*given, *_real_names(given)}
 
 
 def _real_names(paths: Iterable[Path | str]) -> set[str]:
-    """The paths without links. What a path lies in is resolved once for all that lie there: there
-    are hundreds of secrets, in few folders, and each program that starts waits for this."""
+    """Return the paths without links. The folder of a path is resolved once for all that lie in
+    it: there are hundreds of secrets, in few folders, and each program that starts waits for this.
+    """
     folders: dict[str, str] = {}
-    found = set()
+    names = set()
     for path in paths:
         folder, name = os.path.split(os.path.abspath(path))
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         real = os.path.join(folders[folder], name)
-        found.add(os.path.realpath(real) if os.path.islink(real) else real)
-    return found
+        names.add(os.path.realpath(real) if os.path.islink(real) else real)
+    return names
 
 
 def system_folders() -> tuple[Path, ...]:
     """Return the folders that any program needs to run at all; they hold no user's data."""
-    named = [*SYSTEM, *(f"/etc/{name}" for name in SETTINGS), RESOLVER]
-    return tuple(Path(one) for one in named if os.path.lexists(one))
+    return existing(map(Path, (*SYSTEM, *(f"/etc/{name}" for name in SETTINGS), RESOLVER)))
+
+
+def existing(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Return those of `paths` that are there."""
+    return tuple(path for path in paths if os.path.lexists(path))
 
 
 def secret_places() -> tuple[Path, ...]:
-    """Where keys, tokens and passwords lie on this machine, as far as their places are known.
+    """Return where keys, tokens and passwords lie on this machine, as far as that is known.
 
     Places where nothing lies yet are among them: a key may be made while a run lasts.
     """
-    homes = {home for home in (os.path.expanduser("~"), *glob.glob("/home/*"), "/root")
-             if os.path.isdir(home)}  # fmt: skip
-    named = [os.path.join(home, name) for home in sorted(homes) for name in SECRETS]
-    named += [*SYSTEM_SECRETS, str(user_config_folder())]
-    named += glob.glob(os.path.expanduser("~/.agenthub_creds*"))  # with the ones before it
+    homes = {os.path.expanduser("~"), *glob.glob("/home/*"), "/root"}
+    names = [
+        os.path.join(home, name)
+        for home in sorted(filter(os.path.isdir, homes))
+        for name in SECRETS
+    ]
+    names += [*SYSTEM_SECRETS, str(user_config_folder())]
+    names += glob.glob(os.path.expanduser("~/.agenthub_creds*"))  # with the ones before it
     if elsewhere := os.environ.get("AGENTHUB_CONFIG"):
-        named.append(os.path.abspath(os.path.expanduser(elsewhere)))
-    return tuple(Path(one) for one in named)
+        names.append(os.path.abspath(os.path.expanduser(elsewhere)))
+    return tuple(map(Path, names))
 
 
 def python_folders(python: Path) -> set[Path]:
-    """The installation that a Python interpreter belongs to, and the one that it is based on."""
-    found: set[Path] = set()
+    """Return the installation of a Python interpreter, and the one that it is based on."""
+    folders: set[Path] = set()
     for file in {python, Path(os.path.realpath(python))}:
         prefix = file.parent.parent
         if glob.glob(f"{glob.escape(str(prefix))}/lib*/python3*"):
-            found.add(prefix)
-        found |= set(_base_of(prefix))
-    return {one for one in found if one != Path("/")}
-
-
-def _base_of(environment: Path) -> Iterator[Path]:
-    """The installation that a virtual environment was made from."""
-    try:
-        lines = (environment / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in lines:
-        name, _, value = line.partition("=")
-        if name.strip() == "home" and os.path.isabs(value.strip()):
-            yield Path(value.strip()).parent
+            folders.add(prefix)
+        with suppress(OSError, UnicodeDecodeError):
+            for line in (prefix / "pyvenv.cfg").read_text(encoding="utf-8").splitlines():
+                name, _, base = line.partition("=")
+                if name.strip() == "home" and os.path.isabs(base.strip()):
+                    folders.add(Path(base.strip()).parent)
+    return folders - {Path("/")}
 
 
 def _programs(program: str) -> set[Path]:
     """Return the files that the program itself needs: its file, its Python, and the launcher's."""
     file = Path(program)
-    launcher = {Path(confine.__file__), Path(cache_from_source(confine.__file__))}
-    found = {Path(sys.prefix), Path(sys.base_prefix), *launcher}
-    found |= {file, Path(os.path.realpath(file))}
+    folders = {Path(confine.__file__), Path(cache_from_source(confine.__file__))}
+    folders |= {Path(sys.prefix), Path(sys.base_prefix), file, Path(os.path.realpath(file))}
     if file.name.startswith(("python", "pypy")):
-        found |= python_folders(file)
-    return {one for one in found if one != Path("/")}
+        folders |= python_folders(file)
+    return folders - {Path("/")}
 
 
 @lru_cache(maxsize=2)
@@ -380,11 +380,11 @@ def best_kind(*, gpus: bool = False) -> Kind:
 
     A kind that `doctor` saw fail is not taken again until it sees it work.
     """
-    lowered = noted_limit()
-    for kind in ("bwrap", "landlock"):
-        if not (lowered and kind == "bwrap") and lowered != "none" and works(kind, gpus=gpus):
-            return kind
-    return "none"
+    best = noted_limit()
+    kinds: tuple[Kind, ...] = ("bwrap", "landlock")
+    if best is not None:
+        kinds = () if best == "none" else (best,)
+    return next((kind for kind in kinds if works(kind, gpus=gpus)), "none")
 
 
 def works(kind: Kind, *, gpus: bool = False) -> bool:
@@ -418,14 +418,12 @@ def _note() -> Path:
 
 
 def noted_limit() -> Kind | None:
-    """The best kind that `doctor` saw work on this machine, where a better one failed; or None."""
+    """Return the best kind that `doctor` saw work here, where a better one failed; or None."""
     try:
         noted = json.loads(_note().read_bytes()[:4096])
-    except (OSError, ValueError):
+        most = noted["most"] if noted["host"] == host_id() else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    if not isinstance(noted, dict) or noted.get("host") != host_id():
-        return None
-    most = noted.get("most")
     return most if most in ("landlock", "none") else None
 
 
@@ -438,8 +436,3 @@ def note_limit(most: Kind | None, reason: str = "") -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.write_text(json.dumps({"host": host_id(), "most": most, "reason": reason}) + "\n")
     best_kind.cache_clear()
-
-
-def existing(paths: Iterable[Path]) -> tuple[Path, ...]:
-    """Return those of `paths` that are there."""
-    return tuple(path for path in paths if os.path.lexists(path))

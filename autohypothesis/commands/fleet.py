@@ -201,7 +201,7 @@ def observer(
     """
     from datetime import timezone
 
-    from autohypothesis.engine.isolation import holds_foreign_code
+    from autohypothesis.engine.isolation import sandbox_kind
     from autohypothesis.fleet.observer.observer import Observer
     from autohypothesis.fleet.observer.scheduling import SearchLimits
     from autohypothesis.fleet.supervisor import process_specs
@@ -214,7 +214,7 @@ def observer(
         manifest = process_specs.require_fleet(project.layout)
         mix = manifest.mix if mix is None else mix
         proposers = configured(proposer or manifest.proposers, mix=mix, root=project.layout.root)
-        allowed = project.task.isolation_level == "none" or holds_foreign_code(project.task)
+        allowed = project.task.isolation_level == "none" or sandbox_kind(project.task) != "none"
         if manifest.hub and allowed:
             proposers.insert(0, OtherFleets(project.layout))
         end = until.replace(tzinfo=timezone.utc) if until is not None else None

@@ -282,12 +282,12 @@ def verify(
 
     Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
     """
-    from autohypothesis.engine.isolation import holds_foreign_code
+    from autohypothesis.engine.isolation import sandbox_kind
     from autohypothesis.hub.client.hub import HubClient
     from autohypothesis.hub.fleet.coordination import verify as queue_runs
 
     own, project = _credentials(repo), open_project(repo)
-    if not trust and not holds_foreign_code(project.task):
+    if not trust and sandbox_kind(project.task) == "none":
         raise UsageError(
             "what others wrote would run here outside of a sandbox, with all your rights",
             hint="see `python orchestrator.py doctor`, and leave `isolation: none` out of the task;"

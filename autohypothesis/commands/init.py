@@ -112,7 +112,7 @@ def _joined(project: Project, url: str) -> tuple[str, list[str]]:
     Raises:
         HubError: it searches something else, or refuses this agent.
     """
-    from autohypothesis.engine.isolation import holds_foreign_code
+    from autohypothesis.engine.isolation import sandbox_kind
     from autohypothesis.engine.project import shared_with
 
     if url == "none":
@@ -137,7 +137,7 @@ def _joined(project: Project, url: str) -> tuple[str, list[str]]:
         tell_task(HubClient.of(own), project)
     except HubUnavailableError as error:
         notes.append(f"{error.problem}; what is found waits in the outbox until it answers")
-    if project.task.isolation_level != "none" and not holds_foreign_code(project.task):
+    if project.task.isolation_level != "none" and sandbox_kind(project.task) == "none":
         notes.append(
             "no sandbox works here, so what others wrote is not tried by itself: it would run with"
             " your rights (`isolation: none` in the task allows it; `doctor` says what is missing)"

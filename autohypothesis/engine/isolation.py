@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,11 +50,6 @@ _OUTSIDE = (
 def sandbox_kind(task: Task, *, gpus: bool = False) -> Kind:
     """Return the sandbox that the programs of `task` run in on this machine."""
     return "none" if task.isolation_level == "none" else sandbox.best_kind(gpus=gpus)
-
-
-def holds_foreign_code(task: Task) -> bool:
-    """Return whether a run of `task` is kept from the user's files, as foreign code must be."""
-    return sandbox_kind(task) != "none"
 
 
 @dataclass(frozen=True)
@@ -179,10 +175,10 @@ class TaskSandbox:
             LaunchError: it would show what no run may see.
         """
         secret = sandbox.all_names(hidden)
-        whole = [Path(os.path.realpath(one)) for one in (self.repository.root, Path.home())]
-        for path in {Path(os.path.realpath(one)) for one in self.data}:
-            inside = secret & {str(path), *map(str, path.parents)}
-            if inside or any(path in (one, *one.parents) for one in whole):
+        kept = [Path(os.path.realpath(folder)) for folder in (self.repository.root, Path.home())]
+        for path in {Path(os.path.realpath(folder)) for folder in self.data}:
+            is_inside = secret & {str(path), *map(str, path.parents)}
+            if is_inside or any(path in (folder, *folder.parents) for folder in kept):
                 raise LaunchError(
                     f"the data is said to lie in {path}, which no run may see",
                     hint="see inputs.locate of the task: it has to name a folder of data alone",
@@ -190,8 +186,8 @@ class TaskSandbox:
         return (*self.data, *self.linked)
 
     def _programs(self) -> tuple[Path, ...]:
-        named = [Path(one) for name in _LIBRARIES for one in os.environ.get(name, "").split(":")
-                 if os.path.isabs(one)]  # fmt: skip
+        words = ":".join(os.environ.get(name, "") for name in _LIBRARIES).split(":")
+        named = [Path(word) for word in words if os.path.isabs(word)]
         python = self.python or sys.executable
         pythons = {
             self.repository.root / ".venv",
@@ -205,20 +201,22 @@ class TaskSandbox:
 
         Never one around this repository, which would show what is hidden of it.
         """
-        found = []
-        for folder in site_folders(python):
-            for file in folder.glob("*.pth"):
-                lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-                found += [Path(line) for line in lines if os.path.isabs(line)]
+        lines = [
+            line
+            for folder in site_folders(python)
+            for file in folder.glob("*.pth")
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        ]
         root = self.repository.root
-        return [one for one in found if one.is_dir() and one != root and one not in root.parents]
+        folders = (Path(line) for line in lines if os.path.isabs(line))
+        return [path for path in folders if path.is_dir() and path not in (root, *root.parents)]
 
 
 def _folder_of(evaluator: Path | None) -> tuple[Path, ...]:
     """Return the folder with the pristine evaluator and all that it imports."""
     if evaluator is None:
         return ()
-    return (next(one for one in evaluator.parents if one.parent.name == PRISTINE),)
+    return (next(folder for folder in evaluator.parents if folder.parent.name == PRISTINE),)
 
 
 def link_home(run: RunPaths) -> None:
@@ -276,18 +274,17 @@ def trials(*, gpus: bool) -> list[SandboxTrial]:
 
     A kind that fails lowers what later runs take, and never a run.
     """
-    found = [_tried(kind, gpus=gpus) for kind in ("bwrap", "landlock")]
-    working = [one.kind for one in found if not one.problem]
-    if not found[0].problem:
+    bwrap, landlock = tried = [_tried(kind, gpus=gpus) for kind in ("bwrap", "landlock")]
+    if not bwrap.problem:
         sandbox.note_limit(None)
-    elif sandbox.works("bwrap", gpus=gpus):  # only the trial shows it: runs have to be told
-        sandbox.note_limit(working[0] if working else "none", found[0].problem)
-    return found
+    elif sandbox.works("bwrap", gpus=gpus):  # only the trial shows it: runs have to know
+        sandbox.note_limit("none" if landlock.problem else "landlock", bwrap.problem)
+    return tried
 
 
 def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
-    if problem := _absent(kind):
-        return SandboxTrial(kind, "", *problem)
+    if absent := _absent(kind):
+        return SandboxTrial(kind, "", *absent)
     with tempfile.TemporaryDirectory(prefix="ah-") as name:
         home, temporary = Path(name, "home"), Path(name, "tmp")
         home.mkdir()
@@ -307,10 +304,9 @@ def _tried(kind: Kind, *, gpus: bool) -> SandboxTrial:
         )
     if ended.exit_code == 0:
         return SandboxTrial(kind, ended.out.strip() or "Python")
-    said = "it did not end in time" if ended.exit_code is None else ended.last_words()
-    return SandboxTrial(
-        kind, "", said, "`isolation: none` in task.yaml runs without; report it, please"
-    )
+    problem = "it did not end in time" if ended.exit_code is None else ended.last_words()
+    fix = "`isolation: none` in task.yaml runs without; report it, please"
+    return SandboxTrial(kind, "", problem, fix)
 
 
 def _absent(kind: Kind) -> tuple[str, str] | None:
@@ -324,14 +320,10 @@ def _absent(kind: Kind) -> tuple[str, str] | None:
     if sandbox.works("bwrap"):
         return None
     for name, bad, value in _SWITCHES:
-        try:
+        with suppress(OSError):
             if Path("/proc/sys", name).read_text().strip() == bad:
-                return (
-                    "this user may not make namespaces",
-                    f"sysctl -w {name.replace('/', '.')}={value}",
-                )
-        except OSError:
-            continue
+                fix = f"sysctl -w {name.replace('/', '.')}={value}"
+                return "this user may not make namespaces", fix
     return "bubblewrap may not make namespaces", "allow them in the settings of the container"
 
 
