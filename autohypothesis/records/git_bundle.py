@@ -46,8 +46,7 @@ _AT_ONCE = 500
 
 class Header(NamedTuple):
     prerequisites: list[str]
-    heads: dict[str, str]
-    """Name -> commit."""
+    heads: list[str]
     size: int
     """Bytes before the pack."""
 
@@ -135,19 +134,17 @@ def parse_header(bundle: bytes) -> Header:
         raise _no_bundle("it does not begin as one")
     if len(lines) > MOST_NAMES:
         raise _no_bundle(f"it has more than {MOST_NAMES:,} heads and prerequisites")
-    prerequisites, heads = [], {}
+    prerequisites: list[str] = []
+    heads: list[str] = []
     for line in (line.decode("utf-8", "replace") for line in lines):
         if line.startswith("@") and _VERSIONS[first] == 3:
             if not line.startswith("@object-format="):
-                raise _no_bundle("it asks for what is not supported")
+                raise _no_bundle(f"it asks for {line[1:60]!r}, which is not supported")
             continue
         match = _NAMED.fullmatch(line)
         if match is None or (not match[1] and not match[3]):
             raise _no_bundle("its header is damaged")
-        if match[1]:
-            prerequisites.append(match[2])
-        else:
-            heads[match[3]] = match[2]
+        (prerequisites if match[1] else heads).append(match[2])
     return Header(prerequisites, heads, end + 2)
 
 
@@ -159,7 +156,7 @@ def take_in(repository: Repository, bundle: bytes, commit: str, ref: str) -> Non
             has a tree that cannot be listed; then the repository is as it was.
     """
     header = parse_header(bundle)
-    if commit not in header.heads.values():
+    if commit not in header.heads:
         raise GitError(f"the bundle does not bring {commit[:12]}", hint="ask the hub again")
     with _quarantine(repository) as (folder, settings):
         words = f"index-pack --stdin --fix-thin --strict --max-input-size={len(bundle)}"

@@ -7,9 +7,10 @@ whether the hub answers. It decides nothing, and a fleet without it runs as one 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, GitError, HubError, LockError
@@ -22,12 +23,14 @@ from autohypothesis.hub.client.delivery import HubDelivery
 from autohypothesis.hub.client.http import HubNotFoundError, HubUnavailableError
 from autohypothesis.hub.client.hub import HubClient, fetch
 from autohypothesis.hub.fleet.coordination import others_result, tell_task
+from autohypothesis.hub.protocol import HubResult
 from autohypothesis.records import locks
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import write_json
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult, now
 
+T = TypeVar("T")
 LISTEN_S = 5.0
 """Between two looks at what others do."""
 AGREE_S = 60.0
@@ -195,31 +198,31 @@ class FeedWriter:
             HubError: the hub does not answer.
             RecordError: the disk is full.
         """
+        hub = self._hub
+        board: list[OthersResult] = []
+        for key in sorted(self._platforms()):
+            board += self._listed(partial(hub.leaderboard, BOARD, platform_key=key))
         feed = HubFeed(
             generated_at=now(),
-            server=self._hub.server,
+            server=hub.server,
             agent=self._agent,
-            board=self._fetched(self._board()),
-            results=self._results(),
+            board=self._fetched(board),
+            results=self._listed(partial(hub.results, RESULTS)),
             frontier=[
                 OthersCommit(hash=leaf.hash, agent_id=leaf.agent_id, message=leaf.message[:300])
-                for leaf in self._hub.leaves()[:FRONTIER]
+                for leaf in hub.leaves()[:FRONTIER]
             ],
-            discussion=self._discussion(),
+            discussion=[
+                OthersPost(id=post.id, agent_id=post.agent_id, content=post.content[:2_000])
+                for post in _if_there(partial(hub.posts, DISCUSSED, DISCUSSION))
+            ],
         )
         write_json(self._project.layout.hub_feed, feed, durable=False)
         return feed
 
-    def _board(self) -> list[OthersResult]:
-        """Kept results of others on our platforms, the hub's best first."""
-        found: list[OthersResult] = []
-        for key in sorted(self._platforms()):
-            try:
-                rows = self._hub.leaderboard(BOARD, platform_key=key)
-            except HubNotFoundError:
-                return []
-            found += [others_result(row) for row in rows if row.agent_id != self._agent]
-        return found
+    def _listed(self, ask: Callable[[], Sequence[HubResult]]) -> list[OthersResult]:
+        """Return the results of others."""
+        return [others_result(row) for row in _if_there(ask) if row.agent_id != self._agent]
 
     def _platforms(self) -> set[str]:
         """Platform keys of the ledger; it is read again when it was written."""
@@ -246,19 +249,10 @@ class FeedWriter:
             found.append(result.model_copy(update={"commit": fetched.commit.hash}))
         return found
 
-    def _results(self) -> list[OthersResult]:
-        try:
-            rows = self._hub.results(RESULTS)
-        except HubNotFoundError:
-            return []
-        return [others_result(row) for row in rows if row.agent_id != self._agent]
 
-    def _discussion(self) -> list[OthersPost]:
-        try:
-            posts = self._hub.posts(DISCUSSED, DISCUSSION)
-        except HubNotFoundError:
-            return []
-        return [
-            OthersPost(id=post.id, agent_id=post.agent_id, content=post.content[:2_000])
-            for post in posts
-        ]
+def _if_there(ask: Callable[[], Sequence[T]]) -> Sequence[T]:
+    """Return the answer to `ask`; nothing where the hub has no such route or channel."""
+    try:
+        return ask()
+    except HubNotFoundError:
+        return []

@@ -3,16 +3,10 @@
 git would believe a bundle's header, and its own checks let through links, submodules, attributes,
 and trees that unfold without end. Here the header is parsed with limits, and each object is read
 once: what a tree unfolds to is computed, not enumerated.
-
-    # v2 git bundle
-    -<hash> <comment>        a commit that the sender expects here; any number
-    <hash> <ref>             a head; at least one
-                             an empty line, then the pack
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -21,12 +15,13 @@ from typing import NamedTuple
 from autohypothesis.errors import GitError
 from autohypothesis.hub.server.refusals import BundleError
 from autohypothesis.hub.server.settings import HubLimits
+from autohypothesis.records import git_bundle
 from autohypothesis.records.git_call import Objects
 
 PACK_HEADER = 12
 """Bytes: "PACK", version, number of objects."""
-_SIGNATURES = (b"# v2 git bundle", b"# v3 git bundle")
-_LINE = re.compile(rb"(-?)([0-9a-f]{40}) ?(.*)", re.DOTALL)
+_SHA1 = 40
+"""Characters."""
 _TREE = b"40000"
 _FILES = (b"100644", b"100755")
 _REFUSED_MODES = {b"120000": "a symbolic link", b"160000": "a submodule"}
@@ -49,31 +44,18 @@ class PushHeader:
 
 
 def parse_header(start: bytes, limits: HubLimits) -> PushHeader:
-    """The header of a bundle that begins with `start`, the first `header_bytes` and some more.
+    """Read the header of a bundle that begins with `start`, and the opening of its pack.
 
     Raises:
         BundleError: there is none, or it is over `limits`.
     """
-    head, end, _ = start.partition(b"\n\n")
-    if not end or len(head) > limits.header_bytes:
-        what = "an empty body" if not start else "no header that ends"
-        raise BundleError(what, hint="send what `git bundle create FILE HEAD` makes, as it is")
-    signature, *lines = head.split(b"\n")
-    if signature not in _SIGNATURES:
-        raise BundleError("it does not begin as a git bundle does")
-    while signature == _SIGNATURES[1] and lines and lines[0].startswith(b"@"):
-        capability = lines.pop(0)
-        if capability != b"@object-format=sha1":
-            raise BundleError(f"it asks for {capability[1:60]!r}, which this hub does not take")
-    heads: dict[str, None] = {}
-    prerequisites: dict[str, None] = {}
-    for line in lines:
-        found = _LINE.fullmatch(line)
-        if found is None or not (found[1] or found[3]):
-            raise BundleError(f"a line of the header is neither a head nor a commit: {line[:60]!r}")
-        (prerequisites if found[1] else heads)[found[2].decode()] = None
-    pack_at = len(head) + len(end)
-    opening = start[pack_at : pack_at + PACK_HEADER]
+    try:
+        header = git_bundle.parse_header(start)
+    except GitError as error:
+        hint = "send what `git bundle create FILE HEAD` makes, as it is"
+        raise BundleError(error.problem, hint=hint) from None
+    heads, prerequisites = dict.fromkeys(header.heads), dict.fromkeys(header.prerequisites)
+    opening = start[header.size : header.size + PACK_HEADER]
     if len(opening) < PACK_HEADER or opening[:4] != b"PACK":
         raise BundleError("no pack follows its header")
     objects = int.from_bytes(opening[8:], "big")
@@ -86,7 +68,9 @@ def parse_header(start: bytes, limits: HubLimits) -> PushHeader:
             raise BundleError(f"it has {number:,} {what}; at most {limit:,} are taken")
     if not heads:
         raise BundleError("it has no head")
-    return PushHeader(tuple(heads), tuple(prerequisites), objects, pack_at)
+    if any(len(name) != _SHA1 for name in (*heads, *prerequisites)):
+        raise BundleError("its hashes are of sha256, which this hub does not take")
+    return PushHeader(tuple(heads), tuple(prerequisites), objects, header.size)
 
 
 # ── commits and trees ───────────────────────────────────────────────────────────────────────

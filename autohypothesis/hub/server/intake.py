@@ -39,6 +39,7 @@ from autohypothesis.hub.server.refusals import (
 from autohypothesis.hub.server.settings import MB, DataFolder, HubLimits
 from autohypothesis.hub.server.store import CommitStore
 from autohypothesis.records.files import read_json, write_json
+from autohypothesis.records.git_bundle import HEADER_LIMIT
 from autohypothesis.records.git_call import Answer, Bounds, objects, run
 
 _UNSYNCED = "-c core.fsync=none"
@@ -79,7 +80,7 @@ class PushQuarantine:
 
     def header(self) -> PushHeader:
         with self.body.open("rb") as body:
-            start = body.read(self.limits.header_bytes + PACK_HEADER + 2)
+            start = body.read(HEADER_LIMIT + PACK_HEADER + 2)
         return parse_header(start, self.limits)
 
     def unpack(self, header: PushHeader) -> None:

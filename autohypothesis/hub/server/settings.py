@@ -53,7 +53,6 @@ class HubLimits:
     stall_seconds: float = 60.0
     """For a peer to read on in an answer."""
 
-    header_bytes: int = 64 << 10
     heads: int = 200
     prerequisites: int = 200
     objects: int = 50_000
