@@ -72,9 +72,6 @@ def conflicts(project: Project) -> list[bytes]:
     return sorted(path.read_bytes() for path in kept)
 
 
-# ── what it says ────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_brief_says_what_a_proposer_needs(fleet_project: Project, queue: Queue) -> None:
     queue.add_baseline()
     kept, open_one = propose(queue, "faster", config_overrides={"RATE": 2}), propose(queue, "slow")
@@ -186,9 +183,6 @@ def test_a_title_with_a_line_break_forges_no_section(fleet_project: Project, que
     page = fleet_project.layout.fleet_brief.read_text().splitlines()
     assert any("Forged" in line for line in page)
     assert not any(line.startswith(("## Forged", "- obey")) for line in page)
-
-
-# ── edits ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

@@ -214,9 +214,6 @@ def test_a_proposer_cannot_change_what_the_observer_knows(fleet_project: Project
     assert watched.index.runs["baseline-t-1"].settings["rate"] == 1.0
 
 
-# ── in a search: nothing is run twice ───────────────────────────────────────────────────────
-
-
 def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
     fleet_project: Project,
 ) -> None:

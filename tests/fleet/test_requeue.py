@@ -214,8 +214,6 @@ def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
     return moved
 
 
-# ── without end ─────────────────────────────────────────────────────────────────────────────
-
 ALARM = "import os, signal\nos.kill(os.getpid(), signal.SIGALRM)\n"
 
 
@@ -271,9 +269,6 @@ def test_a_baseline_that_is_lost_again_and_again_ends_the_search(fleet_project: 
     turns(watched, lambda: watched.status.state == "failed", hand)
     assert len(watched.history.attempts("baseline-t")) == MOST_LOST + 1
     assert "No space left" in watched.status.problems[0]
-
-
-# ── faults ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("fault", ["killed", "full"])

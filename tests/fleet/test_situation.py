@@ -34,9 +34,6 @@ def decision(experiment_id: str, **more: Any) -> Decision:
     )
 
 
-# ── what a proposer sees ────────────────────────────────────────────────────────────────────
-
-
 def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     fleet_project: Project,
 ) -> None:
@@ -119,9 +116,6 @@ def test_another_tags_runs_are_not_told(fleet_project: Project) -> None:
     assert index.runs == {} and not history.has_reference() and not history.undecided
 
 
-# ── the history ───────────────────────────────────────────────────────────────────────────
-
-
 def test_a_live_history_reads_only_what_was_appended(layout: Layout) -> None:
     history = LiveHistory(layout, "t")
     assert not history.refresh() or not history.latest
@@ -179,9 +173,6 @@ def test_only_what_settle_has_not_seen_as_it_is_now_is_fresh(layout: Layout) -> 
     shutil.rmtree(result.parent)
     history.refresh()
     assert history.fresh() == []
-
-
-# ── what is the same ────────────────────────────────────────────────────────────────────────
 
 
 def test_computed_constants_are_known(fleet_project: Project) -> None:

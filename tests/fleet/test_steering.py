@@ -40,9 +40,6 @@ def write(layout: Layout, block: str, *, program: bool = False) -> None:
     path.write_text(page(block), encoding="utf-8")
 
 
-# ── reading ─────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(
     "fence", ["```steering", "```yaml steering", "``` steering", "~~~steering"]
 )
@@ -144,9 +141,6 @@ def test_two_pages_that_contradict_each_other_allow_no_value() -> None:
         assert violation(steering, REFERENCE, {**REFERENCE, "RATE": value})
 
 
-# ── what it means ───────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -213,9 +207,6 @@ def test_knobs_stay_within_the_ranges() -> None:
 def test_a_memory_limit_reaches_the_decision() -> None:
     assert steering_limits(Steering()) == {}
     assert steering_limits(Steering(memory_limit_mb=500))["peak_vram_mb"].hard == 500
-
-
-# ── in a search ─────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_frozen_constant_binds_every_proposer(fleet_project: Project) -> None:

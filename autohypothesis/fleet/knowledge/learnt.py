@@ -72,8 +72,6 @@ class Learnt:
     def _decided(self) -> list[Decision]:
         return [each for each in self.history.latest.values() if not is_lost(each)]
 
-    # ── knowledge_base.json ───────────────────────────────────────────────────────────────
-
     def _knowledge(self) -> KnowledgeBase:
         decided = self._decided
         kept = [each for each in decided if each.decision_status == "keep" and each.base_commit]
@@ -152,8 +150,6 @@ class Learnt:
             "proposers": self._proposers(changes),
         }
 
-    # ── search_model.md ───────────────────────────────────────────────────────────────────
-
     def _page(self) -> str:
         changes = [each for each in self._decided if each.base_commit]
         best = self.history.best_decision()
@@ -201,8 +197,6 @@ class Learnt:
             key=lambda knob: (knob["better"] is None, -(knob["better"] or 0.0), knob["name"])
         )
         return table[:MOST_KNOBS]
-
-    # ── words ─────────────────────────────────────────────────────────────────────────────
 
     def _title(self, decision: Decision) -> str:
         known = self.hypotheses.get(decision.hypothesis_id)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class TableLine:
     line: int
     commit: str
     value: float | None
+    """Of all but a crash."""
     memory_gb: float | None
     status: str
     """keep, discard or crash."""
@@ -63,24 +65,26 @@ class WarmStart:
 
     @property
     def best(self) -> TableLine | None:
-        kept = [line for line in self.tried if line.status == "keep" and line.value is not None]
-        return min(kept, key=lambda line: line.value or 0.0) if kept else None
+        kept = [line for line in self.tried if line.status == "keep"]
+        return min(kept, key=lambda line: line.value or 0.0, default=None)
 
     def findings(self) -> list[Finding]:
         """Return what helped most, what did not, and what failed; bounded."""
-        kept, best = [], None
-        for line in self.tried:
-            if line.status == "keep" and line.value is not None:
-                if best is not None:
-                    kept.append((line.value - best, line))
-                best = line.value if best is None else min(best, line.value)
-        kept.sort(key=lambda pair: pair[0])
+        kept = [line for line in self.tried if line.status == "keep"]
+        values = [line.value or 0.0 for line in kept]
+        changes = [
+            (value - best, line)
+            for value, best, line in zip(
+                values[1:], accumulate(values, min), kept[1:], strict=False
+            )
+        ]
+        changes.sort(key=lambda change: change[0])
         worse = [line for line in self.tried if line.status == "discard"][-DISCARDED:]
         failed = [line for line in self.tried if line.status == "crash"][-CRASHED:]
         return [
             *(
                 self._finding(line, f"changed val_bpb by {delta:+.6f}")
-                for delta, line in kept[:KEPT]
+                for delta, line in changes[:KEPT]
             ),
             *(self._finding(line, "did not help") for line in worse),
             *(self._finding(line, "failed") for line in failed),
@@ -99,14 +103,13 @@ class WarmStart:
 
     def anchors(self) -> list[dict[str, Any]]:
         """Return beginning and best of that search, to see where this one stands beside it."""
-        named = {"first": self.first, "best": self.best}
         return [
             {
                 "role": role, "commit": line.commit, "val_bpb": line.value,
                 "memory_gb": line.memory_gb, "description": line.description,
                 "source": table_text(str(self.path)),
             }
-            for role, line in named.items() if line is not None
+            for role, line in (("first", self.first), ("best", self.best)) if line is not None
         ]  # fmt: skip
 
 

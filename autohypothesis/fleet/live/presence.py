@@ -38,9 +38,6 @@ ENDED_STATES = ("stopped", "finished", "failed")
 _WATCH_HINT = "watch it: python orchestrator.py monitor, or end it: python orchestrator.py down"
 
 
-# ── roles ───────────────────────────────────────────────────────────────────────────────────
-
-
 def own_status(role: str, **fields: Any) -> RoleStatus:
     """Return the status of this process in `role`; fields that are not given are empty."""
     me, moment = Process.own(), now()
@@ -72,9 +69,6 @@ def role_lives(status: RoleStatus | Heartbeat) -> bool:
     if pid is None or pid <= 0 or start is None:
         return False
     return Process(pid, start, status.node_id or system.host_name()).lives()
-
-
-# ── heartbeats ──────────────────────────────────────────────────────────────────────────────
 
 
 def write_heartbeat(layout: Layout, heartbeat: Heartbeat) -> bool:
@@ -202,9 +196,6 @@ class HeartbeatWriter:
         self._due = time.monotonic() + BEAT_S
         self._update(updated_at=now(), busy_seconds=self.busy_seconds)
         write_heartbeat(self._layout, self.beating)
-
-
-# ── which processes are at work ─────────────────────────────────────────────────────────────
 
 
 def read_manifest(layout: Layout) -> Manifest | None:

@@ -12,9 +12,8 @@ import math
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -33,9 +32,6 @@ MEMORY = "peak_vram_mb"
 _OPENING = re.compile(r"(?P<fence>`{3,}|~{3,})[ \t]*(?:ya?ml[ \t]+)?steering[ \t]*")
 
 
-# ── reading one page ────────────────────────────────────────────────────────────────────────
-
-
 def parse(text: str) -> Steering:
     """Return the steering in the first fenced block of a page; an empty one where it has none.
 
@@ -43,7 +39,7 @@ def parse(text: str) -> Steering:
         ValueError: in words that follow the file's name: "line 12: unknown key 'frozn' ...".
     """
     first, block = _block(text.splitlines())
-    data = _yaml(first, block)
+    data = _load_yaml(first, block)
     if data is None:
         return Steering()
     if not isinstance(data, dict):
@@ -76,7 +72,7 @@ def _block(lines: list[str]) -> tuple[int, list[str]]:
     return 1, []
 
 
-def _yaml(first: int, block: list[str]) -> Any:
+def _load_yaml(first: int, block: list[str]) -> Any:
     if not block:  # nearly every page: spare it the import
         return None
     import yaml
@@ -127,38 +123,32 @@ def _check_numbers(
             raise _error(line, f"ranges.{name}: {low:g} to {high:g} holds no value")
 
 
-# ── both pages, turn after turn ─────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class _Page:
+class _Page(NamedTuple):
     """One file as it was last read."""
 
-    signature: tuple[int, ...] = ()
-    good: Steering | None = None
+    signature: tuple[int, ...]
+    good: Steering | None
     """The last that could be read; None before the first."""
     problem: str = ""
 
 
-@dataclass
 class SteeringFiles:
     """The two files of one fleet, each parsed when its inode, time or size changed.
 
     A damaged one leaves the last good steering in force: what was forbidden stays forbidden.
     """
 
-    layout: Layout
-    _pages: dict[Path, _Page] = field(default_factory=dict)
-    _looking: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
-    """A worker looks from two threads, and what one still reads is no steering for the other."""
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._pages: dict[Path, _Page] = {}
+        self._looking = threading.Lock()  # a worker looks from two threads
 
     def combined(self) -> Steering:
         """Return what binds now. Never raises."""
         in_force = Steering()
         with self._looking:
             for path in (self.layout.program, self.layout.steering):
-                page = self._look(path)
-                good = page.good
+                good = self._look(path).good
                 if good is None:  # damaged before this process could read it once
                     good = _last_in_force(self.layout)
                 in_force = merge_steering(in_force, good)
@@ -170,25 +160,25 @@ class SteeringFiles:
             return [page.problem for page in self._pages.values() if page.problem]
 
     def _look(self, path: Path) -> _Page:
-        page = self._pages.setdefault(path, _Page())
-        signature = _signature(path)
-        if page.signature == signature:
-            return page
-        problem = ""
+        before, signature = self._pages.get(path), _signature(path)
+        if before is not None and before.signature == signature:
+            return before
+        good, problem = before.good if before else None, ""
         try:
-            page.good = parse(read_bytes(path, LIMIT).decode("utf-8-sig"))
+            good = parse(read_bytes(path, LIMIT).decode("utf-8-sig"))
         except FileNotFoundError:
-            page.good = Steering()
+            good = Steering()
         except UnicodeDecodeError as error:
             problem = f"is not UTF-8 at byte {error.start}"
         except RecordError as error:
             problem = reason_in(error, path)
         except ValueError as error:
             problem = str(error)
-        short = path.relative_to(self.layout.root)
-        page.problem = problem and f"{short} {problem}; the last good steering stays in force"
-        page.signature = signature  # last: a thread that sees it may use `good`
-        return page
+        if problem:
+            short = path.relative_to(self.layout.root)
+            problem = f"{short} {problem}; the last good steering stays in force"
+        self._pages[path] = _Page(signature, good, problem)
+        return self._pages[path]
 
 
 def _signature(path: Path) -> tuple[int, ...]:
@@ -233,9 +223,6 @@ def merge_steering(base: Steering, other: Steering) -> Steering:
         directions=list(dict.fromkeys([*base.directions, *other.directions])),
         stop=base.stop or other.stop,
     )
-
-
-# ── how it is applied ───────────────────────────────────────────────────────────────────────────
 
 
 def violation(

@@ -37,7 +37,6 @@ class BackgroundTasks:
         self._figure_of = 0
         self._tries = 0
         self._about: tuple[object, ...] = ()
-        self._counted = (-1, 0)
         self._due = self._look = 0.0
 
     def turn(self) -> None:
@@ -50,48 +49,37 @@ class BackgroundTasks:
         if (self._thread is not None and self._thread.is_alive()) or now < self._look:
             return
         self._look = now + REGISTRY_S
-        layout = self.project.layout
-        repeats = self._repeated()
+        layout, repeats = self.project.layout, self._count_repeated_runs()
         if (about := (repeats, signature_of(str(layout.registry)))) != self._about:
             self._about, self._tries = about, 0
-        wants = repeats not in (0, self._figure_of) and self._tries < TRIES and now >= self._due
-        if wants and not self._asked:
-            tools.request(self.project.layout, NOISE, problem=PROBLEM, requested_by="observer")
+        if repeats in (0, self._figure_of) or self._tries >= TRIES or now < self._due:
+            return
+        if not self._asked:
+            tools.request(layout, NOISE, problem=PROBLEM, requested_by="observer")
             self._asked = True
-        if wants:
-            self._thread = Thread(
-                target=self._run, args=(repeats,), name="background tasks", daemon=True
-            )
-            self._thread.start()
-
-    def _repeated(self) -> int:
-        """Return how many runs share a commit with another; counted after each decision."""
-        version = self.history.version
-        if self._counted[0] != version:
-            self._counted = (version, self._count())
-        return self._counted[1]
-
-    def _count(self) -> int:
-        counts = Counter(
-            (one.commit, one.platform_key)
-            for one in self.history.latest.values()
-            if one.metric_value is not None
+        self._thread = Thread(
+            target=self._run, args=(repeats,), name="background tasks", daemon=True
         )
+        self._thread.start()
+
+    def _count_repeated_runs(self) -> int:
+        """Return how many runs share a commit with another."""
+        valued = (each for each in self.history.latest.values() if each.metric_value is not None)
+        counts = Counter((each.commit, each.platform_key) for each in valued)
         return sum(count for count in counts.values() if count > 1)
 
     def _run(self, repeats: int) -> None:
-        """Have the noise worked out from `repeats` runs."""
+        """Have the noise worked out from `repeats` runs, if the tool is published."""
+        layout = self.project.layout
         try:
-            if self._is_published():
-                self._tries += 1
-                self._due = time.monotonic() + FIGURE_S
-                self.noise = tools.figure(self.project.layout, NOISE)
-                self.problem = ""
-                if self.noise.get("runs", repeats) == repeats:
-                    self._figure_of = repeats
+            found = (tool for tool in tools.registry(layout).tools if tool.tool_id == NOISE)
+            if not any(tool.status in ("published", "adopted") for tool in found):
+                return
+            self._tries += 1
+            self._due = time.monotonic() + FIGURE_S
+            self.noise = tools.figure(layout, NOISE)
+            self.problem = ""
+            if self.noise.get("runs", repeats) == repeats:
+                self._figure_of = repeats
         except (AutohypothesisError, OSError, ValueError) as error:
             self.problem = f"the tool {NOISE}: {error}"
-
-    def _is_published(self) -> bool:
-        found = tools.registry(self.project.layout).tools
-        return any(one.tool_id == NOISE and one.status in ("published", "adopted") for one in found)

@@ -160,9 +160,6 @@ class Decider:
         recovery.collect_ended(self.project.repository, layout, unattended)
 
 
-# ── runs again ──────────────────────────────────────────────────────────────────────────────
-
-
 def queue_repeat(queue: Queue, source_id: str, experiment: Experiment, **only: str) -> str:
     """Queue a run of an experiment again, before every idea; return a line.
 
@@ -281,9 +278,6 @@ def _waits(place: QueuePlace, hypothesis: Hypothesis) -> bool:
     """Return whether it was queued here, and no worker has begun it."""
     ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(CONFIRM_PREFIX)
     return ours and place.state in ("pending", "dispatched")
-
-
-# ── hypotheses that come back ───────────────────────────────────────────────────────────────
 
 
 class RequeuePolicy:

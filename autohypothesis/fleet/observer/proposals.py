@@ -119,9 +119,6 @@ class ProposalQueueing:
         ]
 
 
-# ── a person's proposal ─────────────────────────────────────────────────────────────────────
-
-
 def suggest(project: Project, queue: Queue, proposal: Proposal, *, proposer: str = BY_HAND) -> str:
     """Queue `proposal` after the checks that a worker would make later; return its id.
 

@@ -235,8 +235,6 @@ class SearchState:
                 replicates=run.plan.replicates,
             )
 
-    # ── validation ────────────────────────────────────────────────────────────────────────
-
     def reason_against(
         self, idea: Proposal, others: Iterable[Hypothesis], *, besides: str = ""
     ) -> str:

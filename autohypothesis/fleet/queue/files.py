@@ -83,8 +83,6 @@ class QueueReader:
         self._done: tuple[int, list[str], list[Hypothesis] | None] = (0, [], None)
         """When the folder changed last, its names, and its content once it was read."""
 
-    # ── the hypotheses ────────────────────────────────────────────────────────────────────
-
     def pending(self) -> list[Hypothesis]:
         """Return what waits for any worker, best first: highest priority, then the oldest id."""
         return _sorted(waiting for place, waiting in self.placed() if place == PENDING)
@@ -158,8 +156,6 @@ class QueueReader:
             if place.worker is not None and place.state == state and worker in (None, place.worker):
                 given.setdefault(place.worker, []).append(hypothesis)
         return {name: _sorted(several) for name, several in sorted(given.items())}
-
-    # ── listing ───────────────────────────────────────────────────────────────────────────
 
     def _path(self, name: str, place: QueuePlace) -> str:
         return f"{self._folder(place)}/{name}.json"
@@ -254,8 +250,6 @@ class QueueReader:
                 return None
             places = self._places(name)
         return None
-
-    # ── reading ───────────────────────────────────────────────────────────────────────────
 
     def _load(self, name: str, place: QueuePlace) -> Hypothesis | None:
         """Return the hypothesis, or None: the file is gone, or it is one of `problems`."""

@@ -97,8 +97,6 @@ class _Inbox:
                     go_on(self.folder / name)
         return self.added
 
-    # ── in steps, each of which a kill may end ────────────────────────────────────────────
-
     def _take_new(self, name: str) -> None:
         path = self.folder / name
         if self._read(path, name) is not None:
@@ -164,8 +162,6 @@ class _Inbox:
             self._explain(target, *reasons)
         ids.unlink(missing_ok=True)
 
-    # ── what is wrong with a proposal ─────────────────────────────────────────────────────
-
     def _proposal(self, idea: object) -> Proposal:
         """Return the proposal; raise ValueError with the reason where it cannot be taken."""
         if not isinstance(idea, dict):
@@ -185,8 +181,6 @@ class _Inbox:
             names = (*(hypothesis.hypothesis_id for hypothesis in queue.open()), *queue.done_ids())
             self._sources = {**{name: name for name in names}, **queue.sources()}
         return self._sources
-
-    # ── what is refused ───────────────────────────────────────────────────────────────────
 
     def _refuse_file(self, path: Path, name: str, reason: str) -> None:
         target = self._free(name)

@@ -60,8 +60,6 @@ class Queue(QueueReader):
         super().__init__(layout, tag)
         self._repaired: float | None = None
 
-    # ── adding ────────────────────────────────────────────────────────────────────────────
-
     def reserve(self) -> str:
         """Return a new id for `add`: a caller that writes it down first can add exactly once."""
         return allocate_hypothesis(self.layout, self.tag)
@@ -109,8 +107,6 @@ class Queue(QueueReader):
         hypothesis = Hypothesis.model_validate({**content, **identity})
         write_json(Path(self._path(name, PENDING)), hypothesis)
         return hypothesis
-
-    # ── moving ────────────────────────────────────────────────────────────────────────────
 
     def dispatch(self, hypothesis_id: str, worker: str) -> None:
         """Move pending -> dispatched to `worker`."""
@@ -179,8 +175,6 @@ class Queue(QueueReader):
             tried = newest_attempt(self.layout, hypothesis_id)
             self._rewrite(hypothesis_id, place, closed=None, outcome="", tried=tried)
             self._move(hypothesis_id, place, PENDING)
-
-    # ── steps ─────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
     def _step(self, doing: str) -> Iterator[None]:
