@@ -17,6 +17,7 @@ from autohypothesis.engine.workspace import Checkout, Export
 from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
+from tests.conftest import NewRepository, run_git
 
 Make = Callable[..., Repository]
 Git = Callable[..., str]
@@ -39,20 +40,30 @@ def checked_out(repository: Repository, task: Task) -> Checkout:
 # ── submodules ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
-def nested(make: Make, git: Git) -> Repository:
+@pytest.fixture(scope="module")
+def nested_template(
+    tmp_path_factory: pytest.TempPathFactory, new_repository: NewRepository
+) -> Path:
     """A repository with a submodule `lib/part`, which has one of its own, `deep`."""
-    deep, part, top = make({"d.txt": "deep\n"}, "deep"), make({"p.py": "P = 1\n"}, "part"), make()
+    folder = tmp_path_factory.mktemp("nested")
+    deep = new_repository(folder / "deep", {"d.txt": "deep\n"})
+    part = new_repository(folder / "part", {"p.py": "P = 1\n"})
+    top = new_repository(folder / "top", {"train.py": "A = 1\n"})
     add = ("-c", "protocol.file.allow=always", "submodule", "--quiet", "add")
-    git(part.root, *add, str(deep.root), "deep")
-    git(part.root, "commit", "-q", "-m", "deep")
-    git(top.root, *add, str(part.root), "lib/part")
+    run_git(part, *add, str(deep), "deep")
+    run_git(part, "commit", "-q", "-m", "deep")
+    run_git(top, *add, str(part), "lib/part")
     update = ("submodule", "--quiet", "update", "--init", "--recursive")
-    git(top.root, "-c", "protocol.file.allow=always", *update)
-    git(top.root, "commit", "-q", "-m", "part")
-    for one in (deep, part):  # nothing is fetched
-        shutil.rmtree(one.root)
+    run_git(top, "-c", "protocol.file.allow=always", *update)
+    run_git(top, "commit", "-q", "-m", "part")
+    for original in (deep, part):  # nothing is fetched
+        shutil.rmtree(original)
     return top
+
+
+@pytest.fixture
+def nested(nested_template: Path, tmp_path: Path) -> Repository:
+    return Repository(Path(shutil.copytree(nested_template, tmp_path / "top")))
 
 
 def test_submodules_are_checked_out_at_their_commits(nested: Repository, task: Task) -> None:
