@@ -204,15 +204,15 @@ def diff_stat(changes: Sequence[FileChange]) -> str:
     """Return `1 file changed, 2 insertions(+)`, as git says it; empty for no change."""
     counts = (
         (len(changes), "file", " changed"),
-        (sum(one.added or 0 for one in changes), "insertion", "(+)"),
-        (sum(one.removed or 0 for one in changes), "deletion", "(-)"),
+        (sum(change.added or 0 for change in changes), "insertion", "(+)"),
+        (sum(change.removed or 0 for change in changes), "deletion", "(-)"),
     )
     parts = [f"{n} {word}{'s' * (n != 1)}{end}" for n, word, end in counts if n]
     return ", ".join(parts)
 
 
 def diff_hash(diff: str) -> str:
-    """One hash for one edit, wherever in the file it lands: files and changed lines, in order.
+    """Return one hash for one edit, wherever it lands: of files and changed lines, in order.
 
     Line numbers, context and blob ids are left out, so the same idea on another base is known
     again. The empty diff hashes too: every baseline has the same.
@@ -221,7 +221,7 @@ def diff_hash(diff: str) -> str:
 
 
 def _edits(diff: str) -> Iterator[str]:
-    """The lines of `diff` that say what is done."""
+    """Yield the lines of `diff` that say what is done."""
     inside = False
     for line in diff.splitlines():
         if line.startswith("diff --git "):
@@ -236,7 +236,7 @@ def _edits(diff: str) -> Iterator[str]:
 
 
 def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The flat, lower-case settings of an experiment: what the model is built from.
+    """Return the flat, lower-case settings of an experiment: what the model is built from.
 
     Literals come from the script as it is written, all else from the preflight's import. The seed
     is not a setting. A script without upper-case names has its literals taken instead.
@@ -251,7 +251,7 @@ def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) 
 
 
 def commit_message(experiment: Experiment) -> str:
-    """The title as subject, the rationale, and the ids as trailers."""
+    """Return the title as subject, the rationale, and the ids as trailers."""
     name = f"Experiment {experiment.experiment_id}"
     subject = plain_line(experiment.title)[:MAX_TITLE].strip() or name
     trailers = f"Experiment: {experiment.experiment_id}\n"
@@ -262,7 +262,7 @@ def commit_message(experiment: Experiment) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it."""
+    """Return whether JSON can hold it."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     if isinstance(value, dict):

@@ -41,7 +41,7 @@ class Change:
 
     @property
     def kind(self) -> ChangeKind:
-        names = [one.name for one in fields(self) if getattr(self, one.name) is not None]
+        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
         return names[0] if names else "none"  # type: ignore[return-value]
 
 

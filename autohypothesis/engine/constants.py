@@ -97,7 +97,9 @@ def computed_names(source: bytes) -> set[str]:
     Raises:
         ChangeError: the script cannot be parsed.
     """
-    values = {name: one.values for name, one in _bindings(parse(source)).items() if one.values}
+    values = {
+        name: bound.values for name, bound in _bindings(parse(source)).items() if bound.values
+    }
     constants = {name for name in values if name.isupper()} or values.keys()
     return {
         name
@@ -351,10 +353,10 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Return whether two settings are equal: 1 is 1.0 but not True, and a list is a tuple."""
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    return bool(one == other)
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, bool) or isinstance(second, bool):
+        return first is second
+    return bool(first == second)

@@ -35,7 +35,7 @@ def check_candidate(
     Raises:
         ChangeError: naming every file that is in the way.
     """
-    outside = [one.path for one in changes if not task.is_artifact(one.path)]
+    outside = [change.path for change in changes if not task.is_artifact(change.path)]
     if outside:
         rest = f" and {len(outside) - MAX_NAMED} more" if len(outside) > MAX_NAMED else ""
         raise ChangeError(
@@ -43,7 +43,7 @@ def check_candidate(
             f" task {task.id} are {', '.join(task.artifacts)}",
             hint="propose a change of those alone",
         )
-    odd = [problem for one in changes if (problem := _odd(task, one))]
+    odd = [problem for change in changes if (problem := _odd(task, change))]
     if odd:
         raise ChangeError("; ".join(odd[:MAX_NAMED]), hint="an artifact stays a plain file")
     for problem in _over_limits(repository, task, commit, changes):
@@ -51,7 +51,7 @@ def check_candidate(
 
 
 def _odd(task: Task, change: FileChange) -> str:
-    """What a change does to a file beside its content; empty when nothing."""
+    """Return what a change does to a file beside its content; empty when nothing."""
     if change.new_mode in _KINDS:
         return f"{change.path} becomes {_KINDS[change.new_mode]}"
     if change.status == "D":
@@ -67,14 +67,14 @@ def _over_limits(
     limits = task.mutation
     if len(changes) > limits.max_files:
         yield f"{len(changes)} files change, mutation.max_files is {limits.max_files}"
-    lines = sum((one.added or 0) + (one.removed or 0) for one in changes)
+    lines = sum((change.added or 0) + (change.removed or 0) for change in changes)
     if lines > limits.max_lines:
         yield f"{lines} lines change, mutation.max_lines is {limits.max_lines}"
-    for one in changes:
-        size = len(repository.show_file(commit, one.path)) if one.status != "D" else 0
+    for change in changes:
+        size = len(repository.show_file(commit, change.path)) if change.status != "D" else 0
         if size > limits.max_bytes:
             most = f"mutation.max_bytes is {limits.max_bytes:,}"
-            yield f"{one.path} grows to {size:,} bytes, {most}"
+            yield f"{change.path} grows to {size:,} bytes, {most}"
 
 
 def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
@@ -110,7 +110,6 @@ class Before(BaseModel):
     copies: dict[str, str] = {}
 
     def stamps(self) -> dict[str, FileStamp]:
-        """Return `files` by their paths."""
         return {_path(name): stamp for name, stamp in self.files.items()}
 
 
@@ -194,7 +193,7 @@ def _is_importable(path: Path) -> bool:
 
 
 def _replaced(checkout: Path, path: str, before: FileStamp, now: FileStamp | None) -> str:
-    """How `path` is another thing than it was; empty when only its content can be."""
+    """Return how `path` is another thing than it was; empty when only its content can be."""
     for parent in PurePosixPath(path).parents:
         if (checkout / parent).is_symlink() and parent != PurePosixPath("."):
             return f"the folder {parent} of {path} was replaced by a symbolic link"

@@ -132,7 +132,9 @@ def locate_inputs(
     passed |= {**(pinned_inputs(root) if pins is None else pins), "PYTHONDONTWRITEBYTECODE": "1"}
     # Beside each program, in the checkout, lies the candidate, which it may import.
     sandbox = TaskSandbox(Repository(root), task, sandbox_kind(task))
-    return Inputs({one.env: _located(sandbox, one, checkout, passed) for one in task.inputs})
+    return Inputs(
+        {wanted.env: _located(sandbox, wanted, checkout, passed) for wanted in task.inputs}
+    )
 
 
 def pinned_inputs(root: Path) -> dict[str, str]:
@@ -176,7 +178,6 @@ def _located(
 
 
 def _last_object(text: str) -> Any:
-    """Read JSON that is all of `text`, or its last line."""
     try:
         return json.loads(text)
     except ValueError:

@@ -131,7 +131,6 @@ class Mutator:
             ) from error
 
     def _check(self, ended: program.ProgramEnd) -> None:
-        """Refuse a program that failed."""
         limit = self.task.mutator.timeout_seconds
         kind: FailureKind = "code_error"
         if ended.overflow:
@@ -151,7 +150,6 @@ class Mutator:
         raise MutatorError(f"the mutator {problem}", kind=kind)
 
     def _users_checkout(self) -> tuple[str, str]:
-        """Return the commit of the user's checkout, and its tracked files as a tree."""
         return self.repository.head(), self.repository.snapshot_tree()
 
     def _changed(self, head: str, tree: str) -> list[str]:
@@ -209,7 +207,7 @@ def mutator_input(
 
 
 def tried_before(past: DecisionHistory, base: str, diff_hash: str) -> Decision | None:
-    """The decision about the same change of the same base; one that is to be run again is none.
+    """Return the decision about the same change of the same base, unless it is to be run again.
 
     What was measured by another task, or on another platform than the base was last, says nothing.
     """
@@ -224,7 +222,7 @@ def tried_before(past: DecisionHistory, base: str, diff_hash: str) -> Decision |
 
 
 def _measured(past: DecisionHistory, commit: str) -> Decision | None:
-    """The latest decision that says what a commit is worth."""
+    """Return the latest decision that says what a commit is worth."""
     for decision in reversed(past.decisions):
         if decision.commit == commit and decision.decision_status == "keep":
             return decision
@@ -240,17 +238,17 @@ def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
 
 def _trials(project: Project, past: DecisionHistory) -> Iterator[dict[str, Any]]:
     changes = [decision for decision in past.decisions if decision.base_commit is not None]
-    for one in changes[-MAX_TRIALS:]:
-        run = project.layout.run(one.experiment_id)
+    for decision in changes[-MAX_TRIALS:]:
+        run = project.layout.run(decision.experiment_id)
         try:
             diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
         except (FileNotFoundError, RecordError):
             diff = ""
         yield {
-            "experiment_id": one.experiment_id,
-            "status": one.decision_status,
-            "score": one.metric_value,
-            "reason": one.reason,
+            "experiment_id": decision.experiment_id,
+            "status": decision.decision_status,
+            "score": decision.metric_value,
+            "reason": decision.reason,
             "description": str(read_object(run.result).get("title") or ""),
             "diff": diff,
         }
@@ -307,7 +305,7 @@ def record_refusal(
 
 
 def _kind_of_refusal(error: AutohypothesisError) -> FailureKind | None:
-    """What a refusal stands for; None for an error that says nothing about the change."""
+    """Return what a refusal stands for; None where it says nothing about the change."""
     if isinstance(error, (NothingNewError, ConflictError)):
         return "nothing_new"
     if isinstance(error, MutatorError):

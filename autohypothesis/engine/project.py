@@ -41,7 +41,7 @@ def reference_branch(tag: str) -> str:
 
 
 def reference_ref(tag: str) -> str:
-    """The ref that holds the reference commit of a search."""
+    """Return the ref that holds the reference commit of a search."""
     return f"refs/heads/{reference_branch(tag)}"
 
 
@@ -206,7 +206,6 @@ class Project:
         return self._earlier().get(tag, SearchSettings()).task
 
     def _earlier(self) -> dict[str, SearchSettings]:
-        """Return the terms of each tag up to now."""
         manifest = load_or_none(Manifest, self.layout.manifest)
         if manifest is None:
             return {}
@@ -272,7 +271,7 @@ _OURS = (_TAGS, "refs/autohypothesis/", EXPERIMENTS)
 
 @contextmanager
 def whole_or_nothing(repository: Repository, layout: Layout) -> Iterator[None]:
-    """Around a command that begins a search: an error that comes before the first run undoes it.
+    """Undo what a command that begins a search did, at an error that comes before its first run.
 
     In a repository without a search nothing of ours is left; in another the active tag is again
     what it was. What another process has begun meanwhile is left alone.

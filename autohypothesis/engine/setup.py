@@ -114,8 +114,7 @@ def find_inputs(
 
 
 def makes_inputs(task: Task) -> bool:
-    """Return whether the inputs of `task` come from prepare.py."""
-    return any(SCRIPT in one.locate for one in task.inputs)
+    return any(SCRIPT in source.locate for source in task.inputs)
 
 
 def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
@@ -140,13 +139,13 @@ def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
         if ours
         else script_command(SCRIPT, root, os.environ)
     )
-    said = [*command.words, *options]
+    words = [*command.words, *options]
     environment = {**os.environ, **command.environment}
     ended = subprocess.run(
-        said, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr
+        words, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr
     )
     if ended.returncode:
         raise LaunchError(
             f"the data could not be prepared: {SCRIPT} ended with {ended.returncode}",
-            hint=f"run it alone: cd {shlex.quote(str(root))} && {shlex.join(said)}",
+            hint=f"run it alone: cd {shlex.quote(str(root))} && {shlex.join(words)}",
         )

@@ -31,7 +31,7 @@ def _inside(path: str) -> str:
 
 
 def _words(value: Any) -> Any:
-    """A command may be one line, split as a shell splits it; no shell ever runs it."""
+    """Split a command that is one line, as a shell splits it; no shell ever runs it."""
     if isinstance(value, str):
         return shlex.split(value)
     if isinstance(value, (list, tuple)):
@@ -40,7 +40,7 @@ def _words(value: Any) -> Any:
 
 
 def _texts(value: Any) -> Any:
-    """Variables are text; YAML makes numbers of some."""
+    """Make text of variables that YAML made numbers of."""
     if isinstance(value, dict):
         return {name: str(v) if type(v) in (int, float) else v for name, v in value.items()}
     return value
@@ -283,7 +283,7 @@ class TaskFile(TaskSection):
     @model_validator(mode="before")
     @classmethod
     def _older_spelling(cls, data: Any) -> Any:
-        """Files of the first release say `sandbox: auto` or `sandbox: none`."""
+        """Read `sandbox: auto` or `sandbox: none`, as files of the first release have it."""
         if not isinstance(data, dict) or data.get("sandbox", "auto") not in (None, "auto", "none"):
             return data
         rest = {name: value for name, value in data.items() if name != "sandbox"}
@@ -298,11 +298,11 @@ class Task(TaskFile):
     """The task file, relative to the repository; empty for a built-in one or one outside."""
 
     def is_artifact(self, path: str) -> bool:
-        """Whether a change may touch `path`. The task file itself never is one."""
+        """Return whether a change may touch `path`. The task file itself never is one."""
         return path != self.source and matches(path, self.artifacts)
 
     def is_protected(self, path: str) -> bool:
-        """Whether the content of `path` is part of what makes experiments comparable."""
+        """Return whether the content of `path` makes experiments comparable."""
         if path == self.source:
             return False  # what it says is compared, not how it is written
         if self.protected is None:
@@ -318,7 +318,7 @@ class Task(TaskFile):
 
     @property
     def isolation_level(self) -> Isolation:
-        """`isolation`, or what it is where the file does not say."""
+        """Return `isolation`, or what it is where the file does not say."""
         if self.isolation is not None:
             return self.isolation
         return "strict" if self.scorer.type == "model" else "writes"
@@ -335,7 +335,7 @@ _WILD = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
 
 def pattern_problem(pattern: str) -> str | None:
-    """Why `pattern` cannot name files inside the repository; None when it can."""
+    """Return why `pattern` cannot name files inside the repository; None when it can."""
     if not pattern or pattern.strip() != pattern:
         return "is empty, or begins or ends with a blank"
     if pattern.startswith(("/", "~")) or re.match(r"[A-Za-z]:[\\/]", pattern):
@@ -353,7 +353,6 @@ def _compiled(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _regex(pattern: str) -> str:
-    """`pattern` as an expression for a whole path."""
     cleaned = pattern.removeprefix("./").rstrip("/")
     if cleaned == ".":
         return ".*"
@@ -373,7 +372,7 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 
 
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """The `paths` that one of `patterns` names, in their order."""
+    """Return the `paths` that `patterns` name, in their order."""
     compiled = _compiled(tuple(patterns))
     return [path for path in paths if compiled.fullmatch(path)]
 
@@ -390,7 +389,7 @@ _SHORT_NAMES = ("H100", "H200", "A100", "4090", "3090", "3060", "M2 Ultra")
 
 
 def canonical_hash(value: Any) -> str:
-    """SHA-256 of `value` as JSON with sorted keys and no blanks."""
+    """Return the SHA-256 of `value` as JSON with sorted keys and no blanks."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -425,7 +424,7 @@ def platform_key(
     budget_seconds: float,
     clock: Clock,
 ) -> str:
-    """Key of everything that a number depends on: only experiments of one key are compared.
+    """Return the key of what a number depends on: experiments of one key are compared.
 
     `device_name` is the driver's, not the short one: two boards of one short name differ in speed.
     So do two processors, which are all called CPU: there the model counts.
@@ -443,7 +442,7 @@ def platform_key(
 
 
 def short_device_name(name: str) -> str:
-    """`NVIDIA H100 80GB HBM3` in short: H100; a slug where there is no short name."""
+    """Return `NVIDIA H100 80GB HBM3` in short: H100; a slug where there is no short name."""
     if name.strip().upper() == "CPU" or not name.strip():
         return "CPU"
     for short in _SHORT_NAMES:

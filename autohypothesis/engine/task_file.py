@@ -42,7 +42,6 @@ class TaskProblem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        """`objective.direction: 'up' is not one of ...`"""
         name = ".".join(map(str, self.location))
         return f"{name}: {self.message}" if name else self.message
 
@@ -127,7 +126,7 @@ def has_option(script: Path, option: str) -> bool:
 
 
 def foreign_task() -> Task:
-    """A script that prints `val_bpb:`, about which nothing else is known."""
+    """Return the task of a script that prints `val_bpb:`, and of which nothing else is known."""
     return Task(
         id="train",
         description="train.py as it is; every other tracked file stays as it is",
@@ -172,7 +171,6 @@ def _patterns_in(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, str]
 
 
 def _missing_names(task: Task, files: list[str]) -> Iterator[TaskProblem]:
-    """Check the single files and folders that the task names."""
     evaluator, cwd = task.scorer.evaluator, task.run.cwd.rstrip("/")
     if evaluator is not None and evaluator not in files:
         words = f"{evaluator!r} is no tracked file{nearest(evaluator, files)}"
@@ -197,7 +195,7 @@ _Loader.add_implicit_resolver(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Marks]:
-    """The mapping that a task file holds, and the line of each key.
+    """Return the mapping that a task file holds, and the line of each key.
 
     Raises:
         TaskFileError: it is not one YAML mapping of plain values.
@@ -230,19 +228,21 @@ def _read(path: Path) -> tuple[dict[str, Any], Marks]:
         raise wrong("is nested too deep") from error
 
 
-def _mark(node: yaml.Node, place: Location, marks: Marks, seen: set[int]) -> Iterator[TaskProblem]:
+def _mark(
+    node: yaml.Node, location: Location, marks: Marks, seen: set[int]
+) -> Iterator[TaskProblem]:
     """Note the lines of all that is in `node`; refuse what a plain file never has."""
-    marks.setdefault(place, node.start_mark.line + 1)
+    marks.setdefault(location, node.start_mark.line + 1)
     if id(node) in seen:
-        yield TaskProblem(place, "uses a YAML alias; write the value out")
+        yield TaskProblem(location, "uses a YAML alias; write the value out")
         return
     seen.add(id(node))
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield from _mark(item, (*place, index), marks, seen)
+            yield from _mark(item, (*location, index), marks, seen)
     elif isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            inner = (*place, str(key.value))
+            inner = (*location, str(key.value))
             if inner in marks:
                 yield TaskProblem(inner, f"is there twice, first on line {marks[inner]}")
             elif not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
@@ -254,7 +254,7 @@ def _mark(node: yaml.Node, place: Location, marks: Marks, seen: set[int]) -> Ite
 def _line(location: Location, marks: Mapping[Location, int]) -> int:
     """Return the line of `location`, or of the nearest thing around it that has one."""
     around = (location[:end] for end in range(len(location), -1, -1))
-    return next((marks[place] for place in around if place in marks), 1)
+    return next((marks[location] for location in around if location in marks), 1)
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[TaskProblem]:

@@ -102,17 +102,17 @@ def _put(checkout: Path, path: str, original: Original) -> str:
     """Make one file; return the hash of a copy, and nothing for a link."""
     if any((checkout / parent).is_symlink() for parent in parents_of(path)):
         raise OSError(errno.ELOOP, "the commit has a link on the way there")
-    place, digest = checkout / path, hashlib.sha256()
-    place.parent.mkdir(parents=True, exist_ok=True)
+    file, digest = checkout / path, hashlib.sha256()
+    file.parent.mkdir(parents=True, exist_ok=True)
     if original.target:
-        os.symlink(original.target, place)
+        os.symlink(original.target, file)
         return ""
-    with open(original.path, "rb") as source, place.open("wb") as copy:
+    with open(original.path, "rb") as source, file.open("wb") as copy:
         while chunk := source.read(1 << 20):
             digest.update(chunk)
             copy.write(chunk)
-    place.chmod(stat.S_IMODE(original.stamp.mode) & 0o777 | 0o600)
-    os.utime(place, ns=(original.stamp.mtime_ns, original.stamp.mtime_ns))
+    file.chmod(stat.S_IMODE(original.stamp.mode) & 0o777 | 0o600)
+    os.utime(file, ns=(original.stamp.mtime_ns, original.stamp.mtime_ns))
     return digest.hexdigest()
 
 
@@ -172,10 +172,10 @@ def _files(root: Path, path: str) -> Iterator[tuple[str, FileStamp]]:
         paths: Iterator[Path] = iter([top])
     else:
         paths = _paths_in(top)
-    for place in paths:
-        stamp = file_stamp(place)
+    for file in paths:
+        stamp = file_stamp(file)
         if stamp and (stat.S_ISREG(stamp.mode) or stat.S_ISLNK(stamp.mode)):
-            yield str(place.relative_to(root)), stamp
+            yield str(file.relative_to(root)), stamp
 
 
 def _paths_in(top: Path) -> Iterator[Path]:
@@ -190,13 +190,13 @@ def _bytes_of(stamp: FileStamp) -> int:
 
 
 def _original(root: Path, top: str, path: str, stamp: FileStamp, small: bool) -> Original:
-    """Links inside of the entry `top` stay; those that lead out of it are made absolute."""
-    place = str(root / path)
+    """Keep links inside of the entry `top`; make those absolute that lead out of it."""
+    file = str(root / path)
     if stat.S_ISREG(stamp.mode):
-        return Original(place, stamp, "" if small else place)
-    said, real = os.readlink(place), os.path.realpath(place)
-    stays = not os.path.isabs(said) and real.startswith(os.path.realpath(root / top) + os.sep)
-    return Original(place, stamp, said if stays else real)
+        return Original(file, stamp, "" if small else file)
+    target, real = os.readlink(file), os.path.realpath(file)
+    stays = not os.path.isabs(target) and real.startswith(os.path.realpath(root / top) + os.sep)
+    return Original(file, stamp, target if stays else real)
 
 
 LARGEST = 5
@@ -230,7 +230,7 @@ class Absent(NamedTuple):
 
     @property
     def pattern(self) -> str:
-        """Its line of .worktreeinclude, in single quotes of a shell."""
+        """Return its line of .worktreeinclude, in single quotes of a shell."""
         escaped = "".join(f"\\{sign}" if sign in "*?[\\" else sign for sign in self.path)
         return "'/" + escaped.replace("'", "'\\''") + "'"
 
@@ -300,7 +300,7 @@ def look(repository: Repository, task: Task) -> Lacking:
         for path in sorted(listed)
         if not (_is_ours(root, path) or task.is_artifact(path) or path == task.source)
     ]
-    absent.sort(key=lambda one: -one.size)
+    absent.sort(key=lambda entry: -entry.size)
     head = repository.head()
     part = git_export.Part(repository.common_dir, head, repository.entries(head))
     filters = tuple(git_export.filters_left_out(part, root))

@@ -265,7 +265,7 @@ class Workspace:
 
     @property
     def export(self) -> Export:
-        """The checkout, no worktree, in which candidates that are made here are tried."""
+        """Return the checkout, no worktree, in which candidates that are made here are tried."""
         return Export(self.repository, self.name)
 
     def salvage(self, name: str) -> str | None:
