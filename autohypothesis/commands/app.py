@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperCommand
 
 from autohypothesis.errors import AutohypothesisError
@@ -91,31 +92,28 @@ HERE = cast("Path", None)
 """The default of `Repo`, which becomes the current directory."""
 Repo = Annotated[
     Path,
-    typer.Option(
+    Option(
         "--repo",
         help="The repository; default: the one of the current directory.",
         callback=_chosen,
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Tag = Annotated[str | None, typer.Option("--tag", help="The search; default: the active one.")]
+Json = Annotated[bool, Option("--json", help="One JSON document on stdout.")]
+Tag = Annotated[str | None, Option("--tag", help="The search; default: the active one.")]
 NewTag = Annotated[
-    str | None,
-    typer.Option("--tag", help="The search; default: the active one, else today's date."),
+    str | None, Option("--tag", help="The search; default: the active one, else today's date.")
 ]
-TaskFile = Annotated[Path | None, typer.Option("--task", help="A task file.")]
+TaskFile = Annotated[Path | None, Option("--task", help="A task file.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Set a constant of the reference; repeatable."
-    ),
+    Option("--set", metavar="NAME=VALUE", help="Set a constant of the reference; repeatable."),
 ]
 ExperimentId = Annotated[
-    str, typer.Argument(help="Id of an experiment.", autocompletion=complete_experiment)
+    str, Argument(help="Id of an experiment.", autocompletion=complete_experiment)
 ]
 Proposers = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--proposer",
         metavar="WORD",
         help="search, command:PROGRAM, inbox or a package's own; repeatable, first first.",
@@ -123,7 +121,7 @@ Proposers = Annotated[
 ]
 Mix = Annotated[
     float | None,
-    typer.Option(
+    Option(
         "--mix",
         min=0,
         max=1,
@@ -132,7 +130,7 @@ Mix = Annotated[
 ]
 ToolCommand = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--tool-command",
         metavar="PROGRAM",
         help="Asked for helper scripts that no catalogue has; default: what the fleet has.",

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Mix, Proposers, Repo, Tag, ToolCommand, app
 from autohypothesis.commands.common import (
@@ -32,13 +33,9 @@ ROLE_LOCK_S = 10.0
 
 @app.command("up")
 def up(
-    max_runs: Annotated[
-        int | None, typer.Option("--max-runs", min=1, help="Stop after that many more runs.")
-    ] = None,
-    hours: Annotated[
-        float | None, typer.Option("--hours", min=0.001, help="Stop after that time.")
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Go on without this terminal.")] = False,
+    max_runs: Annotated[int | None, Option(min=1, help="Stop after that many more runs.")] = None,
+    hours: Annotated[float | None, Option(min=0.001, help="Stop after that time.")] = None,
+    detach: Annotated[bool, Option("--detach", help="Go on without this terminal.")] = False,
     proposer: Proposers = None,
     mix: Mix = None,
     tool_command: ToolCommand = None,
@@ -127,9 +124,7 @@ def _detach(layout: Layout, options: list[object]) -> None:
 
 @app.command("down")
 def down(
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1, help="Seconds to wait for everybody.")
-    ] = 180.0,
+    timeout: Annotated[float, Option(min=1, help="Seconds to wait for everybody.")] = 180.0,
     repo: Repo = HERE,
 ) -> None:
     """Stop the fleet: trainings are ended and recorded, hypotheses go back to the queue.
@@ -179,13 +174,11 @@ def restore(tag: Tag = None, repo: Repo = HERE, as_json: Json = False) -> None:
 @app.command("observer")
 def observer(
     max_experiments: Annotated[
-        int | None,
-        typer.Option("--max-experiments", min=0, help="Of the whole search, then it is finished."),
+        int | None, Option(min=0, help="Of the whole search, then it is finished.")
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option(
-            "--until",
+        Option(
             metavar="TIME",
             formats=["%Y-%m-%dT%H:%M:%S.%fZ", "%Y-%m-%dT%H:%M:%SZ"],
             help="UTC; nothing is begun after that.",
@@ -230,7 +223,7 @@ def observer(
 
 @app.command("worker")
 def worker(
-    worker_id: Annotated[str, typer.Argument(help="Of the roster, for example cpu0.")],
+    worker_id: Annotated[str, Argument(help="Of the roster, for example cpu0.")],
     repo: Repo = HERE,
 ) -> None:
     """Be one worker: claim what was dispatched to it, run it on its device, report.
@@ -271,8 +264,7 @@ def _rights(project: Project, manifest: Manifest) -> ClaimService | None:
 @app.command("tool-builder")
 def tool_builder(
     command: Annotated[
-        str | None,
-        typer.Option("--command", metavar="PROGRAM", help="Asked for what no catalogue has."),
+        str | None, Option(metavar="PROGRAM", help="Asked for what no catalogue has.")
     ] = None,
     repo: Repo = HERE,
 ) -> None:

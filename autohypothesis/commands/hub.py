@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Repo, Tag, app, complete_experiment
 from autohypothesis.commands.common import (
@@ -37,17 +38,17 @@ hub_group = typer.Typer(
 app.add_typer(hub_group, name="hub")
 
 Hash = Annotated[
-    str, typer.Argument(metavar="HASH", help="A commit of the hub's; the beginning will do.")
+    str, Argument(metavar="HASH", help="A commit of the hub's; the beginning will do.")
 ]
-AgentName = Annotated[str, typer.Option("--agent", help="Of one agent only.")]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=1000, help="At most N.")]
-Offset = Annotated[int, typer.Option("--offset", min=0, help="Leave out the newest N.")]
-Platform = Annotated[str, typer.Option("--platform", help="Of one device, by its short name.")]
+AgentName = Annotated[str, Option("--agent", help="Of one agent only.")]
+Limit = Annotated[int, Option("--limit", min=1, max=1000, help="At most N.")]
+Offset = Annotated[int, Option("--offset", min=0, help="Leave out the newest N.")]
+Platform = Annotated[str, Option("--platform", help="Of one device, by its short name.")]
 PlatformKey = Annotated[
-    str, typer.Option("--platform-key", metavar="KEY", help="Device, data, task and budget.")
+    str, Option("--platform-key", metavar="KEY", help="Device, data, task and budget.")
 ]
-TaskHash = Annotated[str, typer.Option("--task-hash", metavar="HASH", help="Of one task.")]
-Text = typer.Argument(metavar="TEXT", help="Markdown; `-` reads it from stdin.")
+TaskHash = Annotated[str, Option("--task-hash", metavar="HASH", help="Of one task.")]
+Text = Argument(metavar="TEXT", help="Markdown; `-` reads it from stdin.")
 
 
 def connect(repo: Path) -> HubClient:
@@ -89,18 +90,14 @@ def _show(
 
 @hub_group.command("join")
 def join(
-    server: Annotated[str, typer.Argument(metavar="URL", help="The hub's address.")],
-    name: Annotated[
-        str | None, typer.Option("--name", help="The agent's; default: this machine's.")
-    ] = None,
+    server: Annotated[str, Argument(metavar="URL", help="The hub's address.")],
+    name: Annotated[str | None, Option(help="The agent's; default: this machine's.")] = None,
     key_file: Annotated[
         str | None,
-        typer.Option(
-            "--key-file", help="Holds a key that you were given, or ~/.agenthub_creds; `-`: stdin."
-        ),
+        Option(help="Holds a key that you were given, or ~/.agenthub_creds; `-`: stdin."),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Be another agent; old files stay as `.before`.")
+        bool, Option("--replace", help="Be another agent; old files stay as `.before`.")
     ] = False,
     repo: Repo = HERE,
     as_json: Json = False,
@@ -167,8 +164,7 @@ def _refuse_other_search(repo: Path, own: Credentials) -> None:
 @hub_group.command("push")
 def push(
     commit: Annotated[
-        str | None,
-        typer.Argument(help="A commit or an experiment; default: the reference, else HEAD."),
+        str | None, Argument(help="A commit or an experiment; default: the reference, else HEAD.")
     ] = None,
     tag: Tag = None,
     repo: Repo = HERE,
@@ -295,12 +291,8 @@ def diff(base: Hash, other: Hash, repo: Repo = HERE, as_json: Json = False) -> N
 
 @hub_group.command("channels")
 def channels(
-    create: Annotated[
-        str | None, typer.Option("--create", metavar="NAME", help="Make this one first.")
-    ] = None,
-    description: Annotated[
-        str, typer.Option("--description", help="What the new one is for.")
-    ] = "",
+    create: Annotated[str | None, Option(metavar="NAME", help="Make this one first.")] = None,
+    description: Annotated[str, Option(help="What the new one is for.")] = "",
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
@@ -319,13 +311,12 @@ def channels(
 @hub_group.command("post")
 def post(
     channel: Annotated[
-        str, typer.Argument(metavar="CHANNEL", help="`results`, `discussion` or another.")
+        str, Argument(metavar="CHANNEL", help="`results`, `discussion` or another.")
     ] = "results",
     text: Annotated[str | None, Text] = None,
     result: Annotated[
         str | None,
-        typer.Option(
-            "--result",
+        Option(
             metavar="ID",
             help="Post this experiment as the protocol's line.",
             autocompletion=complete_experiment,
@@ -369,7 +360,7 @@ def _posted(post: HubPost, as_json: bool) -> None:
 
 @hub_group.command("read")
 def read(
-    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="As `hub channels` lists it.")],
+    channel: Annotated[str, Argument(metavar="CHANNEL", help="As `hub channels` lists it.")],
     limit: Limit = 20,
     offset: Offset = 0,
     repo: Repo = HERE,
@@ -386,7 +377,7 @@ def read(
 
 @hub_group.command("reply")
 def reply(
-    post_id: Annotated[int, typer.Argument(metavar="POST", min=1, help="Number of the post.")],
+    post_id: Annotated[int, Argument(metavar="POST", min=1, help="Number of the post.")],
     text: Annotated[str, Text],
     repo: Repo = HERE,
     as_json: Json = False,
@@ -405,15 +396,9 @@ def reply(
 def results(
     platform: Platform = "",
     agent: AgentName = "",
-    status: Annotated[
-        str, typer.Option("--status", help="keep, discard, crash or replicate.")
-    ] = "",
-    state: Annotated[
-        str, typer.Option("--state", help="claimed, reproduced or refuted: what others found.")
-    ] = "",
-    commit: Annotated[
-        str, typer.Option("--commit", metavar="HASH", help="A commit; the beginning will do.")
-    ] = "",
+    status: Annotated[str, Option(help="keep, discard, crash or replicate.")] = "",
+    state: Annotated[str, Option(help="claimed, reproduced or refuted: what others found.")] = "",
+    commit: Annotated[str, Option(metavar="HASH", help="A commit; the beginning will do.")] = "",
     limit: Limit = 20,
     repo: Repo = HERE,
     as_json: Json = False,
@@ -435,9 +420,7 @@ def leaderboard(
     platform: Platform = "",
     platform_key: PlatformKey = "",
     task_hash: TaskHash = "",
-    limit: Annotated[
-        int, typer.Option("--limit", min=1, max=1000, help="At most N of each board.")
-    ] = 10,
+    limit: Annotated[int, Option(min=1, max=1000, help="At most N of each board.")] = 10,
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
@@ -456,21 +439,17 @@ def leaderboard(
 @hub_group.command("claim")
 def claim(
     tree: Annotated[
-        str, typer.Option("--tree", metavar="TREE", help="What is tried: n1: and the tree's hash.")
+        str, Option(metavar="TREE", help="What is tried: n1: and the tree's hash.")
     ] = "",
     platform_key: PlatformKey = "",
     task_hash: TaskHash = "",
-    title: Annotated[str, typer.Option("--title", help="What is tried, for people.")] = "",
+    title: Annotated[str, Option(help="What is tried, for people.")] = "",
     lease: Annotated[
         int | None,
-        typer.Option(
-            "--lease", metavar="SECONDS", min=60, max=86_400, help=f"How long; default: {LEASE_S}."
-        ),
+        Option(metavar="SECONDS", min=60, max=86_400, help=f"How long; default: {LEASE_S}."),
     ] = None,
-    listing: Annotated[bool, typer.Option("--list", help="Show what is claimed.")] = False,
-    release: Annotated[
-        int | None, typer.Option("--release", metavar="ID", min=1, help="Give one back.")
-    ] = None,
+    listing: Annotated[bool, Option("--list", help="Show what is claimed.")] = False,
+    release: Annotated[int | None, Option(metavar="ID", min=1, help="Give one back.")] = None,
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Repo
 from autohypothesis.commands.common import open_project, opened, out, print_json, remark, say
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 ADMIN_KEY = "AUTOHYPOTHESIS_HUB_ADMIN_KEY"
 _LEAST_KEY = 20
 """Characters; a key that can be guessed is worse than none."""
-Data = Annotated[Path, typer.Option("--data", help="The hub's folder: database, repository, keys.")]
-Agent = Annotated[str, typer.Argument(metavar="NAME", help="An agent.")]
+Data = Annotated[Path, Option("--data", help="The hub's folder: database, repository, keys.")]
+Agent = Annotated[str, Argument(metavar="NAME", help="An agent.")]
 
 admin = typer.Typer(help="Agents of a hub, their keys, and its tasks.", no_args_is_help=True)
 hub_group.add_typer(admin, name="admin")
@@ -35,52 +36,41 @@ hub_group.add_typer(admin, name="admin")
 def serve(
     data: Data,
     host: Annotated[
-        str, typer.Option("--host", help="Where to listen; anything but loopback needs TLS.")
+        str, Option(help="Where to listen; anything but loopback needs TLS.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: a free one.")] = 8000,
+    port: Annotated[int, Option(min=0, max=65535, help="0: a free one.")] = 8000,
     open_registration: Annotated[
-        bool, typer.Option("--open-registration", help="Whoever reaches the hub may register.")
+        bool, Option("--open-registration", help="Whoever reaches the hub may register.")
     ] = False,
     private_pages: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--private-pages", help="Web pages ask for a key; else whoever reaches the hub reads."
         ),
     ] = False,
     name: Annotated[
-        list[str] | None,
-        typer.Option("--name", help="A host name under which it is reached; more than once."),
+        list[str] | None, Option(help="A host name under which it is reached; more than once.")
     ] = None,
     proxy: Annotated[
-        list[str] | None,
-        typer.Option("--proxy", help="An address whose X-Forwarded-For is believed."),
+        list[str] | None, Option(help="An address whose X-Forwarded-For is believed.")
     ] = None,
     admin_key_file: Annotated[
-        Path | None,
-        typer.Option("--admin-key-file", help=f"Holds the operator's key; else ${ADMIN_KEY}."),
+        Path | None, Option(help=f"Holds the operator's key; else ${ADMIN_KEY}.")
     ] = None,
-    registrations: Annotated[
-        int, typer.Option("--registrations", min=1, help="An hour, for each address.")
-    ] = 10,
-    pushes: Annotated[int, typer.Option("--pushes", min=1, help="An hour, for each agent.")] = 100,
-    posts: Annotated[int, typer.Option("--posts", min=1, help="An hour, for each agent.")] = 100,
-    diffs: Annotated[int, typer.Option("--diffs", min=1, help="An hour, for each agent.")] = 60,
+    registrations: Annotated[int, Option(min=1, help="An hour, for each address.")] = 10,
+    pushes: Annotated[int, Option(min=1, help="An hour, for each agent.")] = 100,
+    posts: Annotated[int, Option(min=1, help="An hour, for each agent.")] = 100,
+    diffs: Annotated[int, Option(min=1, help="An hour, for each agent.")] = 60,
     page_diffs: Annotated[
-        int, typer.Option("--page-diffs", min=1, help="An hour, for each address, on web pages.")
+        int, Option(min=1, help="An hour, for each address, on web pages.")
     ] = 120,
     results: Annotated[
-        int, typer.Option("--results", min=1, help="An hour, for each agent; tasks and bests too.")
+        int, Option(min=1, help="An hour, for each agent; tasks and bests too.")
     ] = 600,
-    claims: Annotated[int, typer.Option("--claims", min=1, help="An hour, for each agent.")] = 1200,
-    connections: Annotated[
-        int, typer.Option("--connections", min=1, help="At once, for each address but proxies.")
-    ] = 64,
-    bundle_mb: Annotated[
-        int, typer.Option("--bundle-mb", min=1, max=2000, help="The largest push.")
-    ] = 50,
-    channels: Annotated[
-        int, typer.Option("--channels", min=1, help="How many there may be.")
-    ] = 100,
+    claims: Annotated[int, Option(min=1, help="An hour, for each agent.")] = 1200,
+    connections: Annotated[int, Option(min=1, help="At once, for each address but proxies.")] = 64,
+    bundle_mb: Annotated[int, Option(min=1, max=2000, help="The largest push.")] = 50,
+    channels: Annotated[int, Option(min=1, help="How many there may be.")] = 100,
 ) -> None:
     """Serve a hub: one process, all of it in one folder.
 
@@ -134,7 +124,7 @@ def _database(data: Path) -> Iterator[Database]:
 def create(
     name: Agent,
     data: Data,
-    role: Annotated[str, typer.Option("--role", help="read, post, push or admin.")] = "push",
+    role: Annotated[str, Option(help="read, post, push or admin.")] = "push",
 ) -> None:
     """Make an agent, and print its key, once.
 
@@ -173,7 +163,7 @@ def revoke(name: Agent, data: Data) -> None:
 @admin.command("role")
 def role(
     name: Agent,
-    role: Annotated[str, typer.Argument(metavar="ROLE", help="read, post, push or admin.")],
+    role: Annotated[str, Argument(metavar="ROLE", help="read, post, push or admin.")],
     data: Data,
 ) -> None:
     """Say what an agent may do: each role may what those before it may.
@@ -210,7 +200,7 @@ def listing(data: Data, as_json: Json = False) -> None:
 @admin.command("forget-task")
 def forget_task(
     task_hash: Annotated[
-        str, typer.Argument(metavar="HASH", help="A task's hash; the beginning will do.")
+        str, Argument(metavar="HASH", help="A task's hash; the beginning will do.")
     ],
     data: Data,
 ) -> None:
@@ -232,7 +222,7 @@ def forget_task(
 @hub_group.command("deliver")
 def deliver(
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on: be the courier of a fleet, as `up` starts it.")
+        bool, Option("--watch", help="Go on: be the courier of a fleet, as `up` starts it.")
     ] = False,
     repo: Repo = HERE,
     as_json: Json = False,
@@ -266,11 +256,11 @@ def deliver(
 def verify(
     results: Annotated[
         list[int] | None,
-        typer.Argument(metavar="[RESULT]...", help="Numbers; default: what is only claimed."),
+        Argument(metavar="[RESULT]...", help="Numbers; default: what is only claimed."),
     ] = None,
-    most: Annotated[int, typer.Option("--limit", min=1, max=200, help="At most N.")] = 5,
+    most: Annotated[int, Option("--limit", min=1, max=200, help="At most N.")] = 5,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Also where no sandbox holds it: with all your rights.")
+        bool, Option("--trust", help="Also where no sandbox holds it: with all your rights.")
     ] = False,
     repo: Repo = HERE,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Repo, Settings, Tag, app, completion
 from autohypothesis.commands.common import (
@@ -49,27 +49,20 @@ complete_worker = completion(_workers)
 complete_hypothesis = completion(
     lambda layout: (path.stem for path in layout.hypotheses("pending").glob("*.json"))
 )
-Waiting = Annotated[str, typer.Argument(help="One that waits.", autocompletion=complete_hypothesis)]
+Waiting = Annotated[str, Argument(help="One that waits.", autocompletion=complete_hypothesis)]
 
 
 @app.command("propose")
 def propose(
-    title: Annotated[str, typer.Option("--title", help="The idea, in a few words.")] = "",
-    rationale: Annotated[str, typer.Option("--rationale", help="Why it may help.")] = "",
+    title: Annotated[str, Option(help="The idea, in a few words.")] = "",
+    rationale: Annotated[str, Option(help="Why it may help.")] = "",
     set_: Settings = None,
-    patch: Annotated[
-        Path | None, typer.Option("--patch", help="A unified diff against the reference.")
-    ] = None,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="What is changed in your working tree.")
-    ] = False,
-    instructions: Annotated[
-        str | None, typer.Option("--instructions", help="In words, for someone to implement.")
-    ] = None,
-    priority: Annotated[float, typer.Option("--priority", help="Higher ones come first.")] = 0.0,
+    patch: Annotated[Path | None, Option(help="A unified diff against the reference.")] = None,
+    diff: Annotated[bool, Option("--diff", help="What is changed in your working tree.")] = False,
+    instructions: Annotated[str | None, Option(help="In words, for someone to implement.")] = None,
+    priority: Annotated[float, Option(help="Higher ones come first.")] = 0.0,
     worker: Annotated[
-        str | None,
-        typer.Option("--worker", help="Give it to that worker.", autocompletion=complete_worker),
+        str | None, Option(help="Give it to that worker.", autocompletion=complete_worker)
     ] = None,
     repo: Repo = HERE,
     as_json: Json = False,
@@ -175,7 +168,7 @@ def _title(change: dict[str, Any]) -> str:
 @app.command("dispatch")
 def dispatch(
     hypothesis_id: Waiting,
-    worker: Annotated[str, typer.Argument(help="Of the manifest.", autocompletion=complete_worker)],
+    worker: Annotated[str, Argument(help="Of the manifest.", autocompletion=complete_worker)],
     repo: Repo = HERE,
 ) -> None:
     """Give a waiting hypothesis to a worker, before the observer does.
@@ -194,7 +187,7 @@ def dispatch(
 
 @app.command("withdraw")
 def withdraw(
-    hypothesis_id: Annotated[str, typer.Argument(help="One that was given to a worker.")],
+    hypothesis_id: Annotated[str, Argument(help="One that was given to a worker.")],
     repo: Repo = HERE,
 ) -> None:
     """Take a hypothesis back from the worker that it waits for: it is pending again.
@@ -210,7 +203,7 @@ def withdraw(
 @app.command("abandon")
 def abandon(
     hypothesis_id: Waiting,
-    reason: Annotated[str, typer.Option("--reason", help="Why; proposers are told.")] = "",
+    reason: Annotated[str, Option(help="Why; proposers are told.")] = "",
     repo: Repo = HERE,
 ) -> None:
     """Close a hypothesis that waits, without a run.
@@ -227,9 +220,7 @@ def abandon(
 
 @app.command("hypotheses")
 def hypotheses(
-    state: Annotated[
-        State | None, typer.Option("--state", help="Default: all that are not done.")
-    ] = None,
+    state: Annotated[State | None, Option(help="Default: all that are not done.")] = None,
     tag: Tag = None,
     repo: Repo = HERE,
     as_json: Json = False,

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 from typer.core import TyperCommand
 
 from autohypothesis.commands.app import HERE, Json, Mix, NewTag, Proposers, Repo, ToolCommand, app
@@ -47,14 +47,13 @@ class NamesWhatLacksItsValue(TyperCommand):
 
 Gpus = Annotated[
     str | None,
-    typer.Option("--gpus", metavar="LIST", help="Indices or UUIDs, 0,1 for two; default: all."),
+    Option("--gpus", metavar="LIST", help="Indices or UUIDs, 0,1 for two; default: all."),
 ]
 CpuWorkers = Annotated[
-    int | None, typer.Option("--cpu-workers", metavar="N", help="Workers on a core each.")
+    int | None, Option("--cpu-workers", metavar="N", help="Workers on a core each.")
 ]
 Trees = Annotated[
-    bool,
-    typer.Option("--create-worktrees/--no-create-worktrees", help="Now, or when workers start."),
+    bool, Option("--create-worktrees/--no-create-worktrees", help="Now, or when workers start.")
 ]
 
 
@@ -66,17 +65,14 @@ def init_fleet(
     create_worktrees: Trees = True,
     start: Annotated[
         str | None,
-        typer.Option(
-            "--from", metavar="REV", help="Where a new tag begins: HEAD, best or a commit."
-        ),
+        Option("--from", metavar="REV", help="Where a new tag begins: HEAD, best or a commit."),
     ] = None,
     proposer: Proposers = None,
     mix: Mix = None,
     tool_command: ToolCommand = None,
     hub: Annotated[
         str | None,
-        typer.Option(
-            "--hub",
+        Option(
             metavar="URL",
             help="Share results, claims and ideas with other fleets there; `none`: no longer.",
         ),
@@ -172,8 +168,7 @@ def bootstrap(
     cpu_workers: CpuWorkers = None,
     create_worktrees: Trees = True,
     warm_start: Annotated[
-        Path | None,
-        typer.Option("--warm-start", metavar="TSV", help="results.tsv of an earlier search."),
+        Path | None, Option(metavar="TSV", help="results.tsv of an earlier search.")
     ] = None,
     repo: Repo = HERE,
     as_json: Json = False,
@@ -239,8 +234,8 @@ def _baseline(project: Project, device: str) -> None:
 
 @app.command("prune", cls=NamesWhatLacksItsValue)
 def prune(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    tag: Annotated[str | None, typer.Option("--tag", help="Of this search only.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would go.")] = False,
+    tag: Annotated[str | None, Option(help="Of this search only.")] = None,
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
 from autohypothesis.commands.app import HERE, Mix, NewTag, Proposers, Repo, TaskFile, app
 from autohypothesis.commands.common import (
@@ -30,7 +31,7 @@ WORDS = {"keep": "kept", "discard": "discarded", "crash": "crashed", "replicate"
 def run_loop(
     most: Annotated[
         int,
-        typer.Option(
+        Option(
             "--max",
             metavar="N",
             min=0,
@@ -38,11 +39,9 @@ def run_loop(
         ),
     ] = 20,
     description: Annotated[
-        str, typer.Option("--desc", metavar="TEXT", help="In front of each description.")
+        str, Option("--desc", metavar="TEXT", help="In front of each description.")
     ] = "",
-    hours: Annotated[
-        float | None, typer.Option("--hours", min=0.001, help="Begin nothing after that time.")
-    ] = None,
+    hours: Annotated[float | None, Option(min=0.001, help="Begin nothing after that time.")] = None,
     proposer: Proposers = None,
     mix: Mix = None,
     task: TaskFile = None,

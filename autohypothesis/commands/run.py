@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import (
     HERE,
@@ -47,26 +48,19 @@ EXIT_CRASH, EXIT_DEADLINE = 1, 2
 @app.command("run-experiment", cls=PublishedExitCodes)
 def run_experiment(
     repo: Repo = HERE,
-    log: Annotated[
-        Path | None, typer.Option("--log", help="Copy the training's log there as well.")
-    ] = None,
+    log: Annotated[Path | None, Option(help="Copy the training's log there as well.")] = None,
     set_: Settings = None,
-    patch: Annotated[
-        Path | None, typer.Option("--patch", help="Apply a unified diff to the reference.")
-    ] = None,
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Run the reference as it stands.")
-    ] = False,
-    description: Annotated[str, typer.Option("--desc", help="What is tried, in a few words.")] = "",
+    patch: Annotated[Path | None, Option(help="Apply a unified diff to the reference.")] = None,
+    baseline: Annotated[bool, Option("--baseline", help="Run the reference as it stands.")] = False,
+    description: Annotated[str, Option("--desc", help="What is tried, in a few words.")] = "",
     seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Default: the task's first."),
+        int | None, Option(min=-(2**63), max=2**63 - 1, help="Default: the task's first.")
     ] = None,
     task: TaskFile = None,
     tag: Tag = None,
     settle: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--settle",
             help="Decide it at once: keep or discard. A win is run again first, where the task"
             " asks for replicates.",
@@ -74,8 +68,7 @@ def run_experiment(
     ] = False,
     replicate: Annotated[
         str | None,
-        typer.Option(
-            "--replicate",
+        Option(
             metavar="ID",
             help="Run what is still missing to confirm this win, and decide it.",
             autocompletion=complete_experiment,
@@ -244,9 +237,9 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
 
 @app.command("record")
 def record(
-    log: Annotated[Path, typer.Argument(help="What the training printed.")] = Path("run.log"),
-    commit: Annotated[str, typer.Option("--commit", help="What was run.")] = "HEAD",
-    description: Annotated[str, typer.Option("--desc", help="What was tried.")] = "",
+    log: Annotated[Path, Argument(help="What the training printed.")] = Path("run.log"),
+    commit: Annotated[str, Option(help="What was run.")] = "HEAD",
+    description: Annotated[str, Option("--desc", help="What was tried.")] = "",
     tag: Tag = None,
     repo: Repo = HERE,
 ) -> None:
@@ -281,13 +274,10 @@ class Status(str, Enum):
 @app.command("decide")
 def decide(
     experiment_id: Annotated[
-        str | None,
-        typer.Argument(help="Default: all that wait.", autocompletion=complete_experiment),
+        str | None, Argument(help="Default: all that wait.", autocompletion=complete_experiment)
     ] = None,
-    status: Annotated[
-        Status | None, typer.Argument(help="Your decision; default: the policy's.")
-    ] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the record.")] = "",
+    status: Annotated[Status | None, Argument(help="Your decision; default: the policy's.")] = None,
+    reason: Annotated[str, Option(help="Why, for the record.")] = "",
     tag: Tag = None,
     repo: Repo = HERE,
     as_json: Json = False,

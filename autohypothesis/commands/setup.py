@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Repo, app
 from autohypothesis.commands.common import err, out, print_json, remark, say
@@ -24,25 +25,20 @@ if TYPE_CHECKING:
 def setup(
     context: typer.Context,
     profile: Annotated[
-        str | None, typer.Option("--profile", help="Of prepare.py; default: what fits the machine.")
+        str | None, Option(help="Of prepare.py; default: what fits the machine.")
     ] = None,
     seq_len: Annotated[
         int | None,
-        typer.Option(
-            "--seq-len",
+        Option(
             metavar="N",
             min=1,
             help="Tokens a row: a derived profile, with the evaluation scaled alongside.",
         ),
     ] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="Of text: stdlib, path:GLOB, a known name.")
-    ] = None,
-    skip_data: Annotated[
-        bool, typer.Option("--skip-data", help="Look at the environment only.")
-    ] = False,
+    source: Annotated[str | None, Option(help="Of text: stdlib, path:GLOB, a known name.")] = None,
+    skip_data: Annotated[bool, Option("--skip-data", help="Look at the environment only.")] = False,
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="The repository, as published scripts name it.")
+        Path | None, Option("--dir", help="The repository, as published scripts name it.")
     ] = None,
     repo: Repo = HERE,
 ) -> None:
@@ -101,7 +97,7 @@ def _prepare(project: Project, options: list[str]) -> None:
 
 @app.command("new")
 def new(
-    path: Annotated[Path, typer.Argument(help="The folder to make.")],
+    path: Annotated[Path, Argument(help="The folder to make.")],
     as_json: Json = False,
 ) -> None:
     """Make a fresh research repository: the training pair, its task, its pages, a first commit.
@@ -126,14 +122,12 @@ def new(
 @app.command("demo")
 def demo(
     folder: Annotated[
-        Path | None, typer.Option("--dir", help="Where its repository is made; default: ./demo.")
+        Path | None, Option("--dir", help="Where its repository is made; default: ./demo.")
     ] = None,
-    profile: Annotated[str, typer.Option("--profile", help="Of prepare.py.")] = "cpu",
-    runs: Annotated[
-        int, typer.Option("--runs", min=1, help="How many experiments, the baseline included.")
-    ] = 12,
+    profile: Annotated[str, Option(help="Of prepare.py.")] = "cpu",
+    runs: Annotated[int, Option(min=1, help="How many experiments, the baseline included.")] = 12,
     lanes: Annotated[
-        int, typer.Option("--lanes", min=1, help="CPU workers; fewer where there are fewer cores.")
+        int, Option(min=1, help="CPU workers; fewer where there are fewer cores.")
     ] = 2,
 ) -> None:
     """Run a fleet in a repository of its own: observer, two workers, tool-builder; and show it.

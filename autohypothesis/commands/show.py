@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, ExperimentId, Json, Repo, Tag, app
 from autohypothesis.commands.common import (
@@ -52,12 +52,8 @@ def status(repo: Repo = HERE, as_json: Json = False) -> None:
 
 @app.command("monitor")
 def monitor(
-    interval: Annotated[
-        float, typer.Option("--interval", min=0.1, max=3600, help="Seconds between two looks.")
-    ] = 1.0,
-    iterations: Annotated[
-        int | None, typer.Option("--iterations", min=1, help="Leave after that many looks.")
-    ] = None,
+    interval: Annotated[float, Option(min=0.1, max=3600, help="Seconds between two looks.")] = 1.0,
+    iterations: Annotated[int | None, Option(min=1, help="Leave after that many looks.")] = None,
     repo: Repo = HERE,
 ) -> None:
     """Watch the fleet at work, until Ctrl-C. It only reads, and may be left at any time.
@@ -73,8 +69,7 @@ def monitor(
 @app.command("digest")
 def digest(
     since: Annotated[
-        float | None,
-        typer.Option("--since", metavar="HOURS", min=0.0, max=1e6, help="Only the last HOURS."),
+        float | None, Option(metavar="HOURS", min=0.0, max=1e6, help="Only the last HOURS.")
     ] = None,
     tag: Tag = None,
     repo: Repo = HERE,
@@ -116,8 +111,8 @@ def _plain(view: Any) -> Any:
 @app.command("runs")
 def runs(
     tag: Tag = None,
-    every_tag: Annotated[bool, typer.Option("--all", help="Of every tag.")] = False,
-    last: Annotated[int | None, typer.Option("--last", min=1, help="Only the newest N.")] = None,
+    every_tag: Annotated[bool, Option("--all", help="Of every tag.")] = False,
+    last: Annotated[int | None, Option(min=1, help="Only the newest N.")] = None,
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
@@ -173,7 +168,7 @@ def show(experiment_id: ExperimentId, repo: Repo = HERE, as_json: Json = False) 
 @app.command("best")
 def best(
     diff: Annotated[
-        bool, typer.Option("--diff", help="Print what it changes against the first baseline.")
+        bool, Option("--diff", help="Print what it changes against the first baseline.")
     ] = False,
     tag: Tag = None,
     repo: Repo = HERE,
@@ -211,7 +206,7 @@ def best(
 @app.command("adopt")
 def adopt(
     experiment_id: Annotated[
-        str | None, typer.Argument(help="A kept experiment; default: the reference.")
+        str | None, Argument(help="A kept experiment; default: the reference.")
     ] = None,
     tag: Tag = None,
     repo: Repo = HERE,
@@ -250,7 +245,7 @@ def adopt(
 @app.command("schema")
 def schema(
     name: Annotated[
-        str | None, typer.Argument(help="`task`, or a model of schema.py; default: list them.")
+        str | None, Argument(help="`task`, or a model of schema.py; default: list them.")
     ] = None,
 ) -> None:
     """Print the JSON Schema of a file of ours, for editors and other programs.
@@ -324,9 +319,9 @@ def _text(path: Path) -> str:
 
 @app.command("show-results")
 def show_results(
-    top: Annotated[int, typer.Option("--top", min=1, help="Lines of the table.")] = 10,
+    top: Annotated[int, Option(min=1, help="Lines of the table.")] = 10,
     kept_only: Annotated[
-        bool, typer.Option("--kept-only", help="Only what was kept, in the table.")
+        bool, Option("--kept-only", help="Only what was kept, in the table.")
     ] = False,
     tag: Tag = None,
     repo: Repo = HERE,

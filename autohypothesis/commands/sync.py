@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from autohypothesis.commands.app import HERE, Json, Repo, app
 from autohypothesis.commands.common import opened, print_json, remark, role, say
@@ -25,14 +25,13 @@ PICTURE_AGE_S = 60.0
 @app.command("sync")
 def sync(
     everything: Annotated[
-        bool, typer.Option("--all", help="Refresh picture and parquet whatever their age.")
+        bool, Option("--all", help="Refresh picture and parquet whatever their age.")
     ] = False,
     watch: Annotated[
-        float | None,
-        typer.Option("--watch", metavar="S", min=0.1, help="Again every S seconds, until stopped."),
+        float | None, Option(metavar="S", min=0.1, help="Again every S seconds, until stopped.")
     ] = None,
     snapshot: Annotated[
-        bool, typer.Option("--snapshot", help="Keep bundles and decisions in git as well.")
+        bool, Option("--snapshot", help="Keep bundles and decisions in git as well.")
     ] = False,
     repo: Repo = HERE,
     as_json: Json = False,

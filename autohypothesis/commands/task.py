@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Repo, app
 from autohypothesis.commands.common import (
@@ -39,7 +40,7 @@ SANDBOXES = {
 }
 
 TaskPath = Annotated[
-    Path, typer.Argument(metavar="PATH", help="A task file, or the folder that holds task.yaml.")
+    Path, Argument(metavar="PATH", help="A task file, or the folder that holds task.yaml.")
 ]
 
 
@@ -47,20 +48,14 @@ TaskPath = Annotated[
 def run(
     path: TaskPath,
     iterations: Annotated[
-        int, typer.Option("--iterations", min=0, help="How many changes to try; 0: until stopped.")
+        int, Option(min=0, help="How many changes to try; 0: until stopped.")
     ] = 1,
-    parallel: Annotated[
-        int, typer.Option("--parallel", min=1, help="Changes side by side, a device for each.")
-    ] = 1,
-    seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Of the search: another one draws other changes.")
-    ] = 0,
-    tag: Annotated[
-        str | None, typer.Option("--tag", help="The search; default: the task's id.")
-    ] = None,
+    parallel: Annotated[int, Option(min=1, help="Changes side by side, a device for each.")] = 1,
+    seed: Annotated[int, Option(min=0, help="Of the search: another one draws other changes.")] = 0,
+    tag: Annotated[str | None, Option(help="The search; default: the task's id.")] = None,
     repo: Repo = HERE,
     as_json: Annotated[
-        bool, typer.Option("--json", help="JSON lines on a terminal too, where a person reads.")
+        bool, Option("--json", help="JSON lines on a terminal too, where a person reads.")
     ] = False,
 ) -> None:
     """Try changes of a task's artifacts; what is better is kept, and your branch follows.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from autohypothesis.commands.app import HERE, Json, Repo, app, completion
 from autohypothesis.commands.common import layout_of, out, print_json, remark, say
@@ -30,16 +31,16 @@ complete_tool = completion(
     lambda layout: (script.stem for script in layout.published_tools.glob("*.py"))
 )
 ToolId = Annotated[
-    str, typer.Argument(metavar="ID", help="Name of the tool.", autocompletion=complete_tool)
+    str, Argument(metavar="ID", help="Name of the tool.", autocompletion=complete_tool)
 ]
-Title = Annotated[str, typer.Option("--title", help="A few words; default: the name.")]
-Notes = Annotated[str, typer.Option("--notes", help="Why, for the record.")]
+Title = Annotated[str, Option("--title", help="A few words; default: the name.")]
+Notes = Annotated[str, Option("--notes", help="Why, for the record.")]
 
 
 @tools_group.command("request")
 def request(
     tool_id: ToolId,
-    problem: Annotated[str, typer.Option("--problem", help="What it is to answer, and why.")],
+    problem: Annotated[str, Option(help="What it is to answer, and why.")],
     title: Title = "",
     repo: Repo = HERE,
     as_json: Json = False,
@@ -70,7 +71,7 @@ def request(
 @tools_group.command("publish")
 def publish(
     tool_id: ToolId,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="The script, one Python file.")],
+    path: Annotated[Path, Argument(metavar="PATH", help="The script, one Python file.")],
     title: Title = "",
     repo: Repo = HERE,
     as_json: Json = False,
@@ -145,10 +146,10 @@ def list_tools(repo: Repo = HERE, as_json: Json = False) -> None:
 def run(
     tool_id: ToolId,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGS", help="The tool's own words.")
+        list[str] | None, Argument(metavar="ARGS", help="The tool's own words.")
     ] = None,
     limit: Annotated[
-        float | None, typer.Option("--limit", min=0.1, help="Seconds it may take.  [default: 300]")
+        float | None, Option(min=0.1, help="Seconds it may take.  [default: 300]")
     ] = None,
     repo: Repo = HERE,
 ) -> None:

@@ -17,9 +17,11 @@ from autohypothesis.schema import NO_SANDBOX
 from autohypothesis.terminal.parts import (
     STATUS_STYLE,
     Cell,
+    counts_text,
     diff_text,
     duration,
     facts,
+    grid,
     number,
     share,
     sparkline,
@@ -108,12 +110,12 @@ def _facts(row: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _settings(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:
     """Return the settings of one experiment, those that differ from the reference marked."""
-    made = Table(box=None, pad_edge=False, show_header=False)
+    rows = []
     for name, value in sorted(config.items()):
         changed = name in reference and reference[name] != value
-        note = f"[yellow]was {escape(str(reference[name]))}[/]" if changed else ""
-        made.add_row(escape(name), escape(str(value)), note)
-    return made
+        note = Text(f"was {reference[name]}", "yellow") if changed else ""
+        rows.append((name, str(value), note))
+    return grid(rows, {}, {}, {}, expand=False)
 
 
 # ── the results of a search ─────────────────────────────────────────────────────────────────
@@ -163,11 +165,8 @@ def _numbers(found: Results) -> Iterator[tuple[str, Cell]]:
 
 
 def _counts(found: Results) -> Text:
-    text = Text(f"{found.experiments:,}: ")
-    shown = {"keep": found.kept, "discard": found.discarded, "crash": found.crashed}
-    for index, (status, count) in enumerate(shown.items()):
-        text.append(", " if index else "")
-        text.append(f"{count:,} {status}", STATUS_STYLE[status])
+    counts = [("keep", found.kept), ("discard", found.discarded), ("crash", found.crashed)]
+    text = counts_text(found.experiments, counts)
     for name, value in (("repeats", found.repeats), ("undecided", found.undecided)):
         if value:
             text.append(f"; {value:,} {name}")

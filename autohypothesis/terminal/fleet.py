@@ -23,11 +23,14 @@ from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
 from autohypothesis.schema import Brief, Finding, Hypothesis
 from autohypothesis.terminal.parts import (
-    STATUS_STYLE,
+    FIXED,
+    SHORTENED,
     Cell,
     better,
+    counts_text,
     duration,
     facts,
+    grid,
     listing,
     number,
     paragraphs,
@@ -132,40 +135,37 @@ def roles_table(roles: Iterable[RoleView], *, apart: bool = False) -> Table:
     Args:
         apart: no workers stand below, whose columns these have to meet.
     """
-    made = _grid(0 if apart else BAR + 6)
-    for role in roles:
-        age = "" if role.age_s is None else f"{duration(role.age_s)} ago"
-        made.add_row(
-            named(role.role, role.state, role.alive),
-            state_text(role.state),
-            Text(plain_line(role.last_action), no_wrap=True, overflow="ellipsis"),
-            Text(age, "bright_black", no_wrap=True),
-        )
-    return made
+    rows = [
+        (named(role.role, role.state, role.alive), state_text(role.state),
+         plain_line(role.last_action),
+         Text("" if role.age_s is None else f"{duration(role.age_s)} ago", "bright_black"))
+        for role in roles
+    ]  # fmt: skip
+    return _process_grid(rows, 0 if apart else BAR + 6)
 
 
 def _workers_table(workers: Sequence[WorkerView]) -> Table:
     """Return a line for each worker: what it does, and how far it is."""
-    made = _grid(BAR + 6)
+    rows = []
     for worker in workers:
         words = plain_line(f"{worker.experiment_id or ''} {worker.title}")
-        made.add_row(
-            named(worker.worker_id, worker.state, worker.alive),
-            state_text(worker.state),
-            Text("" if worker.state in QUIET else words, no_wrap=True, overflow="ellipsis"),
-            progress_bar(worker.progress) if worker.alive and worker.experiment_id else Text(""),
-        )
-    return made
+        rows.append(
+            (named(worker.worker_id, worker.state, worker.alive), state_text(worker.state),
+             "" if worker.state in QUIET else words,
+             progress_bar(worker.progress) if worker.alive and worker.experiment_id else "")
+        )  # fmt: skip
+    return _process_grid(rows, BAR + 6)
 
 
-def _grid(last: int) -> Table:
+def _process_grid(rows: Iterable[Sequence[Cell]], last: int) -> Table:
     """Return columns as wide in one table as in the next, so that they stand under each other."""
-    made = Table.grid(padding=(0, 2), expand=True)
-    made.add_column(no_wrap=True, min_width=14, max_width=24, overflow="ellipsis")
-    made.add_column(no_wrap=True, min_width=11)
-    made.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    made.add_column(no_wrap=True, justify="right", min_width=last)
-    return made
+    return grid(
+        rows,
+        {**FIXED, "min_width": 14, "max_width": 24, "overflow": "ellipsis"},
+        {**FIXED, "min_width": 11},
+        SHORTENED,
+        {**FIXED, "justify": "right", "min_width": last},
+    )
 
 
 def progress_bar(progress: float | None) -> Text:
@@ -323,10 +323,9 @@ def _numbers(page: Digest) -> Iterator[tuple[str, Cell]]:
 def _decided(page: Digest) -> Text:
     if not page.decided:
         return Text("nothing yet", "bright_black")
-    text = Text(f"{sum(page.decided.values()):,}: ")
-    for index, (status, count) in enumerate(sorted(page.decided.items(), key=lambda one: -one[1])):
-        text.append(", " if index else "")
-        text.append(f"{count:,} {status}", STATUS_STYLE.get(status, ""))
+    text = counts_text(
+        sum(page.decided.values()), sorted(page.decided.items(), key=lambda item: -item[1])
+    )
     if page.experiments_per_hour is not None:
         rate = f"{page.experiments_per_hour:,.1f} an hour over {duration(page.hours * 3600)}"
         text.append(f"; {rate}")
@@ -335,15 +334,13 @@ def _decided(page: Digest) -> Text:
 
 def _wins(page: Digest) -> Text:
     """Return how many wins were confirmed when they were run again."""
-    text = Text(f"{len(page.confirmed):,} confirmed", CONFIRMATION_STYLE["confirmed"])
+    counts = [(len(page.confirmed), "confirmed", "confirmed")]
     if page.provisional:
-        text.append(", ", "default")
-        text.append(f"{len(page.provisional):,} provisional", CONFIRMATION_STYLE["provisional"])
+        counts.append((len(page.provisional), "provisional", "provisional"))
     if page.not_confirmed:
-        text.append(", ", "default")
-        lost = f"{len(page.not_confirmed):,} not confirmed when run again"
-        text.append(lost, CONFIRMATION_STYLE["refuted"])
-    return text
+        counts.append((len(page.not_confirmed), "not confirmed when run again", "refuted"))
+    parts = [Text(f"{n:,} {words}", CONFIRMATION_STYLE[style]) for n, words, style in counts]
+    return Text(", ").join(parts)
 
 
 def _kept(page: Digest) -> Table:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from itertools import count
-from typing import Any, NamedTuple
+from contextlib import suppress
+from datetime import timedelta
+from itertools import accumulate, count
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.errors import AutohypothesisError
@@ -20,11 +18,11 @@ from autohypothesis.fleet.overview.overview import Overview, WorkerView, overvie
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line
-from autohypothesis.records import jsonl
+from autohypothesis.records.history import DecisionHistory, LiveHistory
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.ledger import manifest_tag
 from autohypothesis.records.rows import real
-from autohypothesis.schema import now, rfc3339, utc
+from autohypothesis.schema import now, rfc3339
 from autohypothesis.terminal.fleet import (
     QUIET,
     named,
@@ -36,10 +34,13 @@ from autohypothesis.terminal.fleet import (
     waiting_table,
 )
 from autohypothesis.terminal.parts import (
+    FIXED,
+    SHORTENED,
     amount,
     better,
     diff_size,
     duration,
+    grid,
     number,
     share,
     sparkline,
@@ -55,92 +56,42 @@ LEAST = 4
 SPARK = 32
 DEVICE = 10
 """Characters of a device: a UUID is told apart by its first few."""
-HOUR = timedelta(hours=1)
 
 
-class Keeps:
-    """The keeps, one after the other: decisions.jsonl is followed, not read again."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._path = layout.decisions
-        self._offset = 0
-        self._kept: dict[str, dict[str, Any]] = {}
-        self._recent: deque[datetime] = deque()
-
-    def look(self) -> None:
-        """Read new decisions. A file that cannot be read is no reason to stop."""
-        try:
-            news = jsonl.read_new(self._path, self._offset)
-        except AutohypothesisError:
-            return
-        if news.restarted:
-            self._kept.clear()
-        self._offset = news.offset
-        for decision in news.records:
-            self._take(decision)
-
-    def _take(self, decision: dict[str, Any]) -> None:
-        name = str(decision.get("experiment_id"))
-        self._kept.pop(name, None)
-        if decision.get("decision_status") == "keep":
-            self._kept[name] = decision
-        try:
-            moment = utc(decision.get("recorded_at"))
-        except (ValueError, OverflowError):
-            return
-        if isinstance(moment, datetime) and moment > now() - HOUR:
-            self._recent.append(moment)
-
-    def best_line(self, tag: str, metric: str) -> list[float]:
-        """Return the best so far after each keep of a tag, on the platform of the last one."""
-        keeps = [keep for keep in self._kept.values() if keep.get("tag") == tag]
-        if not keeps:
-            return []
-        platform = keeps[-1].get("platform_key")
-        pick = max if keeps[-1].get("direction") == "maximize" else min
-        line: list[float] = []
-        for keep in keeps:
-            value = real(keep.get("metric_value"), metric)
-            if value is not None and keep.get("platform_key") == platform:
-                line.append(pick(line[-1], value) if line else value)
-        return line
-
-    def last_hour(self) -> int:
-        """Return how many decisions were taken within the hour."""
-        while self._recent and self._recent[0] < now() - HOUR:
-            self._recent.popleft()
-        return len(self._recent)
+def best_so_far(history: DecisionHistory, metric: str) -> list[float]:
+    """Return the best value after each keep that stands, on the platform of the last one."""
+    keeps = [d for d in history.latest.values() if d.decision_status == "keep"]
+    if not keeps:
+        return []
+    last = keeps[-1]
+    values = [real(d.metric_value, metric) for d in keeps if d.platform_key == last.platform_key]
+    best = max if last.direction == "maximize" else min
+    return list(accumulate((value for value in values if value is not None), best))
 
 
-class _Room(NamedTuple):
-    """Lines for what can be shortened; None: as many as it takes."""
-
-    workers: int | None
-    waiting: int
-
-    @classmethod
-    def of(cls, view: Overview, height: int | None) -> _Room:
-        if height is None:
-            return cls(None, WAITING)
-        needs = 3 + min(len(view.needs), NEEDS) if view.needs else 0
-        left = height - AROUND - needs - (0 if view.alive else 2)
-        waiting = left - 2 * len(view.workers)
-        return cls(max(left, LEAST), max(0, min(waiting, WAITING)))
+def _room(view: Overview, height: int | None) -> tuple[int | None, int]:
+    """Return the lines for workers, None for as many as it takes, and for waiting hypotheses."""
+    if height is None:
+        return None, WAITING
+    needs = 3 + min(len(view.needs), NEEDS) if view.needs else 0
+    left = height - AROUND - needs - (0 if view.alive else 2)
+    waiting = left - 2 * len(view.workers)
+    return max(left, LEAST), max(0, min(waiting, WAITING))
 
 
 class Monitor:
-    """Frames of one fleet."""
+    """Frames of one fleet. Queue and decisions are followed, not read again for each frame."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._keeps = Keeps(layout)
-        self._kept_queue: Queue | None = None
+        self._queue: Queue | None = None
+        self._history = LiveHistory(layout, "")
 
     def frame(self, height: int | None = None) -> RenderableType:
         """Return the fleet as it stands now, in at most `height` lines where that can be."""
-        view = overview(self._layout, self._queue(self._layout))
-        self._keeps.look()
-        room = _Room.of(view, height)
+        self._follow(manifest_tag(self._layout)[0])
+        view = overview(self._layout, self._queue)
+        workers, waiting = _room(view, height)
         parts: list[RenderableType] = [
             Rule(self._headline(view), align="left", style="bright_black", characters="─"),
             self._best(view),
@@ -149,22 +100,22 @@ class Monitor:
             Text(""),
         ]
         if view.workers:
-            parts += [_workers(view.workers, room.workers), Text("")]
+            parts += [_workers(view.workers, workers), Text("")]
         parts.append(self._counts(view))
-        if room.waiting:
-            parts.append(waiting_table(view.waiting[: room.waiting]))
+        if waiting:
+            parts.append(waiting_table(view.waiting[:waiting]))
         if view.needs:
             parts += [Text("\nneeds you", "bold"), needs_lines(view.needs, NEEDS)]
         if not view.alive:
             parts.append(Text.assemble("\nnothing runs; ", (view.next_command, "cyan")))
         return Group(*parts)
 
-    def _queue(self, layout: Layout) -> Queue | None:
-        """Return the queue of the last look, which knows what it has read."""
-        tag = manifest_tag(layout)[0]
-        if self._kept_queue is None or self._kept_queue.tag != tag:
-            self._kept_queue = Queue(layout, tag) if ID.fullmatch(tag) else None
-        return self._kept_queue
+    def _follow(self, tag: str) -> None:
+        if tag != self._history.tag:
+            self._queue = Queue(self._layout, tag) if ID.fullmatch(tag) else None
+            self._history = LiveHistory(self._layout, tag)
+        with suppress(AutohypothesisError):  # a file that cannot be read is no reason to stop
+            self._history.refresh()
 
     def _headline(self, view: Overview) -> Text:
         text = Text(view.tag or "no search yet", "bold")
@@ -178,9 +129,9 @@ class Monitor:
             return Text("nothing kept yet", "bright_black")
         text = Text(no_wrap=True, overflow="ellipsis")
         text.append(f"{plain_line(best.metric)} {number(best.value, 4)}", "bold green")
-        said = better(best.improvement, best.improvement_share)
-        text.append(f"  {said}  " if best.improvement else "  the baseline  ", "default")
-        line = self._keeps.best_line(view.tag, best.metric)
+        gain = better(best.improvement, best.improvement_share)
+        text.append(f"  {gain}  " if best.improvement else "  the baseline  ", "default")
+        line = best_so_far(self._history, best.metric)
         if len(line) > 1:
             text.append(sparkline(line[-SPARK:], SPARK), "green")
         text.append(f"\n{plain_line(best.experiment_id)}  ", "default")
@@ -192,7 +143,9 @@ class Monitor:
         text.append(queue_counts(view), "default")
         for win in view.awaiting[:1]:
             text.append(f"; {plain_line(win.experiment_id)} {win.words}", "yellow")
-        text.append(f"; {self._keeps.last_hour()} decided in the last hour", "bright_black")
+        begin = now() - timedelta(hours=1)
+        recent = sum(decision.recorded_at > begin for decision in self._history.decisions)
+        text.append(f"; {recent} decided in the last hour", "bright_black")
         return text
 
 
@@ -202,18 +155,14 @@ def _workers(workers: Sequence[WorkerView], room: int | None) -> RenderableType:
     shown = list(workers)
     if room is not None and len(workers) > room:
         shown = sorted(workers, key=lambda worker: worker.alive)[: room - 1]
-    table = Table.grid(padding=(0, 2), expand=True)
-    table.add_column(no_wrap=True, max_width=18, overflow="ellipsis")
-    table.add_column(no_wrap=True)
-    table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column(no_wrap=True)
-    for worker in shown:
-        (name, state, *last), second = _lines(worker)
+    rows: list[list[Text]] = []
+    for first, second in map(_lines, shown):
         if narrow:
-            table.add_row(name, Text.assemble(state, " ", second[1]), *last)
+            name, state, *last = first
+            rows.append([name, Text.assemble(state, " ", second[1]), *last])
         else:
-            table.add_row(name, state, *last)
-            table.add_row(*second)
+            rows += [first, second]
+    table = grid(rows, {**FIXED, "max_width": 18, "overflow": "ellipsis"}, FIXED, SHORTENED, FIXED)
     if len(shown) == len(workers):
         return table
     rest = f"and {len(workers) - len(shown)} more: python orchestrator.py status"

@@ -7,8 +7,8 @@ characters, and never as markup. Named colours only, so that dark and light term
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -122,14 +122,46 @@ def titled(title: str, body: RenderableType) -> RenderableType:
     return Group(Text(""), Text(title, "bold"), body)
 
 
+def counts_text(total: int, counts: Iterable[tuple[str, int]]) -> Text:
+    """Return `12: 3 keep, 9 discard`, each status in its colour."""
+    text = Text(f"{total:,}: ")
+    for index, (status, count) in enumerate(counts):
+        text.append(", " if index else "")
+        text.append(f"{count:,} {status}", STATUS_STYLE.get(status, ""))
+    return text
+
+
+def grid(
+    rows: Iterable[Sequence[Cell]], *columns: Mapping[str, Any], gap: int = 2, expand: bool = True
+) -> Table:
+    """Return lines without a head; `columns` are the options of `Table.add_column`."""
+    made = Table.grid(padding=(0, gap), expand=expand)
+    for options in columns:
+        made.add_column(**options)
+    for row in rows:
+        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+FIXED: Mapping[str, Any] = {"no_wrap": True}
+SHORTENED: Mapping[str, Any] = {"ratio": 1, "no_wrap": True, "overflow": "ellipsis"}
+"""The column that gives way on a narrow screen."""
+
+
 def facts(rows: Iterable[tuple[str, Cell]]) -> Table:
     """Return names and what stands for them; a longer text is folded."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bright_black", no_wrap=True)
-    table.add_column(ratio=1)
-    for name, text in rows:
-        table.add_row(name, Text(text) if isinstance(text, str) else text)
-    return table
+    return grid(rows, {**FIXED, "style": "bright_black"}, {"ratio": 1}, expand=False)
+
+
+def listing(rows: Iterable[tuple[Cell, Cell, Cell]]) -> Table:
+    """Return lines of a name, a state, and a text that gives way."""
+    return grid(rows, FIXED, {**FIXED, "style": "bright_black"}, SHORTENED)
+
+
+def paragraphs(mark: str, texts: Iterable[Cell], style: str = "") -> Table:
+    """Return folded texts, each behind a mark."""
+    columns = ({**FIXED, "style": style}, {"ratio": 1, "overflow": "fold"})
+    return grid(((mark, text) for text in texts), *columns, gap=1, expand=False)
 
 
 def table(
@@ -163,25 +195,4 @@ def table(
     made.add_column(names[-1], no_wrap=not fold, overflow=last, min_width=20 if fold else 8)
     for row in cells:
         made.add_row(*row)
-    return made
-
-
-def listing(rows: Iterable[tuple[Cell, Cell, Cell]]) -> Table:
-    """Return lines without a head: a name, a state, and a text that gives way."""
-    made = Table.grid(padding=(0, 2), expand=True)
-    made.add_column(no_wrap=True)
-    made.add_column(no_wrap=True, style="bright_black")
-    made.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-    for row in rows:
-        made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    return made
-
-
-def paragraphs(mark: str, texts: Iterable[Cell], style: str = "") -> Table:
-    """Return folded texts, each behind a mark."""
-    made = Table.grid(padding=(0, 1))
-    made.add_column(style=style, no_wrap=True)
-    made.add_column(ratio=1, overflow="fold")
-    for text in texts:
-        made.add_row(mark, Text(text) if isinstance(text, str) else text)
     return made

@@ -245,13 +245,12 @@ def _text(node: ast.expr) -> str:
 
 
 def _options(path: Path) -> set[str]:
-    return {
-        part
-        for node in ast.walk(_parsed(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        for part in node.value.split("/")
-        if re.fullmatch(r"--[a-z][a-z-]*", part)
-    }
+    """Options with a name of their own, and those that are called as their parameter is."""
+    nodes = list(ast.walk(_parsed(path)))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    named = {part for text in texts if isinstance(text, str) for part in text.split("/")}
+    named |= {f"--{node.arg.replace('_', '-')}" for node in nodes if isinstance(node, ast.arg)}
+    return {name for name in named if re.fullmatch(r"--[a-z][a-z-]*", name)}
 
 
 def command_name(call: list[str], known: dict[str, set[str]]) -> str | None:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from autohypothesis.plain import plain_line
+from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.jsonl import append
 from autohypothesis.schema import Decision, Proposal, now
-from autohypothesis.terminal.live import Keeps, Monitor
+from autohypothesis.terminal.live import Monitor, best_so_far
 from autohypothesis.terminal.parts import amount, diff_size, duration
 
 ORCHESTRATOR = Path(__file__).resolve().parents[2] / "orchestrator.py"
@@ -130,9 +131,8 @@ def decision(number: int, name: str, status: str, value: object, **changes: Any)
 
 
 def test_the_curve_of_the_best_follows_the_decisions(fleet: Any) -> None:
-    keeps, path = Keeps(fleet.layout), fleet.layout.decisions
-    keeps.look()
-    assert keeps.best_line("nov20", "val_bpb") == []
+    history, path = LiveHistory(fleet.layout, "nov20"), fleet.layout.decisions
+    assert best_so_far(history, "val_bpb") == []
 
     append(path, decision(1, "a", "keep", 1.5, platform_key="another"))
     append(path, decision(2, "b", "keep", 1.5))
@@ -144,19 +144,18 @@ def test_the_curve_of_the_best_follows_the_decisions(fleet: Any) -> None:
     with path.open("ab") as file:
         file.write(b"no record\n")
     append(path, decision(8, "h", "keep", 1.45))
-    keeps.look()
-    assert keeps.best_line("nov20", "val_bpb") == [1.5, 1.4, 1.4]
-    assert keeps.last_hour() == 8
+    history.refresh()
+    assert best_so_far(history, "val_bpb") == [1.5, 1.4, 1.4]
 
     append(path, decision(9, "f", "discard", 1.4))  # overruled
-    keeps.look()
-    assert keeps.best_line("nov20", "val_bpb") == [1.5, 1.45]
+    history.refresh()
+    assert best_so_far(history, "val_bpb") == [1.5, 1.45]
 
     path.unlink()
     append(path, decision(1, "a", "keep", 0.5, direction="maximize"))
     append(path, decision(2, "b", "keep", 0.7, direction="maximize"))
-    keeps.look()
-    assert keeps.best_line("nov20", "accuracy") == [0.5, 0.7]
+    history.refresh()
+    assert best_so_far(history, "accuracy") == [0.5, 0.7]
 
 
 def test_ctrl_c_leaves_the_terminal_as_it_was(fleet: Any) -> None:
