@@ -734,7 +734,7 @@ objective: {metric: val_bpb, direction: minimize}
 def test_bootstrap_prepares_data_that_is_not_there(
     cli: Callable[..., object], foreign: Path, git: Git, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr(doctor, "every_check", lambda path: [])
     (foreign / "prepare.py").write_text(PREPARE)
     (foreign / "task.yaml").write_text(TASK)
     (foreign / ".gitignore").write_text("data/\n")
