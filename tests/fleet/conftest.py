@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pkgutil
 import subprocess
 import sys
@@ -71,16 +72,24 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.fleet.conftest", "autohypothesis.fleet.sync"])
 
 
-def _tell(target: Callable[..., None], connection: Connection, words: Sequence[object]) -> None:
+def _tell(
+    target: Callable[..., None],
+    connection: Connection,
+    environment: dict[str, str],
+    words: Sequence[object],
+) -> None:
+    os.environ.update(environment)  # that of the test, not that of the first fork
     target(connection.send, *words)
 
 
 class Forked:
-    """A process that was forked for a test; `said` is what it has told, until it is gone."""
+    """A process that was forked for a test, and what it tells."""
 
     def __init__(self, target: Callable[..., None], *words: object) -> None:
         self._ear, mouth = FORKS.Pipe(duplex=False)
-        self.process = FORKS.Process(target=_tell, args=(target, mouth, words), daemon=True)
+        self.process = FORKS.Process(
+            target=_tell, args=(target, mouth, dict(os.environ), words), daemon=True
+        )
         self.process.start()
         mouth.close()
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -22,9 +19,10 @@ from autohypothesis.engine import runner
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role, role_lives
-from autohypothesis.fleet.observer.observer import Observer
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
 from autohypothesis.fleet.observer.search_state import Reference, SearchState
+from autohypothesis.fleet.proposing import Situation
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.records.bundles import read_decisions
@@ -46,6 +44,7 @@ from autohypothesis.schema import (
     Steering,
     now,
 )
+from tests.fleet.conftest import Forked
 from tests.fleet.observing import (
     PAUSE_S,
     Broken,
@@ -59,38 +58,22 @@ from tests.fleet.observing import (
 )
 from tests.fleet.observing import calm as calm
 
-ROOT_MODULE = """
-import sys
-from pathlib import Path
-from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.scheduling import SearchLimits
-from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.records.locks import hold
-from autohypothesis.schema import Proposal
 
-class Ideas:
-    name = "ideas"
-    def propose(self, situation, count):
-        n = len(situation.open) + len(situation.closed)
-        return [Proposal(title=f"RATE {n + i}", config_overrides={"RATE": 1.0 + (n + i) / 100})
-                for i in range(count)]
+@dataclass
+class Numbered:
+    """A proposer that never runs out of rates."""
 
-project = Project.open(Path(sys.argv[1]))
-with Stop() as stop, hold(project.layout, "observer", doing="a test"):
-    limits = SearchLimits(max_experiments=int(sys.argv[2]))
-    print(Observer(project, [Ideas()], limits=limits).run(stop))
-"""
+    name: str = "ideas"
+
+    def propose(self, situation: Situation, count: int) -> list[Proposal]:
+        first = len(situation.open) + len(situation.closed)
+        return [idea(RATE=1.0 + number / 100) for number in range(first, first + count)]
 
 
-def started(project: Project, most: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", ROOT_MODULE, str(project.layout.root), str(most)],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-# ── the ratchet ─────────────────────────────────────────────────────────────────────────────
+def observe(tell: Callable[[str], None], root: Path, most: int) -> None:
+    project = Project.open(root)
+    with Stop() as stop, hold(project.layout, "observer", doing="a test"):
+        tell(observer(project, Numbered(), most=most).run(stop))
 
 
 def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_project: Project) -> None:
@@ -231,17 +214,6 @@ def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Proje
     assert watched.history.counted() == 4
     assert len(read_ledger(fleet_project.layout)) == 4
     assert not watched.turn()
-
-
-def test_what_waits_when_the_time_is_up_goes_back_to_the_queue(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=3.0)]]))
-    turns(watched, lambda: watched.history.has_reference(), hand)
-    turns(watched, lambda: watched.queue.dispatched())
-    late = observer(fleet_project, until=now() - timedelta(seconds=1))
-    assert not late.turn()
-    assert late.status.state == "finished"
-    assert late.queue.dispatched() == {} and late.queue.pending()
 
 
 def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project: Project) -> None:
@@ -413,39 +385,34 @@ def _decided(project: Project) -> int:
 
 
 @pytest.mark.timeout(240)
-def test_a_killed_observer_loses_no_decision(fleet_project: Project) -> None:
+def test_a_killed_observer_loses_no_decision(
+    fleet_project: Project, forked: Callable[..., Forked]
+) -> None:
     """kill -9 in the middle of turns, again and again; a successor goes on where it stopped.
 
     Each lives for a moment only, and for one decision at most where the machine is quick.
     """
     hand = Hands(fleet_project, "w0")
-    beside = Observer(
-        fleet_project, [], limits=observer(fleet_project).criteria.limits
-    )  # its queue only
+    beside = observer(fleet_project)  # its queue only
     dice = random.Random(7)
     kills, most = 0, 7
-    process = started(fleet_project, most)
+    process = forked(observe, fleet_project.layout.root, most)
     deadline = time.monotonic() + 200
-    try:
-        while process.poll() is None:
-            assert time.monotonic() < deadline
-            decided = _decided(fleet_project)
-            due = time.monotonic() + dice.uniform(0.4, 1.6)
-            while process.poll() is None and time.monotonic() < due:
-                if not hand.work(beside):
-                    time.sleep(PAUSE_S)
-                if _decided(fleet_project) > decided:
-                    time.sleep(dice.uniform(0.0, 0.1))
-                    break
-            if kills < 8 and process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.communicate()
-                kills += 1
-                process = started(fleet_project, most)
-        said, _ = process.communicate()
-    finally:
-        process.kill()
-    assert said.strip() == "finished" and kills >= 3
+    while process.process.is_alive():
+        assert time.monotonic() < deadline
+        decided = _decided(fleet_project)
+        due = time.monotonic() + dice.uniform(0.4, 1.6)
+        while process.process.is_alive() and time.monotonic() < due:
+            if not hand.work(beside):
+                time.sleep(PAUSE_S)
+            if _decided(fleet_project) > decided:
+                time.sleep(dice.uniform(0.0, 0.1))
+                break
+        if kills < 8 and process.process.is_alive():
+            process.end(kill=True)
+            kills += 1
+            process = forked(observe, fleet_project.layout.root, most)
+    assert process.end() == ["finished"] and kills >= 3
     queue = Queue(fleet_project.layout, "t")
     decisions, wrong = read_decisions(fleet_project.layout)
     assert not wrong
@@ -464,20 +431,15 @@ def test_a_killed_observer_loses_no_decision(fleet_project: Project) -> None:
 
 
 def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
-    fleet_project: Project, until: Callable[..., None]
+    fleet_project: Project, until: Callable[..., None], forked: Callable[..., Forked]
 ) -> None:
     hand = Hands(fleet_project, "w0")
     queue = Queue(fleet_project.layout, "t")
-    process = started(fleet_project, 50)
-    try:
-        until(lambda: queue.dispatched("w0")["w0"])
-        beside = observer(fleet_project)
-        assert hand.work(beside) == "baseline-t-1"
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert (said.strip(), process.returncode) == ("stopped", 0)
+    process = forked(observe, fleet_project.layout.root, 50)
+    until(lambda: queue.dispatched("w0")["w0"])
+    assert hand.work(observer(fleet_project)) == "baseline-t-1"
+    process.process.terminate()
+    assert process.end() == ["stopped"]
     assert [one.experiment_id for one in read_decisions(fleet_project.layout)[0]] == [
         "baseline-t-1"
     ]
@@ -515,9 +477,12 @@ def test_workers_are_told_when_the_search_is_over(fleet_project: Project) -> Non
     turns(watched, lambda: watched.queue.dispatched().get("w0"))
     assert _details(fleet_project)["closing"] is False
     one = hand.claim(watched)
+    waiting = watched.queue.add(idea(RATE=3.0), proposer="ada").hypothesis_id
+    watched.queue.dispatch(waiting, "w0")
     late = observer(fleet_project, until=now() - timedelta(seconds=1))
     assert one is not None and late.turn()
     assert _details(fleet_project)["closing"] is True
+    assert [one.hypothesis_id for one in late.queue.pending()] == [waiting]
     late.queue.release(one.hypothesis_id, "w0")  # as a worker does that has only prepared it
     assert not late.turn() and late.status.state == "finished"
 
@@ -538,7 +503,7 @@ def test_a_result_of_another_shape_stops_no_observer(fleet_project: Project) -> 
     turns(watched, lambda: watched.history.counted() == 2, hand)
 
 
-@pytest.mark.parametrize("left", [{}, {"checkout": "elsewhere"}, [], "x"])
+@pytest.mark.parametrize("left", [{"checkout": "elsewhere"}, "x"])
 def test_a_run_whose_notes_are_damaged_stops_no_observer(
     fleet_project: Project, left: object
 ) -> None:

@@ -118,7 +118,6 @@ class Outbox:
         return Round(sent, refused, len(waiting) - sent - refused, error)
 
     def _delivered(self, courier: EntryCourier, entry: OutboxEntry) -> str:
-        """Return the receipt of this try or an earlier one."""
         if self._path(SENT, entry).exists():  # a kill came before it was taken out of the queue
             return load(OutboxEntry, self._path(SENT, entry)).receipt
         if entry.tries:

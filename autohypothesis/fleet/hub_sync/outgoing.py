@@ -140,7 +140,6 @@ class HubReporter:
             self.outbox.put(kind, name, payload)
 
     def _show(self, row: Mapping[str, Any], description: str) -> str:
-        """Return the commit of a keep as others get it."""
         base = row.get("parent_commit")
         if base is None:
             return self.lineage.baseline(row["commit"])
@@ -170,7 +169,6 @@ def _is_refuted(row: Mapping[str, Any]) -> bool:
 
 
 def _hash_of(run: RunPaths) -> str:
-    """Return the SHA-256 of the log; empty where there is none."""
     digest = hashlib.sha256()
     try:
         with opened(run.log) as (descriptor, _), open(descriptor, "rb", closefd=False) as log:

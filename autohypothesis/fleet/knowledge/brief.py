@@ -177,7 +177,6 @@ def _compose(project: Project, sources: BriefSources) -> Brief:
 
 
 def _running_first(placed: tuple[QueuePlace, Hypothesis]) -> tuple[object, ...]:
-    """Sort the running before the dispatched, and those before the pending; each best first."""
     rank = {"running": 0, "dispatched": 1}
     return rank.get(placed[0].state, 2), *best_first(placed[1])
 
@@ -196,7 +195,6 @@ def _objective(task: Task) -> str:
 
 
 def _constraints(task: Task, steering: Steering) -> list[str]:
-    """Return what binds a proposal, the steering first."""
     limits = task.mutation
     texts = [f"{name} is frozen" for name in steering.frozen]
     ranges = sorted(steering.ranges.items())
@@ -215,7 +213,6 @@ def _constraints(task: Task, steering: Steering) -> list[str]:
 
 
 def _heard(others: Others) -> Others:
-    """Return the news, each kind cut to a third of the room."""
     room = MOST_HEARD // 3
     return Others(
         server=cut(others.server, LINE),

@@ -53,7 +53,6 @@ def parse(text: str) -> Steering:
 
 
 def _error(line: int, reason: str) -> ValueError:
-    """Return the error for what is wrong in `line` of the file, counted from 1."""
     return ValueError(f"line {line}: {reason}")
 
 
@@ -89,7 +88,6 @@ def _load_yaml(first: int, block: list[str]) -> Any:
 
 
 def _refused(first: int, block: list[str], error: ValidationError) -> ValueError:
-    """Return the first thing that the model refuses, at the line of its key."""
     problem = error.errors(include_url=False, include_input=False)[0]
     words = str(problem["msg"]).removeprefix("Value error, ")
     where = [str(part) for part in problem["loc"]]
@@ -191,7 +189,6 @@ def _signature(path: Path) -> tuple[int, ...]:
 
 
 def _last_in_force(layout: Layout) -> Steering:
-    """Return the steering that the observer last reported as in force."""
     status = read_role(layout, "observer")
     try:
         return Steering.model_validate(status.details.get("steering", {}) if status else {})

@@ -143,7 +143,6 @@ class Stop:
 
 
 def _poll(descriptors: list[int], seconds: float) -> bool:
-    """Wait until one of the descriptors is readable; return whether one is."""
     poll = select.poll()
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
@@ -151,7 +150,6 @@ def _poll(descriptors: list[int], seconds: float) -> bool:
 
 
 def _supervisor() -> Process | None:
-    """Return the supervisor that started this process; None where a person did."""
     pid, colon, start = os.environ.get(SUPERVISOR, "").partition(":")
     try:
         return Process(int(pid), float(start), host_name()) if colon else None

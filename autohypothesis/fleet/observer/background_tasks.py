@@ -63,7 +63,6 @@ class BackgroundTasks:
         self._thread.start()
 
     def _count_repeated_runs(self) -> int:
-        """Return how many runs share a commit with another."""
         valued = (each for each in self.history.latest.values() if each.metric_value is not None)
         counts = Counter((each.commit, each.platform_key) for each in valued)
         return sum(count for count in counts.values() if count > 1)

@@ -216,7 +216,6 @@ class ReplicateScheduler:
         return problems
 
     def _order(self, source: str, run: MissingRun, hypothesis_id: str | None) -> str:
-        """Queue one run, unless it is in the queue, or has been."""
         if hypothesis_id is None:
             key = run.platform_key[:KEY_LENGTH]
             return queue_repeat(self.queue, source, run.experiment, platform_key=key)
@@ -238,7 +237,6 @@ class ReplicateScheduler:
         return placed[1] if placed is not None and placed[0].state == "done" else None
 
     def _ran_elsewhere(self, hypothesis: Hypothesis, run: MissingRun) -> bool:
-        """Return whether its worker turned out to be on another platform."""
         decision = self.history.decision_about(hypothesis.hypothesis_id)
         key = decision.platform_key if decision is not None else ""
         return bool(key) and key != run.platform_key
@@ -275,7 +273,6 @@ def source_of(run: MissingRun) -> str:
 
 
 def _waits(place: QueuePlace, hypothesis: Hypothesis) -> bool:
-    """Return whether it was queued here, and no worker has begun it."""
     ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(CONFIRM_PREFIX)
     return ours and place.state in ("pending", "dispatched")
 
@@ -380,7 +377,6 @@ class RequeuePolicy:
         return [f"{hypothesis_id} is abandoned: {why}"]
 
     def _device_blamed(self, experiment_id: str) -> str | None:
-        """Return the name of the device that a result speaks against."""
         if experiment_id not in self._blamed:
             self._blamed[experiment_id] = _blamed(self.project.layout, experiment_id)
         return self._blamed[experiment_id]

@@ -282,7 +282,6 @@ class Observer:
         self._state = (state, [])
 
     def _has_to_decide(self) -> bool:
-        """Return whether something of this search has ended, and may still be decided."""
         return any(name in self.index.runs for name in self.decider.waits())
 
     def _has_no_idea_left(self) -> bool:
@@ -296,7 +295,6 @@ class Observer:
         )
 
     def _is_words(self, hypothesis: Hypothesis) -> bool:
-        """Return whether it is words, and no program can implement them."""
         return needs_implementing(hypothesis, self.project.task)
 
     # ── work for the workers ──────────────────────────────────────────────────────────────

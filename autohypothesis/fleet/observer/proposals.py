@@ -43,7 +43,6 @@ class ProposalQueueing:
 
     @property
     def _ready_state(self) -> SearchState | None:
-        """The state, once the settings of the reference are known."""
         return self.state if self.state and self.state.reference.settings is not None else None
 
     def may_begin(self, hypothesis: Hypothesis) -> bool:
@@ -161,7 +160,6 @@ def check_worker(project: Project, workers: list[str], worker: str) -> None:
 
 
 def _check_change(project: Project, commit: str, proposal: Proposal) -> None:
-    """Check that the change applies to the reference as it is now, and does something."""
     if proposal.instructions:
         return  # what comes of them is seen when they are implemented
     tree = tree_of(project.repository, project.task, commit, Change.of(proposal))

@@ -181,7 +181,6 @@ class ProposerPool:
 
 
 def _parse_proposals(name: str, ideas: Sequence[object], count: int) -> ProposerAnswer:
-    """Return what can be read as proposals, and why the rest cannot."""
     proposals: list[Proposal] = []
     refused: dict[str, str] = {}
     for idea in list(ideas)[:count]:

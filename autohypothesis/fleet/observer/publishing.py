@@ -118,7 +118,6 @@ class Publishing:
         self._learnt_from = learnt_from
 
     def _read_ledger(self) -> None:
-        """Read the rows of the tag when the ledger was written."""
         signature = signature_of(str(self.project.layout.ledger))
         if signature != self._ledger:
             rows = of_tag(read_ledger(self.project.layout), self.project.tag)

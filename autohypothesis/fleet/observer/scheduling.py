@@ -173,7 +173,6 @@ class Dispatcher:
         return [name for name in self.available.ready if name not in busy]
 
     def _without_work(self) -> Iterator[str]:
-        """Yield the ready workers that nothing waits for, the idle ones first."""
         running, waiting = self.queue.running(), self.queue.dispatched()
         free = [name for name in self.available.ready if name not in waiting]
         yield from sorted(free, key=lambda name: len(running.get(name, ())))
@@ -296,7 +295,6 @@ class BaselineSchedule:
         )
 
     def _running_baseline(self) -> str | None:
-        """Return the experiment of the baseline that was submitted, and has no result yet."""
         name = baseline_id(self.queue.tag)
         placed, attempts = self.queue.read(name), self.history.attempts(name)
         if placed is None or placed[0].state != "running" or not attempts:
@@ -337,7 +335,6 @@ class BaselineSchedule:
 
 
 def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
-    """Return the metadata of an experiment that has a value."""
     run = layout.run(experiment_id)
     result = load_or_none(Result, run.result)
     if result is None or result.status != "completed" or result.metric_value is None:
@@ -346,7 +343,6 @@ def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
 
 
 def _advice(kind: str, settings: Mapping[str, Setting]) -> str:
-    """Return which setting to lower, with the value that the script has."""
     for name in SETTINGS_TO_LOWER.get(kind, ()):
         if name in settings:
             return f"lower {name}, which is {settings[name]!r}"

@@ -62,10 +62,10 @@ class ExperimentIndex:
         self.platforms: dict[str, str] = {}
         """Worker -> the key of the platform that it ran on last."""
         self._last: dict[str, datetime] = {}
-        self._not_ours: set[str] = set()
+        self._skipped: set[str] = set()
         self._version = -1
         self._parents: dict[str, str] = {}
-        """Commit -> an ancestor with the same code: its parent, or one further back."""
+        """Commit -> its parent, where that has the same code."""
 
     def refresh(self) -> None:
         """Take in the experiments that were submitted since."""
@@ -73,9 +73,8 @@ class ExperimentIndex:
         if self._version != self.history.version:
             self._version = self.history.version
             names = set(self.history.experiments())
-        for name in sorted(names):
-            if name not in self.runs and name not in self._not_ours:
-                self._add(name)
+        for name in sorted(names - self.runs.keys() - self._skipped):
+            self._add(name)
 
     def of_commit(self, commit: str) -> IndexedRun | None:
         """Return a run of `commit`, which has its settings."""
@@ -88,13 +87,10 @@ class ExperimentIndex:
         asked for, not when a run is taken in: after a restart, the runs are read in the order of
         their names, and a child may come before its parent.
         """
-        passed: dict[str, None] = {}
-        while (earlier := self._parents.get(commit)) is not None and commit not in passed:
-            passed[commit] = None
-            commit = earlier
-        for descendant in passed:  # the next time it is one step
-            if descendant != commit:
-                self._parents[descendant] = commit
+        passed = set()
+        while commit in self._parents and commit not in passed:
+            passed.add(commit)
+            commit = self._parents[commit]
         return commit
 
     def _add(self, name: str) -> None:
@@ -103,13 +99,12 @@ class ExperimentIndex:
             return  # planned, and not submitted yet
         try:
             plan = load(Plan, self.project.layout.plan(name))
-            metadata = load(Metadata, run.metadata)
-            config = read_json(run.config)
+            metadata, config = load(Metadata, run.metadata), read_json(run.config)
         except (FileNotFoundError, RecordError):
-            self._not_ours.add(name)
+            self._skipped.add(name)
             return
         if plan.tag != self.project.tag or not isinstance(config, dict):
-            self._not_ours.add(name)
+            self._skipped.add(name)
             return
         worker, runtime = metadata.run.worker_id, metadata.runtime
         self.runs[name] = IndexedRun(plan, config, runtime.commit, key_of(plan.hypothesis))
@@ -168,7 +163,6 @@ def _sources(project: Project, commit: str) -> dict[str, str]:
 
 
 def _constants(sources: Mapping[str, str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Return the settable upper-case names of all scripts, and those computed from others."""
     names: list[str] = []
     derived: set[str] = set()
     for path, text in sources.items():
@@ -294,7 +288,6 @@ class SearchState:
         return None
 
     def _has_settings(self, run: IndexedRun, overrides: Mapping[str, Setting]) -> bool:
-        """Return whether a run had the settings that `overrides` lead to, on the same code."""
         if not overrides:
             return False
         wanted = _lower(self.reference.with_overrides(overrides))

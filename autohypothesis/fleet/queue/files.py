@@ -161,7 +161,6 @@ class QueueReader:
         return f"{self._folder(place)}/{name}.json"
 
     def _folders(self) -> Iterator[QueuePlace]:
-        """Yield the folders of what is open, earliest state first."""
         yield PENDING
         for state in ("dispatched", "running"):
             with suppress(OSError):

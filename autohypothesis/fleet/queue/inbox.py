@@ -191,7 +191,6 @@ class _Inbox:
         self._explain(target, reason)
 
     def _free(self, name: str) -> Path:
-        """Return a free name in refused/."""
         folder = self.queue.layout.inbox_refused
         folder.mkdir(parents=True, exist_ok=True)
         stem, number = _short(name.removesuffix(".json")), 1
