@@ -21,8 +21,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.engine import program
-from autohypothesis.engine.change import Change, tree_of
-from autohypothesis.engine.constants import parse, read_constants
+from autohypothesis.engine.change import Change, python_sources, tree_of
+from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
@@ -179,11 +179,12 @@ def _settings(
     repository: Repository, task: Task, commit: str, workspace: Workspace | None, inputs: Inputs
 ) -> dict[str, Any]:
     """Return the settings of a commit, once neither its text nor its preflight is against it."""
-    artifacts = task.artifacts_in(repository.entries(commit))
-    sources = {
-        path: repository.show_file(commit, path) for path in artifacts if path.endswith(".py")
-    }
-    literals = _literals(sources)
+    literals: dict[str, Any] = {}
+    for path, source in python_sources(repository, task, commit).items():
+        try:
+            literals = {**read_constants(source, path), **literals}
+        except ChangeError as error:
+            raise PreflightError(error.problem, hint=error.hint) from error
     if task.run.preflight is None or workspace is None:
         return config_of(literals, None)
     checkout = workspace.export.checkout(commit, task)
@@ -233,6 +234,15 @@ def _edits(diff: str) -> Iterator[str]:
             ("new file", "deleted file", "literal ", "delta ")
         ):
             yield line
+
+
+def settings_of(repository: Repository, task: Task, commit: str) -> dict[str, Any]:
+    """Return the literal settings of a commit, as far as its scripts can be read."""
+    literals: dict[str, Any] = {}
+    for source in python_sources(repository, task, commit).values():
+        with suppress(ChangeError):
+            literals |= read_constants(source)
+    return config_of(literals, None)
 
 
 def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -285,22 +295,6 @@ class PreflightVerdict(BaseModel):
     ok: bool
     problem: str = ""
     constants: dict[str, Any] | None = None
-
-
-def _literals(sources: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return the literal constants of Python `sources`, by path, when they parse.
-
-    Raises:
-        PreflightError: with file and line.
-    """
-    constants: dict[str, Any] = {}
-    for path, source in sources.items():
-        try:
-            parse(source, path)
-        except ChangeError as error:
-            raise PreflightError(error.problem, hint=error.hint) from error
-        constants = {**read_constants(source), **constants}
-    return constants
 
 
 def run_preflight(

@@ -95,6 +95,12 @@ def _artifacts(repository: Repository, task: Task, base: str, commit: str) -> di
     }
 
 
+def python_sources(repository: Repository, task: Task, commit: str) -> dict[str, bytes]:
+    """Return path -> content of the artifacts of `commit` that are Python."""
+    paths = task.artifacts_in(repository.entries(commit))
+    return {path: repository.show_file(commit, path) for path in paths if path.endswith(".py")}
+
+
 def _overridden(
     repository: Repository, task: Task, base: str, overrides: Mapping[str, Setting]
 ) -> dict[str, bytes]:
@@ -103,13 +109,12 @@ def _overridden(
     Raises:
         ChangeError: no artifact has the name, or more than one has it.
     """
-    paths = [path for path in task.artifacts_in(repository.entries(base)) if path.endswith(".py")]
-    if not paths:
+    sources = python_sources(repository, task, base)
+    if not sources:
         raise ChangeError(
             f"overrides set constants of Python files, and {', '.join(task.artifacts)} is none",
             hint="propose a patch instead",
         )
-    sources = {path: repository.show_file(base, path) for path in paths}
     chosen: dict[str, dict[str, Setting]] = {}
     for name, value in overrides.items():
         chosen.setdefault(_path_of(name, sources), {})[name] = value

@@ -55,32 +55,17 @@ class _Binding:
     """Those that plain assignments assign."""
 
 
-def parse(source: bytes, name: str = "the script") -> ast.Module:
-    """Return the syntax tree.
-
-    Raises:
-        ChangeError: it does not parse; the message has the line.
-    """
-    try:
-        return ast.parse(source.removeprefix(_BOM))
-    except SyntaxError as error:
-        problem = f"{name} line {error.lineno} does not parse: {error.msg}"
-        raise ChangeError(problem, hint="correct that line and propose it again") from error
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise ChangeError(f"{name} does not parse: {error}") from error
-
-
-def read_constants(source: bytes | str) -> dict[str, Any]:
+def read_constants(source: bytes | str, name: str = "the script") -> dict[str, Any]:
     """Return name -> value, for every top-level name that is assigned one literal, once.
 
     Arithmetic on numbers counts as literal: `TOTAL_BATCH_SIZE = 2**19` is 524288.
     """
     content = source.encode() if isinstance(source, str) else source
     constants = {}
-    for name, binding in _bindings(parse(content)).items():
+    for constant, binding in _bindings(_parse(content, name)).items():
         if binding.values and len(binding.sites) == 1:
             try:
-                constants[name] = _literal(binding.values[0])
+                constants[constant] = _literal(binding.values[0])
             except NotLiteralError:
                 continue
     return constants
@@ -88,7 +73,7 @@ def read_constants(source: bytes | str) -> dict[str, Any]:
 
 def settable_names(source: bytes) -> list[str]:
     """Return the names that `set_constants` could find in `source`."""
-    return [name for name, binding in _bindings(parse(source)).items() if binding.values]
+    return [name for name, binding in _bindings(_parse(source)).items() if binding.values]
 
 
 def computed_names(source: bytes) -> set[str]:
@@ -98,7 +83,7 @@ def computed_names(source: bytes) -> set[str]:
         ChangeError: the script cannot be parsed.
     """
     values = {
-        name: bound.values for name, bound in _bindings(parse(source)).items() if bound.values
+        name: bound.values for name, bound in _bindings(_parse(source)).items() if bound.values
     }
     constants = {name for name in values if name.isupper()} or values.keys()
     return {
@@ -119,7 +104,7 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
     """
     content = source.removeprefix(_BOM)
     _refuse_other_encodings(content)
-    names = _bindings(parse(content))
+    names = _bindings(_parse(content))
     chosen: dict[str, Setting] = {}
     for key, value in overrides.items():
         name = _find(key, names)
@@ -138,6 +123,21 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
                 f"{name} reads back as {written.get(name)!r}, not {value!r}", hint=_PATCH
             )
     return source[: len(source) - len(source.removeprefix(_BOM))] + content
+
+
+def _parse(source: bytes, name: str = "the script") -> ast.Module:
+    """Return the syntax tree.
+
+    Raises:
+        ChangeError: it does not parse; the message has the line.
+    """
+    try:
+        return ast.parse(source.removeprefix(_BOM))
+    except SyntaxError as error:
+        problem = f"{name} line {error.lineno} does not parse: {error.msg}"
+        raise ChangeError(problem, hint="correct that line and propose it again") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ChangeError(f"{name} does not parse: {error}") from error
 
 
 def _bindings(tree: ast.Module) -> dict[str, _Binding]:

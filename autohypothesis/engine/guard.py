@@ -73,8 +73,8 @@ def _over_limits(
     for change in changes:
         size = len(repository.show_file(commit, change.path)) if change.status != "D" else 0
         if size > limits.max_bytes:
-            most = f"mutation.max_bytes is {limits.max_bytes:,}"
-            yield f"{change.path} grows to {size:,} bytes, {most}"
+            limit = f"mutation.max_bytes is {limits.max_bytes:,}"
+            yield f"{change.path} grows to {size:,} bytes, {limit}"
 
 
 def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:

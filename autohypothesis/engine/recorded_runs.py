@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from autohypothesis.engine.candidate import config_of, spec_of
+from autohypothesis.engine.candidate import settings_of, spec_of
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import result_of
-from autohypothesis.engine.constants import read_constants
 from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import classify
@@ -54,7 +51,13 @@ def record_log(project: Project, log: Path, *, commit: str, title: str) -> tuple
     run = project.layout.run(experiment_id)
     run.folder.mkdir(parents=True)
     shutil.copyfile(log, run.log)
-    spec = spec_of(project.repository, project.task, experiment, sha, _settings(project, sha))
+    spec = spec_of(
+        project.repository,
+        project.task,
+        experiment,
+        sha,
+        settings_of(project.repository, project.task, sha),
+    )
     write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"))
     bundles.write_config(run, spec.config)
     platform = f"{BY_HAND}{host_name()}"
@@ -96,16 +99,6 @@ def _planned(project: Project, title: str, base: str) -> Experiment:
         plan=lambda given: replace(planned, experiment_id=given).plan(),
     )
     return replace(planned, experiment_id=experiment_id)
-
-
-def _settings(project: Project, commit: str) -> dict[str, Any]:
-    """Return the literals of a commit; a script that does not parse still has a log."""
-    literals: dict[str, Any] = {}
-    for path in project.task.artifacts_in(project.repository.entries(commit)):
-        if path.endswith(".py"):
-            with suppress(ChangeError):
-                literals |= read_constants(project.repository.show_file(commit, path))
-    return config_of(literals, None)
 
 
 def result_of_log(spec: RunSpec, text: str) -> Result:

@@ -175,7 +175,7 @@ values = st.one_of(scalars, st.lists(scalars, max_size=4))
 comments = st.text(st.characters(exclude_characters="\n\r\0\x0c", exclude_categories=["Cs"]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(value=values, comment=comments, present=st.sampled_from(["1 + x", "f('é')", "(y)", "[*z]"]))
 def test_any_value_reads_back_as_itself(value: Any, comment: str, present: str) -> None:
     head = "'''é'''; B = 'ü'; "
@@ -189,7 +189,7 @@ def test_any_value_reads_back_as_itself(value: Any, comment: str, present: str) 
     ast.parse(changed)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     names=st.lists(st.sampled_from(list("ABCDEFG")), unique=True, min_size=1),
     ends=st.lists(st.sampled_from(["\n", "\r\n", "\r", "; "]), min_size=8, max_size=8),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ import pytest
 from autohypothesis.engine import candidate as candidates
 from autohypothesis.engine.candidate import PreflightVerdict, config_of, diff_hash, run_preflight
 from autohypothesis.engine.change import Change
-from autohypothesis.engine.environment import resolved
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.inputs import InputReport, Inputs
@@ -420,7 +418,3 @@ def test_indentation_is_part_of_an_idea(repository: Repository) -> None:
         for text in (b"if x:\n    a()\nb()\n", b"if x:\n    a()\n    b()\n")
     }
     assert len(hashes) == 2
-
-
-def test_the_interpreter_of_the_tests_is_the_one_that_runs(searched: Repository) -> None:
-    assert resolved(["python", "x.py"], searched.root) == (sys.executable, "x.py")

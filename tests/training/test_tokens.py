@@ -31,7 +31,9 @@ def test_tokens_that_are_no_valid_utf8_count_their_own_bytes(prepare: ModuleType
     assert through_text > 1.5 * len(FOREIGN.encode())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(text=st.text(st.characters(codec="utf-8"), max_size=200))
 def test_any_text_survives_and_keeps_its_bytes(prepare: ModuleType, text: str) -> None:
     tokenizer = prepare.Tokenizer.load()

@@ -17,8 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.candidate import config_of
-from autohypothesis.engine.constants import read_constants
+from autohypothesis.engine.candidate import settings_of
 from autohypothesis.engine.executor import Resources, RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import room_in
@@ -39,7 +38,7 @@ from autohypothesis.fleet.live import steering
 from autohypothesis.fleet.live.quarantine import device_kind
 from autohypothesis.fleet.queue.states import Closed, Queue
 from autohypothesis.records.git import Repository
-from autohypothesis.schema import Hypothesis, Setting, Steering, Worker
+from autohypothesis.schema import Hypothesis, Steering, Worker
 
 RETRY_S = 2.0
 
@@ -260,16 +259,7 @@ class Preparation:
         if spec.parent_commit is None or not (rules.frozen or rules.ranges):
             return ""
         before, after = (
-            _literals(self._project, commit) for commit in (spec.parent_commit, spec.commit)
+            settings_of(self._project.repository, self._project.task, commit)
+            for commit in (spec.parent_commit, spec.commit)
         )
         return steering.violation(rules, before, after)
-
-
-def _literals(project: Project, commit: str) -> dict[str, Setting]:
-    """Return the constants at `commit`, as far as they can be read without running it."""
-    repository = project.repository
-    settings: dict[str, Setting] = {}
-    for path in project.task.artifacts_in(repository.entries(commit)):
-        if path.endswith(".py"):
-            settings |= config_of(read_constants(repository.show_file(commit, path)), None)
-    return settings
