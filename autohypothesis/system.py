@@ -44,9 +44,6 @@ def require_supported() -> None:
         )
 
 
-# What a process asks of the kernel for itself.
-
-
 def keep_others_out() -> None:
     """Let no file or folder be made that every user can write, whatever the umask was."""
     before = os.umask(0o022)
@@ -59,12 +56,12 @@ def _prctl(option: int, value: object) -> bool:
 
 
 def become_subreaper() -> bool:
-    """Adopt orphaned descendants. False where there is no such thing (macOS)."""
+    """Adopt orphaned descendants; return False where there is no such thing (macOS)."""
     return _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:
-    """SIGKILL this process when `parent` dies, and at once if it is dead already.
+    """Have SIGKILL end this process when `parent` dies, and at once if it is dead already.
 
     Call after fork and before exec; the setting survives exec. Without prctl only the check is
     made, and a killed parent leaves its child alive.
@@ -75,13 +72,13 @@ def die_with_parent(parent: int) -> None:
 
 
 def set_process_name(name: str) -> None:
-    """The short name in ps and top (15 bytes); nothing where there is no prctl."""
+    """Set the short name in ps and top (15 bytes), where there is prctl."""
     if _libc is not None:
         _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
 
 
 def set_affinity(cores: Iterable[int] | None) -> bool:
-    """Pin this process to `cores`. False if asked for nothing, or if the system has no affinity.
+    """Pin this process to `cores`; return False without cores, or without affinity (macOS).
 
     Raises OSError if none of the cores is available to this process.
     """
@@ -92,14 +89,14 @@ def set_affinity(cores: Iterable[int] | None) -> bool:
 
 
 def usable_cores() -> list[int]:
-    """The cores this process may use, inside any inherited mask."""
+    """Return the cores this process may use, inside any inherited mask."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def physical_cores() -> list[int]:
-    """One usable core number per physical core: its first thread.
+    """Return one usable core number per physical core: its first thread.
 
     Read from sysfs; where there is none, every core counts as a physical one.
     """
@@ -111,12 +108,11 @@ def physical_cores() -> list[int]:
     return sorted(first.values())
 
 
-def memory_mb() -> int | None:
-    """Memory of this machine in MiB; None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    except (OSError, ValueError):
-        return None
+def memory_mb() -> int:
+    """Return the memory of this machine in MiB."""
+    import psutil
+
+    return int(psutil.virtual_memory().total >> 20)
 
 
 class CtrlC:
@@ -155,9 +151,6 @@ class FileWatch:
         self.fd = -1
 
 
-# Which machine, which process.
-
-
 def read(path: str) -> bytes:
     """Return the content of a file of the kernel's, whose size it does not tell."""
     with open(path, "rb", buffering=0) as file:
@@ -173,20 +166,18 @@ def _read_word(path: str) -> str:
 
 def cpu_model() -> str:
     """Return the name of the processor; the architecture where the system does not say."""
-    try:
+    with suppress(OSError):
         for line in read("/proc/cpuinfo").decode("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()
-    except OSError:
-        pass
     import platform
 
     return platform.processor() or platform.machine()
 
 
 def host_id() -> str:
-    """A name for this machine that outlives reboots and changes of its network name."""
+    """Return a name for this machine that outlives reboots and changes of its network name."""
     return _read_word("/etc/machine-id") or host_name()
 
 
@@ -196,7 +187,7 @@ def host_name() -> str:
 
 
 def user_config_folder() -> Path:
-    """The folder of this user's settings and keys, absolute; it need not exist.
+    """Return the folder of this user's settings and keys, absolute; it need not exist.
 
     `$AUTOHYPOTHESIS_CONFIG`, else `$XDG_CONFIG_HOME/autohypothesis`, else
     `~/.config/autohypothesis`. A relative `$XDG_CONFIG_HOME` is ignored, as its standard asks.
@@ -209,12 +200,12 @@ def user_config_folder() -> Path:
 
 
 def boot_id() -> str:
-    """Differs after every reboot; empty where the system does not say."""
+    """Return a word that differs after every reboot; empty where the system does not say."""
     return _read_word("/proc/sys/kernel/random/boot_id")
 
 
 def stat_fields(pid: int) -> list[bytes] | None:
-    """Fields 3 and up of /proc/PID/stat (state first), or None if there is no such process."""
+    """Return fields 3 and up of /proc/PID/stat (state first); None without such a process."""
     try:
         raw = read(f"/proc/{pid}/stat")
     except OSError:
@@ -223,7 +214,7 @@ def stat_fields(pid: int) -> list[bytes] | None:
 
 
 def process_start(pid: int) -> float | None:
-    """Start time of a live process; None if it is gone or a zombie.
+    """Return the start time of a live process; None if it is gone or a zombie.
 
     Seconds since boot on Linux, since the epoch elsewhere: compare it, do not show it.
     """
@@ -259,7 +250,7 @@ def suspended_seconds() -> float:
 
 
 def start_to_epoch(start: float) -> float:
-    """`process_start` in seconds since the epoch."""
+    """Return a time of `process_start` in seconds since the epoch."""
     if not LINUX:
         return start
     return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - start)
@@ -269,7 +260,7 @@ _MOST_PID = 2**31 - 1
 
 
 def is_alive(pid: int, start: float) -> bool:
-    """Whether this very process lives: its pid may have been given to another one since.
+    """Return whether this very process lives: its pid may have been given to another one since.
 
     Both may come from a damaged file: what can be no pid and no time is no process.
     """
@@ -314,9 +305,6 @@ def wait_for_end(pid: int, timeout_s: float) -> None:
             poll.poll(1000 * timeout_s)
         finally:
             os.close(fd)
-
-
-# Trees of processes.
 
 
 def all_pids() -> list[int]:
@@ -374,11 +362,8 @@ def environment_has(pid: int, assignment: str) -> bool:
     return False
 
 
-# Files.
-
-
 def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
-    """Moves a file, never onto another one: one step on Linux, link and unlink elsewhere.
+    """Move a file, never onto another one: one step on Linux, link and unlink elsewhere.
 
     Without `renameat2` a kill in between leaves the file under both names; never under none.
 
@@ -392,7 +377,7 @@ def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -
 
 
 def _rename_noreplace(old: str, new: str) -> bool:
-    """False where the kernel or the file system has no such call."""
+    """Return False where the kernel or the file system has no such call."""
     if _libc is None or not hasattr(_libc, "renameat2"):
         return False
     here, there = os.fsencode(old), os.fsencode(new)
@@ -405,7 +390,7 @@ def _rename_noreplace(old: str, new: str) -> bool:
 
 
 def file_size_limit() -> int | None:
-    """Bytes that a file of this process may have (`ulimit -f`); None without a limit."""
+    """Return the bytes that a file of this process may have (`ulimit -f`); None without a limit."""
     import resource  # not on Windows, where this module still says what to do instead
 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]

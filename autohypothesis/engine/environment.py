@@ -30,12 +30,9 @@ INHERITED = frozenset(
 """Names, not patterns: what is not listed here (keys, tokens, agents' settings) stays outside."""
 
 THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
-)
+)  # fmt: skip
 
 OURS = "AUTOHYPOTHESIS_"
 
@@ -65,7 +62,6 @@ def scoring_environment(training: Mapping[str, str], home: Path) -> dict[str, st
     }
 
 
-_OURS = ("python", "python3")
 _NOTHING = ("true",)
 """Runs where there is nothing to run: the shim holds the device for the scorer alone."""
 
@@ -93,12 +89,12 @@ def training_command(task: Task, root: Path, environment: Mapping[str, str]) -> 
     if task.run.command is None:
         return script_command(_script(task), root, environment)
     words = resolved(task.run.command, root)
-    name = Path(words[0]).name
+    name, venv = Path(words[0]).name, _venv_python(root)
     if name == "uv":
-        return TrainingCommand(words, _uv_environment(root), _venv_python(root))
+        return TrainingCommand(words, _uv_environment(root), venv)
     path = environment.get("PATH", "")
     python = shutil.which(words[0], path=path) if name.startswith("python") else None
-    return TrainingCommand(words, {}, python or _venv_python(root))
+    return TrainingCommand(words, {}, python or venv)
 
 
 def script_command(script: str, root: Path, environment: Mapping[str, str]) -> TrainingCommand:
@@ -119,7 +115,7 @@ def resolved(words: Sequence[str], root: Path) -> tuple[str, ...]:
     """Return `words` with `python` as the Python of this process, and `.venv/...` as the root's
     own: a worktree has none."""
     first = words[0]
-    if first in _OURS:
+    if first in ("python", "python3"):
         first = sys.executable
     elif first.removeprefix("./").startswith(".venv/"):
         first = str(root / first)
@@ -166,8 +162,8 @@ def site_folders(python: str = sys.executable) -> tuple[Path, ...]:
         folders = [*sys.path, site.getusersitepackages()]
     else:
         folders = _ask(python)
-    found = dict.fromkeys(Path(folder) for folder in folders if os.path.isabs(folder))
-    return tuple(path for path in found if path.name in ("site-packages", "dist-packages"))
+    paths = dict.fromkeys(Path(folder) for folder in folders if os.path.isabs(folder))
+    return tuple(path for path in paths if path.name in ("site-packages", "dist-packages"))
 
 
 def _ask(python: str) -> list[str]:
@@ -189,21 +185,18 @@ def _ask(python: str) -> list[str]:
 
 def installed(folders: Iterable[str]) -> dict[str, int]:
     """Return metadata folder -> when the list of its files was written, in nanoseconds."""
-    found = {}
+    metadata = {}
     for folder in folders:
-        try:
-            entries = list(os.scandir(folder))
-        except OSError:
-            continue  # the user's own folder mostly does not exist
-        for entry in entries:
-            if entry.name.endswith(_METADATA):
-                found[entry.path] = _written(entry)
-    return found
+        with suppress(OSError):  # the user's own folder mostly does not exist
+            for entry in os.scandir(folder):
+                if entry.name.endswith(_METADATA):
+                    metadata[entry.path] = _written(entry)
+    return metadata
 
 
-def version_of(name: str, found: Iterable[str]) -> str:
+def version_of(name: str, metadata: Iterable[str]) -> str:
     """Return the version of the distribution `name` among metadata folders, or ""."""
-    for path in found:
+    for path in metadata:
         own, _, rest = os.path.basename(path).partition("-")
         if own.lower() == name and rest.endswith(_METADATA[:2]):
             return rest.removesuffix(".dist-info").removesuffix(".egg-info")
@@ -212,10 +205,8 @@ def version_of(name: str, found: Iterable[str]) -> str:
 
 def _written(entry: os.DirEntry[str]) -> int:
     for path in (os.path.join(entry.path, "RECORD"), entry.path):
-        try:
+        with suppress(OSError):
             return os.stat(path).st_mtime_ns
-        except OSError:
-            continue
     return 0
 
 
@@ -233,7 +224,6 @@ def differences(before: Mapping[str, int], after: Mapping[str, int]) -> list[str
     return words
 
 
-# ── caches of compilers ─────────────────────────────────────────────────────────────────────
 # A cache is code. So each run has its own, in its home, which goes with it; it begins as a copy of
 # the one that the baseline left, since that ran the user's own script and nothing that was
 # proposed. Only plain files are copied, and no link is followed: a run may leave anything there.
@@ -277,10 +267,10 @@ def keep_compile_cache(home: Path, seed: Path) -> None:
     beside = seed.with_name(f"{seed.name}.{os.getpid()}")
     with suppress(OSError):
         for path, _ in files:
-            place = beside / path.relative_to(home / _CACHE)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place, follow_symlinks=False)
-            place.chmod(0o755 if path.lstat().st_mode & 0o100 else 0o644)
+            copy = beside / path.relative_to(home / _CACHE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy, follow_symlinks=False)
+            copy.chmod(0o755 if path.lstat().st_mode & 0o100 else 0o644)
         os.rename(beside, seed)
     if beside.exists():
         remove_folder(beside)
@@ -288,8 +278,8 @@ def keep_compile_cache(home: Path, seed: Path) -> None:
 
 def _plain_files(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield each plain file below a folder that no process writes to any more, and its size."""
-    for place, _, names in os.walk(folder):
-        for name in sorted(names):
-            status = os.lstat(os.path.join(place, name))
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in sorted(names)):
+            status = os.lstat(path)
             if stat.S_ISREG(status.st_mode):
-                yield Path(place, name), status.st_size
+                yield path, status.st_size

@@ -135,7 +135,7 @@ class TaskSandbox:
         if spec.kind == "none":
             return tuple(words)
         try:
-            return tuple(sandbox.confined([program.found(words[0], cwd), *words[1:]], spec))
+            return tuple(sandbox.confined([program.resolve(words[0], cwd), *words[1:]], spec))
         except FileNotFoundError as error:
             raise LaunchError(str(error), hint="check run.command and scorer.command") from error
 

@@ -61,23 +61,19 @@ class ClockWatch:
         """Take in what was written since the last call."""
         self.watch.drain()
         seen = time.monotonic()
-        size = self._size()
-        if size > self._offset:
+        if lines := self._new_lines():
             kernel = self._kernel_now()
-            for line in self._new_lines(size):
+            for line in lines:
                 self._take(line, kernel, seen)
         self._last_poll = seen
 
-    def _size(self) -> int:
-        try:
-            status = os.lstat(self.path)
-            return min(status.st_size, _MAX_BYTES) if stat.S_ISREG(status.st_mode) else 0
-        except OSError:
-            return 0
-
-    def _new_lines(self, size: int) -> list[dict[str, Any]]:
+    def _new_lines(self) -> list[dict[str, Any]]:
         try:
             with open(os.open(self.path, _READ), "rb") as file:
+                status = os.fstat(file.fileno())
+                size = min(status.st_size, _MAX_BYTES) if stat.S_ISREG(status.st_mode) else 0
+                if size <= self._offset:
+                    return []
                 file.seek(self._offset)
                 data = self._torn + file.read(size - self._offset)
         except OSError:

@@ -44,8 +44,7 @@ class ProgramEnd(NamedTuple):
     """How a program ended, and what it printed."""
 
     exit_code: int | None
-    """None: it was ended, for its time, for all that it said, for all that it started, or because
-    it was called off."""
+    """None: it was ended, for its time, its output or its processes, or was cancelled."""
     out: str
     err: str
     seconds: float
@@ -93,7 +92,7 @@ def run(
     limit = ProcessLimit()
     with (
         _own_temporary(confined, {**environment, MARK: mark}) as (spec, inside),
-        _process(words, cwd, inside, spec, told=bool(stdin), capture=capture) as process,
+        _process(words, cwd, inside, spec, has_input=bool(stdin), capture=capture) as process,
     ):
         out = _Output(process.stdout, out_limit, tail=tail)
         err = _Output(process.stderr, ERR_LIMIT, tail=True)
@@ -132,18 +131,18 @@ def _process(
     environment: Mapping[str, str],
     spec: SandboxSpec,
     *,
-    told: bool,
+    has_input: bool,
     capture: bool,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a program with `MARK` in its environment; the block ends it and all it started."""
     pipe = subprocess.PIPE if capture else None
-    program = [found(words[0], cwd), *words[1:]]
+    program = [resolve(words[0], cwd), *words[1:]]
     alive, ours = os.pipe()
     try:
         process = subprocess.Popen(
             sandbox.confined(program, spec, parent=os.getpid(), alive=alive),
             cwd=cwd, env=environment, start_new_session=True, pass_fds=(alive,),
-            stdin=subprocess.PIPE if told else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+            stdin=subprocess.PIPE if has_input else subprocess.DEVNULL, stdout=pipe, stderr=pipe,
         )  # fmt: skip
     except BaseException:
         os.close(ours)
@@ -160,8 +159,8 @@ def _process(
         processes.end_marked(f"{MARK}={environment[MARK]}")
 
 
-def found(word: str, cwd: Path) -> str:
-    """Return the file that a word stands for: a missing one is known before anything starts.
+def resolve(word: str, cwd: Path) -> str:
+    """Return the file of a program: a missing one is known before anything starts.
 
     Raises:
         FileNotFoundError: there is no such program, neither in the PATH nor as seen from `cwd`.
@@ -235,7 +234,7 @@ def _missing(
     words: Sequence[str], root: Path, cwd: Path, tracked: Collection[str]
 ) -> Iterator[str]:
     try:
-        found(resolved(words, root)[0], cwd)
+        resolve(resolved(words, root)[0], cwd)
     except FileNotFoundError as error:
         yield str(error)
     for word in words[1:]:

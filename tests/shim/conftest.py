@@ -124,15 +124,3 @@ def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
                 os.kill(run.handle.pid, signal.SIGKILL)
         shim.wait(run.handle, 30)
         processes.end_marked(processes.run_mark(run.launch.run), 0.0)
-
-
-@pytest.fixture
-def helpers() -> Any:
-    """`wait_until` and `alive`, for test modules that cannot import this one."""
-
-    class Helpers:
-        pass
-
-    made: Any = Helpers()
-    made.wait_until, made.alive, made.trainings = wait_until, alive, TRAININGS
-    return made

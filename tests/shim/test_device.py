@@ -16,6 +16,7 @@ from autohypothesis.engine import failures
 from autohypothesis.engine.devices import Device
 from autohypothesis.engine.gpus import Gpu, GpuRecord
 from tests.conftest import ROOT
+from tests.shim.conftest import wait_until
 
 GPU = Device("cuda", "GPU-stand-in", "H100")
 
@@ -42,14 +43,12 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return StandIn(folder)
 
 
-def test_memory_load_and_energy_of_a_training(
-    start: Callable[..., Any], gpu: StandIn, helpers: Any
-) -> None:
+def test_memory_load_and_energy_of_a_training(start: Callable[..., Any], gpu: StandIn) -> None:
     run = start("gated", device=GPU, heartbeat_s=0.1)
     pid = int(run.wait_for("pid"))
     gpu.set(used_mb=9000, processes=[[pid, 8000]], throttle=0x44)
     seen = re.compile('"peak_vram_mb": ?8000')
-    helpers.wait_until(lambda: seen.search(run.text("events.jsonl")) is not None)
+    wait_until(lambda: seen.search(run.text("events.jsonl")) is not None)
     gpu.set()
     time.sleep(2.5)  # it is asked once a second, and energy is what lies between two answers
     run.go()

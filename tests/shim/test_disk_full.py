@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from autohypothesis import sandbox
 from autohypothesis.engine import failures
 from autohypothesis.engine.shim import Launch
-from tests.conftest import small_disk
+from tests.conftest import ROOT, small_disk
 
 pytestmark = pytest.mark.skipif(
     not sandbox.works("bwrap"), reason="bwrap is missing or may not run"
@@ -42,7 +41,7 @@ def _run_on_small_disk(launch: Launch, *args: str, size: int = 2 << 20) -> tuple
         input=launch.to_json(),
         capture_output=True,
         timeout=60,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr.decode()
     status, end = json.loads(done.stdout)

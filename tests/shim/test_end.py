@@ -14,6 +14,7 @@ import pytest
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.shim import ScoreCommand
 from tests.conftest import ROOT
+from tests.shim.conftest import alive
 
 
 def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
@@ -75,22 +76,22 @@ def test_cancel_before_the_training_began_is_not_lost(start: Callable[..., Any])
 
 
 def test_the_cpu_time_of_a_daemon_is_counted_and_the_daemon_ended(
-    start: Callable[..., Any], helpers: Any
+    start: Callable[..., Any],
 ) -> None:
     run = start("family", "0.5", "60", "close", "wait")
     end = run.wait()
     assert end["status"] == "exited" and end["strays_killed"] == 1
     assert 0.5 <= end["cpu_seconds"] < 0.95  # not twice
-    assert not helpers.alive(int(run.text("daemon")))
+    assert not alive(int(run.text("daemon")))
 
 
 def test_a_daemon_that_holds_the_output_open_does_not_hold_up_the_end(
-    start: Callable[..., Any], helpers: Any
+    start: Callable[..., Any],
 ) -> None:
     run = start("family", "0", "60")
     end = run.wait()
     assert end["wall_seconds"] < 30 and end["metrics"] == {"val_bpb": 1.5}
-    assert not helpers.alive(int(run.text("daemon")))
+    assert not alive(int(run.text("daemon")))
 
 
 def test_processes_that_fork_while_they_are_killed_are_all_ended(start: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ from autohypothesis import system
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.devices import Lease
 from autohypothesis.engine.shim import Launch
+from tests.shim.conftest import alive, wait_until
 
 rounds = pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=pytest.mark.slow)])
 
@@ -26,7 +27,7 @@ def _pid(run: Any) -> int:
     return int(run.text("pid") or 0)
 
 
-def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: float) -> None:
+def _kill_shim(start: Callable[..., Any], tmp_path: Path, after: float) -> None:
     lease = Lease(str(tmp_path / "cpu-0.lock"), "CPU slot 0")
     began = time.time()
     run = start("steady", "20", lease=lease)
@@ -34,8 +35,8 @@ def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: f
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
     # Nobody has to end it: the kernel does, in its own time.
-    helpers.wait_until(lambda: not processes.find_marked(processes.run_mark(run.launch.run), began))
-    helpers.wait_until(lambda: not helpers.alive(_pid(run)))
+    wait_until(lambda: not processes.find_marked(processes.run_mark(run.launch.run), began))
+    wait_until(lambda: not alive(_pid(run)))
     held = lease.try_acquire({}, wait_s=60)
     assert held is not None, "the lease outlived the shim and its training"
     held.release()
@@ -43,14 +44,14 @@ def _kill_shim(start: Callable[..., Any], helpers: Any, tmp_path: Path, after: f
 
 @rounds
 def test_a_killed_shim_takes_the_training_with_it_and_frees_the_lease(
-    start: Callable[..., Any], helpers: Any, tmp_path: Path, rounds: int
+    start: Callable[..., Any], tmp_path: Path, rounds: int
 ) -> None:
     for _ in range(rounds):
-        _kill_shim(start, helpers, tmp_path, random.uniform(0, 0.25))
+        _kill_shim(start, tmp_path, random.uniform(0, 0.25))
 
 
 def test_leftovers_of_a_killed_shim_are_found_by_run_folder_and_start_time(
-    start: Callable[..., Any], helpers: Any
+    start: Callable[..., Any],
 ) -> None:
     began = time.time()
     run = start("family", "0", "60", "close", "stay")
@@ -58,14 +59,14 @@ def test_leftovers_of_a_killed_shim_are_found_by_run_folder_and_start_time(
     daemon = int(run.wait_for("daemon"))
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.handle, 60) == "dead"
-    assert helpers.alive(daemon)
+    assert alive(daemon)
     assert processes.end_marked(processes.run_mark(run.launch.run), time.time() + 3600) == []
     assert daemon in processes.end_marked(processes.run_mark(run.launch.run), began)
-    assert not helpers.alive(daemon)
+    assert not alive(daemon)
 
 
 def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(
-    start: Callable[..., Any], helpers: Any, tmp_path: Path
+    start: Callable[..., Any], tmp_path: Path
 ) -> None:
     lease = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     run = start("family", "0", "60", "stay", lease=lease)
@@ -73,7 +74,7 @@ def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(
     daemon = int(run.wait_for("daemon"))
     os.kill(run.handle.pid, signal.SIGKILL)
     shim.wait(run.handle, 60)
-    assert helpers.alive(daemon)
+    assert alive(daemon)
     assert lease.try_acquire({}, wait_s=0.2) is None
     assert (lease.holder() or {})["experiment_id"] == run.launch.experiment_id
     os.kill(daemon, signal.SIGKILL)
@@ -140,7 +141,7 @@ def test_a_training_killed_at_any_moment_leaves_a_whole_record(
         assert end["metrics"] == {}
 
 
-def test_the_training_dies_even_if_the_shim_was_dead_before_it_looked(helpers: Any) -> None:
+def test_the_training_dies_even_if_the_shim_was_dead_before_it_looked() -> None:
     """The gap between fork and prctl: the child sees that its parent is not the one it knew."""
     pid = os.fork()
     if pid == 0:
@@ -151,7 +152,7 @@ def test_the_training_dies_even_if_the_shim_was_dead_before_it_looked(helpers: A
 
 
 def test_ending_leftovers_leaves_an_experiment_of_the_same_name_elsewhere_alone(
-    start: Callable[..., Any], helpers: Any
+    start: Callable[..., Any],
 ) -> None:
     """Two repositories that both search under today's tag give the same ids."""
     began = time.time()
@@ -163,5 +164,5 @@ def test_ending_leftovers_leaves_an_experiment_of_the_same_name_elsewhere_alone(
     os.kill(ours.handle.pid, signal.SIGKILL)
     assert shim.wait(ours.handle, 60) == "dead"
     processes.end_marked(processes.run_mark(ours.launch.run), began)
-    assert helpers.alive(_pid(theirs))
+    assert alive(_pid(theirs))
     assert shim.status(theirs.launch.run) == "running"

@@ -17,8 +17,7 @@ import pytest
 from autohypothesis.engine import devices
 from autohypothesis.engine.devices import Device, Lease, lease_of, lock_folder
 from autohypothesis.errors import LeaseError
-
-ROOT = Path(__file__).parents[2]
+from tests.conftest import ROOT
 
 
 def test_two_trainings_never_share_a_cpu_slot_and_the_loser_names_the_holder(
@@ -43,7 +42,7 @@ def test_a_freed_cpu_slot_is_taken_at_once(start: Callable[..., Any], tmp_path: 
     assert spec.holder() is None
 
 
-def test_a_lease_outlives_its_holder_in_the_training(tmp_path: Path, helpers: Any) -> None:
+def test_a_lease_outlives_its_holder_in_the_training(tmp_path: Path) -> None:
     file = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     held = file.acquire({"experiment_id": "x-1"})
     child = subprocess.Popen(["sleep", "60"], pass_fds=[held.fd])

@@ -20,8 +20,9 @@ from autohypothesis.engine.shim import Launch, ScoreCommand
 from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import write_atomic
+from tests.conftest import ROOT
+from tests.shim.conftest import alive, wait_until
 
-ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
 from autohypothesis.engine import shim
@@ -104,9 +105,7 @@ def test_a_bomb_in_the_scoring_is_named(
 
 
 @pytest.mark.skipif(not CGROUPS, reason="no right to make a cgroup")
-def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(
-    start: Callable[..., Any], helpers: Any
-) -> None:
+def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(start: Callable[..., Any]) -> None:
     run = start("gated")
     run.wait_for("pid")
     mine = f"autohypothesis-{run.handle.pid}-"
@@ -116,7 +115,7 @@ def test_no_cgroup_is_left_behind_by_a_run_nor_by_a_killed_shim(
     killed = start("gated")
     killed.wait_for("pid")
     os.kill(killed.handle.pid, 9)
-    helpers.wait_until(lambda: not helpers.alive(int(killed.text("pid"))))
+    wait_until(lambda: not alive(int(killed.text("pid"))))
     processes.sweep()
     left = groups()
     assert not any(name.startswith(mine) for name in left)

@@ -19,6 +19,7 @@ from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths
 from tests.conftest import ROOT
+from tests.shim.conftest import wait_until
 
 
 def _record(tmp_path: Path, **changes: object) -> RunPaths:
@@ -115,9 +116,7 @@ def test_a_warm_shim_that_is_never_told_to_go_leaves_nothing(
     assert [path.name for path in launch.run.folder.iterdir()] == ["out"]
 
 
-def test_a_warm_shim_goes_with_a_killed_starter(
-    make_launch: Callable[..., Launch], helpers: Any
-) -> None:
+def test_a_warm_shim_goes_with_a_killed_starter(make_launch: Callable[..., Launch]) -> None:
     launch = make_launch("quick")
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom autohypothesis.engine import shim\n"
@@ -132,7 +131,7 @@ def test_a_warm_shim_goes_with_a_killed_starter(
     starter.kill()
     starter.wait()
     starter.stdout.close()
-    helpers.wait_until(lambda: system.process_start(pid) is None)
+    wait_until(lambda: system.process_start(pid) is None)
     assert [path.name for path in launch.run.folder.iterdir()] == ["out"]
 
 

@@ -16,6 +16,7 @@ from autohypothesis import system
 from autohypothesis.engine import failures, processes, recovery, shim
 from autohypothesis.engine.process_monitor import ASLEEP_S
 from autohypothesis.engine.shim import Launch, ScoreCommand
+from tests.shim.conftest import alive, wait_until
 
 
 def make_overdue(run: Any, seconds: float) -> None:
@@ -25,21 +26,21 @@ def make_overdue(run: Any, seconds: float) -> None:
     path.write_text(json.dumps({**known, "overdue_after": [seconds, seconds]}))
 
 
-def stop(run: Any, helpers: Any) -> None:
+def stop(run: Any) -> None:
     os.kill(run.handle.pid, signal.SIGSTOP)
-    helpers.wait_until(lambda: system.is_stopped(run.handle.pid))
+    wait_until(lambda: system.is_stopped(run.handle.pid))
 
 
 @pytest.mark.parametrize("seconds", [2.7, ASLEEP_S + 0.5])
 def test_a_shim_that_slept_past_the_deadline_is_not_believed(
-    start: Callable[..., Any], helpers: Any, seconds: float
+    start: Callable[..., Any], seconds: float
 ) -> None:
     """The training ended meanwhile; nobody saw whether that was in time."""
     run = start("gated", deadline_seconds=2.5)
     run.wait_for("pid")
-    stop(run, helpers)
+    stop(run)
     run.go()
-    helpers.wait_until(lambda: not helpers.alive(int(run.text("pid"))))
+    wait_until(lambda: not alive(int(run.text("pid"))))
     time.sleep(seconds)
     os.kill(run.handle.pid, signal.SIGCONT)
     end = run.wait()
@@ -49,12 +50,10 @@ def test_a_shim_that_slept_past_the_deadline_is_not_believed(
     assert failure is not None and failure.kind == "infra"
 
 
-def test_a_shim_that_slept_within_the_deadline_is_believed(
-    start: Callable[..., Any], helpers: Any
-) -> None:
+def test_a_shim_that_slept_within_the_deadline_is_believed(start: Callable[..., Any]) -> None:
     run = start("gated")
     run.wait_for("pid")
-    stop(run, helpers)
+    stop(run)
     time.sleep(ASLEEP_S + 0.5)
     os.kill(run.handle.pid, signal.SIGCONT)
     run.go()
@@ -76,13 +75,13 @@ def test_a_clock_that_a_stopped_shim_could_not_check_is_no_fault_of_the_training
 
 
 def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
-    start: Callable[..., Any], helpers: Any
+    start: Callable[..., Any],
 ) -> None:
     run = start("family", "0", "60", "close", "wait")
-    helpers.wait_until(lambda: run.text("daemon") != "")
+    wait_until(lambda: run.text("daemon") != "")
     paths = run.launch.run
     assert recovery.stopped_shim(paths) == "" and not recovery.end_overdue(paths)
-    stop(run, helpers)
+    stop(run)
     words, pid = recovery.stopped_shim(paths), run.handle.pid
     assert f"its owner process {pid} is stopped (state T): `kill -CONT {pid}` resumes it" in words
     assert not recovery.end_overdue(paths), "it has time left"
@@ -95,7 +94,7 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     assert failure is not None and failure.kind == "infra"
     assert not failures.is_interruption(failure.detail), "it would come back without end"
     processes.end_marked(processes.run_mark(run.launch.run), 0.0)
-    assert not helpers.alive(int(run.text("daemon")))
+    assert not alive(int(run.text("daemon")))
     assert not recovery.end_overdue(paths)
 
 
@@ -109,10 +108,10 @@ def test_a_run_that_scores_has_the_time_of_its_scorer_as_well(
     assert scoring == pytest.approx(training + 100.0 + launch.stop_grace_s)
 
 
-def test_a_stopped_shim_hears_a_cancel(start: Callable[..., Any], helpers: Any) -> None:
+def test_a_stopped_shim_hears_a_cancel(start: Callable[..., Any]) -> None:
     run = start("polite")
     run.wait_for("pid")
-    stop(run, helpers)
+    stop(run)
     assert shim.cancel(run.handle)
     assert run.wait()["status"] == "cancelled"
 
