@@ -24,9 +24,10 @@ from autohypothesis.fleet.hub_sync.outgoing import HubReporter
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
-from autohypothesis.hub.client import credentials
+from autohypothesis.hub.client import credentials, http
 from autohypothesis.hub.client.credentials import Credentials
 from autohypothesis.hub.client.hub import HubClient
+from autohypothesis.hub.fleet import coordination
 from autohypothesis.hub.fleet.coordination import (
     HubClaims,
     refuse_other_task,
@@ -282,6 +283,11 @@ def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) ->
 
 
 @pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordination, "HURRIED", http.HURRIED._replace(read=1.0, total=1.0))
+
+
+@pytest.fixture
 def silent() -> Iterator[str]:
     """A hub that takes connections and never says anything."""
     with socket.socket() as listener:
@@ -291,7 +297,7 @@ def silent() -> Iterator[str]:
 
 
 def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
-    silent: str, fleet_project: Project
+    silent: str, fleet_project: Project, hurried: None
 ) -> None:
     reachable(fleet_project)
     claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_project.layout)
@@ -311,7 +317,9 @@ def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
     assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
 
 
-def test_a_hub_that_drips_its_headers_holds_no_worker(fleet_project: Project) -> None:
+def test_a_hub_that_drips_its_headers_holds_no_worker(
+    fleet_project: Project, hurried: None
+) -> None:
     """It drips until it is left: a worker that waits for its end never comes back."""
     reachable(fleet_project)
     left = threading.Event()
