@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from subprocess import Popen, TimeoutExpired
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from pydantic import ValidationError
 
@@ -55,8 +55,8 @@ PATIENCE_S = 180.0
 """For the worker to end its training, collect it and leave."""
 REPORT_S = 1.0
 """Between two looks at how far it is."""
-PLACES = (LOOP_WORKER, f"{LOOP_WORKER}-next")
-"""Its worktrees: where it trains, and where it prepares."""
+WORKTREES = (LOOP_WORKER, f"{LOOP_WORKER}-next")
+"""Where it trains, and where it prepares."""
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 STEADY_S = 60.0
@@ -116,7 +116,7 @@ def open_session(
     ):
         return before, True
     session = LoopSession(tag=history.tag, name=name, most=most, first=done, begun=now())
-    write_session(layout, session, "starting", session.how_far(history), durable=True)
+    write_session(layout, session, "starting", session.how_far(history))
     return session, False
 
 
@@ -132,16 +132,9 @@ def _unfinished_session(layout: Layout) -> LoopSession | None:
 
 
 def write_session(
-    layout: Layout,
-    session: LoopSession,
-    state: str,
-    action: str,
-    *,
-    problems: list[str] | None = None,
-    started: datetime | None = None,
-    durable: bool = False,
+    layout: Layout, session: LoopSession, state: str, action: str, **more: Any
 ) -> None:
-    """Write the status of the loop.
+    """Write the status of the loop; `more` are fields of `RoleStatus`.
 
     Raises:
         RecordError: the disk is full.
@@ -149,82 +142,18 @@ def write_session(
     status = presence.own_status(
         LOOP,
         state=state,
-        started_at=started or now(),
         last_action=action,
         last_action_at=now(),
-        problems=problems or [],
         details={"session": session.model_dump(mode="json")},
+        **more,
     )
-    presence.write_role(layout, status, durable=durable)
+    presence.write_role(layout, status, durable=state != "working")
 
 
 def loop_worker_entry(project: Project) -> Entry:
     """Return the entry of the one worker, which takes whichever device is free."""
-    place = project.layout.worktree(LOOP_WORKER)
-    return Entry(worker_id=LOOP_WORKER, gpu_id="any", worktree_path=str(place))
-
-
-class LoopWorker:
-    """The worker, in a thread beside the observer; a `StopRequest` for it.
-
-    A worker that fails is made anew after a pause that doubles, as a fleet's would be: it finds
-    on disk what the one before it left.
-    """
-
-    def __init__(self, project: Project, stop: StopRequest, *, label: str) -> None:
-        self.problem = ""
-        """How the last worker failed; empty while it works."""
-        self._project = project
-        self._label = label
-        self._stop = stop
-        self._left = threading.Event()
-        self._thread = threading.Thread(target=self._work, name=LOOP_WORKER, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def lives(self) -> bool:
-        return self._thread.is_alive()
-
-    def leave(self) -> None:
-        """Ask the worker to leave, as a SIGTERM would; `join` waits for the end."""
-        self._left.set()
-
-    def join(self, seconds: float) -> bool:
-        """Wait for the end, `seconds` at most; return whether it has come."""
-        self._thread.join(seconds)
-        return not self.lives
-
-    @property
-    def requested(self) -> bool:
-        return self._left.is_set() or self._stop.requested
-
-    @property
-    def abandoned(self) -> bool:
-        return self._stop.abandoned
-
-    @property
-    def hard(self) -> bool:
-        return self._stop.hard
-
-    def wait(self, seconds: float) -> bool:
-        return self._stop.wait(seconds) or self.requested
-
-    def _work(self) -> None:
-        failures = 0
-        while not self.requested:
-            began = time.monotonic()
-            try:
-                # A repository object is one thread's.
-                project = replace(self._project, repository=Repository(self._project.layout.root))
-                self.problem = ""
-                FleetWorker(project, loop_worker_entry(project), label=self._label).run(self)
-            except Exception as error:
-                # The boundary of the thread: whatever it was, the search goes on.
-                failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
-                self.problem = f"the worker ended by {error!r}, and is made anew"
-                self._left.wait(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures, 30)))
+    path = project.layout.worktree(LOOP_WORKER)
+    return Entry(worker_id=LOOP_WORKER, gpu_id="any", worktree_path=str(path))
 
 
 @contextmanager
@@ -243,9 +172,11 @@ def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Projec
         presence.refuse_beside_loop(layout)
         _take(stack, project, LOOP, wanted, LOCK_S)
         presence.refuse_beside_fleet(layout)
-        project, notes = begin_single(project, wanted, PLACES)
+        project, notes = begin_single(project, wanted, WORKTREES)
         _refuse_without_script(project)
-        _refuse_without_device(project)
+        # A device that is held now may come free; one that is not there never comes.
+        inputs = locate_inputs(project.task, layout.root, layout.root, os.environ)
+        local_executor.offered(Resources(), inputs)
         _take(stack, project, "observer", wanted, OBSERVER_S)
         yield project, notes
 
@@ -270,11 +201,29 @@ def _refuse_without_script(project: Project) -> None:
         )
 
 
-def _refuse_without_device(project: Project) -> None:
-    """A device that is held now may come free; one that is not there never comes."""
-    root = project.layout.root
-    inputs = locate_inputs(project.task, root, root, os.environ)
-    local_executor.offered(Resources(), inputs)
+@dataclass(frozen=True)
+class LinkedStop:
+    """The `StopRequest` of one thread, which follows that of the process."""
+
+    stop: StopRequest
+    is_requested: Callable[[], bool]
+    pause: Callable[[float], object]
+
+    @property
+    def requested(self) -> bool:
+        return self.is_requested()
+
+    @property
+    def abandoned(self) -> bool:
+        return self.stop.abandoned
+
+    @property
+    def hard(self) -> bool:
+        return self.stop.hard
+
+    def wait(self, seconds: float) -> bool:
+        self.pause(seconds)
+        return self.requested
 
 
 @dataclass
@@ -294,9 +243,12 @@ class SingleLoop:
 
     def __post_init__(self) -> None:
         self._started = now()
-        self._said: tuple[object, ...] = ()
-        self._due = 0.0
+        self._reported: tuple[object, ...] = ()
+        self._report_at = 0.0
         self._how_far = ""
+        self._worker_leaves = threading.Event()
+        self._worker_problem = ""
+        """How the last worker failed; empty while it works."""
 
     def run(self, stop: Stop) -> Outcome:
         """Run until the session is done, the search has failed, or a stop is asked for.
@@ -307,19 +259,58 @@ class SingleLoop:
         layout = self.project.layout
         with suppress(AutohypothesisError):
             quarantine.clear_quarantine(layout)
+        worker = threading.Thread(target=self._work, args=(stop,), name=LOOP_WORKER, daemon=True)
+
+        def is_requested() -> bool:
+            """The observer leaves after the worker, to decide its last run."""
+            return stop.hard or stop.abandoned or (stop.requested and not worker.is_alive())
+
+        def pause(seconds: float) -> None:
+            self._report(observer)
+            if stop.requested:
+                worker.join(seconds)
+            else:
+                stop.wait(seconds)
+
         with process_specs.open_log(layout, LOOP).open("a", encoding="utf-8") as log:
-            worker = LoopWorker(self.project, stop, label=self.session.name)
             observer = self._observer(log)
-            beside = self._start_keeper()
+            keeper = self._start_keeper()
             observer.turn()  # so that what a killed one left waits in its order again
             worker.start()
             try:
-                said = observer.run(_ObserverStop(self, observer, worker, stop))
+                state = observer.run(LinkedStop(stop, is_requested, pause))
             finally:
-                worker.leave()
-                self._await(worker, stop)
-                _end(beside)
-            return self._outcome(observer, said)
+                self._worker_leaves.set()
+                until = time.monotonic() + PATIENCE_S
+                while worker.is_alive() and time.monotonic() < until and not stop.abandoned:
+                    worker.join(0.1)
+                    self.tick()
+                _end(keeper)
+            return self._outcome(observer, state)
+
+    def _work(self, stop: Stop) -> None:
+        """Run the worker. One that fails is made anew after a pause that doubles, as in a fleet.
+
+        It finds on disk what the one before it left.
+        """
+        own_stop = LinkedStop(
+            stop, lambda: self._worker_leaves.is_set() or stop.requested, stop.wait
+        )
+        failures = 0
+        while not own_stop.requested:
+            began = time.monotonic()
+            try:
+                # A repository object is one thread's.
+                project = replace(self.project, repository=Repository(self.project.layout.root))
+                self._worker_problem = ""
+                entry = loop_worker_entry(project)
+                FleetWorker(project, entry, label=self.session.name).run(own_stop)
+            except Exception as error:
+                # The boundary of the thread: whatever it was, the search goes on.
+                failures = 0 if time.monotonic() - began > STEADY_S else failures + 1
+                self._worker_problem = f"the worker ended by {error!r}, and is made anew"
+                pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(failures, 30))
+                self._worker_leaves.wait(pause)
 
     def _observer(self, log: TextIO) -> Observer:
         def say(line: str) -> None:
@@ -347,19 +338,14 @@ class SingleLoop:
             )
         return None
 
-    def _await(self, worker: LoopWorker, stop: Stop) -> None:
-        until = time.monotonic() + PATIENCE_S
-        while not worker.join(0.1) and time.monotonic() < until and not stop.abandoned:
-            self.tick()
-
-    def _outcome(self, observer: Observer, said: str) -> Outcome:
+    def _outcome(self, observer: Observer, state: str) -> Outcome:
         status, limit = observer.status, self.session.limit
         self._how_far = self.session.how_far(observer.history)
-        if said == "failed":
+        if state == "failed":
             lines = [*status.problems, status.last_action]
             self.ended = "\n".join(line for line in lines if line) or "the search has failed"
             return "failed"
-        if said == "finished" or (limit is not None and observer.history.counted() >= limit):
+        if state == "finished" or (limit is not None and observer.history.counted() >= limit):
             self.ended = observer.ended or ALL_RUN
             return "finished"
         self.ended = "it was stopped"
@@ -367,55 +353,27 @@ class SingleLoop:
 
     def close(self, outcome: Outcome) -> None:
         """Close the session: a loop that is killed before this goes on with it."""
-        problems = [self.ended] if outcome == "failed" else []
-        action = f"{self._how_far}; {self.ended}"[:500]
-        with suppress(AutohypothesisError):
-            write_session(self.project.layout, self.session, outcome, action,
-                  problems=problems, started=self._started, durable=True)  # fmt: skip
+        self._write(
+            outcome, f"{self._how_far}; {self.ended}"[:500], self.ended, outcome == "failed"
+        )
 
-    def look(self, observer: Observer, worker: LoopWorker) -> None:
+    def _report(self, observer: Observer) -> None:
         """Report how far it is, when that is news."""
         self.tick()
-        if time.monotonic() < self._due:
+        if time.monotonic() < self._report_at:
             return
-        self._due = time.monotonic() + REPORT_S
-        saying = (self.session.how_far(observer.history), worker.problem)
-        if saying != self._said:
-            problems = [worker.problem] if worker.problem else []
-            with suppress(AutohypothesisError):  # a full disk costs the news
-                write_session(self.project.layout, self.session, "working", saying[0],
-                      problems=problems, started=self._started)  # fmt: skip
-                self._said = saying
+        self._report_at = time.monotonic() + REPORT_S
+        news = (self.session.how_far(observer.history), self._worker_problem)
+        if news != self._reported and self._write("working", *news):
+            self._reported = news
 
-
-@dataclass(frozen=True)
-class _ObserverStop:
-    """The observer's `StopRequest`: it leaves after the worker, to decide its last run."""
-
-    loop: SingleLoop
-    observer: Observer
-    worker: LoopWorker
-    stop: Stop
-
-    @property
-    def requested(self) -> bool:
-        return self.hard or self.abandoned or (self.stop.requested and not self.worker.lives)
-
-    @property
-    def abandoned(self) -> bool:
-        return self.stop.abandoned
-
-    @property
-    def hard(self) -> bool:
-        return self.stop.hard
-
-    def wait(self, seconds: float) -> bool:
-        self.loop.look(self.observer, self.worker)
-        if self.stop.requested:
-            self.worker.join(seconds)
-        else:
-            self.stop.wait(seconds)
-        return self.requested
+    def _write(self, state: str, action: str, problem: str) -> bool:
+        """Write the status; a full disk costs the news."""
+        more = {"problems": [problem] if problem else [], "started_at": self._started}
+        with suppress(AutohypothesisError):
+            write_session(self.project.layout, self.session, state, action, **more)
+            return True
+        return False
 
 
 def _end(process: Popen[bytes] | None) -> None:
