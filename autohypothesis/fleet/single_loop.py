@@ -353,9 +353,8 @@ class SingleLoop:
 
     def close(self, outcome: Outcome) -> None:
         """Close the session: a loop that is killed before this goes on with it."""
-        self._write(
-            outcome, f"{self._how_far}; {self.ended}"[:500], self.ended, outcome == "failed"
-        )
+        problem = self.ended if outcome == "failed" else ""
+        self._write(outcome, f"{self._how_far}; {self.ended}"[:500], problem)
 
     def _report(self, observer: Observer) -> None:
         """Report how far it is, when that is news."""
