@@ -26,7 +26,7 @@ from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.artifact.loop import TaskLoop
+from autohypothesis.fleet.artifact import TaskLoop
 from autohypothesis.records.git import Repository
 from benchmarks.iteration import FILES, bare, fill, timed
 

@@ -24,7 +24,7 @@ from autohypothesis.errors import UsageError
 
 if TYPE_CHECKING:
     from autohypothesis.engine.project import Project
-    from autohypothesis.fleet.artifact.loop import TaskLoop
+    from autohypothesis.fleet.artifact import TaskLoop
     from autohypothesis.schema import Decision
 
 task_group = typer.Typer(
@@ -157,7 +157,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
     """Return the loop of one task, not begun."""
     from autohypothesis.commands.progress import ProgressWatch
     from autohypothesis.engine.devices import cpu_slots
-    from autohypothesis.fleet.artifact.loop import TaskLoop
+    from autohypothesis.fleet.artifact import TaskLoop
     from autohypothesis.fleet.observer.scheduling import SearchLimits, StopCriteria
     from autohypothesis.fleet.observer.search_state import ExperimentIndex
     from autohypothesis.fleet.queue.states import Queue
@@ -183,7 +183,7 @@ def loop_of(project: Project, parallel: int, seed: int) -> TaskLoop:
 
 
 def _source(project: Project, history: Any, queue: Any, seed: int) -> Any:
-    from autohypothesis.fleet.artifact.source import MutatorSource, QueueSource
+    from autohypothesis.fleet.artifact import MutatorSource, QueueSource
     from autohypothesis.proposers.search import KnobSearch
 
     kind = project.task.mutator.type

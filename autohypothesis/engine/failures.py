@@ -91,13 +91,13 @@ def classify(
 
 def device_evidence(exit: Mapping[str, Any]) -> str | None:
     """Return what an exit.json says against its device, whatever became of the experiment."""
-    device = _part(exit, "device")
+    device = part_of(exit, "device")
     if device.get("nvml_error"):
         return f"NVML: {device['nvml_error']}"
     if device.get("lost"):
         return "the device was lost"
     if device.get("memory_not_back"):
-        back = _part(device, "memory_not_back")
+        back = part_of(device, "memory_not_back")
         return f"device memory did not come back: {_mb(back, 'before_mb')} before," + (
             f" {_mb(back, 'after_mb')} after"
         )
@@ -169,7 +169,7 @@ def _signal_name(number: int) -> str:
 
 
 def _foreign(exit: Mapping[str, Any]) -> str | None:
-    foreign = _part(exit, "contention").get("foreign")
+    foreign = part_of(exit, "contention").get("foreign")
     if not foreign:
         return None
     every = foreign if isinstance(foreign, list) else []
@@ -181,10 +181,10 @@ def _foreign(exit: Mapping[str, Any]) -> str | None:
     return f"foreign compute on the device: {names or 'of processes without a name'}"
 
 
-def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def part_of(document: object, name: str) -> Mapping[str, Any]:
     """Return a mapping inside of a document that a run, or an older tool, left, or an empty one."""
-    found = document.get(name)
-    return found if isinstance(found, Mapping) else {}
+    part = document.get(name) if isinstance(document, Mapping) else None
+    return part if isinstance(part, Mapping) else {}
 
 
 def _mb(document: Mapping[str, Any], name: str) -> str:
@@ -194,7 +194,7 @@ def _mb(document: Mapping[str, Any], name: str) -> str:
 
 
 def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
-    status, device = exit.get("status"), _part(exit, "device")
+    status, device = exit.get("status"), part_of(exit, "device")
     if status == "infra":
         error = str(exit.get("error") or "the shim failed")
         return Failure("infra", room_in(error) or error)
@@ -265,7 +265,7 @@ def _crash_line(log_tail: str, otherwise: str) -> str:
 
 def _invalid(exit: Mapping[str, Any]) -> Failure | None:
     clock = exit.get("clock") or {}
-    asleep = _part(exit, "contention").get("asleep_seconds")
+    asleep = part_of(exit, "contention").get("asleep_seconds")
     if clock.get("verdict") == "invalid" and asleep:
         return Failure(
             "infra",

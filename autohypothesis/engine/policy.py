@@ -166,16 +166,6 @@ def verdict_of(evidence: Evidence) -> Verdict | NeedsConfirmation:
     return _compared(evidence, value, evidence.improvement, notes)
 
 
-def best_first(values: Mapping[str, float | None], direction: Direction) -> list[str]:
-    """Sort names by value, the best first: the first keep takes the place that all of them were
-    made for. Names without a value come last; equals keep their order."""
-    sign = 1.0 if direction == "minimize" else -1.0
-    return sorted(
-        values,
-        key=lambda name: math.inf if (value := values[name]) is None else sign * value,
-    )
-
-
 def better_by(value: float, reference: float, direction: Direction) -> float:
     """How much better `value` is: positive is better."""
     return reference - value if direction == "minimize" else value - reference

@@ -18,8 +18,8 @@ import pytest
 from autohypothesis import sandbox, system
 from autohypothesis.engine import candidate, program
 from autohypothesis.engine.candidate import TRIES
-from autohypothesis.fleet.artifact import loop
-from autohypothesis.fleet.artifact.loop import MOST_LOST
+from autohypothesis.fleet import artifact as loop
+from autohypothesis.fleet.artifact import MOST_LOST
 from tests.artifact.conftest import MUTATE, SCORE, Letters, Ran
 from tests.conftest import ROOT, run_git, small_disk
 

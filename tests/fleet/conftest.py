@@ -195,14 +195,14 @@ def resolve(name: str) -> Callable[..., object]:
     return found
 
 
+def wait_until(reached: Callable[[], object], *, seconds: float = 120.0) -> None:
+    """Wait until something is so; a test that waits in vain says for what."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not so after {seconds:g} s: {reached}"
+        time.sleep(0.03)
+
+
 @pytest.fixture
 def until() -> Callable[..., None]:
-    """Waits until something is so; a test that waits in vain says for what."""
-
-    def wait(reached: Callable[[], object], *, seconds: float = 120.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not reached():
-            assert time.monotonic() < deadline, f"not so after {seconds:g} s: {reached}"
-            time.sleep(0.03)
-
-    return wait
+    return wait_until

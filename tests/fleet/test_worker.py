@@ -34,13 +34,14 @@ from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.schema import Heartbeat, Proposal, Result, now
+from autohypothesis.schema import Heartbeat, Hypothesis, Proposal, Result, now
 from autohypothesis.schema import Worker as Entry
+from tests.fleet.conftest import wait_until as until
 
 NAME = "w0"
 LANE = devices.cpu_slots()[0].id
 ENTRY = Entry(worker_id=NAME, gpu_id="0", device=LANE, kind="cpu")
-Until = Callable[..., None]
+
 SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\n"
 
 PROCESS = f"""
@@ -94,123 +95,148 @@ class Running:
             raise self.error
 
 
-@contextmanager
-def working(project: Project, entry: Entry = ENTRY, executor: object = None) -> Iterator[Running]:
-    running = Running(FleetWorker(project, entry, executor=executor))  # type: ignore[arg-type]
-    try:
-        yield running
-    finally:
-        running.end()
+class Floor:
+    """A search with one worker, and its queue."""
 
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self.layout = project.layout
+        self.jobs = Queue(project.layout, "t")
+        self.executor = LocalExecutor(project.repository, project.layout)
 
-def works_off(project: Project, jobs: Queue, until: Until, *names: str) -> None:
-    """A worker works until these hypotheses are done."""
-    with working(project):
-        until(lambda: is_done(jobs, *names))
+    @contextmanager
+    def working(self, entry: Entry = ENTRY, executor: Executor | None = None) -> Iterator[Running]:
+        project = Project.open(self.project.layout.root)
+        running = Running(FleetWorker(project, entry, executor=executor))
+        try:
+            yield running
+        finally:
+            running.end()
 
+    def works_off(self, *names: str) -> None:
+        """A worker works until these hypotheses are done."""
+        with self.working():
+            until(lambda: self.is_done(*names))
 
-@pytest.fixture
-def jobs(fleet_project: Project) -> Queue:
-    return Queue(fleet_project.layout, "t")
+    def propose(self, count: int = 1, **change: object) -> list[str]:
+        """New hypotheses, dispatched to the worker; each sets RATE to a value of its own."""
+        names = []
+        overrides = dict(change.pop("overrides", {}))  # type: ignore[call-overload]
+        for _ in range(count):
+            kind = change or {"config_overrides": {"RATE": random.uniform(1, 2), **overrides}}
+            proposal = Proposal.model_validate({"title": "another rate", **kind})
+            names.append(self.jobs.add(proposal, proposer="test").hypothesis_id)
+            self.jobs.dispatch(names[-1], NAME)
+        return names
 
+    def claimed(self, **change: object) -> tuple[str, RunSpec]:
+        """A hypothesis that a worker has claimed and planned, before it died."""
+        (name,) = self.propose(**change)
+        hypothesis = self.jobs.claim(NAME)
+        assert hypothesis is not None and hypothesis.hypothesis_id == name
+        resources = Resources(device=LANE)
+        return name, runner.plan(self.project, Experiment.of(hypothesis), NAME, resources=resources)
 
-def propose(jobs: Queue, count: int = 1, *, worker: str = NAME, **change: object) -> list[str]:
-    """New hypotheses, dispatched to the worker; each sets RATE to a value of its own."""
-    names = []
-    overrides = dict(change.pop("overrides", {}))  # type: ignore[call-overload]
-    for _ in range(count):
-        kind = change or {"config_overrides": {"RATE": random.uniform(1, 2), **overrides}}
-        proposal = Proposal.model_validate({"title": "another rate", **kind})
-        names.append(jobs.add(proposal, proposer="test").hypothesis_id)
-        jobs.dispatch(names[-1], worker)
-    return names
+    def ended_run(self) -> str:
+        """A claim whose run has ended, and is not collected."""
+        name, spec = self.claimed()
+        self.executor.submit(spec)
+        until(lambda: self.executor.poll(spec.experiment_id) != "running")
+        return name
+
+    def is_done(self, *names: str) -> bool:
+        return set(names) <= set(self.jobs.done_ids())
+
+    def waiting(self) -> list[str]:
+        """Dispatched to the worker, and not claimed."""
+        return [one.hypothesis_id for one in self.jobs.dispatched(NAME)[NAME]]
+
+    def claims(self) -> list[str]:
+        return [one.hypothesis_id for one in self.jobs.running(NAME)[NAME]]
+
+    def pending(self) -> list[str]:
+        return [one.hypothesis_id for one in self.jobs.pending()]
+
+    def closed(self, name: str) -> Hypothesis:
+        found = self.jobs.read(name)
+        assert found is not None
+        return found[1]
+
+    def runs_of(self, name: str) -> list[str]:
+        folder = self.layout.runs
+        every = os.listdir(folder) if folder.is_dir() else []
+        return sorted(one for one in every if one.rpartition("-")[0] == name)
+
+    def result_of(self, experiment_id: str) -> Result:
+        return Result.model_validate(json.loads(self.layout.run(experiment_id).result.read_text()))
+
+    def seen(self) -> Heartbeat:
+        """Its heartbeat; an empty one before the first."""
+        return read_heartbeat(self.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
+
+    def is_running(self, experiment_id: str) -> bool:
+        return self.executor.poll(experiment_id) == "running"
+
+    def trains(self, experiment_id: str) -> bool:
+        """Whether its training has begun; until then its shim may still be timing the lane."""
+        return self.is_running(experiment_id) and self.layout.run(experiment_id).events.exists()
+
+    def nothing_is_left(self) -> None:
+        """No lease, no stray, no claim, no plan without a run."""
+        lease = devices.lease_of(devices.cpu_slots()[0])
+        assert lease.holder() is None
+        for folder in self.layout.runs.iterdir():
+            assert processes.find_marked(processes.run_mark(RunPaths(folder))) == {}
+        plans = {path.stem for path in self.layout.plans.glob("*.json")}
+        assert plans == set(os.listdir(self.layout.runs))
 
 
 def long() -> dict[str, float]:
     return {"SLEEP": 120.0}
 
 
-def runs_of(project: Project, name: str) -> list[str]:
-    folder = project.layout.runs
-    every = os.listdir(folder) if folder.is_dir() else []
-    return sorted(one for one in every if one.rpartition("-")[0] == name)
-
-
-def result_of(project: Project, experiment_id: str) -> Result:
-    return Result.model_validate(json.loads(project.layout.run(experiment_id).result.read_text()))
-
-
-def seen(project: Project) -> Heartbeat:
-    """Its heartbeat; an empty one before the first."""
-    return read_heartbeat(project.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
-
-
-def is_done(jobs: Queue, *names: str) -> bool:
-    return set(names) <= set(jobs.done_ids())
-
-
-def is_running(project: Project, experiment_id: str) -> bool:
-    return shim.status(project.layout.run(experiment_id)) == "running"
-
-
-def trains(project: Project, experiment_id: str) -> bool:
-    """Whether its training has begun; until then its shim may still be timing the lane."""
-    return is_running(project, experiment_id) and project.layout.run(experiment_id).events.exists()
-
-
-def nothing_is_left(project: Project) -> None:
-    """No lease, no stray, no claim, no plan without a run."""
-    lease = devices.lease_of(devices.cpu_slots()[0])
-    assert lease.holder() is None
-    for folder in project.layout.runs.iterdir():
-        assert processes.find_marked(processes.run_mark(RunPaths(folder))) == {}
-    plans = {path.stem for path in project.layout.plans.glob("*.json")}
-    assert plans == set(os.listdir(project.layout.runs))
+@pytest.fixture
+def floor(fleet_project: Project) -> Floor:
+    return Floor(fleet_project)
 
 
 # ── the usual ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_everything_that_is_dispatched_runs_once_and_ends_once(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    names = propose(jobs, 2)
-    works_off(fleet_project, jobs, until, *names)
-    for hypothesis in jobs.done():
+def test_everything_that_is_dispatched_runs_once_and_ends_once(floor: Floor) -> None:
+    names = floor.propose(2)
+    floor.works_off(*names)
+    for hypothesis in floor.jobs.done():
         assert hypothesis.closed == "completed", hypothesis.outcome
-        assert runs_of(fleet_project, hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
-        result = result_of(fleet_project, f"{hypothesis.hypothesis_id}-1")
+        assert floor.runs_of(hypothesis.hypothesis_id) == [f"{hypothesis.hypothesis_id}-1"]
+        result = floor.result_of(f"{hypothesis.hypothesis_id}-1")
         assert result.status == "completed", result
-    assert seen(fleet_project).state == "stopped" and not worker_lives(seen(fleet_project))
-    assert (seen(fleet_project).busy_seconds or 0) > 0
-    nothing_is_left(fleet_project)
+    assert floor.seen().state == "stopped" and not worker_lives(floor.seen())
+    assert (floor.seen().busy_seconds or 0) > 0
+    floor.nothing_is_left()
 
 
-def test_the_next_candidate_is_ready_while_the_device_still_trains(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
+def test_the_next_candidate_is_ready_while_the_device_still_trains(floor: Floor) -> None:
     """The gap between two experiments is short by construction, not by luck."""
-    first, second = propose(jobs, 2, overrides=long())
+    first, second = floor.propose(2, overrides=long())
     ref = experiment_ref(f"{second}-1")
-    with working(fleet_project):
-        until(lambda: fleet_project.repository.read_ref(ref))
-        assert is_running(fleet_project, f"{first}-1"), "the first trains still"
-        assert fleet_project.layout.plan(f"{second}-1").exists()
-        assert not fleet_project.layout.run(f"{second}-1").folder.exists()
-        until(lambda: seen(fleet_project).next_hypothesis_id == second)
-        assert (
-            seen(fleet_project).hypothesis_id == first and seen(fleet_project).state == "training"
-        )
+    with floor.working():
+        until(lambda: floor.project.repository.read_ref(ref))
+        assert floor.is_running(f"{first}-1"), "the first trains still"
+        assert floor.layout.plan(f"{second}-1").exists()
+        assert not floor.layout.run(f"{second}-1").folder.exists()
+        until(lambda: floor.seen().next_hypothesis_id == second)
+        assert floor.seen().hypothesis_id == first and floor.seen().state == "training"
 
 
 def test_what_was_prepared_on_an_older_reference_is_prepared_anew_while_there_is_time(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another worker's keep moved it; a stale candidate would have to be run once more."""
     monkeypatch.setattr(worker, "FRESH_S", 0.1)
-    first, second = propose(jobs, 2, overrides=long())
-    project, plan = fleet_project, fleet_project.layout.plan
-    with working(project) as running:
+    first, second = floor.propose(2, overrides=long())
+    project, plan = floor.project, floor.layout.plan
+    with floor.working() as running:
         until(lambda: project.repository.read_ref(experiment_ref(f"{second}-1")))
         assert plan(f"{second}-1").exists()
         kept = project.repository.tree_with(project.reference(), {"train.py": SCRIPT_OF_ANOTHER})
@@ -220,78 +246,72 @@ def test_what_was_prepared_on_an_older_reference_is_prepared_anew_while_there_is
         until(lambda: plan(f"{second}-2").exists())
         assert json.loads(plan(f"{second}-2").read_text())["based_on_commit"] == commit
         assert not plan(f"{second}-1").exists()
-        assert is_running(project, f"{first}-1")
+        assert floor.is_running(f"{first}-1")
 
 
-def test_a_refused_change_ends_without_a_run_and_says_why(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
+def test_a_refused_change_ends_without_a_run_and_says_why(floor: Floor) -> None:
     unknown, nothing, good = (
-        *propose(jobs, overrides={"NO_SUCH_CONSTANT": 1}),
-        *propose(jobs, patch="--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-no\n+yes\n"),
-        *propose(jobs),
+        *floor.propose(overrides={"NO_SUCH_CONSTANT": 1}),
+        *floor.propose(patch="--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-no\n+yes\n"),
+        *floor.propose(),
     )
-    works_off(fleet_project, jobs, until, unknown, nothing, good)
-    closed = {one.hypothesis_id: one for one in jobs.done()}
+    floor.works_off(unknown, nothing, good)
+    closed = {one.hypothesis_id: one for one in floor.jobs.done()}
     assert closed[unknown].closed == closed[nothing].closed == "abandoned"
     assert "NO_SUCH_CONSTANT" in closed[unknown].outcome
     assert closed[good].closed == "completed"
-    assert runs_of(fleet_project, unknown) == runs_of(fleet_project, nothing) == []
-    nothing_is_left(fleet_project)
+    assert floor.runs_of(unknown) == floor.runs_of(nothing) == []
+    floor.nothing_is_left()
 
 
-def test_a_patch_cannot_touch_what_a_person_froze(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    fleet_project.layout.steering.parent.mkdir(parents=True, exist_ok=True)
-    fleet_project.layout.steering.write_text("```steering\nfrozen: [WIDTH]\n```\n")
-    base = fleet_project.reference()
-    source = fleet_project.repository.show_file(base, "train.py").decode()
-    tree = fleet_project.repository.tree_with(
+def test_a_patch_cannot_touch_what_a_person_froze(floor: Floor) -> None:
+    floor.layout.steering.parent.mkdir(parents=True, exist_ok=True)
+    floor.layout.steering.write_text("```steering\nfrozen: [WIDTH]\n```\n")
+    base = floor.project.reference()
+    source = floor.project.repository.show_file(base, "train.py").decode()
+    tree = floor.project.repository.tree_with(
         base, {"train.py": source.replace("WIDTH = 8", "WIDTH = 9").encode()}
     )
-    (name,) = propose(jobs, patch=fleet_project.repository.diff(base, tree))
-    works_off(fleet_project, jobs, until, name)
-    found = jobs.read(name)
-    assert found is not None and found[1].closed == "abandoned" and "WIDTH" in found[1].outcome
-    assert not fleet_project.layout.plan(f"{name}-1").exists()
+    (name,) = floor.propose(patch=floor.project.repository.diff(base, tree))
+    floor.works_off(name)
+    found = floor.closed(name)
+    assert found.closed == "abandoned" and "WIDTH" in found.outcome
+    assert not floor.layout.plan(f"{name}-1").exists()
 
 
-def test_stop_in_the_steering_lets_the_run_end_and_starts_nothing_new(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    (name,) = propose(jobs)
-    fleet_project.layout.steering.write_text("```steering\nstop: true\n```\n")
-    with working(fleet_project):
-        until(lambda: "steering" in seen(fleet_project).notes)
-        assert jobs.dispatched(NAME)[NAME][0].hypothesis_id == name
-        fleet_project.layout.steering.unlink()
-        until(lambda: is_done(jobs, name))
+def test_stop_in_the_steering_lets_the_run_end_and_starts_nothing_new(floor: Floor) -> None:
+    (name,) = floor.propose()
+    floor.layout.steering.write_text("```steering\nstop: true\n```\n")
+    with floor.working():
+        until(lambda: "steering" in floor.seen().notes)
+        assert floor.jobs.dispatched(NAME)[NAME][0].hypothesis_id == name
+        floor.layout.steering.unlink()
+        until(lambda: floor.is_done(name))
 
 
 def test_a_second_process_of_one_worker_is_refused_by_name(
-    fleet_project: Project, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "LOCK_S", 0.1)
-    with working(fleet_project):
-        until(lambda: worker_lives(seen(fleet_project)))
+    with floor.working():
+        until(lambda: worker_lives(floor.seen()))
         with pytest.raises(LockError, match=f"worker-{NAME}.*pid {os.getpid()}"):
-            FleetWorker(fleet_project, ENTRY).run(Asked())
+            FleetWorker(floor.project, ENTRY).run(Asked())
 
 
 def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, value: object, *, durable: bool = True) -> None:
         raise RecordError(f"cannot write {path}: No space left on device")
 
-    names = propose(jobs, 2)
+    names = floor.propose(2)
     monkeypatch.setattr(presence, "write_json", full)
-    works_off(fleet_project, jobs, until, *names)
+    floor.works_off(*names)
 
 
 def test_a_result_that_cannot_be_written_now_is_written_later(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worktree keeps its evidence until then: the next experiment waits."""
     real, refused = LocalExecutor.collect, []
@@ -304,23 +324,21 @@ def test_a_result_that_cannot_be_written_now_is_written_later(
 
     monkeypatch.setattr(LocalExecutor, "collect", full)
     monkeypatch.setattr(worker, "LOOK_S", 0.05)
-    first, second = propose(jobs, 2)
-    works_off(fleet_project, jobs, until, first, second)
+    first, second = floor.propose(2)
+    floor.works_off(first, second)
     assert refused == [f"{first}-1"] * 2
-    assert all(
-        result_of(fleet_project, f"{name}-1").status == "completed" for name in (first, second)
-    )
+    assert all(floor.result_of(f"{name}-1").status == "completed" for name in (first, second))
 
 
 def test_a_full_disk_at_a_release_loses_no_hypothesis(
-    fleet_project: Project, jobs: Queue, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(preparation, "RETRY_S", 0.0)
-    (name,) = propose(jobs)
-    held = WorkerQueue(fleet_project, NAME)
+    (name,) = floor.propose()
+    held = WorkerQueue(floor.project, NAME)
     assert held.take() is not None
     with monkeypatch.context() as patched:
         patched.setattr("autohypothesis.fleet.queue.states.rename_exclusive", full)
@@ -328,152 +346,119 @@ def test_a_full_disk_at_a_release_loses_no_hypothesis(
         assert "No space left on device" in held.problem and held.holds(name)
     held.flush()
     assert not held.problem and not held.holds(name)
-    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [name]
+    assert floor.waiting() == [name]
 
 
-def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(
-    fleet_project: Project, jobs: Queue
-) -> None:
-    first, second = propose(jobs, 2)
-    held = WorkerQueue(fleet_project, NAME)
+def test_a_step_that_somebody_else_has_taken_does_not_hold_up_the_next(floor: Floor) -> None:
+    first, second = floor.propose(2)
+    held = WorkerQueue(floor.project, NAME)
     for _ in range(2):
         held.take()
-    jobs.requeue(first)
+    floor.jobs.requeue(first)
     held.give_back(first)
     held.give_back(second)
-    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
+    assert floor.waiting() == [second]
 
 
-def test_a_stopped_shim_is_named_by_the_worker_until_it_goes_on_or_is_ended(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    (name,) = propose(jobs, overrides=long())
-    with working(fleet_project):
-        until(lambda: trains(fleet_project, f"{name}-1"))
-        run = fleet_project.layout.run(f"{name}-1")
+def test_a_stopped_shim_is_named_by_the_worker_until_it_goes_on_or_is_ended(floor: Floor) -> None:
+    (name,) = floor.propose(overrides=long())
+    with floor.working():
+        until(lambda: floor.trains(f"{name}-1"))
+        run = floor.layout.run(f"{name}-1")
         known = read_json(run.shim)
         os.kill(known["pid"], signal.SIGSTOP)
-        until(lambda: f"`kill -CONT {known['pid']}` resumes it" in seen(fleet_project).notes)
-        assert seen(fleet_project).state == "training"
+        until(lambda: f"`kill -CONT {known['pid']}` resumes it" in floor.seen().notes)
+        assert floor.seen().state == "training"
         os.kill(known["pid"], signal.SIGCONT)
-        until(lambda: seen(fleet_project).notes == "")
+        until(lambda: floor.seen().notes == "")
         os.kill(known["pid"], signal.SIGSTOP)
         write_json(run.shim, {**known, "overdue_after": [1.0, 1.0]})
-        until(lambda: is_done(jobs, name))
-    result = result_of(fleet_project, f"{name}-1")
+        until(lambda: floor.is_done(name))
+    result = floor.result_of(f"{name}-1")
     assert result.failure_kind == "infra" and "was stopped (state T)" in result.failure_detail
 
 
 # ── leaving ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_down_cancels_collects_and_gives_back_what_was_prepared(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    first, second = propose(jobs, 2, overrides=long())
-    with working(fleet_project):
-        until(
-            lambda: (
-                seen(fleet_project).next_hypothesis_id == second
-                and trains(fleet_project, f"{first}-1")
-            )
-        )
-        until(lambda: fleet_project.layout.plan(f"{second}-1").exists())
-    assert is_done(jobs, first)
-    result = result_of(fleet_project, f"{first}-1")
+def test_down_cancels_collects_and_gives_back_what_was_prepared(floor: Floor) -> None:
+    first, second = floor.propose(2, overrides=long())
+    with floor.working():
+        until(lambda: floor.seen().next_hypothesis_id == second and floor.trains(f"{first}-1"))
+        until(lambda: floor.layout.plan(f"{second}-1").exists())
+    assert floor.is_done(first)
+    result = floor.result_of(f"{first}-1")
     assert (result.failure_kind, result.failure_detail) == ("infra", "cancelled")
-    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
-    assert jobs.running(NAME)[NAME] == []
-    assert seen(fleet_project).state == "stopped"
-    nothing_is_left(fleet_project)
+    assert floor.waiting() == [second]
+    assert floor.jobs.running(NAME)[NAME] == []
+    assert floor.seen().state == "stopped"
+    floor.nothing_is_left()
 
 
-def test_an_abandoned_worker_leaves_its_training_to_its_successor(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    gate = fleet_project.layout.root / "go"
-    first, second = propose(jobs, 2, overrides={"GATE": str(gate)})
-    running = Running(FleetWorker(fleet_project, ENTRY))
-    until(lambda: trains(fleet_project, f"{first}-1"))
-    until(lambda: seen(fleet_project).next_hypothesis_id == second)
+def test_an_abandoned_worker_leaves_its_training_to_its_successor(floor: Floor) -> None:
+    gate = floor.layout.root / "go"
+    first, second = floor.propose(2, overrides={"GATE": str(gate)})
+    running = Running(FleetWorker(floor.project, ENTRY))
+    until(lambda: floor.trains(f"{first}-1"))
+    until(lambda: floor.seen().next_hypothesis_id == second)
     running.end(abandoned=True)
-    assert is_running(fleet_project, f"{first}-1")
-    assert [one.hypothesis_id for one in jobs.running(NAME)[NAME]] == [first]
-    assert [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second]
-    assert not fleet_project.layout.plan(f"{second}-1").exists(), "a plan that nobody begins"
-    with working(fleet_project):
-        until(lambda: seen(fleet_project).notes == "taken over")
-        assert seen(fleet_project).run_id == f"{first}-1"
+    assert floor.is_running(f"{first}-1")
+    assert floor.claims() == [first]
+    assert floor.waiting() == [second]
+    assert not floor.layout.plan(f"{second}-1").exists(), "a plan that nobody begins"
+    with floor.working():
+        until(lambda: floor.seen().notes == "taken over")
+        assert floor.seen().run_id == f"{first}-1"
         gate.touch()
-        until(lambda: is_done(jobs, first, second))
-    assert runs_of(fleet_project, first) == [f"{first}-1"], "it was not run again"
-    assert result_of(fleet_project, f"{first}-1").status == "completed"
-    nothing_is_left(fleet_project)
+        until(lambda: floor.is_done(first, second))
+    assert floor.runs_of(first) == [f"{first}-1"], "it was not run again"
+    assert floor.result_of(f"{first}-1").status == "completed"
+    floor.nothing_is_left()
 
 
 # ── what a predecessor left ─────────────────────────────────────────────────────────────────
 
 
-def claimed(project: Project, jobs: Queue, **change: object) -> tuple[str, RunSpec]:
-    """A hypothesis that a worker has claimed and planned, before it died."""
-    (name,) = propose(jobs, **change)
-    hypothesis = jobs.claim(NAME)
-    assert hypothesis is not None and hypothesis.hypothesis_id == name
-    request = Experiment(Change.of(hypothesis), hypothesis_id=name)
-    return name, runner.plan(project, request, NAME, resources=Resources(device=LANE))
-
-
-def ended_run(project: Project, jobs: Queue, until: Until) -> tuple[str, LocalExecutor]:
-    """A claim whose run has ended, and is not collected."""
-    name, spec = claimed(project, jobs)
-    executor = LocalExecutor(project.repository, project.layout)
-    executor.submit(spec)
-    until(lambda: executor.poll(spec.experiment_id) != "running")
-    return name, executor
-
-
 @pytest.mark.parametrize(("left", "attempt"), [("claim", 1), ("plan", 2), ("folder", 2)])
 def test_a_claim_without_a_run_is_run_by_the_successor_under_an_id_of_its_own(
-    fleet_project: Project, jobs: Queue, until: Until, left: str, attempt: int
+    floor: Floor, left: str, attempt: int
 ) -> None:
     if left == "claim":
-        (name,) = propose(jobs)
-        jobs.claim(NAME)
+        (name,) = floor.propose()
+        floor.jobs.claim(NAME)
     else:
-        name, spec = claimed(fleet_project, jobs)
-        run = fleet_project.layout.run(spec.experiment_id)
+        name, spec = floor.claimed()
+        run = floor.layout.run(spec.experiment_id)
         if left == "folder":
             run.folder.mkdir(parents=True)
             run.local.write_text("{}")
-    works_off(fleet_project, jobs, until, name)
-    assert runs_of(fleet_project, name) == [f"{name}-{attempt}"]
-    nothing_is_left(fleet_project)
+    floor.works_off(name)
+    assert floor.runs_of(name) == [f"{name}-{attempt}"]
+    floor.nothing_is_left()
 
 
 def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after the bundle, before the shim: one that comes late finds the folder taken."""
-    name, spec = claimed(fleet_project, jobs)
+    name, spec = floor.claimed()
     with monkeypatch.context() as patched:
         patched.setattr(shim, "start", lambda *words: None)
-        LocalExecutor(fleet_project.repository, fleet_project.layout).submit(spec)
-    works_off(fleet_project, jobs, until, name)
-    assert result_of(fleet_project, f"{name}-1").failure_kind == "infra"
-    assert runs_of(fleet_project, name) == [f"{name}-1"]
+        floor.executor.submit(spec)
+    floor.works_off(name)
+    assert floor.result_of(f"{name}-1").failure_kind == "infra"
+    assert floor.runs_of(name) == [f"{name}-1"]
 
 
 @pytest.mark.parametrize("how", ["ended", "collected", "copied", "restored"])
-def test_a_run_that_has_ended_is_collected_once_and_not_run_again(
-    fleet_project: Project, jobs: Queue, until: Until, how: str
-) -> None:
+def test_a_run_that_has_ended_is_collected_once_and_not_run_again(floor: Floor, how: str) -> None:
     """A copied claim, or what a snapshot brings back, has none of the times that it had."""
-    project = fleet_project
-    name, executor = ended_run(project, jobs, until)
+    project = floor.project
+    name = floor.ended_run()
     result = project.layout.run(f"{name}-1").result
     before = b""
     if how != "ended":
-        executor.collect(f"{name}-1")
+        floor.executor.collect(f"{name}-1")
         before = result.read_bytes()
     if how == "copied":
         claim = project.layout.hypothesis(name, "running", NAME)
@@ -482,60 +467,58 @@ def test_a_run_that_has_ended_is_collected_once_and_not_run_again(
         assert snapshot(project.repository, project.layout, "t", everything=True)
         shutil.rmtree(project.layout.research)
         restore(project.repository, project.layout, "t")
-        assert jobs.running(NAME)[NAME][0].hypothesis_id == name
-    works_off(Project.open(project.layout.root), jobs, until, name)
+        assert floor.jobs.running(NAME)[NAME][0].hypothesis_id == name
+    floor.works_off(name)
     assert before in (b"", result.read_bytes())
-    assert result_of(project, f"{name}-1").status == "completed"
-    assert runs_of(project, name) == [f"{name}-1"]
-    assert jobs.done()[0].closed == "completed"
+    assert floor.result_of(f"{name}-1").status == "completed"
+    assert floor.runs_of(name) == [f"{name}-1"]
+    assert floor.jobs.done()[0].closed == "completed"
 
 
 def test_the_successor_of_a_worker_that_was_killed_while_it_cleaned_up_does_that(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, executor = ended_run(fleet_project, jobs, until)
+    name = floor.ended_run()
     with monkeypatch.context() as killed:
         killed.setattr(collect, "_clean_up", lambda run, local: None)
-        executor.collect(f"{name}-1")
-    assert list(recovery.uncollected(fleet_project.layout)) == [f"{name}-1"]
-    works_off(fleet_project, jobs, until, name)
-    assert list(recovery.uncollected(fleet_project.layout)) == []
-    assert runs_of(fleet_project, name) == [f"{name}-1"]
+        floor.executor.collect(f"{name}-1")
+    assert list(recovery.uncollected(floor.layout)) == [f"{name}-1"]
+    floor.works_off(name)
+    assert list(recovery.uncollected(floor.layout)) == []
+    assert floor.runs_of(name) == [f"{name}-1"]
 
 
-def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
+def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(floor: Floor) -> None:
     """A container was made anew in the middle of a training: nobody can look after it any more."""
-    name, executor = ended_run(fleet_project, jobs, until)
-    run = fleet_project.layout.run(f"{name}-1")
+    name = floor.ended_run()
+    run = floor.layout.run(f"{name}-1")
     run.exit.unlink()
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
     run.shim.write_text(json.dumps(identity))
-    hypothesis = jobs.running(NAME)[NAME][0]
-    job, state = examine_claim(fleet_project.layout, executor, hypothesis)
+    hypothesis = floor.jobs.running(NAME)[NAME][0]
+    job, state = examine_claim(floor.layout, floor.executor, hypothesis)
     assert state == "lost"
     assert "rack-7" in job.problem and f"rm '{run.shim}'" in job.problem
-    with working(fleet_project):
-        until(lambda: is_done(jobs, name))
-        until(lambda: seen(fleet_project).state == "idle" and "rack-7" in seen(fleet_project).notes)
-    assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
-    assert result_of(fleet_project, f"{name}-2").status == "completed"
+    with floor.working():
+        until(lambda: floor.is_done(name))
+        until(lambda: floor.seen().state == "idle" and "rack-7" in floor.seen().notes)
+    assert floor.runs_of(name) == [f"{name}-1", f"{name}-2"]
+    assert floor.result_of(f"{name}-2").status == "completed"
     assert not run.result.exists()
-    with working(fleet_project):  # the claim is gone, and the run still lies there
-        until(lambda: worker_lives(seen(fleet_project)) and seen(fleet_project).state == "idle")
+    with floor.working():  # the claim is gone, and the run still lies there
+        until(lambda: worker_lives(floor.seen()) and floor.seen().state == "idle")
     local = json.loads(run.local.read_text())
     run.local.write_text(json.dumps({**local, "starter": {"pid": 0, "start": 0.0}}))
     run.shim.unlink()  # as the hint says
-    assert recovery.collect_ended(fleet_project.repository, fleet_project.layout) == [f"{name}-1"]
-    assert result_of(fleet_project, f"{name}-1").failure_kind == "infra"
+    assert recovery.collect_ended(floor.project.repository, floor.layout) == [f"{name}-1"]
+    assert floor.result_of(f"{name}-1").failure_kind == "infra"
 
 
 def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_lives(
-    fleet_project: Project, jobs: Queue
+    floor: Floor,
 ) -> None:
-    first, _ = propose(jobs, 2)
-    held = WorkerQueue(fleet_project, NAME)
+    first, _ = floor.propose(2)
+    held = WorkerQueue(floor.project, NAME)
     assert held.take() is not None
     held.give_back(first, problem="it runs on rack-7")
     assert held.take() is not None
@@ -543,82 +526,72 @@ def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_l
     assert held.problem == "it runs on rack-7"
 
 
-def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
+def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(floor: Floor) -> None:
     """It was requeued, claimed again, and the worker was killed before the new plan."""
-    (name,) = propose(jobs)
-    works_off(fleet_project, jobs, until, name)
-    jobs.requeue(name)
-    jobs.dispatch(name, NAME)
-    jobs.claim(NAME)
-    works_off(fleet_project, jobs, until, name)
-    assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
+    (name,) = floor.propose()
+    floor.works_off(name)
+    floor.jobs.requeue(name)
+    floor.jobs.dispatch(name, NAME)
+    floor.jobs.claim(NAME)
+    floor.works_off(name)
+    assert floor.runs_of(name) == [f"{name}-1", f"{name}-2"]
 
 
-def test_a_finish_that_was_cut_off_is_finished(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    (name,) = propose(jobs)
-    hypothesis = jobs.claim(NAME)
+def test_a_finish_that_was_cut_off_is_finished(floor: Floor) -> None:
+    (name,) = floor.propose()
+    hypothesis = floor.jobs.claim(NAME)
     assert hypothesis is not None
     closed = hypothesis.model_copy(update={"closed": "abandoned", "outcome": "no good"})
-    fleet_project.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
-    works_off(fleet_project, jobs, until, name)
-    found = jobs.read(name)
-    assert found is not None and (found[1].closed, found[1].outcome) == ("abandoned", "no good")
-    assert runs_of(fleet_project, name) == []
+    floor.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
+    floor.works_off(name)
+    found = floor.closed(name)
+    assert (found.closed, found.outcome) == ("abandoned", "no good")
+    assert floor.runs_of(name) == []
 
 
-def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    name, _ = ended_run(fleet_project, jobs, until)
-    fleet_project.layout.run(f"{name}-1").local.write_bytes(b'{"checkout": "/to')
-    works_off(fleet_project, jobs, until, name)
-    assert runs_of(fleet_project, name) == [f"{name}-1", f"{name}-2"]
-    assert result_of(fleet_project, f"{name}-2").status == "completed"
+def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(floor: Floor) -> None:
+    name = floor.ended_run()
+    floor.layout.run(f"{name}-1").local.write_bytes(b'{"checkout": "/to')
+    floor.works_off(name)
+    assert floor.runs_of(name) == [f"{name}-1", f"{name}-2"]
+    assert floor.result_of(f"{name}-2").status == "completed"
 
 
-def test_only_the_newest_plan_of_a_claim_counts(fleet_project: Project, jobs: Queue) -> None:
-    name, spec = claimed(fleet_project, jobs)
-    assert newest_experiment(fleet_project.layout, name) == spec.experiment_id
-    jobs.release(name, NAME)
+def test_only_the_newest_plan_of_a_claim_counts(floor: Floor) -> None:
+    name, spec = floor.claimed()
+    assert newest_experiment(floor.layout, name) == spec.experiment_id
+    floor.jobs.release(name, NAME)
     again = runner.plan(
-        fleet_project,
+        floor.project,
         Experiment(Change(overrides={"RATE": 3.0}), hypothesis_id=name),
         NAME,
     )
-    assert (
-        newest_experiment(fleet_project.layout, name) == again.experiment_id != spec.experiment_id
-    )
+    assert newest_experiment(floor.layout, name) == again.experiment_id != spec.experiment_id
 
 
 def test_a_hypothesis_that_was_taken_away_is_not_collected_under_the_old_claim(
-    fleet_project: Project, jobs: Queue, until: Until
+    floor: Floor,
 ) -> None:
-    (name,) = propose(jobs, overrides=long())
-    with working(fleet_project):
-        until(lambda: trains(fleet_project, f"{name}-1"))
-        jobs.requeue(name)
-        until(lambda: not is_running(fleet_project, f"{name}-1"))
-        until(lambda: seen(fleet_project).run_id is None)
-    assert not fleet_project.layout.run(f"{name}-1").result.exists()
-    assert [one.hypothesis_id for one in jobs.pending()] == [name]
+    (name,) = floor.propose(overrides=long())
+    with floor.working():
+        until(lambda: floor.trains(f"{name}-1"))
+        floor.jobs.requeue(name)
+        until(lambda: not floor.is_running(f"{name}-1"))
+        until(lambda: floor.seen().run_id is None)
+    assert not floor.layout.run(f"{name}-1").result.exists()
+    assert floor.pending() == [name]
 
 
-def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
+def test_a_run_whose_claim_is_gone_is_ended_before_its_worktree_is_used(floor: Floor) -> None:
     """Its worker was killed, and somebody requeued the hypothesis before the next worker came."""
-    name, spec = claimed(fleet_project, jobs, overrides=long())
-    LocalExecutor(fleet_project.repository, fleet_project.layout).submit(spec)
-    until(lambda: trains(fleet_project, spec.experiment_id))
-    jobs.requeue(name)
-    (other,) = propose(jobs)
-    works_off(fleet_project, jobs, until, other)
-    assert not is_running(fleet_project, spec.experiment_id)
-    assert not fleet_project.layout.run(spec.experiment_id).result.exists()
+    name, spec = floor.claimed(overrides=long())
+    floor.executor.submit(spec)
+    until(lambda: floor.trains(spec.experiment_id))
+    floor.jobs.requeue(name)
+    (other,) = floor.propose()
+    floor.works_off(other)
+    assert not floor.is_running(spec.experiment_id)
+    assert not floor.layout.run(spec.experiment_id).result.exists()
 
 
 # ── the device ──────────────────────────────────────────────────────────────────────────────
@@ -635,78 +608,74 @@ def stranger() -> Iterator[None]:
         held.release()
 
 
-def test_a_device_that_a_stranger_holds_is_waited_for_by_name(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    names = propose(jobs, 3)
-    with stranger(), working(fleet_project):
-        until(lambda: "/somebody/else" in seen(fleet_project).notes)
-        assert seen(fleet_project).state == "idle"
-        assert len(jobs.dispatched(NAME)[NAME]) == 3, "nothing is burnt"
-        assert not fleet_project.layout.plans.exists()
-    works_off(fleet_project, jobs, until, *names)
+def test_a_device_that_a_stranger_holds_is_waited_for_by_name(floor: Floor) -> None:
+    names = floor.propose(3)
+    with stranger(), floor.working():
+        until(lambda: "/somebody/else" in floor.seen().notes)
+        assert floor.seen().state == "idle"
+        assert len(floor.jobs.dispatched(NAME)[NAME]) == 3, "nothing is burnt"
+        assert not floor.layout.plans.exists()
+    floor.works_off(*names)
 
 
 def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "HELD_S", 0.5)
     monkeypatch.setattr(worker, "LOOK_S", 0.1)
-    names = propose(jobs, 2)
-    with working(fleet_project):
+    names = floor.propose(2)
+    with floor.working():
         with stranger():
-            until(lambda: len(jobs.pending()) == 2)
-            until(lambda: seen(fleet_project).state == "benched")
-        until(lambda: seen(fleet_project).state == "idle")
+            until(lambda: len(floor.jobs.pending()) == 2)
+            until(lambda: floor.seen().state == "benched")
+        until(lambda: floor.seen().state == "idle")
         for name in names:
-            jobs.dispatch(name, NAME)
-        until(lambda: is_done(jobs, *names))
+            floor.jobs.dispatch(name, NAME)
+        until(lambda: floor.is_done(*names))
 
 
 def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The device is taken between the preparation and the start."""
-    (name,) = propose(jobs)
+    (name,) = floor.propose()
     monkeypatch.setattr(worker, "device_problem", lambda _: None)
     monkeypatch.setattr(worker, "LOOK_S", 0.1)
-    with working(fleet_project):
+    with floor.working():
         with stranger():
-            until(lambda: "/somebody/else" in seen(fleet_project).notes)
-            assert not is_done(jobs, name)
-        until(lambda: is_done(jobs, name))
-    assert runs_of(fleet_project, name) == [f"{name}-1"]
+            until(lambda: "/somebody/else" in floor.seen().notes)
+            assert not floor.is_done(name)
+        until(lambda: floor.is_done(name))
+    assert floor.runs_of(name) == [f"{name}-1"]
 
 
 def test_a_worker_made_for_a_gpu_never_trains_without_it(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpus, "usable_gpus", lambda: ([], "no NVIDIA driver answers"))
     entry = ENTRY.model_copy(update={"device": "GPU-0000", "kind": "cuda"})
-    (name,) = propose(jobs)
-    with working(fleet_project, entry):
-        until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
-        until(lambda: seen(fleet_project).state == "benched")
-        assert "no NVIDIA driver answers" in seen(fleet_project).notes
-    assert list(quarantine.quarantined(fleet_project.layout)) == ["GPU-0000"]
-    assert not fleet_project.layout.plans.exists() and not fleet_project.layout.runs.exists()
+    (name,) = floor.propose()
+    with floor.working(entry):
+        until(lambda: floor.pending() == [name])
+        until(lambda: floor.seen().state == "benched")
+        assert "no NVIDIA driver answers" in floor.seen().notes
+    assert list(quarantine.quarantined(floor.layout)) == ["GPU-0000"]
+    assert not floor.layout.plans.exists() and not floor.layout.runs.exists()
 
 
-def test_a_gpu_that_no_driver_ever_named_is_not_replaced_by_any_other(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
+def test_a_gpu_that_no_driver_ever_named_is_not_replaced_by_any_other(floor: Floor) -> None:
     entry = ENTRY.model_copy(update={"device": "", "kind": "cuda", "gpu_id": "3"})
-    (name,) = propose(jobs)
-    with working(fleet_project, entry):
-        until(lambda: seen(fleet_project).state == "benched")
-        until(lambda: [one.hypothesis_id for one in jobs.pending()] == [name])
+    (name,) = floor.propose()
+    with floor.working(entry):
+        until(lambda: floor.seen().state == "benched")
+        until(lambda: floor.pending() == [name])
 
 
 class Lossy(Executor):
     """An executor whose device fails every time, and says so."""
 
-    def __init__(self, project: Project) -> None:
-        self.project, self.submitted = project, []  # type: ignore[var-annotated]
+    def __init__(self) -> None:
+        self.submitted: list[str] = []
 
     def submit(self, spec: RunSpec) -> str:
         self.submitted.append(spec.experiment_id)
@@ -724,113 +693,102 @@ class Lossy(Executor):
         )  # fmt: skip
 
 
-def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    names = propose(jobs, 4)
-    executor = Lossy(fleet_project)
-    with working(fleet_project, executor=executor):
-        until(lambda: seen(fleet_project).state == "benched")
-        until(lambda: len(jobs.pending()) == 2)
-        assert "lost" in seen(fleet_project).notes
+def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(floor: Floor) -> None:
+    names = floor.propose(4)
+    executor = Lossy()
+    with floor.working(executor=executor):
+        until(lambda: floor.seen().state == "benched")
+        until(lambda: len(floor.jobs.pending()) == 2)
+        assert "lost" in floor.seen().notes
     assert len(executor.submitted) == 2
-    assert len(jobs.done_ids()) == 2 and set(jobs.done_ids()) < set(names)
-    assert "lost" in quarantine.quarantined(fleet_project.layout)[LANE]
+    assert len(floor.jobs.done_ids()) == 2 and set(floor.jobs.done_ids()) < set(names)
+    assert "lost" in quarantine.quarantined(floor.layout)[LANE]
 
 
-def test_a_benched_device_is_used_again_when_its_time_is_over(
-    fleet_project: Project, jobs: Queue, until: Until
-) -> None:
-    quarantine.quarantine(fleet_project.layout, LANE, "it was lost")
-    (name,) = propose(jobs)
-    with working(fleet_project):
-        until(lambda: seen(fleet_project).state == "benched" and jobs.pending())
-        quarantine.clear_quarantine(fleet_project.layout)
-        until(lambda: seen(fleet_project).state == "idle")
-        jobs.dispatch(name, NAME)
-        until(lambda: is_done(jobs, name))
+def test_a_benched_device_is_used_again_when_its_time_is_over(floor: Floor) -> None:
+    quarantine.quarantine(floor.layout, LANE, "it was lost")
+    (name,) = floor.propose()
+    with floor.working():
+        until(lambda: floor.seen().state == "benched" and floor.jobs.pending())
+        quarantine.clear_quarantine(floor.layout)
+        until(lambda: floor.seen().state == "idle")
+        floor.jobs.dispatch(name, NAME)
+        until(lambda: floor.is_done(name))
 
 
 # ── kill -9 ─────────────────────────────────────────────────────────────────────────────────
 
 
 def kill_again_and_again(
-    project: Project,
-    jobs: Queue,
-    python: Callable[..., object],
-    until: Until,
-    times: int,
-    seed: int,
+    floor: Floor, python: Callable[..., object], times: int, seed: int
 ) -> None:
     """Kill the worker `times` times while it works off a queue; then let one come to the end."""
     chance = random.Random(seed)
-    names = propose(jobs, max(4, times // 2), overrides={"SLEEP": 0.2})
+    names = floor.propose(max(4, times // 2), overrides={"SLEEP": 0.2})
     for _ in range(times):
-        if is_done(jobs, *names):
-            names += propose(jobs, 2, overrides={"SLEEP": 0.2})
-        process = python(PROCESS, project.layout.root)
+        if floor.is_done(*names):
+            names += floor.propose(2, overrides={"SLEEP": 0.2})
+        process = python(PROCESS, floor.layout.root)
         until(
             lambda process=process: (
-                (h := read_heartbeat(project.layout, NAME)) and h.pid == process.pid
+                (h := read_heartbeat(floor.layout, NAME)) and h.pid == process.pid
             )
         )  # type: ignore
         time.sleep(chance.uniform(0.0, 0.8))  # a random moment, not a wait
         process.kill()  # type: ignore[attr-defined]
         process.wait()  # type: ignore[attr-defined]
-    process = python(PROCESS, project.layout.root)
+    process = python(PROCESS, floor.layout.root)
     # Before it beats it has no handler: a signal would kill it when nothing was left to do.
-    until(lambda: (h := read_heartbeat(project.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
-    until(lambda: is_done(jobs, *names), seconds=200)
+    until(lambda: (h := read_heartbeat(floor.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
+    until(lambda: floor.is_done(*names), seconds=200)
     process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]
     assert process.wait(60) == 0  # type: ignore[attr-defined]
-    every_one_ended_once(project, jobs, names)
+    every_one_ended_once(floor, names)
 
 
-def every_one_ended_once(project: Project, jobs: Queue, names: list[str]) -> None:
-    assert jobs.counts() == {"pending": 0, "dispatched": 0, "running": 0, "done": len(names)}
-    found = Counter(path.stem for path in project.layout.hypotheses("done").parent.rglob("*.json"))
+def every_one_ended_once(floor: Floor, names: list[str]) -> None:
+    assert floor.jobs.counts() == {"pending": 0, "dispatched": 0, "running": 0, "done": len(names)}
+    found = Counter(path.stem for path in floor.layout.hypotheses("done").parent.rglob("*.json"))
     assert found == Counter(names)
-    for hypothesis in jobs.done():
+    for hypothesis in floor.jobs.done():
         assert hypothesis.closed == "completed", hypothesis
-        runs = runs_of(project, hypothesis.hypothesis_id)
-        results = [result_of(project, name) for name in runs]
+        runs = floor.runs_of(hypothesis.hypothesis_id)
+        results = [floor.result_of(name) for name in runs]
         # An experiment whose shim was forbidden by a successor is infra, and is not run again here:
         # the observer requeues it. At most one run per claim, and each has its result.
         assert len(runs) == 1, runs
         assert results[0].status == "completed" or results[0].failure_kind == "infra", results
-    assert list(recovery.uncollected(project.layout)) == []
-    nothing_is_left(project)
+    assert list(recovery.uncollected(floor.layout)) == []
+    floor.nothing_is_left()
 
 
 def test_a_worker_killed_at_any_moment_loses_and_doubles_nothing(
-    fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until
+    floor: Floor, python: Callable[..., object]
 ) -> None:
-    kill_again_and_again(fleet_project, jobs, python, until, times=6, seed=1)
+    kill_again_and_again(floor, python, times=6, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(2))
-def test_forty_kills_of_a_worker(
-    fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until, seed: int
-) -> None:
-    kill_again_and_again(fleet_project, jobs, python, until, times=40, seed=100 + seed)
+def test_forty_kills_of_a_worker(floor: Floor, python: Callable[..., object], seed: int) -> None:
+    kill_again_and_again(floor, python, times=40, seed=100 + seed)
 
 
 def test_a_worker_whose_supervisor_was_killed_leaves_its_training_alone(
-    fleet_project: Project, jobs: Queue, python: Callable[..., object], until: Until
+    floor: Floor, python: Callable[..., object]
 ) -> None:
     """SIGHUP says the same: leave at once, the shim goes on."""
-    (name,) = propose(jobs, overrides=long())
-    process = python(PROCESS, fleet_project.layout.root)
-    until(lambda: trains(fleet_project, f"{name}-1"))
+    (name,) = floor.propose(overrides=long())
+    process = python(PROCESS, floor.layout.root)
+    until(lambda: floor.trains(f"{name}-1"))
     process.send_signal(signal.SIGHUP)  # type: ignore[attr-defined]
     assert process.wait(60) == 0  # type: ignore[attr-defined]
-    assert is_running(fleet_project, f"{name}-1")
-    assert [one.hypothesis_id for one in jobs.running(NAME)[NAME]] == [name]
-    with working(fleet_project):
-        until(lambda: seen(fleet_project).run_id == f"{name}-1")
-    assert not is_running(fleet_project, f"{name}-1") and is_done(jobs, name)
+    assert floor.is_running(f"{name}-1")
+    assert floor.claims() == [name]
+    with floor.working():
+        until(lambda: floor.seen().run_id == f"{name}-1")
+    assert not floor.is_running(f"{name}-1") and floor.is_done(name)
 
 
 # ── what is said between preparing and beginning ────────────────────────────────────────────
@@ -858,81 +816,78 @@ class Gate(Executor):
 
 
 @contextmanager
-def one_trains_one_is_ready(
-    project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Gate, str, str]]:
+def one_trains_one_is_ready(floor: Floor) -> Iterator[tuple[Gate, str, str]]:
     """The worker does not look around any more: what counts is the look before it begins."""
-    first, second = propose(jobs, 2)
+    first, second = floor.propose(2)
     gate = Gate()
-    with working(project, executor=gate) as running:
+    with floor.working(executor=gate) as running:
         until(lambda: gate.submitted == [f"{first}-1"])
         until(lambda: (ahead := running.worker.next) is not None and ahead.is_over)
         running.worker._look_at = float("inf")
         yield gate, first, second
 
 
-def says(project: Project, *, pid: int | None = None, **details: object) -> None:
+def says(floor: Floor, *, pid: int | None = None, **details: object) -> None:
     """What the observer publishes; this process plays it, or one that has ended."""
     status = presence.own_status("observer", state="working", details=details)
-    presence.write_role(
-        project.layout, status if pid is None else status.model_copy(update={"pid": pid})
-    )
+    status = status.model_copy(update={"pid": pid or status.pid})
+    presence.write_role(floor.layout, status)
 
 
 def test_what_was_prepared_is_not_begun_once_the_search_is_over(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with one_trains_one_is_ready(fleet_project, jobs, until, monkeypatch) as (gate, first, second):
-        says(fleet_project, closing=True)
+    with one_trains_one_is_ready(floor) as (gate, first, second):
+        says(floor, closing=True)
         gate.opened.set()
-        until(lambda: is_done(jobs, first))
-        until(lambda: [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second])
-        until(lambda: seen(fleet_project).notes == "the search is over")
+        until(lambda: floor.is_done(first))
+        until(lambda: floor.waiting() == [second])
+        until(lambda: floor.seen().notes == "the search is over")
         assert gate.submitted == [f"{first}-1"]
-        assert not fleet_project.layout.plan(f"{second}-1").exists()
-        says(fleet_project, closing=False)  # a keep was overruled, say: there is more to do
-        until(lambda: is_done(jobs, second))
+        assert not floor.layout.plan(f"{second}-1").exists()
+        says(floor, closing=False)  # a keep was overruled, say: there is more to do
+        until(lambda: floor.is_done(second))
 
 
 def test_the_word_of_an_observer_that_has_ended_ends_no_search(
-    fleet_project: Project, jobs: Queue, until: Until, python: Callable[..., object]
+    floor: Floor, python: Callable[..., object]
 ) -> None:
     dead = python("pass")
     dead.wait()  # type: ignore[attr-defined]
-    says(fleet_project, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
-    (name,) = propose(jobs)
-    works_off(fleet_project, jobs, until, name)
+    says(floor, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
+    (name,) = floor.propose()
+    floor.works_off(name)
 
 
 def test_stop_in_the_steering_reaches_what_is_prepared_already(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with one_trains_one_is_ready(fleet_project, jobs, until, monkeypatch) as (gate, first, second):
-        fleet_project.layout.steering.write_text("```steering\nstop: true\n```\n")
+    with one_trains_one_is_ready(floor) as (gate, first, second):
+        floor.layout.steering.write_text("```steering\nstop: true\n```\n")
         gate.opened.set()
-        until(lambda: is_done(jobs, first))
-        until(lambda: [one.hypothesis_id for one in jobs.dispatched(NAME)[NAME]] == [second])
+        until(lambda: floor.is_done(first))
+        until(lambda: floor.waiting() == [second])
         assert gate.submitted == [f"{first}-1"]
 
 
 def test_what_a_person_freezes_is_not_begun_although_it_was_prepared_before(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with one_trains_one_is_ready(fleet_project, jobs, until, monkeypatch) as (gate, first, second):
-        fleet_project.layout.steering.write_text("```steering\nfrozen: [RATE]\n```\n")
+    with one_trains_one_is_ready(floor) as (gate, first, second):
+        floor.layout.steering.write_text("```steering\nfrozen: [RATE]\n```\n")
         gate.opened.set()
-        until(lambda: is_done(jobs, first, second))
+        until(lambda: floor.is_done(first, second))
         assert gate.submitted == [f"{first}-1"]
-    found = jobs.read(second)
-    assert found is not None and found[1].closed == "abandoned"
-    assert "RATE is frozen" in found[1].outcome
-    assert not fleet_project.layout.plan(f"{second}-1").exists()
+    found = floor.closed(second)
+    assert found.closed == "abandoned"
+    assert "RATE is frozen" in found.outcome
+    assert not floor.layout.plan(f"{second}-1").exists()
 
 
 def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
+    floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, good = propose(jobs, 2)
+    bad, good = floor.propose(2)
     real, tried = runner.plan, []
 
     def refusing(project: Project, request: Experiment, *words: object, **more: object) -> RunSpec:
@@ -942,18 +897,16 @@ def test_a_hypothesis_that_can_never_be_prepared_is_abandoned_with_the_reason(
         return real(project, request, *words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "plan", refusing)
-    with working(fleet_project):
-        until(lambda: is_done(jobs, bad, good))
-    found = jobs.read(bad)
-    assert found is not None and found[1].closed == "abandoned" and "NUL" in found[1].outcome
+    with floor.working():
+        until(lambda: floor.is_done(bad, good))
+    found = floor.closed(bad)
+    assert found.closed == "abandoned" and "NUL" in found.outcome
     assert len(tried) == worker.TRIES
-    nothing_is_left(fleet_project)
+    floor.nothing_is_left()
 
 
-def test_a_full_disk_abandons_nothing(
-    fleet_project: Project, jobs: Queue, until: Until, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (name,) = propose(jobs)
+def test_a_full_disk_abandons_nothing(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = floor.propose()
     real, left = runner.plan, [None] * 4
 
     def full(*words: object, **more: object) -> RunSpec:
@@ -964,10 +917,10 @@ def test_a_full_disk_abandons_nothing(
 
     monkeypatch.setattr(runner, "plan", full)
     monkeypatch.setattr(worker, "LONGEST_PAUSE_S", 0.05)
-    with working(fleet_project):
-        while not is_done(jobs, name):
-            until(lambda: jobs.pending() or is_done(jobs, name))
-            for passed_on in jobs.pending():
-                jobs.dispatch(passed_on.hypothesis_id, NAME)
-    found = jobs.read(name)
-    assert found is not None and found[1].closed == "completed"
+    with floor.working():
+        while not floor.is_done(name):
+            until(lambda: floor.jobs.pending() or floor.is_done(name))
+            for passed_on in floor.jobs.pending():
+                floor.jobs.dispatch(passed_on.hypothesis_id, NAME)
+    found = floor.closed(name)
+    assert found.closed == "completed"

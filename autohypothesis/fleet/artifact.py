@@ -1,43 +1,56 @@
 """The loop over a task's artifacts: a round of changes side by side, decided best first.
 
-Where the changes of a round come from is source.py; the published line of each is results.py. The
-state is on disk, so a kill costs the round that was on its way, and what ran is collected and
+The state is on disk, so a kill costs the round that was on its way, and what ran is collected and
 decided by the next loop. What is kept goes to the user's branch as a fast-forward, or is named.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from threading import Event
-from typing import Any
+from typing import Any, Protocol
 
 from autohypothesis.engine import devices, recovery, runner
 from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
 from autohypothesis.engine.executor import Executor, RunSpec
 from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.failures import part_of
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import RecordedRefusalError
-from autohypothesis.engine.policy import best_first
+from autohypothesis.engine.policy import better_by
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
 from autohypothesis.engine.replication import make_missing_runs
 from autohypothesis.engine.runner import ProgressListener
 from autohypothesis.engine.task import task_hash
-from autohypothesis.errors import GitError, SettleError, UsageError
-from autohypothesis.fleet.artifact.results import ResultLines
-from autohypothesis.fleet.artifact.source import ChangeSource
+from autohypothesis.errors import (
+    AutohypothesisError,
+    GitError,
+    RecordError,
+    SettleError,
+    UsageError,
+)
 from autohypothesis.fleet.live.steering import SteeringFiles, steering_limits
 from autohypothesis.fleet.observer.scheduling import StopCriteria
+from autohypothesis.fleet.observer.search_state import ExperimentIndex, Reference, SearchState
+from autohypothesis.fleet.proposing import Proposer
+from autohypothesis.fleet.queue import inbox
+from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
-from autohypothesis.records import locks
-from autohypothesis.records.files import load_or_none, read_object
+from autohypothesis.records import jsonl, locks
+from autohypothesis.records.files import load_or_none, read_bytes, read_object
 from autohypothesis.records.git import Repository
 from autohypothesis.records.history import LiveHistory, is_lost
+from autohypothesis.records.outputs import refuse_foreign_lines
+from autohypothesis.records.rows import NOT_EVIDENCE
 from autohypothesis.schema import Decision, Metadata, Plan, finite
 
 MAX_NAMED = 4
@@ -46,6 +59,14 @@ MOST_LOST = 5
 PAUSE_S = 0.25
 """After a round that was lost; each further one doubles it."""
 LONGEST_PAUSE_S = 30.0
+ASKED = 3
+"""How often a proposer is asked when nothing that it said could be used."""
+DIFF_LIMIT = 64 << 20
+APART = 1_000_003
+"""Between the seeds of two searches: neighbours share no change before a million of them."""
+
+
+# ── the user's branch ───────────────────────────────────────────────────────────────────────
 
 
 def meet_user(project: Project) -> Iterator[str]:
@@ -100,6 +121,208 @@ def take_home(project: Project, decision: Decision) -> str:
     return f"{branch} moved from {head[:7]} to {kept[:7]}"
 
 
+# ── where changes come from ────────────────────────────────────────────────────────────────
+
+
+class ChangeSource(Protocol):
+    """Has changes to try, a round at a time."""
+
+    def next(self, count: int) -> Sequence[Experiment]:
+        """Return at most `count` requests; none when there is nothing left to try."""
+
+    def tidy(self) -> None:
+        """Called after decisions."""
+
+
+class MutatorSource:
+    """The task's own program: each time it is asked it makes one change, whatever that is."""
+
+    def __init__(self, project: Project, history: LiveHistory, seed: int) -> None:
+        self._project = project
+        self._history = history
+        self._seed = seed
+
+    def next(self, count: int) -> list[Experiment]:
+        """Run first again what told nothing yet; seeds go on where the tag has come to."""
+        again = list(self._again())[:count]
+        first = APART * self._seed + sum(1 for _ in self._history.experiments())
+        return again + [
+            Experiment(Change(instructions=""), mutation_seed=first + number)
+            for number in range(count - len(again))
+        ]
+
+    def tidy(self) -> None: ...
+
+    def _again(self) -> Iterator[Experiment]:
+        """Yield changes whose run was disturbed, or that won against an older reference."""
+        for decision in list(self._history.latest.values()):
+            name = decision.hypothesis_id
+            if not decision.requeue or self._history.decision_about(name) is not decision:
+                continue
+            run = self._project.layout.run(decision.experiment_id)
+            try:
+                diff = read_bytes(run.diff, DIFF_LIMIT).decode("utf-8", "surrogateescape")
+            except (FileNotFoundError, RecordError):
+                continue  # it was lost before there was a change
+            if diff:
+                title = self._project.repository.subject(decision.commit)
+                yield Experiment(Change(patch=diff), title=title, hypothesis_id=name)
+
+
+class QueueSource:
+    """Hypotheses of the queue, best first; a proposer fills it when it is empty."""
+
+    def __init__(
+        self, project: Project, history: LiveHistory, queue: Queue, proposer: Proposer | None
+    ) -> None:
+        self._project = project
+        self._history = history
+        self._queue = queue
+        self._proposer = proposer
+        self._index = ExperimentIndex(project, history)
+        self._steering = SteeringFiles(project.layout)
+
+    def next(self, count: int) -> list[Experiment]:
+        inbox.take_inbox(self._queue)
+        self.tidy()
+        refused: dict[str, str] = {}
+        proposer = self._proposer
+        for _ in range(ASKED):
+            missing = count - len(self._queue.pending())
+            if missing <= 0 or proposer is None or self._ask(proposer, missing, refused):
+                break
+        return [Experiment.of(hypothesis) for hypothesis in self._queue.pending()[:count]]
+
+    def tidy(self) -> None:
+        """Close what was decided for good, also after a kill."""
+        for hypothesis in self._queue.pending():
+            name = hypothesis.hypothesis_id
+            decision = self._history.decision_about(name)
+            if decision is not None and not decision.requeue:
+                outcome = f"{decision.decision_status}: {decision.reason}"
+                self._queue.abandon(name, outcome, closed="completed")
+
+    def _ask(self, proposer: Proposer, count: int, refused: dict[str, str]) -> bool:
+        """Ask for proposals, validate and queue them; return whether any was taken."""
+        self._index.refresh()
+        reference = Reference.of(self._index, self._project.reference())
+        state = SearchState(self._index, reference, self._steering.combined())
+        situation = replace(state.situation(self._queue), refused=dict(refused))
+        taken = 0
+        for proposal in proposer.propose(situation, count):
+            reason = state.reason_against(proposal, self._queue.open())
+            if reason:
+                refused[proposal.title] = reason
+            else:
+                self._queue.add(proposal, proposer=proposer.name)
+                taken += 1
+        return taken > 0
+
+
+# ── the published lines ────────────────────────────────────────────────────────────────────
+
+
+class ResultLines:
+    """The file of one tag's iterations.
+
+    Raises:
+        FleetError: a file of the user's has its name.
+    """
+
+    def __init__(self, project: Project) -> None:
+        refuse_foreign_lines(project.repository, project.layout)
+        self._project = project
+        self._path = project.layout.task_results
+        news = jsonl.read_new(self._path, 0)
+        self._written = {(one.get("tag"), one.get("iteration_id")) for one in news.records}
+
+    def missing(self, decisions: Sequence[Decision]) -> Iterator[Decision]:
+        """Yield decided iterations that have no line yet; baselines and repeats are none."""
+        for one in decisions:
+            known = (one.tag, one.experiment_id) in self._written
+            if not known and one.base_commit is not None and one.decision_status != "replicate":
+                yield one
+
+    def write(self, decision: Decision) -> dict[str, Any]:
+        """Append the line of one decision, and return it.
+
+        Raises:
+            RecordError: the disk is full.
+        """
+        line = line_of(self._project, decision)
+        jsonl.append(self._path, line)
+        self._written.add((decision.tag, decision.experiment_id))
+        return line
+
+
+def line_of(project: Project, decision: Decision) -> dict[str, Any]:
+    """Return what is known of one iteration; unknown scores and times are null."""
+    run = project.layout.run(decision.experiment_id)
+    result, ended, metadata = map(read_object, (run.result, run.exit, run.metadata))
+    runtime = part_of(metadata, "runtime")
+    mutation = part_of(result.get("evidence"), "mutation")
+    score = part_of(ended, "score")
+    changed = _changed(project, decision)
+    return {
+        "task_id": project.task.id,
+        "iteration_id": decision.experiment_id,
+        "tag": decision.tag,
+        "status": "lost" if decision.reason in NOT_EVIDENCE else decision.decision_status,
+        "reason": decision.reason,
+        "detail": decision.detail,
+        "description": result.get("title") or "",
+        "candidate_score": decision.metric_value,
+        "baseline_score": decision.reference_value,
+        "baseline_hash": artifacts_hash(project, str(decision.base_commit)),
+        "candidate_hash": artifacts_hash(project, decision.commit),
+        "commit": decision.commit,
+        "metrics": {k: v for k, v in part_of(result, "metrics").items() if v is not None},
+        "diff_summary": runtime.get("diff_stat") or "",
+        "changed_files": sorted(changed),
+        "added": sum(added for added, _ in changed.values()),
+        "removed": sum(removed for _, removed in changed.values()),
+        "durations": {
+            "mutator": mutation.get("seconds"),
+            "run": ended.get("wall_seconds"),
+            "scorer": score.get("seconds"),
+        },
+        "exit_codes": {
+            "mutator": mutation.get("exit_code"),
+            "run": ended.get("exit_code"),
+            "scorer": score.get("exit_code"),
+        },
+        "sandbox": runtime.get("sandbox") or mutation.get("sandbox") or "",
+        "confirmation": decision.confirmation,
+        "started_at": ended.get("started_at") or metadata.get("recorded_at"),
+    }
+
+
+def artifacts_hash(project: Project, commit: str) -> str:
+    """Return the SHA-256 of the artifacts of a commit: their paths and contents."""
+    try:
+        entries = project.repository.entries(commit)
+    except AutohypothesisError:
+        return ""
+    named = "".join(
+        f"{path}\0{entries[path].blob}\0" for path in sorted(project.task.artifacts_in(entries))
+    )
+    return hashlib.sha256(os.fsencode(named)).hexdigest()
+
+
+def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]:
+    """Return path -> lines added and removed, of the candidate against its base."""
+    if not decision.base_commit or decision.base_commit == decision.commit:
+        return {}
+    try:
+        changes = project.repository.changes(decision.base_commit, decision.commit)
+    except (AutohypothesisError, RecordError):
+        return {}
+    return {one.path: (one.added or 0, one.removed or 0) for one in changes}
+
+
+# ── the loop ───────────────────────────────────────────────────────────────────────────────
+
+
 @dataclass
 class TaskLoop:
     """One call of `task run`. The lock `observer` is held for its life: one of them decides.
@@ -141,8 +364,10 @@ class TaskLoop:
         """
         doing = f"task run {self.project.task.id}"
         with locks.hold(self.project.layout, "observer", doing=doing, timeout=0.0):
-            self._collect_what_runs()
-            with self._worktrees() as self.workers:
+            self._take_over()
+            with ExitStack() as stack:
+                free = (runner.free_worker(self.project) for _ in range(self.parallel))
+                self.workers = tuple(map(stack.enter_context, free))
                 for remark in meet_user(self.project):
                     self.say(remark)
                 self.decide()
@@ -153,7 +378,9 @@ class TaskLoop:
 
     def _rounds(self, iterations: int) -> None:
         done = lost = 0
-        while (not iterations or done < iterations) and not self._is_over():
+        while not iterations or done < iterations:
+            if self._steering.combined().stop or self.ending.why_over():
+                return
             room = self._room() if not iterations else min(self._room(), iterations - done)
             requests = self.source.next(room)
             if not requests:
@@ -177,16 +404,6 @@ class TaskLoop:
         if self.parallel == 1:
             return 1
         return max(1, min(self.parallel, devices.count_free(self.project.task.run.device)))
-
-    def _is_over(self) -> bool:
-        return self._steering.combined().stop or bool(self.ending.why_over())
-
-    @contextmanager
-    def _worktrees(self) -> Iterator[tuple[str, ...]]:
-        with ExitStack() as stack:
-            yield tuple(
-                stack.enter_context(runner.free_worker(self.project)) for _ in range(self.parallel)
-            )
 
     # ── a round ───────────────────────────────────────────────────────────────────────────
 
@@ -248,16 +465,16 @@ class TaskLoop:
             return
         self.say(f"measuring {reference[:7]}, which every change is compared with")
         for lost in range(1, MOST_LOST + 1):
-            before = len(self.decided)
             spec = runner.plan(self.project, Experiment(Change()), self.workers[0], self.executor)
             self.execute([spec])
             self.decide()
-            own = [one for one in self.decided[before:] if one.experiment_id == spec.experiment_id]
-            if not own or not is_lost(own[0]) or lost == MOST_LOST:
+            decision = self.history.of(spec.experiment_id)
+            if decision is None or not is_lost(decision):
                 break
-            self._pause(lost, own[0])
-        if not own or own[0].metric_value is None:
-            why = f"{own[0].reason}: {own[0].detail}" if own else "it is not decided"
+            if lost < MOST_LOST:
+                self._pause(lost, decision)
+        if decision is None or decision.metric_value is None:
+            why = f"{decision.reason}: {decision.detail}" if decision else "it is not decided"
             raise SettleError(
                 f"the artifacts as they are have no {self.project.task.objective.metric}: {why}",
                 hint=f"see `python orchestrator.py show {spec.experiment_id}`",
@@ -329,16 +546,21 @@ class TaskLoop:
             is_over=lambda: self._steering.combined().stop,
         )  # fmt: skip
 
-    def _best_first(self, names: Sequence[str]) -> list[str]:
-        results = {name: read_object(self.project.layout.run(name).result) for name in names}
-        values = {name: finite(result.get("metric_value")) for name, result in results.items()}
-        return best_first(values, self.project.task.objective.direction)
+    def _best_first(self, names: list[str]) -> list[str]:
+        """Sort by value: the first keep takes the place that all of them were made for."""
+        direction = self.project.task.objective.direction
+
+        def rank(name: str) -> float:
+            value = finite(read_object(self.project.layout.run(name).result).get("metric_value"))
+            return math.inf if value is None else better_by(0.0, value, direction)
+
+        return sorted(names, key=rank)
 
     # ── what a killed loop left ───────────────────────────────────────────────────────────
 
-    def _collect_what_runs(self) -> None:
+    def _take_over(self) -> None:
         """Wait for what still runs, collect it, and forget what was never begun."""
-        layout = self.project.layout
+        layout, tag = self.project.layout, self.project.tag
         for name in recovery.uncollected(layout):
             if self.executor.poll(name) == "running":
                 self.say(f"waiting for {name}, which an earlier loop began")
@@ -347,14 +569,9 @@ class TaskLoop:
         recovery.collect_ended(self.project.repository, layout)
         self.history.refresh()
         for name in list(self.history.undecided):
-            if not layout.run(name).folder.is_dir() and self._is_orphan(name):
-                runner.forget(self.project, name)
-
-    def _is_orphan(self, name: str) -> bool:
-        """Return whether no process is about to begin what was planned under a name of this tag."""
-        layout = self.project.layout
-        with suppress(UsageError):
-            plan = load_or_none(Plan, layout.plan(name))
-            if plan is not None and plan.tag == self.project.tag:
-                return not locks.held(layout, f"worktree-{plan.worker_id}")
-        return False
+            with suppress(UsageError):
+                plan = load_or_none(Plan, layout.plan(name))
+                if plan is None or plan.tag != tag or layout.run(name).folder.is_dir():
+                    continue
+                if not locks.held(layout, f"worktree-{plan.worker_id}"):
+                    runner.forget(self.project, name)
