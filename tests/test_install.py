@@ -98,6 +98,7 @@ def test_the_wheel_holds_the_package_and_what_a_repository_begins_with(
 
 def test_an_installed_search_makes_a_repository_and_runs_in_it(run: Run, tmp_path: Path) -> None:
     assert "python orchestrator.py" not in run("--help") + run("up", "--help")
+    assert "orchestrator.py" not in run("hub", "admin", "role", "--help")
     assert "autohypothesis --repo search setup" in run("new", "search")
     assert {path.name for path in (tmp_path / "search").iterdir()} >= set(FILES)
     assert "orchestrator.py" not in (tmp_path / "search" / "SKILL.md").read_text()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
@@ -173,6 +173,13 @@ def frame(context: typer.Context, repo: Repo = HERE) -> None:
     _command[0] = context.invoked_subcommand or ""
 
 
+def _groups(app: typer.Typer) -> Iterator[Any]:
+    for group in app.registered_groups:
+        yield group
+        if group.typer_instance is not None:
+            yield from _groups(group.typer_instance)
+
+
 def arrange() -> None:
     """Group the commands of `--help`; one that no panel names stands above them."""
     panels = {name: panel for panel, names in PANELS.items() for name in names}
@@ -180,8 +187,9 @@ def arrange() -> None:
     app.registered_commands.sort(
         key=lambda command: order.index(command.name) if command.name in panels else len(order)
     )
-    for command in app.registered_commands:
-        command.help = as_called(inspect.getdoc(command.callback) or "")
+    for group in (app, *(group.typer_instance for group in _groups(app))):
+        for command in group.registered_commands:
+            command.help = as_called(inspect.getdoc(command.callback) or "")
     entries: list[Any] = [*app.registered_commands, *app.registered_groups]
     for entry in entries:
         entry.rich_help_panel = panels.get(str(entry.name), entry.rich_help_panel)

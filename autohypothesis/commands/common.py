@@ -123,7 +123,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
         allow_nan=False,
         default=str,
     )
-    return _ACTS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _ACTS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def say(text: str, *, style: str = "") -> None:

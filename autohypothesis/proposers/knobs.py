@@ -64,12 +64,12 @@ def discovered(
     homes: Counter[str] = Counter()
     for text in _scripts(sources):
         with suppress(ChangeError):  # one that does not parse has no knobs; prepare says so
-            found = read_constants(text)
-            homes.update(found.keys())
-            constants.update(found)
+            written = read_constants(text)
+            homes.update(written.keys())
+            constants.update(written)
     knobs = {
-        name: _around(name, (reference or {}).get(name, written))
-        for name, written in constants.items()
+        name: _around(name, (reference or {}).get(name, value))
+        for name, value in constants.items()
         if homes[name] == 1 and _NAME.fullmatch(name) and not _NO_KNOB.search(name)
     }
     return {name: knob for name, knob in knobs.items() if knob is not None}
@@ -233,16 +233,16 @@ class Axis:
         if not self.ordered:
             keys = list(self.choices)
             return float(keys.index(canonical(value))) if canonical(value) in keys else None
-        place = number(value)
-        if place is None or not self.knob.log or self.knob.type == "choice":
-            return place
-        return math.log(place) if place > 0 else None
+        known = number(value)
+        if known is None or not self.knob.log or self.knob.type == "choice":
+            return known
+        return math.log(known) if known > 0 else None
 
     def allows(self, value: Setting) -> bool:
         if self.knob.type == "choice":
             return canonical(value) in self.choices
-        place, (low, high) = number(value), self.bounds
-        return place is not None and low <= place <= high
+        known, (low, high) = number(value), self.bounds
+        return known is not None and low <= known <= high
 
     def steps(self, value: Setting) -> list[KnobStep]:
         """Return what to try from `value`: the plain step both ways, then the second choices."""

@@ -99,7 +99,7 @@ class Move:
 
     knob: str
     after: Setting
-    place: float
+    rank: float
     """Lower is sooner."""
     follows: Effect | None
     """The improvement whose direction it keeps."""
@@ -109,7 +109,7 @@ def moves(history: History) -> list[Move]:
     """Return every move that is worth a run, best first."""
     order = in_order(history.axes)
     each = (_moves_of(history, history.axes[name], n, len(order)) for n, name in enumerate(order))
-    return sorted(chain.from_iterable(each), key=lambda move: move.place)
+    return sorted(chain.from_iterable(each), key=lambda move: move.rank)
 
 
 def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[Move]:
@@ -121,15 +121,15 @@ def _moves_of(history: History, axis: Axis, index: int, knobs: int) -> Iterator[
         if not is_new or _is_lost(history, step, effects):
             continue
         follows = _improvement(history, effects)
-        place = float(index)
-        place += OTHER_WAY * (step.direction != first_way)
-        place += 2 * knobs * step.fine
-        place += 3 * knobs * any(_lost(history, effect) for effect in effects)
-        place += 3 * knobs * _was_left(history, axis, step)
-        place += 3 * knobs * ((axis.name, step.direction) in history.waiting)
+        rank = float(index)
+        rank += OTHER_WAY * (step.direction != first_way)
+        rank += 2 * knobs * step.fine
+        rank += 3 * knobs * any(_lost(history, effect) for effect in effects)
+        rank += 3 * knobs * _was_left(history, axis, step)
+        rank += 3 * knobs * ((axis.name, step.direction) in history.waiting)
         if follows is not None and not step.fine:
-            place -= FOLLOW
-        yield Move(axis.name, step.value, place, follows)
+            rank -= FOLLOW
+        yield Move(axis.name, step.value, rank, follows)
 
 
 def _lost(history: History, effect: Effect) -> bool:

@@ -22,6 +22,7 @@ from autohypothesis.terminal.parts import (
     duration,
     facts,
     grid,
+    memory,
     number,
     share,
     sparkline,
@@ -40,13 +41,13 @@ def runs_table(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    memory, steps = row.get("peak_vram_gb"), row.get("num_steps")
+    steps = row.get("num_steps")
     return (
         str(row["id"]),
         Text(shown_status(row), STATUS_STYLE.get(str(row.get("status")), "")),
         number(row.get("metric_value")),
         number(row.get("delta"), signed=True),
-        "–" if memory is None else f"{memory:.1f} GB",
+        memory(row.get("peak_vram_gb")),
         "–" if steps is None else f"{steps:,}",
         str(row.get("description") or ""),
     )
@@ -121,61 +122,61 @@ def _settings(config: Mapping[str, Any], reference: Mapping[str, Any]) -> Table:
 # ── the results of a search ─────────────────────────────────────────────────────────────────
 
 
-def results_page(found: Results, count: int, *, kept_only: bool = False) -> RenderableType:
+def results_page(results: Results, count: int, *, kept_only: bool = False) -> RenderableType:
     """Return the numbers of a search, its steps, and its `count` best experiments."""
-    parts: list[RenderableType] = [facts(_numbers(found))]
-    if len(found.keeps) > 1:
+    parts: list[RenderableType] = [facts(_numbers(results))]
+    if len(results.keeps) > 1:
         steps = [
             (number(step.value, 6), number(step.gain, 6, signed=True),
              number(step.total_gain, 6, signed=True), step.description)
-            for step in found.keeps
+            for step in results.keeps
         ]  # fmt: skip
         body = table(("value", "gain", "in all", "description"), steps, right=range(3))
         parts.append(titled("kept, each against the one before it", body))
-    if top := found.top(count, kept_only=kept_only):
+    if top := results.top(count, kept_only=kept_only):
         what = "kept" if kept_only else "experiments"
         rows = [
-            (number(one.value, 6), "–" if one.memory_gb is None else f"{one.memory_gb:.1f} GB",
-             Text(plain_line(one.status), STATUS_STYLE.get(one.status, "")),
-             plain_line(one.commit)[:7], one.description)
-            for one in top
+            (number(trial.value, 6), memory(trial.memory_gb),
+             Text(plain_line(trial.status), STATUS_STYLE.get(trial.status, "")),
+             plain_line(trial.commit)[:7], trial.description)
+            for trial in top
         ]  # fmt: skip
-        names = (found.metric, "memory", "status", "commit", "description")
+        names = (results.metric, "memory", "status", "commit", "description")
         parts.append(titled(f"the best {len(top)} {what}", table(names, rows, right=range(2))))
     return Group(*parts)
 
 
-def _numbers(found: Results) -> Iterator[tuple[str, Cell]]:
-    metric = plain_line(found.metric)
-    yield "search", Text(plain_line(f"{found.tag or 'a search'} in {found.source}"), "bold")
-    yield "experiments", _counts(found)
-    if found.start is not None:
-        yield "start", f"{metric} {number(found.start.value, 6)}"
-    if found.best is not None:
-        text = Text(f"{metric} {number(found.best.value, 6)}", "bold green")
-        if found.gain and found.start is not None and found.start.value:
-            part = 100 * found.gain / abs(found.start.value)
-            text.append(f", better by {found.gain:.6f} ({part:.1f} %)", "default")
-        yield "best", text.append(f"  {plain_line(found.best.description)}", "default")
-    yield "keep rate", share(found.keep_rate)
-    if found.crashes:
-        kinds = (f"{count} {plain_line(kind)}" for kind, count in found.crashes.items())
+def _numbers(results: Results) -> Iterator[tuple[str, Cell]]:
+    metric = plain_line(results.metric)
+    yield "search", Text(plain_line(f"{results.tag or 'a search'} in {results.source}"), "bold")
+    yield "experiments", _counts(results)
+    if results.start is not None:
+        yield "start", f"{metric} {number(results.start.value, 6)}"
+    if results.best is not None:
+        text = Text(f"{metric} {number(results.best.value, 6)}", "bold green")
+        if results.gain and results.start is not None and results.start.value:
+            part = 100 * results.gain / abs(results.start.value)
+            text.append(f", better by {results.gain:.6f} ({part:.1f} %)", "default")
+        yield "best", text.append(f"  {plain_line(results.best.description)}", "default")
+    yield "keep rate", share(results.keep_rate)
+    if results.crashes:
+        kinds = (f"{count} {plain_line(kind)}" for kind, count in results.crashes.items())
         yield "crashes", ", ".join(kinds)
-    yield "time", _time(found)
+    yield "time", _time(results)
 
 
-def _counts(found: Results) -> Text:
-    counts = [("keep", found.kept), ("discard", found.discarded), ("crash", found.crashed)]
-    text = counts_text(found.experiments, counts)
-    for name, value in (("repeats", found.repeats), ("undecided", found.undecided)):
+def _counts(results: Results) -> Text:
+    counts = [("keep", results.kept), ("discard", results.discarded), ("crash", results.crashed)]
+    text = counts_text(results.experiments, counts)
+    for name, value in (("repeats", results.repeats), ("undecided", results.undecided)):
         if value:
             text.append(f"; {value:,} {name}")
     return text
 
 
-def _time(found: Results) -> str:
-    if found.hours is None or found.device_hours is None:
+def _time(results: Results) -> str:
+    if results.hours is None or results.device_hours is None:
         return "–"
-    text = f"{duration(3600 * found.device_hours)} in experiments"
-    text += f" over {duration(3600 * found.hours)}"
-    return text if found.per_hour is None else f"{text}; {found.per_hour:,.1f} an hour"
+    text = f"{duration(3600 * results.device_hours)} in experiments"
+    text += f" over {duration(3600 * results.hours)}"
+    return text if results.per_hour is None else f"{text}; {results.per_hour:,.1f} an hour"

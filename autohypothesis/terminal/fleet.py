@@ -180,9 +180,9 @@ def progress_bar(progress: float | None) -> Text:
 
 def waiting_table(waiting: Sequence[WaitingHypothesis]) -> Table:
     return listing(
-        (f"  {one.hypothesis_id}", f"for {one.worker}" if one.worker else one.state,
-         plain_line(one.title))
-        for one in waiting
+        (f"  {idea.hypothesis_id}", f"for {idea.worker}" if idea.worker else idea.state,
+         plain_line(idea.title))
+        for idea in waiting
     )  # fmt: skip
 
 
@@ -208,10 +208,10 @@ def needs_lines(needs: Sequence[Notice], most: int) -> RenderableType:
 # ── the queue and the brief ─────────────────────────────────────────────────────────────────
 
 
-def queue_table(found: Sequence[tuple[QueuePlace, Hypothesis]]) -> Table:
+def queue_table(placed: Sequence[tuple[QueuePlace, Hypothesis]]) -> Table:
     """Return hypotheses, one a line, with the outcome of those that are closed."""
     rows: list[list[Cell]] = []
-    for place, hypothesis in found:
+    for place, hypothesis in placed:
         word = place.state if place.worker is not None else hypothesis.closed or place.state
         state = " ".join(filter(None, (word, place.worker)))
         title = Text(plain_line(hypothesis.title))
@@ -277,8 +277,8 @@ def digest_page(page: Digest) -> RenderableType:
         parts.append(titled("kept, in the order of the decisions", _kept(page)))
     if page.crashes:
         crashes = [
-            (Text(plain_line(one.kind), "red"), f"{one.count:,}", one.example, one.detail)
-            for one in page.crashes
+            (Text(plain_line(crash.kind), "red"), f"{crash.count:,}", crash.example, crash.detail)
+            for crash in page.crashes
         ]
         names: tuple[str, ...] = ("kind", "times", "for example", "")
         parts.append(titled("crashed", table(names, crashes, right=(1,))))
@@ -293,9 +293,9 @@ def digest_page(page: Digest) -> RenderableType:
     if page.proposers:
         # `direction` and `off by`: how often a prediction had the sign right, its mean error.
         records = [
-            (one.proposer, f"{one.tried:,}", f"{one.kept:,}", share(one.hit_rate),
-             f"{one.predictions:,}", share(one.right_direction), number(one.mean_error), "")
-            for one in page.proposers
+            (each.proposer, f"{each.tried:,}", f"{each.kept:,}", share(each.hit_rate),
+             f"{each.predictions:,}", share(each.right_direction), number(each.mean_error), "")
+            for each in page.proposers
         ]  # fmt: skip
         names = ("proposer", "tried", "kept", "hits", "predicted", "direction", "off by", "")
         parts.append(titled("where the ideas came from", table(names, records, right=range(1, 7))))

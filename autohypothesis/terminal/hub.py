@@ -23,20 +23,20 @@ Rows = Sequence[Row]
 def commits_table(commits: Rows) -> RenderableType:
     """Return commits in the order given."""
     rows = [
-        (_short(one, "hash"), _short(one, "parent_hash") or "–", str(one["agent_id"]), _time(one),
-         str(one["message"]))
-        for one in commits
+        (_short(row, "hash"), _short(row, "parent_hash") or "–", str(row["agent_id"]), _time(row),
+         str(row["message"]))
+        for row in commits
     ]  # fmt: skip
     return table(("commit", "on", "agent", "arrived", "message"), rows, last="fold")
 
 
 def channels_table(channels: Rows) -> RenderableType:
-    rows = [(f"#{one['name']}", _time(one), str(one["description"])) for one in channels]
+    rows = [(f"#{row['name']}", _time(row), str(row["description"])) for row in channels]
     return table(("channel", "since", "what for"), rows, last="fold")
 
 
 def posts_text(posts: Rows) -> RenderableType:
-    """Return posts, the oldest first, each behind a bar, so that nothing in one passes for ours."""
+    """Return posts, the oldest first, each behind a bar, so that nothing in row passes for ours."""
     text = Text()
     for post in reversed(posts):
         to = f", to {post['parent_id']}" if post.get("parent_id") is not None else ""
@@ -56,21 +56,21 @@ def foreign_diff(diff: str) -> Text:
 def results_table(results: Rows) -> RenderableType:
     """Return results in the order given, whatever they are results of."""
     rows = [
-        (str(one["id"]), _state(one), _status(one), f"{one['metric']} {number(one['value'])}",
-         str(one["platform"]), *_whose(one))
-        for one in results
+        (str(row["id"]), _state(row), _status(row), f"{row['metric']} {number(row['value'])}",
+         str(row["platform"]), *_whose(row))
+        for row in results
     ]  # fmt: skip
     names = ("id", "state", "status", "value", "platform", "commit", "agent", "what")
     return table(names, rows, widest=WIDEST)
 
 
 def boards(results: Rows) -> RenderableType:
-    """Return a table for each board; results of one board stand together, in their order."""
+    """Return a table for each board; results of row board stand together, in their order."""
     parts: list[RenderableType] = []
     for (platform, key, task, metric), on_it in groupby(results, _board):
         rows = [
-            (str(one["rank"]), str(one["id"]), _state(one), number(one["value"], 6), *_whose(one))
-            for one in on_it
+            (str(row["rank"]), str(row["id"]), _state(row), number(row["value"], 6), *_whose(row))
+            for row in on_it
         ]
         names = ("rank", "id", "state", metric, "commit", "agent", "what")
         title = f"{platform}, as told in posts"
@@ -83,9 +83,9 @@ def boards(results: Rows) -> RenderableType:
 
 def claims_table(claims: Rows) -> RenderableType:
     rows = [
-        (str(one["id"]), str(one["agent_id"]), _time(one, "expires_at"), _short(one, "task_hash"),
-         _short(one, "platform_key"), str(one["tree"])[:10], str(one["title"]))
-        for one in claims
+        (str(row["id"]), str(row["agent_id"]), _time(row, "expires_at"), _short(row, "task_hash"),
+         _short(row, "platform_key"), str(row["tree"])[:10], str(row["title"]))
+        for row in claims
     ]  # fmt: skip
     names = ("id", "agent", "until", "task", "platform key", "tree", "what")
     return table(names, rows, last="fold")

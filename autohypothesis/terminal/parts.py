@@ -67,6 +67,10 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def memory(gigabytes: float | None) -> str:
+    return "–" if gigabytes is None else f"{gigabytes:.1f} GB"
+
+
 def share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
 
