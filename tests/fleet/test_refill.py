@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer import proposer_pool
-from autohypothesis.fleet.observer.proposer_pool import (
+from autohypothesis.fleet.observer import proposals
+from autohypothesis.fleet.observer.proposals import (
     LONGEST_PAUSE_S,
     ProposerAnswer,
     ProposerPool,
@@ -55,7 +55,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(proposer_pool, "monotonic", clock)
+    monkeypatch.setattr(proposals, "monotonic", clock)
     return clock
 
 

@@ -152,7 +152,7 @@ class ClaimRequest:
 
 
 class ClaimAnswer(NamedTuple):
-    said: Literal["granted", "refused", "unknown"]
+    verdict: Literal["granted", "refused", "unknown"]
     """unknown: no hub could be asked."""
     reason: str = ""
 
@@ -190,10 +190,10 @@ class ChangeClaims:
         if spec.parent_commit is None or spec.replicates or hypothesis.artifacts_from:
             return
         answer = self._ask(project, spec)
-        if answer.said == "refused":
+        if answer.verdict == "refused":
             runner.forget(project, spec.experiment_id)
             raise ChangeError(f"another fleet has it: {answer.reason}")
-        self._note(project, hypothesis, spec, claimed=answer.said == "granted")
+        self._note(project, hypothesis, spec, claimed=answer.verdict == "granted")
 
     def _ask(self, project: Project, spec: RunSpec) -> ClaimAnswer:
         last = self._last_run(project)

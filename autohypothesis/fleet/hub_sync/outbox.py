@@ -142,9 +142,9 @@ class Outbox:
         write_json(self._path(PENDING, entry), entry)
         return False
 
-    def _close(self, state: str, entry: OutboxEntry, **said: str) -> None:
+    def _close(self, state: str, entry: OutboxEntry, **changes: str) -> None:
         """Written where it ends before it is taken from where it was: no kill loses it."""
-        closed = entry.model_copy(update={"closed_at": now(), **said})
+        closed = entry.model_copy(update={"closed_at": now(), **changes})
         if not self._path(state, entry).exists():
             write_json(self._path(state, entry), closed)
         self._path(PENDING, entry).unlink(missing_ok=True)

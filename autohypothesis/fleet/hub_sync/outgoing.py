@@ -52,7 +52,7 @@ class HubReporter:
         self.queue = queue
         self.outbox = outbox
         self.lineage = SharedHistory(project)
-        self._told: dict[str, bool] = {}
+        self._stands: dict[str, bool] = {}
         """Experiment -> whether it stood when it was looked at last."""
         self._reasons: dict[str, str] = {}
         """Experiment -> why it was decided as it was, in a word."""
@@ -76,24 +76,24 @@ class HubReporter:
         if new:
             decisions, _ = read_decisions(self.project.layout)
             self._reasons = {one.experiment_id: table_text(one.reason) for one in decisions}
-        told = 0
+        reported = 0
         for row in new:
-            if told >= AT_ONCE:
+            if reported >= AT_ONCE:
                 return False
-            if _is_refuted(row) or not self._was_told(row["id"]):
-                told += 1
+            if _is_refuted(row) or not self._was_reported(row["id"]):
+                reported += 1
                 try:
-                    self._tell(row)
+                    self._report(row)
                 except RecordError:
                     raise
                 except AutohypothesisError as error:
-                    said = f"{row['id']} is not told to others: {error.problem}"
-                    self.problems = [*self.problems, said][-AT_ONCE:]
-            self._told[row["id"]] = not _is_refuted(row)
+                    problem = f"{row['id']} is not told to others: {error.problem}"
+                    self.problems = [*self.problems, problem][-AT_ONCE:]
+            self._stands[row["id"]] = not _is_refuted(row)
         self._reported = rows
         return True
 
-    def _was_told(self, name: str) -> bool:
+    def _was_reported(self, name: str) -> bool:
         """Return whether all entries were put before; a kill may have come in between."""
         return self.outbox.knows(RESULT, name) and self.outbox.knows(LINE, name)
 
@@ -104,10 +104,10 @@ class HubReporter:
             or row.get("ordinal") is None
         ):
             return False
-        before = self._told.get(row["id"])
+        before = self._stands.get(row["id"])
         return before is None or (before and _is_refuted(row))
 
-    def _tell(self, row: Mapping[str, Any]) -> None:
+    def _report(self, row: Mapping[str, Any]) -> None:
         name, layout = row["id"], self.project.layout
         # What the run printed or wrote is not reported: words are of its plan and its decision.
         plan = load_or_none(Plan, layout.plan(name))  # None for what was recorded by hand
@@ -199,50 +199,42 @@ class SharedHistory:
 
     def baseline(self, commit: str) -> str:
         """Return the task's files at `commit`, as a commit without a parent."""
-        return self.shown(commit) or self._remember(
-            commit, self._commit(self._files(commit), [], self._about(), BEGINNING)
-        )
+        if (known := self.shown(commit)) is not None:
+            return known
+        task, goal = self.project.task, self.project.task.objective
+        named = task.protected is not None
+        files = {
+            path: entry
+            for path, entry in self.project.repository.entries(commit).items()
+            if task.is_artifact(path) or (named and task.is_protected(path))
+            if entry.mode in _PLAIN and path.rpartition("/")[2] not in _READ_BY_GIT
+        }
+        message = f"baseline of {task.id}: {goal.direction} {goal.metric}\n"
+        return self._show(commit, files, [], message, BEGINNING)
 
     def keep(self, commit: str, base: str, message: str, at: datetime) -> str:
         """Return a kept commit on its base as shown; the same call makes the same commit."""
         if (known := self.shown(commit)) is not None:
             return known
-        parent = self.baseline(base)
-        repository = self.project.repository
-        files = {**repository.entries(parent), **self._artifacts(commit)}
-        return self._remember(commit, self._commit(files, [parent], message, at))
+        parent, repository = self.baseline(base), self.project.repository
+        entries = repository.entries(commit)
+        artifacts = {path: entries[path] for path in self.project.task.artifacts_in(entries)}
+        files = {**repository.entries(parent), **artifacts}
+        return self._show(commit, files, [parent], message, at)
 
     def adopt(self, commit: str, theirs: str) -> None:
         """Note that a commit of ours has the artifacts of `theirs`, which is shown instead."""
-        if self.shown(commit) is None:
-            self._remember(commit, theirs)
+        self.project.repository.compare_and_swap(SHOWN_REFS + commit, theirs, None)
 
-    def _remember(self, commit: str, shown: str) -> str:
-        self.project.repository.compare_and_swap(SHOWN_REFS + commit, shown, None)
-        return self.shown(commit) or shown
-
-    def _commit(
-        self, files: Mapping[str, Entry], parents: list[str], message: str, at: datetime
+    def _show(
+        self,
+        commit: str,
+        files: Mapping[str, Entry],
+        parents: list[str],
+        message: str,
+        at: datetime,
     ) -> str:
         repository = self.project.repository
-        return repository.commit_tree(repository.tree_of_files(files), parents, message, at=at)
-
-    def _about(self) -> str:
-        goal = self.project.task.objective
-        return f"baseline of {self.project.task.id}: {goal.direction} {goal.metric}\n"
-
-    def _files(self, commit: str) -> dict[str, Entry]:
-        """Return artifacts and what the task names as protected; nothing else."""
-        task = self.project.task
-        every = self.project.repository.entries(commit)
-        named = task.protected is not None
-        return {
-            path: one
-            for path, one in every.items()
-            if task.is_artifact(path) or (named and task.is_protected(path))
-            if one.mode in _PLAIN and path.rpartition("/")[2] not in _READ_BY_GIT
-        }
-
-    def _artifacts(self, commit: str) -> dict[str, Entry]:
-        entries = self.project.repository.entries(commit)
-        return {path: entries[path] for path in self.project.task.artifacts_in(entries)}
+        shown = repository.commit_tree(repository.tree_of_files(files), parents, message, at=at)
+        repository.compare_and_swap(SHOWN_REFS + commit, shown, None)
+        return self.shown(commit) or shown

@@ -24,8 +24,11 @@ from autohypothesis.fleet.observer.deciding import (
     RequeuePolicy,
     awaiting,
 )
-from autohypothesis.fleet.observer.proposals import ProposalQueueing, needs_implementing
-from autohypothesis.fleet.observer.proposer_pool import ProposerPool
+from autohypothesis.fleet.observer.proposals import (
+    ProposalQueueing,
+    ProposerPool,
+    needs_implementing,
+)
 from autohypothesis.fleet.observer.publishing import Publishing
 from autohypothesis.fleet.observer.scheduling import (
     ALL_RUN,
