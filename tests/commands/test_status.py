@@ -73,7 +73,12 @@ def test_what_is_no_file_does_not_stop_status(fleet: Any, kind: str) -> None:
     assert not view.alive
 
 
-def test_a_reused_pid_is_not_alive(fleet: Any) -> None:
+def test_a_reused_pid_and_one_that_is_none_are_not_alive(fleet: Any) -> None:
+    for pid in (None, 0, -1, 2**70):
+        fleet.beat("cpu0", pid=pid)
+        fleet.beat("cpu1", process_start=None)
+        fleet.role("observer", pid=pid)
+        assert not overview(fleet.layout).alive
     fleet.beat("cpu0", process_start=fleet.own.start - 100)
     fleet.role("observer", process_start=fleet.own.start + 1)
 
@@ -84,15 +89,6 @@ def test_a_reused_pid_is_not_alive(fleet: Any) -> None:
     assert f"worker cpu0 (pid {fleet.own.pid}) died during h-nov20-0007-1" in needs(view)
     assert f"the observer (pid {fleet.own.pid}) died" in needs(view)
     assert view.next_command.endswith("up")
-
-
-@pytest.mark.parametrize("pid", [None, 0, -1, 2**70])
-def test_a_pid_that_is_none_is_not_alive(fleet: Any, pid: int | None) -> None:
-    fleet.beat("cpu0", pid=pid)
-    fleet.beat("cpu1", process_start=None)
-    fleet.role("observer", pid=pid)
-
-    assert not overview(fleet.layout).alive
 
 
 def test_a_time_in_the_future_is_named_and_blocks_nobody(fleet: Any, page: Any) -> None:

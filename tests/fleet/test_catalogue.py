@@ -126,26 +126,6 @@ def test_a_ledger_that_is_empty_torn_or_strange_is_no_error(
 # ── noise ───────────────────────────────────────────────────────────────────────────────────
 
 
-def test_noise_is_pooled_over_commits_and_not_over_platforms(research: Research) -> None:
-    for value in (1.0, 1.2, 1.4):  # mean 1.2, variance 0.04
-        research.run(value, commit="a", seed=round(10 * value))
-    for value in (2.0, 2.1):  # variance 0.005
-        research.run(value, commit="b", seed=7)
-    research.run(9.0, commit="b", platform_key="another")
-    research.run(None, commit="b")
-    research.run(5.0, commit="alone")
-    found = research.figure("noise")
-    sd = math.sqrt((2 * 0.04 + 1 * 0.005) / 3)
-    assert found["sd"] == pytest.approx(sd)
-    assert found["sd_pair"] == pytest.approx(math.sqrt(2) * sd)
-    assert found["min_delta"] == pytest.approx(2 * math.sqrt(2) * sd)
-    assert (found["runs"], found["groups"], found["degrees_of_freedom"]) == (5, 2, 3)
-    assert found["same_seed"]["sd"] == pytest.approx(math.sqrt(0.005))
-    assert found["across_seeds"]["sd"] == pytest.approx(0.2)
-    assert found["platform_key"] == "p"
-    assert not found["enough"] and "rough" in found["note"]
-
-
 def test_a_seed_that_was_run_often_counts_once_across_seeds(research: Research) -> None:
     for seed, value in ((1, 1.0), (1, 1.0), (1, 1.0), (2, 3.0)):
         research.run(value, commit="a", seed=seed)
@@ -179,24 +159,14 @@ def test_a_difference_is_given_in_units_of_noise(research: Research) -> None:
     other = research.run(0.7, settings={"depth": 3, "lr": 0.1, "new": [1]}, num_steps=80)
     found = research.figure("compare", first, other)
     # the variance of 1.0 and 1.1 is 0.005, that of a difference 0.01
-    assert found["sd_pair"] == pytest.approx(0.1)
-    assert found["difference"] == pytest.approx(-0.3)
     assert found["units_of_noise"] == pytest.approx(-3.0)
-    assert found["verdict"].startswith("better")
     assert found["settings"] == {"depth": [2, 3], "new": [None, [1]]}
     assert found["metrics"]["num_steps"] == [100, 80, -20]
     assert research.figure("compare", other, first)["verdict"].startswith("worse")
-    near = research.figure("compare", first, again)
-    assert near["units_of_noise"] == pytest.approx(1.0)
-    assert near["verdict"].startswith("within noise")
-    assert near["settings"] == {}
-
-
-def test_higher_may_be_better(research: Research) -> None:
-    first = research.run(1.0, commit="a", direction="maximize")
-    research.run(1.1, commit="a", direction="maximize")
-    other = research.run(2.0, direction="maximize")
-    assert research.figure("compare", first, other)["verdict"].startswith("better")
+    assert research.figure("compare", first, again)["settings"] == {}
+    more = [research.run(value, commit=name, direction="maximize", platform_key="q")
+            for value, name in ((1.0, "a"), (1.1, "a"), (2.0, "b"))]  # fmt: skip
+    assert research.figure("compare", more[0], more[2])["verdict"].startswith("better")
 
 
 @pytest.mark.parametrize(
@@ -220,27 +190,6 @@ def test_an_unknown_run_is_named(research: Research) -> None:
 
 
 # ── importance ──────────────────────────────────────────────────────────────────────────────
-
-
-def test_importance_rests_on_pairs_that_differ_in_one_setting(research: Research) -> None:
-    for depth, rate, value in (
-        (2, 0.1, 1.0), (4, 0.1, 0.6),  # depth alone: 0.4
-        (2, 0.2, 0.9), (4, 0.2, 0.7),  # depth alone: 0.2; rate alone: 0.1 at each depth
-        (4, 0.2, 0.9),  # a repeat: the mean of the two is 0.8
-        (8, 0.4, 0.5),  # differs in both from all others
-    ):  # fmt: skip
-        research.run(value, settings={"depth": depth, "rate": rate, "same": "x"})
-    research.run(0.0001, tag="other", settings={"depth": 99, "rate": 9.9, "same": "y"})
-    research.run(None, settings={"depth": 3, "rate": 0.1, "same": "x"})
-    found = research.figure("importance", "--tag", "t")
-    depth, rate = found["settings"]
-    assert (found["runs"], found["different"]) == (6, 5)
-    assert (depth["name"], depth["values"], depth["pairs"]) == ("depth", 3, 2)
-    assert depth["effect"] == pytest.approx((0.4 + 0.1) / 2)
-    assert depth["best_change"] == {"from": 2, "to": 4, "difference": pytest.approx(-0.4)}
-    assert (rate["name"], rate["pairs"]) == ("rate", 2)
-    assert rate["effect"] == pytest.approx((0.1 + 0.2) / 2)
-    assert rate["share"] is None and "no shares" in found["note"]
 
 
 def test_ranks_of_equal_values_are_shared(research: Research) -> None:

@@ -49,9 +49,15 @@ def test_every_role_has_its_pages(fleet: Fleet, fleet_root: Path) -> None:
         "assignments/observer.md", "assignments/tool-builder.md",
         "assignments/workers/cpu0.md", "assignments/workers/cpu1.md",
     }  # fmt: skip
-    for page in pages(Project.open(fleet_root)).values():
+    project = Project.open(fleet_root)
+    for page in pages(project).values():
         assert page.startswith(prompts.MARK + "\n# ") and len(page.encode()) < 4_000
         assert "{{" not in page and "None" not in page
+    files = {path: path.stat().st_mtime_ns for path in layout.fleet.rglob("*.md")}
+    layout.registry.parent.mkdir(exist_ok=True)
+    layout.registry.write_bytes(b"\xff{")  # damaged: it stops no assignment
+    assert prompts.write_assignments(project, Queue(layout, "t"), fleet.manifest) == []
+    assert {path: path.stat().st_mtime_ns for path in layout.fleet.rglob("*.md")} == files
 
 
 def commands() -> dict[str, typing.Any]:
@@ -129,15 +135,6 @@ def test_pages_are_bounded_whatever_others_write(fleet: Fleet, fleet_root: Path)
     assert "\n\n10 more: `" in pages(project)["observer.md"]
 
 
-def test_a_page_that_would_say_the_same_is_not_written_again(
-    fleet: Fleet, fleet_root: Path
-) -> None:
-    project = Project.open(fleet_root)
-    files = {path: path.stat().st_mtime_ns for path in project.layout.fleet.rglob("*.md")}
-    assert prompts.write_assignments(project, Queue(project.layout, "t"), fleet.manifest) == []
-    assert {path: path.stat().st_mtime_ns for path in project.layout.fleet.rglob("*.md")} == files
-
-
 def test_a_worker_reads_what_it_has_to_do(fleet: Fleet, fleet_root: Path) -> None:
     project = Project.open(fleet_root)
     queue = Queue(project.layout, "t")
@@ -155,10 +152,3 @@ def test_a_worker_reads_what_it_has_to_do(fleet: Fleet, fleet_root: Path) -> Non
         f"cd {shlex.quote(fleet.manifest.workers[1].worktree_path)}"
         in pages(project)["worker-cpu1.md"]
     )
-
-
-def test_a_damaged_registry_stops_no_assignment(fleet: Fleet, fleet_root: Path) -> None:
-    project = Project.open(fleet_root)
-    project.layout.registry.parent.mkdir(exist_ok=True)
-    project.layout.registry.write_bytes(b"\xff{")
-    prompts.write_assignments(project, Queue(project.layout, "t"), fleet.manifest)
