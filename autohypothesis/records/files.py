@@ -15,7 +15,9 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -468,53 +470,9 @@ def file_stamp(path: Path | str) -> FileStamp | None:
 
 def remove_folder(path: Path) -> None:
     """Delete a tree, although a training took away the rights to its folders, or made it so deep
-    that no path leads to its end."""
-    try:
-        os.chmod(path, 0o700)
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        brought_up = True
-        while brought_up:
-            brought_up = False
-            for entry in _entries(top):
-                brought_up |= _flatten(top, entry.name)
-    finally:
-        os.close(top)
-    with suppress(OSError):
-        os.rmdir(path)
-
-
-def _entries(folder: int) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
-
-
-def _flatten(top: int, name: str) -> bool:
-    """Delete `name` in the folder `top`; of a folder in it, bring its own folders up into `top`.
-
-    Returns whether anything was brought up, which then is to be deleted as well.
-    """
-    with suppress(OSError):
-        if not stat.S_ISDIR(os.lstat(name, dir_fd=top).st_mode):
-            os.unlink(name, dir_fd=top)
-            return False
-        os.chmod(name, 0o700, dir_fd=top)
-        inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-        try:
-            moved = [_bring_up(inner, entry.name, top) for entry in _entries(inner)]
-        finally:
-            os.close(inner)
-        os.rmdir(name, dir_fd=top)
-        return any(moved)
-    return False
-
-
-def _bring_up(folder: int, name: str, top: int) -> bool:
-    if not stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
-        os.unlink(name, dir_fd=folder)
-        return False
-    os.chmod(name, 0o700, dir_fd=folder)
-    os.rename(name, f".{os.urandom(8).hex()}", src_dir_fd=folder, dst_dir_fd=top)
-    return True
+    that Python cannot follow."""
+    with suppress(RecursionError):
+        shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir() and not path.is_symlink():
+        for words in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*words, "--", str(path)], check=False, stderr=subprocess.DEVNULL)

@@ -44,7 +44,7 @@ def facts_of(row: RowDocument, records: Records) -> Facts:
     return Facts(
         **{key: row[key] for key in _OF_ROW},
         recorded_value=real(result["metric_value"], name) if result and completed else None,
-        voided_value=real(result["evidence"].get("voided_value"), name) if result else None,
+        lost_value=real(result["evidence"].get("voided_value"), name) if result else None,
         timestamp=row["timestamp"] or "",
         baseline=is_baseline(row),
         stamp=result["decision_status"] if result else "",
@@ -231,65 +231,68 @@ def disagreements(
 
 
 def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
+    """Compare metadata.json with the latest record; a missing value is no fault."""
     if not records:
         return []
-    latest = records[-1]
     said = (("platform_key", fact.platform_key), ("tag", fact.tag), ("seed", fact.seed))
-    return [
-        _both(name, value, latest[name])
-        for name, value in said
-        if value not in ("", None) and latest[name] not in ("", None) and value != latest[name]
-    ]
+    return _differing(*((n, value, records[-1][n]) for n, value in said if value not in ("", None)))
 
 
 def _result(records: Sequence[Document], fact: Facts) -> list[str]:
+    """Compare result.json with the record that it names, and with the latest one."""
     if not fact.stamp or not records:
         return []
     latest = records[-1]
-    said: list[tuple[str, Any, Any]] = [
+    faults = _differing(
         ("commit", fact.commit, latest["commit"]),
         ("parent_commit", fact.parent_commit, latest["base_commit"]),
         ("direction", fact.direction, latest["direction"]),
         ("metric_name", fact.metric_name, latest["metric_name"]),
-    ]
-    faults = [_both(name, a, b) for name, a, b in said if b not in ("", None) and a != b]
+    )
     return [*faults, *_value(latest, fact), *_stamp(records, fact)]
 
 
 def _value(latest: Document, fact: Facts) -> list[str]:
-    """The number and the kind of failure; a disturbed run loses its value after its record."""
+    """The number and the kind of failure; a contaminated run loses its value after its record."""
     decided = real(latest["metric_value"], fact.metric_name)
     if latest["reason"] == "contended" and fact.stamp_id != latest["decision_id"]:
         return []
-    if fact.failure_kind == "contended" and decided is not None and fact.voided_value == decided:
+    if fact.failure_kind == "contended" and decided is not None and fact.lost_value == decided:
         return []
     if fact.recorded_value != decided:
-        return [_both("metric_value", fact.recorded_value, decided)]
+        return [_says("metric_value", fact.recorded_value, decided)]
     crashed = latest["decision_status"] == "crash" and latest["reason"] in FAILURE_KINDS
-    if crashed and latest["reason"] != "no_metric":
-        kind = (fact.failure_kind or "code_error") if fact.execution_status == "failed" else None
-        return [] if kind == latest["reason"] else [_both("failure_kind", kind, latest["reason"])]
-    return []
+    if not crashed or latest["reason"] == "no_metric":
+        return []
+    kind = (fact.failure_kind or "code_error") if fact.execution_status == "failed" else None
+    return _differing(("failure_kind", kind, latest["reason"]))
 
 
 def _stamp(records: Sequence[Document], fact: Facts) -> list[str]:
     """The decision in result.json. It may lag behind a later record, never differ from its own."""
-    named = [record for record in records if record["decision_id"] == fact.stamp_id]
     if fact.stamp_id is None:
         known = {"review_pending", *(record["decision_status"] for record in records)}
-        if fact.stamp in known:
-            return []
-        return [_both("decision_status", fact.stamp, records[-1]["decision_status"])]
-    faults = []
-    for record in named[-1:]:
-        if record["decision_status"] != fact.stamp:
-            faults.append(_both("decision_status", fact.stamp, record["decision_status"]))
-        if fact.confirmation not in ("none", record["confirmation"]):
-            faults.append(_both("confirmation", fact.confirmation, record["confirmation"]))
+        latest = fact.stamp if fact.stamp in known else records[-1]["decision_status"]
+        return _differing(("decision_status", fact.stamp, latest))
+    named = [record for record in records if record["decision_id"] == fact.stamp_id]
+    if not named:
+        return []
+    faults = _differing(("decision_status", fact.stamp, named[-1]["decision_status"]))
+    if fact.confirmation != "none":
+        faults += _differing(("confirmation", fact.confirmation, named[-1]["confirmation"]))
     return faults
 
 
-def _both(name: str, said: object, decided: object) -> str:
+def _differing(*pairs: tuple[str, Any, Any]) -> list[str]:
+    """Name, value of the bundle, decided value; what was not recorded differs from nothing."""
+    return [
+        _says(name, said, decided)
+        for name, said, decided in pairs
+        if decided not in ("", None) and said != decided
+    ]
+
+
+def _says(name: str, said: object, decided: object) -> str:
     return f"says {name} {_shown(said)}, and {_shown(decided)} was decided"
 
 

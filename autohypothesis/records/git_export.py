@@ -17,13 +17,12 @@ import stat
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from autohypothesis.errors import GitError
-from autohypothesis.records.files import write_atomic
+from autohypothesis.records.files import FileStamp, file_stamp, write_atomic
 from autohypothesis.records.git import Entry, Repository, parse_listing
 from autohypothesis.records.git_call import (
     CHECKOUT_TIMEOUT_S,
@@ -58,8 +57,7 @@ _LFS = (
 _FILTER = re.compile(rb"\bfilter=([^\s\"]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A tree and the git folder that has its objects: the repository's, or a submodule's."""
 
     source: Path
@@ -388,22 +386,14 @@ def _conversions(source: Path) -> tuple[tuple[str, str], ...]:
         Path(os.environ.get("GIT_CONFIG_GLOBAL") or home / ".gitconfig"),
         Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config") / "git" / "config",
     )
-    return _asked_conversions(source, *map(_changed_at, files))
+    return _asked_conversions(source, *(file_stamp(os.path.realpath(file)) for file in files))
 
 
 @lru_cache(maxsize=32)
-def _asked_conversions(source: Path, *_: tuple[int, int]) -> tuple[tuple[str, str], ...]:
+def _asked_conversions(source: Path, *_: FileStamp | None) -> tuple[tuple[str, str], ...]:
     answer = _ask(source, "config -z --get-regexp", _CONVERSIONS, accept=(0, 1))
     pairs = (record.partition("\n") for record in answer.records)
     return tuple(sorted({key: value if given else "true" for key, given, value in pairs}.items()))
-
-
-def _changed_at(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size
 
 
 # ── files of the user's checkout that are in no commit ──────────────────────────────────────

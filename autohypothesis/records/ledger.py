@@ -328,15 +328,7 @@ def read_ledger(layout: Layout) -> list[dict[str, Any]]:
 
 def parse_ledger(content: bytes) -> list[dict[str, Any]]:
     """The rows in the lines of a ledger; what is no row is left out."""
-    rows = []
-    for line in content.splitlines():
-        try:
-            row = from_json(line)
-        except ValueError:
-            rows += jsonl.parse(line)[0]
-        else:
-            rows += [row] if isinstance(row, dict) else []
-    return rows
+    return jsonl.parse(content, bundles.plain_object)[0]
 
 
 def active_tag(layout: Layout) -> str:

@@ -23,7 +23,7 @@ from pydantic_core import from_json
 
 from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.plain import plain, table_text
-from autohypothesis.records import bundles, ids
+from autohypothesis.records import bundles, ids, jsonl
 from autohypothesis.records.bundles import decision_documents
 from autohypothesis.records.files import kind_of, read_bytes, write_atomic, write_json
 from autohypothesis.records.git import Repository
@@ -62,7 +62,14 @@ def refuse_foreign_lines(repository: Repository, layout: Layout) -> None:
         FleetError: something that is not ours has its name.
     """
     _refuse_no_folder(layout.task_results.parent)
-    _refuse(repository, layout.task_results, _has_iterations)
+    _refuse(
+        repository,
+        layout.task_results,
+        lambda content: any(
+            {"task_id", "iteration_id", "tag"} <= record.keys()
+            for record in jsonl.parse(content)[0]
+        ),
+    )
 
 
 def worktree_obstacle(repository: Repository, path: Path, branch: str = "") -> str:
@@ -104,15 +111,6 @@ def _known(layout: Layout) -> set[str]:
     with suppress(RecordError):
         known |= {decision["experiment_id"] for decision in decision_documents(layout)[0]}
     return known
-
-
-def _has_iterations(content: bytes) -> bool:
-    for line in content.splitlines():
-        with suppress(ValueError):
-            value = from_json(line)
-            if isinstance(value, dict) and {"task_id", "iteration_id", "tag"} <= value.keys():
-                return True
-    return False
 
 
 def _refuse(repository: Repository, path: Path, is_ours: Callable[[bytes], bool]) -> None:

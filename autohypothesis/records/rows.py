@@ -36,8 +36,8 @@ class Facts(NamedTuple):
     metric_value: float | None
     recorded_value: float | None
     """`metric_value` of a result.json that says completed; null where metrics alone have one."""
-    voided_value: float | None
-    """The value of a run that was contaminated: another process disturbed it."""
+    lost_value: float | None
+    """The value that a run lost because another process slowed it down."""
     direction: str
     commit: str
     parent_commit: str | None
