@@ -28,10 +28,12 @@ from autohypothesis.plain import plain, templates
 from autohypothesis.records import tables
 from autohypothesis.records.bundles import LOOK_AGAIN, reason_in
 from autohypothesis.records.files import (
+    ASIDE,
     JSON_LIMIT,
     kind_of,
     read_bytes,
     read_json,
+    set_aside,
     shown,
     sweep,
     to_json,
@@ -59,8 +61,6 @@ REFRESH_S = 60.0
 """Parquet and fleet brief older than this are made anew when something changed."""
 LOCK_TIMEOUT_S = 120.0
 RESULTS_LIMIT = 64 * 1024 * 1024
-ASIDE = ".set-aside-"
-"""In the name of what was moved away, before the time."""
 LATEST = 12
 """Rows in each list of the fleet brief."""
 
@@ -232,7 +232,7 @@ class _Sync:
             self.taken += take_in(self.layout, self.tag, lines.by_hand)
             if not lines.damaged and not self._is_edited(lines.ours):
                 return True
-        os.rename(path, path.with_name(f"{path.name}{ASIDE}{time.time_ns()}"))
+        set_aside(path)
         return True
 
     def _name_asides(self) -> None:
@@ -243,7 +243,7 @@ class _Sync:
 
     def _is_edited(self, lines: Mapping[str, bytes]) -> bool:
         before = load_index(self.layout, of_any_ledger=True)
-        for key, line in lines.items() if before else ():
+        for key, line in lines.items():
             old, new = before.entries.get(key) if before else None, self.folded.entries[key]
             same = old is not None and old[:3] == new[:3] and new.signature != LOOK_AGAIN
             if same and not new.facts.volatile and self.folded.line(key).strip() != line.strip():
@@ -374,9 +374,7 @@ class _Sync:
             self._set_aside(path, f"was {kind_of(mode)}")
 
     def _set_aside(self, path: Path, why: str) -> None:
-        aside = path.with_name(f"{path.name}{ASIDE}{time.time_ns()}")
-        os.rename(path, aside)
-        self._complain(path, f"{why}; it is {aside.name} now")
+        self._complain(path, f"{why}; it is {set_aside(path).name} now")
 
     # ── made only now and then ────────────────────────────────────────────────────
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
+ASIDE = ".set-aside-"
+"""In the name of what was moved away, before the time."""
 MAX_DEPTH = 64
 """Levels of nesting; the deepest document we write has six."""
 MAX_DIGITS = 4_000
@@ -195,6 +197,13 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)):
         return value
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is at `path`; return its new place beside the old one."""
+    aside = path.with_name(f"{path.name}{ASIDE}{time.time_ns()}")
+    os.rename(path, aside)
+    return aside
 
 
 def sweep(folder: Path) -> list[Path]:

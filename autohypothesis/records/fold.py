@@ -108,10 +108,8 @@ class _Kept:
 
     def drop(self, experiment: str) -> None:
         if self.scores.pop(experiment, None) is not None:
-            self.best = self._best_of(self.scores.values())
-
-    def _best_of(self, scores: Iterable[float]) -> float | None:
-        return min(scores, key=lambda score: self.sign * score, default=None)
+            best = min if self.sign > 0 else max
+            self.best = best(self.scores.values(), default=None)
 
 
 def place(decisions: Sequence[Document], facts: Mapping[str, Facts]) -> dict[str, Placement]:

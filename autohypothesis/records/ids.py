@@ -18,8 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from autohypothesis.errors import RecordError
-from autohypothesis.records.files import read_json, write_atomic, write_json
+from autohypothesis.records.files import read_object, write_atomic, write_json
 from autohypothesis.records.layout import ID, Layout, checked_id
 from autohypothesis.records.locks import hold
 
@@ -62,11 +61,13 @@ def allocate_hypothesis(layout: Layout, tag: str) -> str:
     """The next `h-<tag>-<NNNN>`. It is taken at once, whether or not a file follows."""
     stem = _with_suffix(f"h-{checked_id(tag)}", "-99999").removesuffix("-99999")
     with hold(layout, "ids", doing=f"a new id for a hypothesis of {tag}"):
-        given = _given(layout)
+        # Numbers of ids whose files may not be written yet; a damaged note is empty.
+        memory = layout.lock("ids").with_suffix(".json")
+        given = {name: n for name, n in read_object(memory).items() if isinstance(n, int)}
         number = max(_numbers(stem, _hypothesis_names(layout)), default=0)
         number = max(number, given.get(stem, 0)) + 1
         # After a power cut no process lives that was given a number and has not written its file.
-        write_json(_memory(layout), {**given, stem: number}, durable=False)
+        write_json(memory, {**given, stem: number}, durable=False)
     return f"{stem}-{number:04d}"
 
 
@@ -117,16 +118,3 @@ def _hypothesis_names(layout: Layout) -> Iterator[str]:
         if state in ("dispatched", "running"):
             for worker in names:
                 yield from names_in(folder / worker)
-
-
-def _memory(layout: Layout) -> Path:
-    return layout.lock("ids").with_suffix(".json")
-
-
-def _given(layout: Layout) -> dict[str, int]:
-    """Numbers given to hypotheses whose files may not be written yet; a damaged note is empty."""
-    with suppress(FileNotFoundError, RecordError):
-        value = read_json(_memory(layout))
-        if isinstance(value, dict):
-            return {key: number for key, number in value.items() if isinstance(number, int)}
-    return {}

@@ -111,10 +111,6 @@ def _wait_for_lock(path: Path, descriptor: int, deadline: float) -> None:
         pause = min(pause * 2, 0.02)
 
 
-def read_object_line(line: bytes) -> dict[str, Any]:
-    return as_object(parse_json(line))
-
-
 def read(path: Path, limit: int = FILE_LIMIT) -> tuple[list[dict[str, Any]], list[str]]:
     """The records of `path`, and what was wrong with the lines that hold none.
 
@@ -152,7 +148,8 @@ def read_new(path: Path, offset: int) -> News:
 
 
 def parse(
-    content: bytes, read: Callable[[bytes], dict[str, Any]] = read_object_line
+    content: bytes,
+    read: Callable[[bytes], dict[str, Any]] = lambda line: as_object(parse_json(line)),
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the records in `content`, and the problems by number of line (from 1).
 

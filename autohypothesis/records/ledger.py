@@ -200,13 +200,14 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
         facts[key] = facts_of(row, Records(key))
         known[key] = _Unplaced(bundles.LOOK_AGAIN, facts[key], row)
     old = read_bytes(layout.ledger, LIMIT) if index else b""
-    lines, entries, changed = [], {}, 0
+    lines, entries, changed, offset = [], {}, 0, 0
     for key in in_order(known, judged.places, facts):
         entry = index.entries.get(key) if index else None
-        line, entries[key] = _folded_line(known[key], judged, key, found, entry, old)
+        line, now = _folded_line(known[key], judged, key, found, entry, old)
+        entries[key] = now if now.offset == offset else now._replace(offset=offset)
         changed += entry is None or line != _line_of(entry, old)
         lines.append(line)
-    _set_offsets(entries)
+        offset += now.length
     for key, entry in entries.items():
         problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
         for file, why in entry.wrong:
@@ -298,14 +299,6 @@ def _folded_line(
 
 def _line_of(entry: FoldEntry, content: bytes) -> bytes:
     return content[entry.offset : entry.offset + entry.length]
-
-
-def _set_offsets(entries: dict[str, FoldEntry]) -> None:
-    offset = 0
-    for key, entry in entries.items():
-        if entry.offset != offset:
-            entries[key] = entry._replace(offset=offset)
-        offset += entry.length
 
 
 def _problem(layout: Layout, path: str, reason: str, experiment: str | None = None) -> Problem:

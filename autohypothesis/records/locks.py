@@ -74,14 +74,21 @@ def hold(
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise _held(layout, name, doing, timeout) from None
+        who, hint = holder(layout, name), f"`fuser -v {path}`"
+        raise LockError(
+            f"lock {name!r} is held by {who or 'an unknown process'}; waited {timeout:g} s for"
+            f" {doing}",
+            hint=f"`ps -p {who.pid}` shows it" if who else hint,
+        ) from None
     except OSError as error:
         raise UnwritableError(
             f"lock {path} cannot be taken for {doing}: {error.strerror or error}",
             hint=f"see `ls -ld {path}` and `df -h`",
         ) from error
     try:
-        _write_down(layout, name, doing)
+        with suppress(AutohypothesisError):  # a note for people must not stop the work
+            note = Holder(**Process.own()._asdict(), doing=doing)
+            write_json(path.with_suffix(".holder.json"), note, durable=False)
         yield
     finally:
         lock.release()
@@ -104,18 +111,3 @@ def held(layout: Layout, name: str) -> str:
 def holder(layout: Layout, name: str) -> Holder | None:
     """Return the last holder of the lock `name`; whether it is still held only the lock can say."""
     return load_or_none(Holder, layout.lock(name).with_suffix(".holder.json"), limit=4096)
-
-
-def _write_down(layout: Layout, name: str, doing: str) -> None:
-    """Best effort: a note for people must not stop the work that the lock is for."""
-    with suppress(AutohypothesisError):
-        note = Holder(**Process.own()._asdict(), doing=doing)
-        write_json(layout.lock(name).with_suffix(".holder.json"), note, durable=False)
-
-
-def _held(layout: Layout, name: str, doing: str, timeout: float) -> LockError:
-    who = holder(layout, name)
-    return LockError(
-        f"lock {name!r} is held by {who or 'an unknown process'}; waited {timeout:g} s for {doing}",
-        hint=f"`ps -p {who.pid}` shows it" if who else f"`fuser -v {layout.lock(name)}`",
-    )

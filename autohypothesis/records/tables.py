@@ -71,19 +71,6 @@ def _tsv_line(facts: Facts, placement: Placement) -> str:
     return f"{commit}\t{value:.6f}\t{memory:.1f}\t{placement.status}\t{description}\n"
 
 
-def best_entry(entries: Mapping[str, FoldEntry], tag: str) -> str | None:
-    kept = {
-        key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)
-        for key, entry in entries.items()
-        if (placed := entry.placement) is not None
-        and (placed.tag, placed.status) == (tag, "keep")
-        and placed.confirmation != "refuted"
-        and placed.metric_value is not None
-        and not (entry.facts.damage or entry.wrong)
-    }
-    return best_of(kept)
-
-
 def _compared(entry: FoldEntry, placed: Placement) -> tuple[str, str]:
     """Platform and direction as they were decided, else as the bundle has them."""
     platform = placed.fixed.get("platform_key") or entry.facts.platform_key
@@ -111,7 +98,17 @@ def leaderboard(folded: Folded, tag: str, active_workers: int) -> dict[str, Any]
     decided = [e for e in mine if e.placement is not None and e.placement.status in DECIDED]
     tried = [e for e in decided if not e.facts.baseline and not _lost(e.facts, e.placement)]
     kept = sum(1 for entry in tried if entry.placement and entry.placement.status == "keep")
-    best = best_entry(folded.entries, tag)
+    best = best_of(
+        {
+            key: (placed.ordinal, *_compared(entry, placed), placed.metric_value)
+            for key, entry in folded.entries.items()
+            if (placed := entry.placement) is not None
+            and (placed.tag, placed.status) == (tag, "keep")
+            and placed.confirmation != "refuted"
+            and placed.metric_value is not None
+            and not (entry.facts.damage or entry.wrong)
+        }
+    )
     return {
         "total_runs": len(mine),
         "decided_runs": len(decided),

@@ -104,13 +104,6 @@ def test_tracked_files_stay_clean_and_what_was_kept_can_be_adopted(
     assert answer.returncode == 0 and "moved" in answer.stdout, answer.stderr
 
 
-def test_a_published_table_is_the_beginning_of_ours(foreign: Path, cli: Cli) -> None:
-    (foreign / "results.tsv").write_text(THEIRS)
-    assert cli(*RUN).returncode == 0
-    assert (foreign / "results.tsv").read_text().startswith(THEIRS)
-    assert (foreign / "results.tsv").read_text().count("\n") == 3
-
-
 def test_a_line_that_was_added_by_hand_is_a_run_of_the_search(foreign: Path, cli: Cli) -> None:
     assert cli(*RUN).returncode == 0
     with (foreign / "experiments.jsonl").open("a") as file:

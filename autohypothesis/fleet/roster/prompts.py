@@ -7,9 +7,7 @@ no title or rationale can forge a heading, and no page grows past `LIMIT`.
 
 from __future__ import annotations
 
-import os
 import shlex
-import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +16,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.plain import markdown_line, plain, templates
-from autohypothesis.records.files import load_or_none, read_bytes, to_json, write_atomic
+from autohypothesis.records.files import load_or_none, read_bytes, set_aside, to_json, write_atomic
 from autohypothesis.schema import Manifest, Registry
 
 if TYPE_CHECKING:
@@ -145,8 +143,7 @@ def _put(path: Path, page: bytes) -> list[str]:
     except RecordError:
         foreign = True
     if foreign:
-        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
-        os.rename(path, aside)
+        aside = set_aside(path)
         notes.append(f"{path} was not made by a fleet; it is {aside.name} now")
     write_atomic(path, page, durable=False)
     return notes

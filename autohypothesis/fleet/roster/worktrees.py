@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import FleetError, GitError, RecordError, UsageError
 from autohypothesis.fleet.live.presence import read_manifest, users_of
 from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.files import set_aside
 from autohypothesis.records.git import SALVAGE, Entry, Repository, blob_id
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import hold
@@ -189,9 +189,7 @@ class Worktrees:
                 pass  # its index cannot be read: the files can
         if not _holds_more(path, self.repository.entries(commit)):
             return ""
-        aside = path.with_name(f"{path.name}.set-aside-{time.time_ns()}")
-        os.rename(path, aside)
-        return f"what was there is in {aside}"
+        return f"what was there is in {set_aside(path)}"
 
 
 def left_reference(repository: Repository, layout: Layout, tag: str) -> str | None:
