@@ -202,24 +202,21 @@ class LocalExecutor(Executor):
         return recovery.stopped_shim(self.layout.run(experiment_id))
 
     def wait(self, experiment_id: str, timeout: float) -> None:
-        running = shim.attach(self.layout.run(experiment_id))
-        if running is None or not running.pid:
-            time.sleep(timeout)
+        run = self.layout.run(experiment_id)
+        if shim.read_record(run):
+            shim.wait(run, timeout)
         else:
-            shim.wait(running, timeout)
+            time.sleep(timeout)
 
     def cancel(self, experiment_id: str) -> None:
         run = self.layout.run(experiment_id)
-        running = shim.attach(run)
-        if running is None and run.folder.is_dir() and not shim.claim(run):
-            running = shim.attach(run)  # it was just about to claim the folder
-        if running is not None:
-            shim.cancel(running)
+        if run.folder.is_dir() and shim.read_record(run) is None:
+            shim.claim(run)  # unless a shim was just about to
+        shim.cancel(run)
 
     def collect(self, experiment_id: str) -> Result:
-        ended = shim.attach(self.layout.run(experiment_id))
-        if ended is not None and self.poll(experiment_id) == "finished":
-            shim.wait(ended, LAST_STEPS_S)
+        if self.poll(experiment_id) == "finished":
+            shim.wait(self.layout.run(experiment_id), LAST_STEPS_S)
         return collect(self.repository, self.layout, experiment_id)
 
     # ── before the shim ───────────────────────────────────────────────────────────────────

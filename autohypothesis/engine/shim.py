@@ -154,14 +154,6 @@ class ShimRecord(NamedTuple):
         return here and system.is_alive(self.pid, self.start)
 
 
-class ShimHandle(NamedTuple):
-    """The process of a shim, and the run that it owns."""
-
-    pid: int
-    start: float
-    run: RunPaths
-
-
 def utc_now() -> str:
     """Return the time in ISO form with its zone, to the millisecond."""
     now = time.time()
@@ -214,7 +206,7 @@ def dismiss(process: Any) -> None:
             process.wait()
 
 
-def start(launch: Launch, process: Any = None) -> ShimHandle:
+def start(launch: Launch, process: Any = None) -> None:
     """Start a shim in a session of its own, and return without waiting for the training.
 
     A run folder is used once. `process` is of `prestart` for the same run. Raises LaunchError if
@@ -230,7 +222,6 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
     launch = launch._replace(seal=sealed(seal))
     write_atomic(run.launch, launch.to_json(), durable=False)  # for this shim alone
     process = process or prestart(run, launch.experiment_id)
-    began = system.process_start(process.pid)
     try:
         process.stdin.write(GO + seal.encode() + b"\n")
         process.stdin.close()
@@ -242,7 +233,6 @@ def start(launch: Launch, process: Any = None) -> ShimHandle:
     process.returncode = 0  # no warning about a child that outlives its Popen; `wait` reaps it
     if not claim(run, launch, process.pid):
         raise used_before(run)
-    return ShimHandle(process.pid, began or 0.0, run)
 
 
 def used_before(run: RunPaths) -> LaunchError:
@@ -312,12 +302,6 @@ def read_record(run: RunPaths) -> ShimRecord | Literal[False] | None:
         return False
 
 
-def attach(run: RunPaths) -> ShimHandle | None:
-    """Return the shim of a run folder, as it described itself; None if it never came so far."""
-    known = read_record(run)
-    return ShimHandle(known.pid, known.start, run) if known else None
-
-
 def status(run: RunPaths) -> Status:
     """Return what became of the shim of a run folder.
 
@@ -344,24 +328,29 @@ def status(run: RunPaths) -> Status:
     return "finished" if run.exit.exists() else "dead"
 
 
-def wait(handle: ShimHandle, timeout: float | None = None) -> Status:
+def wait(run: RunPaths, timeout: float | None = None) -> Status:
     """Wait until the shim has gone, `timeout` seconds at most; return its status then."""
+    known = read_record(run)
     until = None if timeout is None else time.monotonic() + timeout
-    while system.is_alive(handle.pid, handle.start):
+    while known and system.is_alive(known.pid, known.start):
         if until is not None and time.monotonic() >= until:
             break
         left = _POLL_S if until is None else min(_POLL_S, max(until - time.monotonic(), 0.001))
-        system.wait_for_end(handle.pid, left)
-    with contextlib.suppress(ChildProcessError):  # it may be a child of another process
-        os.waitpid(handle.pid, os.WNOHANG)
-    return status(handle.run)
+        system.wait_for_end(known.pid, left)
+    if known and known.pid:
+        with contextlib.suppress(ChildProcessError):  # it may be a child of another process
+            os.waitpid(known.pid, os.WNOHANG)
+    return status(run)
 
 
-def cancel(handle: ShimHandle) -> bool:
+def cancel(run: RunPaths) -> bool:
     """Ask the shim to end its training, without waiting; False if it has gone already.
 
     One that was stopped is resumed, else it would not hear it.
     """
-    asked = system.signal_process(handle.pid, handle.start, signal.SIGTERM)
-    system.signal_process(handle.pid, handle.start, signal.SIGCONT)
+    known = read_record(run)
+    if not known:
+        return False
+    asked = system.signal_process(known.pid, known.start, signal.SIGTERM)
+    system.signal_process(known.pid, known.start, signal.SIGCONT)
     return asked

@@ -103,9 +103,8 @@ class Place:
         """What runs an experiment now."""
         from autohypothesis.engine import recovery, shim
 
-        handles = [shim.attach(self.layout.run(name))
-                   for name in recovery.uncollected(self.layout)]  # fmt: skip
-        return [("shim", handle.pid) for handle in handles if handle is not None]
+        runs = map(self.layout.run, recovery.uncollected(self.layout))
+        return [("shim", known.pid) for run in runs if (known := shim.read_record(run))]
 
     def clear(self) -> None:
         for one in supervisor.live_processes(self.layout):

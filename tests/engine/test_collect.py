@@ -41,9 +41,7 @@ def ended(project: Project, **task: Any) -> RunSpec:
         spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
         experiment_id = executor.submit(spec)
         runner.follow(project, executor, experiment_id)
-        shim_handle = shim.attach(project.layout.run(spec.experiment_id))
-        assert shim_handle is not None
-        shim.wait(shim_handle, 10)
+        shim.wait(project.layout.run(spec.experiment_id), 10)
     return spec
 
 

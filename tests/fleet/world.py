@@ -474,9 +474,9 @@ class World:
         self.slow = False
         return self.shims[-1]
 
-    def _wait_for_shim(self, handle: shim.ShimHandle, timeout: float | None = None) -> shim.Status:
+    def _wait_for_shim(self, run: Any, timeout: float | None = None) -> shim.Status:
         self.sleep(timeout or 0.1)
-        return shim.status(handle.run)
+        return shim.status(run)
 
     def end_cancelled(self) -> None:
         for one in self.shims:

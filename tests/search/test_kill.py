@@ -46,12 +46,13 @@ def newest_run(project: Project, known: set[str]) -> str | None:
 
 def alive(project: Project, identity: str | None, victim: str) -> tuple[int, float] | None:
     """Pid and start time of the process to kill, if it is alive now."""
-    handle = shim.attach(project.layout.run(identity)) if identity else None
-    if handle is None:
+    run = project.layout.run(identity) if identity else None
+    known = shim.read_record(run) if run else None
+    if not run or not known:
         return None
     if victim == "shim":
-        return (handle.pid, handle.start) if system.is_alive(handle.pid, handle.start) else None
-    found = processes.find_marked(processes.run_mark(handle.run))
+        return (known.pid, known.start) if known.lives else None
+    found = processes.find_marked(processes.run_mark(run))
     return next(iter(found.items()), None)
 
 

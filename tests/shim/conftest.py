@@ -18,6 +18,7 @@ import pytest
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.shim import Launch
+from autohypothesis.records.layout import RunPaths
 
 TRAININGS = Path(__file__).parent / "trainings"
 HANGS_S = 60.0
@@ -29,7 +30,7 @@ class Run:
     """A started shim, and what it has left so far."""
 
     launch: Launch
-    handle: shim.ShimHandle
+    handle: shim.ShimRecord
 
     @property
     def dir(self) -> Path:
@@ -37,7 +38,7 @@ class Run:
 
     def wait(self, timeout: float = HANGS_S) -> dict[str, Any]:
         """exit.json, once the shim has gone."""
-        status = shim.wait(self.handle, timeout)
+        status = shim.wait(self.launch.run, timeout)
         assert status == "finished", (status, self.text("shim.log"))
         return self.exit()
 
@@ -69,6 +70,12 @@ def wait_until(true: Callable[[], bool], timeout: float = HANGS_S) -> None:
     while not true():
         assert time.monotonic() < until, "it did not happen in time"
         time.sleep(0.005)
+
+
+def known_shim(run: RunPaths) -> shim.ShimRecord:
+    known = shim.read_record(run)
+    assert known
+    return known
 
 
 def alive(pid: int) -> bool:
@@ -114,7 +121,8 @@ def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
 
     def go(script: str, *args: str, **changes: Any) -> Run:
         launch = make_launch(script, *args, **changes)
-        runs.append(Run(launch, shim.start(launch)))
+        shim.start(launch)
+        runs.append(Run(launch, known_shim(launch.run)))
         return runs[-1]
 
     yield go
@@ -122,5 +130,5 @@ def start(make_launch: Callable[..., Launch]) -> Iterator[Callable[..., Run]]:
         with contextlib.suppress(OSError):
             if system.is_alive(run.handle.pid, run.handle.start):
                 os.kill(run.handle.pid, signal.SIGKILL)
-        shim.wait(run.handle, 30)
+        shim.wait(run.launch.run, 30)
         processes.end_marked(processes.run_mark(run.launch.run), 0.0)

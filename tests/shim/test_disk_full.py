@@ -28,7 +28,8 @@ launch = Launch.from_json(sys.stdin.buffer.read())
 launch.run.out.mkdir()
 if len(sys.argv) > 1:
     (launch.run.folder / "ballast").write_bytes(b"x" * int(sys.argv[1]))
-status = shim.wait(shim.start(launch), 30)
+shim.start(launch)
+status = shim.wait(launch.run, 30)
 end = launch.run.exit
 print(json.dumps([status, json.loads(end.read_text()) if end.exists() else None]))
 """

@@ -62,16 +62,16 @@ def test_a_training_may_say_a_last_word_at_the_deadline(start: Callable[..., Any
 def test_cancel_ends_the_training_and_says_so(start: Callable[..., Any]) -> None:
     run = start("polite")
     run.wait_for("pid")
-    assert shim.cancel(run.handle)
+    assert shim.cancel(run.launch.run)
     assert run.wait()["status"] == "cancelled"
-    assert not shim.cancel(run.handle)
+    assert not shim.cancel(run.launch.run)
 
 
 def test_cancel_before_the_training_began_is_not_lost(start: Callable[..., Any]) -> None:
     for delay in (0, 0.01, 0.02, 0.03, 0.04, 0.05):
         run = start("steady", "20")
         time.sleep(delay)
-        assert shim.cancel(run.handle)
+        assert shim.cancel(run.launch.run)
         assert run.wait()["status"] == "cancelled"
 
 

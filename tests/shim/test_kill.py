@@ -33,7 +33,7 @@ def _kill_shim(start: Callable[..., Any], tmp_path: Path, after: float) -> None:
     run = start("steady", "20", lease=lease)
     time.sleep(after)
     os.kill(run.handle.pid, signal.SIGKILL)
-    assert shim.wait(run.handle, 60) == "dead"
+    assert shim.wait(run.launch.run, 60) == "dead"
     # Nobody has to end it: the kernel does, in its own time.
     wait_until(lambda: not processes.find_marked(processes.run_mark(run.launch.run), began))
     wait_until(lambda: not alive(_pid(run)))
@@ -58,7 +58,7 @@ def test_leftovers_of_a_killed_shim_are_found_by_run_folder_and_start_time(
     run.wait_for("pid")
     daemon = int(run.wait_for("daemon"))
     os.kill(run.handle.pid, signal.SIGKILL)
-    assert shim.wait(run.handle, 60) == "dead"
+    assert shim.wait(run.launch.run, 60) == "dead"
     assert alive(daemon)
     assert processes.end_marked(processes.run_mark(run.launch.run), time.time() + 3600) == []
     assert daemon in processes.end_marked(processes.run_mark(run.launch.run), began)
@@ -73,7 +73,7 @@ def test_a_daemon_that_outlives_a_killed_shim_keeps_the_lease(
     run.wait_for("pid")
     daemon = int(run.wait_for("daemon"))
     os.kill(run.handle.pid, signal.SIGKILL)
-    shim.wait(run.handle, 60)
+    shim.wait(run.launch.run, 60)
     assert alive(daemon)
     assert lease.try_acquire({}, wait_s=0.2) is None
     assert (lease.holder() or {})["experiment_id"] == run.launch.experiment_id
@@ -111,8 +111,7 @@ def _kill_parent(make_launch: Callable[..., Launch], tmp_path: Path, after: floa
     if shim.claim(launch.run):
         assert not launch.run.log.exists()
         return False
-    handle = shim.attach(launch.run)
-    assert handle is not None and shim.wait(handle, 60) == "finished"
+    assert shim.wait(launch.run, 60) == "finished"
     return True
 
 
@@ -162,7 +161,7 @@ def test_ending_leftovers_leaves_an_experiment_of_the_same_name_elsewhere_alone(
     ours.wait_for("pid")
     theirs.wait_for("pid")
     os.kill(ours.handle.pid, signal.SIGKILL)
-    assert shim.wait(ours.handle, 60) == "dead"
+    assert shim.wait(ours.launch.run, 60) == "dead"
     processes.end_marked(processes.run_mark(ours.launch.run), began)
     assert alive(_pid(theirs))
     assert shim.status(theirs.launch.run) == "running"

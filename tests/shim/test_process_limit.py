@@ -27,7 +27,9 @@ DRIVER = """
 import sys
 from autohypothesis.engine import shim
 from autohypothesis.engine.shim import Launch
-shim.wait(shim.start(Launch.from_json(sys.stdin.buffer.read())), 60)
+launch = Launch.from_json(sys.stdin.buffer.read())
+shim.start(launch)
+shim.wait(launch.run, 60)
 """
 
 

@@ -47,10 +47,9 @@ def test_the_states_of_a_real_run(start: Callable[..., Any], tmp_path: Path) -> 
     run = start("gated")
     run.wait_for("pid")
     assert shim.status(run.launch.run) == "running"
-    assert shim.attach(run.launch.run) == run.handle
-    assert shim.wait(run.handle, 0.01) == "running"
+    assert shim.wait(run.launch.run, 0.01) == "running"
     run.go()
-    assert shim.wait(run.handle, 60) == "finished"
+    assert shim.wait(run.launch.run, 60) == "finished"
 
 
 def test_a_reused_pid_is_not_the_shim(tmp_path: Path) -> None:
@@ -68,7 +67,7 @@ def test_a_shim_on_another_machine_is_not_judged(tmp_path: Path) -> None:
 def test_a_damaged_identity_is_a_dead_shim(tmp_path: Path, content: str) -> None:
     (tmp_path / "shim.json").write_text(content, encoding="latin-1")
     assert shim.status(RunPaths(tmp_path)) == "dead"
-    assert shim.attach(RunPaths(tmp_path)) is None
+    assert shim.read_record(RunPaths(tmp_path)) is False
 
 
 def test_a_zombie_is_dead(start: Callable[..., Any]) -> None:
@@ -76,7 +75,7 @@ def test_a_zombie_is_dead(start: Callable[..., Any]) -> None:
     while system.process_start(run.handle.pid) is not None:
         time.sleep(0.01)
     assert shim.status(run.launch.run) == "finished"
-    shim.wait(run.handle, 1)
+    shim.wait(run.launch.run, 1)
     assert not Path(f"/proc/{run.handle.pid}").exists()
 
 
@@ -153,7 +152,7 @@ def test_a_warm_shim_that_died_is_no_run_and_one_that_fails_says_why_in_its_log(
 
 def test_a_shim_is_known_as_soon_as_start_returns(start: Callable[..., Any]) -> None:
     for _ in range(5):
-        assert shim.attach((run := start("quick")).launch.run) == run.handle
+        assert shim.read_record(start("quick").launch.run)
 
 
 def test_the_shim_imports_nothing_heavy(make_launch: Callable[..., Launch]) -> None:

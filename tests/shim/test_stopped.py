@@ -119,7 +119,7 @@ def test_a_stopped_shim_hears_a_cancel(start: Callable[..., Any]) -> None:
     run = start("polite")
     run.wait_for("pid")
     stop(run)
-    assert shim.cancel(run.handle)
+    assert shim.cancel(run.launch.run)
     assert run.wait()["status"] == "cancelled"
 
 

@@ -401,15 +401,14 @@ def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> lis
         run = layout.run(experiment_id)
         try:
             spec = load(RunSpec, run.run_spec)
-            handle = shim.attach(run) if spec.worker_id in workers else None
         except (FileNotFoundError, AutohypothesisError):
             continue
-        if handle is not None and shim.cancel(handle):
-            asked.append((experiment_id, handle))
+        if spec.worker_id in workers and shim.cancel(run):
+            asked.append(experiment_id)
     until = time.monotonic() + seconds
-    for _, handle in asked:
-        shim.wait(handle, max(0.0, until - time.monotonic()))
-    return [name for name, _ in asked]
+    for experiment_id in asked:
+        shim.wait(layout.run(experiment_id), max(0.0, until - time.monotonic()))
+    return asked
 
 
 def await_gone(processes: Iterable[Process], seconds: float) -> list[Process]:
