@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import devices, runner
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.overview.overview import overview
 from autohypothesis.fleet.proposing import Situation

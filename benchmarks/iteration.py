@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project

@@ -129,7 +129,7 @@ def _change(project: Project, checkout: Path, options: Mapping[str, Any]) -> dic
 
 def _working_tree(project: Project, checkout: Path) -> str:
     """Return the difference of `checkout` to the reference, as a patch."""
-    from autohypothesis.engine.change import working_tree
+    from autohypothesis.engine.candidate import working_tree
 
     reference = project.reference()
     change = working_tree(project.repository, project.task, reference, checkout)

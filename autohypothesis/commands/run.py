@@ -36,9 +36,8 @@ from autohypothesis.commands.common import (
 from autohypothesis.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.change import Change
     from autohypothesis.engine.decide import MissingRun, NeedsRuns, Settlement
-    from autohypothesis.engine.experiment import Outcome
+    from autohypothesis.engine.experiment import Change, Outcome
     from autohypothesis.engine.project import Project
     from autohypothesis.schema import Decision
 
@@ -136,7 +135,8 @@ def _replicate(repo: Path, tag: str | None, experiment_id: str) -> None:
 
 def _change(project: Project, checkout: Path, options: Mapping[str, Any]) -> Change:
     """Return the one change that was given; with none, what is in the working tree."""
-    from autohypothesis.engine.change import Change, working_tree
+    from autohypothesis.engine.candidate import working_tree
+    from autohypothesis.engine.experiment import Change
 
     given = [name for name, value in options.items() if value]
     if len(given) > 1:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from autohypothesis.engine import contention
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.evidence import (
     Case,
     gather,
@@ -21,7 +20,7 @@ from autohypothesis.engine.evidence import (
     with_contention,
     with_decided_values,
 )
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.policy import Evidence, Missing, Verdict, verdict_of
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out, run_ids
 from autohypothesis.engine.task import Constraint

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from autohypothesis.engine.change import Change
 from autohypothesis.plain import plain, templates
-from autohypothesis.schema import Hypothesis, Plan, PlannedHypothesis, Prediction, Result, now
+from autohypothesis.schema import (
+    Hypothesis,
+    Plan,
+    PlannedHypothesis,
+    Prediction,
+    Proposal,
+    Result,
+    Setting,
+    now,
+)
 from autohypothesis.system import host_name
 
 FIRST_SEED = 42
@@ -19,6 +28,38 @@ run again to confirm it has the seeds that follow, see `further_seed`."""
 def further_seed(first: int | None, number: int) -> int:
     """The seed of the `number`-th run again, from 1: the same for a change and for its base."""
     return (FIRST_SEED if first is None else first) + number
+
+
+ChangeKind = Literal["none", "overrides", "patch", "instructions", "tree", "commit"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One kind of change. Without any it is the base as it is: a baseline, or a replicate."""
+
+    overrides: Mapping[str, Setting] | None = None
+    patch: str | None = None
+    instructions: str | None = None
+    """Empty: the idea is the task's own program's as well."""
+    tree: str | None = None
+    """The files of a working tree, see `Repository.snapshot_tree`."""
+    commit: str | None = None
+    """Its artifacts, of another fleet as a rule, take the place of the base's."""
+
+    @classmethod
+    def of(cls, hypothesis: Proposal | PlannedHypothesis) -> Change:
+        """Return the one change that a hypothesis proposes; none for a baseline."""
+        return cls(
+            overrides=hypothesis.config_overrides or None,
+            patch=hypothesis.patch or None,
+            instructions=hypothesis.instructions or None,
+            commit=hypothesis.artifacts_from or None,
+        )
+
+    @property
+    def kind(self) -> ChangeKind:
+        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return names[0] if names else "none"  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)

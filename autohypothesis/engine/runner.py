@@ -16,9 +16,8 @@ from itertools import count
 
 from autohypothesis.engine import recovery
 from autohypothesis.engine.candidate import prepare
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, Resources, RunSpec
-from autohypothesis.engine.experiment import FIRST_SEED, Experiment, Outcome, plan_page
+from autohypothesis.engine.experiment import FIRST_SEED, Change, Experiment, Outcome, plan_page
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import Mutator, mutator_input, record_refusal, tried_before

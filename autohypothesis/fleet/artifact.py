@@ -18,10 +18,9 @@ from threading import Event
 from typing import Any, Protocol
 
 from autohypothesis.engine import devices, recovery, runner
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
 from autohypothesis.engine.executor import Executor, RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.failures import part_of
 from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.local_executor import LocalExecutor

@@ -17,8 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autohypothesis.engine.candidate import commit_message
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment, plan_page
+from autohypothesis.engine.experiment import Change, Experiment, plan_page
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.schema import Plan
 from autohypothesis.terminal.screen import Screen

@@ -12,9 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import run
 from autohypothesis.fleet.sync import sync

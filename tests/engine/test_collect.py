@@ -12,11 +12,10 @@ import pytest
 
 from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import runner, shim
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.scoring import ModelScorer

@@ -21,8 +21,7 @@ import pytest
 
 from autohypothesis import sandbox
 from autohypothesis.engine import decide, runner
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
 from autohypothesis.records.layout import RunPaths

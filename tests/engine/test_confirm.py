@@ -10,9 +10,8 @@ from threading import Thread
 import pytest
 
 from autohypothesis.engine import contention, local_executor, replication, runner
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import NeedsRuns, settle
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.engine.task import Policy

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.scoring import Scorer, scorer_for

@@ -10,8 +10,7 @@ import pytest
 
 from autohypothesis import confine, sandbox
 from autohypothesis.engine import runner
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.schema import Result
 from tests.conftest import run_git

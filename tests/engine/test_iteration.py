@@ -16,9 +16,8 @@ from rich.console import Console
 
 from autohypothesis.commands.progress import FleetLines
 from autohypothesis.engine import devices, local_executor, runner, shim
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Experiment, Outcome
+from autohypothesis.engine.experiment import Change, Experiment, Outcome
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.engine.recovery import collect_ended

@@ -13,9 +13,8 @@ import pytest
 
 from autohypothesis.engine import candidate as candidates
 from autohypothesis.engine.candidate import PreflightVerdict, config_of, diff_hash, run_preflight
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.inputs import InputReport, Inputs
 from autohypothesis.engine.isolation import TaskSandbox
 from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task

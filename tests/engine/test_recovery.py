@@ -9,9 +9,8 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import guard, processes, recovery, runner
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import read_json, write_json

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import ChangeError
 from autohypothesis.fleet.hub_sync import incoming

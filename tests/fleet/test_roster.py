@@ -17,9 +17,8 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.commands import doctor
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project, todays_tag
 from autohypothesis.engine.runner import plan, run
 from autohypothesis.engine.workspace import Export, Workspace

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import run
 from autohypothesis.errors import FleetError, GitError

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import collect, devices, gpus, processes, recovery, runner, shim
-from autohypothesis.engine.change import Change
 from autohypothesis.engine.executor import Executor, Resources, RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError

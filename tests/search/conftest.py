@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import run
 from autohypothesis.engine.setup import make_repository

@@ -25,7 +25,7 @@ from autohypothesis.records.ledger import read_ledger
 STARTER = """
 import sys
 from pathlib import Path
-from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.runner import run
 from autohypothesis.engine.project import Project

@@ -14,7 +14,8 @@ from time import monotonic
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.change import Change, tree_of
+from autohypothesis.engine.candidate import tree_of
+from autohypothesis.engine.experiment import Change
 from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
