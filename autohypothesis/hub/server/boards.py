@@ -44,6 +44,7 @@ from autohypothesis.hub.server.service import TELL, route
 ROWS = 5_000
 """Of all boards together, in one answer: there may be any number of boards."""
 _KEY = (results.c.platform, results.c.platform_key, results.c.task_hash, results.c.metric)
+_KEYS = select(*_KEY).where(results.c.ranked.is_(True)).distinct()
 _ORDER = (results.c.standing, results.c.score, results.c.id)
 _DOTS = 200
 """The newest results that a picture shows beside its line."""
@@ -55,17 +56,16 @@ BoardKey = Mapping[str, str]
 @route("GET", "/api/leaderboard", list[RankedResult], 400)
 def leaderboard(database: Database, wanted: BoardQuery) -> list[Row]:
     """The boards one after another: reproduced results first, then by value; `limit` of each."""
-    query = select(*_KEY).where(results.c.ranked.is_(True)).distinct().order_by(*_KEY)
-    query = narrowed(query, wanted, platform=results.c.platform)
+    query = narrowed(_KEYS.order_by(*_KEY), wanted, platform=results.c.platform)
     with database.read() as connection:
-        found: list[Row] = []
+        rows: list[Row] = []
         # The index of the boards is read alone, and narrowed down here: there are few of them.
         for key in connection.execute(query).mappings().all():
             if all(getattr(wanted, name) in (None, key[name]) for name in KeyQuery.model_fields):
-                found += _ranked(connection, key, min(wanted.limit, ROWS - len(found)))
-            if len(found) >= ROWS:
+                rows += _ranked(connection, key, min(wanted.limit, ROWS - len(rows)))
+            if len(rows) >= ROWS:
                 break
-        return found
+        return rows
 
 
 def _ranked(connection: Connection, key: Any, limit: int, offset: int = 0) -> list[Row]:
@@ -185,14 +185,12 @@ class Board:
 
 
 def number_of(database: Database) -> int:
-    keys = select(*_KEY).where(results.c.ranked.is_(True)).distinct().subquery()
-    return int(database.scalar(select(func.count()).select_from(keys)))
+    return int(database.scalar(select(func.count()).select_from(_KEYS.subquery())))
 
 
 def several(database: Database, rows: int, limit: int, offset: int) -> list[Board]:
     """Boards in their order, with the first `rows` of each."""
-    query = select(*_KEY).where(results.c.ranked.is_(True)).distinct().order_by(*_KEY)
-    keys = database.rows(query.limit(limit).offset(offset))
+    keys = database.rows(_KEYS.order_by(*_KEY).limit(limit).offset(offset))
     return [board(database, key, rows, 0) for key in keys]
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from autohypothesis.hub.client.hub import HubClient
 from tests.hub.client.stand_in import StandIn, serving
-from tests.hub.conftest import Hub as ServedHub
 
 
 @pytest.fixture
@@ -34,8 +33,7 @@ def home(tmp_path: Path, own_locks: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.fixture
 def stand_in(tmp_path: Path, home: Path) -> Iterator[StandIn]:
-    """The stand-in for a server; the real one's tests are beside."""
-    with serving(tmp_path / "hub.git") as hub:
+    with serving(tmp_path / "hub data") as hub:
         yield hub
 
 
@@ -66,8 +64,6 @@ def inside(
 
 
 @pytest.fixture
-def real(tmp_path: Path, home: Path) -> Iterator[str]:
-    """The address of a real hub that is open to register."""
-    hub = ServedHub(tmp_path / "hub data", ("--open-registration",)).start()
-    yield hub.url
-    hub.end()
+def real(stand_in: StandIn) -> str:
+    """The address of the hub itself."""
+    return stand_in.hub.url

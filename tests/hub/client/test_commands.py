@@ -158,11 +158,11 @@ def test_a_result_is_told_as_the_protocol_has_it(
     for row in rows:
         told = inside("hub", "post", "--result", row["id"])
         assert told.returncode == 0, told.stderr
-    lines = [post["content"] for post in stand_in.posts]
+    lines = stand_in.posts
     start = f"commit:{rows[0]['commit'][:7]} platform:"
     assert lines[0].startswith(start) and "val_bpb:1.040000 vram_gb:0.0 | " in lines[0]
     assert "val_bpb:--- vram_gb:--- | a crash (CRASH: code error)" in lines[1]
-    assert [channel["name"] for channel in stand_in.channels] == ["results"]
+    assert stand_in.channels == ["results"]
 
     reference = inside("hub", "push", "--json")
     assert json.loads(reference.stdout)["commit"] == rows[0]["commit"]
@@ -186,8 +186,8 @@ def test_a_failure_is_one_line_and_the_exit_code_1(
     assert "401" in key.stderr and "not-known-there" not in key.stderr
     inside("hub", "join", stand_in.url, "--name", "ada")
     for words, said in (
-        (["read", "nowhere"], "404: no channel nowhere"),
-        (["fetch", "abcdef1"], "404: no such commit"),
+        (["read", "nowhere"], "404: there is no channel 'nowhere'"),
+        (["fetch", "abcdef1"], "404: there is no commit abcdef1"),
         (["reply", "7", "x"], "404"),
     ):
         answer = inside("hub", *words)
@@ -201,7 +201,7 @@ def test_outside_of_a_repository_the_users_own_file_counts(
     inside: Run, hub: HubClient, stand_in: StandIn, home: Path
 ) -> None:
     (home / ".agenthub").mkdir()
-    said = {"server_url": stand_in.url, "api_key": "key-of-ada-0", "agent_id": "ada"}
+    said = {"server_url": stand_in.url, "api_key": stand_in.keys["ada"], "agent_id": "ada"}
     (home / ".agenthub" / "config.json").write_text(json.dumps(said))
     assert json.loads(inside("hub", "leaves", "--json", cwd=home).stdout) == []
     assert inside("hub", "push", cwd=home).returncode == 1

@@ -14,6 +14,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from tests.conftest import run_git as git
 from tests.hub.client.stand_in import Handler, StandIn
+from tests.hub.conftest import Agent
 
 
 @pytest.fixture
@@ -31,10 +32,6 @@ def _put(box: Outbox, name: str, channel: str = "results", content: str = "same"
     assert box.put("post", name, {"channel": channel, "content": content})
 
 
-def _said(stand_in: StandIn) -> list[str]:
-    return [post["content"] for post in stand_in.posts]
-
-
 def test_posts_and_commits_arrive(
     box: Outbox, courier: HubDelivery, stand_in: StandIn, foreign: Path
 ) -> None:
@@ -42,7 +39,10 @@ def test_posts_and_commits_arrive(
     box.put("push", "h-1", {"commit": commit})
     _put(box, "h-1", content="hello")
     assert box.deliver(courier)[:3] == (2, 0, 0)
-    assert (_said(stand_in), stand_in.commits[0]["hash"]) == (["hello"], commit)
+    assert (stand_in.posts, stand_in.reader.get("/api/git/commits")[0]["hash"]) == (
+        ["hello"],
+        commit,
+    )
 
 
 def test_an_answer_that_was_lost_is_looked_for(
@@ -55,8 +55,8 @@ def test_an_answer_that_was_lost_is_looked_for(
         if handler.command != "POST":
             return False
         stand_in.behave = lambda _: False
-        for agent in ("grace", "ada"):
-            stand_in.post(agent, "results", b'{"content": "same"}')
+        for agent in (stand_in.hub.agent("grace"), Agent(stand_in.url, "", stand_in.keys["ada"])):
+            agent.send("/api/channels/results/posts", {"content": "same"})
         return True  # and nothing is answered
 
     _put(box, "a")
@@ -79,7 +79,7 @@ def test_words_that_were_said_before_do_not_count(
     assert box.deliver(courier).error
     stand_in.behave = lambda _: False
     assert box.deliver(courier).sent == 1
-    assert _said(stand_in) == ["same", "same"]
+    assert stand_in.posts == ["same", "same"]
 
 
 def test_a_hub_of_yesterday_is_told_again(
@@ -91,7 +91,7 @@ def test_a_hub_of_yesterday_is_told_again(
 
     def forget(handler: Handler) -> bool:
         if handler.command == "POST":
-            stand_in.posts.clear()
+            stand_in.forget_posts()
             stand_in.behave = lambda _: False
             return True
         return False
@@ -99,7 +99,7 @@ def test_a_hub_of_yesterday_is_told_again(
     stand_in.behave = forget
     assert box.deliver(courier).error
     assert box.deliver(courier).sent == 1
-    assert _said(stand_in) == ["same"]
+    assert stand_in.posts == ["same"]
 
 
 @pytest.mark.parametrize(("status", "waits"), [(401, True), (429, True), (500, True), (403, True),

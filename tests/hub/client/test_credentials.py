@@ -122,12 +122,13 @@ def test_joining_writes_both_files_for_their_owner_only(
     own, shell = credentials.own_file(common), home / ".agenthub_creds"
     assert _mode(own) == _mode(shell) == 0o600
     assert json.loads(own.read_text()) == {
-        "server_url": stand_in.url, "api_key": "key-of-ada-0", "agent_id": "ada",
+        "server_url": stand_in.url, "api_key": stand_in.keys["ada"], "agent_id": "ada",
     }  # fmt: skip
-    assert shell.read_text() == 'export HUB_KEY="key-of-ada-0"\nexport AGENT_ID="ada"\n'
+    key = stand_in.keys["ada"]
+    assert shell.read_text() == f'export HUB_KEY="{key}"\nexport AGENT_ID="ada"\n'
     again = join(stand_in.url, None, None, common, replace=False)
     assert not again.registered and again.notes == []
-    assert list(stand_in.keys.values()) == ["ada"]
+    assert list(stand_in.keys) == ["ada"]
 
 
 def test_another_agents_key_is_not_thrown_away(
@@ -138,7 +139,7 @@ def test_another_agents_key_is_not_thrown_away(
     for server, name in ((stand_in.url, "grace"), ("http://elsewhere", "ada")):
         with pytest.raises(HubError, match=r"has joined .* as ada already"):
             join(server, name, None, common, replace=False)
-    assert list(stand_in.keys.values()) == ["ada"]  # nothing was registered to be lost
+    assert list(stand_in.keys) == ["ada"]  # nothing was registered to be lost
     other = tmp_path / "other" / ".git"
     other.mkdir(parents=True)
     joined = join(stand_in.url, "grace", None, other, replace=False)
@@ -155,21 +156,22 @@ def test_another_agents_key_is_not_thrown_away(
 def test_a_closed_hub_says_how_to_get_in_and_a_given_key_is_tried(
     stand_in: StandIn, home: Path, common: Path
 ) -> None:
-    stand_in.closed = True
+    closed = b'{"error": "registration is closed: ask the lab for a key"}'
+    stand_in.behave = lambda h: h.path == "/api/register" and h.say(403, closed) is None
     with pytest.raises(HubError, match=r"ask the lab for a key.*--key-file"):
         join(stand_in.url, "ada", None, common, replace=False)
     with pytest.raises(HubError, match="401"):
         join(stand_in.url, "ada", SecretStr("wrong"), common, replace=False)
     assert credentials.read(credentials.own_file(common)) is None
-    stand_in.keys["given"] = "ada"
-    assert not join(stand_in.url, "ada", SecretStr("given"), common, replace=False).registered
-    assert credentials.find(common).key.get_secret_value() == "given"
+    given = SecretStr(stand_in.hub.agent("ada").key)
+    assert not join(stand_in.url, "ada", given, common, replace=False).registered
+    assert credentials.find(common).key == given
 
 
 def test_a_name_that_is_taken_or_none_is_refused(
     stand_in: StandIn, home: Path, common: Path
 ) -> None:
-    stand_in.keys["x"] = "ada"
+    stand_in.hub.agent("ada")
     with pytest.raises(HubError, match="409: agent ada is taken"):
         join(stand_in.url, "ada", None, common, replace=False)
     with pytest.raises(UsageError, match="no name of an agent"):
@@ -198,7 +200,7 @@ def test_the_key_is_kept_outside_of_the_repository_in_a_folder_for_its_owner_onl
     assert own.parent == home / ".config" / "autohypothesis" / "hubs"
     assert {_mode(own.parent), _mode(own.parent.parent), _mode(home / ".config")} == {0o700}
     inside = [path.read_text() for path in common.rglob("*") if path.is_file()]
-    assert not any("key-of-ada-0" in text for text in inside)
+    assert not any(stand_in.keys["ada"] in text for text in inside)
 
 
 def test_a_folder_that_others_could_read_is_closed(

@@ -36,7 +36,7 @@ def test_words_with_a_secret_are_not_sent(
 ) -> None:
     assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
     assert inside("hub", "post", "discussion", "hello").returncode == 0
-    posted = list(stand_in.posts)
+    posted = stand_in.posts
     answer = inside("hub", *words)
     assert answer.returncode == 1 and "holds the value of $HF_TOKEN" in answer.stderr
     assert SECRET not in answer.stderr + answer.stdout
@@ -45,7 +45,7 @@ def test_words_with_a_secret_are_not_sent(
 
 def test_the_own_hub_key_is_not_sent_either(inside: Run, stand_in: StandIn) -> None:
     assert inside("hub", "join", stand_in.url, "--name", "ada").returncode == 0
-    answer = inside("hub", "post", "discussion", f"my key is {next(iter(stand_in.keys))}")
+    answer = inside("hub", "post", "discussion", f"my key is {stand_in.keys['ada']}")
     assert answer.returncode == 1 and "holds the hub key in " in answer.stderr
     assert stand_in.posts == []
 

@@ -21,7 +21,7 @@ from autohypothesis.hub.client.http import HubUnavailableError, checked_server
 from autohypothesis.hub.client.hub import HubClient
 from tests.hub.client.stand_in import Handler, StandIn, serving
 
-KEY = "key-of-ada-0"
+KEY = "some-key"
 COMMIT = {"hash": "a" * 40, "parent_hash": "", "agent_id": "x", "message": "m", "created_at": "x"}
 
 
@@ -87,7 +87,9 @@ BAD: dict[str, tuple[Callable[[Handler], object], str]] = {
     "gone": (lambda h: h.connection.close(), "hung up"),
     "500 page": (lambda h: h.say(500, b"<html>nginx", "text/html"), "500: a web page"),
     "a list for a refusal": (lambda h: h.say(400, b"[1]"), "400: [1]"),
-    "the key": (lambda h: h.say(400, f'{{"error":"no {KEY}"}}'.encode()), "400: no …"),
+    "the key": (
+        lambda h: h.say(400, f'{{"error":"no {h.hub.keys["ada"]}"}}'.encode()), "400: no …"
+    ),
     "escapes": (lambda h: h.say(400, b'{"error":"\\u001b[31mred\\nline"}'), "400: [31mred line"),
     "wait": (lambda h: h.say(429, b'{"error":"slow down"}', Retry_After="7"), "slow down"),
 }  # fmt: skip
@@ -110,7 +112,7 @@ def test_a_bad_answer_is_one_clear_line(
     assert stand_in.url in said and "/api/git/commits" in said
     assert caught.value.hint
     assert len(said.splitlines()) == 1 and said.isprintable()
-    assert KEY not in said + repr(caught.value.__dict__)
+    assert stand_in.keys["ada"] not in said + repr(caught.value.__dict__)
 
 
 @pytest.mark.parametrize("part", ["status", "headers", "body"])
@@ -292,7 +294,7 @@ def test_a_netrc_is_not_read(hub: HubClient, stand_in: StandIn, home: Path) -> N
     (home / ".netrc").write_text("machine 127.0.0.1 login x password secret\n")
     hub.commits()
     HubClient(stand_in.url).register("grace")
-    assert stand_in.headers[-2]["Authorization"] == f"Bearer {KEY}"
+    assert stand_in.headers[-2]["Authorization"] == f"Bearer {stand_in.keys['ada']}"
     assert "Authorization" not in stand_in.headers[-1]
 
 
