@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.overview.overview import RUN, Notice, Overview, overview
@@ -113,29 +113,14 @@ class Digest:
 
 
 Row = Mapping[str, Any]
+Decided = tuple[Row, Decision]
+"""A row and the latest decision about it."""
 
 MANY_CRASHES = 0.2
 """A share of the experiments that is worth a look."""
 MUCH_IDLE = 0.2
 FEW = 10
 """Fewer experiments say nothing about who proposed them."""
-
-
-class _Decided(NamedTuple):
-    """A row and the latest decision about it."""
-
-    row: Row
-    decision: Decision
-
-    @property
-    def counts(self) -> bool:
-        """Return whether it says something about a hypothesis."""
-        return (
-            self.decision.decision_status in DECIDED
-            and self.row.get("failure_kind") not in NOT_EVIDENCE
-            and not is_baseline(dict(self.row))
-            and self.row.get("replicates") is None
-        )
 
 
 def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None = None) -> Digest:
@@ -151,21 +136,20 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         latest = DecisionHistory.of_tag(layout, tag).latest
     by_id = {str(row["id"]): row for row in rows}
     decided = [
-        _Decided(by_id[name], decision)
+        (by_id[name], decision)
         for name, decision in latest.items()
         if name in by_id and (since is None or decision.recorded_at >= since)
     ]
     spans = device_intervals(layout, rows, since, until)
     moments = [at for _, *span in spans for at in span]
-    moments += [one.decision.recorded_at for one in decided]
+    moments += [decision.recorded_at for _, decision in decided]
     hours = (max(moments) - min(moments)).total_seconds() / 3600 if moments else 0.0
     workers = _use(spans, standing)
 
     def confirmed_as(word: str, status: str = "keep") -> list[str]:
-        rows = (one.row for one in decided)
         return [
             str(row["id"])
-            for row in rows
+            for row, _ in decided
             if row.get("confirmation") == word and row.get("status") == status
         ]
 
@@ -175,9 +159,14 @@ def digest(layout: Layout, tag: str | None = None, *, since_hours: float | None 
         since=since,
         until=until,
         hours=round(hours, 4),
-        decided=dict(Counter(str(one.decision.decision_status) for one in decided)),
+        decided=dict(Counter(str(decision.decision_status) for _, decision in decided)),
         experiments_per_hour=round(len(decided) / hours, 2) if hours > 0 else None,
-        kept=[_step(one) for one in decided if _is_kept(one)],
+        kept=[
+            _step(row, decision)
+            for row, decision in decided
+            # A damaged bundle disagrees with its decision: that is no step.
+            if decision.decision_status == "keep" and row.get("status") != "damaged"
+        ],
         confirmed=confirmed_as("confirmed"),
         provisional=confirmed_as("provisional"),
         refuted=confirmed_as("refuted"),
@@ -202,13 +191,7 @@ def _noting(unread: list[Notice]) -> Iterator[None]:
         unread.append(Notice(error.problem, error.hint))
 
 
-def _is_kept(one: _Decided) -> bool:
-    """Return whether it was kept and its bundle agrees: a damaged one is no step."""
-    return one.decision.decision_status == "keep" and one.row.get("status") != "damaged"
-
-
-def _step(one: _Decided) -> KeptStep:
-    decision, row = one.decision, one.row
+def _step(row: Row, decision: Decision) -> KeptStep:
     gain, before = decision.improvement, decision.reference_value
     return KeptStep(
         experiment_id=str(row["id"]),
@@ -223,11 +206,11 @@ def _step(one: _Decided) -> KeptStep:
     )
 
 
-def _crashes(decided: Iterable[_Decided]) -> list[CrashKind]:
+def _crashes(decided: Iterable[Decided]) -> list[CrashKind]:
     by_kind: dict[str, list[Row]] = defaultdict(list)
-    for one in decided:
-        if one.decision.decision_status == "crash":
-            by_kind[str(one.row.get("failure_kind") or "unknown")].append(one.row)
+    for row, decision in decided:
+        if decision.decision_status == "crash":
+            by_kind[str(row.get("failure_kind") or "unknown")].append(row)
     found = [
         CrashKind(kind, len(rows), str(rows[-1]["id"]), str((rows[-1].get("notes") or [""])[0]))
         for kind, rows in by_kind.items()
@@ -265,21 +248,31 @@ def _idle(workers: Iterable[DeviceUse]) -> float | None:
     return _rounded(1 - sum(use.device_hours for use in used) / present) if present else None
 
 
-def _records(layout: Layout, decided: Iterable[_Decided]) -> list[ProposerRecord]:
-    by_proposer: dict[str, list[tuple[_Decided, float | None]]] = defaultdict(list)
-    for one in decided:
-        if one.counts:
-            proposer, predicted = _proposed(layout, one.row)
-            by_proposer[proposer].append((one, predicted))
-    found = [_record(name, tried) for name, tried in by_proposer.items()]
-    return sorted(found, key=lambda record: (-record.tried, record.proposer))
+def _records(layout: Layout, decided: Iterable[Decided]) -> list[ProposerRecord]:
+    by_proposer: dict[str, list[tuple[Decision, float | None]]] = defaultdict(list)
+    for row, decision in decided:
+        if _counts(row, decision):
+            proposer, predicted = _proposed(layout, row)
+            by_proposer[proposer].append((decision, predicted))
+    records = [_record(name, tried) for name, tried in by_proposer.items()]
+    return sorted(records, key=lambda record: (-record.tried, record.proposer))
 
 
-def _record(proposer: str, tried: Sequence[tuple[_Decided, float | None]]) -> ProposerRecord:
-    kept = sum(one.decision.decision_status == "keep" for one, _ in tried)
+def _counts(row: Row, decision: Decision) -> bool:
+    """Return whether an experiment says something about a hypothesis."""
+    return (
+        decision.decision_status in DECIDED
+        and row.get("failure_kind") not in NOT_EVIDENCE
+        and not is_baseline(dict(row))
+        and row.get("replicates") is None
+    )
+
+
+def _record(proposer: str, tried: Sequence[tuple[Decision, float | None]]) -> ProposerRecord:
+    kept = sum(decision.decision_status == "keep" for decision, _ in tried)
     pairs = []
-    for one, predicted in tried:
-        value, before = one.decision.metric_value, one.decision.reference_value
+    for decision, predicted in tried:
+        value, before = decision.metric_value, decision.reference_value
         if predicted is not None and value is not None and before is not None:
             pairs.append((predicted, value - before))
     # A prediction of no change names no direction that could be right.
@@ -300,8 +293,8 @@ def _proposed(layout: Layout, row: Row) -> tuple[str, float | None]:
     name, hypothesis, prediction = str(row.get("hypothesis_id") or ""), None, None
     if ID.fullmatch(name):
         paths = (layout.hypothesis(name, state) for state in ("done", "pending"))
-        found = (load_or_none(Hypothesis, path) for path in paths)
-        hypothesis = next((one for one in found if one is not None), None)
+        documents = (load_or_none(Hypothesis, path) for path in paths)
+        hypothesis = next((document for document in documents if document is not None), None)
         prediction = hypothesis.prediction if hypothesis else None
     if prediction is None and ID.fullmatch(str(row["id"])):
         plan = load_or_none(Plan, layout.plan(str(row["id"])))

@@ -297,7 +297,7 @@ class _Reader:
         if loop is None:
             return found
         if loop.alive:
-            found = [one for one in found if one.role == "observer" or one.alive]
+            found = [role for role in found if role.role == "observer" or role.alive]
         return [loop, *found]
 
     def role(self, name: str) -> RoleView:

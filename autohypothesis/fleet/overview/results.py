@@ -127,13 +127,13 @@ class Results:
 
         What is damaged has no rank: it comes last.
         """
-        chosen = [one for one in self.trials if not kept_only or one.status == "keep"]
+        chosen = [trial for trial in self.trials if not kept_only or trial.status == "keep"]
         ranked = [
-            (one.status == DAMAGED, -better_by(one.value, 0.0, one.direction), place, one)
-            for place, one in enumerate(chosen)
-            if one.value is not None
+            (trial.status == DAMAGED, -better_by(trial.value, 0.0, trial.direction), index, trial)
+            for index, trial in enumerate(chosen)
+            if trial.value is not None
         ]
-        return [one for *_, one in sorted(ranked, key=lambda entry: entry[:3])[:count]]
+        return [trial for *_, trial in sorted(ranked, key=lambda entry: entry[:3])[:count]]
 
     def as_dict(self, count: int, *, kept_only: bool = False) -> dict[str, Any]:
         document = asdict(self)
@@ -145,7 +145,9 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
     trials = [_trial(row) for row in rows if _counts(row)]
     decided = [row for row in rows if row.get("ordinal") is not None]
-    crashes = Counter(one.failure_kind or "unknown" for one in trials if one.status == "crash")
+    crashes = Counter(
+        trial.failure_kind or "unknown" for trial in trials if trial.status == "crash"
+    )
     return _results(
         "experiments.jsonl",
         trials,
@@ -168,10 +170,10 @@ def from_table(table: warm_start.WarmStart) -> Results:
     """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
     trials = [
         ResultTrial(
-            None, one.commit, one.value, one.memory_gb, one.status, one.description,
-            baseline=one is table.first and one is table.tried[0],
+            None, line.commit, line.value, line.memory_gb, line.status, line.description,
+            baseline=line is table.first and line is table.tried[0],
         )
-        for one in table.tried
+        for line in table.tried
     ]  # fmt: skip
     unknown = dict.fromkeys(("tag", "repeats", "undecided", "crashes"))
     known = {"metric": "val_bpb", "notes": table.problems}
@@ -206,9 +208,9 @@ def _trial(row: Row) -> ResultTrial:
 
 def _results(source: str, trials: list[ResultTrial], **known: Any) -> Results:
     """Return the results that follow from the trials, with what else is known."""
-    counts = Counter(one.status for one in trials)
-    tried = [one for one in trials if not one.baseline and one.status != DAMAGED]
-    kept = [one for one in trials if one.status == "keep" and one.value is not None]
+    counts = Counter(trial.status for trial in trials)
+    tried = [trial for trial in trials if not trial.baseline and trial.status != DAMAGED]
+    kept = [trial for trial in trials if trial.status == "keep" and trial.value is not None]
     best = _best(kept)
     start = _start(kept, best)
     return Results(
@@ -217,7 +219,7 @@ def _results(source: str, trials: list[ResultTrial], **known: Any) -> Results:
         kept=counts["keep"],
         discarded=counts["discard"],
         crashed=counts["crash"],
-        keep_rate=sum(one.status == "keep" for one in tried) / len(tried) if tried else None,
+        keep_rate=sum(trial.status == "keep" for trial in tried) / len(tried) if tried else None,
         start=start,
         best=best,
         gain=_gain(best, start) if best and start else None,
@@ -230,21 +232,21 @@ def _results(source: str, trials: list[ResultTrial], **known: Any) -> Results:
 def _steps(kept: Iterable[ResultTrial]) -> list[KeptTrial]:
     """Return each keep with its gain over those before it on its platform."""
     by_platform: dict[str, list[ResultTrial]] = {}
-    found = []
-    for one in kept:
-        before = by_platform.setdefault(one.platform_key, [])
-        gains = (_gain(one, before[-1]), _gain(one, before[0])) if before else (None, None)
-        found.append(KeptTrial(*astuple(one), *gains))
-        before.append(one)
-    return found
+    steps = []
+    for trial in kept:
+        before = by_platform.setdefault(trial.platform_key, [])
+        gains = (_gain(trial, before[-1]), _gain(trial, before[0])) if before else (None, None)
+        steps.append(KeptTrial(*astuple(trial), *gains))
+        before.append(trial)
+    return steps
 
 
 def _best(kept: Sequence[ResultTrial]) -> ResultTrial | None:
     """Return the best that is not refuted, on the platform that was kept on last."""
     standing = {
-        place: (place, one.platform_key, one.direction, one.value or 0.0)
-        for place, one in enumerate(kept)
-        if one.confirmation != "refuted"
+        index: (index, trial.platform_key, trial.direction, trial.value or 0.0)
+        for index, trial in enumerate(kept)
+        if trial.confirmation != "refuted"
     }
     best = best_of(standing)
     return None if best is None else kept[best]
@@ -254,8 +256,8 @@ def _start(kept: Iterable[ResultTrial], best: ResultTrial | None) -> ResultTrial
     """Return where the platform of the best began: its baseline, else its first keep."""
     if best is None:
         return None
-    same = [one for one in kept if one.platform_key == best.platform_key]
-    return next((one for one in same if one.baseline), same[0])
+    same = [trial for trial in kept if trial.platform_key == best.platform_key]
+    return next((trial for trial in same if trial.baseline), same[0])
 
 
 def _gain(trial: ResultTrial, over: ResultTrial) -> float:

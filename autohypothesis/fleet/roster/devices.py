@@ -115,7 +115,7 @@ def _named_gpus(words: Sequence[str]) -> tuple[list[Worker], list[str]]:
         gpu = _matching_gpu(word, everything)
         if gpu not in visible:
             mask = os.environ.get(MASK, "")
-            indices = ", ".join(str(one.index) for one in visible)
+            indices = ", ".join(str(other.index) for other in visible)
             raise UsageError(
                 f"--gpus {word}: {gpu.name} {gpu.uuid} is outside {MASK}={mask}",
                 hint=f"name one of {indices or 'none'}, or change {MASK}",

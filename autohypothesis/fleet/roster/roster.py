@@ -155,7 +155,7 @@ class _FleetSetup:
         self._refuse_while_at_work()
         self._refuse_foreign_tag()
         base = self._base()
-        self.trees.refuse_obstacles([one.worker_id for one in self.chosen])
+        self.trees.refuse_obstacles([worker.worker_id for worker in self.chosen])
         if self.repository.read_ref(marker(self.tag)) is None:
             # First, since a branch without its marker would be a stranger's after a kill.
             self.repository.compare_and_swap(marker(self.tag), base, None)
@@ -188,8 +188,8 @@ class _FleetSetup:
         """Return whether a worker would go, come, or change its device; a first driver is none."""
         if before.tag != self.tag or not self.chosen:
             return before.tag != self.tag
-        was = {one.worker_id: one.device for one in before.workers}
-        now = {one.worker_id: one.device for one in self.chosen}
+        was = {worker.worker_id: worker.device for worker in before.workers}
+        now = {worker.worker_id: worker.device for worker in self.chosen}
         return bool(was) and (
             was.keys() != now.keys()
             or any(was[name] and now[name] and was[name] != now[name] for name in was)
@@ -250,20 +250,20 @@ class _FleetSetup:
 
     def _make_worktrees(self) -> dict[str, str]:
         reference, done = self.project.reference(), {}
-        for one in self.chosen:
-            path = self.layout.worktree(one.worker_id)
-            wrong = self.trees.wrong_with(one.worker_id)
-            user = users_of(self.layout, one.worker_id, path) if wrong and path.is_dir() else ""
+        for worker in self.chosen:
+            path = self.layout.worktree(worker.worker_id)
+            wrong = self.trees.wrong_with(worker.worker_id)
+            user = users_of(self.layout, worker.worker_id, path) if wrong and path.is_dir() else ""
             if user:
                 self.notes.append(f"{path} was left alone ({wrong}): it is used by {user}")
-            done[one.worker_id] = "" if user else self.trees.make(one.worker_id, reference)
+            done[worker.worker_id] = "" if user else self.trees.make(worker.worker_id, reference)
         return done
 
     def _manifest(self) -> Manifest:
         started = read_manifest(self.layout)
         assert started is not None, "the tag was just begun"
         mine = self.before if self.before and self.before.tag == self.tag else started
-        known = {one.worker_id: one for one in mine.workers}
+        known = {worker.worker_id: worker for worker in mine.workers}
         options = {
             name: getattr(mine if getattr(self.wanted, name) is None else self.wanted, name)
             for name in ("mix", "tool_command", "hub")
@@ -272,23 +272,25 @@ class _FleetSetup:
             update={
                 "observer_prompt_path": str(self.layout.observer_prompt),
                 "tool_builder_prompt_path": str(self.layout.tool_builder_prompt),
-                "workers": [self._worker(one, known.get(one.worker_id)) for one in self.chosen],
+                "workers": [
+                    self._worker(worker, known.get(worker.worker_id)) for worker in self.chosen
+                ],
                 "proposers": list(self.wanted.proposers or mine.proposers or DEFAULT_PROPOSERS),
                 **options,
             }
         )
 
-    def _worker(self, one: Worker, known: Worker | None) -> Worker:
+    def _worker(self, worker: Worker, known: Worker | None) -> Worker:
         """Return a chosen worker with its place, and with what the manifest knows of it."""
-        former = known or one
+        former = known or worker
         return former.model_copy(
             update={
-                "gpu_id": one.gpu_id,
-                "device": one.device or former.device,
-                "kind": one.kind,
-                "branch": worker_branch(self.tag, one.worker_id),
-                "worktree_path": str(self.layout.worktree(one.worker_id)),
-                "prompt_path": str(self.layout.worker_prompt(one.worker_id)),
+                "gpu_id": worker.gpu_id,
+                "device": worker.device or former.device,
+                "kind": worker.kind,
+                "branch": worker_branch(self.tag, worker.worker_id),
+                "worktree_path": str(self.layout.worktree(worker.worker_id)),
+                "prompt_path": str(self.layout.worker_prompt(worker.worker_id)),
             }
         )
 
@@ -296,8 +298,8 @@ class _FleetSetup:
         """Queue again what workers that are no more still held."""
         if self.before is None or self.before.tag != self.tag:
             return
-        stay = {one.worker_id for one in manifest.workers}
-        gone = [one.worker_id for one in self.before.workers if one.worker_id not in stay]
+        stay = {worker.worker_id for worker in manifest.workers}
+        gone = [worker.worker_id for worker in self.before.workers if worker.worker_id not in stay]
         for worker in gone:
             moved = self._release_claims(Queue(self.layout, self.tag), worker)
             held = f"; {moved} hypotheses of it wait again" if moved else ""
@@ -318,7 +320,7 @@ class _FleetSetup:
         moved, decided = len(waiting), set[str]()
         if claimed:
             with suppress(RecordError):  # as far as decisions can be read
-                decided = {one.experiment_id for one in read_decisions(self.layout)[0]}
+                decided = {decision.experiment_id for decision in read_decisions(self.layout)[0]}
         for hypothesis in claimed:
             with suppress(*RECOVERABLE_ERRORS):
                 moved += bool(end_claim(self.project, queue, hypothesis, worker, decided))
@@ -332,13 +334,17 @@ class _FleetSetup:
                 f"{self.tag} goes on with its proposers ({', '.join(manifest.proposers)}), mix and"
                 " tool command, and with the workers that were chosen now"
             )
-        self.notes += device_users([one.device for one in manifest.workers if one.kind == "cuda"])
+        self.notes += device_users(
+            [worker.device for worker in manifest.workers if worker.kind == "cuda"]
+        )
         if not self.wanted.worktrees:
             self.notes.append("no worktrees were made; a worker makes its own when it starts")
         with suppress(LaunchError):
             root = self.layout.root
             kind = locate_inputs(self.project.task, root, root, os.environ).device
-            others = [one.worker_id for one in manifest.workers if kind and one.kind != kind]
+            others = [
+                worker.worker_id for worker in manifest.workers if kind and worker.kind != kind
+            ]
             if others:
                 self.notes.append(
                     f"the data is prepared for {kind}: {', '.join(others)} will not train; run"
@@ -352,14 +358,14 @@ def worker_named(manifest: Manifest, worker_id: str) -> Worker:
     Raises:
         UsageError: there is none of that name.
     """
-    found = next((one for one in manifest.workers if one.worker_id == worker_id), None)
-    if found is None:
-        names = ", ".join(one.worker_id for one in manifest.workers) or "none"
+    known = {worker.worker_id: worker for worker in manifest.workers}
+    if worker_id not in known:
+        names = ", ".join(known) or "none"
         raise UsageError(
             f"there is no worker {worker_id!r}; this fleet has {names}",
             hint="make it: python orchestrator.py init-fleet",
         )
-    return found
+    return known[worker_id]
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ class Worktrees:
             self._lead_back(space.path)
         refuse_checked_out(self.repository, self.tag)
         self.refuse_places(spaces)
-        elsewhere = {one.branch: one.path for one in self.repository.worktrees()}
+        elsewhere = {tree.branch: tree.path for tree in self.repository.worktrees()}
         for worker, space in spaces.items():
             taken = elsewhere.get(f"{HEADS}{space.branch}")
             if taken is not None and not _same(taken, space.path):
@@ -195,8 +195,8 @@ class Worktrees:
 def left_reference(repository: Repository, layout: Layout, tag: str) -> str | None:
     """Return where the decisions left the reference of a tag whose branch is gone."""
     with suppress(RecordError):
-        decisions = (one for one in read_decisions(layout)[0] if one.tag == tag)
-        left = [one.reference_after for one in decisions if one.reference_after]
+        decisions = (each for each in read_decisions(layout)[0] if each.tag == tag)
+        left = [each.reference_after for each in decisions if each.reference_after]
         return repository.read_ref(f"{left[-1]}^{{commit}}") if left else None
     return None
 
@@ -207,8 +207,8 @@ def free_name(repository: Repository, stem: str) -> str:
     return next(name for n in range(1, len(taken) + 2) if (name := f"{stem}-{n}") not in taken)
 
 
-def _same(one: Path, other: Path) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _same(path: Path, other: Path) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _in_the_way(path: Path, what: str) -> FleetError:
@@ -253,7 +253,7 @@ def prune(project: Project, *, dry_run: bool = False, tag: str | None = None) ->
     """
     with hold(project.layout, "fleet", doing="prune"):
         manifest = read_manifest(project.layout)
-        active = [one.worker_id for one in manifest.workers] if manifest else []
+        active = [worker.worker_id for worker in manifest.workers] if manifest else []
         made = _made(project.repository)
         past = [pair for pair in made if tag in (None, pair[0])]
         if tag is not None and not past:
@@ -338,7 +338,7 @@ class _Pruning:
             if not self.dry_run:
                 repository.delete_ref(marker(tag, worker))
             return
-        elsewhere = [one.path for one in repository.worktrees() if one.branch == HEADS + branch]
+        elsewhere = [tree.path for tree in repository.worktrees() if tree.branch == HEADS + branch]
         left = f"it is checked out in {elsewhere[0]}" if elsewhere and not self.dry_run else ""
 
         def remove() -> str:

@@ -365,8 +365,8 @@ def _put(repository: Repository, layout: Layout, kept: Mapping[str, str]) -> int
     """Write what is absent; return how many files that were."""
     absent = {path: blob for path, blob in kept.items() if _may_be_put(layout, path)}
     for path, content in zip(absent, git_bundle.blobs(repository, [*absent.values()]), strict=True):
-        place = layout.root / path
-        write_atomic(place, _at_home(layout, place, content), durable=False)
+        target = layout.root / path
+        write_atomic(target, _at_home(layout, target, content), durable=False)
     return len(absent)
 
 
@@ -375,9 +375,9 @@ def _may_be_put(layout: Layout, path: str) -> bool:
     return ".." not in PurePosixPath(path).parts and not os.path.lexists(layout.root / path)
 
 
-def _at_home(layout: Layout, place: Path, content: bytes) -> bytes:
+def _at_home(layout: Layout, target: Path, content: bytes) -> bytes:
     """Return the manifest with the paths of this repository: it may be from another place."""
-    if place != layout.manifest:
+    if target != layout.manifest:
         return content
     try:
         former = to_json(parse_json(content)["repository_root"])[1:-1]

@@ -65,7 +65,7 @@ def tried(research: Path, runs: list[Row]) -> list[Tried]:
     ]
     return [
         (same[0][0], statistics.fmean(value for _, value in same))
-        for same in grouped(found, lambda one: key(one[0]))
+        for same in grouped(found, lambda entry: key(entry[0]))
     ]
 
 
@@ -79,8 +79,8 @@ def varying(found: list[Tried]) -> list[str]:
 
 def pairs(found: list[Tried], name: str) -> list[tuple[Any, Any, float]]:
     """Return (value, other value, difference of the metric) for runs that differ in `name` only."""
-    having = [one for one in found if name in one[0]]
-    groups = grouped(having, lambda one: key({k: v for k, v in one[0].items() if k != name}))
+    having = [entry for entry in found if name in entry[0]]
+    groups = grouped(having, lambda entry: key({k: v for k, v in entry[0].items() if k != name}))
     return [
         (first[name], second[name], b - a)
         for group in groups
@@ -98,7 +98,7 @@ def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
     if not seen:
         return {"pairs": 0, "effect": None, "best_change": None}
     both = seen + [(b, a, -difference) for a, b, difference in seen]
-    old, new, difference = max(both, key=lambda one: sign * one[2])
+    old, new, difference = max(both, key=lambda entry: sign * entry[2])
     return {
         "pairs": len(seen),
         "effect": statistics.fmean(abs(difference) for _, _, difference in seen),
@@ -109,7 +109,7 @@ def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
 def ranks(values: list[float]) -> list[float]:
     """Return ranks from 1; equal values share the mean of theirs."""
     order = sorted(values)
-    return [(bisect_left(order, one) + bisect_right(order, one) + 1) / 2 for one in values]
+    return [(bisect_left(order, entry) + bisect_right(order, entry) + 1) / 2 for entry in values]
 
 
 def rank_correlation(found: list[Tried], name: str) -> float | None:
@@ -171,14 +171,14 @@ def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
     settings = [
         {
             "name": name,
-            "values": len({key(one[name]) for one, _ in found}),
+            "values": len({key(entry[name]) for entry, _ in found}),
             **direct(found, name, sign),
             "rank_correlation": rank_correlation(found, name),
             "share": given.get(name),
         }
         for name in names
     ]
-    settings.sort(key=lambda one: (one["effect"] or 0.0, abs(one["rank_correlation"] or 0.0)))
+    settings.sort(key=lambda entry: (entry["effect"] or 0.0, abs(entry["rank_correlation"] or 0.0)))
     return {
         "tool": "importance",
         "tag": wanted,
@@ -207,13 +207,13 @@ def text(found: dict[str, Any]) -> str:
             f"{'setting':<22}{'values':>7}{'pairs':>7}{'effect':>11}{'rank corr.':>12}{'share':>8}"
         )
         lines.append(head + "  change that helped most")
-    for one in found["settings"]:
-        best = one["best_change"]
+    for entry in found["settings"]:
+        best = entry["best_change"]
         change = f"{best['from']} -> {best['to']}: {best['difference']:+.5g}" if best else "–"
         lines.append(
-            f"{one['name'][:21]:<22}{one['values']:>7}{one['pairs']:>7}"
-            f"{shown(one['effect'], '.5g'):>11}{shown(one['rank_correlation'], '+.2f'):>12}"
-            f"{shown(one['share'], '.0%'):>8}  {change}"
+            f"{entry['name'][:21]:<22}{entry['values']:>7}{entry['pairs']:>7}"
+            f"{shown(entry['effect'], '.5g'):>11}{shown(entry['rank_correlation'], '+.2f'):>12}"
+            f"{shown(entry['share'], '.0%'):>8}  {change}"
         )
     return "\n".join(lines + ([found["note"]] if found["note"] else []))
 
