@@ -21,6 +21,7 @@ from autohypothesis.engine.recorded_runs import result_of_log
 from autohypothesis.engine.task import task_hash
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.observer import proposals
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.proposing import Proposer, Situation
@@ -35,8 +36,9 @@ PAUSE_S = 0.02
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run is voided because other tests are busy beside it."""
+    """No run is voided because other tests are busy beside it, and no proposer rests for long."""
     monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
+    monkeypatch.setattr(proposals, "FIRST_PAUSE_S", 0.05)
 
 
 @dataclass

@@ -418,7 +418,7 @@ def test_eight_claimers_of_one_queue_lose_none_and_double_none(
     layout: Layout, forked: Callable[..., Forked]
 ) -> None:
     queue, begin = Queue(layout, "t"), FORKS.Event()
-    names = [propose(queue, f"idea {number}") for number in range(200)]
+    names = [propose(queue, f"idea {number}") for number in range(80)]
     for name in names:
         queue.dispatch(name, "shared")
     claimers = [forked(claim_all, layout.root, begin) for _ in range(8)]
@@ -436,19 +436,19 @@ def sync_for_ever(tell: Callable[[int], None], root: Path) -> None:
         sync(Layout(root), all=True)
 
 
-def test_two_syncs_beside_a_writer_of_200_dispatches_lose_none(
+def test_two_syncs_beside_a_writer_of_dispatches_lose_none(
     layout: Layout, forked: Callable[..., Forked]
 ) -> None:
     queue = Queue(layout, "t")
     syncs = [forked(sync_for_ever, layout.root) for _ in range(2)]
     assert [each.hear() for each in syncs] == [0, 0]
-    names = [propose(queue, f"idea {number}") for number in range(200)]
+    names = [propose(queue, f"idea {number}") for number in range(80)]
     for number, name in enumerate(names):
         queue.dispatch(name, f"cpu{number % 4}")
     assert [each.hear() for each in syncs] == [1, 1]
     for each in syncs:
         each.process.kill()
-    assert queue.counts() == {"pending": 0, "dispatched": 200, "running": 0, "done": 0}
+    assert queue.counts() == {"pending": 0, "dispatched": 80, "running": 0, "done": 0}
     found = [one.hypothesis_id for several in queue.dispatched().values() for one in several]
     assert sorted(found) == names
     assert queue.problems == []

@@ -56,6 +56,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(proposals, "monotonic", clock)
+    monkeypatch.setattr(proposals, "FIRST_PAUSE_S", 1.0)
     return clock
 
 
