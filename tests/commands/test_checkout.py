@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from autohypothesis.records.layout import Layout
+from tests.conftest import Cli
 
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 Git = Callable[..., str]
 READS = """import os
 found = [name for name in ("data/x", "part/p.txt") if os.path.exists(name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from autohypothesis.commands.run import print_decision
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Decision, now
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.conftest import Cli
 
 
 def run(cli: Cli, *words: str) -> str:

@@ -27,9 +27,8 @@ from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
-from tests.conftest import called
+from tests.conftest import ROOT, called
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """import time
 
 RATE = 1.0
@@ -199,7 +198,7 @@ def test_a_watching_sync_packs_what_a_fleet_leaves_behind(
 
 
 @pytest.mark.slow
-def test_so_many_runs_and_no_more_then_all_is_folded_and_kept(place: Place) -> None:
+def test_so_many_runs_and_no_more_are_kept_and_restored_after_a_clean(place: Place) -> None:
     place.make()
     answer = place("up", "--max-runs", "3")
     assert answer.returncode == 0, answer.stderr
@@ -208,8 +207,16 @@ def test_so_many_runs_and_no_more_then_all_is_folded_and_kept(place: Place) -> N
     assert place.layout.progress_png.exists()
     kept = place.git(place.root, "show", f"{ledger_ref('t')}:experiments.jsonl")
     assert kept.encode() + b"\n" == place.layout.ledger.read_bytes()
+    ledger, decisions = place.layout.ledger.read_bytes(), place.layout.decisions.read_bytes()
+    place.git(place.root, "clean", "-xdff")
+    assert json.loads(place("restore", "--json").stdout)["experiments"] == 3
+    assert place.layout.ledger.read_bytes() == ledger
+    assert place.layout.decisions.read_bytes() == decisions
+    mended = place("init-fleet", "--cpu-workers", "1")
+    assert mended.returncode == 0, mended.stderr
     again = place("up", "--max-runs", "1")
     assert again.returncode == 0 and len(read_ledger(place.layout)) == 4
+    assert place.layout.ledger.read_bytes().startswith(ledger)
     assert not supervisor.live_processes(place.layout) and not place.leases()
 
 
@@ -226,22 +233,6 @@ def test_the_others_work_while_one_device_is_missing_and_stop_in_time(place: Pla
     workers = {row["worker_id"] for row in read_ledger(place.layout)}
     assert workers == {"cpu0"}
     assert not place.layout.role_log("worker-gpu7").exists()
-
-
-@pytest.mark.slow
-def test_a_cleaned_repository_is_restored_and_goes_on(place: Place) -> None:
-    place.make()
-    assert place("up", "--max-runs", "2").returncode == 0
-    ledger, decisions = place.layout.ledger.read_bytes(), place.layout.decisions.read_bytes()
-    place.git(place.root, "clean", "-xdff")
-    back = place("restore", "--json")
-    assert json.loads(back.stdout)["experiments"] == 2
-    assert place.layout.ledger.read_bytes() == ledger
-    assert place.layout.decisions.read_bytes() == decisions
-    mended = place("init-fleet", "--cpu-workers", "1")
-    assert mended.returncode == 0, mended.stderr
-    assert place("up", "--max-runs", "1").returncode == 0
-    assert place.layout.ledger.read_bytes().startswith(ledger)
 
 
 @pytest.mark.slow
@@ -317,18 +308,6 @@ def test_a_training_goes_on_past_its_supervisor_and_counts_once(place: Place) ->
     assert place("up", "--max-runs", "1").returncode == 0
     rows = [row for row in read_ledger(place.layout) if row["hypothesis_id"] == "baseline-t"]
     assert [row["id"] for row in rows] == ["baseline-t-1"] and rows[0]["status"] == "keep"
-
-
-@pytest.mark.slow
-def test_a_role_may_be_played_by_hand_and_is_then_refused_to_another(place: Place) -> None:
-    place.make()
-    process = place.start("tool-builder")
-    until(lambda: presence.read_role(place.layout, "tool-builder"))
-    second = place("tool-builder")
-    assert second.returncode == 1 and str(process.pid) in second.stderr
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
 
 
 def test_restore_beside_an_observer_is_refused_by_name(place: Place) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.fleet.roster import devices
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GPUS = ROOT / "tests" / "stand_in_nvml"
 TORCH = ROOT / "tests" / "commands" / "stand_in_torch"
 PUBLISHED = ["gpu_name", "vram_mb", "cuda_version", "python_ok", "uv_ok", "ready"]

@@ -17,8 +17,8 @@ import pytest
 from autohypothesis.engine import contention
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.records.layout import Layout
+from tests.conftest import Cli
 
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 CALM = """
 from autohypothesis.engine import contention
 contention.ENOUGH = 1_000_000

@@ -16,8 +16,8 @@ from autohypothesis.fleet.knowledge import warm_start
 from autohypothesis.fleet.overview.results import Results, from_rows, from_table
 from autohypothesis.schema import Row
 from autohypothesis.terminal.experiments import results_page
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "example"
 OTHER = """\
 commit\tval_bpb\tpeak_vram_mb\tstatus\tdescription

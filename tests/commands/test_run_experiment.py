@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.records.layout import Layout
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT, Cli
 
 
 def rows(cli: Cli) -> list[dict[str, object]]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 SCRIPTS = sorted((ROOT / "scripts").glob("*.sh"))
 PUBLISHED = ["check-hardware", "run-experiment", "run-loop", "setup", "show-results"]
 ECHO = '#!/bin/sh\nprintf "%s\\n" "$0" "$@"\n'

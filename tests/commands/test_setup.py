@@ -19,9 +19,8 @@ from autohypothesis.engine.setup import FILES, make_repository
 from autohypothesis.engine.task_file import default_task
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from tests.conftest import Answer, Cli, called, run_git
+from tests.conftest import ROOT, Answer, Cli, called, run_git
 
-ROOT = Path(__file__).resolve().parents[2]
 TORCH = ROOT / "tests" / "commands" / "stand_in_torch"
 FOREIGN = """
 import pathlib, sys

@@ -15,9 +15,7 @@ import pytest
 from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
 from autohypothesis.fleet.toolbuilder.tools import CATALOGUE, registry
 from autohypothesis.records.layout import Layout
-
-ROOT = Path(__file__).resolve().parents[2]
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.conftest import ROOT, Cli
 
 SCRIPT = '''"""Says where it looks."""
 import argparse, json, os, sys

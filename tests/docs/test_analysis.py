@@ -17,8 +17,8 @@ from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import run
 from autohypothesis.fleet.sync import sync
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "example"
 ASK = """
 import json

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 LIMIT_S = 360.0 * 5
 """A hang guard: five times the goal, six minutes on an idle machine."""
 

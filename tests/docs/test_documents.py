@@ -24,20 +24,16 @@ from typing import Any
 import pytest
 import typer
 
-from autohypothesis.engine.project import todays_tag
 from autohypothesis.engine.task_file import load_task
 from autohypothesis.fleet.live import steering
 from autohypothesis.schema import Steering
-from tests.conftest import copy_of_the_project
+from tests.conftest import ROOT, copy_of_the_project
 
-ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 HERE = "<<'END'"
 HANGS_S = 900.0
 """A hang guard: a loop of six takes half a minute on an idle machine."""
-USELESS = "0.0"
-"""A rate at which nothing is learnt."""
 EDIT = "sed -i 's/^MATRIX_LR = [^ ]*/MATRIX_LR = 0.001/' train.py"
 STAND_INS = {
     "python prepare.py": "python prepare.py --profile test",
@@ -191,71 +187,14 @@ def test_the_task_of_the_usage_page_improves(clone: Path, environment: dict[str,
     assert len((task / "advice.txt").read_text().split()) == kept[-1]["candidate_score"] < 16
 
 
-# ── the loop as it was first published ──────────────────────────────────────────────────────
-
 TRAIN = "uv run train.py > run.log 2>&1"
 LOOK = r'grep "^val_bpb:\|^peak_vram_mb:" run.log'
 SYNC = "uv run python orchestrator.py sync"
 
 
 def test_the_published_loop_is_printed_as_it_is() -> None:
+    """SKILL.md is run as it is above; tests/commands/test_own_branch.py has its decisions."""
     assert {TRAIN, LOOK, SYNC, "git reset --hard HEAD~1"} <= set(commands("SKILL.md"))
-
-
-class PublishedLoop:
-    """A user who edits train.py, commits, runs, looks, records, and keeps or resets."""
-
-    def __init__(self, clone: Path, environment: dict[str, str]) -> None:
-        self.clone, self.environment = clone, environment
-
-    def run(self, command: str) -> str:
-        return run(command, self.clone, self.environment)
-
-    def edit(self, rate: str) -> None:
-        script = self.clone / "train.py"
-        text, count = re.subn(r"(?m)^(\w+_LR) = \S+", rf"\g<1> = {rate}", script.read_text())
-        assert count == 4  # all of them: what learns nothing at all is worse on any machine
-        script.write_text(text)
-        self.run(f"git commit -qam 'MATRIX_LR {rate}'")
-
-    def once(self, title: str) -> dict[str, Any]:
-        """Train, look, record, have it decided; the decision."""
-        self.run(TRAIN)
-        said = self.run(LOOK)
-        assert [line.split(":")[0] for line in said.splitlines()] == ["val_bpb", "peak_vram_mb"]
-        self.run(f"python orchestrator.py record run.log --desc '{title}'")
-        decided = json.loads(self.run("python orchestrator.py decide --json"))
-        assert len(decided) == 1
-        return dict(decided[0])
-
-
-@pytest.mark.slow  # tests/commands/test_own_branch.py has it with a script that takes no time
-@pytest.mark.parametrize("name", ["mar5", pytest.param(todays_tag(), id="today")])
-def test_the_published_loop_on_a_branch_of_its_user(
-    clone: Path, environment: dict[str, str], name: str
-) -> None:
-    """A worse change, then a better one; a person's word keeps what is not attested."""
-    loop = PublishedLoop(clone, environment)
-    loop.run("python prepare.py")
-    loop.edit(USELESS)
-    loop.run(f"git checkout -q -b autoresearch/{name}")
-    assert loop.once("baseline")["decision_status"] == "keep"
-    loop.edit("0.02")
-    better = loop.once("a rate that learns")
-    assert (better["decision_status"], better["reason"]) == ("discard", "unattested"), better
-    loop.run(f"python orchestrator.py decide {better['experiment_id']} keep")
-    head = git(clone, "rev-parse", "HEAD")
-    assert git(clone, "rev-parse", f"autoresearch/{better['tag']}") == head
-    loop.edit(USELESS)
-    assert loop.once("no rate again")["reason"] == "worse"
-    loop.run("git reset -q --hard HEAD~1")
-    loop.run(SYNC)
-    table = [line.split("\t")[3:] for line in (clone / "results.tsv").read_text().splitlines()]
-    assert table[1:] == [
-        ["keep", "baseline"], ["keep", "a rate that learns"], ["discard", "no rate again"],
-    ]  # fmt: skip
-    assert git(clone, "branch", "--show-current") == f"autoresearch/{name}"
-    assert (git(clone, "rev-parse", "HEAD"), git(clone, "status", "--porcelain")) == (head, "")
 
 
 # ── names in the text ───────────────────────────────────────────────────────────────────────
