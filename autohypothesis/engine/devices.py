@@ -17,6 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from autohypothesis import system
@@ -59,19 +60,20 @@ class LockFolder(NamedTuple):
     fallback: str | None = None
 
 
-def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
+def lock_folder(environ: Mapping[str, str] = os.environ) -> LockFolder:
     """Return the folder of lock files, made when missing.
 
     `$AUTOHYPOTHESIS_LOCKS`, else /run/lock/autohypothesis, else a folder of this user.
     Raises LeaseError if the named folder, or the last resort, cannot be used.
     """
-    environ = os.environ if environ is None else environ
-    if named := environ.get(LOCKS_VARIABLE):
-        _make_folder(os.path.abspath(named), 0o1777)
-        return LockFolder(os.path.abspath(named))
+    named = environ.get(LOCKS_VARIABLE)
+    shared = os.path.abspath(named) if named else SHARED_FOLDER
     try:
-        _make_folder(SHARED_FOLDER, 0o1777)
+        _make_folder(shared, 0o1777)
+        return LockFolder(shared)
     except LeaseError as error:
+        if named:
+            raise
         path = _own_folder(environ)
         for folder in (os.path.dirname(path), path):
             _make_folder(folder, 0o700)
@@ -80,7 +82,6 @@ def lock_folder(environ: Mapping[str, str] | None = None) -> LockFolder:
                     f"lock folder {folder} belongs to another user", hint=f"set {LOCKS_VARIABLE}"
                 ) from error
         return LockFolder(path, fallback=error.problem)
-    return LockFolder(SHARED_FOLDER)
 
 
 def _own_folder(environ: Mapping[str, str]) -> str:
@@ -89,20 +90,17 @@ def _own_folder(environ: Mapping[str, str]) -> str:
 
 
 def _make_folder(path: str, mode: int) -> None:
+    problem = ""
     try:
-        os.mkdir(path, mode)
-        os.chmod(path, mode)  # past the umask
-    except FileExistsError:
-        pass
+        with suppress(FileExistsError):
+            os.mkdir(path, mode)
+            os.chmod(path, mode)  # past the umask
+        if not stat.S_ISDIR(os.lstat(path).st_mode) or not os.access(path, os.W_OK | os.X_OK):
+            problem = "is no folder that this user may write"
     except OSError as error:
-        raise LeaseError(
-            f"lock folder {path} cannot be made ({error.strerror})", hint=f"set {LOCKS_VARIABLE}"
-        ) from error
-    if not stat.S_ISDIR(os.lstat(path).st_mode) or not os.access(path, os.W_OK | os.X_OK):
-        raise LeaseError(
-            f"lock folder {path} is no folder that this user may write",
-            hint=f"set {LOCKS_VARIABLE}",
-        )
+        problem = f"cannot be made ({error.strerror})"
+    if problem:
+        raise LeaseError(f"lock folder {path} {problem}", hint=f"set {LOCKS_VARIABLE}")
 
 
 class Held(NamedTuple):
@@ -221,12 +219,10 @@ def _lock(fd: int, how: int) -> bool:
 
 def _read_note(fd: int) -> dict[str, Any]:
     """Read what a holder wrote, and close `fd`."""
-    try:
+    note = None
+    with suppress(OSError, ValueError, RecursionError):
         note = json.loads(os.pread(fd, _NOTE_BYTES, 0))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    finally:
-        os.close(fd)
+    os.close(fd)
     return note if isinstance(note, dict) else {}
 
 
@@ -251,14 +247,11 @@ def lease_of(device: Device) -> Lease:
 def experiments_of(repository: str) -> list[str]:
     """Return what runs for a repository now, as far as lock files name it. Makes no file."""
     named = os.environ.get(LOCKS_VARIABLE)
-    found = []
-    for folder in [os.path.abspath(named)] if named else [SHARED_FOLDER, _own_folder(os.environ)]:
-        with suppress(OSError):
-            for name in sorted(os.listdir(folder)):
-                note = Lease(os.path.join(folder, name), name).note()
-                if name.endswith(".lock") and note.get("repository") == repository:
-                    found.append(str(note.get("experiment_id")))
-    return found
+    folders = [os.path.abspath(named)] if named else [SHARED_FOLDER, _own_folder(os.environ)]
+    files = (file for folder in folders for file in sorted(Path(folder).glob("*.lock")))
+    notes = (Lease(str(file), file.name).note() for file in files)
+    ours = (note for note in notes if note.get("repository") == repository)
+    return [str(note.get("experiment_id")) for note in ours]
 
 
 def cpu_slots() -> list[Device]:

@@ -295,6 +295,7 @@ class GpuRecord:
         self._throttled: Counter[str] = Counter()
         self._samples = 0
         self._ours_seen = False
+        self._before = _memory(before)
 
     def take(self, sample: Gpu, ours: Collection[int]) -> None:
         """Add a sample during the lease; `ours` are all pids that the tree has had."""
@@ -308,7 +309,7 @@ class GpuRecord:
             self._load.append(sample.utilisation)
         if sample.power_w is not None and not self._last.problem:
             self._joules += sample.power_w * (sample.monotonic - self._last.monotonic)
-        memory = {pid: mb or 0.0 for pid, mb in sample.processes}
+        memory = _memory(sample)
         mine = [mb for pid, mb in memory.items() if pid in ours]
         self._ours_seen = self._ours_seen or bool(mine)
         used = sum(mine) or sample.used_mb - self._first.used_mb
@@ -318,10 +319,6 @@ class GpuRecord:
             if pid not in ours and grown > GROWN_MB:
                 self._grown.setdefault(pid, []).append(grown)
         self._last = sample
-
-    @property
-    def _before(self) -> dict[int, float]:
-        return {pid: mb or 0.0 for pid, mb in self._first.processes}
 
     def is_back(self, sample: Gpu) -> bool:
         """Return whether, after the training, the device's memory is what it was before."""
@@ -359,3 +356,7 @@ class GpuRecord:
     def throttled(self) -> dict[str, float]:
         """Return the share of samples for each reason that slowed the device."""
         return {name: count / self._samples for name, count in self._throttled.items()}
+
+
+def _memory(sample: Gpu) -> dict[int, float]:
+    return {pid: mb or 0.0 for pid, mb in sample.processes}

@@ -26,48 +26,50 @@ def own_cpu_seconds(pid: int) -> float:
     Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
     """
     if LINUX:
-        try:
+        with suppress(OSError):
             return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
-        except OSError:
-            fields = system.stat_fields(pid)
-            return (int(fields[11]) + int(fields[12])) / system.TICKS if fields else 0.0
+        return _ticks(pid, 11)
     import psutil
 
-    try:
+    with suppress(psutil.Error):
         times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
-        return 0.0
-    return float(times.user + times.system)
+        return float(times.user + times.system)
+    return 0.0
 
 
 def reaped_cpu_seconds(pid: int) -> float:
-    """CPU time of the children that this process has waited for (ticks); 0.0 if unknown."""
-    fields = system.stat_fields(pid) if LINUX else None
-    return (int(fields[13]) + int(fields[14])) / system.TICKS if fields else 0.0
+    """Return the CPU time of the children that a process has waited for; 0.0 if unknown."""
+    return _ticks(pid, 13) if LINUX else 0.0
+
+
+def _ticks(pid: int, first: int) -> float:
+    """Return the seconds in two fields of /proc/PID/stat: of the user, and of the system."""
+    fields = system.stat_fields(pid)
+    return sum(map(int, fields[first : first + 2])) / system.TICKS if fields else 0.0
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of one process; 0 if it is gone. Pages shared in a tree count twice."""
+    """Return the resident memory of one process; 0 if it is gone.
+
+    Pages that are shared in a tree count twice.
+    """
     if LINUX:
-        try:
+        with suppress(OSError, IndexError):
             return int(system.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
-        except (OSError, IndexError):
-            return 0
+        return 0
     import psutil
 
-    try:
+    with suppress(psutil.Error):
         return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
-        return 0
+    return 0
 
 
 def oom_kills() -> int:
     """Count the strikes of the kernel's out-of-memory killer on this machine; 0 if unknown."""
-    try:
+    with suppress(OSError, ValueError, IndexError):
         words = system.read("/proc/vmstat").split()
         return int(words[words.index(b"oom_kill") + 1])
-    except (OSError, ValueError, IndexError):
-        return 0
+    return 0
 
 
 class TreeMeter:
@@ -174,15 +176,11 @@ class ProcessLimit:
         if not refused and (few or time.monotonic() < self._next):
             return ""
         self._next = time.monotonic() + COUNT_S
-        count = self._count()
-        if count > self.most:
+        if (count := self._count()) > self.most:
             return f"{count} processes at once, {self.most} are allowed"
-        if refused:
-            return (
-                f"{TASKS_EACH * self.most} processes and threads at once, {self.most} processes"
-                f" with {TASKS_EACH} threads each are allowed"
-            )
-        return ""
+        allowed = f"{self.most} processes with {TASKS_EACH} threads each are allowed"
+        tasks = TASKS_EACH * self.most
+        return f"{tasks} processes and threads at once, {allowed}" if refused else ""
 
     def forbid_more(self) -> None:
         """Keep everything in the cgroup from forking, so that a tree can be ended."""
@@ -225,10 +223,9 @@ class ProcessLimit:
 
     def _number(self, name: str) -> int | None:
         """Return the last number in a file of the cgroup."""
-        try:
+        with suppress(OSError, ValueError, IndexError):
             return int(system.read(f"{self._group}/{name}").split()[-1])
-        except (OSError, ValueError, IndexError):
-            return None
+        return None
 
 
 def sweep(home: str = "") -> None:

@@ -263,9 +263,7 @@ attempt("the memory of the shim", lambda: open(f"/proc/{{os.getppid()}}/mem", "r
 """
     came = attack(foreign, code).came
     assert came.pop("environment") == "[]"
-    if (
-        sandboxed == "bwrap"
-    ):  # the parent there is bubblewrap's own process, with the same variables
+    if sandboxed == "bwrap":  # the parent is bubblewrap's own process, with the same variables
         assert "secret" not in came.pop("that of the shim")
     assert set(came.values()) <= {"FileNotFoundError", "PermissionError", "ProcessLookupError"}
 
@@ -377,9 +375,10 @@ attempt("cores", lambda: "processor" in open("/proc/cpuinfo").read() and "fine")
     assert set(came.values()) == {"'fine'"}, came
 
 
-def test_shared_memory_of_others_is_not_there(foreign: Path, held_by: str) -> None:
-    if held_by != "bwrap":
-        pytest.skip("only bubblewrap makes a /dev/shm of its own")
+def test_bubblewrap_makes_a_shared_memory_of_its_own(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold_by("bwrap", monkeypatch)
     name = Path(f"/dev/shm/of-a-test-{os.getpid()}")
     name.write_text("x")
     try:
