@@ -260,19 +260,21 @@ class _Sync:
         path, copy = self.layout.results_tsv, self.layout.aggregate_results_tsv
         before = self._lines(copy)
         theirs = self._their_lines(ours, before) if self._is_free(path, not before) else None
-        self._table(copy, ours)
-        if theirs is None:
-            return
-        if theirs and not self.folded.entries:
-            return  # nothing was run here, so nothing is to be added
-        if theirs and not before:
+        changed = set(before or ()) - set(ours.split("\n"))  # a kill may leave them at `path`
+        if theirs and self.folded.entries and not before:
             self._table(self.layout.results_before, tables.HEADER + _joined(theirs))
+        self._table(copy, ours + _joined(changed))
+        if theirs is not None and (self.folded.entries or not theirs):
+            self._write_results(ours, theirs)
+        self._table(copy, ours)
+
+    def _write_results(self, ours: str, theirs: list[str]) -> None:
         known = set(self._lines(self.layout.results_before) or ())
-        first = [line for line in theirs if line in known]
+        before = [line for line in theirs if line in known]
         added = [line for line in theirs if line not in known]
         self.taken += take_in(self.layout, self.tag, table_lines(added[:MOST]))
-        whole = tables.HEADER + _joined(first) + ours.removeprefix(tables.HEADER) + _joined(added)
-        self._table(path, whole, unless=self._tracked)
+        whole = tables.HEADER + _joined(before) + ours.removeprefix(tables.HEADER) + _joined(added)
+        self._table(self.layout.results_tsv, whole, unless=self._tracked)
 
     def _is_free(self, path: Path, first: bool) -> bool:
         """Return whether there is room for our table at `path`, or one of the published format.

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autohypothesis.fleet import sync as sync_module
 from autohypothesis.fleet.sync import sync
 from autohypothesis.plain import table_text
 from autohypothesis.records.tables import HEADER
@@ -189,6 +190,26 @@ def test_a_table_that_the_repository_tracks_is_not_written(
     assert git(lab.root, "status", "--porcelain", "--untracked-files=no") == ""
     assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
     assert any("tracked" in problem.reason for problem in report.problems)
+
+
+def test_after_a_kill_between_the_two_tables_no_line_of_ours_is_a_persons(
+    searched: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sync_module._Sync._table
+
+    def killed(run: Any, path: Path, *words: Any, **more: Any) -> None:
+        if path == searched.layout.results_tsv:
+            raise KeyboardInterrupt
+        real(run, path, *words, **more)
+
+    monkeypatch.setattr(sync_module._Sync, "_table", killed)
+    searched.bundle("a-1", 1.31, title="its bundle came after its decision")
+    with pytest.raises(KeyboardInterrupt):
+        sync(searched.layout)
+    monkeypatch.undo()
+    searched.bundle("a-1", 1.31, title="and changed again")
+    assert sync(searched.layout).taken == []
+    assert searched.layout.results_tsv.read_text().count("\n") == 8
 
 
 def test_our_own_table_is_never_set_aside(searched: Any) -> None:
