@@ -39,7 +39,7 @@ _PIECE = 8 << 20
 _OVERLAP = 64 << 10
 """Bytes; what is looked for in a file is shorter."""
 _VERSIONS = {b"# v2 git bundle": 2, b"# v3 git bundle": 3}
-_NAMED = re.compile(r"(-?)([0-9a-f]{40}|[0-9a-f]{64})(?: (.{0,1000}))?")
+_NAMED = re.compile(r"(-?)([0-9a-f]{40}|[0-9a-f]{64})(?: (.*))?", re.DOTALL)
 _AT_ONCE = 500
 """Paths or objects in one call."""
 

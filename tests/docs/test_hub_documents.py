@@ -182,9 +182,7 @@ class Visitor:
 
     @classmethod
     def make(cls, hub: Hub, root: Path) -> Visitor:
-        root.mkdir()
-        clone = Clone(root)
-        clone.git("init", "-q", "-b", "main")
+        clone = Clone.make(root)
         task_hash = sha256((PAIR["prepare.py"] + PAIR["pyproject.toml"]).encode()).hexdigest()
         key = sha256(f"H100\n{task_hash}\n300\n".encode()).hexdigest()
         made = cls(hub.agent("grace"), clone, task_hash, key, [])
@@ -400,11 +398,9 @@ def test_a_push_over_tls_through_the_recipe_for_nginx(
 ) -> None:
     way = behind_nginx
     register = (*way, "-X", "POST", "-H", "Content-Type: application/json")
-    name, clone = "https://hub.example.org", Clone(tmp_path / "clone")
+    name, clone = "https://hub.example.org", Clone.make(tmp_path / "clone")
     answer = curl(*register, "-d", '{"id":"ada"}', f"{name}/api/register")
     ada = Agent(name, "ada", answer.json["api_key"])
-    clone.root.mkdir()
-    clone.git("init", "-q", "-b", "main")
     (clone.root / "large.bin").write_bytes(os.urandom(3 << 20))
     head = clone.commit("more than nginx takes by itself")
     push = ("-X", "POST", "--data-binary", f"@{clone.bundle()}")

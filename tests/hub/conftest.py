@@ -283,6 +283,13 @@ class Clone:
 
     root: Path
 
+    @classmethod
+    def make(cls, root: Path) -> Clone:
+        root.mkdir(parents=True)
+        made = cls(root)
+        made.git("init", "-q", "-b", "main")
+        return made
+
     def git(self, *words: str, stdin: bytes = b"") -> str:
         identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
         environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
@@ -341,10 +348,4 @@ class Clone:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Callable[[str], Clone]:
-    def make(name: str = "clone") -> Clone:
-        found = Clone(tmp_path / name)
-        found.root.mkdir()
-        found.git("init", "-q", "-b", "main")
-        return found
-
-    return make
+    return lambda name="clone": Clone.make(tmp_path / name)

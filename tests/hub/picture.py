@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 
 from .browsing import Browsing
-from .conftest import ROOT, Clone, Hub
-from .showcase import OPTIONS, Showcase, spread
+from .conftest import ROOT
+from .showcase import Showcase, spread
 
 SHOTS = (
     ("hub", "/", "light", 1100, 1120),
@@ -20,11 +20,8 @@ SHOTS = (
 def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        hub, clone = Hub(root / "data", OPTIONS).start(), Clone(root / "clone")
-        clone.root.mkdir()
-        clone.git("init", "-q", "-b", "main")
-        Showcase(hub, clone).fill()
-        hub.end()
+        with Showcase.served(root) as case:
+            hub = case.hub
         spread(hub)
         hub.start()
         try:

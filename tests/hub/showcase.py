@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 from .conftest import Agent, Clone, Hub
@@ -86,6 +89,16 @@ class Showcase:
         "SOFTCAP": "15", "VALUE_RESIDUAL": "False", "ROTARY_BASE": "10_000", "MLP_RATIO": "4",
     })  # fmt: skip
     commits: int = 0
+
+    @classmethod
+    @contextmanager
+    def served(cls, root: Path) -> Iterator[Showcase]:
+        """A hub under `root` with all of it."""
+        hub = Hub(root / "data", OPTIONS).start()
+        try:
+            yield cls(hub, Clone.make(root / "clone")).fill()
+        finally:
+            hub.end()
 
     def fill(self) -> Showcase:
         for name in (one for names in OWNERS.values() for one in names):

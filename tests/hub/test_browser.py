@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from .browsing import CHROMIUM, Browsing
-from .conftest import ROOT, Clone, Hub
+from .conftest import ROOT, Hub
 from .picture import SHOTS
-from .showcase import OPTIONS, TASK, Showcase, key
+from .showcase import TASK, Showcase, key
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
@@ -30,20 +30,16 @@ WIDE = "a_very_long_word_without_any_place_to_break" * 20
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Showcase]:
     """A search, and what somebody wrote who means no good."""
-    root = tmp_path_factory.mktemp("browser")
-    hub, clone = Hub(root / "data", OPTIONS).start(), Clone(root / "clone")
-    clone.root.mkdir()
-    clone.git("init", "-q", "-b", "main")
-    case = Showcase(hub, clone).fill()
-    agent = case.agents["h100-b"]
-    made = case.commit(agent, None, HOSTILE + WIDE, HOSTILE=repr(HOSTILE + WIDE))
-    case.commit(agent, made, HOSTILE + WIDE, HOSTILE=repr(HOSTILE))
-    case.told(agent, "/api/channels", {"name": "hostile", "description": HOSTILE + WIDE})
-    case.post("h100-b", "hostile", HOSTILE + WIDE + f"\n\n    {WIDE}\n\n|{WIDE}|a|\n|-|-|\n|b|c|\n")
-    case.post("h100-b", "results", f"commit:{made[:7]} platform:H100 val_bpb:1.5 | {HOSTILE}")
-    case.result("H100", 1, made, 1.25, HOSTILE + WIDE[:600], reason=HOSTILE[:200])
-    yield case
-    hub.end()
+    with Showcase.served(tmp_path_factory.mktemp("browser")) as case:
+        agent, wide = case.agents["h100-b"], HOSTILE + WIDE
+        made = case.commit(agent, None, wide, HOSTILE=repr(wide))
+        case.commit(agent, made, wide, HOSTILE=repr(HOSTILE))
+        case.told(agent, "/api/channels", {"name": "hostile", "description": wide})
+        table = f"|{WIDE}|a|\n|-|-|\n|b|c|\n"
+        case.post("h100-b", "hostile", f"{wide}\n\n    {WIDE}\n\n{table}")
+        case.post("h100-b", "results", f"commit:{made[:7]} platform:H100 val_bpb:1.5 | {HOSTILE}")
+        case.result("H100", 1, made, 1.25, HOSTILE + WIDE[:600], reason=HOSTILE[:200])
+        yield case
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from autohypothesis.hub.server.settings import DataFolder
 
 from .conftest import ADMIN_KEY, Answer, Clone, Hub, Start, ask, curl
 from .reading import BROWSER, Reading, crawl, read
-from .showcase import OPTIONS, TASK, Showcase, key
+from .showcase import TASK, Showcase, key
 
 MakeClone = Callable[..., Clone]
 SCRIPT = "<script>alert(1)</script>\"'><img/src=x/onerror=alert(2)>"
@@ -37,12 +37,8 @@ ELEMENTS = {
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Showcase]:
     """A hub with a search on it, which no test changes."""
-    root = tmp_path_factory.mktemp("pages")
-    hub, clone = Hub(root / "data", OPTIONS).start(), Clone(root / "clone")
-    clone.root.mkdir()
-    clone.git("init", "-q", "-b", "main")
-    yield Showcase(hub, clone).fill()
-    hub.end()
+    with Showcase.served(tmp_path_factory.mktemp("pages")) as case:
+        yield case
 
 
 @pytest.fixture(scope="module")

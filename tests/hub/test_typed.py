@@ -37,6 +37,7 @@ CLAIM = {
 }  # fmt: skip
 BEST = {"platform", "platform_key", "task_hash", "result", "since"}
 LARGEST = (1 << 63) - 1
+TREE = "n1:" + "d" * 40
 names = (f"e-{number}" for number in itertools.count())
 
 
@@ -71,10 +72,13 @@ class World:
         same = {"commit": result["commit"], "verifies": result["id"], **changes}
         return agent.send("/api/results", self.body(**same))
 
-    def claim(self, agent: Agent | None = None, **changes: Any) -> Answer:
-        body = {"platform_key": self.key, "task_hash": self.task["task_hash"], "tree": TREE,
+    def idea(self, **changes: Any) -> dict[str, Any]:
+        """The body of a claim."""
+        return {"platform_key": self.key, "task_hash": self.task["task_hash"], "tree": TREE,
                 "lease_seconds": 600, "title": "twice the heads", **changes}  # fmt: skip
-        return (agent or self.ada).send("/api/claims", body)
+
+    def claim(self, agent: Agent | None = None, **changes: Any) -> Answer:
+        return (agent or self.ada).send("/api/claims", self.idea(**changes))
 
     def swap(self, result: Any, expected: Any, agent: Agent | None = None) -> Answer:
         return (agent or self.ada).send("/api/best", {"result": result, "expected": expected})
@@ -85,9 +89,6 @@ class World:
     def state(self, result: dict[str, Any]) -> tuple[str, int, int]:
         found = self.ada.get(f"/api/results/{result['id']}")
         return found["state"], found["reproduced"], found["refuted"]
-
-
-TREE = "n1:" + "d" * 40
 
 
 def task_body(**changes: Any) -> dict[str, Any]:
@@ -172,6 +173,47 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(
     assert repr(key) in answer.error and repr(near) in answer.error
 
 
+WRONG = {
+    "/api/tasks": [
+        {"task_hash": "abc"}, {"task_hash": ""}, {"name": ""}, {"name": "n" * 121}, {"name": 1},
+        {"direction": "up"}, {"min_delta": -1}, {"min_delta": "0.1"}, {"min_delta": True},
+        {"min_delta": None}, {"metric": ""}, {"baseline": "x"}, {"data_hash": None},
+    ],
+    "/api/results": [
+        {"name": ""}, {"name": "n" * 121}, {"name": 7}, {"name": "post-12-1"},
+        {"commit": "abc"}, {"commit": "ABCD"}, {"commit": "a" * 65}, {"commit": "abcd\n"},
+        {"platform": ""}, {"platform": "M4 Max"}, {"platform": "a|b"}, {"platform": "p" * 64},
+        {"platform_key": "a" * 63}, {"platform_key": None}, {"task_hash": "A" * 64},
+        {"log_hash": "x"}, {"tree": "d" * 40}, {"tree": "n2:" + "d" * 40}, {"metric": ""},
+        {"value": "0.9"}, {"value": True}, {"value": [1]}, {"value": 10**400},
+        {"status": "kept"}, {"status": "review_pending"}, {"confirmation": ""},
+        {"seed": 1.5}, {"seed": 1 << 63}, {"seed": True}, {"steps": "1"},
+        {"budget_seconds": -1}, {"memory_gb": -0.5}, {"memory_gb": "44"},
+        {"description": "x" * 2001}, {"description": None}, {"reason": "x" * 201},
+        {"verifies": "1"}, {"verifies": 0}, {"verifies": 1 << 63}, {"verifies": True},
+    ],
+    "/api/claims": [
+        {"lease_seconds": 59}, {"lease_seconds": 86_401}, {"lease_seconds": "60"},
+        {"lease_seconds": 60.5}, {"lease_seconds": None}, {"tree": ""}, {"tree": "d" * 40},
+        {"platform_key": ""}, {"task_hash": ""}, {"title": "x" * 201}, {"title": None},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "changed"),
+    [(path, changed) for path, several in WRONG.items() for changed in several],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_value_is_refused_by_its_key(
+    here: World, path: str, changed: dict[str, Any]
+) -> None:
+    right = {"/api/tasks": task_body(), "/api/results": here.body(), "/api/claims": here.idea()}
+    answer = here.ada.send(path, {**right[path], **changed})
+    assert answer.status == 400 and next(iter(changed)) in answer.error
+    assert len(answer.error) < 1000
+
+
 # ── tasks ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -240,20 +282,6 @@ def test_a_baseline_that_nobody_said_is_filled_in_once(here: World, bob: Agent) 
         assert (answer.status, answer.json["baseline"]) == (200, "b" * 40)
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"task_hash": "abc"}, {"task_hash": ""}, {"name": ""}, {"name": "n" * 121}, {"name": 1},
-        {"direction": "up"}, {"min_delta": -1}, {"min_delta": "0.1"}, {"min_delta": True},
-        {"min_delta": None}, {"metric": ""}, {"baseline": "x"}, {"data_hash": None},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_task_is_refused(ada: Agent, changed: dict[str, Any]) -> None:
-    answer = ada.send("/api/tasks", task_body(**changed))
-    assert answer.status == 400 and next(iter(changed)) in answer.error
-
-
 # ── results ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -313,29 +341,6 @@ def test_a_result_needs_these(here: World, lacking: str) -> None:
     del body[lacking]
     answer = here.ada.send("/api/results", body)
     assert answer.status == 400 and lacking in answer.error
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"name": ""}, {"name": "n" * 121}, {"name": 7}, {"name": "post-12-1"},
-        {"commit": "abc"}, {"commit": "ABCD"}, {"commit": "a" * 65}, {"commit": "abcd\n"},
-        {"platform": ""}, {"platform": "M4 Max"}, {"platform": "a|b"}, {"platform": "p" * 64},
-        {"platform_key": "a" * 63}, {"platform_key": None}, {"task_hash": "A" * 64},
-        {"log_hash": "x"}, {"tree": "d" * 40}, {"tree": "n2:" + "d" * 40}, {"metric": ""},
-        {"value": "0.9"}, {"value": True}, {"value": [1]}, {"value": 10**400},
-        {"status": "kept"}, {"status": "review_pending"}, {"confirmation": ""},
-        {"seed": 1.5}, {"seed": 1 << 63}, {"seed": True}, {"steps": "1"},
-        {"budget_seconds": -1}, {"memory_gb": -0.5}, {"memory_gb": "44"},
-        {"description": "x" * 2001}, {"description": None}, {"reason": "x" * 201},
-        {"verifies": "1"}, {"verifies": 0}, {"verifies": 1 << 63}, {"verifies": True},
-    ],
-    ids=lambda changed: str(changed)[:40],
-)  # fmt: skip
-def test_a_wrong_result_is_refused(here: World, changed: dict[str, Any]) -> None:
-    answer = here.ada.send("/api/results", here.body(**changed))
-    assert answer.status == 400 and next(iter(changed)) in answer.error
-    assert len(answer.error) < 1000
 
 
 def test_a_crash_has_no_value(here: World) -> None:
@@ -745,20 +750,6 @@ def test_claims_are_listed_newest_first(here: World, bob: Agent) -> None:
     assert here.ada.get(f"{query}&limit=1&offset=1") == every[1:2]
     assert here.ada.get(f"{query}&agent={bob.name}") == [theirs]
     assert here.ada.get(f"/api/claims?task_hash={hash64()}") == []
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"lease_seconds": 59}, {"lease_seconds": 86_401}, {"lease_seconds": "60"},
-        {"lease_seconds": 60.5}, {"lease_seconds": None}, {"tree": ""}, {"tree": "d" * 40},
-        {"platform_key": ""}, {"task_hash": ""}, {"title": "x" * 201}, {"title": None},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_wrong_claim_is_refused(here: World, changed: dict[str, Any]) -> None:
-    answer = here.claim(**changed)
-    assert answer.status == 400 and next(iter(changed)) in answer.error
 
 
 # ── the best ────────────────────────────────────────────────────────────────────────────────

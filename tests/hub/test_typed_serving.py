@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from .conftest import Agent, Hub, HubProcess, Start, StartProcess, admin
-from .test_typed import Post, World, line, of_platform, task_body, world
+from .test_typed import TREE, Post, World, line, of_platform, task_body, world
 
 NEW = ("bests", "claims", "results", "task_data", "tasks")
 """Tables that the first half of the hub did not have; those that refer to others first."""
-TREE = "n1:" + "d" * 40
 
 
 def said_on(agent: Agent) -> Post:
@@ -181,9 +180,7 @@ def test_a_kill_between_claim_and_answer_leaves_one_holder(start_process: StartP
     hub = start_process()
     ada, bob = hub.agent("ada"), hub.agent("bob")
     here = world(ada)
-    body = {"platform_key": here.key, "task_hash": here.task["task_hash"], "tree": TREE,
-            "lease_seconds": 600}  # fmt: skip
-    with sent_and_never_answered(hub, ada, "/api/claims", body):
+    with sent_and_never_answered(hub, ada, "/api/claims", here.idea()):
         killed_once(hub, lambda db: db.execute("SELECT id FROM claims").fetchone())
     ada.hub = bob.hub = hub.start().url
     (held,) = bob.get("/api/claims")
@@ -222,13 +219,10 @@ def test_kills_at_any_moment_leave_one_holder_of_every_key(start_process: StartP
     for turn in range(6):
         trees = [f"n1:{turn * 50 + number:040x}" for number in range(50)]
         open_ones = [
-            sent_and_never_answered(
-                hub, agent, "/api/claims",
-                {"platform_key": here.key, "task_hash": here.task["task_hash"], "tree": tree,
-                 "lease_seconds": 600},
-            )
-            for tree in trees for agent in agents
-        ]  # fmt: skip
+            sent_and_never_answered(hub, agent, "/api/claims", here.idea(tree=tree))
+            for tree in trees
+            for agent in agents
+        ]
         killed_once(
             hub,
             lambda db, most=turn * 20 + 20: (
