@@ -17,7 +17,7 @@ from autohypothesis.commands import task as command
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.runner import ProgressListener
 from autohypothesis.errors import AutohypothesisError
-from tests.conftest import ROOT, Answer, called, run_git
+from tests.conftest import ROOT, Answer, NewRepository, called, run_git
 
 TASK = """
 id: letters
@@ -79,12 +79,9 @@ class Letters:
         self, *, mutate: str = MUTATE, score: str = SCORE, timeout: float = 20, more: str = ""
     ) -> None:
         """Write the task's files and commit them."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "task.yaml").write_text(TASK.format(timeout=timeout) + more)
         (self.folder / "mutate.py").write_text(mutate)
         (self.folder / "score.py").write_text(score)
-        if not self.text.exists():
-            self.text.write_text("a\n")
         run_git(self.root, "add", "-A")
         run_git(self.root, "commit", "-qm", "the task")
 
@@ -153,11 +150,14 @@ class Letters:
 
 
 @pytest.fixture
-def letters(tmp_path: Path, own_locks: Path) -> Letters:
-    root = tmp_path / "repository"
-    root.mkdir()
-    run_git(root, "init", "-q", "-b", "main")
-    (root / "README.md").write_text("A repository.\n")
-    task = Letters(root)
-    task.write()
-    return task
+def letters(tmp_path: Path, own_locks: Path, new_repository: NewRepository) -> Letters:
+    task = {
+        "task.yaml": TASK.format(timeout=20),
+        "mutate.py": MUTATE,
+        "score.py": SCORE,
+        "text.txt": "a\n",
+    }
+    files = {f"tasks/letters/{name}": text for name, text in task.items()}
+    return Letters(
+        new_repository(tmp_path / "repository", {"README.md": "A repository.\n", **files})
+    )

@@ -448,7 +448,7 @@ def test_a_runner_that_touches_the_rubric_is_invalid(
 
 
 WITHOUT_PAUSE = (
-    "from autohypothesis.fleet.artifact import loop; loop.PAUSE_S = 0.0; "
+    "from autohypothesis.fleet import artifact; artifact.PAUSE_S = 0.0; "
     "import orchestrator; orchestrator.main()"
 )
 
