@@ -67,8 +67,8 @@ class Outbox:
 
     def knows(self, kind: str, name: str) -> bool:
         """Return whether an entry was taken before, delivered or not."""
-        paths = (self.layout.outbox_entry(one, kind, name) for one in (SENT, REFUSED, PENDING))
-        return any(path.exists() for path in paths)
+        states = (SENT, REFUSED, PENDING)
+        return any(self.layout.outbox_entry(state, kind, name).exists() for state in states)
 
     def receipt(self, kind: str, name: str) -> str:
         """Return the name that the hub gave an entry; empty where it was not sent."""

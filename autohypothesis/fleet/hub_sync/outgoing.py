@@ -75,7 +75,7 @@ class HubReporter:
         new.sort(key=lambda row: row.get("ordinal") or 0)
         if new:
             decisions, _ = read_decisions(self.project.layout)
-            self._reasons = {one.experiment_id: table_text(one.reason) for one in decisions}
+            self._reasons = {each.experiment_id: table_text(each.reason) for each in decisions}
         reported = 0
         for row in new:
             if reported >= AT_ONCE:

@@ -34,6 +34,7 @@ from autohypothesis.schema import (
     Hypothesis,
     Others,
     PlannedHypothesis,
+    Problem,
     QueueEntry,
     Setting,
     Steering,
@@ -74,8 +75,6 @@ class BriefSources:
     """News of fleets on other machines."""
     open: Sequence[tuple[QueuePlace, Hypothesis]]
     done: Sequence[Hypothesis]
-    carried: Sequence[Finding]
-    """Of searches before this one."""
 
 
 class BriefPublisher:
@@ -107,21 +106,19 @@ class BriefPublisher:
         """
         layout, queue = self._project.layout, self._queue
         words = noise_words(noise or {})
-        problems = [f"{problem.path} {problem.reason}" for problem in queue.problems[:5]]
         sources = BriefSources(
             rows=of_tag(rows, queue.tag),
             steering=steering,
             settings=dict(settings),
-            notes=[*([f"noise: {words}"] if words else []), *notes, *problems],
+            notes=[*([f"noise: {words}"] if words else []), *notes],
             others=others,
             open=queue.placed(),
             done=queue.done(),
-            carried=carried(layout)[0],
         )
         path = str(layout.brief)
         if sources == self._sources and signature_of(path) == self._written:
             return False
-        brief = _compose(self._project, sources)
+        brief = _compose(self._project, sources, queue.problems[:5])
         with hold(layout, "brief", doing="publishing the brief"):
             self.brief = self._write(brief)
         self._sources, self._written = sources, signature_of(path)
@@ -150,9 +147,10 @@ def _parsed(content: bytes | None) -> Brief | None:
         return None
 
 
-def _compose(project: Project, sources: BriefSources) -> Brief:
+def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem]) -> Brief:
     """Return the brief; as it is written to disk it has at most `Brief.MAX_BYTES`."""
-    steering = sources.steering
+    steering, earlier = sources.steering, carried(project.layout)[0]
+    damaged = (f"{problem.path} {problem.reason}" for problem in problems)
     brief = Brief(
         generated_at=now(),
         repository=cut(str(project.layout.root), 1_000),
@@ -161,7 +159,7 @@ def _compose(project: Project, sources: BriefSources) -> Brief:
         current_config=_fitting(sources.settings, MOST_SETTINGS),
         best_result=_best(sources.rows),
         open_questions=_fit(_lines(steering.directions), MOST_QUESTIONS),
-        notes=_fit(_lines(sources.notes), MOST_NOTES),
+        notes=_fit(_lines((*sources.notes, *damaged)), MOST_NOTES),
     )
     if sources.others is not None:
         brief.others = _heard(sources.others)
@@ -170,7 +168,7 @@ def _compose(project: Project, sources: BriefSources) -> Brief:
     known = chain((hypothesis for _, hypothesis in sources.open), sources.done)
     by_id = {hypothesis.hypothesis_id: hypothesis for hypothesis in known}
     new = findings(sources.rows, lambda name: change_of(by_id[name]) if name in by_id else "")
-    brief.findings = _fit(chain(new, sources.carried), min(MOST_FINDINGS, _room_in(brief)))
+    brief.findings = _fit(chain(new, earlier), min(MOST_FINDINGS, _room_in(brief)))
     newest = nlargest(_ENOUGH_DONE, sources.done, key=lambda done: done.hypothesis_id)
     brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
     return brief

@@ -196,10 +196,10 @@ class ReplicateScheduler:
             LockError, RecordError: the queue cannot be written now.
         """
         wanted = {source_of(run): run for win in wins for run in win.runs}
-        queued = [one for place, one in self.queue.placed() if _waits(place, one)]
+        queued = [each for place, each in self.queue.placed() if _waits(place, each)]
         known = self.queue.sources() if wanted else {}
         lines = [self._order(source, run, known.get(source)) for source, run in wanted.items()]
-        lines += [self._take_back(one) for one in queued if one.source_id not in wanted]
+        lines += [self._take_back(each) for each in queued if each.source_id not in wanted]
         return [line for line in lines if line]
 
     def problems(self, wins: Sequence[NeedsRuns]) -> list[str]:

@@ -387,7 +387,7 @@ class Observer:
             f" {win.words}"
             for win in self.decider.needs_runs
         ]
-        if words := [one.hypothesis_id for one in self.queue.pending() if self._is_words(one)]:
+        if words := [idea.hypothesis_id for idea in self.queue.pending() if self._is_words(idea)]:
             names = ", ".join(words[:5])
             notes.append(
                 f"{len(words)} hypotheses are words that wait for an implementation: {names}"

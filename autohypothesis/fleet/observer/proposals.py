@@ -281,8 +281,8 @@ class ProposalQueueing:
         """
         state, pending = self._ready_state, self.queue.pending()
         if state is None:  # only repeats of the reference may begin
-            repeats = (one for one in pending if one.proposer == "observer" and one.replicates)
-            self._validated.update({one.hypothesis_id: ("", "") for one in repeats})
+            repeats = (idea for idea in pending if idea.proposer == "observer" and idea.replicates)
+            self._validated.update({idea.hypothesis_id: ("", "") for idea in repeats})
             return []
         under = (state.reference.commit, state.steering.model_dump_json())
         lines = []

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from autohypothesis.engine.experiment import Change, Experiment
-from autohypothesis.engine.task import Task
 from autohypothesis.errors import QueueError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
@@ -362,7 +361,7 @@ class SearchLimits:
     """Also when no proposer has an idea left; else it waits, for a person may have one."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class StopCriteria:
     """The limits of one search: those it was started with, and those of its task."""
 
@@ -370,13 +369,8 @@ class StopCriteria:
     queue: Queue
     index: ExperimentIndex
 
-    @property
-    def _task(self) -> Task:
-        return self.index.project.task
-
-    @property
-    def _history(self) -> LiveHistory:
-        return self.index.history
+    def __post_init__(self) -> None:
+        self._task, self._history = self.index.project.task, self.index.history
 
     @property
     def max_experiments(self) -> int | None:

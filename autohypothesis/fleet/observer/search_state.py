@@ -307,12 +307,12 @@ class SearchState:
         first, second = (_lower(self.reference.with_overrides(each)) for each in overrides)
         return self._equal(first, second, *overrides)
 
-    def _equal(self, one: Settings, other: Settings, *overrides: Mapping[str, Any]) -> bool:
+    def _equal(self, first: Settings, second: Settings, *overrides: Mapping[str, Any]) -> bool:
         """Compare settings, but for computed constants that none of `overrides` sets."""
         ignored = self.reference.derived - {key.lower() for each in overrides for key in each}
         return all(
-            key in ignored or (key in one and key in other and same(one[key], other[key]))
-            for key in {*one, *other}
+            key in ignored or (key in first and key in second and same(first[key], second[key]))
+            for key in {*first, *second}
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,13 +112,13 @@ class _Inbox:
             return None
         except RecordError as error:
             if not _just_written(path):
-                self._refuse_file(path, name, reason_in(error, path))
+                self._refuse(name, reason_in(error, path), path=path)
             return None
         if isinstance(value, dict):
             return [value]
         if isinstance(value, list) and value:
             return value
-        self._refuse_file(path, name, "holds no hypothesis, and no list of them")
+        self._refuse(name, "holds no hypothesis, and no list of them", path=path)
         return None
 
     def _reserve(self, taken: Path) -> None:
@@ -148,7 +148,8 @@ class _Inbox:
         try:
             reserved = load(_Reserved, ids, 8 * JSON_LIMIT)
         except RecordError as error:
-            self._refuse_file(ids, ids.name.lstrip("."), f"was damaged after it was taken: {error}")
+            why = f"was damaged after it was taken: {error}"
+            self._refuse(ids.name.lstrip("."), why, path=ids)
             return
         for identifier, proposal in reserved.claims.items():
             with suppress(QueueError):  # it was added before the kill
@@ -157,9 +158,7 @@ class _Inbox:
                 )
         if reserved.refused:
             ideas, reasons = zip(*reserved.refused, strict=True)
-            target = self._free(reserved.file)
-            write_json(target, ideas if len(ideas) > 1 else ideas[0])
-            self._explain(target, *reasons)
+            self._refuse(reserved.file, *reasons, ideas=ideas)
         ids.unlink(missing_ok=True)
 
     def _proposal(self, idea: object) -> Proposal:
@@ -182,15 +181,10 @@ class _Inbox:
             self._sources = {**{name: name for name in names}, **queue.sources()}
         return self._sources
 
-    def _refuse_file(self, path: Path, name: str, reason: str) -> None:
-        target = self._free(name)
-        try:
-            os.rename(path, target)  # a folder has no second link; the lock keeps the name free
-        except OSError:
-            return
-        self._explain(target, reason)
-
-    def _free(self, name: str) -> Path:
+    def _refuse(
+        self, name: str, *reasons: str, path: Path | None = None, ideas: Sequence[object] = ()
+    ) -> None:
+        """Move the file `path`, or write `ideas`, to refused/, under a name that is free."""
         folder = self.queue.layout.inbox_refused
         folder.mkdir(parents=True, exist_ok=True)
         stem, number = _short(name.removesuffix(".json")), 1
@@ -198,9 +192,13 @@ class _Inbox:
         while os.path.lexists(target):
             number += 1
             target = folder / f"{stem}-{number}.json"
-        return target
-
-    def _explain(self, target: Path, *reasons: str) -> None:
+        if path is None:
+            write_json(target, ideas if len(ideas) > 1 else ideas[0])
+        else:
+            try:
+                os.rename(path, target)  # a folder has no second link; the lock keeps the name free
+            except OSError:
+                return
         write_atomic(target.with_name(f"{target.name}.reason"), "\n".join(reasons) + "\n")
 
 
