@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
@@ -74,6 +75,14 @@ def held_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip(f"{kind} does not work here")
     monkeypatch.setattr(sandbox, "best_kind", lambda **_: kind)
     return str(kind)
+
+
+def wait_until(reached: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait until something is so; a test that waits in vain says for what."""
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < deadline, f"not so after {seconds:g} s: {reached}"
+        time.sleep(0.02)
 
 
 def run_git(folder: Path, *words: str) -> str:

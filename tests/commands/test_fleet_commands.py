@@ -28,6 +28,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
 from tests.conftest import ROOT, called
+from tests.conftest import wait_until as until
 
 SCRIPT = """import time
 
@@ -114,13 +115,6 @@ class Place:
             process.kill()
             process.communicate()
         supervisor.cancel_runs(self.layout, supervisor.worker_ids(self.layout), 30)
-
-
-def until(true: Callable[[], object], seconds: float = 90.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 @pytest.fixture

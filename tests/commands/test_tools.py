@@ -6,8 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
 from autohypothesis.fleet.toolbuilder.tools import CATALOGUE, registry
 from autohypothesis.records.layout import Layout
 from tests.conftest import ROOT, Cli
+from tests.conftest import wait_until as until
 
 SCRIPT = '''"""Says where it looks."""
 import argparse, json, os, sys
@@ -144,12 +143,6 @@ def test_what_a_killed_builder_was_at_is_built_by_the_next(
     assert cli("tools", "request", "where", "--problem", "where am I?").returncode == 0
     words = [sys.executable, str(ROOT / "orchestrator.py"), "tool-builder"]
     words += ["--command", shlex.join([sys.executable, str(slow)])]
-
-    def until(condition: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
     first = subprocess.Popen(words, cwd=foreign)
     until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())

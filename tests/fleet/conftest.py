@@ -7,7 +7,6 @@ import os
 import pkgutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -18,7 +17,7 @@ import pytest
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
-from tests.conftest import NewRepository
+from tests.conftest import NewRepository, wait_until
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
 import os
@@ -193,14 +192,6 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
 def resolve(name: str) -> Callable[..., object]:
     found: Callable[..., object] = pkgutil.resolve_name(name)
     return found
-
-
-def wait_until(reached: Callable[[], object], *, seconds: float = 120.0) -> None:
-    """Wait until something is so; a test that waits in vain says for what."""
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < deadline, f"not so after {seconds:g} s: {reached}"
-        time.sleep(0.03)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import Process, hold
 from autohypothesis.schema import Manifest, now
 from autohypothesis.system import is_alive, process_start
+from tests.conftest import wait_until as until
 
 ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
 import sys, time
@@ -140,13 +141,6 @@ class Fleet:
             process.communicate()
         for one in supervisor.live_processes(self.layout):
             os.kill(one.process.pid, signal.SIGKILL)
-
-
-def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 @pytest.fixture

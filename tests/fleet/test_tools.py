@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -29,6 +28,7 @@ from autohypothesis.fleet.toolbuilder.checks import run_script
 from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Tool
+from tests.conftest import wait_until as until
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
@@ -79,13 +79,6 @@ def ask(layout: Layout, tool_id: str, problem: str = "why?") -> Tool:
 
 def status(layout: Layout, tool_id: str) -> str | None:
     return {tool.tool_id: tool.status for tool in tools.registry(layout).tools}.get(tool_id)
-
-
-def until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 # ── checks ──────────────────────────────────────────────────────────────────────────────────

@@ -16,6 +16,7 @@ import pytest
 from autohypothesis import system
 from autohypothesis.errors import ProposerError, UsageError
 from autohypothesis.proposers.command import Command, document_of, read_answer
+from tests.conftest import wait_until as until
 
 GUARD_S = 60.0
 """Hang guard: what it bounds takes well under a second."""
@@ -44,13 +45,6 @@ Program = Callable[..., Command]
 @pytest.fixture
 def situation(project: Callable[..., Any]) -> Any:
     return project().baseline().situation()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + GUARD_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_program_is_told_the_situation_and_its_lines_become_proposals(

@@ -21,6 +21,7 @@ from autohypothesis import sandbox
 from autohypothesis.engine.devices import cpu_slots
 from tests.conftest import ROOT
 from tests.conftest import run_git as git
+from tests.conftest import wait_until as until
 from tests.hub.conftest import ADMIN_KEY, Agent, HubProcess, StartProcess
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
@@ -95,13 +96,6 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-def until(what: Callable[[], bool], seconds: float = HANG_S) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.1)
 
 
 def api(hub: HubProcess, path: str) -> Any:
