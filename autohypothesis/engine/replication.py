@@ -7,7 +7,7 @@ the run that it met at most. The fleet's observer orders the same runs from its 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -91,7 +91,7 @@ def make_missing_runs(
     in_vain = 0
     while wins and not is_over():
         win = wins[0]
-        runs = list(_not_under_way(project, win))
+        runs = _not_under_way(project, win)
         if runs:
             own = replace(project, task=read_case(project, win.experiment_id).task)
             make(own, win, runs[:at_once])
@@ -101,8 +101,9 @@ def make_missing_runs(
         else:
             return
         wins = decide()
-        same = bool(runs and wins) and _size(wins[0]) == _size(win)
-        in_vain = in_vain + 1 if same else 0
+        unchanged = wins and wins[0].experiment_id == win.experiment_id
+        unchanged = unchanged and len(wins[0].runs) == len(win.runs)
+        in_vain = in_vain + 1 if runs and unchanged else 0
         if in_vain >= MOST_IN_VAIN:
             raise SettleError(
                 f"{win.experiment_id} was run again {in_vain} times, which said nothing about it",
@@ -111,20 +112,9 @@ def make_missing_runs(
             )
 
 
-def _size(win: NeedsRuns) -> tuple[str, int]:
-    return win.experiment_id, len(win.runs)
-
-
-def _not_under_way(project: Project, win: NeedsRuns) -> Iterator[MissingRun]:
-    """The missing runs that no process, a fleet beside this one say, makes at this moment."""
-    running = set(_running_replicates(project))
-    for run in win.runs:
-        if (run.commit, run.experiment.seed) not in running:
-            yield run
-
-
-def _running_replicates(project: Project) -> Iterator[tuple[str, int | None]]:
-    """Commit and seed of the replicates that run now."""
+def _not_under_way(project: Project, win: NeedsRuns) -> list[MissingRun]:
+    """Return the missing runs that no process, a fleet beside this one say, makes at this moment."""
+    running = set()
     for name in run_ids(project.layout):
         run = project.layout.run(name)
         if run.result.exists() or not run.metadata.exists():
@@ -132,15 +122,15 @@ def _running_replicates(project: Project) -> Iterator[tuple[str, int | None]]:
         with suppress(AutohypothesisError):
             metadata = load(Metadata, run.metadata)
             if metadata.run.replicates and is_running(project.layout, name):
-                yield metadata.runtime.commit, metadata.run.seed
+                running.add((metadata.runtime.commit, metadata.run.seed))
+    return [run for run in win.runs if (run.commit, run.experiment.seed) not in running]
 
 
 def _check_platform(project: Project, win: NeedsRuns, run: MissingRun, made: Outcome) -> None:
     """Refuse a run that is no pair of anything: it would be made again and again."""
     metadata = load(Metadata, project.layout.run(made.experiment_id).metadata)
-    key, commit = metadata.runtime.platform_key, made.result.commit
-    if key and (key, commit) != (run.platform_key, run.commit):
-        name = win.experiment_id
+    key, name = metadata.runtime.platform_key, win.experiment_id
+    if key and (key, made.result.commit) != (run.platform_key, run.commit):
         raise SettleError(
             f"{made.experiment_id} ran on another platform than {name}, and says nothing"
             " about it: another device, data or budget",

@@ -129,7 +129,6 @@ def test_a_task_and_a_training_search_do_not_share_a_tag(letters: Letters) -> No
     assert refused.returncode == 1 and "is a search of task 'letters'" in refused.stderr
     own = letters("run-experiment", "--baseline", "--settle")
     assert own.returncode == 0 and own.stdout.startswith("1.5"), own.stderr
-    assert letters.run("--seed", "1").only["baseline_score"] > 0
 
 
 def test_an_implementer_makes_what_people_put_into_words(letters: Letters) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import runner, shim
-from autohypothesis.engine.collect import collect
+from autohypothesis.engine.collect import collect, judge
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Change, Experiment
@@ -32,12 +32,11 @@ def project(foreign: Path) -> Project:
     return Project.open(foreign).with_tag("t")
 
 
-def ended(project: Project, **task: Any) -> RunSpec:
+def ended(project: Project) -> RunSpec:
     """A run that has ended and that nobody has collected."""
     executor = LocalExecutor(project.repository, project.layout)
     with runner.free_worker(project) as worker:
         spec = runner.plan(project, Experiment(Change()), worker)
-        spec = spec.model_copy(update={"task": spec.task.model_copy(update=task)})
         experiment_id = executor.submit(spec)
         runner.follow(project, executor, experiment_id)
         shim.wait(project.layout.run(spec.experiment_id), 10)
@@ -48,9 +47,15 @@ def collected(project: Project, spec: RunSpec) -> Result:
     return collect(project.repository, project.layout, spec.experiment_id)
 
 
-def change_exit(project: Project, spec: RunSpec, **values: Any) -> None:
-    path = project.layout.run(spec.experiment_id).exit
-    write_json(path, {**read_json(path), **values})
+def judged(project: Project, spec: RunSpec, **values: Any) -> Result:
+    """The result that a run would have if its exit.json said this."""
+    run = project.layout.run(spec.experiment_id)
+    content = run.exit.read_bytes()
+    write_json(run.exit, {**read_json(run.exit), **values})
+    try:
+        return judge(project.repository, spec, run, read_json(run.local), [], [])
+    finally:
+        run.exit.write_bytes(content)
 
 
 @pytest.mark.parametrize("lost", ["folder", "link", "commit", "half"])
@@ -95,59 +100,41 @@ def test_a_decided_run_whose_collector_was_killed_at_its_end_is_not_collected_ag
     assert (again.recorded_at, again.decision_id) == (result.recorded_at, decision.decision_id)
 
 
-def test_a_printed_memory_does_not_pass_a_hard_limit(project: Project) -> None:
-    limits = Task.model_validate(
-        {"id": "x", "artifacts": ["train.py"], "constraints": {"peak_vram_mb": {"hard": 5}}}
-    ).constraints
-    spec = ended(project, constraints=limits)
-    change_exit(project, spec, peak_rss_mb=321.0)
-    metrics = collected(project, spec).metrics.model_dump()
-    assert (metrics["peak_vram_mb"], metrics["printed_peak_vram_mb"]) == (321.0, 12.5)
-    assert metrics["peak_rss_mb"] == 321.0
+GPU = {"kind": "cuda", "uuid": "GPU-aaa", "name": "H"}
 
 
-def test_on_a_gpu_the_measured_memory_stands_and_the_printed_one_beside_it(
-    project: Project,
-) -> None:
+def test_the_measured_memory_stands_where_it_is_limited_or_on_a_gpu(project: Project) -> None:
     spec = ended(project)
-    device = {"kind": "cuda", "uuid": "GPU-a", "name": "H"}
-    change_exit(project, spec, peak_rss_mb=321.0, peak_vram_mb=900.0, device=device)
-    metrics = collected(project, spec).metrics.model_dump()
-    assert (metrics["peak_vram_mb"], metrics["printed_peak_vram_mb"]) == (900.0, 12.5)
-    assert metrics["peak_rss_mb"] == 321.0
+
+    def memory(spec: RunSpec, **values: Any) -> list[float]:
+        metrics = judged(project, spec, peak_rss_mb=321.0, **values).metrics.model_dump()
+        return [metrics[f"{name}_mb"] for name in ("peak_vram", "printed_peak_vram", "peak_rss")]
+
+    assert memory(spec) == [12.5, 12.5, 321.0], "a script on a CPU keeps what it printed"
+    assert memory(spec, peak_vram_mb=900.0, device=GPU) == [900.0, 12.5, 321.0]
+    task = {"id": "x", "artifacts": ["train.py"], "constraints": {"peak_vram_mb": {"hard": 5}}}
+    limits = {"constraints": Task.model_validate(task).constraints}
+    limited = spec.model_copy(update={"task": spec.task.model_copy(update=limits)})
+    assert memory(limited) == [321.0, 12.5, 321.0]
 
 
-def test_a_foreign_script_on_a_cpu_keeps_its_printed_memory(project: Project) -> None:
-    spec = ended(project)
-    change_exit(project, spec, peak_rss_mb=321.0)
-    metrics = collected(project, spec).metrics.model_dump()
-    assert (metrics["peak_vram_mb"], metrics["peak_rss_mb"]) == (12.5, 321.0)
-
-
-@pytest.mark.parametrize(
-    ("said", "kind"),
-    [("GPU-bbb", "invalid"), ("GPU-AAA", None), (None, None), ("cpu", "invalid")],
-)
-def test_a_training_on_another_gpu_than_the_leased_one_is_invalid(
-    project: Project, said: str | None, kind: str | None
-) -> None:
+def test_a_training_on_another_gpu_than_the_leased_one_is_invalid(project: Project) -> None:
     spec = ended(project)
     metrics = read_json(project.layout.run(spec.experiment_id).exit)["metrics"]
-    if said is not None:
-        metrics["device_uuid"] = said
-    device = {"kind": "cuda", "uuid": "GPU-aaa", "name": "H"}
-    change_exit(project, spec, metrics=metrics, device=device)
-    result = collected(project, spec)
-    assert result.failure_kind == kind, result.failure_detail
-    if kind:
-        assert "GPU-aaa" in result.failure_detail
-        assert str(said) in result.failure_detail
+    for uuid, kind in (("GPU-bbb", "invalid"), ("GPU-AAA", None), ("cpu", "invalid")):
+        result = judged(project, spec, metrics={**metrics, "device_uuid": uuid}, device=GPU)
+        assert result.failure_kind == kind, result.failure_detail
+        assert kind is None or (
+            "GPU-aaa" in result.failure_detail and uuid in result.failure_detail
+        )
+    assert judged(project, spec, device=GPU).failure_kind is None, "it says nothing of its device"
 
 
 def test_a_repository_of_many_files_can_be_collected_and_its_bundle_stays_small(
     project: Project,
 ) -> None:
     spec = ended(project)
+    assert collecting.LOCAL_LIMIT >= 256 << 20
     path = project.layout.run(spec.experiment_id).local
     local = read_json(path)
     # As large as forty thousand tracked files make it; whitespace stands for them.
@@ -157,10 +144,6 @@ def test_a_repository_of_many_files_can_be_collected_and_its_bundle_stays_small(
     left = read_json(path)
     assert left["checkout"] == local["checkout"]
     assert "before" not in left
-
-
-def test_the_limit_of_local_json_is_far_above_that_of_records() -> None:
-    assert collecting.LOCAL_LIMIT >= 256 << 20
 
 
 # ── whose fault a missing score is ──────────────────────────────────────────────────────────

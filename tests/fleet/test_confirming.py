@@ -118,39 +118,36 @@ def _refuted(watched: Observer) -> list[str]:
     return [one.experiment_id for one in every if one.reason == "not_confirmed"]
 
 
-def test_status_and_brief_say_what_a_win_waits_for(careful: Project) -> None:
-    hand = Hands(careful, "w0")
-    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
-    until_a_win_waits(watched, hand)
-    said = read_role(careful.layout, "observer")
-    assert said is not None and said.problems == []
-    (one,) = overview(careful.layout).awaiting
-    assert (one.missing, one.wanted) == (4, 4)
-    assert one.found == "val_bpb 1.3 against 1.4"
-    deadline = time.monotonic() + 120
-    while not any("awaits 4 of 4 runs" in note for note in _brief(careful).notes):
-        assert time.monotonic() < deadline
-        watched.turn()
-
-
 def _brief(project: Project) -> Brief:
     return Brief.model_validate(read_json(project.layout.brief))
 
 
-def test_replicates_come_before_new_ideas_and_are_queued_once(careful: Project) -> None:
+def test_replicates_come_before_new_ideas_are_queued_once_and_reported(careful: Project) -> None:
     hand = Hands(careful, "w0")
+    Hands(careful, "w1")
     watched = observer(careful, Listed([[idea(RATE=2.0)], [idea(RATE=1.5), idea(RATE=1.6)]]))
     until_a_win_waits(watched, hand)
+    said = read_role(careful.layout, "observer")
+    assert said is not None and said.problems == []
+    (win,) = overview(careful.layout).awaiting
+    assert (win.missing, win.wanted, win.found) == (4, 4, "val_bpb 1.3 against 1.4")
     for _ in range(5):
         watched.turn()
     again = observer(careful)
-    for _ in range(5):
-        again.turn()
+    turns(again, lambda: any("awaits 4 of 4 runs" in note for note in _brief(careful).notes))
     assert sorted(queued(again), key=str) == sorted(
         [(name, seed) for name in ("baseline-t-1", _waits(again)) for seed in (43, 44)], key=str
     )
     order = [one.replicates is not None for one in again.queue.pending()]
     assert order == sorted(order, reverse=True)
+    (replicate, *_) = [one for one in again.queue.open() if one.replicates]
+    dispatcher = again.dispatcher
+    assert dispatcher.suits(replicate, "w0")
+    on = {"w0": dispatcher.platforms["w0"]}
+    elsewhere = replace(dispatcher, platforms={**on, "w1": "another card"})
+    assert not elsewhere.suits(replicate, "w1")
+    for platforms in (on, {}):  # it may be on it
+        assert replace(dispatcher, platforms=platforms).suits(replicate, "w1")
 
 
 def _waits(watched: Observer) -> str:
@@ -201,21 +198,6 @@ def test_a_replicate_that_is_lost_is_run_again(careful: Project) -> None:
     assert watched.history.latest[lost[0]].requeue
     assert len(replicates(careful)) == 5
     assert watched.history.decisions[-1].confirmation == "confirmed"
-
-
-def test_a_replicate_goes_to_no_worker_of_another_platform(careful: Project) -> None:
-    hands = [Hands(careful, "w0"), Hands(careful, "w1")]
-    watched = observer(careful, Listed([[idea(RATE=2.0)]]))
-    until_a_win_waits(watched, hands[0])
-    turns(watched, lambda: len(queued(watched)) == 4)
-    (one, *_) = [each for each in watched.queue.open() if each.replicates]
-    dispatcher = watched.dispatcher
-    assert dispatcher.suits(one, "w0")
-    platforms = {"w0": dispatcher.platforms["w0"], "w1": "another card"}
-    dispatcher = replace(dispatcher, platforms=platforms)
-    assert not dispatcher.suits(one, "w1")
-    for known in ({"w0": platforms["w0"]}, {}):  # it may be on it
-        assert replace(dispatcher, platforms=known).suits(one, "w1")
 
 
 def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Project) -> None:

@@ -1,6 +1,6 @@
 """kill -9 of the starter, the shim or the training at any moment: one result, nothing left over.
 
-Real trainings on the `test` profile. The normal suite kills a few; a hundred are marked slow.
+Real trainings on the `test` profile.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def kill_many(project: Project, rounds: int, seed: int = 0) -> int:
     return killed
 
 
+@pytest.mark.slow  # tests/shim/test_kill.py has it without a model
 def test_a_kill_at_any_moment_leaves_one_result_and_nothing_running(project: Project) -> None:
     assert kill_many(project, 3) == 3
 

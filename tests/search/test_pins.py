@@ -7,20 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from autohypothesis.engine import runner
+from autohypothesis.engine.change import Change
+from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]
-Try = Callable[..., tuple[str, Result]]
 
 
 def test_data_prepared_later_belongs_to_the_next_search(
-    project: Project, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempt: Try
+    project: Project, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = Path(shutil.copytree(cache, tmp_path / "cache"))
     monkeypatch.setenv("AUTORESEARCH_CACHE", str(own))
@@ -30,10 +31,12 @@ def test_data_prepared_later_belongs_to_the_next_search(
     )  # fmt: skip
     pinned = json.loads(project.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
     assert Path(pinned).parent == cache
-    identity, result = attempt()
-    assert result.status == "completed", result.failure_detail
-    launch = json.loads(project.layout.run(identity).launch.read_text())
+    executor = LocalExecutor(project.repository, project.layout)
+    experiment_id = executor.submit(runner.plan(project, Experiment(Change()), "solo-0"))
+    launch = json.loads(project.layout.run(experiment_id).launch.read_text())
     assert launch["env"]["AUTOHYPOTHESIS_DATA"] == pinned
+    executor.cancel(experiment_id)
+    runner.follow(project, executor, experiment_id)
     later = Project.open(project.layout.root).with_tag("next")
     renewed = json.loads(later.layout.manifest.read_text())["inputs"]["AUTOHYPOTHESIS_DATA"]
     assert Path(renewed).parent == own
