@@ -113,7 +113,7 @@ def make_missing_runs(
 
 
 def _not_under_way(project: Project, win: NeedsRuns) -> list[MissingRun]:
-    """Return the missing runs that no process, a fleet beside this one say, makes at this moment."""
+    """Return the missing runs that no process, of a fleet beside this one say, makes now."""
     running = set()
     for name in run_ids(project.layout):
         run = project.layout.run(name)
