@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.change import Change
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 
