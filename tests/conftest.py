@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from io import TextIOWrapper
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -35,6 +37,7 @@ for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
 SCRIPT = '''"""Somebody's script: no file of ours beside it, two printed lines."""
+import multiprocessing
 import os
 import sys
 import time
@@ -113,6 +116,13 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     return folder
+
+
+def forked(work: Callable[..., object], *args: object, **more: object) -> BaseProcess:
+    """A process that does `work`, without the start of an interpreter."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=args, kwargs=more)
+    process.start()
+    return process
 
 
 NewRepository = Callable[[Path, dict[str, str]], Path]

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.task import Task
+from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.engine.workspace import BARRIER, Export
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
+from tests.conftest import forked
 
 Make = Callable[..., Repository]
 Git = Callable[..., str]
@@ -252,18 +253,12 @@ def test_what_is_known_of_an_export_may_be_damaged(
     assert (path.parent / ".git").read_text() == BARRIER
 
 
-_CHECKOUT = """
-import sys
-from pathlib import Path
-from autohypothesis.engine.workspace import Export
-from autohypothesis.engine.task_file import foreign_task
-from autohypothesis.records.git import Repository
-repository = Repository(Path(sys.argv[1]))
-while True:
-    for commit in sys.argv[2:]:
-        Export(repository, "w").checkout(commit, foreign_task())
-        print(flush=True)
-"""
+def check_out_again_and_again(repository: Repository, told: int, *commits: str) -> None:
+    os.setsid()
+    while True:
+        for commit in commits:
+            Export(repository, "w").checkout(commit, foreign_task())
+            os.write(told, b".")
 
 
 def test_a_checkout_that_is_killed_at_any_moment_is_made_whole(make: Make, task: Task) -> None:
@@ -272,18 +267,16 @@ def test_a_checkout_that_is_killed_at_any_moment_is_made_whole(make: Make, task:
     head = repository.head()
     changed = dict.fromkeys(list(files)[::2], b"2\n") | {"new/x.txt": b"new\n"}
     other = repository.commit_tree(repository.tree_with(head, changed), [head], "x\n")
-    for moment in range(0, 6, 2):
-        making = subprocess.Popen(
-            [sys.executable, "-c", _CHECKOUT, str(repository.root), other, head],
-            start_new_session=True, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        )  # fmt: skip
-        assert making.stdout is not None
-        making.stdout.readline()
+    for moment in range(6):
+        heard, told = os.pipe()
+        making = forked(check_out_again_and_again, repository, told, other, head)
+        os.read(heard, 1)
         time.sleep(0.007 * moment)
+        assert making.pid is not None
         os.killpg(making.pid, signal.SIGKILL)
-        making.wait()
-        making.stdout.close()
+        making.join()
+        os.close(heard)
+        os.close(told)
         made = Export(repository, "w").checkout(head, task)
         assert tree_of(made.path) == {path: text.encode() for path, text in files.items()}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pytest
 
 from autohypothesis.errors import ChangeError, GitError
 from autohypothesis.records.git import EXPERIMENTS, Repository, experiment_ref
+from tests.conftest import forked
 
 Git = Callable[..., str]
 Make = Callable[..., Repository]
@@ -296,25 +296,15 @@ def test_sixteen_worktrees_at_once(repository: Repository, tmp_path: Path) -> No
     assert len(repository.worktrees()) == 1
 
 
-_ADD = """
-import sys
-from pathlib import Path
-from autohypothesis.records.git import Repository
-repository = Repository(Path(sys.argv[1]))
-repository.worktree_add(Path(sys.argv[2]), repository.head(), reason="test", branch=sys.argv[3])
-"""
-
-
-def _adding(repository: Repository, path: Path, branch: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", _ADD, str(repository.root), str(path), branch],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-
-
 def test_worktrees_from_many_processes_at_once(repository: Repository, tmp_path: Path) -> None:
-    running = [_adding(repository, tmp_path / f"p{n}", f"p/{n}") for n in range(6)]
-    assert [process.wait(60) for process in running] == [0] * 6
+    head = repository.head()
+    running = [
+        forked(repository.worktree_add, tmp_path / f"p{n}", head, reason="x", branch=f"p/{n}")
+        for n in range(6)
+    ]
+    for process in running:
+        process.join(60)
+    assert [process.exitcode for process in running] == [0] * 6
     assert len(repository.worktrees()) == 7
 
 

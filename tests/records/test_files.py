@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from autohypothesis.errors import RecordError
 from autohypothesis.records import files
+from tests.conftest import forked
 
 
 def test_a_file_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -45,29 +46,20 @@ def test_a_folder_in_the_way_is_named_and_nothing_is_left(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["a"]
 
 
-WRITER = """
-import sys, pathlib
-from autohypothesis.records.files import write_atomic
-path = pathlib.Path(sys.argv[1])
-print("ready", flush=True)
-number = 0
-while True:
-    number += 1
-    write_atomic(path, (str(number % 10) * 200_000) + "\\n", durable=False)
-"""
+def write_on(path: Path) -> None:
+    for number in itertools.count():
+        files.write_atomic(path, str(number % 10) * 200_000 + "\n", durable=False)
 
 
 def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    for attempt in range(5):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True
-        )
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.02 + attempt * 0.007)
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+    for attempt in range(10):
+        writer = forked(write_on, path)
+        while not path.exists():
+            time.sleep(0.001)
+        time.sleep(0.01 + attempt * 0.0035)
+        writer.kill()
+        writer.join()
         text = path.read_text()
         assert len(text) == 200_001
         assert len(set(text)) == 2

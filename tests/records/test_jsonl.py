@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 
 from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
+from tests.conftest import forked
 
 
 def numbers(path: Path) -> list[int]:
@@ -88,34 +87,28 @@ def test_only_a_regular_file_is_appended_to(tmp_path: Path) -> None:
     assert not (tmp_path / "outside").exists()
 
 
-APPENDER = """
-import sys, pathlib
-from autohypothesis.records import jsonl
-path, who = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-for n in range(200):
-    jsonl.append(path, {"n": who * 1000 + n, "text": "x" * (n * 7 % 500)})
-"""
+def append_many(path: Path, who: int) -> None:
+    for n in range(200):
+        jsonl.append(path, {"n": who * 1000 + n, "text": "x" * (n * 7 % 500)})
 
 
 def test_writers_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", APPENDER, str(path), str(who)]) for who in range(4)
-    ]
-    assert [job.wait() for job in jobs] == [0] * 4
-    assert sorted(numbers(path)) == [who * 1000 + n for who in range(4) for n in range(200)]
+    jobs = [forked(append_many, path, who) for who in range(6)]
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0] * 6
+    assert sorted(numbers(path)) == [who * 1000 + n for who in range(6) for n in range(200)]
 
 
 def test_writers_killed_at_once_tear_nothing_but_their_own(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    jobs = [
-        subprocess.Popen([sys.executable, "-c", APPENDER, str(path), str(who)]) for who in range(4)
-    ]
+    jobs = [forked(append_many, path, who) for who in range(4)]
     while not path.exists() or path.stat().st_size < 5_000:
         pass
     for job in jobs:
         job.kill()
-        job.wait()
+        job.join()
     jsonl.append(path, {"n": -1})
     records, problems = jsonl.read(path)
     assert len(problems) <= 4  # a write across two pages can be cut between them

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from autohypothesis.errors import LockError, UsageError
 from autohypothesis.records import ids, locks
-from autohypothesis.records.layout import ID
+from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.locks import Process
 from autohypothesis.system import is_alive, process_start
+from tests.conftest import forked
 
 HOLD = """
 import sys, pathlib
@@ -109,25 +111,20 @@ def test_long_ids_stay_short_and_apart(hypothesis_id: str, number: int) -> None:
     assert stem == hypothesis_id or re.search(r"-[0-9a-f]{6}$", stem)
 
 
-ALLOCATE = """
-import sys, pathlib
-from autohypothesis.records.ids import allocate_experiment, allocate_hypothesis
-from autohypothesis.records.layout import Layout
-layout = Layout(pathlib.Path(sys.argv[1]))
-for n in range(12):
-    print(allocate_hypothesis(layout, "nov20"))
-    print(allocate_experiment(layout, "shared", plan=lambda made: {"experiment_id": made}))
-"""
+def allocate(layout: Layout, target: Path) -> None:
+    plan = {"plan": lambda made: {"experiment_id": made}}
+    given = [
+        (ids.allocate_hypothesis(layout, "nov20"), ids.allocate_experiment(layout, "x", **plan))
+        for _ in range(12)
+    ]
+    target.write_text(json.dumps(given))
 
 
 def test_processes_at_once_never_get_the_same_id(lab: Any) -> None:
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", ALLOCATE, str(lab.root)], stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    given_ids = [line for job in jobs for line in job.communicate()[0].split()]
-    assert len(given_ids) == 4 * 24
-    assert len(set(given_ids)) == len(given_ids)
-    assert f"shared-{4 * 12}" in given_ids
+    targets = [lab.root / f"given-{n}" for n in range(6)]
+    jobs = [forked(allocate, lab.layout, target) for target in targets]
+    for job in jobs:
+        job.join()
+    given = [name for target in targets for pair in json.loads(target.read_text()) for name in pair]
+    assert len(given) == len(set(given)) == 6 * 24
+    assert f"x-{6 * 12}" in given

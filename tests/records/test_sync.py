@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -15,10 +13,12 @@ import pytest
 from autohypothesis.errors import LockError
 from autohypothesis.fleet import sync as sync_module
 from autohypothesis.fleet.sync import sync
+from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import active_tag
 from autohypothesis.records.locks import hold
 from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Leaderboard, Row
+from tests.conftest import forked
 
 
 def test_everything_is_written_and_fits_its_model(lab: Any) -> None:
@@ -150,41 +150,24 @@ def test_a_held_lock_is_waited_for_and_then_named(lab: Any, monkeypatch: Any) ->
         sync(lab.layout)
 
 
-# ── beside others, and killed ───────────────────────────────────────────────────────────────
-
-LOOP = """
-import sys, pathlib
-from autohypothesis.fleet.sync import sync
-from autohypothesis.records.layout import Layout
-layout = Layout(pathlib.Path(sys.argv[1]))
-print("ready", flush=True)
-while True:
-    if len(sys.argv) > 2:
-        layout.fold_index.unlink(missing_ok=True)
-    sync(layout)
-"""
-
-
-def start(lab: Any, *more: str) -> subprocess.Popen[str]:
-    job = subprocess.Popen(
-        [sys.executable, "-c", LOOP, str(lab.root), *more], stdout=subprocess.PIPE, text=True
-    )
-    assert job.stdout is not None
-    job.stdout.readline()
-    return job
+def sync_on(layout: Layout, cold: bool = False) -> None:
+    while True:
+        if cold:
+            layout.fold_index.unlink(missing_ok=True)
+        sync(layout)
 
 
 def test_two_syncs_beside_a_writer_lose_nothing(lab: Any) -> None:
-    jobs = [start(lab), start(lab)]
+    jobs = [forked(sync_on, lab.layout) for _ in range(2)]
     for n in range(40):
         lab.whole(f"a-{n}", 2.0 - n / 100, "keep")
         if lab.layout.ledger.exists():
             for line in lab.layout.ledger.read_text().splitlines():
                 json.loads(line)
-    assert [job.poll() for job in jobs] == [None, None]
+    assert all(job.is_alive() for job in jobs)
     for job in jobs:
         job.kill()
-        job.wait()
+        job.join()
     sync(lab.layout)
     assert lab.rows().keys() == {f"a-{n}" for n in range(40)}
     assert lab.layout.results_tsv.read_text().count("\n") == 41
@@ -194,12 +177,12 @@ def test_a_sync_killed_at_any_moment_leaves_whole_files(lab: Any) -> None:
     for n in range(40):
         lab.whole(f"a-{n}", 2.0 - n / 100, "keep")
     sync(lab.layout)
-    for attempt in range(6):
+    for attempt in range(12):
         lab.whole(f"b-{attempt}", 1.0, "discard")
-        job = start(lab, "cold")
-        time.sleep(0.005 * attempt)
+        job = forked(sync_on, lab.layout, cold=True)
+        time.sleep(0.003 * attempt)
         job.kill()
-        job.wait()
+        job.join()
         rows = lab.rows()
         assert len(rows) >= 40
         assert json.loads(lab.layout.aggregate_experiments.read_text())["experiments"]
@@ -209,7 +192,7 @@ def test_a_sync_killed_at_any_moment_leaves_whole_files(lab: Any) -> None:
         for left in folder.glob(".*.tmp"):
             os.utime(left, (1, 1))
     report = sync(lab.layout)
-    assert report.rows == 46
+    assert report.rows == 52
     assert not [*lab.root.glob(".*.tmp"), *lab.layout.aggregate.glob(".*.tmp")]
 
 
