@@ -47,7 +47,7 @@ def up(
     """
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.toolbuilder.builder import command_words
-    from autohypothesis.proposers.configured import configured
+    from autohypothesis.proposers.configured import of_search
     from autohypothesis.records.outputs import refuse_foreign_ledger
 
     repository, layout = opened(repo)
@@ -55,7 +55,7 @@ def up(
     process_specs.refuse_second_supervisor(layout)
     refuse_foreign_ledger(repository, layout)
     # A wrong word is refused here rather than in the log of the process started with it.
-    configured(proposer or manifest.proposers, mix=mix, root=layout.root)
+    of_search(manifest, proposer, mix=mix, root=layout.root)
     command_words(manifest.tool_command if tool_command is None else tool_command)
     project = open_project(repo)
     with telling_what_runs_lack(project):
@@ -199,14 +199,13 @@ def observer(
     from autohypothesis.fleet.observer.scheduling import SearchLimits
     from autohypothesis.fleet.supervisor import process_specs
     from autohypothesis.fleet.supervisor.supervisor import OBSERVER_FAILED
-    from autohypothesis.proposers.configured import OtherFleets, configured
+    from autohypothesis.proposers.configured import OtherFleets, of_search
     from autohypothesis.records.locks import hold
 
     with role("observer") as stop:
         project = open_project(repo)
         manifest = process_specs.require_fleet(project.layout)
-        mix = manifest.mix if mix is None else mix
-        proposers = configured(proposer or manifest.proposers, mix=mix, root=project.layout.root)
+        proposers = of_search(manifest, proposer, mix=mix, root=project.layout.root)
         allowed = project.task.isolation_level == "none" or sandbox_kind(project.task) != "none"
         if manifest.hub and allowed:
             proposers.insert(0, OtherFleets(project.layout))

@@ -81,15 +81,12 @@ def run_loop(
 
 
 def _proposers(project: Project, words: list[str] | None, mix: float | None) -> list[Proposer]:
-    """Return the named proposers, else those the search was begun with, else `search`."""
     from autohypothesis.fleet.live.presence import read_manifest
-    from autohypothesis.proposers.configured import configured
+    from autohypothesis.proposers.configured import of_search
 
     manifest = read_manifest(project.layout)
-    if manifest is not None and manifest.tag == project.tag:
-        words = words or manifest.proposers
-        mix = manifest.mix if mix is None else mix
-    return configured(words or [], mix=mix, root=project.layout.root)
+    known = manifest if manifest is not None and manifest.tag == project.tag else None
+    return of_search(known, words, mix=mix, root=project.layout.root)
 
 
 def _loop(

@@ -159,6 +159,7 @@ class ProgressWatch(ProgressListener):
 
     def tick(self, project: Project, experiment_id: str) -> None:
         from autohypothesis.records.jsonl import read_new
+        from autohypothesis.terminal.parts import loss_and_speed
 
         if time.monotonic() < self._next:
             return
@@ -167,11 +168,12 @@ class ProgressWatch(ProgressListener):
         self._offset = news.offset
         for event in news.records[-1:]:
             percent = (event.get("progress") or {}).get("progress_pct")
+            metrics = event.get("metrics") or {}
             self._progress.update(
                 self._bar,
                 description=self._title or experiment_id,
                 completed=percent if percent is not None else 0.0,
-                facts=facts(event.get("metrics") or {}),
+                facts=loss_and_speed(metrics.get("train_loss"), metrics.get("tok_per_sec")),
             )
 
     def stalled(self, text: str) -> None:
@@ -179,14 +181,3 @@ class ProgressWatch(ProgressListener):
 
     def ended(self) -> None:
         self._progress.stop()
-
-
-def facts(metrics: dict[str, Any]) -> str:
-    """Return `loss 3.12, 27,123 tok/s`, as far as it is known."""
-    loss, speed = metrics.get("train_loss"), metrics.get("tok_per_sec")
-    words = []
-    if isinstance(loss, (int, float)):
-        words.append(f"loss {loss:.3f}")
-    if isinstance(speed, (int, float)):
-        words.append(f"{speed:,.0f} tok/s")
-    return ", ".join(words)

@@ -77,6 +77,10 @@ def refresh(
     from autohypothesis.engine.decide import edits_in_results
     from autohypothesis.fleet.sync import sync as fold_and_write
     from autohypothesis.records.files import read_object
+    from autohypothesis.records.history import of_tag
+    from autohypothesis.records.ledger import active_tag, read_ledger
+    from autohypothesis.records.outputs import picture_place
+    from autohypothesis.terminal.plots import draw_progress
 
     known = read_object(layout.problems).get("problems") if names_taken else []
     report = fold_and_write(layout, all=everything)
@@ -84,7 +88,8 @@ def refresh(
         remark(f"note: {note}")
     drawn = None
     if report.rows and (everything or _picture_is_due(layout)):
-        drawn = draw(layout)
+        tag, drawn = active_tag(layout), picture_place(layout)
+        draw_progress(of_tag(read_ledger(layout), tag), drawn, tag=tag)
     for problem in report.problems if names_taken else ():
         is_new = not isinstance(known, list) or problem.model_dump() not in known
         if "/" not in problem.path and is_new:
@@ -125,19 +130,6 @@ def _picture_is_due(layout: Layout) -> bool:
     """Whether the picture is older than a minute and than the ledger."""
     drawn = min(_age(layout.progress_png), _age(layout.aggregate_progress_png))
     return drawn > max(PICTURE_AGE_S, _age(layout.ledger))
-
-
-def draw(layout: Layout) -> Path:
-    """Draw progress.png of the active tag from the ledger; return where it is."""
-    from autohypothesis.records.ledger import active_tag, read_ledger
-    from autohypothesis.records.outputs import picture_place
-    from autohypothesis.terminal.plots import draw_progress
-
-    tag = active_tag(layout)
-    rows = [row for row in read_ledger(layout) if row.get("tag") == tag]
-    path = picture_place(layout)
-    draw_progress(rows, path, tag=tag or "no tag yet")
-    return path
 
 
 def _age(path: Path) -> float:

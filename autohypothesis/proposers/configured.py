@@ -16,7 +16,7 @@ from autohypothesis.fleet.proposing import (
 from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import OthersResult, Proposal
+from autohypothesis.schema import Manifest, OthersResult, Proposal
 
 
 class Inbox:
@@ -43,6 +43,15 @@ def configured(words: Sequence[str], *, mix: float | None, root: Path) -> list[P
         raise UsageError(f"--mix {mix:g} is no share", hint="give a number from 0 to 1")
     chosen = dict.fromkeys(word.strip() for word in words) or {"search": None}
     return [_proposer(word, mix, root) for word in chosen]
+
+
+def of_search(
+    manifest: Manifest | None, words: Sequence[str] | None, *, mix: float | None, root: Path
+) -> list[Proposer]:
+    """Return the named proposers, else those the search was begun with, else `search`."""
+    if manifest is not None:
+        words, mix = words or manifest.proposers, manifest.mix if mix is None else mix
+    return configured(words or (), mix=mix, root=root)
 
 
 def _proposer(word: str, mix: float | None, root: Path) -> Proposer:

@@ -36,11 +36,11 @@ from autohypothesis.terminal.fleet import (
 from autohypothesis.terminal.parts import (
     FIXED,
     SHORTENED,
-    amount,
     better,
     diff_size,
     duration,
     grid,
+    loss_and_speed,
     number,
     share,
     sparkline,
@@ -184,7 +184,7 @@ def _lines(worker: WorkerView) -> tuple[list[Text], list[Text]]:
         Text(f"  {plain_line(worker.device)[:DEVICE]}", "bright_black"),
         Text(f"idle {share(idle)}" if idle is not None else "", "bright_black"),
         Text(_ids(worker), "bright_black", no_wrap=True, overflow="ellipsis"),
-        Text(_speed(worker) if busy else "", "default"),
+        Text(loss_and_speed(worker.loss, worker.tokens_per_second) if busy else "", "default"),
     ]
     return first, second
 
@@ -197,15 +197,6 @@ def _ids(worker: WorkerView) -> str:
     silence = f"last word {duration(worker.age_s)} ago" if late else ""
     words = (worker.experiment_id or "", diff_size(worker.diff_stat), silence, following)
     return "  ".join(plain_line(word) for word in words if word)
-
-
-def _speed(worker: WorkerView) -> str:
-    words = []
-    if worker.loss is not None:
-        words.append(f"loss {worker.loss:.3f}")
-    if worker.tokens_per_second is not None:
-        words.append(f"{amount(worker.tokens_per_second)} tok/s")
-    return " ".join(words)
 
 
 def watch(layout: Layout, console: Screen, *, interval: float, iterations: int | None) -> None:

@@ -83,6 +83,14 @@ def amount(value: float) -> str:
     return f"{value:.0f}"
 
 
+def loss_and_speed(loss: object, tokens_per_second: object) -> str:
+    """Return `loss 3.120 27.1k tok/s`, as far as it is known."""
+    words = [f"loss {loss:.3f}"] if isinstance(loss, (int, float)) else []
+    if isinstance(tokens_per_second, (int, float)):
+        words.append(f"{amount(tokens_per_second)} tok/s")
+    return " ".join(words)
+
+
 def diff_size(diff_stat: str) -> str:
     """Return `+2 −1` for git's summary of a change."""
     signs = {"insertion": "+", "deletion": "−"}

@@ -55,7 +55,7 @@ def draw_progress(rows: Sequence[Mapping[str, Any]], path: Path, *, tag: str) ->
 def _headline(decided: Sequence[Mapping[str, Any]], tag: str) -> str:
     kept = sum(row["status"] == "keep" for row in decided)
     crashed = sum(row["status"] == "crash" for row in decided)
-    text = f"{tag}: {len(decided)} experiments, {kept} kept, {crashed} crashed"
+    text = f"{tag or 'no tag yet'}: {len(decided)} experiments, {kept} kept, {crashed} crashed"
     devices = sorted({row["gpu_name"] for row in decided if row.get("gpu_name")})
     return f"{text}  ({', '.join(devices)})" if devices else text
 
