@@ -131,14 +131,22 @@ class Export:
         if path not in entries or entries[path].mode not in (PLAIN, PROGRAM):
             raise GitError(f"there is no file {path!r} in {commit[:12]}")
         listed = task.protected is not None
+        wanted = {
+            name: entry.mode
+            for name, entry in entries.items()
+            if (name == path or (listed and task.is_protected(name)))
+            and entry.mode in (PLAIN, PROGRAM)
+        }
         _remove(self._pristine)
-        for name, entry in entries.items():
-            is_wanted = name == path or (listed and task.is_protected(name))
-            if is_wanted and entry.mode in (PLAIN, PROGRAM):
+        try:
+            for name, mode in wanted.items():
                 file = self._pristine / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(self.repository.show_file(commit, name))
-                file.chmod(0o555 if entry.mode == PROGRAM else 0o444)
+                file.chmod(0o555 if mode == PROGRAM else 0o444)
+        except OSError as error:
+            problem = f"{self._pristine} cannot be made: {error.strerror or error}"
+            raise GitError(problem) from error
         return self._pristine / path
 
     def remove(self) -> None:
