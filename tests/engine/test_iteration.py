@@ -178,7 +178,7 @@ def test_two_at_the_same_instant_do_not_choose_the_same_lane(
     def one(rate: float) -> None:
         own = Project.open(project.layout.root)
         go.wait()
-        change = Change(overrides={"RATE": rate, "SLEEP": 1.5})
+        change = Change(overrides={"RATE": rate, "SLEEP": 0.8})
         finished.append(runner.run(own, Experiment(change)))
 
     threads = [threading.Thread(target=one, args=(rate,)) for rate in (0.2, 0.25)]
@@ -218,7 +218,7 @@ def test_who_follows_a_run_does_not_keep_a_core_busy_beside_it(
     monkeypatch.setattr(LocalExecutor, "poll", counted)
     executor = LocalExecutor(project.repository, project.layout)
     with runner.free_worker(project) as worker:
-        change = Change(overrides={"SLEEP": 1.0})
+        change = Change(overrides={"SLEEP": 0.5})
         spec = runner.plan(project, Experiment(change), worker)
         handle = executor.submit(spec)
         asked.clear()
