@@ -127,9 +127,6 @@ def _drop_capabilities() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-# ── Landlock ────────────────────────────────────────────────────────────────────────────────
-
-
 def _landlock(policy: dict[str, Any]) -> None:
     abi = landlock_abi()
     if not abi:
@@ -176,36 +173,25 @@ def _allow(ruleset: int, path: str, access: int) -> None:
 
 
 def visible(roots: Iterable[str], hidden: Iterable[str]) -> Iterator[str]:
-    """The largest folders and files below `roots` that have nothing hidden in them.
+    """Yield the largest folders and files below `roots` that have nothing hidden in them.
 
     Landlock grants and never denies: around what is hidden each neighbour is granted by itself.
     A root that lies below something hidden is visible all the same.
     """
-    secret = {path.rstrip("/") or "/" for path in hidden}
-    for root in roots:
-        yield from _without(root.rstrip("/") or "/", secret)
-
-
-def _without(path: str, secret: set[str]) -> Iterator[str]:
-    below = path if path == "/" else f"{path}/"
-    inside = {one for one in secret if one.startswith(below) and one != path}
-    if not inside:
-        yield path
-        return
-    try:
-        names = os.listdir(path)
-    except OSError:
-        return
-    for name in names:
-        child = f"{below}{name}"
-        if child in inside:
+    hidden = {path.rstrip("/") or "/" for path in hidden}
+    for path in (root.rstrip("/") or "/" for root in roots):
+        below = path if path == "/" else f"{path}/"
+        inside = {name for name in hidden if name.startswith(below) and name != path}
+        if not inside:
+            yield path
             continue
-        if os.path.islink(child):
-            continue  # its target is granted where it lies, or it is not to be seen
-        yield from _without(child, inside)
+        try:
+            children = {f"{below}{name}" for name in os.listdir(path)} - inside
+        except OSError:
+            continue
+        # The target of a link is granted where it lies, or it is not to be seen.
+        yield from visible((name for name in children if not os.path.islink(name)), inside)
 
-
-# ── seccomp ─────────────────────────────────────────────────────────────────────────────────
 
 _ARCHITECTURES = {
     # machine: audit number, socket, prlimit64, (keyrings),

@@ -79,8 +79,11 @@ class TaskSandbox:
 
     def training(self, checkout: Path, run: RunPaths, temporary: Path) -> SandboxSpec:
         """Return the rights of a training: no validation data, no repository."""
-        write = (checkout, run.out, run.home)
-        return replace(self._of_run(write, temporary), held_out=sandbox.existing(self.held_out))
+        return self._of_run(
+            write=(checkout, run.out, run.home),
+            temporary=temporary,
+            held_out=sandbox.existing(self.held_out),
+        )
 
     def scoring(self, checkout: Path, run: RunPaths, evaluator: Path | None) -> SandboxSpec:
         """Return the rights of what scores a run: it reads weights and data, changes neither."""
@@ -88,20 +91,19 @@ class TaskSandbox:
         if self.task.scorer.type == "command":
             write = (checkout, run.out, run.scoring_home)
         read = (checkout, run.config, run.weights, run.out, *_folder_of(evaluator))
-        return self._of_run(write, run.scoring_home, read=read)
+        return self._of_run(read=read, write=write, temporary=run.scoring_home)
 
     def preflight(self, checkout: Path, evaluator: Path | None) -> SandboxSpec:
         """Return the rights of the test of a candidate before it runs."""
-        read = (checkout, *_folder_of(evaluator))
-        granted = self._of_run((), None, read=read, gpus=False)
-        return replace(granted, held_out=sandbox.existing(self.held_out))
+        read, held_out = (checkout, *_folder_of(evaluator)), sandbox.existing(self.held_out)
+        return replace(self._of_run(read=read, held_out=held_out), gpus=False)
 
     def mutator(self, checkout: Path) -> SandboxSpec:
         """Return the rights of the program that makes a change: it writes to its checkout alone.
 
         Under `writes` it sees the repository's history, without the settings of git.
         """
-        spec = self._of_run((checkout,), None, gpus=False, fixed=(checkout / ".git",))
+        spec = replace(self._of_run(write=(checkout,)), gpus=False, fixed=(checkout / ".git",))
         if self.task.isolation_level == "strict":
             return spec
         common = self.repository.common_dir
@@ -112,8 +114,7 @@ class TaskSandbox:
     def locate(self) -> SandboxSpec:
         """Return the rights of the program that says where data is: it writes nothing, and reads
         all but keys and records, /tmp too, since data may lie there."""
-        temporary = (Path(one) for one in ("/tmp", tempfile.gettempdir()))
-        read = (Path("/"), *temporary)
+        read = (Path("/"), Path("/tmp"), Path(tempfile.gettempdir()))
         return SandboxSpec(self.kind, read, hidden=self._hidden(), network=True)
 
     def environment(self, environment: Mapping[str, str], temporary: Path | None) -> dict[str, str]:
@@ -141,26 +142,25 @@ class TaskSandbox:
 
     def _of_run(
         self,
-        write: tuple[Path, ...],
-        temporary: Path | None,
         *,
         read: tuple[Path, ...] = (),
-        fixed: tuple[Path, ...] = (),
-        gpus: bool | None = None,
+        write: tuple[Path, ...] = (),
+        held_out: tuple[Path, ...] = (),
+        temporary: Path | None = None,
     ) -> SandboxSpec:
-        everything = self.task.isolation_level == "writes"
         # Home and repository by name, in case that one of them lies in /tmp, which is not shown.
         disk = (Path("/"), Path(os.path.expanduser("~")), self.repository.root)
-        base, hidden = disk if everything else self._programs(), self._hidden()
+        base = disk if self.task.isolation_level == "writes" else self._programs()
+        hidden = self._hidden()
         return SandboxSpec(
             self.kind,
             read=(*base, *sandbox.existing((*self._shown_data(hidden), *read))),
             write=write,
             hidden=hidden,
-            fixed=fixed,
+            held_out=held_out,
             temporary=temporary,
             network=self.task.has_network,
-            gpus=self.gpus if gpus is None else gpus,
+            gpus=self.gpus,
         )
 
     def _hidden(self) -> tuple[Path, ...]:
