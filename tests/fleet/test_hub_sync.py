@@ -35,7 +35,7 @@ from tests.conftest import run_git as git
 from tests.fleet.conftest import SCRIPT
 from tests.fleet.observing import Hands, Listed, idea, observer, turns
 from tests.fleet.observing import calm as calm
-from tests.fleet.test_worker import ENTRY, Asked, propose, runs_of
+from tests.fleet.test_worker import ENTRY, Asked
 
 WHEN = datetime(2026, 5, 4, 3, 2, 1, tzinfo=timezone.utc)
 
@@ -324,13 +324,14 @@ def test_the_baseline_needs_no_claim(fleet_project: Project, jobs: Queue) -> Non
 
 
 def test_what_another_fleet_has_is_not_run(fleet_project: Project, jobs: Queue, until: Any) -> None:
-    (name,) = propose(jobs)
+    name = jobs.add(idea(RATE=2.0), proposer="test").hypothesis_id
+    jobs.dispatch(name, ENTRY.worker_id)
     says = Says("refused")
     run_worker(fleet_project, jobs, says, [name], until)
     found = jobs.read(name)
     assert found is not None
     assert (found[1].closed, found[1].outcome) == ("abandoned", "another fleet has it: bob has it")
-    assert runs_of(fleet_project, name) == []
+    assert not list(fleet_project.layout.runs.glob(f"{name}-*"))
     assert not list(fleet_project.layout.plans.glob(f"{name}-*")), "its plan stayed"
     assert says.asked[0].platform_key and says.asked[0].lease_seconds >= 60
 
@@ -339,7 +340,8 @@ def test_what_another_fleet_has_is_not_run(fleet_project: Project, jobs: Queue, 
 def test_whether_it_was_claimed_is_written_down(
     fleet_project: Project, jobs: Queue, until: Any, said: str, claimed: bool
 ) -> None:
-    (name,) = propose(jobs)
+    name = jobs.add(idea(RATE=2.0), proposer="test").hypothesis_id
+    jobs.dispatch(name, ENTRY.worker_id)
     says = Says(said)
     run_worker(fleet_project, jobs, says, [name], until)
     plan = Plan.model_validate(read_json(fleet_project.layout.plan(f"{name}-1")))

@@ -174,33 +174,21 @@ LEAST_LEASE_S, LONGEST_LEASE_S = 900.0, 86_400.0
 _LOOK_BACK = 50
 
 
-class ChangeClaims:
-    """The claims of one worker."""
+def claim_change(
+    service: ClaimService, project: Project, hypothesis: Hypothesis, spec: RunSpec
+) -> None:
+    """Get the right to run a candidate; a baseline, a repeat and a verification need none.
 
-    def __init__(self, worker: str, service: ClaimService) -> None:
-        self._worker = worker
-        self._service = service
-
-    def claim(self, project: Project, hypothesis: Hypothesis, spec: RunSpec) -> None:
-        """Get the right to run a candidate; a baseline, a repeat and a verification need none.
-
-        Raises:
-            ChangeError: another fleet has tried it, or does now; its plan is taken back.
-        """
-        if spec.parent_commit is None or spec.replicates or hypothesis.artifacts_from:
-            return
-        answer = self._ask(project, spec)
-        if answer.verdict == "refused":
-            runner.forget(project, spec.experiment_id)
-            raise ChangeError(f"another fleet has it: {answer.reason}")
-        self._note(project, hypothesis, spec, claimed=answer.verdict == "granted")
-
-    def _ask(self, project: Project, spec: RunSpec) -> ClaimAnswer:
-        last = self._last_run(project)
-        if not last.platform_key or not last.task_hash:
-            return ClaimAnswer("unknown", "this worker has run nothing yet")
+    Raises:
+        ChangeError: another fleet has tried it, or does now; its plan is taken back.
+    """
+    if spec.parent_commit is None or spec.replicates or hypothesis.artifacts_from:
+        return
+    answer = ClaimAnswer("unknown", "this worker has run nothing yet")
+    last = _last_run(project, spec.worker_id)
+    if last.platform_key and last.task_hash:
         seconds = LEASE_RUNS * (last.budget_seconds or 0.0)
-        return self._service(
+        answer = service(
             ClaimRequest(
                 platform_key=last.platform_key,
                 task_hash=last.task_hash,
@@ -209,30 +197,30 @@ class ChangeClaims:
                 lease_seconds=min(max(seconds, LEAST_LEASE_S), LONGEST_LEASE_S),
             )
         )
+    if answer.verdict == "refused":
+        runner.forget(project, spec.experiment_id)
+        raise ChangeError(f"another fleet has it: {answer.reason}")
+    # Noted in the plan, for the ledger, and in the queue, for the observer.
+    claimed, path = answer.verdict == "granted", project.layout.plan(spec.experiment_id)
+    with suppress(AutohypothesisError):
+        if (plan := load_or_none(Plan, path)) is not None:
+            write_json(path, plan.model_copy(update={"claimed": claimed}))
+    with suppress(AutohypothesisError):
+        queue = Queue(project.layout, project.active())
+        queue.note_claim(hypothesis.hypothesis_id, spec.worker_id, claimed)
 
-    def _note(
-        self, project: Project, hypothesis: Hypothesis, spec: RunSpec, *, claimed: bool
-    ) -> None:
-        """Write it into the plan, for the ledger, and into the queue, for the observer."""
-        path = project.layout.plan(spec.experiment_id)
-        with suppress(AutohypothesisError):
-            if (plan := load_or_none(Plan, path)) is not None:
-                write_json(path, plan.model_copy(update={"claimed": claimed}))
-            Queue(project.layout, project.active()).note_claim(
-                hypothesis.hypothesis_id, self._worker, claimed
-            )
 
-    def _last_run(self, project: Project) -> Runtime:
-        """Return that of this worker's newest run; of another worker's where it has none."""
-        other = Runtime()
-        for name in _newest_runs(project.layout):
-            found = load_or_none(Metadata, project.layout.run(name).metadata)
-            if found is None or found.run.tag != project.active() or not found.runtime.platform_key:
-                continue
-            if found.run.worker_id == self._worker:
-                return found.runtime
-            other = other if other.platform_key else found.runtime
-        return other
+def _last_run(project: Project, worker_id: str) -> Runtime:
+    """Return that of this worker's newest run; of another worker's where it has none."""
+    other = Runtime()
+    for name in _newest_runs(project.layout):
+        found = load_or_none(Metadata, project.layout.run(name).metadata)
+        if found is None or found.run.tag != project.active() or not found.runtime.platform_key:
+            continue
+        if found.run.worker_id == worker_id:
+            return found.runtime
+        other = other if other.platform_key else found.runtime
+    return other
 
 
 def _newest_runs(layout: Layout) -> list[str]:

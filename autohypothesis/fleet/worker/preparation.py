@@ -33,7 +33,7 @@ from autohypothesis.errors import (
     RecordError,
     UnwritableError,
 )
-from autohypothesis.fleet.hub_sync.incoming import ChangeClaims
+from autohypothesis.fleet.hub_sync.incoming import ClaimService, claim_change
 from autohypothesis.fleet.live import steering
 from autohypothesis.fleet.live.quarantine import device_kind
 from autohypothesis.fleet.queue.states import Closed, Queue
@@ -175,10 +175,10 @@ class Preparation:
         hypothesis: Hypothesis,
         *,
         label: str = "",
-        sharing: ChangeClaims | None = None,
+        rights: ClaimService | None = None,
     ) -> None:
         self.hypothesis = hypothesis
-        self._sharing = sharing
+        self._rights = rights
         self.spec: RunSpec | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
@@ -250,8 +250,8 @@ class Preparation:
         if problem := self._violation(spec, self._rules):
             runner.forget(self._project, spec.experiment_id)
             raise ChangeError(problem, hint=STEERING_HINT)
-        if self._sharing is not None:
-            self._sharing.claim(self._project, wanted, spec)
+        if self._rights is not None:
+            claim_change(self._rights, self._project, wanted, spec)
         return spec
 
     def _violation(self, spec: RunSpec, rules: Steering) -> str:

@@ -25,7 +25,7 @@ from autohypothesis.errors import (
     LeaseError,
     describe,
 )
-from autohypothesis.fleet.hub_sync.incoming import ChangeClaims, ClaimService
+from autohypothesis.fleet.hub_sync.incoming import ClaimService
 from autohypothesis.fleet.live import presence, quarantine, steering
 from autohypothesis.fleet.live.presence import HeartbeatWriter
 from autohypothesis.fleet.live.quarantine import device_problem
@@ -80,7 +80,7 @@ class FleetWorker:
         rights: ClaimService | None = None,
     ) -> None:
         self.project = project
-        self.sharing = ChangeClaims(worker.worker_id, rights) if rights is not None else None
+        self.rights = rights
         self.label = label
         self.entry = worker
         self.name = worker.worker_id
@@ -197,7 +197,7 @@ class FleetWorker:
             self._claim_at = time.monotonic() + LOOK_S
             return
         self.next = Preparation(
-            self.project, self.entry, hypothesis, label=self.label, sharing=self.sharing
+            self.project, self.entry, hypothesis, label=self.label, rights=self.rights
         )
         if self.current is None:
             self._say("preparing")
