@@ -7,28 +7,39 @@ whether the hub answers. It decides nothing, and a fleet without it runs as one 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from autohypothesis.engine.project import Project
-from autohypothesis.errors import AutohypothesisError, GitError, HubError, LockError
+from autohypothesis.errors import (
+    AutohypothesisError,
+    DeliveryError,
+    GitError,
+    HubError,
+    LockError,
+    UndeliverableError,
+)
 from autohypothesis.fleet.hub_sync.incoming import COURIER
 from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, Outbox, Round, pause_s
+from autohypothesis.fleet.hub_sync.outgoing import LINE, PUSH, REFUTED_LINE, RESULT
+from autohypothesis.fleet.hub_sync.outgoing import REFUTED as TAKEN_BACK
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import StopRequest
+from autohypothesis.hub import result_line
 from autohypothesis.hub.client.credentials import Credentials
-from autohypothesis.hub.client.delivery import HubDelivery
-from autohypothesis.hub.client.http import HubNotFoundError, HubUnavailableError
-from autohypothesis.hub.client.hub import HubClient, fetch
+from autohypothesis.hub.client.http import HubConflictError, HubNotFoundError, HubUnavailableError
+from autohypothesis.hub.client.hub import HubClient, fetch, push
 from autohypothesis.hub.fleet.coordination import others_result, tell_task
-from autohypothesis.hub.protocol import HubResult
+from autohypothesis.hub.protocol import HubPost, HubResult
 from autohypothesis.records import locks
 from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.files import write_json
+from autohypothesis.records.git import Repository
 from autohypothesis.records.ledger import read_ledger
-from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult, now
+from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult, OutboxEntry, now
 
 T = TypeVar("T")
 LISTEN_S = 5.0
@@ -40,6 +51,20 @@ LOCK_S = 5.0
 BOARD, RESULTS, FRONTIER, DISCUSSION = 20, 40, 20, 20
 """Entries of each kind in the feed."""
 DISCUSSED = "discussion"
+POST = "post"
+LINES = (LINE, REFUTED_LINE)
+POSTED = (POST, *LINES)
+"""Kinds of entries that become a post."""
+RESULTS_CHANNEL = "results"
+"""The protocol's channel for lines."""
+_SWAPS = 3
+"""Tries to be the best, while others move it."""
+_FINAL = (400, 404, 409, 413, 422)
+"""Refusals of the entry itself. Any other is about us, now: a key, a limit, a hub in trouble."""
+_PAGE = 200
+_NEWEST = 20
+"""Posts that are asked for to see the newest: the very newest may be a bad record."""
+_MOST_PAGES = 50
 
 
 class CourierProcess:
@@ -50,9 +75,7 @@ class CourierProcess:
         self.outbox = Outbox(project.layout)
         self._hub = HubClient.of(credentials)
         self._agent = credentials.agent
-        self._delivery = HubDelivery(
-            self._hub, credentials.agent, project.repository, self.outbox.receipt
-        )
+        self._delivery = HubDelivery(self._hub, self._agent, project.repository, self.outbox)
         self._feed = FeedWriter(self._hub, credentials.agent, project)
         self._began: datetime = now()
         self._agreed = self._reachable = False
@@ -248,6 +271,118 @@ class FeedWriter:
                 continue
             found.append(result.model_copy(update={"commit": fetched.commit.hash}))
         return found
+
+
+# ── deliveries ──────────────────────────────────────────────────────────────────────────────
+
+
+class HubDelivery:
+    """Delivers entries of an outbox to one hub: commits, results, their lines, posts.
+
+    A commit and a result may be sent twice, since a hub knows them by their names; a post is looked
+    for before it is sent again.
+    """
+
+    def __init__(self, hub: HubClient, agent: str, repository: Repository, outbox: Outbox) -> None:
+        self._hub = hub
+        self._agent = agent
+        self._repository = repository
+        self._outbox = outbox
+
+    def mark(self, entry: OutboxEntry) -> int | None:
+        """For a post the number of the newest one there: a higher one may be ours."""
+        if entry.kind not in POSTED:
+            return None
+        newest = _asked(lambda: next(self._posts(_channel(entry), _NEWEST), None))
+        return newest.id if newest is not None else 0
+
+    def found(self, entry: OutboxEntry) -> str | None:
+        if entry.kind not in POSTED:
+            return None  # a hub takes the same commit and the same result twice
+        return _asked(lambda: self._find_post(entry))
+
+    def deliver(self, entry: OutboxEntry) -> str:
+        if entry.kind in POSTED:
+            return _asked(lambda: str(self._hub.post(_channel(entry), _content(entry)).id))
+        if entry.kind == PUSH:
+            commit = str(entry.payload.get("commit") or "")
+            return _asked(lambda: push(self._hub, self._repository, commit).commit)
+        if entry.kind == RESULT:
+            return _asked(lambda: self._tell(result_line.typed_result(entry.payload)))
+        if entry.kind == TAKEN_BACK:
+            return _asked(lambda: self._take_back(entry))
+        raise UndeliverableError(f"there is no way to deliver {entry.kind!r}")
+
+    def _tell(self, result: dict[str, Any]) -> str:
+        stored = self._hub.tell_result(result)
+        if result["status"] == "keep" and result["verifies"] is None and result["platform_key"]:
+            with suppress(HubError):  # the next keep tries again
+                self._become_best(stored.id, result)
+        return str(stored.id)
+
+    def _become_best(self, number: int, result: Mapping[str, Any]) -> None:
+        """The hub refuses a result that is not better than the best; a race is tried again."""
+        for _ in range(_SWAPS):
+            key = {name: result[name] for name in ("platform_key", "task_hash")}
+            present = self._hub.best(**key)
+            with suppress(HubConflictError):
+                self._hub.swap_best(number, present[0].result.id if present else None)
+                return
+
+    def _take_back(self, entry: OutboxEntry) -> str:
+        """Refute a result of our own, by the number that it was given."""
+        number = self._outbox.receipt(RESULT, entry.name)
+        if not number:
+            raise UndeliverableError(f"result {entry.name} was never told")
+        result = result_line.typed_result(entry.payload)
+        name = f"{result['name']}/refuted"
+        again = {"name": name, "verifies": int(number), "confirmation": "refuted"}
+        return str(self._hub.tell_result({**result, **again}).id)
+
+    def _find_post(self, entry: OutboxEntry) -> str | None:
+        content = _content(entry)
+        for post in self._posts(_channel(entry), _PAGE):
+            if post.id <= (entry.mark or 0):
+                break
+            if post.agent_id == self._agent and post.content == content:
+                return str(post.id)
+        return None
+
+    def _posts(self, channel: str, at_once: int) -> Iterator[HubPost]:
+        """The newest first; none where there is no such channel yet."""
+        for page in range(_MOST_PAGES):
+            try:
+                posts = self._hub.posts(channel, at_once, page * at_once)
+            except HubNotFoundError:
+                return
+            if not posts:  # fewer than asked for may be a page with bad records
+                return
+            yield from posts
+
+
+def _channel(entry: OutboxEntry) -> str:
+    return RESULTS_CHANNEL if entry.kind in LINES else str(entry.payload.get("channel") or "")
+
+
+def _content(entry: OutboxEntry) -> str:
+    if entry.kind in LINES:
+        return result_line.write(result_line.result_line(entry.payload))
+    return str(entry.payload.get("content") or "")
+
+
+def _asked(call: Callable[[], T]) -> T:
+    """The answer of `call`, with a hub's errors as an outbox takes them."""
+    try:
+        return call()
+    except HubError as error:
+        if error.status in _FINAL:
+            raise UndeliverableError(error.problem) from None
+        later = DeliveryError(error.problem)
+        arrived = isinstance(error, HubUnavailableError) and error.arrived
+        later.reached = arrived or error.status == 500
+        raise later from None
+    except AutohypothesisError as error:  # ours: no such commit, no name of a channel, too long
+        raise UndeliverableError(error.problem) from None
 
 
 def _if_there(ask: Callable[[], Sequence[T]]) -> Sequence[T]:

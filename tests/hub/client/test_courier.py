@@ -8,8 +8,8 @@ import pytest
 
 from autohypothesis.fleet.hub_sync.outbox import Outbox
 from autohypothesis.hub.client import http
-from autohypothesis.hub.client.delivery import HubDelivery
 from autohypothesis.hub.client.hub import HubClient
+from autohypothesis.hub.fleet.courier import HubDelivery
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from tests.conftest import run_git as git
@@ -23,9 +23,11 @@ def box(foreign: Path) -> Outbox:
 
 
 @pytest.fixture
-def courier(hub: HubClient, foreign: Path, monkeypatch: pytest.MonkeyPatch) -> HubDelivery:
+def courier(
+    hub: HubClient, box: Outbox, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> HubDelivery:
     monkeypatch.setattr(http, "PATIENT", http.Patience(backoff=0.0))
-    return HubDelivery(hub, "ada", Repository(foreign))
+    return HubDelivery(hub, "ada", Repository(foreign), box)
 
 
 def _put(box: Outbox, name: str, channel: str = "results", content: str = "same") -> None:

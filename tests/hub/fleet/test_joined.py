@@ -277,9 +277,9 @@ def test_two_fleets_ask_and_one_is_given_it(hub: Hub, fleet_project: Project) ->
     HubClient.of(ada).tell_task(other_task("b" * 64, "x"))
     reachable(fleet_project)
     first = HubClaims(ada, fleet_project.layout)
-    assert first.claim(IDEA).said == "granted" == first.claim(IDEA).said
+    assert first.claim(IDEA).verdict == "granted" == first.claim(IDEA).verdict
     answer = HubClaims(bob, fleet_project.layout).claim(IDEA)
-    assert answer.said == "refused" and "ada" in answer.reason
+    assert answer.verdict == "refused" and "ada" in answer.reason
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
     reachable(fleet_project)
     claims = HubClaims(Credentials(silent, "ada", SecretStr("k")), fleet_project.layout)
     began = time.monotonic()
-    assert claims.claim(IDEA).said == "unknown"
+    assert claims.claim(IDEA).verdict == "unknown"
     once = time.monotonic() - began
     answers: list[Any] = []
     threads = [
@@ -313,7 +313,7 @@ def test_a_hub_that_hangs_is_asked_once_and_then_left_alone(
         thread.start()
     for thread in threads:
         thread.join()
-    assert {one.said for one in answers} == {"unknown"} and len(answers) == 20
+    assert {one.verdict for one in answers} == {"unknown"} and len(answers) == 20
     assert time.monotonic() - began < max(once, 1.0), "somebody waited again"
 
 
@@ -342,7 +342,7 @@ def test_a_hub_that_drips_its_headers_holds_no_worker(
         server = f"http://127.0.0.1:{listener.getsockname()[1]}"
         claims = HubClaims(Credentials(server, "ada", SecretStr("k")), fleet_project.layout)
         answer = claims.claim(IDEA)
-        assert answer.said == "unknown" and "too long" in answer.reason
+        assert answer.verdict == "unknown" and "too long" in answer.reason
         assert left.wait(60)
 
 
@@ -353,7 +353,7 @@ def test_a_title_with_a_secret_asks_nobody_and_the_next_idea_is_asked_for(
     reachable(fleet_project)
     claims = HubClaims(member(hub), fleet_project.layout)
     answer = claims.claim(replace(IDEA, title="hf_S3cretS3cretS3cret"))
-    assert answer.said == "unknown" and "title holds the value of $HF_TOKEN" in answer.reason
+    assert answer.verdict == "unknown" and "title holds the value of $HF_TOKEN" in answer.reason
     assert "has just not answered" not in claims.claim(IDEA).reason
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import RedirectResponse, Response
-from pydantic import BaseModel, BeforeValidator
 from sqlalchemy import func, select
 
 from autohypothesis.hub.protocol import (
@@ -18,8 +17,6 @@ from autohypothesis.hub.protocol import (
     ClaimQuery,
     KeyQuery,
     ResultQuery,
-    ResultState,
-    Status,
 )
 from autohypothesis.hub.server import agents, boards, commits, posts, results, tasks
 from autohypothesis.hub.server import database as tables
@@ -117,29 +114,15 @@ def one_board(
     return page(request, "board", board=board, chart=chart, piece=piece, known=known)
 
 
-def _none_if_empty(value: object) -> object:
-    return value or None
-
-
-class ListedResults(BaseModel):
-    """Filters of the page of results; an empty one is none."""
-
-    agent: Annotated[str | None, BeforeValidator(_none_if_empty)] = None
-    state: Annotated[ResultState | None, BeforeValidator(_none_if_empty)] = None
-    status: Annotated[Status | None, BeforeValidator(_none_if_empty)] = None
-
-
 @_read("/results")
 def newest_results(
-    request: Request, database: Base, wanted: Annotated[ListedResults, Query()]
+    request: Request, database: Base, wanted: Annotated[ResultQuery, Query()]
 ) -> Response:
     """Results as they were told, also those that are on no board."""
-    given = wanted.model_dump()
-    total = results.number_of(database, ResultQuery(**given))
-    piece = ListPiece.asked(request, _RESULTS, total)
-    asked = ResultQuery(**given, limit=piece.size, offset=piece.offset)
+    piece = ListPiece.asked(request, _RESULTS, results.number_of(database, wanted))
+    asked = wanted.model_copy(update={"limit": piece.size, "offset": piece.offset})
     rows = results.with_verdicts(database, results.newest_results(database, asked))
-    known = _known(database, rows)
+    given, known = wanted.model_dump(exclude={"limit", "offset"}), _known(database, rows)
     return page(request, "results", rows=rows, piece=piece, wanted=given, known=known)
 
 
