@@ -10,7 +10,7 @@ import pytest
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.records.git import Repository
-from tests.conftest import NewRepository
+from tests.conftest import NewRepository, run_git
 
 TRAIN = '''"""A script to search."""
 import os
@@ -54,3 +54,17 @@ def repository(make: Callable[..., Repository]) -> Repository:
 @pytest.fixture
 def task() -> Task:
     return foreign_task()
+
+
+def commit_of(repository: Repository, **files: bytes) -> str:
+    """Commit HEAD with other `files` (`train_py=...`), without a checkout."""
+    head = repository.head()
+    named = {name.replace("_", "."): content for name, content in files.items()}
+    return repository.commit_tree(repository.tree_with(head, named), [head], "x\n")
+
+
+def committed(repository: Repository) -> str:
+    """Commit all that lies in the checkout."""
+    run_git(repository.root, "add", "-A")
+    run_git(repository.root, "commit", "-q", "-m", "more")
+    return repository.head()

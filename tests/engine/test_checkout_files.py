@@ -18,15 +18,10 @@ from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
 from tests.conftest import NewRepository, run_git
+from tests.engine.conftest import committed
 
 Make = Callable[..., Repository]
 Git = Callable[..., str]
-
-
-def committed(repository: Repository, git: Git, message: str = "more") -> str:
-    git(repository.root, "add", "-A")
-    git(repository.root, "commit", "-q", "-m", message)
-    return repository.head()
 
 
 def with_run(task: Task, **values: object) -> Task:
@@ -151,7 +146,7 @@ def large(make: Make, git: Git) -> Repository:
     )
     git(repository.root, "lfs", "install", "--local", "--skip-repo")
     (repository.root / "w.bin").write_bytes(b"weights" * 1000)
-    committed(repository, git)
+    committed(repository)
     assert repository.show_file(repository.head(), "w.bin").startswith(b"version https://git-lfs")
     return repository
 
@@ -310,7 +305,7 @@ def test_a_copy_below_a_link_of_the_commit_is_refused_and_nothing_is_written_the
     data.mkdir()
     (data / "deep").symlink_to(outside)
     git(with_data.root, "add", "--force", "data/deep")
-    commit = committed(with_data, git)
+    commit = committed(with_data)
     git(with_data.root, "checkout", "-q", before)
     shutil.move(tmp_path / "data", data)
     include(with_data, "data/")

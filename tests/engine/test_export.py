@@ -19,22 +19,10 @@ from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository
 from tests.conftest import forked
+from tests.engine.conftest import commit_of, committed
 
 Make = Callable[..., Repository]
 Git = Callable[..., str]
-
-
-def commit_of(repository: Repository, **files: bytes) -> str:
-    head = repository.head()
-    named = {name.replace("_", "."): text for name, text in files.items()}
-    return repository.commit_tree(repository.tree_with(head, named), [head], "x\n")
-
-
-def committed(repository: Repository, git: Git) -> str:
-    """A commit of all that lies in the checkout."""
-    git(repository.root, "add", "-A")
-    git(repository.root, "commit", "-q", "-m", "more")
-    return repository.head()
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:
@@ -316,7 +304,7 @@ def test_line_ends_modes_and_links_are_as_in_a_checkout(make: Make, task: Task, 
     (root / "link").symlink_to("a.txt")
     (root / "away").symlink_to("/nowhere/at/all")
     git(root, "config", "core.autocrlf", "true")
-    head = committed(repository, git)
+    head = committed(repository)
     plain = root.parent / "plain"
     git(root, "worktree", "add", "-q", "--detach", str(plain), head)
     path = Export(repository, "w").checkout(head, task).path
@@ -357,7 +345,7 @@ def test_a_repository_with_long_object_names_is_exported(
     git(root, "init", "-q", "-b", "main", "--object-format=sha256")
     (root / "train.py").write_text("A = 1\n")
     repository = Repository(root)
-    head = committed(repository, git)
+    head = committed(repository)
     assert len(head) == 64
     assert tree_of(Export(repository, "w").checkout(head, task).path) == {"train.py": b"A = 1\n"}
 
@@ -365,6 +353,6 @@ def test_a_repository_with_long_object_names_is_exported(
 def test_a_name_that_is_not_utf8_is_exported(repository: Repository, task: Task, git: Git) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     (repository.root / name).write_text("x\n")
-    head = committed(repository, git)
+    head = committed(repository)
     made = Export(repository, "w").checkout(head, task)
     assert (made.path / name).read_text() == "x\n" and name in made.files

@@ -11,12 +11,7 @@ import pytest
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import GitError
 from autohypothesis.records.git import SALVAGE, Repository
-
-
-def commit_of(repository: Repository, **files: bytes) -> str:
-    head = repository.head()
-    named = {name.replace("_", "."): text for name, text in files.items()}
-    return repository.commit_tree(repository.tree_with(head, named), [head], "x\n")
+from tests.engine.conftest import commit_of
 
 
 def names_in(folder: Path) -> set[str]:
