@@ -426,8 +426,8 @@ def _or_none(shape: CoreSchema) -> CoreSchema:
 def _shape(kind: Any, metadata: tuple[Any, ...] = ()) -> CoreSchema:
     if get_origin(kind) in (Union, types.UnionType) and type(None) in get_args(kind):
         inner = [_shape(member, metadata) for member in get_args(kind) if member is not _NONE]
-        one = inner[0] if len(inner) == 1 else core_schema.union_schema(list(inner))
-        return core_schema.nullable_schema(one)
+        kind_schema = inner[0] if len(inner) == 1 else core_schema.union_schema(list(inner))
+        return core_schema.nullable_schema(kind_schema)
     if get_origin(kind) is Annotated:
         return _shape(get_args(kind)[0], (*get_args(kind)[1:], *metadata))
     if any(getattr(item, "func", None) in _TOLERANT_READERS for item in metadata):

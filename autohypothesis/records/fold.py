@@ -232,8 +232,10 @@ def _platform(records: Sequence[Document], fact: Facts) -> list[str]:
     """Compare metadata.json with the latest record; a missing value is no fault."""
     if not records:
         return []
-    said = (("platform_key", fact.platform_key), ("tag", fact.tag), ("seed", fact.seed))
-    return _differing(*((n, value, records[-1][n]) for n, value in said if value not in ("", None)))
+    stated = (("platform_key", fact.platform_key), ("tag", fact.tag), ("seed", fact.seed))
+    return _differing(
+        *((n, value, records[-1][n]) for n, value in stated if value not in ("", None))
+    )
 
 
 def _result(records: Sequence[Document], fact: Facts) -> list[str]:
@@ -284,14 +286,14 @@ def _stamp(records: Sequence[Document], fact: Facts) -> list[str]:
 def _differing(*pairs: tuple[str, Any, Any]) -> list[str]:
     """Name, value of the bundle, decided value; what was not recorded differs from nothing."""
     return [
-        _says(name, said, decided)
-        for name, said, decided in pairs
-        if decided not in ("", None) and said != decided
+        _says(name, stated, decided)
+        for name, stated, decided in pairs
+        if decided not in ("", None) and stated != decided
     ]
 
 
-def _says(name: str, said: object, decided: object) -> str:
-    return f"says {name} {_shown(said)}, and {_shown(decided)} was decided"
+def _says(name: str, stated: object, decided: object) -> str:
+    return f"says {name} {_shown(stated)}, and {_shown(decided)} was decided"
 
 
 def _shown(value: object) -> str:

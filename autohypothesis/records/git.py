@@ -307,18 +307,18 @@ class Repository:
 
         The index that git works on is a copy, so the user's staging stays what it is.
         """
-        place = worktree or self.root
-        own = self._run("rev-parse --path-format=absolute --git-path index", cwd=place).text
+        folder = worktree or self.root
+        own = self._run("rev-parse --path-format=absolute --git-path index", cwd=folder).text
         with self._index(None) as index:
             with suppress(FileNotFoundError):
                 shutil.copy2(own, index)  # with its time, which git compares to trust a stat
             which = "--all" if untracked else "--update"
-            self._run(f"add {which} -- :/", index=index, cwd=place, timeout=CHECKOUT_TIMEOUT_S)
-            there = [path for path in also if os.path.lexists(place / path)]
+            self._run(f"add {which} -- :/", index=index, cwd=folder, timeout=CHECKOUT_TIMEOUT_S)
+            there = [path for path in also if os.path.lexists(folder / path)]
             if there:
                 adding = "--literal-pathspecs add --force --"
-                self._run(adding, *there, index=index, cwd=place)
-            return self._run("write-tree", index=index, cwd=place).text
+                self._run(adding, *there, index=index, cwd=folder)
+            return self._run("write-tree", index=index, cwd=folder).text
 
     def tree_of_files(self, files: Mapping[str, Entry]) -> str:
         """Return a tree of just these, whose blobs are here."""
@@ -376,17 +376,20 @@ class Repository:
 
     def worktrees(self) -> list[Worktree]:
         """All checkouts, the main one first."""
-        found = []
+        worktrees = []
         for block in self._run("worktree list --porcelain").text.split("\n\n"):
             facts = dict(line.partition(" ")[::2] for line in block.split("\n"))
             if path := facts.get("worktree"):
                 state = (facts.get(key) for key in ("HEAD", "branch", "locked"))
-                found.append(Worktree(Path(path), *state))
-        return found
+                worktrees.append(Worktree(Path(path), *state))
+        return worktrees
 
     def worktree_at(self, path: Path) -> Worktree | None:
         here = os.path.realpath(path)
-        return next((one for one in self.worktrees() if os.path.realpath(one.path) == here), None)
+        return next(
+            (worktree for worktree in self.worktrees() if os.path.realpath(worktree.path) == here),
+            None,
+        )
 
     def worktree_add(
         self, path: Path, commit: str, *, reason: str, branch: str | None = None

@@ -171,14 +171,14 @@ def take_in(repository: Repository, bundle: bytes, commit: str, ref: str) -> Non
 def _quarantine(repository: Repository) -> Iterator[tuple[Path, dict[str, str]]]:
     """A place for objects beside the repository's; git's own gc clears what a kill leaves."""
     objects = repository.common_dir / "objects"
-    with tempfile.TemporaryDirectory(prefix="tmp_objdir-incoming-", dir=objects) as place:
+    with tempfile.TemporaryDirectory(prefix="tmp_objdir-incoming-", dir=objects) as folder:
         settings = {
-            "GIT_OBJECT_DIRECTORY": place,
+            "GIT_OBJECT_DIRECTORY": folder,
             "GIT_ALTERNATE_OBJECT_DIRECTORIES": str(objects),
-            "GIT_QUARANTINE_PATH": place,
+            "GIT_QUARANTINE_PATH": folder,
             "GIT_ALLOC_LIMIT": "256m",  # a small pack of deltas can ask for a gigabyte
         }
-        yield Path(place), settings
+        yield Path(folder), settings
 
 
 def _refuse_incomplete(repository: Repository, commit: str, settings: Mapping[str, str]) -> None:

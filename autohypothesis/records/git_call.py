@@ -144,7 +144,7 @@ class Bounds:
 def call(
     words: str,
     args: Sequence[str],
-    place: Path,
+    folder: Path,
     settings: Mapping[str, str] | None = None,
     *,
     stdin: bytes = b"",
@@ -153,7 +153,7 @@ def call(
     output: IO[bytes] | None = None,
     lock: IO[bytes] | None = None,
 ) -> Answer:
-    """Run `git WORDS ARGS` in `place`; `words` is split at blanks, `args` never are.
+    """Run `git WORDS ARGS` in `folder`; `words` is split at blanks, `args` never are.
 
     Args:
         settings: environment variables.
@@ -163,7 +163,7 @@ def call(
             this process be killed.
 
     Raises:
-        GitError: git or `place` is missing, or the exit status is not in `accept`; then the
+        GitError: git or `folder` is missing, or the exit status is not in `accept`; then the
             message holds the command and git's own words.
     """
     inherited = {
@@ -179,20 +179,20 @@ def call(
     target = pipe if output is None else output
     with (
         _source(stdin) as source,
-        _start(command, place, environment, source, target, pipe, lock) as process,
+        _start(command, folder, environment, source, target, pipe, lock) as process,
     ):
         try:
-            out, said = process.communicate(timeout=timeout)
+            out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
             _end(process, signal.SIGTERM, signal.SIGKILL)
-            out, said = b"", f"it did not complete in {timeout:g} s".encode()
+            out, err = b"", f"it did not complete in {timeout:g} s".encode()
         except BaseException:
             _end(process, signal.SIGTERM, signal.SIGKILL)
             raise
-    answer = Answer(process.returncode, out or b"", said.decode("utf-8", "replace"))
+    answer = Answer(process.returncode, out or b"", err.decode("utf-8", "replace"))
     if answer.status not in accept:
         shown = " ".join([words, *args])[:200]
-        raise GitError(f"`git {shown}` in {place} failed: {answer.reason}")
+        raise GitError(f"`git {shown}` in {folder} failed: {answer.reason}")
     return answer
 
 
@@ -218,9 +218,9 @@ def run(
         GitError: git or the shell is missing.
     """
     command, variables = _limited([*words.split(), *args], repository, bounds, environment)
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         with _source(stdin) as source:
-            process = _start(command, Path("/"), variables, source, into or out, said)
+            process = _start(command, Path("/"), variables, source, into or out, err)
             try:
                 process.wait(bounds.seconds)
             except subprocess.TimeoutExpired:
@@ -228,10 +228,10 @@ def run(
         status = process.returncode
         late = status in (-signal.SIGXCPU, -signal.SIGKILL)
         cut = "time" if late else "size" if status == -signal.SIGXFSZ else ""
-        said.seek(max(0, said.seek(0, os.SEEK_END) - _WORDS_LIMIT))
+        err.seek(max(0, err.seek(0, os.SEEK_END) - _WORDS_LIMIT))
         out.seek(0)
         content = b"" if into else out.read()
-        return Answer(status, content, said.read().decode("utf-8", "replace"), cut)
+        return Answer(status, content, err.read().decode("utf-8", "replace"), cut)
 
 
 class Objects:
@@ -326,7 +326,7 @@ def _source(stdin: bytes | IO[bytes]) -> Iterator[IO[bytes]]:
 
 def _start(
     command: list[str],
-    place: Path,
+    folder: Path,
     environment: Mapping[str, str],
     stdin: IO[bytes] | int,
     stdout: IO[bytes] | int,
@@ -335,7 +335,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            command, cwd=place, env=environment, stdin=stdin, stdout=stdout, stderr=stderr,
+            command, cwd=folder, env=environment, stdin=stdin, stdout=stdout, stderr=stderr,
             pass_fds=[lock.fileno()] if lock else [],
             start_new_session=True,  # Ctrl-C is for us: we end git
         )  # fmt: skip
@@ -344,7 +344,7 @@ def _start(
             raise GitError(
                 "git is not in PATH, so nothing can be searched", hint="install git 2.34+"
             ) from error
-        raise GitError(f"git cannot be started in {place}: {error.strerror or error}") from error
+        raise GitError(f"git cannot be started in {folder}: {error.strerror or error}") from error
 
 
 def _end(process: subprocess.Popen[bytes], *signals: signal.Signals) -> None:

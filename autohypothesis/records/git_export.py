@@ -89,7 +89,7 @@ def parts(repository: Repository, commit: str) -> list[Part]:
 
 
 def _submodules(part: Part, checkout: Path) -> Iterator[Part]:
-    links = {path: one.blob for path, one in part.entries.items() if one.mode == SUBMODULE}
+    links = {path: entry.blob for path, entry in part.entries.items() if entry.mode == SUBMODULE}
     names = _submodule_names(part.source, part.commit) if links else {}
     for path, commit in links.items():
         source = _source_of(part, checkout, path, names.get(path), commit)
@@ -156,8 +156,8 @@ def _ask(
 # ── filling a folder ────────────────────────────────────────────────────────────────────────
 
 
-def fill(part: Part, place: Path, index: Path) -> None:
-    """Make `place` hold the files of `part`, as a checkout does; what has not changed stays.
+def fill(part: Part, target: Path, index: Path) -> None:
+    """Make `target` hold the files of `part`, as a checkout does; what has not changed stays.
 
     Files of other names stay too. The index has one user; a lock of git's that is there is left
     by a kill.
@@ -165,10 +165,10 @@ def fill(part: Part, place: Path, index: Path) -> None:
     Raises:
         GitError: git cannot, for a damaged index too; the message has its words.
     """
-    place.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     with exclusive(index) as user:
         index.with_name(f"{index.name}.lock").unlink(missing_ok=True)
-        _run(part, "read-tree --reset -u", part.commit, index=index, place=place, lock=user)
+        _run(part, "read-tree --reset -u", part.commit, index=index, target=target, lock=user)
 
 
 @contextmanager
@@ -216,8 +216,8 @@ def refuse_absent(paths: Sequence[str], root: Path) -> None:
 def _absent(part: Part) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="autohypothesis-lfs-") as folder:
         index = Path(folder) / "index"
-        _run(part, "read-tree", part.commit, index=index, place=Path(folder))
-        listed = _run(part, "ls-files -z --", _LFS_FILES, index=index, place=Path(folder)).records
+        _run(part, "read-tree", part.commit, index=index, target=Path(folder))
+        listed = _run(part, "ls-files -z --", _LFS_FILES, index=index, target=Path(folder)).records
     paths = [path for path in listed if part.entries[path].mode != SUBMODULE]
     asked = "".join(f"{part.entries[path].blob}\n" for path in paths).encode()
     blobs = batch(_ask(part.source, "cat-file --batch", stdin=asked).out)
@@ -238,9 +238,9 @@ def _lfs_storage(part: Part) -> Path:
     return part.source / dict(_conversions(part.source)).get("lfs.storage", "lfs")
 
 
-def filters_named(part: Part, place: Path) -> set[bytes]:
+def filters_named(part: Part, target: Path) -> set[bytes]:
     """The filters that the attributes of a checkout, or of its repository, name."""
-    files = [place / path for path in part.entries if path.rpartition("/")[2] == ".gitattributes"]
+    files = [target / path for path in part.entries if path.rpartition("/")[2] == ".gitattributes"]
     named: set[bytes] = set()
     for file in [*files, part.source / "info" / "attributes"]:
         with suppress(OSError):
@@ -248,9 +248,9 @@ def filters_named(part: Part, place: Path) -> set[bytes]:
     return named
 
 
-def filters_left_out(part: Part, place: Path) -> list[str]:
+def filters_left_out(part: Part, target: Path) -> list[str]:
     """Filters that the user's own checkout applies and an export does not."""
-    named = {one.decode("utf-8", "replace") for one in filters_named(part, place)} - {"lfs"}
+    named = {one.decode("utf-8", "replace") for one in filters_named(part, target)} - {"lfs"}
     if not named:
         return []
     keys = [key for key, value in _conversions(part.source) if key.startswith("filter.") and value]
@@ -269,16 +269,16 @@ def changed(
     return found
 
 
-def _differing(part: Part, place: Path, paths: Collection[str]) -> list[str]:
+def _differing(part: Part, target: Path, paths: Collection[str]) -> list[str]:
     if not paths:
         return []
     with tempfile.TemporaryDirectory(prefix="autohypothesis-compare-") as folder:
         fresh, index = Path(folder) / "tree", Path(folder) / "index"
         fresh.mkdir()
-        _run(part, "read-tree", part.commit, index=index, place=fresh)
+        _run(part, "read-tree", part.commit, index=index, target=fresh)
         listed = b"".join(os.fsencode(path) + b"\0" for path in paths)
-        _run(part, "checkout-index --stdin -z", index=index, place=fresh, stdin=listed)
-        return [path for path in paths if digest(place / path) != digest(fresh / path)]
+        _run(part, "checkout-index --stdin -z", index=index, target=fresh, stdin=listed)
+        return [path for path in paths if digest(target / path) != digest(fresh / path)]
 
 
 def digest(path: Path) -> str:
@@ -295,12 +295,12 @@ def digest(path: Path) -> str:
         return f"unreadable: {error.strerror}"
 
 
-def one_commit(part: Part, commit: str, tag: str, place: Path, index: Path) -> None:
+def one_commit(part: Part, commit: str, tag: str, target: Path, index: Path) -> None:
     """Make `place/.git` a repository of its own that holds `commit`, which has no parent.
 
     It has all its objects, so it leads nowhere else. HEAD is at a branch, and `tag` is there.
     """
-    folder = place / ".git"
+    folder = target / ".git"
     for inner in ("objects/pack", "refs/heads"):
         (folder / inner).mkdir(parents=True)
     pack = str(folder / "objects" / "pack" / "pack")
@@ -312,7 +312,7 @@ def one_commit(part: Part, commit: str, tag: str, place: Path, index: Path) -> N
     (folder / "HEAD").write_text("ref: refs/heads/main\n")
     settings = {"GIT_DIR": str(folder), "GIT_COMMITTER_DATE": "@0 +0000", **NO_CONFIGURATION}
     tagging = ["--annotate", "--no-sign", "--message", tag, tag, commit]
-    call("tag", tagging, place, settings)
+    call("tag", tagging, target, settings)
 
 
 # ── our own git folder ──────────────────────────────────────────────────────────────────────
@@ -323,7 +323,7 @@ def _run(
     words: str,
     *args: str,
     index: Path,
-    place: Path,
+    target: Path,
     stdin: bytes = b"",
     lock: IO[bytes] | None = None,
 ) -> Answer:
@@ -331,11 +331,11 @@ def _run(
         "GIT_DIR": str(_own_folder(part)),
         "GIT_OBJECT_DIRECTORY": str(part.source / "objects"),
         "GIT_INDEX_FILE": str(index),
-        "GIT_WORK_TREE": str(place),
+        "GIT_WORK_TREE": str(target),
         **NO_CONFIGURATION,
     }
     limit = CHECKOUT_TIMEOUT_S
-    return call(words, args, place, settings, stdin=stdin, timeout=limit, lock=lock)
+    return call(words, args, target, settings, stdin=stdin, timeout=limit, lock=lock)
 
 
 def _own_folder(part: Part) -> Path:

@@ -190,10 +190,10 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     """Folds what is under research/; with `cold`, as if it had never been folded before."""
     index = None if cold else load_index(layout)
     problems: list[Problem] = []
-    found, strangers = bundles.find(layout)
+    on_disk, strangers = bundles.find(layout)
     problems += [_problem(layout, path, reason) for path, reason in strangers]
-    known = _look(found, index)
-    facts = {key: one.facts for key, one in known.items()}
+    known = _look(on_disk, index)
+    facts = {key: experiment.facts for key, experiment in known.items()}
     judged = _places_as_before(layout, known, index) or _judge(layout, facts, problems)
     for key, decision in judged.gone.items():
         row = gone_row(decision)
@@ -203,7 +203,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     lines, entries, changed, offset = [], {}, 0, 0
     for key in in_order(known, judged.places, facts):
         entry = index.entries.get(key) if index else None
-        line, now = _folded_line(known[key], judged, key, found, entry, old)
+        line, now = _folded_line(known[key], judged, key, on_disk, entry, old)
         entries[key] = now if now.offset == offset else now._replace(offset=offset)
         changed += entry is None or line != _line_of(entry, old)
         lines.append(line)
@@ -211,7 +211,7 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     for key, entry in entries.items():
         problems += [_problem(layout, path, why, key) for path, why in entry.facts.damage]
         for file, why in entry.wrong:
-            problems.append(_problem(layout, f"{found[key].run}/{file}", why, key))
+            problems.append(_problem(layout, f"{on_disk[key].run}/{file}", why, key))
     content = b"".join(lines)
     return Folded(
         content,
@@ -224,10 +224,10 @@ def refold(layout: Layout, *, cold: bool = False) -> Folded:
     )
 
 
-def _look(found: Mapping[str, Places], index: Index | None) -> dict[str, _Unplaced]:
+def _look(on_disk: Mapping[str, Places], index: Index | None) -> dict[str, _Unplaced]:
     known: dict[str, _Unplaced] = {}
     before = index.entries if index is not None else {}
-    for key, places in found.items():
+    for key, places in on_disk.items():
         entry = before.get(key)
         volatile = entry is None or entry.facts.volatile
         if entry is None or volatile or entry.signature != bundles.current_signature(places):
@@ -270,10 +270,14 @@ def _places_as_before(
     places = {key: entry.placement for key, entry in index.entries.items() if entry.placement}
     if not places.keys() <= known.keys():
         return None
-    new = [(key, one.facts) for key, one in known.items() if one.row is not None]
+    new = [
+        (key, experiment.facts) for key, experiment in known.items() if experiment.row is not None
+    ]
     if any(key in places or facts.stamp_id or facts.stranger for key, facts in new):
         return None
-    unread = ((key, index.entries[key]) for key, one in known.items() if one.row is None)
+    unread = (
+        (key, index.entries[key]) for key, experiment in known.items() if experiment.row is None
+    )
     wrong = {key: entry.wrong for key, entry in unread if entry.wrong}
     return Judged(places, wrong, {}, index.last_tag, index.decisions, readable=True)
 
@@ -282,7 +286,7 @@ def _folded_line(
     known: _Unplaced,
     judged: Judged,
     key: str,
-    found: Mapping[str, Places],
+    on_disk: Mapping[str, Places],
     before: FoldEntry | None,
     old: bytes,
 ) -> tuple[bytes, FoldEntry]:
@@ -290,7 +294,7 @@ def _folded_line(
     if known.row is None and before is not None:
         if (before.placement, before.wrong) == (placement, wrong):
             return _line_of(before, old), before
-        known = _read(found[key])
+        known = _read(on_disk[key])
     row = known.row or {}
     finish(row, placement, undecided_stamp(known.facts), known.facts.damage, wrong)
     line = to_json(row, inf_nan_mode="null") + b"\n"
