@@ -246,11 +246,11 @@ def _own_group() -> str:
     with suppress(OSError, ValueError):
         lines = system.read("/proc/self/cgroup").decode().splitlines()
         paths = {names: path for _, names, path in (line.split(":", 2) for line in lines)}
-        top, path = ("/sys/fs/cgroup/pids", paths["pids"]) if "pids" in paths else (
-            "/sys/fs/cgroup", paths.get("", "/"),
-        )  # fmt: skip
+        # Version 2 has one hierarchy, whose line names no controller.
+        names = next((names for names in paths if "pids" in names.split(",")), "")
+        top = f"/sys/fs/cgroup/{names}".rstrip("/")
         # A container may see the hierarchy from somewhere below its root.
-        parts = path.strip("/").split("/")
+        parts = paths[names].strip("/").split("/") if names in paths else []
         for skipped in range(len(parts) + 1):
             group = "/".join([top, *parts[skipped:]]).rstrip("/")
             with suppress(OSError):

@@ -137,6 +137,30 @@ def test_only_its_own_process_is_in_the_cgroup() -> None:
     assert said.stdout == before == Path("/proc/self/cgroup").read_text()
 
 
+@pytest.mark.parametrize(
+    ("lines", "group"),
+    [
+        (b"4:memory:/x\n3:cpu,pids:/a/b\n0::/\n", "/sys/fs/cgroup/cpu,pids/a/b"),
+        (b"0::/docker/x/y\n", "/sys/fs/cgroup/y"),
+        (b"0::/docker/x\n", "/sys/fs/cgroup"),
+        (b"0::/\n", "/sys/fs/cgroup"),
+    ],
+    ids=["version 1", "a container's hierarchy", "its root", "the root"],
+)
+def test_the_own_group_is_the_one_that_has_this_process(
+    monkeypatch: pytest.MonkeyPatch, lines: bytes, group: str
+) -> None:
+    files = {"/proc/self/cgroup": lines, f"{group}/cgroup.procs": b"1\n%d\n" % os.getpid()}
+
+    def read(path: str) -> bytes:
+        if path not in files:
+            raise FileNotFoundError(path)
+        return files[path]
+
+    monkeypatch.setattr(system, "read", read)
+    assert processes._own_group() == group
+
+
 def test_a_machine_without_cgroups_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_own_group", lambda: "")
     owned = 3
