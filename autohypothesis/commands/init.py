@@ -87,10 +87,12 @@ def init_fleet(
     """
     from autohypothesis.engine.project import whole_or_nothing
     from autohypothesis.fleet.roster import roster
+    from autohypothesis.proposers.configured import configured
 
     project = open_project(repo, tag=tag)
-    server, notes = _joined(project, hub) if hub is not None else (None, [])
     words = tuple(proposer or ())
+    configured(words, mix=mix, root=project.layout.root)  # a wrong word is refused before all else
+    server, notes = _joined(project, hub) if hub is not None else (None, [])
     wanted = roster.FleetOptions(
         tag, gpus, cpu_workers, create_worktrees, start, words, mix, tool_command, server
     )

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from autohypothesis.engine.task import Knob
-from autohypothesis.errors import UsageError
 from autohypothesis.schema import (
     Brief,
     Direction,
@@ -20,17 +19,7 @@ from autohypothesis.schema import (
     Proposal,
     Setting,
     Steering,
-    nearest,
 )
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-BUILT_IN = ("search", "inbox", "command")
-ENTRY_POINTS = "autohypothesis.proposers"
-"""Group of the entry points by which other packages bring proposers: each names a callable
-`(argument: str, root: Path) -> Proposer`, called with what follows the colon in `NAME:ARGUMENT`
-and the root of the repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,31 +84,3 @@ class Stoppable(Protocol):
 
     def stop(self) -> None:
         """From another thread: `propose` returns or raises soon."""
-
-
-def registered_proposers() -> dict[str, EntryPoint]:
-    """Return the proposers that other packages bring, by name."""
-    from importlib.metadata import entry_points
-
-    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    return {name: point for name, point in found.items() if name not in BUILT_IN}
-
-
-def check_proposer(word: str) -> None:
-    """Raise UsageError unless `word` names a proposer: `search`, `inbox`, `command:PROGRAM`, or
-    one that an installed package brings."""
-    name, colon, argument = word.partition(":")
-    if name in ("search", "inbox") and not colon:
-        return
-    if name == "command" and colon:
-        if argument.strip():
-            return
-        raise UsageError(f"{word!r} names no program", hint="write command:PROGRAM")
-    others = registered_proposers()
-    if name in others:
-        return
-    near = nearest(name, [*BUILT_IN, *others])
-    names = ", ".join(["search", "inbox", *others])
-    raise UsageError(
-        f"there is no proposer {word!r}{near}", hint=f"name {names} or command:PROGRAM"
-    )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from autohypothesis.errors import UsageError
 from autohypothesis.fleet.hub_sync import incoming
-from autohypothesis.fleet.proposing import (
-    Proposer,
-    Situation,
-    check_proposer,
-    registered_proposers,
-)
+from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.proposers.command import Command
 from autohypothesis.proposers.search import KnobSearch
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Manifest, OthersResult, Proposal
+from autohypothesis.schema import Manifest, OthersResult, Proposal, nearest
+
+BUILT_IN = ("search", "inbox", "command")
+ENTRY_POINTS = "autohypothesis.proposers"
+"""Group of the entry points by which other packages bring proposers: each names a callable
+`(argument: str, root: Path) -> Proposer`, called with what follows the colon in `NAME:ARGUMENT`
+and the root of the repository."""
 
 
 class Inbox:
@@ -55,15 +57,21 @@ def of_search(
 
 
 def _proposer(word: str, mix: float | None, root: Path) -> Proposer:
-    check_proposer(word)
-    name, _, argument = word.partition(":")
-    if name == "search":
+    name, colon, argument = word.partition(":")
+    if word == "search":
         return KnobSearch(mix=mix)
-    if name == "inbox":
+    if word == "inbox":
         return Inbox()
-    if name == "command":
+    if name == "command" and colon:
         return Command(argument, root=root)
-    proposer: Proposer = registered_proposers()[name].load()(argument, root)
+    registered = entry_points(group=ENTRY_POINTS)
+    if name in BUILT_IN or name not in registered.names:
+        near = nearest(name, [*BUILT_IN, *registered.names])
+        names = ", ".join(["search", "inbox", *sorted(registered.names)])
+        raise UsageError(
+            f"there is no proposer {word!r}{near}", hint=f"name {names} or command:PROGRAM"
+        )
+    proposer: Proposer = registered[name].load()(argument, root)
     return proposer
 
 

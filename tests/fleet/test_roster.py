@@ -245,8 +245,7 @@ def git_commit_on(root: Path, branch: str) -> None:
     ("wanted", "match"),
     [
         ({"tag": "../x"}, "id '../x'"), ({"tag": "T"}, "id 'T'"),
-        ({"proposers": ["serch"]}, "'serch'"), ({"proposers": ["command:"]}, "'command:'"),
-        ({"mix": 2.0}, "--mix 2"), ({"start": "best"}, "nothing is kept"),
+        ({"start": "best"}, "nothing is kept"),
         ({"count": 65}, "64 physical cores"),
     ],
 )  # fmt: skip

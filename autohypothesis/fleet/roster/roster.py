@@ -34,7 +34,6 @@ from autohypothesis.fleet.live.presence import (
     some_of,
     users_of,
 )
-from autohypothesis.fleet.proposing import check_proposer
 from autohypothesis.fleet.queue.claims import end_claim
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster import prompts
@@ -86,14 +85,14 @@ def init_fleet(project: Project, wanted: FleetOptions) -> Fleet:
     """Make the fleet of a tag, or mend it.
 
     Raises:
-        UsageError: a device, a tag or a proposer is not what it should be; nothing was made.
+        UsageError: a device or a tag is not what it should be; nothing was made.
         FleetError: a file or branch that is not ours is in the way, or a fleet is at work;
             nothing was made.
         GitError: there is no commit to begin at.
         LaunchError: the data of a new tag cannot be located.
     """
     workers, notes = choose(wanted.gpus, wanted.cpu_workers)
-    _check_words(wanted)
+    command_words(wanted.tool_command or "")
     refuse_another_machine(project.layout)
     refuse_beside_loop(project.layout)
     project.repository.head()
@@ -125,14 +124,6 @@ def begin_single(project: Project, tag: str, places: Sequence[str]) -> tuple[Pro
         setup = _FleetSetup(project, FleetOptions(tag), [], [])
         setup.trees.refuse_places(places)
         return setup.begin(), setup.notes
-
-
-def _check_words(wanted: FleetOptions) -> None:
-    for word in wanted.proposers:
-        check_proposer(word)
-    if wanted.mix is not None and not 0 <= wanted.mix <= 1:
-        raise UsageError(f"--mix {wanted.mix:g} is no share", hint="name a number from 0 to 1")
-    command_words(wanted.tool_command or "")
 
 
 class _FleetSetup:
