@@ -45,6 +45,7 @@ def write(layout: Layout, worker: str, content: bytes) -> Path:
     ids=["empty", "torn", "bytes", "list", "null", "no time"],
 )
 def test_a_damaged_heartbeat_hides_no_other(layout: Layout, content: bytes) -> None:
+    assert read_heartbeats(layout) == []
     assert write_heartbeat(layout, own("w0")) and write_heartbeat(layout, own("w2"))
     write(layout, "w1", content)
     assert [one.worker_id for one in read_heartbeats(layout)] == ["w0", "w2"]
@@ -62,19 +63,12 @@ def test_a_heartbeat_that_names_somebody_else_is_nobodys(layout: Layout) -> None
     assert read_heartbeat(layout, "w1") is None
 
 
-def test_before_the_first_heartbeat_there_is_none(layout: Layout) -> None:
-    assert read_heartbeats(layout) == []
-
-
 def test_a_reused_pid_is_not_at_work() -> None:
     assert worker_lives(own())
     assert not worker_lives(own(process_start=Process.own().start - 100))
     assert not worker_lives(own(pid=None))
     assert not worker_lives(own(process_start=None))
-
-
-def test_one_that_has_left_is_not_at_work_though_its_process_lives() -> None:
-    assert not worker_lives(own(state="stopped"))
+    assert not worker_lives(own(state="stopped")), "it has left, though its process lives"
 
 
 def test_a_time_in_the_future_makes_nobody_alive() -> None:

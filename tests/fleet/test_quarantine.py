@@ -55,18 +55,12 @@ def test_a_run_that_was_cancelled_says_nothing_about_its_device(layout: Layout) 
     assert count_device_failure(layout, GPU, LOST), "the count stood"
 
 
-def test_devices_are_counted_apart(layout: Layout) -> None:
+def test_devices_are_counted_apart_and_the_count_survives_the_worker(layout: Layout) -> None:
     count_device_failure(layout, GPU, LOST)
     count_device_failure(layout, "GPU-1111", LOST)
     assert quarantined(layout) == {}
-    count_device_failure(layout, "GPU-1111", LOST)
+    count_device_failure(Layout(layout.root), "GPU-1111", LOST)
     assert list(quarantined(layout)) == ["GPU-1111"]
-
-
-def test_the_count_survives_the_worker(layout: Layout) -> None:
-    """It lies on disk: `count_device_failure` knows nothing but the layout."""
-    count_device_failure(layout, GPU, LOST)
-    assert count_device_failure(Layout(layout.root), GPU, LOST)
 
 
 @pytest.mark.parametrize("shift", [-QUARANTINE_FOR - timedelta(seconds=1), timedelta(days=400)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.observer import proposals
+from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.proposals import (
     LONGEST_PAUSE_S,
     ProposerAnswer,
@@ -215,17 +216,24 @@ def test_a_proposer_cannot_change_what_the_observer_knows(fleet_project: Project
     assert watched.index.runs["baseline-t-1"].settings["rate"] == 1.0
 
 
+def after(project: Project, *answers: Proposal) -> tuple[Observer, dict[str, str]]:
+    """A search whose proposer has given these answers, and why some of them were refused."""
+    hand, listed = Hands(project, "w0"), Listed([[answer] for answer in answers])
+    watched = observer(project, listed)
+    turns(watched, lambda: len(listed.told) > len(answers), hand)
+    turns(watched, lambda: not (watched.queue.open() or watched.history.undecided), hand)
+    return watched, {title: why for told in listed.told for title, why in told.refused.items()}
+
+
 def test_a_second_proposal_of_the_same_settings_is_refused_with_its_result(
     fleet_project: Project,
 ) -> None:
-    hand = Hands(fleet_project, "w0")
-    listed = Listed([[idea("first", RATE=0.5)], [idea("again", rate=0.5)], [idea(RATE=0.6)]])
-    watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(watched.history.latest) == 3, hand)
-    turns(watched, lambda: len(listed.told) >= 3)
-    reason = listed.told[2].refused["again"]
+    watched, refused = after(
+        fleet_project, idea("first", RATE=0.5), idea("again", rate=0.5), idea(RATE=0.6)
+    )
     first = list(watched.history.latest)[1]
-    assert first in reason and "discard, worse, val_bpb 1.45 against 1.4" in reason
+    assert first in refused["again"]
+    assert "discard, worse, val_bpb 1.45 against 1.4" in refused["again"]
     rates = [run.settings["rate"] for run in watched.index.runs.values()]
     assert sorted(rates) == [0.5, 0.6, 1.0]
 
@@ -245,38 +253,29 @@ def test_the_same_settings_as_a_waiting_one_are_refused_whoever_proposes_them(
 
 
 def test_the_settings_of_the_reference_are_no_idea(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    listed = Listed(
-        [[idea("as it is", RATE=1.0)], [idea("unknown", RAET=2.0)], [Proposal(title="?")]]
+    watched, refused = after(
+        fleet_project, idea("as it is", RATE=1.0), idea("unknown", RAET=2.0), Proposal(title="?")
     )
-    watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(listed.told) >= 4, hand, seconds=60)
-    reasons = {title: why for told in listed.told for title, why in told.refused.items()}
-    assert "already" in reasons["as it is"]
-    assert "did you mean 'RATE'" in reasons["unknown"]
-    assert "changes nothing" in reasons["?"]
+    assert "already" in refused["as it is"]
+    assert "did you mean 'RATE'" in refused["unknown"]
+    assert "changes nothing" in refused["?"]
     assert len(watched.index.runs) == 1
 
 
 def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    listed = Listed([[idea(WIDTH=16)], [idea(RATE=2.0)], [idea("again", WIDTH=16)]])
-    watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(watched.history.latest) == 4, hand)
+    watched, refused = after(fleet_project, idea(WIDTH=16), idea(RATE=2.0), idea("again", WIDTH=16))
     last = list(watched.index.runs.values())[-1]
-    assert (last.settings["width"], last.settings["rate"]) == (16, 2.0)
+    assert (last.settings["width"], last.settings["rate"], refused) == (16, 2.0, {})
 
 
 def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    patch = Proposal(title="patched", patch=PATCH)
-    spaced = Proposal(
-        title="spaced", patch=PATCH.replace("+RATE = 2.0  # twice", "+RATE = 2.0  # twice  ")
+    spaced = PATCH.replace("+RATE = 2.0  # twice", "+RATE = 2.0  # twice  ")
+    watched, refused = after(
+        fleet_project,
+        Proposal(title="patched", patch=PATCH),
+        Proposal(title="spaced", patch=spaced),
     )
-    listed = Listed([[patch], [spaced]])
-    watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(listed.told) >= 3, hand)
-    assert "it was run before" in listed.told[2].refused["spaced"]
+    assert "it was run before" in refused["spaced"]
     assert len(watched.index.runs) == 2
 
 
@@ -292,21 +291,14 @@ def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
 
 def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -> None:
     """MODEL = WIDTH * 2 follows WIDTH; the settings of a run have its value of then."""
-    _rewrite(fleet_project, lambda text: text.replace("WIDTH = 8", "WIDTH = 8\nMODEL = WIDTH * 2"))
-    hand = Hands(fleet_project, "w0")
-    listed = Listed([[idea("one", WIDTH=16)], [idea("two", WIDTH=16)]])
-    watched = observer(fleet_project, listed)
-    turns(watched, lambda: len(listed.told) >= 3, hand)
-    assert "it was run before" in listed.told[2].refused["two"]
-
-
-def _rewrite(project: Project, edit: Callable[[str], str]) -> None:
-    """Another script at the reference, before anything has run."""
-    old = project.reference()
-    text = edit(project.repository.show_file(old, "train.py").decode())
-    tree = project.repository.tree_with(old, {"train.py": text.encode()})
-    commit = project.repository.commit_tree(tree, [old], "edited")
-    project.repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
+    repository, old = fleet_project.repository, fleet_project.reference()
+    text = repository.show_file(old, "train.py").replace(
+        b"WIDTH = 8", b"WIDTH = 8\nMODEL = WIDTH * 2"
+    )
+    commit = repository.commit_tree(repository.tree_with(old, {"train.py": text}), [old], "edited")
+    repository.compare_and_swap("refs/heads/autoresearch/t", commit, old)
+    _, refused = after(fleet_project, idea("one", WIDTH=16), idea("two", WIDTH=16))
+    assert "it was run before" in refused["two"]
 
 
 def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) -> None:

@@ -43,26 +43,23 @@ def test_a_signal_does_not_wait_for_the_sleep_to_end(stop: Stop) -> None:
     assert stop.reason == "SIGTERM"
 
 
-def test_a_signal_before_the_sleep_is_not_missed(stop: Stop) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize(
+    ("signals", "abandoned", "hard"),
+    [
+        ([signal.SIGINT], False, False),
+        ([signal.SIGINT, signal.SIGINT], False, True),
+        ([signal.SIGHUP], True, False),
+    ],
+    ids=["one Ctrl-C", "two", "a lost terminal leaves the training alone"],
+)
+def test_a_signal_before_the_sleep_is_not_missed(
+    stop: Stop, signals: list[signal.Signals], abandoned: bool, hard: bool
+) -> None:
+    assert not stop.wait(0.01) and not stop.requested
+    for number in signals:
+        os.kill(os.getpid(), number)
     assert stop.wait(300)
-
-
-def test_nothing_asked_is_nothing_found(stop: Stop) -> None:
-    assert not stop.wait(0.01)
-    assert not stop.requested
-
-
-def test_one_ctrl_c_is_not_a_hard_one_and_two_are(stop: Stop) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.requested and not stop.hard
-    os.kill(os.getpid(), signal.SIGINT)
-    assert stop.hard
-
-
-def test_a_lost_terminal_leaves_the_training_alone(stop: Stop) -> None:
-    os.kill(os.getpid(), signal.SIGHUP)
-    assert stop.requested and stop.abandoned
+    assert (stop.abandoned, stop.hard) == (abandoned, hard)
 
 
 def test_another_thread_wakes_it(stop: Stop) -> None:
