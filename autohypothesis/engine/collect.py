@@ -314,12 +314,12 @@ def _failure(
 def _other_device(document: Mapping[str, Any]) -> str:
     """Return how the GPU that the training reports is not the leased one; else empty."""
     device = document.get("device") or {}
-    said = (document.get("metrics") or {}).get("device_uuid")
+    reported = (document.get("metrics") or {}).get("device_uuid")
     leased = str(device.get("uuid"))
-    is_leased = str(said).strip().lower() == leased.lower()
-    if device.get("kind") != "cuda" or said is None or is_leased:
+    is_leased = str(reported).strip().lower() == leased.lower()
+    if device.get("kind") != "cuda" or reported is None or is_leased:
         return ""
-    return f"the training reports device {said!s:.60}, leased was {leased}"
+    return f"the training reports device {reported!s:.60}, leased was {leased}"
 
 
 def _metrics(

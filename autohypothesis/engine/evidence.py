@@ -131,7 +131,7 @@ def gather(
     failed, unchanged = result.status == "failed", result.parent_commit is None
     metrics = result.metrics.model_dump()
     repeated = bool(metadata.run.replicates)
-    kept = any(one.decision_status == "keep" for one in past.runs_of(base, key))
+    kept = any(run.decision_status == "keep" for run in past.runs_of(base, key))
     # The engine cannot repeat what it did not run: its value stays provisional.
     wanted = task.policy.replicates if not unchanged and case.submitted else 0
     added, removed = metadata.runtime.lines_added, metadata.runtime.lines_removed

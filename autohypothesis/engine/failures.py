@@ -81,7 +81,7 @@ def classify(
         return Failure("infra", NO_SHIM)
     failure = (
         _infrastructure(exit)
-        or _disturbed(exit)
+        or _contaminated(exit)
         or _ended_badly(exit, log_tail)
         or _invalid(exit)
         or _without_metric(exit, log_tail, metric, metric_name)
@@ -137,27 +137,27 @@ def signal_of(code: int | None, number: int | None = None) -> int | None:
     """
     if number is not None or code is None:
         return number
-    told = -code if code < 0 else code - _BY_A_SHELL
-    return told if told in set(map(int, signal.Signals)) else None
+    ended_by = -code if code < 0 else code - _BY_A_SHELL
+    return ended_by if ended_by in set(map(int, signal.Signals)) else None
 
 
-def why_unjudged(code: int | None, number: int | None, said: str) -> str:
+def why_unjudged(code: int | None, number: int | None, printed: str) -> str:
     """Return why a task's own program could not judge, through no fault of the change; or "".
 
     Args:
         code, number: how it ended, as of `signal_of`. What was ended by us is not to be asked here.
-        said: what it printed last.
+        printed: its last words.
     """
     if code == os.EX_TEMPFAIL:
-        return f"it exited {code} (EX_TEMPFAIL: try again later){_after(said)}"
+        return f"it exited {code} (EX_TEMPFAIL: try again later){_after(printed)}"
     ended_by = signal_of(code, number)
     if ended_by is not None:
         return f"it was killed with {_signal_name(ended_by)}{_after(_LIMITS.get(ended_by, ''))}"
-    return room_in(said)
+    return room_in(printed)
 
 
-def _after(said: str) -> str:
-    last = said.strip().splitlines()[-1:]
+def _after(printed: str) -> str:
+    last = printed.strip().splitlines()[-1:]
     return f": {last[0].strip()}" if last else ""
 
 
@@ -174,9 +174,9 @@ def _foreign(exit: Mapping[str, Any]) -> str | None:
         return None
     every = foreign if isinstance(foreign, list) else []
     names = ", ".join(
-        f"pid {one.get('pid')} grew by {_mb(one, 'grown_mb')}"
-        for one in every
-        if isinstance(one, Mapping)
+        f"pid {process.get('pid')} grew by {_mb(process, 'grown_mb')}"
+        for process in every
+        if isinstance(process, Mapping)
     )
     return f"foreign compute on the device: {names or 'of processes without a name'}"
 
@@ -205,7 +205,7 @@ def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
     return None
 
 
-def _disturbed(exit: Mapping[str, Any]) -> Failure | None:
+def _contaminated(exit: Mapping[str, Any]) -> Failure | None:
     """Comes before the training's own errors: a neighbour's memory is a reason to run out of it."""
     reason = _foreign(exit)
     return Failure("contended", reason) if reason else None
@@ -222,18 +222,18 @@ def _ended_badly(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
         return None
     no_room = room_in(log_tail)
     return (
-        _said(_OOM, log_tail, "oom")
+        _matched(_OOM, log_tail, "oom")
         or (_signalled(exit, number) if number is not None else None)
         or (Failure("infra", no_room) if no_room else None)
-        or _said(_DEVICE, log_tail, "infra")
-        or _said(_FAIL, log_tail, "nan")
+        or _matched(_DEVICE, log_tail, "infra")
+        or _matched(_FAIL, log_tail, "nan")
         or Failure("code_error", _crash_line(log_tail, f"exit code {code}"))
     )
 
 
-def _said(pattern: re.Pattern[str], log_tail: str, kind: FailureKind) -> Failure | None:
-    found = pattern.findall(log_tail)
-    return Failure(kind, found[-1].strip()) if found else None
+def _matched(pattern: re.Pattern[str], log_tail: str, kind: FailureKind) -> Failure | None:
+    lines = pattern.findall(log_tail)
+    return Failure(kind, lines[-1].strip()) if lines else None
 
 
 def _signalled(exit: Mapping[str, Any], number: int) -> Failure:
@@ -256,8 +256,8 @@ def _crash_line(log_tail: str, otherwise: str) -> str:
     else:
         raised = next((x for x in reversed(lines) if _EXCEPTION.match(x)), None)
     if raised is None:
-        said = next((x.strip() for x in reversed(lines) if x.strip()), "no output")
-        return f"{otherwise}: {said}"
+        last = next((x.strip() for x in reversed(lines) if x.strip()), "no output")
+        return f"{otherwise}: {last}"
     frames = _FRAME.findall(log_tail[begin:])
     own = [f for f in frames if not any(part in f[0] for part in _LIBRARIES)] or frames
     return f"{own[-1][0]}:{own[-1][1]}: {raised.strip()}" if own else raised.strip()
@@ -291,7 +291,7 @@ def _without_metric(
         return None if usable else Failure("nan", f"{name} is {metric}")
     if (nonsense := printed_nonsense(log_tail + "\n", name)) is not None:
         return Failure("nan", f"the training printed {name}: {nonsense[:40]}")
-    if failed := _said(_FAIL, log_tail, "nan"):
+    if failed := _matched(_FAIL, log_tail, "nan"):
         return failed
     error = (exit.get("score") or {}).get("error")
     if error:

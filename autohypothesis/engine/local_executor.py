@@ -46,7 +46,7 @@ LAST_STEPS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlace:
+class RunSetup:
     """Where and with what one experiment runs: all that is known before its shim starts."""
 
     spec: RunSpec
@@ -158,7 +158,7 @@ class LocalExecutor(Executor):
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
             on_gpu = device.kind == "cuda"
-            place = RunPlace(
+            setup = RunSetup(
                 spec=spec,
                 run=self.layout.run(spec.experiment_id),
                 files=files,
@@ -178,8 +178,8 @@ class LocalExecutor(Executor):
                 ),
                 temporary=Path(tempfile.mkdtemp(prefix="ah-")),
             )
-            self._write_bundle(place, before, hashed)
-            shim.start(self._launch(place), process)
+            self._write_bundle(setup, before, hashed)
+            shim.start(self._launch(setup), process)
             # See it hold its lease or end, so that others may choose.
             devices.await_taken(
                 device,
@@ -221,22 +221,22 @@ class LocalExecutor(Executor):
 
     # ── before the shim ───────────────────────────────────────────────────────────────────
 
-    def _write_bundle(self, place: RunPlace, before: guard.Before, hashed: str) -> None:
+    def _write_bundle(self, setup: RunSetup, before: guard.Before, hashed: str) -> None:
         """Write all that is known about a run before it; a kill from here on loses nothing."""
-        spec, run = place.spec, place.run
+        spec, run = setup.spec, setup.run
         run.folder.mkdir(parents=True)
         run.out.mkdir()
         run.clock_in_out.touch()
         if spec.task.scorer.type == "model":
             run.weights.symlink_to(run.weights_in_out.relative_to(run.folder))
-        if place.home != "kept":
+        if setup.home != "kept":
             run.home.mkdir()
         run.scoring_home.mkdir()
-        if place.home == "links":
+        if setup.home == "links":
             link_home(run)
         local = {
-            "checkout": str(place.checkout),
-            "temporary": str(place.temporary),
+            "checkout": str(setup.checkout),
+            "temporary": str(setup.temporary),
             "before": before.model_dump(mode="json"),
             "started_at": time.time(),
             "starter": {"pid": os.getpid(), "start": system.process_start(os.getpid())},
@@ -245,21 +245,21 @@ class LocalExecutor(Executor):
         write_json(run.run_spec, spec.model_dump(mode="json"), durable=False)
         write_atomic(run.diff, spec.diff.encode("utf-8", "surrogateescape"), durable=False)
         bundles.write_config(run, spec.config)
-        metadata = self._metadata(place, hashed, version_of("torch", before.distributions))
+        metadata = self._metadata(setup, hashed, version_of("torch", before.distributions))
         bundles.write_metadata(run, metadata)
-        if place.home != "kept":
+        if setup.home != "kept":
             key = metadata.runtime.platform_key
             start_compile_cache(run.home, compile_cache_folder(self.repository.common_dir, key))
 
-    def _metadata(self, place: RunPlace, hashed: str, torch: str) -> Metadata:
-        spec, inputs, budget = place.spec, place.inputs, place.inputs.budget(place.spec.task)
-        data_hash = data_hash_with(inputs.data_hash, place.files.included)
+    def _metadata(self, setup: RunSetup, hashed: str, torch: str) -> Metadata:
+        spec, inputs, budget = setup.spec, setup.inputs, setup.inputs.budget(setup.spec.task)
+        data_hash = data_hash_with(inputs.data_hash, setup.files.included)
         return metadata_of(
             spec,
-            place.device.id,
-            gpu_name=place.device.name,
+            setup.device.id,
+            gpu_name=setup.device.name,
             platform_key=platform_key(
-                device_name=place.device.name,
+                device_name=setup.device.name,
                 profile_hash=inputs.profile_hash,
                 data_hash=data_hash,
                 task_hash=hashed,
@@ -272,24 +272,24 @@ class LocalExecutor(Executor):
             budget_seconds=budget.seconds,
             clock=budget.clock,
             torch_version=torch,
-            sandbox=place.sandbox.kind,
+            sandbox=setup.sandbox.kind,
             isolation=spec.task.isolation_level,
-            included=dict(place.files.included),
+            included=dict(setup.files.included),
             checkout_lacks=lacking(self.repository, spec.task).lines(),
-            home=place.home,
+            home=setup.home,
         )
 
-    def _launch(self, place: RunPlace) -> Launch:
-        spec, inputs, run = place.spec, place.inputs, place.run
-        budget, environment = inputs.budget(spec.task), place.environment()
-        seconds = budget.seconds if place.budget_is_known else None
-        training = place.sandbox.training(place.checkout, run, place.temporary)
+    def _launch(self, setup: RunSetup) -> Launch:
+        spec, inputs, run = setup.spec, setup.inputs, setup.run
+        budget, environment = inputs.budget(spec.task), setup.environment()
+        seconds = budget.seconds if setup.budget_is_known else None
+        training = setup.sandbox.training(setup.checkout, run, setup.temporary)
         plans = (self.layout.plan(spec.experiment_id), self.layout.plan_page(spec.experiment_id))
         return Launch(
             experiment_id=spec.experiment_id,
             run_dir=str(run.folder),
-            cwd=str(place.cwd),
-            command=place.sandbox.command(place.command.words, training, place.cwd),
+            cwd=str(setup.cwd),
+            command=setup.sandbox.command(setup.command.words, training, setup.cwd),
             env=environment,
             deadline_seconds=spec.task.run.deadline_seconds
             or deadline(
@@ -298,15 +298,15 @@ class LocalExecutor(Executor):
             budget_seconds=seconds,
             clock=budget.clock,
             clock_required=spec.task.scorer.type == "model",
-            lease=devices.lease_of(place.device),
-            device=place.device,
-            score=place.score_command(self.repository.root, environment),
-            contention_kernel=place.device.kind == "cpu" and place.is_timed,
+            lease=devices.lease_of(setup.device),
+            device=setup.device,
+            score=setup.score_command(self.repository.root, environment),
+            contention_kernel=setup.device.kind == "cpu" and setup.is_timed,
             metric=spec.task.objective.metric,
             max_processes=spec.task.run.max_processes,
             labels={
                 "worker_id": spec.worker_id,
-                "gpu_id": place.device.id,
+                "gpu_id": setup.device.id,
                 "commit": spec.commit,
                 "hypothesis_id": spec.hypothesis_id,
                 "title": spec.title,
@@ -326,11 +326,11 @@ def offered(wanted: Resources, inputs: Inputs) -> list[Device]:
     if not inputs.device:
         kind = wanted.kind or devices.best_kind()
     every = devices.devices(kind)
-    found = [device for device in every if wanted.device in (None, device.id)]
-    if not found:
+    allowed = [device for device in every if wanted.device in (None, device.id)]
+    if not allowed:
         raise LeaseError(
             f"{wanted.device} is no {kind} device of this machine: "
             f"{', '.join(device.id for device in every)}",
             hint="make the fleet's workers anew: python orchestrator.py init-fleet",
         )
-    return found
+    return allowed

@@ -78,7 +78,7 @@ def meet_user(project: Project) -> Iterator[str]:
     """
     repository = project.repository
     head = repository.head()
-    if changed := [one.path for one in repository.changes(head, repository.snapshot_tree())]:
+    if changed := [change.path for change in repository.changes(head, repository.snapshot_tree())]:
         more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
         named = ", ".join(changed[:MAX_NAMED])
         yield f"not committed, so no part of this: {named}{more}"
@@ -233,14 +233,15 @@ class ResultLines:
         self._project = project
         self._path = project.layout.task_results
         news = jsonl.read_new(self._path, 0)
-        self._written = {(one.get("tag"), one.get("iteration_id")) for one in news.records}
+        self._written = {(line.get("tag"), line.get("iteration_id")) for line in news.records}
 
     def missing(self, decisions: Sequence[Decision]) -> Iterator[Decision]:
         """Yield decided iterations that have no line yet; baselines and repeats are none."""
-        for one in decisions:
-            known = (one.tag, one.experiment_id) in self._written
-            if not known and one.base_commit is not None and one.decision_status != "replicate":
-                yield one
+        for decision in decisions:
+            known = (decision.tag, decision.experiment_id) in self._written
+            is_change = decision.base_commit is not None
+            if not known and is_change and decision.decision_status != "replicate":
+                yield decision
 
     def write(self, decision: Decision) -> dict[str, Any]:
         """Append the line of one decision, and return it.
@@ -316,7 +317,7 @@ def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]
         changes = project.repository.changes(decision.base_commit, decision.commit)
     except (AutohypothesisError, RecordError):
         return {}
-    return {one.path: (one.added or 0, one.removed or 0) for one in changes}
+    return {change.path: (change.added or 0, change.removed or 0) for change in changes}
 
 
 # ── the loop ───────────────────────────────────────────────────────────────────────────────
@@ -385,9 +386,9 @@ class TaskLoop:
             if not requests:
                 self.say("nothing is left to try")
                 return
-            told, again = self._round(requests)
+            informative, again = self._round(requests)
             done += max(0, len(requests) - len(again))
-            lost = 0 if told else lost + 1
+            lost = 0 if informative else lost + 1
             if lost >= MOST_LOST:
                 why = self.decided[-1].detail if self.decided else self._refused
                 raise SettleError(
@@ -415,7 +416,7 @@ class TaskLoop:
         self.execute(self.make(requests))
         self.decide()
         self._confirm()
-        lost = [one for one in self.decided[before:] if is_lost(one)]
+        lost = [decision for decision in self.decided[before:] if is_lost(decision)]
         return len(self.decided) - before - len(lost), lost
 
     def make(self, requests: Sequence[Experiment], own: Project | None = None) -> list[RunSpec]:
@@ -514,9 +515,9 @@ class TaskLoop:
         self._wins = settlement.needs_runs
         for win in self._wins:
             self._once(f"{win.experiment_id} is run again before it is kept: {win.words}")
-        for one in settlement.refused:
-            self._refused = one.error.problem
-            self._once(f"not decided: {one.experiment_id}: {self._refused}")
+        for refused in settlement.refused:
+            self._refused = refused.error.problem
+            self._once(f"not decided: {refused.experiment_id}: {self._refused}")
         for decision in self._lines.missing(list(self.history.latest.values())):
             if remark := take_home(self.project, decision):
                 self.say(remark)

@@ -22,13 +22,14 @@ from autohypothesis.errors import SettleError
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run is voided because other tests are busy beside it."""
     monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
+    monkeypatch.setattr(replication, "POLL_S", 0.1)
 
 
 @pytest.fixture
 def project(foreign: Path, git: Callable[..., str]) -> Project:
-    """One further pair confirms a win; a run takes half a second. The baseline is decided."""
+    """One further pair confirms a win; a run takes a moment. The baseline is decided."""
     script = foreign / "train.py"
-    script.write_text(script.read_text().replace("SLEEP = 0.0", "SLEEP = 0.5"))
+    script.write_text(script.read_text().replace("SLEEP = 0.0", "SLEEP = 0.3"))
     git(foreign, "commit", "-qam", "slower")
     opened = Project.open(foreign).with_tag("t")
     task = opened.task.model_copy(update={"policy": Policy(replicates=1)})

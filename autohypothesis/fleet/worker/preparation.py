@@ -148,11 +148,11 @@ def make_worktree(project: Project, worker: Worker) -> None:
     Runs have checkouts of their own, so a failure is no reason not to work.
     """
     if worker.branch:
-        place = Workspace(
+        workspace = Workspace(
             project.repository, worker.worker_id, branch=worker.branch, fleet=project.active()
         )
         with suppress(AutohypothesisError):
-            place.ensure(project.reference())
+            workspace.ensure(project.reference())
 
 
 def is_machine_failure(error: Exception | None) -> bool:

@@ -282,17 +282,17 @@ class FleetWorker:
         behind = self._held_since is not None
         wanted = behind or not self._looked or self.next is not None or self.claims.are_waiting()
         ask = self._on_own_device and not reason and self.current is None and wanted
-        found = device_problem(self.entry) if ask else None
+        problem = device_problem(self.entry) if ask else None
         self._looked = True
-        if found is not None and found.kind == "gone":
-            reason = found.reason
+        if problem is not None and problem.kind == "gone":
+            reason = problem.reason
             with suppress(AutohypothesisError):
                 quarantine.quarantine(self.project.layout, self._device, reason)
-        self._blocked = bool(reason) or found is not None
+        self._blocked = bool(reason) or problem is not None
         if reason:
             self._wait_in_quarantine(reason)
-        elif found is not None:
-            self._wait_for_holder(found.reason)
+        elif problem is not None:
+            self._wait_for_holder(problem.reason)
         elif self.next is None:
             self._held_since = None
         return self._blocked
