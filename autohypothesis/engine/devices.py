@@ -103,31 +103,15 @@ def _make_folder(path: str, mode: int) -> None:
         raise LeaseError(f"lock folder {path} {problem}", hint=f"set {LOCKS_VARIABLE}")
 
 
-class Held(NamedTuple):
-    """A lease that this process holds on `fd`; pass the descriptor on to let a child hold it too.
-
-    There is no finaliser on purpose: forgetting this object keeps the lease.
-    """
-
-    path: str
-    fd: int
-
-    def release(self) -> None:
-        """Forget the holder's name and close this copy; inherited copies keep the lease."""
-        try:
-            os.ftruncate(self.fd, 0)
-        finally:
-            os.close(self.fd)
-
-
 class Lease(NamedTuple):
     """The lock file that stands for a device; `name` is what messages call the device."""
 
     path: str
     name: str
 
-    def try_acquire(self, holder: Mapping[str, Any], wait_s: float = 0.5) -> Held | None:
-        """Take the lease, or return None if another process keeps it for `wait_s` seconds.
+    def try_acquire(self, holder: Mapping[str, Any], wait_s: float = 0.5) -> int | None:
+        """Take the lease; return the descriptor that holds it, or None if another process keeps it
+        for `wait_s` seconds. A child that inherits the descriptor holds the lease as well.
 
         `holder` is written into the file, beside this process and its start time, for the loser's
         message. Raises LeaseError if the file cannot be opened.
@@ -144,9 +128,9 @@ class Lease(NamedTuple):
         with suppress(OSError):  # a full lock folder costs the holder its name, not the lease
             os.ftruncate(fd, 0)
             os.pwrite(fd, json.dumps(note).encode()[:_NOTE_BYTES], 0)
-        return Held(self.path, fd)
+        return fd
 
-    def acquire(self, holder: Mapping[str, Any]) -> Held:
+    def acquire(self, holder: Mapping[str, Any]) -> int:
         """Like `try_acquire`, but raises LeaseError that names the holder.
 
         A loser tries for half a second: the last holder may be closing, or be probed.
@@ -205,6 +189,14 @@ class Lease(NamedTuple):
             f"lock file {self.path} of {self.name} cannot be opened ({error.strerror})",
             hint="run `python orchestrator.py doctor`",
         )
+
+
+def release(held: int) -> None:
+    """Forget the holder's name and close this descriptor; inherited copies keep the lease."""
+    try:
+        os.ftruncate(held, 0)
+    finally:
+        os.close(held)
 
 
 def _lock(fd: int, how: int) -> bool:
@@ -334,7 +326,7 @@ def choosing(experiment_id: str) -> Iterator[None]:
         yield
     finally:
         if held is not None:
-            held.release()
+            release(held)
 
 
 def await_taken(device: Device, experiment_id: str, ended: Callable[[], bool]) -> None:

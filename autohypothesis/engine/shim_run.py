@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
+from autohypothesis.engine.devices import release
 from autohypothesis.engine.meters import RecordWatch
 from autohypothesis.engine.process_monitor import Interrupts, ProcessMonitor, spawn
 from autohypothesis.engine.processes import ProcessLimit, TreeMeter
@@ -25,7 +26,6 @@ from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.devices import Held
     from autohypothesis.engine.gpus import GpuRecord, GpuSampler
     from autohypothesis.engine.logs import CappedLog, StreamReader
     from autohypothesis.engine.meters import ClockWatch
@@ -102,7 +102,8 @@ class ShimRun:
         self.oom_kills = processes.oom_kills()
         self.suspended = system.suspended_seconds()
         self.reserve = -1
-        self.lease: Held | None = None
+        self.lease: int | None = None
+        """The descriptor that holds the lease of the device."""
         self.watch: RecordWatch | None = None
         self.sampler: GpuSampler | None = None
         self.gpu: GpuRecord | None = None
@@ -170,7 +171,7 @@ class ShimRun:
             return
         from autohypothesis.engine.gpus import GpuRecord, GpuSampler
 
-        kept = [self.reserve] + ([self.lease.fd] if self.lease else [])
+        kept = [fd for fd in (self.reserve, self.lease) if fd is not None]
         self.sampler = GpuSampler(device.uuid or "", close=kept)
         self.gpu = GpuRecord(self.sampler.wait(NVML_START_S))
         if self.gpu.error:
@@ -211,7 +212,7 @@ class ShimRun:
         self.cpu_seconds = self.meter.cpu_seconds()
 
     def _spawn(self, command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Any:
-        inherit = [self.lease.fd] if self.lease else []
+        inherit = [] if self.lease is None else [self.lease]
         return spawn(command, cwd, env, cores=self.launch.device.cores, inherit=inherit)
 
     def _new_meter(self) -> TreeMeter:
@@ -304,7 +305,7 @@ class ShimRun:
         log_is_ours = self.log is None or self.log.is_ours
         tampered = self.watch.findings(log_is_ours=log_is_ours) if self.watch else []
         if self.lease is not None:
-            self.lease.release()
+            release(self.lease)
         report = self._report(tampered)
         if self.reserve >= 0:
             os.close(self.reserve)

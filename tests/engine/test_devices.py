@@ -73,8 +73,8 @@ def test_a_device_that_is_held_is_passed_over_and_its_holder_named(
     second = leases[1].acquire({"experiment_id": "other-2"})
     with pytest.raises(LeaseError, match=r"other-1.*other-2"):
         devices.first_free(offered)
-    first.release()
-    second.release()
+    devices.release(first)
+    devices.release(second)
 
 
 def test_two_threads_of_one_core_are_one_cpu_slot(monkeypatch: pytest.MonkeyPatch) -> None:

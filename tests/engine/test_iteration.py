@@ -49,7 +49,7 @@ def test_with_every_lane_held_nothing_is_prepared_and_no_plan_is_left(
     with pytest.raises(LeaseError, match="other-1"):
         runner.run(project, Experiment(Change()))
     for one in held:
-        one.release()
+        devices.release(one)
     assert plans(project) == []
     assert not project.layout.runs.exists()
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from autohypothesis.engine.devices import Held, Lease
+from autohypothesis.engine.devices import Lease, release
 from autohypothesis.engine.workspace import Export
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
@@ -92,7 +92,7 @@ class FleetRules(RuleBasedStateMachine):
         self.decided: set[str] = set()
         """Hypotheses with a decision that lasts, as of the last look."""
         self.results: dict[str, tuple[Any, ...]] = {}
-        self.strangers: dict[str, Held] = {}
+        self.strangers: dict[str, int] = {}
         self.is_over = False
 
     @initialize()
@@ -238,7 +238,7 @@ class FleetRules(RuleBasedStateMachine):
     @rule(name=names)
     def a_stranger_comes_or_goes(self, name: str) -> None:
         if name in self.strangers:
-            self.strangers.pop(name).release()
+            release(self.strangers.pop(name))
         else:
             held = self.lease(name).try_acquire({"repository": "/another"}, 0.0)
             if held is not None:
@@ -325,7 +325,7 @@ class FleetRules(RuleBasedStateMachine):
     def everybody_comes_to_an_end(self) -> None:
         """Without any more faults every hypothesis ends, exactly once, and nothing is left."""
         for held in self.strangers.values():
-            held.release()
+            release(held)
         self.strangers = {}
         quiet = 0
         for number in range(ROUNDS):

@@ -604,7 +604,7 @@ def stranger() -> Iterator[None]:
     try:
         yield
     finally:
-        held.release()
+        devices.release(held)
 
 
 def test_a_device_that_a_stranger_holds_is_waited_for_by_name(floor: Floor) -> None:

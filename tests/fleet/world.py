@@ -212,7 +212,7 @@ class Shim:
 
     def _release(self) -> None:
         if self.lease is not None:
-            self.lease.release()
+            devices.release(self.lease)
         self.lease = None
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import processes, shim
-from autohypothesis.engine.devices import Lease
+from autohypothesis.engine.devices import Lease, release
 from autohypothesis.engine.shim import Launch
 from tests.shim.conftest import alive, wait_until
 
@@ -39,7 +39,7 @@ def _kill_shim(start: Callable[..., Any], tmp_path: Path, after: float) -> None:
     wait_until(lambda: not alive(_pid(run)))
     held = lease.try_acquire({}, wait_s=60)
     assert held is not None, "the lease outlived the shim and its training"
-    held.release()
+    release(held)
 
 
 @rounds

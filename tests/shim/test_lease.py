@@ -45,20 +45,20 @@ def test_a_freed_cpu_slot_is_taken_at_once(start: Callable[..., Any], tmp_path: 
 def test_a_lease_outlives_its_holder_in_the_training(tmp_path: Path) -> None:
     file = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     held = file.acquire({"experiment_id": "x-1"})
-    child = subprocess.Popen(["sleep", "60"], pass_fds=[held.fd])
-    held.release()
+    child = subprocess.Popen(["sleep", "60"], pass_fds=[held])
+    devices.release(held)
     assert file.try_acquire({}, wait_s=0) is None
     child.kill()
     child.wait()
     again = file.try_acquire({}, wait_s=1)
     assert again is not None
-    again.release()
+    devices.release(again)
 
 
 def test_no_finaliser_and_no_other_object_gives_a_lease_up(tmp_path: Path) -> None:
     path = str(tmp_path / "gpu.lock")
     held = Lease(path, "GPU 0").acquire({})
-    fd = held.fd
+    fd = held
     other = Lease(path, "GPU 0")
     assert other.try_acquire({}, wait_s=0) is None  # opens and closes the file once more
     assert other.holder() is not None
@@ -67,24 +67,24 @@ def test_no_finaliser_and_no_other_object_gives_a_lease_up(tmp_path: Path) -> No
     assert Lease(path, "GPU 0").try_acquire({}, wait_s=0) is None
     os.close(fd)
     again = Lease(path, "GPU 0").acquire({})
-    again.release()
+    devices.release(again)
 
 
 def test_a_lease_is_not_handed_to_children_that_were_not_meant_to_have_it(tmp_path: Path) -> None:
     file = Lease(str(tmp_path / "gpu.lock"), "GPU 0")
     held = file.acquire({})
     child = subprocess.Popen(["sleep", "60"], close_fds=False)
-    held.release()
+    devices.release(held)
     again = file.try_acquire({}, wait_s=1)
     child.kill()
     child.wait()
     assert again is not None
-    again.release()
+    devices.release(again)
 
 
 def test_asking_for_the_holder_never_makes_an_acquirer_fail(tmp_path: Path) -> None:
     path = str(tmp_path / "gpu.lock")
-    Lease(path, "GPU 0").acquire({}).release()
+    devices.release(Lease(path, "GPU 0").acquire({}))
     asker = subprocess.Popen(
         [
             sys.executable,
@@ -100,7 +100,7 @@ def test_asking_for_the_holder_never_makes_an_acquirer_fail(tmp_path: Path) -> N
     while asker.poll() is None:
         held = Lease(path, "GPU 0").try_acquire({})
         assert held is not None
-        held.release()
+        devices.release(held)
         time.sleep(0.001)
 
 
@@ -112,7 +112,7 @@ def test_files_can_be_used_by_every_user_whatever_the_umask(
     try:
         folder = lock_folder()
         path = lease_of(Device("cuda", "GPU-1234/../x", "GPU")).path
-        Lease(path, "GPU 0").acquire({}).release()
+        devices.release(Lease(path, "GPU 0").acquire({}))
     finally:
         os.umask(before)
     assert folder.fallback is None
@@ -157,7 +157,7 @@ def test_a_damaged_holder_note_is_no_obstacle(tmp_path: Path) -> None:
     assert file.holder() == {}
     with pytest.raises(LeaseError, match="a process that left no name"):
         file.acquire({})
-    held.release()
+    devices.release(held)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs a second user")
@@ -165,7 +165,7 @@ def test_another_users_lock_file_in_a_sticky_folder_can_be_leased(tmp_path: Path
     """fs.protected_regular refuses O_CREAT there, even to root."""
     folder = lock_folder({devices.LOCKS_VARIABLE: str(tmp_path / "locks")})
     path = f"{folder.path}/cpu-0.lock"
-    Lease(path, "CPU slot 0").acquire({}).release()
+    devices.release(Lease(path, "CPU slot 0").acquire({}))
     os.chown(path, 65534, 65534)
     held = Lease(path, "CPU slot 0").acquire({})
-    held.release()
+    devices.release(held)
