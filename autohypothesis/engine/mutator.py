@@ -7,12 +7,12 @@ its checkout is judged afterwards, by the guard, like any other change.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import Failure, room_in, why_unjudged
 from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.task import Task
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
@@ -36,13 +35,10 @@ from autohypothesis.errors import (
 )
 from autohypothesis.records import bundles
 from autohypothesis.records.files import read_bytes, read_object, write_atomic
-from autohypothesis.records.git import SALVAGE, Repository, experiment_ref
+from autohypothesis.records.git import SALVAGE, experiment_ref
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.sandbox import Kind
-from autohypothesis.schema import (
-    Decision,
-    FailureKind,
-)
+from autohypothesis.schema import Decision, FailureKind
 
 TITLE_LIMIT = 200
 MAX_TRIALS = 20
@@ -61,24 +57,25 @@ class MutatorError(ChangeError):
         self.kind = kind
 
 
-@dataclass(slots=True)
 class Mutator:
-    """The program of one task, run once; `made` then says how that went, failed or not.
+    """The program of one task, run once for one experiment.
 
     Attributes:
-        document: `mutator_input`, which the program reads on its standard input.
         past: what was decided before it is asked.
+        made: how its run went, failed or not.
     """
 
-    repository: Repository
-    task: Task
-    seed: int
-    document: Mapping[str, Any]
-    past: DecisionHistory
-    cancelled: Callable[[], bool] = lambda: False
-    made: dict[str, Any] = field(
-        default_factory=lambda: {"note": "", "exit_code": None, "seconds": 0.0, "sandbox": "none"}
-    )
+    def __init__(
+        self, project: Project, experiment: Experiment, cancelled: Callable[[], bool]
+    ) -> None:
+        self.project, self.repository, self.task = project, project.repository, project.task
+        self.experiment, self.cancelled = experiment, cancelled
+        self.past = DecisionHistory.of_tag(project.layout, project.tag)
+        self.seed = experiment.mutation_seed
+        if self.seed is None:
+            digest = hashlib.sha256(experiment.experiment_id.encode()).digest()
+            self.seed = int.from_bytes(digest[:4], "big")
+        self.made = {"note": "", "exit_code": None, "seconds": 0.0, "sandbox": "none"}
 
     def implement(self, instructions: str, checkout: Path) -> str:
         """Have the program edit `checkout`, see `candidate.Implement`.
@@ -111,7 +108,7 @@ class Mutator:
 
     def _run(self, kind: Kind, instructions: str, checkout: Path) -> program.ProgramEnd:
         environment = {**program_environment(os.environ), **OWN, "SEED": str(self.seed)}
-        document = json.dumps({**self.document, "instructions": instructions}, default=str)
+        document = json.dumps(self.document(instructions), default=str)
         sandbox = TaskSandbox(self.repository, self.task, kind)
         try:
             return program.run(
@@ -161,7 +158,7 @@ class Mutator:
         changes = repository.changes(tree, tree_now) if head_now == head else []
         if not changes:
             return []  # nothing happened, or the user works there
-        ref = SALVAGE + str(self.document.get("iteration_id", "checkout"))
+        ref = SALVAGE + self.experiment.experiment_id
         salvaged = repository.commit_tree(tree, [head], "Your checkout, as it was\n")
         repository.compare_and_swap(ref, salvaged, repository.read_ref(ref))
         deleted = [change.path for change in changes if change.status == "D"]
@@ -171,90 +168,86 @@ class Mutator:
         back = " (what was deleted is back)" if deleted else ""
         return [f"or another process changed {names} of your checkout{back}; before: {ref}"]
 
+    def document(self, instructions: str) -> dict[str, Any]:
+        """Return what the program reads on its standard input, see docs/tasks.md."""
+        base, objective = self.experiment.base, self.task.objective
+        measured = self._measured(base)
+        return {
+            "task_id": self.task.id,
+            "iteration_id": self.experiment.experiment_id,
+            "seed": self.seed,
+            "artifacts": self.task.artifacts_in(self.repository.entries(base)),
+            "objective": {
+                "metric": objective.metric,
+                "direction": objective.direction,
+                "min_delta": objective.min_delta,
+            },
+            "reference": {
+                "commit": base,
+                "score": measured.metric_value if measured else None,
+                "metrics": self._metrics(measured) if measured else {},
+            },
+            "trials": list(self._trials()),
+            "instructions": instructions,
+        }
+
+    def _measured(self, commit: str) -> Decision | None:
+        """Return the latest decision that says what a commit is worth."""
+        for decision in reversed(self.past.decisions):
+            if decision.commit == commit and decision.decision_status == "keep":
+                return decision
+        return None
+
+    def _metrics(self, measured: Decision) -> dict[str, Any]:
+        result = self.project.layout.run(measured.experiment_id).result
+        metrics = read_object(result).get("metrics")
+        metrics = metrics if isinstance(metrics, dict) else {}
+        decided = {measured.metric_name: measured.metric_value} if measured.metric_name else {}
+        return {name: value for name, value in {**metrics, **decided}.items() if value is not None}
+
+    def _trials(self) -> Iterator[dict[str, Any]]:
+        changes = [decision for decision in self.past.decisions if decision.base_commit is not None]
+        for decision in changes[-MAX_TRIALS:]:
+            run = self.project.layout.run(decision.experiment_id)
+            try:
+                diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
+            except (FileNotFoundError, RecordError):
+                diff = ""
+            yield {
+                "experiment_id": decision.experiment_id,
+                "status": decision.decision_status,
+                "score": decision.metric_value,
+                "reason": decision.reason,
+                "description": str(read_object(run.result).get("title") or ""),
+                "diff": diff,
+            }
+
+    def refuse_duplicate(self, diff_hash: str) -> None:
+        """Refuse the same change of the same base: it is not measured until it is lucky.
+
+        What is to be run again, and what was measured by another task, or on another platform
+        than the base was last, does not count.
+
+        Raises:
+            NothingNewError: it was decided before.
+        """
+        base = self.experiment.base
+        measured = self._measured(base)
+        keys = ("", measured.platform_key if measured is not None else "")
+        for decision in self.past.decisions:
+            is_same = decision.base_commit == base and decision.diff_hash == diff_hash
+            counts = not decision.requeue and decision.decision_status != "replicate"
+            if is_same and counts and decision.platform_key in keys:
+                raise NothingNewError(
+                    f"the same change was tried as {decision.experiment_id}:"
+                    f" {decision.decision_status}, {decision.reason}"
+                )
+
 
 def _is_link_to_git(path: Path, content: bytes) -> bool:
     with suppress(OSError):
         return not path.is_symlink() and path.read_bytes() == content
     return False
-
-
-# ── its input ───────────────────────────────────────────────────────────────────────────────
-
-
-def mutator_input(
-    project: Project, past: DecisionHistory, experiment_id: str, base: str, seed: int
-) -> dict[str, Any]:
-    """Make the document for one run of the mutator, see docs/tasks.md."""
-    objective = project.task.objective
-    measured = _measured(past, base)
-    return {
-        "task_id": project.task.id,
-        "iteration_id": experiment_id,
-        "seed": seed,
-        "artifacts": project.task.artifacts_in(project.repository.entries(base)),
-        "objective": {
-            "metric": objective.metric,
-            "direction": objective.direction,
-            "min_delta": objective.min_delta,
-        },
-        "reference": {
-            "commit": base,
-            "score": measured.metric_value if measured else None,
-            "metrics": _metrics(project, measured) if measured else {},
-        },
-        "trials": list(_trials(project, past)),
-    }
-
-
-def tried_before(past: DecisionHistory, base: str, diff_hash: str) -> Decision | None:
-    """Return the decision about the same change of the same base, unless it is to be run again.
-
-    What was measured by another task, or on another platform than the base was last, says nothing.
-    """
-    measured = _measured(past, base)
-    keys = ("", measured.platform_key if measured is not None else "")
-    for decision in past.decisions:
-        same = decision.base_commit == base and decision.diff_hash == diff_hash
-        counts = not decision.requeue and decision.decision_status != "replicate"
-        if same and counts and decision.platform_key in keys:
-            return decision
-    return None
-
-
-def _measured(past: DecisionHistory, commit: str) -> Decision | None:
-    """Return the latest decision that says what a commit is worth."""
-    for decision in reversed(past.decisions):
-        if decision.commit == commit and decision.decision_status == "keep":
-            return decision
-    return None
-
-
-def _metrics(project: Project, measured: Decision) -> dict[str, Any]:
-    metrics = read_object(project.layout.run(measured.experiment_id).result).get("metrics")
-    metrics = metrics if isinstance(metrics, dict) else {}
-    decided = {measured.metric_name: measured.metric_value} if measured.metric_name else {}
-    return {k: v for k, v in {**metrics, **decided}.items() if v is not None}
-
-
-def _trials(project: Project, past: DecisionHistory) -> Iterator[dict[str, Any]]:
-    changes = [decision for decision in past.decisions if decision.base_commit is not None]
-    for decision in changes[-MAX_TRIALS:]:
-        run = project.layout.run(decision.experiment_id)
-        try:
-            diff = read_bytes(run.diff, 64 << 20)[:MAX_DIFF].decode("utf-8", "replace")
-        except (FileNotFoundError, RecordError):
-            diff = ""
-        yield {
-            "experiment_id": decision.experiment_id,
-            "status": decision.decision_status,
-            "score": decision.metric_value,
-            "reason": decision.reason,
-            "description": str(read_object(run.result).get("title") or ""),
-            "diff": diff,
-        }
-
-
-# ── a refused change ────────────────────────────────────────────────────────────────────────
 
 
 class RecordedRefusalError(ChangeError):

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from hashlib import sha256
 from itertools import count
 
 from autohypothesis.engine import recovery
@@ -20,14 +19,13 @@ from autohypothesis.engine.executor import Executor, Resources, RunSpec
 from autohypothesis.engine.experiment import FIRST_SEED, Change, Experiment, Outcome, plan_page
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
-from autohypothesis.engine.mutator import Mutator, mutator_input, record_refusal, tried_before
+from autohypothesis.engine.mutator import Mutator, record_refusal
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.workspace import Workspace
-from autohypothesis.errors import AutohypothesisError, ChangeError, LockError, NothingNewError
+from autohypothesis.errors import AutohypothesisError, ChangeError, LockError
 from autohypothesis.records import ids, locks
 from autohypothesis.records.files import require_writable
 from autohypothesis.records.git import experiment_ref
-from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.outputs import worktree_obstacle
 
 POLL_S = 0.2
@@ -176,13 +174,16 @@ def plan(
         executor.check_device_free(project.task, inputs)
     experiment = _planned(project, experiment, worker, base)
     experiment_id = experiment.experiment_id
-    mutator = _mutator(project, experiment, cancelled)
+    has_program = project.task.mutator.command is not None
+    is_asked = has_program and experiment.change.instructions is not None
+    mutator = Mutator(project, experiment, cancelled) if is_asked else None
     try:
         spec = prepare(
             project.repository, project.task, experiment,
             workspace=side, inputs=inputs, implement=mutator.implement if mutator else None,
         )  # fmt: skip
-        _refuse_duplicate(experiment.base, spec.diff_hash, mutator)
+        if mutator:
+            mutator.refuse_duplicate(spec.diff_hash)
     except BaseException as error:
         if (
             record_refused
@@ -259,32 +260,6 @@ def _inputs(project: Project, workspace: Workspace, base: str) -> Inputs:
         return Inputs()
     checkout = workspace.export.checkout(base, project.task).path
     return locate_inputs(project.task, checkout, project.repository.root, os.environ)
-
-
-def _mutator(
-    project: Project, experiment: Experiment, cancelled: Callable[[], bool]
-) -> Mutator | None:
-    """The task's program, for a change that it has to make."""
-    if experiment.change.kind != "instructions" or project.task.mutator.command is None:
-        return None
-    past = DecisionHistory.of_tag(project.layout, project.tag)
-    seed = experiment.mutation_seed
-    if seed is None:
-        seed = int.from_bytes(sha256(experiment.experiment_id.encode()).digest()[:4], "big")
-    document = mutator_input(project, past, experiment.experiment_id, experiment.base, seed)
-    return Mutator(project.repository, project.task, seed, document, past, cancelled)
-
-
-def _refuse_duplicate(base: str, diff_hash: str, mutator: Mutator | None) -> None:
-    """A program forgets; the same change of the same commit is not measured until it is lucky."""
-    if mutator is None:
-        return
-    before = tried_before(mutator.past, base, diff_hash)
-    if before is not None:
-        raise NothingNewError(
-            f"the same change was tried as {before.experiment_id}:"
-            f" {before.decision_status}, {before.reason}"
-        )
 
 
 @contextmanager
