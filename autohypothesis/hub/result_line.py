@@ -30,7 +30,7 @@ NOTHING = "---"
 LINE_LIMIT = 2_000
 """Characters of a line that may still be one."""
 
-DESCRIPTION, REASON, METRIC_LENGTH, PLATFORM = 2_000, 200, 80, 63
+_REASON, _METRIC, _PLATFORM = 200, 80, 63
 """Characters that a hub takes."""
 
 _NAMED = {"commit", "platform", "vram_gb"}
@@ -60,13 +60,15 @@ class ResultLine:
 
     def __post_init__(self) -> None:
         spoken = _SPOKEN.sub(lambda match: match[0].lower(), table_text(self.description))
+        platform = "-".join(table_text(self.platform.replace("|", "-")).split())
+        reason = table_text(re.sub(r"[()]", " ", self.reason))[:_REASON].strip()
         fit = {
-            "platform": "-".join(table_text(self.platform.replace("|", "-")).split()) or "device",
+            "platform": platform[:_PLATFORM] or "device",
             "value": _rounded(self.value, 6),
             "memory_gb": _rounded(self.memory_gb, 1),
             "description": table_text(spoken),
-            "reason": table_text(re.sub(r"[()]", " ", self.reason)).strip() if self.mark else "",
-            "metric": _metric_name(self.metric),
+            "reason": reason if self.mark else "",
+            "metric": _metric_name(self.metric)[:_METRIC],
         }
         for name, value in fit.items():
             object.__setattr__(self, name, value)
@@ -173,13 +175,13 @@ def result_line(row: Mapping[str, Any]) -> ResultLine:
         said = f"{said} [seed {row.get('seed')}, repeats {row['replicates']}]"
     return ResultLine(
         commit=str(row["commit"])[:7],
-        platform=short_device_name(str(row.get("gpu_name") or ""))[:PLATFORM],
+        platform=short_device_name(str(row.get("gpu_name") or "")),
         value=None if failed else row.get("metric_value"),
         memory_gb=None if failed else row.get("peak_vram_gb"),
         description=said,
         mark=mark,
         reason=_reason(row) if mark else "",
-        metric=str(row.get("metric_name") or "val_bpb")[:METRIC_LENGTH],
+        metric=str(row.get("metric_name") or METRIC),
     )
 
 
@@ -206,8 +208,8 @@ def typed_result(row: Mapping[str, Any]) -> dict[str, Any]:
         "memory_gb": line.memory_gb,
         "log_hash": _hash(row.get("log_hash")),
         "tree": str(row.get("tree") or ""),
-        "description": line.description[:DESCRIPTION],
-        "reason": (line.reason or str(row.get("outcome") or ""))[:REASON],
+        "description": line.description,
+        "reason": (line.reason or str(row.get("outcome") or ""))[:_REASON],
         "verifies": row.get("verifies"),
     }
 

@@ -70,44 +70,37 @@ def application(hub: HubService) -> FastAPI:
     app.add_middleware(RequestGuard, settings=hub.settings)
     for routes in (router, pages.open_router, pages.router):
         app.include_router(routes)
-    _answer_errors_in_one_shape(app)
+    for error in _ERRORS:
+        app.add_exception_handler(error, _refuse)
     return app
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────
 
 
-def _answer_errors_in_one_shape(app: FastAPI) -> None:
-    """`{"error": ...}`, whatever went wrong; browsers get the same words on a page."""
-
-    @app.exception_handler(HubRefusalError)
-    async def refused(request: Request, error: HubRefusalError) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Answer `{"error": ...}`, whatever went wrong; browsers get the same words on a page."""
+    if isinstance(error, HubRefusalError):
         return problem(request, error.status, str(error), error.wait)
-
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
+    if isinstance(error, HTTPException):
         answer = problem(request, error.status_code, str(error.detail))
         answer.headers.update(error.headers or {})
         return answer
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+    if isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         return problem(request, 400, f"{where}: {first['msg']}")
-
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, _: ClientDisconnect) -> Response:
+    if isinstance(error, ClientDisconnect):
         return problem(request, 400, "the body ended early")
-
-    @app.exception_handler(GitError)
-    async def broken(request: Request, error: GitError) -> Response:
+    if isinstance(error, GitError):
         log.error("%s", error)
         return problem(request, 500, "the repository failed; the hub's log has more")
+    return problem(request, 500, "the hub failed; its log has more")
 
-    @app.exception_handler(Exception)
-    async def failed(request: Request, _: Exception) -> Response:
-        return problem(request, 500, "the hub failed; its log has more")
+
+_ERRORS = (
+    HubRefusalError, HTTPException, RequestValidationError, ClientDisconnect, GitError, Exception
+)  # fmt: skip
 
 
 def problem(request: Request, status: int, words: str, wait: int = 0) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple, get_args
 
 from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, update
@@ -60,11 +61,10 @@ _SHORT = 7
 """Characters of a hash in a line of a post."""
 _OF_A_LINE = re.compile(r"post-[0-9]+-[0-9]+")
 _STATUSES = {"": "keep", **{mark: status for status, mark in MARKS.items()}}
-_NOT_IN_A_LINE: Row = {
-    "platform_key": "", "task_hash": "", "confirmation": "none", "seed": None,
-    "budget_seconds": None, "steps": None, "log_hash": "", "tree": "", "verifies": None,
-    "verdict": None, "source": "line",
-}  # fmt: skip
+_DEFAULTS: Row = {
+    name: it.default for name, it in ResultRequest.model_fields.items() if not it.is_required()
+}
+"""Of what a line does not tell."""
 
 
 def shown(row: SqlRow[Any], leave_out: str = "") -> Row:
@@ -275,20 +275,12 @@ def _check_comparable(original: Row, told: ResultRequest) -> None:
 def store_lines(connection: Connection, post: Row) -> None:
     """Store each result that a post of `LINES_CHANNEL` tells, unless it is stored already."""
     for place, line in enumerate(results_in(post["content"])[:_LINES_PER_POST], 1):
-        content = {
-            "commit": line.commit,
-            "platform": line.platform[:63],
-            "metric": line.metric[:80],
-            "value": line.value,
-            "status": _STATUSES[line.mark],
-            "memory_gb": line.memory_gb,
-            "description": line.description,
-            "reason": line.reason[:200],
-        }
+        content = asdict(line)
+        content["status"] = _STATUSES[content.pop("mark")]
         if not _is_stored(connection, post, content):
             row = {
-                **_NOT_IN_A_LINE, **content, "name": f"post-{post['id']}-{place}",
-                "agent_id": post["agent_id"], "post_id": post["id"],
+                **_DEFAULTS, **content, "name": f"post-{post['id']}-{place}", "source": "line",
+                "agent_id": post["agent_id"], "post_id": post["id"], "verdict": None,
                 "created_at": post["created_at"],
             }  # fmt: skip
             inserted(connection, results, {**row, **derived(row, LINE_DIRECTION)})
