@@ -26,8 +26,9 @@ import urllib3
 from autohypothesis.hub.server import serving
 from autohypothesis.hub.server.app import open_hub
 from autohypothesis.hub.server.settings import MB, Hourly, HubLimits, Settings
+from tests.conftest import ROOT, called
+from tests.conftest import Answer as Called
 
-ROOT = Path(__file__).resolve().parents[2]
 ADMIN_KEY = "an operator's key for tests only"
 AS_JSON = ("-X", "POST", "-H", "Content-Type: application/json")
 
@@ -218,11 +219,9 @@ class HubProcess(Hub):
         return status
 
 
-def admin(hub: Hub, *words: str) -> subprocess.CompletedProcess[str]:
+def admin(hub: Hub, *words: str) -> Called:
     """`hub admin WORDS`, beside the hub that serves."""
-    command = [sys.executable, str(ROOT / "orchestrator.py"), "hub", "admin", *words]
-    command += ["--data", str(hub.data)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return called("hub", "admin", *words, "--data", str(hub.data), cwd=hub.data.parent)
 
 
 Start = Callable[..., Hub]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.hub.client.hub import HubClient
+from tests.conftest import Answer, called
 from tests.hub.client.stand_in import StandIn, serving
 
 
@@ -46,21 +45,9 @@ def hub(stand_in: StandIn) -> HubClient:
 
 
 @pytest.fixture
-def inside(
-    foreign: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def inside(foreign: Path) -> Callable[..., Answer]:
     """As `cli`, in this process: a command that only asks is not worth one of its own."""
-    import orchestrator
-
-    def call(*words: str, cwd: Path = foreign) -> subprocess.CompletedProcess[str]:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["orchestrator.py", *words])
-        with pytest.raises(SystemExit) as ended:
-            orchestrator.main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(words, int(ended.value.code or 0), said.out, said.err)
-
-    return call
+    return lambda *words, cwd=foreign: called(*words, cwd=cwd)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -173,15 +172,15 @@ def test_a_result_is_told_as_the_protocol_has_it(
 
 
 def test_a_failure_is_one_line_and_the_exit_code_1(
-    cli: Run, inside: Run, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    cli: Run, inside: Run, stand_in: StandIn, tmp_path: Path
 ) -> None:
     nobody = cli("hub", "log")
     assert nobody.returncode == 1
     assert nobody.stderr == (
         "error: no hub is joined here; join one: python orchestrator.py hub join URL --name NAME\n"
     )
-    monkeypatch.setattr(sys, "stdin", io.StringIO("not-known-there\n"))
-    key = inside("hub", "join", stand_in.url, "--key-file", "-", "--name", "ada")
+    (tmp_path / "key").write_text("not-known-there\n")
+    key = inside("hub", "join", stand_in.url, "--key-file", str(tmp_path / "key"), "--name", "ada")
     assert key.returncode == 1 and len(key.stderr.splitlines()) == 1
     assert "401" in key.stderr and "not-known-there" not in key.stderr
     inside("hub", "join", stand_in.url, "--name", "ada")
