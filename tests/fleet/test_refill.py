@@ -221,7 +221,8 @@ def after(project: Project, *answers: Proposal) -> tuple[Observer, dict[str, str
     hand, listed = Hands(project, "w0"), Listed([[answer] for answer in answers])
     watched = observer(project, listed)
     turns(watched, lambda: len(listed.told) > len(answers), hand)
-    turns(watched, lambda: not (watched.queue.open() or watched.history.undecided), hand)
+    turns(watched, lambda: not watched.queue.open(), hand)
+    watched.turn()  # decides the last
     return watched, {title: why for told in listed.told for title, why in told.refused.items()}
 
 
