@@ -15,7 +15,7 @@ from typing import Any
 from autohypothesis.engine.policy import better_by
 from autohypothesis.fleet.knowledge import warm_start
 from autohypothesis.records.files import read_object
-from autohypothesis.records.history import best_of
+from autohypothesis.records.history import best_kept
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import DECIDED, NOT_EVIDENCE, is_baseline
 from autohypothesis.schema import Direction, finite, utc
@@ -143,19 +143,17 @@ class Results:
 
 def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterval]) -> Results:
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
-    trials = [_trial(row) for row in rows if _counts(row)]
+    counted = [row for row in rows if _counts(row)]
     decided = [row for row in rows if row.get("ordinal") is not None]
-    crashes = Counter(
-        trial.failure_kind or "unknown" for trial in trials if trial.status == "crash"
-    )
+    kinds = (row.get("failure_kind") for row in counted if row["status"] == "crash")
     return _results(
         "experiments.jsonl",
-        trials,
+        counted,
         tag=tag,
         metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
         repeats=sum(row.get("replicates") is not None for row in decided),
         undecided=len(rows) - len(decided),
-        crashes=dict(crashes.most_common()),
+        crashes=dict(Counter(kind or "unknown" for kind in kinds).most_common()),
         notes=[
             f"{row['id']} is damaged, and not ranked: {note}"
             for row in rows
@@ -168,16 +166,23 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
 
 def from_table(table: warm_start.WarmStart) -> Results:
     """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
-    trials = [
-        ResultTrial(
-            None, line.commit, line.value, line.memory_gb, line.status, line.description,
-            baseline=line is table.first and line is table.tried[0],
-        )
-        for line in table.tried
-    ]  # fmt: skip
+    rows = [
+        {
+            "id": number,  # no name of an experiment
+            "ordinal": number,
+            "tag": "",
+            "hypothesis_id": "baseline" if line is table.first and number == 0 else "",
+            "status": line.status,
+            "commit": line.commit,
+            "metric_value": line.value,
+            "peak_vram_gb": line.memory_gb,
+            "description": line.description,
+        }
+        for number, line in enumerate(table.tried)
+    ]
     unknown = dict.fromkeys(("tag", "repeats", "undecided", "crashes"))
     known = {"metric": "val_bpb", "notes": table.problems}
-    return _results(table.path.name, trials, **known, **unknown, **_hours([]))
+    return _results(table.path.name, rows, **known, **unknown, **_hours([]))
 
 
 def _counts(row: Row) -> bool:
@@ -192,7 +197,7 @@ def _counts(row: Row) -> bool:
 def _trial(row: Row) -> ResultTrial:
     crashed = row.get("decision_status", row["status"]) == "crash"
     return ResultTrial(
-        experiment_id=str(row["id"]),
+        experiment_id=row["id"] if isinstance(row["id"], str) else None,
         commit=str(row.get("commit") or ""),
         value=None if crashed else row.get("metric_value"),
         memory_gb=row.get("peak_vram_gb"),
@@ -206,12 +211,14 @@ def _trial(row: Row) -> ResultTrial:
     )
 
 
-def _results(source: str, trials: list[ResultTrial], **known: Any) -> Results:
-    """Return the results that follow from the trials, with what else is known."""
+def _results(source: str, rows: Sequence[Row], **known: Any) -> Results:
+    """Return the results that follow from rows that count, with what else is known."""
+    trials = [_trial(row) for row in rows]
     counts = Counter(trial.status for trial in trials)
     tried = [trial for trial in trials if not trial.baseline and trial.status != DAMAGED]
     kept = [trial for trial in trials if trial.status == "keep" and trial.value is not None]
-    best = _best(kept)
+    best_row = best_kept([dict(row) for row in rows])
+    best = _trial(best_row) if best_row is not None else None
     start = _start(kept, best)
     return Results(
         source=source,
@@ -239,17 +246,6 @@ def _steps(kept: Iterable[ResultTrial]) -> list[KeptTrial]:
         steps.append(KeptTrial(*astuple(trial), *gains))
         before.append(trial)
     return steps
-
-
-def _best(kept: Sequence[ResultTrial]) -> ResultTrial | None:
-    """Return the best that is not refuted, on the platform that was kept on last."""
-    standing = {
-        index: (index, trial.platform_key, trial.direction, trial.value or 0.0)
-        for index, trial in enumerate(kept)
-        if trial.confirmation != "refuted"
-    }
-    best = best_of(standing)
-    return None if best is None else kept[best]
 
 
 def _start(kept: Iterable[ResultTrial], best: ResultTrial | None) -> ResultTrial | None:

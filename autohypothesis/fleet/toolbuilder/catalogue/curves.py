@@ -34,13 +34,12 @@ COLOURS = (
 def curve(research: Path, run: str, column: str) -> list[Point]:
     """Return share of the budget and value where both are finite; empty without samples."""
     samples = read_document(research, "runs", run, "exit.json").get("samples")
-    points = []
-    for sample in samples if isinstance(samples, list) else []:
-        if isinstance(sample, list) and len(sample) > COLUMNS[column]:
-            share, value = number(sample[0]), number(sample[COLUMNS[column]])
-            if share is not None and value is not None:
-                points.append((share, value))
-    return sorted(points)
+    pairs = [
+        (number(sample[0]), number(sample[COLUMNS[column]]))
+        for sample in (samples if isinstance(samples, list) else [])
+        if isinstance(sample, list) and len(sample) > COLUMNS[column]
+    ]
+    return sorted((x, y) for x, y in pairs if x is not None and y is not None)
 
 
 def latest(research: Path) -> list[str]:
@@ -92,12 +91,10 @@ def plot(curves: dict[str, list[Point]], unit: str) -> str:
 
 def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
     """Write the same as a picture."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=130)
+    figure = Figure(figsize=(8, 4.5), dpi=130)
+    axes = figure.subplots()
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
         axes.plot(
             [100 * x for x, _ in points], [y for _, y in points], color=colour, label=name,
@@ -109,7 +106,6 @@ def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, format="png", bbox_inches="tight")
-    plt.close(figure)
 
 
 def self_test() -> None:
