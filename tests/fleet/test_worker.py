@@ -833,19 +833,22 @@ def says(floor: Floor, *, pid: int | None = None, **details: object) -> None:
     presence.write_role(floor.layout, status)
 
 
-def test_what_was_prepared_is_not_begun_once_the_search_is_over(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("by", ["observer", "steering"])
+def test_what_was_prepared_is_not_begun_once_the_search_is_over(floor: Floor, by: str) -> None:
     with one_trains_one_is_ready(floor) as (gate, first, second):
-        says(floor, closing=True)
+        if by == "observer":
+            says(floor, closing=True)
+        else:
+            floor.layout.steering.write_text("```steering\nstop: true\n```\n")
         gate.opened.set()
         until(lambda: floor.is_done(first))
         until(lambda: floor.waiting() == [second])
-        until(lambda: floor.seen().notes == "the search is over")
+        until(lambda: floor.seen().notes in ("the search is over", "the steering says stop"))
         assert gate.submitted == [f"{first}-1"]
         assert not floor.layout.plan(f"{second}-1").exists()
-        says(floor, closing=False)  # a keep was overruled, say: there is more to do
-        until(lambda: floor.is_done(second))
+        if by == "observer":
+            says(floor, closing=False)  # a keep was overruled, say: there is more to do
+            until(lambda: floor.is_done(second))
 
 
 def test_the_word_of_an_observer_that_has_ended_ends_no_search(
@@ -856,17 +859,6 @@ def test_the_word_of_an_observer_that_has_ended_ends_no_search(
     says(floor, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
     (name,) = floor.propose()
     floor.works_off(name)
-
-
-def test_stop_in_the_steering_reaches_what_is_prepared_already(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with one_trains_one_is_ready(floor) as (gate, first, second):
-        floor.layout.steering.write_text("```steering\nstop: true\n```\n")
-        gate.opened.set()
-        until(lambda: floor.is_done(first))
-        until(lambda: floor.waiting() == [second])
-        assert gate.submitted == [f"{first}-1"]
 
 
 def test_what_a_person_freezes_is_not_begun_although_it_was_prepared_before(

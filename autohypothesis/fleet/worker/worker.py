@@ -142,7 +142,8 @@ class FleetWorker:
             self._say("preparing", self.claims.problem)
             self.next.join(POLL_S)
             return
-        if not self._blocked and self._held_since is None and not self._is_pausing():
+        is_pausing = self._failures > 0 and time.monotonic() < self._claim_at
+        if not self._blocked and self._held_since is None and not is_pausing:
             self._say("idle", self.claims.problem)
         stop.wait(POLL_S)
 
@@ -209,10 +210,10 @@ class FleetWorker:
         if prepared.spec is not None:
             self._keep_fresh(prepared)
             return
-        self.next = None
         if prepared.refusal:
-            self.claims.finish(name, "abandoned", prepared.refusal)
+            self._return_prepared()
             return
+        self.next = None
         self._tries[name] += not is_machine_failure(prepared.error)
         if self._tries[name] >= TRIES:
             why = f"it cannot be prepared, and was tried {TRIES} times: {prepared.error!r}"
@@ -259,9 +260,6 @@ class FleetWorker:
             self.claims.pass_on()
         self._say("idle" if self.current is None else self.pulse.state, why)
 
-    def _is_pausing(self) -> bool:
-        return self._failures > 0 and time.monotonic() < self._claim_at
-
     # ── the device ────────────────────────────────────────────────────────────────────────
 
     def _is_blocked(self) -> bool:
@@ -290,19 +288,15 @@ class FleetWorker:
                 quarantine.quarantine(self.project.layout, self._device, reason)
         self._blocked = bool(reason) or problem is not None
         if reason:
-            self._wait_in_quarantine(reason)
+            if self._return_prepared():
+                self.claims.pass_on()  # to other workers, until it is over
+            if self.current is None:
+                self._say("benched", reason)
         elif problem is not None:
             self._wait_for_holder(problem.reason)
         elif self.next is None:
             self._held_since = None
         return self._blocked
-
-    def _wait_in_quarantine(self, reason: str) -> None:
-        """The device is quarantined: give what waits for it to other workers."""
-        if self._return_prepared():
-            self.claims.pass_on()
-        if self.current is None:
-            self._say("benched", reason)
 
     def _wait_for_holder(self, reason: str) -> None:
         """Wait for the holder of the device; after `HELD_S` other workers get what waits for it."""
