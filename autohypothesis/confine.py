@@ -100,7 +100,7 @@ def confine(policy: dict[str, Any]) -> None:
 
 
 def landlock_abi() -> int:
-    """The version of Landlock that the kernel has; 0 where it has none."""
+    """Return the version of Landlock that the kernel has; 0 where it has none."""
     version = _libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     return max(int(version), 0)
 

@@ -48,7 +48,7 @@ class Device(NamedTuple):
 
     @property
     def id(self) -> str:
-        """What a record calls the device: its UUID, or `cpu-<core>`."""
+        """The name in records: a GPU's UUID, or `cpu-<core>`."""
         return str(self.uuid) if self.kind == "cuda" else f"cpu-{(self.cores or (0,))[0]}"
 
 

@@ -139,7 +139,7 @@ def _venv_python(root: Path) -> str | None:
 
 
 def _uv_environment(root: Path) -> dict[str, str]:
-    """The root's environment, as it is: a worktree must get none of its own, nor change this."""
+    """Return variables for the root's environment as it is: a worktree must get none of its own."""
     return {"UV_PROJECT_ENVIRONMENT": str(root / ".venv"), "UV_NO_SYNC": "1"}
 
 

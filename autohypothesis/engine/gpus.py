@@ -175,9 +175,6 @@ def _measured(nvml: Any, handle: Any, gpu: Gpu) -> Gpu:
     )
 
 
-# ── one GPU while it is leased ──────────────────────────────────────────────────────────────
-
-
 class GpuSampler:
     """A child process that asks NVML about one GPU, since a driver may hang."""
 

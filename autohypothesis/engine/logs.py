@@ -250,7 +250,7 @@ class StreamReader:
                 self._note(parse_progress(line.decode(errors="replace")))
 
     def finish(self) -> None:
-        """The stream has ended: what came after the last line end is a line now."""
+        """Take what came after the last line end as a line: the stream has ended."""
         self.feed(b"\n")
 
     def samples(self) -> list[list[float | None]]:

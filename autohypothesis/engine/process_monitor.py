@@ -253,7 +253,7 @@ class ProcessMonitor:
             self._guarded(lambda: self._log.write(data))
 
     def _guarded(self, write: Callable[[], None]) -> None:
-        """A disk that refuses ends the training, not the shim."""
+        """Write, and end the training where the disk refuses: the shim goes on."""
         try:
             write()
         except OSError as error:

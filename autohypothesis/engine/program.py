@@ -35,7 +35,7 @@ ERR_LIMIT = 64 * 1024
 MARK = "AUTOHYPOTHESIS_ASKED"
 """In the environment of a program and of all that it starts: a word of this run's own."""
 MOST_PROCESSES = 512
-"""That a program may have at once, as many as a run: `run.max_processes` is for that alone."""
+"""Processes that a program may have at once; `run.max_processes` is for trainings alone."""
 _LOOK_S = 0.1
 _DRAIN_S = 2.0
 

@@ -29,7 +29,7 @@ Status = Literal["running", "finished", "dead", "absent"]
 FOREIGN_DEADLINE_S = 600.0
 PROCESS = "autohypothesis.engine.shim_run"
 GO = b"go "
-"""What a shim waits for on its standard input; the seal of the run and a line end follow."""
+"""Starts a shim that waits on its standard input; the seal of the run and a line end follow."""
 _SLACK_S = 30.0
 _DEVICE_S = 20.0  # until NVML answers
 _DEADLINE_FACTOR: Mapping[str, float] = {"wall": 2.0, "cpu": 4.0}

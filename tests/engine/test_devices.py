@@ -52,7 +52,7 @@ def test_a_gpu_whose_driver_does_not_answer_is_no_reason_to_train_on_the_cpu(
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_gpu_that_somebody_has_hidden_stays_hidden(
+def test_a_gpu_that_is_hidden_by_a_mask_stays_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nvidia0").touch()

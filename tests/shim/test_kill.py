@@ -34,7 +34,7 @@ def _kill_shim(start: Callable[..., Any], tmp_path: Path, after: float) -> None:
     time.sleep(after)
     os.kill(run.handle.pid, signal.SIGKILL)
     assert shim.wait(run.launch.run, 60) == "dead"
-    # Nobody has to end it: the kernel does, in its own time.
+    # The kernel ends it, in its own time.
     wait_until(lambda: not processes.find_marked(processes.run_mark(run.launch.run), began))
     wait_until(lambda: not alive(_pid(run)))
     held = lease.try_acquire({}, wait_s=60)

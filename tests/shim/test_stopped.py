@@ -1,4 +1,4 @@
-"""A shim that somebody stopped: named, ended in time, and never believed past its deadline."""
+"""A stopped shim: named, ended in time, and never believed past its deadline."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stop(run: Any) -> None:
 def test_a_shim_that_slept_past_the_deadline_is_not_believed_and_one_within_it_is(
     start: Callable[..., Any],
 ) -> None:
-    """Of two that trained meanwhile, nobody saw whether the last one ended in time."""
+    """Whether the second training ended in time cannot be known."""
     within, past = start("gated"), start("gated", deadline_seconds=2.5)
     for run in (within, past):
         run.wait_for("pid")
