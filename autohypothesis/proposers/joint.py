@@ -49,14 +49,14 @@ class Box:
     """The values that the numbers stand for, of a choice."""
 
     @property
-    def distribution(self) -> optuna.distributions.BaseDistribution:
+    def distribution(self) -> Any:
         distributions = _optuna().distributions
         if self.choices and not self.axis.ordered:
-            return distributions.CategoricalDistribution(range(len(self.choices)))  # type: ignore[no-any-return]
+            return distributions.CategoricalDistribution(range(len(self.choices)))
         if self.choices or self.axis.knob.type == "int":
-            return distributions.IntDistribution(int(self.low), int(self.high))  # type: ignore[no-any-return]
+            return distributions.IntDistribution(int(self.low), int(self.high))
         log = self.axis.knob.log and self.low > 0
-        return distributions.FloatDistribution(self.low, self.high, log=log)  # type: ignore[no-any-return]
+        return distributions.FloatDistribution(self.low, self.high, log=log)
 
     def number_of(self, value: Setting) -> float | int | None:
         """Return `value` for the sampler; None where it is outside."""
@@ -85,24 +85,24 @@ def suggestions(
     }
     if not boxes or count < 1:
         return
-    samplers, taken = _optuna().samplers, history.seen | besides
+    library, taken = _optuna(), history.seen | besides
     began = time.monotonic()  # without the import, which is paid once
     informed: optuna.Study | None = None
-    blind = _optuna().create_study(sampler=samplers.RandomSampler(seed=random.randrange(2**31)))
+    blind = library.create_study(sampler=library.samplers.RandomSampler(random.randrange(2**31)))
     for _ in range(count):
-        overrides, origin = None, "as a sampler that knows every run suggests"
-        for _ in range(TRIES):
-            if overrides is None and time.monotonic() - began < PATIENCE_S:
+        for attempt in range(TRIES + RANDOM_TRIES):
+            if attempt < TRIES and time.monotonic() - began < PATIENCE_S:
                 informed = informed or _study(history, boxes, random.randrange(2**31))
-                overrides = _asked(history, informed, boxes, taken, random)
-        for _ in range(RANDOM_TRIES):
-            if overrides is None:
-                origin = "drawn by lot near the reference"
-                overrides = _asked(history, blind, boxes, taken, random)
-        if overrides is None:
+                study, origin = informed, "as a sampler that knows every run suggests"
+            else:
+                study, origin = blind, "drawn by lot near the reference"
+            overrides = _asked(history, study, boxes, taken, random)
+            if overrides is not None:
+                taken.add(history.key_of(overrides))
+                yield overrides, origin
+                break
+        else:
             return
-        taken.add(history.key_of(overrides))
-        yield overrides, origin
 
 
 def _asked(
