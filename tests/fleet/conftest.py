@@ -17,6 +17,7 @@ import pytest
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.records.layout import Layout
+from autohypothesis.schema import Proposal
 from tests.conftest import NewRepository, wait_until
 
 SCRIPT = '''"""A training that is over at once: the higher RATE, the better."""
@@ -65,6 +66,12 @@ def layout(tmp_path: Path) -> Layout:
 @pytest.fixture
 def queue(layout: Layout) -> Queue:
     return Queue(layout, "t")
+
+
+def propose(queue: Queue, title: str = "idea", **more: object) -> str:
+    """Adds an idea and returns its id."""
+    proposal = Proposal.model_validate({"title": title, **more})
+    return queue.add(proposal, proposer="test").hypothesis_id
 
 
 FORKS = multiprocessing.get_context("forkserver")

@@ -20,12 +20,11 @@ from autohypothesis.schema import (
     Brief,
     Plan,
     PlannedHypothesis,
-    Proposal,
     Row,
     Steering,
     now,
 )
-from tests.fleet.conftest import resolve
+from tests.fleet.conftest import propose, resolve
 
 Json = dict[str, Any]
 
@@ -33,11 +32,6 @@ Json = dict[str, Any]
 @pytest.fixture
 def queue(fleet_project: Project) -> Queue:
     return Queue(fleet_project.layout, "t")
-
-
-def propose(queue: Queue, title: str = "idea", **more: object) -> str:
-    proposal = Proposal.model_validate({"title": title, **more})
-    return queue.add(proposal, proposer="test").hypothesis_id
 
 
 def row(name: str, status: str, value: float | None = None, **more: Any) -> Json:

@@ -21,12 +21,7 @@ from autohypothesis.fleet.queue.states import Queue, QueuePlace
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis, Proposal
-from tests.fleet.conftest import FORKS, Forked
-
-
-def propose(queue: Queue, title: str = "idea", **more: object) -> str:
-    proposal = Proposal.model_validate({"title": title, **more})
-    return queue.add(proposal, proposer="test").hypothesis_id
+from tests.fleet.conftest import FORKS, Forked, propose
 
 
 def where(layout: Layout) -> dict[str, list[str]]:

@@ -61,39 +61,39 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def ask(refill: ProposerPool, count: int = 1, *, device_idle: bool = True) -> None:
-    name = refill.next_to_ask(count, device_idle=device_idle)
+def ask(pool: ProposerPool, count: int = 1, *, device_idle: bool = True) -> None:
+    name = pool.next_to_ask(count, device_idle=device_idle)
     assert name is not None
-    refill.ask(name, situation(), count)
+    pool.ask(name, situation(), count)
 
 
-def answered(refill: ProposerPool, count: int = 1) -> list[ProposerAnswer]:
+def answered(pool: ProposerPool, count: int = 1) -> list[ProposerAnswer]:
     found: list[ProposerAnswer] = []
     deadline = time.monotonic() + 120
     while len(found) < count:
         assert time.monotonic() < deadline
-        found += refill.answers()
+        found += pool.answers()
         time.sleep(0.002)
     return found
 
 
 def test_a_proposer_that_fails_is_asked_later_and_later(clock: Clock) -> None:
     broken = Broken()
-    refill = ProposerPool([broken])
+    pool = ProposerPool([broken])
     pauses = []
     for _ in range(12):
-        assert refill.next_to_ask(1, device_idle=True)
-        ask(refill)
-        (answer,) = answered(refill)
+        assert pool.next_to_ask(1, device_idle=True)
+        ask(pool)
+        (answer,) = answered(pool)
         assert answer.problem == "it has no key"
         before = clock.now
-        while not refill.next_to_ask(1, device_idle=True):
-            refill.reset_after_decision()  # a decision makes no failed one well
+        while not pool.next_to_ask(1, device_idle=True):
+            pool.reset_after_decision()  # a decision makes no failed one well
             clock.now += 0.5
         pauses.append(clock.now - before)
     assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
     assert pauses[-1] == LONGEST_PAUSE_S
-    assert "asked again in" in refill.problems()[0]
+    assert "asked again in" in pool.problems()[0]
 
 
 def test_one_that_works_again_is_no_problem_any_more(clock: Clock) -> None:
@@ -109,48 +109,48 @@ def test_one_that_works_again_is_no_problem_any_more(clock: Clock) -> None:
             return [idea(RATE=2.0)]
 
     moody = Moody()
-    refill = ProposerPool([moody])
-    ask(refill)
-    answered(refill)
-    assert "RuntimeError: not now" in refill.problems()[0]
+    pool = ProposerPool([moody])
+    ask(pool)
+    answered(pool)
+    assert "RuntimeError: not now" in pool.problems()[0]
     moody.fails = False
     clock.now += 1
-    ask(refill)
-    (answer,) = answered(refill)
-    refill.record_answer_outcome("moody", len(answer.proposals), {})
-    assert refill.problems() == [] and refill.next_to_ask(1, device_idle=True)
+    ask(pool)
+    (answer,) = answered(pool)
+    pool.record_answer_outcome("moody", len(answer.proposals), {})
+    assert pool.problems() == [] and pool.next_to_ask(1, device_idle=True)
 
 
 def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles(clock: Clock) -> None:
     thinker = Thinker()
-    refill = ProposerPool(
+    pool = ProposerPool(
         [Broken(), Listed(name="empty"), thinker, Listed([[idea(RATE=2)]] * 9, name="last")]
     )
     asked = []
     for _ in range(2):
-        ask(refill, 1, device_idle=False)
-        (answer,) = answered(refill)
-        refill.record_answer_outcome(answer.proposer, len(answer.proposals), {})
+        ask(pool, 1, device_idle=False)
+        (answer,) = answered(pool)
+        pool.record_answer_outcome(answer.proposer, len(answer.proposals), {})
         asked.append(answer.proposer)
     assert asked == ["command:broken", "empty"]
-    ask(refill, 1, device_idle=False)
-    assert refill.thinking == ["thinker"]
-    assert not refill.next_to_ask(1, device_idle=False)  # no device waits for a worse idea
-    assert refill.next_to_ask(1, device_idle=True)
-    ask(refill)
-    assert answered(refill)[0].proposer == "last"
+    ask(pool, 1, device_idle=False)
+    assert pool.thinking == ["thinker"]
+    assert not pool.next_to_ask(1, device_idle=False)  # no device waits for a worse idea
+    assert pool.next_to_ask(1, device_idle=True)
+    ask(pool)
+    assert answered(pool)[0].proposer == "last"
     thinker.done.set()
 
 
 def test_one_without_ideas_is_asked_again_when_something_was_decided(clock: Clock) -> None:
-    refill = ProposerPool([Listed()])
-    ask(refill)
-    answered(refill)
-    refill.record_answer_outcome("listed", 0, {})
-    assert not refill.next_to_ask(1, device_idle=True)
-    refill.reset_after_decision()
-    assert refill.next_to_ask(1, device_idle=True)
-    assert refill.problems() == []
+    pool = ProposerPool([Listed()])
+    ask(pool)
+    answered(pool)
+    pool.record_answer_outcome("listed", 0, {})
+    assert not pool.next_to_ask(1, device_idle=True)
+    pool.reset_after_decision()
+    assert pool.next_to_ask(1, device_idle=True)
+    assert pool.problems() == []
 
 
 def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
@@ -167,9 +167,9 @@ def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
                 {"title": "one too many"},
             ]
 
-    refill = ProposerPool([Babbler()])
-    ask(refill, 4, device_idle=True)
-    (answer,) = answered(refill)
+    pool = ProposerPool([Babbler()])
+    ask(pool, 4, device_idle=True)
+    (answer,) = answered(pool)
     assert [one.title for one in answer.proposals] == ["fine"]
     assert "one kind" in answer.refused["two kinds"]
     assert len(answer.refused) == 3
@@ -187,9 +187,9 @@ class Exits:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_one_that_exits_is_not_waited_for_for_ever() -> None:
-    refill = ProposerPool([Exits()])
-    ask(refill)
-    (answer,) = answered(refill)
+    pool = ProposerPool([Exits()])
+    ask(pool)
+    (answer,) = answered(pool)
     assert answer.problem
 
 
@@ -303,24 +303,24 @@ def test_a_computed_constant_does_not_hide_a_duplicate(fleet_project: Project) -
 
 
 def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) -> None:
-    refill = ProposerPool([Listed()])
+    pool = ProposerPool([Listed()])
     for asked in range(3):
-        assert not refill.is_exhausted, f"after {asked} answers"
-        ask(refill)
-        assert not refill.is_exhausted, "while it thinks"
-        (answer,) = answered(refill)
-        refill.record_answer_outcome(answer.proposer, 0, {})
+        assert not pool.is_exhausted, f"after {asked} answers"
+        ask(pool)
+        assert not pool.is_exhausted, "while it thinks"
+        (answer,) = answered(pool)
+        pool.record_answer_outcome(answer.proposer, 0, {})
         clock.now += 100.0
-    assert refill.is_exhausted
-    refill.reset_after_decision()
-    assert not refill.is_exhausted
+    assert pool.is_exhausted
+    pool.reset_after_decision()
+    assert not pool.is_exhausted
 
 
 def test_who_fails_may_have_an_idea_later(clock: Clock) -> None:
     broken = Broken()
-    refill = ProposerPool([broken])
+    pool = ProposerPool([broken])
     for _ in range(5):
-        ask(refill)
-        answered(refill)
+        ask(pool)
+        answered(pool)
         clock.now += 1000.0
-    assert broken.asked == 5 and not refill.is_exhausted
+    assert broken.asked == 5 and not pool.is_exhausted
