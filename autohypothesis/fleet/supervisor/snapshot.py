@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError, RecordError
@@ -32,7 +32,6 @@ from autohypothesis.records.files import (
     JSON_LIMIT,
     load_or_none,
     opened,
-    parse_json,
     read_bytes,
     to_json,
     write_atomic,
@@ -42,6 +41,7 @@ from autohypothesis.records.git import Repository, blob_id
 from autohypothesis.records.jsonl import FILE_LIMIT
 from autohypothesis.records.layout import Layout, RunPaths, checked_id
 from autohypothesis.records.locks import hold
+from autohypothesis.schema import Manifest
 
 LEDGERS = "refs/autohypothesis/ledger/"
 LOG_TAIL = 64 * 1024
@@ -380,8 +380,8 @@ def _at_home(layout: Layout, target: Path, content: bytes) -> bytes:
     if target != layout.manifest:
         return content
     try:
-        former = to_json(parse_json(content)["repository_root"])[1:-1]
-    except (ValueError, TypeError, KeyError):  # damaged: it is kept as it is
+        former = to_json(Manifest.model_validate_json(content).repository_root)[1:-1]
+    except ValidationError:  # damaged: it is kept as it is
         return content
     if not former:
         return content
