@@ -278,6 +278,7 @@ async def pieces(request: Request, most: int, limits: HubLimits) -> AsyncIterato
 # ── routes ──────────────────────────────────────────────────────────────────────────────────
 
 router = APIRouter()
+_SOURCES: dict[Any, Any] = {HubService: Depends(service_of), Database: Depends(database_of)}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -317,7 +318,16 @@ def route(
 
     def add(function: F) -> F:
         signature = inspect.signature(function, eval_str=True)
-        takes = [it.annotation for it in signature.parameters.values() if _is_body(method, it)]
+        parameters, model = [], None
+        for parameter in signature.parameters.values():
+            kind, source = parameter.annotation, _SOURCES.get(parameter.annotation)
+            if kind is Caller:
+                source = Depends(may)
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind if method == "POST" else model
+                source = Depends(body(kind)) if method == "POST" else Query()
+            given = kind if source is None else Annotated[kind, source]
+            parameters.append(parameter.replace(annotation=given))
 
         @functools.wraps(function)
         def answered(**given: Any) -> Response:
@@ -328,47 +338,28 @@ def route(
                 return value
             return JSONResponse(value, code) if value is not None else Response(status_code=code)
 
-        given = [_injected(it, method, may) for it in signature.parameters.values()]
-        answered.__signature__ = signature.replace(parameters=given)  # type: ignore[attr-defined]
+        answered.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         described: dict[int | str, dict[str, Any]] = {}
         if isinstance(answer, str):
             described[200] = binary(answer)
         if again:
             described[200] = {"model": answer, "description": again}
         asked = (401, 403, 429) if isinstance(may, May) else (403, 429) if may else ()
-        sent = (400, 408, 413) if takes else ()
-        schema = {"application/json": {"schema": takes[0].model_json_schema()}} if takes else {}
+        sent: tuple[int, ...] = ()
+        extra = None
+        if model is not None:
+            sent, schema = (400, 408, 413), {"schema": model.model_json_schema()}
+            extra = {"requestBody": {"required": True, "content": {"application/json": schema}}}
         router.add_api_route(
             path, answered, methods=[method], status_code=status,
             response_model=None if isinstance(answer, str) else answer,
             response_class=Response if isinstance(answer, str) else JSONResponse,
             responses={**described, **problems(*asked, *sent, *statuses)},
-            dependencies=[Depends(may)] if may else [],
-            openapi_extra={"requestBody": {"required": True, "content": schema}} if takes else None,
+            dependencies=[Depends(may)] if may else [], openapi_extra=extra,
         )  # fmt: skip
         return function
 
     return add
-
-
-def _is_body(method: str, parameter: inspect.Parameter) -> bool:
-    kind = parameter.annotation
-    return method == "POST" and isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _injected(parameter: inspect.Parameter, method: str, may: Any) -> inspect.Parameter:
-    """Return `parameter` with what FastAPI gives it."""
-    kind = parameter.annotation
-    source: Any = None
-    if kind in (HubService, Database):
-        source = Depends(service_of if kind is HubService else database_of)
-    elif kind is Caller:
-        source = Depends(may)
-    elif _is_body(method, parameter):
-        source = Depends(body(kind))
-    elif isinstance(kind, type) and issubclass(kind, BaseModel):
-        source = Query()
-    return parameter if source is None else parameter.replace(annotation=Annotated[kind, source])
 
 
 @route("GET", "/api/health", Health, may=None)

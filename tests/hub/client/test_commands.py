@@ -172,15 +172,18 @@ def test_a_result_is_told_as_the_protocol_has_it(
 
 
 def test_a_failure_is_one_line_and_the_exit_code_1(
-    cli: Run, inside: Run, stand_in: StandIn, tmp_path: Path
+    cli: Run, inside: Run, stand_in: StandIn, foreign: Path
 ) -> None:
     nobody = cli("hub", "log")
     assert nobody.returncode == 1
     assert nobody.stderr == (
         "error: no hub is joined here; join one: python orchestrator.py hub join URL --name NAME\n"
     )
-    (tmp_path / "key").write_text("not-known-there\n")
-    key = inside("hub", "join", stand_in.url, "--key-file", str(tmp_path / "key"), "--name", "ada")
+    words = ["hub", "join", stand_in.url, "--key-file", "-", "--name", "ada"]
+    key = subprocess.run(
+        [sys.executable, str(ROOT / "orchestrator.py"), *words], cwd=foreign,
+        input="not-known-there\n", capture_output=True, text=True,
+    )  # fmt: skip
     assert key.returncode == 1 and len(key.stderr.splitlines()) == 1
     assert "401" in key.stderr and "not-known-there" not in key.stderr
     inside("hub", "join", stand_in.url, "--name", "ada")
