@@ -148,20 +148,16 @@ def test_a_damaged_document_is_named_and_the_rest_folds(full: Any, where: str, h
 
 
 @pytest.mark.parametrize("harm", HARMLESS)
-@pytest.mark.parametrize("where", JSON_PATHS)
-def test_a_document_with_odd_values_is_read_as_far_as_it_goes(
-    full: Any, where: str, harm: str
-) -> None:
-    damage(JSON_PATHS[where](full.layout), HARMLESS[harm])
-    report = synced(full)
-    assert_good_row(full)
-    row = full.rows()[BAD]
-    if where == "result" and harm != "no zone":
-        assert row["depth"] in (None, 4)
-    assert report.problems == []
-    assert "NaN" not in full.layout.ledger.read_text()
-    assert "Infinity" not in full.layout.ledger.read_text()
-    assert row["timestamp"].endswith("Z")
+def test_a_document_with_odd_values_is_read_as_far_as_it_goes(full: Any, harm: str) -> None:
+    for where in JSON_PATHS.values():
+        before = where(full.layout).read_bytes()
+        damage(where(full.layout), HARMLESS[harm])
+        assert synced(full).problems == []
+        assert_good_row(full)
+        row, text = full.rows()[BAD], full.layout.ledger.read_text()
+        assert row["depth"] in (None, 4) and row["timestamp"].endswith("Z")
+        assert "NaN" not in text and "Infinity" not in text
+        where(full.layout).write_bytes(before)
 
 
 @pytest.mark.parametrize("harm", [name for name in FATAL if name != "empty"])

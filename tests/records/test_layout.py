@@ -49,19 +49,7 @@ def test_docs_files_is_current() -> None:
     assert (ROOT / PAGE).read_text() == page(), "run python -m tests.docs.files_page"
 
 
-def test_every_field_of_every_file_is_on_the_page() -> None:
-    text = page()
-    for path, model in schema.FILES.items():
-        assert f"## `{path}`" in text
-        for name in model.model_fields:
-            assert f"| `{name}` |" in text
-
-
 @pytest.mark.parametrize("name", ["", "..", "a/b", "A", "-a", "a-", "x" * 64, "a\n", "ä", "a b"])
 def test_no_id_leaves_its_folder(name: str) -> None:
     with pytest.raises(UsageError):
         checked_id(name)
-
-
-def test_a_layout_is_a_value() -> None:
-    assert Layout(Path("/r")) == Layout(Path("/r"))
