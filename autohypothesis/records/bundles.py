@@ -27,7 +27,9 @@ from autohypothesis.errors import RecordError
 from autohypothesis.records import jsonl
 from autohypothesis.records.files import (
     JSON_LIMIT,
+    FileStamp,
     as_object,
+    file_stamp,
     is_utf8,
     parse_json,
     read_with_status,
@@ -41,9 +43,8 @@ from autohypothesis.system import boot_id, is_alive
 
 Document = dict[str, Any]
 """A document in canonical shape: every key of its model is there."""
-Signature = tuple[int, int, int]
-"""Inode, time of modification in nanoseconds, size: what changes when a file does."""
-ABSENT: Signature = (0, 0, 0)
+ABSENT = FileStamp(0, 0, 0, 0, 0)
+"""Unlike None it has the same hash in every process."""
 LOOK_AGAIN = -1
 """In place of the hash of signatures, which is never -1: a file changed just now."""
 PAGE_LIMIT = 2_000
@@ -145,22 +146,14 @@ def _listed(folder: Path, damage: list[Damage], *, folders: bool) -> dict[str, s
     return names
 
 
-def signature_of(path: str) -> Signature:
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return ABSENT
-    return status.st_ino, status.st_mtime_ns, status.st_size
-
-
 def current_signature(places: Places) -> int:
     """Return the hash that `read` notes, from the status of the files alone."""
     paths = [] if places.run is None else [f"{places.run}/{name}" for name, _ in _MODELS]
-    signatures = [*map(signature_of, paths)]
-    if places.run is not None and signatures[_RESULT] == ABSENT:
-        signatures.append(signature_of(f"{places.run}/shim.json"))
-    signatures += [signature_of(path) for path in places[2:] if path is not None]
-    return hash(tuple(signatures))
+    stamps = [file_stamp(path) or ABSENT for path in paths]
+    if places.run is not None and stamps[_RESULT] == ABSENT:
+        stamps.append(file_stamp(f"{places.run}/shim.json") or ABSENT)
+    stamps += [file_stamp(path) or ABSENT for path in places[2:] if path is not None]
+    return hash(tuple(stamps))
 
 
 _RESULT = [name for name, _ in _MODELS].index("result.json")
@@ -169,7 +162,7 @@ _RESULT = [name for name, _ in _MODELS].index("result.json")
 class _FileReader:
     def __init__(self) -> None:
         self.damage: list[Damage] = []
-        self.signatures: list[Signature] = []
+        self.stamps: list[FileStamp] = []
 
     def document(self, path: str, model: type[BaseModel] | None) -> Document | None:
         content = self.content(path, JSON_LIMIT)
@@ -185,13 +178,13 @@ class _FileReader:
         try:
             content, status = read_with_status(path, limit)
         except FileNotFoundError:
-            self.signatures.append(ABSENT)
+            self.stamps.append(ABSENT)
             return None
         except RecordError as error:
             self.damage.append([path, reason_in(error, path)])
-            self.signatures.append(signature_of(path))
+            self.stamps.append(file_stamp(path) or ABSENT)
             return None
-        self.signatures.append((status.st_ino, status.st_mtime_ns, status.st_size))
+        self.stamps.append(FileStamp.of(status))
         return content
 
     def page(self, path: str) -> str | None:
@@ -218,13 +211,13 @@ def read(places: Places) -> Records:
         config = _flat(found, metadata, result)
         if result is None:
             shim = reader.document(f"{places.run}/shim.json", None)
-            if reader.signatures[_RESULT] != ABSENT:  # result.json is damaged: `current_signature`
-                reader.signatures.pop()  # asks for shim.json only where there is none
+            if reader.stamps[_RESULT] != ABSENT:  # result.json is damaged: `current_signature`
+                reader.stamps.pop()  # asks for shim.json only where there is none
     plan = reader.document(places.plan, Plan) if places.plan is not None else None
     page = reader.page(places.page) if places.page is not None else None
-    newest = max((modified for _, modified, _ in reader.signatures), default=0)
+    newest = max((stamp.mtime_ns for stamp in reader.stamps), default=0)
     settling = newest > started - _SETTLING_NS
-    signature = LOOK_AGAIN if settling else hash(tuple(reader.signatures))
+    signature = LOOK_AGAIN if settling else hash(tuple(reader.stamps))
     return Records(
         places.experiment_id, places.run, config, metadata, result, exit_record,
         shim is not None, _lives(shim), plan, page, reader.damage, signature,

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 
 from autohypothesis.errors import SettleError
 from autohypothesis.records import jsonl
-from autohypothesis.records.bundles import ABSENT, Signature, read_decisions, signature_of
+from autohypothesis.records.bundles import read_decisions
+from autohypothesis.records.files import FileStamp, file_stamp
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.rows import is_baseline
@@ -242,7 +243,7 @@ class LiveHistory(DecisionHistory):
         self._decided: set[str] = set()
         self._folders: dict[str, tuple[int, list[str]]] = {}
         self._attempts: dict[str, list[int]] = {}
-        self._looked_at: dict[str, Signature] = {}
+        self._looked_at: dict[str, FileStamp | None] = {}
         """Undecided experiment -> its result.json when settle last had a look at it."""
 
     def refresh(self) -> bool:
@@ -271,21 +272,21 @@ class LiveHistory(DecisionHistory):
 
     def ended(self) -> list[str]:
         """Return the undecided experiments that have a result."""
-        return [name for name, seen in self.results().items() if seen != ABSENT]
+        return [name for name, seen in self.results().items() if seen is not None]
 
     def fresh(self) -> list[str]:
         """Return those of `ended` whose result has changed since `seen`."""
         return [
             name
             for name, seen in self.results().items()
-            if seen != ABSENT and self._looked_at.get(name) != seen
+            if seen is not None and self._looked_at.get(name) != seen
         ]
 
-    def results(self) -> dict[str, Signature]:
+    def results(self) -> dict[str, FileStamp | None]:
         """Return undecided experiment -> signature of its result.json; see `seen`."""
-        return {name: signature_of(str(self.layout.run(name).result)) for name in self.undecided}
+        return {name: file_stamp(self.layout.run(name).result) for name in self.undecided}
 
-    def seen(self, results: dict[str, Signature]) -> None:
+    def seen(self, results: dict[str, FileStamp | None]) -> None:
         """Note that settle had a look at these."""
         self._looked_at = results
 

@@ -21,8 +21,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import load_or_none, write_json
+from autohypothesis.records.files import FileStamp, file_stamp, load_or_none, write_json
 from autohypothesis.records.layout import ID, Layout
 from autohypothesis.records.normal_form import tree_of
 from autohypothesis.schema import (
@@ -63,12 +62,12 @@ class FeedReader:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._seen: Signature | None = None
+        self._seen: FileStamp | None = None
         self._heard: HubFeed | None = None
 
     def heard(self) -> HubFeed | None:
         """Return the feed; None before the first."""
-        signature = signature_of(str(self._layout.hub_feed))
+        signature = file_stamp(self._layout.hub_feed)
         if signature != self._seen:
             self._seen = signature
             self._heard = load_or_none(HubFeed, self._layout.hub_feed, _FEED_LIMIT)

@@ -21,9 +21,8 @@ from autohypothesis.engine.task import Task
 from autohypothesis.fleet.knowledge.warm_start import carried
 from autohypothesis.fleet.queue.files import QueuePlace, best_first
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.bundles import Signature, signature_of
 from autohypothesis.records.derived import DerivedFile
-from autohypothesis.records.files import to_json
+from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.locks import hold
 from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
@@ -86,7 +85,7 @@ class BriefPublisher:
         self._project = project
         self._queue = queue
         self._sources: BriefSources | None = None
-        self._written: Signature | None = None
+        self._written: FileStamp | None = None
 
     def publish(
         self,
@@ -116,12 +115,12 @@ class BriefPublisher:
             done=queue.done(),
         )
         path = str(layout.brief)
-        if sources == self._sources and signature_of(path) == self._written:
+        if sources == self._sources and file_stamp(path) == self._written:
             return False
         brief = _compose(self._project, sources, queue.problems[:5])
         with hold(layout, "brief", doing="publishing the brief"):
             self.brief = self._write(brief)
-        self._sources, self._written = sources, signature_of(path)
+        self._sources, self._written = sources, file_stamp(path)
         return True
 
     def _write(self, brief: Brief) -> Brief:

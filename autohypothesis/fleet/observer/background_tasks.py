@@ -10,7 +10,7 @@ from typing import Any
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.records.bundles import signature_of
+from autohypothesis.records.files import file_stamp
 from autohypothesis.records.history import LiveHistory
 
 NOISE = "noise"
@@ -50,7 +50,7 @@ class BackgroundTasks:
             return
         self._look = now + REGISTRY_S
         layout, repeats = self.project.layout, self._count_repeated_runs()
-        if (about := (repeats, signature_of(str(layout.registry)))) != self._about:
+        if (about := (repeats, file_stamp(layout.registry))) != self._about:
             self._about, self._tries = about, 0
         if repeats in (0, self._figure_of) or self._tries >= TRIES or now < self._due:
             return

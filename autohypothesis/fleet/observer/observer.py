@@ -42,7 +42,7 @@ from autohypothesis.fleet.observer.search_state import ExperimentIndex, Referenc
 from autohypothesis.fleet.proposing import Proposer
 from autohypothesis.fleet.queue import inbox
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.bundles import signature_of
+from autohypothesis.records.files import file_stamp
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.schema import Hypothesis, RoleStatus, Steering, Worker, now
 
@@ -172,7 +172,7 @@ class Observer:
             layout.plans, layout.runs, layout.decisions, layout.inbox, layout.brief,
             layout.program, layout.steering, layout.benched,
         )  # fmt: skip
-        signatures = (signature_of(path) for path in (*map(str, paths), *self._queue_folders()))
+        signatures = (file_stamp(path) for path in (*map(str, paths), *self._queue_folders()))
         return (*signatures, *self.history.fresh(), self.pool.answered)
 
     def _queue_folders(self) -> Iterator[str]:

@@ -17,8 +17,7 @@ from autohypothesis.fleet.observer.scheduling import AvailableWorkers
 from autohypothesis.fleet.observer.search_state import ExperimentIndex, SearchState
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.roster.prompts import write_assignments
-from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import read_object, write_json
+from autohypothesis.records.files import FileStamp, file_stamp, read_object, write_json
 from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
@@ -47,7 +46,7 @@ class Publishing:
         """Of the tag; another list whenever the ledger was written."""
         self._best: Mapping[str, Any] | None = None
         self._brief = BriefPublisher(project, queue)
-        self._ledger: Signature | None = None
+        self._ledger: FileStamp | None = None
         self._due = dict.fromkeys(PAUSES_S, 0.0)
         self._learnt_from: tuple[object, ...] = ()
 
@@ -118,7 +117,7 @@ class Publishing:
         self._learnt_from = learnt_from
 
     def _read_ledger(self) -> None:
-        signature = signature_of(str(self.project.layout.ledger))
+        signature = file_stamp(self.project.layout.ledger)
         if signature != self._ledger:
             rows = of_tag(read_ledger(self.project.layout), self.project.tag)
             self.rows = [dict(row) for row in rows]

@@ -12,8 +12,7 @@ from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
 from autohypothesis.fleet.observer.search_state import ExperimentIndex
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import load_or_none
+from autohypothesis.records.files import FileStamp, file_stamp, load_or_none
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
@@ -70,7 +69,7 @@ class AvailableWorkers:
         self.ready: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self._reads_manifest = not workers
-        self._manifest: Signature | None = None
+        self._manifest: FileStamp | None = None
 
     def look(self) -> None:
         """Read manifest, heartbeats and quarantine again."""
@@ -90,7 +89,7 @@ class AvailableWorkers:
 
     def _read_manifest(self) -> None:
         """Keep the workers of the last good manifest when it is damaged or another tag's."""
-        signature = signature_of(str(self.layout.manifest))
+        signature = file_stamp(self.layout.manifest)
         if signature == self._manifest:
             return
         self._manifest = signature

@@ -27,9 +27,10 @@ from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.hub_sync.outbox import REFUSED, SENT
 from autohypothesis.fleet.roster.worktrees import left_reference
 from autohypothesis.records import git_bundle
-from autohypothesis.records.bundles import ABSENT, Signature, signature_of
 from autohypothesis.records.files import (
     JSON_LIMIT,
+    FileStamp,
+    file_stamp,
     load_or_none,
     opened,
     read_bytes,
@@ -71,7 +72,7 @@ class _Memory(BaseModel):
     commit: str | None = None
     count: int = 0
     """Snapshots since the last packing."""
-    seen: dict[str, Signature] = {}
+    seen: dict[str, FileStamp] = {}
 
 
 class KeptFile(NamedTuple):
@@ -112,7 +113,7 @@ class _Snapshot:
         self.memory = repository.common_dir / "autohypothesis" / f"snapshot-{checked_id(tag)}.json"
         before = load_or_none(_Memory, self.memory, _STATE_LIMIT) or _Memory()
         self.before = before if self.tip and before.commit == self.tip else _Memory()
-        self.seen: dict[str, Signature] = {}
+        self.seen: dict[str, FileStamp] = {}
         self.queue = _queue(layout)
         self.queue_moved = False
 
@@ -172,14 +173,14 @@ class _Snapshot:
 
     def _as_before(self, name: str, path: str) -> bool:
         known = self.before.seen.get(name)
-        if known is None or known != signature_of(path):
+        if known is None or known != file_stamp(path):
             return False
         self.seen[name] = known
         return True
 
     def _run(self, folder: str) -> Iterator[tuple[str, bytes]]:
         """Yield the files of a bundle; one without a result still grows: its config alone."""
-        run, before = RunPaths(Path(folder)), signature_of(folder)
+        run, before = RunPaths(Path(folder)), file_stamp(folder)
         whole = run.result.exists()
         for source in _of_run(run) if whole else (KeptFile(str(run.config)),):
             name = self._short(source.path)
@@ -198,12 +199,12 @@ class _Snapshot:
                 start = max(0, status.st_size - source.limit)
                 content = os.pread(descriptor, status.st_size - start, start)
             if remember:
-                self._note(name, (status.st_ino, status.st_mtime_ns, status.st_size))
+                self._note(name, FileStamp.of(status))
             return content[content.find(b"\n") + 1 :] if start else content
         return None
 
-    def _note(self, name: str, signature: Signature) -> None:
-        if signature != ABSENT and time.time_ns() - signature[1] > _SETTLED_NS:
+    def _note(self, name: str, signature: FileStamp | None) -> None:
+        if signature is not None and time.time_ns() - signature.mtime_ns > _SETTLED_NS:
             self.seen[name] = signature
 
     def _kept(self, name: str) -> bytes:

@@ -25,8 +25,7 @@ from autohypothesis.fleet.toolbuilder import tools
 from autohypothesis.fleet.toolbuilder.checks import allowed_modules, run_command
 from autohypothesis.plain import templates
 from autohypothesis.records import locks
-from autohypothesis.records.bundles import signature_of
-from autohypothesis.records.files import to_json
+from autohypothesis.records.files import file_stamp, to_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Tool, now
 
@@ -84,7 +83,7 @@ class ToolBuilder:
         """
         shown, calls = self._layout.registry, self._layout.tool_calls
         paths = (shown, self._layout.written_copy(shown), calls)
-        seen = tuple(signature_of(str(path)) for path in paths)
+        seen = tuple(file_stamp(path) for path in paths)
         if seen == self._seen and not (self._retry_at and self._retry_at <= now()):
             return False
         open_requests = [

@@ -39,8 +39,7 @@ from autohypothesis.fleet.worker.preparation import (
     make_worktree,
 )
 from autohypothesis.records import locks
-from autohypothesis.records.bundles import ABSENT, Signature, signature_of
-from autohypothesis.records.files import load_or_none
+from autohypothesis.records.files import FileStamp, file_stamp, load_or_none
 from autohypothesis.records.layout import Layout, RunPaths
 from autohypothesis.schema import Metadata, Result, RoleStatus, WorkerState
 from autohypothesis.schema import Worker as Entry
@@ -498,7 +497,7 @@ class StopSignal:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self._seen: Signature = ABSENT
+        self._seen: FileStamp | None = None
         self._observer: RoleStatus | None = None
 
     def reason_not_to_begin(self) -> str:
@@ -509,7 +508,7 @@ class StopSignal:
 
     def _is_closing(self) -> bool:
         """Return whether the observer ends the search; a dead one belonged to an earlier search."""
-        seen = signature_of(str(self._layout.role("observer")))
+        seen = file_stamp(self._layout.role("observer"))
         if seen != self._seen:
             self._observer = presence.read_role(self._layout, "observer")
             self._seen = seen

@@ -35,8 +35,7 @@ from autohypothesis.hub.client.hub import HubClient, fetch, push
 from autohypothesis.hub.fleet.coordination import others_result, tell_task
 from autohypothesis.hub.protocol import HubPost, HubResult
 from autohypothesis.records import locks
-from autohypothesis.records.bundles import Signature, signature_of
-from autohypothesis.records.files import write_json
+from autohypothesis.records.files import FileStamp, file_stamp, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResult, OutboxEntry, now
@@ -211,7 +210,7 @@ class FeedWriter:
         self._project = project
         self._bad: set[str] = set()
         """Commits of results that the hub does not have, or that are refused here."""
-        self._ledger: Signature | None = None
+        self._ledger: FileStamp | None = None
         self._keys: set[str] = set()
 
     def write(self) -> HubFeed:
@@ -249,7 +248,7 @@ class FeedWriter:
 
     def _platforms(self) -> set[str]:
         """Platform keys of the ledger; it is read again when it was written."""
-        signature = signature_of(str(self._project.layout.ledger))
+        signature = file_stamp(self._project.layout.ledger)
         if signature != self._ledger:
             rows = read_ledger(self._project.layout)
             self._keys = {str(row["platform_key"]) for row in rows if row.get("platform_key")}
