@@ -63,7 +63,7 @@ class FleetWorker:
     """The process behind one entry of the manifest.
 
     Args:
-        executor: None: this machine's, on the entry's device. Any other looks after its own devices.
+        executor: None: this machine's, on the entry's device. Any other has devices of its own.
         label: goes in front of the title of everything that is begun.
         rights: tells whether another fleet tries a change already; None: there are no others.
     """
