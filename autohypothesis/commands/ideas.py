@@ -247,7 +247,7 @@ def hypotheses(
 
 def _placed(queue: Queue, state: str | None) -> list[tuple[QueuePlace, Hypothesis]]:
     """Return hypotheses with their places: those nearest to a device first, then the best."""
-    from autohypothesis.fleet.queue.files import DONE, best_first
+    from autohypothesis.fleet.queue.states import DONE, best_first
 
     if state == "done":
         return [(DONE, hypothesis) for hypothesis in queue.done()]

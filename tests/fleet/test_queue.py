@@ -105,7 +105,7 @@ def test_what_is_done_is_read_once(queue: Queue, monkeypatch: pytest.MonkeyPatch
     for path in (*folder.iterdir(), folder):
         os.utime(path, ns=(0, 10**18))
     assert len(queue.done()) == 3
-    monkeypatch.setattr("autohypothesis.fleet.queue.files.read_with_status", None)
+    monkeypatch.setattr("autohypothesis.fleet.queue.states.read_with_status", None)
     monkeypatch.setattr("os.listdir", None)
     assert len(queue.done()) == 3
     assert len(queue.done_ids()) == 3

@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.fleet.knowledge.warm_start import carried
-from autohypothesis.fleet.queue.files import QueuePlace, best_first
-from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
 from autohypothesis.records.derived import DerivedFile
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag

@@ -16,8 +16,7 @@ from autohypothesis.engine.executor import Executor, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
-from autohypothesis.fleet.queue.files import newest_attempt
-from autohypothesis.fleet.queue.states import Queue
+from autohypothesis.fleet.queue.states import Queue, newest_attempt
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.ids import experiment_stem
 from autohypothesis.records.layout import Layout
