@@ -11,6 +11,7 @@ from autohypothesis.engine.task import Task
 from autohypothesis.engine.task_file import foreign_task
 from autohypothesis.records.git import Repository
 from tests.conftest import NewRepository, run_git
+from tests.engine.searching import Search
 
 TRAIN = '''"""A script to search."""
 import os
@@ -68,3 +69,11 @@ def committed(repository: Repository) -> str:
     run_git(repository.root, "add", "-A")
     run_git(repository.root, "commit", "-q", "-m", "more")
     return repository.head()
+
+
+@pytest.fixture
+def start(search: Search) -> str:
+    """The first reference of a search, with a baseline of 1.5."""
+    commit = search.project.reference()
+    search.decided("baseline-t-1", commit, None, 1.5)
+    return commit

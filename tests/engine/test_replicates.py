@@ -29,14 +29,6 @@ def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def start(search: Search) -> str:
-    """The first reference, with a baseline of 1.5."""
-    commit = search.project.reference()
-    search.decided("baseline-t-1", commit, None, 1.5)
-    return commit
-
-
-@pytest.fixture
 def win(search: Search, start: str) -> str:
     """The commit of `h-1`, which is better than the reference on its first seed."""
     commit = search.change(start, "A = 1\n")

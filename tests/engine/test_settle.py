@@ -28,14 +28,6 @@ def search(repository: Repository, tmp_path: object, monkeypatch: pytest.MonkeyP
     return Search(Project(repository, Layout(repository.root), foreign_task(), None).with_tag("t"))
 
 
-@pytest.fixture
-def start(search: Search) -> str:
-    """The first reference, with a baseline of 1.5."""
-    commit = search.project.reference()
-    search.decided("baseline-t-1", commit, None, 1.5)
-    return commit
-
-
 # ── overruled keeps ─────────────────────────────────────────────────────────────────────────
 
 
