@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.fleet.toolbuilder.builder import ToolBuilder
-from autohypothesis.fleet.toolbuilder.tools import CATALOGUE, registry
+from autohypothesis.fleet.toolbuilder.tools import registry
 from autohypothesis.records.layout import Layout
 from tests.conftest import ROOT, Cli
 from tests.conftest import wait_until as until
@@ -120,11 +120,6 @@ def test_what_fails_a_check_is_refused_in_one_line(cli: Cli, tmp_path: Path) -> 
 def test_every_command_has_an_example(cli: Cli) -> None:
     for name in ("request", "publish", "adopt", "discard", "list", "run"):
         assert "Example" in cli("tools", name, "--help").stdout
-
-
-def test_the_catalogue_can_be_published_by_hand(cli: Cli) -> None:
-    answer = cli("tools", "publish", "curves", str(CATALOGUE / "curves.py"), "--json")
-    assert json.loads(answer.stdout)["usage"].startswith("tools run curves ")
 
 
 def test_what_a_killed_builder_was_at_is_built_by_the_next(

@@ -186,30 +186,6 @@ def test_under_a_mask_a_worker_still_pins_by_uuid(machine: Machine, until: Until
     assert not machine.run_of(outside).exists() and len(machine.queue.open()) == 1
 
 
-def test_without_a_driver_nothing_trains_and_nothing_is_lost(
-    machine: Machine, until: Until
-) -> None:
-    machine.say(driver=False)
-    machine.init("--gpus", "0")
-    one = machine.dispatch("gpu0")
-    machine.work("gpu0")
-    until(lambda: "init-fleet" in machine.heartbeat("gpu0").get("notes", ""))
-    assert not machine.run_of(one).exists()
-    assert [left.hypothesis_id for left in machine.queue.open()] == [one]
-
-
-def test_a_driver_that_goes_stops_the_next_training_and_no_hypothesis(
-    machine: Machine, until: Until
-) -> None:
-    machine.init("--gpus", "0")
-    machine.say(driver=False)
-    one = machine.dispatch("gpu0")
-    machine.work("gpu0")
-    until(lambda: machine.heartbeat("gpu0").get("state") == "benched")
-    assert not machine.run_of(one).exists()
-    assert [left.hypothesis_id for left in machine.queue.open()] == [one]
-
-
 def test_a_device_that_vanishes_is_evidence_against_it_alone(
     machine: Machine, until: Until
 ) -> None:

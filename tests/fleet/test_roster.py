@@ -472,34 +472,32 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize(
-    "work", [pytest.param(False, id="clean", marks=pytest.mark.slow),
-             pytest.param(True, id="with work in it")],
-)  # fmt: skip
-def test_a_broken_worktree_is_made_again(fleet_root: Path, git: Git, kind: str, work: bool) -> None:
+def test_a_broken_worktree_is_made_again(fleet_root: Path, git: Git, kind: str) -> None:
     fleet = init(fleet_root, 1)
     place = Path(fleet.manifest.workers[0].worktree_path)
-    if work:
-        (place / "idea.txt").write_text("an idea\n")
+    (place / "idea.txt").write_text("an idea\n")
     DAMAGE[kind](place)
-    gone = work and not (place / "idea.txt").exists()
+    gone = not (place / "idea.txt").exists()
     again = init(fleet_root, 1)
     if kind.startswith("gitdir"):  # git is told where it is; nothing else was wrong
-        assert again.done == {"cpu0": ""} and (place / "idea.txt").exists() == work
-        (place / "idea.txt").unlink(missing_ok=True)
+        assert again.done == {"cpu0": ""} and (place / "idea.txt").exists()
+        (place / "idea.txt").unlink()
         assert_whole(fleet_root, git, 1)
         return
     assert again.done["cpu0"].startswith("made")
     assert_whole(fleet_root, git, 1)
-    asides = list((fleet_root / "worktrees").glob("cpu0.set-aside-*"))
+    kept = [path.read_text() for path in fleet_root.glob("worktrees/cpu0.set-aside-*/idea.txt")]
     salvaged = git(fleet_root, "for-each-ref", "--format=%(refname)", SALVAGE).splitlines()
-    if work and not gone:
-        kept = [(path / "idea.txt").read_text() for path in asides]
-        kept += [git(fleet_root, "show", f"{name}:idea.txt") + "\n" for name in salvaged]
-        assert kept == ["an idea\n"]
-    elif not work and kind != "a file is missing":
-        assert asides == [] and len(salvaged) <= 1
+    kept += [git(fleet_root, "show", f"{name}:idea.txt") + "\n" for name in salvaged]
+    assert kept == ([] if gone else ["an idea\n"])
     assert init(fleet_root, 1).done == {"cpu0": ""}
+
+
+def test_what_is_broken_and_holds_no_work_leaves_nothing_aside(fleet_root: Path) -> None:
+    place = Path(init(fleet_root, 1).manifest.workers[0].worktree_path)
+    DAMAGE["index torn"](place)
+    init(fleet_root, 1)
+    assert [path.name for path in place.parent.iterdir()] == ["cpu0"]
 
 
 def test_work_in_a_whole_worktree_is_left_there(fleet_root: Path) -> None:
