@@ -103,7 +103,7 @@ def test_a_tracked_file_with_such_a_name_is_named_when_a_run_changes_it(
 
 
 @pytest.mark.parametrize("name", [b"p\xfe", b"li\nne", b"end\n"])
-@pytest.mark.parametrize("words", ["run-experiment", "run-loop", "runs", "status", "show-results"])
+@pytest.mark.parametrize("words", ["run-experiment", "show-results"])
 def test_a_repository_at_such_a_path_is_refused_at_once(
     foreign: Path, cli: Cli, name: bytes, words: str
 ) -> None:

@@ -201,29 +201,6 @@ def test_a_training_that_installs_a_package_is_invalid_or_cannot(
     assert bool(installed) == (held_by == "none")
 
 
-def test_a_daemon_that_a_training_leaves_behind_is_gone_when_it_has_ended(
-    cli: Cli, foreign: Path
-) -> None:
-    mark = f"6{os.getpid()}"
-    daemon = (
-        "import subprocess\nsubprocess.Popen([sys.executable, '-c', "
-        f"'import time; time.sleep({mark})'], start_new_session=True, stdin=subprocess.DEVNULL, "
-        "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)"
-    )
-    edit(foreign, "time.sleep(SLEEP)", daemon)
-    answer = cli("run-experiment")
-    assert answer.returncode == 0, answer.stderr
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if _says(path, mark)]
-    assert not left
-
-
-def _says(path: Path, mark: str) -> bool:
-    try:
-        return f"time.sleep({mark})".encode() in path.read_bytes()
-    except OSError:
-        return False
-
-
 def test_ctrl_c_ends_the_training_and_leaves_a_record(cli: Cli, foreign: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment", "--set", "SLEEP=60"],
@@ -268,28 +245,11 @@ def test_a_checkout_that_lacks_what_was_kept_is_not_run_as_if_it_undid_it(
     assert "-RATE" not in diff
 
 
-def test_a_run_without_a_baseline_still_prints_its_number(cli: Cli) -> None:
-    answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
-    assert answer.stdout.startswith("1.010000\t")
-    assert "--baseline" in answer.stderr
-
-
 def test_a_log_that_cannot_be_copied_is_said_before_the_training(cli: Cli, foreign: Path) -> None:
     answer = cli("run-experiment", "--log", "/no/such/folder/run.log")
     assert answer.returncode == 1
     assert "/no/such/folder" in answer.stderr
     assert not Layout(foreign).runs.exists()
-
-
-def test_words_in_brackets_do_not_break_what_is_printed(cli: Cli, foreign: Path) -> None:
-    said = "no [/usr/x] on [rank0]"
-    edit(foreign, 'ValueError("RATE is no good")', f'ValueError("{said}")')
-    edit(foreign, 'MODE = "train"', 'MODE = "crash"')
-    answer = cli("run-experiment", "--desc", "[/b] a[i]")
-    assert said in answer.stderr
-    identity = str(rows(cli)[-1]["id"])
-    for words in (("runs",), ("show", identity), ("decide",)):
-        assert cli(*words).returncode == 0, words
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(cli: Cli, foreign: Path) -> None:

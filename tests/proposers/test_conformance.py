@@ -54,10 +54,18 @@ class TestCommand(ProposerSuite):
 # ── naming them ─────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("word", ["search", "inbox", "command:llm"])
-def test_a_proposer_has_the_name_by_which_it_is_called(word: str, tmp_path: Path) -> None:
-    (made,) = configured([word], mix=None, root=tmp_path)
-    assert made.name == word
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ["search"]),
+        (["command:llm -s 'be brief'", "search", "inbox", "search"],
+         ["command:llm -s 'be brief'", "search", "inbox"]),
+    ],
+)  # fmt: skip
+def test_proposers_are_asked_in_the_order_of_their_names_each_once(
+    words: list[str], names: list[str], tmp_path: Path
+) -> None:
+    assert [made.name for made in configured(words, mix=0.3, root=tmp_path)] == names
 
 
 class Constant:
@@ -87,15 +95,6 @@ def test_another_packages_proposer_is_found_by_its_entry_point(
     assert made.name == "constant:0.5"
     with pytest.raises(UsageError, match="did you mean 'constant'"):
         configured(["konstant"], mix=None, root=tmp_path)
-
-
-def test_without_a_word_it_is_the_search(tmp_path: Path) -> None:
-    assert [one.name for one in configured([], mix=None, root=tmp_path)] == ["search"]
-
-
-def test_their_order_is_kept_and_a_second_mention_is_none(tmp_path: Path) -> None:
-    words = ["command:llm -s 'be brief'", "search", "inbox", "search"]
-    assert [one.name for one in configured(words, mix=0.3, root=tmp_path)] == words[:3]
 
 
 @pytest.mark.parametrize(
