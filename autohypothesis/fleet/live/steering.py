@@ -9,6 +9,7 @@ files; nothing here writes them. They are looked at every turn and parsed when t
 from __future__ import annotations
 
 import math
+import os
 import re
 import threading
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from autohypothesis.engine.task import Constraint, Knob
 from autohypothesis.errors import RecordError
 from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.records.bundles import reason_in
-from autohypothesis.records.files import read_bytes
+from autohypothesis.records.files import FileStamp, file_stamp, read_bytes
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Setting, Steering, finite, nearest
 
@@ -124,7 +125,7 @@ def _check_numbers(
 class _Page(NamedTuple):
     """One file as it was last read."""
 
-    signature: tuple[int, ...]
+    stamp: FileStamp | None
     good: Steering | None
     """The last that could be read; None before the first."""
     problem: str = ""
@@ -158,8 +159,8 @@ class SteeringFiles:
             return [page.problem for page in self._pages.values() if page.problem]
 
     def _look(self, path: Path) -> _Page:
-        before, signature = self._pages.get(path), _signature(path)
-        if before is not None and before.signature == signature:
+        before, stamp = self._pages.get(path), file_stamp(os.path.realpath(path))
+        if before is not None and before.stamp == stamp:
             return before
         good, problem = before.good if before else None, ""
         try:
@@ -175,17 +176,8 @@ class SteeringFiles:
         if problem:
             short = path.relative_to(self.layout.root)
             problem = f"{short} {problem}; the last good steering stays in force"
-        self._pages[path] = _Page(signature, good, problem)
+        self._pages[path] = _Page(stamp, good, problem)
         return self._pages[path]
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    """Return inode, time and size; of a link, those of its target."""
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0, 0)
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _last_in_force(layout: Layout) -> Steering:
