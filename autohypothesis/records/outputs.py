@@ -224,34 +224,35 @@ def table_lines(texts: Iterable[str]) -> Iterator[HandLine]:
 
 
 def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:
-    """Make a bundle of each line that has none yet; the ids of the new ones.
+    """Make a bundle of each line that has none yet; return the ids of the new ones.
 
     Raises:
         RecordError: the disk is full.
     """
-    return [name for line in lines for name in _take(layout, tag, line)]
-
-
-def _take(layout: Layout, tag: str, line: HandLine) -> Iterator[str]:
-    digest = hashlib.sha256(line.text.encode("utf-8", "replace")).hexdigest()[:12]
-    given, own = line.fields.get("id"), line.fields.get("tag")
-    name = given if isinstance(given, str) and ID.fullmatch(given) else f"{WORKER}-{digest}-1"
-    if layout.run(name).folder.exists() or layout.plan(name).exists():
-        return
-    title = table_text(str(line.fields.get("description") or "")) or f"a line of {line.source}"
-    plan = Plan(
-        experiment_id=name,
-        created_at=now(),
-        based_on_commit="",
-        worker_id=WORKER,
-        tag=own if isinstance(own, str) and ID.fullmatch(own) else tag,
-        hypothesis=PlannedHypothesis(hypothesis_id=name.rpartition("-")[0] or name, title=title),
-    )
-    run = layout.run(name)
-    write_atomic(run.log, plain(line.text) + "\n", durable=False)
-    bundles.write_result(run, _result(line, title))
-    write_json(layout.plan(name), plan)
-    yield name
+    taken = []
+    for line in lines:
+        digest = hashlib.sha256(line.text.encode("utf-8", "replace")).hexdigest()[:12]
+        given, own = line.fields.get("id"), line.fields.get("tag")
+        name = given if isinstance(given, str) and ID.fullmatch(given) else f"{WORKER}-{digest}-1"
+        if layout.run(name).folder.exists() or layout.plan(name).exists():
+            continue
+        title = table_text(str(line.fields.get("description") or "")) or f"a line of {line.source}"
+        plan = Plan(
+            experiment_id=name,
+            created_at=now(),
+            based_on_commit="",
+            worker_id=WORKER,
+            tag=own if isinstance(own, str) and ID.fullmatch(own) else tag,
+            hypothesis=PlannedHypothesis(
+                hypothesis_id=name.rpartition("-")[0] or name, title=title
+            ),
+        )
+        run = layout.run(name)
+        write_atomic(run.log, plain(line.text) + "\n", durable=False)
+        bundles.write_result(run, _result(line, title))
+        write_json(layout.plan(name), plan)
+        taken.append(name)
+    return taken
 
 
 def _result(line: HandLine, title: str) -> Result:
