@@ -210,7 +210,7 @@ def test_an_edit_that_arrives_while_publishing_is_not_overwritten(
 ) -> None:
     published(fleet_project, queue)
     propose(queue)
-    target = f"autohypothesis.records.derived.{name}"
+    target = f"autohypothesis.records.outputs.{name}"
     real = resolve(target)
 
     def interrupted(*words: object, **more: object) -> object:
@@ -253,7 +253,7 @@ def test_a_kill_while_publishing_loses_no_edit_and_makes_none_up(
         fleet_project.layout.brief.write_bytes(b"by hand")
     propose(queue)
     calls = ("os.rename", "write_json", "write_new", "rename_exclusive", "sweep")
-    names = [f"autohypothesis.records.derived.{name}" for name in calls]
+    names = [f"autohypothesis.records.outputs.{name}" for name in calls]
     killed_at(moment, names, partial(published, fleet_project, queue))
     propose(queue)
     published(fleet_project, queue)

@@ -20,10 +20,10 @@ from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.fleet.knowledge.warm_start import carried
 from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
-from autohypothesis.records.derived import DerivedFile
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag
 from autohypothesis.records.locks import hold
+from autohypothesis.records.outputs import DerivedFile
 from autohypothesis.records.rows import NOT_EVIDENCE, RowDocument, is_baseline
 from autohypothesis.schema import (
     BestResult,

@@ -23,9 +23,9 @@ from autohypothesis.errors import RecordError, ToolError
 from autohypothesis.fleet.toolbuilder import guard
 from autohypothesis.fleet.toolbuilder.checks import check, run_script
 from autohypothesis.records import jsonl, locks
-from autohypothesis.records.derived import DerivedFile
 from autohypothesis.records.files import parse_json, read_bytes, to_json, write_atomic
 from autohypothesis.records.layout import ID, Layout, checked_id
+from autohypothesis.records.outputs import DerivedFile
 from autohypothesis.schema import Registry, Tool, nearest, now, rfc3339
 
 RUN_S = 300.0
