@@ -194,6 +194,8 @@ class ProcessMonitor:
         """How many processes there are, in words, once those are too many."""
         self._stopped: EndStatus | None = None
         self._kill_at = 0.0
+        self._told = 0
+        """How many processes were asked to end."""
         self._status: int | None = None
         self._switches = 0
         self._looked = time.monotonic()
@@ -291,12 +293,14 @@ class ProcessMonitor:
         elif now >= self._kill_at and self._status is None:
             self._signal_tree(signal.SIGKILL)
             self._kill_at = now + TICK_S  # again, for what was forked meanwhile
+        elif not self._told and self._status is None:  # bubblewrap was not ready yet
+            self._told = self._signal_tree(signal.SIGTERM)
 
     def _stop(self, why: EndStatus) -> None:
         self._stopped = why
         self._kill_at = time.monotonic() + self._grace
         if self._status is None:
-            self._signal_tree(signal.SIGTERM)
+            self._told = self._signal_tree(signal.SIGTERM)
 
     def _freeze(self) -> None:
         """Stop too many processes without a last word: what is told to end forks on."""
@@ -305,12 +309,17 @@ class ProcessMonitor:
         self._stopped, self._kill_at = "processes", time.monotonic()
 
     def _signal_tree(self, number: signal.Signals) -> int:
-        """Signal every living descendant; return how many there were."""
+        """Signal every living descendant; return how many there were.
+
+        SIGTERM passes bubblewrap by: its end would kill the training before that could end itself.
+        """
         if not system.LINUX and self._status is None:
             with contextlib.suppress(OSError):
                 os.killpg(self._child.pid, number)
         count = 0
         for pid in self._meter.pids():
+            if number == signal.SIGTERM and _is_bubblewrap(pid):
+                continue
             start = system.process_start(pid)
             count += start is not None and system.signal_process(pid, start, number)
         return count
@@ -371,3 +380,10 @@ class ProcessMonitor:
             asleep=self._asleep,
             error=self._fault or too_many,
         )
+
+
+def _is_bubblewrap(pid: int) -> bool:
+    try:
+        return system.read(f"/proc/{pid}/comm") == b"bwrap\n"
+    except OSError:
+        return False

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from autohypothesis import sandbox
 from autohypothesis.engine import processes, shim
 from autohypothesis.engine.shim import ScoreCommand
 from tests.conftest import ROOT
-from tests.shim.conftest import alive
+from tests.shim.conftest import TRAININGS, alive
 
 
 def test_a_good_run_leaves_its_whole_record(start: Callable[..., Any]) -> None:
@@ -52,8 +53,25 @@ def test_the_deadline_ends_a_training_that_ignores_sigterm_with_its_children(
     assert processes.find_marked(processes.run_mark(run.launch.run)) == {}
 
 
-def test_a_training_may_say_a_last_word_at_the_deadline(start: Callable[..., Any]) -> None:
-    run = start("polite", deadline_seconds=1.5, stop_grace_s=30.0)
+@pytest.fixture(params=["alone", "bwrap"])
+def within(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The words before a command, with or without a process namespace of bubblewrap's."""
+    if request.param == "alone":
+        return ()
+    if not sandbox.works("bwrap"):
+        pytest.skip("bubblewrap does not work here")
+    return ("bwrap", "--die-with-parent", "--unshare-pid", "--dev-bind", "/", "/", "--")
+
+
+def python_command(within: tuple[str, ...], script: str, *args: str) -> tuple[str, ...]:
+    return (*within, sys.executable, "-S", str(TRAININGS / f"{script}.py"), *args)
+
+
+def test_a_training_may_say_a_last_word_at_the_deadline(
+    start: Callable[..., Any], within: tuple[str, ...]
+) -> None:
+    command = python_command(within, "polite")
+    run = start("polite", command=command, deadline_seconds=1.5, stop_grace_s=30.0)
     end = run.wait()
     assert (end["status"], end["exit_code"]) == ("deadline", 3)
     assert run.text("run.log") == "saving\n"
@@ -67,12 +85,17 @@ def test_cancel_ends_the_training_and_says_so(start: Callable[..., Any]) -> None
     assert not shim.cancel(run.launch.run)
 
 
-def test_cancel_before_the_training_began_is_not_lost(start: Callable[..., Any]) -> None:
+def test_cancel_before_the_training_began_is_not_lost_and_takes_no_time(
+    start: Callable[..., Any], within: tuple[str, ...]
+) -> None:
+    command = python_command(within, "steady", "20")
     for delay in (0, 0.01, 0.02, 0.03, 0.04, 0.05):
-        run = start("steady", "20")
+        run = start("steady", command=command, stop_grace_s=30.0)
         time.sleep(delay)
         assert shim.cancel(run.launch.run)
+        began = time.monotonic()
         assert run.wait()["status"] == "cancelled"
+        assert time.monotonic() - began < 15  # and not the whole grace
 
 
 def test_the_cpu_time_of_a_daemon_is_counted_and_the_daemon_ended(
