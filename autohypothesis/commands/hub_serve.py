@@ -231,7 +231,7 @@ def deliver(
 
     Example: `orchestrator.py hub deliver`
     """
-    from autohypothesis.fleet.hub_sync.outbox import REFUSED
+    from autohypothesis.fleet.hub_sync.outgoing import REFUSED
     from autohypothesis.hub.fleet.courier import CourierProcess
 
     project = open_project(repo)

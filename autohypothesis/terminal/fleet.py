@@ -9,7 +9,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from autohypothesis.fleet.overview.digest import Digest
 from autohypothesis.fleet.overview.overview import (
     BestRun,
     Notice,
@@ -18,6 +17,7 @@ from autohypothesis.fleet.overview.overview import (
     WaitingHypothesis,
     WorkerView,
 )
+from autohypothesis.fleet.overview.results import Digest
 from autohypothesis.fleet.queue.states import QueuePlace
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain_line

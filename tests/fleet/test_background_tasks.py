@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer import background_tasks
-from autohypothesis.fleet.observer.background_tasks import TRIES, BackgroundTasks
+from autohypothesis.fleet.observer import publishing
+from autohypothesis.fleet.observer.publishing import TRIES, BackgroundTasks
 from autohypothesis.fleet.toolbuilder import tools
 
 
@@ -24,7 +24,7 @@ class Asked:
         self.counted: int | None = None
         monkeypatch.setattr(tools, "figure", self._figure)
         for name in ("FIGURE_S", "REGISTRY_S"):
-            monkeypatch.setattr(background_tasks, name, 0.0)
+            monkeypatch.setattr(publishing, name, 0.0)
 
     def _figure(self, *words: object) -> dict[str, Any]:
         self.calls += 1

@@ -21,8 +21,7 @@ from autohypothesis.fleet.hub_sync.incoming import (
     ClaimRequest,
     tree_of_commit,
 )
-from autohypothesis.fleet.hub_sync.outbox import PENDING, Outbox
-from autohypothesis.fleet.hub_sync.outgoing import HubReporter, SharedHistory
+from autohypothesis.fleet.hub_sync.outgoing import PENDING, HubReporter, Outbox, SharedHistory
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot

@@ -20,7 +20,7 @@ from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role, role_lives
 from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.observer import background_tasks
+from autohypothesis.fleet.observer import publishing
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
 from autohypothesis.fleet.observer.search_state import Reference, SearchState
 from autohypothesis.fleet.proposing import Situation
@@ -298,7 +298,7 @@ def test_two_runs_of_one_commit_bring_the_noise_into_the_brief(
     fleet_project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Asked for once; its figure is told to everybody when somebody has published it."""
-    monkeypatch.setattr(background_tasks, "REGISTRY_S", 0.1)
+    monkeypatch.setattr(publishing, "REGISTRY_S", 0.1)
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "w1")]
     watched = observer(fleet_project)
     watched.turn()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.errors import DeliveryError, LockError, UndeliverableError
-from autohypothesis.fleet.hub_sync import outbox
-from autohypothesis.fleet.hub_sync.outbox import EntryCourier, Outbox, pause_s
+from autohypothesis.fleet.hub_sync import outgoing
+from autohypothesis.fleet.hub_sync.outgoing import EntryCourier, Outbox, pause_s
 from autohypothesis.records import locks
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import OutboxEntry
@@ -83,7 +83,7 @@ def test_a_hub_that_is_down_loses_nothing_and_is_not_asked_for_each(box: Outbox)
     courier.trouble = down
     for name in "abc":
         box.put("post", name, {})
-    for _ in range(outbox.MOST_TRIES + 5):
+    for _ in range(outgoing.MOST_TRIES + 5):
         done = box.deliver(courier)
     assert asked == {"a"}
     assert (done.left, done.error) == (3, "nobody there")
@@ -98,7 +98,7 @@ def test_one_that_always_fails_is_set_aside_and_holds_nothing_up(box: Outbox) ->
     box.put("post", "a", {})
     box.put("post", "b", {})
     assert box.deliver(courier)[:3] == (1, 0, 1)
-    for _ in range(outbox.MOST_TRIES):
+    for _ in range(outgoing.MOST_TRIES):
         box.deliver(courier)
     assert _states(box)["refused"] == ["post.a.json"]
     assert "given up after 20 tries: 500" in (
@@ -196,8 +196,8 @@ class ToFile(EntryCourier):
 
 
 CALLS = [
-    "autohypothesis.fleet.hub_sync.outbox.write_json",
-    "autohypothesis.fleet.hub_sync.outbox.Path.unlink",
+    "autohypothesis.fleet.hub_sync.outgoing.write_json",
+    "autohypothesis.fleet.hub_sync.outgoing.Path.unlink",
     "tests.fleet.test_outbox.ToFile.mark",
     "tests.fleet.test_outbox.ToFile.deliver",
 ]
@@ -243,4 +243,4 @@ def test_kills_at_any_time_lose_and_repeat_nothing(
 def test_pauses_grow_and_end_somewhere() -> None:
     pauses = [pause_s(failures) for failures in range(100)]
     assert pauses == sorted(pauses)
-    assert pauses[0] < pauses[1] and pauses[-1] == outbox.LONGEST_PAUSE_S
+    assert pauses[0] < pauses[1] and pauses[-1] == outgoing.LONGEST_PAUSE_S

@@ -36,7 +36,7 @@ from autohypothesis.engine.shim import Launch
 from autohypothesis.errors import AutohypothesisError, GitError, LaunchError
 from autohypothesis.fleet import sync
 from autohypothesis.fleet.live import presence, quarantine
-from autohypothesis.fleet.observer import background_tasks, deciding, observer, publishing
+from autohypothesis.fleet.observer import deciding, observer, publishing
 from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.queue import states as queue
 from autohypothesis.fleet.worker import preparation, worker
@@ -496,12 +496,12 @@ class World:
             monotonic=lambda: self.now, sleep=self.sleep, time=time.time, time_ns=time.time_ns
         )
         for module in (
-            deciding, background_tasks, observer, preparation, presence, publishing, queue, worker
+            deciding, observer, preparation, presence, publishing, queue, worker
         ):  # fmt: skip
             self.patches.setattr(module, "time", clock)
         self.patches.setattr(quarantine, "now", lambda: schema.now() + timedelta(seconds=self.now))
         self.patches.setattr(preparation, "threading", SimpleNamespace(Thread=At))
-        self.patches.setattr(background_tasks, "Thread", At)
+        self.patches.setattr(publishing, "Thread", At)
         self.patches.setattr(locks, "DEFAULT_TIMEOUT_S", 5.0)
 
     # ── faults ────────────────────────────────────────────────────────────────────────────

@@ -13,11 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
 from autohypothesis.fleet.hub_sync.incoming import FeedReader, hub_connection, quote_feed
-from autohypothesis.fleet.hub_sync.outbox import Outbox
-from autohypothesis.fleet.hub_sync.outgoing import HubReporter
+from autohypothesis.fleet.hub_sync.outgoing import HubReporter, Outbox
 from autohypothesis.fleet.live import presence, steering
 from autohypothesis.fleet.live.stop import StopRequest
-from autohypothesis.fleet.observer.background_tasks import BackgroundTasks
 from autohypothesis.fleet.observer.deciding import (
     Decider,
     ReplicateScheduler,
@@ -29,7 +27,7 @@ from autohypothesis.fleet.observer.proposals import (
     ProposerPool,
     needs_implementing,
 )
-from autohypothesis.fleet.observer.publishing import Publishing
+from autohypothesis.fleet.observer.publishing import BackgroundTasks, Publishing
 from autohypothesis.fleet.observer.scheduling import (
     ALL_RUN,
     AvailableWorkers,

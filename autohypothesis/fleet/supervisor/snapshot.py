@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 
 from autohypothesis.engine.project import reference_ref
 from autohypothesis.errors import FleetError, RecordError
-from autohypothesis.fleet.hub_sync.outbox import REFUSED, SENT
+from autohypothesis.fleet.hub_sync.outgoing import REFUSED, SENT
 from autohypothesis.fleet.roster.worktrees import left_reference
 from autohypothesis.records import git_bundle
 from autohypothesis.records.files import (

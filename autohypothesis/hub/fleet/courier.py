@@ -23,8 +23,17 @@ from autohypothesis.errors import (
     UndeliverableError,
 )
 from autohypothesis.fleet.hub_sync.incoming import COURIER
-from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, Outbox, Round, pause_s
-from autohypothesis.fleet.hub_sync.outgoing import LINE, PUSH, REFUTED_LINE, RESULT
+from autohypothesis.fleet.hub_sync.outgoing import (
+    LINE,
+    PENDING,
+    PUSH,
+    REFUSED,
+    REFUTED_LINE,
+    RESULT,
+    Outbox,
+    Round,
+    pause_s,
+)
 from autohypothesis.fleet.hub_sync.outgoing import REFUTED as TAKEN_BACK
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import StopRequest

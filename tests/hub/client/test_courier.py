@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.fleet.hub_sync.outbox import Outbox
+from autohypothesis.fleet.hub_sync.outgoing import Outbox
 from autohypothesis.hub.client import http
 from autohypothesis.hub.client.hub import HubClient
 from autohypothesis.hub.fleet.courier import HubDelivery

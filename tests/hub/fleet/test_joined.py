@@ -19,8 +19,7 @@ from autohypothesis.engine.project import Project
 from autohypothesis.errors import HubError, UsageError
 from autohypothesis.fleet.hub_sync import incoming
 from autohypothesis.fleet.hub_sync.incoming import COURIER, ClaimRequest
-from autohypothesis.fleet.hub_sync.outbox import PENDING, REFUSED, SENT, Outbox
-from autohypothesis.fleet.hub_sync.outgoing import HubReporter
+from autohypothesis.fleet.hub_sync.outgoing import PENDING, REFUSED, SENT, HubReporter, Outbox
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.sync import sync
