@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 FILES = ("prepare.py", "train.py", "program.md", "SKILL.md", "tasks")
-"""They lie at the root of a clone; `engine/setup.py` finds them in both places."""
+"""They lie at the root of a clone; `engine/project.py` finds them in both places."""
 
 
 class BuildWithFiles(build_py):

@@ -27,8 +27,8 @@ from typing import Any
 from autohypothesis.engine import runner
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment
-from autohypothesis.engine.isolation import sandbox_kind
 from autohypothesis.engine.local_executor import LocalExecutor
+from autohypothesis.engine.program import sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json

@@ -116,12 +116,12 @@ def _words(node: ast.expr) -> set[str]:
 
 STARTERS = {
     "shim.py": "the shim itself",
-    "process_monitor.py": "the training and its scoring",
+    "processes.py": "the training and its scoring",
     "gpus.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "files.py": "chmod and rm, for folders that Python cannot delete",
     "environment.py": "another Python, to ask where its packages are",
-    "setup.py": "prepare.py, which makes the data",
+    "inputs.py": "prepare.py, which makes the data",
     "sandbox.py": "a small program in a sandbox, to see whether that works",
     "confine.py": "the program that it confines, which takes its place",
     "process_specs.py": "the processes of the fleet",

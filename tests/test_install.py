@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.setup import FILES
+from autohypothesis.engine.project import FILES
 from autohypothesis.installation import EXTRAS
 from tests.conftest import ROOT, copy_of_the_project
 

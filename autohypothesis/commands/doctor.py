@@ -257,7 +257,7 @@ def _lock_folder() -> Check:
 def _sandbox(machine: Machine) -> Check:
     """Check for the best sandbox in which torch works; a weaker one is a warning with its fix."""
     from autohypothesis import confine
-    from autohypothesis.engine.isolation import trials
+    from autohypothesis.engine.program import trials
 
     bubblewrap, landlock = trials(gpus=bool(machine.gpus))
     if not bubblewrap.problem:

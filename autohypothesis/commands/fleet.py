@@ -194,7 +194,7 @@ def observer(
     """
     from datetime import timezone
 
-    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.program import sandbox_kind
     from autohypothesis.fleet.observer.observer import Observer
     from autohypothesis.fleet.observer.scheduling import SearchLimits
     from autohypothesis.fleet.supervisor import process_specs

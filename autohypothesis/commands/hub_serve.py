@@ -272,7 +272,7 @@ def verify(
 
     Examples: `orchestrator.py hub verify`, `orchestrator.py hub verify 12 15`
     """
-    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.program import sandbox_kind
     from autohypothesis.hub.client.hub import HubClient
     from autohypothesis.hub.fleet.coordination import verify as queue_runs
 

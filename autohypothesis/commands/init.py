@@ -110,7 +110,7 @@ def _joined(project: Project, url: str) -> tuple[str, list[str]]:
     Raises:
         HubError: it searches something else, or refuses this agent.
     """
-    from autohypothesis.engine.isolation import sandbox_kind
+    from autohypothesis.engine.program import sandbox_kind
     from autohypothesis.engine.project import shared_with
 
     if url == "none":
@@ -207,7 +207,7 @@ def bootstrap(
 
 def _prepare(project: Project) -> None:
     """Run prepare.py where an input of the task cannot be located."""
-    from autohypothesis.engine.setup import find_inputs, makes_inputs, run_prepare
+    from autohypothesis.engine.inputs import find_inputs, makes_inputs, run_prepare
 
     inputs = find_inputs(project.task, project.layout.root)
     if isinstance(inputs, LaunchError):

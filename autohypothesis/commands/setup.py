@@ -48,8 +48,8 @@ def setup(
     is named with its command. Example: `orchestrator.py setup --seq-len 128`
     """  # fmt: skip
     from autohypothesis.commands.doctor import machine_checks, require
+    from autohypothesis.engine.inputs import prepare_options
     from autohypothesis.engine.project import Project
-    from autohypothesis.engine.setup import prepare_options
     from autohypothesis.fleet.roster.devices import inspect_machine
 
     given = context.find_root().obj
@@ -68,8 +68,13 @@ def setup(
 
 def _prepare(project: Project, options: list[str]) -> None:
     """Have the repository's own prepare.py make data and tokenizer, where they are missing."""
-    from autohypothesis.engine.inputs import pinned_inputs
-    from autohypothesis.engine.setup import SCRIPT, find_inputs, makes_inputs, run_prepare
+    from autohypothesis.engine.inputs import (
+        SCRIPT,
+        find_inputs,
+        makes_inputs,
+        pinned_inputs,
+        run_prepare,
+    )
     from autohypothesis.engine.task_file import has_option
 
     root, task = project.layout.root, project.task
@@ -104,7 +109,7 @@ def new(
 
     Example: `orchestrator.py new ../my-search`
     """
-    from autohypothesis.engine.setup import make_repository
+    from autohypothesis.engine.project import make_repository
     from autohypothesis.records.git import Repository
 
     root = Path(os.path.abspath(path))  # a name without `..`, as people read it
@@ -137,8 +142,8 @@ def demo(
     """
     from autohypothesis.commands.fleet import bring_up
     from autohypothesis.engine.devices import cpu_slots
-    from autohypothesis.engine.project import Project
-    from autohypothesis.engine.setup import make_repository, prepare_options, run_prepare
+    from autohypothesis.engine.inputs import prepare_options, run_prepare
+    from autohypothesis.engine.project import Project, make_repository
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.supervisor import process_specs
 

@@ -90,8 +90,7 @@ def check(path: TaskPath, repo: Repo = HERE, as_json: Json = False) -> None:
     Exits 2 when it is wrong, with file, line and the nearest right name; 1 when a program is
     missing. Example: `orchestrator.py task check tasks/skill-quality/task.yaml`
     """
-    from autohypothesis.engine.isolation import sandbox_kind
-    from autohypothesis.engine.program import programs_of
+    from autohypothesis.engine.program import programs_of, sandbox_kind
 
     project = _opened(path, repo)
     task, files = project.task, project.repository.tracked_files()

@@ -22,13 +22,16 @@ from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.engine import program
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
-from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
+from autohypothesis.engine.environment import (
+    INHERITED,
+    THREAD_VARIABLES,
+    resolved,
+)
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
-from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.inputs import Inputs
-from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
+from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.task import Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
@@ -41,9 +44,12 @@ from autohypothesis.errors import (
 )
 from autohypothesis.plain import plain, plain_line
 from autohypothesis.records.git import FileChange, Repository, experiment_ref
+from autohypothesis.records.git_export import SUBMODULE
 from autohypothesis.schema import Setting
 
 MAX_TITLE = 100
+MAX_NAMED = 8
+_KINDS = {"120000": "a symbolic link", SUBMODULE: "a submodule"}
 TIMEOUT_S = 120.0
 TRIES = 3
 """How often a preflight is run that could not judge."""
@@ -531,3 +537,53 @@ def _verdict(out: str) -> PreflightVerdict | None:
         return PreflightVerdict.model_validate(json.loads(out.strip().splitlines()[-1]))
     except (ValueError, IndexError, RecursionError):
         return None
+
+
+def check_candidate(
+    repository: Repository, task: Task, commit: str, changes: Sequence[FileChange]
+) -> None:
+    """Refuse a candidate that touches more than the artifacts, or more of them than it may.
+
+    Raises:
+        ChangeError: naming every file that is in the way.
+    """
+    outside = [change.path for change in changes if not task.is_artifact(change.path)]
+    if outside:
+        rest = f" and {len(outside) - MAX_NAMED} more" if len(outside) > MAX_NAMED else ""
+        raise ChangeError(
+            f"{', '.join(outside[:MAX_NAMED])}{rest} may not change; the artifacts of"
+            f" task {task.id} are {', '.join(task.artifacts)}",
+            hint="propose a change of those alone",
+        )
+    odd = [problem for change in changes if (problem := _odd(task, change))]
+    if odd:
+        raise ChangeError("; ".join(odd[:MAX_NAMED]), hint="an artifact stays a plain file")
+    for problem in _over_limits(repository, task, commit, changes):
+        raise ChangeError(problem, hint="propose a smaller change")
+
+
+def _odd(task: Task, change: FileChange) -> str:
+    """Return what a change does to a file beside its content; empty when nothing."""
+    if change.new_mode in _KINDS:
+        return f"{change.path} becomes {_KINDS[change.new_mode]}"
+    if change.status == "D":
+        return f"{change.path} is deleted" if change.path in task.artifacts else ""
+    if change.status != "A" and change.old_mode != change.new_mode:
+        return f"the mode of {change.path} changes from {change.old_mode} to {change.new_mode}"
+    return ""
+
+
+def _over_limits(
+    repository: Repository, task: Task, commit: str, changes: Sequence[FileChange]
+) -> Iterator[str]:
+    limits = task.mutation
+    if len(changes) > limits.max_files:
+        yield f"{len(changes)} files change, mutation.max_files is {limits.max_files}"
+    lines = sum((change.added or 0) + (change.removed or 0) for change in changes)
+    if lines > limits.max_lines:
+        yield f"{lines} lines change, mutation.max_lines is {limits.max_lines}"
+    for change in changes:
+        size = len(repository.show_file(commit, change.path)) if change.status != "D" else 0
+        if size > limits.max_bytes:
+            limit = f"mutation.max_bytes is {limits.max_bytes:,}"
+            yield f"{change.path} grows to {size:,} bytes, {limit}"

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autohypothesis.engine import guard, processes, shim
+from autohypothesis.engine import processes, shim
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
 from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import Score, scorer_for
-from autohypothesis.engine.workspace import Export
+from autohypothesis.engine.workspace import Before, Export, inspect, planted
 from autohypothesis.errors import LaunchError, RecordError
 from autohypothesis.records import bundles, ids, locks
 from autohypothesis.records.files import (
@@ -256,13 +256,13 @@ def _inspect_checkout(
     if "before" not in local:
         return None, None, ["local.json of its record"]
     checkout = Path(str(local["checkout"]))
-    before = guard.Before.model_validate(local["before"])
+    before = Before.model_validate(local["before"])
     at = Export(repository, checkout.name).holds()
     if at != before.commit:  # it was deleted, or given to another run
         why = f"it holds {at[:12]}, the run was of {before.commit[:12]}" if at else str(checkout)
         return None, Failure("infra", f"its checkout is gone: {why}"), []
-    touched = guard.inspect(repository, checkout, before)
-    return checkout, None, touched + guard.planted(spec.task, checkout, before)
+    touched = inspect(repository, checkout, before)
+    return checkout, None, touched + planted(spec.task, checkout, before)
 
 
 def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:

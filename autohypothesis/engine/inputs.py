@@ -1,13 +1,19 @@
 """The data that a training reads: where it is, and what it says about budget and device.
 
 Each input of a task names a program that prints one JSON object. `python prepare.py --locate` is
-one: it knows the data, its profile and the hashes that make two machines comparable.
+one: it knows the data, its profile and the hashes that make two machines comparable. Ours is told
+by its options from any other, which is run as it is: a script that ignores an option would make
+something else than was asked for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +21,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autohypothesis.engine import program
-from autohypothesis.engine.environment import INHERITED, resolved
-from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
+from autohypothesis.engine.environment import INHERITED, TrainingCommand, resolved, script_command
+from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.task import Budget, Input, Task, canonical_hash
-from autohypothesis.errors import LaunchError, faults_in
+from autohypothesis.engine.task_file import has_option
+from autohypothesis.errors import LaunchError, UsageError, faults_in
 from autohypothesis.records.files import load_or_none
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
@@ -182,3 +189,69 @@ def _last_object(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return json.loads(text.splitlines()[-1])
+
+
+SCRIPT = "prepare.py"
+
+
+def prepare_options(
+    profile: str | None = None,
+    seq_len: int | None = None,
+    source: str | None = None,
+    cache: Path | None = None,
+) -> list[str]:
+    """Return the options of our prepare.py; None leaves a choice to it."""
+    given = {
+        "--profile": profile, "--seq-len": seq_len, "--source": source, "--cache-dir": cache,
+    }  # fmt: skip
+    return [
+        word for name, value in given.items() if value is not None for word in (name, str(value))
+    ]
+
+
+def find_inputs(
+    task: Task, root: Path, pins: Mapping[str, str] | None = None
+) -> Inputs | LaunchError:
+    """Return the inputs of `task`, or why one cannot be located. `pins`: as `locate_inputs`."""
+    try:
+        return locate_inputs(task, root, root, os.environ, pins=pins)
+    except LaunchError as error:
+        return error
+
+
+def makes_inputs(task: Task) -> bool:
+    return any(SCRIPT in source.locate for source in task.inputs)
+
+
+def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
+    """Run prepare.py in `root`, what it prints going to stderr.
+
+    Raises:
+        UsageError: it is not ours, and options were asked for.
+        LaunchError: it is not there, or it failed.
+    """
+    script = root / SCRIPT
+    ours = has_option(script, "--locate")
+    if options and not ours:
+        why = "is not ours" if script.is_file() else "is not there"
+        raise UsageError(
+            f"{script} {why}, and takes no {', '.join(options[::2])}",
+            hint="leave the options out; a script of your own is then run as it is",
+        )
+    if not script.is_file():
+        raise LaunchError(f"there is no {script}", hint="name a repository that has one")
+    command = (
+        TrainingCommand((sys.executable, SCRIPT))
+        if ours
+        else script_command(SCRIPT, root, os.environ)
+    )
+    words = [*command.words, *options]
+    environment = {**os.environ, **command.environment}
+    ended = subprocess.run(
+        words, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr
+    )
+    if ended.returncode:
+        raise LaunchError(
+            f"the data could not be prepared: {SCRIPT} ended with {ended.returncode}",
+            hint=f"run it alone: cd {shlex.quote(str(root))} && {shlex.join(words)}",
+        )

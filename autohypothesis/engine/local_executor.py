@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis import system
-from autohypothesis.engine import devices, guard, recovery, shim
+from autohypothesis.engine import devices, recovery, shim
 from autohypothesis.engine.collect import collect
 from autohypothesis.engine.devices import Device
 from autohypothesis.engine.environment import (
@@ -28,12 +28,18 @@ from autohypothesis.engine.environment import (
 )
 from autohypothesis.engine.executor import Executor, Resources, RunSpec, RunState, metadata_of
 from autohypothesis.engine.inputs import Inputs, locate_inputs
-from autohypothesis.engine.isolation import TaskSandbox, link_home, sandbox_kind
+from autohypothesis.engine.program import TaskSandbox, link_home, sandbox_kind
 from autohypothesis.engine.scoring import scorer_for
 from autohypothesis.engine.shim import Launch, ScoreCommand, deadline
-from autohypothesis.engine.task import Task, data_hash_with, platform_key, task_hash
+from autohypothesis.engine.task import (
+    Task,
+    data_hash_with,
+    platform_key,
+    protected_blobs,
+    task_hash,
+)
 from autohypothesis.engine.untracked_files import lacking
-from autohypothesis.engine.workspace import Checkout, Export
+from autohypothesis.engine.workspace import Before, Checkout, Export, look
 from autohypothesis.errors import LeaseError
 from autohypothesis.records import bundles
 from autohypothesis.records.files import to_json, write_atomic, write_json
@@ -152,9 +158,9 @@ class LocalExecutor(Executor):
         inputs = locate_inputs(task, files.path, root, os.environ)
         command = training_command(task, root, os.environ)
         sites = site_folders(command.python) if command.python else ()
-        hashed = task_hash(task, guard.protected_blobs(task, self.repository.entries(spec.commit)))
+        hashed = task_hash(task, protected_blobs(task, self.repository.entries(spec.commit)))
         evaluator = export.evaluator(spec.commit, task)
-        before = guard.look(files, sites)
+        before = look(files, sites)
         with devices.choosing(spec.experiment_id):
             device = devices.first_free(offered(spec.resources, inputs))
             on_gpu = device.kind == "cuda"
@@ -221,7 +227,7 @@ class LocalExecutor(Executor):
 
     # ── before the shim ───────────────────────────────────────────────────────────────────
 
-    def _write_bundle(self, setup: RunSetup, before: guard.Before, hashed: str) -> None:
+    def _write_bundle(self, setup: RunSetup, before: Before, hashed: str) -> None:
         """Write all that is known about a run before it; a kill from here on loses nothing."""
         spec, run = setup.spec, setup.run
         run.folder.mkdir(parents=True)

@@ -1,19 +1,118 @@
-"""Measurements of a run from outside: its clock, the speed of its core, its record."""
+"""Measurements of a run from outside: its processes, its clock, its core, its record."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from autohypothesis import system
 from autohypothesis.engine.shim import Clock, Launch
-from autohypothesis.system import FileWatch
+from autohypothesis.system import LINUX, FileWatch
+
+_PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+
+
+def own_cpu_seconds(pid: int) -> float:
+    """Return the CPU time of one process, all threads, without children; 0.0 if it is gone.
+
+    Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
+    """
+    if LINUX:
+        with suppress(OSError):
+            return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
+        return _ticks(pid, 11)
+    import psutil
+
+    with suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
+
+
+def reaped_cpu_seconds(pid: int) -> float:
+    """Return the CPU time of the children that a process has waited for; 0.0 if unknown."""
+    return _ticks(pid, 13) if LINUX else 0.0
+
+
+def _ticks(pid: int, first: int) -> float:
+    """Return the seconds in two fields of /proc/PID/stat: of the user, and of the system."""
+    fields = system.stat_fields(pid)
+    return sum(map(int, fields[first : first + 2])) / system.TICKS if fields else 0.0
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of one process; 0 if it is gone.
+
+    Pages that are shared in a tree count twice.
+    """
+    if LINUX:
+        with suppress(OSError, IndexError):
+            return int(system.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+        return 0
+    import psutil
+
+    with suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
+
+
+def oom_kills() -> int:
+    """Count the strikes of the kernel's out-of-memory killer on this machine; 0 if unknown."""
+    with suppress(OSError, ValueError, IndexError):
+        words = system.read("/proc/vmstat").split()
+        return int(words[words.index(b"oom_kill") + 1])
+    return 0
+
+
+class TreeMeter:
+    """CPU time and memory of every descendant of this process, except the pids in `apart`.
+
+    The owner waits for all children and tells `reaped` what each has used. CPU time includes
+    children that a process hid from its own account (a daemon, or ignored SIGCHLD), as far as a
+    sample has seen them alive.
+    """
+
+    def __init__(self, apart: Collection[int] = ()) -> None:
+        self.apart = apart
+        self.peak_bytes = 0
+        self._reaped_seconds = 0.0
+        self._seen: dict[int, float] = {}
+        self._largest = 0.0
+
+    def pids(self) -> list[int]:
+        return [pid for pid in system.descendants(os.getpid()) if pid not in self.apart]
+
+    @property
+    def ever(self) -> Collection[int]:
+        """Every pid that has been seen in the tree."""
+        return self._seen.keys()
+
+    def sample(self) -> None:
+        """Look at memory and CPU time now."""
+        self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, self.pids())))
+        self.cpu_seconds()
+
+    def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
+        """Count a child that was waited for: its CPU time, with its own children's, and peak."""
+        self._reaped_seconds += cpu_seconds
+        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+
+    def cpu_seconds(self) -> float:
+        """Return the CPU time of the tree up to now, living and ended; it never goes back."""
+        pids = self.pids()
+        own = {pid: own_cpu_seconds(pid) for pid in pids}
+        self._seen.update(own)
+        waited = sum(map(reaped_cpu_seconds, pids))
+        accounted = self._reaped_seconds + sum(own.values()) + waited
+        self._largest = max(self._largest, accounted, sum(self._seen.values()))
+        return self._largest
+
 
 DRIFT = 0.03  # of the kernel's time: the largest honest difference
 REAPED_TICK_S = 0.02  # the kernel's account of reaped children comes in ticks of 10 ms, read twice
@@ -47,7 +146,7 @@ class ClockWatch:
         self._kernel_now = kernel_now
         # Made here so that there is a file to watch before the training writes its first line.
         # Not through a link that the training may have put there.
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.close(os.open(path, _MAKE, 0o644))
         self.watch = FileWatch(path)
         self._offset = 0
@@ -221,7 +320,7 @@ class RecordWatch:
         self._events: tuple[int, int] | None = None
         self._events_changed = False
 
-    @contextlib.contextmanager
+    @contextmanager
     def appending(self) -> Iterator[None]:
         """Tell a line of the shim in events.jsonl from what others write there."""
         self._check_events()
@@ -256,7 +355,7 @@ class RecordWatch:
         written = (run.out, run.home, run.scoring_home, run.events, run.log, run.score_log)
         names = {path.name for path in (*written, run.shim_log, run.reserve)}
         logs = tuple(f"{path.name}.tail" for path in (run.log, run.score_log))
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             for name in sorted(os.listdir(run.folder)):
                 # The starter writes shim.json.PID beside shim.json while the shim begins.
                 if name not in names and not name.startswith((*logs, f"{run.shim.name}.")):
@@ -272,12 +371,12 @@ class RecordWatch:
         return found.st_ino, found.st_size, found.st_mtime_ns, changed, found.st_mode
 
     def _set_aside(self, path: str) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.makedirs(self._run.out, exist_ok=True)
             os.rename(path, self._run.out / f"from-the-record-{os.path.basename(path)}")
 
     def _events_now(self) -> tuple[int, int]:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             status = os.lstat(self._run.events)
             return status.st_ino, status.st_size
         return 0, 0

@@ -22,7 +22,7 @@ from autohypothesis.engine.environment import program_environment, resolved
 from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import Failure, room_in, why_unjudged
-from autohypothesis.engine.isolation import TaskSandbox, sandbox_kind
+from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
     AutohypothesisError,

@@ -1,4 +1,7 @@
-"""Processes of a run: what they use, how many there may be, and how those that outlive it end.
+"""Processes of a run: a child of the shim from fork to its end, the limit, what outlives a run.
+
+One thread and one loop watch a child: output, signals, the clock file and the limits are all looked
+at there. `ProcessMonitor.watch` returns when the child has been waited for and no descendant lives.
 
 A cgroup limits their number where one can be made, below the one that the shim was started in, so
 that every limit of that one goes on to hold; else they are counted. RLIMIT_NPROC is no way to do
@@ -8,112 +11,387 @@ this: the kernel counts everything that the user runs against it, and exempts ro
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from autohypothesis import system
+from autohypothesis.engine.meters import TreeMeter
+from autohypothesis.errors import AutohypothesisError, LaunchError
 from autohypothesis.records.layout import RunPaths
-from autohypothesis.system import LINUX
 
-_PAGE = os.sysconf("SC_PAGESIZE") if hasattr(os, "sysconf") else 4096
+if TYPE_CHECKING:
+    from autohypothesis.engine.logs import CappedLog, StreamReader
 
 
-def own_cpu_seconds(pid: int) -> float:
-    """Return the CPU time of one process, all threads, without children; 0.0 if it is gone.
+class Interrupts:
+    """Signals to the shim as a readable descriptor; SIGTERM and SIGINT mean cancel."""
 
-    Linux: the process CPU clock, in nanoseconds. Elsewhere psutil's figure, in ticks.
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.fd, write = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGINT, self._cancel)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # The starter of the shim has blocked it, so that a cancel cannot come too early.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+    def _cancel(self, number: int, frame: object) -> None:
+        self.cancelled = True
+
+    def drain(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self.fd, 512):
+                pass
+
+
+_PIPE_BYTES = 1 << 20
+_KEPT = {signal.SIGKILL, signal.SIGSTOP}  # no process can change these
+
+
+class ChildProcess(NamedTuple):
+    """A started child, and when (monotonic); `output` is the read end of its stdout and stderr,
+    not blocking."""
+
+    pid: int
+    started: float
+    output: int
+
+
+def spawn(
+    command: Sequence[str],
+    cwd: str,
+    env: Mapping[str, str],
+    *,
+    cores: Sequence[int] | None,
+    inherit: Sequence[int] = (),
+) -> ChildProcess:
+    """Start `command` in a session of its own, with exactly `env`, and `inherit` kept open.
+
+    Raises LaunchError that names the command and the folder, if it cannot be executed.
     """
-    if LINUX:
-        with suppress(OSError):
-            return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
-        return _ticks(pid, 11)
-    import psutil
-
-    with suppress(psutil.Error):
-        times = psutil.Process(pid).cpu_times()
-        return float(times.user + times.system)
-    return 0.0
-
-
-def reaped_cpu_seconds(pid: int) -> float:
-    """Return the CPU time of the children that a process has waited for; 0.0 if unknown."""
-    return _ticks(pid, 13) if LINUX else 0.0
-
-
-def _ticks(pid: int, first: int) -> float:
-    """Return the seconds in two fields of /proc/PID/stat: of the user, and of the system."""
-    fields = system.stat_fields(pid)
-    return sum(map(int, fields[first : first + 2])) / system.TICKS if fields else 0.0
-
-
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of one process; 0 if it is gone.
-
-    Pages that are shared in a tree count twice.
-    """
-    if LINUX:
-        with suppress(OSError, IndexError):
-            return int(system.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
-        return 0
-    import psutil
-
-    with suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
-    return 0
+    output, child_output = os.pipe()
+    failure, child_failure = os.pipe()
+    parent, started = os.getpid(), time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _prepare_child(parent, child_output, cores, inherit)
+            os.chdir(cwd)
+            os.execvpe(command[0], list(command), dict(env))
+        except BaseException as error:
+            # The boundary of the child process: the parent turns these words into an error.
+            words = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            os.write(child_failure, words.encode(errors="replace"))
+        finally:
+            os._exit(127)
+    os.close(child_output)
+    os.close(child_failure)
+    with os.fdopen(failure, "rb") as pipe:
+        problem = pipe.read().decode(errors="replace")  # ends at exec, or with the child
+    if problem:
+        os.waitpid(pid, 0)
+        os.close(output)
+        raise LaunchError(
+            f"cannot start {command[0]!r} in {cwd}: {problem}", hint="check run.command"
+        )
+    os.set_blocking(output, False)
+    _widen(output)
+    return ChildProcess(pid, started, output)
 
 
-def oom_kills() -> int:
-    """Count the strikes of the kernel's out-of-memory killer on this machine; 0 if unknown."""
-    with suppress(OSError, ValueError, IndexError):
-        words = system.read("/proc/vmstat").split()
-        return int(words[words.index(b"oom_kill") + 1])
-    return 0
+def _prepare_child(
+    parent: int, output: int, cores: Sequence[int] | None, inherit: Sequence[int]
+) -> None:
+    os.setsid()
+    system.die_with_parent(parent)
+    # What Python or a shell ignores, exec hands on; a training expects the defaults.
+    for number in signal.valid_signals() - _KEPT:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    system.set_affinity(cores)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    for fd in inherit:
+        os.set_inheritable(fd, True)
 
 
-class TreeMeter:
-    """CPU time and memory of every descendant of this process, except the pids in `apart`.
+def _widen(pipe: int) -> None:
+    """Let a talkative training write on while the shim does something else."""
+    # AttributeError: not Linux; OSError: over this user's pipe limit, and 64 KiB work as well.
+    with suppress(AttributeError, OSError):
+        import fcntl
 
-    The owner waits for all children and tells `reaped` what each has used. CPU time includes
-    children that a process hid from its own account (a daemon, or ignored SIGCHLD), as far as a
-    sample has seen them alive.
-    """
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined,unused-ignore]
 
-    def __init__(self, apart: Collection[int] = ()) -> None:
-        self.apart = apart
-        self.peak_bytes = 0
-        self._reaped_seconds = 0.0
-        self._seen: dict[int, float] = {}
-        self._largest = 0.0
 
-    def pids(self) -> list[int]:
-        return [pid for pid in system.descendants(os.getpid()) if pid not in self.apart]
+CHUNK = 1 << 18
+TICK_S = 0.1
+LEAVE_S = 0.3  # helpers of a training that has ended may leave by themselves
+LEFTOVER_GRACE_S = 2.0
+KILL_S = 10.0
+_RSS_UNIT = 1024 if system.LINUX else 1
 
-    @property
-    def ever(self) -> Collection[int]:
-        """Every pid that has been seen in the tree."""
-        return self._seen.keys()
+ASLEEP_S = 5.0
+"""A pause between two rounds of this length is no busy machine: the shim was stopped."""
+LATE_S = 1.0
+"""A pause of this length, with the deadline in it, hides whether the child ended in time."""
+EndStatus = Literal["exited", "signalled", "deadline", "cancelled", "infra", "processes"]
 
-    def sample(self) -> None:
-        """Look at memory and CPU time now."""
-        self.peak_bytes = max(self.peak_bytes, sum(map(resident_bytes, self.pids())))
-        self.cpu_seconds()
 
-    def reaped(self, cpu_seconds: float, peak_bytes: int) -> None:
-        """Count a child that was waited for: its CPU time, with its own children's, and peak."""
-        self._reaped_seconds += cpu_seconds
-        self.peak_bytes = max(self.peak_bytes, peak_bytes)
+class ChildEnd(NamedTuple):
+    """How a child ended. `wall_seconds` from exec to its exit, without what it left behind."""
 
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of the tree up to now, living and ended; it never goes back."""
-        pids = self.pids()
-        own = {pid: own_cpu_seconds(pid) for pid in pids}
-        self._seen.update(own)
-        waited = sum(map(reaped_cpu_seconds, pids))
-        accounted = self._reaped_seconds + sum(own.values()) + waited
-        self._largest = max(self._largest, accounted, sum(self._seen.values()))
-        return self._largest
+    status: EndStatus
+    exit_code: int | None
+    signal: int | None
+    wall_seconds: float
+    leftovers_killed: int
+    switches: int  # involuntary context switches: another process wanted the core
+    asleep: float  # seconds in which the shim itself was stopped
+    error: str | None
+
+
+class ProcessMonitor:
+    """Looks after one child. `tick` is called about ten times a second; `wakeups` are descriptors
+    and what to call when they are readable."""
+
+    def __init__(
+        self,
+        child: ChildProcess,
+        log: CappedLog,
+        reader: StreamReader,
+        meter: TreeMeter,
+        interrupts: Interrupts,
+        limit: ProcessLimit,
+        *,
+        deadline_s: float,
+        grace_s: float,
+        tick: Callable[[], None],
+        wakeups: Mapping[int, Callable[[], None]] | None = None,
+    ) -> None:
+        self._child = child
+        self._log = log
+        self._reader = reader
+        self._meter = meter
+        self._interrupts = interrupts
+        self._limit = limit
+        self._grace = grace_s
+        self._tick = tick
+        self._deadline = child.started + deadline_s
+        self._next_tick = child.started
+        self._wakeups = {child.output: self._pump, interrupts.fd: interrupts.drain}
+        self._wakeups |= {fd: call for fd, call in (wakeups or {}).items() if fd >= 0}
+        self._poll = select.poll()
+        for fd in self._wakeups:
+            self._poll.register(fd, select.POLLIN)
+        self._output_open = True
+        self._fault: str | None = None
+        self._too_many = ""
+        """How many processes there are, in words, once those are too many."""
+        self._stopped: EndStatus | None = None
+        self._kill_at = 0.0
+        self._told = 0
+        """How many processes were asked to end."""
+        self._status: int | None = None
+        self._switches = 0
+        self._looked = time.monotonic()
+        self._asleep = 0.0
+
+    def watch(self) -> ChildEnd:
+        while self._status is None:
+            self._round()
+            self._stop_if_due()
+        wall = time.monotonic() - self._child.started
+        self._guarded(self._tick)  # what it wrote last, before others add to its CPU time
+        self._count_processes()
+        killed = self._end_leftovers()
+        self._drain()
+        return self._end(wall, killed)
+
+    def _round(self) -> None:
+        """Wait for something to happen, for a tick at most."""
+        was_running = self._status is None
+        wait = max(self._next_tick - time.monotonic(), 0.0)
+        for fd, _ in self._poll.poll(1000 * min(wait, TICK_S)):
+            self._wakeups[fd]()
+        self._reap()
+        if time.monotonic() >= self._next_tick:
+            self._next_tick = time.monotonic() + TICK_S
+            self._guarded(self._tick)
+            self._count_processes()
+        if was_running:
+            self._look_for_a_gap()
+
+    def _look_for_a_gap(self) -> None:
+        """Notice that this process was stopped: what happened at its deadline, it did not see."""
+        now, before = time.monotonic(), self._looked
+        self._looked, gap = now, now - before
+        self._asleep += gap if gap >= ASLEEP_S else 0.0
+        if gap >= LATE_S and before < self._deadline <= now:
+            self._fault = self._fault or (
+                f"the process that owns the run was stopped for {gap:.1f} s, past its deadline"
+            )
+
+    def _count_processes(self) -> None:
+        if not self._too_many and (excess := self._limit.excess()):
+            self._too_many = f"{excess} (run.max_processes)"
+
+    def _pump(self) -> None:
+        """Move one chunk from the pipe to the log."""
+        try:
+            data = os.read(self._child.output, CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self._poll.unregister(self._child.output)
+            self._output_open = False
+            return
+        self._reader.feed(data)
+        if self._fault is None:
+            self._guarded(lambda: self._log.write(data))
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """Write, and end the training where the disk refuses: the shim goes on."""
+        try:
+            write()
+        except OSError as error:
+            self._fault = self._fault or f"{error.strerror}: {self._log.path}"
+        except AutohypothesisError as error:
+            self._fault = self._fault or error.problem
+
+    def _reap(self) -> None:
+        """Wait for children that have ended, adopted orphans too, and count what they used."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid in self._meter.apart:
+                continue
+            self._meter.reaped(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * _RSS_UNIT)
+            if pid == self._child.pid:
+                self._status = status
+                self._switches = usage.ru_nivcsw
+
+    def _stop_if_due(self) -> None:
+        now = time.monotonic()
+        if self._stopped is None:
+            if self._fault is not None:
+                self._stop("infra")
+            elif self._interrupts.cancelled:
+                self._stop("cancelled")
+            elif self._too_many:
+                self._freeze()
+            elif now >= self._deadline and self._status is None:
+                self._stop("deadline")
+        elif now >= self._kill_at and self._status is None:
+            self._signal_tree(signal.SIGKILL)
+            self._kill_at = now + TICK_S  # again, for what was forked meanwhile
+        elif not self._told and self._status is None:  # bubblewrap was not ready yet
+            self._told = self._signal_tree(signal.SIGTERM)
+
+    def _stop(self, why: EndStatus) -> None:
+        self._stopped = why
+        self._kill_at = time.monotonic() + self._grace
+        if self._status is None:
+            self._told = self._signal_tree(signal.SIGTERM)
+
+    def _freeze(self) -> None:
+        """Stop too many processes without a last word: what is told to end forks on."""
+        self._limit.forbid_more()
+        self._signal_tree(signal.SIGSTOP)
+        self._stopped, self._kill_at = "processes", time.monotonic()
+
+    def _signal_tree(self, number: signal.Signals) -> int:
+        """Signal every living descendant; return how many there were.
+
+        SIGTERM passes bubblewrap by: its end would kill the training before that could end itself.
+        """
+        if not system.LINUX and self._status is None:
+            with suppress(OSError):
+                os.killpg(self._child.pid, number)
+        count = 0
+        for pid in self._meter.pids():
+            if number == signal.SIGTERM and _is_bubblewrap(pid):
+                continue
+            start = system.process_start(pid)
+            count += start is not None and system.signal_process(pid, start, number)
+        return count
+
+    def _end_leftovers(self) -> int:
+        """End what the child left behind; return how many processes had to be told."""
+        told = 0
+        if self._stopped is not None:
+            self._wait_empty(self._kill_at - time.monotonic())
+        else:
+            self._wait_empty(LEAVE_S)
+            told = self._signal_tree(signal.SIGTERM)
+            self._wait_empty(min(self._grace, LEFTOVER_GRACE_S) if told else 0.0)
+        if self._too_many and self._stopped is None:
+            self._freeze()
+        give_up = time.monotonic() + KILL_S
+        killed = 0
+        while self._meter.pids() and time.monotonic() < give_up:
+            killed = max(killed, self._signal_tree(signal.SIGKILL))
+            self._wait_empty(0.02)
+        return max(told, killed)
+
+    def _wait_empty(self, seconds: float) -> None:
+        """Keep pumping and waiting until no descendant is left, for some time at most."""
+        until = time.monotonic() + seconds
+        while self._meter.pids() and time.monotonic() < until:
+            self._next_tick = min(self._next_tick, time.monotonic() + 0.01)
+            self._round()
+            if self._too_many and self._stopped is None:
+                return
+
+    def _drain(self) -> None:
+        """Take what is left in the pipe: all its writers are dead."""
+        while self._output_open:
+            before = self._log.total
+            self._pump()
+            if self._log.total == before or self._fault is not None:
+                break
+        os.close(self._child.output)
+        self._reader.finish()
+        self._guarded(self._log.close if self._fault is None else self._log.discard)
+
+    def _end(self, wall: float, killed: int) -> ChildEnd:
+        code = os.waitstatus_to_exitcode(self._status or 0)
+        status: EndStatus = "exited" if code >= 0 else "signalled"
+        if self._fault is not None:
+            status = "infra"
+        elif self._stopped is not None:
+            status = self._stopped
+        too_many = f"it ran {self._too_many}" if status == "processes" else None
+        return ChildEnd(
+            status=status,
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            wall_seconds=wall,
+            leftovers_killed=killed,
+            switches=self._switches,
+            asleep=self._asleep,
+            error=self._fault or too_many,
+        )
+
+
+def _is_bubblewrap(pid: int) -> bool:
+    try:
+        return system.read(f"/proc/{pid}/comm") == b"bwrap\n"
+    except OSError:
+        return False
 
 
 TASKS_EACH = 4

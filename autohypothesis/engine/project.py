@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from datetime import date
 from itertools import count
 from pathlib import Path
 
+from autohypothesis import schema
 from autohypothesis.engine import shim
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.task import Task
@@ -26,6 +28,7 @@ from autohypothesis.errors import (
     SettleError,
     UsageError,
 )
+from autohypothesis.installation import as_called
 from autohypothesis.records.files import load_or_none, remove_folder, write_atomic, write_json
 from autohypothesis.records.git import EXPERIMENTS, Repository
 from autohypothesis.records.layout import ID, Layout, checked_id
@@ -352,3 +355,64 @@ def _read(path: Path) -> bytes | None:
     with suppress(OSError):
         return path.read_bytes()
     return None
+
+
+FILES = {
+    "prepare.py": "prepare.py",
+    "train.py": "train.py",
+    "program.md": "program.md",
+    "SKILL.md": "SKILL.md",
+    "task.yaml": "tasks/pretrain/task.yaml",
+}
+"""The files of a search, and where they lie in `source_folder`; all else is made on use."""
+OWN_IGNORED = (".venv/", "__pycache__/", "/.cache/", "/run.log")
+"""Made there by people, by hand."""
+
+
+def source_folder() -> Path:
+    """Return where the training pair lies: in the package as it was built, or in the clone."""
+    package = Path(schema.__file__).resolve().parent
+    built = package / "_files"
+    return built if built.is_dir() else package.parent
+
+
+def make_repository(root: Path) -> bool:
+    """Make a research repository at `root`; False when it was made before.
+
+    Raises:
+        UsageError: something else is there, or this installation lacks the training pair.
+    """
+    if _is_made(root):
+        return False
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(
+            f"{root} is there and is no research repository", hint="name another folder"
+        )
+    source = source_folder()
+    missing = [name for name in FILES.values() if not (source / name).is_file()]
+    if missing:
+        raise UsageError(
+            f"this installation has no {', '.join(missing)}",
+            hint="install it again, or work from a clone of the project",
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    for name, original in FILES.items():
+        shutil.copyfile(source / original, root / name)
+        if name.endswith(".md"):  # pages name the command line as it is called here
+            page = (root / name).read_text(encoding="utf-8")
+            (root / name).write_text(as_called(page), encoding="utf-8")
+    ignored = "\n".join((*OWN_IGNORED, "# made on use", *Layout(root).made_on_use))
+    (root / ".gitignore").write_text(f"{ignored}\n", encoding="utf-8")
+    Repository.create(root, "Start: the training pair and its task")
+    return True
+
+
+def _is_made(root: Path) -> bool:
+    """Return whether a repository of this kind is there, the ones of earlier releases included."""
+    layout = Layout(root)
+    return (
+        (root / ".git").exists()
+        and all((root / name).is_file() for name in ("prepare.py", "train.py"))
+        and (layout.root_task.is_file() or layout.default_task.is_file())
+        and Repository(root).read_ref("HEAD") is not None
+    )

@@ -6,12 +6,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from autohypothesis.engine.candidate import settings_of, spec_of
+from autohypothesis.engine.candidate import check_candidate, settings_of, spec_of
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.executor import RunSpec, metadata_of
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.failures import classify
-from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND

@@ -15,10 +15,11 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from autohypothesis import system
-from autohypothesis.engine import guard, shim
+from autohypothesis.engine import shim
 from autohypothesis.engine.collect import LOCAL_LIMIT, collect
 from autohypothesis.engine.devices import experiments_of
 from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.workspace import Before
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     AutohypothesisError,
@@ -142,7 +143,7 @@ def is_readable(run: RunPaths) -> bool:
     """Return whether a result can be made of a run that has ended: else no waiting helps."""
     local = read_object(run.local, LOCAL_LIMIT)
     try:
-        guard.Before.model_validate(local.get("before"))
+        Before.model_validate(local.get("before"))
     except ValueError:
         return False
     return bool(local.get("checkout")) and load_or_none(RunSpec, run.run_spec) is not None

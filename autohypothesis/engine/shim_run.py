@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
-from autohypothesis.engine import processes, shim
+from autohypothesis.engine import shim
 from autohypothesis.engine.devices import release
-from autohypothesis.engine.meters import RecordWatch
-from autohypothesis.engine.process_monitor import Interrupts, ProcessMonitor, spawn
-from autohypothesis.engine.processes import ProcessLimit, TreeMeter
+from autohypothesis.engine.meters import (
+    ClockWatch,
+    RecordWatch,
+    TreeMeter,
+    oom_kills,
+    time_kernel,
+)
+from autohypothesis.engine.processes import (
+    ChildEnd,
+    Interrupts,
+    ProcessLimit,
+    ProcessMonitor,
+    spawn,
+)
 from autohypothesis.engine.shim import Launch, utc_now
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
@@ -28,8 +39,6 @@ from autohypothesis.records.layout import RunPaths
 if TYPE_CHECKING:
     from autohypothesis.engine.gpus import GpuRecord, GpuSampler
     from autohypothesis.engine.logs import CappedLog, StreamReader
-    from autohypothesis.engine.meters import ClockWatch
-    from autohypothesis.engine.process_monitor import ChildEnd
 
 NVML_START_S = 20.0
 _DEVICE_EVERY_S = 1.0
@@ -99,7 +108,7 @@ class ShimRun:
         self.seal = seal
         self.interrupts = Interrupts()
         self.started_at = utc_now()
-        self.oom_kills = processes.oom_kills()
+        self.oom_kills = oom_kills()
         self.suspended = system.suspended_seconds()
         self.reserve = -1
         self.lease: int | None = None
@@ -179,8 +188,6 @@ class ShimRun:
 
     def _time_core(self) -> None:
         if self.launch.contention_kernel:
-            from autohypothesis.engine.meters import time_kernel
-
             self.kernel_ms.append(time_kernel(self.launch.device.cores, self.launch.clock))
 
     def _run_training(self) -> None:
@@ -188,7 +195,6 @@ class ShimRun:
         child = self._spawn(launch.command, launch.cwd, launch.env)
         # Imported now: the training has started, and has its own imports to do.
         from autohypothesis.engine.logs import CappedLog, StreamReader
-        from autohypothesis.engine.meters import ClockWatch
 
         self.meter = self._new_meter()
         now = self.meter.cpu_seconds if launch.clock == "cpu" else time.monotonic
@@ -386,7 +392,7 @@ class ShimRun:
             },
             "energy_joules": gpu.energy_joules() if gpu else None,
             "utilisation": gpu.utilisation() if gpu else None,
-            "oom_kills": processes.oom_kills() - self.oom_kills,
+            "oom_kills": oom_kills() - self.oom_kills,
             "log": {"bytes": log.total if log else 0, "dropped": log.dropped if log else 0},
             "score": self.score,
             "metrics": parse_summary(tail, launch.metric).metrics if ended else {},

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from autohypothesis.schema import Clock, Direction, Setting
+from autohypothesis.errors import ChangeError
+from autohypothesis.records.git import Entry
+from autohypothesis.schema import Clock, Direction, Setting, nearest
 from autohypothesis.system import cpu_model
 
 DEFAULT_BUDGET_S = 300.0
@@ -397,7 +399,7 @@ def canonical_hash(value: Any) -> str:
 
 
 def task_hash(task: Task, protected: Mapping[str, str]) -> str:
-    """Hash a resolved task with the contents of its protected files (`guard.protected_blobs`)."""
+    """Hash a resolved task with the contents of its protected files (`protected_blobs`)."""
     values = task.model_dump(mode="json", include=set(_COMPARED))
     run = values["run"]
     del values["objective"]["target"]  # says when to stop
@@ -408,6 +410,22 @@ def task_hash(task: Task, protected: Mapping[str, str]) -> str:
             del run[name]
     values |= {"artifacts": sorted(task.artifacts), "protected": dict(protected)}
     return canonical_hash(values)
+
+
+def protected_blobs(task: Task, entries: Mapping[str, Entry]) -> dict[str, str]:
+    """Return path -> blob of the files that make experiments comparable.
+
+    Raises:
+        ChangeError: the commit lacks the evaluator.
+    """
+    evaluator = task.scorer.evaluator
+    if evaluator is not None and evaluator not in entries:
+        raise ChangeError(
+            f"the commit has no {evaluator}, which scores task {task.id}"
+            f"{nearest(evaluator, list(entries))}",
+            hint="start from a commit that has it",
+        )
+    return {path: entry.blob for path, entry in entries.items() if task.is_protected(path)}
 
 
 def data_hash_with(data_hash: str, included: Mapping[str, str]) -> str:

@@ -3,6 +3,9 @@
 The checkout of a run (`Export`) lies in `worktrees/.runs/<name>` and has one holder. What is known
 of it lies in `.git/autohypothesis/exports/<name>`, where no run writes. Whatever was done to it, by
 a run or by a kill, the next checkout puts right.
+
+`look` and `inspect` see a checkout before and after a training: every tracked file, and the
+distributions that the training's Python has installed.
 """
 
 from __future__ import annotations
@@ -14,13 +17,23 @@ from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel
 
 from autohypothesis.engine import untracked_files
+from autohypothesis.engine.environment import differences, installed
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import GitError
 from autohypothesis.records import git_export
-from autohypothesis.records.files import remove_folder, write_atomic
+from autohypothesis.records.files import (
+    FileStamp,
+    file_stamp,
+    kind_of,
+    remove_folder,
+    shown,
+    write_atomic,
+)
 from autohypothesis.records.git import FULL, SALVAGE, Entry, Repository
 from autohypothesis.records.git_export import SUBMODULE, Part
 from autohypothesis.records.layout import Layout
@@ -308,3 +321,125 @@ class Workspace:
         fleet = f"fleet={self.fleet} " if self.fleet else ""
         reason = f"{fleet}worker={self.name} pid={pid} start={process_start(pid)}"
         self.repository.worktree_add(self.path, commit, reason=reason, branch=self.branch)
+
+
+MAX_NAMED = 8
+
+
+class Before(BaseModel):
+    """A checkout and an environment before a training, kept with its run until it has ended.
+
+    Attributes:
+        files: by the bytes of each path, read as Latin-1: JSON keeps no name that is not UTF-8.
+        distributions: metadata folder of each installed distribution -> when its list of files
+            was written.
+        copies: the SHA-256 of files that were copied from the user's checkout; keys as `files`.
+    """
+
+    commit: str
+    files: dict[str, FileStamp]
+    distributions: dict[str, int]
+    site_folders: list[str]
+    copies: dict[str, str] = {}
+
+    def stamps(self) -> dict[str, FileStamp]:
+        return {_path(name): stamp for name, stamp in self.files.items()}
+
+
+def _latin(path: str) -> str:
+    return os.fsencode(path).decode("latin-1")
+
+
+def _path(latin: str) -> str:
+    return os.fsdecode(latin.encode("latin-1"))
+
+
+def look(checkout: Checkout, site_folders: Iterable[Path]) -> Before:
+    """Note the state of a fresh checkout, and of what is installed in `site_folders`."""
+    tracked = (path for path, entry in checkout.files.items() if entry.mode != SUBMODULE)
+    files = {
+        _latin(path): stamp
+        for path in (*tracked, *checkout.copies, *checkout.links)
+        if (stamp := file_stamp(checkout.path / path))
+    }
+    folders = [str(folder) for folder in site_folders]
+    return Before(
+        commit=checkout.commit,
+        files=files,
+        distributions=installed(folders),
+        site_folders=folders,
+        copies={_latin(path): digest for path, digest in checkout.copies.items()},
+    )
+
+
+def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]:
+    """Describe what a training touched that it may not; empty for an honest one.
+
+    A file that was only rewritten with its own content counts as untouched, and so does a new,
+    untracked one: it is deleted before the next training.
+    """
+    problems: list[str] = []
+    rewritten: list[str] = []
+    for path, stamp in before.stamps().items():
+        now = file_stamp(checkout / path)
+        if now == stamp:
+            continue
+        if problem := _replaced(checkout, path, stamp, now):
+            problems.append(problem)
+        else:
+            rewritten.append(path)
+    copies = {_path(name): digest for name, digest in before.copies.items()}
+    committed = [path for path in rewritten if path not in copies]
+    changed = git_export.changed(repository, before.commit, checkout, committed)
+    for path in copies.keys() & set(rewritten):
+        if git_export.digest(checkout / path) != copies[path]:
+            changed.append(path)
+    problems += [f"{path} was changed" for path in sorted(changed)]
+    packages = differences(before.distributions, installed(before.site_folders))
+    return _at_most(problems) + _at_most(packages)
+
+
+def planted(task: Task, checkout: Path, before: Before) -> list[str]:
+    """Describe what a run left where a scoring program would import it.
+
+    Python looks beside a script, or in the folder that it is started in, before it looks anywhere
+    else, and in a package beside what belongs to it.
+    """
+    if task.scorer.command is None:
+        return []
+    files = before.stamps()
+    folders = {PurePosixPath(path).parent for path in files if path.endswith(".py")}
+    folders.add(PurePosixPath(os.path.normpath(task.run.cwd)))
+    known = {*files, *(str(parent) for path in files for parent in PurePosixPath(path).parents)}
+    return _at_most(
+        [
+            f"{folder / path.name} was made beside the scorer, which could import it"
+            for folder in sorted(folders)
+            for path in sorted((checkout / folder).glob("*"))
+            if str(folder / path.name) not in known and _is_importable(path)
+        ]
+    )
+
+
+def _is_importable(path: Path) -> bool:
+    return path.suffix in (".py", ".pyc", ".so") or (path / "__init__.py").exists()
+
+
+def _replaced(checkout: Path, path: str, before: FileStamp, now: FileStamp | None) -> str:
+    """Return how `path` is another thing than it was; empty when only its content can be."""
+    for parent in PurePosixPath(path).parents:
+        if (checkout / parent).is_symlink() and parent != PurePosixPath("."):
+            return f"the folder {parent} of {path} was replaced by a symbolic link"
+    if now is None:
+        return f"{path} was deleted"
+    if stat.S_IFMT(now.mode) != stat.S_IFMT(before.mode):
+        return f"{path} was replaced by {kind_of(now.mode)}"
+    if stat.S_ISLNK(now.mode):
+        return f"the symbolic link {path} was replaced"
+    return f"{path} was changed" if now.size != before.size else ""
+
+
+def _at_most(problems: list[str]) -> list[str]:
+    rest = len(problems) - MAX_NAMED
+    more = [f"and {rest} more"] if rest > 0 else []
+    return [shown(problem) for problem in problems[:MAX_NAMED]] + more

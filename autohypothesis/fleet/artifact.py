@@ -22,14 +22,13 @@ from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
 from autohypothesis.engine.executor import Executor, RunSpec
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.failures import part_of
-from autohypothesis.engine.guard import protected_blobs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.policy import better_by
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
 from autohypothesis.engine.replication import make_missing_runs
 from autohypothesis.engine.runner import ProgressListener
-from autohypothesis.engine.task import task_hash
+from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import (
     AutohypothesisError,
     GitError,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from autohypothesis.engine.setup import FILES, make_repository
+from autohypothesis.engine.project import FILES, make_repository
 from autohypothesis.engine.task_file import default_task
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import untracked_files
-from autohypothesis.engine.guard import inspect, look, planted
 from autohypothesis.engine.task import Task
-from autohypothesis.engine.workspace import Checkout, Export
+from autohypothesis.engine.workspace import Checkout, Export, inspect, look, planted
 from autohypothesis.errors import GitError, LaunchError
 from autohypothesis.records import git_export
 from autohypothesis.records.git import Repository

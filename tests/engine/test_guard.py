@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.environment import installed, site_folders
-from autohypothesis.engine.guard import Before, inspect, look, protected_blobs
-from autohypothesis.engine.task import ScorerConfig, Task
-from autohypothesis.engine.workspace import Checkout, Workspace
+from autohypothesis.engine.task import ScorerConfig, Task, protected_blobs
+from autohypothesis.engine.workspace import Before, Checkout, Workspace, inspect, look
 from autohypothesis.errors import ChangeError, LaunchError
 from autohypothesis.records.git import Repository
 from tests.conftest import run_git

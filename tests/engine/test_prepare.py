@@ -16,7 +16,7 @@ from autohypothesis.engine.candidate import PreflightVerdict, config_of, diff_ha
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.inputs import InputReport, Inputs
-from autohypothesis.engine.isolation import TaskSandbox
+from autohypothesis.engine.program import TaskSandbox
 from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task
 from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import ChangeError, GitError, PreflightError

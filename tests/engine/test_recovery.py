@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import guard, processes, recovery, runner
+from autohypothesis.engine import processes, recovery, runner
 from autohypothesis.engine.executor import RunSpec
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.workspace import Before
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.layout import RunPaths
@@ -29,7 +30,7 @@ def begun(project: Project) -> RunPaths:
         worker_id="solo-0",
     )  # fmt: skip
     run = project.layout.run(spec.experiment_id)
-    before = guard.Before(commit=spec.commit, files={}, distributions={}, site_folders=[])
+    before = Before(commit=spec.commit, files={}, distributions={}, site_folders=[])
     write_json(run.local, {"checkout": "/a", "before": before.model_dump(mode="json")})
     write_json(run.run_spec, spec)
     return run

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autohypothesis.engine import contention, guard, runner
+from autohypothesis.engine import contention, runner
 from autohypothesis.engine.executor import Executor, RunSpec, RunState, metadata_of
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.recorded_runs import result_of_log
-from autohypothesis.engine.task import task_hash
+from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.observer import proposals
@@ -103,7 +103,7 @@ class InstantExecutor(Executor):
         bundles.write_config(run, spec.config)
         task, entries = self.project.task, self.project.repository.entries(spec.commit)
         hashes = dict.fromkeys(("platform_key", "data_hash"), "0" * 64)
-        hashes["task_hash"] = task_hash(task, guard.protected_blobs(task, entries))
+        hashes["task_hash"] = task_hash(task, protected_blobs(task, entries))
         bundles.write_metadata(run, metadata_of(spec, "cpu-0", gpu_name="CPU", **hashes))
         return spec.experiment_id
 

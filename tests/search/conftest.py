@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine.experiment import Change, Experiment
-from autohypothesis.engine.project import Project
+from autohypothesis.engine.project import Project, make_repository
 from autohypothesis.engine.runner import run
-from autohypothesis.engine.setup import make_repository
 from autohypothesis.schema import Result
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,8 @@ import pytest
 
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment
-from autohypothesis.engine.project import Project
+from autohypothesis.engine.project import Project, make_repository
 from autohypothesis.engine.runner import run
-from autohypothesis.engine.setup import make_repository
 from autohypothesis.errors import PreflightError
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.ledger import read_ledger

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.setup import make_repository
+from autohypothesis.engine.project import make_repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
 

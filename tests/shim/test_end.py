@@ -174,7 +174,7 @@ def test_a_failed_training_is_not_scored(
 
 BROKEN = """
 import sys
-from autohypothesis.engine import shim_run, process_monitor
+from autohypothesis.engine import shim_run
 from autohypothesis.engine.logs import StreamReader
 def fail(self, data): raise ZeroDivisionError("a fault of ours")
 StreamReader.feed = fail

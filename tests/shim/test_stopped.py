@@ -14,7 +14,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import failures, processes, recovery, shim
-from autohypothesis.engine.process_monitor import ASLEEP_S
+from autohypothesis.engine.processes import ASLEEP_S
 from autohypothesis.engine.shim import Launch, ScoreCommand
 from tests.shim.conftest import alive, wait_until
 

@@ -14,9 +14,8 @@ from time import monotonic
 
 from pydantic import ValidationError
 
-from autohypothesis.engine.candidate import tree_of
+from autohypothesis.engine.candidate import check_candidate, tree_of
 from autohypothesis.engine.experiment import Change
-from autohypothesis.engine.guard import check_candidate
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.errors import (

@@ -24,8 +24,8 @@ from autohypothesis import system
 from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
 from autohypothesis.engine.gpus import Gpu, all_gpus, cuda_version, usable_gpus
-from autohypothesis.engine.inputs import TIMEOUT_S
-from autohypothesis.engine.setup import SCRIPT, source_folder
+from autohypothesis.engine.inputs import SCRIPT, TIMEOUT_S
+from autohypothesis.engine.project import source_folder
 from autohypothesis.engine.task_file import has_option
 from autohypothesis.errors import LaunchError, LeaseError, UsageError
 from autohypothesis.records.layout import checked_id

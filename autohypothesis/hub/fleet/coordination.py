@@ -8,10 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from autohypothesis.engine import guard
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.project import Project, reference_ref
-from autohypothesis.engine.task import task_hash
+from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import (
     AutohypothesisError,
     HubError,
@@ -52,7 +51,7 @@ def task_terms(project: Project) -> TaskTerms:
     `data_hash` is empty where a task has no data of its own, or has none prepared yet.
     """
     repository, task = project.repository, project.task
-    blobs = guard.protected_blobs(task, repository.entries(_start(project)))
+    blobs = protected_blobs(task, repository.entries(_start(project)))
     try:
         inputs = locate_inputs(task, project.layout.root, project.layout.root, os.environ)
     except LaunchError:
