@@ -117,7 +117,7 @@ def _words(node: ast.expr) -> set[str]:
 STARTERS = {
     "shim.py": "the shim itself",
     "processes.py": "the training and its scoring",
-    "gpus.py": "the process that asks NVML, which may hang",
+    "devices.py": "the process that asks NVML, which may hang",
     "git_call.py": "git",
     "files.py": "chmod and rm, for folders that Python cannot delete",
     "environment.py": "another Python, to ask where its packages are",

@@ -26,7 +26,7 @@ from autohypothesis.errors import (
 )
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.gpus import Gpu
+    from autohypothesis.engine.devices import Gpu
     from autohypothesis.engine.project import Project
     from autohypothesis.fleet.roster.devices import Machine
 

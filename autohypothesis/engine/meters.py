@@ -7,11 +7,13 @@ import math
 import os
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from autohypothesis import system
+from autohypothesis.engine.devices import Gpu
 from autohypothesis.engine.shim import Clock, Launch
 from autohypothesis.system import LINUX, FileWatch
 
@@ -380,3 +382,88 @@ class RecordWatch:
             status = os.lstat(self._run.events)
             return status.st_ino, status.st_size
         return 0, 0
+
+
+GROWN_MB = 64.0  # a context alone is larger; smaller changes are no training
+BACK_MB = 256.0  # what a driver may keep after a training has gone
+
+
+class GpuRecord:
+    """The sum of the samples of one lease. The first is the state before the training."""
+
+    def __init__(self, before: Gpu) -> None:
+        self.error, self.lost = before.problem or None, before.lost
+        self.peak_mb: float | None = None
+        self.not_back: dict[str, float] | None = None
+        self._first = self._last = before
+        self._grown: dict[int, list[float]] = {}
+        self._load: list[float] = []
+        self._joules = 0.0
+        self._throttled: Counter[str] = Counter()
+        self._samples = 0
+        self._ours_seen = False
+        self._before = _memory(before)
+
+    def take(self, sample: Gpu, ours: Collection[int]) -> None:
+        """Add a sample during the lease; `ours` are all pids that the tree has had."""
+        if sample.problem:
+            self.error = self.error or sample.problem
+            self.lost = self.lost or sample.lost
+            return
+        self._samples += 1
+        self._throttled.update(sample.throttle)
+        if sample.utilisation is not None:
+            self._load.append(sample.utilisation)
+        if sample.power_w is not None and not self._last.problem:
+            self._joules += sample.power_w * (sample.monotonic - self._last.monotonic)
+        memory = _memory(sample)
+        mine = [mb for pid, mb in memory.items() if pid in ours]
+        self._ours_seen = self._ours_seen or bool(mine)
+        used = sum(mine) or sample.used_mb - self._first.used_mb
+        self.peak_mb = max(self.peak_mb or 0.0, used)
+        for pid, mb in memory.items():
+            grown = mb - self._before.get(pid, 0.0)
+            if pid not in ours and grown > GROWN_MB:
+                self._grown.setdefault(pid, []).append(grown)
+        self._last = sample
+
+    def is_back(self, sample: Gpu) -> bool:
+        """Return whether, after the training, the device's memory is what it was before."""
+        if sample.problem:
+            self.take(sample, ())
+            return False
+        before, after = self._first.used_mb, sample.used_mb
+        is_back = after - before <= BACK_MB
+        self.not_back = None if is_back else {"before_mb": before, "after_mb": after}
+        return is_back
+
+    def foreign(self) -> list[dict[str, float]]:
+        """Return processes whose memory grew since the lease, in two samples or more.
+
+        In a container NVML may give pids of another namespace. If none of ours was ever seen, a
+        process that came after the lease may be ours, and only growth of an older one counts.
+        """
+        return [
+            {"pid": pid, "grown_mb": max(sizes)}
+            for pid, sizes in sorted(self._grown.items())
+            if len(sizes) >= 2 and (self._ours_seen or pid in self._before)
+        ]
+
+    def energy_joules(self) -> float | None:
+        """Return the device's own counter, else the sum of power over time."""
+        first, last = self._first.energy_j, self._last.energy_j
+        if first is not None and last is not None:
+            return last - first
+        return self._joules or None
+
+    def utilisation(self) -> float | None:
+        """Return the mean load in per cent."""
+        return sum(self._load) / len(self._load) if self._load else None
+
+    def throttled(self) -> dict[str, float]:
+        """Return the share of samples for each reason that slowed the device."""
+        return {name: count / self._samples for name, count in self._throttled.items()}
+
+
+def _memory(sample: Gpu) -> dict[int, float]:
+    return {pid: mb or 0.0 for pid, mb in sample.processes}

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from autohypothesis import system
 from autohypothesis.engine import shim
-from autohypothesis.engine.devices import release
+from autohypothesis.engine.devices import GpuSampler, release
 from autohypothesis.engine.meters import (
     ClockWatch,
+    GpuRecord,
     RecordWatch,
     TreeMeter,
     oom_kills,
@@ -37,7 +38,6 @@ from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.gpus import GpuRecord, GpuSampler
     from autohypothesis.engine.logs import CappedLog, StreamReader
 
 NVML_START_S = 20.0
@@ -178,8 +178,6 @@ class ShimRun:
         device = self.launch.device
         if device.kind != "cuda":
             return
-        from autohypothesis.engine.gpus import GpuRecord, GpuSampler
-
         kept = [fd for fd in (self.reserve, self.lease) if fd is not None]
         self.sampler = GpuSampler(device.uuid or "", close=kept)
         self.gpu = GpuRecord(self.sampler.wait(NVML_START_S))

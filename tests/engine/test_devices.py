@@ -9,7 +9,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine import devices
-from autohypothesis.engine.gpus import usable_gpus
+from autohypothesis.engine.devices import usable_gpus
 from autohypothesis.errors import LeaseError
 
 Machine = Callable[..., None]

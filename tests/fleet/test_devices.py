@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine.gpus import all_gpus
+from autohypothesis.engine.devices import all_gpus
 from autohypothesis.errors import LeaseError, UsageError
 from autohypothesis.fleet.roster.devices import choose
 

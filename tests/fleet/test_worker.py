@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import collect, devices, gpus, processes, recovery, runner, shim
+from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
 from autohypothesis.engine.executor import Executor, Resources, RunSpec
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -651,7 +651,7 @@ def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
 def test_a_worker_made_for_a_gpu_never_trains_without_it(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpus, "usable_gpus", lambda: ([], "no NVIDIA driver answers"))
+    monkeypatch.setattr(devices, "usable_gpus", lambda: ([], "no NVIDIA driver answers"))
     entry = ENTRY.model_copy(update={"device": "GPU-0000", "kind": "cuda"})
     (name,) = floor.propose()
     with floor.working(entry):

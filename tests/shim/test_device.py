@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import failures
-from autohypothesis.engine.devices import Device
-from autohypothesis.engine.gpus import Gpu, GpuRecord
+from autohypothesis.engine.devices import Device, Gpu
+from autohypothesis.engine.meters import GpuRecord
 from tests.conftest import ROOT
 from tests.shim.conftest import wait_until
 

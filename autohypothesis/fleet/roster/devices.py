@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError
 from autohypothesis import system
 from autohypothesis.engine import devices as engine
 from autohypothesis.engine import program
-from autohypothesis.engine.gpus import Gpu, all_gpus, cuda_version, usable_gpus
+from autohypothesis.engine.devices import Gpu, all_gpus, cuda_version, usable_gpus
 from autohypothesis.engine.inputs import SCRIPT, TIMEOUT_S
 from autohypothesis.engine.project import source_folder
 from autohypothesis.engine.task_file import has_option
