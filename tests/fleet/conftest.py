@@ -5,8 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pkgutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -131,29 +129,6 @@ def forked() -> Iterator[Callable[..., Forked]]:
     for each in started:
         each.process.kill()
         each.process.join(60)
-
-
-Python = Callable[..., "subprocess.Popen[str]"]
-
-
-@pytest.fixture
-def python() -> Iterator[Python]:
-    """Starts `python -c CODE WORDS...`; whatever still runs at the end is killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(code: str, *words: object) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, words)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=30)
 
 
 class Killed(BaseException):

@@ -408,24 +408,6 @@ def drive(examples: int, steps: int) -> None:
     )
 
 
-def test_an_observer_that_dies_while_it_requeues_loses_no_hypothesis() -> None:
-    fleet = FleetRules()
-    fleet.start()
-    fleet.propose(1.5, "rate")
-    fleet.everything_goes_on("w0", None, "observe", "well")
-    world = fleet.world
-    while not any(one.trains and "h-t" in one.experiment_id for one in world.shims):
-        world.sleep(1.1)
-        world.observe()
-        world.work("w0")
-    next(one for one in world.shims if one.trains).end("no_exit")
-    world.work("w0")
-    world.observe(Fault("kill", "rename", 1))
-    assert world.observer is None
-    fleet.every_state_is_sound()
-    fleet.teardown()
-
-
 def test_any_schedule_ends_every_hypothesis_exactly_once() -> None:
     drive(examples=6, steps=30)
 

@@ -284,21 +284,6 @@ def test_a_loop_beside_a_fleet_is_refused_by_name(place: Place) -> None:
 
 
 @pytest.mark.slow
-def test_a_fleet_and_a_loop_follow_each_other_on_one_search(place: Place, until: Until) -> None:
-    assert place("init-fleet", "--cpu-workers", "1", "--tag", "t").returncode == 0
-    manifest = place.layout.manifest.read_bytes()
-    assert place("up", "--max-runs", "1").returncode == 0
-    looped = place("run-loop", "--max", "2")
-    assert looped.returncode == 0, looped.stderr
-    assert place.layout.manifest.read_bytes() == manifest
-    assert place("up", "--max-runs", "1").returncode == 0
-    workers = [row["worker_id"] for row in read_ledger(place.layout)]
-    assert workers.count("solo") >= 2 and {"cpu0", "solo"} == set(workers)
-    assert len(place.rows()) == 4
-    until(place.has_left)
-
-
-@pytest.mark.slow
 def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
     place: Place, until: Until
 ) -> None:
@@ -308,11 +293,13 @@ def test_what_a_killed_loop_held_a_fleet_runs_and_the_other_way_round(
     process.kill()
     process.wait(timeout=30)
     assert place("init-fleet", "--cpu-workers", "1").returncode == 0
+    manifest = place.layout.manifest.read_bytes()
     assert place("up", "--max-runs", "2").returncode == 0
     assert [row[4] for row in place.rows()].count("baseline") == 1
     assert place.counted() == 2  # one of which may repeat the baseline
     assert place("run-loop", "--max", "1").returncode == 0
     assert place.counted() == 3
+    assert place.layout.manifest.read_bytes() == manifest
     until(place.has_left)
     check(Project.open(place.root))
 

@@ -23,7 +23,6 @@ from autohypothesis.engine.project import Project, todays_tag
 from autohypothesis.engine.runner import plan, run
 from autohypothesis.engine.workspace import Export, Workspace
 from autohypothesis.errors import (
-    AutohypothesisError,
     FleetError,
     GitError,
     RecordError,
@@ -142,14 +141,6 @@ def refused(root: Path, match: str, error: type[Exception] = FleetError, **wante
     assert read_manifest(Project.open(root).layout) is None
 
 
-def test_a_repository_without_a_commit(tmp_path: Path, own_locks: Path, git: Git) -> None:
-    git(tmp_path, "init", "-q")
-    (tmp_path / "train.py").write_text("print('val_bpb: 1')\n")
-    git(tmp_path, "add", "-A")
-    with pytest.raises(AutohypothesisError, match="no commit"):
-        init(tmp_path)
-
-
 def test_without_an_identity_of_the_user_it_works(
     fleet_root: Path, git: Git, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,21 +217,6 @@ def test_a_branch_begun_by_hand_at_head_is_gone_on_from(fleet_root: Path, git: G
     assert any("goes on" in note for note in fleet.notes)
 
 
-def test_a_tag_named_like_a_workers_branch_is_told_apart(fleet_root: Path) -> None:
-    init(fleet_root, tag="t")
-    with pytest.raises(FleetError, match="autoresearch/t-cpu0"):
-        git_commit_on(fleet_root, "autoresearch/t-cpu0")
-        init(fleet_root, tag="t-cpu0")
-
-
-def git_commit_on(root: Path, branch: str) -> None:
-    repository = Project.open(root).repository
-    head = repository.head()
-    commit = repository.commit_tree(repository.tree_of(head), [head], "x\n")
-    old = repository.read_ref(f"refs/heads/{branch}")
-    assert repository.compare_and_swap(f"refs/heads/{branch}", commit, old)
-
-
 @pytest.mark.parametrize(
     ("wanted", "match"),
     [
@@ -284,18 +260,6 @@ def test_more_workers_join_and_fewer_stay(fleet_root: Path, git: Git) -> None:
     assert [one.worker_id for one in fleet.manifest.workers] == ["cpu0"]
     assert sorted(one.hypothesis_id for one in queue.pending()) == ids, "nothing is stuck with it"
     assert (fleet_root / "worktrees" / "cpu2" / "train.py").exists(), "prune takes it, not init"
-
-
-def test_a_worker_that_leaves_hands_in_what_it_had_finished(fleet_root: Path) -> None:
-    init(fleet_root, 2, tag="t")
-    project = Project.open(fleet_root)
-    queue = Queue(project.layout, "t")
-    one = queue.add(Proposal(title="x", config_overrides={"RATE": 1.1}), proposer="test")
-    queue.dispatch(one.hypothesis_id, "cpu1")
-    queue.claim("cpu1")
-    run(project, Experiment(Change(overrides={"RATE": 1.1}), hypothesis_id=one.hypothesis_id))
-    init(fleet_root, 1)
-    assert queue.done_ids() == [one.hypothesis_id]
 
 
 @pytest.mark.parametrize("torn", [False, True])
@@ -655,15 +619,6 @@ def test_an_option_without_its_value_is_named(cli: Callable[..., object]) -> Non
         answer = cli("init-fleet", *words)
         assert answer.returncode == 2, answer  # type: ignore[attr-defined]
         assert f"{option} lacks its value" in answer.stderr  # type: ignore[attr-defined]
-
-
-def test_without_a_word_it_takes_what_there_is(
-    cli: Callable[..., object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(system, "physical_cores", lambda: [0])
-    answer = cli("init-fleet")
-    assert answer.returncode == 0, answer  # type: ignore[attr-defined]
-    assert f"fleet {todays_tag()}" in answer.stdout  # type: ignore[attr-defined]
 
 
 def test_the_command_says_what_it_made(cli: Callable[..., object], foreign: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from autohypothesis import system
 from autohypothesis.engine.program import ProgramEnd
-from autohypothesis.errors import LockError, ToolError, UsageError
+from autohypothesis.errors import ToolError, UsageError
 from autohypothesis.fleet.live.presence import read_role
 from autohypothesis.fleet.toolbuilder import builder, checks, guard, tools
 from autohypothesis.fleet.toolbuilder.builder import ATTEMPTS, ToolBuilder, from_catalogue
@@ -239,18 +239,6 @@ def test_a_file_that_changes_between_look_and_start_is_not_run(
         tools.run(layout, "answer")
 
 
-def test_one_that_is_only_requested_or_discarded_is_not_run(layout: Layout) -> None:
-    ask(layout, "answer")
-    with pytest.raises(ToolError, match="is requested, not published"):
-        tools.run(layout, "answer")
-    publish(layout)
-    tools.decide(layout, "answer", "discarded", decided_by="a test")
-    with pytest.raises(ToolError, match="is discarded"):
-        tools.run(layout, "answer")
-    with pytest.raises(ToolError, match="did you mean 'answer'"):
-        tools.run(layout, "anwser")
-
-
 def test_a_published_tool_cannot_write_to_research_later(layout: Layout, held_by: str) -> None:
     """It behaved while it was looked at."""
     trick = "if words.fail == 5: (words.research / 'x').write_text('x')"
@@ -362,23 +350,6 @@ def test_requests_of_several_at_once_that_were_answered_outlive_a_kill(layout: L
     assert {tool["tool_id"] for tool in json.loads(layout.registry.read_text())["tools"]} == found
 
 
-def test_an_edit_of_the_registry_is_moved_aside_and_named(layout: Layout) -> None:
-    publish(layout)
-    mine = '{"tools": [{"tool_id": "mine", "status": "requested"}]}'
-    layout.registry.write_text(mine)
-    ask(layout, "later")
-    assert [tool.tool_id for tool in tools.registry(layout).tools] == ["answer", "later"]
-    layout.registry.write_text("")
-    ToolBuilder(layout).turn()
-    layout.registry.unlink()
-    ToolBuilder(layout).turn()
-    assert "later" in layout.registry.read_text()
-    reasons = sorted(layout.conflicts.glob("*.reason"))
-    assert len(reasons) == 2 and "tools request" in reasons[0].read_text()
-    kept = {path.with_suffix("").read_text() for path in reasons}
-    assert kept == {"", mine}
-
-
 def test_a_torn_registry_loses_no_published_tool(layout: Layout) -> None:
     publish(layout)
     for content in (b"", b'{"tools": [{"tool', b"\xff\xfe", b"[1, 2", b'{"a": 1}'):
@@ -389,6 +360,11 @@ def test_a_torn_registry_loses_no_published_tool(layout: Layout) -> None:
         ask(layout, "mine")
         assert (status(layout, "mine"), status(layout, "answer")) == ("requested", "published")
     assert tools.figure(layout, "answer") == {"answer": 42}
+    layout.registry.write_text(mine := '{"tools": []}')
+    ToolBuilder(layout).turn()
+    reasons = layout.conflicts.glob("*.reason")
+    aside = {path.with_suffix("").read_bytes(): path.read_text() for path in reasons}
+    assert "tools request" in aside[mine.encode()], "an edit is moved aside and named"
 
 
 def test_a_second_request_changes_nothing_unless_a_person_makes_it(layout: Layout) -> None:
@@ -407,25 +383,6 @@ def test_a_second_request_changes_nothing_unless_a_person_makes_it(layout: Layou
     assert status(layout, "noise") == "requested"
     with pytest.raises(ToolError, match="only a published one is adopted"):
         tools.decide(layout, "noise", "adopted", decided_by="ada")
-
-
-@pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Publishing checks nothing: what a script does is not looked at."""
-    checked = {"sha256": "0", "summary": "a figure", "usage": "tools run noise"}
-    monkeypatch.setattr(tools, "check", lambda *words, **more: checked)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_two_builders_at_once_publish_everything(layout: Layout) -> None:
-    names = ("noise", "compare")
-    for name in names:
-        ask(layout, name)
-    builders = [ToolBuilder(layout), ToolBuilder(layout)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda one: [one.turn() for _ in range(4)], builders))
-    assert [status(layout, name) for name in names] == ["published"] * 2
-    assert len(tools.registry(layout).tools) == 2
 
 
 def test_a_machine_that_cannot_check_is_a_failed_attempt(
@@ -555,52 +512,3 @@ def test_a_builder_that_is_asked_to_stop_ends_its_command(layout: Layout, tmp_pa
     assert (tool.status, tool.attempts) == ("requested", 0)
     said = read_role(layout, "tool-builder")
     assert said is not None and said.state == "stopped" and said.pid == os.getpid()
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_an_idle_builder_reads_nothing_and_hears_of_what_comes(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    publish(layout)
-    for _ in range(50):
-        jsonl.append(layout.tool_calls, {"tool_id": "answer", "exit_code": 0})
-    idle = ToolBuilder(layout)
-    assert not idle.turn() and not idle.turn()
-    real, read = os.open, list[str]()
-
-    def noted(path: Any, *words: Any, **more: Any) -> int:
-        read.append(str(path))
-        return real(path, *words, **more)
-
-    monkeypatch.setattr(os, "open", noted)
-    for _ in range(5):
-        assert not idle.turn()
-    assert read == []
-    ask(layout, "noise")
-    assert idle.turn() and status(layout, "noise") == "published"
-
-
-def test_a_failed_attempt_is_made_again_when_it_is_due(
-    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ask(layout, "mine")
-    monkeypatch.setattr(builder, "BACK_OFF_S", 0.3)
-    idle = ToolBuilder(layout, command=command(tmp_path, "sys.exit(1)"))
-    assert idle.turn() and not idle.turn()
-    until(idle.turn)
-    assert tools.registry(layout).tools[0].attempts == 2
-
-
-def test_a_second_builder_is_refused_by_name(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(builder, "LOCK_TIMEOUT_S", 0.1)
-
-    class Inside(Stop):
-        def wait(self, seconds: float) -> bool:
-            with pytest.raises(LockError, match=f"pid {os.getpid()}"):
-                ToolBuilder(layout).run(Stop(1))
-            self.looks = 0
-            return True
-
-    ToolBuilder(layout).run(Inside(5))

@@ -12,19 +12,20 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import collect, devices, processes, recovery, runner, shim
+from autohypothesis.engine import devices, processes, recovery, runner
 from autohypothesis.engine.executor import Executor, Resources, RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
 from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.live.presence import read_heartbeat, worker_lives
-from autohypothesis.fleet.queue.claims import examine_claim, newest_experiment
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.queue.states import Queue
 from autohypothesis.fleet.supervisor.snapshot import restore, snapshot
 from autohypothesis.fleet.worker import preparation, worker
@@ -35,7 +36,8 @@ from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.layout import RunPaths
 from autohypothesis.schema import Heartbeat, Hypothesis, Proposal, Result, now
 from autohypothesis.schema import Worker as Entry
-from tests.fleet.conftest import wait_until as until
+from tests.conftest import wait_until as until
+from tests.fleet.conftest import Forked
 
 NAME = "w0"
 LANE = devices.cpu_slots()[0].id
@@ -43,17 +45,10 @@ ENTRY = Entry(worker_id=NAME, gpu_id="0", device=LANE, kind="cpu")
 
 SCRIPT_OF_ANOTHER = b"RATE = 0.5\nSLEEP = 0.0\nWIDTH = 8\nprint('val_bpb: 1.0')\n"
 
-PROCESS = f"""
-import sys
-from pathlib import Path
-from autohypothesis.engine.project import Project
-from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.worker.worker import FleetWorker
-from autohypothesis.schema import Worker as Entry
-entry = Entry(worker_id={NAME!r}, gpu_id="0", device={LANE!r}, kind="cpu")
-with Stop() as stop:
-    FleetWorker(Project.open(Path(sys.argv[1])), entry).run(stop)
-"""
+
+def work(tell: Callable[[object], None], root: Path) -> None:
+    with Stop() as stop:
+        FleetWorker(Project.open(root), ENTRY).run(stop)
 
 
 class Asked:
@@ -169,6 +164,10 @@ class Floor:
     def result_of(self, experiment_id: str) -> Result:
         return Result.model_validate(json.loads(self.layout.run(experiment_id).result.read_text()))
 
+    def is_of(self, worker: Forked) -> bool:
+        """Whether the heartbeat is that of this process."""
+        return self.seen().pid == worker.process.pid
+
     def seen(self) -> Heartbeat:
         """Its heartbeat; an empty one before the first."""
         return read_heartbeat(self.layout, NAME) or Heartbeat(worker_id=NAME, updated_at=now())
@@ -278,16 +277,6 @@ def test_a_patch_cannot_touch_what_a_person_froze(floor: Floor) -> None:
     assert not floor.layout.plan(f"{name}-1").exists()
 
 
-def test_stop_in_the_steering_lets_the_run_end_and_starts_nothing_new(floor: Floor) -> None:
-    (name,) = floor.propose()
-    floor.layout.steering.write_text("```steering\nstop: true\n```\n")
-    with floor.working():
-        until(lambda: "steering" in floor.seen().notes)
-        assert floor.jobs.dispatched(NAME)[NAME][0].hypothesis_id == name
-        floor.layout.steering.unlink()
-        until(lambda: floor.is_done(name))
-
-
 def test_a_second_process_of_one_worker_is_refused_by_name(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,17 +285,6 @@ def test_a_second_process_of_one_worker_is_refused_by_name(
         until(lambda: worker_lives(floor.seen()))
         with pytest.raises(LockError, match=f"worker-{NAME}.*pid {os.getpid()}"):
             FleetWorker(floor.project, ENTRY).run(Asked())
-
-
-def test_a_disk_that_takes_no_heartbeat_stops_no_worker(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, value: object, *, durable: bool = True) -> None:
-        raise RecordError(f"cannot write {path}: No space left on device")
-
-    names = floor.propose(2)
-    monkeypatch.setattr(presence, "write_json", full)
-    floor.works_off(*names)
 
 
 def test_a_result_that_cannot_be_written_now_is_written_later(
@@ -418,38 +396,7 @@ def test_an_abandoned_worker_leaves_its_training_to_its_successor(floor: Floor) 
 # ── what a predecessor left ─────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("left", "attempt"), [("claim", 1), ("plan", 2), ("folder", 2)])
-def test_a_claim_without_a_run_is_run_by_the_successor_under_an_id_of_its_own(
-    floor: Floor, left: str, attempt: int
-) -> None:
-    if left == "claim":
-        (name,) = floor.propose()
-        floor.jobs.claim(NAME)
-    else:
-        name, spec = floor.claimed()
-        run = floor.layout.run(spec.experiment_id)
-        if left == "folder":
-            run.folder.mkdir(parents=True)
-            run.local.write_text("{}")
-    floor.works_off(name)
-    assert floor.runs_of(name) == [f"{name}-{attempt}"]
-    floor.nothing_is_left()
-
-
-def test_a_bundle_whose_shim_never_began_is_infrastructure_and_not_run_twice(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed after the bundle, before the shim: one that comes late finds the folder taken."""
-    name, spec = floor.claimed()
-    with monkeypatch.context() as patched:
-        patched.setattr(shim, "start", lambda *words: None)
-        floor.executor.submit(spec)
-    floor.works_off(name)
-    assert floor.result_of(f"{name}-1").failure_kind == "infra"
-    assert floor.runs_of(name) == [f"{name}-1"]
-
-
-@pytest.mark.parametrize("how", ["ended", "collected", "copied", "restored"])
+@pytest.mark.parametrize("how", ["ended", "copied", "restored"])
 def test_a_run_that_has_ended_is_collected_once_and_not_run_again(floor: Floor, how: str) -> None:
     """A copied claim, or what a snapshot brings back, has none of the times that it had."""
     project = floor.project
@@ -474,19 +421,6 @@ def test_a_run_that_has_ended_is_collected_once_and_not_run_again(floor: Floor, 
     assert floor.jobs.done()[0].closed == "completed"
 
 
-def test_the_successor_of_a_worker_that_was_killed_while_it_cleaned_up_does_that(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = floor.ended_run()
-    with monkeypatch.context() as killed:
-        killed.setattr(collect, "_clean_up", lambda run, local: None)
-        floor.executor.collect(f"{name}-1")
-    assert list(recovery.uncollected(floor.layout)) == [f"{name}-1"]
-    floor.works_off(name)
-    assert list(recovery.uncollected(floor.layout)) == []
-    assert floor.runs_of(name) == [f"{name}-1"]
-
-
 def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(floor: Floor) -> None:
     """A container was made anew in the middle of a training: nobody can look after it any more."""
     name = floor.ended_run()
@@ -494,13 +428,10 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(floo
     run.exit.unlink()
     identity = {**json.loads(run.shim.read_text()), "host": "gone", "hostname": "rack-7"}
     run.shim.write_text(json.dumps(identity))
-    hypothesis = floor.jobs.running(NAME)[NAME][0]
-    job, state = examine_claim(floor.layout, floor.executor, hypothesis)
-    assert state == "lost"
-    assert "rack-7" in job.problem and f"rm '{run.shim}'" in job.problem
     with floor.working():
         until(lambda: floor.is_done(name))
         until(lambda: floor.seen().state == "idle" and "rack-7" in floor.seen().notes)
+        assert f"rm '{run.shim}'" in floor.seen().notes
     assert floor.runs_of(name) == [f"{name}-1", f"{name}-2"]
     assert floor.result_of(f"{name}-2").status == "completed"
     assert not run.result.exists()
@@ -511,18 +442,6 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(floo
     run.shim.unlink()  # as the hint says
     assert recovery.collect_ended(floor.project.repository, floor.layout) == [f"{name}-1"]
     assert floor.result_of(f"{name}-1").failure_kind == "infra"
-
-
-def test_what_a_person_has_to_know_about_a_claim_is_said_as_long_as_the_worker_lives(
-    floor: Floor,
-) -> None:
-    first, _ = floor.propose(2)
-    held = WorkerQueue(floor.project, NAME)
-    assert held.take() is not None
-    held.give_back(first, problem="it runs on rack-7")
-    assert held.take() is not None
-    held.finish(first, "completed", "")
-    assert held.problem == "it runs on rack-7"
 
 
 def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(floor: Floor) -> None:
@@ -536,36 +455,15 @@ def test_a_claim_is_not_ended_with_the_run_of_an_earlier_claim(floor: Floor) -> 
     assert floor.runs_of(name) == [f"{name}-1", f"{name}-2"]
 
 
-def test_a_finish_that_was_cut_off_is_finished(floor: Floor) -> None:
-    (name,) = floor.propose()
-    hypothesis = floor.jobs.claim(NAME)
-    assert hypothesis is not None
-    closed = hypothesis.model_copy(update={"closed": "abandoned", "outcome": "no good"})
-    floor.layout.hypothesis(name, "running", NAME).write_text(closed.model_dump_json())
-    floor.works_off(name)
-    found = floor.closed(name)
-    assert (found.closed, found.outcome) == ("abandoned", "no good")
-    assert floor.runs_of(name) == []
-
-
-def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(floor: Floor) -> None:
+@pytest.mark.parametrize("notes", ['{"checkout": "/to', '{"checkout": "elsewhere"}', '"x"'])
+def test_a_damaged_run_of_a_claim_is_left_where_it_is_and_run_anew(
+    floor: Floor, notes: str
+) -> None:
     name = floor.ended_run()
-    floor.layout.run(f"{name}-1").local.write_bytes(b'{"checkout": "/to')
+    floor.layout.run(f"{name}-1").local.write_text(notes)
     floor.works_off(name)
     assert floor.runs_of(name) == [f"{name}-1", f"{name}-2"]
     assert floor.result_of(f"{name}-2").status == "completed"
-
-
-def test_only_the_newest_plan_of_a_claim_counts(floor: Floor) -> None:
-    name, spec = floor.claimed()
-    assert newest_experiment(floor.layout, name) == spec.experiment_id
-    floor.jobs.release(name, NAME)
-    again = runner.plan(
-        floor.project,
-        Experiment(Change(overrides={"RATE": 3.0}), hypothesis_id=name),
-        NAME,
-    )
-    assert newest_experiment(floor.layout, name) == again.experiment_id != spec.experiment_id
 
 
 def test_a_hypothesis_that_was_taken_away_is_not_collected_under_the_old_claim(
@@ -607,16 +505,6 @@ def stranger() -> Iterator[None]:
         devices.release(held)
 
 
-def test_a_device_that_a_stranger_holds_is_waited_for_by_name(floor: Floor) -> None:
-    names = floor.propose(3)
-    with stranger(), floor.working():
-        until(lambda: "/somebody/else" in floor.seen().notes)
-        assert floor.seen().state == "idle"
-        assert len(floor.jobs.dispatched(NAME)[NAME]) == 3, "nothing is burnt"
-        assert not floor.layout.plans.exists()
-    floor.works_off(*names)
-
-
 def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -625,8 +513,10 @@ def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
     names = floor.propose(2)
     with floor.working():
         with stranger():
+            until(lambda: "/somebody/else" in floor.seen().notes)
             until(lambda: len(floor.jobs.pending()) == 2)
             until(lambda: floor.seen().state == "benched")
+            assert not floor.layout.plans.exists(), "nothing is burnt"
         until(lambda: floor.seen().state == "idle")
         for name in names:
             floor.jobs.dispatch(name, NAME)
@@ -670,10 +560,12 @@ def test_a_gpu_that_no_driver_ever_named_is_not_replaced_by_any_other(floor: Flo
         until(lambda: floor.pending() == [name])
 
 
-class Lossy(Executor):
-    """An executor whose device fails every time, and says so."""
+class Played(Executor):
+    """An executor whose runs last until `opened`, and end with `result`."""
 
-    def __init__(self) -> None:
+    def __init__(self, **result: object) -> None:
+        self.result = Result.model_validate({"recorded_at": now(), **result})
+        self.opened = threading.Event()
         self.submitted: list[str] = []
 
     def submit(self, spec: RunSpec) -> str:
@@ -681,20 +573,22 @@ class Lossy(Executor):
         return spec.experiment_id
 
     def poll(self, experiment_id: str) -> str:
-        return "finished"
+        return "finished" if self.opened.is_set() else "running"
 
-    def cancel(self, experiment_id: str) -> None: ...
+    def cancel(self, experiment_id: str) -> None:
+        self.opened.set()
 
     def collect(self, experiment_id: str) -> Result:
-        return Result(
-            status="failed", recorded_at=now(), failure_kind="infra",
-            failure_detail="NVML: GPU is lost", evidence={"device": {"lost": True}},
-        )  # fmt: skip
+        return self.result
 
 
 def test_two_failures_of_a_device_in_a_row_bench_it_and_free_what_waits(floor: Floor) -> None:
     names = floor.propose(4)
-    executor = Lossy()
+    executor = Played(
+        status="failed", failure_kind="infra", failure_detail="NVML: GPU is lost",
+        evidence={"device": {"lost": True}},
+    )  # fmt: skip
+    executor.opened.set()
     with floor.working(executor=executor):
         until(lambda: floor.seen().state == "benched")
         until(lambda: len(floor.jobs.pending()) == 2)
@@ -719,7 +613,7 @@ def test_a_benched_device_is_used_again_when_its_time_is_over(floor: Floor) -> N
 
 
 def kill_again_and_again(
-    floor: Floor, python: Callable[..., object], times: int, seed: int
+    floor: Floor, forked: Callable[..., Forked], times: int, seed: int
 ) -> None:
     """Kill the worker `times` times while it works off a queue; then let one come to the end."""
     chance = random.Random(seed)
@@ -727,21 +621,17 @@ def kill_again_and_again(
     for _ in range(times):
         if floor.is_done(*names):
             names += floor.propose(2, overrides={"SLEEP": 0.2})
-        process = python(PROCESS, floor.layout.root)
-        until(
-            lambda process=process: (
-                (h := read_heartbeat(floor.layout, NAME)) and h.pid == process.pid
-            )
-        )  # type: ignore
+        worker = forked(work, floor.layout.root)
+        until(partial(floor.is_of, worker))
         time.sleep(chance.uniform(0.0, 0.8))  # a random moment, not a wait
-        process.kill()  # type: ignore[attr-defined]
-        process.wait()  # type: ignore[attr-defined]
-    process = python(PROCESS, floor.layout.root)
+        worker.end(kill=True)
+    worker = forked(work, floor.layout.root)
     # Before it beats it has no handler: a signal would kill it when nothing was left to do.
-    until(lambda: (h := read_heartbeat(floor.layout, NAME)) is not None and h.pid == process.pid)  # type: ignore
+    until(lambda: floor.is_of(worker))
     until(lambda: floor.is_done(*names), seconds=200)
-    process.send_signal(signal.SIGTERM)  # type: ignore[attr-defined]
-    assert process.wait(60) == 0  # type: ignore[attr-defined]
+    worker.process.terminate()
+    worker.end()
+    assert worker.process.exitcode == 0
     every_one_ended_once(floor, names)
 
 
@@ -762,63 +652,26 @@ def every_one_ended_once(floor: Floor, names: list[str]) -> None:
 
 
 def test_a_worker_killed_at_any_moment_loses_and_doubles_nothing(
-    floor: Floor, python: Callable[..., object]
+    floor: Floor, forked: Callable[..., Forked]
 ) -> None:
-    kill_again_and_again(floor, python, times=6, seed=1)
+    kill_again_and_again(floor, forked, times=6, seed=1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", range(2))
-def test_forty_kills_of_a_worker(floor: Floor, python: Callable[..., object], seed: int) -> None:
-    kill_again_and_again(floor, python, times=40, seed=100 + seed)
-
-
-def test_a_worker_whose_supervisor_was_killed_leaves_its_training_alone(
-    floor: Floor, python: Callable[..., object]
-) -> None:
-    """SIGHUP says the same: leave at once, the shim goes on."""
-    (name,) = floor.propose(overrides=long())
-    process = python(PROCESS, floor.layout.root)
-    until(lambda: floor.trains(f"{name}-1"))
-    process.send_signal(signal.SIGHUP)  # type: ignore[attr-defined]
-    assert process.wait(60) == 0  # type: ignore[attr-defined]
-    assert floor.is_running(f"{name}-1")
-    assert floor.claims() == [name]
-    with floor.working():
-        until(lambda: floor.seen().run_id == f"{name}-1")
-    assert not floor.is_running(f"{name}-1") and floor.is_done(name)
+def test_forty_kills_of_a_worker(floor: Floor, forked: Callable[..., Forked], seed: int) -> None:
+    kill_again_and_again(floor, forked, times=40, seed=100 + seed)
 
 
 # ── what is said between preparing and beginning ────────────────────────────────────────────
 
 
-class Gate(Executor):
-    """An executor whose runs last until `opened`, and end well."""
-
-    def __init__(self) -> None:
-        self.opened = threading.Event()
-        self.submitted: list[str] = []
-
-    def submit(self, spec: RunSpec) -> str:
-        self.submitted.append(spec.experiment_id)
-        return spec.experiment_id
-
-    def poll(self, experiment_id: str) -> str:
-        return "finished" if self.opened.is_set() else "running"
-
-    def cancel(self, experiment_id: str) -> None:
-        self.opened.set()
-
-    def collect(self, experiment_id: str) -> Result:
-        return Result(status="completed", recorded_at=now(), metric_value=1.0)
-
-
 @contextmanager
-def one_trains_one_is_ready(floor: Floor) -> Iterator[tuple[Gate, str, str]]:
+def one_trains_one_is_ready(floor: Floor) -> Iterator[tuple[Played, str, str]]:
     """The worker does not look around any more: what counts is the look before it begins."""
     first, second = floor.propose(2)
-    gate = Gate()
+    gate = Played(status="completed", metric_value=1.0)
     with floor.working(executor=gate) as running:
         until(lambda: gate.submitted == [f"{first}-1"])
         until(lambda: (ahead := running.worker.next) is not None and ahead.is_over)
@@ -826,10 +679,10 @@ def one_trains_one_is_ready(floor: Floor) -> Iterator[tuple[Gate, str, str]]:
         yield gate, first, second
 
 
-def says(floor: Floor, *, pid: int | None = None, **details: object) -> None:
+def says(floor: Floor, *, began: float | None = None, **details: object) -> None:
     """What the observer publishes; this process plays it, or one that has ended."""
     status = presence.own_status("observer", state="working", details=details)
-    status = status.model_copy(update={"pid": pid or status.pid})
+    status = status.model_copy(update={"process_start": began or status.process_start})
     presence.write_role(floor.layout, status)
 
 
@@ -848,21 +701,19 @@ def test_what_was_prepared_is_not_begun_once_the_search_is_over(floor: Floor, by
         assert not floor.layout.plan(f"{second}-1").exists()
         if by == "observer":
             says(floor, closing=False)  # a keep was overruled, say: there is more to do
-            until(lambda: floor.is_done(second))
+        else:
+            floor.layout.steering.unlink()
+        until(lambda: floor.is_done(second))
 
 
-def test_the_word_of_an_observer_that_has_ended_ends_no_search(
-    floor: Floor, python: Callable[..., object]
-) -> None:
-    dead = python("pass")
-    dead.wait()  # type: ignore[attr-defined]
-    says(floor, pid=dead.pid, closing=True)  # type: ignore[attr-defined]
+def test_the_word_of_an_observer_that_has_ended_ends_no_search(floor: Floor) -> None:
+    says(floor, began=1.0, closing=True)
     (name,) = floor.propose()
     floor.works_off(name)
 
 
 def test_what_a_person_freezes_is_not_begun_although_it_was_prepared_before(
-    floor: Floor, monkeypatch: pytest.MonkeyPatch
+    floor: Floor,
 ) -> None:
     with one_trains_one_is_ready(floor) as (gate, first, second):
         floor.layout.steering.write_text("```steering\nfrozen: [RATE]\n```\n")
