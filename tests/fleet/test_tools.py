@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis import system
+from autohypothesis import sandbox, system
 from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import ToolError, UsageError
 from autohypothesis.fleet.live.presence import read_role
@@ -29,6 +29,7 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Tool
 from tests.conftest import wait_until as until
+from tests.fleet.conftest import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
@@ -275,30 +276,20 @@ def test_the_figure_of_a_tool_that_fails_is_an_error(
                 tools.figure(layout, "answer")
 
 
-NO_SANDBOX = """
-from autohypothesis import sandbox
-sandbox.best_kind = lambda **_: "none"
-"""
-CALL = """
-import sys
-from pathlib import Path
-from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.records.layout import Layout
-tools.run(Layout(Path(sys.argv[1])), "answer", sys.argv[2:])
-"""
+def call(tell: Callable[[object], None], root: Path, kind: str, *words: str) -> None:
+    sandbox.best_kind = lambda **_: kind
+    tools.run(Layout(root), "answer", words)
 
 
-@pytest.mark.parametrize("held", ["sandbox", "no sandbox"])
-def test_calls_are_counted_across_a_kill(layout: Layout, held: str) -> None:
+def test_calls_are_counted_across_a_kill(
+    layout: Layout, held_by: str, forked: Callable[..., Forked]
+) -> None:
     mark = f"6{os.getpid()}"
     publish(layout)
     tools.run(layout, "answer")
-    code = CALL if held == "sandbox" else NO_SANDBOX + CALL
-    words = [sys.executable, "-c", code, str(layout.root), "--sleep", mark]
-    caller = subprocess.Popen(words, cwd=ROOT)
-    until(lambda: len(running(mark)) > 1)  # the caller, and the script with what holds it
-    caller.send_signal(signal.SIGKILL)
-    caller.wait()
+    caller = forked(call, layout.root, held_by, "--sleep", mark)
+    until(lambda: running(mark))
+    caller.end(kill=True)
     until(lambda: not running(mark))
     with layout.tool_calls.open("ab") as file:
         file.write(b'{"time":"2026-11-20T12:00:00Z","tool_')  # killed while it wrote its line
@@ -313,35 +304,20 @@ def test_calls_are_counted_across_a_kill(layout: Layout, held: str) -> None:
 # ── the registry ────────────────────────────────────────────────────────────────────────────
 
 
-REQUESTS = """
-import sys
-from pathlib import Path
-from autohypothesis.fleet.toolbuilder import tools
-from autohypothesis.records.layout import Layout
-for n in range(1000):
-    name = f"{sys.argv[2]}-{n}"
-    tools.request(Layout(Path(sys.argv[1])), name, problem="", requested_by="")
-    print(name, flush=True)
-"""
+def request_for_ever(tell: Callable[[object], None], root: Path, name: str) -> None:
+    for number in itertools.count():
+        tools.request(Layout(root), f"{name}-{number}", problem="", requested_by="")
+        tell(f"{name}-{number}")
 
 
-def test_requests_of_several_at_once_that_were_answered_outlive_a_kill(layout: Layout) -> None:
-    askers = [
-        subprocess.Popen(
-            [sys.executable, "-c", REQUESTS, str(layout.root), f"asker-{number}"],
-            cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        )
-        for number in range(4)
-    ]  # fmt: skip
-    answered: list[str] = []
+def test_requests_of_several_at_once_that_were_answered_outlive_a_kill(
+    layout: Layout, forked: Callable[..., Forked]
+) -> None:
+    askers = [forked(request_for_ever, layout.root, f"asker-{number}") for number in range(4)]
+    answered: list[object] = []
     for number, asker in enumerate(askers):
-        assert asker.stdout is not None
-        heard = [asker.stdout.readline() for _ in range(2 + number)]
-        asker.send_signal(signal.SIGKILL)  # in the middle of whatever the next one does
-        heard += asker.stdout.readlines()
-        asker.wait()
-        asker.stdout.close()
-        answered += [line.strip() for line in heard if line.endswith("\n")]
+        answered += [asker.hear() for _ in range(2 + number)]
+        answered += asker.end(kill=True)  # in the middle of whatever the next one does
         json.loads(layout.written_copy(layout.registry).read_text())
     tools.refresh(layout)
     assert not layout.conflicts.exists()
@@ -454,6 +430,14 @@ def test_what_the_command_prints_is_published_after_the_checks(
     ToolBuilder(layout, command=command(tmp_path, code)).turn()
     assert status(layout, "mine") == "published"
     assert tools.figure(layout, "mine") == {"answer": 42}
+
+
+def test_an_idle_builder_reads_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask(layout, "mine")
+    idle = ToolBuilder(layout)
+    assert not idle.turn() and not idle.turn()
+    monkeypatch.setattr(tools, "refresh", None)
+    assert not idle.turn()
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,9 @@ def long() -> dict[str, float]:
 
 
 @pytest.fixture
-def floor(fleet_project: Project) -> Floor:
+def floor(fleet_project: Project, monkeypatch: pytest.MonkeyPatch) -> Floor:
+    monkeypatch.setattr(worker, "LOOK_S", 0.1)
+    monkeypatch.setattr(worker, "LONGEST_PAUSE_S", 0.05)
     return Floor(fleet_project)
 
 
@@ -300,7 +302,6 @@ def test_a_result_that_cannot_be_written_now_is_written_later(
         return real(self, experiment_id)
 
     monkeypatch.setattr(LocalExecutor, "collect", full)
-    monkeypatch.setattr(worker, "LOOK_S", 0.05)
     first, second = floor.propose(2)
     floor.works_off(first, second)
     assert refused == [f"{first}-1"] * 2
@@ -509,7 +510,6 @@ def test_what_waits_behind_a_stranger_goes_to_other_workers_after_a_while(
     floor: Floor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "HELD_S", 0.5)
-    monkeypatch.setattr(worker, "LOOK_S", 0.1)
     names = floor.propose(2)
     with floor.working():
         with stranger():
@@ -529,7 +529,6 @@ def test_a_lease_that_is_lost_at_the_last_moment_costs_no_hypothesis(
     """The device is taken between the preparation and the start."""
     (name,) = floor.propose()
     monkeypatch.setattr(worker, "device_problem", lambda _: None)
-    monkeypatch.setattr(worker, "LOOK_S", 0.1)
     with floor.working():
         with stranger():
             until(lambda: "/somebody/else" in floor.seen().notes)
@@ -758,7 +757,6 @@ def test_a_full_disk_abandons_nothing(floor: Floor, monkeypatch: pytest.MonkeyPa
         return real(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "plan", full)
-    monkeypatch.setattr(worker, "LONGEST_PAUSE_S", 0.05)
     with floor.working():
         while not floor.is_done(name):
             until(lambda: floor.jobs.pending() or floor.is_done(name))
