@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,10 +98,14 @@ class Forked:
         self.process.start()
         mouth.close()
 
-    def hear(self) -> object:
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def hear(self) -> Any:
         return self._ear.recv()
 
-    def end(self, *, kill: bool = False) -> list[object]:
+    def end(self, *, kill: bool = False) -> list[Any]:
         """Wait for its end, or bring it about; return what it told."""
         if kill:
             self.process.kill()

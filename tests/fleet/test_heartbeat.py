@@ -1,4 +1,4 @@
-"""Heartbeats: torn, foreign or impossible to write, they stop nobody."""
+"""Heartbeats and roles: torn or foreign they stop nobody, on another machine they do."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.errors import RecordError
+from autohypothesis.errors import FleetError, RecordError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.presence import (
     HeartbeatWriter,
     read_heartbeat,
     read_heartbeats,
+    refuse_another_machine,
     worker_lives,
     write_heartbeat,
 )
@@ -21,6 +22,7 @@ from autohypothesis.records import jsonl
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import Process
 from autohypothesis.schema import Heartbeat, Worker, now
+from autohypothesis.system import host_name
 
 
 def own(worker: str = "w0", **changes: object) -> Heartbeat:
@@ -149,3 +151,36 @@ def test_a_run_right_after_another_does_not_inherit_its_time(layout: Layout) -> 
     pulse.runs({}, run_id="b-1", hypothesis_id="b")
     seen = read_heartbeat(layout, "w0")
     assert seen is not None and seen.since is not None and seen.since > long_ago
+
+
+# ── a second machine ────────────────────────────────────────────────────────────────────────
+
+
+def beat(layout: Layout, node: str, state: str) -> None:
+    assert write_heartbeat(layout, own("gpu0", node_id=node, state=state))
+
+
+@pytest.mark.parametrize("role", ["observer", "supervisor", "tool-builder"])
+def test_a_role_on_another_machine_is_named(layout: Layout, role: str) -> None:
+    elsewhere = presence.own_status(role, state="working").model_copy(update={"node_id": "rack-7"})
+    presence.write_role(layout, elsewhere)
+    with pytest.raises(FleetError, match="rack-7") as refused:
+        refuse_another_machine(layout)
+    assert str(layout.live) in refused.value.hint
+    presence.write_role(layout, elsewhere.model_copy(update={"state": "stopped"}))
+    refuse_another_machine(layout)
+
+
+def test_a_worker_on_another_machine_is_named_until_it_has_left(layout: Layout) -> None:
+    beat(layout, "rack-7", "training")
+    with pytest.raises(FleetError, match="gpu0 of another machine, rack-7"):
+        refuse_another_machine(layout)
+    beat(layout, "rack-7", "stopped")
+    refuse_another_machine(layout)
+
+
+def test_our_own_machine_and_an_old_file_without_a_name_are_no_strangers(layout: Layout) -> None:
+    beat(layout, host_name(), "training")
+    refuse_another_machine(layout)
+    beat(layout, "", "training")
+    refuse_another_machine(layout)

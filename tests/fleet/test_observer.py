@@ -15,8 +15,6 @@ from types import SimpleNamespace
 import pytest
 
 from autohypothesis.engine import decide as settling
-from autohypothesis.engine import runner
-from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role, role_lives
 from autohypothesis.fleet.live.stop import Stop
@@ -48,12 +46,10 @@ from autohypothesis.schema import (
 from tests.fleet.conftest import Forked
 from tests.fleet.observing import (
     PAUSE_S,
-    Broken,
     Hands,
     Listed,
     Thinker,
     idea,
-    members,
     observer,
     turns,
 )
@@ -75,21 +71,6 @@ def observe(tell: Callable[[str], None], root: Path, most: int) -> None:
     project = Project.open(root)
     with Stop() as stop, hold(project.layout, "observer", doing="a test"):
         tell(observer(project, Numbered(), most=most).run(stop))
-
-
-def test_a_search_runs_its_baseline_first_and_keeps_what_is_better(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    watched = observer(fleet_project, Listed([[idea(RATE=2.0)], [idea(RATE=1.5)]]))
-    turns(watched, lambda: watched.history.counted() >= 3, hand)
-    first, second, third = watched.history.latest.values()
-    assert (first.hypothesis_id, first.reason) == ("baseline-t", "baseline")
-    assert (second.decision_status, third.decision_status) == ("keep", "discard")
-    assert fleet_project.reference() == second.commit
-    assert [row["status"] for row in read_ledger(fleet_project.layout)] == [
-        "keep",
-        "keep",
-        "discard",
-    ]
 
 
 def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Project) -> None:
@@ -217,20 +198,6 @@ def test_a_search_never_begins_more_experiments_than_it_may(fleet_project: Proje
     assert not watched.turn()
 
 
-def test_a_run_in_flight_is_decided_before_the_search_is_finished(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]), most=2)
-    turns(watched, lambda: watched.history.has_reference(), hand)
-    turns(watched, lambda: watched.queue.dispatched().get("w0"))
-    one = hand.claim(watched)
-    assert one is not None
-    experiment_id = hand.begin(one)
-    assert all(watched.turn() for _ in range(5))
-    hand.end(watched, one, experiment_id)
-    turns(watched, lambda: watched.status.state == "finished")
-    assert watched.history.counted() == 2
-
-
 # ── thinking, failing, waiting ──────────────────────────────────────────────────────────────
 
 
@@ -243,15 +210,6 @@ def test_a_thinking_proposer_does_not_stop_decisions(fleet_project: Project) -> 
     turns(watched, lambda: watched.history.counted() == 2, hand)
     assert watched.pool.thinking == ["thinker"]
     thinker.done.set()
-
-
-def test_a_failing_proposer_is_named_and_the_others_fill_in(fleet_project: Project) -> None:
-    hand, broken = Hands(fleet_project, "w0"), Broken()
-    watched = observer(fleet_project, broken, Listed([[idea(RATE=2.0)]] * 3))
-    turns(watched, lambda: watched.history.counted() == 2, hand)
-    said = read_role(fleet_project.layout, "observer")
-    assert said is not None and role_lives(said)
-    assert any("command:broken failed: it has no key" in line for line in said.problems)
 
 
 def test_a_settle_that_cannot_be_done_now_is_done_later(
@@ -269,22 +227,6 @@ def test_a_settle_that_cannot_be_done_now_is_done_later(
         assert any("somebody decides" in line for line in watched.status.problems)
     turns(watched, lambda: watched.history.has_reference())
     assert watched.status.problems == []
-
-
-def test_a_decision_edited_in_a_result_changes_nothing_and_is_named(fleet_project: Project) -> None:
-    hand = Hands(fleet_project, "w0")
-    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.history.counted() == 2, hand)
-    second = list(watched.history.latest)[-1]
-    reference = fleet_project.reference()
-    path = fleet_project.layout.run(second).result
-    write_json(path, {**read_json(path), "decision_status": "discard"})
-    watched.decider._last_look = float("-inf")  # ten seconds later
-    watched.turn()
-    assert watched.history.latest[second].decision_status == "keep"
-    assert fleet_project.reference() == reference
-    (problem,) = read_json(fleet_project.layout.problems)["problems"]
-    assert problem["reason"] == "says decision_status discard, and keep was decided"
 
 
 # ── noise ───────────────────────────────────────────────────────────────────────────────────
@@ -504,32 +446,6 @@ def test_a_result_of_another_shape_stops_no_observer(fleet_project: Project) -> 
 
     hand = Hands(fleet_project, "w0", strange)
     watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.history.counted() == 2, hand)
-
-
-@pytest.mark.parametrize("left", [{"checkout": "elsewhere"}, "x"])
-def test_a_run_whose_notes_are_damaged_stops_no_observer(
-    fleet_project: Project, left: object
-) -> None:
-    """Its worker is gone for good, so the observer has to end its claim."""
-    members(fleet_project, "w0", "old")
-    hand, old = (Hands(fleet_project, name, trains=True) for name in ("w0", "old"))
-    watched = observer(fleet_project)
-    turns(watched, lambda: watched.history.has_reference(), hand)
-    turns(watched, lambda: not watched.queue.open(), hand, old)
-    mine = watched.queue.add(idea(RATE=2.0), proposer="ada")
-    watched.queue.dispatch(mine.hypothesis_id, "old")
-    one = old.claim(watched)
-    assert one is not None
-    experiment_id = old.begin(one)
-    runner.follow(
-        fleet_project, LocalExecutor(fleet_project.repository, fleet_project.layout), experiment_id
-    )
-    write_json(fleet_project.layout.run(experiment_id).local, left)
-    old.beat("stopped")
-    members(fleet_project, "w0")
-    watched.queue.add(idea(RATE=3.0), proposer="ada")
-    watched.decider._last_look = float("-inf")
     turns(watched, lambda: watched.history.counted() == 2, hand)
 
 

@@ -116,21 +116,6 @@ def test_what_is_refused_for_good_is_not_tried_again(box: Outbox) -> None:
     assert not box.put("post", "a", {})
 
 
-def test_an_answer_that_was_lost_is_not_told_again(box: Outbox) -> None:
-    courier = Collector()
-
-    def lost(entry: OutboxEntry) -> Exception:
-        courier.heard.append(entry.name)
-        return DeliveryError("it hung up")
-
-    courier.trouble = lost
-    box.put("post", "a", {})
-    box.deliver(courier)
-    courier.trouble = lambda _: None
-    assert box.deliver(courier).sent == 1
-    assert courier.heard == ["a"]
-
-
 def test_what_was_sent_and_still_waits_is_not_told_again(box: Outbox) -> None:
     """As a kill between the two leaves it, and a hub that cannot be asked about it."""
     box.put("post", "a", {})

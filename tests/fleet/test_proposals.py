@@ -22,18 +22,6 @@ from autohypothesis.schema import Brief, Proposal, Steering, now
 from tests.fleet.observing import Broken, Hands, Listed, Thinker, idea, observer, turns
 from tests.fleet.observing import calm as calm
 
-PATCH = """--- a/train.py
-+++ b/train.py
-@@ -1,6 +1,6 @@
- \"\"\"A training that is over at once: the higher RATE, the better.\"\"\"
- import os
- import time
- 
--RATE = 1.0
-+RATE = 2.0  # twice
- WIDTH = 8
-"""
-
 
 def situation() -> Situation:
     return Situation(
@@ -92,7 +80,7 @@ def test_a_proposer_that_fails_is_asked_later_and_later(clock: Clock) -> None:
             clock.now += 0.5
         pauses.append(clock.now - before)
     assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
-    assert pauses[-1] == LONGEST_PAUSE_S
+    assert pauses[-1] == LONGEST_PAUSE_S and not pool.is_exhausted
     assert "asked again in" in pool.problems()[0]
 
 
@@ -140,17 +128,6 @@ def test_the_next_one_fills_in_for_one_that_fails_has_none_or_dawdles(clock: Clo
     ask(pool)
     assert answered(pool)[0].proposer == "last"
     thinker.done.set()
-
-
-def test_one_without_ideas_is_asked_again_when_something_was_decided(clock: Clock) -> None:
-    pool = ProposerPool([Listed()])
-    ask(pool)
-    answered(pool)
-    pool.record_answer_outcome("listed", 0, {})
-    assert not pool.next_to_ask(1, device_idle=True)
-    pool.reset_after_decision()
-    assert pool.next_to_ask(1, device_idle=True)
-    assert pool.problems() == []
 
 
 def test_what_is_no_proposal_costs_itself_and_not_the_others() -> None:
@@ -269,17 +246,6 @@ def test_the_same_settings_on_another_base_are_another_idea(fleet_project: Proje
     assert (last.settings["width"], last.settings["rate"], refused) == (16, 2.0, {})
 
 
-def test_the_same_patch_is_run_once_however_it_is_spaced(fleet_project: Project) -> None:
-    spaced = PATCH.replace("+RATE = 2.0  # twice", "+RATE = 2.0  # twice  ")
-    watched, refused = after(
-        fleet_project,
-        Proposal(title="patched", patch=PATCH),
-        Proposal(title="spaced", patch=spaced),
-    )
-    assert "it was run before" in refused["spaced"]
-    assert len(watched.index.runs) == 2
-
-
 def test_a_repeat_on_purpose_is_no_duplicate(fleet_project: Project) -> None:
     hand = Hands(fleet_project, "w0")
     watched = observer(fleet_project, Listed([[idea(RATE=0.5)]]))
@@ -310,17 +276,8 @@ def test_who_had_nothing_thrice_on_the_same_evidence_is_exhausted(clock: Clock) 
         assert not pool.is_exhausted, "while it thinks"
         (answer,) = answered(pool)
         pool.record_answer_outcome(answer.proposer, 0, {})
+        assert not pool.next_to_ask(1, device_idle=True)
         clock.now += 100.0
-    assert pool.is_exhausted
+    assert pool.is_exhausted and pool.problems() == []
     pool.reset_after_decision()
-    assert not pool.is_exhausted
-
-
-def test_who_fails_may_have_an_idea_later(clock: Clock) -> None:
-    broken = Broken()
-    pool = ProposerPool([broken])
-    for _ in range(5):
-        ask(pool)
-        answered(pool)
-        clock.now += 1000.0
-    assert broken.asked == 5 and not pool.is_exhausted
+    assert not pool.is_exhausted and pool.next_to_ask(1, device_idle=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -18,7 +17,6 @@ import pytest
 from autohypothesis import system
 from autohypothesis.errors import QueueError, RecordError
 from autohypothesis.fleet.queue.states import Queue, QueuePlace
-from autohypothesis.fleet.sync import sync
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis, Proposal
 from tests.fleet.conftest import FORKS, Forked, propose
@@ -410,30 +408,6 @@ def test_eight_claimers_of_one_queue_lose_none_and_double_none(
     assert sum(bool(several) for several in claimed) > 1
 
 
-def sync_for_ever(tell: Callable[[int], None], root: Path) -> None:
-    for count in itertools.count():
-        tell(count)
-        sync(Layout(root), all=True)
-
-
-def test_two_syncs_beside_a_writer_of_dispatches_lose_none(
-    layout: Layout, forked: Callable[..., Forked]
-) -> None:
-    queue = Queue(layout, "t")
-    syncs = [forked(sync_for_ever, layout.root) for _ in range(2)]
-    assert [each.hear() for each in syncs] == [0, 0]
-    names = [propose(queue, f"idea {number}") for number in range(80)]
-    for number, name in enumerate(names):
-        queue.dispatch(name, f"cpu{number % 4}")
-    assert [each.hear() for each in syncs] == [1, 1]
-    for each in syncs:
-        each.process.kill()
-    assert queue.counts() == {"pending": 0, "dispatched": 80, "running": 0, "done": 0}
-    found = [one.hypothesis_id for several in queue.dispatched().values() for one in several]
-    assert sorted(found) == names
-    assert queue.problems == []
-
-
 def move_about(tell: Callable[[str], None], root: Path, name: str) -> None:
     queue = Queue(Layout(root), "t")
     tell("ready")
@@ -506,15 +480,6 @@ def test_a_requeueing_says_which_experiments_belong_to_earlier_tries(queue: Queu
     assert queue.done()[0].tried == 0
     queue.requeue(name)
     assert queue.pending()[0].tried == 3
-
-
-def test_a_foreign_id_is_kept_beside_ours(queue: Queue) -> None:
-    name = propose(queue, source_id="Kollegin's Idee #3")
-    assert name == "h-t-0001"
-    assert queue.sources() == {"Kollegin's Idee #3": name}
-    queue.abandon(name, "no")
-    assert Queue(queue.layout, "t").sources() == {"Kollegin's Idee #3": name}
-    assert isinstance(queue.done()[0], Hypothesis)
 
 
 def test_a_reserved_id_is_added_once(queue: Queue) -> None:

@@ -17,7 +17,7 @@ from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Hypothesis, Manifest, Proposal, Result
+from autohypothesis.schema import Hypothesis, Result
 from tests.fleet.observing import Hands, Listed, idea, members, observer, turns
 from tests.fleet.observing import calm as calm
 
@@ -145,48 +145,6 @@ def test_a_hypothesis_that_a_person_abandoned_stays_abandoned(fleet_project: Pro
     assert found is not None and found[1].outcome == "not worth it"
 
 
-def test_a_decision_that_is_seen_before_the_worker_moved_on_is_not_lost(
-    fleet_project: Project,
-) -> None:
-    """The result is there, the hypothesis still in `running`: it is queued again once done."""
-    hand = Hands(fleet_project, "w0", Spoiling(1))
-    watched = observer(fleet_project, Listed([[idea(RATE=2.0)]]))
-    turns(watched, lambda: watched.history.has_reference(), hand)
-    turns(watched, lambda: watched.queue.dispatched("w0")["w0"])
-    real = watched.queue.finish
-    watched.queue.finish = lambda *words, **more: None  # type: ignore[method-assign]
-    hand.work(watched)
-    for _ in range(3):
-        watched.turn()
-    assert watched.history.decision_about("h-t-0001") is not None
-    watched.queue.finish = real  # type: ignore[method-assign]
-    watched.queue.finish("h-t-0001", "w0")
-    turns(watched, lambda: watched.history.counted() == 2, hand)
-
-
-def test_what_a_removed_worker_had_claimed_comes_back(fleet_project: Project) -> None:
-    """Another fleet on the same search: its manifest has other workers."""
-    hand, old = Hands(fleet_project, "w0", trains=True), Hands(fleet_project, "old", trains=True)
-    watched = observer(fleet_project)
-    turns(watched, lambda: watched.history.has_reference(), hand)
-    turns(watched, lambda: not watched.queue.open(), hand, old)
-    for proposal in (idea(RATE=2.0), idea(RATE=3.0)):
-        watched.queue.add(proposal, proposer="ada")
-    for name in [one.hypothesis_id for one in watched.queue.pending()]:
-        watched.queue.dispatch(name, "old")
-    begun, waiting = old.claim(watched), old.claim(watched)
-    assert begun is not None and waiting is not None
-    old.begin(begun)
-    old.beat("stopped")
-    members(fleet_project, "w0")
-    manifest = Manifest.model_validate(read_json(fleet_project.layout.manifest))
-    assert [one.worker_id for one in manifest.workers] == ["w0"]
-    watched.decider._pause = 0.1
-    turns(watched, lambda: watched.history.counted() == 3, hand)
-    turns(watched, lambda: not watched.queue.open(), hand)
-    assert {one.closed for one in watched.queue.done()} == {"completed"}
-
-
 def test_a_platform_without_a_reference_is_given_one(fleet_project: Project) -> None:
     """Two kinds of devices: what was measured on the one says nothing on the other."""
     hands = [Hands(fleet_project, "w0"), Hands(fleet_project, "other", _elsewhere(fleet_project))]
@@ -212,27 +170,6 @@ def _elsewhere(project: Project) -> Callable[[Hypothesis, str, Result], Result]:
         return result
 
     return moved
-
-
-ALARM = "import os, signal\nos.kill(os.getpid(), signal.SIGALRM)\n"
-
-
-def test_a_script_that_kills_itself_is_not_run_for_ever(fleet_project: Project) -> None:
-    """An alarm looks like a kill from outside: a few times it is believed, then it counts."""
-    hand = Hands(fleet_project, "w0", trains=True)
-    watched = observer(fleet_project, most=2)
-    base = fleet_project.reference()
-    text = fleet_project.repository.show_file(base, "train.py").decode()
-    tree = fleet_project.repository.tree_with(base, {"train.py": (text + ALARM).encode()})
-    patch = fleet_project.repository.diff(base, tree)
-    mine = watched.queue.add(Proposal(title="an alarm", patch=patch), proposer="ada")
-    turns(watched, lambda: watched.status.state == "finished", hand)
-    attempts = watched.history.attempts(mine.hypothesis_id)
-    verdicts = [watched.history.latest[name] for name in attempts]
-    assert [one.requeue for one in verdicts] == [True] * MOST_LOST + [False]
-    assert {one.reason for one in verdicts} == {"infra"}
-    assert "too often" in verdicts[-1].detail and "SIGALRM" in verdicts[-1].detail
-    assert watched.history.counted() == 2
 
 
 @dataclass
@@ -366,16 +303,3 @@ def test_a_run_that_cannot_be_collected_now_stops_no_other_and_is_tried_again(
     assert watched.requeue.problems() == []
     assert state_of(watched, first) == "done"
     assert watched.history.attempts(first) == [f"{first}-1"]
-
-
-def test_a_removed_workers_run_on_another_machine_is_left_alone_and_run_anew(
-    fleet_project: Project,
-) -> None:
-    watched, (name,) = strangers(fleet_project, 2.0)
-    run = fleet_project.layout.run(f"{name}-1")
-    run.exit.unlink()
-    write_json(run.shim, {**read_json(run.shim), "host": "gone", "hostname": "rack-7"})
-    (line,) = watched.requeue.end_dead_claim(name, "old")
-    assert "rack-7" in line and f"rm '{run.shim}'" in line
-    assert [one.hypothesis_id for one in watched.queue.pending()] == [name]
-    assert run.run_spec.exists() and not run.result.exists()

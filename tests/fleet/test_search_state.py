@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.task import Knob
 from autohypothesis.fleet.observer import search_state
 from autohypothesis.fleet.observer.search_state import (
     ExperimentIndex,
@@ -67,27 +66,6 @@ def test_a_proposer_sees_every_run_with_all_its_settings_running_ones_included(
     assert "baseline" in {each.title for each in told.closed}
     assert told.brief.objective
     hand.end(watched, one, handle)
-
-
-def test_knobs_reach_a_proposer_as_the_steering_leaves_them(fleet_project: Project) -> None:
-    knobs = {
-        "RATE": Knob(type="float", low=0.1, high=9),
-        "WIDTH": Knob(type="choice", choices=(8, 16)),
-    }
-    project = Project(
-        fleet_project.repository, fleet_project.layout,
-        fleet_project.task.model_copy(update={"knobs": knobs}), "t",
-    )  # fmt: skip
-    project.layout.steering.write_text(
-        "```steering\nfrozen: [WIDTH]\nranges: {RATE: [1, 2]}\n```\n"
-    )
-    hand, listed = Hands(project, "w0"), Listed()
-    watched = observer(project, listed)
-    turns(watched, lambda: listed.told, hand)
-    assert {name: (knob.low, knob.high) for name, knob in listed.told[0].knobs.items()} == {
-        "RATE": (1.0, 2.0)
-    }
-    assert listed.told[0].steering.frozen == ["WIDTH"]
 
 
 def test_a_run_is_read_once_however_often_a_proposer_asks(
@@ -175,23 +153,11 @@ def test_only_what_settle_has_not_seen_as_it_is_now_is_fresh(layout: Layout) -> 
     assert history.fresh() == []
 
 
-def test_computed_constants_are_known(fleet_project: Project) -> None:
-    text = b"A = 1\nB = A * 2\nSEED = 3\nC: int = max(A, 2)\nlow = A\nD = (1, 2)\n"
-    old = fleet_project.reference()
-    tree = fleet_project.repository.tree_with(old, {"train.py": text})
-    commit = fleet_project.repository.commit_tree(tree, [old], "x")
-    index = ExperimentIndex(fleet_project, LiveHistory(fleet_project.layout, "t"))
-    reference = Reference.of(index, commit)
-    assert reference.names == ("A", "B", "C", "D")
-    assert reference.derived == {"b", "c"}
-    assert reference.settings is None
-
-
 def test_a_patch_is_known_again_wherever_in_the_file_it_lands() -> None:
     patch = "--- a/x\n+++ b/x\n@@ -1,2 +1,2 @@\n-a\n+b\n"
     moved = "index 1..2 100644\n" + patch.replace("@@ -1,2 +1,2 @@", "@@ -9,2 +9,2 @@ def f():")
-    other = patch.replace("+b", "+c")
-    keys = {key_of(Proposal(title="x", patch=text)) for text in (patch, moved, other)}
+    spaced, other = patch.replace("+b", "+b  "), patch.replace("+b", "+c")
+    keys = {key_of(Proposal(title="x", patch=text)) for text in (patch, moved, spaced, other)}
     assert len(keys) == 2
     assert key_of(Proposal(title="x")) == ""
 

@@ -16,7 +16,6 @@ from autohypothesis.fleet.live.steering import (
     merge_steering,
     narrowed_knobs,
     parse,
-    steering_limits,
     unknown_names,
     violation,
 )
@@ -107,16 +106,6 @@ def test_a_slip_that_was_there_before_the_process_frees_nothing(layout: Layout) 
     assert SteeringFiles(layout).combined() == binding
 
 
-def test_a_page_is_not_parsed_again_while_it_stays(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = SteeringFiles(layout)
-    write(layout, "frozen: [DEPTH]")
-    files.combined()
-    monkeypatch.setattr("autohypothesis.fleet.live.steering.parse", None)
-    assert files.combined().frozen == ["DEPTH"]
-
-
 def test_steering_binds_on_top_of_the_program(layout: Layout) -> None:
     write(
         layout,
@@ -202,11 +191,6 @@ def test_knobs_stay_within_the_ranges() -> None:
     assert narrowed_knobs(knobs, Steering(ranges={"DEPTH": (3, 3)})).keys() == knobs.keys() - {
         "DEPTH"
     }
-
-
-def test_a_memory_limit_reaches_the_decision() -> None:
-    assert steering_limits(Steering()) == {}
-    assert steering_limits(Steering(memory_limit_mb=500))["peak_vram_mb"].hard == 500
 
 
 def test_a_frozen_constant_binds_every_proposer(fleet_project: Project) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from autohypothesis.records.locks import Process, hold
 from autohypothesis.schema import Manifest, now
 from autohypothesis.system import is_alive, process_start
 from tests.conftest import wait_until as until
+from tests.fleet.conftest import Forked
 
 ROLE = '''"""A stand-in for a role: it says that it is there, and leaves when it is asked to."""
 import sys, time
@@ -76,25 +76,22 @@ with Stop() as stop, hold(layout, name, doing=name, timeout=20):
     note("abandoned" if stop.abandoned else "stopped")
 '''
 
-UP = """
-import json, sys
-from pathlib import Path
-from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.fleet.supervisor import supervisor as module
-from autohypothesis.fleet.supervisor.process_specs import ProcessSpec
-from autohypothesis.records.layout import Layout
 
-root, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-crew = [ProcessSpec(name, (sys.executable, str(root / "role.py"), str(root), name, how))
-        for name, how in plan.items()]
-final = "open(%r, 'a').write('final\\\\n')" % str(root / "notes")
-module.last_sync = lambda layout, hurried: ProcessSpec("sync", (sys.executable, "-c", final))
-module.FIRST_PAUSE_S, module.LONGEST_PAUSE_S, module.PATIENCE_S = 0.1, 0.4, 30.0
-supervisor = module.Supervisor(Layout(root), crew)
-with Stop() as stop:
-    outcome = supervisor.run(stop)
-print(outcome, supervisor.message)
-"""
+def up(tell: Callable[[str], None], root: Path, plan: dict[str, str]) -> None:
+    """A supervisor with stand-ins for its roles."""
+    crew = [
+        ProcessSpec(name, (sys.executable, str(root / "role.py"), str(root), name, how))
+        for name, how in plan.items()
+    ]
+    final = f"open({str(root / 'notes')!r}, 'a').write('final\\n')"
+    last = ProcessSpec("sync", (sys.executable, "-c", final))
+    supervisor.last_sync = lambda layout, hurried: last  # type: ignore[assignment]
+    supervisor.FIRST_PAUSE_S, supervisor.LONGEST_PAUSE_S = 0.1, 0.4
+    supervisor.PATIENCE_S = 30.0
+    above = Supervisor(Layout(root), crew)
+    with Stop() as stop:
+        tell(f"{above.run(stop)} {above.message}")
+
 
 USUAL = {"observer": "works", "worker-cpu0": "works"}
 EVERY = {**USUAL, "worker-cpu1": "works", "tool-builder": "works"}
@@ -103,18 +100,12 @@ EVERY = {**USUAL, "worker-cpu1": "works", "tool-builder": "works"}
 class Fleet:
     """A supervisor as a process of its own, with stand-ins for its roles."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.started: list[subprocess.Popen[str]] = []
+    def __init__(self, layout: Layout, forked: Callable[..., Forked]) -> None:
+        self.layout, self._forked = layout, forked
         (layout.root / "role.py").write_text(ROLE)
 
-    def up(self, plan: dict[str, str] | None = None) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", UP, str(self.layout.root), json.dumps(plan or USUAL)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.started.append(process)
-        return process
+    def up(self, plan: dict[str, str] | None = None) -> Forked:
+        return self._forked(up, self.layout.root, plan or USUAL)
 
     def children(self) -> dict[str, dict[str, Any]]:
         status = presence.read_role(self.layout, "supervisor")
@@ -135,19 +126,13 @@ class Fleet:
         names = [name for name, how in (plan or USUAL).items() if how == "works"]
         until(lambda: all(self.pid(name) and f"{name} began" in self.notes() for name in names))
 
-    def clear(self) -> None:
-        for process in self.started:
-            process.kill()
-            process.communicate()
-        for one in supervisor.live_processes(self.layout):
-            os.kill(one.process.pid, signal.SIGKILL)
-
 
 @pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
-    made = Fleet(Layout(tmp_path))
+def fleet(tmp_path: Path, forked: Callable[..., Forked]) -> Iterator[Fleet]:
+    made = Fleet(Layout(tmp_path), forked)
     yield made
-    made.clear()
+    for one in supervisor.live_processes(made.layout):
+        os.kill(one.process.pid, signal.SIGKILL)
 
 
 def test_a_killed_role_is_started_again_and_one_that_was_stopped_by_hand_is_not(
@@ -164,8 +149,8 @@ def test_a_killed_role_is_started_again_and_one_that_was_stopped_by_hand_is_not(
     until(lambda: fleet.notes().count("worker-cpu0 began") == 2)
     os.kill(fleet.pid("worker-cpu0") or 0, signal.SIGTERM)
     until(lambda: fleet.children()["worker-cpu0"]["state"] == "ended")
-    up.send_signal(signal.SIGTERM)
-    assert up.communicate(timeout=60)[0].startswith("stopped")
+    up.process.terminate()
+    assert up.end()[0].startswith("stopped")
     assert fleet.notes().count("worker-cpu0 began") == 2
 
 
@@ -174,8 +159,8 @@ def test_roles_are_stopped_in_order_and_the_last_sync_comes_last(fleet: Fleet) -
     fleet.at_work(EVERY)
     pids = [fleet.pid(name) for name in EVERY]
     assert all(pids) and not any(os.getpgid(pid or 0) == os.getpgid(up.pid) for pid in pids)
-    up.send_signal(signal.SIGINT)
-    up.communicate(timeout=60)
+    os.kill(up.pid, signal.SIGINT)
+    up.end()
     ends = [line for line in fleet.notes() if not line.endswith("began")]
     assert set(ends[:2]) == {"worker-cpu0 stopped", "worker-cpu1 stopped"}
     assert ends[2:] == ["tool-builder stopped", "observer stopped", "final"]
@@ -189,11 +174,11 @@ def test_a_second_ctrl_c_does_not_wait_for_a_deaf_role(fleet: Fleet) -> None:
     up = fleet.up(plan)
     fleet.at_work(plan)
     until(lambda: "worker-cpu0 began" in fleet.notes())
-    up.send_signal(signal.SIGINT)
+    os.kill(up.pid, signal.SIGINT)
     until(lambda: "worker-cpu1 stopped" in fleet.notes())
-    up.send_signal(signal.SIGINT)
+    os.kill(up.pid, signal.SIGINT)
     before = time.monotonic()
-    assert up.communicate(timeout=60)[0].startswith("stopped")
+    assert up.end()[0].startswith("stopped")
     assert time.monotonic() - before < 20
     assert not supervisor.live_processes(fleet.layout)
     assert "final" not in fleet.notes()
@@ -234,19 +219,22 @@ def test_a_killed_supervisor_is_followed_by_another_and_no_role_is_there_twice(
     first = fleet.up()
     fleet.at_work()
     before = {name: fleet.pid(name) for name in USUAL}
-    first.kill()
+    first.process.kill()
     second = fleet.up()
     until(lambda: all(fleet.pid(name) not in (None, before[name]) for name in USUAL))
     until(lambda: all(fleet.notes().count(f"{name} began") == 2 for name in USUAL))
     assert fleet.notes().count("worker-cpu0 abandoned") == 1
     alive = [pid for pid in before.values() if pid and process_start(pid) is not None]
     assert not alive
-    second.send_signal(signal.SIGTERM)
-    assert second.communicate(timeout=60)[0].startswith("stopped")
+    second.process.terminate()
+    assert second.end()[0].startswith("stopped")
     assert fleet.notes().count("worker-cpu0 began") == 2
 
 
-def test_a_second_supervisor_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_second_supervisor_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "LOCK_S", 0.1)
     layout = Layout(tmp_path)
     with (
         hold(layout, "supervisor", doing="up"), Stop() as stop,
@@ -256,13 +244,13 @@ def test_a_second_supervisor_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "words"), [("failed", "failed MODE is no good\n"), ("finished", "finished ")]
+    ("how", "words"), [("failed", "failed MODE is no good"), ("finished", "finished ")]
 )
 def test_a_search_that_has_ended_stops_everything_and_says_why(
     fleet: Fleet, how: str, words: str
 ) -> None:
     up = fleet.up({**USUAL, "observer": how})
-    assert up.communicate(timeout=60)[0].startswith(words)
+    assert up.end()[0].startswith(words)
     assert not supervisor.live_processes(fleet.layout)
     assert fleet.notes()[-1] == "final"
 
@@ -270,8 +258,8 @@ def test_a_search_that_has_ended_stops_everything_and_says_why(
 def test_a_closed_terminal_leaves_the_trainings_alone(fleet: Fleet) -> None:
     up = fleet.up()
     fleet.at_work()
-    up.send_signal(signal.SIGHUP)
-    up.communicate(timeout=60)
+    os.kill(up.pid, signal.SIGHUP)
+    up.end()
     assert "worker-cpu0 abandoned" in fleet.notes()
     assert "worker-cpu0 stopped" not in fleet.notes()
 

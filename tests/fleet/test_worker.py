@@ -166,7 +166,7 @@ class Floor:
 
     def is_of(self, worker: Forked) -> bool:
         """Whether the heartbeat is that of this process."""
-        return self.seen().pid == worker.process.pid
+        return self.seen().pid == worker.pid
 
     def seen(self) -> Heartbeat:
         """Its heartbeat; an empty one before the first."""
