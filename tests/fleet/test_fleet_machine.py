@@ -409,7 +409,7 @@ def drive(examples: int, steps: int) -> None:
 
 
 def test_any_schedule_ends_every_hypothesis_exactly_once() -> None:
-    drive(examples=6, steps=30)
+    drive(examples=12, steps=30)
 
 
 @pytest.mark.slow
