@@ -12,14 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from autohypothesis.engine.task import Knob
-from autohypothesis.schema import (
-    Brief,
-    Direction,
-    Hypothesis,
-    Proposal,
-    Setting,
-    Steering,
-)
+from autohypothesis.schema import Brief, Direction, Hypothesis, Proposal, Setting, Steering
 
 
 @dataclass(frozen=True, slots=True)

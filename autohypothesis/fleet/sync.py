@@ -17,6 +17,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -419,14 +420,12 @@ def _as_parquet(lines: Sequence[bytes]) -> bytes:
         kinds = set(get_args(annotation)) if is_union else {annotation}
         return next((kind for key, kind in types_by_kind.items() if key in kinds), pa.string())
 
-    def cell(value: Any, kind: Any) -> Any:
-        if kind == pa.string() and value is not None and not isinstance(value, str):
-            return to_json(value)
-        return value
-
+    schema = pa.schema([(name, column_type(name)) for name in Row.model_fields])
     rows = [from_json(line) for line in lines]
-    fields = [pa.field(name, column_type(name)) for name in Row.model_fields]
-    columns = [pa.array([cell(row.get(f.name), f.type) for row in rows], f.type) for f in fields]
+    for row, field_ in product(rows, schema):
+        value = row.get(field_.name)
+        if field_.type == pa.string() and value is not None and not isinstance(value, str):
+            row[field_.name] = to_json(value)
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     return sink.getvalue()

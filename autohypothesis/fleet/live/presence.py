@@ -66,7 +66,7 @@ def read_role(layout: Layout, name: str) -> RoleStatus | None:
 def role_lives(status: RoleStatus | Heartbeat) -> bool:
     """Return whether the process that wrote `status` still lives."""
     pid, start = status.pid, status.process_start
-    if pid is None or pid <= 0 or start is None:
+    if not pid or pid < 0 or start is None:
         return False
     return Process(pid, start, status.node_id or system.host_name()).lives()
 

@@ -7,23 +7,20 @@ takes it over. A second Ctrl-C means that nothing should be waited for any more.
 
 from __future__ import annotations
 
-import math
 import os
-import select
 import signal
 import time
-from contextlib import suppress
 from types import FrameType
 from typing import Any, Protocol
 
 from autohypothesis.records.locks import Process
-from autohypothesis.system import CtrlC, host_name, is_alive
+from autohypothesis.system import CtrlC, host_name
 
 SUPERVISOR = "AUTOHYPOTHESIS_SUPERVISOR"
 """Environment of a role that a supervisor started: `<pid>:<start>` of that supervisor."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_LOOK_S = 0.5
-"""How often a supervisor is looked at where the system cannot wake us at its end."""
+_LOOK_S = 0.1
+"""Between two looks at what was asked for."""
 
 
 class StopRequest(Protocol):
@@ -50,13 +47,9 @@ class Stop:
     def __init__(self) -> None:
         self.reason = ""
         """Why, in a word or two, for a log: `SIGTERM`, `the supervisor has ended`."""
-        self._requested = False
-        self._abandoned = False
+        self._requested = self._abandoned = False
         self._interrupts = 0
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_write, False)
         self._supervisor = _supervisor()
-        self._supervisor_fd = _watch(self._supervisor)
         self._former: dict[int, Any] = {}
         for number in _SIGNALS:
             self._install(number)
@@ -71,10 +64,8 @@ class Stop:
             self._handle(number, None)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            self._interrupts += 1
-        if number == signal.SIGHUP:
-            self._abandoned = True
+        self._interrupts += number == signal.SIGINT
+        self._abandoned |= number == signal.SIGHUP
         self.request(signal.Signals(number).name)
 
     @property
@@ -85,7 +76,7 @@ class Stop:
     @property
     def abandoned(self) -> bool:
         """Return whether to leave at once, without ending the training."""
-        if not self._abandoned and self._has_lost_supervisor():
+        if not self._abandoned and self._supervisor and not self._supervisor.lives():
             self._abandoned = True
             self.request("the supervisor has ended")
         return self._abandoned
@@ -99,40 +90,18 @@ class Stop:
         """As a SIGTERM would; from any thread."""
         self._requested = True
         self.reason = self.reason or reason
-        with suppress(OSError):  # full: it is awake already
-            os.write(self._wake_write, b"!")
 
     def wait(self, seconds: float) -> bool:
         """Sleep for `seconds`, or until asked to leave; return whether that was asked."""
         end = time.monotonic() + seconds
-        while not self.requested:
-            left = end - time.monotonic()
-            if left <= 0:
-                return False
-            self._sleep(left)
-        return True
-
-    def _sleep(self, seconds: float) -> None:
-        watched = [self._wake_read]
-        if self._supervisor_fd >= 0:
-            watched.append(self._supervisor_fd)
-        elif self._supervisor is not None:
-            seconds = min(seconds, _LOOK_S)
-        _poll(watched, seconds)
-
-    def _has_lost_supervisor(self) -> bool:
-        if self._supervisor_fd >= 0:
-            return _poll([self._supervisor_fd], 0.0)
-        return self._supervisor is not None and not self._supervisor.lives()
+        while not self.requested and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_S))
+        return self.requested
 
     def close(self) -> None:
         for number, former in self._former.items():
             signal.signal(number, former if former is not None else signal.SIG_DFL)
         self._former.clear()
-        for fd in (self._wake_read, self._wake_write, self._supervisor_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._wake_read = self._wake_write = self._supervisor_fd = -1
         self._supervisor = None
 
     def __enter__(self) -> Stop:
@@ -142,30 +111,9 @@ class Stop:
         self.close()
 
 
-def _poll(descriptors: list[int], seconds: float) -> bool:
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(math.ceil(1000 * min(seconds, 86_400.0))))
-
-
 def _supervisor() -> Process | None:
     pid, colon, start = os.environ.get(SUPERVISOR, "").partition(":")
     try:
         return Process(int(pid), float(start), host_name()) if colon else None
     except ValueError:
         return None
-
-
-def _watch(process: Process | None) -> int:
-    """Return a descriptor that is readable once `process` has ended; -1 without pidfd."""
-    if process is None or not hasattr(os, "pidfd_open"):
-        return -1
-    try:
-        fd = os.pidfd_open(process.pid)
-    except OSError:
-        return -1
-    if is_alive(process.pid, process.start):
-        return fd
-    os.close(fd)  # another process has the number by now
-    return -1

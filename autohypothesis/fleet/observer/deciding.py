@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from autohypothesis.engine import recovery
@@ -317,10 +317,7 @@ class RequeuePolicy:
         self.project = project
         self.history = history
         self.queue = queue
-        self._blamed: dict[str, str | None] = {}
-        """Lost experiment -> the device that it speaks against, None where it speaks of none."""
-        self._requeued: tuple[int, list[str]] = (-1, [])
-        """Version of the history, and the hypotheses with a decision that sent them back."""
+        self._device_blamed = cache(partial(_device_blamed, project.layout))
         self._refused: dict[str, str] = {}
         self._reported: dict[str, str] = {}
 
@@ -328,7 +325,8 @@ class RequeuePolicy:
         """Take every step that is due; return a line for each. A turn begins with this."""
         self._reported, self._refused = self._refused, {}
         lines = []
-        for hypothesis_id in self._sent_back():
+        every = self.history.latest.values()
+        for hypothesis_id in sorted({each.hypothesis_id for each in every if each.requeue}):
             decision = self.history.decision_about(hypothesis_id)
             placed = self.queue.read(hypothesis_id)
             if decision is None or not decision.requeue or placed is None:
@@ -379,14 +377,6 @@ class RequeuePolicy:
             return ""
         return end_claim(self.project, self.queue, placed[1], worker, self.history.latest)
 
-    def _sent_back(self) -> list[str]:
-        """Return the hypotheses with a decision that sent them back, at any time."""
-        if self._requeued[0] != self.history.version:
-            every = self.history.latest.values()
-            names = sorted({decision.hypothesis_id for decision in every if decision.requeue})
-            self._requeued = (self.history.version, names)
-        return self._requeued[1]
-
     def _give_up(self, hypothesis_id: str) -> list[str]:
         """Abandon what waits again, if too many of its runs speak against their devices."""
         blamed = [
@@ -405,13 +395,9 @@ class RequeuePolicy:
             return []  # a worker has just claimed it; the next turn sees what became of that
         return [f"{hypothesis_id} is abandoned: {why}"]
 
-    def _device_blamed(self, experiment_id: str) -> str | None:
-        if experiment_id not in self._blamed:
-            self._blamed[experiment_id] = _blamed(self.project.layout, experiment_id)
-        return self._blamed[experiment_id]
 
-
-def _blamed(layout: Layout, experiment_id: str) -> str | None:
+def _device_blamed(layout: Layout, experiment_id: str) -> str | None:
+    """Return the device that a lost run speaks against; None where it speaks of none."""
     run = layout.run(experiment_id)
     result = load_or_none(Result, run.result)
     if result is None or not is_device_evidence(result):

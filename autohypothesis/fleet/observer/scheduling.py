@@ -12,7 +12,7 @@ from autohypothesis.fleet.live import presence, quarantine
 from autohypothesis.fleet.observer.deciding import RequeuePolicy, queue_repeat
 from autohypothesis.fleet.observer.search_state import ExperimentIndex
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records.files import FileStamp, file_stamp, load_or_none
+from autohypothesis.records.files import load_or_none
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.ids import baseline_id
 from autohypothesis.records.layout import Layout
@@ -69,12 +69,13 @@ class AvailableWorkers:
         self.ready: list[str] = []
         self.heartbeats: list[Heartbeat] = []
         self._reads_manifest = not workers
-        self._manifest: FileStamp | None = None
 
     def look(self) -> None:
         """Read manifest, heartbeats and quarantine again."""
-        if self._reads_manifest:
-            self._read_manifest()
+        # A manifest that is damaged or another tag's leaves the last good one in force.
+        manifest = load_or_none(Manifest, self.layout.manifest) if self._reads_manifest else None
+        if manifest is not None and manifest.tag == self.tag:
+            self.workers = manifest.workers
         self.heartbeats = presence.read_heartbeats(self.layout)
         living = {beat.worker_id for beat in self.heartbeats if presence.worker_lives(beat)}
         resting = {beat.worker_id for beat in self.heartbeats if beat.state == "benched"}
@@ -86,16 +87,6 @@ class AvailableWorkers:
             for worker in alive
             if worker.worker_id not in resting and worker.device not in quarantined
         ]
-
-    def _read_manifest(self) -> None:
-        """Keep the workers of the last good manifest when it is damaged or another tag's."""
-        signature = file_stamp(self.layout.manifest)
-        if signature == self._manifest:
-            return
-        self._manifest = signature
-        manifest = load_or_none(Manifest, self.layout.manifest)
-        if manifest is not None and manifest.tag == self.tag:
-            self.workers = manifest.workers
 
     def worker(self, worker_id: str) -> Worker | None:
         return next((worker for worker in self.workers if worker.worker_id == worker_id), None)

@@ -151,11 +151,13 @@ class Results:
 def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterval]) -> Results:
     """Return the results of a search from its rows in the ledger, and the times of its runs."""
     counted = [row for row in rows if _counts(row)]
+    best = best_kept([dict(row) for row in counted])
     decided = [row for row in rows if row.get("ordinal") is not None]
     kinds = (row.get("failure_kind") for row in counted if row["status"] == "crash")
     return _results(
         "experiments.jsonl",
-        counted,
+        [_trial(row) for row in counted],
+        None if best is None else _trial(best),
         tag=tag,
         metric=str(rows[0].get("metric_name") or "val_bpb") if rows else "val_bpb",
         repeats=sum(row.get("replicates") is not None for row in decided),
@@ -173,23 +175,17 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
 
 def from_table(table: warm_start.WarmStart) -> Results:
     """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
-    rows = [
-        {
-            "id": number,  # no name of an experiment
-            "ordinal": number,
-            "tag": "",
-            "hypothesis_id": "baseline" if line is table.first and number == 0 else "",
-            "status": line.status,
-            "commit": line.commit,
-            "metric_value": line.value,
-            "peak_vram_gb": line.memory_gb,
-            "description": line.description,
-        }
-        for number, line in enumerate(table.tried)
-    ]
+    trials = {
+        line.line: ResultTrial(
+            None, line.commit, line.value, line.memory_gb, line.status, line.description,
+            baseline=line is table.first is table.tried[0],
+        )
+        for line in table.tried
+    }  # fmt: skip
+    best = None if table.best is None else trials[table.best.line]
     unknown = dict.fromkeys(("tag", "repeats", "undecided", "crashes"))
     known = {"metric": "val_bpb", "notes": table.problems}
-    return _results(table.path.name, rows, **known, **unknown, **_hours([]))
+    return _results(table.path.name, list(trials.values()), best, **known, **unknown, **_hours([]))
 
 
 def _counts(row: Row) -> bool:
@@ -204,7 +200,7 @@ def _counts(row: Row) -> bool:
 def _trial(row: Row) -> ResultTrial:
     crashed = row.get("decision_status", row["status"]) == "crash"
     return ResultTrial(
-        experiment_id=row["id"] if isinstance(row["id"], str) else None,
+        experiment_id=str(row["id"]),
         commit=str(row.get("commit") or ""),
         value=None if crashed else row.get("metric_value"),
         memory_gb=row.get("peak_vram_gb"),
@@ -218,14 +214,13 @@ def _trial(row: Row) -> ResultTrial:
     )
 
 
-def _results(source: str, rows: Sequence[Row], **known: Any) -> Results:
-    """Return the results that follow from rows that count, with what else is known."""
-    trials = [_trial(row) for row in rows]
+def _results(
+    source: str, trials: Sequence[ResultTrial], best: ResultTrial | None, **known: Any
+) -> Results:
+    """Return the results that follow from trials that count, with what else is known."""
     counts = Counter(trial.status for trial in trials)
     tried = [trial for trial in trials if not trial.baseline and trial.status != DAMAGED]
     kept = [trial for trial in trials if trial.status == "keep" and trial.value is not None]
-    best_row = best_kept([dict(row) for row in rows])
-    best = _trial(best_row) if best_row is not None else None
     start = _start(kept, best)
     return Results(
         source=source,

@@ -26,13 +26,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from autohypothesis.errors import QueueError, RecordError, faults_in
-from autohypothesis.records.files import (
-    parse_json,
-    read_with_status,
-    shown,
-    sweep,
-    write_json,
-)
+from autohypothesis.records.files import parse_json, read_with_status, shown, sweep, write_json
 from autohypothesis.records.ids import (
     MAX_LENGTH,
     allocate_hypothesis,

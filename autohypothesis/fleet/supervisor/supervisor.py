@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
 from subprocess import Popen
-from typing import Literal, NamedTuple
-
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from typing import Any, Literal, NamedTuple
 
 from autohypothesis.engine import recovery, shim
 from autohypothesis.engine.executor import RunSpec
@@ -35,10 +33,10 @@ from autohypothesis.fleet.supervisor.process_specs import (
     stop_stage,
 )
 from autohypothesis.records import locks
-from autohypothesis.records.files import load, load_or_none
+from autohypothesis.records.files import as_object, load, load_or_none
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import Process, hold
-from autohypothesis.schema import Manifest, now
+from autohypothesis.schema import Manifest, finite, now, whole
 from autohypothesis.system import host_name, process_start, signal_process, wait_for_end
 
 Outcome = Literal["finished", "stopped", "failed"]
@@ -65,19 +63,6 @@ SHIM_S = 60.0
 _POLL_S = 0.1
 
 
-class ChildStatus(BaseModel):
-    """One child in `supervisor.json`."""
-
-    state: str
-    pid: int | None
-    process_start: float | None
-    restarts: int
-    said: str
-
-
-_CHILDREN = TypeAdapter(dict[str, ChildStatus])
-
-
 @dataclass(slots=True)
 class ManagedProcess:
     """A role's process, or the pause before its next one."""
@@ -100,11 +85,11 @@ class ManagedProcess:
             return "running"
         return "waiting" if self.due is not None else "ended"
 
-    def status(self) -> ChildStatus:
+    def status(self) -> dict[str, Any]:
+        """Return it as `supervisor.json` has it."""
         pid, start = (self.process.pid, self.start) if self.process is not None else (None, None)
-        return ChildStatus(
-            state=self.state, pid=pid, process_start=start, restarts=self.restarts, said=self.ending
-        )
+        counted = {"restarts": self.restarts, "said": self.ending}
+        return {"state": self.state, "pid": pid, "process_start": start, **counted}
 
 
 @dataclass(slots=True)
@@ -273,7 +258,7 @@ class Supervisor:
             for child in self.children
             if child.state == "waiting" and child.failures > 1
         ]
-        known = {child.spec.name: child.status().model_dump() for child in self.children}
+        known = {child.spec.name: child.status() for child in self.children}
         with suppress(AutohypothesisError, OSError):
             status = presence.own_status(
                 SUPERVISOR_ROLE, state=state, started_at=self.began, last_action=action,
@@ -311,16 +296,13 @@ def children_of(layout: Layout) -> list[LiveProcess]:
     status = presence.read_role(layout, SUPERVISOR_ROLE)
     if status is None:
         return []
-    try:
-        children = _CHILDREN.validate_python(status.details.get("children", {}))
-    except ValidationError:  # damaged
-        return []
-    found = [
-        LiveProcess(name, Process(child.pid, child.process_start, status.node_id))
-        for name, child in children.items()
-        if child.pid and child.process_start
-    ]
-    return [live for live in found if live.process.pid > 0 and live.process.lives()]
+    found = []
+    for name, child in as_object(status.details.get("children")).items():
+        known = as_object(child)
+        pid, start = whole(known.get("pid")), finite(known.get("process_start"))
+        if pid and pid > 0 and start:
+            found.append(LiveProcess(name, Process(pid, start, status.node_id)))
+    return [live for live in found if live.process.lives()]
 
 
 def live_processes(layout: Layout) -> list[LiveProcess]:

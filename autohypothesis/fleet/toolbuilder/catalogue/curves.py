@@ -50,18 +50,15 @@ def latest(research: Path) -> list[str]:
 
 def figures(points: list[Point]) -> dict[str, Any]:
     """Return first, lowest and last value, and the last one up to each quarter of the budget."""
-    values = [value for _, value in points]
+    values: list[float | None] = [value for _, value in points] or [None]
     quarters = {}
     for percent in (25, 50, 75, 100):
         before = [value for share, value in points if 100 * share <= percent + 1e-9]
         quarters[str(percent)] = before[-1] if before else None
+    lowest = min((value for _, value in points), default=None)
     return {
-        "points": points,
-        "first": values[0] if values else None,
-        "lowest": min(values, default=None),
-        "last": values[-1] if values else None,
-        "at": quarters,
-    }
+        "points": points, "first": values[0], "lowest": lowest, "last": values[-1], "at": quarters,
+    }  # fmt: skip
 
 
 def plot(curves: dict[str, list[Point]], unit: str) -> str:
@@ -76,7 +73,7 @@ def plot(curves: dict[str, list[Point]], unit: str) -> str:
         for x, y in one:
             line = round((high - y) / (high - low) * (HEIGHT - 1)) if high > low else HEIGHT // 2
             field[line][round(max(0.0, x) / right * (WIDTH - 1))] = mark
-    lines = [f"{unit}"]
+    lines = [unit]
     for place, row in enumerate(field):
         value = high - (high - low) * place / (HEIGHT - 1)
         label = f"{value:10.4g}" if place % 5 == 0 else " " * 10
@@ -96,12 +93,9 @@ def draw(curves: dict[str, list[Point]], unit: str, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=130)
     axes = figure.subplots()
     for colour, (name, points) in zip(COLOURS, curves.items(), strict=False):
-        axes.plot(
-            [100 * x for x, _ in points], [y for _, y in points], color=colour, label=name,
-            linewidth=1.4,
-        )  # fmt: skip
-    axes.set_xlabel("share of the budget, %")
-    axes.set_ylabel(unit)
+        shares, values = [100 * x for x, _ in points], [y for _, y in points]
+        axes.plot(shares, values, color=colour, label=name, linewidth=1.4)
+    axes.set(xlabel="share of the budget, %", ylabel=unit)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     axes.legend(frameon=False)

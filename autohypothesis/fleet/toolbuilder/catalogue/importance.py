@@ -40,12 +40,6 @@ VALUES_LIMIT = 40
 """Values of one setting, all else equal, of which every pair is looked at."""
 
 
-def active_tag(research: Path, rows: list[Row]) -> str:
-    """Return the manifest's tag, else that of the last row."""
-    tag = read_document(research, "fleet", "manifest.json").get("tag")
-    return str(tag or (rows[-1].get("tag", "") if rows else ""))
-
-
 def measured(rows: list[Row], tag: str) -> list[Row]:
     """Return completed runs of the tag with a value, on the platform of the last of them."""
     runs = completed(rows, tag=tag)
@@ -71,37 +65,32 @@ def tried(research: Path, runs: list[Row]) -> list[Tried]:
 
 def varying(found: list[Tried]) -> list[str]:
     """Return settings that every run has, and that differ between some of them."""
-    if not found:
-        return []
-    shared = set.intersection(*(set(settings) for settings, _ in found))
+    shared = set.intersection(*(set(settings) for settings, _ in found)) if found else ()
     return sorted(name for name in shared if len({key(s[name]) for s, _ in found}) > 1)
-
-
-def pairs(found: list[Tried], name: str) -> list[tuple[Any, Any, float]]:
-    """Return (value, other value, difference of the metric) for runs that differ in `name` only."""
-    having = [entry for entry in found if name in entry[0]]
-    groups = grouped(having, lambda entry: key({k: v for k, v in entry[0].items() if k != name}))
-    return [
-        (first[name], second[name], b - a)
-        for group in groups
-        for (first, a), (second, b) in combinations(group[:VALUES_LIMIT], 2)
-    ]
 
 
 def direct(found: list[Tried], name: str, sign: float) -> dict[str, Any]:
     """Return the mean size of the effect, and the change that helped most.
 
+    They are of pairs of runs that differ in `name` only.
+
     Args:
         sign: -1 where a lower metric is better.
     """
-    seen = pairs(found, name)
-    if not seen:
+    having = [entry for entry in found if name in entry[0]]
+    groups = grouped(having, lambda entry: key({k: v for k, v in entry[0].items() if k != name}))
+    changes = [
+        (first[name], second[name], b - a)
+        for group in groups
+        for (first, a), (second, b) in combinations(group[:VALUES_LIMIT], 2)
+    ]
+    if not changes:
         return {"pairs": 0, "effect": None, "best_change": None}
-    both = seen + [(b, a, -difference) for a, b, difference in seen]
+    both = changes + [(b, a, -difference) for a, b, difference in changes]
     old, new, difference = max(both, key=lambda entry: sign * entry[2])
     return {
-        "pairs": len(seen),
-        "effect": statistics.fmean(abs(difference) for _, _, difference in seen),
+        "pairs": len(changes),
+        "effect": statistics.fmean(abs(difference) for _, _, difference in changes),
         "best_change": {"from": old, "to": new, "difference": difference},
     }
 
@@ -129,20 +118,26 @@ def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float
         return {}
     try:
         import optuna
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
         from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     except ImportError:
         return {}
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    columns: dict[str, list[Any]] = {}
+    spaces: dict[str, Any] = {}
+    for name in names:
+        values = [settings[name] for settings, _ in found]
+        if None in map(number, values):
+            columns[name] = list(map(key, values))
+            spaces[name] = CategoricalDistribution(sorted(set(columns[name])))
+        else:
+            columns[name] = list(map(float, values))
+            spaces[name] = FloatDistribution(min(columns[name]), max(columns[name]))
     study = optuna.create_study(direction="minimize" if sign < 0 else "maximize")
-    spaces = {name: space(found, name) for name in names}
-    for settings, value in found:
-        params = {
-            name: float(settings[name]) if hasattr(spaces[name], "low") else key(settings[name])
-            for name in names
-        }
-        trial = optuna.trial.create_trial(params=params, distributions=spaces, value=value)
-        study.add_trial(trial)
+    for index, (_, value) in enumerate(found):
+        params = {name: columns[name][index] for name in names}
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, value=value))
     try:
         evaluator = PedAnovaImportanceEvaluator()
         return dict(get_param_importances(study, evaluator=evaluator, params=names))
@@ -150,22 +145,19 @@ def shares(found: list[Tried], names: list[str], sign: float) -> dict[str, float
         return {}
 
 
-def space(found: list[Tried], name: str) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    values = [settings[name] for settings, _ in found]
-    if None not in map(number, values):
-        return FloatDistribution(float(min(values)), float(max(values)))
-    return CategoricalDistribution(sorted({key(value) for value in values}))
-
-
 def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
-    """Return every setting that varies, the most important first."""
+    """Return every setting that varies, the most important first.
+
+    Args:
+        tag: default: the manifest's, else that of the last row.
+    """
     rows = read_rows(research)
-    wanted = tag or active_tag(research, rows)
-    runs = measured(rows, wanted)
-    found = tried(research, runs)
-    sign = 1.0 if runs and runs[-1].get("direction") == "maximize" else -1.0
+    if not tag:
+        active = read_document(research, "fleet", "manifest.json").get("tag")
+        tag = str(active or (rows[-1].get("tag", "") if rows else ""))
+    runs = measured(rows, tag)
+    found, last = tried(research, runs), runs[-1] if runs else {}
+    sign = 1.0 if last.get("direction") == "maximize" else -1.0
     names = varying(found)
     given = shares(found, names, sign)
     settings = [
@@ -181,8 +173,8 @@ def importance(research: Path, tag: str | None = None) -> dict[str, Any]:
     settings.sort(key=lambda entry: (entry["effect"] or 0.0, abs(entry["rank_correlation"] or 0.0)))
     return {
         "tool": "importance",
-        "tag": wanted,
-        "metric": runs[-1].get("metric_name", "") if runs else "",
+        "tag": tag,
+        "metric": last.get("metric_name", ""),
         "runs": len(runs),
         "different": len(found),
         "settings": settings[::-1],
@@ -215,7 +207,7 @@ def text(found: dict[str, Any]) -> str:
             f"{shown(entry['effect'], '.5g'):>11}{shown(entry['rank_correlation'], '+.2f'):>12}"
             f"{shown(entry['share'], '.0%'):>8}  {change}"
         )
-    return "\n".join(lines + ([found["note"]] if found["note"] else []))
+    return "\n".join(filter(None, [*lines, found["note"]]))
 
 
 def self_test() -> None:

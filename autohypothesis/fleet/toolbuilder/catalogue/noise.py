@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from typing import Any
+from collections import Counter
 
 from autohypothesis.fleet.toolbuilder.catalogue.reader import (
     Row,
@@ -31,15 +31,19 @@ FEW = 4
 """Degrees of freedom; below that a standard deviation may be wrong by half."""
 
 
-def pooled(groups: list[list[float]]) -> dict[str, Any] | None:
+NOTHING: Row = {"sd": None, "runs": 0, "groups": 0, "degrees_of_freedom": 0}
+
+
+def pooled(groups: list[list[float]]) -> Row | None:
     """Return the spread over all groups and what it rests on; None without a repeat."""
     groups = [group for group in groups if len(group) > 1]
     if not groups:
         return None
     runs = sum(map(len, groups))
     freedom = runs - len(groups)
-    sd = pooled_sd(groups)
-    return {"sd": sd, "runs": runs, "groups": len(groups), "degrees_of_freedom": freedom}
+    return {
+        "sd": pooled_sd(groups), "runs": runs, "groups": len(groups), "degrees_of_freedom": freedom,
+    }  # fmt: skip
 
 
 def by(rows: list[Row], *keys: str) -> list[list[Row]]:
@@ -50,47 +54,43 @@ def values(rows: list[Row]) -> list[float]:
     return [float(row["metric_value"]) for row in rows]
 
 
-def one_per_seed(rows: list[Row]) -> list[float]:
-    """Return the mean of each seed, so that a seed that was run often counts once."""
-    return [statistics.fmean(values(same)) for same in by(rows, "seed")]
-
-
-def noise(rows: list[Row], platform: str | None = None) -> dict[str, Any]:
+def noise(rows: list[Row], platform: str | None = None) -> Row:
     """Return the figures; `sd` is over all repeats of a commit, whatever their seeds."""
     runs = [row for row in completed(rows) if row.get("commit")]
     if platform is None:
         platform = latest_platform(runs)
     runs = [run for run in runs if run.get("platform_key", "") == platform]
-    commits = by(runs, "commit")
-    total = pooled([values(group) for group in commits])
-    sd = total["sd"] if total else None
-    pair = None if sd is None else math.sqrt(2) * sd
+    commits, last = by(runs, "commit"), runs[-1] if runs else {}
+    total = pooled([values(group) for group in commits]) or NOTHING
+    pair = None if total["sd"] is None else math.sqrt(2) * total["sd"]
+    # The mean of each seed, so that a seed that was run often counts once.
+    seeds = [[statistics.fmean(values(same)) for same in by(group, "seed")] for group in commits]
     return {
         "tool": "noise",
-        "metric": runs[-1].get("metric_name", "") if runs else "",
+        "metric": last.get("metric_name", ""),
         "platform_key": platform,
-        "device": runs[-1].get("gpu_name", "") if runs else "",
-        "sd": sd,
+        "device": last.get("gpu_name", ""),
+        "sd": total["sd"],
         "sd_pair": pair,
         "min_delta": None if pair is None else 2 * pair,
-        **{key: total[key] if total else 0 for key in ("runs", "groups", "degrees_of_freedom")},
+        **total,
         "same_seed": pooled([values(group) for group in by(runs, "commit", "seed")]),
-        "across_seeds": pooled([one_per_seed(group) for group in commits]),
-        "enough": total is not None and total["degrees_of_freedom"] >= FEW,
+        "across_seeds": pooled(seeds),
+        "enough": total["degrees_of_freedom"] >= FEW,
         "note": note(total, len(runs)),
     }
 
 
 def latest_platform(runs: list[Row]) -> str:
     """Return the platform of the latest repeated run; without one, of the latest run."""
-    repeated = [same[-1] for same in by(runs, "commit", "platform_key") if len(same) > 1]
-    order = {id(run): index for index, run in enumerate(runs)}
-    latest = max(repeated or runs[-1:], key=lambda run: order[id(run)], default={})
-    return str(latest.get("platform_key", ""))
+    keys = [(run["commit"], run.get("platform_key", "")) for run in runs]
+    counts = Counter(keys)
+    repeated = (platform for commit, platform in reversed(keys) if counts[commit, platform] > 1)
+    return str(next(repeated, keys[-1][1] if keys else ""))
 
 
-def note(total: dict[str, Any] | None, runs: int) -> str:
-    if total is None:
+def note(total: Row, runs: int) -> str:
+    if not total["runs"]:
         return f"too little: no commit was run twice on this platform ({runs} runs in all)"
     if total["degrees_of_freedom"] < FEW:
         commits = f"{total['groups']} commit{'s' * (total['groups'] != 1)}"
@@ -98,7 +98,7 @@ def note(total: dict[str, Any] | None, runs: int) -> str:
     return ""
 
 
-def text(found: dict[str, Any]) -> str:
+def text(found: Row) -> str:
     name = found["metric"] or "the metric"
     where = f" on {found['device']}" if found["device"] else ""
     if found["sd"] is None:
@@ -112,7 +112,7 @@ def text(found: dict[str, Any]) -> str:
         part = found[key]
         spread = "no repeats" if part is None else f"{part['sd']:.6f}, {part['runs']} runs"
         lines.append(f"  sd {words:<18}{spread}")
-    return "\n".join(lines + ([found["note"]] if found["note"] else []))
+    return "\n".join(filter(None, [*lines, found["note"]]))
 
 
 def self_test() -> None:
