@@ -180,7 +180,7 @@ def bootstrap(
     What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
     """
     from autohypothesis.commands.doctor import every_check, require
-    from autohypothesis.fleet.knowledge import warm_start as warm
+    from autohypothesis.fleet.knowledge import knowledge_base as warm
     from autohypothesis.fleet.roster import roster
     from autohypothesis.fleet.roster.devices import choose
 

@@ -356,7 +356,7 @@ def _folder(path: Path) -> Layout:
 
 
 def _results(layout: Layout, tag: str | None) -> Results:
-    from autohypothesis.fleet.knowledge import warm_start
+    from autohypothesis.fleet.knowledge import knowledge_base
     from autohypothesis.fleet.overview.results import device_intervals, from_rows, from_table
     from autohypothesis.records.history import of_tag
     from autohypothesis.records.ledger import read_ledger
@@ -365,7 +365,7 @@ def _results(layout: Layout, tag: str | None) -> Results:
     # A ledger without the bundles it was folded from is a copy: it is read, never folded.
     rows = ledger_rows(layout) if layout.research.is_dir() else read_ledger(layout)
     if not rows and not tag and layout.results_tsv.is_file():
-        return from_table(warm_start.read(layout.results_tsv, called=""))
+        return from_table(knowledge_base.read(layout.results_tsv, called=""))
     wanted = meant_tag(layout, tag) or (str(rows[-1].get("tag") or "") if rows else None)
     mine = of_tag(rows, wanted)
     if tag and not mine:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.errors import RecordError, UsageError
-from autohypothesis.fleet.knowledge import warm_start
-from autohypothesis.fleet.knowledge.warm_start import carried, read, record
+from autohypothesis.fleet.knowledge import knowledge_base
+from autohypothesis.fleet.knowledge.knowledge_base import carried, read, record
 from autohypothesis.records.files import read_json
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import KnowledgeBase
@@ -113,7 +113,10 @@ def test_findings_are_bounded_and_taken_once(tmp_path: Path) -> None:
     )
     layout = Layout(tmp_path)
     warm = read(table(tmp_path, HEADER + rows))
-    assert record(layout, warm) == warm_start.KEPT + warm_start.DISCARDED + warm_start.CRASHED
+    assert (
+        record(layout, warm)
+        == knowledge_base.KEPT + knowledge_base.DISCARDED + knowledge_base.CRASHED
+    )
     before = layout.knowledge_base.read_bytes()
     assert record(layout, warm) == 0 and layout.knowledge_base.read_bytes() == before
     base = KnowledgeBase.model_validate(read_json(layout.knowledge_base))

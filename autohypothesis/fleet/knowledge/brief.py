@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
-from autohypothesis.fleet.knowledge.warm_start import carried
+from autohypothesis.fleet.knowledge.knowledge_base import RATIONALE, carried, change_of, cut
 from autohypothesis.fleet.queue.states import Queue, QueuePlace, best_first
 from autohypothesis.records.files import FileStamp, file_stamp, to_json
 from autohypothesis.records.history import best_kept, of_tag
@@ -31,7 +31,6 @@ from autohypothesis.schema import (
     Finding,
     Hypothesis,
     Others,
-    PlannedHypothesis,
     Problem,
     QueueEntry,
     Setting,
@@ -45,8 +44,8 @@ MOST_SETTINGS, MOST_CONSTRAINTS, MOST_NOTES, MOST_QUESTIONS = 5_000, 3_000, 4_00
 MOST_OPEN, MOST_FINDINGS, MOST_HEARD = 9_000, 7_500, 6_000
 MOST_KEEPS, MOST_CRASHES, MOST_DISCARDS = 20, 8, 20
 """Findings of each kind."""
-LINE, RATIONALE, TITLE = 300, 240, 160
-"""Characters of a line (a note, a constraint, a direction), of a reason, of a finding's title."""
+LINE, TITLE = 300, 160
+"""Characters of a line (a note, a constraint, a direction), of a finding's title."""
 REMEDY = (
     "change the queue with `python orchestrator.py propose`, `dispatch`, `withdraw` and `abandon`,"
     " or put a hypothesis into research/inbox/; directions go into research/steering.md"
@@ -254,18 +253,6 @@ def _closed_entry(hypothesis: Hypothesis) -> QueueEntry:
     return _entry(hypothesis, RATIONALE // 2, status=status, outcome=outcome)
 
 
-def change_of(hypothesis: Hypothesis | PlannedHypothesis) -> str:
-    """Return the change of a hypothesis in a few words."""
-    if hypothesis.config_overrides:
-        overrides = (f"{name} = {value!r}" for name, value in hypothesis.config_overrides.items())
-        return cut(", ".join(overrides), RATIONALE)
-    if hypothesis.artifacts_from:
-        return f"the artifacts of {hypothesis.artifacts_from[:7]}"
-    if hypothesis.patch:
-        return "a patch"
-    return "written to instructions" if hypothesis.instructions else ""
-
-
 def noise_words(noise: Mapping[str, Any]) -> str:
     """Return the figure that the tool `noise` answered, and then its note."""
     if "sd_pair" in noise:
@@ -385,11 +372,6 @@ def _implication(row: Row) -> str:
 
 
 # ── sizes ───────────────────────────────────────────────────────────────────────────────────
-
-
-def cut(text: str, most: int) -> str:
-    """Return `text`, shortened to `most` characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _lines(texts: Iterable[str]) -> list[str]:

@@ -94,13 +94,12 @@ def count_device_failure(layout: Layout, device: str, result: Result) -> str:
     reason = result.failure_detail or "its last runs speak against it"
     with hold(layout, "bench", doing=f"judging {device}"):
         state = _read(layout)
-        count = state.in_a_row.pop(device, 0) + 1 if against else 0
-        if not against:
-            state.in_a_row.pop(device, None)
-        elif count < IN_A_ROW:
-            state.in_a_row[device] = count
-        else:
+        before = state.in_a_row.pop(device, 0)
+        count = before + 1 if against else 0
+        if count >= IN_A_ROW:
             state.put(device, reason)
+        elif count:
+            state.in_a_row[device] = count
         _write(layout, state)
     return reason if count >= IN_A_ROW else ""
 
@@ -129,9 +128,8 @@ def device_problem(worker: Worker) -> DeviceProblem | None:
     if kind is None:
         return None
     if not worker.device:
-        return DeviceProblem(
-            "gone", f"GPU {worker.gpu_id} was never seen by a driver: init-fleet again"
-        )
+        never = f"GPU {worker.gpu_id} was never seen by a driver: init-fleet again"
+        return DeviceProblem("gone", never)
     try:
         every = devices.devices(kind)
     except LeaseError as error:
@@ -148,8 +146,6 @@ def device_problem(worker: Worker) -> DeviceProblem | None:
 
 def device_kind(worker: Worker) -> Literal["cpu", "cuda"] | None:
     """Return the kind a worker was made for; None for one that takes whatever is free."""
-    if worker.kind is not None:
+    if worker.kind is not None or not worker.device:
         return worker.kind
-    if worker.device:
-        return "cpu" if worker.device.startswith("cpu-") else "cuda"
-    return None
+    return "cpu" if worker.device.startswith("cpu-") else "cuda"

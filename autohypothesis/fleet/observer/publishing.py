@@ -14,7 +14,7 @@ from typing import Any
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError
 from autohypothesis.fleet.knowledge.brief import BriefPublisher, noise_words
-from autohypothesis.fleet.knowledge.learnt import Learnt
+from autohypothesis.fleet.knowledge.knowledge_base import Learnt
 from autohypothesis.fleet.live.presence import read_manifest
 from autohypothesis.fleet.observer.scheduling import AvailableWorkers
 from autohypothesis.fleet.observer.search_state import ExperimentIndex, SearchState

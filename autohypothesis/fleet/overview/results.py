@@ -18,7 +18,7 @@ from typing import Any
 
 from autohypothesis.engine.policy import better_by
 from autohypothesis.errors import RecordError
-from autohypothesis.fleet.knowledge import warm_start
+from autohypothesis.fleet.knowledge import knowledge_base
 from autohypothesis.fleet.overview.overview import RUN, Notice, Overview, overview
 from autohypothesis.records.files import load_or_none, read_object
 from autohypothesis.records.history import DecisionHistory, best_kept, of_tag
@@ -173,7 +173,7 @@ def from_rows(rows: Sequence[Row], tag: str | None, spans: Iterable[DeviceInterv
     )
 
 
-def from_table(table: warm_start.WarmStart) -> Results:
+def from_table(table: knowledge_base.WarmStart) -> Results:
     """Return the results that a results.tsv tells: no kinds of crashes, and no times."""
     trials = {
         line.line: ResultTrial(

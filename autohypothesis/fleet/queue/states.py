@@ -291,16 +291,12 @@ class Queue:
     ) -> None:
         """Move running -> done. What is done that way already stays as it is."""
         with self._step(f"finishing {hypothesis_id}"):
-            if not self._is_closed(hypothesis_id, closed):
-                place = self._expect(hypothesis_id, ("running",), worker, end=False)
-                self._close(hypothesis_id, place, closed, outcome)
+            self._close(hypothesis_id, ("running",), worker, closed, outcome)
 
     def abandon(self, hypothesis_id: str, outcome: str, *, closed: Closed = "abandoned") -> None:
         """Move pending or dispatched -> done, without a run."""
         with self._step(f"abandoning {hypothesis_id}"):
-            if not self._is_closed(hypothesis_id, closed):
-                place = self._expect(hypothesis_id, ("pending", "dispatched"), end=False)
-                self._close(hypothesis_id, place, closed, outcome)
+            self._close(hypothesis_id, ("pending", "dispatched"), None, closed, outcome)
 
     def requeue(self, hypothesis_id: str) -> None:
         """Move done or running -> pending, as if it had never been tried."""
@@ -371,15 +367,19 @@ class Queue:
             raise QueueError(f"hypothesis {name} is of tag {hypothesis.tag!r}, not {self.tag!r}")
         return hypothesis
 
-    def _is_closed(self, name: str, closed: Closed) -> bool:
-        if self._locate(name, end=False) != DONE:
-            return False
-        hypothesis = self._load(name, DONE)
-        return hypothesis is not None and hypothesis.closed == closed
-
-    def _close(self, name: str, place: QueuePlace, closed: Closed, outcome: str) -> None:
-        self._rewrite(name, place, closed=closed, outcome=outcome)
-        self._move(name, place, DONE)
+    def _close(
+        self,
+        name: str,
+        states: tuple[HypothesisState, ...],
+        worker: str | None,
+        closed: Closed,
+        outcome: str,
+    ) -> None:
+        done = self._load(name, DONE) if self._locate(name, end=False) == DONE else None
+        if done is None or done.closed != closed:
+            place = self._expect(name, states, worker, end=False)
+            self._rewrite(name, place, closed=closed, outcome=outcome)
+            self._move(name, place, DONE)
 
     def _rewrite(self, name: str, place: QueuePlace, **change: object) -> None:
         hypothesis = self._loaded(name, place)

@@ -33,7 +33,7 @@ from autohypothesis.fleet.supervisor.process_specs import (
     stop_stage,
 )
 from autohypothesis.records import locks
-from autohypothesis.records.files import as_object, load, load_or_none
+from autohypothesis.records.files import load, load_or_none
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import Process, hold
 from autohypothesis.schema import Manifest, finite, now, whole
@@ -297,10 +297,11 @@ def children_of(layout: Layout) -> list[LiveProcess]:
     if status is None:
         return []
     found = []
-    for name, child in as_object(status.details.get("children")).items():
-        known = as_object(child)
+    children = status.details.get("children")
+    for name, child in children.items() if isinstance(children, dict) else ():
+        known = child if isinstance(child, dict) else {}
         pid, start = whole(known.get("pid")), finite(known.get("process_start"))
-        if pid and pid > 0 and start:
+        if pid and start:
             found.append(LiveProcess(name, Process(pid, start, status.node_id)))
     return [live for live in found if live.process.lives()]
 
