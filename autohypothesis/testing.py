@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine.executor import Executor, RunSpec
+from autohypothesis.engine.experiment import Executor, RunSpec
 from autohypothesis.engine.scoring import Scorer
 from autohypothesis.engine.task import Knob
 from autohypothesis.errors import LaunchError

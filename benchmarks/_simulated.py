@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autohypothesis.engine.executor import Executor, RunSpec, RunState
+from autohypothesis.engine.experiment import Executor, RunSpec, RunState
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.worker.worker import FleetWorker
 from autohypothesis.records import bundles
@@ -34,7 +34,7 @@ from autohypothesis.schema import Worker as Entry
 
 @dataclass
 class Sleeping(Executor):
-    """See `engine.executor.Executor`. An experiment runs for `seconds` on nothing at all."""
+    """See `engine.experiment.Executor`. An experiment runs for `seconds` on nothing at all."""
 
     layout: Layout
     device: str

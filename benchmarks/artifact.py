@@ -22,8 +22,7 @@ from typing import Any
 
 from autohypothesis.commands.task import loop_of
 from autohypothesis.engine import runner
-from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Experiment, RunSpec
 from autohypothesis.engine.program import sandbox_kind
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.artifact import TaskLoop

@@ -132,14 +132,14 @@ def down(
     Safe at any time; what was killed before is cleared as well. Example: `orchestrator.py down`
     """
     from autohypothesis.commands.sync import keep, refresh
-    from autohypothesis.engine import recovery
+    from autohypothesis.engine.collect import collect_ended
     from autohypothesis.fleet.supervisor import supervisor
 
     repository, layout = opened(repo)
     ended = supervisor.end_supervisor(layout, timeout, remark)
     rest = supervisor.end_all(layout, timeout, remark)
     if rest:  # no supervisor is left to make the last sync and snapshot
-        recovery.collect_ended(repository, layout)
+        collect_ended(repository, layout)
         refresh(layout)
         keep(repository, layout, everything=True)
     stopped = ", ".join([*ended, *rest])

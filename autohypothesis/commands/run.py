@@ -36,8 +36,8 @@ from autohypothesis.commands.common import (
 from autohypothesis.errors import TaskError, UsageError
 
 if TYPE_CHECKING:
-    from autohypothesis.engine.decide import MissingRun, NeedsRuns, Settlement
-    from autohypothesis.engine.experiment import Change, Outcome
+    from autohypothesis.engine.decide import NeedsRuns, Settlement
+    from autohypothesis.engine.experiment import Change, Experiment, Outcome
     from autohypothesis.engine.project import Project
     from autohypothesis.schema import Decision
 
@@ -120,11 +120,11 @@ def _refuse_beside_replicate(options: Mapping[str, object]) -> None:
 def _replicate(repo: Path, tag: str | None, experiment_id: str) -> None:
     """Run what is missing to confirm a win, a published line each, and decide it."""
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine import recovery
+    from autohypothesis.engine.collect import collect_ended
     from autohypothesis.engine.project import whole_or_nothing
 
     project = open_project(repo, tag=tag)
-    recovery.collect_ended(project.repository, project.layout)
+    collect_ended(project.repository, project.layout)
     with whole_or_nothing(project.repository, project.layout):
         try:
             if not _decide(project, experiment_id, lines=True):
@@ -216,14 +216,14 @@ def _decide(project: Project, experiment_id: str, *, lines: bool = False) -> int
     With `lines` each of these runs prints its line on stdout, else it is a remark.
     """
     from autohypothesis.commands.progress import ProgressWatch
-    from autohypothesis.engine.replication import confirm
+    from autohypothesis.engine.runner import confirm
 
-    def ran(run: MissingRun, made: Outcome, win: NeedsRuns) -> None:
+    def ran(run: Experiment, made: Outcome, win: NeedsRuns) -> None:
         if lines:
             _print_line(project, made)
         result, done = made.result, win.wanted - len(win.runs) + 1
         came = result.failure_kind or f"{result.metric_name} {_field(result.metric_value, 6)}"
-        title = f"{made.experiment_id}, {run.experiment.title}"
+        title = f"{made.experiment_id}, {run.title}"
         remark(f"{title}: {came} ({done} of {win.wanted} runs)")
 
     decisions = confirm(
@@ -249,7 +249,7 @@ def record(
     """
     from autohypothesis.commands.sync import refresh
     from autohypothesis.engine.project import whole_or_nothing
-    from autohypothesis.engine.recorded_runs import record_log
+    from autohypothesis.engine.runner import record_log
     from autohypothesis.records.git import Repository
 
     project = open_project(repo, tag=tag)
@@ -287,12 +287,12 @@ def decide(
     Examples: `orchestrator.py decide`, `orchestrator.py decide h-nov20-0001-1 discard`
     """
     from autohypothesis.commands.sync import refresh
-    from autohypothesis.engine import recovery
+    from autohypothesis.engine.collect import collect_ended
     from autohypothesis.engine.project import whole_or_nothing
 
     project, no_task = _project(repo, tag)
     with whole_or_nothing(project.repository, project.layout):
-        recovery.collect_ended(project.repository, project.layout)
+        collect_ended(project.repository, project.layout)
         settlement = _settle(project, no_task, experiment_id, status, reason)
     refresh(project.layout)
     if as_json:
@@ -301,8 +301,8 @@ def decide(
         remark("nothing waits for a decision")
     for decision in () if as_json else settlement.decisions:
         print_decision(decision)
-    for refused in settlement.undecided:
-        remark(f"not decided: {refused.experiment_id}: {refused.error}", style="yellow")
+    for name, error in settlement.undecided.items():
+        remark(f"not decided: {name}: {error}", style="yellow")
     if settlement.undecided:
         raise typer.Exit(1)
 

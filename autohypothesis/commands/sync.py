@@ -40,7 +40,7 @@ def sync(
 
     Safe at any time, beside a running fleet and other syncs. Example: `orchestrator.py sync --all`
     """
-    from autohypothesis.engine import recovery
+    from autohypothesis.engine.collect import collect_ended
 
     repository, layout = opened(repo)
     if watch is not None:
@@ -48,7 +48,7 @@ def sync(
             raise UsageError("--watch prints nothing, and --json asks for it", hint="leave one out")
         _watch(repository, layout, watch, everything, snapshot)
         return
-    recovery.collect_ended(repository, layout)
+    collect_ended(repository, layout)
     report, drawn = refresh(layout, everything=everything, names_taken=False)
     kept = keep(repository, layout, everything=everything) if snapshot else None
     if as_json:

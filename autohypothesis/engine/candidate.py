@@ -22,13 +22,8 @@ from pydantic import BaseModel, ConfigDict
 
 from autohypothesis.engine import program
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
-from autohypothesis.engine.environment import (
-    INHERITED,
-    THREAD_VARIABLES,
-    resolved,
-)
-from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
+from autohypothesis.engine.experiment import Change, Experiment, RunSpec
 from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.program import TaskSandbox, sandbox_kind

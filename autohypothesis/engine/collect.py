@@ -2,26 +2,41 @@
 
 The first process that looks collects: the one that started the run, its successor after a kill, or
 a sync. The answer is made from the run folder alone, so each of them writes the same one.
+
+The shim keeps the deadline of its run; here is the deadline of those who wait for it. A stopped
+shim is named while it is stopped, and ended when it is far past its limits, so that no process
+waits for ever. Times are monotonic: a machine that is suspended makes no run late.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import signal
 import stat
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from autohypothesis import system
 from autohypothesis.engine import processes, shim
+from autohypothesis.engine.devices import experiments_of
 from autohypothesis.engine.environment import compile_cache_folder, keep_compile_cache
-from autohypothesis.engine.executor import RunSpec, metadata_of
+from autohypothesis.engine.experiment import RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, classify
 from autohypothesis.engine.logs import read_tail
 from autohypothesis.engine.scoring import Score, scorer_for
 from autohypothesis.engine.workspace import Before, Export, inspect, planted
-from autohypothesis.errors import LaunchError, RecordError
+from autohypothesis.errors import (
+    RECOVERABLE_ERRORS,
+    AutohypothesisError,
+    LaunchError,
+    RecordError,
+)
 from autohypothesis.records import bundles, ids, locks
 from autohypothesis.records.files import (
     load,
@@ -32,14 +47,17 @@ from autohypothesis.records.files import (
     remove_folder,
     to_json,
     write_atomic,
+    write_json,
 )
 from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import Layout, RunPaths
+from autohypothesis.records.layout import ID, Layout, RunPaths
 from autohypothesis.schema import ExitRecord, Metadata, Metrics, Result, finite, now
 
 TAIL_BYTES = 4_096
 LOCAL_LIMIT = 256 << 20
 """Bytes of local.json, which holds about a hundred of each tracked file."""
+KILLED_S = 5.0
+"""How long a killed shim may take to be gone."""
 JUDGED = "judged"
 """In local.json: the SHA-256 of the result that is about to be written."""
 EVIDENCE_OF_RUN = ("clock", "contention", "device", "log", "strays_killed", "utilisation", "score")
@@ -179,12 +197,12 @@ def judge(
     Args:
         anomalies: found in `out/`; any makes the run invalid.
     """
-    document = _exit_document(run)
+    document = read_object(run.exit) or None
     record = ExitRecord.model_validate(document) if document else None
     checkout, missing, touched = _inspect_checkout(repository, spec, local)
     touched = [*_forged(run, document), *anomalies, *touched]
     score = _score(spec, run, record, checkout)
-    tail = log_tail(run)
+    tail = read_tail(str(run.log), TAIL_BYTES)
     failure = missing or _failure(document, tail, score, touched, spec)
     evidence = {
         **{name: document[name] for name in EVIDENCE_OF_RUN if document and name in document},
@@ -244,7 +262,7 @@ def _local(run: RunPaths) -> dict[str, Any]:
         local = read_json(run.local, LOCAL_LIMIT)
         return local if isinstance(local, dict) else {}
     except (FileNotFoundError, RecordError):
-        if (_exit_document(run) or {}).get("tampered"):
+        if read_object(run.exit).get("tampered"):
             return {}
         raise
 
@@ -271,15 +289,6 @@ def _is_unconfined(spec: RunSpec, run: RunPaths) -> bool:
     if metadata is None:
         return spec.task.isolation_level == "strict"
     return metadata.runtime.is_unconfined
-
-
-def _exit_document(run: RunPaths) -> dict[str, Any] | None:
-    """Return exit.json as the shim wrote it; None when it died first."""
-    try:
-        value = read_json(run.exit)
-    except (FileNotFoundError, RecordError):
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _score(spec: RunSpec, run: RunPaths, record: ExitRecord | None, checkout: Path | None) -> Score:
@@ -356,6 +365,150 @@ def _peak_mb(spec: RunSpec, printed: float | None, record: ExitRecord) -> float 
     return printed if as_printed or measured is None else measured
 
 
-def log_tail(run: RunPaths) -> str:
-    """The end of run.log, for a person who wants to know why."""
-    return read_tail(str(run.log), TAIL_BYTES)
+# ── runs that no process waits for ──────────────────────────────────────────────────────────
+
+
+def _living(run: RunPaths) -> tuple[shim.ShimRecord, float] | None:
+    """Return the shim if it lives on this machine, and after how many seconds it is ended."""
+    known = shim.read_record(run)
+    if not known or not known.lives:
+        return None
+    limits = known.overdue_after
+    return known, limits[run.score_log.exists()] if limits else math.inf
+
+
+def stopped_shim(run: RunPaths) -> str:
+    """Return what a person should know of a run whose shim is stopped; empty for any other run."""
+    living = _living(run)
+    if living is None or not system.is_stopped(living[0].pid):
+        return ""
+    owner, limit = living
+    left = max(limit - (time.monotonic() - owner.began), 0.0)
+    then = f"; else it is ended in {left:.0f} s" if limit < math.inf else ""
+    return (
+        f"its owner process {owner.pid} is stopped (state T):"
+        f" `kill -CONT {owner.pid}` resumes it{then}"
+    )
+
+
+def stalled_runs(layout: Layout) -> list[str]:
+    """Return a line for each run of a repository whose shim is stopped, as far as locks name it."""
+    names = [name for name in experiments_of(str(layout.root)) if ID.fullmatch(name)]
+    return [
+        f"{name} stands still: {text}" for name in names if (text := stopped_shim(layout.run(name)))
+    ]
+
+
+def end_overdue(run: RunPaths) -> bool:
+    """Kill the shim of a run that is past all its limits, and record that; return whether it was.
+
+    The kernel ends the training with it, and the collector what the training has started.
+    """
+    living = _living(run)
+    if living is None or time.monotonic() < living[0].began + living[1]:
+        return False
+    owner, limit = living
+    why = "was stopped (state T)" if system.is_stopped(owner.pid) else "hung"
+    system.signal_process(owner.pid, owner.start, signal.SIGKILL)
+    until = time.monotonic() + KILLED_S
+    while system.is_alive(owner.pid, owner.start):
+        if time.monotonic() >= until:
+            return False  # the kernel does not let it go, out of a write to a lost disk say
+        system.wait_for_end(owner.pid, 0.1)
+    if run.exit.exists():
+        return True
+    error = (
+        f"its owner process {owner.pid} {why} and did not end the run"
+        f" {limit:.0f} s after its begin, so it was killed"
+    )
+    document = {"status": "infra", "ended_at": shim.utc_now(), "error": error}
+    with suppress(AutohypothesisError):  # on a full disk the run is one without a record
+        write_json(run.exit, {"experiment_id": run.folder.name, **document})
+    return True
+
+
+def uncollected(layout: Layout) -> Iterator[str]:
+    """Yield the experiments that `is_to_be_collected` holds for."""
+    if not layout.runs.is_dir():
+        return
+    for folder in sorted(layout.runs.iterdir()):
+        if ID.fullmatch(folder.name) and is_to_be_collected(layout.run(folder.name)):
+            yield folder.name
+
+
+def is_to_be_collected(run: RunPaths) -> bool:
+    """Return whether a run that was begun has no result, or one that may be its own.
+
+    `collect` deletes the homes of a run last: a result beside them was written by the run, or by
+    a process that was killed before it had cleaned up.
+    """
+    homes = (run.scoring_home, run.home)
+    return run.run_spec.exists() and (
+        not run.result.exists() or any(home.exists() for home in homes)
+    )
+
+
+def is_over(run: RunPaths) -> bool:
+    """Return whether a run has ended: no shim lives, and no process is about to start one.
+
+    A shim that is past all its limits is ended. Raises LaunchError if it is on another machine.
+    """
+    state = shim.status(run)
+    if state != "absent":
+        return state != "running" or end_overdue(run)
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        starter = read_object(run.local, LOCAL_LIMIT)["starter"]
+        if system.is_alive(int(starter["pid"]), float(starter["start"])):
+            return False
+    # Its starter was killed; a shim that it may have begun finds the folder taken and goes.
+    return shim.claim(run)
+
+
+def is_readable(run: RunPaths) -> bool:
+    """Return whether a result can be made of a run that has ended: else no waiting helps."""
+    local = read_object(run.local, LOCAL_LIMIT)
+    try:
+        Before.model_validate(local.get("before"))
+    except ValueError:
+        return False
+    return bool(local.get("checkout")) and load_or_none(RunSpec, run.run_spec) is not None
+
+
+def busy_workers(layout: Layout) -> set[str]:
+    """Return the workers whose checkout is needed: by a run that lives, or to judge one.
+
+    The evidence of an ended run lies in its checkout until it is collected. One that can never be
+    collected, since its record is damaged, makes no worker wait.
+    """
+    busy = set()
+    for run in map(layout.run, uncollected(layout)):
+        spec = load_or_none(RunSpec, run.run_spec)
+        if spec is not None and (_may_live(run) or is_readable(run)):
+            busy.add(spec.worker_id)
+    return busy
+
+
+def _may_live(run: RunPaths) -> bool:
+    try:
+        return shim.status(run) == "running"
+    except LaunchError:
+        return True  # on another machine
+
+
+def collect_ended(
+    repository: Repository, layout: Layout, experiment_ids: Iterable[str] | None = None
+) -> list[str]:
+    """Collect every experiment that ended while no process waited for it; return their ids.
+
+    One that cannot be collected (its folder is damaged, or read-only) stays for the fold to name.
+
+    Args:
+        experiment_ids: those to look at; default: all.
+    """
+    collected = []
+    for experiment_id in uncollected(layout) if experiment_ids is None else experiment_ids:
+        with suppress(*RECOVERABLE_ERRORS):
+            if is_over(layout.run(experiment_id)):
+                collect(repository, layout, experiment_id)
+                collected.append(experiment_id)
+    return collected

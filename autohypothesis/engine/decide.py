@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
-from autohypothesis.engine import contention
 from autohypothesis.engine.evidence import (
     Case,
+    contaminated,
     gather,
     read_case,
+    restored,
+    slot_speed,
     with_contention,
     with_decided_values,
 )
@@ -36,26 +38,19 @@ StatusByHand = Literal["keep", "discard", "crash"]
 
 
 @dataclass(frozen=True)
-class MissingRun:
-    """A run that a win needs: a commit again, at one seed, on one platform."""
-
-    experiment: Experiment
-    commit: str
-    platform_key: str
-
-
-@dataclass(frozen=True)
 class NeedsRuns:
     """A win that cannot be decided before it was run again.
 
     Attributes:
-        runs: the missing ones, the change's before its base's.
+        runs: the missing ones, the change's before its base's; `base` is the commit to run again.
+        platform_key: where they have to run.
         wanted: how many runs confirm it, those that were made included.
         words: the comparison that makes it a win.
     """
 
     experiment_id: str
-    runs: tuple[MissingRun, ...]
+    runs: tuple[Experiment, ...]
+    platform_key: str
     wanted: int
     words: str
 
@@ -69,14 +64,6 @@ class NeedsRuns:
         )
 
 
-@dataclass(frozen=True)
-class Refused:
-    """An experiment that cannot be decided, and why."""
-
-    experiment_id: str
-    error: AutohypothesisError
-
-
 @dataclass
 class Settlement:
     """The outcome of one settle: each experiment is decided, needs more runs, or is refused."""
@@ -84,17 +71,18 @@ class Settlement:
     decisions: list[Decision] = field(default_factory=list)
     """In the order in which they were taken."""
     needs_runs: list[NeedsRuns] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-
-    @property
-    def undecided(self) -> list[Refused | NeedsRuns]:
-        return [*self.refused, *self.needs_runs]
+    refused: dict[str, AutohypothesisError] = field(default_factory=dict)
+    """Experiments that cannot be decided, and why."""
 
     def decisions_or_raise(self) -> list[Decision]:
         """Return the decisions; raise the error of the first experiment that has none."""
-        for undecided in self.undecided:
-            raise undecided.error
+        for error in self.undecided.values():
+            raise error
         return self.decisions
+
+    @property
+    def undecided(self) -> dict[str, AutohypothesisError]:
+        return {**self.refused, **{win.experiment_id: win.error for win in self.needs_runs}}
 
 
 def settle(
@@ -125,7 +113,7 @@ def settle(
         if experiment_ids is None:
             waiting, damaged = _waiting(project, settling.past)
             settling.decide(order([name for name, _ in waiting]))
-            settling.settlement.refused[:0] = damaged
+            settling.settlement.refused = {**damaged, **settling.settlement.refused}
         else:
             settling.decide(experiment_ids)
         return settling.settlement
@@ -144,7 +132,7 @@ def settle_by_hand(
     """
     with locks.hold(project.layout, "settle", doing=f"deciding {experiment_id} by hand"):
         settling = _Settling(project, repair(project), decided_by)
-        decision = settling.decide_one(experiment_id, _ByHand(status, reason))
+        decision = settling.decide_one(experiment_id, Verdict(status, "by_hand", reason))
         if not isinstance(decision, Decision):
             raise SettleError(f"{experiment_id} is decided as {status!r} already")
         return decision
@@ -187,11 +175,6 @@ def repair(project: Project) -> DecisionHistory:
     return past
 
 
-class _ByHand(NamedTuple):
-    status: StatusByHand
-    reason: str
-
-
 @dataclass
 class _Settling:
     """One settle, under the lock: decides one experiment after another, and adds it to `past`."""
@@ -208,7 +191,7 @@ class _Settling:
         self._decide_each(names)
         settlement, known = self.settlement, 0
         while settlement.needs_runs:
-            refused = list(settlement.refused)
+            refused = dict(settlement.refused)
             self._decide_each(self._ended_replicates())
             settlement.refused = refused  # it says nothing of replicates that were not asked for
             if len(settlement.decisions) == known:
@@ -223,11 +206,11 @@ class _Settling:
                 self.check(name)
                 outcome = self.decide_one(name)
             except AutohypothesisError as error:
-                self.settlement.refused.append(Refused(name, error))
+                self.settlement.refused[name] = error
                 continue
             except RECOVERABLE_ERRORS as error:
                 problem = SettleError(f"{name} cannot be judged: {describe(error)}")
-                self.settlement.refused.append(Refused(name, problem))
+                self.settlement.refused[name] = problem
                 self.past.reference = ""  # wherever it stands by now
                 continue
             if isinstance(outcome, NeedsRuns):
@@ -238,24 +221,24 @@ class _Settling:
     def _ended_replicates(self) -> list[str]:
         """Return the undecided experiments that are runs which a win needs."""
         wins = self.settlement.needs_runs
-        needed = {(run.commit, run.experiment.seed) for win in wins for run in win.runs}
-        known = {refusal.experiment_id for refusal in self.settlement.refused}
+        needed = {(run.base, run.seed) for win in wins for run in win.runs}
         return [
             name
             for name, metadata in _waiting(self.project, self.past)[0]
             if metadata.run.replicates
-            and name not in known
+            and name not in self.settlement.refused
             and (metadata.runtime.commit, metadata.run.seed) in needed
         ]
 
     def decide_one(
-        self, experiment_id: str, by_hand: _ByHand | None = None
+        self, experiment_id: str, by_hand: Verdict | None = None
     ) -> Decision | NeedsRuns | None:
         """Decide, record and carry out; return None when it is decided so already."""
         project, past = self.project, self.past
         case = read_case(project, experiment_id)
         before = past.of(experiment_id)
-        if before is not None and (by_hand is None or before.decision_status == by_hand.status):
+        wanted = by_hand.decision_status if by_hand else None
+        if before is not None and wanted in (None, before.decision_status):
             _stamp(project, before)
             return None
         case = with_decided_values(case, before)
@@ -263,31 +246,39 @@ class _Settling:
         others = past.without(experiment_id)
         if by_hand is None:
             case = with_contention(others, case)
-        evidence = gather(others, case, reference, self.limits)
-        if by_hand is None:
+            evidence = gather(others, case, reference, self.limits)
             verdict = verdict_of(evidence)
         else:
+            evidence = gather(others, case, reference, self.limits)
             verdict = _verdict_by_hand(experiment_id, evidence, by_hand)
         if not isinstance(verdict, Verdict):
             runs = tuple(_missing_runs(others, case, verdict.missing))
-            return NeedsRuns(experiment_id, runs, verdict.wanted, verdict.words)
+            key = case.metadata.runtime.platform_key
+            return NeedsRuns(experiment_id, runs, key, verdict.wanted, verdict.words)
         after = _reference_after(past, before, case, verdict, reference)
         if after != reference:
             refuse_checked_out(project.repository, project.active())
-        decision = _record(others, case, verdict, evidence).model_copy(
-            update={
-                "decision_id": f"d-{len(past.decisions) + 1:06d}-{experiment_id}",
-                "tag": project.active(),
-                "decided_by": self.decided_by,
-                "reference_before": reference,
-                "reference_after": after,
-            }
+        decision = _record(
+            others,
+            case,
+            verdict,
+            evidence,
+            decision_id=f"d-{len(past.decisions) + 1:06d}-{experiment_id}",
+            tag=project.active(),
+            decided_by=self.decided_by,
+            reference_before=reference,
+            reference_after=after,
         )
         bundles.append_decision(project.layout, decision)
         past.add(decision)
         past.reference = ""  # until it has moved; a kill from here on is mended by `repair`
         if after != reference:
-            _move(project, decision, reference)
+            ref = reference_ref(project.active())
+            if not project.repository.compare_and_swap(ref, str(after), reference):
+                raise SettleError(
+                    f"{ref} was moved by another process while {experiment_id} was decided",
+                    hint=f"see where it is: git log -1 {ref}",
+                )
         past.reference = after
         _stamp(project, decision)
         if decision.decision_status in ("discard", "crash"):
@@ -298,12 +289,15 @@ class _Settling:
 
 def _waiting(
     project: Project, past: DecisionHistory
-) -> tuple[list[tuple[str, Metadata]], list[Refused]]:
-    """Experiments of the active tag that have a result and no decision, oldest first.
+) -> tuple[list[tuple[str, Metadata]], dict[str, AutohypothesisError]]:
+    """Return the experiments of the active tag that have a result and no decision, and errors.
 
-    A folder whose name is no id is none of ours; one whose metadata is damaged may be.
+    Those are of experiments whose metadata is damaged; the others come oldest first.
+
+    A folder whose name is no id is none of ours.
     """
-    waiting, refused = [], []
+    waiting = []
+    refused: dict[str, AutohypothesisError] = {}
     for experiment_id in run_ids(project.layout):
         run = project.layout.run(experiment_id)
         if past.of(experiment_id) is not None or not run.result.exists():
@@ -313,7 +307,7 @@ def _waiting(
         except FileNotFoundError:
             continue
         except AutohypothesisError as error:
-            refused.append(Refused(experiment_id, error))
+            refused[experiment_id] = error
             continue
         if metadata.run.tag == project.tag:
             waiting.append((experiment_id, metadata))
@@ -322,13 +316,13 @@ def _waiting(
 
 def _missing_runs(
     others: DecisionHistory, case: Case, missing: Iterable[Missing]
-) -> Iterator[MissingRun]:
+) -> Iterator[Experiment]:
     name, key = case.experiment_id, case.metadata.runtime.platform_key
     for side, seed in missing:
         of_change = side == "change"
         commit = case.result.commit if of_change else case.base
         subject = name if of_change else f"the base of {name}"
-        experiment = Experiment(
+        yield Experiment(
             Change(),
             title=f"{subject} again, at seed {seed}",
             rationale=f"{name} is kept when it is better at further seeds as well",
@@ -336,13 +330,13 @@ def _missing_runs(
             hypothesis_id=others.lost_at(commit, seed) or "",
             seed=seed,
             replicates=name if of_change else others.first_of(case.base, key),
+            base=commit,
         )
-        yield MissingRun(experiment, commit, key)
 
 
-def _verdict_by_hand(experiment_id: str, evidence: Evidence, by_hand: _ByHand) -> Verdict:
-    """Return a person's verdict. A keep needs a metric, and the reference as base."""
-    keeps = by_hand.status == "keep"
+def _verdict_by_hand(experiment_id: str, evidence: Evidence, by_hand: Verdict) -> Verdict:
+    """Complete a person's verdict. A keep needs a metric, and the reference as base."""
+    keeps = by_hand.decision_status == "keep"
     if keeps and evidence.value is None:
         raise SettleError(
             f"{experiment_id} has no {evidence.metric}, so it cannot be kept",
@@ -354,9 +348,7 @@ def _verdict_by_hand(experiment_id: str, evidence: Evidence, by_hand: _ByHand) -
             hint="run its change again on the current one: run-experiment --patch change.diff",
         )
     confirmation: Confirmation = "provisional" if keeps else "none"
-    return Verdict(
-        by_hand.status, "by_hand", by_hand.reason, evidence.improvement, confirmation=confirmation
-    )
+    return by_hand._replace(improvement=evidence.improvement, confirmation=confirmation)
 
 
 def _reference_after(
@@ -371,28 +363,22 @@ def _reference_after(
     return reference
 
 
-def _record(others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evidence) -> Decision:
-    """Return the record without its id, its tag, and what becomes of the reference."""
+def _record(
+    others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evidence, **about: Any
+) -> Decision:
     result, run, key = case.result, case.metadata.run, case.metadata.runtime.platform_key
     best = others.best_value(key, evidence.direction)
-    speed = contention.slot_speed(case.metadata, result)
+    speed = slot_speed(case.metadata, result)
     return Decision(
-        decision_id="",
         recorded_at=now(),
-        tag="",
         experiment_id=case.experiment_id,
         hypothesis_id=run.hypothesis_id,
         commit=result.commit,
         base_commit=result.parent_commit,
-        decision_status=verdict.decision_status,
-        reason=verdict.reason,
-        detail=verdict.detail,
         seed=evidence.seed,
         metric_value=evidence.value,
         reference_value=evidence.reference_value,
-        improvement=verdict.improvement,
         delta=evidence.value - best if evidence.value is not None and best is not None else None,
-        confirmation=verdict.confirmation,
         platform_key=key,
         lines_changed=evidence.lines_changed,
         diff_hash=case.metadata.runtime.diff_hash,
@@ -401,23 +387,9 @@ def _record(others: DecisionHistory, case: Case, verdict: Verdict, evidence: Evi
         tokens_per_second=speed.tokens_per_second,
         metric_name=evidence.metric,
         direction=evidence.direction,
-        simplification=verdict.simplification,
-        requeue=verdict.requeue,
+        **verdict._asdict(),
+        **about,
     )
-
-
-def _move(project: Project, decision: Decision, reference: str) -> None:
-    """Move the reference to where a decision leads.
-
-    Raises:
-        SettleError: it was moved meanwhile, past this module; the decision stays recorded.
-    """
-    ref = reference_ref(project.active())
-    if not project.repository.compare_and_swap(ref, str(decision.reference_after), reference):
-        raise SettleError(
-            f"{ref} was moved by another process while {decision.experiment_id} was decided",
-            hint=f"see where it is: git log -1 {ref}",
-        )
 
 
 def _stamp(project: Project, decision: Decision) -> None:
@@ -429,9 +401,9 @@ def _stamp(project: Project, decision: Decision) -> None:
     if result.decision_id == decision.decision_id:
         return
     if decision.reason == "contended":
-        result = contention.contaminated(result, decision.detail)
+        result = contaminated(result, decision.detail)
     elif decision.metric_value is not None:
-        result = contention.restored(result)
+        result = restored(result)
     outcome = ": ".join(filter(None, (decision.reason, decision.detail)))
     stamped = result.model_copy(
         update={

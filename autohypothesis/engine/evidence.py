@@ -1,15 +1,23 @@
-"""From one finished run to what the policy may look at. Reads its bundle and changes nothing."""
+"""From one finished run to what the policy may look at. Reads its bundle and changes nothing.
+
+A run that another process slowed down is contaminated: no evidence, and run again. On a GPU the
+shim sees foreign compute by itself. On a CPU slot nothing is visible but time: the shim times a
+fixed kernel before and after the training, and here that is held against what the slot took lately.
+Runs of the same diff on the same base and slot are compared by their speed as well; unlike runs
+never are. A contaminated run comes back, twice at most; a third is kept as it is and flagged, since
+a machine that is always slow is the machine there is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from autohypothesis.engine import contention
 from autohypothesis.engine.collect import finish_collection
-from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import further_seed
-from autohypothesis.engine.failures import is_interruption
+from autohypothesis.engine.experiment import RunSpec, further_seed
+from autohypothesis.engine.failures import is_interruption, part_of
 from autohypothesis.engine.policy import MOST_LOST, Evidence, Measured, Pair
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import BY_HAND, Constraint, Task
@@ -21,6 +29,15 @@ from autohypothesis.schema import Decision, Metadata, Result, finite
 
 MOST_PASSED_OVER = 3
 """Seeds at which a base may fail before it is too shaky to confirm anything with."""
+MOST_CONTAMINATED = 2
+ALLOWED = 0.10
+"""Share by which a run may be slower than its like."""
+SPREADS = 3.0
+ENOUGH = 3
+"""Runs of a slot before it has a usual time."""
+RECENT = 9
+"""Runs of a slot that make its usual time. One that became slower for good costs a few runs, until
+those that were kept all the same have made the new speed a usual one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +101,7 @@ def read_case(project: Project, experiment_id: str) -> Case:
 
 def with_contention(past: DecisionHistory, case: Case) -> Case:
     """Return the case as its cpu slot lets it count: contaminated, flagged, or as it is."""
-    result, flag = contention.judged(past, case.metadata, case.result)
+    result, flag = judged(past, case.metadata, case.result)
     return replace(case, result=result, flag=flag)
 
 
@@ -179,24 +196,20 @@ def _pairs(past: DecisionHistory, case: Case, wanted: int) -> list[Pair]:
             break
         seed = further_seed(first, number)
         of_base = past.again_at(case.base, key, seed)
-        if of_base is None or of_base.metric_value is not None:
-            of_change = past.again_at(case.result.commit, key, seed)
-            pairs.append(_pair(seed, of_change, of_base.metric_value if of_base else None))
+        base_value = of_base.metric_value if of_base else None
+        if of_base is not None and base_value is None:
+            continue
+        of_change = past.again_at(case.result.commit, key, seed)
+        value = of_change.metric_value if of_change else None
+        failed = of_change is not None and (value is None or of_change.reason == "constraint")
+        why = (of_change.reason, of_change.detail) if of_change and failed else ()
+        pairs.append(Pair(seed, value, base_value, *why))
     return pairs
-
-
-def _pair(seed: int, of_change: Decision | None, base_value: float | None) -> Pair:
-    if of_change is None:
-        return Pair(seed, base_value=base_value)
-    value = of_change.metric_value
-    if value is None or of_change.reason == "constraint":
-        return Pair(seed, value, base_value, of_change.reason, of_change.detail)
-    return Pair(seed, value, base_value)
 
 
 def _may_retry(past: DecisionHistory, hypothesis_id: str, result: Result) -> bool:
     if result.failure_kind == "contended":
-        return len(past.with_reason(hypothesis_id, "contended")) < contention.MOST_CONTAMINATED
+        return len(past.with_reason(hypothesis_id, "contended")) < MOST_CONTAMINATED
     if result.failure_kind == "infra" and not is_interruption(result.failure_detail):
         lost = past.with_reason(hypothesis_id, "infra")
         return sum(not is_interruption(decision.detail) for decision in lost) < MOST_LOST
@@ -211,10 +224,9 @@ def _stricter(
 
     merged = dict(own)
     for name, limit in more.items():
-        known = [limit, *filter(None, [own.get(name)])]
-        hard = least(*(constraint.hard for constraint in known))
-        soft = least(*(constraint.soft for constraint in known), hard)
-        merged[name] = Constraint(soft=soft, hard=hard)
+        other = own.get(name, limit)
+        hard = least(limit.hard, other.hard)
+        merged[name] = Constraint(soft=least(limit.soft, other.soft, hard), hard=hard)
     return merged
 
 
@@ -232,3 +244,108 @@ def _compared_with(past: DecisionHistory, case: Case, reference: str) -> float |
         if case.result.parent_commit is None and runs:
             return runs[0].metric_value
     return None
+
+
+# ── contaminated runs ────────────────────────────────────────────────────────────────────────
+
+
+class SlotSpeed(NamedTuple):
+    """How fast the slot of one run was."""
+
+    slot: str
+    kernel_ms: float | None
+    """Of the fixed kernel, the faster of before and after: what slows a run is there at both ends,
+    and a moment is no reason to run it again."""
+    tokens_per_second: float | None
+    """Of the training, on its budget's clock."""
+
+
+def slot_speed(metadata: Metadata, result: Result) -> SlotSpeed:
+    """Return what shim and training measured; no speed of a run that was not on a CPU slot."""
+    evidence = part_of(result.evidence, "contention")
+    measured = [finite(evidence.get(f"kernel_{when}_ms")) for when in ("before", "after")]
+    times = [time for time in measured if time is not None]
+    tokens, seconds = result.metrics.total_tokens_M, result.metrics.training_seconds
+    rate = tokens * 1e6 / seconds if times and tokens and seconds else None
+    return SlotSpeed(metadata.run.gpu_id, min(times, default=None), finite(rate))
+
+
+def judged(past: DecisionHistory, metadata: Metadata, result: Result) -> tuple[Result, str]:
+    """Return the result as it counts, and what is to be said about it."""
+    was_contended = result.failure_kind == "contended"
+    if result.status == "failed" and not was_contended:
+        return result, ""
+    reason = result.failure_detail if was_contended else _slowed(past, metadata, result)
+    if not reason:
+        return result, ""
+    if len(past.with_reason(metadata.run.hypothesis_id, "contended")) < MOST_CONTAMINATED:
+        return contaminated(result, reason), ""
+    return restored(result), f"contended, and kept because it was contaminated twice: {reason}"
+
+
+def contaminated(result: Result, reason: str) -> Result:
+    """Return `result` as no evidence; its value stays in `evidence` under `voided_value`."""
+    if result.failure_kind == "contended":
+        return result
+    evidence = {**result.evidence, "voided_value": result.metric_value}
+    failure = {"status": "failed", "failure_kind": "contended", "failure_detail": reason}
+    return _with_value(result, None, evidence=evidence, **failure)
+
+
+def restored(result: Result) -> Result:
+    """Return a contaminated result with its value again; unchanged when it never had one."""
+    value = finite(result.evidence.get("voided_value"))
+    if result.failure_kind != "contended" or value is None:
+        return result
+    return _with_value(result, value, status="completed", failure_kind=None, failure_detail="")
+
+
+def _with_value(result: Result, value: float | None, **changes: object) -> Result:
+    metrics = result.metrics.model_copy(update={result.metric_name: value})
+    return result.model_copy(update={**changes, "metric_value": value, "metrics": metrics})
+
+
+def _slowed(past: DecisionHistory, metadata: Metadata, result: Result) -> str:
+    """Return how its slot was slower than usual, in words; empty when it was not."""
+    now = slot_speed(metadata, result)
+    recent = [
+        decision
+        for decision in past.on_slot(metadata.runtime.platform_key, now.slot)
+        if decision.reason != "contended"
+    ]
+    times = [float(each.lane_kernel_ms) for each in recent if each.lane_kernel_ms][-RECENT:]
+    if now.kernel_ms is not None and len(times) >= ENOUGH:
+        usual = statistics.median(times)
+        if now.kernel_ms > usual + _allowance(usual, times):
+            return f"{now.slot} took {now.kernel_ms:.2f} ms for what usually takes {usual:.2f} ms"
+    rates = [
+        float(each.tokens_per_second)
+        for each in recent
+        if each.tokens_per_second and _is_same_change(each, metadata, result)
+    ]
+    if now.tokens_per_second is not None and rates:
+        usual = statistics.median(rates)
+        if now.tokens_per_second < usual - _allowance(usual, rates):
+            return (
+                f"{now.tokens_per_second:,.0f} tokens a second on {now.slot}, where the same "
+                f"change made {usual:,.0f}"
+            )
+    return ""
+
+
+def _is_same_change(decision: Decision, metadata: Metadata, result: Result) -> bool:
+    """Return whether a decision was about the same diff on the same base."""
+    if result.parent_commit is None:
+        return decision.base_commit is None and decision.commit == result.commit
+    same_base = decision.base_commit == result.parent_commit
+    return same_base and decision.diff_hash == metadata.runtime.diff_hash
+
+
+def _allowance(usual: float, values: Sequence[float]) -> float:
+    """Return what is not yet slow: ten per cent, or three spreads where the values spread more.
+
+    The standard deviation and no robust one: a core that shares its silicon with another has two
+    speeds, and both are usual.
+    """
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return max(ALLOWED * usual, SPREADS * spread)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autohypothesis import system
-from autohypothesis.engine import devices, recovery, shim
-from autohypothesis.engine.collect import collect
+from autohypothesis.engine import devices, shim
+from autohypothesis.engine.collect import collect, end_overdue, stopped_shim
 from autohypothesis.engine.devices import Device
 from autohypothesis.engine.environment import (
     INHERITED,
@@ -26,7 +26,7 @@ from autohypothesis.engine.environment import (
     training_command,
     version_of,
 )
-from autohypothesis.engine.executor import Executor, Resources, RunSpec, RunState, metadata_of
+from autohypothesis.engine.experiment import Executor, Resources, RunSpec, RunState, metadata_of
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.program import TaskSandbox, link_home, sandbox_kind
 from autohypothesis.engine.scoring import scorer_for
@@ -201,11 +201,11 @@ class LocalExecutor(Executor):
         """See `Executor.poll`. A shim that is past all its limits is ended first."""
         run = self.layout.run(experiment_id)
         state = shim.status(run)
-        ended = state == "running" and recovery.end_overdue(run)
+        ended = state == "running" and end_overdue(run)
         return shim.status(run) if ended else state
 
     def stall(self, experiment_id: str) -> str:
-        return recovery.stopped_shim(self.layout.run(experiment_id))
+        return stopped_shim(self.layout.run(experiment_id))
 
     def wait(self, experiment_id: str, timeout: float) -> None:
         run = self.layout.run(experiment_id)

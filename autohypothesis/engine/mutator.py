@@ -19,8 +19,7 @@ from typing import Any
 from autohypothesis.engine import program
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
-from autohypothesis.engine.executor import RunSpec, metadata_of
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Experiment, RunSpec, metadata_of
 from autohypothesis.engine.failures import Failure, room_in, why_unjudged
 from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.project import Project

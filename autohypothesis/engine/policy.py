@@ -116,8 +116,7 @@ class Evidence:
         return self.min_delta - _EXACT
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What is decided, and why. `improvement` is positive when better, whatever the direction."""
 
     decision_status: Literal["keep", "discard", "crash", "replicate"]
@@ -129,8 +128,7 @@ class Verdict:
     confirmation: Confirmation = "none"
 
 
-@dataclass(frozen=True)
-class NeedsConfirmation:
+class NeedsConfirmation(NamedTuple):
     """A win on one seed, which is no decision before it was run again.
 
     Attributes:

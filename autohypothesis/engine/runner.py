@@ -1,6 +1,7 @@
-"""One iteration from end to end: a change in, a collected bundle out.
+"""Experiments from end to end: a change in, a collected bundle out, and the runs a win needs.
 
-Nothing here decides; `settle` does. run-experiment, the demo and every loop go through `run`.
+run-experiment, the demo and every loop go through `run`. A run that a person made by hand becomes a
+bundle here as well, from the log that it left.
 """
 
 from __future__ import annotations
@@ -12,26 +13,62 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
-from autohypothesis.engine import recovery
-from autohypothesis.engine.candidate import prepare
-from autohypothesis.engine.executor import Executor, Resources, RunSpec
-from autohypothesis.engine.experiment import FIRST_SEED, Change, Experiment, Outcome, plan_page
+from autohypothesis.engine.candidate import check_candidate, prepare, settings_of, spec_of
+from autohypothesis.engine.collect import busy_workers, collect_ended, result_of
+from autohypothesis.engine.decide import NeedsRuns, settle
+from autohypothesis.engine.evidence import read_case
+from autohypothesis.engine.experiment import (
+    FIRST_SEED,
+    Change,
+    Executor,
+    Experiment,
+    Outcome,
+    Resources,
+    RunSpec,
+    metadata_of,
+    plan_page,
+)
+from autohypothesis.engine.failures import classify
 from autohypothesis.engine.inputs import Inputs, locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
+from autohypothesis.engine.logs import parse_summary
 from autohypothesis.engine.mutator import Mutator, record_refusal
-from autohypothesis.engine.project import Project
+from autohypothesis.engine.project import Project, is_running, run_ids
+from autohypothesis.engine.task import BY_HAND
 from autohypothesis.engine.workspace import Workspace
-from autohypothesis.errors import AutohypothesisError, ChangeError, LockError
-from autohypothesis.records import ids, locks
-from autohypothesis.records.files import require_writable
+from autohypothesis.errors import (
+    AutohypothesisError,
+    ChangeError,
+    LockError,
+    SettleError,
+    UsageError,
+)
+from autohypothesis.records import bundles, ids, locks
+from autohypothesis.records.files import (
+    load,
+    load_or_none,
+    read_bytes,
+    require_writable,
+    write_atomic,
+)
 from autohypothesis.records.git import experiment_ref
 from autohypothesis.records.outputs import worktree_obstacle
+from autohypothesis.schema import Decision, Metadata, Metrics, Result, finite
+from autohypothesis.system import host_name
 
 POLL_S = 0.2
 """Between two looks at a running experiment: a look takes time from what is measured."""
 NOTICE_S = 1.0
 """Between two looks whether a running experiment stands still."""
+CONFIRM_POLL_S = 1.0
+"""Between two looks while another process makes the runs that confirm a win."""
+MOST_IN_VAIN = 6
+"""How often in a row runs may tell nothing about a win, before a person has to look."""
+LOG_LIMIT = 256 << 20
+TAIL = 4_096
+BY_HAND_WORKER = "by-hand"
 
 
 class ProgressListener:
@@ -68,7 +105,7 @@ def run(
     require_writable(layout.research, layout.plans, layout.runs, layout.locks)
     watch = watch or ProgressListener()
     executor = executor or LocalExecutor(project.repository, project.layout)
-    recovery.collect_ended(project.repository, project.layout)
+    collect_ended(project.repository, project.layout)
     with free_worker(project) as worker:
         try:
             watch.preparing(experiment.title)
@@ -169,14 +206,30 @@ def plan(
     """
     base = _base(project, experiment)
     side = Workspace(project.repository, workspace or worker, fleet=project.active())
-    inputs = _inputs(project, side, base)
+    inputs = Inputs()
+    if project.task.inputs:
+        checkout = side.export.checkout(base, project.task).path
+        inputs = locate_inputs(project.task, checkout, project.repository.root, os.environ)
     if executor is not None:
         executor.check_device_free(project.task, inputs)
-    experiment = _planned(project, experiment, worker, base)
-    experiment_id = experiment.experiment_id
-    has_program = project.task.mutator.command is not None
-    is_asked = has_program and experiment.change.instructions is not None
-    mutator = Mutator(project, experiment, cancelled) if is_asked else None
+    tag, hypothesis_id = project.active(), experiment.hypothesis_id
+    if not hypothesis_id and experiment.is_baseline:
+        hypothesis_id = ids.baseline_id(tag)
+    elif not hypothesis_id:
+        hypothesis_id = ids.allocate_hypothesis(project.layout, tag)
+    experiment = replace(
+        experiment,
+        hypothesis_id=hypothesis_id,
+        title=experiment.title or _title(experiment.change),
+        seed=FIRST_SEED if experiment.seed is None else experiment.seed,
+        tag=tag,
+        worker_id=worker,
+        base=base,
+    )
+    experiment = _planned(project, experiment, page=True)
+    mutator = None
+    if project.task.mutator.command is not None and experiment.change.instructions is not None:
+        mutator = Mutator(project, experiment, cancelled)
     try:
         spec = prepare(
             project.repository, project.task, experiment,
@@ -191,7 +244,7 @@ def plan(
             and (refused := record_refusal(project, experiment, error, mutator))
         ):
             raise refused from error
-        forget(project, experiment_id)
+        forget(project, experiment.experiment_id)
         raise
     resources = resources or Resources()
     if resources.kind is None:
@@ -214,31 +267,21 @@ def _base(project: Project, experiment: Experiment) -> str:
     return project.reference()
 
 
-def _planned(project: Project, experiment: Experiment, worker: str, base: str) -> Experiment:
-    """`experiment` with its ids, a title and a seed; its plan is written."""
-    layout, tag = project.layout, project.active()
-    hypothesis_id = experiment.hypothesis_id
-    if not hypothesis_id and experiment.is_baseline:
-        hypothesis_id = ids.baseline_id(tag)
-    elif not hypothesis_id:
-        hypothesis_id = ids.allocate_hypothesis(layout, tag)
-    planned = replace(
-        experiment,
-        hypothesis_id=hypothesis_id,
-        title=experiment.title or _title(experiment.change),
-        seed=FIRST_SEED if experiment.seed is None else experiment.seed,
-        tag=tag,
-        worker_id=worker,
-        base=base,
+def _planned(project: Project, experiment: Experiment, *, page: bool = False) -> Experiment:
+    """Return `experiment` under an id of its own; its plan is written, and its page if wanted."""
+
+    def planned(experiment_id: str) -> Experiment:
+        return replace(experiment, experiment_id=experiment_id)
+
+    return planned(
+        ids.allocate_experiment(
+            project.layout,
+            experiment.hypothesis_id,
+            project.repository.experiments_before,
+            plan=lambda given: planned(given).plan(),
+            page=(lambda given: plan_page(planned(given).plan())) if page else None,
+        )
     )
-    experiment_id = ids.allocate_experiment(
-        layout,
-        hypothesis_id,
-        project.repository.experiments_before,
-        plan=lambda given: replace(planned, experiment_id=given).plan(),
-        page=lambda given: plan_page(replace(planned, experiment_id=given).plan()),
-    )
-    return replace(planned, experiment_id=experiment_id)
 
 
 def _title(change: Change) -> str:
@@ -253,13 +296,6 @@ def _title(change: Change) -> str:
     }
     first_line = (change.instructions or "").strip().splitlines()[:1]
     return words.get(change.kind) or "".join(first_line)[:100]
-
-
-def _inputs(project: Project, workspace: Workspace, base: str) -> Inputs:
-    if not project.task.inputs:
-        return Inputs()
-    checkout = workspace.export.checkout(base, project.task).path
-    return locate_inputs(project.task, checkout, project.repository.root, os.environ)
 
 
 @contextmanager
@@ -281,6 +317,189 @@ def free_worker(project: Project) -> Iterator[str]:
                 )
             except LockError:
                 continue
-            if name not in recovery.busy_workers(project.layout):
+            if name not in busy_workers(project.layout):
                 yield name
                 return
+
+
+# ── runs that confirm a win ──────────────────────────────────────────────────────────────────
+
+
+def confirm(
+    project: Project,
+    experiment_id: str,
+    *,
+    decided_by: str,
+    watch: Callable[[], ProgressListener] = ProgressListener,
+    ran: Callable[[Experiment, Outcome, NeedsRuns], None] = lambda run, finished, win: None,
+) -> list[Decision]:
+    """Decide an experiment; a win is run again first, as often as its task wants it.
+
+    Returns the decisions that were taken, the experiment's own last; none when it was decided
+    already. The runs are made one after another.
+
+    Args:
+        watch: makes a listener for each run.
+        ran: is told of each run that was made for this.
+
+    Raises:
+        SettleError: it cannot be decided; or a run was made on another platform and says nothing.
+        ChangeError, PreflightError, LeaseError: a run cannot be made.
+    """
+    decisions: list[Decision] = []
+
+    def decide() -> list[NeedsRuns]:
+        settlement = settle(project, [experiment_id], decided_by=decided_by)
+        for error in settlement.refused.values():
+            raise error
+        decisions.extend(settlement.decisions)
+        return settlement.needs_runs
+
+    def make(own: Project, win: NeedsRuns, runs: Sequence[Experiment]) -> None:
+        for wanted in runs:
+            made = run(own, wanted, watch=watch())
+            ran(wanted, made, win)
+            _check_platform(project, win, wanted, made)
+
+    make_missing_runs(project, decide(), decide, make)
+    return decisions
+
+
+def make_missing_runs(
+    project: Project,
+    wins: Sequence[NeedsRuns],
+    decide: Callable[[], Sequence[NeedsRuns]],
+    make: Callable[[Project, NeedsRuns, Sequence[Experiment]], None],
+    *,
+    at_once: int = 1,
+    is_over: Callable[[], bool] = lambda: False,
+    wait: bool = True,
+) -> None:
+    """Make what `wins` need, the first win first, until all are decided.
+
+    Which runs are missing is derived from the decisions each time, so a kill costs the run that it
+    met at most. The fleet's observer orders the same runs from its workers.
+
+    Args:
+        decide: decides what has ended, and returns the wins that still need runs.
+        make: makes runs of a win, `at_once` at most, in the project with that win's own task.
+        is_over: whether to end before all are decided.
+        wait: while another process makes what is missing; otherwise this ends.
+
+    Raises:
+        SettleError: run after run tells nothing about a win.
+    """
+    in_vain = 0
+    while wins and not is_over():
+        win = wins[0]
+        runs = _not_under_way(project, win)
+        if runs:
+            own = replace(project, task=read_case(project, win.experiment_id).task)
+            make(own, win, runs[:at_once])
+        elif wait:
+            time.sleep(CONFIRM_POLL_S)
+            collect_ended(project.repository, project.layout)
+        else:
+            return
+        wins = decide()
+        unchanged = wins and wins[0].experiment_id == win.experiment_id
+        unchanged = unchanged and len(wins[0].runs) == len(win.runs)
+        in_vain = in_vain + 1 if runs and unchanged else 0
+        if in_vain >= MOST_IN_VAIN:
+            raise SettleError(
+                f"{win.experiment_id} was run again {in_vain} times, which said nothing about it",
+                hint=f"decide it by hand: python orchestrator.py decide {win.experiment_id}"
+                " discard",
+            )
+
+
+def _not_under_way(project: Project, win: NeedsRuns) -> list[Experiment]:
+    """Return the missing runs that no process, of a fleet beside this one say, makes now."""
+    running = set()
+    for name in run_ids(project.layout):
+        paths = project.layout.run(name)
+        if paths.result.exists():
+            continue
+        metadata = load_or_none(Metadata, paths.metadata)
+        with suppress(AutohypothesisError):
+            if metadata and metadata.run.replicates and is_running(project.layout, name):
+                running.add((metadata.runtime.commit, metadata.run.seed))
+    return [wanted for wanted in win.runs if (wanted.base, wanted.seed) not in running]
+
+
+def _check_platform(project: Project, win: NeedsRuns, wanted: Experiment, made: Outcome) -> None:
+    """Refuse a run that is no pair of anything: it would be made again and again."""
+    metadata = load(Metadata, project.layout.run(made.experiment_id).metadata)
+    key, name = metadata.runtime.platform_key, win.experiment_id
+    if key and (key, made.result.commit) != (win.platform_key, wanted.base):
+        raise SettleError(
+            f"{made.experiment_id} ran on another platform than {name}, and says nothing"
+            " about it: another device, data or budget",
+            hint=f"decide it by hand: python orchestrator.py decide {name} keep, or discard",
+        )
+
+
+# ── runs by hand ─────────────────────────────────────────────────────────────────────────────
+
+
+def record_log(project: Project, log: Path, *, commit: str, title: str) -> Outcome:
+    """Make a bundle of the run that printed `log`, as a change of `commit` against the reference.
+
+    It is recorded, never attested. Its platform is unknown, so it is compared with other recorded
+    runs only.
+
+    Raises:
+        UsageError: there is no such log.
+        GitError: there is no such commit.
+        ChangeError: it is not built on the reference, or changes more than a candidate may.
+    """
+    if not log.is_file():
+        raise UsageError(
+            f"there is no log at {log}", hint="make one: python train.py > run.log 2>&1"
+        )
+    text = read_bytes(log.resolve(), LOG_LIMIT).decode("utf-8", "replace")
+    repository, task = project.repository, project.task
+    sha, base = repository.resolve(commit), project.reference()
+    if sha != base:  # a keep of it would become the reference, so it is held to the same
+        if not repository.is_ancestor(base, sha):
+            raise ChangeError(
+                f"{sha[:12]} is not built on the reference {base[:12]}",
+                hint=f"make its change on that one: git rebase {base[:12]}",
+            )
+        check_candidate(repository, task, sha, repository.changes(base, sha))
+    experiment = _planned(
+        project,
+        Experiment(
+            Change(),
+            title=title or f"by hand: {repository.subject(sha)}",
+            hypothesis_id=ids.allocate_hypothesis(project.layout, project.active()),
+            tag=project.active(),
+            worker_id=BY_HAND_WORKER,
+            base=base,
+        ),
+    )
+    experiment_id = experiment.experiment_id
+    repository.compare_and_swap(experiment_ref(experiment_id), sha, None)
+    paths = project.layout.run(experiment_id)
+    paths.folder.mkdir(parents=True)
+    shutil.copyfile(log, paths.log)
+    spec = spec_of(repository, task, experiment, sha, settings_of(repository, task, sha))
+    write_atomic(paths.diff, spec.diff.encode("utf-8", "surrogateescape"))
+    bundles.write_config(paths, spec.config)
+    platform = f"{BY_HAND}{host_name()}"
+    bundles.write_metadata(paths, metadata_of(spec, platform_key=platform, home="kept"))
+    result = result_of_log(spec, text)
+    bundles.write_result(paths, result)
+    return Outcome(experiment_id, result)
+
+
+def result_of_log(spec: RunSpec, text: str) -> Result:
+    """Return what the log says: completed with a finite metric, else failed as it shows."""
+    metric = spec.task.objective.metric
+    summary = parse_summary(text + "\n", metric)
+    value = finite(summary.metrics.get(metric))
+    ended = {"status": "exited", "exit_code": 0 if value is not None else 1}
+    failure = classify(ended, text[-TAIL:], value, metric_name=metric)
+    evidence = {"summaries_seen": summary.blocks}
+    metrics = Metrics.model_validate(summary.metrics)
+    return result_of(spec, value, failure, text[-TAIL:], evidence, metrics)

@@ -17,17 +17,16 @@ from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import Any, Protocol
 
-from autohypothesis.engine import devices, recovery, runner
-from autohypothesis.engine.decide import MissingRun, NeedsRuns, repair, settle
-from autohypothesis.engine.executor import Executor, RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine import devices, runner
+from autohypothesis.engine.collect import collect_ended, uncollected
+from autohypothesis.engine.decide import NeedsRuns, repair, settle
+from autohypothesis.engine.experiment import Change, Executor, Experiment, RunSpec
 from autohypothesis.engine.failures import part_of
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.mutator import RecordedRefusalError
 from autohypothesis.engine.policy import better_by
 from autohypothesis.engine.project import Project, reference_ref, refuse_checked_out
-from autohypothesis.engine.replication import make_missing_runs
-from autohypothesis.engine.runner import ProgressListener
+from autohypothesis.engine.runner import ProgressListener, make_missing_runs
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import (
     AutohypothesisError,
@@ -514,9 +513,9 @@ class TaskLoop:
         self._wins = settlement.needs_runs
         for win in self._wins:
             self._once(f"{win.experiment_id} is run again before it is kept: {win.words}")
-        for refused in settlement.refused:
-            self._refused = refused.error.problem
-            self._once(f"not decided: {refused.experiment_id}: {self._refused}")
+        for name, error in settlement.refused.items():
+            self._refused = error.problem
+            self._once(f"not decided: {name}: {self._refused}")
         for decision in self._lines.missing(list(self.history.latest.values())):
             if remark := take_home(self.project, decision):
                 self.say(remark)
@@ -537,8 +536,8 @@ class TaskLoop:
             self.decide()
             return self._wins
 
-        def make(own: Project, win: NeedsRuns, runs: Sequence[MissingRun]) -> None:
-            self.execute(self.make([run.experiment for run in runs], own))
+        def make(own: Project, win: NeedsRuns, runs: Sequence[Experiment]) -> None:
+            self.execute(self.make(runs, own))
 
         make_missing_runs(
             self.project, self._wins, decide, make, at_once=self.parallel, wait=False,
@@ -560,12 +559,12 @@ class TaskLoop:
     def _take_over(self) -> None:
         """Wait for what still runs, collect it, and forget what was never begun."""
         layout, tag = self.project.layout, self.project.tag
-        for name in recovery.uncollected(layout):
+        for name in uncollected(layout):
             if self.executor.poll(name) == "running":
                 self.say(f"waiting for {name}, which an earlier loop began")
                 runner.follow(self.project, self.executor, name, self.watch)
         self.watch.ended()
-        recovery.collect_ended(self.project.repository, layout)
+        collect_ended(self.project.repository, layout)
         self.history.refresh()
         for name in list(self.history.undecided):
             with suppress(UsageError):

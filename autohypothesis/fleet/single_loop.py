@@ -24,7 +24,7 @@ from typing import Any, Literal, TextIO
 from pydantic import ValidationError
 
 from autohypothesis.engine import local_executor
-from autohypothesis.engine.executor import Resources
+from autohypothesis.engine.experiment import Resources
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, FleetError, LockError

@@ -97,9 +97,10 @@ class Place:
 
     def shims(self) -> list[tuple[str, int]]:
         """What runs an experiment now."""
-        from autohypothesis.engine import recovery, shim
+        from autohypothesis.engine import shim
+        from autohypothesis.engine.collect import uncollected
 
-        runs = map(self.layout.run, recovery.uncollected(self.layout))
+        runs = map(self.layout.run, uncollected(self.layout))
         return [("shim", known.pid) for run in runs if (known := shim.read_record(run))]
 
     def clear(self) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.engine import contention
+from autohypothesis.engine import evidence
 from autohypothesis.engine.project import Project, run_ids
 from autohypothesis.records.layout import Layout
 from tests.conftest import Cli
 
 CALM = """
-from autohypothesis.engine import contention
-contention.ENOUGH = 1_000_000
+from autohypothesis.engine import evidence
+evidence.ENOUGH = 1_000_000
 import orchestrator
 orchestrator.main()
 """
@@ -50,7 +50,7 @@ policy: {replicates: 2}
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
+    monkeypatch.setattr(evidence, "ENOUGH", 1_000_000)
 
 
 @pytest.fixture

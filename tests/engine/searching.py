@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autohypothesis.engine.decide import settle, settle_by_hand
-from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.task import Task
 from autohypothesis.records import bundles

@@ -14,8 +14,7 @@ from autohypothesis.engine import collect as collecting
 from autohypothesis.engine import runner, shim
 from autohypothesis.engine.collect import collect, judge
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.experiment import Change, Experiment, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.scoring import ModelScorer

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from autohypothesis.engine import contention, local_executor, replication, runner
+from autohypothesis.engine import evidence, local_executor, runner
 from autohypothesis.engine.decide import NeedsRuns, settle
 from autohypothesis.engine.experiment import Change, Experiment
 from autohypothesis.engine.local_executor import LocalExecutor
@@ -21,8 +21,8 @@ from autohypothesis.errors import SettleError
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run is voided because other tests are busy beside it."""
-    monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
-    monkeypatch.setattr(replication, "POLL_S", 0.1)
+    monkeypatch.setattr(evidence, "ENOUGH", 1_000_000)
+    monkeypatch.setattr(runner, "CONFIRM_POLL_S", 0.1)
 
 
 @pytest.fixture
@@ -52,13 +52,13 @@ def needed(project: Project, win: str) -> NeedsRuns:
 def test_what_somebody_else_runs_now_is_waited_for_and_not_run_twice(
     project: Project, win: str
 ) -> None:
-    of_change, of_base = [run.experiment for run in needed(project, win).runs]
+    of_change, of_base = needed(project, win).runs
     assert (of_change.replicates, of_base.replicates) == (win, "baseline-t-1")
     executor = LocalExecutor(project.repository, project.layout)
     experiment_id = executor.submit(runner.plan(project, of_change, "solo-9"))
     follower = Thread(target=_collect, args=(project, executor, experiment_id))
     follower.start()
-    (*_, decision) = replication.confirm(project, win, decided_by="test")
+    (*_, decision) = runner.confirm(project, win, decided_by="test")
     follower.join()
     assert decision.confirmation == "confirmed"
     assert len(run_ids(project.layout)) == 4
@@ -70,9 +70,9 @@ def _collect(project: Project, executor: LocalExecutor, experiment_id: str) -> N
 
 
 def test_a_replicate_is_no_baseline_by_its_name(project: Project, win: str) -> None:
-    made = runner.run(project, needed(project, win).runs[0].experiment)
+    made = runner.run(project, needed(project, win).runs[0])
     assert made.experiment_id.startswith("h-t-")
-    assert replication.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
+    assert runner.confirm(project, win, decided_by="test")[-1].confirmation == "confirmed"
 
 
 def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
@@ -80,7 +80,7 @@ def test_a_replicate_that_says_nothing_about_the_win_is_not_made_for_ever(
 ) -> None:
     monkeypatch.setattr(local_executor, "platform_key", lambda **_: "another card")
     with pytest.raises(SettleError, match="ran on another platform") as refused:
-        replication.confirm(project, win, decided_by="test")
+        runner.confirm(project, win, decided_by="test")
     assert f"decide {win} keep" in refused.value.hint
 
 
@@ -94,4 +94,4 @@ def test_a_change_of_the_task_since_does_not_change_what_confirms_it(
     )
     today = Project.open(project.layout.root)
     assert today.task.objective.min_delta == 0.5
-    assert replication.confirm(today, win, decided_by="test")[-1].confirmation == "confirmed"
+    assert runner.confirm(today, win, decided_by="test")[-1].confirmation == "confirmed"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.executor import Executor, RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.experiment import Change, Executor, Experiment, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.scoring import Scorer, scorer_for

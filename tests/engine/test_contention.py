@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autohypothesis.engine.contention import (
+from autohypothesis.engine.evidence import (
     MOST_CONTAMINATED,
     contaminated,
     judged,

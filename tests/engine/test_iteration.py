@@ -16,11 +16,11 @@ from rich.console import Console
 
 from autohypothesis.commands.progress import FleetLines
 from autohypothesis.engine import devices, local_executor, runner, shim
+from autohypothesis.engine.collect import collect_ended
 from autohypothesis.engine.decide import settle
 from autohypothesis.engine.experiment import Change, Experiment, Outcome
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
-from autohypothesis.engine.recovery import collect_ended
 from autohypothesis.errors import ChangeError, LaunchError, LeaseError
 from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.overview.overview import overview
@@ -261,4 +261,4 @@ def test_a_starter_that_goes_before_it_named_the_run_leaves_one_that_can_be_deci
     collect_ended(project.repository, project.layout)
     settlement = settle(project, decided_by="test")
     (decision,) = settlement.decisions
-    assert (decision.reason, decision.requeue, settlement.undecided) == ("infra", True, [])
+    assert (decision.reason, decision.requeue, settlement.undecided) == ("infra", True, {})

@@ -13,8 +13,7 @@ import pytest
 
 from autohypothesis.engine import candidate as candidates
 from autohypothesis.engine.candidate import PreflightVerdict, config_of, diff_hash, run_preflight
-from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine.experiment import Change, Experiment, RunSpec
 from autohypothesis.engine.inputs import InputReport, Inputs
 from autohypothesis.engine.program import TaskSandbox
 from autohypothesis.engine.task import MutationLimits, RunConfig, ScorerConfig, Task

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import processes, recovery, runner
-from autohypothesis.engine.executor import RunSpec
-from autohypothesis.engine.experiment import Change, Experiment
+from autohypothesis.engine import collect as collecting
+from autohypothesis.engine import processes, runner
+from autohypothesis.engine.experiment import Change, Experiment, RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.workspace import Before
 from autohypothesis.errors import AutohypothesisError
@@ -45,13 +45,13 @@ def test_a_run_that_can_never_be_collected_keeps_no_worktree(project: Project, d
         run.local.unlink()
     else:
         write_json(run.local, {"checkout": "/a", "before": "yesterday"})
-    assert recovery.busy_workers(project.layout) == set()
+    assert collecting.busy_workers(project.layout) == set()
     own = {"pid": os.getpid(), "start": system.process_start(os.getpid()), "hostname": "here",
            "host": system.host_id(), "boot": system.boot_id(), "experiment_id": "x"}  # fmt: skip
     write_json(run.shim, own)
-    assert recovery.busy_workers(project.layout) == {"solo-0"}, "its shim lives"
+    assert collecting.busy_workers(project.layout) == {"solo-0"}, "its shim lives"
     write_json(run.shim, {**own, "host": "another"})
-    assert recovery.busy_workers(project.layout) == {"solo-0"}, "nobody here can tell"
+    assert collecting.busy_workers(project.layout) == {"solo-0"}, "nobody here can tell"
 
 
 @pytest.mark.parametrize("state", ["absent", "dead", "finished"])
@@ -63,7 +63,7 @@ def test_an_uncollected_run_keeps_its_worktree_whatever_became_of_its_shim(
         write_json(run.shim, {"pid": 0})
     if state == "finished":
         write_json(run.exit, {"status": "exited"})
-    assert recovery.busy_workers(project.layout) == {"solo-0"}
+    assert collecting.busy_workers(project.layout) == {"solo-0"}
     with runner.free_worker(project) as worker:
         assert worker == "solo-1"
     write_json(run.result, {"status": "failed"})
@@ -79,7 +79,7 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
 
     with monkeypatch.context() as patch:
         patch.setattr(runner.LocalExecutor, "collect", refuse)
-        patch.setattr(recovery, "collect", refuse)
+        patch.setattr(collecting, "collect", refuse)
         with pytest.raises(AutohypothesisError, match="not now"):
             runner.run(project, Experiment(Change()))
         patch.setattr(runner.LocalExecutor, "collect", lambda *_: None)
@@ -87,8 +87,8 @@ def test_a_run_that_cannot_be_collected_does_not_lose_its_evidence_to_the_next(
         with pytest.raises(AutohypothesisError, match="not now"):
             patch.setattr(runner.LocalExecutor, "collect", refuse)
             runner.run(project, second)
-    assert recovery.busy_workers(project.layout) == {"solo-0", "solo-1"}
-    collected = recovery.collect_ended(project.repository, project.layout)
+    assert collecting.busy_workers(project.layout) == {"solo-0", "solo-1"}
+    collected = collecting.collect_ended(project.repository, project.layout)
     assert len(collected) == 2
     for experiment_id in collected:
         assert '"completed"' in project.layout.run(experiment_id).result.read_text()

@@ -37,7 +37,7 @@ def win(search: Search, start: str) -> str:
 
 
 def missing(search: Search, name: str) -> list[tuple[str | None, int | None]]:
-    return [(run.experiment.replicates, run.experiment.seed) for run in needed(search, name).runs]
+    return [(run.replicates, run.seed) for run in needed(search, name).runs]
 
 
 def needed(search: Search, name: str) -> NeedsRuns:
@@ -73,7 +73,7 @@ def test_pairs_that_have_ended_are_decided_before_the_win_and_serve_the_next_cha
     pair(search, start, win, 44, 1.41, 1.5)
     settlement = settle(search.project, names, decided_by="test")
     *replicates, decision = settlement.decisions
-    assert settlement.undecided == []
+    assert settlement.undecided == {}
     assert {one.decision_status for one in replicates} == {"replicate"}
     assert (decision.experiment_id, decision.decision_status) == ("h-1", "keep")
     assert decision.confirmation == "confirmed" and "3 pairs" in decision.detail
@@ -146,7 +146,7 @@ def test_a_run_that_was_lost_is_run_again_under_its_own_hypothesis(
 ) -> None:
     search.ended("again-43", win, None, None, seed=43, of="h-1", kind=kind)
     assert search.settled("again-43").requeue
-    again = needed(search, "h-1").runs[0].experiment
+    again = needed(search, "h-1").runs[0]
     assert (again.replicates, again.seed) == ("h-1", 43)
     assert again.hypothesis_id == "of-again-43"
 
@@ -216,7 +216,7 @@ def test_two_wins_on_one_base_do_not_both_become_the_reference(
     for seed in (43, 44):
         search.ended(f"more-{seed}", other, None, 1.4, seed=seed, of="h-2")
     settlement = settle(search.project, decided_by="test")
-    assert settlement.undecided == []
+    assert settlement.undecided == {}
     reasons = {one.experiment_id: one.reason for one in settlement.decisions}
     assert (reasons["h-1"], reasons["h-2"]) == ("improved", "stale_base")
     assert search.project.reference() == win

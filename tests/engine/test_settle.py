@@ -162,7 +162,7 @@ def test_one_bad_bundle_does_not_stop_the_others(search: Search, start: str) -> 
     search.ended("h-6", start, start, 1.6, platform="a cpu without a baseline")
     settlement = settle(search.project, decided_by="test")
     assert [decision.experiment_id for decision in settlement.decisions] == ["h-4", "h-5"]
-    why = {one.experiment_id: str(one.error) for one in settlement.refused}
+    why = {name: str(error) for name, error in settlement.refused.items()}
     assert set(why) == {"h-1", "h-2", "h-3", "h-6"}
     assert "metadata.json" in why["h-1"] and "recorded_at" in why["h-1"]
     assert "result.json" in why["h-2"] and "result.json" in why["h-3"]
@@ -210,9 +210,9 @@ def test_a_copied_bundle_is_refused_by_name_and_the_others_are_decided(
     search.ended("h-3", search.change(start, "B = 1\n"), start, 1.7)
     settlement = settle(search.project, decided_by="test")
     assert [one.experiment_id for one in settlement.decisions] == ["h-3"]
-    (refused,) = settlement.refused
-    assert refused.experiment_id == "h-2"
-    assert ("names the decision" if with_id else "is of experiment 'h-1'") in str(refused.error)
+    assert list(settlement.refused) == ["h-2"]
+    why = str(settlement.refused["h-2"])
+    assert ("names the decision" if with_id else "is of experiment 'h-1'") in why
 
 
 # ── limits and disturbed runs ───────────────────────────────────────────────────────────────
@@ -273,6 +273,5 @@ def test_a_bundle_that_cannot_be_judged_is_refused_and_stands_in_nobodys_way(
     monkeypatch.setattr(settling, "with_contention", poisoned)
     settlement = settle(search.project, decided_by="test")
     assert [one.experiment_id for one in settlement.decisions] == ["h-2"]
-    (refused,) = settlement.refused
-    assert refused.experiment_id == "h-1"
-    assert "AttributeError" in str(refused.error)
+    assert list(settlement.refused) == ["h-1"]
+    assert "AttributeError" in str(settlement.refused["h-1"])

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from autohypothesis.engine import contention, runner
-from autohypothesis.engine.executor import Executor, RunSpec, RunState, metadata_of
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine import evidence, runner
+from autohypothesis.engine.experiment import Executor, Experiment, RunSpec, RunState, metadata_of
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.recorded_runs import result_of_log
+from autohypothesis.engine.runner import result_of_log
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
@@ -37,7 +36,7 @@ PAUSE_S = 0.02
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run is voided because other tests are busy beside it, and no proposer rests for long."""
-    monkeypatch.setattr(contention, "ENOUGH", 1_000_000)
+    monkeypatch.setattr(evidence, "ENOUGH", 1_000_000)
     monkeypatch.setattr(proposals, "FIRST_PAUSE_S", 0.05)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.engine import devices, processes, recovery, runner
-from autohypothesis.engine.executor import Executor, Resources, RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine import devices, processes, runner
+from autohypothesis.engine.collect import collect_ended, uncollected
+from autohypothesis.engine.experiment import Executor, Experiment, Resources, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.errors import GitError, LockError, RecordError
@@ -441,7 +441,7 @@ def test_a_run_of_another_machine_is_left_alone_and_its_hypothesis_run_anew(floo
     local = json.loads(run.local.read_text())
     run.local.write_text(json.dumps({**local, "starter": {"pid": 0, "start": 0.0}}))
     run.shim.unlink()  # as the hint says
-    assert recovery.collect_ended(floor.project.repository, floor.layout) == [f"{name}-1"]
+    assert collect_ended(floor.project.repository, floor.layout) == [f"{name}-1"]
     assert floor.result_of(f"{name}-1").failure_kind == "infra"
 
 
@@ -646,7 +646,7 @@ def every_one_ended_once(floor: Floor, names: list[str]) -> None:
         # the observer requeues it. At most one run per claim, and each has its result.
         assert len(runs) == 1, runs
         assert results[0].status == "completed" or results[0].failure_kind == "infra", results
-    assert list(recovery.uncollected(floor.layout)) == []
+    assert list(uncollected(floor.layout)) == []
     floor.nothing_is_left()
 
 

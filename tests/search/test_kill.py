@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import processes, recovery, shim
+from autohypothesis.engine import processes, shim
+from autohypothesis.engine.collect import collect_ended, is_over
 from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.sync import sync
@@ -86,9 +87,9 @@ def kill_one(project: Project, victim: str, after: float) -> bool:
     if identity is None:
         return killed  # before it took an id
     until = time.monotonic() + 90
-    while not recovery.is_over(project.layout.run(identity)) and time.monotonic() < until:
+    while not is_over(project.layout.run(identity)) and time.monotonic() < until:
         time.sleep(0.05)
-    recovery.collect_ended(project.repository, project.layout)
+    collect_ended(project.repository, project.layout)
     if project.layout.run(identity).run_spec.exists():  # else it was killed before it was a run
         check(project, identity)
     return killed
@@ -103,7 +104,7 @@ def check(project: Project, identity: str) -> None:
         assert result["failure_kind"] == "infra", result
         assert result["metric_value"] is None
     first = run.result.read_bytes()
-    recovery.collect_ended(project.repository, project.layout)
+    collect_ended(project.repository, project.layout)
     assert run.result.read_bytes() == first, "collected twice"
     assert processes.find_marked(processes.run_mark(run)) == {}
     for lane in cpu_slots():

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from autohypothesis import system
-from autohypothesis.engine import failures, processes, recovery, shim
+from autohypothesis.engine import failures, processes, shim
+from autohypothesis.engine.collect import end_overdue, stopped_shim
 from autohypothesis.engine.processes import ASLEEP_S
 from autohypothesis.engine.shim import Launch, ScoreCommand
 from tests.shim.conftest import alive, wait_until
@@ -87,13 +88,13 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     run = start("family", "0", "60", "close", "wait")
     wait_until(lambda: run.text("daemon") != "")
     paths = run.launch.run
-    assert recovery.stopped_shim(paths) == "" and not recovery.end_overdue(paths)
+    assert stopped_shim(paths) == "" and not end_overdue(paths)
     stop(run)
-    words, pid = recovery.stopped_shim(paths), run.handle.pid
+    words, pid = stopped_shim(paths), run.handle.pid
     assert f"its owner process {pid} is stopped (state T): `kill -CONT {pid}` resumes it" in words
-    assert not recovery.end_overdue(paths), "it has time left"
+    assert not end_overdue(paths), "it has time left"
     make_overdue(run, 0.0)
-    assert recovery.end_overdue(paths)
+    assert end_overdue(paths)
     assert shim.status(run.launch.run) == "finished"
     end = run.exit()
     assert end["status"] == "infra" and f"{pid} was stopped (state T)" in end["error"]
@@ -102,7 +103,7 @@ def test_those_who_wait_name_a_stopped_shim_and_end_it_when_it_is_overdue(
     assert not failures.is_interruption(failure.detail), "it would come back without end"
     processes.end_marked(processes.run_mark(run.launch.run), 0.0)
     assert not alive(int(run.text("daemon")))
-    assert not recovery.end_overdue(paths)
+    assert not end_overdue(paths)
 
 
 def test_a_run_that_scores_has_the_time_of_its_scorer_as_well(
@@ -131,7 +132,7 @@ def test_an_older_identity_without_limits_is_waited_for(
     path = run.dir / "shim.json"
     known = json.loads(path.read_text())
     path.write_text(json.dumps({k: known[k] for k in known if k not in ("began", "overdue_after")}))
-    assert not recovery.end_overdue(run.launch.run)
+    assert not end_overdue(run.launch.run)
     assert shim.status(run.launch.run) == "running"
     run.go()
     assert run.wait()["status"] == "exited"

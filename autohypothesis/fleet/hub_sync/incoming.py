@@ -16,7 +16,7 @@ from heapq import nlargest
 from typing import Literal, NamedTuple
 
 from autohypothesis.engine import runner
-from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import AutohypothesisError, ChangeError
 from autohypothesis.fleet.live import presence

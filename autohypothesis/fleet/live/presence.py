@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autohypothesis import system
-from autohypothesis.engine import recovery
+from autohypothesis.engine.collect import busy_workers, uncollected
 from autohypothesis.engine.project import is_running
 from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.records import jsonl
@@ -264,7 +264,7 @@ def refuse_another_machine(layout: Layout) -> None:
 def list_active(layout: Layout) -> list[str]:
     """Return the roles, workers and experiments of a fleet that live, each in a few words."""
     roles = (name for name in ROLES if name != LOOP)
-    running = (name for name in recovery.uncollected(layout) if is_running(layout, name))
+    running = (name for name in uncollected(layout) if is_running(layout, name))
     return [
         *_holders(layout, *roles, *worker_locks(layout)),
         *(f"experiment {name}" for name in running),
@@ -286,7 +286,7 @@ def users_of(layout: Layout, worker: str, worktree: Path) -> str:
     for name in (worker_lock(worker), f"worktree-{worker}"):
         if holder := held(layout, name):
             return holder
-    if worker in recovery.busy_workers(layout):
+    if worker in busy_workers(layout):
         return "an experiment that is not collected yet"
     folders = [os.path.realpath(folder) for folder in (worktree, layout.export(worktree.name))]
     for pid in system.all_pids() if system.LINUX else ():

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from autohypothesis.engine import recovery
-from autohypothesis.engine.decide import MissingRun, NeedsRuns, edits_in_results, settle
+from autohypothesis.engine.collect import collect_ended
+from autohypothesis.engine.decide import NeedsRuns, edits_in_results, settle
 from autohypothesis.engine.experiment import Experiment
 from autohypothesis.engine.failures import is_device_evidence
 from autohypothesis.engine.project import Project
@@ -116,7 +116,7 @@ class Decider:
         seen = self.history.results()
         settlement = settle(self.project, decided_by="observer", check=self._may, limits=limits)
         self.history.seen(seen)
-        self.refused = {refused.experiment_id: refused.error for refused in settlement.refused}
+        self.refused = settlement.refused
         self.needs_runs = settlement.needs_runs
         self.history.refresh()
         return settlement.decisions
@@ -158,7 +158,7 @@ class Decider:
                 # Where a worker holds its hypothesis, that worker collects it.
                 if not plan.worker_id or not layout.hypothesis(*claim).exists():
                     unattended.append(name)
-        recovery.collect_ended(self.project.repository, layout, unattended)
+        collect_ended(self.project.repository, layout, unattended)
 
 
 def trim_weights(project: Project, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -224,10 +224,14 @@ class ReplicateScheduler:
         Raises:
             LockError, RecordError: the queue cannot be written now.
         """
-        wanted = {source_of(run): run for win in wins for run in win.runs}
+        wanted = {
+            source_of(run, win.platform_key): (run, win.platform_key)
+            for win in wins
+            for run in win.runs
+        }
         queued = [each for place, each in self.queue.placed() if _waits(place, each)]
         known = self.queue.sources() if wanted else {}
-        lines = [self._order(source, run, known.get(source)) for source, run in wanted.items()]
+        lines = [self._order(source, *run, known.get(source)) for source, run in wanted.items()]
         lines += [self._take_back(each) for each in queued if each.source_id not in wanted]
         return [line for line in lines if line]
 
@@ -236,20 +240,18 @@ class ReplicateScheduler:
         problems, known = [], self.queue.sources() if wins else {}
         for win in wins:
             for run in win.runs:
-                hypothesis_id = known.get(source_of(run))
+                hypothesis_id = known.get(source_of(run, win.platform_key))
                 if hypothesis_id and (why := self._hopeless(hypothesis_id)):
-                    title = run.experiment.title
                     problems.append(
-                        f"{win.experiment_id} waits for {hypothesis_id}, {title}: {why}"
+                        f"{win.experiment_id} waits for {hypothesis_id}, {run.title}: {why}"
                     )
         return problems
 
-    def _order(self, source: str, run: MissingRun, hypothesis_id: str | None) -> str:
+    def _order(self, source: str, run: Experiment, key: str, hypothesis_id: str | None) -> str:
         if hypothesis_id is None:
-            key = run.platform_key[:KEY_LENGTH]
-            return queue_repeat(self.queue, source, run.experiment, platform_key=key)
+            return queue_repeat(self.queue, source, run, platform_key=key[:KEY_LENGTH])
         ended = self._ended(hypothesis_id)
-        if ended is not None and (ended.outcome == NEEDLESS or self._ran_elsewhere(ended, run)):
+        if ended is not None and (ended.outcome == NEEDLESS or self._ran_elsewhere(ended, key)):
             self.queue.requeue(hypothesis_id)
             return f"{hypothesis_id} is queued again: {ended.title}"
         return ""
@@ -265,10 +267,9 @@ class ReplicateScheduler:
         placed = self.queue.read(hypothesis_id)
         return placed[1] if placed is not None and placed[0].state == "done" else None
 
-    def _ran_elsewhere(self, hypothesis: Hypothesis, run: MissingRun) -> bool:
+    def _ran_elsewhere(self, hypothesis: Hypothesis, key: str) -> bool:
         decision = self.history.decision_about(hypothesis.hypothesis_id)
-        key = decision.platform_key if decision is not None else ""
-        return bool(key) and key != run.platform_key
+        return decision is not None and decision.platform_key not in ("", key)
 
     def _hopeless(self, hypothesis_id: str) -> str:
         ended = self._ended(hypothesis_id)
@@ -295,10 +296,9 @@ def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
     ]
 
 
-def source_of(run: MissingRun) -> str:
+def source_of(run: Experiment, key: str) -> str:
     """Return the source id of a run; the same for all wins that wait for it."""
-    key = run.platform_key[:KEY_LENGTH]
-    return f"{CONFIRM_PREFIX}{run.commit[:12]}-{run.experiment.seed}#{key}"
+    return f"{CONFIRM_PREFIX}{run.base[:12]}-{run.seed}#{key[:KEY_LENGTH]}"
 
 
 def _waits(place: QueuePlace, hypothesis: Hypothesis) -> bool:

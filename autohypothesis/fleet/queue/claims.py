@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from autohypothesis.engine import recovery, runner
-from autohypothesis.engine.executor import Executor, RunSpec
+from autohypothesis.engine import runner
+from autohypothesis.engine.collect import is_readable, is_to_be_collected, uncollected
+from autohypothesis.engine.experiment import Executor, RunSpec
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import LaunchError
@@ -70,7 +71,7 @@ def examine_claim(
         return Job(name, ""), "never_begun"
     run = layout.run(experiment_id)
     job = Job(name, experiment_id, load_or_none(RunSpec, run.run_spec))
-    if run.result.exists() and not recovery.is_to_be_collected(run):
+    if run.result.exists() and not is_to_be_collected(run):
         return job, "recorded"
     if not run.run_spec.exists():
         return job, "never_begun"
@@ -79,7 +80,7 @@ def examine_claim(
             return job, "running"
     except LaunchError as error:
         return replace(job, problem=f"{experiment_id} is left alone: {error}"), "lost"
-    if recovery.is_readable(run):
+    if is_readable(run):
         return job, "ended"
     # A process that has just collected it has left a result, which is all that is needed.
     if run.result.exists():
@@ -99,7 +100,7 @@ def unclaimed_runs(
     layout: Layout, executor: Executor, worker: str, known: set[str]
 ) -> Iterator[Job]:
     """Yield living runs of `worker` whose claim is gone: its worktree must not be touched yet."""
-    for experiment_id in recovery.uncollected(layout):
+    for experiment_id in uncollected(layout):
         if experiment_id in known:
             continue
         spec = load_or_none(RunSpec, layout.run(experiment_id).run_spec)

@@ -13,8 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from autohypothesis.engine.decide import settle
-from autohypothesis.engine.executor import Resources, RunSpec
-from autohypothesis.engine.experiment import Change, Experiment, Outcome
+from autohypothesis.engine.experiment import Change, Experiment, Outcome, Resources, RunSpec
 from autohypothesis.engine.inputs import locate_inputs
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project, active_tag, new_tag, reference_ref

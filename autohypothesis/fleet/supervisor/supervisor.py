@@ -18,8 +18,9 @@ from itertools import groupby
 from subprocess import Popen
 from typing import Any, Literal, NamedTuple
 
-from autohypothesis.engine import recovery, shim
-from autohypothesis.engine.executor import RunSpec
+from autohypothesis.engine import shim
+from autohypothesis.engine.collect import uncollected
+from autohypothesis.engine.experiment import RunSpec
 from autohypothesis.errors import AutohypothesisError, FleetError
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.live.stop import Stop
@@ -380,7 +381,7 @@ def worker_ids(layout: Layout) -> set[str]:
 def cancel_runs(layout: Layout, workers: Collection[str], seconds: float) -> list[str]:
     """Ask the shims of `workers` to end their runs, and wait; return the experiments' ids."""
     asked = []
-    for experiment_id in recovery.uncollected(layout):
+    for experiment_id in uncollected(layout):
         run = layout.run(experiment_id)
         try:
             spec = load(RunSpec, run.run_spec)

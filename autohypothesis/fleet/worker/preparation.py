@@ -18,8 +18,7 @@ from functools import partial
 
 from autohypothesis.engine import runner
 from autohypothesis.engine.candidate import settings_of
-from autohypothesis.engine.executor import Resources, RunSpec
-from autohypothesis.engine.experiment import Experiment
+from autohypothesis.engine.experiment import Experiment, Resources, RunSpec
 from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.project import Project
 from autohypothesis.engine.workspace import Workspace

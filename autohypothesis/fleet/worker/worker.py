@@ -15,8 +15,8 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 
-from autohypothesis.engine import recovery
-from autohypothesis.engine.executor import Executor
+from autohypothesis.engine.collect import is_readable
+from autohypothesis.engine.experiment import Executor
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import (
@@ -426,7 +426,7 @@ class FleetWorker:
             try:
                 result = self.executor.collect(job.experiment_id)
             except RECOVERABLE_ERRORS as error:
-                if recovery.is_readable(self.project.layout.run(job.experiment_id)):
+                if is_readable(self.project.layout.run(job.experiment_id)):
                     self._collect_at = time.monotonic() + LOOK_S
                     self._uncollected += 1
                     self._say(
