@@ -4,7 +4,7 @@ A run that another process slowed down is contaminated: no evidence, and run aga
 shim sees foreign compute by itself. On a CPU slot nothing is visible but time: the shim times a
 fixed kernel before and after the training, and here that is held against what the slot took lately.
 Runs of the same diff on the same base and slot are compared by their speed as well; unlike runs
-never are. A contaminated run comes back, twice at most; a third is kept as it is and flagged, since
+never are. A contaminated run comes back, twice at most; a third counts and is flagged, since
 a machine that is always slow is the machine there is.
 """
 

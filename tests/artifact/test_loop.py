@@ -273,7 +273,7 @@ def test_the_plan_of_another_process_is_forgotten_once_that_is_gone(letters: Let
 
 @pytest.mark.parametrize(
     ("more", "most"),
-    [("budget: {hours: 0.0001}\n", 0), ("policy: {patience: 1}\n", 1)],
+    [("budget: {hours: 0.0000001}\n", 0), ("policy: {patience: 1}\n", 1)],
     ids=["hours", "patience"],
 )
 def test_a_limit_of_the_task_ends_the_loop(letters: Letters, more: str, most: int) -> None:
