@@ -17,8 +17,8 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autohypothesis.errors import UnsupportedSystemError
@@ -52,6 +52,7 @@ def keep_others_out() -> None:
 
 
 def _prctl(option: int, value: object) -> bool:
+    """Set an attribute of this process; return False where there is no prctl."""
     return _libc is not None and _libc.prctl(option, value, 0, 0, 0) == 0
 
 
@@ -73,8 +74,7 @@ def die_with_parent(parent: int) -> None:
 
 def set_process_name(name: str) -> None:
     """Set the short name in ps and top (15 bytes), where there is prctl."""
-    if _libc is not None:
-        _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
+    _prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]))
 
 
 def set_affinity(cores: Iterable[int] | None) -> bool:
@@ -100,12 +100,11 @@ def physical_cores() -> list[int]:
 
     Read from sysfs; where there is none, every core counts as a physical one.
     """
-    usable = usable_cores()
     first: dict[str, int] = {}
-    for core in usable:
+    for core in usable_cores():
         siblings = _read_word(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
         first.setdefault(siblings or f"core {core}", core)
-    return sorted(first.values())
+    return list(first.values())
 
 
 def memory_mb() -> int:
@@ -219,10 +218,8 @@ def process_start(pid: int) -> float | None:
     Seconds since boot on Linux, since the epoch elsewhere: compare it, do not show it.
     """
     if LINUX:
-        fields = stat_fields(pid)
-        if fields is None or fields[0] in (b"Z", b"X"):
-            return None
-        return int(fields[19]) / TICKS
+        fields = stat_fields(pid) or [b"X"]
+        return None if fields[0] in (b"Z", b"X") else int(fields[19]) / TICKS
     import psutil
 
     try:
@@ -275,36 +272,39 @@ def is_alive(pid: int, start: float) -> bool:
 
 def signal_process(pid: int, start: float, number: int) -> bool:
     """Send a signal to the process with this pid and start time; False if it is gone."""
-    try:
-        if not is_alive(pid, start):
-            return False
-        if hasattr(os, "pidfd_open"):
-            fd = os.pidfd_open(pid)
-            try:
-                if not is_alive(pid, start):
-                    return False
-                signal.pidfd_send_signal(fd, number)  # type: ignore[attr-defined,unused-ignore]
-            finally:
-                os.close(fd)
-        else:
-            os.kill(pid, number)
-    except OSError:
+    if not is_alive(pid, start):
         return False
-    return True
+    with suppress(OSError), _pidfd(pid) as fd:
+        if fd is None:
+            os.kill(pid, number)
+        elif is_alive(pid, start):
+            signal.pidfd_send_signal(fd, number)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            return False
+        return True
+    return False
 
 
 def wait_for_end(pid: int, timeout_s: float) -> None:
     """Sleep until the process ends, `timeout_s` at most; without pidfd, for `timeout_s`."""
-    if not hasattr(os, "pidfd_open"):
-        return time.sleep(timeout_s)
-    with suppress(OSError, OverflowError):
-        fd = os.pidfd_open(pid)
-        try:
-            poll = select.poll()
+    with suppress(OSError, OverflowError), _pidfd(pid) as fd:
+        poll = select.poll()
+        if fd is not None:
             poll.register(fd, select.POLLIN)
-            poll.poll(1000 * timeout_s)
-        finally:
-            os.close(fd)
+        poll.poll(1000 * timeout_s)
+
+
+@contextmanager
+def _pidfd(pid: int) -> Iterator[int | None]:
+    """Open a descriptor that stands for a process; None where there is no such thing (macOS)."""
+    if not hasattr(os, "pidfd_open"):
+        yield None
+        return
+    fd = os.pidfd_open(pid)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def all_pids() -> list[int]:
@@ -326,12 +326,9 @@ def descendants(root: int) -> list[int]:
             return [child.pid for child in psutil.Process(root).children(recursive=True)]
         except psutil.Error:
             return []
-    found: list[int] = []
-    queue = [root]
-    while queue:
-        children = _children(queue.pop())
-        found += children
-        queue += children
+    found = _children(root)
+    for pid in found:  # which grows meanwhile
+        found += _children(pid)
     return found
 
 

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from autohypothesis.engine import program
 from autohypothesis.engine.constants import read_constants, set_constants, settable_names
 from autohypothesis.engine.environment import INHERITED, THREAD_VARIABLES, resolved
-from autohypothesis.engine.experiment import Change, Experiment, RunSpec
+from autohypothesis.engine.experiment import Change, Experiment, RunSpec, spec_for
 from autohypothesis.engine.failures import CRASHES, signal_of, why_unjudged
 from autohypothesis.engine.inputs import Inputs
 from autohypothesis.engine.program import TaskSandbox, sandbox_kind
@@ -124,18 +124,11 @@ def spec_of(
     base = experiment.base
     changes = repository.changes(base, commit) if commit != base else []
     diff = repository.diff(base, commit) if changes else ""
-    return RunSpec(
-        experiment_id=experiment.experiment_id,
-        task=task,
-        commit=commit,
+    return spec_for(
+        experiment,
+        task,
+        commit,
         parent_commit=base if commit != base else None,
-        seed=experiment.seed,
-        tag=experiment.tag,
-        hypothesis_id=experiment.hypothesis_id,
-        worker_id=experiment.worker_id,
-        title=experiment.title,
-        rationale=experiment.rationale,
-        replicates=experiment.replicates,
         config=config,
         diff=diff,
         diff_stat=diff_stat(changes),
@@ -187,7 +180,7 @@ def _settings(
         except ChangeError as error:
             raise PreflightError(error.problem, hint=error.hint) from error
     if task.run.preflight is None or workspace is None:
-        return config_of(literals, None)
+        return config_of(literals)
     checkout = workspace.export.checkout(commit, task)
     sandbox = TaskSandbox(
         repository,
@@ -209,8 +202,7 @@ def diff_stat(changes: Sequence[FileChange]) -> str:
         (sum(change.added or 0 for change in changes), "insertion", "(+)"),
         (sum(change.removed or 0 for change in changes), "deletion", "(-)"),
     )
-    parts = [f"{n} {word}{'s' * (n != 1)}{end}" for n, word, end in counts if n]
-    return ", ".join(parts)
+    return ", ".join(f"{n} {word}{'s' * (n != 1)}{end}" for n, word, end in counts if n)
 
 
 def diff_hash(diff: str) -> str:
@@ -243,10 +235,12 @@ def settings_of(repository: Repository, task: Task, commit: str) -> dict[str, An
     for source in python_sources(repository, task, commit).values():
         with suppress(ChangeError):
             literals |= read_constants(source)
-    return config_of(literals, None)
+    return config_of(literals)
 
 
-def config_of(literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None) -> dict[str, Any]:
+def config_of(
+    literals: Mapping[str, Any], evaluated: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the flat, lower-case settings of an experiment: what the model is built from.
 
     Literals come from the script as it is written, all else from the preflight's import. The seed
@@ -459,8 +453,6 @@ def run_preflight(
     checkout: Path,
     evaluator: Path | None,
     inputs: Inputs,
-    *,
-    timeout_s: float = TIMEOUT_S,
 ) -> PreflightVerdict:
     """Run the task's preflight command in `checkout`, without any GPU.
 
@@ -488,7 +480,7 @@ def run_preflight(
         try:
             ended = program.run(
                 words, cwd=checkout / task.run.cwd, environment=environment, confined=confined,
-                timeout_s=timeout_s, out_limit=TAIL, tail=True,
+                timeout_s=TIMEOUT_S, out_limit=TAIL, tail=True,
             )  # fmt: skip
         except OSError as error:
             raise PreflightError(
@@ -503,8 +495,8 @@ def run_preflight(
     else:
         raise UnjudgedError(f"the preflight could not judge, {TRIES} times: {why}", hint=hint)
     if ended.exit_code is None:
-        limit = ended.limit(timeout_s)
-        raise PreflightError(f"the preflight {limit}", hint="propose a smaller model")
+        problem = f"the preflight {ended.limit(TIMEOUT_S)}"
+        raise PreflightError(problem, hint="propose a smaller model")
     if verdict is None:
         reason = ended.err.strip().splitlines()[-1:] or [f"exit code {ended.exit_code}"]
         raise PreflightError(f"the preflight gave no verdict: {reason[0][:300]}", hint=hint)

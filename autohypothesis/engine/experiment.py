@@ -196,6 +196,13 @@ class RunSpec(Strict):
     """How a program made the change, where one did."""
 
 
+def spec_for(experiment: Experiment, task: Task, commit: str, **more: Any) -> RunSpec:
+    """Return the run of `commit` for an experiment; `more` are the fields that it does not have."""
+    asked = {name: getattr(experiment, name, None) for name in RunSpec.model_fields}
+    known = {name: value for name, value in asked.items() if value is not None}
+    return RunSpec(**{"seed": None, **known, "task": task, "commit": commit, **more})
+
+
 def metadata_of(spec: RunSpec, gpu_id: str = "", **measured: Any) -> Metadata:
     """Return the metadata of a run; `gpu_id` and what was `measured` once a device was chosen."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from autohypothesis.engine import program
 from autohypothesis.engine.collect import result_of
 from autohypothesis.engine.environment import program_environment, resolved
-from autohypothesis.engine.experiment import Experiment, RunSpec, metadata_of
+from autohypothesis.engine.experiment import Experiment, metadata_of, spec_for
 from autohypothesis.engine.failures import Failure, room_in, why_unjudged
 from autohypothesis.engine.program import TaskSandbox, sandbox_kind
 from autohypothesis.engine.project import Project
@@ -88,12 +88,10 @@ class Mutator:
         before = self._users_checkout() if kind == "none" else None
         ended = self._run(kind, instructions, checkout)
         note = ended.out.partition("\n")[0].strip()[:TITLE_LIMIT]
-        self.made = {
-            "note": note,
-            "exit_code": ended.exit_code,
-            "seconds": round(ended.seconds, 3),
-            "sandbox": kind,
-        }
+        seconds = round(ended.seconds, 3)
+        self.made |= {
+            "note": note, "exit_code": ended.exit_code, "seconds": seconds, "sandbox": kind,
+        }  # fmt: skip
         problems = self._changed(*before) if before else []
         if not _is_link_to_git(checkout / ".git", link):
             problems.append("replaced the .git of its checkout")
@@ -192,10 +190,8 @@ class Mutator:
 
     def _measured(self, commit: str) -> Decision | None:
         """Return the latest decision that says what a commit is worth."""
-        for decision in reversed(self.past.decisions):
-            if decision.commit == commit and decision.decision_status == "keep":
-                return decision
-        return None
+        latest_first = (past for past in reversed(self.past.decisions) if past.commit == commit)
+        return next((past for past in latest_first if past.decision_status == "keep"), None)
 
     def _metrics(self, measured: Decision) -> dict[str, Any]:
         result = self.project.layout.run(measured.experiment_id).result
@@ -267,25 +263,12 @@ def record_refusal(
     kind = _kind_of_refusal(error)
     if kind is None:
         return None
-    name, base, mutation = (
-        experiment.experiment_id,
-        experiment.base,
-        mutator.made if mutator else {},
-    )
+    name, base = experiment.experiment_id, experiment.base
+    mutation = mutator.made if mutator else {}
     run = project.layout.run(name)
     commit = project.repository.read_ref(experiment_ref(name)) or base
-    spec = RunSpec(
-        experiment_id=name,
-        task=project.task,
-        commit=commit,
-        parent_commit=base,
-        seed=experiment.seed,
-        tag=experiment.tag,
-        hypothesis_id=experiment.hypothesis_id,
-        worker_id=experiment.worker_id,
-        title=experiment.title or str(mutation.get("note") or ""),
-        rationale=experiment.rationale,
-    )
+    title = experiment.title or str(mutation.get("note") or "")
+    spec = spec_for(experiment, project.task, commit, parent_commit=base, title=title)
     run.folder.mkdir(parents=True, exist_ok=True)
     sandbox = str(mutation.get("sandbox") or "")
     # Without a diff: what was refused once may come again, and is no duplicate then.

@@ -55,7 +55,7 @@ class Score:
 
 
 class Scorer(Protocol):
-    """One way to score."""
+    """One way to score. A scorer inherits this class for what it does not define."""
 
     def command(
         self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
@@ -64,6 +64,7 @@ class Scorer(Protocol):
 
         `root` is the repository, whose `.venv` a command may name.
         """
+        return None
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
         """Return the answer, from what is on disk when training and scoring have ended."""
@@ -77,15 +78,10 @@ def scorer_for(task: Task) -> Scorer:
 
 
 @dataclass(frozen=True, slots=True)
-class LogScorer:
+class LogScorer(Scorer):
     """Reads the training's own words; two different summaries contradict each other."""
 
     task: Task
-
-    def command(
-        self, run: RunPaths, root: Path, checkout: Path, evaluator: Path | None
-    ) -> tuple[str, ...] | None:
-        return None
 
     def score(self, run: RunPaths, record: ExitRecord, checkout: Path | None) -> Score:
         metric, log = self.task.objective.metric, self.task.run.log

@@ -299,9 +299,9 @@ def model_task(task: Task) -> Task:
     )
 
 
-def preflight(repository: Repository, task: Task, timeout_s: float = 60) -> PreflightVerdict:
+def preflight(repository: Repository, task: Task) -> PreflightVerdict:
     sandbox = TaskSandbox(repository, task, "none")
-    return run_preflight(sandbox, repository.root, None, Inputs(), timeout_s=timeout_s)
+    return run_preflight(sandbox, repository.root, None, Inputs())
 
 
 @pytest.fixture
@@ -352,19 +352,21 @@ def test_a_preflight_that_hangs_ends_with_all_it_started(
     searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (searched.root / "train.py").write_text("SLEEP = 1\n")
+    monkeypatch.setattr("autohypothesis.engine.candidate.TIMEOUT_S", 0.5)
     started = time.monotonic()
     with pytest.raises(PreflightError, match="took over"):
-        preflight(searched, model_task, timeout_s=0.5)
+        preflight(searched, model_task)
     assert time.monotonic() - started < 15
 
 
 def test_a_preflight_that_prints_for_ever_fills_nothing(
-    searched: Repository, model_task: Task
+    searched: Repository, model_task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("autohypothesis.engine.candidate.TIMEOUT_S", 0.5)
     code = "import os, sys\nwhile True: os.write(1, b'x' * 65536)"
     loud = model_task.model_copy(update={"run": RunConfig(preflight=("python", "-c", code))})
     with pytest.raises(PreflightError, match="took over"):
-        preflight(searched, loud, timeout_s=0.5)
+        preflight(searched, loud)
 
 
 def test_a_verdict_counts_although_a_daemon_holds_the_output(
