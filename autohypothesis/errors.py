@@ -108,7 +108,7 @@ class HubError(AutohypothesisError):
     """A hub cannot be reached, refuses, or answers what is no answer."""
 
     status = 0
-    """Of a refusal, as HTTP has it; 0: it never came to one."""
+    """HTTP status of a refusal; 0: there was no answer."""
 
 
 class DeliveryError(AutohypothesisError):

@@ -59,7 +59,7 @@ EARLIEST, LATEST = (
     datetime(1970, 1, 1, tzinfo=timezone.utc),
     datetime(9000, 1, 1, tzinfo=timezone.utc),
 )
-"""What lies outside is no time of an experiment, and differences with it may overflow."""
+"""Times outside of these are refused: differences with them may overflow."""
 
 
 # ── values ──────────────────────────────────────────────────────────────────────────────────
@@ -166,7 +166,7 @@ class Tolerant(BaseModel):
 
 
 class Prediction(Strict):
-    """What a proposer expects, registered before the run."""
+    """The effect that a proposer expects, registered before the run."""
 
     delta: Number = None
     """Expected change of the metric, candidate minus reference, in the metric's unit."""
@@ -218,7 +218,7 @@ class Hypothesis(Proposal):
     created_at: Time = Field(default_factory=now)
     proposer: str = ""
     closed: Literal["completed", "abandoned"] | None = None
-    """How it ended once it is done: with a run to decide, or without one."""
+    """Set once it is done: `completed` has a run to decide, `abandoned` has none."""
     outcome: str = ""
     tried: Annotated[int, Field(ge=0)] = 0
     """The number of its newest experiment when it was last queued again; 0: never run before."""
@@ -314,9 +314,9 @@ class Runtime(Tolerant):
     clock: Clock | None = None
     torch_version: str = ""
     sandbox: str = ""
-    """What held the run: bwrap (bubblewrap, with Landlock inside), landlock alone, or none."""
+    """The sandbox of the run: bwrap (bubblewrap, with Landlock inside), landlock alone, or none."""
     isolation: str = ""
-    """What the task asked for: strict, writes or none."""
+    """The isolation that the task asked for: strict, writes or none."""
     included: dict[str, str] = {}
     """Untracked file or folder that the checkout had -> hash of what was copied, or how it was
     linked."""
@@ -332,7 +332,7 @@ class Runtime(Tolerant):
 
 
 class Metrics(Tolerant):
-    """What a run printed, and what the official scorer found."""
+    """The numbers that a run printed, and the official score."""
 
     val_bpb: Number = None
     """The official score when there is one, else the printed value."""
@@ -398,7 +398,7 @@ class Result(Tolerant):
     metric_value: Number = None
     direction: Direction = "minimize"
     evidence: dict[str, Any] = {}
-    """What the decision rests on beside the number: clock, contention, scorer, guard."""
+    """Measurements beside the number that a decision rests on: clock, contention, guard."""
     metrics: Metrics = Metrics()
 
 
@@ -449,7 +449,7 @@ class ExitRecord(Tolerant):
     """Up to 200 rows of [share of the budget, loss, bpb, tokens per second]."""
     strays_killed: list[int] | int = 0
     tampered: list[str] = []
-    """What the run did to its own record, in words; any of it makes the run invalid."""
+    """Changes that the run made to its own record, as text; any of them makes the run invalid."""
     seal: str = ""
     """A secret that only this run's shim was given; launch.json has its SHA-256."""
     error: str | None = None
@@ -474,7 +474,7 @@ class Decision(Tolerant):
     stale_base, constraint, unattested, a failure kind, or by_hand."""
     detail: str = ""
     seed: Whole = None
-    """Of the run: values compare at one seed only."""
+    """The seed of the run: values compare at one seed only."""
     metric_value: Number = None
     reference_value: Number = None
     improvement: Number = None
@@ -483,13 +483,13 @@ class Decision(Tolerant):
     delta: Number = None
     """Metric minus that of the best kept before it on the same platform."""
     confirmation: Confirmation = "none"
-    """Of a keep: provisional on one seed, confirmed when it was met again at further ones. Of a
+    """For a keep: provisional on one seed, confirmed when it was met again at further ones. Of a
     discard: refuted when it was not."""
     reference_before: str | None = None
     reference_after: str | None = None
     metric_name: str = ""
     direction: Direction | None = None
-    """Of the metric: what "best" means here. Records of older versions may not say it."""
+    """The direction of the metric. Records of older versions may not say it."""
     platform_key: str = ""
     lines_changed: Whole = None
     """Lines added minus lines removed."""
@@ -570,7 +570,7 @@ class Row(Tolerant):
     profile: str = ""
     attested: bool = False
     sandbox: str = ""
-    """What held the run: bwrap, landlock or none; empty for runs that the engine did not make."""
+    """The sandbox of the run: bwrap, landlock or none; empty for a recorded run."""
     checkout_lacks: list[str] = []
     """The largest untracked files and folders that its checkout did not have."""
     metric_name: str = "val_bpb"
@@ -608,9 +608,9 @@ class Problem(Strict):
 class Worker(Tolerant):
     worker_id: str
     gpu_id: str
-    """As the user named it: an index of NVML, or the core of a CPU lane."""
+    """The name that the user chose it by: an index of NVML, or the core of a CPU slot."""
     device: str = ""
-    """What is leased: the UUID of a GPU, or `cpu-<core>`."""
+    """The device that is leased: the UUID of a GPU, or `cpu-<core>`."""
     kind: Literal["cpu", "cuda"] | None = None
     branch: str = ""
     worktree_path: str = ""
@@ -630,7 +630,7 @@ class SearchSettings(Tolerant):
     inputs: dict[str, str] = {}
     """Variable -> folder of each input, as located when the tag began: a search keeps its data."""
     proposers: list[str] = []
-    """Where ideas come from, first asked first: `search`, `command:PROGRAM`, `inbox`, or what a
+    """Sources of ideas, the first is asked first: `search`, `command:PROGRAM`, `inbox`, or what a
     package brings."""
     mix: Number = None
     """Share of joint moves among the search's proposals; null: after a plateau."""
@@ -639,7 +639,7 @@ class SearchSettings(Tolerant):
 
 
 FORMAT = 1
-"""Of the files under `research/`. A manifest without one is format 0, which is read as this one."""
+"""The format of the files under `research/`. A manifest without one is read as this one."""
 
 
 class Manifest(SearchSettings):
@@ -655,7 +655,7 @@ class Manifest(SearchSettings):
     tool_builder_prompt_path: str = ""
     workers: list[Worker] = []
     hub: str = ""
-    """Where results are shared; empty: nowhere."""
+    """The address of the hub where results are shared; empty: none."""
     earlier: dict[str, SearchSettings] = {}
     """Tag -> settings of each earlier search."""
 
@@ -671,12 +671,12 @@ class Heartbeat(Tolerant):
     updated_at: Time
     pid: Whole = None
     process_start: Number = None
-    """With the pid, the identity of the process: a reused pid is another one."""
+    """Start time of the process, which with the pid identifies it: pids are reused."""
     started_at: Time | None = None
     since: Time | None = None
     """When it entered its state."""
     busy_seconds: Number = None
-    """How long its device has trained or scored for it since `started_at`."""
+    """Seconds that its device has trained or scored for it since `started_at`."""
     commit: str = ""
     hypothesis_id: str | None = None
     next_hypothesis_id: str | None = None
@@ -703,7 +703,7 @@ class RoleStatus(Tolerant):
     last_action: str = ""
     last_action_at: Time | None = None
     problems: list[str] = []
-    """What needs a person, one line each."""
+    """Problems that need a person, one line each."""
     details: dict[str, Any] = {}
 
 
@@ -717,7 +717,7 @@ class Steering(Strict):
     memory_limit_mb: Number = None
     """A run with a higher peak is discarded."""
     directions: list[str] = []
-    """What to try, in words; they go into every brief."""
+    """Directions to try, as text; they go into every brief."""
     stop: bool = False
     """Let what runs end, and start nothing new."""
 
@@ -870,11 +870,11 @@ class Tool(Strict):
     decided_by: str = ""
     notes: str = ""
     sha256: str = ""
-    """Of the published file: one that differs is not run."""
+    """Hash of the published file: one that differs is not run."""
     calls: int = 0
     failures: int = 0
     attempts: int = 0
-    """How often building it has failed."""
+    """Number of failed builds."""
     retry_at: Time | None = None
 
 

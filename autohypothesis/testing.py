@@ -33,7 +33,7 @@ from autohypothesis.schema import Brief, ExitRecord, Proposal, Setting, Steering
 REFERENCE: Mapping[str, Setting] = {"DEPTH": 3, "MATRIX_LR": 0.04, "WARMUP_RATIO": 0.0}
 SOURCE = "DEPTH = 3\nMATRIX_LR = 0.04\nWARMUP_RATIO = 0.0\n"
 LONGEST_S = 120.0
-"""For a run of a suite to end: a hang guard."""
+"""Seconds for a run of a suite to end: a hang guard."""
 
 
 def situation(**changes: Any) -> Situation:

@@ -175,7 +175,7 @@ def bootstrap(
     repo: Repo = HERE,
     as_json: Json = False,
 ) -> None:
-    """From a clone to a fleet: check the machine, prepare the data, run the baseline, init-fleet.
+    """Make a fleet from a clone: check the machine, prepare the data, run the baseline, init-fleet.
 
     What is done already is not done again. Example: `orchestrator.py bootstrap --gpus 0,1`
     """

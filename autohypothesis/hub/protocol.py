@@ -245,7 +245,7 @@ class TaskRequest(TypedBody):
     min_delta: Amount
     profile: Annotated[str, Field(max_length=80)] = ""
     data_hash: Annotated[str, Field(max_length=200)] = ""
-    """Of the data that this profile trains and is scored on; empty: not stated."""
+    """Hash of the data that this profile trains and is scored on; empty: not stated."""
     baseline: Annotated[str, Field(pattern=r"^(?:[0-9a-f]{4,64})?$")] = ""
 
 

@@ -23,7 +23,7 @@ from autohypothesis.schema import finite
 Mark = Literal["", "DISCARD", "CRASH"]
 """Empty: no failure."""
 MARKS: dict[str, Mark] = {"discard": "DISCARD", "crash": "CRASH"}
-"""By the status of a result."""
+"""The mark for each status of a result."""
 
 METRIC = "val_bpb"
 NOTHING = "---"
@@ -55,7 +55,7 @@ class ResultLine:
     description: str = ""
     mark: Mark = ""
     reason: str = ""
-    """Of a failure, in a word or two: OOM."""
+    """The reason of a failure, in a word or two: OOM."""
     metric: str = METRIC
 
     def __post_init__(self) -> None:
@@ -147,7 +147,7 @@ def _metric_name(name: str) -> str:
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    """As the line has it. A measurement below zero, NaN or infinite is none."""
+    """Return the value with the digits of the line; None if it is below zero, NaN or infinite."""
     if value is None or not math.isfinite(value) or value < 0:
         return None
     return round(value, digits)

@@ -134,7 +134,7 @@ class Command:
 
 MAX_TRIALS = 100
 BEST = 25
-"""Of those, so many of the best; the others are the latest."""
+"""The number of best trials among them; the others are the latest."""
 MAX_SOURCES = 200_000
 """Characters of all artifacts together."""
 MAX_REFUSED = 50

@@ -26,13 +26,13 @@ MOST = 4
 """Knobs in one joint move; the fewest are 2."""
 TRIES, RANDOM_TRIES = 12, 240
 PATIENCE_S = 1.2
-"""After so long, values are drawn at random instead."""
+"""Seconds after which values are drawn at random instead."""
 MAX_TRIALS = 600
 BEST = 100
-"""Of those, so many of the best; the others are the latest."""
+"""The number of best trials among them; the others are the latest."""
 REACH = 4.0
 SHARE = 0.5
-"""How far a box reaches: by a factor, or in shares of a range."""
+"""Half the width of a box: as a factor, or as a share of a range."""
 
 Overrides = dict[str, Setting]
 

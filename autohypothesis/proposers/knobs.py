@@ -27,7 +27,7 @@ from autohypothesis.schema import Setting
 REACH = 4.0
 """A discovered number may be divided and multiplied by so much."""
 SMALL_SHARE = 0.2
-"""How far a share that is 0 now may go."""
+"""Upper end of the range of a share whose value is 0 now."""
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _NO_KNOB = re.compile(
@@ -149,7 +149,7 @@ def in_order(axes: Mapping[str, Axis]) -> list[str]:
 Key = tuple[object, ...]
 
 MISSING = ("missing",)
-"""In a key, the place of a constant that the settings lack: it equals no value."""
+"""Stands in a key for a constant that the settings lack: it equals no value."""
 DIGITS = 3
 """Significant digits of a proposed number: more only makes titles long."""
 FEW = 16
@@ -221,7 +221,7 @@ class Axis:
 
     @cached_property
     def ordered(self) -> bool:
-        """Whether values beyond a bad one can be expected to be bad as well."""
+        """Return whether values beyond a bad one can be expected to be bad as well."""
         if self.knob.type != "choice":
             return True
         numbers = [number(value) for value in self.choices.values()]

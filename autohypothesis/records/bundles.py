@@ -46,7 +46,7 @@ Document = dict[str, Any]
 ABSENT = FileStamp(0, 0, 0, 0, 0)
 """Unlike None it has the same hash in every process."""
 LOOK_AGAIN = -1
-"""In place of the hash of signatures, which is never -1: a file changed just now."""
+"""Stands for the hash of signatures, which is never -1: a file changed just now."""
 PAGE_LIMIT = 2_000
 """Characters of a plan's page that a row repeats."""
 NOT_UTF8 = "has a name that is not UTF-8, and is left alone; give it another name"
@@ -69,7 +69,7 @@ Damage = list[str]
 
 
 class Places(NamedTuple):
-    """Where one experiment's records lie; None for what is absent."""
+    """Paths of one experiment's records; None where there is none."""
 
     experiment_id: str
     run: str | None
@@ -82,7 +82,7 @@ class Records(NamedTuple):
 
     experiment_id: str
     folder: str | None = None
-    """Of its run."""
+    """The folder of its run."""
     config: Document = _NOTHING
     """The hyper-parameters, flat, in lower case."""
     metadata: Document | None = None
@@ -287,7 +287,7 @@ def read_decisions(layout: Layout) -> tuple[list[Decision], list[str]]:
 
 
 def decision_documents(layout: Layout) -> tuple[list[Document], list[str]]:
-    """As `read_decisions`, in canonical shape; a record that was written twice counts once."""
+    """Read decisions like `read_decisions`, in canonical shape; a repeated record counts once."""
     try:
         content, _ = read_with_status(layout.decisions, jsonl.FILE_LIMIT)
     except FileNotFoundError:
@@ -338,7 +338,7 @@ def canonical(model: type[BaseModel], content: bytes) -> Document:
 
 
 def canonical_value(model: type[BaseModel], value: object) -> Document:
-    """As `canonical`, of a value that was parsed before."""
+    """Return the canonical document of a value that is parsed already."""
     made = validated(model, value)
     return {**_absent(model), **made.model_dump(mode="json")}
 

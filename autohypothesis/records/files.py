@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 JSON_LIMIT = 4 * 1024 * 1024
 """Bytes. The largest document we write, exit.json with its samples, has some twenty thousand."""
 ASIDE = ".set-aside-"
-"""In the name of what was moved away, before the time."""
+"""Stands before the time in the name of a file that was moved aside."""
 MAX_DEPTH = 64
 """Levels of nesting; the deepest document we write has six."""
 MAX_DIGITS = 4_000
@@ -114,7 +114,7 @@ def write_atomic(path: Path, data: bytes | str, *, durable: bool = True, mode: i
 
 
 def write_new(path: Path, data: bytes | str, *, durable: bool = True, mode: int = 0o644) -> bool:
-    """As `write_atomic`, but never over anything: False where something is at `path` already."""
+    """Write like `write_atomic`, but never over anything; return False where `path` exists."""
     beside = path.with_name(f".{path.name[:180]}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     write_atomic(beside, data, durable=durable, mode=mode)
     try:
@@ -291,7 +291,7 @@ def read_bytes(path: Path | str, limit: int = JSON_LIMIT) -> bytes:
 
 
 def read_with_status(path: Path | str, limit: int = JSON_LIMIT) -> tuple[bytes, os.stat_result]:
-    """As `read_bytes`, with the status of just that content: to see later whether it changed."""
+    """Return the content like `read_bytes`, and its `stat`, by which a later change is seen."""
     descriptor, status = _open(path)
     size = status.st_size
     try:
@@ -338,7 +338,7 @@ def load(model: type[Model], path: Path, limit: int = JSON_LIMIT) -> Model:
 
 
 def load_or_none(model: type[Model], path: Path, limit: int = JSON_LIMIT) -> Model | None:
-    """As `load`; None where the file is absent or damaged."""
+    """Return the document like `load`, or None where the file is absent or damaged."""
     try:
         return load(model, path, limit)
     except (FileNotFoundError, RecordError):
@@ -454,7 +454,7 @@ def _without_surrogates(value: Any) -> Any:
 
 
 class FileStamp(NamedTuple):
-    """What `lstat` tells of a file; while two are equal, nothing wrote to it."""
+    """Fields of `lstat` of a file: while they are equal, nothing wrote to it."""
 
     mode: int
     size: int

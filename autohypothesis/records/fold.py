@@ -87,7 +87,7 @@ _FIXED = {
     "metric_name": "metric_name",
     "direction": "direction",
 }
-"""Of a decision -> of the row; what a record does not say is taken from the bundle."""
+"""Field of a decision -> column of the row; empty fields are taken from the bundle."""
 
 
 @dataclass(slots=True)

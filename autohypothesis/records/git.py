@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 EXPERIMENTS = "refs/experiments/"
 LOOSE_REFS = 200
-"""Each is a file that every listing of refs opens."""
+"""Loose refs at which they are packed: every listing of refs opens each."""
 SALVAGE = "refs/fleet/salvage/"
 FULL = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 """A SHA-1 or SHA-256. What such a name stands for never changes."""

@@ -31,7 +31,7 @@ HEADER_LIMIT = 64 * 1024
 MOST_NAMES = 1_000
 """Heads and prerequisites of one bundle."""
 MOST_COMMITS = 50_000
-"""That one bundle may bring."""
+"""Maximum number of commits in one bundle."""
 INTAKE_S = 60.0
 """Seconds that git may work on a foreign pack."""
 

@@ -106,7 +106,7 @@ class Answer:
     words: str
     """Standard error."""
     cut: str = ""
-    """What cut a limited call short: "time" or "size", else empty."""
+    """The limit that ended a call: "time" or "size", else empty."""
 
     @property
     def text(self) -> str:
@@ -133,7 +133,7 @@ class Bounds:
     """The limits of one call."""
 
     seconds: float = 20.0
-    """By the clock on the wall."""
+    """Wall-clock limit in seconds."""
     cpu_seconds: int = 10
     memory: int = 290 << 20
     """Bytes of address space."""

@@ -64,7 +64,7 @@ class Part(NamedTuple):
     commit: str
     entries: Mapping[str, Entry]
     prefix: str = ""
-    """Where it lies, with a slash at its end; empty for the repository itself."""
+    """Path of the submodule, with a slash at its end; empty for the repository itself."""
 
     def files(self) -> dict[str, Entry]:
         """Path -> entry, without submodules."""

@@ -38,7 +38,7 @@ class DecisionHistory:
         self.latest: dict[str, Decision] = {}
         """Experiment -> the decision that stands; in the order in which those were taken."""
         self.reference = ""
-        """Where the reference stands, as the holder of its lock has set it; "" is unknown."""
+        """The commit of the reference, set by the holder of its lock; empty: unknown."""
         for decision in decisions:
             self.add(decision)
 

@@ -110,7 +110,7 @@ class Layout(PathsBelow):
         return self.worktrees / checked_id(name)
 
     exports = Place("worktrees/.runs")
-    """Where runs have their files: a folder each, without a repository."""
+    """Folders of the checkouts of runs, one for each worker, without a repository."""
 
     def export(self, name: str) -> Path:
         return self.exports / checked_id(name)
@@ -153,7 +153,7 @@ class Layout(PathsBelow):
     """Edits of derived files, which have no effect, each beside its `.reason`."""
 
     def written_copy(self, path: Path) -> Path:
-        """Where the content that was written last to a derived file is kept."""
+        """Return the path of the copy of what was written last to a derived file."""
         return path.with_name(f".{path.name}")
 
     def replaced_version(self, path: Path) -> Path:
@@ -178,7 +178,7 @@ class Layout(PathsBelow):
         return self.fleet / "worker-prompts" / f"worker-{checked_id(worker)}.md"
 
     def protocol(self, role: str) -> Path:
-        """Of `observer`, `tool-builder` or `gpu-worker`."""
+        """Return the path of the page of a role: `observer`, `tool-builder` or `gpu-worker`."""
         return self.fleet / "protocols" / f"{checked_id(role)}.md"
 
     def assignment(self, role: str) -> Path:

@@ -62,7 +62,7 @@ class FoldEntry(NamedTuple):
     wrong: list[Damage]
     """Statements of its bundle that contradict the decisions."""
     offset: int
-    """Where its line lies in the ledger."""
+    """Offset of its line in the ledger, in bytes."""
     length: int
 
 
@@ -146,9 +146,9 @@ class Judged(NamedTuple):
     gone: dict[str, Document]
     """Decisions about experiments of which nothing else is left."""
     last_tag: str
-    """Of the last decision."""
+    """The tag of the last decision."""
     stamp: Stamp
-    """Of the file; empty when it must be read again in any case."""
+    """The stamp of the file; empty when it must be read again in any case."""
     readable: bool
 
 
@@ -165,7 +165,7 @@ class Folded:
     """Whether the ledger on the disk is these lines already."""
     judged: Judged
     index: Index | None = None
-    """Of the last fold; None where the ledger on the disk is not as the last sync left it."""
+    """The index of the last fold; None where the ledger is not as the last sync left it."""
 
     def line(self, experiment: str) -> bytes:
         """One row's line, with its break."""

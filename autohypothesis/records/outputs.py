@@ -51,7 +51,7 @@ PICTURE_MARK = "autohypothesis"
 """`Software` in the pictures that we draw."""
 _HEAD = 4_096
 _OUR_LOCKS = ("fleet=", "worker=", "pid=", "initializing")
-"""How the reason of a worktree's lock begins where we, or a git that was killed, made it."""
+"""Beginnings of the reason of a worktree's lock that we, or a killed git, made."""
 
 
 def refuse_foreign_ledger(repository: Repository, layout: Layout) -> None:
@@ -158,7 +158,7 @@ def _refuse_no_folder(path: Path) -> None:
 
 
 def picture_place(layout: Layout) -> Path:
-    """Where the picture goes: into the root, or under research/ where the name is taken."""
+    """Return the path of the picture: in the root, or under research/ where the name is taken."""
     path = layout.progress_png
     taken = layout.aggregate_progress_png
     with suppress(FileNotFoundError):
@@ -186,7 +186,7 @@ class HandLine(NamedTuple):
     """The name of its file."""
     text: str
     fields: Mapping[str, Any]
-    """By the names of a row."""
+    """The values, by column of the ledger."""
 
 
 class LedgerLines(NamedTuple):

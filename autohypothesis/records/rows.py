@@ -1,4 +1,4 @@
-"""From a bundle to a row of the ledger: pure, no file is touched.
+"""Makes a row of the ledger from a bundle: pure, no file is touched.
 
 A row is made in two steps. `base_row` is what the bundle says by itself; `finish` adds what was
 decided. Rows are plain dictionaries with the keys of `schema.Row`, in its order.

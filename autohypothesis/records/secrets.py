@@ -160,7 +160,7 @@ def _squeezed(text: bytes) -> bytes:
 
 
 def _forms(secret: bytes) -> Iterator[bytes]:
-    """As it is, in hex, and in base64 wherever in a longer text it begins."""
+    """Yield it as it is, in hex, and in base64 at each alignment within a longer text."""
     yield secret
     yield secret.hex().encode()
     for before in range(3):

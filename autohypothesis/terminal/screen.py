@@ -39,5 +39,5 @@ class Screen(Console):
 
     @property
     def has_reader(self) -> bool:
-        """Whether what is printed can still be written: to go on printing is of use."""
+        """Return whether output can still be written."""
         return lost(self.file) is None

@@ -78,7 +78,7 @@ def find(common_dir: Path | None) -> Credentials:
 
 
 def of_server(common_dir: Path, server: str) -> Credentials:
-    """As `find`; HubError too where they are of another hub than `server`."""
+    """Return credentials like `find`; raise HubError where they belong to another hub."""
     credentials = find(common_dir)
     if credentials.server != server:
         raise HubError(

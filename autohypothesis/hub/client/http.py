@@ -49,14 +49,14 @@ class Patience(NamedTuple):
     """Limits of one request, in seconds."""
 
     connect: float = 5.0
-    """For a hub to be reached."""
+    """Maximum time until a hub is reached."""
     read: float = 30.0
-    """Between two pieces of an answer."""
+    """Maximum pause between two pieces of an answer."""
     retries: int = 2
     backoff: float = 0.5
-    """Before the second retry, doubled for each after it."""
+    """Pause before the second retry, doubled for each after it."""
     total: float = 300.0
-    """From the look-up of the hub's name to the last byte, all tries together."""
+    """Maximum time from the look-up of the name to the last byte, all tries together."""
 
 
 PATIENT = Patience()

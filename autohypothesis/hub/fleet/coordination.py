@@ -37,7 +37,7 @@ from autohypothesis.records.ledger import read_ledger
 from autohypothesis.schema import OthersResult
 
 SILENT_S = 30.0
-"""After a question without an answer none is asked for so long."""
+"""Seconds without questions after one that had no answer."""
 _BOARD = 200
 
 TaskTerms = Mapping[str, str | float]

@@ -51,9 +51,9 @@ from autohypothesis.schema import HubFeed, OthersCommit, OthersPost, OthersResul
 
 T = TypeVar("T")
 LISTEN_S = 5.0
-"""Between two looks at what others do."""
+"""Interval between two looks at the others' results."""
 AGREE_S = 60.0
-"""Between two tries to agree with a hub that has another task of our name."""
+"""Interval between two tries to agree with a hub that has another task of our name."""
 LOOK_S = 0.5
 LOCK_S = 5.0
 BOARD, RESULTS, FRONTIER, DISCUSSION = 20, 40, 20, 20
@@ -298,7 +298,7 @@ class HubDelivery:
         self._outbox = outbox
 
     def mark(self, entry: OutboxEntry) -> int | None:
-        """For a post the number of the newest one there: a higher one may be ours."""
+        """Return, for a post, the number of the newest one there: a higher one may be ours."""
         if entry.kind not in POSTED:
             return None
         newest = _asked(lambda: next(self._posts(_channel(entry), _NEWEST), None))

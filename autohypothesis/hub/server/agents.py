@@ -128,7 +128,7 @@ def rotate(database: Database, name: str) -> Row:
 
 @route("POST", "/api/admin/agents/{name}/revoke", None, 400, 404, may=ADMIN, status=204)
 def revoke(database: Database, name: str) -> None:
-    """From here on no key of this agent is worth anything; what it sent stays."""
+    """Revoke all keys of an agent; what it sent stays."""
     _change(database, name, revoked_at=stamp())
 
 

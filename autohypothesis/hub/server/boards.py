@@ -42,7 +42,7 @@ from autohypothesis.hub.server.results import (
 from autohypothesis.hub.server.service import TELL, route
 
 ROWS = 5_000
-"""Of all boards together, in one answer: there may be any number of boards."""
+"""Maximum rows of all boards together in one answer: there may be any number of boards."""
 _KEY = (results.c.platform, results.c.platform_key, results.c.task_hash, results.c.metric)
 _KEYS = select(*_KEY).where(results.c.ranked.is_(True)).distinct()
 _ORDER = (results.c.standing, results.c.score, results.c.id)

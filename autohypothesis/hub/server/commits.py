@@ -59,7 +59,7 @@ _SHOWN = tuple(column for column in commits.c if column.name not in ("number", "
 _AT_ONCE = 500
 """Names in one query, and rows of a lineage that are read together."""
 _ANCESTORS = 8
-"""Of a commit, shown on its page."""
+"""Ancestors that are shown on the page of a commit."""
 _PIECE = 256 << 10
 _BINARY = "application/octet-stream"
 _PUSH = May("push", "push", "pushes")
@@ -217,7 +217,7 @@ def resolve(database: Database, prefix: str) -> str | None:
 
 
 def required(database: Database, prefix: str) -> str:
-    """As `resolve`; HubRefusalError 404 when there is no such commit."""
+    """Return the hash like `resolve`; raise HubRefusalError 404 when there is no such commit."""
     name = resolve(database, prefix)
     if name is None:
         raise missing(f"there is no commit {prefix}")

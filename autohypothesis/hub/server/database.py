@@ -41,7 +41,7 @@ from autohypothesis.hub.server.refusals import HubRefusalError, disk_full
 Row = dict[str, Any]
 
 BUSY_S = 8.0
-"""How long a write waits for another. Some clients give up after ten."""
+"""Seconds that a write waits for another one. Some clients give up after ten."""
 
 metadata = MetaData()
 
@@ -212,7 +212,7 @@ def written(moment: datetime) -> str:
 
 
 def moment_of(text: str) -> datetime:
-    """As `written` backwards."""
+    """Parse a time that `written` made."""
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 

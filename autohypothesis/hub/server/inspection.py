@@ -35,10 +35,10 @@ _MESSAGE = 1000
 @dataclass(frozen=True, slots=True)
 class PushHeader:
     heads: tuple[str, ...]
-    """Each once, in the sender's order."""
+    """Hashes of the heads, each once, in the sender's order."""
     prerequisites: tuple[str, ...]
     objects: int
-    """As many as the pack says it holds."""
+    """The number of objects that the pack says it holds."""
     pack_at: int
     """Bytes before the pack."""
 

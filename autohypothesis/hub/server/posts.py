@@ -34,11 +34,11 @@ from autohypothesis.hub.server.service import POST, Caller, HubService, May, rou
 THREADS = 25
 """Threads of one page of a channel, and posts of one page of an agent."""
 _REPLIES = 10
-"""Of a thread in its channel; the rest stands on the thread's own page."""
+"""Replies shown of a thread in its channel; its own page has the others."""
 _DEEPEST = 4
-"""How far replies to replies are indented."""
+"""Maximum level of indentation of replies to replies."""
 _MOST_REPLIES = 2_000
-"""Of a thread that are found from its page; each of those has a page of its own."""
+"""Maximum replies of a thread that its page links to; each has a page of its own."""
 PostNumber = Annotated[int, Path(ge=0)]
 
 

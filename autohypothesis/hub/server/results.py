@@ -47,7 +47,7 @@ STATES: tuple[ResultState, ...] = get_args(ResultState)
 """In the order in which a board shows them."""
 REFUTED = STATES.index("refuted")
 LINE_DIRECTION: Direction = "minimize"
-"""Of results without a task: the protocol's lines are about a loss."""
+"""The direction of results without a task: the protocol's lines are about a loss."""
 LINES_CHANNEL = "results"
 """The channel whose posts are read for lines."""
 SHOWN = tuple(column for column in results.c if column.name not in ("verdict", "ranked", "score"))
@@ -64,7 +64,7 @@ _STATUSES = {"": "keep", **{mark: status for status, mark in MARKS.items()}}
 _DEFAULTS: Row = {
     name: it.default for name, it in ResultRequest.model_fields.items() if not it.is_required()
 }
-"""Of what a line does not tell."""
+"""Values of the fields that a line does not tell."""
 
 
 def shown(row: SqlRow[Any], leave_out: str = "") -> Row:
@@ -181,7 +181,7 @@ class Standing(NamedTuple):
 
     @property
     def columns(self) -> dict[str, int]:
-        """As stored with the result."""
+        """Return the counts as they are stored with the result."""
         rank = STATES.index(self.state)
         return {"standing": rank, "reproduced": self.reproduced, "refuted": self.refuted}
 

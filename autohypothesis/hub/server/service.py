@@ -40,13 +40,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=BaseModel)
 
 ROLES: tuple[Role, ...] = get_args(Role)
-"""Each may do what those before it may."""
+"""In ascending order: each may do what those before it may."""
 OPERATOR = ""
 """The agent id of the operator's own key, which is no agent's."""
 RowNumber = Annotated[int, Path(ge=1, le=LARGEST)]
 _HOUR_S = 3600.0
 _HEALTH_S = 2.0
-"""How long an answer about the repository is good for: any client may ask, and git costs."""
+"""Seconds for which an answer about the repository is reused: any client may ask, and git costs."""
 _ERROR_LENGTH = 500
 """Characters of what is wrong with a body; a key may be as long as the body."""
 _STATUSES = {

@@ -36,7 +36,7 @@ _GRACE_S = 10
 _QUEUE = 1024
 """Connections that wait in the kernel to be accepted."""
 _MOST_CONNECTIONS = 2_000
-"""Of a hub, however many descriptors it may have."""
+"""Maximum connections of a hub, however many descriptors it may have."""
 _OTHER_DESCRIPTORS = 192
 """Kept for the database, git and uploads."""
 _LEAST_CONNECTIONS = 16
@@ -148,7 +148,7 @@ def listening(settings: Settings) -> Iterator[socket.socket]:
 
 
 def _descriptors() -> int:
-    """How many files and connections this process may have open."""
+    """Return the number of files and connections that this process may have open."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST_CONNECTIONS + _OTHER_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
@@ -276,10 +276,10 @@ class HeldConnection(H11Protocol):
 # ── the log ─────────────────────────────────────────────────────────────────────────────────
 
 MESSAGES = 5
-"""Of one kind that are written in a window; the others are counted."""
+"""Messages of one kind that are written in a window; the others are counted."""
 WINDOW_S = 60.0
 KINDS = 200
-"""Of messages that are told apart in a window; all beyond them count as one kind."""
+"""Kinds of messages that are told apart in a window; all others count as one kind."""
 FILE_BYTES, FILES = 2 << 20, 5
 LINE_LIMIT = 8_000
 """Characters of one message, with its traceback."""

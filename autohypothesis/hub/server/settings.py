@@ -42,16 +42,16 @@ class HubLimits:
     channels: int = 100
     upload_seconds: float = 300.0
     silence_seconds: float = 30.0
-    """Between two pieces of a body."""
+    """Maximum pause between two pieces of a body."""
 
     connections: int = 64
     """Per address."""
     header_seconds: float = 10.0
-    """From the beginning of a request to the end of its headers."""
+    """Maximum time from the beginning of a request to the end of its headers."""
     idle_seconds: float = 30.0
-    """Between two requests of one connection."""
+    """Maximum pause between two requests of one connection."""
     stall_seconds: float = 60.0
-    """For a peer to read on in an answer."""
+    """Maximum time in which a peer reads nothing of an answer."""
 
     heads: int = 200
     prerequisites: int = 200

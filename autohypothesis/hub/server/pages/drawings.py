@@ -21,7 +21,7 @@ LEFT, RIGHT, TOP, BOTTOM = 76, 14, 14, 50
 _UP, _ACROSS = 6, 4
 """Labels at most."""
 _BEYOND = 0.75
-"""How far outside of all others a refuted value is still shown, in their range."""
+"""Maximum distance of a refuted value that is shown from all others, in units of their range."""
 _HOUR, _DAY = 3600, 86_400
 _TIME_STEPS = (
     1, 5, 15, 60, 300, 900, 1800, _HOUR, 3 * _HOUR, 6 * _HOUR, 12 * _HOUR, _DAY, 2 * _DAY,
@@ -82,7 +82,7 @@ def chart(steps: Sequence[ChartPoint], others: Iterable[ChartPoint]) -> Chart | 
 
 
 class _Scale(NamedTuple):
-    """From measured values to pixels."""
+    """A linear map from values to pixels."""
 
     low: float
     high: float
@@ -168,7 +168,7 @@ class TreeRow:
     """Whether a commit on an earlier row, or on an earlier page, is built on it."""
     passing: list[int] = field(default_factory=list)
     down: list[int] = field(default_factory=list)
-    """Where the lanes to its parents are at the lower edge."""
+    """Columns of the lines to its parents at the lower edge."""
 
     @property
     def width(self) -> int:

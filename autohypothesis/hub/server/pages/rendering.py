@@ -32,11 +32,11 @@ POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""Of every page: it loads its style and its icon from here, and nothing from anywhere else."""
+"""Headers of every page: it loads its style and icon from here, and nothing from elsewhere."""
 
 _STATIC = Path(__file__).parents[1] / "static"
 _LONG = "public, max-age=31536000, immutable"
-"""Of a file whose address has its hash in it."""
+"""Cache-Control of a file whose address has its hash in it."""
 _PAGE_DIGITS = 9
 
 
@@ -178,7 +178,7 @@ def diff_parts(diff: bytes) -> Iterator[DiffPart]:
 
 
 def _line_kinds(lines: list[str]) -> Iterator[tuple[str, str]]:
-    """Each line with its kind; only below a hunk's head are `+` and `-` lines of a file."""
+    """Yield each line with its kind; only below a hunk's head are `+` and `-` lines of a file."""
     in_hunk = False
     for line in lines:
         if line.startswith("diff --git "):

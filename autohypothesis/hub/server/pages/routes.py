@@ -30,9 +30,9 @@ from autohypothesis.hub.server.service import HubService, address_of, database_o
 CHALLENGE = 'Basic realm="hub", charset="UTF-8"'
 """Makes a browser ask for a key."""
 COMMITS = 100
-"""Of one page; 10,000 of them are a hundred pages, each as quick as the first."""
+"""Commits on one page; of 10,000, each page is as quick as the first."""
 _BOARDS = 10
-"""Of the front page, and rows of each."""
+"""Boards on the front page, and rows of each."""
 _ROWS = 100
 _CLAIMS = 20
 _RESULTS = 50
@@ -289,7 +289,7 @@ def _known(database: Database, rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _totals(database: Database) -> Row:
-    """How many there are of everything; of results, how many in each state."""
+    """Return the number of rows of each kind; for results, the number in each state."""
     counts = {
         table.name: database.scalar(select(func.count()).select_from(table))
         for table in (tables.agents, tables.commits, tables.posts)
