@@ -70,18 +70,6 @@ def test_only_the_layout_spells_a_path_under_research() -> None:
     assert not {path: found for path, found in wrong.items() if found}
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        'root / "research" / name', 'root / f"research/{name}"', 'root.joinpath("research", name)',
-        'os.path.join(root, "research")', 'Path(f"{root}/research/x")',
-        'open(f"{root}/research/x")', 'root + "/research"', '"%s/research" % root',
-    ],
-)  # fmt: skip
-def test_a_path_is_found_however_it_is_spelled(code: str) -> None:
-    assert "research" in _joined(code)
-
-
 def _joined(code: str) -> set[str]:
     """Strings that are joined to a path; the ones that people read are messages and help."""
     found: set[str] = set()

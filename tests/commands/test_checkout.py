@@ -108,16 +108,6 @@ def test_a_script_that_asks_git_for_its_version_has_one_where_the_task_says_so(
     assert answer.stdout.startswith("1.000000\t"), answer.stderr
 
 
-def test_a_filter_that_was_planted_never_runs_in_a_whole_loop(
-    cli: Cli, foreign: Path, git: Git, tmp_path: Path
-) -> None:
-    ran = tmp_path / "ran"
-    git(foreign, "config", "filter.evil.smudge", f"echo >> '{ran}'; cat")
-    (foreign / ".git" / "info" / "attributes").write_text("* filter=evil\n")
-    assert cli("run-loop", "--max", "2", "--tag", "t").returncode == 0
-    assert not ran.exists()
-
-
 def test_a_run_leaves_the_worktree_of_its_worker_alone(cli: Cli, foreign: Path, git: Git) -> None:
     assert cli("init-fleet", "--cpu-workers", "1", "--tag", "t").returncode == 0
     place = foreign / "worktrees" / "cpu0"

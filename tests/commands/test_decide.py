@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autohypothesis.commands.run import print_decision
 from autohypothesis.engine.project import Project, reference_ref
 from autohypothesis.records.layout import Layout
-from autohypothesis.schema import Decision, now
 from tests.conftest import Cli
 
 
@@ -66,15 +64,6 @@ def test_a_discard_cannot_be_adopted(cli: Cli) -> None:
     answer = cli("adopt", discarded)
     assert answer.returncode == 2
     assert "discard" in answer.stderr
-
-
-def test_nothing_is_decided_without_a_baseline_to_compare_with(cli: Cli) -> None:
-    answer = cli("run-experiment", "--settle", "--set", "RATE=0.2")
-    assert answer.returncode == 1 and answer.stdout.startswith("1.010000\t")
-    assert "--baseline" in answer.stderr
-    assert run(cli, "--baseline") == "keep"
-    assert cli("decide").returncode == 0
-    assert {row["status"] for row in json.loads(cli("runs", "--json").stdout)} == {"keep"}
 
 
 def test_a_decision_by_hand_is_recorded_with_its_reason(cli: Cli, foreign: Path) -> None:
@@ -180,19 +169,6 @@ def test_looking_and_deciding_need_no_task_that_can_be_loaded(
         answer = cli(*words)
         assert answer.returncode == 0, (words, answer.stderr)
     assert git(foreign, "rev-parse", "HEAD") == decision["commit"]
-
-
-def test_brackets_in_a_failure_are_text_and_no_markup(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    detail = "[rank0]: ValueError: no [/usr/lib/x] here"
-    print_decision(
-        Decision(
-            decision_id="d-1", recorded_at=now(), tag="t", experiment_id="h-1",
-            decision_status="crash", reason="code_error", detail=detail,
-        )
-    )  # fmt: skip
-    assert detail in capsys.readouterr().out
 
 
 def test_another_tag_starts_from_head_and_leaves_the_first_alone(cli: Cli) -> None:

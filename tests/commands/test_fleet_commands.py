@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,9 +18,6 @@ from autohypothesis.commands import sync as commands
 from autohypothesis.fleet.live import presence
 from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
-from autohypothesis.fleet.sync import sync
-from autohypothesis.records.bundles import read_decisions
-from autohypothesis.records.files import read_json
 from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
@@ -95,14 +90,6 @@ class Place:
         files = (lease for lease in map(lease_of, cpu_slots()))
         return [file.name for file in files if file.holder() is not None]
 
-    def shims(self) -> list[tuple[str, int]]:
-        """What runs an experiment now."""
-        from autohypothesis.engine import shim
-        from autohypothesis.engine.collect import uncollected
-
-        runs = map(self.layout.run, uncollected(self.layout))
-        return [("shim", known.pid) for run in runs if (known := shim.read_record(run))]
-
     def clear(self) -> None:
         for one in supervisor.live_processes(self.layout):
             os.kill(one.process.pid, signal.SIGKILL)
@@ -119,12 +106,6 @@ def place(tmp_path: Path, own_locks: Path, git: Git) -> Iterator[Place]:
     made = Place(tmp_path / "a fleet ü", git)
     yield made
     made.clear()
-
-
-def test_up_without_a_fleet_says_how_to_make_one(cli: Callable[..., Answer]) -> None:
-    answer = cli("up")
-    assert answer.returncode == 1
-    assert "init-fleet" in answer.stderr and "Traceback" not in answer.stderr
 
 
 def test_down_with_nothing_running_is_no_error(cli: Callable[..., Answer]) -> None:
@@ -265,18 +246,6 @@ def test_ctrl_c_records_what_ran_and_twice_waits_for_nothing(place: Place) -> No
         until(lambda: not supervisor.live_processes(place.layout) and not place.leases())
 
 
-@pytest.mark.slow
-def test_a_training_goes_on_past_its_supervisor_and_counts_once(place: Place) -> None:
-    place.make(sleep=6.0)
-    process = place.start("up")
-    until(place.training)
-    process.kill()
-    until(lambda: not supervisor.live_processes(place.layout))
-    assert place("up", "--max-runs", "1").returncode == 0
-    rows = [row for row in read_ledger(place.layout) if row["hypothesis_id"] == "baseline-t"]
-    assert [row["id"] for row in rows] == ["baseline-t-1"] and rows[0]["status"] == "keep"
-
-
 def test_restore_beside_an_observer_is_refused_by_name(place: Place) -> None:
     place.make()
     assert place.ask("sync", "--snapshot", "--json").returncode == 0
@@ -302,58 +271,3 @@ def test_a_watching_sync_takes_in_what_comes_and_leaves_when_asked(place: Place)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0
-
-
-KILLS = 50
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_fifty_kills_lose_nothing_and_double_nothing(place: Place) -> None:
-    """Any process of the fleet, at random moments; who is gone for good is started again."""
-    place.make(sleep=0.5)
-    chance = random.Random(50)
-    killed = 0
-    while killed < KILLS:
-        time.sleep(chance.uniform(0.1, 2.0))  # a random moment
-        above = supervisor.find_supervisor(place.layout)
-        if above is None:
-            assert place("up", "--detach").returncode == 0
-            continue
-        living = [(one.name, one.process.pid) for one in supervisor.live_processes(place.layout)]
-        _, pid = chance.choice([*living, ("supervisor", above.pid), *place.shims()])
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            killed += 1
-    if supervisor.find_supervisor(place.layout) is None:
-        assert place("up", "--detach").returncode == 0
-    decided = place.layout.decisions.stat().st_size if place.layout.decisions.exists() else 0
-    # A role that was killed again and again is started after a pause of up to a minute.
-    until(lambda: place.layout.decisions.exists()
-          and place.layout.decisions.stat().st_size > decided, seconds=300.0)  # fmt: skip
-    assert place("down").returncode == 0
-    _each_ended_once(place.layout)
-    assert not supervisor.live_processes(place.layout) and not place.leases()
-    place.git(place.root, "fsck", "--no-dangling")
-
-
-def _each_ended_once(layout: Layout) -> None:
-    """One state each, one run that counts each, and a ledger that says what was decided."""
-    paths = [path for state in ("pending", "dispatched", "running", "done")
-             for path in layout.hypotheses(state).rglob("*.json")]  # fmt: skip
-    assert len({path.name for path in paths}) == len(paths)
-    done = {
-        path.stem
-        for path in layout.hypotheses("done").glob("*.json")
-        if read_json(path)["closed"] != "abandoned"
-    }  # the reference got there meanwhile
-    decisions, problems = read_decisions(layout)
-    assert not problems
-    counted = [one for one in decisions if not one.requeue]
-    assert len({one.hypothesis_id for one in counted}) == len(counted)
-    assert done <= {one.hypothesis_id for one in decisions}
-    before = layout.ledger.read_bytes()
-    layout.fold_index.unlink()
-    assert sync(layout).problems == []
-    assert layout.ledger.read_bytes() == before
-    assert {row["id"] for row in read_ledger(layout)} >= {one.experiment_id for one in decisions}

@@ -99,33 +99,6 @@ def test_a_commits_subject_is_one_clean_line() -> None:
     assert not ACTS.search(subject + "\n".join(rest)) and "gone" in subject
 
 
-def test_the_mutators_first_line_is_clean_in_commit_and_terminal(
-    foreign: Path, cli: Cli, git: Callable[..., str]
-) -> None:
-    task = foreign / "t"
-    task.mkdir()
-    (task / "task.yaml").write_text(
-        "id: t\nartifacts: [a.txt]\nprotected: [m.py, s.py]\nrun: {device: cpu}\n"
-        "mutator: {type: command, command: [python, t/m.py]}\n"
-        "scorer: {type: command, command: [python, t/s.py]}\n"
-        "objective: {metric: acc, direction: maximize}\n"
-    )
-    (task / "a.txt").write_text("hello\n")
-    (task / "m.py").write_text(
-        f"print({HOSTILE!r})\np = open('t/a.txt', 'a')\np.write('more\\n')\n"
-    )
-    (task / "s.py").write_text(
-        "import json\nprint(json.dumps({'score': len(open('t/a.txt').read())}))\n"
-    )
-    git(foreign, "add", "-A")
-    git(foreign, "commit", "-qm", "a task")
-    answer = cli("task", "run", "t", "--iterations", "1")
-    assert answer.returncode == 0, answer.stderr
-    assert not ACTS.search(answer.stdout + answer.stderr)
-    subject = git(foreign, "log", "-1", "--format=%B")
-    assert "gone" in subject and not ACTS.search(subject)
-
-
 @pytest.mark.parametrize("key", [HOSTILE.replace("\x00", "").replace("\u2028", ""), "\x9b2J"])
 def test_a_strange_key_in_a_task_is_named_without_its_escapes(
     foreign: Path, cli: Cli, key: str

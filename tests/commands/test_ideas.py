@@ -131,19 +131,6 @@ def test_bytes_that_are_no_text_are_not_queued_as_something_else(
     assert queue.open() == []
 
 
-def test_what_waits_already_is_refused_by_its_id(queue: Queue, cli: Any) -> None:
-    cli("propose", "--set", "RATE=0.2", "--title", "first", "--worker", "cpu0")
-
-    refused(
-        cli("propose", "--set", "rate=0.20", "--title", "second"),
-        "'second' is not taken",
-        "in the queue already",
-        "h-nov20-0001",
-        "hypotheses",
-    )
-    assert len(queue.open()) == 1
-
-
 def test_what_was_tried_is_refused_with_its_result(foreign: Path, cli: Any) -> None:
     for words in (["--baseline"], ["--set", "RATE=0.2"]):
         ran = cli("run-experiment", *words, "--settle", "--tag", "nov20")

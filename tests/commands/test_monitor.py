@@ -14,12 +14,10 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.plain import plain_line
 from autohypothesis.records.history import LiveHistory
 from autohypothesis.records.jsonl import append
 from autohypothesis.schema import Decision, Proposal, now
 from autohypothesis.terminal.live import Monitor, best_so_far
-from autohypothesis.terminal.parts import amount, diff_size, duration
 
 ORCHESTRATOR = Path(__file__).resolve().parents[2] / "orchestrator.py"
 
@@ -207,13 +205,3 @@ def test_an_interval_that_cannot_be_waited_is_refused(cli: Any, word: str) -> No
     assert answer.returncode != 0
     assert "Traceback" not in answer.stderr
     assert answer.stderr.startswith("error: ")
-
-
-def test_words_for_numbers() -> None:
-    assert [duration(one) for one in (None, 0.4, 89, 90, 5399, 5400, 200_000)] == [
-        "–", "0 s", "89 s", "1 min", "89 min", "1 h 30", "2 d 7 h",
-    ]  # fmt: skip
-    assert [amount(one) for one in (0, 950.4, 27123, 1.027e6)] == ["0", "950", "27.1k", "1.03M"]
-    assert diff_size("2 files changed, 1 insertion(+), 41 deletions(-)") == "+1 −41"
-    assert diff_size("whatever") == ""
-    assert plain_line(" a\r\nb\t\x1b[31m\u2028c ") == "a b [31m c"

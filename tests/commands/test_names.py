@@ -69,22 +69,6 @@ def test_one_odd_name_anywhere_under_research_freezes_nothing(cli: Cli, foreign:
         assert answer.returncode == 0, answer.stderr
 
 
-def test_a_tracked_file_with_such_a_name_is_a_file_like_others(
-    cli: Cli, foreign: Path, git: Git
-) -> None:
-    for name in (b"caf\xe9.txt", b"a\nb", b"d\xff/x"):
-        path = Path(os.fsdecode(os.path.join(os.fsencode(foreign), name)))
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("data\n")
-    git(foreign, "add", "-A")
-    git(foreign, "commit", "-qm", "odd names")
-    for words in (("--baseline",), ("--set", "RATE=0.2")):
-        answer = cli("run-experiment", *words, "--settle")
-        assert answer.returncode == 0, answer.stderr
-    rows = json.loads(cli("runs", "--json").stdout)
-    assert [row["failure_kind"] for row in rows] == [None, None]
-
-
 def test_a_tracked_file_with_such_a_name_is_named_when_a_run_changes_it(
     cli: Cli, foreign: Path, git: Git
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +60,7 @@ def test_a_ledger_that_the_repository_tracks_stops_it_too(
     assert git(foreign, "status", "--porcelain") == ""
 
 
-@pytest.mark.parametrize("kind", ["text", "link", "folder"])
+@pytest.mark.parametrize("kind", ["text", "link", "folder", "pipe"])
 def test_a_table_or_picture_of_the_users_stays_and_ours_lies_elsewhere(
     foreign: Path, cli: Cli, kind: str
 ) -> None:
@@ -102,20 +101,6 @@ def test_tracked_files_stay_clean_and_what_was_kept_can_be_adopted(
     assert git(foreign, "status", "--porcelain") == ""
     answer = cli("adopt")
     assert answer.returncode == 0 and "moved" in answer.stdout, answer.stderr
-
-
-def test_a_line_that_was_added_by_hand_is_a_run_of_the_search(foreign: Path, cli: Cli) -> None:
-    assert cli(*RUN).returncode == 0
-    with (foreign / "experiments.jsonl").open("a") as file:
-        file.write(json.dumps({"id": "mine-1", "val_bpb": 0.5, "description": "elsewhere"}) + "\n")
-    answer = cli("sync")
-    assert answer.returncode == 0 and "mine-1" in answer.stderr
-    rows = {row["id"]: row for row in json.loads(cli("runs", "--json").stdout)}
-    assert rows["mine-1"]["val_bpb"] == 0.5 and rows["mine-1"]["attested"] is False
-    assert json.loads(cli("best", "--json").stdout)["row"]["id"] == "baseline-t-1"
-    assert cli("run-experiment", "--set", "RATE=0.2", "--settle").returncode == 0
-    assert cli("show", "mine-1").returncode == 0
-    assert not list(foreign.glob("*set-aside*"))
 
 
 def test_a_worktree_of_the_users_is_not_worked_in(foreign: Path, cli: Cli, git: Git) -> None:

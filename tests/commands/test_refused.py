@@ -76,33 +76,43 @@ def nothing(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "words"),
+    ("before", "words", "named"),
     [
-        (dirty, ("run-experiment",)),
-        (broken, ("run-experiment",)),
-        (nothing, ("run-experiment", "--set", "NOPE=3")),
-        (nothing, ("run-experiment", "--set", "RATE=abc")),
-        (bad_patch, ("run-experiment", "--patch", "bad.diff")),
-        (nothing, ("run-experiment", "--baseline", "--tag", "No Tag")),
-        (nothing, ("run-experiment", "--replicate", "h-t-0001-1")),
-        (foreign_ledger, ("run-experiment", "--baseline")),
-        (foreign_ledger, ("run-loop", "--max", "1")),
-        (foreign_ledger, ("init-fleet", "--cpu-workers", "1")),
-        (foreign_ledger, ("task", "run", "t")),
-        (foreign_worktrees, ("run-experiment", "--baseline")),
-        (foreign_worker, ("init-fleet", "--cpu-workers", "1")),
-        (nothing, ("init-fleet", "--cpu-workers", "1", "--from", "nosuch")),
-        (nothing, ("init-fleet", "--cpu-workers", "1", "--proposer", "nonsense")),
-        (foreign_lines, ("task", "run", "t")),
-        (nothing, ("task", "run", "t", "--parallel", "99")),
-        (nothing, ("record", "nolog")),
-        (nothing, ("decide", "nosuch-1")),
-        (nothing, ("up",)),
-        (nothing, ("propose", "--set", "RATE=1", "--title", "x")),
+        (dirty, ("run-experiment",), "data.txt"),
+        (broken, ("run-experiment",), "train.py"),
+        (nothing, ("run-experiment", "--set", "RAET=3"), "RATE"),
+        (nothing, ("run-experiment", "--set", "SEED=1"), "SEED"),
+        (nothing, ("run-experiment", "--set", "RATE=0.1"), "nothing"),
+        (nothing, ("run-experiment", "--set", "RATE"), "NAME=VALUE"),
+        (nothing, ("run-experiment", "--set", "RATE=abc"), "RATE"),
+        (nothing, ("run-experiment", "--set", "RATE=0.2", "--baseline"), "--baseline"),
+        (nothing, ("run-experiment", "--patch", "no-such.diff"), "no-such.diff"),
+        (bad_patch, ("run-experiment", "--patch", "bad.diff"), "patch"),
+        (nothing, ("run-experiment", "--baseline", "--tag", "No Tag"), "No Tag"),
+        (nothing, ("run-experiment", "--replicate", "h-t-0001-1"), "no search"),
+        (foreign_ledger, ("run-experiment", "--baseline"), "experiments.jsonl"),
+        (foreign_ledger, ("run-loop", "--max", "1"), "experiments.jsonl"),
+        (foreign_ledger, ("init-fleet", "--cpu-workers", "1"), "experiments.jsonl"),
+        (foreign_ledger, ("task", "run", "t"), "experiments.jsonl"),
+        (foreign_worktrees, ("run-experiment", "--baseline"), "worktrees"),
+        (foreign_worker, ("init-fleet", "--cpu-workers", "1"), "cpu0"),
+        (nothing, ("init-fleet", "--cpu-workers", "1", "--from", "nosuch"), "nosuch"),
+        (nothing, ("init-fleet", "--cpu-workers", "1", "--proposer", "nonsense"), "nonsense"),
+        (foreign_lines, ("task", "run", "t"), "results.jsonl"),
+        (nothing, ("task", "run", "t", "--parallel", "99"), "99"),
+        (nothing, ("record", "nolog"), "nolog"),
+        (nothing, ("decide", "nosuch-1"), "no search"),
+        (nothing, ("up",), "init-fleet"),
+        (nothing, ("propose", "--set", "RATE=1", "--title", "x"), "no tag is active"),
     ],
 )
-def test_nothing_is_left_of_it(
-    foreign: Path, cli: Cli, git: Git, before: Callable[[Path], None], words: tuple[str, ...]
+def test_what_is_refused_is_named_and_nothing_is_left_of_it(
+    foreign: Path,
+    cli: Cli,
+    git: Git,
+    before: Callable[[Path], None],
+    words: tuple[str, ...],
+    named: str,
 ) -> None:
     (foreign / "t").mkdir()
     (foreign / "t" / "task.yaml").write_text(TASK)
@@ -113,9 +123,9 @@ def test_nothing_is_left_of_it(
     before(foreign)
     there = state(foreign, git)
     answer = cli(*words)
-    assert answer.returncode != 0
-    assert answer.stderr.splitlines()[-1].startswith("error: "), answer.stderr
-    assert "Traceback" not in answer.stderr
+    assert answer.returncode in ([1] if words[0] == "run-experiment" else [1, 2])
+    line = answer.stderr.splitlines()[-1]
+    assert line.startswith("error: ") and named in line and "Traceback" not in answer.stderr
     assert state(foreign, git) == there
 
 

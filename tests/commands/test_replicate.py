@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,17 +10,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.engine import evidence
-from autohypothesis.engine.project import Project, run_ids
-from autohypothesis.records.layout import Layout
+from autohypothesis.engine.project import Project
 from tests.conftest import Cli
-
-CALM = """
-from autohypothesis.engine import evidence
-evidence.ENOUGH = 1_000_000
-import orchestrator
-orchestrator.main()
-"""
-"""The command line as a process, where no run is voided because other tests are busy beside it."""
 
 SCRIPT = '''"""RATE makes it better at every seed."""
 import os
@@ -111,25 +97,3 @@ def test_what_is_missing_is_named_and_made_by_its_command(cli: Cli, careful: Pat
     for more in (("--set", "RATE=0.3"), ("--seed", "0"), ("--baseline",)):
         wrong = cli("run-experiment", "--replicate", waits["id"], *more)
         assert wrong.returncode == 1 and f"--replicate and {more[0]}" in wrong.stderr
-
-
-def test_a_kill_between_two_replicates_costs_none_that_has_ended(cli: Cli, careful: Path) -> None:
-    words = ["run-experiment", "--settle", "--set", "RATE=0.2", "--set", "SLEEP=0.5"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", CALM, *words], cwd=careful, env=os.environ,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    layout, deadline = Layout(careful), time.monotonic() + 60
-    try:
-        while sum(layout.run(name).result.exists() for name in run_ids(layout)) < 3:
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    (waits,) = [row for row in rows(cli) if row["parent_commit"]]
-    answer = cli("run-experiment", "--replicate", waits["id"])
-    assert answer.returncode == 0, answer.stderr
-    seeds = [(row["replicates"], row["seed"]) for row in of_status(cli, "replicate")]
-    assert len(seeds) == len(set(seeds)) == 4
-    assert of_status(cli, "keep")[-1]["confirmation"] == "confirmed"

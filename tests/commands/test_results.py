@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from autohypothesis.fleet.knowledge import knowledge_base
-from autohypothesis.fleet.overview.results import Results, from_rows, from_table
+from autohypothesis.fleet.overview.results import Results, from_rows
 from autohypothesis.schema import Row
 from autohypothesis.terminal.experiments import results_page
 from tests.conftest import ROOT
@@ -131,17 +130,6 @@ def test_a_search_of_nothing_has_no_numbers() -> None:
     found = from_rows([], None, [])
     assert (found.experiments, found.start, found.best, found.keep_rate) == (0, None, None, None)
     json.dumps(found.as_dict(10), allow_nan=False)
-
-
-def test_a_table_of_another_loop_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    (tmp_path / "results.tsv").write_text(OTHER)
-    found = from_table(knowledge_base.read(tmp_path / "results.tsv"))
-    assert (found.experiments, found.kept, found.discarded, found.crashed) == (4, 2, 1, 1)
-    assert found.start and found.best and (found.start.value, found.best.value) == (0.9979, 0.9697)
-    assert found.gain == pytest.approx(0.0282) and found.keep_rate == pytest.approx(1 / 3)
-    unknown = (found.tag, found.crashes, found.repeats, found.undecided, found.hours)
-    assert unknown == (None,) * 5 and found.per_hour is None
-    assert found.trials[0].memory_gb == pytest.approx(38420 / 1024, abs=0.01)
 
 
 # ── the command ─────────────────────────────────────────────────────────────────────────────

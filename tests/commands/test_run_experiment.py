@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -100,30 +99,6 @@ def test_wrong_usage_exits_one_here_and_two_elsewhere(cli: Cli) -> None:
         assert f"python orchestrator.py {words[0]} --help" in answer.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        (("--set", "RAET=1"), "RATE"),
-        (("--set", "SEED=1"), "SEED"),
-        (("--set", "RATE=0.1"), "nothing"),
-        (("--set", "RATE"), "NAME=VALUE"),
-        (("--set", "RATE=0.2", "--baseline"), "--baseline"),
-        (("--patch", "no-such.diff"), "no-such.diff"),
-        (("--tag", "../x"), "../x"),
-    ],
-)
-def test_a_change_that_cannot_be_is_refused_in_one_line_and_costs_no_run(
-    cli: Cli, foreign: Path, words: tuple[str, ...], named: str
-) -> None:
-    answer = cli("run-experiment", *words)
-    assert answer.returncode == 1
-    assert answer.stderr.count("\n") == 1
-    assert named in answer.stderr
-    layout = Layout(foreign)
-    assert not layout.runs.exists()
-    assert not list(layout.plans.glob("*.json")) if layout.plans.exists() else True
-
-
 def test_repo_is_taken_before_and_after_and_from_a_worktree(
     cli: Cli, foreign: Path, tmp_path: Path, git: Callable[..., str]
 ) -> None:
@@ -138,24 +113,6 @@ def test_repo_is_taken_before_and_after_and_from_a_worktree(
     ):
         answer = cli(*words, cwd=cwd)
         assert [row["id"] for row in json.loads(answer.stdout)] == expected, answer.stderr
-
-
-def test_two_at_once_use_two_worktrees_and_two_lanes(foreign: Path) -> None:
-    command = [sys.executable, str(ROOT / "orchestrator.py"), "run-experiment"]
-    both = [
-        subprocess.Popen([*command, "--set", f"SLEEP={seconds}"], cwd=foreign,
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for seconds in (2.0, 2.5)
-    ]  # fmt: skip
-    answers = [process.communicate(timeout=120) for process in both]
-    free_lanes = len(os.sched_getaffinity(0))
-    codes = sorted(process.returncode for process in both)
-    if free_lanes > 1:
-        assert codes == [0, 0], answers
-        metadata = [json.loads(path.read_text()) for path in
-                    (foreign / "research" / "runs").glob("*/metadata.json")]  # fmt: skip
-        assert len({one["run"]["worker_id"] for one in metadata}) == 2
-        assert len({one["run"]["gpu_id"] for one in metadata}) == 2
 
 
 def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(cli: Cli, foreign: Path) -> None:
@@ -186,18 +143,19 @@ def test_a_run_whose_starter_was_killed_is_collected_once_by_sync(cli: Cli, fore
 def test_a_training_that_installs_a_package_is_invalid_or_cannot(
     cli: Cli, foreign: Path, held_by: str
 ) -> None:
-    """Into the repository's own environment, as an agent would; ensurepip needs no network."""
+    """Into the repository's own environment, as an agent would."""
     subprocess.run(
         [sys.executable, "-m", "venv", "--without-pip", str(foreign / ".venv")], check=True
     )
-    edit(foreign, "time.sleep(SLEEP)", "import subprocess\nsubprocess.run("
-         "[sys.executable, '-m', 'ensurepip'], check=True, capture_output=True)")  # fmt: skip
+    edit(foreign, "time.sleep(SLEEP)", "import pathlib, sysconfig\n"
+         "made = pathlib.Path(sysconfig.get_path('purelib')) / 'pip-1.0.dist-info'\n"
+         "made.mkdir()\n(made / 'METADATA').write_text('Name: pip\\nVersion: 1.0\\n')")  # fmt: skip
     answer = cli("run-experiment")
     assert answer.returncode == 1
     row = rows(cli)[-1]
     assert row["failure_kind"] == ("invalid" if held_by == "none" else "code_error")
     assert "pip" in " ".join(map(str, row["notes"]))  # type: ignore[arg-type]
-    installed = list((foreign / ".venv").rglob("site-packages/pip"))
+    installed = list((foreign / ".venv").rglob("site-packages/pip-1.0.dist-info"))
     assert bool(installed) == (held_by == "none")
 
 

@@ -1,7 +1,7 @@
 """kill -9 of any process of a running fleet: every hypothesis ends once, nothing is left behind.
 
-A few kills, for the suite of every day; tests/commands/test_fleet_commands.py has fifty. Trainings
-take a third of a second, so a kill meets each of a worker's steps.
+A few kills for the suite of every day, fifty for the slow one. Trainings take a third of a second,
+so a kill meets each of a worker's steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from autohypothesis.fleet.sync import sync
 from autohypothesis.records.files import read_json
 from autohypothesis.records.history import DecisionHistory
 from autohypothesis.records.ledger import read_ledger
-from tests.conftest import called
+from tests.conftest import called, run_git
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = 2
@@ -154,6 +154,8 @@ def fleet(fleet_root: Path) -> Path:
     return fleet_root
 
 
-@pytest.mark.timeout(600)
-def test_a_few_kills_lose_and_double_nothing(fleet: Path, tmp_path: Path) -> None:
-    torment(fleet, tmp_path / "up.log", kills=4, seed=1)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_few_kills_lose_and_double_nothing(fleet: Path, tmp_path: Path, kills: int) -> None:
+    torment(fleet, tmp_path / "up.log", kills, seed=1)
+    run_git(fleet, "fsck", "--no-dangling")

@@ -248,14 +248,6 @@ def test_a_mix_has_its_share_of_joint_moves_from_the_start(project: MakeProject)
     assert 5 <= joint <= 15
 
 
-def test_the_same_situation_gets_the_same_answer(project: MakeProject) -> None:
-    place = project(metric=lambda v: 2.0).baseline()
-    place.search(KnobSearch(), 35)
-    first = KnobSearch().propose(place.situation(), 3)
-    assert [p.title for p in first] == [p.title for p in KnobSearch().propose(place.situation(), 3)]
-    assert len(first[0].config_overrides) > 1
-
-
 def test_people_go_first(project: MakeProject) -> None:
     """A person who names no priority gets 0."""
     answer = KnobSearch().propose(project().baseline().situation(), 30)
@@ -297,20 +289,6 @@ def test_a_thousand_trials_do_not_hold_up_a_fleet(project: MakeProject) -> None:
 
 
 # ── limits ──────────────────────────────────────────────────────────────────────────────────
-
-
-def test_steering_binds_the_search(project: MakeProject) -> None:
-    steering = Steering(
-        frozen=["DEPTH", "adam_betas"],
-        ranges={"MATRIX_LR": (0.03, 0.05), "total_batch_size": (1024, 4096), "HEAD_DIM": (32, 32)},
-    )
-    place = project(steering=steering, metric=lambda v: 2.0).baseline()
-    asked = place.search(KnobSearch(mix=0.5), 60)
-    changed = {name for proposal in asked for name in proposal.config_overrides}
-    assert not changed & {"DEPTH", "ADAM_BETAS", "HEAD_DIM"}
-    for proposal in asked:
-        assert 0.03 <= proposal.config_overrides.get("MATRIX_LR", 0.04) <= 0.05
-        assert proposal.config_overrides.get("TOTAL_BATCH_SIZE", 1024) in (1024, 2048)
 
 
 def test_a_reference_outside_the_range_moves_into_it(project: MakeProject) -> None:

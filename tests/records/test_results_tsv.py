@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -72,16 +70,6 @@ def test_a_description_is_words_on_one_line(searched: Any) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\x85\u2028\u2029\u202e\"]", text)
     (line,) = (line for line in text.split("\n") if line.startswith("tab") or "tab here" in line)
     assert line.split("\t")[4].startswith("tab here, line break, return , 'quote")
-
-
-def test_pandas_reads_it_with_the_defaults_of_everybody(searched: Any) -> None:
-    table = pandas.read_csv(searched.layout.results_tsv, sep="\t")
-    assert list(table.columns) == ["commit", "val_bpb", "memory_gb", "status", "description"]
-    statuses = " ".join(table["status"])
-    assert statuses == "keep keep discard keep keep discard crash"
-    assert table["val_bpb"].dtype == float and table["memory_gb"].dtype == float
-    assert table[table["status"] == "keep"]["val_bpb"].min() == 1.31
-    assert table.loc[table["status"] == "crash", "val_bpb"].tolist() == [0.0]
 
 
 @given(title=st.text(max_size=60))
@@ -156,34 +144,6 @@ def test_another_file_of_that_name_stays_and_ours_lies_elsewhere(lab: Any, conte
     assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
     (problem,) = report.problems
     assert problem.path == "results.tsv" and "research/aggregate/results.tsv" in problem.reason
-
-
-@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
-def test_what_is_no_file_stays_as_well(lab: Any, kind: str, tmp_path: Path) -> None:
-    path, target = lab.layout.results_tsv, tmp_path / "target.tsv"
-    target.write_text(THEIRS)
-    {"link": lambda: path.symlink_to(target), "folder": path.mkdir,
-     "pipe": lambda: os.mkfifo(path)}[kind]()  # fmt: skip
-    before = path.lstat().st_ino
-    lab.whole("baseline-nov20-1", 1.5, "keep")
-    report = sync(lab.layout)
-    assert path.lstat().st_ino == before and target.read_text() == THEIRS
-    assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
-    assert [problem.path for problem in report.problems] == ["results.tsv"]
-
-
-def test_a_table_that_the_repository_tracks_is_not_written(
-    lab: Any, git: Callable[..., str], own_locks: Path
-) -> None:
-    git(lab.root, "init", "-q", "-b", "main")
-    lab.layout.results_tsv.write_text(THEIRS)
-    git(lab.root, "add", "results.tsv")
-    git(lab.root, "commit", "-qm", "a table")
-    lab.whole("baseline-nov20-1", 1.5, "keep")
-    report = sync(lab.layout)
-    assert git(lab.root, "status", "--porcelain", "--untracked-files=no") == ""
-    assert "1.500000" in lab.layout.aggregate_results_tsv.read_text()
-    assert any("tracked" in problem.reason for problem in report.problems)
 
 
 def test_after_a_kill_between_the_two_tables_no_line_of_ours_is_a_persons(

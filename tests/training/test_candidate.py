@@ -43,13 +43,6 @@ def test_the_stock_file_passes(cache: Path) -> None:
     assert found["constants"]["ADAM_BETAS"] == [0.8, 0.95]
 
 
-def test_an_override_of_an_expression_takes_effect(preflight: Any, candidate: Make) -> None:
-    stock = preflight(ROOT / "train.py")["num_params"]
-    found = preflight(candidate(DEPTH, "DEPTH = 3"))
-    assert found["ok"] and found["constants"]["DEPTH"] == 3
-    assert found["num_params"] > stock
-
-
 def test_a_candidate_gets_this_prepare_and_not_the_one_beside_it(
     preflight: Any, candidate: Make
 ) -> None:

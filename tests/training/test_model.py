@@ -76,17 +76,6 @@ def test_any_depth_builds_and_the_last_layer_sees_all(train: ModuleType, depth: 
     assert model(torch.zeros(1, 32, dtype=torch.int64)).shape == (1, 32, 512)
 
 
-def test_a_config_out_of_json_builds_the_same_model(train: ModuleType) -> None:
-    import json
-
-    through_json = json.loads(json.dumps(config(train)))
-    shapes = [
-        {name: p.shape for name, p in train.build_model(c).state_dict().items()}
-        for c in (config(train), through_json)
-    ]
-    assert shapes[0] == shapes[1]
-
-
 def test_the_h100_recipe_has_its_published_size(
     prepare: ModuleType, train: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import ROOT, last_json, script
+from .conftest import ROOT, script
 
 Make = Callable[..., str]
 
@@ -151,14 +151,6 @@ def test_a_longer_evaluation_may_take_longer_and_a_shorter_one_keeps_its_allowan
     assert longer.eval_bytes == 8 * base.eval_bytes
     assert longer.evaluation_allowance_s == 8 * base.evaluation_allowance_s
     assert shorter.evaluation_allowance_s == base.evaluation_allowance_s
-
-
-def test_the_choice_is_told_with_its_reason_and_prepares_nothing(tmp_path: Path) -> None:
-    result = script("prepare.py", "--choose", AUTORESEARCH_CACHE=tmp_path, CUDA_VISIBLE_DEVICES="")
-    said = last_json(result)
-    assert (said["profile"], said["device"]) == ("cpu", "cpu")
-    assert "torch" in said["reason"]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_profile_keeps_its_own_shape_rules(prepare: ModuleType) -> None:
