@@ -52,7 +52,6 @@ def keep_others_out() -> None:
 
 
 def _prctl(option: int, value: object) -> bool:
-    """Set an attribute of this process; return False where there is no prctl."""
     return _libc is not None and _libc.prctl(option, value, 0, 0, 0) == 0
 
 
@@ -336,7 +335,6 @@ _HAS_CHILDREN = os.path.exists("/proc/thread-self/children")  # CONFIG_PROC_CHIL
 
 
 def _children(pid: int) -> list[int]:
-    """Return the direct children of all threads of a process."""
     found: list[int] = []
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):

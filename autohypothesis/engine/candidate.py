@@ -215,7 +215,6 @@ def diff_hash(diff: str) -> str:
 
 
 def _edits(diff: str) -> Iterator[str]:
-    """Yield the lines of `diff` that say what is done."""
     inside = False
     for line in diff.splitlines():
         if line.startswith("diff --git "):
@@ -337,11 +336,7 @@ def python_sources(repository: Repository, task: Task, commit: str) -> dict[str,
 def _overridden(
     repository: Repository, task: Task, base: str, overrides: Mapping[str, Setting]
 ) -> dict[str, bytes]:
-    """Return path -> new content, for the artifacts whose constants are set.
-
-    Raises:
-        ChangeError: no artifact has the name, or more than one has it.
-    """
+    """Return path -> new content, for the artifacts whose constants are set."""
     sources = python_sources(repository, task, base)
     if not sources:
         raise ChangeError(

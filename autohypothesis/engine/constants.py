@@ -13,11 +13,13 @@ import math
 import operator
 import tokenize
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from autohypothesis.errors import ChangeError
+from autohypothesis.records.files import is_utf8
 from autohypothesis.schema import Setting, nearest
 
 _BOM = b"\xef\xbb\xbf"
@@ -126,11 +128,6 @@ def set_constants(source: bytes, overrides: Mapping[str, Setting]) -> bytes:
 
 
 def _parse(source: bytes, name: str = "the script") -> ast.Module:
-    """Return the syntax tree.
-
-    Raises:
-        ChangeError: it does not parse; the message has the line.
-    """
     try:
         return ast.parse(source.removeprefix(_BOM))
     except SyntaxError as error:
@@ -198,11 +195,7 @@ def _module_scope(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _find(key: str, names: Mapping[str, _Binding]) -> str:
-    """Return the constant that `key` means.
-
-    Raises:
-        ChangeError: none, more than one, or one that cannot be set.
-    """
+    """Return the constant that `key` means; refuse one that cannot be set."""
     if key.lower() == "seed":
         raise ChangeError(
             f"{key} belongs to the orchestrator, which gives every candidate the same seeds",
@@ -263,28 +256,20 @@ def _refuse_slip(name: str, present: Any, value: Setting) -> None:
 
 def _refuse_other_encodings(content: bytes) -> None:
     """Positions count UTF-8 bytes, so a script that says it is something else cannot be edited."""
-    problem = ""
+    hint = "save it as UTF-8 and commit it"
     try:
         encoding = tokenize.detect_encoding(io.BytesIO(content).readline)[0]
         content.decode("utf-8")
-        if encoding not in ("utf-8", "utf-8-sig"):
-            problem = f"the script is {encoding}"
     except (UnicodeDecodeError, SyntaxError) as error:
-        problem = f"the script is not UTF-8: {error}"
-    if problem:
-        raise ChangeError(problem, hint="save it as UTF-8 and commit it")
+        raise ChangeError(f"the script is not UTF-8: {error}", hint=hint) from error
+    if encoding not in ("utf-8", "utf-8-sig"):
+        raise ChangeError(f"the script is {encoding}", hint=hint)
 
 
 def _literal(node: ast.expr) -> Any:
-    """Return the value of `node`, where it can be known without running anything.
-
-    Raises:
-        NotLiteralError: it cannot.
-    """
-    try:
+    """Return the value of `node`, where it can be known without running anything."""
+    with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return ast.literal_eval(node)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        pass
     match node:
         case ast.Tuple(elts=items):
             return tuple(map(_literal, items))
@@ -319,11 +304,7 @@ def _number(node: ast.expr) -> Any:
 
 
 def _render(name: str, value: Setting, like: Any) -> str:
-    """Write `value` in Python, in the shape of `like`: JSON has lists where Python has tuples.
-
-    Raises:
-        ChangeError: not finite, too long, or not a literal.
-    """
+    """Write `value` in Python, in the shape of `like`: JSON has lists where Python has tuples."""
     if isinstance(value, (list, tuple)):
         inner = like[0] if isinstance(like, (list, tuple)) and like else like
         parts = ", ".join(_render(name, item, inner) for item in value)
@@ -338,19 +319,11 @@ def _render(name: str, value: Setting, like: Any) -> str:
         raise ChangeError(f"{name} cannot be a whole number of {value.bit_length()} bits")
     if type(value) is int and isinstance(like, float):
         return repr(float(value))
-    if isinstance(value, str) and (len(value) > MAX_TEXT or not _is_text(value)):
+    if isinstance(value, str) and (len(value) > MAX_TEXT or not is_utf8(value)):
         raise ChangeError(f"{name} cannot be a text of {len(value)} characters like that")
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     raise ChangeError(f"{name} cannot be a {type(value).__name__}")
-
-
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def same(first: Any, second: Any) -> bool:

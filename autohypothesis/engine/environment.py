@@ -185,12 +185,11 @@ def _ask(python: str) -> list[str]:
 
 def installed(folders: Iterable[str]) -> dict[str, int]:
     """Return metadata folder -> when the list of its files was written, in nanoseconds."""
-    metadata = {}
+    metadata: dict[str, int] = {}
     for folder in folders:
         with suppress(OSError):  # the user's own folder mostly does not exist
-            for entry in os.scandir(folder):
-                if entry.name.endswith(_METADATA):
-                    metadata[entry.path] = _written(entry)
+            entries = (entry for entry in os.scandir(folder) if entry.name.endswith(_METADATA))
+            metadata |= {entry.path: _written(entry) for entry in entries}
     return metadata
 
 
@@ -280,6 +279,6 @@ def _plain_files(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield each plain file below a folder that no process writes to any more, and its size."""
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in sorted(names)):
-            status = os.lstat(path)
+            status = path.lstat()
             if stat.S_ISREG(status.st_mode):
                 yield path, status.st_size

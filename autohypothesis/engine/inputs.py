@@ -201,12 +201,9 @@ def prepare_options(
     cache: Path | None = None,
 ) -> list[str]:
     """Return the options of our prepare.py; None leaves a choice to it."""
-    given = {
-        "--profile": profile, "--seq-len": seq_len, "--source": source, "--cache-dir": cache,
-    }  # fmt: skip
-    return [
-        word for name, value in given.items() if value is not None for word in (name, str(value))
-    ]
+    options = ("--profile", "--seq-len", "--source", "--cache-dir")
+    given = zip(options, (profile, seq_len, source, cache), strict=True)
+    return [word for name, value in given if value is not None for word in (name, str(value))]
 
 
 def find_inputs(
@@ -240,11 +237,9 @@ def run_prepare(root: Path, options: Sequence[str] = ()) -> None:
         )
     if not script.is_file():
         raise LaunchError(f"there is no {script}", hint="name a repository that has one")
-    command = (
-        TrainingCommand((sys.executable, SCRIPT))
-        if ours
-        else script_command(SCRIPT, root, os.environ)
-    )
+    command = script_command(SCRIPT, root, os.environ)
+    if ours:
+        command = TrainingCommand((sys.executable, SCRIPT))
     words = [*command.words, *options]
     environment = {**os.environ, **command.environment}
     ended = subprocess.run(

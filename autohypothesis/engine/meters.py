@@ -29,12 +29,7 @@ def own_cpu_seconds(pid: int) -> float:
         with suppress(OSError):
             return time.clock_gettime((~pid << 3) | 2)  # the kernel's id of a process CPU clock
         return _ticks(pid, 11)
-    import psutil
-
-    with suppress(psutil.Error):
-        times = psutil.Process(pid).cpu_times()
-        return float(times.user + times.system)
-    return 0.0
+    return _elsewhere(pid)[0]
 
 
 def reaped_cpu_seconds(pid: int) -> float:
@@ -53,15 +48,22 @@ def resident_bytes(pid: int) -> int:
 
     Pages that are shared in a tree count twice.
     """
-    if LINUX:
-        with suppress(OSError, IndexError):
-            return int(system.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
-        return 0
+    if not LINUX:
+        return _elsewhere(pid)[1]
+    with suppress(OSError, IndexError):
+        return int(system.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+    return 0
+
+
+def _elsewhere(pid: int) -> tuple[float, int]:
+    """Return CPU seconds and resident bytes of one process where there is no /proc."""
     import psutil
 
     with suppress(psutil.Error):
-        return int(psutil.Process(pid).memory_info().rss)
-    return 0
+        process = psutil.Process(pid)
+        times = process.cpu_times()
+        return times.user + times.system, process.memory_info().rss
+    return 0.0, 0
 
 
 def oom_kills() -> int:
@@ -265,21 +267,17 @@ def _claimed(clock: Clock, start: dict[str, Any], stop: dict[str, Any]) -> float
 
 
 def _object(raw: bytes) -> dict[str, Any] | None:
-    try:
+    with suppress(ValueError, RecursionError):
         line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) else None
+        return line if isinstance(line, dict) else None
+    return None
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value) if math.isfinite(value) else None
+    return None
 
 
 _KERNEL_ROUNDS = 12
@@ -303,8 +301,7 @@ def time_kernel(cores: Sequence[int] | None, clock: str = "wall") -> float:
 
 
 def _one_round(timer: Callable[[], float]) -> float:
-    start = timer()
-    state = 1
+    start, state = timer(), 1
     for _ in range(_KERNEL_STEPS):
         state = (state * 1_103_515_245 + 12_345) & 0x7FFFFFFF
     return timer() - start

@@ -189,7 +189,6 @@ class Mutator:
         }
 
     def _measured(self, commit: str) -> Decision | None:
-        """Return the latest decision that says what a commit is worth."""
         latest_first = (past for past in reversed(self.past.decisions) if past.commit == commit)
         return next((past for past in latest_first if past.decision_status == "keep"), None)
 

@@ -369,11 +369,9 @@ class ProcessMonitor:
 
     def _end(self, wall: float, killed: int) -> ChildEnd:
         code = os.waitstatus_to_exitcode(self._status or 0)
-        status: EndStatus = "exited" if code >= 0 else "signalled"
+        status: EndStatus = self._stopped or ("exited" if code >= 0 else "signalled")
         if self._fault is not None:
             status = "infra"
-        elif self._stopped is not None:
-            status = self._stopped
         too_many = f"it ran {self._too_many}" if status == "processes" else None
         return ChildEnd(
             status=status,
@@ -388,10 +386,9 @@ class ProcessMonitor:
 
 
 def _is_bubblewrap(pid: int) -> bool:
-    try:
+    with suppress(OSError):
         return system.read(f"/proc/{pid}/comm") == b"bwrap\n"
-    except OSError:
-        return False
+    return False
 
 
 TASKS_EACH = 4
@@ -563,25 +560,23 @@ def find_marked(assignment: str, not_before: float = 0.0) -> dict[int, float]:
     Those started at `not_before` (seconds since the epoch) or later; of this user only, unless it
     is root.
     """
-    found: dict[int, float] = {}
-    for pid in system.all_pids():
-        if pid == os.getpid() or not system.environment_has(pid, assignment):
-            continue
-        start = system.process_start(pid)
-        if start is not None and system.start_to_epoch(start) >= not_before - _CLOCK_SLACK_S:
-            found[pid] = start
-    return found
+    others = (pid for pid in system.all_pids() if pid != os.getpid())
+    marked = (pid for pid in others if system.environment_has(pid, assignment))
+    starts = ((pid, system.process_start(pid)) for pid in marked)
+    earliest = not_before - _CLOCK_SLACK_S
+    return {
+        pid: start
+        for pid, start in starts
+        if start is not None and system.start_to_epoch(start) >= earliest
+    }
 
 
 def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:
     """SIGKILL all that `find_marked` finds until none is left; return the pids that were killed."""
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        found = find_marked(assignment, not_before)
-        if not found:
+        if not (found := find_marked(assignment, not_before).items()):
             break
-        killed |= {
-            pid for pid, start in found.items() if system.signal_process(pid, start, signal.SIGKILL)
-        }
+        killed |= {pid for pid, start in found if system.signal_process(pid, start, signal.SIGKILL)}
         time.sleep(_PAUSE_S)
     return sorted(killed)

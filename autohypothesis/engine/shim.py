@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -268,16 +269,15 @@ def claim(run: RunPaths, launch: Launch | None = None, pid: int = 0) -> bool:
         time.monotonic(),
         launch.overdue_after if launch else (),
     )
-    beside = f"{run.shim}.{os.getpid()}"
-    with open(beside, "wb") as file:
-        file.write(json.dumps(record._asdict()).encode())
+    beside = Path(f"{run.shim}.{os.getpid()}")
+    beside.write_bytes(json.dumps(record._asdict()).encode())
     try:
         os.link(beside, run.shim)
     except FileExistsError:
         there = read_record(run)
         return (there.pid, there.start) in ((pid, 0.0), (pid, start)) if there else False
     finally:
-        os.unlink(beside)
+        beside.unlink()
     return True
 
 
@@ -331,12 +331,11 @@ def status(run: RunPaths) -> Status:
 def wait(run: RunPaths, timeout: float | None = None) -> Status:
     """Wait until the shim has gone, `timeout` seconds at most; return its status then."""
     known = read_record(run)
-    until = None if timeout is None else time.monotonic() + timeout
+    until = math.inf if timeout is None else time.monotonic() + timeout
     while known and system.is_alive(known.pid, known.start):
-        if until is not None and time.monotonic() >= until:
+        if (left := until - time.monotonic()) <= 0:
             break
-        left = _POLL_S if until is None else min(_POLL_S, max(until - time.monotonic(), 0.001))
-        system.wait_for_end(known.pid, left)
+        system.wait_for_end(known.pid, min(_POLL_S, max(left, 0.001)))
     if known and known.pid:
         with contextlib.suppress(ChildProcessError):  # it may be a child of another process
             os.waitpid(known.pid, os.WNOHANG)

@@ -28,12 +28,13 @@ from autohypothesis.engine.meters import (
 )
 from autohypothesis.engine.processes import (
     ChildEnd,
+    ChildProcess,
     Interrupts,
     ProcessLimit,
     ProcessMonitor,
     spawn,
 )
-from autohypothesis.engine.shim import Launch, utc_now
+from autohypothesis.engine.shim import Launch, ScoreCommand, utc_now
 from autohypothesis.errors import AutohypothesisError, LaunchError, LockError
 from autohypothesis.records.layout import RunPaths
 
@@ -190,7 +191,7 @@ class ShimRun:
 
     def _run_training(self) -> None:
         launch = self.launch
-        child = self._spawn(launch.command, launch.cwd, launch.env)
+        child = self._spawn(launch)
         # Imported now: the training has started, and has its own imports to do.
         from autohypothesis.engine.logs import CappedLog, StreamReader
 
@@ -215,9 +216,10 @@ class ShimRun:
         self.ended = monitor.watch()
         self.cpu_seconds = self.meter.cpu_seconds()
 
-    def _spawn(self, command: tuple[str, ...], cwd: str, env: Mapping[str, str]) -> Any:
+    def _spawn(self, what: Launch | ScoreCommand) -> ChildProcess:
         inherit = [] if self.lease is None else [self.lease]
-        return spawn(command, cwd, env, cores=self.launch.device.cores, inherit=inherit)
+        cores = self.launch.device.cores
+        return spawn(what.command, what.cwd, what.env, cores=cores, inherit=inherit)
 
     def _new_meter(self) -> TreeMeter:
         return TreeMeter(apart=() if self.sampler is None else (self.sampler.pid,))
@@ -285,7 +287,7 @@ class ShimRun:
 
         path = str(self.launch.run.score_log)
         monitor = ProcessMonitor(
-            self._spawn(spec.command, spec.cwd, spec.env),
+            self._spawn(spec),
             CappedLog(path, _SCORE_LOG_BYTES),
             StreamReader(self.launch.metric),
             self._new_meter(),

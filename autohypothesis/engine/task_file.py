@@ -195,11 +195,7 @@ _Loader.add_implicit_resolver(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Marks]:
-    """Return the mapping that a task file holds, and the line of each key.
-
-    Raises:
-        TaskFileError: it is not one YAML mapping of plain values.
-    """
+    """Return the mapping that a task file holds, and the line of each key."""
 
     def wrong(words: str, line: int = 1) -> TaskFileError:
         return TaskFileError(path, [TaskProblem((), words)], {(): line})
@@ -277,7 +273,6 @@ def _words(fault: ErrorDetails, model: type[BaseModel]) -> str:
 
 
 def _known_keys(model: type[BaseModel]) -> list[str]:
-    """Return the keys that a document has, in all of its sections."""
     schema = model.model_json_schema()
     sections = (schema, *schema.get("$defs", {}).values())
     return sorted({key for section in sections for key in section.get("properties", {})})

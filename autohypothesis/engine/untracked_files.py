@@ -7,8 +7,8 @@ changes the original; what is large is linked.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
+import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -102,18 +102,15 @@ def _put(checkout: Path, path: str, original: Original) -> str:
     """Make one file; return the hash of a copy, and nothing for a link."""
     if any((checkout / parent).is_symlink() for parent in parents_of(path)):
         raise OSError(errno.ELOOP, "the commit has a link on the way there")
-    file, digest = checkout / path, hashlib.sha256()
+    file = checkout / path
     file.parent.mkdir(parents=True, exist_ok=True)
     if original.target:
         os.symlink(original.target, file)
         return ""
-    with open(original.path, "rb") as source, file.open("wb") as copy:
-        while chunk := source.read(1 << 20):
-            digest.update(chunk)
-            copy.write(chunk)
+    shutil.copyfile(original.path, file)
     file.chmod(stat.S_IMODE(original.stamp.mode) & 0o777 | 0o600)
     os.utime(file, ns=(original.stamp.mtime_ns, original.stamp.mtime_ns))
-    return digest.hexdigest()
+    return git_export.digest(file)
 
 
 def patterns_of(root: Path, task: Task) -> list[str]:
@@ -168,11 +165,8 @@ def parents_of(path: str) -> Iterator[str]:
 def _files(root: Path, path: str) -> Iterator[tuple[str, FileStamp]]:
     """Yield the plain files and links that `path` is, or has in it, with their stamps."""
     top = root / path
-    if top.is_symlink() or not top.is_dir():
-        paths: Iterator[Path] = iter([top])
-    else:
-        paths = _paths_in(top)
-    for file in paths:
+    is_folder = top.is_dir() and not top.is_symlink()
+    for file in _paths_in(top) if is_folder else (top,):
         stamp = file_stamp(file)
         if stamp and (stat.S_ISREG(stamp.mode) or stat.S_ISLNK(stamp.mode)):
             yield str(file.relative_to(root)), stamp

@@ -218,11 +218,6 @@ class Export:
 
 
 def _remove(path: Path) -> None:
-    """Delete whatever is at `path`.
-
-    Raises:
-        GitError: it cannot be deleted.
-    """
     if path.is_dir() and not path.is_symlink():
         remove_folder(path)
     else:
@@ -294,9 +289,7 @@ class Workspace:
 
         Returns the commit; None when there is nothing to keep.
         """
-        if not self._exists():
-            return None
-        head = self.repository.read_ref("HEAD", self.path)
+        head = self.repository.read_ref("HEAD", self.path) if self._exists() else None
         if head is None:
             return None
         tree = self.repository.snapshot_tree(worktree=self.path, untracked=True)
@@ -382,18 +375,15 @@ def inspect(repository: Repository, checkout: Path, before: Before) -> list[str]
     rewritten: list[str] = []
     for path, stamp in before.stamps().items():
         now = file_stamp(checkout / path)
-        if now == stamp:
-            continue
-        if problem := _replaced(checkout, path, stamp, now):
+        if now != stamp and (problem := _replaced(checkout, path, stamp, now)):
             problems.append(problem)
-        else:
+        elif now != stamp:
             rewritten.append(path)
     copies = {_path(name): digest for name, digest in before.copies.items()}
     committed = [path for path in rewritten if path not in copies]
     changed = git_export.changed(repository, before.commit, checkout, committed)
-    for path in copies.keys() & set(rewritten):
-        if git_export.digest(checkout / path) != copies[path]:
-            changed.append(path)
+    rewritten_copies = copies.keys() & set(rewritten)
+    changed += [p for p in rewritten_copies if git_export.digest(checkout / p) != copies[p]]
     problems += [f"{path} was changed" for path in sorted(changed)]
     packages = differences(before.distributions, installed(before.site_folders))
     return _at_most(problems) + _at_most(packages)
