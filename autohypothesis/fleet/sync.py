@@ -24,6 +24,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic_core import from_json
 
 from autohypothesis.errors import RecordError
+from autohypothesis.fleet.live.presence import HEARTBEAT_LIMIT, worker_lives
 from autohypothesis.installation import as_called
 from autohypothesis.plain import plain, templates
 from autohypothesis.records import tables
@@ -32,8 +33,8 @@ from autohypothesis.records.files import (
     ASIDE,
     JSON_LIMIT,
     kind_of,
+    load,
     read_bytes,
-    read_json,
     set_aside,
     shown,
     sweep,
@@ -55,8 +56,7 @@ from autohypothesis.records.ledger import (
 from autohypothesis.records.locks import hold
 from autohypothesis.records.outputs import MOST, ledger_lines, table_lines, take_in
 from autohypothesis.records.tables import HandEdit
-from autohypothesis.schema import Problem, Row, now, rfc3339
-from autohypothesis.system import process_start
+from autohypothesis.schema import Heartbeat, Problem, Row, now, rfc3339
 
 REFRESH_S = 60.0
 """Parquet and fleet brief older than this are made anew when something changed."""
@@ -133,7 +133,8 @@ class _Sync:
             self._age(self.layout.fleet_brief, everything, lambda: self._brief(board))
             lines = self.folded.content.splitlines()
             self._age(self.layout.aggregate_parquet, everything, lambda: _as_parquet(lines))
-        self._write_problems()
+        problems = [problem.model_dump() for problem in self.folded.problems]
+        self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
         self.folded_at = time.time_ns()
         return SyncReport(
             rows=len(self.folded.entries),
@@ -172,21 +173,17 @@ class _Sync:
         return newest_tag((fact.timestamp, fact.tag) for fact in facts)
 
     def _active_workers(self) -> int:
-        folder = self.layout.heartbeat("any").parent
-        paths = sorted(folder.glob("*.json")) if folder.is_dir() else []
-        return sum(self._at_work(path) for path in paths if not path.name.startswith("."))
+        paths = sorted(self.layout.heartbeat("any").parent.glob("[!.]*.json"))
+        return sum(map(self._at_work, paths))
 
     def _at_work(self, path: Path) -> bool:
         try:
-            heartbeat = read_json(path, 256 * 1024)
-        except FileNotFoundError:
-            return False
+            return worker_lives(load(Heartbeat, path, HEARTBEAT_LIMIT))
         except RecordError as error:
             self._complain(path, reason_in(error, path))
-            return False
-        pid = heartbeat.get("pid") if isinstance(heartbeat, dict) else None
-        lives = isinstance(pid, int) and 0 < pid < 1 << 31 and process_start(pid) is not None
-        return lives and heartbeat.get("state") != "stopped"
+        except FileNotFoundError:
+            pass
+        return False
 
     def _complain(self, path: Path, reason: str) -> None:
         short = str(path).removeprefix(f"{self.layout.root}/")
@@ -204,17 +201,14 @@ class _Sync:
         if not folded.same:
             self._put(layout.ledger, content)
         same = folded.same and index is not None and index.aggregate == aggregate != []
-        if not same:
+        if not same or index is None:
             rows = content[:-1].replace(b"\n", b",\n")  # no row has a line break inside
             document = b'{"experiments": [\n' + rows + b"\n]}\n"
             self._put(layout.aggregate_experiments, document, durable=False)
-        if not (
-            same
-            and index is not None
-            and (index.entries, index.decisions) == (folded.entries, folded.judged.stamp)
-        ):
-            self._clear(layout.fold_index)
-            save_index(layout, folded.entries, folded.judged.stamp, folded.judged.last_tag)
+        elif (index.entries, index.decisions) == (folded.entries, folded.judged.stamp):
+            return
+        self._clear(layout.fold_index)
+        save_index(layout, folded.entries, folded.judged.stamp, folded.judged.last_tag)
 
     def _take_ledger(self) -> bool:
         """Take in the lines that people wrote into the ledger; return whether it may be written.
@@ -356,10 +350,6 @@ class _Sync:
         if everything or due:
             self._clear(path)  # under the lock, so that problems.json tells of it
             self.aged.append((path, make))
-
-    def _write_problems(self) -> None:
-        problems = [problem.model_dump() for problem in self.folded.problems]
-        self._table(self.layout.problems, to_json({"problems": problems}, indent=2) + "\n")
 
     def _put(self, path: Path, content: bytes, *, durable: bool = True) -> None:
         """Write one file. A folder in its place is set aside: no rename can replace it."""

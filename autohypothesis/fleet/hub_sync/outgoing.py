@@ -239,7 +239,9 @@ class HubReporter:
         for row in new:
             if reported >= AT_ONCE:
                 return False
-            if _is_refuted(row) or not self._was_reported(row["id"]):
+            # A kill may have come between two entries of an experiment.
+            known = all(self.outbox.knows(kind, row["id"]) for kind in (RESULT, LINE))
+            if _is_refuted(row) or not known:
                 reported += 1
                 try:
                     self._report(row)
@@ -251,10 +253,6 @@ class HubReporter:
             self._stands[row["id"]] = not _is_refuted(row)
         self._reported = rows
         return True
-
-    def _was_reported(self, name: str) -> bool:
-        """Return whether all entries were put before; a kill may have come in between."""
-        return self.outbox.knows(RESULT, name) and self.outbox.knows(LINE, name)
 
     def _is_new(self, row: Mapping[str, Any]) -> bool:
         if (

@@ -8,7 +8,7 @@ instant costs nothing but time. It never waits for a thought: proposers think in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from autohypothesis.engine.project import Project
 from autohypothesis.errors import RECOVERABLE_ERRORS, AutohypothesisError, describe
@@ -166,20 +166,16 @@ class Observer:
     def _change_signature(self) -> tuple[object, ...]:
         """Return what can be seen without reading a file; the rest is seen with the next turn."""
         layout = self.project.layout
+        names = [worker.worker_id for worker in self.available.workers]
+        given = [str(layout.hypotheses(state)) for state in ("dispatched", "running")]
         paths = (
             layout.plans, layout.runs, layout.decisions, layout.inbox, layout.brief,
             layout.program, layout.steering, layout.benched,
+            layout.hypotheses("pending"), layout.hypotheses("done"),
+            *given, *(f"{folder}/{name}" for folder in given for name in names),
         )  # fmt: skip
-        signatures = (file_stamp(path) for path in (*map(str, paths), *self._queue_folders()))
-        return (*signatures, *self.history.fresh(), self.pool.answered)
-
-    def _queue_folders(self) -> Iterator[str]:
-        for state in ("pending", "done"):
-            yield str(self.project.layout.hypotheses(state))
-        for state in ("dispatched", "running"):
-            folder = str(self.project.layout.hypotheses(state))
-            yield folder
-            yield from (f"{folder}/{worker.worker_id}" for worker in self.available.workers)
+        stamps = (file_stamp(str(path)) for path in paths)
+        return (*stamps, *self.history.fresh(), self.pool.answered)
 
     def _attempt(self, *steps: Callable[[], None]) -> None:
         """Take each step; note why one cannot be taken."""
@@ -252,7 +248,7 @@ class Observer:
                 self._log(*self.requeue.end_dead_claim(hypothesis.hypothesis_id, worker))
 
     def _undecidable(self) -> dict[str, AutohypothesisError]:
-        """Return what cannot be decided; what only waits for the baseline can be."""
+        # What only waits for the baseline can be decided.
         return self.decider.refused if self.history.has_reference() else {}
 
     # ── whether to go on ──────────────────────────────────────────────────────────────────
@@ -394,7 +390,7 @@ class Observer:
 
     def _problems(self) -> list[str]:
         names = list(self.reference.names) if self.reference else []
-        problems = [
+        lines = [
             *self._steering_files.problems(),
             *(steering.unknown_names(self.steering, names) if names else []),
             *self.pool.problems(),
@@ -407,7 +403,7 @@ class Observer:
             *([self.background.problem] if self.background.problem else []),
             *(self.reporter.problems if self.reporter else []),
         ]
-        return [line[:500] for line in problems[:30]]
+        return [line[:500] for line in lines[:30]]
 
     def _damaged(self) -> list[str]:
         """Return the damaged files of the queue; a look opens each, so not every turn."""
@@ -431,8 +427,9 @@ class Observer:
             "steering": self.steering.model_dump(mode="json"),
             "queue": self.publishing.counts,
         }
-        update = {"state": state, "problems": problems, "details": details}
-        status = self.status.model_copy(update=update)
+        status = self.status.model_copy(
+            update={"state": state, "problems": problems, "details": details}
+        )
         age = (now() - self.status.updated_at).total_seconds()
         if status != self.status or age >= 2.0:
             self.status = status.model_copy(update={"updated_at": now()})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from threading import Thread
 from time import monotonic
 
@@ -124,17 +124,13 @@ class ProposerPool:
 
     def answers(self) -> list[ProposerAnswer]:
         """Return what was answered since the last call."""
-        answers: list[ProposerAnswer] = []
-        while True:
-            try:
-                answer = self._answers.get_nowait()
-            except Empty:
-                return answers
-            answers.append(answer)
+        answers = [self._answers.get() for _ in range(self._answers.qsize())]
+        for answer in answers:
             member = self._members[answer.proposer]
             member.thinks, member.problem = False, answer.problem
             if member.problem:
                 member.wait_longer()
+        return answers
 
     def record_answer_outcome(self, proposer: str, taken: int, refused: dict[str, str]) -> None:
         """Note what became of an answer; one of which nothing could be used is a reason to wait."""
@@ -231,10 +227,6 @@ class ProposalQueueing:
     _validated: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Hypothesis -> the reference and the steering under which it was found to be fine."""
 
-    @property
-    def _ready_state(self) -> SearchState | None:
-        return self.state if self.state and self.state.reference.settings is not None else None
-
     def may_begin(self, hypothesis: Hypothesis) -> bool:
         """Return whether it was validated, and can be run as it is."""
         name = hypothesis.hypothesis_id
@@ -245,8 +237,8 @@ class ProposalQueueing:
     def ask(self, count: int, *, device_idle: bool, brief: Brief | None) -> None:
         """Ask a proposer, if any can answer; none before the reference's settings are known."""
         name = self.pool.next_to_ask(count, device_idle=device_idle)
-        if name is not None and (state := self._ready_state) is not None:
-            self.pool.ask(name, state.situation(self.queue, brief), count)
+        if name is not None and self.state is not None and self.state.is_ready:
+            self.pool.ask(name, self.state.situation(self.queue, brief), count)
 
     def collect(self) -> list[str]:
         """Queue what was answered meanwhile; return a line for each idea."""
@@ -278,8 +270,8 @@ class ProposalQueueing:
 
         Returns a line for each that was refused.
         """
-        state, pending = self._ready_state, self.queue.pending()
-        if state is None:  # only repeats of the reference may begin
+        state, pending = self.state, self.queue.pending()
+        if state is None or not state.is_ready:  # only repeats of the reference may begin
             repeats = (idea for idea in pending if idea.proposer == "observer" and idea.replicates)
             self._validated.update({idea.hypothesis_id: ("", "") for idea in repeats})
             return []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -126,8 +126,10 @@ class Dispatcher:
         pending = [idea for idea in self.queue.pending() if may_begin(idea)]
         if self.hub_unreachable:
             pending.sort(key=_claim_rank)
+        running, waiting = self.queue.running(), self.queue.dispatched()
+        free = [name for name in self.available.ready if name not in waiting]
         lines: list[str] = []
-        for worker in self._without_work():
+        for worker in sorted(free, key=lambda name: len(running.get(name, ()))):
             if room is not None and len(lines) >= room:
                 break
             chosen = next((idea for idea in pending if self.suits(idea, worker)), None)
@@ -159,11 +161,6 @@ class Dispatcher:
         """Return the ready workers that run nothing and have nothing waiting."""
         busy = {*self.queue.running(), *self.queue.dispatched()}
         return [name for name in self.available.ready if name not in busy]
-
-    def _without_work(self) -> Iterator[str]:
-        running, waiting = self.queue.running(), self.queue.dispatched()
-        free = [name for name in self.available.ready if name not in waiting]
-        yield from sorted(free, key=lambda name: len(running.get(name, ())))
 
     def has_taker(self, hypothesis: Hypothesis) -> bool:
         """Return whether a ready worker can be given it; true before the first has come."""

@@ -134,11 +134,11 @@ class Reference:
         """Read the reference at `commit`, with what is known of its settings."""
         sources = _sources(index.project, commit)
         names, derived = _constants(sources)
-        run = index.of_commit(commit)
-        if run is None:
-            return cls(commit, sources, None, None, names, derived)
-        unnamed = cls(commit, sources, None, run.plan.experiment_id, names, derived)
-        return replace(unnamed, settings=unnamed.by_name(run.settings))
+        unnamed = cls(commit, sources, None, None, names, derived)
+        if (run := index.of_commit(commit)) is None:
+            return unnamed
+        settings, name = unnamed.by_name(run.settings), run.plan.experiment_id
+        return replace(unnamed, settings=settings, experiment_id=name)
 
     def by_name(self, settings: Settings) -> dict[str, Setting]:
         """Return the settings of a config.json by the constants' names."""
@@ -185,6 +185,11 @@ class SearchState:
     index: ExperimentIndex
     reference: Reference
     steering: Steering
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the settings of the reference are known."""
+        return self.reference.settings is not None
 
     def situation(self, queue: Queue, brief: Brief | None = None) -> Situation:
         """Return what a proposer is told; all of it are copies."""

@@ -13,6 +13,7 @@ import platform
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -241,11 +242,9 @@ def choose_profile(root: Path) -> ProfileChoice:
         environment={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
         timeout_s=TIMEOUT_S,
     )
-    try:
-        if ended.exit_code == 0:
+    if ended.exit_code == 0:
+        with suppress(ValidationError):
             return ProfileChoice.model_validate_json(ended.out)
-    except ValidationError:
-        pass
     problem = ended.last_words().removeprefix(f"{SCRIPT}: ")
     raise LaunchError(problem, hint=f"run {sys.executable} {script} --choose")
 

@@ -302,7 +302,7 @@ def children_of(layout: Layout) -> list[LiveProcess]:
     for name, child in children.items() if isinstance(children, dict) else ():
         known = child if isinstance(child, dict) else {}
         pid, start = whole(known.get("pid")), finite(known.get("process_start"))
-        if pid and start:
+        if pid and pid > 0 and start:
             found.append(LiveProcess(name, Process(pid, start, status.node_id)))
     return [live for live in found if live.process.lives()]
 
