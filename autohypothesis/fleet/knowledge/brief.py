@@ -160,7 +160,9 @@ def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem
     )
     if sources.others is not None:
         brief.others = _heard(sources.others)
-    waiting = (_open_entry(*placed) for placed in sorted(sources.open, key=_running_first))
+    rank = {"running": 0, "dispatched": 1}
+    opened = sorted(sources.open, key=lambda at: (rank.get(at[0].state, 2), *best_first(at[1])))
+    waiting = (_open_entry(*placed) for placed in opened)
     brief.hypothesis_queue = _fit(waiting, min(MOST_OPEN, _room_in(brief)))
     known = chain((hypothesis for _, hypothesis in sources.open), sources.done)
     by_id = {hypothesis.hypothesis_id: hypothesis for hypothesis in known}
@@ -169,11 +171,6 @@ def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem
     newest = nlargest(_ENOUGH_DONE, sources.done, key=lambda done: done.hypothesis_id)
     brief.hypothesis_queue += _fit(map(_closed_entry, newest), _room_in(brief))
     return brief
-
-
-def _running_first(placed: tuple[QueuePlace, Hypothesis]) -> tuple[object, ...]:
-    rank = {"running": 0, "dispatched": 1}
-    return rank.get(placed[0].state, 2), *best_first(placed[1])
 
 
 # ── sections ────────────────────────────────────────────────────────────────────────────────

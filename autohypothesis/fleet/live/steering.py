@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +150,11 @@ class SteeringFiles:
             for path in (self.layout.program, self.layout.steering):
                 good = self._look(path).good
                 if good is None:  # damaged before this process could read it once
-                    good = _last_in_force(self.layout)
+                    observer = read_role(self.layout, "observer")
+                    good = Steering()
+                    with suppress(ValidationError):
+                        known = observer.details.get("steering", {}) if observer else {}
+                        good = Steering.model_validate(known)
                 in_force = merge_steering(in_force, good)
         return in_force
 
@@ -178,14 +183,6 @@ class SteeringFiles:
             problem = f"{short} {problem}; the last good steering stays in force"
         self._pages[path] = _Page(stamp, good, problem)
         return self._pages[path]
-
-
-def _last_in_force(layout: Layout) -> Steering:
-    status = read_role(layout, "observer")
-    try:
-        return Steering.model_validate(status.details.get("steering", {}) if status else {})
-    except ValidationError:
-        return Steering()
 
 
 _FILES: dict[Layout, SteeringFiles] = {}

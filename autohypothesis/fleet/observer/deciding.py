@@ -105,10 +105,9 @@ class Decider:
 
     def _retry_is_due(self) -> bool:
         """Return whether to try again what was refused: after a decision, or after a while."""
-        if not self.refused and not self.needs_runs:
-            return False
         later = time.monotonic() - self._last_try >= LOOK_S
-        return later or self._tried_at != self.history.version
+        waiting = self.refused or self.needs_runs
+        return bool(waiting) and (later or self._tried_at != self.history.version)
 
     def _settle(self, limits: Mapping[str, Constraint]) -> list[Decision]:
         self._last_try = time.monotonic()
@@ -229,7 +228,13 @@ class ReplicateScheduler:
             for win in wins
             for run in win.runs
         }
-        queued = [each for place, each in self.queue.placed() if _waits(place, each)]
+        queued = [
+            each
+            for place, each in self.queue.placed()
+            if place.state in ("pending", "dispatched")
+            and each.proposer == "observer"
+            and each.source_id.startswith(CONFIRM_PREFIX)
+        ]
         known = self.queue.sources() if wanted else {}
         lines = [self._order(source, *run, known.get(source)) for source, run in wanted.items()]
         lines += [self._take_back(each) for each in queued if each.source_id not in wanted]
@@ -251,7 +256,11 @@ class ReplicateScheduler:
         if hypothesis_id is None:
             return queue_repeat(self.queue, source, run, platform_key=key[:KEY_LENGTH])
         ended = self._ended(hypothesis_id)
-        if ended is not None and (ended.outcome == NEEDLESS or self._ran_elsewhere(ended, key)):
+        if ended is None:
+            return ""
+        decision = self.history.decision_about(hypothesis_id)
+        ran_elsewhere = decision and decision.platform_key not in ("", key)
+        if ended.outcome == NEEDLESS or ran_elsewhere:
             self.queue.requeue(hypothesis_id)
             return f"{hypothesis_id} is queued again: {ended.title}"
         return ""
@@ -266,10 +275,6 @@ class ReplicateScheduler:
     def _ended(self, hypothesis_id: str) -> Hypothesis | None:
         placed = self.queue.read(hypothesis_id)
         return placed[1] if placed is not None and placed[0].state == "done" else None
-
-    def _ran_elsewhere(self, hypothesis: Hypothesis, key: str) -> bool:
-        decision = self.history.decision_about(hypothesis.hypothesis_id)
-        return decision is not None and decision.platform_key not in ("", key)
 
     def _hopeless(self, hypothesis_id: str) -> str:
         ended = self._ended(hypothesis_id)
@@ -299,11 +304,6 @@ def awaiting(wins: Sequence[NeedsRuns]) -> list[dict[str, Any]]:
 def source_of(run: Experiment, key: str) -> str:
     """Return the source id of a run; the same for all wins that wait for it."""
     return f"{CONFIRM_PREFIX}{run.base[:12]}-{run.seed}#{key[:KEY_LENGTH]}"
-
-
-def _waits(place: QueuePlace, hypothesis: Hypothesis) -> bool:
-    ours = hypothesis.proposer == "observer" and hypothesis.source_id.startswith(CONFIRM_PREFIX)
-    return ours and place.state in ("pending", "dispatched")
 
 
 class RequeuePolicy:

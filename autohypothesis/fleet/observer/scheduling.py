@@ -311,9 +311,11 @@ class BaselineSchedule:
             return [f"the baseline {name} failed, and its result cannot be read"]
         kind = result.failure_kind or "code_error"
         log = [line.rstrip() for line in result.log_tail.splitlines() if line.strip()]
+        lower = (name for name in SETTINGS_TO_LOWER.get(kind, ()) if name in settings)
+        advice = (f"lower {name}, which is {settings[name]!r}" for name in lower)
         return [
             f"the baseline {name} failed: {kind}: {result.failure_detail}",
-            _advice(kind, settings),
+            next(advice, ADVICE.get(kind, "see the log below")),
             again,
             *(f"log: {line[:300]}" for line in log[-TAIL_LINES:]),
         ]
@@ -325,13 +327,6 @@ def _metadata_of_value(layout: Layout, experiment_id: str) -> Metadata | None:
     if result is None or result.status != "completed" or result.metric_value is None:
         return None
     return load_or_none(Metadata, run.metadata)
-
-
-def _advice(kind: str, settings: Mapping[str, Setting]) -> str:
-    for name in SETTINGS_TO_LOWER.get(kind, ()):
-        if name in settings:
-            return f"lower {name}, which is {settings[name]!r}"
-    return ADVICE.get(kind, "see the log below")
 
 
 # ── the end ─────────────────────────────────────────────────────────────────────────────────

@@ -250,8 +250,11 @@ class SearchState:
         if reason or idea.replicates:
             return reason
         if (run := self.earlier_run(idea, besides=besides)) is not None:
-            name = run.plan.experiment_id
-            return f"it was run before, as {name}: {self._outcome_of(name)}"
+            name, outcome = run.plan.experiment_id, "not decided yet"
+            if (decision := self.index.history.latest.get(name)) is not None:
+                words = [decision.decision_status, decision.reason, decision.detail]
+                outcome = ", ".join(filter(None, words))[:300]
+            return f"it was run before, as {name}: {outcome}"
         for other in others:
             if other.hypothesis_id != besides and self._lead_to_the_same(idea, other):
                 return f"the same is in the queue already, as {other.hypothesis_id}"
@@ -270,13 +273,6 @@ class SearchState:
         if all(name in before and same(before[name], value) for name, value in wanted.items()):
             return "the reference has these settings already"
         return violation(self.steering, before, {**before, **wanted})
-
-    def _outcome_of(self, experiment_id: str) -> str:
-        decision = self.index.history.latest.get(experiment_id)
-        if decision is None:
-            return "not decided yet"
-        words = [decision.decision_status, decision.reason, decision.detail]
-        return ", ".join(word for word in words if word)[:300]
 
     def earlier_run(self, idea: Proposal, *, besides: str = "") -> IndexedRun | None:
         """Return the experiment that was this very idea, not counting those of `besides`.

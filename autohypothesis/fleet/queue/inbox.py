@@ -89,20 +89,16 @@ class _Inbox:
     def take(self) -> list[Hypothesis]:
         sweep(self.folder)
         for name in _names(self.folder):
-            if name.endswith(".json"):
-                self._take_new(name)
+            path = self.folder / name
+            if name.endswith(".json") and self._read(path, name) is not None:
+                taken = f".{_short(name)}.{os.urandom(4).hex()}{_TAKEN}"
+                with suppress(OSError):  # it was taken back meanwhile, or cannot be moved
+                    rename_exclusive(path, self.folder / taken)
         for suffix, go_on in ((_IDS, self._add), (_TAKEN, self._reserve)):
             for name in _names(self.folder):
                 if name.endswith(suffix):
                     go_on(self.folder / name)
         return self.added
-
-    def _take_new(self, name: str) -> None:
-        path = self.folder / name
-        if self._read(path, name) is not None:
-            mark = os.urandom(4).hex()
-            with suppress(OSError):  # it was taken back meanwhile, or cannot be moved
-                rename_exclusive(path, self.folder / f".{_short(name)}.{mark}{_TAKEN}")
 
     def _read(self, path: Path, name: str) -> list[Any] | None:
         """Return the proposals in a file, not validated; None if it is being written or refused."""

@@ -167,7 +167,7 @@ class _Snapshot:
                 content = joined(self._kept(name), content[: content.rfind(b"\n") + 1])
             if content is not None:
                 yield name, content
-        for folder in _folders(self.layout.runs):
+        for folder in _files(self.layout.runs, folders=True):
             if not self._as_before(self._short(folder), folder):
                 yield from self._run(folder)
 
@@ -262,31 +262,24 @@ def _queue(layout: Layout) -> str:
     return f"{layout.hypotheses('done').parent.relative_to(layout.root)}/"
 
 
-def _files(folder: Path) -> list[str]:
-    """Return the files of a folder by name; half-written ones begin with a dot."""
-    return [path for path, is_folder in _entries(folder) if not is_folder]
-
-
-def _folders(folder: Path) -> list[str]:
-    return [path for path, is_folder in _entries(folder) if is_folder]
-
-
-def _entries(folder: Path) -> list[tuple[str, bool]]:
+def _files(folder: Path | str, *, folders: bool = False) -> list[str]:
+    """Return the files of a folder, or the folders in it; half-written files begin with a dot."""
     with suppress(OSError), os.scandir(folder) as entries:
         return sorted(
-            (entry.path, entry.is_dir(follow_symlinks=False))
+            entry.path
             for entry in entries
-            if not entry.name.startswith(".") and "\n" not in entry.name
+            if entry.is_dir(follow_symlinks=False) is folders
+            and not entry.name.startswith(".")
+            and "\n" not in entry.name
         )
     return []
 
 
 def _hypotheses(layout: Layout) -> list[str]:
-    found = _files(layout.hypotheses("pending")) + _files(layout.hypotheses("done"))
-    for state in ("dispatched", "running"):
-        for folder in _folders(layout.hypotheses(state)):
-            found += _files(Path(folder))
-    return found
+    given = (layout.hypotheses(state) for state in ("dispatched", "running"))
+    workers = (worker for folder in given for worker in _files(folder, folders=True))
+    folders = (str(layout.hypotheses("pending")), str(layout.hypotheses("done")), *workers)
+    return [path for folder in folders for path in _files(folder)]
 
 
 FETCH = (

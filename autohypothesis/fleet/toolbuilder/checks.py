@@ -130,15 +130,14 @@ def _imports(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield "." * node.level + (node.module or ""), node.lineno
-        elif isinstance(node, ast.Call) and _is_import(node.func):
+        elif isinstance(node, ast.Call) and _name(node.func) in ("__import__", "import_module"):
             first = node.args[0] if node.args else None
             text = first.value if isinstance(first, ast.Constant) else None
             yield text if isinstance(text, str) else "", node.lineno
 
 
-def _is_import(function: ast.expr) -> bool:
-    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-    return name in ("__import__", "import_module")
+def _name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
 
 
 @cache
@@ -148,20 +147,14 @@ def allowed_modules() -> frozenset[str]:
         required = importlib.metadata.requires("autohypothesis") or []
     except importlib.metadata.PackageNotFoundError:
         required = []
-    names = (match[0] for match in map(_NAME.match, required) if match)
-    return frozenset(sys.stdlib_module_names).union(*map(_modules_of, names))
+    names = {_normal(match[0]) for match in map(_NAME.match, required) if match}
+    modules = importlib.metadata.packages_distributions().items()
+    ours = {module for module, owners in modules if names & set(map(_normal, owners))}
+    return frozenset(sys.stdlib_module_names | ours)
 
 
-def _modules_of(distribution: str) -> set[str]:
-    try:
-        metadata = importlib.metadata.distribution(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return set()
-    if listed := metadata.read_text("top_level.txt"):
-        return set(listed.split())
-    parts = (Path(file) for file in metadata.files or [] if file.suffix == ".py")
-    names = {path.parts[0].removesuffix(".py") for path in parts}
-    return {name for name in names if name.isidentifier()}
+def _normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def run_script(
