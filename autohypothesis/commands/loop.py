@@ -92,14 +92,12 @@ def _proposers(project: Project, words: list[str] | None, mix: float | None) -> 
 def _loop(
     project: Project, proposers: list[Proposer], most: int, description: str, hours: float | None
 ) -> SingleLoop:
-    from autohypothesis.fleet.single_loop import SingleLoop, open_session, session_name
+    from autohypothesis.fleet.single_loop import SingleLoop, open_session
     from autohypothesis.records.history import LiveHistory
 
     history = LiveHistory(project.layout, project.active())
     history.refresh()
-    session, goes_on = open_session(
-        project.layout, history, name=session_name(description), most=most or None
-    )
+    session, goes_on = open_session(project.layout, history, name=description, most=most or None)
     if goes_on:
         begun = f"{session.begun:%Y-%m-%d %H:%M} UTC"
         remark(f"goes on with the session begun at {begun}: {session.how_far(history)}")

@@ -8,8 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from autohypothesis.engine.logs import printed_nonsense
 from autohypothesis.system import room_advice
@@ -47,19 +46,12 @@ _LIMITS: dict[int, str] = {
 _BY_A_SHELL = 128
 """Added by a shell, or bubblewrap, to the number of the signal that ended its command."""
 CRASHES = {
-    signal.SIGSEGV,
-    signal.SIGABRT,
-    signal.SIGBUS,
-    signal.SIGILL,
-    signal.SIGFPE,
-    signal.SIGTRAP,
-    signal.SIGSYS,
+    getattr(signal, f"SIG{name}") for name in ["SEGV", "ABRT", "BUS", "ILL", "FPE", "TRAP", "SYS"]
 }
 """Signals by which a program ends itself: its own doing, or that of the code it runs."""
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """A failure in one word and in one line."""
 
     kind: FailureKind
@@ -79,29 +71,35 @@ def classify(
     """
     if exit is None:
         return Failure("infra", NO_SHIM)
+    # Before the training's own errors: a neighbour's memory is a reason to run out of it.
+    foreign = _foreign(exit)
     failure = (
         _infrastructure(exit)
-        or _contaminated(exit)
+        or (Failure("contended", foreign) if foreign else None)
         or _ended_badly(exit, log_tail)
         or _invalid(exit)
         or _without_metric(exit, log_tail, metric, metric_name)
     )
-    return None if failure is None else Failure(failure.kind, failure.detail[:_DETAIL])
+    return failure and Failure(failure.kind, failure.detail[:_DETAIL])
 
 
 def device_evidence(exit: Mapping[str, Any]) -> str | None:
     """Return what an exit.json says against its device, whatever became of the experiment."""
     device = part_of(exit, "device")
-    if device.get("nvml_error"):
-        return f"NVML: {device['nvml_error']}"
-    if device.get("lost"):
-        return "the device was lost"
+    if lost := _lost(device):
+        return lost
     if device.get("memory_not_back"):
         back = part_of(device, "memory_not_back")
         return f"device memory did not come back: {_mb(back, 'before_mb')} before," + (
             f" {_mb(back, 'after_mb')} after"
         )
     return _foreign(exit)
+
+
+def _lost(device: Mapping[str, Any]) -> str:
+    if device.get("nvml_error"):
+        return f"NVML: {device['nvml_error']}"
+    return "the device was lost" if device.get("lost") else ""
 
 
 def is_device_evidence(result: Result) -> bool:
@@ -149,16 +147,15 @@ def why_unjudged(code: int | None, number: int | None, printed: str) -> str:
         printed: its last words.
     """
     if code == os.EX_TEMPFAIL:
-        return f"it exited {code} (EX_TEMPFAIL: try again later){_after(printed)}"
+        last = printed.strip().splitlines()[-1:]
+        return ": ".join(
+            [f"it exited {code} (EX_TEMPFAIL: try again later)", *map(str.strip, last)]
+        )
     ended_by = signal_of(code, number)
     if ended_by is not None:
-        return f"it was killed with {_signal_name(ended_by)}{_after(_LIMITS.get(ended_by, ''))}"
+        limit = [_LIMITS[ended_by]] if ended_by in _LIMITS else []
+        return ": ".join([f"it was killed with {_signal_name(ended_by)}", *limit])
     return room_in(printed)
-
-
-def _after(printed: str) -> str:
-    last = printed.strip().splitlines()[-1:]
-    return f": {last[0].strip()}" if last else ""
 
 
 def _signal_name(number: int) -> str:
@@ -194,21 +191,13 @@ def _mb(document: Mapping[str, Any], name: str) -> str:
 
 
 def _infrastructure(exit: Mapping[str, Any]) -> Failure | None:
-    status, device = exit.get("status"), part_of(exit, "device")
-    if status == "infra":
+    if exit.get("status") == "infra":
         error = str(exit.get("error") or "the shim failed")
         return Failure("infra", room_in(error) or error)
-    if status == "cancelled":
+    if exit.get("status") == "cancelled":
         return Failure("infra", CANCELLED)
-    if device.get("nvml_error") or device.get("lost"):
-        return Failure("infra", device_evidence(exit) or "the device was lost")
-    return None
-
-
-def _contaminated(exit: Mapping[str, Any]) -> Failure | None:
-    """Comes before the training's own errors: a neighbour's memory is a reason to run out of it."""
-    reason = _foreign(exit)
-    return Failure("contended", reason) if reason else None
+    lost = _lost(part_of(exit, "device"))
+    return Failure("infra", lost) if lost else None
 
 
 def _ended_badly(exit: Mapping[str, Any], log_tail: str) -> Failure | None:
@@ -267,10 +256,8 @@ def _invalid(exit: Mapping[str, Any]) -> Failure | None:
     clock = exit.get("clock") or {}
     asleep = part_of(exit, "contention").get("asleep_seconds")
     if clock.get("verdict") == "invalid" and asleep:
-        return Failure(
-            "infra",
-            f"the process that owns the run was stopped for {asleep:.0f} s: no clock agrees",
-        )
+        why = f"the process that owns the run was stopped for {asleep:.0f} s: no clock agrees"
+        return Failure("infra", why)
     if clock.get("verdict") == "invalid":
         return Failure("invalid", str(clock.get("reason") or "the clock does not add up"))
     kernel, budget = clock.get("kernel_s"), clock.get("budget_seconds")

@@ -50,9 +50,7 @@ class Summary(NamedTuple):
 def parse_number(text: str) -> float | None:
     """Return a finite number under 1e18, commas and a unit allowed; None for anything else."""
     text = text.strip()
-    if len(text) > _MAX_NUMBER:
-        return None
-    match = _UNITS.fullmatch(text)
+    match = _UNITS.fullmatch(text) if len(text) <= _MAX_NUMBER else None
     if match is None:
         return None
     value = float(match[1].replace(",", ""))
@@ -247,7 +245,8 @@ class StreamReader:
             if len(window) < len(whole):
                 window = window[window.find(b"\n") + 1 :]
             for line in _STEP_LINE.findall(window)[-_LINES_PER_CHUNK:]:
-                self._note(parse_progress(line.decode(errors="replace")))
+                if progress := parse_progress(line.decode(errors="replace")):
+                    self._note(progress)
 
     def finish(self) -> None:
         """Take what came after the last line end as a line: the stream has ended."""
@@ -257,9 +256,7 @@ class StreamReader:
         """Return up to about 200 points: progress share, loss, bpb, tokens per second."""
         return [list(point) for _, point in sorted(self._samples.items())]
 
-    def _note(self, progress: Progress | None) -> None:
-        if progress is None:
-            return
+    def _note(self, progress: Progress) -> None:
         self.progress = progress
         if progress.share is not None:
             slot = int(progress.share * MAX_SAMPLES)

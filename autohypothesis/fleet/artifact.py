@@ -183,10 +183,9 @@ class QueueSource:
         inbox.take_inbox(self._queue)
         self.tidy()
         refused: dict[str, str] = {}
-        proposer = self._proposer
         for _ in range(ASKED):
             missing = count - len(self._queue.pending())
-            if missing <= 0 or proposer is None or self._ask(proposer, missing, refused):
+            if missing <= 0 or not self._proposer or self._ask(self._proposer, missing, refused):
                 break
         return [Experiment.of(hypothesis) for hypothesis in self._queue.pending()[:count]]
 
@@ -233,13 +232,11 @@ class ResultLines:
         news = jsonl.read_new(self._path, 0)
         self._written = {(line.get("tag"), line.get("iteration_id")) for line in news.records}
 
-    def missing(self, decisions: Sequence[Decision]) -> Iterator[Decision]:
-        """Yield decided iterations that have no line yet; baselines and repeats are none."""
-        for decision in decisions:
-            known = (decision.tag, decision.experiment_id) in self._written
-            is_change = decision.base_commit is not None
-            if not known and is_change and decision.decision_status != "replicate":
-                yield decision
+    def lacks(self, decision: Decision) -> bool:
+        """Return whether a decided iteration has no line yet; baselines and repeats are none."""
+        known = (decision.tag, decision.experiment_id) in self._written
+        is_change = decision.base_commit is not None
+        return not known and is_change and decision.decision_status != "replicate"
 
     def write(self, decision: Decision) -> dict[str, Any]:
         """Append the line of one decision, and return it.
@@ -313,7 +310,7 @@ def _changed(project: Project, decision: Decision) -> dict[str, tuple[int, int]]
         return {}
     try:
         changes = project.repository.changes(decision.base_commit, decision.commit)
-    except (AutohypothesisError, RecordError):
+    except AutohypothesisError:
         return {}
     return {change.path: (change.added or 0, change.removed or 0) for change in changes}
 
@@ -379,7 +376,11 @@ class TaskLoop:
         while not iterations or done < iterations:
             if self._steering.combined().stop or self.ending.why_over():
                 return
-            room = self._room() if not iterations else min(self._room(), iterations - done)
+            room = self.parallel
+            if room > 1:  # some devices may be held
+                room = max(1, min(room, devices.count_free(self.project.task.run.device)))
+            if iterations:
+                room = min(room, iterations - done)
             requests = self.source.next(room)
             if not requests:
                 self.say("nothing is left to try")
@@ -396,12 +397,6 @@ class TaskLoop:
                 )
             if again:
                 self._pause(max(lost, 1), again[-1])
-
-    def _room(self) -> int:
-        """Return how many changes fit into a round now: some devices may be held."""
-        if self.parallel == 1:
-            return 1
-        return max(1, min(self.parallel, devices.count_free(self.project.task.run.device)))
 
     # ── a round ───────────────────────────────────────────────────────────────────────────
 
@@ -461,16 +456,17 @@ class TaskLoop:
         reference = self.project.reference()
         if self._is_measured(reference):
             return
+        decision: Decision | None = None
         self.say(f"measuring {reference[:7]}, which every change is compared with")
-        for lost in range(1, MOST_LOST + 1):
+        for lost in range(MOST_LOST):
+            if lost and decision is not None:
+                self._pause(lost, decision)
             spec = runner.plan(self.project, Experiment(Change()), self.workers[0], self.executor)
             self.execute([spec])
             self.decide()
             decision = self.history.of(spec.experiment_id)
             if decision is None or not is_lost(decision):
                 break
-            if lost < MOST_LOST:
-                self._pause(lost, decision)
         if decision is None or decision.metric_value is None:
             why = f"{decision.reason}: {decision.detail}" if decision else "it is not decided"
             raise SettleError(
@@ -511,23 +507,23 @@ class TaskLoop:
         self.history.refresh()
         self.decided += settlement.decisions
         self._wins = settlement.needs_runs
-        for win in self._wins:
-            self._once(f"{win.experiment_id} is run again before it is kept: {win.words}")
+        remarks = [
+            f"{win.experiment_id} is run again before it is kept: {win.words}" for win in self._wins
+        ]
         for name, error in settlement.refused.items():
             self._refused = error.problem
-            self._once(f"not decided: {name}: {self._refused}")
-        for decision in self._lines.missing(list(self.history.latest.values())):
+            remarks.append(f"not decided: {name}: {self._refused}")
+        for remark in remarks:
+            if remark not in self._said:
+                self._said.add(remark)
+                self.say(remark)
+        for decision in filter(self._lines.lacks, list(self.history.latest.values())):
             if remark := take_home(self.project, decision):
                 self.say(remark)
             self.emit(self._lines.write(decision))
         self.source.tidy()
         if settlement.decisions:
             sync(self.project.layout, light=True)
-
-    def _once(self, remark: str) -> None:
-        if remark not in self._said:
-            self._said.add(remark)
-            self.say(remark)
 
     def _confirm(self) -> None:
         """Run wins again where the task asks for that, the best first, until all are decided."""

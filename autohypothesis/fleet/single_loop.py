@@ -78,7 +78,7 @@ class LoopSession(Tolerant):
 
     @property
     def limit(self) -> int | None:
-        """Return how many experiments of the tag may count at its end."""
+        """How many experiments of the tag may count at its end."""
         return None if self.most is None else self.first + self.most
 
     def decisions(self, history: LiveHistory) -> list[Decision]:
@@ -93,11 +93,6 @@ class LoopSession(Tolerant):
         return f"{done}{total} experiment{'s' * (done != 1 or self.most is not None)}"
 
 
-def session_name(text: str) -> str:
-    """Return a name as every table, commit and terminal can take it: one short line."""
-    return table_text(text)[:NAME_LENGTH].strip()
-
-
 def open_session(
     layout: Layout, history: LiveHistory, *, name: str, most: int | None
 ) -> tuple[LoopSession, bool]:
@@ -106,8 +101,12 @@ def open_session(
     Raises:
         RecordError: it cannot be written down, so nothing may begin.
     """
+    name = table_text(name)[:NAME_LENGTH].strip()  # one short line, for tables and commits
     asked, done = (history.tag, name, most), history.counted()
-    before = _unfinished_session(layout)
+    before, status = None, presence.read_role(layout, LOOP)
+    if status is not None and status.state not in ("finished", "failed"):
+        with suppress(ValidationError):  # a damaged one is over
+            before = LoopSession.model_validate(status.details.get("session"))
     if (
         before is not None
         and most is not None
@@ -118,17 +117,6 @@ def open_session(
     session = LoopSession(tag=history.tag, name=name, most=most, first=done, begun=now())
     write_session(layout, session, "starting", session.how_far(history))
     return session, False
-
-
-def _unfinished_session(layout: Layout) -> LoopSession | None:
-    """Return the session of the last call; None where it is over or damaged."""
-    status = presence.read_role(layout, LOOP)
-    if status is None or status.state in ("finished", "failed"):
-        return None
-    try:
-        return LoopSession.model_validate(status.details.get("session"))
-    except ValidationError:
-        return None
 
 
 def write_session(
@@ -173,7 +161,14 @@ def exclusive_search(project: Project, tag: str | None) -> Iterator[tuple[Projec
         _take(stack, project, LOOP, wanted, LOCK_S)
         presence.refuse_beside_fleet(layout)
         project, notes = begin_single(project, wanted, WORKTREES)
-        _refuse_without_script(project)
+        commit = project.reference()
+        if not project.task.artifacts_in(project.repository.entries(commit)):
+            raise FleetError(
+                f"commit {commit[:12]}, which {project.active()} begins at, has no"
+                f" {', '.join(project.task.artifacts)}",
+                hint="commit it, and begin another search:"
+                " python orchestrator.py run-loop --tag NAME",
+            )
         # A device that is held now may come free; one that is not there never comes.
         inputs = locate_inputs(project.task, layout.root, layout.root, os.environ)
         local_executor.offered(Resources(), inputs)
@@ -189,16 +184,6 @@ def _take(stack: ExitStack, project: Project, name: str, tag: str, seconds: floa
         presence.refuse_beside_loop(project.layout)
         presence.refuse_beside_fleet(project.layout)
         raise
-
-
-def _refuse_without_script(project: Project) -> None:
-    commit = project.reference()
-    if not project.task.artifacts_in(project.repository.entries(commit)):
-        wanted = ", ".join(project.task.artifacts)
-        raise FleetError(
-            f"commit {commit[:12]}, which {project.active()} begins at, has no {wanted}",
-            hint="commit it, and begin another search: python orchestrator.py run-loop --tag NAME",
-        )
 
 
 @dataclass(frozen=True)
@@ -274,7 +259,9 @@ class SingleLoop:
 
         with process_specs.open_log(layout, LOOP).open("a", encoding="utf-8") as log:
             observer = self._observer(log)
-            keeper = self._start_keeper()
+            keeper: Popen[bytes] | None = None
+            with suppress(OSError):  # draws and keeps; without it the loop works all the same
+                keeper = process_specs.start_process(layout, process_specs.sync_process(layout))
             observer.turn()  # so that what a killed one left waits in its order again
             worker.start()
             try:
@@ -329,14 +316,6 @@ class SingleLoop:
             workers=[loop_worker_entry(self.project)],
             command="run-loop",
         )
-
-    def _start_keeper(self) -> Popen[bytes] | None:
-        """Start the niced process that draws and keeps; without it the loop works all the same."""
-        with suppress(OSError):
-            return process_specs.start_process(
-                self.project.layout, process_specs.sync_process(self.project.layout)
-            )
-        return None
 
     def _outcome(self, observer: Observer, state: str) -> Outcome:
         status, limit = observer.status, self.session.limit

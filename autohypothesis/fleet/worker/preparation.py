@@ -19,18 +19,14 @@ from functools import partial
 from autohypothesis.engine import runner
 from autohypothesis.engine.candidate import settings_of
 from autohypothesis.engine.experiment import Experiment, Resources, RunSpec
-from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.project import Project
-from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
     AutohypothesisError,
     ChangeError,
-    LeaseError,
     LockError,
     PreflightError,
     QueueError,
     RecordError,
-    UnwritableError,
 )
 from autohypothesis.fleet.hub_sync.incoming import ClaimService, claim_change
 from autohypothesis.fleet.live import steering
@@ -40,6 +36,7 @@ from autohypothesis.records.git import Repository
 from autohypothesis.schema import Hypothesis, Steering, Worker
 
 RETRY_S = 2.0
+STEERING_HINT = "see program.md and research/steering.md"
 
 
 class WorkerQueue:
@@ -61,16 +58,14 @@ class WorkerQueue:
         return "; ".join(filter(None, (self._refused, *self._left_alone)))
 
     def claimed(self) -> list[Hypothesis]:
-        """Return what this worker, or one before it, has claimed and not finished."""
         return self._queue.running(self._worker)[self._worker]
 
     def are_waiting(self) -> bool:
         """Return whether there may be something to claim; a listing, and no lock."""
-        try:
-            with os.scandir(self._project.layout.hypotheses("dispatched", self._worker)) as entries:
-                return any(entry.name.endswith(".json") for entry in entries)
-        except OSError:
-            return False
+        with suppress(OSError):
+            names = os.listdir(self._project.layout.hypotheses("dispatched", self._worker))
+            return any(name.endswith(".json") for name in names)
+        return False
 
     def holds(self, hypothesis_id: str) -> bool:
         """Return whether a claim still stands: the hypothesis may have been taken away."""
@@ -82,13 +77,12 @@ class WorkerQueue:
 
     def take(self) -> Hypothesis | None:
         """Claim the best of what waits; None where there is none, or it cannot be claimed now."""
+        self._refused = ""
         try:
-            hypothesis = self._queue.claim(self._worker)
+            return self._queue.claim(self._worker)
         except (AutohypothesisError, OSError) as error:
             self._refused = str(error)
             return None
-        self._refused = ""
-        return hypothesis
 
     def give_back(
         self, hypothesis_id: str, experiment_id: str | None = None, *, problem: str = ""
@@ -103,13 +97,15 @@ class WorkerQueue:
         if experiment_id:
             with suppress(OSError):
                 runner.forget(self._project, experiment_id)
-        self._soon(partial(self._queue.release, hypothesis_id, self._worker))
+        self._steps.append(partial(self._queue.release, hypothesis_id, self._worker))
+        self.flush()
 
     def finish(self, hypothesis_id: str, closed: Closed, outcome: str) -> None:
         """Close a hypothesis, with a run to decide or without."""
-        self._soon(
+        self._steps.append(
             partial(self._queue.finish, hypothesis_id, self._worker, closed=closed, outcome=outcome)
         )
+        self.flush()
 
     def pass_on(self) -> None:
         """Let other workers have everything that waits for this one."""
@@ -118,13 +114,10 @@ class WorkerQueue:
                 with suppress(QueueError):
                     self._queue.withdraw(hypothesis.hypothesis_id)
 
-    def _soon(self, step: Callable[[], None]) -> None:
-        self._steps.append(step)
-        self.flush()
-
     def flush(self) -> None:
         """Write the steps that were not written yet, in their order."""
         while self._steps and time.monotonic() >= self._not_before:
+            self._refused = ""
             try:
                 self._steps[0]()
             except QueueError as error:
@@ -133,31 +126,7 @@ class WorkerQueue:
                 self._refused = str(error)
                 self._not_before = time.monotonic() + RETRY_S
                 return
-            else:
-                self._refused = ""
             self._steps.popleft()
-
-
-STEERING_HINT = "see program.md and research/steering.md"
-
-
-def make_worktree(project: Project, worker: Worker) -> None:
-    """Make the worktree of a worker with a branch, for people and agents, unless it is there.
-
-    Runs have checkouts of their own, so a failure is no reason not to work.
-    """
-    if worker.branch:
-        workspace = Workspace(
-            project.repository, worker.worker_id, branch=worker.branch, fleet=project.active()
-        )
-        with suppress(AutohypothesisError):
-            workspace.ensure(project.reference())
-
-
-def is_machine_failure(error: Exception | None) -> bool:
-    """Return whether a failure says nothing of the hypothesis: a lock, a lease, a full disk."""
-    known = (LockError, UnwritableError, LeaseError, OSError)
-    return isinstance(error, known) or room_in(str(error)) != ""
 
 
 class Preparation:
@@ -177,12 +146,10 @@ class Preparation:
         rights: ClaimService | None = None,
     ) -> None:
         self.hypothesis = hypothesis
-        self._rights = rights
         self.spec: RunSpec | None = None
         self.error: Exception | None = None
         self.seconds = 0.0
-        self._worker = worker
-        self._label = label
+        self._worker, self._label, self._rights = worker, label, rights
         self._rules = Steering()
         """The steering that the candidate was checked against."""
         # A repository object is one thread's.
@@ -219,13 +186,6 @@ class Preparation:
         problem = self._violation(self.spec, rules)
         self._rules = rules
         return problem
-
-    def forget(self) -> None:
-        """Take back the plan of a candidate that does not run."""
-        if self.spec is None:
-            return
-        with suppress(OSError):
-            runner.forget(self._project, self.spec.experiment_id)
 
     def _run(self) -> None:
         began = time.monotonic()

@@ -15,14 +15,19 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 
+from autohypothesis.engine import runner
 from autohypothesis.engine.collect import is_readable
 from autohypothesis.engine.experiment import Executor
+from autohypothesis.engine.failures import room_in
 from autohypothesis.engine.local_executor import LocalExecutor
 from autohypothesis.engine.project import Project
+from autohypothesis.engine.workspace import Workspace
 from autohypothesis.errors import (
     RECOVERABLE_ERRORS,
     AutohypothesisError,
     LeaseError,
+    LockError,
+    UnwritableError,
     describe,
 )
 from autohypothesis.fleet.hub_sync.incoming import ClaimService
@@ -35,13 +40,10 @@ from autohypothesis.fleet.worker.preparation import (
     STEERING_HINT,
     Preparation,
     WorkerQueue,
-    is_machine_failure,
-    make_worktree,
 )
 from autohypothesis.records import locks
-from autohypothesis.records.files import FileStamp, file_stamp, load_or_none
-from autohypothesis.records.layout import Layout, RunPaths
-from autohypothesis.schema import Metadata, Result, RoleStatus, WorkerState
+from autohypothesis.records.files import load_or_none
+from autohypothesis.schema import Metadata, Result, WorkerState
 from autohypothesis.schema import Worker as Entry
 
 POLL_S = 0.2
@@ -84,13 +86,16 @@ class FleetWorker:
         self.name = worker.worker_id
         self.pulse = HeartbeatWriter(project.layout, worker)
         self.claims = WorkerQueue(project, self.name)
-        self.stop_signal = StopSignal(project.layout)
         self.current: Job | None = None
         self.next: Preparation | None = None
         self._on_own_device = executor is None
         self.executor = executor or LocalExecutor(project.repository, project.layout)
-        if self._on_own_device:
-            make_worktree(project, worker)
+        if self._on_own_device and worker.branch:
+            # For people and agents: runs have checkouts of their own, so it may fail.
+            with suppress(AutohypothesisError):
+                Workspace(
+                    project.repository, self.name, branch=worker.branch, fleet=project.active()
+                ).ensure(project.reference())
         self._notice_at, self._stands_still = 0.0, False
         self._device = worker.device or worker.worker_id
         self._inherited: deque[Job] = deque()
@@ -212,7 +217,11 @@ class FleetWorker:
             self._return_prepared()
             return
         self.next = None
-        self._tries[name] += not is_machine_failure(prepared.error)
+        # A lock, a lease or a full disk says nothing of the hypothesis.
+        of_machine = isinstance(
+            prepared.error, (LockError, UnwritableError, LeaseError, OSError)
+        ) or room_in(str(prepared.error))
+        self._tries[name] += not of_machine
         if self._tries[name] >= TRIES:
             why = f"it cannot be prepared, and was tried {TRIES} times: {prepared.error!r}"
             self.claims.finish(name, "abandoned", why)
@@ -269,7 +278,7 @@ class FleetWorker:
             return self._blocked
         self._look_at = time.monotonic() + LOOK_S
         reason = quarantine.quarantined(self.project.layout).get(self._device, "")
-        if not reason and (halt := self.stop_signal.reason_not_to_begin()):
+        if not reason and (halt := self._reason_not_to_begin()):
             self._return_prepared()
             if self.current is None:
                 self._say("idle", halt)
@@ -340,9 +349,23 @@ class FleetWorker:
         self._report_running(job)
         return True
 
+    def _reason_not_to_begin(self) -> str:
+        """Return why nothing may begin now; empty when it may.
+
+        A person, or the observer, may end the search. A dead observer belonged to an earlier one.
+        """
+        layout = self.project.layout
+        if steering.current_steering(layout).stop:
+            return "the steering says stop"
+        observer = presence.read_role(layout, "observer")
+        is_closing = observer is not None and observer.details.get("closing") is True
+        if observer is not None and is_closing and presence.role_lives(observer):
+            return "the search is over"
+        return ""
+
     def _may_begin(self, prepared: Preparation) -> bool:
         """Return whether a candidate may still run; else close it or give it back."""
-        if self.stop_signal.reason_not_to_begin():
+        if self._reason_not_to_begin():
             self._return_prepared()
             self._look_at = 0.0  # to stand aside before anything is claimed again
             return False
@@ -354,9 +377,10 @@ class FleetWorker:
                 f"{prepared.hypothesis.hypothesis_id} cannot be looked at: {describe(error)}"
             )
             return False
-        if forbidden:
+        if forbidden and prepared.spec is not None:
             self.next = None
-            prepared.forget()
+            with suppress(OSError):
+                runner.forget(self.project, prepared.spec.experiment_id)
             outcome = f"{forbidden}; {STEERING_HINT}"
             self.claims.finish(prepared.hypothesis.hypothesis_id, "abandoned", outcome)
         return not forbidden
@@ -374,6 +398,10 @@ class FleetWorker:
     def _report_running(self, job: Job, notes: str = "") -> None:
         """Report the run that goes on from now on."""
         run, spec = self.project.layout.run(job.experiment_id), job.spec
+        given = {}
+        if not self.entry.device:
+            metadata = load_or_none(Metadata, run.metadata)
+            given["gpu_id"] = metadata.run.gpu_id if metadata else ""
         self.pulse.runs(
             {"run": str(run.folder), "log": str(run.log)},
             notes,
@@ -383,7 +411,7 @@ class FleetWorker:
             title=spec.title if spec else None,
             commit=spec.commit if spec else "",
             diff_stat=spec.diff_stat if spec else "",
-            **({} if self.entry.device else {"gpu_id": _device_of(run)}),
+            **given,
         )
 
     def _cancel(self, job: Job) -> None:
@@ -479,41 +507,3 @@ class FleetWorker:
         if self.next is None or time.monotonic() > self._leave_by:
             return False  # what is still being prepared is given back by the next worker
         return not self.next.join(POLL_S)
-
-
-def _device_of(run: RunPaths) -> str:
-    """Return the device that a run of a worker without one of its own was given."""
-    metadata = load_or_none(Metadata, run.metadata)
-    return metadata.run.gpu_id if metadata else ""
-
-
-class StopSignal:
-    """Tells whether a new run may begin: a person, or the observer, may end the search.
-
-    Asked between the end of one training and the start of the next, so it costs a few `stat` calls
-    while nothing has changed.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._seen: FileStamp | None = None
-        self._observer: RoleStatus | None = None
-
-    def reason_not_to_begin(self) -> str:
-        """Return why nothing may begin now; empty when it may."""
-        if steering.current_steering(self._layout).stop:
-            return "the steering says stop"
-        return "the search is over" if self._is_closing() else ""
-
-    def _is_closing(self) -> bool:
-        """Return whether the observer ends the search; a dead one belonged to an earlier search."""
-        seen = file_stamp(self._layout.role("observer"))
-        if seen != self._seen:
-            self._observer = presence.read_role(self._layout, "observer")
-            self._seen = seen
-        status = self._observer
-        return (
-            status is not None
-            and status.details.get("closing") is True
-            and presence.role_lives(status)
-        )
