@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -15,55 +14,38 @@ import pytest
 from rich.console import Console, RenderableType
 
 from autohypothesis.fleet.queue.states import Queue
-from autohypothesis.records import bundles
+from autohypothesis.records.files import read_json
 from autohypothesis.records.files import write_json as write_durably
 from autohypothesis.records.git import Repository
-from autohypothesis.records.layout import Layout
 from autohypothesis.records.locks import Process
-from autohypothesis.schema import (
-    Decision,
-    ExitRecord,
-    Heartbeat,
-    Hypothesis,
-    Manifest,
-    Metadata,
-    Plan,
-    PlannedHypothesis,
-    Result,
-    RoleStatus,
-    RunIdentity,
-    Runtime,
-    Worker,
-    now,
-)
+from autohypothesis.schema import Heartbeat, RoleStatus, now, rfc3339
+from tests.records.conftest import Lab
 
 TAG = "nov20"
 write_json = partial(write_durably, durable=False)
 
 
-class FleetFolder:
+class FleetFolder(Lab):
     """Writes what observer, workers and shim write. This process stands for all of theirs."""
 
     def __init__(self, root: Path) -> None:
-        self.layout = Layout(root)
-        self.repository = Repository(root)
+        super().__init__(root)
         self.queue = Queue(self.layout, TAG)
-        self.head = self.repository.head()
+        self.head = Repository(root).head()
         self.own = Process.own()
         self.begun = now() - timedelta(hours=10)
-        self.decided = 0
         self.manifest("cpu0", "cpu1")
-        self.repository.compare_and_swap(f"refs/heads/autoresearch/{TAG}", self.head, None)
+        Repository(root).compare_and_swap(f"refs/heads/autoresearch/{TAG}", self.head, None)
 
     def manifest(self, *workers: str) -> None:
-        manifest = Manifest(
-            tag=TAG,
-            created_at=self.begun,
-            repository_root=str(self.layout.root),
-            shared_research_dir=str(self.layout.research),
-            workers=[Worker(worker_id=name, gpu_id=name, device=name) for name in workers],
-        )
-        write_json(self.layout.manifest, manifest)
+        self.put(
+            self.layout.manifest,
+            {
+                "tag": TAG, "created_at": rfc3339(self.begun), "repository_root": str(self.root),
+                "shared_research_dir": str(self.layout.research),
+                "workers": [{"worker_id": n, "gpu_id": n, "device": n} for n in workers],
+            },
+        )  # fmt: skip
 
     def beat(self, worker: str, **changes: Any) -> None:
         said: dict[str, Any] = {
@@ -102,14 +84,13 @@ class FleetFolder:
         """The leaderboard, with a best run or without."""
         row = {
             "id": f"h-{TAG}-0003-1", "metric_name": "val_bpb", "metric_value": 1.4,
-            "direction": "minimize", "description": "the best idea", "platform_key": "p", **best,
+            "direction": "minimize", "description": "the best idea", "platform_key": "key", **best,
         }  # fmt: skip
         value = {
             "generated_at": "2026-11-20T08:00:00Z", "total_runs": 12, "decided_runs": 11,
             "active_workers": 2, "keep_rate": 0.25, "tag": TAG, "best_run": row if best else None,
         }  # fmt: skip
-        self.layout.leaderboard.parent.mkdir(parents=True, exist_ok=True)
-        self.layout.leaderboard.write_text(json.dumps(value))  # NaN and all
+        self.put(self.layout.leaderboard, value)  # NaN and all
 
     def ran(
         self,
@@ -128,66 +109,33 @@ class FleetFolder:
     ) -> str:
         """One finished and decided experiment; its id."""
         name, start = f"{hypothesis_id}-1", at or self.begun + timedelta(hours=self.decided)
-        run, end = self.layout.run(name), start + timedelta(minutes=minutes)
-        baseline = hypothesis_id.startswith("baseline")
-        prediction = None if predicted is None else {"delta": predicted}
-        idea: dict[str, Any] = {"hypothesis_id": hypothesis_id, "title": f"title of {name}"}
-        write_json(
-            self.layout.plan(name),
-            Plan(
-                experiment_id=name, created_at=start, based_on_commit=self.head, worker_id=worker,
-                tag=TAG, hypothesis=PlannedHypothesis.model_validate(idea),
-            ),
-        )  # fmt: skip
-        write_json(
+        ended_at = rfc3339(start + timedelta(minutes=minutes))
+        made = {"recorded_at": ended_at, "commit": self.head, "confirmation": confirmation}
+        self.plan(name, TAG, based_on_commit=self.head, worker_id=worker)
+        self.put(
             self.layout.hypothesis(hypothesis_id, "done"),
-            Hypothesis.model_validate(
-                {**idea, "tag": TAG, "proposer": proposer, "prediction": prediction}
-            ),
-        )
-        parent = None if baseline else self.head
-        write_json(
-            run.metadata,
-            Metadata(
-                recorded_at=end,
-                run=RunIdentity(
-                    experiment_id=name, worker_id=worker, hypothesis_id=hypothesis_id, tag=TAG
-                ),
-                runtime=Runtime(commit=self.head, parent_commit=parent, platform_key="p"),
-            ),
-        )
-        write_json(
-            run.exit,
-            ExitRecord(
-                experiment_id=name, status="exited", exit_code=0, started_at=start, ended_at=end,
-                wall_seconds=60 * minutes,
-            ),
-        )  # fmt: skip
-        self.decided += 1
-        decision = Decision.model_validate(
             {
-                "decision_id": f"d-{self.decided:06d}-{name}", "recorded_at": end, "tag": TAG,
-                "experiment_id": name, "hypothesis_id": hypothesis_id, "commit": self.head,
-                "decision_status": status, "reason": "improved" if status == "keep" else "worse",
-                "metric_value": value, "reference_value": reference, "platform_key": "p",
-                "improvement": reference - value if reference and value else None,
-                "confirmation": confirmation,
-            }
+                "hypothesis_id": hypothesis_id, "tag": TAG, "title": f"title of {name}",
+                "proposer": proposer,
+                "prediction": None if predicted is None else {"delta": predicted},
+            },
         )  # fmt: skip
-        write_json(
-            run.result,
-            Result.model_validate(
-                {
-                    "status": "failed" if status == "crash" else "completed",
-                    "decision_status": status, "decision_id": decision.decision_id,
-                    "recorded_at": end, "commit": self.head, "parent_commit": parent,
-                    "title": idea["title"], "metric_value": value, "failure_kind": kind,
-                    "failure_detail": f"why it failed: {kind}" if kind else "",
-                    "confirmation": confirmation,
-                }
-            ),
+        decision = self.decide(
+            name, status, value, hypothesis_id=hypothesis_id, reference_value=reference,
+            improvement=reference - value if reference and value else None, **made,
         )  # fmt: skip
-        bundles.append_decision(self.layout, decision)
+        self.bundle(
+            name, value, tag=TAG, title=f"title of {name}", decision_status=status,
+            status="failed" if status == "crash" else "completed", decision_id=decision,
+            parent_commit=None if hypothesis_id.startswith("baseline") else self.head,
+            failure_kind=kind, failure_detail=f"why it failed: {kind}" if kind else "", **made,
+        )  # fmt: skip
+        metadata = read_json(self.layout.run(name).metadata)
+        metadata["run"]["worker_id"] = worker
+        self.put(self.layout.run(name).metadata, metadata)
+        ended = {"experiment_id": name, "status": "exited", "exit_code": 0, "ended_at": ended_at}
+        spent = {"started_at": rfc3339(start), "wall_seconds": 60 * minutes}
+        self.put(self.layout.run(name).exit, ended | spent)
         return name
 
     def files(self) -> dict[str, int]:
