@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ from typing import Any
 import pytest
 
 from autohypothesis.fleet.roster import devices
-from tests.conftest import ROOT
+from tests.conftest import ROOT, called
 
-GPUS = ROOT / "tests" / "stand_in_nvml"
 TORCH = ROOT / "tests" / "commands" / "stand_in_torch"
 PUBLISHED = ["gpu_name", "vram_mb", "cuda_version", "python_ok", "uv_ok", "ready"]
 H100 = {"uuid": "GPU-a", "name": "NVIDIA H100 80GB HBM3", "memory_mb": 81_559}
@@ -26,23 +23,18 @@ Machine = Callable[..., Answer]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, own_locks: Path) -> Machine:
+def machine(machine: Callable[..., None], tmp_path: Path, own_locks: Path) -> Machine:
     """`check-hardware` where NVML shows `gpus` (None: no driver), and torch sees `torch`."""
 
     def look(gpus: list[dict[str, Any]] | None, torch: object, **env: str) -> Answer:
-        state = {"driver": False} if gpus is None else {"devices": gpus}
-        (tmp_path / "gpus.json").write_text(json.dumps(state))
-        environment = {
-            **{name: value for name, value in os.environ.items() if name[:5] != "CUDA_"},
-            "PYTHONPATH": f"{GPUS}:{TORCH}:{os.environ.get('PYTHONPATH', '')}",
-            "STAND_IN_GPUS": str(tmp_path / "gpus.json"),
-            "STAND_IN_TORCH": torch if isinstance(torch, str) else json.dumps(torch),
+        machine(**({"driver": False} if gpus is None else {"devices": gpus}))
+        answer = called(
+            "check-hardware",
+            cwd=tmp_path,
+            PYTHONPATH=f"{TORCH}:{os.environ.get('PYTHONPATH', '')}",
+            STAND_IN_TORCH=torch if isinstance(torch, str) else json.dumps(torch),
             **env,
-        }
-        answer = subprocess.run(
-            [sys.executable, str(ROOT / "orchestrator.py"), "check-hardware"],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+        )
         return answer.returncode, json.loads(answer.stdout), answer.stderr
 
     return look

@@ -6,14 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import read_ledger
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Cli
 
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -86,17 +86,27 @@ def test_json_is_the_same_document_on_any_stdout_and_an_error_where_it_cannot_be
     assert gone.stdout == "0\n", "the monitor ends with its reader"
 
 
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    """`os.umask`, put back after the test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
 def test_whatever_the_umask_nobody_else_may_write(
-    foreign: Path, shell: Shell, own_locks: Path
+    foreign: Path, cli: Cli, own_locks: Path, umask: Callable[[int], int]
 ) -> None:
     for words in (RUN, "ah init-fleet --cpu-workers 1", "ah sync --all --snapshot"):
-        answer = shell(f"umask 000; {words}")
+        umask(0o000)
+        answer = cli(*words.split()[1:])
         assert answer.returncode == 0, answer.stderr
     made = [path for path in foreign.rglob("*") if not path.is_symlink()]
     assert not [path for path in made if path.stat().st_mode & 0o002]
     assert own_locks.stat().st_mode & 0o7777 == 0o1777, "its folder alone is everybody's"
 
 
-def test_a_stricter_umask_stays(foreign: Path, shell: Shell) -> None:
-    assert shell("umask 077; ah init-fleet --cpu-workers 1").returncode == 0
+def test_a_stricter_umask_stays(foreign: Path, cli: Cli, umask: Callable[[int], int]) -> None:
+    umask(0o077)
+    assert cli("init-fleet", "--cpu-workers", "1").returncode == 0
     assert Layout(foreign).research.stat().st_mode & 0o077 == 0

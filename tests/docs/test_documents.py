@@ -272,8 +272,9 @@ def test_hints_in_error_messages_name_commands_that_exist() -> None:
 
 def test_every_command_has_an_example_in_its_help() -> None:
     from autohypothesis.commands.main import app
+    from autohypothesis.commands.tools import tools_group
 
-    for command in app.registered_commands:
+    for command in (*app.registered_commands, *tools_group.registered_commands):
         text = (command.callback.__doc__ or "") if command.callback else ""
         assert "xample" in text, f"{command.name} has no example"
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 import pytest
 
-from .conftest import ROOT, Programs, document
+from .conftest import ROOT, Programs
 
 FOLDER = ROOT / "tasks" / "fast-bpe"
 SHIPPED = (FOLDER / "bpe.py").read_bytes()
@@ -227,24 +227,6 @@ def test_remembering_answers_does_not_help(bpe: Programs) -> None:
     first, second = bench.loaded(text), bench.loaded(text)
     first.learn(b"ab ab", 3)
     assert second.learn.cache_info().currsize == 0
-
-
-def test_the_mutator_changes_its_artifact_alone_and_says_what_it_did(
-    bpe: Programs, checkout: Path
-) -> None:
-    def contents() -> dict[str, bytes]:
-        found = [path for path in checkout.rglob("*") if path.is_file()]
-        return {str(path.relative_to(checkout)): path.read_bytes() for path in found}
-
-    before = contents()
-    for seed in range(5):
-        (checkout / ARTIFACT).write_bytes(SHIPPED)
-        found = bpe.run("mutate.py", cwd=checkout, said=document(ARTIFACT, seed))
-        assert found.returncode == 0, found.stderr
-        after = contents()
-        assert after.keys() == before.keys()
-        assert {name for name in after if after[name] != before[name]} == {ARTIFACT}
-        assert found.stdout.count("\n") == 1
 
 
 def test_the_same_seed_makes_the_same_rewrite_and_a_tried_one_is_not_made_again(

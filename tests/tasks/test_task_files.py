@@ -16,7 +16,7 @@ import yaml
 from autohypothesis.engine.task_file import load_task
 from tests.conftest import Answer, called
 
-from .conftest import ROOT
+from .conftest import ROOT, Programs, document
 
 SHIPPED = ("skill-quality", "fast-bpe")
 PAGE = (ROOT / "docs" / "tasks.md").read_text(encoding="utf-8")
@@ -49,6 +49,35 @@ def test_a_shipped_task_stands_alone_in_its_folder(name: str) -> None:
             for one in names:
                 top = one.split(".")[0]
                 assert top in own or top in sys.stdlib_module_names, f"{path} imports {one}"
+
+
+@pytest.mark.parametrize(
+    ("name", "artifact"), [("skill-quality", "SKILL.md"), ("fast-bpe", "bpe.py")]
+)
+def test_a_mutator_changes_its_artifact_alone_and_says_what_it_did(
+    tmp_path: Path, name: str, artifact: str
+) -> None:
+    root = tmp_path / "a checkout"
+    for folder in (f"tasks/{name}", "autohypothesis/commands", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    shutil.copy(ROOT / "orchestrator.py", root)
+    path = root / "tasks" / name / artifact
+    original, said = path.read_bytes(), set()
+
+    def others() -> dict[Path, bytes]:
+        return {one: one.read_bytes() for one in root.rglob("*") if one.is_file() and one != path}
+
+    before = others()
+    for seed in range(5):
+        path.write_bytes(original)
+        asked = document(f"tasks/{name}/{artifact}", seed)
+        answer = Programs(name).run("mutate.py", cwd=root, said=asked)
+        assert answer.returncode == 0, answer.stderr
+        assert path.read_bytes() != original and others() == before
+        (line,) = answer.stdout.splitlines()
+        said.add(line)
+    assert len(said) > 2
 
 
 @pytest.fixture
