@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -20,13 +21,14 @@ from autohypothesis.engine.runner import result_of_log
 from autohypothesis.engine.task import protected_blobs, task_hash
 from autohypothesis.errors import AutohypothesisError, ChangeError, PreflightError
 from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer import proposals
 from autohypothesis.fleet.observer.observer import Observer
 from autohypothesis.fleet.observer.scheduling import SearchLimits
 from autohypothesis.fleet.proposing import Proposer, Situation
 from autohypothesis.records import bundles
 from autohypothesis.records.files import load, read_json, write_atomic, write_json
-from autohypothesis.records.locks import Process
+from autohypothesis.records.locks import Process, hold
 from autohypothesis.schema import Heartbeat, Hypothesis, Manifest, Proposal, Result, Worker, now
 
 PAUSE_S = 0.02
@@ -202,6 +204,13 @@ def observer(
     project: Project, *proposers: Proposer, most: int | None = None, **limits: object
 ) -> Observer:
     return Observer(project, proposers, limits=SearchLimits(max_experiments=most, **limits))  # type: ignore[arg-type]
+
+
+def observe(tell: Callable[[str], None], root: Path, most: int | None, *named: Proposer) -> None:
+    """An observer as a process of its own: see `forked`."""
+    project = Project.open(root)
+    with Stop() as stop, hold(project.layout, "observer", doing="a test"):
+        tell(observer(project, *named, most=most).run(stop))
 
 
 def turns(

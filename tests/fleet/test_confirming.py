@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +22,8 @@ from autohypothesis.records.bundles import read_decisions
 from autohypothesis.records.files import read_json, write_json
 from autohypothesis.schema import Brief, Hypothesis, Metadata, Result
 from tests.conftest import run_git as git
-from tests.fleet.observing import Hands, Listed, idea, observer, turns
+from tests.fleet.conftest import Forked
+from tests.fleet.observing import Hands, Listed, idea, observe, observer, turns
 from tests.fleet.observing import calm as calm
 
 SCRIPT = '''"""The higher RATE, the better; LUCK helps at the first seed only."""
@@ -222,23 +220,9 @@ def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Proj
 
 # ── kills ───────────────────────────────────────────────────────────────────────────────────
 
-OBSERVE = """
-import sys
-from pathlib import Path
-from autohypothesis.engine.project import Project
-from autohypothesis.fleet.observer.observer import Observer
-from autohypothesis.fleet.observer.scheduling import SearchLimits
-from autohypothesis.fleet.live.stop import Stop
-from autohypothesis.records.locks import hold
-
-project = Project.open(Path(sys.argv[1]))
-with Stop() as stop, hold(project.layout, "observer", doing="a test"):
-    Observer(project, [], limits=SearchLimits()).run(stop)
-"""
-
 
 def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_none(
-    careful: Project, until: Callable[..., None]
+    careful: Project, until: Callable[..., None], forked: Callable[..., Forked]
 ) -> None:
     """It is killed after each run that ended, at whatever it does then."""
     hand = Hands(careful, "w0")
@@ -247,15 +231,12 @@ def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_non
     before, kills = careful.reference(), 0
     while careful.reference() == before:
         assert kills < 30
-        process = subprocess.Popen([sys.executable, "-c", OBSERVE, str(careful.layout.root)])
-        try:
-            until(partial(_has_news, eyes, process, before))
-            assert process.poll() is None, read_role(careful.layout, "observer")
-            hand.work(eyes)
-            time.sleep(0.05 * (kills % 5))
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait(timeout=30)
+        killed = forked(observe, careful.layout.root, None)
+        until(partial(_has_news, eyes, killed, before))
+        assert killed.process.is_alive(), read_role(careful.layout, "observer")
+        hand.work(eyes)
+        time.sleep(0.05 * (kills % 5))
+        killed.end(kill=True)
         kills += 1
     assert kills >= 6  # the baseline, the win, four replicates
     assert os.path.exists(careful.layout.decisions)
@@ -268,7 +249,7 @@ def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_non
     assert len(seen) == len(set(seen)) == 4
 
 
-def _has_news(eyes: Observer, process: subprocess.Popen[bytes], before: str) -> bool:
+def _has_news(eyes: Observer, forked: Forked, before: str) -> bool:
     """Return whether there is work, the reference has moved, or the observer has ended."""
     work = bool(eyes.queue.dispatched("w0")["w0"])
-    return work or eyes.project.reference() != before or process.poll() is not None
+    return work or eyes.project.reference() != before or not forked.process.is_alive()

@@ -79,19 +79,6 @@ def test_a_foreign_commit_passes_the_guard(fleet_project: Project) -> None:
         tried(fleet_project, commit)
 
 
-def test_a_foreign_link_is_no_artifact(fleet_project: Project) -> None:
-    root = fleet_project.layout.root
-    git(root, "checkout", "-q", "--detach")
-    (root / "train.py").unlink()
-    (root / "train.py").symlink_to("/etc/passwd")
-    git(root, "add", "-A")
-    git(root, "commit", "-q", "-m", "link")
-    commit = git(root, "rev-parse", "HEAD")
-    git(root, "checkout", "-q", "main")
-    with pytest.raises(ChangeError, match=r"train\.py .* is no plain file"):
-        tried(fleet_project, commit)
-
-
 def test_a_commit_that_is_not_here_is_named_with_what_fetches_it(fleet_project: Project) -> None:
     with pytest.raises(ChangeError, match="hub fetch 000000000000"):
         tried(fleet_project, "0" * 40)

@@ -17,7 +17,6 @@ import pytest
 from autohypothesis.engine import decide as settling
 from autohypothesis.engine.project import Project
 from autohypothesis.fleet.live.presence import read_role, role_lives
-from autohypothesis.fleet.live.stop import Stop
 from autohypothesis.fleet.observer import publishing
 from autohypothesis.fleet.observer.scheduling import BaselineSchedule
 from autohypothesis.fleet.observer.search_state import Reference, SearchState
@@ -50,6 +49,7 @@ from tests.fleet.observing import (
     Listed,
     Thinker,
     idea,
+    observe,
     observer,
     turns,
 )
@@ -65,12 +65,6 @@ class Numbered:
     def propose(self, situation: Situation, count: int) -> list[Proposal]:
         first = len(situation.open) + len(situation.closed)
         return [idea(RATE=1.0 + number / 100) for number in range(first, first + count)]
-
-
-def observe(tell: Callable[[str], None], root: Path, most: int) -> None:
-    project = Project.open(root)
-    with Stop() as stop, hold(project.layout, "observer", doing="a test"):
-        tell(observer(project, Numbered(), most=most).run(stop))
 
 
 def test_nothing_is_proposed_before_the_baseline_has_begun(fleet_project: Project) -> None:
@@ -342,7 +336,7 @@ def test_a_killed_observer_loses_no_decision(
     beside = observer(fleet_project)  # its queue only
     dice = random.Random(7)
     kills, most = 0, 7
-    process = forked(observe, fleet_project.layout.root, most)
+    process = forked(observe, fleet_project.layout.root, most, Numbered())
     deadline = time.monotonic() + 200
     while process.process.is_alive():
         assert time.monotonic() < deadline
@@ -357,7 +351,7 @@ def test_a_killed_observer_loses_no_decision(
         if kills < 8 and process.process.is_alive():
             process.end(kill=True)
             kills += 1
-            process = forked(observe, fleet_project.layout.root, most)
+            process = forked(observe, fleet_project.layout.root, most, Numbered())
     assert process.end() == ["finished"] and kills >= 3
     queue = Queue(fleet_project.layout, "t")
     decisions, wrong = read_decisions(fleet_project.layout)
@@ -381,7 +375,7 @@ def test_a_stopped_observer_decides_what_has_ended_before_it_leaves(
 ) -> None:
     hand = Hands(fleet_project, "w0")
     queue = Queue(fleet_project.layout, "t")
-    process = forked(observe, fleet_project.layout.root, 50)
+    process = forked(observe, fleet_project.layout.root, 50, Numbered())
     until(lambda: queue.dispatched("w0")["w0"])
     assert hand.work(observer(fleet_project)) == "baseline-t-1"
     process.process.terminate()

@@ -6,9 +6,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,17 +35,11 @@ from autohypothesis.records import locks
 from autohypothesis.records.files import write_json
 from autohypothesis.records.git import SALVAGE
 from autohypothesis.schema import Proposal
+from tests.conftest import Cli
+from tests.fleet.conftest import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 Git = Callable[..., str]
-INIT = (
-    "import sys; from pathlib import Path\n"
-    "from autohypothesis import system\n"
-    "system.physical_cores = lambda: list(range(8))\n"
-    "from autohypothesis.engine.project import Project\n"
-    "from autohypothesis.fleet.roster.roster import FleetOptions, init_fleet\n"
-    "init_fleet(Project.open(Path(sys.argv[1])), FleetOptions(cpu_workers=int(sys.argv[2])))\n"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +49,13 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def init(root: Path, count: int = 2, **wanted: object) -> Fleet:
     return init_fleet(Project.open(root), FleetOptions(cpu_workers=count, **wanted))  # type: ignore[arg-type]
+
+
+def init_alone(tell: Callable[[object], None], root: Path, count: int) -> None:
+    """As a process of its own."""
+    system.physical_cores = lambda: list(range(8))
+    init(root, count)
+    tell("made")
 
 
 def files_of(root: Path) -> dict[str, bytes]:
@@ -472,22 +471,16 @@ def test_work_in_a_whole_worktree_is_left_there(fleet_root: Path) -> None:
     assert (place / "train.py").read_text() == "# mine\n"
 
 
-def test_killed_at_any_moment_and_run_again_it_is_whole(fleet_root: Path, git: Git) -> None:
-    chance = random.Random(7)
-    took = 1.5
+def test_killed_at_any_moment_and_run_again_it_is_whole(
+    fleet_root: Path, git: Git, forked: Callable[..., Forked]
+) -> None:
+    chance, took = random.Random(7), 1.0
     for number in range(8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", INIT, str(fleet_root), "4"], cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
         started = time.monotonic()
-        moment = chance.uniform(0.2, took)
-        try:
-            process.wait(timeout=moment)
-            took = max(0.6, time.monotonic() - started)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        making = forked(init_alone, fleet_root, 4)
+        making.process.join(chance.uniform(0.05, took))
+        if making.end(kill=True) == ["made"]:
+            took = max(0.2, time.monotonic() - started)
         if number % 4 == 3:
             init(fleet_root, 4)
             assert_whole(fleet_root, git, 4)
@@ -504,12 +497,11 @@ def _locked(place: Path) -> bool:
     return (_admin(place) / "locked").exists()
 
 
-def test_two_inits_at_once_are_one_fleet(fleet_root: Path, git: Git) -> None:
-    several = [
-        subprocess.Popen([sys.executable, "-c", INIT, str(fleet_root), "3"], cwd=ROOT)
-        for _ in range(3)
-    ]
-    assert [one.wait(120) for one in several] == [0, 0, 0]
+def test_two_inits_at_once_are_one_fleet(
+    fleet_root: Path, git: Git, forked: Callable[..., Forked]
+) -> None:
+    several = [forked(init_alone, fleet_root, 3) for _ in range(3)]
+    assert [each.end() for each in several] == [["made"]] * 3
     assert_whole(fleet_root, git, 3)
     assert len(Project.open(fleet_root).repository.worktrees()) == 4
 
@@ -609,7 +601,7 @@ def test_prune_leaves_what_is_used_and_what_is_active(fleet_root: Path, git: Git
 # ── the command ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_option_without_its_value_is_named(cli: Callable[..., object]) -> None:
+def test_an_option_without_its_value_is_named(cli: Cli) -> None:
     for words, option in (
         (["--tag", "--gpus", "0,1"], "--tag"),
         (["--gpus", "--tag", "t"], "--gpus"),
@@ -617,30 +609,30 @@ def test_an_option_without_its_value_is_named(cli: Callable[..., object]) -> Non
         (["--cpu-workers", "--json"], "--cpu-workers"),
     ):
         answer = cli("init-fleet", *words)
-        assert answer.returncode == 2, answer  # type: ignore[attr-defined]
-        assert f"{option} lacks its value" in answer.stderr  # type: ignore[attr-defined]
+        assert answer.returncode == 2, answer
+        assert f"{option} lacks its value" in answer.stderr
 
 
-def test_the_command_says_what_it_made(cli: Callable[..., object], foreign: Path) -> None:
+def test_the_command_says_what_it_made(cli: Cli, foreign: Path) -> None:
     answer = cli("init-fleet", "--cpu-workers", "1", "--tag", "t", "--json")
-    document = json.loads(answer.stdout)  # type: ignore[attr-defined]
+    document = json.loads(answer.stdout)
     assert document["workers"][0]["worker_id"] == "cpu0" and document["worktrees"] == {
         "cpu0": "made"
     }
     said = cli("init-fleet", "--cpu-workers", "1")
-    assert "cpu0" in said.stdout and "as it was" in said.stdout  # type: ignore[attr-defined]
+    assert "cpu0" in said.stdout and "as it was" in said.stdout
     unclosed = cli("init-fleet", "--cpu-workers", "1", "--tool-command", "model 'x")
-    assert unclosed.returncode == 2 and "model 'x" in unclosed.stderr  # type: ignore[attr-defined]
+    assert unclosed.returncode == 2 and "model 'x" in unclosed.stderr
     refused = cli("init-fleet", "--gpus", "0;id")
-    assert refused.returncode == 2 and "'0;id'" in refused.stderr  # type: ignore[attr-defined]
+    assert refused.returncode == 2 and "'0;id'" in refused.stderr
     inside = cli("init-fleet", "--cpu-workers", "1", cwd=foreign / "worktrees" / "cpu0")
-    assert inside.returncode == 0 and "note" not in inside.stderr  # type: ignore[attr-defined]
+    assert inside.returncode == 0 and "note" not in inside.stderr
     none = cli("prune", "--dry-run")
-    assert none.returncode == 0 and "nothing to remove" in none.stdout  # type: ignore[attr-defined]
+    assert none.returncode == 0 and "nothing to remove" in none.stdout
 
 
 def test_bootstrap_makes_everything_from_nothing(
-    cli: Callable[..., object], foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, foreign: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = doctor.Check("sandbox", "ok", "not tried here, which takes seconds")
     monkeypatch.setattr(doctor, "_sandbox", lambda machine: seen)
@@ -650,7 +642,7 @@ def test_bootstrap_makes_everything_from_nothing(
                      "bbbbbbb\t1.00\t2048\tkeep\tdeeper\n")  # fmt: skip
     words = ["bootstrap", "--cpu-workers", "1", "--tag", "t", "--warm-start", str(table)]
     first = cli(*words)
-    assert first.returncode == 0, first.stderr  # type: ignore[attr-defined]
+    assert first.returncode == 0, first.stderr
     project = Project.open(foreign)
     manifest = read_manifest(project.layout)
     assert manifest is not None and len(manifest.workers) == 1
@@ -658,7 +650,7 @@ def test_bootstrap_makes_everything_from_nothing(
     assert "deeper" in project.layout.knowledge_base.read_text()
     assert project.reference() == project.repository.head(), "a warm start moves no reference"
     again = cli(*words)
-    assert again.returncode == 0 and "0 new findings" in again.stderr  # type: ignore[attr-defined]
+    assert again.returncode == 0 and "0 new findings" in again.stderr
     assert "baseline-t-2" not in (foreign / "experiments.jsonl").read_text()
 
 
@@ -685,7 +677,7 @@ objective: {metric: val_bpb, direction: minimize}
 
 
 def test_bootstrap_prepares_data_that_is_not_there(
-    cli: Callable[..., object], foreign: Path, git: Git, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, foreign: Path, git: Git, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "every_check", lambda path: [])
     (foreign / "prepare.py").write_text(PREPARE)
@@ -694,8 +686,8 @@ def test_bootstrap_prepares_data_that_is_not_there(
     git(foreign, "add", "-A")
     git(foreign, "commit", "-q", "-m", "a task")
     alone = cli("init-fleet", "--cpu-workers", "1")
-    assert alone.returncode == 1 and "no data in" in alone.stderr  # type: ignore[attr-defined]
+    assert alone.returncode == 1 and "no data in" in alone.stderr
     answer = cli("bootstrap", "--cpu-workers", "1", "--json")
-    assert answer.returncode == 0, answer.stderr  # type: ignore[attr-defined]
-    document = json.loads(answer.stdout)  # type: ignore[attr-defined]
+    assert answer.returncode == 0, answer.stderr
+    document = json.loads(answer.stdout)
     assert document["inputs"] == {"DATA": str(foreign / "data")}

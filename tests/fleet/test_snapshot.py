@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,8 +28,10 @@ from autohypothesis.fleet.supervisor.snapshot import (
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records import git_bundle
 from autohypothesis.records.files import opened, write_json
+from autohypothesis.records.git import Repository
 from autohypothesis.records.layout import Layout
 from autohypothesis.schema import Hypothesis
+from tests.fleet.conftest import Forked
 
 Git = Callable[..., str]
 TAG = "t"
@@ -331,26 +331,21 @@ def test_a_snapshot_beside_writers_holds_whole_records(project: Project, git: Gi
     assert project.layout.decisions.read_bytes() == copy.read_bytes()
 
 
-def test_a_killed_snapshot_is_made_again(project: Project, git: Git) -> None:
+def take_one(tell: Callable[[str], None], root: Path) -> None:
+    tell("on")
+    snapshot(Repository(root), Layout(root), TAG)
+
+
+def test_a_killed_snapshot_is_made_again(
+    project: Project, git: Git, forked: Callable[..., Forked]
+) -> None:
     for number in range(100):
         bundle(project.layout, f"h-{number}")
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from autohypothesis.fleet.supervisor.snapshot import snapshot\n"
-        "from autohypothesis.records.git import Repository\n"
-        "from autohypothesis.records.layout import Layout\n"
-        "root = Path(sys.argv[1]); print('on', flush=True)\n"
-        "snapshot(Repository(root), Layout(root), 't')"
-    )
     for pause in (0.0, 0.05, 0.1, 0.2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(project.layout.root)], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
+        taking = forked(take_one, project.layout.root)
+        taking.hear()
         time.sleep(pause)  # a moment to be killed at, not one to wait for
-        process.kill()
-        process.communicate()
+        taking.end(kill=True)
     take(project)
     assert len([path for path in tree(project, git) if path.endswith("result.json")]) == 100
     git(project.layout.root, "fsck", "--no-dangling")
