@@ -94,9 +94,6 @@ def research(tmp_path: Path) -> Research:
     return Research(tmp_path / "a root ü")
 
 
-# ── all of them ─────────────────────────────────────────────────────────────────────────────
-
-
 def test_every_shipped_script_can_be_asked_for() -> None:
     assert set(NAMES) == set(ALIASES) == {"noise", "compare", "importance", "curves"}
 
@@ -123,9 +120,6 @@ def test_a_ledger_that_is_empty_torn_or_strange_is_no_error(
     assert answer.returncode == (1 if name == "compare" else 0)
 
 
-# ── noise ───────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_seed_that_was_run_often_counts_once_across_seeds(research: Research) -> None:
     for seed, value in ((1, 1.0), (1, 1.0), (1, 1.0), (2, 3.0)):
         research.run(value, commit="a", seed=seed)
@@ -148,9 +142,6 @@ def test_noise_says_when_there_is_too_little_and_when_enough(research: Research)
     assert found["enough"] and found["note"] == ""
     assert found["sd"] == pytest.approx(math.sqrt(2.5))
     assert "suggested min_delta  4.472136" in research.call("noise").stdout
-
-
-# ── compare ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_difference_is_given_in_units_of_noise(research: Research) -> None:
@@ -189,9 +180,6 @@ def test_an_unknown_run_is_named(research: Research) -> None:
     assert research.call("compare", first).returncode == 2
 
 
-# ── importance ──────────────────────────────────────────────────────────────────────────────
-
-
 def test_ranks_of_equal_values_are_shared(research: Research) -> None:
     """Depths 1, 2, 2, 3 have the ranks 1, 2.5, 2.5, 4, and the values 4, 3, 2, 1."""
     for index, (depth, value) in enumerate(((1, 4.0), (2, 3.0), (2, 2.0), (3, 1.0))):
@@ -221,8 +209,6 @@ def test_the_tag_is_that_of_the_manifest(research: Research) -> None:
     research.path.joinpath("fleet", "manifest.json").write_text('{"tag": "old"}')
     assert research.figure("importance")["tag"] == "old"
 
-
-# ── curves ──────────────────────────────────────────────────────────────────────────────────
 
 SAMPLES: list[list[float | None]] = [
     [0.1, 4.0, 2.0, 100.0], [0.25, 3.5, None, 100.0], [0.6, None, 1.5, 90.0], [1.0, 2.0, 1.0, 80.0],
@@ -265,9 +251,6 @@ def test_damaged_samples_are_no_samples(research: Research, content: str) -> Non
     research.path.joinpath("runs", run, "exit.json").write_text(content)
     assert research.figure("curves", run)["curves"][run]["points"] == []
     assert "none of these runs left samples" in research.call("curves", run).stdout
-
-
-# ── what the engine really leaves ───────────────────────────────────────────────────────────
 
 
 def test_the_scripts_read_what_the_engine_writes(cli: Cli, foreign: Path) -> None:

@@ -218,9 +218,6 @@ def test_a_replicate_that_ran_on_another_platform_is_run_once_more(careful: Proj
     assert len(replicates(careful)) == 5
 
 
-# ── kills ───────────────────────────────────────────────────────────────────────────────────
-
-
 def test_an_observer_that_is_killed_between_the_replicates_loses_and_doubles_none(
     careful: Project, until: Callable[..., None], forked: Callable[..., Forked]
 ) -> None:

@@ -153,9 +153,6 @@ def test_a_run_right_after_another_does_not_inherit_its_time(layout: Layout) -> 
     assert seen is not None and seen.since is not None and seen.since > long_ago
 
 
-# ── a second machine ────────────────────────────────────────────────────────────────────────
-
-
 def beat(layout: Layout, node: str, state: str) -> None:
     assert write_heartbeat(layout, own("gpu0", node_id=node, state=state))
 

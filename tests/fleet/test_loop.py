@@ -413,44 +413,32 @@ def test_a_script_that_was_never_committed_is_said(place: Place) -> None:
 
 # ── somebody else's repository ──────────────────────────────────────────────────────────────
 
-THEIR_PREPARE = '''"""Their own: downloads data to the home folder, and fixes the constants."""
-import os
+THEIR_PREPARE = """import os
 
 CACHE_DIR = os.path.join(os.path.expanduser("~"), ".cache", "autoresearch")
-MAX_SEQ_LEN = 2048
-TIME_BUDGET = 1
 
 
 def evaluate_bpb(width, rate):
     with open(os.path.join(CACHE_DIR, "data", "shard.txt")) as shard:
         return float(shard.read()) + (rate - 0.3) ** 2 + width * 0.001
-'''
-THEIR_TRAIN = '''"""Their own model: constants at the top level, a progress line, a summary."""
-import os
-import time
+"""
+THEIR_TRAIN = """from prepare import evaluate_bpb
 
-from prepare import MAX_SEQ_LEN, TIME_BUDGET, evaluate_bpb
-
-# Model
 ASPECT_RATIO = 64       # width is depth * ASPECT_RATIO
 DEPTH = 8
 WINDOW_PATTERN = "SSSL"
 # Optimization
 MATRIX_LR = 0.04
-DEVICE_BATCH_SIZE = 128
 
-t_start = time.time()
-time.sleep(0.2)
 for step in range(3):
     print(f"\\rstep {step:05d} ({100 * step / 3:.1f}%) | loss: 2.0 | lrm: 1.00 | dt: 3ms", end="")
 print()
-val_bpb = evaluate_bpb(DEPTH, MATRIX_LR)
 print("---")
-print(f"val_bpb:          {val_bpb:.6f}")
-print(f"training_seconds: {time.time() - t_start:.1f}")
+print(f"val_bpb:          {evaluate_bpb(DEPTH, MATRIX_LR):.6f}")
+print("training_seconds: 1.0")
 print("peak_vram_mb:     45060.2")
 print(f"depth:            {DEPTH}")
-'''
+"""
 
 
 @pytest.fixture
