@@ -16,6 +16,7 @@ import pytest
 from autohypothesis.engine.devices import cpu_slots, lease_of
 from autohypothesis.engine.project import Project, is_running
 from autohypothesis.fleet.live import presence
+from autohypothesis.fleet.observer import proposals
 from autohypothesis.fleet.supervisor import supervisor
 from autohypothesis.fleet.supervisor.snapshot import ledger_ref
 from autohypothesis.records.bundles import read_decisions
@@ -24,6 +25,7 @@ from autohypothesis.records.ledger import read_ledger
 from autohypothesis.records.locks import hold
 from tests.conftest import called
 from tests.conftest import run_git as git
+from tests.fleet.conftest import Forked
 from tests.fleet.test_kill_fleet import check, end, orchestrator, processes
 
 Answer = subprocess.CompletedProcess[str]
@@ -100,7 +102,8 @@ class Place:
 
 
 @pytest.fixture
-def place(fleet_root: Path) -> Iterator[Place]:
+def place(fleet_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setattr(proposals, "FIRST_PAUSE_S", 0.05)  # of loops in this process
     made = Place(fleet_root)
     yield made
     made.clear()
@@ -338,20 +341,28 @@ def test_it_ends_when_there_is_nothing_left_to_try(place: Place) -> None:
     assert place.has_left()
 
 
-def test_with_people_to_wait_for_it_waits_until_it_is_stopped(place: Place, until: Until) -> None:
-    process = place.start("--max", "0", "--tag", "t", "--proposer", "inbox", "--desc", "by hand")
+def run_loop(tell: Callable[[object], None], root: Path, *words: str) -> None:
+    proposals.FIRST_PAUSE_S = 0.05
+    tell(called("run-loop", *words, cwd=root))
+
+
+def test_with_people_to_wait_for_it_waits_until_it_is_stopped(
+    place: Place, until: Until, forked: Callable[..., Forked]
+) -> None:
+    words = ("--max", "0", "--tag", "t", "--proposer", "inbox", "--desc", "by hand")
+    loop = forked(run_loop, place.root, *words)
     until(lambda: place.layout.results_tsv.exists() and len(place.rows()) == 1)
-    time.sleep(6.0)  # longer than nobody's having an idea would take
-    assert process.poll() is None
+    time.sleep(1.0)  # longer than nobody's having an idea would take
+    assert loop.process.is_alive()
     place.layout.inbox.mkdir(exist_ok=True)
     idea = {"title": "wider", "config_overrides": {"WIDTH": 9}}
     (place.layout.inbox / "mine.json").write_text(json.dumps(idea))
     until(lambda: len(place.rows()) == 2)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said
+    loop.process.terminate()
+    (answer,) = loop.end()
+    assert answer.returncode == 0, answer.stderr
     assert [row[4] for row in place.rows()] == ["by hand: baseline", "by hand: wider"]
-    assert "2 experiments" in said
+    assert "2 experiments" in answer.stderr
     status = presence.read_role(place.layout, "loop")
     assert status is not None and status.state == "stopped"
 
