@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from contextlib import suppress
 from heapq import nlargest
 from itertools import chain
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -58,18 +58,14 @@ Item = TypeVar("Item")
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class BriefSources:
+class BriefSources(NamedTuple):
     """Everything that a brief may say."""
 
     rows: Sequence[Row]
-    """Of the tag."""
     steering: Steering
     settings: Mapping[str, Setting]
-    """Of the reference."""
     notes: Sequence[str]
     others: Others | None
-    """News of fleets on other machines."""
     open: Sequence[tuple[QueuePlace, Hypothesis]]
     done: Sequence[Hypothesis]
 
@@ -103,14 +99,10 @@ class BriefPublisher:
         """
         layout, queue = self._project.layout, self._queue
         words = noise_words(noise or {})
+        told = [*([f"noise: {words}"] if words else []), *notes]
+        own = of_tag(rows, queue.tag)
         sources = BriefSources(
-            rows=of_tag(rows, queue.tag),
-            steering=steering,
-            settings=dict(settings),
-            notes=[*([f"noise: {words}"] if words else []), *notes],
-            others=others,
-            open=queue.placed(),
-            done=queue.done(),
+            own, steering, dict(settings), told, others, queue.placed(), queue.done()
         )
         path = str(layout.brief)
         if sources == self._sources and file_stamp(path) == self._written:
@@ -125,9 +117,10 @@ class BriefPublisher:
         layout = self._project.layout
         file = DerivedFile(layout, layout.brief, remedy=REMEDY)
         file.move_edits()
-        before = _parsed(file.content()) if layout.brief.exists() else None
-        if before is not None and _undated(before) == _undated(brief):
-            return before
+        with suppress(ValidationError):
+            before = Brief.model_validate_json(file.content() or b"")
+            if layout.brief.exists() and _undated(before) == _undated(brief):
+                return before
         content = to_json(brief, indent=2).encode("utf-8", "replace") + b"\n"
         file.write(content, durable=False)
         return brief
@@ -135,13 +128,6 @@ class BriefPublisher:
 
 def _undated(brief: Brief) -> dict[str, Any]:
     return brief.model_dump(mode="json", exclude={"generated_at"})
-
-
-def _parsed(content: bytes | None) -> Brief | None:
-    try:
-        return Brief.model_validate_json(content or b"")
-    except ValidationError:
-        return None
 
 
 def _compose(project: Project, sources: BriefSources, problems: Sequence[Problem]) -> Brief:

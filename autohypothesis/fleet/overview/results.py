@@ -189,6 +189,7 @@ def from_table(table: knowledge_base.WarmStart) -> Results:
 
 
 def _counts(row: Row) -> bool:
+    """Return whether an experiment says something about a hypothesis."""
     return (
         row.get("ordinal") is not None
         and row.get("status") in (*DECIDED, DAMAGED)
@@ -267,11 +268,16 @@ def _hours(spans: Sequence[DeviceInterval]) -> dict[str, float | None]:
     """Return the hours in experiments, those that went by, and experiments an hour."""
     if not spans:
         return {"device_hours": None, "hours": None, "per_hour": None}
-    seconds = sum((end - start).total_seconds() for _, start, end in spans)
-    first, last = min(start for _, start, _ in spans), max(end for *_, end in spans)
-    hours = (last - first).total_seconds() / 3600
+    busy, hours = _busy_and_present(spans)
     per_hour = len(spans) / hours if hours else None
-    return {"device_hours": seconds / 3600, "hours": hours, "per_hour": per_hour}
+    return {"device_hours": busy, "hours": hours, "per_hour": per_hour}
+
+
+def _busy_and_present(spans: Sequence[DeviceInterval]) -> tuple[float, float]:
+    """Return the hours in experiments, and those from the first start to the last end."""
+    busy = sum((end - start).total_seconds() for _, start, end in spans)
+    present = max(end for *_, end in spans) - min(start for _, start, _ in spans)
+    return busy / 3600, present.total_seconds() / 3600
 
 
 # ── the digest ──────────────────────────────────────────────────────────────────────────────
@@ -476,14 +482,13 @@ def _use(spans: Iterable[DeviceInterval], standing: Overview) -> list[DeviceUse]
     now_shares = {worker.worker_id: worker.busy_share for worker in standing.workers}
     found = []
     for name, mine in sorted(by_worker.items()):
-        busy = sum((end - start).total_seconds() for _, start, end in mine)
-        present = max(end for *_, end in mine) - min(start for _, start, _ in mine)
-        share = min(1.0, busy / present.total_seconds()) if present else None
+        busy, present = _busy_and_present(mine)
+        share = min(1.0, busy / present) if present else None
         found.append(
             DeviceUse(
                 worker_id=name,
                 experiments=len(mine),
-                device_hours=round(busy / 3600, 4),
+                device_hours=round(busy, 4),
                 busy_share=_rounded(share),
                 idle_share=_rounded(None if share is None else 1 - share),
                 busy_share_now=_rounded(now_shares.get(name)),
@@ -502,21 +507,11 @@ def _idle(workers: Iterable[DeviceUse]) -> float | None:
 def _records(layout: Layout, decided: Iterable[Decided]) -> list[ProposerRecord]:
     by_proposer: dict[str, list[tuple[Decision, float | None]]] = defaultdict(list)
     for row, decision in decided:
-        if _says_something(row, decision):
+        if _counts(row) and not is_baseline(dict(row)):
             proposer, predicted = _proposed(layout, row)
             by_proposer[proposer].append((decision, predicted))
     records = [_record(name, tried) for name, tried in by_proposer.items()]
     return sorted(records, key=lambda record: (-record.tried, record.proposer))
-
-
-def _says_something(row: Row, decision: Decision) -> bool:
-    """Return whether an experiment says something about a hypothesis."""
-    return (
-        decision.decision_status in DECIDED
-        and row.get("failure_kind") not in NOT_EVIDENCE
-        and not is_baseline(dict(row))
-        and row.get("replicates") is None
-    )
 
 
 def _record(proposer: str, tried: Sequence[tuple[Decision, float | None]]) -> ProposerRecord:

@@ -72,15 +72,21 @@ class Worktrees:
         self.refuse_places(spaces)
         elsewhere = {tree.branch: tree.path for tree in self.repository.worktrees()}
         for worker, space in spaces.items():
-            taken = elsewhere.get(f"{HEADS}{space.branch}")
+            branch = worker_branch(self.tag, worker)
+            taken = elsewhere.get(HEADS + branch)
             if taken is not None and not _same(taken, space.path):
                 raise FleetError(
-                    f"branch {space.branch} is checked out in {taken}",
+                    f"branch {branch} is checked out in {taken}",
                     hint="run `git switch --detach` there, or choose another tag: --tag NAME"
                     if taken.exists()
                     else f"it is gone: git worktree remove -f -f {taken}",
                 )
-            self._refuse_branch(worker)
+            known = self.repository.read_ref(marker(self.tag, worker)) is not None
+            if not known and self.repository.read_ref(HEADS + branch) is not None:
+                raise FleetError(
+                    f"branch {branch} is there, and no fleet made it",
+                    hint=f"rename it, or choose another tag: git branch -m {branch} {branch}-old",
+                )
 
     def refuse_places(self, names: Iterable[str]) -> None:
         """See that there is room for `worktrees/<name>` of each.
@@ -106,15 +112,6 @@ class Worktrees:
             known = gitdir.read_bytes().strip() if gitdir.is_file() else b""
             if not known or not os.path.lexists(known):
                 gitdir.write_bytes(os.fsencode(path / ".git") + b"\n")
-
-    def _refuse_branch(self, worker: str) -> None:
-        branch = worker_branch(self.tag, worker)
-        known = self.repository.read_ref(marker(self.tag, worker)) is not None
-        if not known and self.repository.read_ref(HEADS + branch) is not None:
-            raise FleetError(
-                f"branch {branch} is there, and no fleet made it",
-                hint=f"rename it, or choose another tag: git branch -m {branch} {branch}-old",
-            )
 
     def make(self, worker: str, reference: str) -> str:
         """Make the worktree of `worker`, whole and on its branch; return what was done, or "".

@@ -145,7 +145,10 @@ class Supervisor:
                 self._start(child)
                 changed = True
         if changed:
-            self._report("working", self._news())
+            waiting = [child for child in self.children if child.state == "waiting"]
+            last = max(waiting, key=lambda child: child.due or 0.0, default=None)
+            news = f"{last.spec.name} {last.ending}" if last else f"{_names(self.children)} at work"
+            self._report("working", news)
         return outcome
 
     def _start(self, child: ManagedProcess) -> None:
@@ -244,13 +247,6 @@ class Supervisor:
                 return
             wait_for_end(running[0].pid, LOOK_S)
             self.tick()
-
-    def _news(self) -> str:
-        waiting = [child for child in self.children if child.state == "waiting"]
-        if not waiting:
-            return f"{_names(self.children)} at work"
-        last = max(waiting, key=lambda child: child.due or 0.0)
-        return f"{last.spec.name} {last.ending}"
 
     def _report(self, state: str, action: str) -> None:
         """Best effort: a full disk must not end the fleet."""
