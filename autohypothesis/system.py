@@ -306,12 +306,6 @@ def _pidfd(pid: int) -> Iterator[int | None]:
         os.close(fd)
 
 
-def all_pids() -> list[int]:
-    import psutil
-
-    return list(psutil.pids())
-
-
 def descendants(root: int) -> list[int]:
     """Return live and zombie descendants of `root`, without itself.
 
@@ -341,20 +335,6 @@ def _children(pid: int) -> list[int]:
             with suppress(OSError):  # the thread has ended
                 found += map(int, read(f"/proc/{pid}/task/{thread}/children").split())
     return found
-
-
-def environment_has(pid: int, assignment: str) -> bool:
-    """Return whether a process was started with `NAME=value`; False if unknown."""
-    if LINUX:
-        with suppress(OSError):
-            return assignment.encode() in read(f"/proc/{pid}/environ").split(b"\0")
-        return False
-    import psutil
-
-    name, _, value = assignment.partition("=")
-    with suppress(psutil.Error, OSError):
-        return bool(psutil.Process(pid).environ().get(name) == value)
-    return False
 
 
 def rename_exclusive(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:

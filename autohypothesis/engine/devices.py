@@ -225,9 +225,8 @@ def describe(holder: Mapping[str, Any] | None) -> str:
     """Return a holder in words, for messages."""
     if not holder:
         return "a process that left no name"
-    parts = [f"pid {holder.get('pid', '?')}"]
-    parts += [f"{key} {holder[key]}" for key in ("experiment_id", "repository") if holder.get(key)]
-    return ", ".join(parts)
+    named = [f"{key} {holder[key]}" for key in ("experiment_id", "repository") if holder.get(key)]
+    return ", ".join([f"pid {holder.get('pid', '?')}", *named])
 
 
 def lease_of(device: Device) -> Lease:

@@ -157,7 +157,10 @@ def _located(
     sandbox: TaskSandbox, wanted: Input, checkout: Path, environment: Mapping[str, str]
 ) -> InputReport:
     command = " ".join(wanted.locate)
-    hint = f"run `{command}` in {checkout}"
+
+    def refused(problem: str) -> LaunchError:
+        return LaunchError(problem, hint=f"run `{command}` in {checkout}")
+
     try:
         ended = program.run(
             resolved(wanted.locate, sandbox.repository.root),
@@ -167,20 +170,19 @@ def _located(
             confined=sandbox.locate(),
         )
     except OSError as error:
-        raise LaunchError(f"`{command}` does not start: {error}", hint=hint) from error
+        raise refused(f"`{command}` does not start: {error}") from error
     if ended.exit_code is None:
-        raise LaunchError(f"`{command}` {ended.limit(TIMEOUT_S)}", hint=hint)
+        raise refused(f"`{command}` {ended.limit(TIMEOUT_S)}")
     if ended.exit_code:
         reason = (ended.err.strip().splitlines() or [f"exit code {ended.exit_code}"])[-1][:300]
-        raise LaunchError(f"the data cannot be located: {reason}", hint=hint)
+        raise refused(f"the data cannot be located: {reason}")
     try:
         report = InputReport.model_validate(_last_object(ended.out.strip()))
     except (ValueError, IndexError, RecursionError) as error:
         first = faults_in(error) if isinstance(error, ValidationError) else error
-        words = f"`{command}` printed no report of an input: {first}"
-        raise LaunchError(words, hint=hint) from error
+        raise refused(f"`{command}` printed no report of an input: {first}") from error
     if not Path(report.path).exists():
-        raise LaunchError(f"`{command}` names {report.path}, which is not there", hint=hint)
+        raise refused(f"`{command}` names {report.path}, which is not there")
     return report
 
 

@@ -10,6 +10,7 @@ this: the kernel counts everything that the user runs against it, and exempts ro
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import signal
@@ -103,7 +104,10 @@ def spawn(
             f"cannot start {command[0]!r} in {cwd}: {problem}", hint="check run.command"
         )
     os.set_blocking(output, False)
-    _widen(output)
+    # Wide, so that a talkative training writes on while the shim does something else.
+    # AttributeError: not Linux; OSError: over this user's pipe limit, and 64 KiB work as well.
+    with suppress(AttributeError, OSError):
+        fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined,unused-ignore]
     return ChildProcess(pid, started, output)
 
 
@@ -122,15 +126,6 @@ def _prepare_child(
         os.dup2(source, target)
     for fd in inherit:
         os.set_inheritable(fd, True)
-
-
-def _widen(pipe: int) -> None:
-    """Let a talkative training write on while the shim does something else."""
-    # AttributeError: not Linux; OSError: over this user's pipe limit, and 64 KiB work as well.
-    with suppress(AttributeError, OSError):
-        import fcntl
-
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)  # type: ignore[attr-defined,unused-ignore]
 
 
 CHUNK = 1 << 18
@@ -560,15 +555,18 @@ def find_marked(assignment: str, not_before: float = 0.0) -> dict[int, float]:
     Those started at `not_before` (seconds since the epoch) or later; of this user only, unless it
     is root.
     """
-    others = (pid for pid in system.all_pids() if pid != os.getpid())
-    marked = (pid for pid in others if system.environment_has(pid, assignment))
-    starts = ((pid, system.process_start(pid)) for pid in marked)
-    earliest = not_before - _CLOCK_SLACK_S
-    return {
-        pid: start
-        for pid, start in starts
-        if start is not None and system.start_to_epoch(start) >= earliest
-    }
+    import psutil
+
+    name, _, value = assignment.partition("=")
+    found: dict[int, float] = {}
+    for pid in psutil.pids():
+        with suppress(psutil.Error, OSError):
+            if pid == os.getpid() or psutil.Process(pid).environ().get(name) != value:
+                continue
+            start = system.process_start(pid)
+            if start is not None and system.start_to_epoch(start) >= not_before - _CLOCK_SLACK_S:
+                found[pid] = start
+    return found
 
 
 def end_marked(assignment: str, not_before: float = 0.0) -> list[int]:

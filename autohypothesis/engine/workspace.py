@@ -406,13 +406,10 @@ def planted(task: Task, checkout: Path, before: Before) -> list[str]:
             f"{folder / path.name} was made beside the scorer, which could import it"
             for folder in sorted(folders)
             for path in sorted((checkout / folder).glob("*"))
-            if str(folder / path.name) not in known and _is_importable(path)
+            if str(folder / path.name) not in known
+            and (path.suffix in (".py", ".pyc", ".so") or (path / "__init__.py").exists())
         ]
     )
-
-
-def _is_importable(path: Path) -> bool:
-    return path.suffix in (".py", ".pyc", ".so") or (path / "__init__.py").exists()
 
 
 def _replaced(checkout: Path, path: str, before: FileStamp, now: FileStamp | None) -> str:

@@ -13,9 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from autohypothesis import sandbox, system
+from autohypothesis import sandbox
 from autohypothesis.engine import candidate, program
 from autohypothesis.engine.candidate import TRIES
 from autohypothesis.fleet import artifact as loop
@@ -217,7 +218,7 @@ def test_a_program_that_forks_without_end_is_ended_with_all_of_it(
     assert (line["status"], line["reason"]) == ("crash", "code_error"), line
     assert f"the {where} had" in line["detail"] and "20 are allowed" in line["detail"]
     assert time.monotonic() - began < 60
-    assert not [pid for pid in system.all_pids() if _says(pid, "time.sleep(20)")]
+    assert not [pid for pid in psutil.pids() if _says(pid, "time.sleep(20)")]
 
 
 def _says(pid: int, words: str) -> bool:

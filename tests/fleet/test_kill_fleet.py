@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from autohypothesis import system
@@ -53,7 +54,7 @@ def processes(root: Path) -> dict[int, float]:
     """Pid -> start of everything that belongs to the fleet of `root`: roles, shims, trainings."""
     found = {}
     needle = os.fsencode(root)
-    for pid in system.all_pids():
+    for pid in psutil.pids():
         if pid == os.getpid():
             continue
         try:

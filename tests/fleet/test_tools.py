@@ -16,9 +16,10 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import psutil
 import pytest
 
-from autohypothesis import sandbox, system
+from autohypothesis import sandbox
 from autohypothesis.engine.program import ProgramEnd
 from autohypothesis.errors import ToolError, UsageError
 from autohypothesis.fleet.live.presence import read_role
@@ -153,7 +154,7 @@ def test_our_dependencies_may_be_imported_by_the_names_that_they_have() -> None:
 def running(*words: str) -> list[int]:
     """Processes with these words on their command line."""
     found = []
-    for pid in system.all_pids():
+    for pid in psutil.pids():
         with suppress(OSError):
             line = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if all(os.fsencode(word) in line for word in words):

@@ -289,7 +289,9 @@ def users_of(layout: Layout, worker: str, worktree: Path) -> str:
     if worker in busy_workers(layout):
         return "an experiment that is not collected yet"
     folders = [os.path.realpath(folder) for folder in (worktree, layout.export(worktree.name))]
-    for pid in system.all_pids() if system.LINUX else ():
+    import psutil
+
+    for pid in psutil.pids() if system.LINUX else ():
         with suppress(OSError):  # of another user, or gone
             here = os.readlink(f"/proc/{pid}/cwd") + os.sep
             if any(here.startswith(folder + os.sep) for folder in folders):
