@@ -54,7 +54,7 @@ from autohypothesis.records.ledger import (
     stamp,
 )
 from autohypothesis.records.locks import hold
-from autohypothesis.records.outputs import MOST, ledger_lines, table_lines, take_in
+from autohypothesis.records.outputs import MOST, is_half_taken, ledger_lines, table_lines, take_in
 from autohypothesis.records.tables import HandEdit
 from autohypothesis.schema import Heartbeat, Problem, Row, now, rfc3339
 
@@ -217,7 +217,8 @@ class _Sync:
         """
         path = self.layout.ledger
         try:
-            lines = ledger_lines(read_bytes(path, LIMIT), self.folded.entries)
+            known = {name for name in self.folded.entries if not is_half_taken(self.layout, name)}
+            lines = ledger_lines(read_bytes(path, LIMIT), known)
         except (FileNotFoundError, RecordError):
             return True  # what is no file is dealt with where files are put
         if lines.foreign and not self.folded.entries and not lines.gone:

@@ -237,6 +237,14 @@ def table_lines(texts: Iterable[str]) -> Iterator[HandLine]:
             yield HandLine("results.tsv", text, {**cells, "peak_vram_gb": cells["memory_gb"]})
 
 
+def is_half_taken(layout: Layout, name: str) -> bool:
+    """Return whether a kill cut off the taking in of a line: its result is written last."""
+    if layout.run(name).result.exists():
+        return False
+    plan = load_or_none(Plan, layout.plan(name))
+    return plan is not None and plan.worker_id == WORKER
+
+
 def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:
     """Make a bundle of each line that has none yet; return the ids of the new ones.
 
@@ -248,7 +256,8 @@ def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:
         digest = sha256(line.text.encode("utf-8", "replace")).hexdigest()[:12]
         given, own = line.fields.get("id"), line.fields.get("tag")
         name = given if isinstance(given, str) and ID.fullmatch(given) else f"{WORKER}-{digest}-1"
-        if layout.run(name).folder.exists() or layout.plan(name).exists():
+        is_known = layout.run(name).folder.exists() or layout.plan(name).exists()
+        if is_known and not is_half_taken(layout, name):
             continue
         title = table_text(str(line.fields.get("description") or "")) or f"a line of {line.source}"
         plan = Plan(
@@ -262,9 +271,9 @@ def take_in(layout: Layout, tag: str, lines: Iterable[HandLine]) -> list[str]:
             ),
         )
         run = layout.run(name)
+        write_json(layout.plan(name), plan)
         write_atomic(run.log, plain(line.text) + "\n", durable=False)
         bundles.write_result(run, _result(line, title))
-        write_json(layout.plan(name), plan)
         taken.append(name)
     return taken
 

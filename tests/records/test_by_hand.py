@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.fleet.sync import sync
+from autohypothesis.records import outputs
 from autohypothesis.records.outputs import MOST
 
 
@@ -62,6 +63,27 @@ def test_whatever_was_added_is_kept_word_by_word_and_stops_nothing(
     assert searched.layout.run(name).log.read_text() == line + "\n"
     assert searched.rows().keys() == {"baseline-nov20-1", "a-1", name}
     assert sync(searched.layout).problems == []
+
+
+@pytest.mark.parametrize("name", ["mine-1", None])
+@pytest.mark.parametrize("step", ["write_json", "write_atomic", "write_result"])
+def test_a_line_whose_taking_in_was_killed_is_taken_in_by_the_next_sync(
+    searched: Any, monkeypatch: pytest.MonkeyPatch, name: str | None, step: str
+) -> None:
+    class Killed(BaseException): ...
+
+    def killed(*_args: object, **_options: object) -> None:
+        raise Killed
+
+    at = outputs.bundles if step == "write_result" else outputs
+    with monkeypatch.context() as patch:
+        patch.setattr(at, step, killed)
+        with pytest.raises(Killed):
+            appended(searched, json.dumps({"id": name, "val_bpb": 0.9, "status": "keep"}))
+    (taken,) = sync(searched.layout).taken
+    assert taken == (name or taken)
+    row = searched.rows()[taken]
+    assert (row["val_bpb"], row["tag"]) == (0.9, "nov20")
 
 
 def test_a_row_about_a_run_of_ours_is_not_taken_for_another_run(searched: Any) -> None:

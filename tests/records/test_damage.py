@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from autohypothesis.fleet.sync import sync
+from autohypothesis.records.locks import Process
 
 BAD = "bad-1"
 SECONDS = 10.0
@@ -95,7 +96,13 @@ def full(lab: Any) -> Any:
         lab.layout.manifest,
         {"tag": "nov20", "created_at": now, "repository_root": root, "shared_research_dir": root},
     )
-    heartbeat = {"worker_id": "worker-gpu0", "updated_at": now, "pid": os.getpid()}
+    me = Process.own()
+    heartbeat = {
+        "worker_id": "worker-gpu0",
+        "updated_at": now,
+        "pid": me.pid,
+        "process_start": me.start,
+    }
     lab.put(lab.layout.heartbeat("worker-gpu0"), {**heartbeat, "state": "training"})
     sync(lab.layout)
     return lab

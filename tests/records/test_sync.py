@@ -15,7 +15,7 @@ from autohypothesis.fleet import sync as sync_module
 from autohypothesis.fleet.sync import sync
 from autohypothesis.records.layout import Layout
 from autohypothesis.records.ledger import active_tag
-from autohypothesis.records.locks import hold
+from autohypothesis.records.locks import Process, hold
 from autohypothesis.records.tables import HEADER
 from autohypothesis.schema import Leaderboard, Row
 from tests.conftest import forked
@@ -112,6 +112,15 @@ def test_the_best_is_never_a_zero_nor_refuted_nor_of_another_platform(lab: Any) 
     sync(lab.layout)
     board = json.loads(lab.layout.leaderboard.read_text())
     assert board["best_run"]["id"] == "b-1"
+
+
+def test_a_worker_whose_pid_belongs_to_a_later_process_is_not_counted_as_active(lab: Any) -> None:
+    own = Process.own()
+    for worker, start in (("cpu0", own.start), ("cpu1", own.start - 5)):
+        beat = {"worker_id": worker, "updated_at": "2026-11-20T01:02:03Z", "pid": own.pid}
+        lab.put(lab.layout.heartbeat(worker), {**beat, "process_start": start})
+    sync(lab.layout)
+    assert json.loads(lab.layout.leaderboard.read_text())["active_workers"] == 1
 
 
 def test_the_second_sync_writes_nothing(lab: Any) -> None:
